@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The labelling engine: decode → predict → select → weight → write, calibrated and resumable. Never imports torch."""

@@ -1,1 +1,4 @@
-"""Placeholder."""
+"""From a model to a bundle: adopt or export it, prove it right, build engines for it.
+
+``bundle`` says what a model is (standard library only, imported by everybody); the other modules make bundles.
+"""
