@@ -199,7 +199,8 @@ class Bundle:
             raw = json.loads(manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise BundleError(
-                f"{folder} is not a model bundle: it has no {MANIFEST}; make one with `maskmill import MODEL.onnx -o {folder}`"
+                f"{folder} is not a model bundle: it has no {MANIFEST}; "
+                f"make one with `maskmill import MODEL.onnx -o {folder}`"
             ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError(f"cannot read {manifest}: {error}") from error
@@ -255,10 +256,30 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the model's scores: task, files, input, outputs and classes (not its name or verdicts)."""
+        """Hash of what decides the scores: task, files, input, outputs and classes (not names or verdicts)."""
         raw = dataclasses.asdict(self)
         decisive = {key: raw[key] for key in ("task", "files", "input", "outputs", "classes", "background")}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Read a class list: one name a line, or ``index name`` on every line; empty lines are skipped.
+
+    Raises :class:`UsageError` where the file cannot be read, is empty or names an index twice.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the class list {path}: {error}") from error
+    if not lines:
+        raise UsageError(f"the class list {path} is empty; it needs one class name a line")
+    parts = [line.split(maxsplit=1) for line in lines]
+    if all(len(part) == 2 and part[0].isdecimal() for part in parts):
+        names = {int(index): name for index, name in parts}
+        if len(names) != len(parts):
+            raise UsageError(f"the class list {path} names an index twice")
+        return names
+    return dict(enumerate(lines))
 
 
 def sha256(path: Path) -> str:

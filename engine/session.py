@@ -1,0 +1,130 @@
+"""Run a bundle's graph: the session protocol, and ONNX Runtime behind it.
+
+A session takes a batch of prepared inputs and gives the graph's outputs; it knows nothing of images or classes::
+
+    session = OnnxSession(Bundle.load("deeplab"), provider="cpu")
+    (scores,) = session.run(batch)
+
+Providers are chosen by name and never replaced silently: a provider that this installation lacks is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MissingPackageError, SessionError, UsageError
+from ..export.bundle import Bundle
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""Names on the command line → ONNX Runtime's names."""
+
+
+class Session(Protocol):
+    """What runs a graph. ``run`` may be called from several threads at once."""
+
+    @property
+    def kind(self) -> str:
+        """Runtime, provider and precision, e.g. ``onnxruntime/cpu/fp32``; recorded with everything made from it."""
+        ...
+
+    @property
+    def max_batch(self) -> int | None:
+        """Largest batch that one call takes, or None where the batch axis is free."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Threads that one call uses on the host."""
+        ...
+
+    def run(self, batch: Any) -> list[Any]:
+        """Inputs (N, …) float32 → the bundle's outputs, each (N, …), in the order of ``Bundle.outputs``."""
+        ...
+
+
+class OnnxSession:
+    """ONNX Runtime on one provider.
+
+    With ``threads=1`` (the default) a call runs on the calling thread alone, so that a pipeline with one calling
+    thread a core keeps every core busy with independent images; with more, one call uses a pool of its own.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, provider: str = "cpu", threads: int = 1, precision: str | None = None
+    ) -> None:
+        if provider not in PROVIDERS:
+            raise UsageError(f"provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
+        if threads < 1:
+            raise UsageError(f"a session needs at least one thread, got {threads}")
+        try:
+            import onnxruntime
+        except ImportError as error:
+            extra = "cpu" if provider == "cpu" else "gpu"
+            raise MissingPackageError("onnxruntime", extra, "running an ONNX model") from error
+        available = onnxruntime.get_available_providers()
+        if PROVIDERS[provider] not in available:
+            names = ", ".join(name for name, full in PROVIDERS.items() if full in available)
+            raise SessionError(
+                f"ONNX Runtime {onnxruntime.__version__} here has no {provider} provider (it has {names}); "
+                "install it with: pip uninstall onnxruntime && pip install 'maskmill[gpu]'"
+            )
+        path = bundle.model_path(precision=precision)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=[PROVIDERS[provider]]
+            )
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+        used = self._session.get_providers()[0]
+        if used != PROVIDERS[provider]:
+            raise SessionError(f"asked for the {provider} provider, ONNX Runtime chose {used}; see its log above")
+        entry = next(file for file in bundle.files if bundle.path / file.path == path)
+        self._input = bundle.input.name
+        self._outputs = [output.name for output in bundle.outputs]
+        self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
+        self._kind = f"onnxruntime/{provider}/{entry.precision}"
+        batch = self._session.get_inputs()[0].shape[0]
+        self._max_batch = batch if isinstance(batch, int) else None
+        self._threads = threads
+
+    @property
+    def kind(self) -> str:
+        """Runtime, provider and precision."""
+        return self._kind
+
+    @property
+    def max_batch(self) -> int | None:
+        """The graph's batch size where it is fixed, else None."""
+        return self._max_batch
+
+    @property
+    def threads(self) -> int:
+        """Threads that one call uses on the host."""
+        return self._threads
+
+    def run(self, batch: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Run the graph on a float32 batch (N, …) in the bundle's layout."""
+        try:
+            return self._session.run(self._outputs, {self._input: batch})
+        except Exception as error:
+            raise SessionError(f"the model failed on an input of shape {batch.shape}: {_first_line(error)}") from error
+
+    def __repr__(self) -> str:
+        return self._description
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r"^\[ONNXRuntimeError\]\s*:\s*\d+\s*:\s*", "", text.splitlines()[0])
