@@ -1,0 +1,35 @@
+"""The cover of trusted mask perturbation (CSL): the specification."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def cell_of_pixel(size: int, cells: int, nearest: str) -> np.ndarray:
+    """int64 (size,): the cell that covers each pixel of an axis.
+
+    ``pil``: floor((i + 1/2) cells / size), where the middle of the pixel lies, as Pillow and the official code. (Where
+    a middle lies on a seam, Pillow's running sum falls on either side of it; here it is the later cell.)
+    ``torch``: floor(i cells / size) in float32, as torch's ``nearest`` and the paper's pseudo-code.
+    """
+    pixel = np.arange(size)
+    if nearest == "pil":
+        return (2 * pixel + 1) * cells // (2 * size)
+    if nearest == "torch":
+        cell = (pixel.astype(np.float32) * (np.float32(cells) / np.float32(size))).astype(np.int64)
+        return np.minimum(cell, cells - 1)
+    raise ValueError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
+
+
+def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):
+    """Cells (..., g, g) spread over ``size`` = (H, W): bool (..., H, W), only where ``reliable`` if that is given."""
+    cells = np.asarray(cells, bool)
+    rows = cell_of_pixel(size[0], cells.shape[-2], nearest)
+    columns = cell_of_pixel(size[1], cells.shape[-1], nearest)
+    cover = cells[..., rows[:, None], columns]
+    if reliable is not None:
+        cover = cover & reliable
+    if out is None:
+        return cover
+    out[...] = cover
+    return out

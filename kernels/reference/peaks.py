@@ -1,0 +1,146 @@
+"""Local maxima of maps, as scikit-image 0.26 finds them, and the point prompts of S2C: the specification."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..types import Peaks
+
+CAM_DISTANCE = {"paper": 10, "official": 20}
+"""min_distance of each mode of :func:`cam_peaks`."""
+
+
+def border_widths(exclude_border, min_distance: int) -> tuple[int, int]:
+    """Rows and columns at each side in which no peak is reported.
+
+    Raises:
+        ValueError: a width is negative, or there is not one for each axis.
+    """
+    if isinstance(exclude_border, (bool, np.bool_)):
+        return (min_distance, min_distance) if exclude_border else (0, 0)
+    widths = exclude_border if isinstance(exclude_border, tuple) else (exclude_border, exclude_border)
+    if len(widths) != 2 or min(widths) < 0:
+        raise ValueError(
+            f"exclude_border must be a bool, a width >= 0 or a pair (rows, columns) of them, got {exclude_border!r}"
+        )
+    return int(widths[0]), int(widths[1])
+
+
+def threshold_of(values: np.ndarray, threshold_abs, threshold_rel) -> np.float32:
+    """The value a peak must exceed: the larger of the absolute (default: the minimum) and the relative threshold."""
+    threshold = values.min() if threshold_abs is None else np.float32(threshold_abs)
+    if threshold_rel is not None:
+        relative = np.float32(threshold_rel) * values.max()
+        # Not maximum(): 0 times an infinite maximum is NaN, and takes no part.
+        threshold = relative if relative > threshold else threshold
+    return threshold
+
+
+def _window_max(values: np.ndarray, radius: int) -> np.ndarray:
+    """Maximum over the (2 radius + 1)² window around each pixel, clipped to the map."""
+    padded = np.pad(values, radius, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1, axis=0).max(-1)
+    return np.lib.stride_tricks.sliding_window_view(windows, 2 * radius + 1, axis=1).max(-1)
+
+
+def _peaks_of_one(values, min_distance, threshold_abs, threshold_rel, border, num_peaks) -> np.ndarray:
+    """int64 (count, 2): all peaks of one map, strongest first."""
+    candidate = np.ones(values.shape, bool)
+    if values.size > 1:
+        candidate = values == _window_max(values, min_distance)
+        if candidate.all():
+            return np.empty((0, 2), np.int64)
+    candidate &= values > threshold_of(values, threshold_abs, threshold_rel)
+    inside = np.zeros(values.shape, bool)
+    inside[border[0] : max(values.shape[0] - border[0], 0), border[1] : max(values.shape[1] - border[1], 0)] = True
+    found = np.argwhere(candidate & inside)
+    found = found[np.argsort(-values[found[:, 0], found[:, 1]], kind="stable")]
+    accepted: list[np.ndarray] = []
+    for point in found:
+        if all(np.abs(point - other).max() >= min_distance for other in accepted):
+            accepted.append(point)
+    return np.array(accepted[:num_peaks], np.int64).reshape(-1, 2)
+
+
+def _buffer(found: list[np.ndarray], capacity, out) -> Peaks:
+    """The peaks of each map in a buffer of fixed capacity (default: that of ``out``, or as many as needed)."""
+    if capacity is None:
+        capacity = max(map(len, found), default=0) if out is None else out.coordinates.shape[1]
+    coordinates = np.full((len(found), capacity, 2), -1, np.int64)
+    for row, points in zip(coordinates, found, strict=True):
+        row[: len(points)] = points[:capacity]
+    total = np.array([len(points) for points in found], np.int64)
+    result = Peaks(coordinates, np.minimum(total, capacity), total > capacity)
+    if out is None:
+        return result
+    for name in ("coordinates", "count", "overflow"):
+        getattr(out, name)[...] = getattr(result, name)
+    return out
+
+
+def _batch(maps) -> np.ndarray:
+    maps = np.asarray(maps, np.float32)
+    maps = maps.reshape((-1, *maps.shape[-2:]))
+    bad = np.isnan(maps).any(axis=(1, 2))
+    if bad.any():
+        raise ValueError(f"map {int(np.argmax(bad))} holds NaN; peaks are defined on numbers and infinities only")
+    return maps
+
+
+def peak_local_max(
+    maps,
+    *,
+    min_distance=1,
+    threshold_abs=None,
+    threshold_rel=None,
+    exclude_border=True,
+    num_peaks=None,
+    capacity=None,
+    out=None,
+):
+    """Local maxima of float32 maps (N, H, W) or (H, W), as ``skimage.feature.peak_local_max`` of scikit-image 0.26.
+
+    A peak equals the maximum of the (2 min_distance + 1)² window around it, clipped to the map, and exceeds both
+    thresholds (absolute, by default the map's minimum; relative to its maximum). A constant map has none. Peaks in the
+    border still hide their neighbors but are not reported. Order: value descending, then raster order; in that
+    order a peak nearer than min_distance (Chebyshev) to an accepted one is dropped; then the first ``num_peaks`` stay.
+
+    Raises:
+        ValueError: a map holds NaN.
+    """
+    border = border_widths(exclude_border, min_distance)
+    found = [
+        _peaks_of_one(values, min_distance, threshold_abs, threshold_rel, border, num_peaks) for values in _batch(maps)
+    ]
+    return _buffer(found, capacity, out)
+
+
+def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_argmax=False, capacity=256):
+    """Point prompts from class activation maps (N, H, W) or (H, W), S2C (Kweon et al.).
+
+    ``paper``: :func:`peak_local_max` with threshold_abs = ``threshold`` and a border of min_distance;
+    ``always_argmax`` appends the map's first maximum where it is not among them. ``official``, as the authors' code:
+    peaks of the map after a 3x3 maximum filter with a border of zeros, kept where the map itself exceeds
+    ``threshold``; the first one left is dropped and the map's first maximum put in its place (or alone).
+
+    Raises:
+        ValueError: a map holds NaN, or the mode is unknown.
+    """
+    if mode not in CAM_DISTANCE:
+        raise ValueError(f"mode must be 'paper' or 'official', got {mode!r}")
+    distance = CAM_DISTANCE[mode] if min_distance is None else min_distance
+    border = (distance, distance)
+    found = []
+    for values in _batch(cams):
+        argmax = np.array(np.unravel_index(np.argmax(values), values.shape), np.int64)[None]
+        if mode == "paper":
+            points = _peaks_of_one(values, distance, threshold, None, border, None)
+            if always_argmax and not (points == argmax).all(axis=1).any():
+                points = np.concatenate([points, argmax])
+        else:
+            filtered = _window_max(np.pad(values, 1), 1)[1:-1, 1:-1]
+            points = _peaks_of_one(filtered, distance, None, None, border, None)
+            points = points[values[points[:, 0], points[:, 1]] > np.float32(threshold)]
+            points = np.concatenate([argmax, points[1:]])
+        found.append(points)
+    return _buffer(found, capacity, None)
