@@ -48,24 +48,18 @@ def axis_weights(source: int, target: int, filter: str, antialias: bool) -> tupl
         taps = first[:, None] + np.arange((last - first).max())
         weights = shape((taps + 0.5 - center[:, None]) / stretch) * (taps < last[:, None])
         weights /= weights.sum(axis=1, keepdims=True)
-        # Every row reads the same number of taps; near the far edge the padding moves in front.
-        shift = np.maximum(first + weights.shape[1] - source, 0)
-        weights = np.take_along_axis(
-            np.pad(weights, ((0, 0), (weights.shape[1], 0))),
-            weights.shape[1] + np.arange(weights.shape[1]) - shift[:, None],
-            axis=1,
-        )
-        return first - shift, weights
-    radius = {"bilinear": 1, "bicubic": 2}[filter]
-    base = np.floor(center - 0.5).astype(np.int64) - radius + 1
-    taps = base[:, None] + np.arange(2 * radius)
-    distance = taps + 0.5 - center[:, None]
-    weights = _triangle(distance) if filter == "bilinear" else _cubic(distance, -0.75)
-    # Taps beyond an edge read the edge: their weight moves onto it.
-    width = min(2 * radius, source)
-    first = np.clip(base, 0, source - width)
+    else:
+        radius = {"bilinear": 1, "bicubic": 2}[filter]
+        taps = np.floor(center - 0.5).astype(np.int64)[:, None] + np.arange(1 - radius, 1 + radius)
+        distance = taps + 0.5 - center[:, None]
+        weights = _triangle(distance) if filter == "bilinear" else _cubic(distance, -0.75)
+    # The same number of taps for every pixel, all inside the photo: a tap beyond an edge moves its weight onto the edge.
+    width = min(taps.shape[1], source)
+    first = np.clip(taps[:, 0], 0, source - width)
+    inside = np.clip(taps, 0, source - 1) - first[:, None]
     folded = np.zeros((target, width))
-    np.add.at(folded, (np.arange(target)[:, None], np.clip(taps, 0, source - 1) - first[:, None]), weights)
+    np.add.at(folded, (np.arange(target)[:, None], inside), weights)
+    first.flags.writeable = folded.flags.writeable = False
     return first, folded
 
 
