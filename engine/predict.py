@@ -143,9 +143,7 @@ class SemanticPredictor:
         for top, left in corners:
             tensor, covers = preprocess(image[top : top + tile[0], left : left + tile[1]], self.bundle.input)
             tensors.append(tensor)
-        return Prepared(
-            tensors=tuple(tensors), size=(height, width), covers=covers, tile=tile, corners=tuple(corners)
-        )
+        return Prepared(tensors=tuple(tensors), size=(height, width), covers=covers, tile=tile, corners=tuple(corners))
 
     def run(self, prepared: Sequence[Prepared]) -> list[ScoreMap]:
         """Score maps of prepared images; every tile of every image goes through the session once."""

@@ -273,4 +273,3 @@ def draft(bundle: Bundle, label_names: Mapping[int, str] | None = None) -> tuple
 def _normalized(name: str) -> str:
     plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
     return _ALIASES.get(plain, plain)
-

@@ -1,0 +1,126 @@
+"""From a score map to what the store keeps: a label map, a weight map and their counts.
+
+Thin over the kernels: one fused decode, PCOS where asked for, quantization to 8 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import UsageError
+from .predict import ScoreMap
+from .taxonomy import Taxonomy
+
+Method = Literal["argmax", "threshold", "conformal"]
+Weight = Literal["none", "confidence", "pcos"]
+Rule = Literal["argmax", "foreground", "single", "agree"]
+
+METHODS = ("argmax", "threshold", "conformal")
+WEIGHTS = ("none", "confidence", "pcos")
+RULES = ("argmax", "foreground", "single", "agree")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How pixels are selected and weighted."""
+
+    method: Method = "argmax"
+    """``argmax`` keeps every pixel, ``threshold`` those whose top score is high, ``conformal`` those vouched for."""
+    rule: Rule = "argmax"
+    """How the prediction set decides the label (``conformal`` only)."""
+    thresholds: NDArray[np.float32] | None = None
+    """Largest nonconformity score in the prediction set: one per scored class, or a map over a fixed grid (gh, gw)."""
+    weight: Weight = "none"
+    """``none``: 1 for every kept pixel; ``confidence``: the top score; ``pcos``: CSL's weight."""
+    weight_levels: int = 256
+    """Distinct values in the weight map; fewer make smaller files."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", METHODS), ("rule", RULES), ("weight", WEIGHTS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if (self.method == "argmax") != (self.thresholds is None):
+            raise UsageError("argmax takes no thresholds, threshold and conformal need them")
+        if not 2 <= self.weight_levels <= 256:
+            raise UsageError(f"weight levels must be from 2 to 256, got {self.weight_levels}")
+
+    @classmethod
+    def of_threshold(cls, confidence: float, taxonomy: Taxonomy, **options: Any) -> Selection:
+        """Keep the argmax where its nonconformity score is at most ``1 - confidence``."""
+        if not 0 < confidence <= 1:
+            raise UsageError(f"the confidence threshold must be above 0 and at most 1, got {confidence}")
+        thresholds = np.full(taxonomy.num_scored, 1 - confidence, np.float32)
+        return cls(method="threshold", rule="argmax", thresholds=thresholds, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """Labels and weights of one image."""
+
+    label: NDArray[Any]
+    """(H, W) uint8 or uint16: target class, or the ignore index."""
+    weight: NDArray[np.uint8]
+    """(H, W): 255 where the label is reliable, 0 where it is ignored."""
+    counts: NDArray[np.int64]
+    """(K,): kept pixels of each target."""
+    kept: float
+    """Share of pixels that carry a label."""
+    confidence: float
+    """Mean score of the top class over the kept pixels; 0 where none is kept."""
+
+
+def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
+    """Decode, select and weight one image."""
+    grid = selection.thresholds.shape if selection.thresholds is not None and selection.thresholds.ndim == 2 else None
+    ignore = taxonomy.ignore_index
+    outputs: tuple[str, ...] = ("label", "confidence")
+    if selection.weight == "pcos":
+        outputs += ("share", "dispersion")
+    stats = kernels.class_stats(
+        score_map.scores,
+        grid or score_map.size,
+        layout=score_map.layout,
+        activation=score_map.activation,
+        groups=taxonomy.groups,
+        num_targets=taxonomy.num_targets,
+        region=score_map.region,
+        thresholds=selection.thresholds,
+        rule=selection.rule,
+        background=taxonomy.background,
+        ignore=ignore,
+        outputs=outputs,
+    )
+    label, confidence = stats.label, stats.confidence
+    if selection.weight == "pcos":
+        pcos = kernels.pcos(stats.share, stats.dispersion)
+        raw, reliable = pcos.weight, pcos.reliable
+    elif selection.weight == "confidence":
+        raw, reliable = confidence, None
+    else:
+        raw, reliable = np.ones_like(confidence), None
+    weight = kernels.quantize_weights(raw, reliable, levels=selection.weight_levels, label=label, ignore=ignore)
+    if grid is not None:
+        label, weight, confidence = (resample_nearest(array, score_map.size) for array in (label, weight, confidence))
+    counts = np.bincount(label.ravel(), minlength=ignore + 1)
+    num_kept = label.size - int(counts[ignore])
+    total = float(confidence[label != ignore].sum(dtype=np.float64))
+    return Selected(
+        label=label,
+        weight=weight,
+        counts=counts[: taxonomy.num_targets],
+        kept=num_kept / label.size,
+        confidence=total / num_kept if num_kept else 0.0,
+    )
+
+
+def resample_nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Nearest-neighbour resampling of (H, W) with half-pixel centers."""
+    rows, columns = (
+        (np.arange(length) * 2 + 1) * cells // (2 * length) for length, cells in zip(size, array.shape, strict=True)
+    )
+    return array[rows[:, None], columns]
