@@ -1,0 +1,55 @@
+"""PNG for label and weight maps: a grayscale image of 8 or 16 bits, bit exact, readable by anything.
+
+Maps are runs of equal values, so that no row filter and zlib's run-length strategy give the smallest files in the
+least time: see ``benchmarks/images.py``.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A PNG file holding an (H, W) uint8 or uint16 map; zlib runs without the interpreter lock."""
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16) or 0 in values.shape:
+        raise ValueError(f"a map must be (H, W) uint8 or uint16 and not empty, got {values.dtype}{values.shape}")
+    height, width = values.shape
+    depth = values.dtype.itemsize
+    # every row starts with the number of its filter, 0: none
+    rows = np.zeros((height, 1 + width * depth), dtype=np.uint8)
+    rows[:, 1:] = values if depth == 1 else values.astype(">u2").view(np.uint8).reshape(height, -1)
+    compressor = zlib.compressobj(level=1, memLevel=9, strategy=zlib.Z_RLE)
+    data = compressor.compress(rows) + compressor.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8 * depth, 0, 0, 0, 0)
+    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
+
+
+def decode_png(data: bytes) -> NDArray[Any]:
+    """The (H, W) uint8 or uint16 map in a file of :func:`encode_png`; ValueError for any other or damaged file."""
+    if data[:8] != _SIGNATURE or data[12:16] != b"IHDR" or data[37:41] != b"IDAT":
+        raise ValueError("not a map written by encode_png")
+    width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
+    if bits not in (8, 16) or color != 0:
+        raise ValueError(f"a map is grayscale of 8 or 16 bits, got {bits} bits of color type {color}")
+    length = struct.unpack_from(">I", data, 33)[0]
+    payload = data[41 : 41 + length]
+    if len(payload) != length or data[41 + length : 45 + length] != struct.pack(
+        ">I", zlib.crc32(data[37 : 41 + length])
+    ):
+        raise ValueError("the map is damaged: its data is cut short or its checksum does not match")
+    rows = np.frombuffer(zlib.decompress(payload), dtype=np.uint8).reshape(height, -1)
+    if rows[:, 0].any():
+        raise ValueError("a map is stored without row filters")
+    values = np.ascontiguousarray(rows[:, 1:])
+    return values if bits == 8 else values.view(">u2").astype(np.uint16)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))))
