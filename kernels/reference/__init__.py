@@ -1,1 +1,32 @@
-"""Placeholder."""
+"""The kernels in NumPy and float64: readable, without regard to speed, the specification of the other forms."""
+
+from .class_stats import class_stats
+from .cover import perturbation_cover
+from .pcos import pcos
+from .peaks import cam_peaks, peak_local_max
+from .pixels import resize_normalize
+from .quantize import quantize_weights
+from .scores import (
+    conformal_rank,
+    kth_score,
+    position_quantiles,
+    score_counts,
+    select_prefix,
+    weighted_score_counts,
+)
+
+__all__ = [
+    "cam_peaks",
+    "class_stats",
+    "conformal_rank",
+    "kth_score",
+    "pcos",
+    "peak_local_max",
+    "perturbation_cover",
+    "position_quantiles",
+    "quantize_weights",
+    "resize_normalize",
+    "score_counts",
+    "select_prefix",
+    "weighted_score_counts",
+]
