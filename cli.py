@@ -1,1 +1,49 @@
-def main(): pass
+"""The command line: one application, each package's commands added to it.
+
+Commands import what they need when they run, so ``maskmill --help`` is quick and works without optional packages.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from . import __version__
+from .engine.cli import add_commands as add_engine_commands
+from .errors import MaskmillError
+from .export.cli import add_commands as add_export_commands
+
+app = typer.Typer(
+    name="maskmill",
+    help="Calibrated, weighted pseudo-labels from foundation segmentation models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+add_export_commands(app)
+add_engine_commands(app)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),  # read by main
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors a user can act on are one line on standard error."""
+    try:
+        app()
+    except MaskmillError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"maskmill: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("maskmill: interrupted", err=True)
+        sys.exit(130)

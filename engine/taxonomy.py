@@ -28,8 +28,8 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,25 @@ class Taxonomy:
     @classmethod
     def load(cls, path: str | os.PathLike[str], bundle: Bundle) -> Taxonomy:
         """Read a taxonomy file and check it against the model's classes; raises :class:`TaxonomyError`."""
+        raw = _read(path)
         try:
-            raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaxonomyError(f"cannot read the taxonomy {path}: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
-        try:
-            return _parse(raw, bundle)
+            targets, background, labels = _parse(raw)
+            model = _parse_model(raw, bundle.classes, targets)
+            return cls(targets=targets, background=background, model=model, labels=labels)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
+
+    def with_labels_of(self, path: str | os.PathLike[str]) -> Taxonomy:
+        """The same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
+        try:
+            targets, _, labels = _parse(_read(path))
+        except TaxonomyError as error:
+            raise TaxonomyError(f"{path}: {error}") from error
+        if targets != self.targets:
+            raise TaxonomyError(
+                f"{path} has the targets {', '.join(targets)}; the labels were made with {', '.join(self.targets)}"
+            )
+        return replace(self, labels=labels)
 
     @property
     def num_targets(self) -> int:
@@ -184,31 +193,25 @@ class Taxonomy:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _parse(raw: Mapping[str, Any], bundle: Bundle) -> Taxonomy:
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaxonomyError(f"cannot read the taxonomy {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
+
+
+def _parse(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None, dict[int, int]]:
+    """Targets, background index and label mapping."""
     if unknown := set(raw) - {"targets", "background", "model", "labels", "label_names"}:
         raise TaxonomyError(f"unknown entries: {', '.join(sorted(unknown))}")
     targets = raw.get("targets")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise TaxonomyError('`targets` must be a list of names, as in targets = ["background", "person"]')
-    position = {name: index for index, name in enumerate(targets)}
     background = raw.get("background")
-    if background is not None and background not in position:
+    if background is not None and background not in targets:
         raise TaxonomyError(f"the background {background!r} is not one of the targets: {', '.join(targets)}")
-
-    def resolve(section: str, key: str, value: Any, escape: str) -> int:
-        if value == escape:
-            return -1
-        if value not in position:
-            raise TaxonomyError(f"[{section}] {key!r} = {value!r} is neither a target nor {escape!r}")
-        return position[value]
-
-    model = dict(raw.get("model", {}))
-    if missing := [name for name in bundle.classes if name not in model]:
-        raise TaxonomyError(
-            f'[model] lacks the model classes {", ".join(missing)}; map each to a target or to "{DROPPED}"'
-        )
-    if extra := set(model) - set(bundle.classes):
-        raise TaxonomyError(f"[model] names classes that the model does not have: {', '.join(sorted(extra))}")
     names = raw.get("label_names", [])
     labels: dict[int, int] = {}
     for key, value in raw.get("labels", {}).items():
@@ -220,13 +223,28 @@ def _parse(raw: Mapping[str, Any], bundle: Bundle) -> Taxonomy:
             raise TaxonomyError(f"[labels] {key!r} is neither a label index (0 to 65535) nor one of `label_names`")
         if index in labels:
             raise TaxonomyError(f"[labels] gives label {index} twice")
-        labels[index] = resolve("labels", key, value, IGNORE)
-    return Taxonomy(
-        targets=tuple(targets),
-        background=None if background is None else position[background],
-        model=tuple(resolve("model", name, model[name], DROPPED) for name in bundle.classes),
-        labels=labels,
-    )
+        labels[index] = _target("labels", key, value, targets, IGNORE)
+    return tuple(targets), None if background is None else targets.index(background), labels
+
+
+def _parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
+    """Target index of every model class."""
+    model = dict(raw.get("model", {}))
+    if missing := [name for name in classes if name not in model]:
+        raise TaxonomyError(
+            f'[model] lacks the model classes {", ".join(missing)}; map each to a target or to "{DROPPED}"'
+        )
+    if extra := set(model) - set(classes):
+        raise TaxonomyError(f"[model] names classes that the model does not have: {', '.join(sorted(extra))}")
+    return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
+
+
+def _target(section: str, key: str, value: Any, targets: Sequence[str], escape: str) -> int:
+    if value == escape:
+        return -1
+    if value not in targets:
+        raise TaxonomyError(f"[{section}] {key!r} = {value!r} is neither a target nor {escape!r}")
+    return targets.index(value)
 
 
 def draft(bundle: Bundle, label_names: Mapping[int, str] | None = None) -> tuple[str, list[str]]:

@@ -1,0 +1,377 @@
+"""Commands that calibrate, label, measure and look at labels."""
+
+from __future__ import annotations
+
+import json
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import UsageError
+
+
+class Provider(StrEnum):
+    """What runs the model."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+class Group(StrEnum):
+    """What shares a threshold."""
+
+    pooled = "pooled"
+    by_class = "class"
+    position = "position"
+
+
+class Unit(StrEnum):
+    """What is taken as exchangeable."""
+
+    pixel = "pixel"
+    image = "image"
+
+
+class Rule(StrEnum):
+    """How the prediction set decides the label."""
+
+    argmax = "argmax"
+    foreground = "foreground"
+    single = "single"
+    agree = "agree"
+
+
+class Method(StrEnum):
+    """How pixels are selected."""
+
+    argmax = "argmax"
+    threshold = "threshold"
+    conformal = "conformal"
+
+
+class Weight(StrEnum):
+    """How kept pixels are weighted."""
+
+    none = "none"
+    confidence = "confidence"
+    pcos = "pcos"
+
+
+BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
+STORE = typer.Argument(..., metavar="STORE", help="Folder of the label store.")
+TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
+PROVIDER = typer.Option(Provider.cpu, help="What runs the model; never replaced silently.")
+THREADS = typer.Option(1, min=1, help="Threads of one model call; 1 runs one image a processor.")
+BATCH = typer.Option(1, min=1, help="Images in one model call.")
+TILE = typer.Option(None, min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.")
+OVERLAP = typer.Option(0, min=0, metavar="PIXELS", help="What neighbouring tiles share.")
+WORKERS = typer.Option(None, min=1, help="Images in work at once.  [default: one a processor]")
+IDS = typer.Option(None, "--ids", metavar="FILE", help="Names of the images to use, one a line.")
+JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the engine's commands to the application."""
+    app.command("taxonomy")(draft_taxonomy)
+    app.command("calibrate")(calibrate_thresholds)
+    app.command("label")(label_corpus)
+    app.command("eval")(evaluate_labels)
+    app.command("show")(show)
+    app.command("dump")(dump)
+    app.command("demo")(demo)
+
+
+def draft_taxonomy(
+    bundle: Path = BUNDLE,
+    output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="TOML file to write."),
+    labels: Path | None = typer.Option(None, metavar="DIR", help="Label maps whose indices are to be mapped."),
+    label_names: Path | None = typer.Option(
+        None, metavar="FILE", help="The dataset's class names.  [default: classes.txt in or beside the label folder]"
+    ),
+) -> None:
+    """Draft a class mapping from the obvious name matches and list what did not match."""
+    import numpy as np
+
+    from ..export.bundle import Bundle, read_class_names
+    from .labelled import LabelFolder, read_label_map
+    from .taxonomy import draft
+
+    model = Bundle.load(bundle)
+    if output.exists():
+        raise UsageError(f"{output} exists already; remove it or choose another name")
+    names: dict[int, str] | None = None
+    if labels is not None:
+        present = {int(index) for path in LabelFolder(labels).files() for index in np.unique(read_label_map(path))}
+        candidates = [label_names] if label_names else [labels / "classes.txt", labels.parent / "classes.txt"]
+        known = next((read_class_names(path) for path in candidates if label_names or path.is_file()), {})
+        names = {index: known.get(index, f"label {index}") for index in sorted(present - {255} | set(known))}
+    elif label_names is not None:
+        names = read_class_names(label_names)
+    text, unmatched = draft(model, names)
+    output.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {output}; check every line before you use it")
+    if unmatched:
+        typer.echo("no obvious match:\n  " + "\n  ".join(unmatched))
+
+
+def calibrate_thresholds(
+    bundle: Path = BUNDLE,
+    images: str = typer.Option(..., metavar="SOURCE", help="Labelled images: a folder, list, glob, tar or URL."),
+    labels: Path = typer.Option(..., metavar="DIR", help="Their label maps, under the same names."),
+    output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="Calibration (JSON) to write."),
+    alpha: str = typer.Option(..., help="Share of true classes that may miss the prediction set, e.g. 0.05."),
+    group: Group = typer.Option(Group.by_class, help="One threshold for all pixels, a class, or a position."),
+    unit: Unit = typer.Option(Unit.pixel, help="Pixels (heuristic), or images (finite-sample guarantee)."),
+    rule: Rule = typer.Option(Rule.agree, help="How the prediction set decides the label."),
+    taxonomy: Path | None = TAXONOMY,
+    ids: Path | None = IDS,
+    min_images: int | None = typer.Option(
+        None, min=1, help="Fewest images for a threshold of its own.  [default: ceil(1/alpha) - 1]"
+    ),
+    folds: int = typer.Option(5, min=2, help="Parts of the images for the held-out coverage."),
+    grid: int = typer.Option(512, min=1, help="Side of the position grid (--group position)."),
+    provider: Provider = PROVIDER,
+    threads: int = THREADS,
+    tile: int | None = TILE,
+    overlap: int = OVERLAP,
+    workers: int | None = WORKERS,
+    as_json: bool = JSON,
+) -> None:
+    """Compute conformal thresholds from labelled images and report their coverage."""
+    from . import display
+    from .calibrate import calibrate
+    from .labelled import LabelFolder, read_ids
+    from .pipeline import default_workers
+    from .sources import open_source
+
+    predictor, classes = _predictor(bundle, taxonomy, provider, threads, tile, overlap, 1)
+    if output.suffix != ".json" or not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: the calibration must be a .json file in an existing folder")
+    with display.counter("calibrating", quiet=as_json) as progress:
+        calibration = calibrate(
+            predictor,
+            open_source(images),
+            LabelFolder(labels),
+            classes,
+            alpha=alpha,
+            group=group.value,
+            unit=unit.value,
+            rule=rule.value,
+            ids=read_ids(ids) if ids else None,
+            min_images=min_images,
+            folds=folds,
+            grid=(grid, grid),
+            workers=workers or default_workers(),
+            progress=progress,
+        )
+    calibration.save(output)
+    if as_json:
+        _print_json(dict(calibration.report))
+    else:
+        display.print_calibration(calibration, output)
+
+
+def label_corpus(
+    bundle: Path = BUNDLE,
+    source: str = typer.Argument(..., metavar="SOURCE", help="A folder, list, glob, WebDataset tar or URL."),
+    output: Path | None = typer.Option(None, "-o", "--output", metavar="STORE", help="Label store to make or go on."),
+    select: Method = typer.Option(Method.argmax, help="Keep every pixel, confident ones, or those vouched for."),
+    calibration: Path | None = typer.Option(None, metavar="FILE", help="Calibration (--select conformal)."),
+    threshold: float | None = typer.Option(None, help="Lowest confidence to keep (--select threshold)."),
+    taxonomy: Path | None = TAXONOMY,
+    weight: Weight = typer.Option(Weight.none, help="Weights of kept pixels."),
+    weight_levels: int = typer.Option(256, min=2, max=256, help="Distinct weights; fewer make smaller files."),
+    tile: int | None = TILE,
+    overlap: int = OVERLAP,
+    shard: str | None = typer.Option(None, metavar="I/N", help="Take part I of N (0 to N-1), by a hash of the uri."),
+    workers: int | None = WORKERS,
+    limit: int | None = typer.Option(None, min=1, help="Label at most so many inputs."),
+    retry_rejects: bool = typer.Option(False, help="Try inputs again that could not be decoded before."),
+    max_pixels: int | None = typer.Option(None, min=1, help="Refuse larger images.  [default: 178,956,970]"),
+    provider: Provider = PROVIDER,
+    threads: int = THREADS,
+    batch: int = BATCH,
+    dry_run: bool = typer.Option(False, help="Label a sample; print hours and gigabytes for the whole."),
+    as_json: bool = JSON,
+) -> None:
+    """Label a corpus. Running the same command again goes on where it stopped.
+
+    Exit status: 0 all inputs dealt with, 1 some could not be decoded, 130 interrupted.
+    """
+    from . import display, pipeline
+    from .calibrate import Calibration
+    from .select import Selection
+    from .sources import open_source
+
+    if (calibration is not None) != (select is Method.conformal):
+        raise UsageError("--calibration FILE goes with --select conformal, and the other way round")
+    if (threshold is not None) != (select is Method.threshold):
+        raise UsageError("--threshold T goes with --select threshold, and the other way round")
+    if output is None and not dry_run:
+        raise UsageError("labels need a store: give -o STORE (or --dry-run)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    predictor, classes = _predictor(bundle, taxonomy, provider, threads, tile, overlap, batch, say=not as_json)
+    thresholds = Calibration.load(calibration) if calibration else None
+    options: dict[str, Any] = {"weight": weight.value, "weight_levels": weight_levels}
+    if thresholds is not None:
+        thresholds.check(predictor, classes)
+        selection = Selection(method="conformal", rule=thresholds.rule, thresholds=thresholds.thresholds, **options)
+    elif threshold is not None:
+        selection = Selection.of_threshold(threshold, classes, **options)
+    else:
+        selection = Selection(**options)
+    common: dict[str, Any] = {
+        "shard_of": _shard(shard),
+        "workers": workers,
+        "limit": limit,
+        "max_pixels": max_pixels,
+    }
+    inputs = open_source(source)
+    if dry_run:
+        progress, total = pipeline.dry_run(predictor, inputs, classes, selection, **common)
+        display.print_estimate(progress, total, as_json=as_json)
+        return
+    assert output is not None, "checked above"
+    with display.run_display(as_json=as_json) as observer:
+        progress = pipeline.label(
+            predictor,
+            inputs,
+            output,
+            classes,
+            selection,
+            calibration=thresholds,
+            retry_rejects=retry_rejects,
+            observer=observer,
+            **common,
+        )
+    if as_json:
+        _print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
+    else:
+        display.print_summary(progress, classes, output)
+    if progress.interrupted:
+        raise typer.Exit(130)
+    if progress.rejects:
+        raise typer.Exit(1)
+
+
+def evaluate_labels(
+    store: Path = STORE,
+    labels: Path = typer.Option(..., metavar="DIR", help="Label maps, under the same names as the images."),
+    taxonomy: Path | None = typer.Option(
+        None, metavar="FILE", help="Class mapping, for other [labels] than those the store was made with."
+    ),
+    ids: Path | None = IDS,
+    workers: int | None = WORKERS,
+    as_json: bool = JSON,
+) -> None:
+    """Measure labels against the truth: IoU, accuracy, kept share."""
+    from . import display
+    from .evaluate import evaluate
+    from .labelled import LabelFolder, read_ids
+    from .pipeline import default_workers
+    from .store import LabelStore
+    from .taxonomy import Taxonomy
+
+    opened = LabelStore.open(store)
+    classes = Taxonomy.from_json(opened.run["classes"])
+    if taxonomy is not None:
+        classes = classes.with_labels_of(taxonomy)
+    quality = evaluate(
+        opened,
+        LabelFolder(labels),
+        classes,
+        ids=read_ids(ids) if ids else None,
+        workers=workers or default_workers(),
+    )
+    if as_json:
+        _print_json(quality.to_json())
+    else:
+        display.print_quality(quality)
+
+
+def show(
+    store: Path = STORE,
+    uri: str | None = typer.Argument(None, metavar="[URI]", help="An image of the store: its uri or file name."),
+    output: Path | None = typer.Option(None, "-o", "--output", metavar="PNG", help="Overlay to write."),
+) -> None:
+    """Print what a store holds; with an image, write its labels over the photo."""
+    from . import display
+    from .show import write_overlay
+    from .store import LabelStore
+
+    opened = LabelStore.open(store)
+    if uri is None:
+        display.print_store(opened)
+        return
+    typer.echo(f"wrote {write_overlay(opened, uri, output)}")
+
+
+def dump(
+    store: Path = STORE,
+    output: Path = typer.Argument(..., metavar="DIR", help="Folder for the files."),
+    as_json: bool = JSON,
+) -> None:
+    """Write ordinary files: labels/*.png, weights/*.png and index.csv (uri, id, kept). Goes on where it stopped."""
+    from . import display
+    from .dump import dump_store
+    from .store import LabelStore
+
+    with display.counter("writing", quiet=as_json) as progress:
+        written, present = dump_store(LabelStore.open(store), output, progress=progress)
+    if as_json:
+        _print_json({"written": written, "already_there": present})
+    else:
+        typer.echo(f"{output}: {written} label and weight maps written, {present} there already")
+
+
+def demo(
+    output: Path = typer.Option(Path("demo-output"), "-o", "--output", metavar="DIR", help="Folder for the results."),
+) -> None:
+    """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw."""
+    from rich.console import Console
+
+    from .demo import run_demo
+
+    run_demo(output, console=Console())
+
+
+def _predictor(
+    bundle: Path,
+    taxonomy: Path | None,
+    provider: Provider,
+    threads: int,
+    tile: int | None,
+    overlap: int,
+    batch: int,
+    *,
+    say: bool = True,
+) -> tuple[Any, Any]:
+    from ..export.bundle import Bundle
+    from .predict import SemanticPredictor
+    from .session import OnnxSession
+    from .taxonomy import Taxonomy
+
+    model = Bundle.load(bundle)
+    model.verify()
+    classes = Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+    session = OnnxSession(model, provider=provider.value, threads=threads)
+    if say:
+        typer.echo(f"{model.path}: {session}; kernels: Numba on the processor")
+    return SemanticPredictor(model, session, tile=tile, overlap=overlap, batch=batch), classes
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UsageError(f"--shard must be I/N with I from 0 to N-1, as in 0/8, got {text!r}")
+    return int(index), int(count)
+
+
+def _print_json(raw: dict[str, Any], indent: int | None = 2) -> None:
+    typer.echo(json.dumps(raw, indent=indent))

@@ -1,0 +1,220 @@
+"""What runs print: a progress bar on a terminal, plain lines in a log, JSON lines for programs; and the tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .calibrate import Calibration
+from .evaluate import Quality
+from .pipeline import Progress as RunProgress
+from .store import LabelStore
+from .taxonomy import Taxonomy
+
+LOG_SECONDS = 10.0
+"""Seconds between lines in a log."""
+
+
+@contextmanager
+def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (done, total) on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
+    """An observer of a labelling run that fits where the output goes."""
+    console = Console(stderr=True)
+    if console.is_terminal and not as_json:
+        columns = (
+            TextColumn("labelling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("labelling", total=None, note="")
+            yield lambda run: bar.update(task, completed=run.inputs, total=run.planned, note=_note(run))
+        return
+    last = [time.monotonic()]
+
+    def line(run: RunProgress) -> None:
+        if time.monotonic() - last[0] < LOG_SECONDS:
+            return
+        last[0] = time.monotonic()
+        if as_json:
+            event = {
+                "event": "progress",
+                "inputs": run.inputs,
+                "planned": run.planned,
+                "images": run.images,
+                "rejects": sum(run.rejects.values()),
+                "images_per_second": run.rate,
+                "kept": run.kept_share,
+                "seconds": run.seconds,
+            }
+            print(json.dumps(event), flush=True)
+        else:
+            print(f"labelled {run.inputs} of {run.planned}, {_note(run)}", flush=True)
+
+    yield line
+
+
+def _note(run: RunProgress) -> str:
+    rejects = sum(run.rejects.values())
+    return f"{run.rate:.1f} images/s, kept {run.kept_share:.1%}, {rejects} rejected"
+
+
+def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
+    """The end of a labelling run."""
+    console = Console()
+    rejects = sum(run.rejects.values())
+    console.print(
+        f"{store}: {run.images} images labelled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
+        f"{run.duplicates} duplicates, {rejects} rejected"
+    )
+    if run.inputs == 0:
+        console.print("nothing to do: the store holds every input already")
+        return
+    if run.images:
+        table = Table("class", "pixels kept", "share of kept", box=None)
+        total = max(int(run.kept.sum()), 1)
+        for name, count in zip(taxonomy.targets, run.kept.tolist(), strict=True):
+            table.add_row(name, f"{count:,}", f"{count / total:.1%}")
+        console.print(table)
+        console.print(
+            f"kept {run.kept_share:.1%} of {run.pixels:,} pixels; "
+            f"labels {_bytes(run.label_bytes)}, weights {_bytes(run.weight_bytes)}"
+        )
+        busy = sum(stage.busy for stage in run.stages) or 1.0
+        parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
+        console.print(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
+    for kind, count in sorted(run.rejects.items()):
+        console.print(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
+    if run.interrupted:
+        console.print("interrupted: what was under way is stored; run the same command to go on")
+
+
+def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
+    """What a dry run says about the whole."""
+    scale = total / max(run.inputs, 1)
+    hours = run.seconds * scale / 3600
+    gigabytes = (run.label_bytes + run.weight_bytes) * scale / 1e9
+    if as_json:
+        figures = {
+            "inputs": total,
+            "sampled": run.inputs,
+            "images_per_second": run.rate,
+            "hours": hours,
+            "gigabytes": gigabytes,
+            "kept": run.kept_share,
+            "rejects": sum(run.rejects.values()),
+        }
+        print(json.dumps(figures, indent=2))
+        return
+    Console().print(
+        f"{total:,} inputs; from {run.inputs} of them: {run.rate:.1f} images/s, {hours:.2f} hours and "
+        f"{gigabytes:.2f} GB for the whole; kept {run.kept_share:.1%}, {sum(run.rejects.values())} rejected"
+    )
+
+
+def print_calibration(calibration: Calibration, path: Path) -> None:
+    """Thresholds and held-out coverage of every class."""
+    console, report = Console(), calibration.report
+    table = Table(
+        "class", "images", "pixels", "threshold", "coverage", "95 % interval", "set size", "singletons", box=None
+    )
+    for row in report["classes"]:
+        held_out = row["held_out"]
+        threshold = f"{float(row['threshold']):.4g}" if "threshold" in row else "by position"
+        cells = ["", "", "", ""]
+        if held_out is not None:
+            cells = _coverage_cells(held_out, 1 - float(calibration.alpha))
+        mark = " (pooled)" if row["starved"] and calibration.group == "class" else ""
+        table.add_row(row["class"], str(row["images"]), f"{row['pixels']:,}", threshold + mark, *cells)
+    if report["overall"] is not None:
+        cells = _coverage_cells(report["overall"], 1 - float(calibration.alpha))
+        pooled = f"{calibration.pooled:.4g}"
+        table.add_row("all", str(report["num_images"]), f"{report['num_pixels']:,}", pooled, *cells, style="bold")
+    console.print(table)
+    console.print(
+        f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, "
+        f"rule {calibration.rule}; coverage on held-out images ({report['folds']} folds), "
+        f"mean over images {_share(report['image_mean_coverage'])}"
+    )
+    starved = [row["class"] for row in report["classes"] if row["starved"]]
+    if starved and calibration.group == "class":
+        console.print(
+            f"{len(starved)} classes were seen in fewer than {report['min_images']} images and take the pooled "
+            f"threshold: {', '.join(starved)}"
+        )
+    if np.isinf(calibration.thresholds).any():
+        console.print("some thresholds are infinite: too few samples for this alpha, so their sets hold every class")
+
+
+def _coverage_cells(held_out: dict[str, Any], target: float) -> list[str]:
+    low, high = held_out["interval"]
+    color = "red" if high < target else ""
+    coverage = f"{held_out['coverage']:.3f}"
+    return [
+        f"[{color}]{coverage}[/{color}]" if color else coverage,
+        f"{low:.3f} to {high:.3f}",
+        f"{held_out['mean_set_size']:.2f}",
+        f"{held_out['singleton_share']:.2f}",
+    ]
+
+
+def print_quality(quality: Quality) -> None:
+    """Label quality by class and in all."""
+    console, raw = Console(), quality.to_json()
+    table = Table("class", "pixels", "kept", "IoU of kept", "IoU of all", box=None)
+    for row in raw["classes"]:
+        if row["pixels"]:
+            table.add_row(
+                row["class"], f"{row['pixels']:,}", *(_share(row[key]) for key in ("kept", "iou_kept", "iou_all"))
+            )
+    console.print(table)
+    console.print(
+        f"{raw['num_images']} images: mIoU of kept pixels {_share(raw['miou_kept'])}, accuracy of kept "
+        f"{_share(raw['accuracy_kept'])}, kept {_share(raw['kept'])}, mIoU of all {_share(raw['miou_all'])}"
+    )
+
+
+def print_store(store: LabelStore) -> None:
+    """What a store holds and how it was made."""
+    console, summary = Console(), store.summary()
+    console.print(f"{store.path}: {summary}")
+    for key, value in store.run.items():
+        console.print(f"  {key}: {json.dumps(value)}", soft_wrap=True)
+    for row in store.rejects():
+        console.print(f"  rejected {row.uri}: {row.error}: {row.message}", soft_wrap=True)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

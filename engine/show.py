@@ -1,0 +1,60 @@
+"""Look at one image of a store: its labels over the photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MaskmillError, StoreError, UsageError
+from .images import decode_image
+from .labelled import image_id
+from .overlay import overlay, save_picture
+from .sources import open_source
+from .store import LabelStore
+
+
+def find_uri(store: LabelStore, name: str) -> str:
+    """The uri of a labelled image, given as a uri or as a file name; raises :class:`UsageError`."""
+    exact, matches = False, []
+    for row in store.inputs():
+        if row.uri == name:
+            exact = True
+            if row.id is None:
+                raise UsageError(f"{name} was rejected ({row.error}: {row.message}); it has no labels")
+            break
+        if row.id is not None and (row.uri.endswith("/" + name) or image_id(row.uri) == name):
+            matches.append(row.uri)
+    if exact:
+        return name
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"{name} matches {len(matches)} images ({matches[0]}, {matches[1]}, …); give the whole uri")
+    raise UsageError(f"{store.path} holds no image {name}")
+
+
+def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
+    """Write the labels of one image over its photo, ``NAME-labels.png`` in the current folder if not told otherwise.
+
+    A photo that is no longer there is replaced by gray.
+    """
+    uri = find_uri(store, name)
+    label, _ = store.read(uri)
+    try:
+        image = decode_image(_read(uri))
+    except MaskmillError:
+        image = np.full((*label.shape, 3), 128, np.uint8)
+    if image.shape[:2] != label.shape:
+        raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
+    path = output or Path(f"{image_id(uri)}-labels.png")
+    save_picture(overlay(image, label, store.run["classes"]["targets"]), path)
+    return path
+
+
+def _read(uri: str) -> bytes:
+    source = open_source(uri.split("::", 1)[0])
+    for item in source:
+        if item.uri == uri:
+            return source.read(item)
+    raise UsageError(f"{uri} is not there any more")

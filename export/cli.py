@@ -1,0 +1,171 @@
+"""Commands that make bundles and look at the machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+
+import typer
+
+from ..errors import UsageError
+
+
+class Layout(StrEnum):
+    """Order of the input's axes."""
+
+    nchw = "NCHW"
+    nhwc = "NHWC"
+
+
+class Resize(StrEnum):
+    """How an image reaches the input's size."""
+
+    stretch = "stretch"
+    longest_side = "longest-side"
+
+
+class ResizeFilter(StrEnum):
+    """Interpolation of the resize."""
+
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+    area = "area"
+
+
+class Channels(StrEnum):
+    """Order of the color channels."""
+
+    rgb = "RGB"
+    bgr = "BGR"
+
+
+class Activation(StrEnum):
+    """What turns the output into scores."""
+
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    none = "none"
+
+
+class ImportTask(StrEnum):
+    """Tasks that an ONNX file can be adopted for."""
+
+    semantic = "semantic"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``import`` and ``doctor`` to the application."""
+    app.command("import")(import_model)
+    app.command("doctor")(doctor)
+
+
+def import_model(
+    model: Path = typer.Argument(..., metavar="MODEL.onnx", help="The ONNX file."),
+    output: Path = typer.Option(..., "-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make."),
+    classes: Path = typer.Option(..., help="Class names in the order of the class axis, one a line."),
+    task: ImportTask = typer.Option(ImportTask.semantic, help="What the graph computes."),
+    background: str | None = typer.Option(None, metavar="NAME", help="Which class is the background, if any."),
+    layout: Layout = typer.Option(Layout.nchw, help="Order of the input's axes."),
+    size: str | None = typer.Option(None, metavar="HEIGHTxWIDTH", help="Input size; needed where it is not fixed."),
+    resize: Resize | None = typer.Option(None, help="Stretch, or keep the aspect ratio and pad.  [default: stretch]"),
+    resize_filter: ResizeFilter | None = typer.Option(None, help="Interpolation filter.  [default: bilinear]"),
+    antialias: bool | None = typer.Option(
+        None, "--antialias/--no-antialias", help="Widen the filter when shrinking.  [default: antialias]"
+    ),
+    channels: Channels | None = typer.Option(None, help="Order of the color channels.  [default: RGB]"),
+    scale: str | None = typer.Option(
+        None, help="Factor on pixels (0 to 255), a number or a fraction such as 1/255.  [default: 1/255]"
+    ),
+    mean: str | None = typer.Option(
+        None, metavar="M[,M,M]", help="Subtracted after scaling: x = (pixel * scale - mean) / std.  [default: 0]"
+    ),
+    std: str | None = typer.Option(None, metavar="S[,S,S]", help="Divisor after subtracting.  [default: 1]"),
+    pad_value: float | None = typer.Option(None, help="Value of padded pixels, 0 to 255.  [default: 0]"),
+    activation: Activation = typer.Option(Activation.softmax, help="What turns the output into scores."),
+    output_name: str | None = typer.Option(None, help="Name of the score output, where the graph has several."),
+    preprocessor: Path | None = typer.Option(
+        None, help="A Hugging Face preprocessor_config.json; options given as well take precedence."
+    ),
+    licence: str = typer.Option("", help="Licence of the weights, for the record."),
+    preview: Path | None = typer.Option(
+        None, metavar="IMAGE", help="Label this image and write the overlay BUNDLE/preview.png."
+    ),
+) -> None:
+    """Adopt an ONNX model: check the graph, run it once, record its hashes."""
+    from .bundle import read_class_names
+    from .onnx import bundle_from_onnx, preprocessing_from_config
+
+    fields, input_size = preprocessing_from_config(preprocessor) if preprocessor else ({}, None)
+    given = {
+        "resize": resize and resize.value,
+        "resize_filter": resize_filter and resize_filter.value,
+        "antialias": antialias,
+        "channels": channels and channels.value,
+        "scale": None if scale is None else _number(scale, "--scale"),
+        "mean": None if mean is None else _three(mean, "--mean"),
+        "std": None if std is None else _three(std, "--std"),
+        "pad_value": pad_value,
+    }
+    fields.update({name: value for name, value in given.items() if value is not None})
+    names = read_class_names(classes)
+    if sorted(names) != list(range(len(names))):
+        raise UsageError(f"{classes} must name every class from 0 to {max(names)}, with none left out")
+    bundle = bundle_from_onnx(
+        model,
+        output,
+        classes=[names[index] for index in range(len(names))],
+        background=background,
+        layout=layout.value,
+        size=_size(size) if size else input_size,
+        activation=activation.value,
+        output_name=output_name,
+        licence=licence,
+        **fields,
+    )
+    spec = bundle.input
+    typer.echo(
+        f"{bundle.path}: {len(bundle.classes)} classes, "
+        f"input {spec.height}x{spec.width} {spec.layout} {spec.channels}, "
+        f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
+        f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}, {bundle.outputs[0].activation}"
+    )
+    if preview is not None:
+        from .preview import write_preview
+
+        typer.echo(f"look at {write_preview(bundle, preview)}: labels must follow the objects in the photo")
+
+
+def doctor() -> None:
+    """Print what this machine can run, what is missing and the line that installs it."""
+    from .doctor import print_report
+
+    print_report()
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{option} must be a number or a fraction such as 1/255, got {text!r}") from None
+
+
+def _three(text: str, option: str) -> tuple[float, float, float]:
+    parts = [_number(part, option) for part in text.split(",")]
+    if len(parts) == 1:
+        parts *= 3
+    if len(parts) != 3:
+        raise UsageError(f"{option} must be one number or three separated by commas, got {text!r}")
+    return parts[0], parts[1], parts[2]
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--size must be HEIGHTxWIDTH or one number, as in 512x1024, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _tuple(values: tuple[float, ...]) -> str:
+    shown = [f"{value:g}" for value in values]
+    return shown[0] if len(set(shown)) == 1 else f"({', '.join(shown)})"

