@@ -1,0 +1,221 @@
+"""Score counts and exact quantiles with Numba."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..reference.scores import BINS, conformal_rank, kth_score, select_prefix
+from .outputs import output
+from .threads import num_threads, share
+
+__all__ = [
+    "conformal_rank",
+    "kth_score",
+    "position_quantiles",
+    "score_counts",
+    "select_prefix",
+    "weighted_score_counts",
+]
+
+_WORTH_THREADS = 1 << 22
+"""Scores below which starting threads costs more than it saves."""
+
+_SIGN = np.uint32(1 << 31)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INF = np.uint32(0x7F800000)
+
+_ALL = np.uint32(0xFFFFFFFF)
+_TILE = 64
+"""Positions whose scores are selected together."""
+
+
+@njit(nogil=True, cache=True)
+def _is_nan(bits):
+    return (bits & _MAGNITUDE) > _INF
+
+
+@njit(nogil=True, cache=True)
+def _key(bits):
+    """Order-preserving key of a float32's bits; -0.0 has the key of +0.0."""
+    # Numba widens what it computes from 32 bits; only the conversions keep it to 32.
+    if bits & _SIGN:
+        return _SIGN if bits == _SIGN else np.uint32(bits ^ _ALL)
+    return np.uint32(bits | _SIGN)
+
+
+@njit(nogil=True, cache=True)
+def _count_high(bits, counts):
+    """Adds to counts, int64 (65536,), the high halves of the bits."""
+    for i in range(bits.size):
+        counts[np.uint64(bits[i] >> np.uint32(16))] += 1
+
+
+@njit(nogil=True, cache=True)
+def _count_low(bits, high, counts):
+    """Adds to counts, int64 (65536,), the low halves of the bits whose high half is ``high``."""
+    base = np.uint32(high << 16)
+    for i in range(bits.size):
+        low = np.uint32(bits[i] - base)
+        if low < np.uint32(BINS):
+            counts[np.uint64(low)] += 1
+
+
+@njit(nogil=True, cache=True)
+def _count_equal(bits, value, counts):
+    """Adds to counts, int64 (1,), the bits equal to ``value``."""
+    equal = 0
+    for i in range(bits.size):
+        equal += bits[i] == value
+    counts[0] += equal
+
+
+@njit(nogil=True, cache=True)
+def _count_classes(bits, weights, classes, prefix, counts):
+    """Adds to counts (rows, 65536), the row of each score's class and the last row. None: not given."""
+    pooled = counts.shape[0] - 1
+    for i in range(bits.size):
+        if _is_nan(bits[i]):
+            continue
+        key = _key(bits[i])
+        high, low = np.int64(key >> np.uint32(16)), np.int64(key & np.uint32(0xFFFF))
+        one = counts.dtype.type(1) if weights is None else weights[i]
+        if prefix is None:
+            counts[pooled, high] += one
+        elif prefix[pooled] == high:
+            counts[pooled, low] += one
+        if classes is not None:
+            row = np.int64(classes[i])
+            if 0 <= row < pooled:
+                if prefix is None:
+                    counts[row, high] += one
+                elif prefix[row] == high:
+                    counts[row, low] += one
+
+
+def _flat_bits(scores) -> np.ndarray:
+    return np.ascontiguousarray(scores, np.float32).reshape(-1).view(np.uint32)
+
+
+def _flat_classes(classes, num_classes: int) -> np.ndarray | None:
+    return None if classes is None or num_classes == 0 else np.ascontiguousarray(classes).reshape(-1)
+
+
+def _in_threads(count, bits, *arguments, bins=BINS) -> np.ndarray:
+    """int64 (bins,): what ``count`` adds up over all the bits."""
+    threads = num_threads(bits.size, _WORTH_THREADS)
+    partial = np.zeros((threads, bins), np.int64)
+    pieces = np.array_split(bits, threads)
+    share(count, [(piece, *arguments, row) for piece, row in zip(pieces, partial, strict=True)], threads)
+    return partial.sum(axis=0)
+
+
+def _pooled_high(bits) -> np.ndarray:
+    """int64 (65536,): scores a high half of their keys.
+
+    The loop counts the bits as they are, which runs at about the speed of memory; NaN and -0.0 are put right in the
+    bins, and looked for among the scores only where a bin may hold them.
+    """
+    counts = _in_threads(_count_high, bits)
+    for infinity in (_INF, _SIGN | _INF):
+        bin = int(infinity >> 16)
+        counts[bin + 1 : (bin | 0x7F) + 1] = 0
+        if counts[bin]:
+            counts[bin] = _in_threads(_count_equal, bits, infinity, bins=1)[0]
+    if counts[_SIGN >> 16]:
+        zeros = _in_threads(_count_equal, bits, _SIGN, bins=1)[0]
+        counts[_SIGN >> 16] -= zeros
+        counts[0] += zeros
+    # From the order of the bits to that of the keys: the negative half turned around, then the positive half.
+    return np.concatenate([counts[: BINS // 2 - 1 : -1], counts[: BINS // 2]])
+
+
+def _pooled_low(bits, prefix: int) -> np.ndarray:
+    """int64 (65536,): scores a low half of their keys, of those whose high half is ``prefix``."""
+    high = prefix ^ 0x8000 if prefix & 0x8000 else prefix ^ 0xFFFF
+    counts = _in_threads(_count_low, bits, high)
+    if high & 0x7FFF >= _INF >> 16:
+        counts[0 if high & 0x7FFF > _INF >> 16 else 1 :] = 0
+    if high == 0:
+        counts[0] += _in_threads(_count_equal, bits, _SIGN, bins=1)[0]
+    if high == _SIGN >> 16:
+        counts[0] = 0
+    return counts if prefix & 0x8000 else counts[::-1]
+
+
+def score_counts(scores, *, classes=None, num_classes=0, prefix=None, out=None):
+    """As :func:`maskmill.kernels.score_counts`, for NumPy arrays."""
+    counts = np.zeros((num_classes + 1, BINS), np.uint64) if out is None else out
+    bits, members = _flat_bits(scores), _flat_classes(classes, num_classes)
+    high = None if prefix is None else np.ascontiguousarray(prefix, np.int64)
+    if members is not None:
+        _count_classes(bits, None, members, high, counts)
+    elif high is None:
+        counts[-1] += _pooled_high(bits).astype(np.uint64)
+    elif high[-1] >= 0:
+        counts[-1] += _pooled_low(bits, int(high[-1])).astype(np.uint64)
+    return counts
+
+
+def weighted_score_counts(scores, weights, *, classes=None, num_classes=0, prefix=None, out=None):
+    """As :func:`maskmill.kernels.weighted_score_counts`, for NumPy arrays."""
+    counts = np.zeros((num_classes + 1, BINS), np.float64) if out is None else out
+    high = None if prefix is None else np.ascontiguousarray(prefix, np.int64)
+    masses = np.ascontiguousarray(weights, np.float64).reshape(-1)
+    _count_classes(_flat_bits(scores), masses, _flat_classes(classes, num_classes), high, counts)
+    return counts
+
+
+@njit(nogil=True, cache=True)
+def _select(bits, first, last, ranks, fallback, out):
+    """Thresholds of positions first..last-1 from bits (n, positions) of float32 scores.
+
+    The k-th smallest key, from its highest bit down: a bit is set while fewer than k keys lie below the value with it.
+    All positions of a tile at once, so that the counting runs in vectors.
+    """
+    n = bits.shape[0]
+    keys = np.empty((n, _TILE), np.uint32)
+    for start in range(first, last, _TILE):
+        width = min(_TILE, last - start)
+        keys[:] = _ALL  # above every score's key: not seen
+        seen = np.zeros(_TILE, np.int64)
+        for i in range(n):
+            for j in range(width):
+                x = bits[i, start + j]
+                if not _is_nan(x):
+                    keys[i, j] = _key(x)
+                    seen[j] += 1
+        chosen, trial = np.zeros(_TILE, np.uint32), np.empty(_TILE, np.uint32)
+        for shift in range(31, -1, -1):
+            below = np.zeros(_TILE, np.uint32)
+            for j in range(_TILE):
+                trial[j] = chosen[j] | np.uint32(1 << shift)
+            for i in range(n):
+                for j in range(_TILE):
+                    below[j] += np.uint32(keys[i, j] < trial[j])
+            for j in range(_TILE):
+                if np.int64(below[j]) < ranks[seen[j]]:
+                    chosen[j] = trial[j]
+        for j in range(width):
+            if seen[j] == 0:
+                out[start + j] = fallback
+            elif ranks[seen[j]] > seen[j]:
+                out[start + j] = _INF
+            else:
+                out[start + j] = chosen[j] ^ (_SIGN if chosen[j] & _SIGN else _ALL)
+
+
+def position_quantiles(scores, alpha, *, fallback=np.inf, out=None):
+    """As :func:`maskmill.kernels.position_quantiles`, for NumPy arrays."""
+    scores = np.ascontiguousarray(scores, np.float32)
+    n, height, width = scores.shape
+    result = output(out, (height, width), np.float32)
+    ranks = np.array([conformal_rank(seen, alpha) for seen in range(n + 1)], np.int64)
+    positions = height * width
+    threads = num_threads(scores.size, _WORTH_THREADS)
+    step = -(-positions // (threads * _TILE)) * _TILE or _TILE
+    bits, chosen = scores.reshape(n, positions).view(np.uint32), result.reshape(-1).view(np.uint32)
+    fallback_bits = np.float32(fallback).view(np.uint32)
+    spans = [(first, min(first + step, positions)) for first in range(0, positions, step)]
+    share(_select, [(bits, *span, ranks, fallback_bits, chosen) for span in spans], threads)
+    return result

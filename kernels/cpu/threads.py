@@ -1,0 +1,34 @@
+"""Threads of a kernel called directly; pipelines and data workers already have a thread for each image."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from numba import config
+
+
+def num_threads(work: int, worth: int) -> int:
+    """Threads for ``work``: all (``NUMBA_NUM_THREADS``) where it is ``worth`` them, on the main thread; otherwise 1.
+
+    A child process is a data worker and gets 1 as well.
+    """
+    direct = threading.current_thread() is threading.main_thread() and multiprocessing.parent_process() is None
+    return config.NUMBA_NUM_THREADS if direct and work >= worth else 1
+
+
+def share(function: Callable[..., object], tasks: Iterable[tuple], threads: int) -> None:
+    """Call ``function(*task)`` for every task, in this thread or in ``threads`` of our own.
+
+    Not Numba's: its ``workqueue`` layer aborts the process when two Python threads enter a parallel function, and the
+    compiled loops release the lock anyway.
+    """
+    if threads == 1:
+        for task in tasks:
+            function(*task)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(function, *task) for task in tasks]:
+            done.result()
