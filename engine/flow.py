@@ -119,6 +119,8 @@ class Flow:
         self._put(sink, _END)
 
     def _put(self, sink: queue.Queue[Any], item: Any) -> bool:
+        if sink is self._queue:  # nobody reads what the last stage gives
+            return not self._failed.is_set()
         while not self._failed.is_set():
             try:
                 sink.put(item, timeout=_POLL)

@@ -96,14 +96,14 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
         outputs=outputs,
     )
     label, confidence = stats.label, stats.confidence
+    quantized = {"levels": selection.weight_levels, "label": label, "ignore": ignore}
     if selection.weight == "pcos":
         pcos = kernels.pcos(stats.share, stats.dispersion)
-        raw, reliable = pcos.weight, pcos.reliable
+        weight = kernels.quantize_weights(pcos.weight, pcos.reliable, **quantized)
     elif selection.weight == "confidence":
-        raw, reliable = confidence, None
+        weight = kernels.quantize_weights(confidence, **quantized)
     else:
-        raw, reliable = np.ones_like(confidence), None
-    weight = kernels.quantize_weights(raw, reliable, levels=selection.weight_levels, label=label, ignore=ignore)
+        weight = np.where(label == ignore, np.uint8(0), np.uint8(255))
     if grid is not None:
         label, weight, confidence = (resample_nearest(array, score_map.size) for array in (label, weight, confidence))
     counts = np.bincount(label.ravel(), minlength=ignore + 1)

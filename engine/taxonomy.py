@@ -24,6 +24,7 @@ ignored unless ``[labels]`` says otherwise. Without a file the model's own class
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -266,7 +267,9 @@ def draft(bundle: Bundle, label_names: Mapping[int, str] | None = None) -> tuple
             labels[index] = (name, match)
         else:
             labels[index] = (name, background or IGNORE)
-            unmatched.append(f"label {index} ({name}) → {background or IGNORE}")
+            similar = difflib.get_close_matches(_normalized(name), by_name, n=1)
+            hint = f"; like the model's {by_name[similar[0]]}" if similar else ""
+            unmatched.append(f"label {index} ({name}) → {background or IGNORE}{hint}")
     used = {target for _, target in labels.values()} | {background} if label_names else set(classes)
     targets = [name for name in classes if name in used]
     lines = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 
 import typer
@@ -145,7 +144,8 @@ def doctor() -> None:
 
 def _number(text: str, option: str) -> float:
     try:
-        return float(Fraction(text.replace(" ", "")))
+        numerator, _, denominator = text.partition("/")
+        return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"{option} must be a number or a fraction such as 1/255, got {text!r}") from None
 
