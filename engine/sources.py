@@ -285,7 +285,7 @@ def _members(file: Any, archive: str, path: str, stamp: str) -> Iterator[Item]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 # tarfile would keep every member it has met
-                tar.members = []
+                tar.members = []  # type: ignore[attr-defined]
                 if member.isfile() and member.sparse is None and member.name.lower().endswith(EXTENSIONS):
                     name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
                     yield Item(f"{archive}::{name}", member.size, stamp, path, member.offset_data)

@@ -53,6 +53,8 @@ _FRAGMENT_ROWS = 16_384
 # Lance keeps metadata of versions that are gone; its own limits let a long run grow by hundreds of megabytes
 _CACHE_BYTES = 16 << 20
 _PLAN_CHUNK = 1024
+# which input rows a commit replaces: the file changed, or it was a reject and was tried again
+_OUTDATED = "source.fingerprint <> target.fingerprint OR target.error IS NOT NULL"
 
 
 class LabelStore:
@@ -163,29 +165,30 @@ class LabelStore:
         return bytes.fromhex(id) in known
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
-        """Add labels, then inputs, each in one step; safe against other writers of the same rows.
+        """Add labels, then inputs, each all or nothing; safe against other writers of the same rows.
 
-        Labels that are there already are kept; inputs replace the row of the same uri. Raises :class:`StoreError`, with
-        nothing lost of what earlier commits held; the same commit may be made again.
+        Labels that are there already are kept. An input replaces the row of its uri where that is a reject or the file
+        changed. Raises :class:`StoreError`, with nothing lost of what earlier commits held; the same commit may be made
+        again.
         """
         labelled = list({row.id: row for row in labels}.values())
         finished = list({row.uri: row for row in inputs}.values())
         with self._lock, _errors(f"cannot write to the label store {self.path}"):
             try:
                 if labelled:
-                    self._merge("labels", label_table(labelled), update=False)
+                    self._merge_labels(label_table(labelled))
                     if self._known is not None:
                         for row in labelled:
                             self._known.add(bytes.fromhex(row.id))
                 if finished:
-                    self._merge("inputs", input_table(finished), update=True)
+                    self._merge_inputs(input_table(finished))
             except Exception:
                 # a handle that failed halfway may be behind: the next use opens a new one
                 self._datasets.clear()
                 raise
             if self._commits is None:
                 # short runs leave fragments, too
-                self._commits = len(self._dataset("inputs").get_fragments())
+                self._commits = self._dataset("inputs").stats.dataset_stats(_FRAGMENT_ROWS)["num_small_files"]
             self._commits += 1
             if self._commits >= COMPACT_EVERY:
                 self._commits = 0
@@ -288,15 +291,22 @@ class LabelStore:
             batches = self._dataset("labels").to_batches(columns=["id"])
             return digest_table(b"".join([bytes.fromhex("".join(batch["id"].to_pylist())) for batch in batches]))
 
-    def _merge(self, name: str, rows: pa.Table, *, update: bool) -> None:
+    def _merge_labels(self, rows: pa.Table) -> None:
+        self._merging("labels").when_not_matched_insert_all().execute(rows)
+
+    def _merge_inputs(self, rows: pa.Table) -> None:
+        # insertions never stand in the way of another writer's compaction, updates do
+        done = self._merging("inputs").when_not_matched_insert_all().execute(rows)
+        if done["num_inserted_rows"] < len(rows):
+            self._merging("inputs").when_matched_update_all(_OUTDATED).execute(rows)
+
+    def _merging(self, name: str) -> Any:
         dataset = self._dataset(name)
         # the files of an old version may have been cleaned up
         dataset.checkout_latest()
-        merge = dataset.merge_insert(rows.schema.names[0]).when_not_matched_insert_all()
-        if update:
-            merge = merge.when_matched_update_all()
+        merge = dataset.merge_insert(SCHEMAS[name].names[0])
         # other writers: Lance tries again, with a growing pause
-        merge.conflict_retries(100).retry_timeout(timedelta(minutes=5)).execute(rows)
+        return merge.conflict_retries(100).retry_timeout(timedelta(minutes=5))
 
     def _compact(self) -> None:
         for name in SCHEMAS:

@@ -93,12 +93,14 @@ def fingerprint(uri: str, size: int | None, stamp: str) -> bytes:
 
 
 def label_table(rows: Sequence[LabelRow]) -> pa.Table:
+    """Rows as ``labels.lance`` keeps them."""
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMAS["labels"].names}
     columns["counts"] = [np.asarray(counts, dtype=np.int64) for counts in columns["counts"]]
     return pa.table(columns, schema=SCHEMAS["labels"])
 
 
 def input_table(rows: Sequence[InputRow]) -> pa.Table:
+    """Rows as ``inputs.lance`` keeps them, with what a resume compares."""
     columns = {name: [getattr(row, name) for row in rows] for name in INPUT_COLUMNS}
     columns["fingerprint"] = [fingerprint(row.uri, row.size, row.stamp) for row in rows]
     return pa.table(columns, schema=SCHEMAS["inputs"])
