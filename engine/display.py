@@ -94,7 +94,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         console.print("nothing to do: the store holds every input already")
         return
     if run.images:
-        table = Table("class", "pixels kept", "share of kept", box=None)
+        table = _table("class", "pixels kept", "share of kept")
         total = max(int(run.kept.sum()), 1)
         for name, count in zip(taxonomy.targets, run.kept.tolist(), strict=True):
             table.add_row(name, f"{count:,}", f"{count / total:.1%}")
@@ -138,53 +138,62 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
 def print_calibration(calibration: Calibration, path: Path) -> None:
     """Thresholds and held-out coverage of every class."""
     console, report = Console(), calibration.report
-    table = Table(
-        "class", "images", "pixels", "threshold", "coverage", "95 % interval", "set size", "singletons", box=None
-    )
+    table = _table("class", "images", "pixels", "threshold", "coverage", "95 %", "set size", "single")
+    target, unseen = 1 - float(calibration.alpha), []
     for row in report["classes"]:
-        held_out = row["held_out"]
+        if row["pixels"] == 0:
+            unseen.append(row["class"])
+            continue
         threshold = f"{float(row['threshold']):.4g}" if "threshold" in row else "by position"
-        cells = ["", "", "", ""]
-        if held_out is not None:
-            cells = _coverage_cells(held_out, 1 - float(calibration.alpha))
-        mark = " (pooled)" if row["starved"] and calibration.group == "class" else ""
+        mark = "*" if row["starved"] and calibration.group == "class" else ""
+        cells = _coverage_cells(row["held_out"], target)
         table.add_row(row["class"], str(row["images"]), f"{row['pixels']:,}", threshold + mark, *cells)
-    if report["overall"] is not None:
-        cells = _coverage_cells(report["overall"], 1 - float(calibration.alpha))
-        pooled = f"{calibration.pooled:.4g}"
-        table.add_row("all", str(report["num_images"]), f"{report['num_pixels']:,}", pooled, *cells, style="bold")
+    cells = _coverage_cells(report["overall"], target)
+    pooled = f"{calibration.pooled:.4g}"
+    table.add_row("all", str(report["num_images"]), f"{report['num_pixels']:,}", pooled, *cells, style="bold")
     console.print(table)
     console.print(
         f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, "
         f"rule {calibration.rule}; coverage on held-out images ({report['folds']} folds), "
         f"mean over images {_share(report['image_mean_coverage'])}"
     )
-    starved = [row["class"] for row in report["classes"] if row["starved"]]
+    if unseen:
+        console.print(f"without a pixel: {', '.join(unseen)}")
+    starved = [row["class"] for row in report["classes"] if row["starved"] and row["pixels"]]
     if starved and calibration.group == "class":
         console.print(
-            f"{len(starved)} classes were seen in fewer than {report['min_images']} images and take the pooled "
-            f"threshold: {', '.join(starved)}"
+            f"* {len(starved)} classes were seen in fewer than {report['min_images']} images and take the pooled "
+            "threshold (--min-images N changes that)"
         )
     if np.isinf(calibration.thresholds).any():
         console.print("some thresholds are infinite: too few samples for this alpha, so their sets hold every class")
 
 
-def _coverage_cells(held_out: dict[str, Any], target: float) -> list[str]:
+def _coverage_cells(held_out: dict[str, Any] | None, target: float) -> list[str]:
+    if held_out is None:
+        return ["-"] * 4
     low, high = held_out["interval"]
-    color = "red" if high < target else ""
     coverage = f"{held_out['coverage']:.3f}"
     return [
-        f"[{color}]{coverage}[/{color}]" if color else coverage,
-        f"{low:.3f} to {high:.3f}",
+        f"[red]{coverage}[/red]" if high < target else coverage,
+        f"{low:.2f}–{high:.2f}",
         f"{held_out['mean_set_size']:.2f}",
         f"{held_out['singleton_share']:.2f}",
     ]
 
 
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def print_quality(quality: Quality) -> None:
     """Label quality by class and in all."""
     console, raw = Console(), quality.to_json()
-    table = Table("class", "pixels", "kept", "IoU of kept", "IoU of all", box=None)
+    table = _table("class", "pixels", "kept", "IoU of kept", "IoU of all")
     for row in raw["classes"]:
         if row["pixels"]:
             table.add_row(

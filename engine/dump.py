@@ -26,9 +26,9 @@ def dump_store(
         for folder in ("labels", "weights"):
             (output / folder).mkdir(parents=True, exist_ok=True)
         total = len(store)
-        for row in store.iter_rows():
-            kept[row.id] = row.kept
-            targets = {output / "labels" / f"{row.id}.png": row.label, output / "weights" / f"{row.id}.png": row.weight}
+        for row in store.iter_rows(["id", "label", "weight", "kept"]):
+            kept[row["id"]] = row["kept"]
+            targets = {output / f"{kind}s" / f"{row['id']}.png": row[kind] for kind in ("label", "weight")}
             missing = {path: data for path, data in targets.items() if not path.exists()}
             for path, data in missing.items():
                 _write(path, data)

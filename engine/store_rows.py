@@ -61,7 +61,7 @@ class LabelRow:
     kept: float
     """Share of pixels that carry a label, in [0, 1]."""
     confidence: float
-    """Mean confidence over all pixels, in [0, 1]."""
+    """Mean confidence over the pixels that carry a label, in [0, 1]; 0 where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
