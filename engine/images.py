@@ -214,6 +214,8 @@ def _damaged(name: str | None, error: Exception) -> ImageError:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return ImageError("too-large", f"the {name} image is too large: {error}")
     text = str(error) or type(error).__name__
+    if "not identified by this driver" in text:
+        text = "its header makes no sense"
     if isinstance(error, NotImplementedError) or re.search(r"unknown pixel mode|[Uu]nsupported|not available", text):
         return ImageError("unsupported", f"this kind of {name} file is not read: {text}")
     return ImageError("truncated", f"the {name} file is cut short or damaged: {text}")

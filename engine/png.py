@@ -24,7 +24,7 @@ def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     depth = values.dtype.itemsize
     # every row starts with the number of its filter, 0: none
     rows = np.zeros((height, 1 + width * depth), dtype=np.uint8)
-    rows[:, 1:] = values if depth == 1 else values.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows[:, 1:] = values if depth == 1 else values.astype(">u2", order="C").view(np.uint8).reshape(height, -1)
     compressor = zlib.compressobj(level=1, memLevel=9, strategy=zlib.Z_RLE)
     data = compressor.compress(rows.data) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 8 * depth, 0, 0, 0, 0)

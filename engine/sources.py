@@ -233,7 +233,7 @@ def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[Item]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     files.append(entry.name)
@@ -247,6 +247,14 @@ def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[Item]:
         identity = (status.st_dev, status.st_ino)
         if identity not in ancestors:
             yield from _walk(prefix + name, ancestors | {identity})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # a link that leads to itself
+        return False
 
 
 def _local_item(path: str, status: os.stat_result | None = None) -> Item:
