@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from functools import lru_cache
-
 import numpy as np
-from numba import config
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import UsageError
 from ..decode import DecodePlan, decode_plan
 from ..types import ClassStats
 from . import decode
+from .outputs import output
+from .threads import num_threads, share
 
-# Class-pixels below which starting threads costs more than it saves (about half a millisecond of one core).
 _WORTH_THREADS = 1 << 20
+"""Class-pixels below which starting threads costs more than it saves (about half a millisecond of one core)."""
 _BANDS_PER_THREAD = 4
 
 _ACTIVATIONS = ("softmax", "sigmoid", "none")
 _RULES = ("argmax", "foreground", "single", "agree")
-_FIELDS = (
-    ("label", np.dtype(np.uint8)),
-    ("label", np.dtype(np.uint16)),
-    ("top", np.dtype(np.uint16)),
-    ("confidence", np.dtype(np.float32)),
-    ("share", np.dtype(np.float32)),
-    ("dispersion", np.dtype(np.float32)),
-    ("second", np.dtype(np.uint16)),
-    ("second_confidence", np.dtype(np.float32)),
-    ("set_size", np.dtype(np.uint16)),
-    ("true_score", np.dtype(np.float32)),
-)
-"""Outputs in the order of the loops' arguments."""
+_FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
+_INDICES = ("top", "second", "set_size", "label")
+"""The loops' outputs, in their order; an 8-bit label is given apart."""
 
 
 def class_stats(
@@ -75,19 +63,21 @@ def class_stats(
         dispersion=dispersion,
         outputs=outputs,
     )
-    result = {name: _output(plan, name, out) for name in plan.outputs}
+    result = {
+        name: output(getattr(out, name, None), plan.shape, plan.dtype_of(name), f"out.{name}") for name in plan.outputs
+    }
     options = _options(plan, thresholds)
-    tasks = []
+    maps = []
     for n in range(plan.batch or 1):
-        fields = {name: _of_batch(array, plan, n) for name, array in result.items()}
-        arguments = (
-            *_flat(_of_batch(scores, plan, n), plan),
-            *options,
-            _nothing(np.int64) if truth is None else _of_batch(truth, plan, n).astype(np.int64),
-            *(_field(fields, name, dtype) for name, dtype in _FIELDS),
-        )
-        tasks.append(arguments)
-    _run(tasks, plan.size[0], _num_threads(plan) if threads is None else threads)
+        one = {name: _of_batch(array, plan, n) for name, array in result.items()}
+        true = _nothing(np.int64) if truth is None else _of_batch(truth, plan, n).astype(np.int64)
+        maps.append((*_flat(_of_batch(scores, plan, n), plan), *options, true, *_outputs(one)))
+    rows = plan.size[0]
+    if threads is None:
+        threads = num_threads(len(maps) * plan.channels * rows * plan.size[1], _WORTH_THREADS)
+    height = rows if threads == 1 else -(-rows // (threads * _BANDS_PER_THREAD))
+    bands = [(first, min(first + height, rows), *one) for one in maps for first in range(0, rows, height)]
+    share(decode.decode_rows, bands, threads)
     return ClassStats(**result)
 
 
@@ -95,28 +85,17 @@ def _of_batch(array, plan: DecodePlan, n: int):
     return array if plan.batch is None else array[n]
 
 
-def _output(plan: DecodePlan, name: str, out: ClassStats | None) -> np.ndarray:
-    """Array to fill: the caller's, or a new one."""
-    given = None if out is None else getattr(out, name)
-    dtype = plan.dtype_of(name)
-    if given is None:
-        return np.empty(plan.shape, dtype)
-    if given.shape != plan.shape or given.dtype != dtype or not given.flags.c_contiguous:
-        raise UsageError(
-            f"out.{name} must be C-contiguous {dtype} of shape {plan.shape}, got {given.dtype} of shape {given.shape}"
-        )
-    return given
-
-
-@lru_cache
 def _nothing(dtype) -> np.ndarray:
+    """Stand-in of no rows for what is not there."""
     return np.empty((0, 0), dtype)
 
 
-def _field(fields: dict[str, np.ndarray], name: str, dtype) -> np.ndarray:
-    """The output array, or one of no rows where it is not asked for or has the other label dtype."""
-    array = fields.get(name)
-    return array if array is not None and array.dtype == dtype else _nothing(dtype)
+def _outputs(arrays: dict[str, np.ndarray]) -> tuple:
+    """Float, index and 8-bit label outputs of one map."""
+    label = arrays.get("label")
+    labels = arrays.pop("label") if label is not None and label.dtype == np.uint8 else _nothing(np.uint8)
+    floats = tuple(arrays.get(name, _nothing(np.float32)) for name in _FLOATS)
+    return floats, tuple(arrays.get(name, _nothing(np.uint16)) for name in _INDICES), labels
 
 
 def _options(plan: DecodePlan, thresholds) -> tuple:
@@ -144,63 +123,26 @@ def _options(plan: DecodePlan, thresholds) -> tuple:
         _RULES.index(plan.rule),
         -1 if plan.background is None else plan.background,
         plan.ignore,
-        decode.EXACT if plan.dispersion == "exact" and plan.num_scored > 2 else decode.OFFICIAL,
+        plan.dispersion == "exact" and plan.num_scored > 2,
     )
 
 
 def _flat(scores: np.ndarray, plan: DecodePlan) -> tuple:
-    """One map as memory: a 1-D view that spans it, 16-bit values as bits; their kind, offset and (y, x, class) strides.
+    """One map as memory: a 1-D view that spans it, 16-bit values as bits, with its offset and (y, x, class) strides.
 
-    Any strides give the same type, so the loops are compiled once a width.
+    The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read classes or columns that
+    are neighbours in memory; a map where neither are is copied.
     """
-    kind = decode.FLOAT16
-    if scores.dtype.name == "bfloat16":
-        kind = decode.BFLOAT16
-    elif scores.dtype not in (np.float16, np.float32):
+    if scores.dtype.name not in ("float16", "bfloat16", "float32"):
         raise UsageError(f"scores must be float16, bfloat16 or float32, got {scores.dtype}")
-    words = scores.view(np.float32 if scores.dtype == np.float32 else np.uint16)
+    words = scores.view(np.float32 if scores.dtype.itemsize == 4 else np.uint16)
     if plan.layout == "CHW":
         words = words.transpose(1, 2, 0)
     item = words.itemsize
-    if not words.flags.aligned or any(stride % item for stride in words.strides):
-        words = words.copy()
+    if item not in words.strides[1:] or any(stride % item for stride in words.strides) or not words.flags.aligned:
+        words = np.ascontiguousarray(words)
     strides = [stride // item for stride in words.strides]
     extents = [stride * (length - 1) for stride, length in zip(strides, words.shape, strict=True)]
-    corner = words[tuple(slice(-1, None) if stride < 0 else slice(None) for stride in strides)]
-    span = as_strided(corner, (1 + sum(map(abs, extents)),), (item,), writeable=False)
-    offset = -sum(extent for extent in extents if extent < 0)
-    return span, kind, offset, *strides, plan.channels
-
-
-def _num_threads(plan: DecodePlan) -> int:
-    """All threads for a large map on the main thread; elsewhere the caller already has a thread for each map."""
-    work = plan.channels * plan.size[0] * plan.size[1] * (plan.batch or 1)
-    main = threading.current_thread() is threading.main_thread()
-    return config.NUMBA_NUM_THREADS if main and work >= _WORTH_THREADS else 1
-
-
-def _run(tasks: list[tuple], num_rows: int, num_threads: int) -> None:
-    """Run the loops over every row of every task, in bands that the threads take in turn.
-
-    Threads of our own rather than Numba's: its ``workqueue`` layer aborts the process when two Python threads enter a
-    parallel function, and the loops release the lock anyway.
-    """
-    height = -(-num_rows // (num_threads * _BANDS_PER_THREAD)) if num_threads > 1 else num_rows
-    bands = iter([(task, first) for task in tasks for first in range(0, num_rows, height)])
-    failures = []
-
-    def work() -> None:
-        try:
-            for task, first in bands:
-                decode.decode_band(first, min(first + height, num_rows), *task)
-        except BaseException as error:
-            failures.append(error)
-
-    helpers = [threading.Thread(target=work) for _ in range(num_threads - 1)]
-    for helper in helpers:
-        helper.start()
-    work()
-    for helper in helpers:
-        helper.join()
-    if failures:
-        raise failures[0]
+    lowest = words[tuple(slice(-1, None) if stride < 0 else slice(None) for stride in strides)]
+    span = as_strided(lowest, (1 + sum(map(abs, extents)),), (item,), writeable=False)
+    return span, scores.dtype.name == "bfloat16", -sum(e for e in extents if e < 0), *strides, plan.channels

@@ -1,38 +1,36 @@
-"""The loops of ``class_stats``: one thread, float32, a tile of ``TILE`` columns at a time.
+"""The compiled loops of ``class_stats``: one thread, float32, sixteen pixels of a row at a time.
 
-A source row is first sampled at the tile's columns, class by class, and kept while output rows still use it; an output
-row blends two such rows. Every later loop runs over the pixels of the tile with the class fixed, so each is
-elementwise: LLVM vectorizes it without reassociation, and a pixel's result does not depend on its neighbours, on the
-band of rows it falls in or on the outputs asked for. Pixels past the right edge of the map repeat the last column and
-are not written.
+A source row is sampled at a tile's columns once and kept, sixteen pixels of each class together, while output rows
+still use it; an output row blends two such rows. From there on the sixteen pixels are the lanes of vectors and loops
+run over the classes, so that a pixel's result does not depend on its neighbours, on the rows it is computed with or on
+the outputs asked for: calibration and labelling see the same scores to the bit.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
 from ..types import UNREACHED
+from .simd import LANES, add_exponent, fma, load, load_scores, splat, store, transpose, where
 
-TILE = 64
-"""Pixels of one row handled together."""
+TILE = 8 * LANES
+"""Columns whose sampled rows are kept together."""
 
 SOFTMAX, SIGMOID, NONE = range(3)
 ARGMAX, FOREGROUND, SINGLE, AGREE = range(4)
-OFFICIAL, EXACT = range(2)
-FLOAT16, BFLOAT16 = range(2)
 
-# Rows of the tile's state, float32 (class indices included: below 2048 they are exact).
-_BEST, _TOP, _REST, _SQUARES, _INVERSE, _FINITE, _LIMIT, _SIZE, _CHOICE, _RANK, _SECOND, _SECOND_RANK, _STATES = range(
-    13
-)
+# Fields of a decoded line, in the order of the outputs: float32 ones, then those that become integers.
+_CONFIDENCE, _SHARE, _DISPERSION, _SECOND_CONFIDENCE, _TRUE_SCORE, _TOP, _SECOND, _SET_SIZE, _LABEL, _FIELDS = range(10)
+_FLOATS = _TRUE_SCORE + 1
+
+_ZERO, _ONE, _NO_CLASS = np.float32(0), np.float32(1), np.float32(-1)
+_INF, _NAN = np.float32(np.inf), np.float32(np.nan)
+_UNREACHED = np.float32(UNREACHED)
 
 _LOG2E = np.float32(1.4426950408889634)
 _SHIFT = np.float32(1.5 * 2**23)
 _LOWEST = np.float32(-86)
-_ZERO, _ONE = np.float32(0), np.float32(1)
-_INF = np.float32(np.inf)
 # Minimax polynomial of 2^f on [-0.5, 0.5] with 2^0 = 1 exactly; relative error below 1e-7.
 _C1 = np.float32(0.6931470036506653)
 _C2 = np.float32(0.24022242426872253)
@@ -40,257 +38,229 @@ _C3 = np.float32(0.05550733581185341)
 _C4 = np.float32(0.009671512991189957)
 _C5 = np.float32(0.001326472614891827)
 
-_HALF_SCALE = np.float32(2.0**112)
+_compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
-def widen(value, kind):
-    """Return the float32 value of a float32, or of the bits of a float16 or bfloat16."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(widen)
-def _widen(value, kind):
-    if value == types.float32:
-
-        def same(value, kind):
-            return value
-
-        return same
-
-    def of_bits(value, kind):
-        bits = np.uint32(value)
-        if kind == BFLOAT16:
-            return np.uint32(bits << np.uint32(16)).view(np.float32)
-        magnitude = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13))
-        # Rebias the exponent by a multiplication, which normalises subnormal halves too; infinities and NaN apart.
-        scaled = np.float32(np.uint32(magnitude).view(np.float32) * _HALF_SCALE).view(np.uint32)
-        special = np.uint32(magnitude | np.uint32(0x7F800000))
-        widened = special if (bits & np.uint32(0x7C00)) == np.uint32(0x7C00) else scaled
-        return np.uint32(widened | ((bits & np.uint32(0x8000)) << np.uint32(16))).view(np.float32)
-
-    return of_bits
-
-
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@_compiled
 def exp_negative(x):
-    """Return float32 exp(x) for x <= 0, relative error below 5e-7 near 0; exactly 1 at 0 and 0 below -86."""
-    shifted = x * _LOG2E + _SHIFT
-    power = shifted - _SHIFT
-    f = x * _LOG2E - power
-    series = _ONE + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * _C5))))
-    bits = np.int32(np.float32(series).view(np.int32) + (np.float32(shifted).view(np.int32) << np.int32(23)))
-    return np.int32(bits).view(np.float32) if x > _LOWEST else _ZERO
+    """Return exp(x) of x <= 0 within 3e-7 of it near 0 and 2e-6 at -86; 1 at 0, and 0 below -86."""
+    shifted = fma(x, splat(_LOG2E), splat(_SHIFT))
+    f = fma(x, splat(_LOG2E), splat(_SHIFT) - shifted)
+    series = fma(f, splat(_C5), splat(_C4))
+    series = fma(f, series, splat(_C3))
+    series = fma(f, series, splat(_C2))
+    series = fma(f, series, splat(_C1))
+    series = fma(f, series, splat(_ONE))
+    return where(x > splat(_LOWEST), add_exponent(series, shifted), splat(_ZERO))
 
 
-# No contraction from here on: calibration and labelling must round alike wherever a function is inlined.
-_exact = njit(nogil=True, cache=True, error_model="numpy")
-
-
-@_exact
+@_compiled
 def sigmoid(z):
-    """Return float32 1 / (1 + exp(-z)), without cancellation at either end."""
-    small = exp_negative(-abs(z))
-    return (_ONE if z >= _ZERO else small) / (_ONE + small)
+    """Return 1 / (1 + exp(-z)), without cancellation at either end."""
+    zero, one = splat(_ZERO), splat(_ONE)
+    positive = z > zero
+    small = exp_negative(where(positive, zero - z, z))
+    return where(positive, one, small) / (one + small)
 
 
-@_exact
+@_compiled
 def nonconformity(activation, value, is_top, best, rest, inverse):
-    """Return the float32 score of one class of one pixel: the mass of all others, accumulated apart for the top class."""
+    """Return the score of one class: the mass of all others over the total, for the top class summed apart."""
     if activation == SOFTMAX:
-        return (rest if is_top else (best + rest) - value) * inverse
+        return where(is_top, rest, (best + rest) - value) * inverse
     if activation == SIGMOID:
-        return sigmoid(-value)
-    return _ONE - value
+        return sigmoid(splat(_ZERO) - value)
+    return splat(_ONE) - value
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _sample_row(flat, kind, start, class_stride, lower, upper, weight, row, check):
-    """Sample one source row at the tile's columns, (C, TILE); ``check`` is NaN where a value is not finite."""
-    check[:] = _ZERO
-    for c in range(row.shape[0]):
-        begin = start + c * class_stride
-        for i in range(TILE):
-            w = weight[i]
-            a = widen(flat[begin + lower[i]], kind)
-            b = widen(flat[begin + upper[i]], kind)
-            value = (_ONE - w) * a + w * b
-            row[c, i] = value
-            check[i] += value * _ZERO
+@_compiled
+def _turn_span(flat, is_bfloat16, start, class_stride, first, count, channels, block, span):
+    """Copy ``count`` pixels of a source row whose pixels are neighbours in memory to (pixel, class) order."""
+    padded = _padded(channels)
+    for x in range(0, count, LANES):
+        for c in range(0, channels, LANES):
+            for k in range(min(LANES, channels - c)):
+                at = start + (c + k) * class_stride + first + x
+                store(block, k * LANES, load_scores(flat, at, count - x, is_bfloat16))
+            transpose(span, x * padded + c, padded, block, 0, LANES)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _blend_rows(above, below, weight, values, state):
-    """Blend two sampled rows into ``values`` (C, TILE); the highest value and its class go to the state."""
-    best, top = state[_BEST], state[_TOP]
-    best[:] = -_INF
-    top[:] = _ZERO
-    keep = _ONE - weight
-    for c in range(values.shape[0]):
-        index = np.float32(c)
-        for i in range(TILE):
-            value = keep * above[c, i] + weight * below[c, i]
-            values[c, i] = value
-            higher = value > best[i]
-            best[i] = value if higher else best[i]
-            top[i] = index if higher else top[i]
+@_compiled
+def _sample_row(flat, is_bfloat16, start, stride, lower, upper, weight, channels, block, row, check):
+    """Sample a source row, whose classes are neighbours in memory, at a tile's columns.
+
+    ``row`` gets class c of pixel i at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN where a class is not
+    finite and 0 elsewhere.
+    """
+    padded = _padded(channels)
+    for left in range(0, TILE, LANES):
+        for i in range(LANES):
+            a = start + lower[left + i] * stride
+            b = start + upper[left + i] * stride
+            across = splat(weight[left + i])
+            keep = splat(_ONE - weight[left + i])
+            for c in range(0, channels, LANES):
+                value = load_scores(flat, a + c, channels - c, is_bfloat16) * keep
+                value = fma(across, load_scores(flat, b + c, channels - c, is_bfloat16), value)
+                store(block, i * padded + c, value)
+        for c in range(0, channels, LANES):
+            transpose(row, (left + c) * LANES + left * (channels - LANES), LANES, block, c, padded)
+        seen = splat(_ZERO)
+        for c in range(channels):
+            seen = fma(load(row, left * channels + c * LANES), splat(_ZERO), seen)
+        store(check, left, seen)
 
 
-@_exact
-def _softmax(values, state):
-    """exp(value - best) in place; mass and squared mass of the classes other than the top."""
-    best, top, rest, squares = state[_BEST], state[_TOP], state[_REST], state[_SQUARES]
-    for c in range(values.shape[0]):
-        index = np.float32(c)
-        for i in range(TILE):
-            mass = exp_negative(values[c, i] - best[i])
-            values[c, i] = mass
-            other = mass if top[i] != index else _ZERO
-            rest[i] += other
-            squares[i] += other * other
-    best[:] = _ONE
+@_compiled
+def _padded(channels):
+    return (channels + LANES - 1) // LANES * LANES
 
 
-@_exact
-def _softmax_grouped(values, groups, grouped, state):
-    """Sum of exp(value - best) over each group's classes."""
-    best = state[_BEST]
-    grouped[:] = _ZERO
-    for c in range(values.shape[0]):
-        row = grouped[groups[c]]
-        for i in range(TILE):
-            row[i] += exp_negative(values[c, i] - best[i])
+@_compiled
+def _blend(above, below, at, weight, channels, values):
+    """Blend sixteen pixels of two sampled rows; return the highest value and its class."""
+    best, top, index = splat(-_INF), splat(_ZERO), splat(_ZERO)
+    down, keep = splat(weight), splat(_ONE - weight)
+    for c in range(channels):
+        value = fma(down, load(below, at + c * LANES), keep * load(above, at + c * LANES))
+        store(values, c * LANES, value)
+        higher = value > best
+        best = where(higher, value, best)
+        top = where(higher, index, top)
+        index = index + splat(_ONE)
+    return best, top
 
 
-@_exact
-def _highest_grouped(values, groups, grouped):
-    grouped[:] = -_INF
-    for c in range(values.shape[0]):
-        row = grouped[groups[c]]
-        for i in range(TILE):
-            row[i] = values[c, i] if values[c, i] > row[i] else row[i]
+@_compiled
+def _softmax(values, channels, best, top):
+    """exp(value - best) in place; return the mass and the squared mass of the classes other than the top."""
+    rest, squares, index = splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    for c in range(channels):
+        mass = exp_negative(load(values, c * LANES) - best)
+        store(values, c * LANES, mass)
+        other = where(index == top, splat(_ZERO), mass)
+        rest = rest + other
+        squares = fma(other, other, squares)
+        index = index + splat(_ONE)
+    return rest, squares
 
 
-@_exact
-def _sum_grouped(values, groups, grouped):
-    grouped[:] = _ZERO
-    for c in range(values.shape[0]):
-        row = grouped[groups[c]]
-        for i in range(TILE):
-            row[i] += values[c, i]
+@_compiled
+def _group(values, groups, num_scored, activation, best, grouped):
+    """Each scored class's mass (softmax), highest value (sigmoid) or sum (none) over its model classes."""
+    start = splat(-_INF) if activation == SIGMOID else splat(_ZERO)
+    for k in range(num_scored):
+        store(grouped, k * LANES, start)
+    for c in range(groups.size):
+        at = groups[c] * LANES
+        value, held = load(values, c * LANES), load(grouped, at)
+        if activation == SOFTMAX:
+            store(grouped, at, held + exp_negative(value - best))
+        elif activation == SIGMOID:
+            store(grouped, at, where(value > held, value, held))
+        else:
+            store(grouped, at, held + value)
 
 
-@_exact
-def _find_top(values, reached, state):
-    best, top = state[_BEST], state[_TOP]
-    best[:] = -_INF
-    for k in range(values.shape[0]):
+@_compiled
+def _highest(values, reached, excluded):
+    """Return the highest value of the classes but ``excluded``, and its class; -inf and -1 where there is none."""
+    best, top = splat(-_INF), splat(_NO_CLASS)
+    for k in range(reached.size):
         if reached[k]:
-            index = np.float32(k)
-            for i in range(TILE):
-                higher = values[k, i] > best[i]
-                best[i] = values[k, i] if higher else best[i]
-                top[i] = index if higher else top[i]
+            index = splat(np.float32(k))
+            value = where(index == excluded, splat(-_INF), load(values, k * LANES))
+            higher = value > best
+            best = where(higher, value, best)
+            top = where(higher, index, top)
+    return best, top
 
 
-@_exact
-def _find_second(values, reached, state):
-    """Class of the highest value but the top's; NaN where there is none."""
-    rank, second, top = state[_SECOND_RANK], state[_SECOND], state[_TOP]
-    rank[:] = -_INF
-    second[:] = np.float32(np.nan)
-    for k in range(values.shape[0]):
+@_compiled
+def _score(activation, value):
+    return sigmoid(value) if activation == SIGMOID else value
+
+
+@_compiled
+def _add_rest(values, reached, activation, top):
+    """Return the sum and the squared sum of the scores of the classes other than the top."""
+    rest, squares = splat(_ZERO), splat(_ZERO)
+    for k in range(reached.size):
         if reached[k]:
-            index = np.float32(k)
-            for i in range(TILE):
-                higher = (values[k, i] > rank[i]) & (top[i] != index)
-                rank[i] = values[k, i] if higher else rank[i]
-                second[i] = index if higher else second[i]
+            other = _score(activation, load(values, k * LANES))
+            other = where(splat(np.float32(k)) == top, splat(_ZERO), other)
+            rest = rest + other
+            squares = fma(other, other, squares)
+    return rest, squares
 
 
-@_exact
-def _add_rest(values, reached, activation, state):
-    """Score and squared score of the classes other than the top, for scores that need no common total."""
-    best, top, rest, squares = state[_BEST], state[_TOP], state[_REST], state[_SQUARES]
-    for k in range(values.shape[0]):
+@_compiled
+def _larger(a, b):
+    """Return the larger of two thresholds; NaN, which no score is below, where the one that counts is NaN."""
+    return where(a > b, a, b)
+
+
+@_compiled
+def _members(values, reached, activation, limits, map_limit, background, top, best, rest, inverse):
+    """Return the prediction set's size, its last member and its best one but the background; -1 for no member."""
+    size, last, chosen = splat(_ZERO), splat(_NO_CLASS), splat(_NO_CLASS)
+    rank = splat(-_INF)
+    for k in range(reached.size):
         if reached[k]:
-            index = np.float32(k)
-            for i in range(TILE):
-                score = sigmoid(values[k, i]) if activation == SIGMOID else values[k, i]
-                other = score if top[i] != index else _ZERO
-                rest[i] += other
-                squares[i] += other * other
-    if activation == SIGMOID:
-        for i in range(TILE):
-            best[i] = sigmoid(best[i])
+            index, value = splat(np.float32(k)), load(values, k * LANES)
+            score = nonconformity(activation, value, index == top, best, rest, inverse)
+            member = score <= _larger(splat(limits[k]), map_limit)
+            size = where(member, size + splat(_ONE), size)
+            last = where(member, index, last)
+            if k != background:
+                value = where(member, value, splat(-_INF))
+                higher = value > rank
+                rank = where(higher, value, rank)
+                chosen = where(higher, index, chosen)
+    return size, last, chosen
 
 
-@_exact
-def _count_members(values, reached, activation, thresholds, state):
-    """Size of each pixel's prediction set, and its last member."""
-    best, top, rest, inverse = state[_BEST], state[_TOP], state[_REST], state[_INVERSE]
-    limits, size, choice = state[_LIMIT], state[_SIZE], state[_CHOICE]
-    size[:] = _ZERO
-    choice[:] = np.float32(-1)
-    for k in range(values.shape[0]):
-        if reached[k]:
-            index = np.float32(k)
-            limit = thresholds[k]
-            for i in range(TILE):
-                score = nonconformity(activation, values[k, i], top[i] == index, best[i], rest[i], inverse[i])
-                member = score <= (limit if limit > limits[i] else limits[i])
-                size[i] += _ONE if member else _ZERO
-                choice[i] = index if member else choice[i]
+@_compiled
+def _top_limit(top, limits, map_limit, scratch):
+    """Return the threshold of each pixel's top class."""
+    store(scratch, 0, top)
+    for i in range(LANES):
+        scratch[i] = limits[int(scratch[i])]
+    return _larger(load(scratch, 0), map_limit)
 
 
-@_exact
-def _best_member(values, reached, activation, thresholds, background, state):
-    """Best member of each pixel's set but the background, which is taken where it is the only one."""
-    best, top, rest, inverse = state[_BEST], state[_TOP], state[_REST], state[_INVERSE]
-    limits, rank, choice = state[_LIMIT], state[_RANK], state[_CHOICE]
-    choice[:] = np.float32(-1)
-    rank[:] = -_INF
-    for k in range(values.shape[0]):
-        if reached[k]:
-            index = np.float32(k)
-            limit = thresholds[k]
-            for i in range(TILE):
-                score = nonconformity(activation, values[k, i], top[i] == index, best[i], rest[i], inverse[i])
-                member = score <= (limit if limit > limits[i] else limits[i])
-                value = values[k, i] if k != background else -_INF
-                higher = member & ((value > rank[i]) | (choice[i] < _ZERO) | (choice[i] == background))
-                higher = higher & ((k != background) | (choice[i] < _ZERO))
-                rank[i] = value if higher else rank[i]
-                choice[i] = index if higher else choice[i]
+@_compiled
+def _true_scores(values, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch):
+    """Return the true classes' scores; NaN where the truth is left out, +inf where its class cannot be scored."""
+    for i in range(LANES):
+        k = truth[y, x + i] if x + i < truth.shape[1] else -1
+        inside = 0 <= k < reached.size and k != ignore
+        reachable = inside and reached[k]
+        scratch[i] = np.float32(k)
+        scratch[LANES + i] = values[k * LANES + i] if reachable else _ZERO
+        scratch[2 * LANES + i] = _ZERO if reachable else (_INF if inside else _NAN)
+    true, value, instead = load(scratch, 0), load(scratch, LANES), load(scratch, 2 * LANES)
+    score = nonconformity(activation, value, true == top, best, rest, inverse)
+    zero = splat(_ZERO)
+    return where(instead == zero, where(finite == zero, splat(_INF), score), instead)
 
 
-@_exact
-def _choose(values, reached, activation, thresholds, rule, background, want_size, state):
-    """Class the rule takes from each pixel's prediction set, -1 where it takes none."""
-    best, top, rest, inverse = state[_BEST], state[_TOP], state[_REST], state[_INVERSE]
-    limits, size, choice = state[_LIMIT], state[_SIZE], state[_CHOICE]
-    if want_size or rule in (SINGLE, AGREE):
-        _count_members(values, reached, activation, thresholds, state)
-    if rule == FOREGROUND:
-        _best_member(values, reached, activation, thresholds, background, state)
-    elif rule == ARGMAX:
-        for i in range(TILE):
-            k = int(top[i])
-            score = nonconformity(activation, values[k, i], True, best[i], rest[i], inverse[i])
-            choice[i] = top[i] if score <= max(thresholds[k], limits[i]) else np.float32(-1)
-    else:
-        for i in range(TILE):
-            alone = size[i] == _ONE
-            if rule == AGREE:
-                alone = alone & (choice[i] == top[i])
-            choice[i] = choice[i] if alone else np.float32(-1)
+@_compiled
+def _map_limit(threshold_map, y, x, scratch):
+    """Return the thresholds of sixteen positions; -inf without a map."""
+    if threshold_map.shape[0] == 0:
+        return splat(-_INF)
+    for i in range(LANES):
+        scratch[i] = threshold_map[y, x + i] if x + i < threshold_map.shape[1] else _ZERO
+    return load(scratch, 0)
 
 
-@_exact
-def decode_band(
+@_compiled
+def decode_rows(
     first_row,
     last_row,
     flat,
-    kind,
+    is_bfloat16,
     offset,
     row_stride,
     column_stride,
@@ -307,144 +277,167 @@ def decode_band(
     groups,
     reached,
     num_targets,
-    thresholds,
+    limits,
     threshold_map,
     rule,
     background,
     ignore,
-    dispersion_form,
+    exact_dispersion,
     truth,
-    label8,
-    label16,
-    out_top,
-    confidence,
-    share,
-    dispersion,
-    out_second,
-    second_confidence,
-    set_size,
-    true_score,
+    floats,
+    indices,
+    labels,
 ):
-    """Fill rows ``first_row`` to ``last_row`` of the outputs; arrays of no rows are outputs not asked for.
+    """Fill rows ``first_row`` to ``last_row`` of the outputs.
 
-    ``flat`` holds one map, element (y, x, c) at offset + y * row_stride + x * column_stride + c * class_stride. The
-    column taps are padded to a multiple of ``TILE``.
+    ``flat`` holds the map: element (y, x, c) at offset + y * row_stride + x * column_stride + c * class_stride, where
+    the column or the class stride is 1. The column taps are padded to a multiple of ``TILE``. ``groups`` is empty
+    where model classes are scored one to one, ``limits`` where there are no thresholds; with a ``threshold_map``, the
+    limits are -inf. ``floats``, ``indices`` and ``labels`` are the outputs; those without rows were not asked for.
     """
     num_scored = reached.size
-    rows = np.empty((2, channels, TILE), np.float32)
+    padded = _padded(channels)
+    block = np.zeros(LANES * padded, np.float32)
+    # Transposed blocks end past the last class, hence the room at the ends.
+    rows = np.empty((2, TILE * channels + LANES * LANES), np.float32)
     checks = np.empty((2, TILE), np.float32)
-    values = np.empty((channels, TILE), np.float32)
-    grouped = np.empty((num_scored if groups.size > 0 else 0, TILE), np.float32)
-    state = np.empty((_STATES, TILE), np.float32)
-    best, top, rest, squares = state[_BEST], state[_TOP], state[_REST], state[_SQUARES]
-    inverse, finite, limits, size = state[_INVERSE], state[_FINITE], state[_LIMIT], state[_SIZE]
-    choice, second = state[_CHOICE], state[_SECOND]
-    want_label = label8.shape[0] > 0 or label16.shape[0] > 0
-    want_size = set_size.shape[0] > 0
-    want_second = out_second.shape[0] > 0 or second_confidence.shape[0] > 0
-    others = np.float32(num_scored - 1)
+    values = np.empty(channels * LANES, np.float32)
+    scores = np.empty(num_scored * LANES, np.float32) if groups.size > 0 else values
+    lines = np.empty(_FIELDS * TILE, np.float32)
+    scratch = np.empty(3 * LANES, np.float32)
+    turned = class_stride != 1
+    span = np.empty((column_upper.max() + LANES) * padded if turned else 0, np.float32)
+
+    zero, one = splat(_ZERO), splat(_ONE)
+    others = splat(np.float32(num_scored - 1))
+    emitted = splat(np.float32(num_targets - 1))
+    has_sets = limits.size > 0
+    want_sets = has_sets and (rule != ARGMAX or indices[_SET_SIZE - _TOP].shape[0] > 0)
+    want_second = indices[_SECOND - _TOP].shape[0] > 0 or floats[_SECOND_CONFIDENCE].shape[0] > 0
+    want_true = floats[_TRUE_SCORE].shape[0] > 0
 
     for left in range(0, width, TILE):
-        n = min(TILE, width - left)
-        lower = column_lower[left : left + TILE] * column_stride
-        upper = column_upper[left : left + TILE] * column_stride
-        weight = column_weight[left : left + TILE]
+        lower, upper = column_lower[left : left + TILE], column_upper[left : left + TILE]
+        across = column_weight[left : left + TILE]
         held = np.array([-1, -1])
         for y in range(first_row, last_row):
             # Source row s lives in slot s % 2: an output row's two taps are neighbours, or one and the same.
             for tap in (row_lower[y], row_upper[y]):
-                if held[tap % 2] != tap:
-                    held[tap % 2] = tap
+                slot = tap % 2
+                if held[slot] != tap:
+                    held[slot] = tap
                     start = offset + tap * row_stride
-                    _sample_row(flat, kind, start, class_stride, lower, upper, weight, rows[tap % 2], checks[tap % 2])
-            above, below = row_lower[y] % 2, row_upper[y] % 2
-            _blend_rows(rows[above], rows[below], row_weight[y], values, state)
-            for i in range(TILE):
-                finite[i] = _ONE if checks[above, i] + checks[below, i] == _ZERO else _ZERO
-
-            rest[:] = _ZERO
-            squares[:] = _ZERO
-            scores = values
-            if groups.size > 0:
-                scores = grouped
-                if activation == SOFTMAX:
-                    _softmax_grouped(values, groups, grouped, state)
-                elif activation == SIGMOID:
-                    _highest_grouped(values, groups, grouped)
-                else:
-                    _sum_grouped(values, groups, grouped)
-                _find_top(grouped, reached, state)
-            if want_second:
-                _find_second(scores, reached, state)
-            if activation == SOFTMAX and groups.size == 0:
-                _softmax(values, state)
-            else:
-                _add_rest(scores, reached, activation, state)
-            for i in range(TILE):
-                total = best[i] + rest[i]
-                inverse[i] = _ONE / total if total > _ZERO else _ZERO
-
-            if thresholds.size > 0:
-                limits[:] = -_INF
-                if threshold_map.shape[0] > 0:
-                    for i in range(n):
-                        limits[i] = threshold_map[y, left + i]
-                _choose(scores, reached, activation, thresholds, rule, background, want_size, state)
-            else:
-                choice[:] = top
-
-            if want_label:
-                for i in range(n):
-                    label = choice[i]
-                    emitted = (label >= _ZERO) & (label < num_targets) & (finite[i] != _ZERO)
-                    index = np.int32(label) if emitted else np.int32(ignore)
-                    if label8.shape[0] > 0:
-                        label8[y, left + i] = np.uint8(index)
-                    else:
-                        label16[y, left + i] = np.uint16(index)
-            if out_top.shape[0] > 0:
-                for i in range(n):
-                    out_top[y, left + i] = np.uint16(top[i]) if finite[i] != _ZERO else np.uint16(UNREACHED)
-            if confidence.shape[0] > 0:
-                for i in range(n):
-                    score = best[i] * inverse[i] if activation == SOFTMAX else best[i]
-                    confidence[y, left + i] = score if finite[i] != _ZERO else _ZERO
-            if share.shape[0] > 0:
-                for i in range(n):
-                    share[y, left + i] = best[i] * inverse[i] if finite[i] != _ZERO else _ZERO
-            if dispersion.shape[0] > 0:
-                for i in range(n):
-                    r = rest[i] * inverse[i]
-                    mean = r / others
-                    spread = squares[i] * inverse[i] * inverse[i] - r * mean
-                    spread = max(spread, _ZERO)
-                    if dispersion_form == OFFICIAL:
-                        spread += mean * mean
-                    dispersion[y, left + i] = spread / others if finite[i] != _ZERO else _ZERO
-            if want_second:
-                for i in range(n):
-                    found = (second[i] >= _ZERO) & (finite[i] != _ZERO)
-                    k = np.int64(second[i]) if found else 0
-                    score = scores[k, i]
-                    if activation == SOFTMAX:
-                        score = score * inverse[i]
-                    elif activation == SIGMOID:
-                        score = sigmoid(score)
-                    if out_second.shape[0] > 0:
-                        out_second[y, left + i] = np.uint16(k) if found else np.uint16(UNREACHED)
-                    if second_confidence.shape[0] > 0:
-                        second_confidence[y, left + i] = score if found else _ZERO
-            if want_size:
-                for i in range(n):
-                    set_size[y, left + i] = np.uint16(size[i]) if finite[i] != _ZERO else np.uint16(0)
-            if true_score.shape[0] > 0:
-                for i in range(n):
-                    k = truth[y, left + i]
-                    if k < 0 or k >= num_scored or k == ignore:
-                        true_score[y, left + i] = np.float32(np.nan)
-                    elif finite[i] == _ZERO or not reached[k]:
-                        true_score[y, left + i] = _INF
-                    else:
-                        true_score[y, left + i] = nonconformity(
-                            activation, scores[k, i], top[i] == np.float32(k), best[i], rest[i], inverse[i]
+                    if turned:
+                        first = lower[0]
+                        count = upper[-1] + 1 - first
+                        _turn_span(flat, is_bfloat16, start, class_stride, first, count, channels, block, span)
+                        _sample_row(
+                            span,
+                            False,
+                            -first * padded,
+                            padded,
+                            lower,
+                            upper,
+                            across,
+                            channels,
+                            block,
+                            rows[slot],
+                            checks[slot],
                         )
+                    else:
+                        _sample_row(
+                            flat,
+                            is_bfloat16,
+                            start,
+                            column_stride,
+                            lower,
+                            upper,
+                            across,
+                            channels,
+                            block,
+                            rows[slot],
+                            checks[slot],
+                        )
+            above, below = row_lower[y] % 2, row_upper[y] % 2
+
+            for x in range(left, min(left + TILE, width), LANES):
+                at = x - left
+                finite = where(load(checks[above], at) + load(checks[below], at) == zero, one, zero)
+                best, top = _blend(rows[above], rows[below], at * channels, row_weight[y], channels, values)
+                if groups.size > 0:
+                    _group(values, groups, num_scored, activation, best, scores)
+                    best, top = _highest(scores, reached, splat(_NO_CLASS))
+                top_value, second_best, second = best, zero, splat(_NO_CLASS)
+                if want_second:
+                    second_best, second = _highest(scores, reached, top)
+                if activation == SOFTMAX and groups.size == 0:
+                    if want_second:
+                        second_best = exp_negative(second_best - best)
+                    rest, squares = _softmax(values, channels, best, top)
+                    best = one
+                else:
+                    rest, squares = _add_rest(scores, reached, activation, top)
+                    best = _score(activation, best)
+                    second_best = _score(activation, second_best)
+                total = best + rest
+                inverse = where(total > zero, one / total, zero)
+                finite_mask = finite == one
+
+                label = top
+                if has_sets:
+                    map_limit = _map_limit(threshold_map, y, x, scratch)
+                    if rule in (ARGMAX, AGREE):
+                        score = nonconformity(activation, top_value, one == one, best, rest, inverse)
+                        label = where(score <= _top_limit(top, limits, map_limit, scratch), top, splat(_NO_CLASS))
+                    if want_sets:
+                        size, last, chosen = _members(
+                            scores, reached, activation, limits, map_limit, background, top, best, rest, inverse
+                        )
+                        store(lines, _SET_SIZE * TILE + at, where(finite_mask, size, zero))
+                        if rule == SINGLE:
+                            label = where(size == one, last, splat(_NO_CLASS))
+                        elif rule == AGREE:
+                            label = where(size == one, label, splat(_NO_CLASS))
+                        elif rule == FOREGROUND:
+                            # Members that are not the background come first; without them it is the last member, or -1.
+                            label = where(chosen > splat(_NO_CLASS), chosen, last)
+                label = where(label <= emitted, label, splat(_NO_CLASS))
+                label = where(finite_mask, label, splat(_NO_CLASS))
+                store(lines, _LABEL * TILE + at, where(label > splat(_NO_CLASS), label, splat(np.float32(ignore))))
+                store(lines, _TOP * TILE + at, where(finite_mask, top, splat(_UNREACHED)))
+
+                share = where(finite_mask, best * inverse, zero)
+                store(lines, _SHARE * TILE + at, share)
+                confidence = share if activation == SOFTMAX else where(finite_mask, best, zero)
+                store(lines, _CONFIDENCE * TILE + at, confidence)
+                r = rest * inverse
+                mean = r / others
+                spread = squares * inverse * inverse - r * mean
+                spread = where(spread > zero, spread, zero)
+                if not exact_dispersion:
+                    spread = fma(mean, mean, spread)
+                store(lines, _DISPERSION * TILE + at, where(finite_mask, spread / others, zero))
+                if want_second:
+                    found = where(finite_mask, second, splat(_NO_CLASS)) > splat(_NO_CLASS)
+                    store(lines, _SECOND * TILE + at, where(found, second, splat(_UNREACHED)))
+                    if activation == SOFTMAX:
+                        second_best = second_best * inverse
+                    store(lines, _SECOND_CONFIDENCE * TILE + at, where(found, second_best, zero))
+                if want_true:
+                    score = _true_scores(
+                        scores, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch
+                    )
+                    store(lines, _TRUE_SCORE * TILE + at, score)
+
+            n = min(TILE, width - left)
+            for field in range(_FLOATS):
+                if floats[field].shape[0] > 0:
+                    for i in range(n):
+                        floats[field][y, left + i] = lines[field * TILE + i]
+            for field in range(_FIELDS - _FLOATS):
+                if indices[field].shape[0] > 0:
+                    for i in range(n):
+                        indices[field][y, left + i] = np.uint16(lines[(_FLOATS + field) * TILE + i])
+            if labels.shape[0] > 0:
+                for i in range(n):
+                    labels[y, left + i] = np.uint8(lines[_LABEL * TILE + i])

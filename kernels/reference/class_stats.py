@@ -72,10 +72,10 @@ def upsample(scores, plan: DecodePlan) -> np.ndarray:
     if plan.layout == "CHW":
         source = source.transpose(1, 2, 0)
     rows, columns = plan.rows, plan.columns
-    across = columns.weight[:, None]
-    wide = (1 - across) * source[:, columns.lower] + across * source[:, columns.upper]
-    down = rows.weight[:, None, None]
-    return (1 - down) * wide[rows.lower] + down * wide[rows.upper]
+    across, down = columns.weight[:, None], rows.weight[:, None, None]
+    with np.errstate(invalid="ignore"):
+        wide = (1 - across) * source[:, columns.lower] + across * source[:, columns.upper]
+        return (1 - down) * wide[rows.lower] + down * wide[rows.upper]
 
 
 def class_scores(values, plan: DecodePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
