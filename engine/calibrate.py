@@ -88,8 +88,10 @@ class Calibration:
         """Write the calibration as JSON, atomically."""
         target = Path(path)
         values = self.thresholds
-        packed: Any = [_finite(value) for value in values.tolist()]
-        if values.ndim == 2:
+        packed: Any
+        if values.ndim == 1:
+            packed = [_finite(value) for value in values.tolist()]
+        else:
             data = base64.b64encode(zlib.compress(np.ascontiguousarray(values, "<f4").tobytes())).decode()
             packed = {"grid": list(values.shape), "float32_zlib_base64": data}
         raw = {
@@ -232,14 +234,14 @@ def calibrate(
         scores = true_scores(score_map, truth, taxonomy)
         return _Scored(score_map, (size[0], size[1]), truth, scores)
 
-    with tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder:
-        spill = ScoreSpill(Path(folder), grid=grid if position else None)
-        samples: SampleSpill | None = None
+    with (
+        tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
+        ScoreSpill(Path(folder), grid=grid if position else None) as spill,
+        SampleSpill(Path(folder), len(taxonomy.model)) as samples,
+    ):
         activation = "softmax"
         for done, scored in enumerate(ordered_map(score, pairs, workers), start=1):
-            if samples is None:
-                activation = scored.score_map.activation
-                samples = SampleSpill(Path(folder), len(taxonomy.model))
+            activation = scored.score_map.activation
             classes = scored.truth.ravel().astype(np.uint16)
             classes[scored.truth.ravel() == taxonomy.ignore_index] = NO_CLASS
             kept = slice(None) if position else classes != NO_CLASS
@@ -247,7 +249,6 @@ def calibrate(
             samples.append(scored.score_map, scored.size, scored.truth, taxonomy.ignore_index)
             if progress is not None:
                 progress(done, len(pairs))
-        assert samples is not None, "_pair gives at least one image"
         spill.finish()
         samples.finish()
         everything = list(range(len(pairs)))

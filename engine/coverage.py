@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,12 @@ class SampleSpill:
         self._classes: list[NDArray[np.uint16]] = []
         self._weights: list[NDArray[np.float64]] = []
         self._ends = [0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
     def append(self, score_map: ScoreMap, size: tuple[int, int], truth: NDArray[Any], ignore: int) -> None:
         """Sample pixels of one image, about equally many of each class in ``truth`` (H, W)."""

@@ -32,10 +32,17 @@ def colorize(label: NDArray[Any], num_classes: int, ignored: tuple[int, int, int
     return table[np.minimum(label.astype(np.int64), num_classes)]
 
 
-def overlay(image: NDArray[np.uint8], label: NDArray[Any], targets: Sequence[str], *, opacity: float = 0.6) -> Any:
+def overlay(
+    image: NDArray[np.uint8],
+    label: NDArray[Any],
+    targets: Sequence[str],
+    *,
+    background: int | None = None,
+    opacity: float = 0.6,
+) -> Any:
     """Photo (H, W, 3) with labels (H, W) over it and a legend of the classes present below; a PIL image.
 
-    Ignored pixels are hatched in white.
+    The background shows the photo as it is; ignored pixels are hatched in white.
     """
     num = len(targets)
     height, width = label.shape
@@ -43,6 +50,8 @@ def overlay(image: NDArray[np.uint8], label: NDArray[Any], targets: Sequence[str
     mix = np.full((height, width, 1), opacity, np.float32)
     hatch = (np.add.outer(np.arange(height), np.arange(width)) // 3 % 3 == 0)[..., None]
     mix = np.where((label >= num)[..., None], np.where(hatch, 0.7, 0.0), mix)
+    if background is not None:
+        mix[label == background] = 0.0
     blended = Image.fromarray((image * (1 - mix) + colors * mix).round().astype(np.uint8))
 
     present = [index for index in range(num) if (label == index).any()]

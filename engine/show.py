@@ -48,7 +48,8 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     if image.shape[:2] != label.shape:
         raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
     path = output or Path(f"{image_id(uri)}-labels.png")
-    save_picture(overlay(image, label, store.run["classes"]["targets"]), path)
+    classes = store.run["classes"]
+    save_picture(overlay(image, label, classes["targets"], background=classes["background"]), path)
     return path
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,13 @@ class ScoreSpill:
         self._streams = tuple(path.open("wb") for path in self._paths)
         self._ends = [0]
         self._maps: tuple[NDArray[np.float32], NDArray[np.uint16]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams:
+            stream.close()
 
     def append(self, scores: NDArray[np.float32], classes: NDArray[np.integer[Any]]) -> None:
         """Add one image: scores and true classes of its pixels, both flat and of the same length."""

@@ -24,5 +24,5 @@ def write_preview(bundle: Bundle, image: Path) -> Path:
     score_map = SemanticPredictor(bundle, OnnxSession(bundle)).predict(pixels)
     labels = select(score_map, taxonomy, Selection()).label
     path = bundle.path / "preview.png"
-    save_picture(overlay(pixels, labels, taxonomy.targets), path)
+    save_picture(overlay(pixels, labels, taxonomy.targets, background=taxonomy.background), path)
     return path

@@ -1,0 +1,228 @@
+"""How fast a labelling run is, against the bare model and against the obvious loop.
+
+    python benchmarks/label_run.py [--json] [--images 148] [--rounds 7]
+
+deeplabv3-257 on MSRC photos (MASKMILL_DATA, or ../shared/data beside the repository). The sides alternate within a
+round; figures are medians over rounds with their range.
+
+* bare: the model alone over ready tensors, the faster of one session with all threads and one single-thread session a
+  processor;
+* product: `maskmill label --select conformal --weight pcos` from JPEG files into a fresh store, planning included;
+* obvious: one image at a time: OpenCV decoding and resizing, `session.run`, logits resized to the photo's size, NumPy
+  softmax, argmax and maximum, two PNG files.
+
+Keys: `vs_bare` (images/s over bare's), `vs_obvious` (images/s over the obvious loop's), `stages` (milliseconds of one
+image on one thread, and bytes), `resume_1m_s` (seconds to plan a resume over a million finished inputs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+
+from maskmill import kernels
+from maskmill.engine.images import decode_image
+from maskmill.engine.pipeline import default_workers, label
+from maskmill.engine.png import encode_png
+from maskmill.engine.predict import SemanticPredictor
+from maskmill.engine.select import Selection, select
+from maskmill.engine.session import OnnxSession
+from maskmill.engine.sources import open_source
+from maskmill.engine.taxonomy import Taxonomy
+from maskmill.export.bundle import Bundle, read_class_names
+from maskmill.export.onnx import bundle_from_onnx
+
+DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def adopt(folder: Path) -> Bundle:
+    """The bundle of deeplabv3-257."""
+    model = DATA / "models" / "deeplabv3-257"
+    if not model.is_dir():
+        raise SystemExit(f"no models at {DATA}; set MASKMILL_DATA")
+    names = read_class_names(model / "labels.txt")
+    return bundle_from_onnx(
+        model / "model.onnx", folder / "deeplab",
+        classes=[names[index] for index in sorted(names)], background="background", layout="NHWC",
+        scale=1 / 127.5, mean=(1.0, 1.0, 1.0),
+    )  # fmt: skip
+
+
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def bare_all_threads(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]:
+    model = session(path, default_workers())
+    name = model.get_inputs()[0].name
+
+    def run() -> None:
+        for tensor in tensors:
+            model.run(None, {name: tensor})
+
+    return run
+
+
+def bare_one_a_core(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]:
+    models = [session(path, 1) for _ in range(default_workers())]
+    name = models[0].get_inputs()[0].name
+
+    def part(index: int) -> None:
+        for tensor in tensors[index :: len(models)]:
+            models[index].run(None, {name: tensor})
+
+    def run() -> None:
+        with ThreadPoolExecutor(len(models)) as pool:
+            list(pool.map(part, range(len(models))))
+
+    return run
+
+
+def obvious(path: Path, photos: list[Path], folder: Path) -> Callable[[], None]:
+    """What one writes first."""
+    model = session(path, default_workers())
+    name = model.get_inputs()[0].name
+
+    def run() -> None:
+        for photo in photos:
+            image = cv2.imread(str(photo))
+            tensor = cv2.resize(image, (257, 257))[:, :, ::-1].astype(np.float32) / 127.5 - 1
+            (logits,) = model.run(None, {name: tensor[None]})
+            full = cv2.resize(logits[0], (image.shape[1], image.shape[0]))
+            exponentials = np.exp(full - full.max(axis=2, keepdims=True))
+            probabilities = exponentials / exponentials.sum(axis=2, keepdims=True)
+            classes = probabilities.argmax(axis=2).astype(np.uint8)
+            confidence = (probabilities.max(axis=2) * 255).astype(np.uint8)
+            cv2.imwrite(str(folder / f"{photo.stem}-label.png"), classes)
+            cv2.imwrite(str(folder / f"{photo.stem}-weight.png"), confidence)
+
+    return run
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def milliseconds(function: Callable[[], Any], rounds: int = 15) -> float:
+    function()
+    return 1000 * statistics.median(seconds(function) for _ in range(rounds))
+
+
+def stage_times(bundle: Bundle, photos: list[Path], selection: Selection, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Each stage on one thread and one image (median over photos), and the bytes it writes."""
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    rows = []
+    for photo in photos[:: max(1, len(photos) // 12)]:
+        data = photo.read_bytes()
+        image = decode_image(data)
+        prepared = predictor.prepare(image)
+        (score_map,) = predictor.run([prepared])
+        selected = select(score_map, taxonomy, selection)
+        coarse = select(score_map, taxonomy, Selection(**{**vars(selection), "weight_levels": 16}))
+        stats = kernels.class_stats(
+            score_map.scores, score_map.size, layout="HWC", outputs=("share", "dispersion"), region=score_map.region
+        )
+        rows.append(
+            {
+                "decode": milliseconds(lambda data=data: decode_image(data)),
+                "preprocess": milliseconds(lambda image=image: predictor.prepare(image)),
+                "predict": milliseconds(lambda prepared=prepared: predictor.run([prepared]), 5),
+                "select": milliseconds(lambda score_map=score_map: select(score_map, taxonomy, selection)),
+                "of which pcos": milliseconds(lambda stats=stats: kernels.pcos(stats.share, stats.dispersion)),
+                "label png": milliseconds(lambda selected=selected: encode_png(selected.label)),
+                "weight png": milliseconds(lambda selected=selected: encode_png(selected.weight)),
+                "weight png, 16 levels": milliseconds(lambda coarse=coarse: encode_png(coarse.weight)),
+                "label bytes": len(encode_png(selected.label)),
+                "weight bytes": len(encode_png(selected.weight)),
+                "weight bytes, 16 levels": len(encode_png(coarse.weight)),
+            }
+        )
+    return {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--images", type=int, default=148)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-resume", action="store_true", help="leave out the million-input resume")
+    arguments = parser.parse_args()
+    photos = sorted((DATA / "msrc" / "images").glob("*.jpg"))[: arguments.images]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = adopt(folder)
+        taxonomy = Taxonomy.of_model(bundle)
+        # the thresholds' values change what is kept, not the work
+        thresholds = np.full(taxonomy.num_scored, 0.5, np.float32)
+        selection = Selection(method="conformal", rule="agree", thresholds=thresholds, weight="pcos")
+        predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+        listing = folder / "photos.txt"
+        listing.write_text("\n".join(map(str, photos)))
+        tensors = [predictor.prepare(decode_image(photo.read_bytes())).tensors[0][None] for photo in photos]
+        store = iter(range(10**6))
+
+        def product() -> None:
+            run = label(predictor, open_source(listing), folder / f"store{next(store)}", taxonomy, selection)
+            assert run.images == len(photos), "every photo must be labelled in every round"
+
+        path = bundle.model_path()
+        sides = {
+            "bare, all threads": bare_all_threads(path, tensors),
+            "bare, one a core": bare_one_a_core(path, tensors),
+            "product": product,
+            "obvious": obvious(path, photos, folder),
+        }
+        for function in sides.values():
+            function()
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(arguments.rounds):
+            for side, function in sides.items():
+                times[side].append(seconds(function))
+        bare = [min(pair) for pair in zip(times["bare, all threads"], times["bare, one a core"], strict=True)]
+        vs_bare = [one / other for one, other in zip(bare, times["product"], strict=True)]
+        vs_obvious = [one / other for one, other in zip(times["obvious"], times["product"], strict=True)]
+        result: dict[str, Any] = {
+            "vs_bare": round(statistics.median(vs_bare), 3),
+            "vs_bare_range": [round(min(vs_bare), 3), round(max(vs_bare), 3)],
+            "vs_obvious": round(statistics.median(vs_obvious), 3),
+            "vs_obvious_range": [round(min(vs_obvious), 3), round(max(vs_obvious), 3)],
+            "ms_an_image": {
+                side: round(1000 * statistics.median(values) / len(photos), 2) for side, values in times.items()
+            },
+            "stages": stage_times(bundle, photos, selection, taxonomy),
+            "images": len(photos),
+            "rounds": arguments.rounds,
+            "machine": f"{platform.processor() or platform.machine()}, {default_workers()} processors",
+            "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
+        }
+    if not arguments.no_resume:
+        from resume import measure  # the script beside this one
+
+        result["resume_1m_s"] = measure()["resume_1m_s"]
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    for key, value in result.items():
+        print(f"{key}: {json.dumps(value)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""A corpus of small photos with a model that labels them, and a process that does it and can be killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from maskmill.engine import writer
+from maskmill.engine.pipeline import label
+from maskmill.engine.predict import SemanticPredictor
+from maskmill.engine.progress import Progress
+from maskmill.engine.select import Selection
+from maskmill.engine.session import OnnxSession
+from maskmill.engine.sources import open_source
+from maskmill.engine.taxonomy import Taxonomy
+from maskmill.export.bundle import Bundle
+
+
+def write_photos(folder: Path, num: int, *, size: tuple[int, int] = (12, 16), seed: int = 0) -> list[Path]:
+    """Photos that all differ, as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = [folder / f"{index:05d}.png" for index in range(num)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path, compress_level=1)
+    return paths
+
+
+def label_folder(bundle: Bundle, photos: Path | str, store: Path, **options) -> Progress:
+    """Label a source with the model's own classes."""
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    selection = options.pop("selection", Selection(weight="pcos"))
+    return label(predictor, open_source(photos), store, Taxonomy.of_model(bundle), selection, **options)
+
+
+if __name__ == "__main__":
+    # bundle, photos, store, rows a commit: what the tests start and kill
+    writer.COMMIT_ROWS = int(sys.argv[4])
+    label_folder(Bundle.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), workers=2)
