@@ -1,0 +1,101 @@
+// What the kernels share: element types, order-preserving keys, reductions of fixed shape.
+//
+// Compiled by NVRTC with --std=c++17 --fmad=false. Without contraction every sum and product is rounded as written, so
+// an expression gives the same bits wherever it is inlined, and fused operations stand in the code as fmaf and fma.
+// CuPy adds -ftz=true: single precision subnormals are zero in arithmetic and comparisons, which is why values that
+// must be exact are compared as integer keys.
+
+#pragma once
+
+typedef unsigned char uint8;
+typedef unsigned short uint16;
+typedef unsigned int uint32;
+typedef unsigned long long uint64;
+typedef long long int64;
+
+constexpr uint32 ALL_LANES = 0xffffffffu;
+
+// Functions, since the language has no names for these values.
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
+
+// ---- 16-bit scores -----------------------------------------------------------------------------------------------
+
+struct fp16 {
+    uint16 bits;
+};
+struct bf16 {
+    uint16 bits;
+};
+
+#ifdef __CUDACC__
+__device__ __forceinline__ float float_from_half(uint16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+#endif
+
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ float widen(fp16 value) { return float_from_half(value.bits); }
+__device__ __forceinline__ float widen(bf16 value) { return __uint_as_float(static_cast<uint32>(value.bits) << 16); }
+
+// V elements in one load; V of more than one needs an address that is a multiple of their size.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+    T value[V];
+};
+
+// ---- integers of any width ---------------------------------------------------------------------------------------
+
+// Codes of the integer types an index map may have, in the order of gpu/device.py's INTEGER_CODES.
+enum IntegerCode { UINT8, INT8, UINT16, INT16, UINT32, INT32, UINT64, INT64 };
+
+__device__ __forceinline__ int64 load_integer(const void* values, int code, int64 index) {
+    switch (code) {
+        case UINT8: return static_cast<const uint8*>(values)[index];
+        case INT8: return static_cast<const signed char*>(values)[index];
+        case UINT16: return static_cast<const uint16*>(values)[index];
+        case INT16: return static_cast<const short*>(values)[index];
+        case UINT32: return static_cast<const uint32*>(values)[index];
+        case INT32: return static_cast<const int*>(values)[index];
+        case UINT64: return static_cast<int64>(static_cast<const uint64*>(values)[index]);
+        default: return static_cast<const int64*>(values)[index];
+    }
+}
+
+// ---- order-preserving keys ---------------------------------------------------------------------------------------
+
+// uint32 that sorts like the float: sign set, all bits inverted; else the sign bit set. -0 and +0 share a key.
+__device__ __forceinline__ uint32 order_key(float value) {
+    uint32 bits = __float_as_uint(value);
+    bits = bits == 0x80000000u ? 0u : bits;
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float value_of_key(uint32 key) {
+    return __uint_as_float(key >> 31 ? key ^ 0x80000000u : ~key);
+}
+
+// By its bits: also right under any floating point mode.
+__device__ __forceinline__ bool is_nan(float value) { return (__float_as_uint(value) & 0x7fffffffu) > 0x7f800000u; }
+
+// ---- reductions --------------------------------------------------------------------------------------------------
+
+// Sums N values over the THREADS threads of a block, in place and for every thread. The tree does not depend on the
+// device or the schedule, so the sums are the same bits every time.
+template <int N, int THREADS>
+__device__ __forceinline__ void block_sum(double (&values)[N]) {
+    __shared__ double warps[N][THREADS / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int i = 0; i < N; ++i) {
+        for (int step = 16; step > 0; step /= 2) values[i] += __shfl_xor_sync(ALL_LANES, values[i], step);
+        if (lane == 0) warps[i][warp] = values[i];
+    }
+    __syncthreads();
+    for (int i = 0; i < N; ++i) {
+        values[i] = 0;
+        for (int w = 0; w < THREADS / 32; ++w) values[i] += warps[i][w];
+    }
+    __syncthreads();
+}

@@ -1,0 +1,250 @@
+// PCOS weights: three passes over the maps, whose statistics never leave the device.
+//
+// Instantiations: pcos_gram<V>, pcos_clusters<V>, pcos_weights<V>, V = 4 where the pixels of a map are a multiple of 4
+// and the addresses are aligned, else 1.
+//
+// Each map is cut into gridDim.x parts, at most THREADS of them. A pass leaves its sums a part, and every block of the
+// next pass adds up those of its map first: the parts depend on the map's size alone and are added in one order, so the
+// results are the same bits on every device.
+//
+// Source: CSL (Liu et al.), prediction convex optimization separation; singular vectors of the 2 x N matrix in closed
+// form from its Gram matrix, in double precision.
+
+#include "common.cuh"
+
+constexpr int THREADS = 256;
+constexpr int GRAM_SUMS = 6;     // pixels, x, v, xx, xv, vv
+constexpr int CLUSTER_SUMS = 9;  // pixels of cluster 1; for each cluster the sums of dx, dxdx, dv, dvdv
+constexpr int STATISTICS = 8;
+
+// Below this share of ac, the determinant ac - bb of the Gram matrix is rounding: the pixels lie on one line.
+constexpr double DEGENERATE = 1e-13;
+
+// The two maps, x = share and v = dispersion, and what takes part.
+struct Maps {
+    const float* share;
+    const float* dispersion;
+    const bool* mask;
+    int64 pixels;
+};
+
+template <int V>
+struct Pixels {
+    Pack<float, V> x, v;
+    bool part[V];
+};
+
+template <int V>
+__device__ __forceinline__ Pixels<V> load_pixels(const Maps& maps, int64 index) {
+    Pixels<V> result;
+    result.x = *reinterpret_cast<const Pack<float, V>*>(maps.share + index);
+    result.v = *reinterpret_cast<const Pack<float, V>*>(maps.dispersion + index);
+    for (int i = 0; i < V; ++i) result.part[i] = result.x.value[i] > 0;
+    if (maps.mask != nullptr) {
+        const auto mask = *reinterpret_cast<const Pack<bool, V>*>(maps.mask + index);
+        for (int i = 0; i < V; ++i) result.part[i] = result.part[i] && mask.value[i];
+    }
+    return result;
+}
+
+__device__ __forceinline__ Maps maps_of_block(const float* share, const float* dispersion, const bool* mask,
+                                              int64 pixels) {
+    const int64 start = blockIdx.y * pixels;
+    return {share + start, dispersion + start, mask != nullptr ? mask + start : nullptr, pixels};
+}
+
+// Sums of all parts of the block's map.
+template <int N>
+__device__ __forceinline__ void add_parts(const double* parts, double (&sums)[N]) {
+    for (int i = 0; i < N; ++i)
+        sums[i] = threadIdx.x < gridDim.x
+                      ? parts[(blockIdx.y * static_cast<int64>(gridDim.x) + threadIdx.x) * N + i]
+                      : 0.0;
+    block_sum<N, THREADS>(sums);
+}
+
+template <int N>
+__device__ __forceinline__ void store_part(double* parts, double (&sums)[N]) {
+    block_sum<N, THREADS>(sums);
+    if (threadIdx.x == 0)
+        for (int i = 0; i < N; ++i) parts[(blockIdx.y * static_cast<int64>(gridDim.x) + blockIdx.x) * N + i] = sums[i];
+}
+
+// The two clusters as half planes through the origin: cluster 1 where |across . h| > |along . h|, h = (x, v).
+struct Wedge {
+    double along_x, along_v, across_x, across_v;
+
+    __device__ bool holds(double x, double v) const {
+        return fabs(fma(across_x, x, across_v * v)) > fabs(fma(along_x, x, along_v * v));
+    }
+};
+
+__device__ __forceinline__ Wedge wedge_of_gram(double a, double b, double c) {
+    const double determinant = a * c - b * b;
+    if (c == 0 || determinant <= DEGENERATE * a * c) return {0, 0, 0, 0};
+    const double half = (a - c) / 2, root = hypot(half, b), largest = (a + c) / 2 + root;
+    const double ux = half >= 0 ? half + root : b, uv = half >= 0 ? b : root - half;
+    // |u1 . h| / sigma1 > |u0 . h| / sigma0, u1 = (-uv, ux), without dividing.
+    const double sigma0 = sqrt(largest), sigma1 = sqrt(determinant / largest);
+    return {ux * sigma1, uv * sigma1, -uv * sigma0, ux * sigma0};
+}
+
+// First pass: the Gram matrix.
+//
+//   share, dispersion  (maps, pixels) float32
+//   mask               (maps, pixels) bool or null; pixels outside it, and those with share <= 0, take no part
+//   gram_parts         (maps, gridDim.x, 6) float64
+//
+// Grid (parts, maps).
+template <int V>
+__global__ void __launch_bounds__(THREADS)
+    pcos_gram(const float* share, const float* dispersion, const bool* mask, int64 pixels, double* gram_parts) {
+    const Maps maps = maps_of_block(share, dispersion, mask, pixels);
+    double sums[GRAM_SUMS] = {};
+    const int64 stride = static_cast<int64>(gridDim.x) * THREADS * V;
+    for (int64 index = (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V; index < pixels; index += stride) {
+        const Pixels<V> loaded = load_pixels<V>(maps, index);
+        for (int i = 0; i < V; ++i) {
+            if (!loaded.part[i]) continue;
+            const double x = loaded.x.value[i], v = loaded.v.value[i];
+            sums[0] += 1;
+            sums[1] += x;
+            sums[2] += v;
+            sums[3] = fma(x, x, sums[3]);
+            sums[4] = fma(x, v, sums[4]);
+            sums[5] = fma(v, v, sums[5]);
+        }
+    }
+    store_part(gram_parts, sums);
+}
+
+// Second pass: the clusters, and sums of each about the means of all pixels, which keeps the variances exact.
+//
+//   gram_parts     (maps, gridDim.x, 6) float64 of the first pass
+//   cluster_parts  (maps, gridDim.x, 9) float64
+//
+// Grid (parts, maps).
+template <int V>
+__global__ void __launch_bounds__(THREADS)
+    pcos_clusters(const float* share, const float* dispersion, const bool* mask, int64 pixels, const double* gram_parts,
+                  double* cluster_parts) {
+    __shared__ Wedge wedge;
+    double gram[GRAM_SUMS];
+    add_parts(gram_parts, gram);
+    if (threadIdx.x == 0) wedge = wedge_of_gram(gram[3], gram[4], gram[5]);
+    __syncthreads();
+    const double mean_x = gram[1] / gram[0], mean_v = gram[2] / gram[0];
+
+    const Maps maps = maps_of_block(share, dispersion, mask, pixels);
+    double sums[CLUSTER_SUMS] = {};
+    const int64 stride = static_cast<int64>(gridDim.x) * THREADS * V;
+    for (int64 index = (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V; index < pixels; index += stride) {
+        const Pixels<V> loaded = load_pixels<V>(maps, index);
+        for (int i = 0; i < V; ++i) {
+            if (!loaded.part[i]) continue;
+            const double x = loaded.x.value[i], v = loaded.v.value[i];
+            const double dx = x - mean_x, dv = v - mean_v;
+            const bool second = wedge.holds(x, v);
+            sums[0] += second ? 1 : 0;
+            for (int cluster = 0; cluster < 2; ++cluster) {
+                const bool member = second == (cluster == 1);
+                double* sum = sums + 1 + 4 * cluster;
+                sum[0] += member ? dx : 0;
+                sum[1] = fma(member ? dx : 0, dx, sum[1]);
+                sum[2] += member ? dv : 0;
+                sum[3] = fma(member ? dv : 0, dv, sum[3]);
+            }
+        }
+    }
+    store_part(cluster_parts, sums);
+}
+
+// Mean and unbiased variance of count values, from the sums about a center.
+__device__ __forceinline__ double mean_of(double center, double sum, double count) {
+    return count > 0 ? center + sum / count : 0;
+}
+__device__ __forceinline__ double variance_of(double sum, double squares, double count) {
+    return count > 1 ? fmax(squares - sum * sum / count, 0.0) / (count - 1) : 0;
+}
+
+// What the third pass needs of a map.
+struct Reliable {
+    Wedge wedge;
+    double mean_x, mean_v, variance_x, variance_v;
+    int cluster;
+};
+
+__device__ __forceinline__ Reliable reliable_of(const double (&gram)[GRAM_SUMS], const double (&sums)[CLUSTER_SUMS]) {
+    if (gram[0] == 0) return {{0, 0, 0, 0}, 1, 0, 1, 1, 0};
+    const double center_x = gram[1] / gram[0], center_v = gram[2] / gram[0];
+    const double count[2] = {gram[0] - sums[0], sums[0]};
+    const int best = mean_of(center_x, sums[5], count[1]) > mean_of(center_x, sums[1], count[0]) ? 1 : 0;
+    const double n = best ? count[1] : count[0];
+    const double x = best ? sums[5] : sums[1], xx = best ? sums[6] : sums[2];
+    const double v = best ? sums[7] : sums[3], vv = best ? sums[8] : sums[4];
+    return {wedge_of_gram(gram[3], gram[4], gram[5]),
+            mean_of(center_x, x, n),
+            mean_of(center_v, v, n),
+            variance_of(x, xx, n),
+            variance_of(v, vv, n),
+            best};
+}
+
+// Third pass: the weights.
+//
+//   gram_parts, cluster_parts  of the passes before
+//   denominator                z² is divided by it in the exponent
+//   epsilon                    added to the variances
+//   weight     (maps, pixels) float32
+//   reliable   (maps, pixels) bool: weight 1
+//   cluster    (maps, pixels) uint8, 255 outside the mask; or null
+//   statistics (maps, 8) float64: a, b, c, mean x, mean v, variance x, variance v, index of the reliable cluster
+//
+// Grid (parts, maps).
+template <int V>
+__global__ void __launch_bounds__(THREADS)
+    pcos_weights(const float* share, const float* dispersion, const bool* mask, int64 pixels, const double* gram_parts,
+                 const double* cluster_parts, double denominator, double epsilon, float* weight, bool* reliable,
+                 uint8* cluster, double* statistics) {
+    __shared__ Reliable best;
+    double gram[GRAM_SUMS], sums[CLUSTER_SUMS];
+    add_parts(gram_parts, gram);
+    add_parts(cluster_parts, sums);
+    if (threadIdx.x == 0) {
+        best = reliable_of(gram, sums);
+        if (blockIdx.x == 0) {
+            double* of_map = statistics + blockIdx.y * static_cast<int64>(STATISTICS);
+            for (int i = 0; i < 3; ++i) of_map[i] = gram[3 + i];
+            of_map[3] = best.mean_x;
+            of_map[4] = best.mean_v;
+            of_map[5] = best.variance_x;
+            of_map[6] = best.variance_v;
+            of_map[7] = best.cluster;
+        }
+    }
+    __syncthreads();
+    const float scale_x = static_cast<float>(1 / sqrt(best.variance_x + epsilon));
+    const float scale_v = static_cast<float>(1 / sqrt(best.variance_v + epsilon));
+    const float exponent = static_cast<float>(-1 / denominator);
+
+    const Maps maps = maps_of_block(share, dispersion, mask, pixels);
+    const int64 start = blockIdx.y * pixels, stride = static_cast<int64>(gridDim.x) * THREADS * V;
+    for (int64 index = (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V; index < pixels; index += stride) {
+        const Pixels<V> loaded = load_pixels<V>(maps, index);
+        Pack<float, V> weights;
+        Pack<bool, V> trusted;
+        Pack<uint8, V> clusters;
+        for (int i = 0; i < V; ++i) {
+            const double x = loaded.x.value[i], v = loaded.v.value[i];
+            const float z_x = static_cast<float>(x - best.mean_x) * scale_x;
+            const float z_v = static_cast<float>(best.mean_v - v) * scale_v;
+            const float worse = expf(fmaf(z_x, z_x, z_v * z_v) * exponent);
+            weights.value[i] = !loaded.part[i] ? 0 : z_x > 0 || z_v > 0 ? 1 : worse;
+            trusted.value[i] = weights.value[i] == 1;
+            clusters.value[i] = !loaded.part[i] ? 255 : best.wedge.holds(x, v) ? 1 : 0;
+        }
+        *reinterpret_cast<Pack<float, V>*>(weight + start + index) = weights;
+        *reinterpret_cast<Pack<bool, V>*>(reliable + start + index) = trusted;
+        if (cluster != nullptr) *reinterpret_cast<Pack<uint8, V>*>(cluster + start + index) = clusters;
+    }
+}

@@ -1,0 +1,299 @@
+// Local maxima of maps, as scikit-image 0.26 finds them.
+//
+// Instantiations: map_extremes, zero_padded_maximum, peak_candidates, select_peaks.
+//
+// extremes -> candidates (one bit a pixel) -> spacing, order and output. Nothing is sized by what a pass finds, so the
+// host is never asked. Values are compared as order-preserving keys.
+//
+// Two unequal candidates are never within min_distance of each other, since the lower one is not the maximum of its
+// window; so the greedy spacing only ever decides between equal values, by raster order.
+
+#include "common.cuh"
+
+// Key of no number: the lowest key of a map that holds NaN.
+constexpr uint32 NOT_A_NUMBER = 0;
+
+// What map_extremes leaves of a map: highest is the key of the maximum above the inverted index of its first pixel;
+// lowest is inverted, so that both grow from 0.
+struct Extremes {
+    uint64 highest;
+    uint64 inverted_lowest;
+
+    __device__ uint32 maximum() const { return static_cast<uint32>(highest >> 32); }
+    __device__ uint32 minimum() const { return ~static_cast<uint32>(inverted_lowest); }
+    __device__ uint32 first_maximum() const { return ~static_cast<uint32>(highest); }
+};
+
+__device__ __forceinline__ Extremes extremes_of_map(const uint64* extremes, int64 map) {
+    return {extremes[2 * map], extremes[2 * map + 1]};
+}
+
+// Extremes of each map.
+//
+//   maps      (N, pixels) float32, fewer than 2^32 pixels
+//   extremes  (N, 2) uint64, starts at 0: highest and inverted_lowest
+//
+// Grid (parts, N).
+__global__ void __launch_bounds__(256) map_extremes(const float* maps, int64 pixels, uint64* extremes) {
+    const float* map = maps + blockIdx.y * pixels;
+    uint64 highest = 0, inverted_lowest = 0;
+    const int64 stride = static_cast<int64>(gridDim.x) * 256;
+    for (int64 index = blockIdx.x * 256ll + threadIdx.x; index < pixels; index += stride) {
+        const float value = map[index];
+        const uint32 key = is_nan(value) ? NOT_A_NUMBER : order_key(value);
+        highest = max(highest, static_cast<uint64>(key) << 32 | ~static_cast<uint32>(index));
+        inverted_lowest = max(inverted_lowest, static_cast<uint64>(~key));
+    }
+    for (int step = 16; step > 0; step /= 2) {
+        highest = max(highest, __shfl_xor_sync(ALL_LANES, highest, step));
+        inverted_lowest = max(inverted_lowest, __shfl_xor_sync(ALL_LANES, inverted_lowest, step));
+    }
+    if (threadIdx.x % 32 == 0) {
+        atomicMax(&extremes[2 * blockIdx.y], highest);
+        atomicMax(&extremes[2 * blockIdx.y + 1], inverted_lowest);
+    }
+}
+
+// Maximum of the 3 x 3 window around each pixel, zeros beyond the map (the filter of the S2C code).
+//
+//   maps      (N, height, width) float32
+//   filtered  (N, height, width) float32
+//
+// Blocks of 32 x 8 pixels; grid (columns of blocks, rows of blocks, N).
+__global__ void __launch_bounds__(256)
+    zero_padded_maximum(const float* maps, float* filtered, int height, int width) {
+    const int row = blockIdx.y * blockDim.y + threadIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= height || column >= width) return;
+    const int64 start = static_cast<int64>(blockIdx.z) * height * width;
+    uint32 highest = 0;
+    for (int r = row - 1; r <= row + 1; ++r)
+        for (int c = column - 1; c <= column + 1; ++c) {
+            const bool inside = r >= 0 && r < height && c >= 0 && c < width;
+            highest = max(highest, order_key(inside ? maps[start + static_cast<int64>(r) * width + c] : 0.0f));
+        }
+    filtered[start + static_cast<int64>(row) * width + column] = value_of_key(highest);
+}
+
+// The larger of the absolute threshold (default: the minimum) and the relative one, as a key.
+__device__ __forceinline__ uint32 threshold_key(const Extremes& extremes, bool has_absolute, float absolute,
+                                                bool has_relative, float relative) {
+    const uint32 key = has_absolute ? order_key(absolute) : extremes.minimum();
+    if (!has_relative) return key;
+    // 0 times an infinite maximum is NaN, and takes no part.
+    const float product = relative * value_of_key(extremes.maximum());
+    return is_nan(product) ? key : max(key, order_key(product));
+}
+
+// Pixels that are the maximum of their window, above the threshold and inside the border.
+//
+//   maps        (N, height, width) float32
+//   extremes    (N, 2) of map_extremes
+//   distance    radius of the window, clipped to the map
+//   border_*    rows and columns at each side without a candidate
+//   candidates  (N, height, words) uint32, a bit a pixel, words = ceil(width / 32)
+//
+// A warp takes 32 pixels of a row. A pixel that passes the threshold and is not below its eight neighbors is rare; the
+// warp then looks at its window together. Blocks of 32 x 8 pixels; grid (words, rows of blocks, N).
+__global__ void __launch_bounds__(256)
+    peak_candidates(const float* maps, const uint64* extremes, int height, int width, int distance,
+                    bool has_absolute, float absolute, bool has_relative, float relative, int border_rows,
+                    int border_columns, uint32* candidates) {
+    const int lane = threadIdx.x, row = blockIdx.y * blockDim.y + threadIdx.y, column = blockIdx.x * 32 + lane;
+    if (row >= height) return;  // whole warps
+    const float* map = maps + static_cast<int64>(blockIdx.z) * height * width;
+    const Extremes range = extremes_of_map(extremes, blockIdx.z);
+
+    const bool single = distance == 0 || static_cast<int64>(height) * width == 1;
+    const bool constant = range.minimum() == range.maximum() && !single;
+    uint32 key = 0;
+    bool alive = column < width && range.minimum() != NOT_A_NUMBER && !constant && row >= border_rows &&
+                 row < height - border_rows && column >= border_columns && column < width - border_columns;
+    if (alive) {
+        key = order_key(map[static_cast<int64>(row) * width + column]);
+        alive = key > threshold_key(range, has_absolute, absolute, has_relative, relative);
+    }
+    if (alive && !single)
+        for (int r = max(row - 1, 0); r <= min(row + 1, height - 1); ++r)
+            for (int c = max(column - 1, 0); c <= min(column + 1, width - 1); ++c)
+                alive = alive && order_key(map[static_cast<int64>(r) * width + c]) <= key;
+
+    uint32 left = single ? 0 : __ballot_sync(ALL_LANES, alive);
+    uint32 beaten = 0;
+    while (left != 0) {
+        const int owner = __ffs(left) - 1;
+        left &= left - 1;
+        const uint32 mine = __shfl_sync(ALL_LANES, key, owner);
+        const int center = column - lane + owner;
+        const int top = max(row - distance, 0), bottom = min(row + distance, height - 1);
+        const int first = max(center - distance, 0), last = min(center + distance, width - 1);
+        for (int r = top; r <= bottom; ++r) {
+            bool higher = false;
+            for (int c = first + lane; c <= last; c += 32)
+                higher = higher || order_key(map[static_cast<int64>(r) * width + c]) > mine;
+            if (__any_sync(ALL_LANES, higher)) {
+                beaten |= 1u << owner;
+                break;
+            }
+        }
+    }
+    const uint32 bits = __ballot_sync(ALL_LANES, alive) & ~beaten;
+    if (lane == 0) candidates[(static_cast<int64>(blockIdx.z) * height + row) * gridDim.x + blockIdx.x] = bits;
+}
+
+// Whether any of the bits first..last of a row is set.
+__device__ __forceinline__ bool any_bit(const uint32* row, int first, int last) {
+    for (int word = first / 32; word <= last / 32; ++word) {
+        uint32 bits = row[word];
+        if (word == first / 32) bits &= ALL_LANES << first % 32;
+        if (word == last / 32) bits &= ALL_LANES >> (31 - last % 32);
+        if (bits != 0) return true;
+    }
+    return false;
+}
+
+// Whether a bit is set among the pixels before (row, column) in raster order and nearer than distance.
+__device__ __forceinline__ bool any_before(const uint32* bits, int words, int row, int column, int width, int distance) {
+    const int first = max(column - distance + 1, 0), last = min(column + distance - 1, width - 1);
+    for (int r = max(row - distance + 1, 0); r < row; ++r)
+        if (any_bit(bits + static_cast<int64>(r) * words, first, last)) return true;
+    return column > first && any_bit(bits + static_cast<int64>(row) * words, first, column - 1);
+}
+
+// Greedy spacing of a map's candidates by rounds: a candidate with an accepted one before it is dropped, one with
+// nothing before it is accepted, the others wait. A round reads one pair of bit maps and writes the other.
+//
+// Returns the accepted bits. All threads of the block call it.
+__device__ __forceinline__ const uint32* space_candidates(const uint32* candidates, uint32* accepted, uint32* waiting,
+                                                          uint32* next_accepted, uint32* next_waiting, int height,
+                                                          int width, int distance) {
+    const int words = (width + 31) / 32;
+    const int64 size = static_cast<int64>(height) * words;
+    for (int64 i = threadIdx.x; i < size; i += blockDim.x) {
+        accepted[i] = 0;
+        waiting[i] = candidates[i];
+    }
+    __syncthreads();
+    for (;;) {
+        bool unsettled = false;
+        for (int64 i = threadIdx.x; i < size; i += blockDim.x) {
+            const int row = static_cast<int>(i / words), start = static_cast<int>(i % words) * 32;
+            uint32 settled = 0, taken = 0;
+            for (uint32 left = waiting[i]; left != 0; left &= left - 1) {
+                const int bit = __ffs(left) - 1;
+                if (any_before(accepted, words, row, start + bit, width, distance))
+                    settled |= 1u << bit;
+                else if (!any_before(waiting, words, row, start + bit, width, distance))
+                    settled |= 1u << bit, taken |= 1u << bit;
+            }
+            next_accepted[i] = accepted[i] | taken;
+            next_waiting[i] = waiting[i] & ~settled;
+            unsettled = unsettled || next_waiting[i] != 0;
+        }
+        const bool again = __syncthreads_or(unsettled);
+        uint32* swap = accepted;
+        accepted = next_accepted, next_accepted = swap;
+        swap = waiting;
+        waiting = next_waiting, next_waiting = swap;
+        if (!again) return accepted;
+    }
+}
+
+// Sorts size keys in place, ascending: a bitonic network whose comparators all point one way, so that keys beyond the
+// end, thought of as infinite, never move. All threads of the block call it.
+__device__ __forceinline__ void sort_keys(uint64* keys, int64 size) {
+    for (int64 run = 2; run < 2 * size; run *= 2)
+        for (int64 step = run / 2; step > 0; step /= 2) {
+            for (int64 pair = threadIdx.x; 2 * pair < size + run; pair += blockDim.x) {
+                const int64 low = pair / step * step * 2 + pair % step;
+                const int64 high = step == run / 2 ? low ^ (run - 1) : low + step;
+                if (high < size && keys[low] > keys[high]) {
+                    const uint64 swap = keys[low];
+                    keys[low] = keys[high], keys[high] = swap;
+                }
+            }
+            __syncthreads();
+        }
+}
+
+// How select_peaks turns the spaced candidates into peaks.
+enum PeakMode {
+    PLAIN,          // as they are
+    APPEND_MAXIMUM, // and the map's first maximum after them, where it is not among them
+    OFFICIAL,       // the S2C code: those where the unfiltered map exceeds keep_above; the map's first maximum in the
+                    // place of the strongest
+};
+
+// Peaks of each map in order: value descending, then raster order.
+//
+//   maps         (N, height, width) float32 that the candidates were found on
+//   candidates   (N, height, words) uint32
+//   bit_maps     (4, N, height, words) uint32 to work in; not used where distance is below 2
+//   keys         (N, key_capacity) uint64 to work in; holds every spaced candidate a map can have
+//   unfiltered   (N, height, width) float32 before the filter, OFFICIAL only, else null
+//   extremes     (N, 2) of the unfiltered maps
+//   num_peaks    number of peaks to keep, before the capacity cuts
+//   coordinates  (N, capacity, 2) int64 (row, column), -1 at and after count
+//   peaks        (N,) int64 number written;  overflow (N,) bool: there are more than the capacity
+//
+// One block a map.
+__global__ void __launch_bounds__(512)
+    select_peaks(const float* maps, const uint32* candidates, uint32* bit_maps, uint64* keys, int64 key_capacity,
+                 const float* unfiltered, const uint64* extremes, float keep_above, int mode, int64 count, int height,
+                 int width, int distance, int64 num_peaks, int64 capacity, int64* coordinates, int64* peaks,
+                 bool* overflow) {
+    __shared__ uint32 found;
+    const int words = (width + 31) / 32;
+    const int64 size = static_cast<int64>(height) * words, start = blockIdx.x * size;
+    const int64 pixels = static_cast<int64>(height) * width, first_pixel = blockIdx.x * pixels;
+    if (threadIdx.x == 0) found = 0;
+
+    const uint32* spaced = candidates + start;
+    if (distance > 1) {
+        uint32* work[4];
+        for (int i = 0; i < 4; ++i) work[i] = bit_maps + i * count * size + start;
+        spaced = space_candidates(candidates + start, work[0], work[1], work[2], work[3], height, width, distance);
+    }
+    __syncthreads();
+
+    // Threads take slots in any order; the sort makes it one.
+    keys += blockIdx.x * key_capacity;
+    for (int64 i = threadIdx.x; i < size; i += blockDim.x)
+        for (uint32 left = spaced[i]; left != 0; left &= left - 1) {
+            const int64 row = i / words, column = i % words * 32 + __ffs(left) - 1;
+            const uint32 pixel = static_cast<uint32>(row * width + column);
+            if (mode == OFFICIAL && order_key(unfiltered[first_pixel + pixel]) <= order_key(keep_above)) continue;
+            keys[atomicAdd(&found, 1u)] = static_cast<uint64>(~order_key(maps[first_pixel + pixel])) << 32 | pixel;
+        }
+    __syncthreads();
+    const int64 available = found;
+    sort_keys(keys, available);
+
+    const Extremes range = extremes_of_map(extremes, blockIdx.x);
+    const bool numbers = range.minimum() != NOT_A_NUMBER;
+    const uint32 maximum = range.first_maximum();
+    bool among = false;
+    if (mode == APPEND_MAXIMUM)
+        for (int64 i = threadIdx.x; i < available; i += blockDim.x) among |= static_cast<uint32>(keys[i]) == maximum;
+    const bool append = !__syncthreads_or(among) && mode == APPEND_MAXIMUM && numbers;
+    const bool replace = mode == OFFICIAL && numbers;
+    int64 total = numbers ? min(available, num_peaks) : 0;
+    if (append) ++total;
+    if (replace) total = max(total, 1ll);
+
+    coordinates += blockIdx.x * capacity * 2;
+    for (int64 i = threadIdx.x; i < capacity; i += blockDim.x) {
+        int64 row = -1, column = -1;
+        if (i < total) {
+            const bool take_maximum = (replace && i == 0) || (append && i == total - 1);
+            const uint32 pixel = take_maximum ? maximum : static_cast<uint32>(keys[i]);
+            row = pixel / width;
+            column = pixel % width;
+        }
+        coordinates[2 * i] = row;
+        coordinates[2 * i + 1] = column;
+    }
+    if (threadIdx.x == 0) {
+        peaks[blockIdx.x] = min(total, capacity);
+        overflow[blockIdx.x] = total > capacity;
+    }
+}

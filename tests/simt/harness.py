@@ -1,0 +1,235 @@
+"""Runs the CUDA sources on a CPU, through the launchers that run them on a device.
+
+``simt_device(schedule)`` stands in for the device: arrays that live "there" are marked, launches go to the same .cu
+files compiled as host C++ behind ``simt.h``, with the geometry and the argument list that CuPy would get. Held on the
+way: the argument types are exactly the parameters', host arrays are not passed for device arrays, nothing reads a
+device array on the host, and no kernel writes outside its arrays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maskmill.kernels.gpu import device
+
+HERE = Path(__file__).parent
+GUARD = 256
+
+FORWARD, REVERSE, SHUFFLED = 0, 1, 2
+SCHEDULES = (FORWARD, REVERSE, SHUFFLED)
+POISON = {FORWARD: 0xA5, REVERSE: 0xFF, SHUFFLED: 0x3C}
+"""What shared memory, new arrays and the guards around arrays hold: another byte a schedule, so that a result that
+rests on memory nobody wrote changes with the schedule. 0xFF is NaN in every float type."""
+
+MAIN = """
+#include "simt.h"
+#include "{source}.cu"
+namespace simt {{
+{kinds}
+const Named table[] = {{ {rows} }};
+}}
+extern "C" const char* simt_parameters(int kernel) {{ return simt::table[kernel].parameters.c_str(); }}
+extern "C" int simt_launch(int kernel, void** arguments, const unsigned* grid, const unsigned* block, int schedule,
+                           int poison, char* message, size_t capacity) {{
+    return simt::launch(simt::table[kernel].body, arguments, grid, block, schedule, static_cast<unsigned char>(poison),
+                        message, capacity);
+}}
+"""
+
+KINDS = {
+    "b1": ("b1", "u1"),
+    "u1": ("u1", "b1"),
+    "fp16": ("f2",),
+    "bf16": ("bf16",),
+}
+"""Element kinds of arrays that a pointer may take, where they are not its own."""
+
+
+class DeviceArray(np.ndarray):
+    """An array on the stand-in device: reading its values on the host, which would wait for a device, is an error."""
+
+    def _synchronizes(self, *_args, **_kwargs):
+        raise AssertionError("a launcher read a device array on the host")
+
+    __bool__ = __int__ = __float__ = __index__ = __iter__ = item = tolist = tobytes = _synchronizes
+
+
+def on_device(array) -> DeviceArray:
+    """A NumPy array as the launchers' caller holds it."""
+    return np.asarray(array).view(DeviceArray)
+
+
+class _Cupy:
+    """The part of CuPy that the launchers use, over marked NumPy arrays."""
+
+    def __init__(self, poison: int) -> None:
+        self._poison = poison
+
+    def empty(self, shape, dtype):
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[...] = self._poison
+        return on_device(array)
+
+    def zeros(self, shape, dtype):
+        return on_device(np.zeros(shape, dtype))
+
+    def asarray(self, array, dtype=None):
+        return on_device(np.array(array, dtype=dtype, order="C"))
+
+    def ascontiguousarray(self, array, dtype=None):
+        _assert_on_device(array)
+        return on_device(np.ascontiguousarray(array, dtype=dtype))
+
+    def broadcast_to(self, array, shape):
+        _assert_on_device(array)
+        return np.broadcast_to(array, shape, subok=True)
+
+
+def _assert_on_device(array) -> None:
+    assert isinstance(array, DeviceArray), f"a launcher took a host array for a device array: {type(array).__name__}"
+
+
+@cache
+def library(source: str) -> tuple[ctypes.CDLL, dict[str, int]]:
+    """``cuda/<source>.cu`` as a shared library with all its instantiations, and the index of each."""
+    if sys.platform != "linux":
+        pytest.skip("running the CUDA sources on a CPU needs Linux: ucontext fibers and ELF sections")
+    compiler = shutil.which("g++")
+    assert compiler, "running the CUDA sources on a CPU needs g++; install it with: apt-get install g++"
+    names = device.INSTANTIATIONS[source]
+    main = MAIN.format(
+        source=source,
+        kinds="\n".join(
+            f'template <> inline std::string kind_of<{name}>() {{ return "{name}"; }}' for name in ("fp16", "bf16")
+        ),
+        rows=", ".join(f'named<{name}>("{name}")' for name in names),
+    )
+    options = (
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-U_FORTIFY_SOURCE",
+    )
+    options += (f"-I{HERE}", f"-I{device.SOURCES}")
+    texts = [
+        path.read_text() for path in (HERE / "simt.h", device.SOURCES / "common.cuh", device.SOURCES / f"{source}.cu")
+    ]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256("\0".join([main, *texts, *options, version]).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / f"maskmill-simt-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    built = folder / f"{source}-{digest}.so"
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            path = Path(work) / "main.cpp"
+            path.write_text(main)
+            run = subprocess.run(
+                [compiler, *options, "-o", f"{work}/main.so", str(path)], capture_output=True, text=True
+            )
+            assert run.returncode == 0, f"{source}.cu does not compile as host C++:\n{run.stderr[-4000:]}"
+            os.replace(f"{work}/main.so", built)
+    loaded = ctypes.CDLL(str(built))
+    loaded.simt_parameters.restype = ctypes.c_char_p
+    return loaded, {name: index for index, name in enumerate(names)}
+
+
+def _kind(dtype: np.dtype) -> str:
+    return "bf16" if dtype.name == "bfloat16" else f"{dtype.kind}{dtype.itemsize}"
+
+
+class _Guarded:
+    """The memory of one array, copied between guards; written back if nothing outside it changed."""
+
+    def __init__(self, array: np.ndarray, poison: int) -> None:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        self.low, self.high, self.poison = low, high, poison
+        self.memory = np.full(high - low + 3 * GUARD, poison, np.uint8)
+        # The same address modulo the guard, so that a load that is misaligned on a device is misaligned here.
+        self.start = GUARD + (low - self.memory.ctypes.data) % GUARD
+        self.inside = slice(self.start, self.start + high - low)
+        self.original = np.frombuffer((ctypes.c_uint8 * (high - low)).from_address(low), np.uint8)
+        self.memory[self.inside] = self.original
+        self.writeable = array.flags.writeable
+        self.pointer = self.memory.ctypes.data + self.start + array.ctypes.data - low
+
+    def finish(self, name: str, position: int) -> None:
+        before, after = self.memory[: self.inside.start], self.memory[self.inside.stop :]
+        assert (before == self.poison).all(), f"{name} writes before its argument {position}"
+        assert (after == self.poison).all(), f"{name} writes after its argument {position}"
+        if self.writeable:
+            self.original[:] = self.memory[self.inside]
+        else:
+            assert (self.original == self.memory[self.inside]).all(), f"{name} writes its input {position}"
+
+
+def _check_type(name: str, position: int, parameter: str, argument) -> None:
+    where = f"{name}: argument {position} for a parameter of kind {parameter!r}"
+    if isinstance(argument, np.ndarray):
+        _assert_on_device(argument)
+        assert parameter.startswith("*"), f"{where} is an array"
+        element = parameter[1:]
+        if element:
+            assert _kind(argument.dtype) in KINDS.get(element, (element,)), f"{where} holds {argument.dtype}"
+    else:
+        assert isinstance(argument, np.generic), f"{where} is a {type(argument).__name__}, not a NumPy scalar"
+        null = parameter.startswith("*") and argument.dtype == np.uint64 and argument == 0
+        assert null or _kind(argument.dtype) == parameter, f"{where} is {argument.dtype} {argument}"
+
+
+class SimtKernel:
+    """A kernel on the CPU, called as CuPy's RawKernel is."""
+
+    def __init__(self, source: str, name: str, schedule: int) -> None:
+        self.library, indices = library(source)
+        self.name, self.index, self.schedule = name, indices[name], schedule
+
+    def __call__(self, grid, block, args, shared_mem=0) -> None:
+        assert shared_mem == 0
+        parameters = self.library.simt_parameters(self.index).decode().rstrip(",").split(",")
+        assert len(args) == len(parameters), f"{self.name} takes {len(parameters)} arguments, got {len(args)}"
+        poison = POISON[self.schedule]
+        values, guarded = [], {}
+        for position, (parameter, argument) in enumerate(zip(parameters, args, strict=True)):
+            _check_type(self.name, position, parameter, argument)
+            if isinstance(argument, np.ndarray):
+                guarded[position] = one = _Guarded(argument, poison)
+                values.append(np.array(one.pointer, np.uint64))
+            else:
+                values.append(np.array(argument))
+        spans = sorted((one.low, one.high) for one in guarded.values() if one.high > one.low)
+        assert all(left[1] <= right[0] for left, right in zip(spans, spans[1:], strict=False)), "arguments overlap"
+        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+        message = ctypes.create_string_buffer(512)
+        sizes = [(ctypes.c_uint * 3)(*(*size, 1, 1)[:3]) for size in (grid, block)]
+        failed = self.library.simt_launch(
+            self.index, pointers, *sizes, self.schedule, poison, message, ctypes.c_size_t(len(message))
+        )
+        assert not failed, f"{self.name}: {message.value.decode()}"
+        for position, one in guarded.items():
+            one.finish(self.name, position)
+
+
+@contextmanager
+def simt_device(schedule: int = FORWARD):
+    """Launchers called inside run on the CPU, their blocks and threads in the order of ``schedule``."""
+    cupy = _Cupy(POISON[schedule])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "arrays", lambda: cupy)
+        patch.setattr(device, "address", lambda array: array.ctypes.data)
+        patch.setattr(device, "kernel", lambda source, name: SimtKernel(source, name, schedule))
+        yield
