@@ -21,7 +21,6 @@ import glob
 import hashlib
 import os
 import stat
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +29,7 @@ from urllib.parse import urljoin, urlsplit
 import fsspec
 
 from ..errors import ImageError, MissingPackageError, SourceError, UsageError
+from .listings import list_entries, tar_members
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -127,10 +127,10 @@ class Source:
             yield from _walk(path, frozenset({(status.st_dev, status.st_ino)}))
         elif extension == ".tar":
             with open(path, "rb") as file:
-                yield from _members(file, path, path, str(status.st_mtime_ns))
+                yield from _members(file, path, str(status.st_mtime_ns))
         elif top and extension in (".txt", ".parquet"):
             with open(path, "rb") as file:
-                for entry in _entries(file, path):
+                for entry in list_entries(file, path):
                     yield from self._items(entry if "://" in entry else os.path.join(os.path.dirname(path), entry))
         else:
             yield _local_item(path, status)
@@ -145,7 +145,7 @@ class Source:
                 yield from self._items(path)
 
     def _remote_items(self, url: str, top: bool) -> Iterator[Item]:
-        extension = os.path.splitext(urlsplit(url).path)[1].lower()
+        extension = _extension(url)
         if not top and extension != ".tar":
             # asking for the size of every entry of a list would cost a request each
             yield Item(url)
@@ -157,10 +157,10 @@ class Source:
                 yield Item(url, info.get("size"), _stamp(info))
             elif extension == ".tar" and "*" not in path:
                 with filesystem.open(path, "rb") as file:
-                    yield from _members(file, url, url, _stamp(filesystem.info(path)))
+                    yield from _members(file, url, _stamp(filesystem.info(path)))
             elif top and extension in (".txt", ".parquet"):
                 with filesystem.open(path, "rb") as file:
-                    for entry in _entries(file, url):
+                    for entry in list_entries(file, url):
                         yield from self._items(entry if "://" in entry else _join(url, entry))
             elif "*" in path or "[" in path:
                 yield from self._remote_matches(filesystem, path, url)
@@ -190,7 +190,7 @@ class Source:
         if not filesystem.exists(path):
             raise SourceError(f"cannot open the source {url}: it does not exist")
         for name, info in sorted(filesystem.find(path, detail=True).items()):
-            if urlsplit(name).path.lower().endswith(EXTENSIONS):
+            if _extension(name) in EXTENSIONS:
                 yield Item(_location(filesystem, name), info.get("size"), _stamp(info))
 
 
@@ -287,66 +287,11 @@ def _read_local(path: str, item: Item) -> bytes:
         return file.read(item.size or 0)
 
 
-def _members(file: Any, archive: str, path: str, stamp: str) -> Iterator[Item]:
-    """Images of a tar archive, by their place in it."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                # tarfile would keep every member it has met
-                tar.members = []  # type: ignore[attr-defined]
-                if member.isfile() and member.sparse is None and member.name.lower().endswith(EXTENSIONS):
-                    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                    yield Item(f"{archive}::{name}", member.size, stamp, path, member.offset_data)
-            end = tar.offset
-        file.seek(end)
-        if file.read(512).strip(b"\0"):
-            # tarfile takes a damaged header for the end of the archive
-            raise SourceError(f"the tar archive {archive} is damaged at byte {end:,}: what follows cannot be listed")
-    except tarfile.TarError as error:
-        raise SourceError(f"{archive} is not a tar archive that can be read at random: {error}") from error
-
-
-def _entries(file: Any, name: str) -> Iterator[str]:
-    """Entries of a text or Parquet list."""
-    if name.lower().endswith(".parquet"):
-        yield from _parquet_entries(file, name)
-        return
-    for number, line in enumerate(file, start=1):
-        try:
-            entry = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{name}, line {number}: a list holds one path or URL a line in UTF-8") from error
-        if "\0" in entry:
-            raise SourceError(f"{name}, line {number}: a list holds one path or URL a line, got binary data")
-        if entry.strip():
-            yield entry
-
-
-def _parquet_entries(file: Any, name: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file)
-        schema = table.schema_arrow
-        strings = [
-            column.name for column in schema if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        ]
-        named = [column for column in ("uri", "path", "url") if column in strings]
-        if not named and len(strings) != 1:
-            raise SourceError(
-                f"{name} needs a column of strings named uri, path or url, or only one column of strings; "
-                f"it has {', '.join(schema.names)}"
-            )
-        row = 0
-        for batch in table.iter_batches(columns=[(named or strings)[0]]):
-            for entry in batch.column(0).to_pylist():
-                row += 1
-                if not entry:
-                    raise SourceError(f"{name}, row {row}: the path is missing")
-                yield entry
-    except pa.ArrowException as error:
-        raise SourceError(f"{name} is not a Parquet file that can be read: {error}") from error
+def _members(file: Any, archive: str, stamp: str) -> Iterator[Item]:
+    for name, size, offset in tar_members(file, archive):
+        if name.lower().endswith(EXTENSIONS):
+            valid = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            yield Item(f"{archive}::{valid}", size, stamp, archive, offset)
 
 
 def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -362,6 +307,10 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
 def _location(filesystem: Any, name: str) -> str:
     return name if "://" in name else filesystem.unstrip_protocol(name)
+
+
+def _extension(url: str) -> str:
+    return os.path.splitext(urlsplit(url).path if url.startswith("http") else url)[1].lower()
 
 
 def _join(url: str, entry: str) -> str:
