@@ -13,6 +13,9 @@ from ..types import Pcos
 DEGENERATE = 1e-13
 """Below this share of ac, the determinant ac - b² of the Gram matrix is rounding: the pixels lie on one line."""
 
+TIE = 1e-12
+"""Nearer than this, relatively, a mean equals another mean or a pixel's value but for the rounding of its sum."""
+
 
 def _clusters(x, v):
     """0 or 1 for each pixel, and the Gram matrix (a, b, c) of the rows x and v."""
@@ -40,12 +43,14 @@ def _pcos_of_one(x, v, denominator, epsilon):
         return np.zeros(0), np.zeros(0, np.uint8), (0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0)
     cluster, gram = _clusters(x, v)
     means = [_moments(x[cluster == k])[0] for k in (0, 1)]
-    best = int(np.argmax(means))
+    best = int(means[1] > means[0] * (1 + TIE))
     mean_x, var_x = _moments(x[cluster == best])
     mean_v, var_v = _moments(v[cluster == best])
     z_x = (x - mean_x) / np.sqrt(var_x + epsilon)
     z_v = (mean_v - v) / np.sqrt(var_v + epsilon)
-    weight = np.where((z_x > 0) | (z_v > 0), 1.0, np.exp(-(z_x**2 + z_v**2) / denominator))
+    better = (x > mean_x * (1 + TIE)) | (v < mean_v * (1 - TIE))
+    weight = np.where(better, 1.0, np.exp(-(z_x**2 + z_v**2) / denominator))
+    weight[weight <= np.finfo(np.float32).tiny] = 0
     return weight, cluster, (*gram, mean_x, mean_v, var_x, var_v, best)
 
 
@@ -53,10 +58,11 @@ def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cl
     """PCOS weights of one map (H, W) or of each map of a batch (N, H, W).
 
     w = exp(-z_x²/denominator) exp(-z_v²/denominator), z_x = (x - mean_x)/sqrt(var_x + epsilon), z_v = (mean_v - v)/
-    sqrt(var_v + epsilon), with the mean and unbiased variance of the cluster of larger mean share; 1 where z_x > 0 or
-    z_v > 0. Pixels outside ``mask`` or with no share (share <= 0) take no part and weigh 0. The official code divides
-    by 8, the paper's pseudo-code by 64, and the copies of CoVar by 2. Without a pixel the statistics are
-    mean (1, 0) and variance (1, 1).
+    sqrt(var_v + epsilon), with the mean and unbiased variance of the cluster of larger mean share (of two equal ones,
+    cluster 0); 1 where z_x > 0 or z_v > 0. What is equal but for the last bits of a sum counts as equal. Pixels
+    outside ``mask`` or with no share (share <= 0) take no part and weigh 0. The official code divides by 8, the
+    paper's pseudo-code by 64, and the copies of CoVar by 2. A weight that float32 holds only as a subnormal number is
+    0. Without a pixel the statistics are mean (1, 0) and variance (1, 1).
     """
     share, dispersion = np.asarray(share), np.asarray(dispersion)
     part = share > 0 if mask is None else (share > 0) & mask
