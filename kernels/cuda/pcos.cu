@@ -20,6 +20,11 @@ constexpr int STATISTICS = 8;
 // Below this share of ac, the determinant ac - bb of the Gram matrix is rounding: the pixels lie on one line.
 constexpr double DEGENERATE = 1e-13;
 
+// Nearer than this, relatively, a mean equals another mean or a pixel's value but for the rounding of its sum.
+constexpr double TIE = 1e-12;
+
+constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
+
 // The two maps, x = share and v = dispersion, and what takes part.
 struct Maps {
     const float* share;
@@ -178,7 +183,8 @@ __device__ __forceinline__ Reliable reliable_of(const double (&gram)[GRAM_SUMS],
     if (gram[0] == 0) return {{0, 0, 0, 0}, 1, 0, 1, 1, 0};
     const double center_x = gram[1] / gram[0], center_v = gram[2] / gram[0];
     const double count[2] = {gram[0] - sums[0], sums[0]};
-    const int best = mean_of(center_x, sums[5], count[1]) > mean_of(center_x, sums[1], count[0]) ? 1 : 0;
+    const double mean_0 = mean_of(center_x, sums[1], count[0]), mean_1 = mean_of(center_x, sums[5], count[1]);
+    const int best = mean_1 > mean_0 * (1 + TIE) ? 1 : 0;
     const double n = best ? count[1] : count[0];
     const double x = best ? sums[5] : sums[1], xx = best ? sums[6] : sums[2];
     const double v = best ? sums[7] : sums[3], vv = best ? sums[8] : sums[4];
@@ -226,6 +232,7 @@ __global__ void __launch_bounds__(THREADS)
     const float scale_x = static_cast<float>(1 / sqrt(best.variance_x + epsilon));
     const float scale_v = static_cast<float>(1 / sqrt(best.variance_v + epsilon));
     const float exponent = static_cast<float>(-1 / denominator);
+    const double limit_x = best.mean_x * (1 + TIE), limit_v = best.mean_v * (1 - TIE);
 
     const Maps maps = maps_of_block(share, dispersion, mask, pixels);
     const int64 start = blockIdx.y * pixels, stride = static_cast<int64>(gridDim.x) * THREADS * V;
@@ -239,7 +246,8 @@ __global__ void __launch_bounds__(THREADS)
             const float z_x = static_cast<float>(x - best.mean_x) * scale_x;
             const float z_v = static_cast<float>(best.mean_v - v) * scale_v;
             const float worse = expf(fmaf(z_x, z_x, z_v * z_v) * exponent);
-            weights.value[i] = !loaded.part[i] ? 0 : z_x > 0 || z_v > 0 ? 1 : worse;
+            const bool better = x > limit_x || v < limit_v;
+            weights.value[i] = !loaded.part[i] ? 0 : better ? 1 : worse > SMALLEST_NORMAL ? worse : 0;
             trusted.value[i] = weights.value[i] == 1;
             clusters.value[i] = !loaded.part[i] ? 255 : best.wedge.holds(x, v) ? 1 : 0;
         }

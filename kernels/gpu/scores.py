@@ -62,7 +62,7 @@ def weighted_score_counts(scores, weights, *, classes=None, num_classes=0, prefi
     shape = (num_classes + 1, BINS)
     counts = zeros(shape, np.float64) if out is None else output(out, shape, np.float64)
     scores, others = _scores_of(scores, classes, num_classes, prefix)
-    weights = contiguous(weights, np.float64)
+    weights = contiguous(upload(weights, np.float64))
     if weights.shape != scores.shape:
         raise UsageError(f"weights must have the shape of the scores, {scores.shape}, got {weights.shape}")
     count = np.int64(scores.size)

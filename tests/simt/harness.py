@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from maskmill.kernels import gpu
 from maskmill.kernels.gpu import device
 
 HERE = Path(__file__).parent
@@ -86,7 +88,9 @@ class _Cupy:
         return on_device(np.zeros(shape, dtype))
 
     def asarray(self, array, dtype=None):
-        return on_device(np.array(array, dtype=dtype, order="C"))
+        if isinstance(array, DeviceArray) and (dtype is None or array.dtype == dtype):
+            return array
+        return on_device(np.array(array, dtype=dtype))
 
     def ascontiguousarray(self, array, dtype=None):
         _assert_on_device(array)
@@ -233,3 +237,66 @@ def simt_device(schedule: int = FORWARD):
         patch.setattr(device, "address", lambda array: array.ctypes.data)
         patch.setattr(device, "kernel", lambda source, name: SimtKernel(source, name, schedule))
         yield
+
+
+class CudaForm:
+    """The CUDA form as the tests see a form: functions of NumPy arrays.
+
+    Each call runs under every schedule; the results must be the same to the bit. An array given as ``out`` starts each
+    run with what it holds.
+    """
+
+    def __getattr__(self, name: str):
+        function = getattr(gpu, name)
+
+        def call(*args, **options):
+            runs = [_run(function, args, options, schedule) for schedule in SCHEDULES]
+            bits = [[array.tobytes() for array in _arrays(result)] for result, _ in runs]
+            for schedule, other in zip(SCHEDULES, bits, strict=True):
+                assert other == bits[0], f"{name} gives other results under schedule {schedule}: a race"
+            result, filled = runs[-1]
+            return _mapped(lambda array: _handed_back(array, filled), result)
+
+        return call if callable(function) else function
+
+
+cuda = CudaForm()
+
+
+def _run(function, args, options, schedule):
+    """The result of one call, and the caller's arrays with what the call made of each."""
+    given = []
+
+    def moved(array):
+        copied = on_device(array.copy())
+        given.append((array, copied))
+        return copied
+
+    options = {key: _mapped(moved if key == "out" else on_device, value) for key, value in options.items()}
+    with simt_device(schedule):
+        result = function(*(_mapped(on_device, value) for value in args), **options)
+    return result, given
+
+
+def _handed_back(array, filled):
+    for original, copied in filled:
+        if array is copied:
+            original[...] = np.asarray(copied)
+            return original
+    return np.asarray(array)
+
+
+def _mapped(function, value):
+    if isinstance(value, np.ndarray):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(function, item) for item in value)
+    if is_dataclass(value):
+        return replace(value, **{field.name: _mapped(function, getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def _arrays(value):
+    found = []
+    _mapped(lambda array: found.append(np.asarray(array)), value)
+    return found
