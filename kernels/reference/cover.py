@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...errors import UsageError
+
 
 def cell_of_pixel(size: int, cells: int, nearest: str) -> np.ndarray:
     """int64 (size,): the cell that covers each pixel of an axis.
@@ -18,7 +20,7 @@ def cell_of_pixel(size: int, cells: int, nearest: str) -> np.ndarray:
     if nearest == "torch":
         cell = (pixel.astype(np.float32) * (np.float32(cells) / np.float32(size))).astype(np.int64)
         return np.minimum(cell, cells - 1)
-    raise ValueError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
+    raise UsageError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
 
 
 def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...errors import UsageError
 from ..types import Peaks
 
 CAM_DISTANCE = {"paper": 10, "official": 20}
@@ -14,13 +15,13 @@ def border_widths(exclude_border, min_distance: int) -> tuple[int, int]:
     """Rows and columns at each side in which no peak is reported.
 
     Raises:
-        ValueError: a width is negative, or there is not one for each axis.
+        UsageError: a width is negative, or there is not one for each axis.
     """
     if isinstance(exclude_border, (bool, np.bool_)):
         return (min_distance, min_distance) if exclude_border else (0, 0)
     widths = exclude_border if isinstance(exclude_border, tuple) else (exclude_border, exclude_border)
     if len(widths) != 2 or min(widths) < 0:
-        raise ValueError(
+        raise UsageError(
             f"exclude_border must be a bool, a width >= 0 or a pair (rows, columns) of them, got {exclude_border!r}"
         )
     return int(widths[0]), int(widths[1])
@@ -83,7 +84,7 @@ def _batch(maps) -> np.ndarray:
     maps = maps.reshape((-1, *maps.shape[-2:]))
     bad = np.isnan(maps).any(axis=(1, 2))
     if bad.any():
-        raise ValueError(f"map {int(np.argmax(bad))} holds NaN; peaks are defined on numbers and infinities only")
+        raise UsageError(f"map {int(np.argmax(bad))} holds NaN; peaks are defined on numbers and infinities only")
     return maps
 
 
@@ -106,7 +107,7 @@ def peak_local_max(
     order a peak nearer than min_distance (Chebyshev) to an accepted one is dropped; then the first ``num_peaks`` stay.
 
     Raises:
-        ValueError: a map holds NaN.
+        UsageError: a map holds NaN.
     """
     border = border_widths(exclude_border, min_distance)
     found = [
@@ -124,10 +125,10 @@ def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_ar
     ``threshold``; the first one left is dropped and the map's first maximum put in its place (or alone).
 
     Raises:
-        ValueError: a map holds NaN, or the mode is unknown.
+        UsageError: a map holds NaN, or the mode is unknown.
     """
     if mode not in CAM_DISTANCE:
-        raise ValueError(f"mode must be 'paper' or 'official', got {mode!r}")
+        raise UsageError(f"mode must be 'paper' or 'official', got {mode!r}")
     distance = CAM_DISTANCE[mode] if min_distance is None else min_distance
     border = (distance, distance)
     found = []

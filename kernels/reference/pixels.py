@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from ...errors import UsageError
+
 
 def _triangle(x):
     return np.maximum(1 - np.abs(x), 0)
@@ -53,7 +55,7 @@ def axis_weights(source: int, target: int, filter: str, antialias: bool) -> tupl
         taps = np.floor(center - 0.5).astype(np.int64)[:, None] + np.arange(1 - radius, 1 + radius)
         distance = taps + 0.5 - center[:, None]
         weights = _triangle(distance) if filter == "bilinear" else _cubic(distance, -0.75)
-    # The same number of taps for every pixel, all inside the photo: a tap beyond an edge moves its weight onto the edge.
+    # As many taps for every pixel, all inside the photo: the weight of a tap beyond an edge goes to the edge.
     width = min(taps.shape[1], source)
     first = np.clip(taps[:, 0], 0, source - width)
     inside = np.clip(taps, 0, source - 1) - first[:, None]
@@ -94,13 +96,13 @@ def resize_normalize(
     cubic overshoots is cut to [0, 255].
 
     Raises:
-        ValueError: area without antialias, or ``pad_to`` smaller than ``size``.
+        UsageError: area without antialias, or ``pad_to`` smaller than ``size``.
     """
     if filter == "area" and not antialias:
-        raise ValueError("the area filter averages: it cannot be had without antialias")
+        raise UsageError("the area filter averages: it cannot be had without antialias")
     height, width = size if pad_to is None else pad_to
     if height < size[0] or width < size[1]:
-        raise ValueError(f"pad_to {(height, width)} must not be smaller than size {tuple(size)}")
+        raise UsageError(f"pad_to {(height, width)} must not be smaller than size {tuple(size)}")
     pixels = np.asarray(image).astype(np.float64)
     pixels = _resample(pixels, size[1], 1, filter, antialias)
     pixels = np.clip(_resample(pixels, size[0], 0, filter, antialias), 0, 255)

@@ -12,6 +12,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from ...errors import UsageError
+
 BINS = 1 << 16
 """Bins of one row of counts: one for each value of half a key."""
 
@@ -24,13 +26,13 @@ def conformal_rank(n: int, alpha: float | str | Fraction) -> int:
     k = n + 1 - floor((n + 1) * alpha) in integers, with alpha read as the decimal it prints as (0.1 is 1/10).
 
     Raises:
-        ValueError: n is negative, or alpha is not inside (0, 1).
+        UsageError: n is negative, or alpha is not inside (0, 1).
     """
     level = alpha if isinstance(alpha, Fraction) else Fraction(str(alpha))
     if not 0 < level < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
+        raise UsageError(f"alpha must lie between 0 and 1, got {alpha}")
     if n < 0:
-        raise ValueError(f"the number of scores cannot be negative, got {n}")
+        raise UsageError(f"the number of scores cannot be negative, got {n}")
     return int(n) + 1 - (int(n) + 1) * level.numerator // level.denominator
 
 
@@ -89,12 +91,12 @@ def select_prefix(counts, ranks):
     running weight reaches it). A rank beyond the row's total has bin -1 (an infinite threshold) and keeps its rank.
 
     Raises:
-        ValueError: a rank is not positive.
+        UsageError: a rank is not positive.
     """
     counts = np.asarray(counts)
     ranks = np.broadcast_to(np.asarray(ranks), counts.shape[:1])
     if not np.all(ranks > 0):
-        raise ValueError(f"ranks count from 1, got {ranks.min()}")
+        raise UsageError(f"ranks count from 1, got {ranks.min()}")
     within = ranks.astype(np.float64 if counts.dtype.kind == "f" else np.int64)
     prefix = np.full(len(counts), -1, np.int64)
     for row, rank in enumerate(ranks.astype(counts.dtype)):
@@ -109,7 +111,7 @@ def kth_score(counts_low, prefix, ranks_within):
     """float32 (rows,): the k-th score of each row from the second pass's counts; +inf where the prefix is -1.
 
     Raises:
-        ValueError: a bin of the first pass holds fewer scores than the rank inside it: the two passes did not count
+        UsageError: a bin of the first pass holds fewer scores than the rank inside it: the two passes did not count
             the same scores.
     """
     weighted = np.asarray(counts_low).dtype.kind == "f"
@@ -121,7 +123,7 @@ def kth_score(counts_low, prefix, ranks_within):
         # Weights do not add up to the same last bit in both passes; past the end means the last score there.
         rank = min(ranks_within[row], running[-1]) if weighted else ranks_within[row]
         if running[-1] == 0 or rank > running[-1]:
-            raise ValueError(
+            raise UsageError(
                 f"row {row} has {running[-1]} scores in the bin of rank {rank}; count both passes over the same scores"
             )
         low = np.searchsorted(running, rank)

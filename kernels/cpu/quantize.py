@@ -1,0 +1,37 @@
+"""Weights as 8-bit maps with Numba."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..reference.quantize import check_levels
+from .outputs import output
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _quantize(weight, reliable, label, ignore, levels, out):
+    last = np.float64(levels - 1)
+    for i in range(weight.size):
+        w = weight[i]
+        # The product of a float32 and a level is exact in float64. NaN is not positive, whatever its level.
+        level = np.rint(min(max(np.float64(w) * last, 1.0), last - 1.0))
+        value = np.int32(np.rint(level * 255.0 / last))
+        sure = w >= 1 if reliable is None else reliable[i]
+        kept = w > 0 if label is None else (w > 0) & (label[i] != ignore)
+        out[i] = np.uint8((np.int32(255) if sure else value) if kept else np.int32(0))
+
+
+def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=255, out=None):
+    """As :func:`maskmill.kernels.quantize_weights`, for NumPy arrays."""
+    check_levels(levels)
+    result = output(out, weight.shape, np.uint8)
+    _quantize(
+        np.ascontiguousarray(weight, np.float32).reshape(-1),
+        None if reliable is None else np.ascontiguousarray(reliable, np.bool_).reshape(-1),
+        None if label is None else np.ascontiguousarray(label).reshape(-1),
+        ignore,
+        levels,
+        result.reshape(-1),
+    )
+    return result
