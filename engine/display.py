@@ -86,12 +86,12 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
     """The end of a labelling run."""
     console = Console()
     rejects = sum(run.rejects.values())
-    console.print(
+    say(
         f"{store}: {run.images} images labelled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
         f"{run.duplicates} duplicates, {rejects} rejected"
     )
     if run.inputs == 0:
-        console.print("nothing to do: the store holds every input already")
+        say("nothing to do: the store holds every input already")
         return
     if run.images:
         table = _table("class", "pixels kept", "share of kept")
@@ -99,17 +99,17 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         for name, count in zip(taxonomy.targets, run.kept.tolist(), strict=True):
             table.add_row(name, f"{count:,}", f"{count / total:.1%}")
         console.print(table)
-        console.print(
+        say(
             f"kept {run.kept_share:.1%} of {run.pixels:,} pixels; "
             f"labels {_bytes(run.label_bytes)}, weights {_bytes(run.weight_bytes)}"
         )
         busy = sum(stage.busy for stage in run.stages) or 1.0
         parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
-        console.print(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
+        say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
     for kind, count in sorted(run.rejects.items()):
-        console.print(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
+        say(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
     if run.interrupted:
-        console.print("interrupted: what was under way is stored; run the same command to go on")
+        say("interrupted: what was under way is stored; run the same command to go on")
 
 
 def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
@@ -129,7 +129,7 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
         }
         print(json.dumps(figures, indent=2))
         return
-    Console().print(
+    say(
         f"{total:,} inputs; from {run.inputs} of them: {run.rate:.1f} images/s, {hours:.2f} hours and "
         f"{gigabytes:.2f} GB for the whole; kept {run.kept_share:.1%}, {sum(run.rejects.values())} rejected"
     )
@@ -152,21 +152,21 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
     pooled = f"{calibration.pooled:.4g}"
     table.add_row("all", str(report["num_images"]), f"{report['num_pixels']:,}", pooled, *cells, style="bold")
     console.print(table)
-    console.print(
+    say(
         f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, "
         f"rule {calibration.rule}; coverage on held-out images ({report['folds']} folds), "
         f"mean over images {_share(report['image_mean_coverage'])}"
     )
     if unseen:
-        console.print(f"without a pixel: {', '.join(unseen)}")
+        say(f"without a pixel: {', '.join(unseen)}")
     starved = [row["class"] for row in report["classes"] if row["starved"] and row["pixels"]]
     if starved and calibration.group == "class":
-        console.print(
+        say(
             f"* {len(starved)} classes were seen in fewer than {report['min_images']} images and take the pooled "
             "threshold (--min-images N changes that)"
         )
     if np.isinf(calibration.thresholds).any():
-        console.print("some thresholds are infinite: too few samples for this alpha, so their sets hold every class")
+        say("some thresholds are infinite: too few samples for this alpha, so their sets hold every class")
 
 
 def _coverage_cells(held_out: dict[str, Any] | None, target: float) -> list[str]:
@@ -180,6 +180,11 @@ def _coverage_cells(held_out: dict[str, Any] | None, target: float) -> list[str]
         f"{held_out['mean_set_size']:.2f}",
         f"{held_out['singleton_share']:.2f}",
     ]
+
+
+def say(text: str) -> None:
+    """Print a sentence: never broken into lines, so that a log can be searched."""
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(first: str, *others: str) -> Table:
@@ -200,7 +205,7 @@ def print_quality(quality: Quality) -> None:
                 row["class"], f"{row['pixels']:,}", *(_share(row[key]) for key in ("kept", "iou_kept", "iou_all"))
             )
     console.print(table)
-    console.print(
+    say(
         f"{raw['num_images']} images: mIoU of kept pixels {_share(raw['miou_kept'])}, accuracy of kept "
         f"{_share(raw['accuracy_kept'])}, kept {_share(raw['kept'])}, mIoU of all {_share(raw['miou_all'])}"
     )
@@ -208,12 +213,16 @@ def print_quality(quality: Quality) -> None:
 
 def print_store(store: LabelStore) -> None:
     """What a store holds and how it was made."""
-    console, summary = Console(), store.summary()
-    console.print(f"{store.path}: {summary}")
+    summary = store.summary()
+    rejects = ", ".join(f"{count} {kind}" for kind, count in summary["rejects"].items()) or "none"
+    say(
+        f"{store.path}: {summary['images']:,} images of {summary['inputs']:,} inputs, {_bytes(summary['bytes'])}, "
+        f"rejects: {rejects}"
+    )
     for key, value in store.run.items():
-        console.print(f"  {key}: {json.dumps(value)}", soft_wrap=True)
+        say(f"  {key}: {json.dumps(value)}")
     for row in store.rejects():
-        console.print(f"  rejected {row.uri}: {row.error}: {row.message}", soft_wrap=True)
+        say(f"  rejected {row.uri}: {row.error}: {row.message}")
 
 
 def _share(value: float | None) -> str:

@@ -1,0 +1,244 @@
+"""The command line as a user meets it: exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from maskmill.cli import main
+from maskmill.errors import MaskmillError
+
+from .engine.corpus import write_photos
+from .models import color_graph, color_image
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def maskmill(*arguments: str | Path, cwd: Path) -> Result:
+    """Run a command in this process; tests of signals and terminals start one of their own."""
+    out, errors, before = io.StringIO(), io.StringIO(), Path.cwd()
+    handler = signal.getsignal(signal.SIGTERM)
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(errors), patch("sys.argv", ["maskmill", *map(str, arguments)]):
+            main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except MaskmillError:
+        traceback.print_exc(file=errors)
+        code = 1
+    finally:
+        os.chdir(before)
+        signal.signal(signal.SIGTERM, handler)
+    return Result(code, out.getvalue(), errors.getvalue())
+
+
+def ok(*arguments: str | Path, cwd: Path) -> str:
+    result = maskmill(*arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, photos and their label maps."""
+    folder = tmp_path_factory.mktemp("home")
+    onnx.save(color_graph(size=(16, 24), gain=6.0), folder / "model.onnx")
+    (folder / "classes.txt").write_text("red\ngreen\nblue\n")
+    (folder / "photos").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        label = np.broadcast_to((np.arange(24) // 8 + index) % 3, (16, 24))
+        noisy = color_image(label, strength=140) + rng.integers(0, 116, (16, 24, 3))
+        Image.fromarray(noisy.astype(np.uint8)).save(folder / "photos" / f"{index}.png")
+        Image.fromarray(label.astype(np.uint8)).save(folder / "labels" / f"{index}.png")
+    ok("import", "model.onnx", "-o", "bundle", "--classes", "classes.txt", cwd=folder)
+    return folder
+
+
+def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
+    taxonomy, calibration, store = tmp_path / "classes.toml", tmp_path / "calibration.json", tmp_path / "store"
+    names = tmp_path / "names.txt"
+    names.write_text("red\ngreen\nblue\n")
+    drafted = ok("taxonomy", "bundle", "--labels", "labels", "--label-names", names, "-o", taxonomy, cwd=home)
+    assert "check every line" in drafted
+    out = ok(
+        "calibrate", "bundle", "--images", "photos", "--labels", "labels", "--taxonomy", taxonomy, "--alpha", "0.1",
+        "-o", calibration, cwd=home,
+    )  # fmt: skip
+    assert "coverage on held-out images (5 folds)" in out
+    arguments = (
+        "label", "bundle", "photos", "-o", store, "--select", "conformal", "--calibration", calibration,
+        "--taxonomy", taxonomy, "--weight", "pcos",
+    )  # fmt: skip
+    first = ok(*arguments, cwd=home)
+    assert "CPUExecutionProvider" in first.splitlines()[0]
+    assert "24 images labelled" in first
+    assert "the bottleneck is" in first
+    assert "nothing to do" in ok(*arguments, cwd=home)
+
+    quality = json.loads(ok("eval", store, "--labels", "labels", "--json", cwd=home))
+    assert quality["num_images"] == 24
+    assert quality["accuracy_kept"] > 0.9
+    assert 0.5 < quality["kept"] < 1
+    assert "mIoU of kept pixels" in ok("eval", store, "--labels", "labels", cwd=home)
+
+    assert "24 images" in ok("show", store, cwd=home)
+    ok("show", store, "3", "-o", tmp_path / "three.png", cwd=home)
+    with Image.open(tmp_path / "three.png") as picture:
+        assert picture.width == 24
+
+    assert "24 label and weight maps written" in ok("dump", store, tmp_path / "files", cwd=home)
+    assert "0 label and weight maps written, 24 there already" in ok("dump", store, tmp_path / "files", cwd=home)
+    with (tmp_path / "files" / "index.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {Path(row["uri"]).name for row in rows} == {f"{index}.png" for index in range(24)}
+    for row in rows:
+        with Image.open(tmp_path / "files" / "labels" / f"{row['id']}.png") as image:
+            label = np.asarray(image)
+        assert (label != 255).mean() == pytest.approx(float(row["kept"]), abs=1e-5)
+
+
+def test_json_lines_end_with_the_summary(home: Path, tmp_path: Path) -> None:
+    lines = ok("label", "bundle", "photos", "-o", tmp_path / "store", "--json", cwd=home).splitlines()
+    summary = json.loads(lines[-1])
+    assert summary["event"] == "summary"
+    assert summary["images"] == 24
+    assert all(json.loads(line)["event"] == "progress" for line in lines[:-1])
+
+
+def test_a_dry_run_estimates_the_whole(home: Path) -> None:
+    figures = json.loads(ok("label", "bundle", "photos", "--dry-run", "--json", cwd=home))
+    assert figures["inputs"] == 24
+    assert figures["gigabytes"] > 0
+
+
+def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_photos(photos, 2)
+    (photos / "broken.jpg").write_bytes(b"not an image")
+    result = maskmill("label", home / "bundle", "photos", "-o", "store", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "rejected as not-an-image: 1" in result.stdout
+    assert "broken.jpg" in ok("show", "store", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("label nowhere photos -o store", 1, "nowhere is not a model bundle"),
+        ("label bundle nowhere -o store", 1, "nowhere"),
+        ("label bundle photos", 2, "labels need a store: give -o STORE"),
+        ("label bundle photos -o store --select conformal", 2, "--calibration FILE goes with --select conformal"),
+        ("label bundle photos -o store --threshold 0.5", 2, "--threshold T goes with --select threshold"),
+        ("label bundle photos -o store --shard 3/3", 2, "--shard must be I/N"),
+        ("label bundle photos -o store --taxonomy nowhere.toml", 2, "cannot read the taxonomy nowhere.toml"),
+        ("label bundle photos -o store --select threshold --threshold 2", 2, "above 0 and at most 1"),
+        ("label bundle photos -o store --tile 64 --overlap 64", 2, "less than the tile"),
+        (
+            "calibrate bundle --images photos --labels labels --alpha 2 -o c.json",
+            2,
+            "alpha must be above 0 and below 1",
+        ),
+        ("calibrate bundle --images photos --labels no --alpha .1 -o c.json", 2, "the label folder no does not exist"),
+        ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
+        ("eval nowhere --labels labels", 1, "nowhere is not a label store"),
+        ("show nowhere", 1, "nowhere is not a label store"),
+        ("dump nowhere files", 1, "nowhere is not a label store"),
+        ("import nowhere.onnx -o new --classes classes.txt", 2, "the model nowhere.onnx does not exist"),
+        ("import model.onnx -o bundle --classes classes.txt", 2, "bundle exists already"),
+        ("import model.onnx -o new --classes classes.txt --mean 1,2", 2, "--mean must be one number or three"),
+        ("import model.onnx -o new --classes classes.txt --scale 1/0", 2, "--scale must be a number"),
+        ("import model.onnx -o new --classes classes.txt --size 4xx", 2, "--size must be HEIGHTxWIDTH"),
+        ("taxonomy bundle -o classes.txt", 2, "classes.txt exists already"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(home: Path, arguments: str, code: int, message: str) -> None:
+    result = maskmill(*arguments.split(), cwd=home)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (home / "store").exists()
+    assert not (home / "new").exists()
+
+
+def test_debug_shows_the_traceback(home: Path) -> None:
+    result = maskmill("--debug", "show", "nowhere", cwd=home)
+    assert "Traceback" in result.stderr
+    assert "StoreError" in result.stderr
+
+
+def test_the_doctor_names_what_is_here_and_what_is_missing(home: Path) -> None:
+    out = ok("doctor", cwd=home)
+    assert "onnxruntime" in out
+    assert "Python" in out
+
+
+def test_version_and_help(home: Path) -> None:
+    assert ok("--version", cwd=home).strip() == "0.1.0"
+    assert "calibrate" in ok("--help", cwd=home)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stores_what_was_done_and_exits_130(home: Path, tmp_path: Path, stop: int) -> None:
+    write_photos(tmp_path / "photos", 3000)
+    command = [sys.executable, "-m", "maskmill", "label", str(home / "bundle"), "photos", "-o", "store"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "store" / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(stop)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted: what was under way is stored" in out
+    done = int(out.split(" images labelled")[0].split()[-1])
+    assert 0 < done < 3000
+    rest = ok("label", home / "bundle", "photos", "-o", "store", cwd=tmp_path)
+    assert f"{3000 - done} images labelled" in rest
+
+
+def test_a_terminal_shows_a_bar(home: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 400)
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "maskmill", "label", str(home / "bundle"), "photos", "-o", "store"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    assert process.wait(60) == 0
+    assert "━".encode() in shown
+    assert b"images/s" in shown
