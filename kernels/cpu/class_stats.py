@@ -10,6 +10,7 @@ from ..decode import DecodePlan, decode_plan
 from ..types import ClassStats
 from . import decode
 from .outputs import output
+from .simd import LANES
 from .threads import num_threads, share
 
 _WORTH_THREADS = 1 << 20
@@ -105,7 +106,7 @@ def _options(plan: DecodePlan, thresholds) -> tuple:
         given = np.asarray(thresholds, np.float32)
         limits = np.full(plan.num_scored, -np.inf if given.ndim == 2 else given, np.float32)
         limit_map = np.ascontiguousarray(given) if given.ndim == 2 else limit_map
-    missing = -plan.size[1] % decode.TILE
+    missing = -plan.size[1] % LANES
     columns = (np.pad(taps, (0, missing), "edge") for taps in (plan.columns.lower, plan.columns.upper))
     return (
         plan.rows.lower,

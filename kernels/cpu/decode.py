@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from ..types import UNREACHED
-from .simd import LANES, add_exponent, fma, load, load_scores, splat, store, transpose, where
+from .simd import LANES, add_exponent, fma, load, load_first_scores, load_scores, splat, store, transpose, where
 
 TILE = 8 * LANES
 """Columns whose sampled rows are kept together."""
@@ -81,7 +81,10 @@ def _turn_span(flat, is_bfloat16, start, class_stride, first, count, channels, b
         for c in range(0, channels, LANES):
             for k in range(min(LANES, channels - c)):
                 at = start + (c + k) * class_stride + first + x
-                store(block, k * LANES, load_scores(flat, at, count - x, is_bfloat16))
+                if x + LANES <= count:
+                    store(block, k * LANES, load_scores(flat, at, is_bfloat16))
+                else:
+                    store(block, k * LANES, load_first_scores(flat, at, count - x, is_bfloat16))
             transpose(span, x * padded + c, padded, block, 0, LANES)
 
 
@@ -93,18 +96,23 @@ def _sample_row(flat, is_bfloat16, start, stride, lower, upper, weight, channels
     finite and 0 elsewhere.
     """
     padded = _padded(channels)
-    for left in range(0, TILE, LANES):
+    whole = channels // LANES * LANES
+    for left in range(0, lower.size, LANES):
         for i in range(LANES):
             a = start + lower[left + i] * stride
             b = start + upper[left + i] * stride
             across = splat(weight[left + i])
             keep = splat(_ONE - weight[left + i])
-            for c in range(0, channels, LANES):
-                value = load_scores(flat, a + c, channels - c, is_bfloat16) * keep
-                value = fma(across, load_scores(flat, b + c, channels - c, is_bfloat16), value)
+            for c in range(0, whole, LANES):
+                value = keep * load_scores(flat, a + c, is_bfloat16)
+                store(block, i * padded + c, fma(across, load_scores(flat, b + c, is_bfloat16), value))
+            if whole < channels:
+                c, count = whole, channels - whole
+                value = keep * load_first_scores(flat, a + c, count, is_bfloat16)
+                value = fma(across, load_first_scores(flat, b + c, count, is_bfloat16), value)
                 store(block, i * padded + c, value)
         for c in range(0, channels, LANES):
-            transpose(row, (left + c) * LANES + left * (channels - LANES), LANES, block, c, padded)
+            transpose(row, left * channels + c * LANES, LANES, block, c, padded)
         seen = splat(_ZERO)
         for c in range(channels):
             seen = fma(load(row, left * channels + c * LANES), splat(_ZERO), seen)
@@ -195,38 +203,45 @@ def _add_rest(values, reached, activation, top):
 
 
 @_compiled
-def _larger(a, b):
-    """Return the larger of two thresholds; NaN, which no score is below, where the one that counts is NaN."""
-    return where(a > b, a, b)
+def _count_members(values, reached, activation, limits, has_map, map_limit, top, best, rest, inverse):
+    """Return the prediction set's size and its last member, -1 for none."""
+    size, last = splat(_ZERO), splat(_NO_CLASS)
+    for k in range(reached.size):
+        if reached[k]:
+            index = splat(np.float32(k))
+            score = nonconformity(activation, load(values, k * LANES), index == top, best, rest, inverse)
+            member = score <= (map_limit if has_map else splat(limits[k]))
+            size = where(member, size + splat(_ONE), size)
+            last = where(member, index, last)
+    return size, last
 
 
 @_compiled
-def _members(values, reached, activation, limits, map_limit, background, top, best, rest, inverse):
-    """Return the prediction set's size, its last member and its best one but the background; -1 for no member."""
-    size, last, chosen = splat(_ZERO), splat(_NO_CLASS), splat(_NO_CLASS)
-    rank = splat(-_INF)
+def _best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, rest, inverse):
+    """Return the best member of the prediction set but the background; the background where alone, -1 for none."""
+    rank, chosen, fallback = splat(-_INF), splat(_NO_CLASS), splat(_NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
             index, value = splat(np.float32(k)), load(values, k * LANES)
             score = nonconformity(activation, value, index == top, best, rest, inverse)
-            member = score <= _larger(splat(limits[k]), map_limit)
-            size = where(member, size + splat(_ONE), size)
-            last = where(member, index, last)
-            if k != background:
+            member = score <= (map_limit if has_map else splat(limits[k]))
+            if k == background:
+                fallback = where(member, index, fallback)
+            else:
                 value = where(member, value, splat(-_INF))
                 higher = value > rank
                 rank = where(higher, value, rank)
                 chosen = where(higher, index, chosen)
-    return size, last, chosen
+    return where(chosen > splat(_NO_CLASS), chosen, fallback)
 
 
 @_compiled
-def _top_limit(top, limits, map_limit, scratch):
+def _top_limit(top, limits, scratch):
     """Return the threshold of each pixel's top class."""
     store(scratch, 0, top)
     for i in range(LANES):
         scratch[i] = limits[int(scratch[i])]
-    return _larger(load(scratch, 0), map_limit)
+    return load(scratch, 0)
 
 
 @_compiled
@@ -247,9 +262,7 @@ def _true_scores(values, reached, activation, truth, y, x, ignore, top, best, re
 
 @_compiled
 def _map_limit(threshold_map, y, x, scratch):
-    """Return the thresholds of sixteen positions; -inf without a map."""
-    if threshold_map.shape[0] == 0:
-        return splat(-_INF)
+    """Return the thresholds of sixteen positions."""
     for i in range(LANES):
         scratch[i] = threshold_map[y, x + i] if x + i < threshold_map.shape[1] else _ZERO
     return load(scratch, 0)
@@ -291,9 +304,9 @@ def decode_rows(
     """Fill rows ``first_row`` to ``last_row`` of the outputs.
 
     ``flat`` holds the map: element (y, x, c) at offset + y * row_stride + x * column_stride + c * class_stride, where
-    the column or the class stride is 1. The column taps are padded to a multiple of ``TILE``. ``groups`` is empty
+    the column or the class stride is 1. The column taps are padded to a multiple of 16. ``groups`` is empty
     where model classes are scored one to one, ``limits`` where there are no thresholds; with a ``threshold_map``, the
-    limits are -inf. ``floats``, ``indices`` and ``labels`` are the outputs; those without rows were not asked for.
+    limits are not used. ``floats``, ``indices`` and ``labels`` are the outputs; those without rows were not asked for.
     """
     num_scored = reached.size
     padded = _padded(channels)
@@ -308,17 +321,18 @@ def decode_rows(
     turned = class_stride != 1
     span = np.empty((column_upper.max() + LANES) * padded if turned else 0, np.float32)
 
-    zero, one = splat(_ZERO), splat(_ONE)
-    others = splat(np.float32(num_scored - 1))
-    emitted = splat(np.float32(num_targets - 1))
-    has_sets = limits.size > 0
-    want_sets = has_sets and (rule != ARGMAX or indices[_SET_SIZE - _TOP].shape[0] > 0)
+    zero, one, no_class = splat(_ZERO), splat(_ONE), splat(_NO_CLASS)
+    of_others = splat(_ONE / np.float32(max(num_scored - 1, 1)))
+    last_target = splat(np.float32(num_targets - 1))
+    has_sets, has_map = limits.size > 0, threshold_map.shape[0] > 0
+    want_size = indices[_SET_SIZE - _TOP].shape[0] > 0
+    want_dispersion = floats[_DISPERSION].shape[0] > 0
     want_second = indices[_SECOND - _TOP].shape[0] > 0 or floats[_SECOND_CONFIDENCE].shape[0] > 0
     want_true = floats[_TRUE_SCORE].shape[0] > 0
 
     for left in range(0, width, TILE):
-        lower, upper = column_lower[left : left + TILE], column_upper[left : left + TILE]
-        across = column_weight[left : left + TILE]
+        right = min(left + TILE, column_lower.size)
+        lower, upper, across = column_lower[left:right], column_upper[left:right], column_weight[left:right]
         held = np.array([-1, -1])
         for y in range(first_row, last_row):
             # Source row s lives in slot s % 2: an output row's two taps are neighbours, or one and the same.
@@ -385,40 +399,39 @@ def decode_rows(
 
                 label = top
                 if has_sets:
-                    map_limit = _map_limit(threshold_map, y, x, scratch)
+                    limit = _map_limit(threshold_map, y, x, scratch) if has_map else _top_limit(top, limits, scratch)
                     if rule in (ARGMAX, AGREE):
                         score = nonconformity(activation, top_value, one == one, best, rest, inverse)
-                        label = where(score <= _top_limit(top, limits, map_limit, scratch), top, splat(_NO_CLASS))
-                    if want_sets:
-                        size, last, chosen = _members(
-                            scores, reached, activation, limits, map_limit, background, top, best, rest, inverse
+                        label = where(score <= limit, top, no_class)
+                    if want_size or rule in (SINGLE, AGREE):
+                        size, last = _count_members(
+                            scores, reached, activation, limits, has_map, limit, top, best, rest, inverse
                         )
                         store(lines, _SET_SIZE * TILE + at, where(finite_mask, size, zero))
-                        if rule == SINGLE:
-                            label = where(size == one, last, splat(_NO_CLASS))
-                        elif rule == AGREE:
-                            label = where(size == one, label, splat(_NO_CLASS))
-                        elif rule == FOREGROUND:
-                            # Members that are not the background come first; without them it is the last member, or -1.
-                            label = where(chosen > splat(_NO_CLASS), chosen, last)
-                label = where(label <= emitted, label, splat(_NO_CLASS))
-                label = where(finite_mask, label, splat(_NO_CLASS))
-                store(lines, _LABEL * TILE + at, where(label > splat(_NO_CLASS), label, splat(np.float32(ignore))))
+                        if rule in (SINGLE, AGREE):
+                            label = where(size == one, last if rule == SINGLE else label, no_class)
+                    if rule == FOREGROUND:
+                        label = _best_member(
+                            scores, reached, activation, limits, has_map, limit, background, top, best, rest, inverse
+                        )
+                label = where(label <= last_target, where(finite_mask, label, no_class), no_class)
+                store(lines, _LABEL * TILE + at, where(label > no_class, label, splat(np.float32(ignore))))
                 store(lines, _TOP * TILE + at, where(finite_mask, top, splat(_UNREACHED)))
 
                 share = where(finite_mask, best * inverse, zero)
                 store(lines, _SHARE * TILE + at, share)
                 confidence = share if activation == SOFTMAX else where(finite_mask, best, zero)
                 store(lines, _CONFIDENCE * TILE + at, confidence)
-                r = rest * inverse
-                mean = r / others
-                spread = squares * inverse * inverse - r * mean
-                spread = where(spread > zero, spread, zero)
-                if not exact_dispersion:
-                    spread = fma(mean, mean, spread)
-                store(lines, _DISPERSION * TILE + at, where(finite_mask, spread / others, zero))
+                if want_dispersion:
+                    r = rest * inverse
+                    mean = r * of_others
+                    spread = squares * inverse * inverse - r * mean
+                    spread = where(spread > zero, spread, zero)
+                    if not exact_dispersion:
+                        spread = fma(mean, mean, spread)
+                    store(lines, _DISPERSION * TILE + at, where(finite_mask, spread * of_others, zero))
                 if want_second:
-                    found = where(finite_mask, second, splat(_NO_CLASS)) > splat(_NO_CLASS)
+                    found = where(finite_mask, second, no_class) > no_class
                     store(lines, _SECOND * TILE + at, where(found, second, splat(_UNREACHED)))
                     if activation == SOFTMAX:
                         second_best = second_best * inverse
@@ -430,14 +443,18 @@ def decode_rows(
                     store(lines, _TRUE_SCORE * TILE + at, score)
 
             n = min(TILE, width - left)
-            for field in range(_FLOATS):
-                if floats[field].shape[0] > 0:
+            for field in range(_FIELDS):
+                line = lines[field * TILE : field * TILE + n]
+                if field < _FLOATS:
+                    if floats[field].shape[0] > 0:
+                        values_out = floats[field][y, left : left + n]
+                        for i in range(n):
+                            values_out[i] = line[i]
+                elif indices[field - _FLOATS].shape[0] > 0:
+                    indices_out = indices[field - _FLOATS][y, left : left + n]
                     for i in range(n):
-                        floats[field][y, left + i] = lines[field * TILE + i]
-            for field in range(_FIELDS - _FLOATS):
-                if indices[field].shape[0] > 0:
-                    for i in range(n):
-                        indices[field][y, left + i] = np.uint16(lines[(_FLOATS + field) * TILE + i])
+                        indices_out[i] = np.uint16(np.int32(line[i]))
             if labels.shape[0] > 0:
+                line, labels_out = lines[_LABEL * TILE : _LABEL * TILE + n], labels[y, left : left + n]
                 for i in range(n):
-                    labels[y, left + i] = np.uint8(lines[_LABEL * TILE + i])
+                    labels_out[i] = np.uint8(np.int32(line[i]))

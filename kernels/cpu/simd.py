@@ -113,23 +113,23 @@ def load(typingctx, array, offset):
 
 
 @intrinsic
-def load_scores(typingctx, array, offset, count, is_bfloat16):
-    """``count`` consecutive elements of a float32 array, or of the bits of float16 or bfloat16; zeros after them."""
+def load_scores(typingctx, array, offset, is_bfloat16):
+    """Sixteen consecutive elements of a float32 array, or of the bits of float16 or bfloat16."""
 
     def emit(context, builder, signature, arguments):
-        array, offset, count, is_bfloat16 = arguments
-        whole = builder.icmp_signed(">=", count, count.type(LANES))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                full = _read(context, builder, signature.args[0], array, offset)
-                full_block = builder.block
-            with otherwise:
-                part = _read(context, builder, signature.args[0], array, offset, count)
-                part_block = builder.block
-        value = builder.phi(full.type)
-        value.add_incoming(full, full_block)
-        value.add_incoming(part, part_block)
-        return value if value.type == _FLOATS else _widen(builder, value, is_bfloat16)
+        value = _read(context, builder, signature.args[0], *arguments[:2])
+        return value if value.type == _FLOATS else _widen(builder, value, arguments[2])
+
+    return vector(array, types.intp, types.boolean), emit
+
+
+@intrinsic
+def load_first_scores(typingctx, array, offset, count, is_bfloat16):
+    """As :func:`load_scores`, zeros from the ``count``-th on, whose memory is not touched."""
+
+    def emit(context, builder, signature, arguments):
+        value = _read(context, builder, signature.args[0], *arguments[:3])
+        return value if value.type == _FLOATS else _widen(builder, value, arguments[3])
 
     return vector(array, types.intp, types.intp, types.boolean), emit
 
