@@ -16,7 +16,8 @@ commit is a merge on them. Labels are committed before the inputs that point at 
 costs one more reading of the files. A commit survives the end of the process at any moment.
 
 A store object is opened lazily, may be pickled to other processes and used by any thread. It reads the rows that were
-there when it was opened and its own commits. Lance does not survive ``fork``: start workers with spawn or forkserver.
+there when it was first used, or after its own last commit. Labels keep their row numbers. Lance does not survive
+``fork``: start workers with spawn or forkserver.
 """
 
 from __future__ import annotations
@@ -69,12 +70,13 @@ class LabelStore:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
+        self._write_lock = threading.Lock()
         self._process = os.getpid()
-        self._session: Any = None
+        self._session = lance.Session(index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES)
         self._datasets: dict[str, Any] = {}
         self._known: DigestSet | None = None
         self._rows: tuple[int, DigestIndex] | None = None
-        self._commits: int | None = None
+        self._commits = -1
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "run": self.run}
@@ -173,7 +175,7 @@ class LabelStore:
         """
         labelled = list({row.id: row for row in labels}.values())
         finished = list({row.uri: row for row in inputs}.values())
-        with self._lock, _errors(f"cannot write to the label store {self.path}"):
+        with self._write_lock, _errors(f"cannot write to the label store {self.path}"):
             try:
                 if labelled:
                     self._merge_labels(label_table(labelled))
@@ -182,13 +184,12 @@ class LabelStore:
                             self._known.add(bytes.fromhex(row.id))
                 if finished:
                     self._merge_inputs(input_table(finished))
-            except Exception:
-                # a handle that failed halfway may be behind: the next use opens a new one
+            finally:
+                # the next reader sees what was committed
                 self._datasets.clear()
-                raise
-            if self._commits is None:
+            if self._commits < 0:
                 # short runs leave fragments, too
-                self._commits = self._dataset("inputs").stats.dataset_stats(_FRAGMENT_ROWS)["num_small_files"]
+                self._commits = self._open("inputs").stats.dataset_stats(_FRAGMENT_ROWS)["num_small_files"] - 1
             self._commits += 1
             if self._commits >= COMPACT_EVERY:
                 self._commits = 0
@@ -273,18 +274,18 @@ class LabelStore:
                     yield InputRow(**row)
 
     def _dataset(self, name: str) -> Any:
-        if os.getpid() != self._process:
-            raise StoreError("a label store does not survive fork: start workers with spawn or forkserver")
+        """The handle for readers, at the version it was opened at."""
         dataset = self._datasets.get(name)
         if dataset is None:
             with self._lock, _errors(f"cannot open the label store {self.path}"):
-                if self._session is None:
-                    self._session = lance.Session(
-                        index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
-                    )
-                dataset = lance.dataset(self.path / f"{name}.lance", session=self._session)
-                self._datasets[name] = dataset
+                dataset = self._datasets[name] = self._open(name)
         return dataset
+
+    def _open(self, name: str) -> Any:
+        """A handle at the newest version. Writing needs one of its own: Lance lets nobody else use it meanwhile."""
+        if os.getpid() != self._process:
+            raise StoreError("a label store does not survive fork: start workers with spawn or forkserver")
+        return lance.dataset(self.path / f"{name}.lance", session=self._session)
 
     def _id_table(self) -> NDArray[np.uint64]:
         with _errors(f"cannot read the label store {self.path}"):
@@ -301,17 +302,14 @@ class LabelStore:
             self._merging("inputs").when_matched_update_all(_OUTDATED).execute(rows)
 
     def _merging(self, name: str) -> Any:
-        dataset = self._dataset(name)
-        # the files of an old version may have been cleaned up
-        dataset.checkout_latest()
-        merge = dataset.merge_insert(SCHEMAS[name].names[0])
+        merge = self._open(name).merge_insert(SCHEMAS[name].names[0])
         # other writers: Lance tries again, with a growing pause
         return merge.conflict_retries(100).retry_timeout(timedelta(minutes=5))
 
     def _compact(self) -> None:
         for name in SCHEMAS:
             try:
-                dataset = self._dataset(name)
+                dataset = self._open(name)
                 dataset.optimize.compact_files(
                     target_rows_per_fragment=_FRAGMENT_ROWS,
                     num_threads=1,
@@ -323,7 +321,7 @@ class LabelStore:
                 dataset.cleanup_old_versions(timedelta(hours=1))
             except OSError:
                 # another writer was at it, or the disk is full: nothing depends on it, and the next turn comes
-                self._datasets.pop(name, None)
+                continue
 
 
 def _create_dataset(path: Path, schema: pa.Schema) -> Any:
