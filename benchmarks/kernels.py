@@ -1,0 +1,163 @@
+"""How fast the CPU kernels are, each against what a user would call instead, in one run.
+
+    python benchmarks/kernels.py [--json] [--only KEY ...] [--rounds 9]
+
+The two sides of a claim alternate; a round repeats a short call until it lasts 50 ms. A figure is the median over the
+rounds of the peer's time over ours, with its range. Each claim's function says what both sides do; a claim with
+several cases (both layouts, say) reports the smallest of their medians. Compilation is not timed: ``startup_s`` is the
+time a fresh process takes to import the kernels and decode a small map with the disk cache warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from maskmill import kernels
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The two sides of one measurement."""
+
+    name: str
+    ours: Call
+    peer: Call
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio to reach, and the cases that must reach it."""
+
+    target: float
+    cases: Callable[[], Iterator[Case]]
+
+
+def decode(classes: int, source: tuple[int, int], size: tuple[int, int], layouts: tuple[str, ...]) -> Iterator[Case]:
+    """Float32 logits to full size.
+
+    Ours: label (the top class where it is in its class's prediction set), confidence and residual dispersion.
+    Peer: torch ``interpolate``, ``softmax`` and ``max`` with all threads; of an HWC map the faster of its strided view
+    and a contiguous copy made first.
+    """
+    rng = np.random.default_rng(0)
+    thresholds = np.full(classes, 0.3, np.float32)
+    for layout in layouts:
+        shape = (classes, *source) if layout == "CHW" else (*source, classes)
+        logits = rng.normal(0, 4, shape).astype(np.float32)
+        tensor = torch.from_numpy(logits)[None]
+        views = [tensor] if layout == "CHW" else [tensor.movedim(-1, 1)]
+
+        def ours(logits=logits, layout=layout):
+            outputs = ("label", "confidence", "dispersion")
+            return kernels.class_stats(logits, size, layout=layout, thresholds=thresholds, outputs=outputs)
+
+        def peer(view=views[0], contiguous=False):
+            with torch.inference_mode():
+                view = view.contiguous() if contiguous else view
+                upsampled = torch.nn.functional.interpolate(view, size=size, mode="bilinear", align_corners=False)
+                return torch.softmax(upsampled, 1).max(1)
+
+        def contiguous_peer(peer=peer):
+            return peer(contiguous=True)
+
+        peers = [peer] if layout == "CHW" else [peer, contiguous_peer]
+        yield Case(layout, ours, min(peers, key=lambda call: statistics.median(seconds_of(call) for _ in range(5))))
+
+
+CLAIMS = {
+    "decode_150": Claim(10, lambda: decode(150, (128, 128), (512, 512), ("CHW",))),
+    "decode_21": Claim(8, lambda: decode(21, (33, 33), (213, 320), ("CHW",))),
+    "decode_21_257": Claim(8, lambda: decode(21, (257, 257), (213, 320), ("CHW", "HWC"))),
+}
+
+
+def seconds_of(call: Call, repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def measure(case: Case, rounds: int) -> dict[str, float]:
+    """Milliseconds of both sides and their ratio, medians over the rounds, with the ratio's range."""
+    repeats = [max(1, round(0.05 / min(seconds_of(call) for _ in range(3)))) for call in (case.ours, case.peer)]
+    ours, peer = [], []
+    for _ in range(rounds):
+        ours.append(seconds_of(case.ours, repeats[0]))
+        peer.append(seconds_of(case.peer, repeats[1]))
+    ratios = [b / a for a, b in zip(ours, peer, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_min": round(min(ratios), 2),
+        "ratio_max": round(max(ratios), 2),
+        "ours_ms": round(statistics.median(ours) * 1e3, 3),
+        "peer_ms": round(statistics.median(peer) * 1e3, 3),
+    }
+
+
+def startup_seconds() -> float:
+    """Median of three fresh processes, less the time of one that imports NumPy alone."""
+    setup = "import numpy as np; scores = np.zeros((3, 4, 4), np.float32)"
+    decode = f"{setup}; from maskmill import kernels; kernels.class_stats(scores, (8, 8))"
+
+    def run(program: str) -> None:
+        subprocess.run([sys.executable, "-c", program], check=True)
+
+    run(decode)
+    whole, bare = (statistics.median(seconds_of(lambda p=p: run(p)) for _ in range(3)) for p in (decode, setup))
+    return round(whole - bare, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--only", nargs="+", choices=CLAIMS, default=list(CLAIMS), help="claims to measure")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each case, at least 7")
+    arguments = parser.parse_args()
+    if arguments.rounds < 7:
+        parser.error("a median needs at least 7 rounds")
+
+    result: dict[str, object] = {}
+    details: dict[str, dict[str, dict[str, float]]] = {}
+    for key in arguments.only:
+        details[key] = {case.name: measure(case, arguments.rounds) for case in CLAIMS[key].cases()}
+        result[key] = min(case["ratio"] for case in details[key].values())
+        if not arguments.json:
+            for name, case in details[key].items():
+                print(
+                    f"{key:22} {name:12} {case['ours_ms']:9.2f} ms against {case['peer_ms']:9.2f} ms:"
+                    f" {case['ratio']:6.1f}x ({case['ratio_min']} to {case['ratio_max']}), target {CLAIMS[key].target}x"
+                )
+    result["startup_s"] = startup_seconds()
+    if not arguments.json:
+        print(f"startup_s {result['startup_s']}")
+        return
+    packages = ("numpy", "numba", "torch")
+    result["targets"] = {key: CLAIMS[key].target for key in arguments.only}
+    result["details"] = details
+    result["machine"] = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
