@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import CalibrationError, CalibrationMismatch, ImageError, UsageError
+from ..kernels.types import Activation
 from .coverage import CoverageReport, SampleSpill
 from .images import decode_image
 from .labelled import LabelFolder, read_label_map, select_ids
@@ -239,7 +240,7 @@ def calibrate(
         ScoreSpill(Path(folder), grid=grid if position else None) as spill,
         SampleSpill(Path(folder), len(taxonomy.model)) as samples,
     ):
-        activation = "softmax"
+        activation: Activation = "softmax"
         for done, scored in enumerate(ordered_map(score, pairs, workers), start=1):
             activation = scored.score_map.activation
             classes = scored.truth.ravel().astype(np.uint16)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
+from ..kernels.types import Activation
 from .predict import ScoreMap
 from .taxonomy import Taxonomy
 from .thresholds import NO_CLASS, ScoreSpill, Thresholds
@@ -66,9 +67,8 @@ class SampleSpill:
     def images(self, indices: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Scores (S, C), cells (S,), classes (S,) and weights (S,) of several images' samples."""
         if self._ends[-1] == 0 or not len(indices):
-            return np.empty((0, self._num_classes), np.float32), *(
-                np.empty(0, kind) for kind in (int, np.uint16, float)
-            )
+            none = np.empty((0, self._num_classes), np.float32)
+            return none, np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0)
         stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, self._num_classes)
         return (
             np.concatenate([stored[self._ends[index] : self._ends[index + 1]] for index in indices]),
@@ -102,9 +102,9 @@ def interpolate(score_map: ScoreMap, size: tuple[int, int], cells: NDArray[np.in
 class CoverageReport:
     """Adds up, fold by fold, how thresholds do on the images they were not computed from."""
 
-    def __init__(self, taxonomy: Taxonomy, activation: str, num_images: int) -> None:
+    def __init__(self, taxonomy: Taxonomy, activation: Activation, num_images: int) -> None:
         self._taxonomy = taxonomy
-        self._activation = activation
+        self._activation: Activation = activation
         num = taxonomy.num_targets
         self._covered = np.zeros((num_images, num))
         self._total = np.zeros((num_images, num))

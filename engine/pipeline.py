@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -176,7 +176,7 @@ class _Run:
         self._claim_lock = threading.Lock()
         self.progress = Progress(kept=np.zeros(taxonomy.num_targets, np.int64))
 
-    def execute(self, items: Iterable[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
+    def execute(self, items: Sequence[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
         progress = self.progress
         progress.planned = len(items)
         flow = Flow(items)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SessionError, UsageError
 from ..export.bundle import Bundle
+from ..kernels.types import Activation, Layout
 from .images import preprocess
 from .session import Session
 
@@ -28,9 +29,9 @@ class ScoreMap:
 
     scores: Any
     """(C, h, w) or (h, w, C), float32 or a 16-bit float: the stored values, before ``activation``."""
-    layout: Literal["CHW", "HWC"]
+    layout: Layout
     """Order of the axes of ``scores``."""
-    activation: Literal["softmax", "sigmoid", "none"]
+    activation: Activation
     """What turns the values into scores."""
     size: tuple[int, int]
     """(height, width) of the image, in pixels."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import UsageError
+from ..kernels.types import Rule
 from .predict import ScoreMap
 from .taxonomy import Taxonomy
 
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos"]
-Rule = Literal["argmax", "foreground", "single", "agree"]
 
 METHODS = ("argmax", "threshold", "conformal")
 WEIGHTS = ("none", "confidence", "pcos")

@@ -214,6 +214,7 @@ def _risk_controlled(
     num_images[:] = 0
     for scores, weights, classes in weighted():
         low = kernels.weighted_score_counts(scores, weights, classes=classes, num_classes=size, prefix=prefix, out=low)
+    assert low is not None, "the first pass saw images"
     bucket, _ = _tail_bucket(low, budgets - above)
     # kth_score reads the score from (prefix, position of rank 1 in a one-hot row).
     one_hot = np.zeros(low.shape, np.uint64)

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def bundle_from_onnx(
     *,
     classes: Sequence[str],
     background: str | None = None,
-    layout: str = "NCHW",
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
     size: tuple[int, int] | None = None,
     activation: str = "softmax",
     output_name: str | None = None,
@@ -157,12 +157,12 @@ def preprocessing_from_config(path: str | os.PathLike[str]) -> tuple[dict[str, A
 
 
 def _load_checked(path: Path) -> Any:
-    import onnx
+    import onnx.checker
 
     if not path.is_file():
         raise UsageError(f"the model {path} does not exist")
     try:
-        graph = onnx.load(path, load_external_data=False)
+        graph = onnx.load_model(path, load_external_data=False)
     except Exception as error:
         raise BundleError(f"{path} is not an ONNX file: {_first_line(error)}") from error
     if not graph.graph.node:

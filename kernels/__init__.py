@@ -13,6 +13,8 @@ Usage::
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -185,7 +187,7 @@ def kth_score(counts_low: Array, prefix: Array, ranks_within: Array) -> Array:
 
 
 def position_quantiles(
-    scores: Array, alpha: float | str, *, fallback: float = np.inf, out: Array | None = None
+    scores: Array, alpha: float | str | Fraction, *, fallback: float = np.inf, out: Array | None = None
 ) -> Array:
     """The conformal threshold of every position, float32 (h, w).
 

@@ -33,23 +33,23 @@ class _Arrays:
 class ClassStats(_Arrays):
     """Per-pixel statistics of one score map; every array is (H, W), or (N, H, W) for a batch. None: not asked for."""
 
-    label: Array | None = None
+    label: Array = None
     """uint8 (uint16 beyond 255 target classes): target class chosen by the rule, or the ignore index."""
-    top: Array | None = None
+    top: Array = None
     """uint16: class of the highest score, K for "none of these", UNREACHED where the scores are not finite."""
-    confidence: Array | None = None
+    confidence: Array = None
     """float32: score of the top class after activation and grouping; 0 where the scores are not finite."""
-    share: Array | None = None
+    share: Array = None
     """float32 in [0, 1]: the top class's share of the sum of all scores (equal to confidence for softmax)."""
-    dispersion: Array | None = None
+    dispersion: Array = None
     """float32, >= 0: variance of the other classes' shares (CSL's v; ``official`` or ``exact``)."""
-    second: Array | None = None
+    second: Array = None
     """uint16: class of the second highest score, UNREACHED where there is none."""
-    second_confidence: Array | None = None
+    second_confidence: Array = None
     """float32: score of the second class; 0 where there is none."""
-    set_size: Array | None = None
+    set_size: Array = None
     """uint16: number of classes in the prediction set, "none of these" included."""
-    true_score: Array | None = None
+    true_score: Array = None
     """float32: nonconformity score of the true class; NaN where the truth is the ignore index, +inf where the
     scores are not finite."""
 
@@ -62,9 +62,9 @@ class Pcos(_Arrays):
     """float32 in [0, 1]; 0 outside the mask."""
     reliable: Array
     """bool: better than the reliable cluster's mean in confidence or in dispersion, or weight 1 in float32."""
-    cluster: Array | None = None
+    cluster: Array = None
     """uint8: 0 or 1; 255 outside the mask."""
-    statistics: Array | None = None
+    statistics: Array = None
     """float64 (8,) or (N, 8): Gram a, b, c; mean of x and v, unbiased variance of x and v in the reliable cluster;
     index of the reliable cluster."""
 
