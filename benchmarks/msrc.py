@@ -12,6 +12,10 @@ probabilities rounded to 16 bits, labels by nearest neighbour, rules in plain Nu
 ``label`` and ``eval`` do at the photo's own size; the model runs once a photo and its outputs are kept on disk for the
 ten splits, and split 0 is repeated through ``calibrate``, a label store and ``evaluate`` to show the same counts.
 
+The two differ little: the half-size truth takes every second pixel, half a pixel off the grid of the logits, so more of
+its pixels lie on the wrong side of an edge. What matters more is how photos are shrunk for the model: the published
+figures are OpenCV's bilinear resize without antialiasing; with ``--antialias`` the per-class rows keep about .02 more.
+
 The data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the repository.
 """
 
@@ -21,6 +25,7 @@ import argparse
 import dataclasses
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -238,7 +243,7 @@ def thresholds_of(samples, taxonomy: Taxonomy, rows: list[Row], splits, folder: 
         spill.append(*sample.true_scores(taxonomy))
     spill.finish()
     found, coverage = {}, {}
-    for group, alpha, min_images in {(row.group, row.alpha, row.min_images) for row in rows if row.group}:
+    for group, alpha, min_images in sorted({(row.group, row.alpha, row.min_images) for row in rows if row.group}):
         shares = np.full((len(splits), taxonomy.num_targets), np.nan)
         for index, (calibration, scored) in enumerate(splits):
             fitted = fit_thresholds(
@@ -368,6 +373,8 @@ def main() -> int:
         results = summarise(rows, counts, taxonomy)
         report = {
             "benchmark": "msrc",
+            "command": " ".join(["benchmarks/msrc.py", *sys.argv[1:]]),
+            "machine": f"{platform.processor() or platform.machine()}, {num_workers()} processors",
             "resolution": options.resolution,
             "antialias": options.antialias,
             "photos": len(photos),

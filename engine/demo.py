@@ -166,7 +166,7 @@ def _print_table(quality: dict[str, Quality], console: Console) -> None:
     titles = {
         "argmax": "raw argmax",
         "threshold": f"confidence ≥ {CONFIDENCE}",
-        "conformal": f"conformal (class, agree, alpha {ALPHA})",
+        "conformal": f"conformal (alpha {ALPHA}, agree)",
     }
     table = Table(title=f"Labels of {quality['argmax'].num_images} tiles against the truth")
     table.add_column("labels")

@@ -30,6 +30,11 @@ def run(tmp_path_factory):
     return output / "earth", figures, printed.getvalue()
 
 
+@pytest.fixture(scope="module")
+def zones():
+    return earth.load_zones()
+
+
 @pytest.mark.parametrize(
     ("latitude", "longitude", "expected"),
     [
@@ -42,8 +47,8 @@ def run(tmp_path_factory):
         (-1.0, 33.0, "ignore"),  # Lake Victoria
     ],
 )
-def test_places_have_their_climate(latitude, longitude, expected):
-    target = earth.target_map(earth.load_zones())[int((90 - latitude) * 6), int((longitude + 180) * 6)]
+def test_places_have_their_climate(zones, latitude, longitude, expected):
+    target = earth.target_map(zones)[int((90 - latitude) * 6), int((longitude + 180) * 6)]
     assert (target == 255 and expected == "ignore") or earth.CLASSES[target] == expected
 
 
@@ -120,10 +125,10 @@ def test_coverage_holds_on_the_photo_and_collapses_on_another_style(run):
     assert f"{figures['coverage_shifted']:.0%}" in printed
 
 
-def test_the_written_teacher_knows_the_west(run):
+def test_the_written_teacher_knows_the_west(run, zones):
     folder, _, _ = run
     session = onnxruntime.InferenceSession(folder / "teacher.onnx", providers=["CPUExecutionProvider"])
-    picture, truth = earth.load_picture(), earth.target_map(earth.load_zones())
+    picture, truth = earth.load_picture(), earth.target_map(zones)
     right = total = 0
     for tile in earth.grid(earth.WEST):
         image = picture[tile.window].transpose(2, 0, 1)[None].astype(np.float32) / 255
