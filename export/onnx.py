@@ -162,7 +162,8 @@ def _load_checked(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"the model {path} does not exist")
     try:
-        graph = onnx.load_model(path, load_external_data=False)
+        # pyright takes the name for this very module
+        graph = onnx.load_model(path, load_external_data=False)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:
         raise BundleError(f"{path} is not an ONNX file: {_first_line(error)}") from error
     if not graph.graph.node:
