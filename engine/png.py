@@ -1,7 +1,7 @@
 """PNG for label and weight maps: a grayscale image of 8 or 16 bits, bit exact, readable by anything.
 
-Maps are runs of equal values, so that no row filter and zlib's run-length strategy give the smallest files in the
-least time: see ``benchmarks/images.py``.
+Maps are runs of equal values: zlib's run-length strategy without a row filter gave the smallest files in the least time,
+for label maps and for weight maps, among OpenCV's settings, Pillow's, and every filter and strategy at levels 1 to 6.
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import fsspec
@@ -36,14 +35,14 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
 """Endings (in any case) of the files that are taken from folders and tar archives."""
+_EXTENSIONS = frozenset(EXTENSIONS)
 
 MAX_BYTES = 1 << 30
 """Larger files are refused before they are read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a source."""
+class Item(NamedTuple):
+    """One image of a source. A tuple, because listing a million files makes a million of them."""
 
     uri: str
     """Stable name: the absolute path of a local file, else the URL; ``ARCHIVE::MEMBER`` in a tar archive."""
@@ -51,9 +50,9 @@ class Item:
     """Bytes, where known without reading."""
     stamp: str = ""
     """Changes with the content: modification time in ns, ETag or time of last change; empty where unknown."""
-    path: str | None = field(default=None, repr=False, compare=False)
+    path: str | None = None
     """What to open where it is not the uri: the archive, or a file whose name is not valid UTF-8."""
-    offset: int | None = field(default=None, repr=False, compare=False)
+    offset: int | None = None
     """First byte of the image in its archive."""
 
 
@@ -233,9 +232,14 @@ def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[Item]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _is_folder(entry):
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:
+                    # a link that leads to itself
+                    is_folder = False
+                if is_folder:
                     folders.append(entry.name)
-                elif entry.name.lower().endswith(EXTENSIONS):
+                elif _is_image(entry.name):
                     files.append(entry.name)
     except OSError as error:
         raise SourceError(f"cannot list the folder {folder}: {error.strerror}") from error
@@ -249,12 +253,8 @@ def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[Item]:
             yield from _walk(prefix + name, ancestors | {identity})
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # a link that leads to itself
-        return False
+def _is_image(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in _EXTENSIONS
 
 
 def _local_item(path: str, status: os.stat_result | None = None) -> Item:
@@ -289,7 +289,7 @@ def _read_local(path: str, item: Item) -> bytes:
 
 def _members(file: Any, archive: str, stamp: str) -> Iterator[Item]:
     for name, size, offset in tar_members(file, archive):
-        if name.lower().endswith(EXTENSIONS):
+        if _is_image(name):
             valid = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             yield Item(f"{archive}::{valid}", size, stamp, archive, offset)
 
