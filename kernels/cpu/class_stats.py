@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import as_strided
 from ...errors import UsageError
 from ..decode import DecodePlan, decode_plan
 from ..types import ClassStats
-from . import decode
+from .decode import decode_rows
 from .outputs import output
 from .simd import LANES
 from .threads import num_threads, share
@@ -78,7 +78,7 @@ def class_stats(
         threads = num_threads(len(maps) * plan.channels * rows * plan.size[1], _WORTH_THREADS)
     height = rows if threads == 1 else -(-rows // (threads * _BANDS_PER_THREAD))
     bands = [(first, min(first + height, rows), *one) for one in maps for first in range(0, rows, height)]
-    share(decode.decode_rows, bands, threads)
+    share(decode_rows, bands, threads)
     return ClassStats(**result)
 
 

@@ -1,0 +1,191 @@
+"""Compiled loops of ``class_stats``: from sixteen pixels' upsampled values to scores, top classes and prediction sets.
+
+Values and scores of class k lie at k * 16 of their arrays; what a pixel has one of is a vector.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .simd import LANES, add_exponent, fma, load, splat, store, where
+
+SOFTMAX, SIGMOID, NONE = range(3)
+NO_CLASS = np.float32(-1)
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_INF, _NAN = np.float32(np.inf), np.float32(np.nan)
+
+_LOG2E = np.float32(1.4426950408889634)
+_SHIFT = np.float32(1.5 * 2**23)
+_LOWEST = np.float32(-86)
+# Minimax polynomial of 2^f on [-0.5, 0.5] with 2^0 = 1 exactly; relative error below 1e-7.
+_C1 = np.float32(0.6931470036506653)
+_C2 = np.float32(0.24022242426872253)
+_C3 = np.float32(0.05550733581185341)
+_C4 = np.float32(0.009671512991189957)
+_C5 = np.float32(0.001326472614891827)
+
+_compiled = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_compiled
+def exp_negative(x):
+    """Return exp(x) of x <= 0 within 3e-7 of it near 0 and 2e-6 at -86; 1 at 0, and 0 below -86."""
+    shifted = fma(x, splat(_LOG2E), splat(_SHIFT))
+    f = fma(x, splat(_LOG2E), splat(_SHIFT) - shifted)
+    series = fma(f, splat(_C5), splat(_C4))
+    series = fma(f, series, splat(_C3))
+    series = fma(f, series, splat(_C2))
+    series = fma(f, series, splat(_C1))
+    series = fma(f, series, splat(_ONE))
+    return where(x > splat(_LOWEST), add_exponent(series, shifted), splat(_ZERO))
+
+
+@_compiled
+def sigmoid(z):
+    """Return 1 / (1 + exp(-z)), without cancellation at either end."""
+    zero, one = splat(_ZERO), splat(_ONE)
+    positive = z > zero
+    small = exp_negative(where(positive, zero - z, z))
+    return where(positive, one, small) / (one + small)
+
+
+@_compiled
+def nonconformity(activation, value, is_top, best, rest, inverse):
+    """Return the score of one class: the mass of all others over the total, for the top class summed apart."""
+    if activation == SOFTMAX:
+        return where(is_top, rest, (best + rest) - value) * inverse
+    if activation == SIGMOID:
+        return sigmoid(splat(_ZERO) - value)
+    return splat(_ONE) - value
+
+
+@_compiled
+def softmax(values, channels, best, top):
+    """exp(value - best) in place; return the mass and the squared mass of the classes other than the top."""
+    rest, squares, index = splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    for c in range(channels):
+        mass = exp_negative(load(values, c * LANES) - best)
+        store(values, c * LANES, mass)
+        other = where(index == top, splat(_ZERO), mass)
+        rest = rest + other
+        squares = fma(other, other, squares)
+        index = index + splat(_ONE)
+    return rest, squares
+
+
+@_compiled
+def group_scores(values, groups, num_scored, activation, best, grouped):
+    """Each scored class's mass (softmax), highest value (sigmoid) or sum (none) over its model classes."""
+    start = splat(-_INF) if activation == SIGMOID else splat(_ZERO)
+    for k in range(num_scored):
+        store(grouped, k * LANES, start)
+    for c in range(groups.size):
+        at = groups[c] * LANES
+        value, held = load(values, c * LANES), load(grouped, at)
+        if activation == SOFTMAX:
+            store(grouped, at, held + exp_negative(value - best))
+        elif activation == SIGMOID:
+            store(grouped, at, where(value > held, value, held))
+        else:
+            store(grouped, at, held + value)
+
+
+@_compiled
+def highest(values, reached, excluded):
+    """Return the highest value of the classes but ``excluded``, and its class; -inf and -1 where there is none."""
+    best, top = splat(-_INF), splat(NO_CLASS)
+    for k in range(reached.size):
+        if reached[k]:
+            index = splat(np.float32(k))
+            value = where(index == excluded, splat(-_INF), load(values, k * LANES))
+            higher = value > best
+            best = where(higher, value, best)
+            top = where(higher, index, top)
+    return best, top
+
+
+@_compiled
+def score_of(activation, value):
+    """Return the score of a scored class's value, but for the common total of softmax."""
+    return sigmoid(value) if activation == SIGMOID else value
+
+
+@_compiled
+def sum_others(values, reached, activation, top):
+    """Return the sum and the squared sum of the scores of the classes other than the top."""
+    rest, squares = splat(_ZERO), splat(_ZERO)
+    for k in range(reached.size):
+        if reached[k]:
+            other = score_of(activation, load(values, k * LANES))
+            other = where(splat(np.float32(k)) == top, splat(_ZERO), other)
+            rest = rest + other
+            squares = fma(other, other, squares)
+    return rest, squares
+
+
+@_compiled
+def count_members(values, reached, activation, limits, has_map, map_limit, top, best, rest, inverse):
+    """Return the prediction set's size and its last member, -1 for none."""
+    size, last = splat(_ZERO), splat(NO_CLASS)
+    for k in range(reached.size):
+        if reached[k]:
+            index = splat(np.float32(k))
+            score = nonconformity(activation, load(values, k * LANES), index == top, best, rest, inverse)
+            member = score <= (map_limit if has_map else splat(limits[k]))
+            size = where(member, size + splat(_ONE), size)
+            last = where(member, index, last)
+    return size, last
+
+
+@_compiled
+def best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, rest, inverse):
+    """Return the best member of the prediction set but the background; the background where alone, -1 for none."""
+    rank, chosen, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
+    for k in range(reached.size):
+        if reached[k]:
+            index, value = splat(np.float32(k)), load(values, k * LANES)
+            score = nonconformity(activation, value, index == top, best, rest, inverse)
+            member = score <= (map_limit if has_map else splat(limits[k]))
+            if k == background:
+                fallback = where(member, index, fallback)
+            else:
+                value = where(member, value, splat(-_INF))
+                higher = value > rank
+                rank = where(higher, value, rank)
+                chosen = where(higher, index, chosen)
+    return where(chosen > splat(NO_CLASS), chosen, fallback)
+
+
+@_compiled
+def top_limit(top, limits, scratch):
+    """Return the threshold of each pixel's top class."""
+    store(scratch, 0, top)
+    for i in range(LANES):
+        scratch[i] = limits[int(scratch[i])]
+    return load(scratch, 0)
+
+
+@_compiled
+def true_scores(values, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch):
+    """Return the true classes' scores; NaN where the truth is left out, +inf where its class cannot be scored."""
+    for i in range(LANES):
+        k = truth[y, x + i] if x + i < truth.shape[1] else -1
+        inside = 0 <= k < reached.size and k != ignore
+        reachable = inside and reached[k]
+        scratch[i] = np.float32(k)
+        scratch[LANES + i] = values[k * LANES + i] if reachable else _ZERO
+        scratch[2 * LANES + i] = _ZERO if reachable else (_INF if inside else _NAN)
+    true, value, instead = load(scratch, 0), load(scratch, LANES), load(scratch, 2 * LANES)
+    score = nonconformity(activation, value, true == top, best, rest, inverse)
+    zero = splat(_ZERO)
+    return where(instead == zero, where(finite == zero, splat(_INF), score), instead)
+
+
+@_compiled
+def map_limit(threshold_map, y, x, scratch):
+    """Return the thresholds of sixteen positions."""
+    for i in range(LANES):
+        scratch[i] = threshold_map[y, x + i] if x + i < threshold_map.shape[1] else _ZERO
+    return load(scratch, 0)
