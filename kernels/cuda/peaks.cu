@@ -88,7 +88,7 @@ __device__ __forceinline__ uint32 threshold_key(const Extremes& extremes, bool h
 //
 //   maps        (N, height, width) float32
 //   extremes    (N, 2) of map_extremes
-//   distance    radius of the window, clipped to the map
+//   distance    radius of the window, clipped to the map; at least 1
 //   border_*    rows and columns at each side without a candidate
 //   candidates  (N, height, words) uint32, a bit a pixel, words = ceil(width / 32)
 //
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(256)
     const float* map = maps + static_cast<int64>(blockIdx.z) * height * width;
     const Extremes range = extremes_of_map(extremes, blockIdx.z);
 
-    const bool single = distance == 0 || static_cast<int64>(height) * width == 1;
+    const bool single = static_cast<int64>(height) * width == 1;
     const bool constant = range.minimum() == range.maximum() && !single;
     uint32 key = 0;
     bool alive = column < width && range.minimum() != NOT_A_NUMBER && !constant && row >= border_rows &&

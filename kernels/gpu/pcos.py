@@ -9,7 +9,10 @@ from .device import NULL, aligned, ceil_div, contiguous, empty, launch, output, 
 
 THREADS = 256
 PIXELS_A_PART = 2048
-"""Pixels that one block sums, so long as a map has no more parts than a block has threads."""
+"""Pixels that one block sums, so long as a map has no more than the most parts."""
+
+MOST_PARTS = THREADS
+"""Each thread of a block takes one part of the pass before."""
 
 SUMS = {"gram": 6, "clusters": 9}
 """float64 sums a part leaves in the first two passes."""
@@ -29,7 +32,7 @@ def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cl
     cluster = field("cluster", shape, np.uint8) if want_cluster else NULL
     statistics = field("statistics", (*lead, 8), np.float64)
 
-    parts = min(ceil_div(pixels, PIXELS_A_PART), THREADS)
+    parts = min(ceil_div(pixels, PIXELS_A_PART), MOST_PARTS)
     gram, clusters = (empty((maps, parts, sums), np.float64) for sums in SUMS.values())
     packed = pixels % 4 == 0 and aligned(4, share, dispersion, mask, weight, reliable, cluster)
     pack, grid = 4 if packed else 1, (parts, maps)

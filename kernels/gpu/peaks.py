@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
-from ..reference.peaks import CAM_DISTANCE, border_widths
+from ..reference.peaks import border_widths, cam_distance
 from ..types import Peaks
 from .device import NULL, ceil_div, contiguous, empty, launch, output, zeros
 
@@ -37,10 +37,9 @@ def _extremes(maps):
 def _maps(maps):
     """float32 (N, H, W) in C order."""
     maps = contiguous(maps, np.float32)
-    maps = maps.reshape((-1, *maps.shape[-2:]))
-    if not 0 < maps.shape[1] * maps.shape[2] < 2**32:
-        raise UsageError(f"maps must have from 1 to 2**32 - 1 pixels, got {maps.shape[1:]}")
-    return maps
+    if not 0 < maps.shape[-2] * maps.shape[-1] < 2**32:
+        raise UsageError(f"maps must have from 1 to 2**32 - 1 pixels, got {maps.shape[-2:]}")
+    return maps.reshape((-1, *maps.shape[-2:]))
 
 
 def _select(
@@ -61,7 +60,7 @@ def _select(
     count, height, width = maps.shape
     rows, columns = (max(length - 2 * edge, 0) for length, edge in zip((height, width), border, strict=True))
     # Peaks are min_distance apart, so a square of that side holds one at most.
-    most = ceil_div(rows, max(distance, 1)) * ceil_div(columns, max(distance, 1))
+    most = ceil_div(rows, distance) * ceil_div(columns, distance)
     if capacity is None and out is not None:
         capacity = out.coordinates.shape[1]
     elif capacity is None:
@@ -150,10 +149,8 @@ def peak_local_max(
 
 def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_argmax=False, capacity=256) -> Peaks:
     """As :func:`maskmill.kernels.cam_peaks`, for CuPy arrays."""
-    if mode not in CAM_DISTANCE:
-        raise UsageError(f"mode must be 'paper' or 'official', got {mode!r}")
-    distance = CAM_DISTANCE[mode] if min_distance is None else min_distance
-    cams, border = _maps(cams), (distance, distance)
+    distance = cam_distance(mode, min_distance)
+    cams, border = _maps(cams), border_widths(True, distance)
     if mode == "paper":
         return _select(
             cams,

@@ -37,7 +37,7 @@ rests on memory nobody wrote changes with the schedule. 0xFF is NaN in every flo
 
 MAIN = """
 #include "simt.h"
-#include "{source}.cu"
+#include "{source}"
 namespace simt {{
 {kinds}
 const Named table[] = {{ {rows} }};
@@ -106,15 +106,14 @@ def _assert_on_device(array) -> None:
 
 
 @cache
-def library(source: str) -> tuple[ctypes.CDLL, dict[str, int]]:
-    """``cuda/<source>.cu`` as a shared library with all its instantiations, and the index of each."""
+def library(source: Path, names: tuple[str, ...]) -> tuple[ctypes.CDLL, dict[str, int]]:
+    """A .cu file as a shared library with the kernels named, and the index of each."""
     if sys.platform != "linux":
         pytest.skip("running the CUDA sources on a CPU needs Linux: ucontext fibers and ELF sections")
     compiler = shutil.which("g++")
     assert compiler, "running the CUDA sources on a CPU needs g++; install it with: apt-get install g++"
-    names = device.INSTANTIATIONS[source]
     main = MAIN.format(
-        source=source,
+        source=source.name,
         kinds="\n".join(
             f'template <> inline std::string kind_of<{name}>() {{ return "{name}"; }}' for name in ("fp16", "bf16")
         ),
@@ -122,22 +121,20 @@ def library(source: str) -> tuple[ctypes.CDLL, dict[str, int]]:
     )
     options = (
         "-std=c++17",
-        "-O1",
+        "-O0",
         "-fPIC",
         "-shared",
         "-ffp-contract=off",
         "-fno-strict-aliasing",
         "-U_FORTIFY_SOURCE",
     )
-    options += (f"-I{HERE}", f"-I{device.SOURCES}")
-    texts = [
-        path.read_text() for path in (HERE / "simt.h", device.SOURCES / "common.cuh", device.SOURCES / f"{source}.cu")
-    ]
+    options += (f"-I{HERE}", f"-I{source.parent}", f"-I{device.SOURCES}")
+    texts = [path.read_text() for path in (HERE / "simt.h", device.SOURCES / "common.cuh", source)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256("\0".join([main, *texts, *options, version]).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"maskmill-simt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    built = folder / f"{source}-{digest}.so"
+    built = folder / f"{source.stem}-{digest}.so"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
             path = Path(work) / "main.cpp"
@@ -145,7 +142,7 @@ def library(source: str) -> tuple[ctypes.CDLL, dict[str, int]]:
             run = subprocess.run(
                 [compiler, *options, "-o", f"{work}/main.so", str(path)], capture_output=True, text=True
             )
-            assert run.returncode == 0, f"{source}.cu does not compile as host C++:\n{run.stderr[-4000:]}"
+            assert run.returncode == 0, f"{source.name} does not compile as host C++:\n{run.stderr[-4000:]}"
             os.replace(f"{work}/main.so", built)
     loaded = ctypes.CDLL(str(built))
     loaded.simt_parameters.restype = ctypes.c_char_p
@@ -198,8 +195,8 @@ def _check_type(name: str, position: int, parameter: str, argument) -> None:
 class SimtKernel:
     """A kernel on the CPU, called as CuPy's RawKernel is."""
 
-    def __init__(self, source: str, name: str, schedule: int) -> None:
-        self.library, indices = library(source)
+    def __init__(self, source: Path, names: tuple[str, ...], name: str, schedule: int) -> None:
+        self.library, indices = library(source, names)
         self.name, self.index, self.schedule = name, indices[name], schedule
 
     def __call__(self, grid, block, args, shared_mem=0) -> None:
@@ -228,6 +225,15 @@ class SimtKernel:
             one.finish(self.name, position)
 
 
+launched: list[str] = []
+"""Names of the kernels launched, in order; a test may clear it."""
+
+
+def _kernel(source: str, name: str, schedule: int) -> SimtKernel:
+    launched.append(name)
+    return SimtKernel(device.SOURCES / f"{source}.cu", device.INSTANTIATIONS[source], name, schedule)
+
+
 @contextmanager
 def simt_device(schedule: int = FORWARD):
     """Launchers called inside run on the CPU, their blocks and threads in the order of ``schedule``."""
@@ -235,7 +241,7 @@ def simt_device(schedule: int = FORWARD):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "arrays", lambda: cupy)
         patch.setattr(device, "address", lambda array: array.ctypes.data)
-        patch.setattr(device, "kernel", lambda source, name: SimtKernel(source, name, schedule))
+        patch.setattr(device, "kernel", lambda source, name: _kernel(source, name, schedule))
         yield
 
 
