@@ -1,7 +1,7 @@
 """PNG for label and weight maps: a grayscale image of 8 or 16 bits, bit exact, readable by anything.
 
-Maps are runs of equal values: zlib's run-length strategy without a row filter gave the smallest files in the least time,
-for label maps and for weight maps, among OpenCV's settings, Pillow's, and every filter and strategy at levels 1 to 6.
+Maps are runs of equal values: zlib's run-length strategy without a row filter gave the smallest files in the least
+time, for label maps and for weight maps, among OpenCV's settings, Pillow's, and other filters, strategies and levels.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ commit is a merge on them. Labels are committed before the inputs that point at 
 costs one more reading of the files. A commit survives the end of the process at any moment.
 
 A store object is opened lazily, may be pickled to other processes and used by any thread. It reads the rows that were
-there when it was first used, or after its own last commit. Labels keep their row numbers. Lance does not survive
-``fork``: start workers with spawn or forkserver.
+there when it was first used, or after its own last commit; labels keep their row numbers. While others write, open it
+anew within the hour: older versions are dropped. Lance does not survive ``fork``: start workers with spawn or
+forkserver.
 """
 
 from __future__ import annotations
