@@ -40,6 +40,19 @@ def labels_of(class_stats, scores, **options):
     return class_stats(scores, scores.shape[-2:], outputs=("label",), **options).label[0].tolist()
 
 
+def output_of(program: str, **environment: str) -> str:
+    """What a fresh Python prints; it must end well and complain of nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
 # ---- worked vectors
 
 
@@ -491,6 +504,22 @@ def test_half_precision_inputs_are_widened_exactly():
         np.testing.assert_array_equal(found[0], values.astype(np.float32))
 
 
+def test_memory_stays_far_below_the_upsampled_scores():
+    program = """
+        import resource
+        import numpy as np
+        from maskmill import kernels
+
+        scores = np.zeros((512, 32, 32), np.float32)
+        kernels.class_stats(scores, (8, 8))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kernels.class_stats(scores, (512, 512))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    # The upsampled scores would take 512 MiB.
+    assert int(output_of(program)) < 16 * 1024
+
+
 # ---- misuse
 
 
@@ -563,11 +592,5 @@ def test_eight_threads_at_once_under_workqueue():
             thread.join()
         print("failures:", len(failures))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "4"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "failures: 0", "")
+    workqueue = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "4"}
+    assert output_of(program, **workqueue) == "failures: 0"
