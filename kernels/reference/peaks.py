@@ -7,16 +7,27 @@ import numpy as np
 from ...errors import UsageError
 from ..types import Peaks
 
-CAM_DISTANCE = {"paper": 10, "official": 20}
-"""min_distance of each mode of :func:`cam_peaks`."""
+
+def cam_distance(mode: str, min_distance: int | None) -> int:
+    """min_distance of :func:`cam_peaks`: as given, or that of the mode.
+
+    Raises:
+        UsageError: the mode is unknown.
+    """
+    distances = {"paper": 10, "official": 20}
+    if mode not in distances:
+        raise UsageError(f"mode must be 'paper' or 'official', got {mode!r}")
+    return distances[mode] if min_distance is None else min_distance
 
 
 def border_widths(exclude_border, min_distance: int) -> tuple[int, int]:
     """Rows and columns at each side in which no peak is reported.
 
     Raises:
-        UsageError: a width is negative, or there is not one for each axis.
+        UsageError: a width is negative or there is not one for each axis; min_distance is less than 1.
     """
+    if min_distance < 1:
+        raise UsageError(f"min_distance must be at least 1, got {min_distance}")
     if isinstance(exclude_border, (bool, np.bool_)):
         return (min_distance, min_distance) if exclude_border else (0, 0)
     widths = exclude_border if isinstance(exclude_border, tuple) else (exclude_border, exclude_border)
@@ -127,10 +138,8 @@ def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_ar
     Raises:
         UsageError: a map holds NaN, or the mode is unknown.
     """
-    if mode not in CAM_DISTANCE:
-        raise UsageError(f"mode must be 'paper' or 'official', got {mode!r}")
-    distance = CAM_DISTANCE[mode] if min_distance is None else min_distance
-    border = (distance, distance)
+    distance = cam_distance(mode, min_distance)
+    border = border_widths(True, distance)
     found = []
     for values in _batch(cams):
         argmax = np.array(np.unravel_index(np.argmax(values), values.shape), np.int64)[None]

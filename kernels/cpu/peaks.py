@@ -1,0 +1,239 @@
+"""Local maxima of maps with Numba: maxima down the columns and along the rows, then the few pixels that equal them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ...errors import UsageError
+from ..reference.peaks import border_widths, cam_distance
+from ..types import Peaks
+from . import threads
+from .outputs import output
+
+_WORTH_THREADS = 1 << 20
+"""Pixels below which starting threads costs more than it saves."""
+
+_INF = 0x7F800000
+_NEGATIVE_INF = -1 - _INF
+"""Infinities as keys: the float32's bits, for negative numbers with all but the sign inverted, as int32."""
+
+
+@njit(nogil=True, cache=True)
+def _key_range(bits):
+    """Smallest and largest key of float32 bits seen as int32; as integers, so that it runs in vectors and sees NaN."""
+    lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    for i in range(bits.size):
+        key = np.int32(bits[i] ^ ((bits[i] >> 31) & 0x7FFFFFFF))
+        lowest, highest = min(lowest, key), max(highest, key)
+    return lowest, highest
+
+
+@njit(nogil=True, cache=True)
+def _larger(first, second, out):
+    # Never called with one array for two: a loop that overwrites what it reads does not become vectors.
+    for x in range(out.size):
+        out[x] = first[x] if first[x] > second[x] else second[x]
+
+
+@njit(nogil=True, cache=True)
+def _flag(values, maxima, threshold, flags):
+    for x in range(values.size):
+        flags[x] = (values[x] == maxima[x]) & (values[x] > threshold)
+
+
+@njit(nogil=True, cache=True)
+def _spread(line, spare, other, window, out):
+    """Maxima of line[x : x + window], by doubling what is seen; both spare lines are overwritten."""
+    step, seen = 1, out.size + window - 1
+    while 2 * step <= window:
+        seen -= step
+        _larger(line, line[step:], spare[:seen])
+        line, spare, other = spare, other, spare
+        step *= 2
+    _larger(line, line[window - step :], out)
+
+
+@njit(nogil=True, cache=True)
+def _candidates(values, radius, threshold, inside, found):
+    """Fill ``found`` with the raster indices of pixels that equal the largest within ``radius`` of them (Chebyshev).
+
+    Only of pixels in ``inside`` = (top, bottom, left, right) that exceed the threshold; their number is returned. The
+    maxima down the columns go in blocks of a window's rows (van Herk): a window ends its block's suffix maxima and
+    starts the next block's prefix maxima; those along a row by doubling. The cost does not depend on the values.
+    """
+    height, width = values.shape
+    window = 2 * radius + 1
+    suffix = np.full((window + 1, width), -np.inf, np.float32)
+    prefix, longer, maxima = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    line = np.full(width + 2 * radius, -np.inf, np.float32)
+    spare, other = np.empty_like(line), np.empty_like(line)
+    top, bottom, left, right = inside
+    flags = np.zeros((right - left + 7) // 8 * 8, np.uint8)
+    eights = flags.view(np.uint64)
+    count = 0
+    for start in range(0, height, window):
+        # Row i of the block is row start + i - radius of the map; rows outside are -inf.
+        for i in range(window - 1, -1, -1):
+            y = start + i - radius
+            if 0 <= y < height:
+                _larger(values[y], suffix[i + 1], suffix[i])
+            else:
+                suffix[i] = suffix[i + 1]
+        prefix[:] = -np.inf
+        for y in range(start, min(start + window, height)):
+            if y > start and y + radius < height:
+                _larger(values[y + radius], prefix, longer)
+                prefix, longer = longer, prefix
+            if y < top or y >= bottom:
+                continue
+            _larger(prefix, suffix[y - start], line[radius : radius + width])
+            _spread(line, spare, other, window, maxima)
+            _flag(values[y, left:right], maxima[left:right], threshold, flags)
+            for k in range(eights.size):
+                if eights[k]:
+                    for x in range(left + 8 * k, min(left + 8 * k + 8, right)):
+                        if flags[x - left]:
+                            found[count] = y * width + x
+                            count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _spaced(order, height, width, distance, limit, accepted):
+    """Fill ``accepted`` with the indices of ``order`` that keep their distance from earlier ones; return their number.
+
+    Cells as wide as the distance hold one accepted peak at most, so that only nine are looked at.
+    """
+    cells = np.full((height // distance + 3, width // distance + 3), -1, np.int64)
+    count = 0
+    for index in order:
+        if count >= limit:
+            break
+        y, x = index // width, index % width
+        row, column = y // distance + 1, x // distance + 1
+        free = True
+        for i in range(row - 1, row + 2):
+            for j in range(column - 1, column + 2):
+                other = cells[i, j]
+                if other >= 0:
+                    free &= max(abs(y - other // width), abs(x - other % width)) >= distance
+        if free:
+            cells[row, column] = index
+            accepted[count] = index
+            count += 1
+    return count
+
+
+def _threshold(lowest, highest, threshold_abs, threshold_rel) -> np.float32:
+    threshold = lowest if threshold_abs is None else np.float32(threshold_abs)
+    if threshold_rel is not None:
+        # Not maximum(): 0 times an infinite maximum is NaN, and takes no part.
+        relative = np.float32(threshold_rel) * highest
+        threshold = relative if relative > threshold else threshold
+    return threshold
+
+
+class _Finder:
+    """Finds the peaks of one map after another in buffers of its own."""
+
+    def __init__(self, shape: tuple[int, int], min_distance: int, border: tuple[int, int], limit: int) -> None:
+        height, width = shape
+        self.distance, self.limit = min_distance, limit
+        self.inside = (border[0], height - border[0], border[1], width - border[1])
+        self.found, self.accepted = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
+
+    def peaks(self, values: np.ndarray, threshold_abs, threshold_rel) -> np.ndarray:
+        """int64 (count,): raster indices of the first peaks of a map, strongest first; a view of the buffers."""
+        keys = np.array(_key_range(values.reshape(-1).view(np.int32)), np.int32)
+        if keys[0] < _NEGATIVE_INF or keys[1] > _INF:
+            raise UsageError("a map holds NaN; peaks are defined on numbers and infinities only")
+        lowest, highest = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32)
+        top, bottom, left, right = self.inside
+        if (lowest == highest and values.size > 1) or top >= bottom or left >= right:
+            return self.found[:0]
+        threshold = _threshold(lowest, highest, threshold_abs, threshold_rel)
+        found = self.found[: _candidates(values, self.distance, threshold, self.inside, self.found)]
+        order = found[np.argsort(-values.reshape(-1)[found], kind="stable")]
+        if self.distance == 1:
+            return order[: self.limit]
+        return self.accepted[: _spaced(order, *values.shape, self.distance, self.limit, self.accepted)]
+
+
+def _batch(maps) -> np.ndarray:
+    maps = np.ascontiguousarray(maps, np.float32)
+    return maps.reshape((-1, *maps.shape[-2:]))
+
+
+def _in_threads(find, maps: np.ndarray) -> list[np.ndarray]:
+    """What ``find(some maps)`` yields for every map, in order."""
+    found: list[list[np.ndarray]] = []
+    parts = np.array_split(maps, min(threads.num_threads(maps.size, _WORTH_THREADS), max(len(maps), 1)))
+    found = [[] for _ in parts]
+    threads.share(lambda part, into: into.extend(find(part)), list(zip(parts, found, strict=True)), len(parts))
+    return [indices for part in found for indices in part]
+
+
+def _buffer(found: list[np.ndarray], width: int, capacity: int | None, out: Peaks | None) -> Peaks:
+    if capacity is None:
+        capacity = max(map(len, found), default=0) if out is None else out.coordinates.shape[1]
+    number = len(found)
+    coordinates = output(out and out.coordinates, (number, capacity, 2), np.int64, "out.coordinates")
+    count = output(out and out.count, (number,), np.int64, "out.count")
+    overflow = output(out and out.overflow, (number,), np.bool_, "out.overflow")
+    for n, indices in enumerate(found):
+        count[n], overflow[n] = min(len(indices), capacity), len(indices) > capacity
+        kept = coordinates[n, : count[n]]
+        np.floor_divide(indices[:capacity], width, out=kept[:, 0])
+        np.remainder(indices[:capacity], width, out=kept[:, 1])
+        coordinates[n, count[n] :] = -1
+    return Peaks(coordinates, count, overflow)
+
+
+def peak_local_max(
+    maps,
+    *,
+    min_distance=1,
+    threshold_abs=None,
+    threshold_rel=None,
+    exclude_border=True,
+    num_peaks=None,
+    capacity=None,
+    out=None,
+):
+    """As :func:`maskmill.kernels.peak_local_max`, for NumPy arrays."""
+    maps = _batch(maps)
+    border = border_widths(exclude_border, min_distance)
+    limit = maps[0].size if num_peaks is None else num_peaks
+
+    def find(part):
+        finder = _Finder(part.shape[1:], min_distance, border, limit)
+        return [finder.peaks(values, threshold_abs, threshold_rel).copy() for values in part]
+
+    return _buffer(_in_threads(find, maps), maps.shape[2], capacity, out)
+
+
+def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_argmax=False, capacity=256):
+    """As :func:`maskmill.kernels.cam_peaks`, for NumPy arrays."""
+    cams = _batch(cams)
+    distance = cam_distance(mode, min_distance)
+    width = cams.shape[2]
+
+    def find(part):
+        finder = _Finder(part.shape[1:], distance, border_widths(True, distance), part[0].size)
+        for values in part:
+            flat = values.reshape(-1)
+            if mode == "paper":
+                points = finder.peaks(values, threshold, None)
+                if always_argmax and not (points == flat.argmax()).any():
+                    points = np.append(points, flat.argmax())
+            else:
+                rows = np.pad(values, 1)
+                rows = np.maximum(np.maximum(rows[:-2], rows[1:-1]), rows[2:])
+                filtered = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+                points = finder.peaks(filtered, None, None)
+                points = points[flat[points] > np.float32(threshold)]
+                points = np.concatenate([[flat.argmax()], points[1:]])
+            yield points.copy()
+
+    return _buffer(_in_threads(find, cams), width, capacity, None)
