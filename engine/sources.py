@@ -106,6 +106,7 @@ class Source:
 
     def _items(self, spec: str, *, top: bool = False) -> Iterator[Item]:
         """Items of one path or URL; ``top`` for the source itself, which may be a list or a glob, too."""
+        spec = _without_file_scheme(spec)
         if "://" in spec:
             return self._remote_items(spec, top)
         return self._local_items(spec, top)
@@ -202,8 +203,7 @@ def open_source(spec: str | os.PathLike[str], *, storage_options: Mapping[str, A
     spec = os.fspath(spec)
     if not spec:
         raise UsageError("a source is a folder, a list, a glob, a tar archive or a URL; got an empty name")
-    if spec.startswith(("file://", "local://")):
-        spec = _filesystem(spec, {})[1]
+    spec = _without_file_scheme(spec)
     if "://" in spec:
         _filesystem(spec, dict(storage_options or {}))
         return Source(spec, storage_options)
@@ -303,6 +303,10 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         raise UsageError(f"reading {url} needs another package: {error}") from error
     except ValueError as error:
         raise UsageError(f"cannot open {url}: {error}") from error
+
+
+def _without_file_scheme(spec: str) -> str:
+    return _filesystem(spec, {})[1] if spec.startswith(("file://", "local://")) else spec
 
 
 def _location(filesystem: Any, name: str) -> str:

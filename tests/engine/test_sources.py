@@ -74,11 +74,18 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
 
 def test_a_text_list_is_taken_as_it_is(tmp_path: Path) -> None:
     write(tmp_path, "photos/b.jpg", "photos/no-extension", "photos/a.jpg", "outside/c.jpg")
-    entries = ["b.jpg", "no-extension", "", "a.jpg", "  ", str(tmp_path / "outside" / "c.jpg"), "b.jpg"]
+    outside = f"file://{tmp_path}/outside/c.jpg"
+    entries = ["b.jpg", "no-extension", "", "a.jpg", "  ", str(tmp_path / "outside" / "c.jpg"), outside]
     for ending in ("\n", "\r\n"):
         (tmp_path / "photos" / "list.txt").write_bytes(b"\xef\xbb\xbf" + ending.join(entries).encode())
         names = contents(tmp_path / "photos" / "list.txt")
-        assert names == ["photos/b.jpg", "photos/no-extension", "photos/a.jpg", "outside/c.jpg", "photos/b.jpg"]
+        assert names == ["photos/b.jpg", "photos/no-extension", "photos/a.jpg", "outside/c.jpg", "outside/c.jpg"]
+
+
+def test_entries_of_a_list_know_size_and_time(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    (tmp_path / "list.txt").write_text(f"a.jpg\n{tmp_path}/a.jpg\nfile://{tmp_path}/a.jpg\n")
+    assert set(open_source(tmp_path / "list.txt")) == set(open_source(tmp_path))
 
 
 def test_lists_may_name_folders_and_shards(tmp_path: Path) -> None:
