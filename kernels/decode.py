@@ -41,8 +41,8 @@ class DecodePlan:
     """(h, w) of the scores."""
     size: tuple[int, int]
     """(H, W) of the outputs."""
-    layout: Layout
-    activation: Activation
+    layout: str
+    activation: str
     groups: NDArray[np.int32] | None
     """(C,) scored class of each model class, K for a dropped one; None: one to one."""
     num_targets: int
@@ -53,11 +53,11 @@ class DecodePlan:
     """(Ke,): some model class maps to it."""
     rows: Taps
     columns: Taps
-    rule: Rule
+    rule: str
     background: int | None
     ignore: int
     label_dtype: np.dtype[Any]
-    dispersion: Dispersion
+    dispersion: str
     outputs: tuple[str, ...]
 
     @property
@@ -92,7 +92,7 @@ def bilinear_taps(source: int, size: int, start: float, stop: float) -> Taps:
     position = np.clip(position, 0, source - 1)
     lower = position.astype(np.int64)
     upper = np.minimum(lower + 1, source - 1)
-    weight = position - lower
+    weight = np.asarray(position - lower, np.float64)
     for array in (lower, upper, weight):
         array.setflags(write=False)
     return Taps(lower, upper, weight)
@@ -152,17 +152,17 @@ def decode_plan(
     shape: tuple[int, ...],
     size: tuple[int, int],
     *,
-    layout: Layout,
-    activation: Activation,
+    layout: str,
+    activation: str,
     groups,
     num_targets: int | None,
     region,
     truth_shape: tuple[int, ...] | None,
     thresholds_shape: tuple[int, ...] | None,
-    rule: Rule,
+    rule: str,
     background: int | None,
     ignore: int | None,
-    dispersion: Dispersion,
+    dispersion: str,
     outputs,
 ) -> DecodePlan:
     """Check the arguments of ``class_stats`` and settle its defaults.

@@ -10,6 +10,8 @@ Numba's disk cache looks at the file of the compiled function only: after a chan
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -18,11 +20,17 @@ from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
 
+
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(_INT, LANES)
 _BOOLS = ir.VectorType(ir.IntType(1), LANES)
+
+
+def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's, for type checkers: what it decorates is called without the first parameter."""
+    return intrinsic(function)
 
 
 class Vector(types.Type):
@@ -102,7 +110,7 @@ def _widen(builder, value, is_bfloat16):
     return builder.bitcast(builder.select(_splat(builder, is_bfloat16, _BOOLS), brain, half), _FLOATS)
 
 
-@intrinsic
+@_intrinsic
 def load(typingctx, array, offset):
     """Sixteen consecutive elements of a float32 array."""
 
@@ -112,7 +120,7 @@ def load(typingctx, array, offset):
     return vector(array, types.intp), emit
 
 
-@intrinsic
+@_intrinsic
 def load_scores(typingctx, array, offset, is_bfloat16):
     """Sixteen consecutive elements of a float32 array, or of the bits of float16 or bfloat16."""
 
@@ -123,7 +131,7 @@ def load_scores(typingctx, array, offset, is_bfloat16):
     return vector(array, types.intp, types.boolean), emit
 
 
-@intrinsic
+@_intrinsic
 def load_first_scores(typingctx, array, offset, count, is_bfloat16):
     """As :func:`load_scores`, zeros from the ``count``-th on, whose memory is not touched."""
 
@@ -134,7 +142,7 @@ def load_first_scores(typingctx, array, offset, count, is_bfloat16):
     return vector(array, types.intp, types.intp, types.boolean), emit
 
 
-@intrinsic
+@_intrinsic
 def store(typingctx, array, offset, value):
     """Write sixteen consecutive elements of a float32 array."""
 
@@ -146,7 +154,7 @@ def store(typingctx, array, offset, value):
     return types.void(array, types.intp, vector), emit
 
 
-@intrinsic
+@_intrinsic
 def transpose(typingctx, target, target_offset, target_stride, source, source_offset, source_stride):
     """Transpose 16 x 16 elements between two float32 arrays, the strides being those from row to row."""
 
@@ -176,13 +184,13 @@ def transpose(typingctx, target, target_offset, target_stride, source, source_of
     return types.void(target, types.intp, types.intp, source, types.intp, types.intp), emit
 
 
-@intrinsic
+@_intrinsic
 def splat(typingctx, scalar):
     """The same float32 in every lane."""
     return vector(types.float32), lambda context, builder, signature, arguments: _splat(builder, *arguments, _FLOATS)
 
 
-@intrinsic
+@_intrinsic
 def fma(typingctx, a, b, c):
     """Return a * b + c, rounded once."""
 
@@ -192,13 +200,13 @@ def fma(typingctx, a, b, c):
     return vector(vector, vector, vector), emit
 
 
-@intrinsic
+@_intrinsic
 def where(typingctx, condition, yes, no):
     """``yes`` in the lanes where the condition holds, ``no`` in the others."""
     return vector(mask, vector, vector), lambda context, builder, signature, arguments: builder.select(*arguments)
 
 
-@intrinsic
+@_intrinsic
 def add_exponent(typingctx, value, power):
     """``value`` * 2^n, for normal results; n is the integer that the lowest bits of ``power`` = 1.5 * 2^23 + n hold."""
 
@@ -210,7 +218,7 @@ def add_exponent(typingctx, value, power):
 
 
 def _define(operation, emit, result) -> None:
-    @intrinsic
+    @_intrinsic
     def of_vectors(typingctx, a, b):
         return result(vector, vector), lambda context, builder, signature, arguments: emit(builder, *arguments)
 

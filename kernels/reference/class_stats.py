@@ -110,7 +110,7 @@ def _sigmoid(x):
 def _stats_of_one(scores, plan: DecodePlan, truth, thresholds) -> dict[str, np.ndarray]:
     """Every field asked for, (H, W) each, of one map."""
     values = upsample(scores, plan)
-    finite = np.isfinite(values).all(-1)
+    finite: np.ndarray = np.all(np.isfinite(values), axis=-1)
     rank, score, nonconformity = class_scores(np.where(finite[..., None], values, 0), plan)
     # The precision in which calibration stores the scores, so that a threshold holds the score it was taken from.
     nonconformity = nonconformity.astype(np.float32)
