@@ -212,17 +212,17 @@ def test_official_mode_is_the_authors_code(form):
     rng = np.random.default_rng(5)
     num_points = 0  # besides the maximum
     for index in range(40):
-        shape = (64, 64) if index % 2 else (int(rng.integers(30, 100)), int(rng.integers(30, 100)))
-        cam = ndimage.gaussian_filter(rng.random(shape), rng.uniform(2, 6))
+        shape = rng.integers(40, 110, 2)
+        cam = ndimage.gaussian_filter(rng.random(shape), rng.uniform(2, 5))
         cam = ((cam - cam.min()) / (cam.max() - cam.min())).astype(np.float32)
         cam = cam if index % 3 else np.maximum(cam * 2 - 1, 0)
         for threshold in (0.5, 0.2):
             expected = official_code(cam, threshold)
             assert listed(form(cam, mode="official", threshold=threshold)) == expected
-            num_points += len(expected)
         expected = official_code(cam, 0.3, min_distance=5)
         assert listed(form(cam, mode="official", threshold=0.3, min_distance=5)) == expected
-    assert num_points > 100
+        num_points += len(expected) - 1
+    assert num_points > 40
 
 
 @CAM_FORMS
