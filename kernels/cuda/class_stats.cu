@@ -131,18 +131,18 @@ struct Tally {
         if constexpr (A == SOFTMAX) {
             if (begins) group = 0;
             const float above = value - reference;
-            if (above > 8) {
-                const float scale = expf(-above);
-                group *= scale;
-                top_rank *= scale;
-                second_rank *= scale;
-                rest *= scale;
-                squares *= scale * scale;
+            const bool rescale = above > 8;
+            float mass = expf(rescale ? -above : above);
+            if (rescale) {
+                group *= mass;
+                top_rank *= mass;
+                second_rank *= mass;
+                rest *= mass;
+                squares *= mass * mass;
                 reference = value;
-                group += 1;
-            } else {
-                group += expf(above);
+                mass = 1;
             }
+            group += mass;
         } else if constexpr (A == SIGMOID) {
             group = begins ? value : fmaxf(group, value);
         } else {

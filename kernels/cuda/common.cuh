@@ -46,6 +46,15 @@ struct alignas(sizeof(T) * V) Pack {
     T value[V];
 };
 
+// Writes a pack in one store. Of four floats by its instruction: in a loop the compiler may lose their alignment.
+template <typename T, int V>
+__device__ __forceinline__ void store_pack(T* address, const Pack<T, V>& pack) {
+    if constexpr (sizeof(pack) == sizeof(uint4))
+        __stcg(reinterpret_cast<uint4*>(address), reinterpret_cast<const uint4&>(pack));
+    else
+        *reinterpret_cast<Pack<T, V>*>(address) = pack;
+}
+
 // ---- integers of any width ---------------------------------------------------------------------------------------
 
 // Codes of the integer types an index map may have, in the order of gpu/device.py's INTEGER_CODES.

@@ -37,5 +37,5 @@ __global__ void __launch_bounds__(256)
         const auto trusted = *reinterpret_cast<const Pack<bool, V>*>(reliable + map * reliable_stride + pixel);
         for (int i = 0; i < V; ++i) covered.value[i] = covered.value[i] && trusted.value[i];
     }
-    *reinterpret_cast<Pack<bool, V>*>(cover + map * height * width + pixel) = covered;
+    store_pack(cover + map * height * width + pixel, covered);
 }

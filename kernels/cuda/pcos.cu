@@ -251,8 +251,8 @@ __global__ void __launch_bounds__(THREADS)
             trusted.value[i] = weights.value[i] == 1;
             clusters.value[i] = !loaded.part[i] ? 255 : best.wedge.holds(x, v) ? 1 : 0;
         }
-        *reinterpret_cast<Pack<float, V>*>(weight + start + index) = weights;
-        *reinterpret_cast<Pack<bool, V>*>(reliable + start + index) = trusted;
-        if (cluster != nullptr) *reinterpret_cast<Pack<uint8, V>*>(cluster + start + index) = clusters;
+        store_pack(weight + start + index, weights);
+        store_pack(reliable + start + index, trusted);
+        if (cluster != nullptr) store_pack(cluster + start + index, clusters);
     }
 }

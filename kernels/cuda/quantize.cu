@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(256)
             const bool ignored = label != nullptr && load_integer(label, label_code, index + i) == ignore;
             greys.value[i] = grey_of_weight(weights.value[i], trusted.value[i], ignored, levels);
         }
-        *reinterpret_cast<Pack<uint8, V>*>(grey + index) = greys;
+        store_pack(grey + index, greys);
         return;
     }
     for (int64 i = index; i < count; ++i) {

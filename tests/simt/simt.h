@@ -380,6 +380,10 @@ inline To simt_bits(From value) {
 inline unsigned __float_as_uint(float value) { return simt_bits<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return simt_bits<float>(bits); }
 inline long long __double_as_longlong(double value) { return simt_bits<long long>(value); }
+template <typename T>
+inline void __stcg(T* address, T value) {
+    *address = value;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
