@@ -153,8 +153,8 @@ def table(entries: list[dict]) -> str:
         (
             f"Compiled by NVRTC {version('nvidia-cuda-nvrtc')} for compute capabilities {architectures}. Over all "
             f"{summary['kernels']} kernels and all architectures: {summary['spilled_bytes']} bytes spilled, at most "
-            f"{summary['most_registers']} registers a thread and {summary['most_shared_bytes']:,} bytes of shared memory "
-            "a block. Times are computed, not measured."
+            f"{summary['most_registers']} registers a thread and {summary['most_shared_bytes']:,} bytes of shared "
+            "memory a block. Times are computed, not measured."
         ),
         "",
         "| kernel | shape | registers | shared, bytes | spilled | bytes moved | H100, µs | T4, µs |",
