@@ -64,12 +64,14 @@ def class_stats(
         dispersion=dispersion,
         outputs=outputs,
     )
+    if truth is not None and truth.dtype.kind not in "iu":
+        raise UsageError(f"truth must hold integers, got {truth.dtype}")
     result = {
         name: output(getattr(out, name, None), plan.shape, plan.dtype_of(name), f"out.{name}") for name in plan.outputs
     }
     options = _options(plan, thresholds)
     maps = []
-    for n in range(plan.batch or 1):
+    for n in range(1 if plan.batch is None else plan.batch):
         one = {name: _of_batch(array, plan, n) for name, array in result.items()}
         true = _nothing(np.int64) if truth is None else _of_batch(truth, plan, n).astype(np.int64)
         maps.append((*_flat(_of_batch(scores, plan, n), plan), *options, true, *_outputs(one)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 from numba import config
 
@@ -19,8 +22,14 @@ def num_threads(work: int, worth: int) -> int:
     return config.NUMBA_NUM_THREADS if direct and work >= worth else 1
 
 
+@cache
+def _helpers(process: int, count: int) -> ThreadPoolExecutor:
+    """Threads that wait for work: starting one takes longer than a small map. A forked child needs its own."""
+    return ThreadPoolExecutor(count, thread_name_prefix="maskmill-kernel")
+
+
 def share(function: Callable[..., object], tasks: Iterable[tuple], threads: int) -> None:
-    """Call ``function(*task)`` for every task, in this thread or in ``threads`` of our own.
+    """Call ``function(*task)`` for every task, in this thread and in ``threads`` - 1 of our own.
 
     Not Numba's: its ``workqueue`` layer aborts the process when two Python threads enter a parallel function, and the
     compiled loops release the lock anyway.
@@ -29,6 +38,19 @@ def share(function: Callable[..., object], tasks: Iterable[tuple], threads: int)
         for task in tasks:
             function(*task)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(function, *task) for task in tasks]:
-            done.result()
+    pending = deque(tasks)
+
+    def work() -> None:
+        while True:
+            try:
+                task = pending.popleft()
+            except IndexError:
+                return
+            function(*task)
+
+    helpers = [_helpers(os.getpid(), threads - 1).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            helper.result()

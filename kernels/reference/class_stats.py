@@ -47,22 +47,19 @@ def class_stats(
         dispersion=dispersion,
         outputs=outputs,
     )
-    single = plan.batch is None
-    maps = [
-        _stats_of_one(one, plan, None if truth is None else true, thresholds)
-        for one, true in zip(
-            scores[None] if single else scores,
-            (truth[None] if single else truth) if truth is not None else [None] * (plan.batch or 1),
-            strict=True,
-        )
-    ]
+    if plan.batch is None:
+        found = _stats_of_one(scores, plan, truth, thresholds)
+    else:
+        maps = [
+            _stats_of_one(scores[n], plan, None if truth is None else truth[n], thresholds) for n in range(plan.batch)
+        ]
+        found = {name: np.array([one[name] for one in maps]).reshape(plan.shape) for name in plan.outputs}
     filled = {}
     for name in plan.outputs:
-        values = maps[0][name] if single else np.array([one[name] for one in maps]).reshape(plan.shape)
-        filled[name] = values.astype(plan.dtype_of(name))
-        if out is not None and getattr(out, name) is not None:
-            getattr(out, name)[...] = filled[name]
-            filled[name] = getattr(out, name)
+        filled[name] = getattr(out, name, None)
+        if filled[name] is None:
+            filled[name] = np.empty(plan.shape, plan.dtype_of(name))
+        filled[name][...] = found[name]
     return ClassStats(**filled)
 
 

@@ -322,6 +322,11 @@ def test_batch_equals_one_by_one(class_stats):
             np.testing.assert_array_equal(getattr(batch, name)[n], getattr(one, name))
 
 
+def test_empty_batch(class_stats):
+    found = class_stats(np.empty((0, 4, 5, 6), np.float32), (9, 9))
+    assert found.label.shape == found.confidence.shape == (0, 9, 9)
+
+
 def test_out_is_filled_and_returned(class_stats):
     scores = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     out = ClassStats(label=np.empty((8, 9), np.uint8), share=np.empty((8, 9), np.float32))
@@ -559,6 +564,13 @@ def test_dispersion_of_one_class_is_refused(class_stats):
 def test_scores_of_another_type_are_refused():
     with pytest.raises(UsageError, match="float16, bfloat16 or float32"):
         kernels.class_stats(np.zeros((3, 4, 4)), (8, 8))
+
+
+def test_truth_that_is_not_integer_is_refused():
+    with pytest.raises(UsageError, match="truth must hold integers, got float32"):
+        kernels.class_stats(
+            np.zeros((3, 4, 4), np.float32), (8, 8), truth=np.zeros((8, 8), np.float32), outputs=("true_score",)
+        )
 
 
 def test_out_of_another_shape_is_refused():
