@@ -65,11 +65,28 @@ def axis_weights(source: int, target: int, filter: str, antialias: bool) -> tupl
     return first, folded
 
 
+def check_resize(size, pad_to, filter: str, antialias: bool) -> tuple[int, int]:
+    """(H, W) of the result.
+
+    Raises:
+        UsageError: an unknown filter, area without antialias, an empty size, or ``pad_to`` smaller than ``size``.
+    """
+    if filter not in _SHAPES:
+        raise UsageError(f"filter must be one of {', '.join(_SHAPES)}, got {filter!r}")
+    if filter == "area" and not antialias:
+        raise UsageError("the area filter averages: it cannot be had without antialias")
+    height, width = size if pad_to is None else pad_to
+    if min(size) < 1 or height < size[0] or width < size[1]:
+        raise UsageError(f"size {tuple(size)} must be at least 1 x 1 and fit in pad_to, got {pad_to}")
+    return int(height), int(width)
+
+
 def _resample(pixels, target, axis, filter, antialias):
     first, weights = axis_weights(pixels.shape[axis], target, filter, antialias)
     taken = np.take(pixels, first[:, None] + np.arange(weights.shape[1]), axis=axis)
     result = np.einsum("ytxc,yt->yxc" if axis == 0 else "yxtc,xt->yxc", taken, weights)
-    # Pillow stores bytes after each axis, which cuts what the cubic overshoots.
+    # Pillow stores bytes after each axis, which cuts what the cubic overshoots. Across comes first, as in Pillow before
+    # version 13, which goes down first where height shrinks more than width.
     return np.clip(result, 0, 255) if antialias else result
 
 
@@ -96,13 +113,9 @@ def resize_normalize(
     cubic overshoots is cut to [0, 255].
 
     Raises:
-        UsageError: area without antialias, or ``pad_to`` smaller than ``size``.
+        UsageError: see :func:`check_resize`.
     """
-    if filter == "area" and not antialias:
-        raise UsageError("the area filter averages: it cannot be had without antialias")
-    height, width = size if pad_to is None else pad_to
-    if height < size[0] or width < size[1]:
-        raise UsageError(f"pad_to {(height, width)} must not be smaller than size {tuple(size)}")
+    height, width = check_resize(size, pad_to, filter, antialias)
     pixels = np.asarray(image).astype(np.float64)
     pixels = _resample(pixels, size[1], 1, filter, antialias)
     pixels = np.clip(_resample(pixels, size[0], 0, filter, antialias), 0, 255)
