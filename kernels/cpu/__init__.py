@@ -1,18 +1,36 @@
-"""The kernels on the CPU, compiled by Numba: fused, float32, one thread unless called on the main thread."""
+"""The kernels on the CPU, compiled by Numba: fused, in float32, cached on disk.
 
-from __future__ import annotations
+A call on the main thread with much to do shares it with threads of its own; any other call, from a pipeline's thread
+or a data worker, runs where it is called, without Python's lock.
+"""
 
-import contextlib
+from .class_stats import class_stats
+from .cover import perturbation_cover
+from .pcos import pcos
+from .peaks import cam_peaks, peak_local_max
+from .pixels import resize_normalize
+from .quantize import quantize_weights
+from .scores import (
+    conformal_rank,
+    kth_score,
+    position_quantiles,
+    score_counts,
+    select_prefix,
+    weighted_score_counts,
+)
 
-from .class_stats import class_stats as class_stats
-
-for _module, _names in {
-    "scores": "kth_score position_quantiles score_counts select_prefix weighted_score_counts conformal_rank",
-    "pcos": "pcos",
-    "peaks": "cam_peaks peak_local_max",
-    "cover": "perturbation_cover",
-    "quantize": "quantize_weights",
-    "pixels": "resize_normalize",
-}.items():
-    with contextlib.suppress(ImportError):
-        exec(f"from .{_module} import {_names.replace(' ', ', ')}")
+__all__ = [
+    "cam_peaks",
+    "class_stats",
+    "conformal_rank",
+    "kth_score",
+    "pcos",
+    "peak_local_max",
+    "perturbation_cover",
+    "position_quantiles",
+    "quantize_weights",
+    "resize_normalize",
+    "score_counts",
+    "select_prefix",
+    "weighted_score_counts",
+]
