@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import signal
-import threading
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from maskmill.engine.taxonomy import Taxonomy
 from maskmill.errors import CalibrationMismatch, SessionError, StoreMismatch
 from maskmill.export.bundle import Bundle
 
+from ..conftest import ROOT
 from ..models import color_bundle, color_image
 from .corpus import label_folder, write_photos
 
@@ -171,7 +174,6 @@ def test_an_interrupt_finishes_what_is_under_way(bundle: Bundle, tmp_path: Path)
 
     def interrupt(run: Progress) -> None:
         if run.images and not run.interrupted:
-            threading.main_thread()
             signal.raise_signal(signal.SIGINT)
 
     run = label_folder(bundle, tmp_path / "photos", tmp_path / "store", observer=interrupt)
@@ -200,3 +202,20 @@ def test_the_summary_names_stages_and_classes(bundle: Bundle, tmp_path: Path) ->
     assert raw["bottleneck"] in raw["stages"]
     assert sum(row["pixels"] for row in raw["classes"].values()) == 6 * 12 * 16
     assert sum(stage["share"] for stage in raw["stages"].values()) == pytest.approx(1.0)
+
+
+def test_eight_threads_run_under_numbas_workqueue_layer(bundle: Bundle, tmp_path: Path) -> None:
+    # The layer aborts the process when two Python threads enter a parallel function.
+    write_photos(tmp_path / "photos", 200, size=(120, 160))
+    script = (
+        "import sys; from pathlib import Path; from maskmill.export.bundle import Bundle\n"
+        "from tests.engine.corpus import label_folder\n"
+        "run = label_folder(Bundle.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), workers=8)\n"
+        "assert run.images == 200, run\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(bundle.path), str(tmp_path / "photos"), str(tmp_path / "store")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
