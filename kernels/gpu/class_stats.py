@@ -65,7 +65,7 @@ def class_stats(
     y0, x0, y1, x1 = (0, 0, *plan.source) if region is None else region
     walk, order, first = _classes(scores, plan, strides)
     limit, limit_strides = _thresholds(thresholds)
-    actual, actual_code = (NULL, np.int32(0)) if "true_score" not in plan.outputs else integers(truth)
+    actual, actual_code = (NULL, np.int32(0)) if truth is None else integers(truth, "truth")
     fields = {
         name: output(out and getattr(out, name), plan.shape, plan.dtype_of(name), f"out.{name}")
         for name in plan.outputs

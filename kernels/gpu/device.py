@@ -156,7 +156,7 @@ def spread(array: Array, shape: tuple[int, ...]) -> Array:
     return arrays().broadcast_to(array, shape)
 
 
-def integers(array: Array) -> tuple[Array, np.int32]:
+def integers(array: Array, name: str) -> tuple[Array, np.int32]:
     """An integer or bool map in C order, and the code of its type.
 
     Raises:
@@ -166,7 +166,7 @@ def integers(array: Array) -> tuple[Array, np.int32]:
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
     if array.dtype not in INTEGER_CODES:
-        raise UsageError(f"expected an integer map, got {array.dtype}")
+        raise UsageError(f"{name} must hold integers, got {array.dtype}")
     return array, INTEGER_CODES[array.dtype]
 
 

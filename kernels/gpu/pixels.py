@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import UsageError
-from ..reference.pixels import axis_weights
+from ..reference.pixels import axis_weights, check_resize
 from .device import ceil_div, contiguous, empty, launch, output, upload
 
 BLOCK = (32, 8)
@@ -39,13 +38,9 @@ def resize_normalize(
     out=None,
 ):
     """As :func:`maskmill.kernels.resize_normalize`, for CuPy arrays."""
-    if filter == "area" and not antialias:
-        raise UsageError("the area filter averages: it cannot be had without antialias")
-    image = contiguous(image, np.uint8)
+    canvas = check_resize(size, pad_to, filter, antialias)
     height, width = (int(length) for length in size)
-    canvas = (height, width) if pad_to is None else tuple(int(length) for length in pad_to)
-    if canvas[0] < height or canvas[1] < width:
-        raise UsageError(f"pad_to {canvas} must not be smaller than size {(height, width)}")
+    image = contiguous(image, np.uint8)
     # x = pixel * factor + offset, a rounding less than (pixel * scale - mean) / std.
     scale, mean, std, padding = (np.broadcast_to(np.asarray(v, np.float64), 3) for v in (scale, mean, std, pad_value))
     affine = np.concatenate([scale / std, -mean / std, (padding * scale - mean) / std]).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import UsageError
+from ..reference.quantize import check_levels
 from .device import NULL, aligned, ceil_div, contiguous, integers, launch, output, spread
 
 THREADS = 256
@@ -12,12 +12,11 @@ THREADS = 256
 
 def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=255, out=None):
     """As :func:`maskmill.kernels.quantize_weights`, for CuPy arrays."""
-    if not 3 <= levels <= 256:
-        raise UsageError(f"levels must lie in 3..256, got {levels}")
+    check_levels(levels)
     weight = contiguous(weight, np.float32)
     shape = weight.shape
     reliable = NULL if reliable is None else contiguous(spread(reliable, shape), np.bool_)
-    label, code = (NULL, np.int32(0)) if label is None else integers(spread(label, shape))
+    label, code = (NULL, np.int32(0)) if label is None else integers(spread(label, shape), "label")
     grey = output(out, shape, np.uint8)
     pack = 4 if aligned(4, weight, reliable, grey) else 1
     launch(

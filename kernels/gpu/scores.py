@@ -24,7 +24,7 @@ def _scores_of(scores, classes, num_classes, prefix):
     elif classes.shape != scores.shape:
         raise UsageError(f"classes must have the shape of the scores, {scores.shape}, got {classes.shape}")
     else:
-        classes, code = integers(classes)
+        classes, code = integers(classes, "classes")
     if prefix is None:
         prefix = NULL
     else:

@@ -194,7 +194,7 @@ def test_out_is_filled_and_returned():
         (
             np.zeros((3, 4, 5), np.float32),
             {"outputs": "true_score", "truth": np.zeros((8, 9), np.float32)},
-            "expected an integer map, got float32",
+            "truth must hold integers, got float32",
         ),
         (np.zeros((70000, 2, 1, 1), np.float32), {}, r"a grid of \(1, 1, 70000\) blocks"),
     ],

@@ -51,7 +51,7 @@ def test_out_is_filled_and_returned():
     ("options", "message"),
     [
         ({"filter": "area", "antialias": False}, "cannot be had without antialias"),
-        ({"pad_to": (3, 9)}, "must not be smaller"),
+        ({"pad_to": (3, 9)}, "fit in pad_to"),
     ],
 )
 def test_misuse_is_refused(options, message):

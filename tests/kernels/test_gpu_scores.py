@@ -128,7 +128,7 @@ def test_position_quantiles_equal_the_reference(alpha):
         (lambda s: cuda.score_counts(s, prefix=np.zeros(3, int)), r"prefix must have shape \(1,\)"),
         (lambda s: cuda.weighted_score_counts(s, np.ones(3)), "weights must have the shape"),
         (lambda s: cuda.score_counts(s, out=np.zeros((1, 65536))), "out must be a C-contiguous uint64 array"),
-        (lambda s: cuda.score_counts(s, classes=np.zeros(4), num_classes=1), "expected an integer map, got float64"),
+        (lambda s: cuda.score_counts(s, classes=np.zeros(4), num_classes=1), "classes must hold integers, got float64"),
     ],
 )
 def test_misuse_is_refused(call, message):
