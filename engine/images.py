@@ -154,10 +154,9 @@ def _open(data: bytes, max_pixels: int) -> tuple[Any, int]:
     """The image with its header read and its size checked, and its EXIF orientation (1 to 8)."""
     if not data:
         raise ImageError("empty", "the file is empty (0 bytes)")
-    if "JPEG2000" not in Image.OPEN:
-        Image.init()
+    Image.init()
     # not Image.open(): it warns, or refuses, by a limit that is global to the process
-    for name in _FORMATS:
+    for name in filter(Image.OPEN.__contains__, _FORMATS):
         factory, accept = Image.OPEN[name]
         accepted = accept(data[:16]) if accept else True
         if isinstance(accepted, str):
