@@ -5,6 +5,7 @@ Commands import what they need when they run, so ``maskmill --help`` is quick an
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -37,6 +38,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors a user can act on are one line on standard error."""
+    # Lance reports on standard error when two writers tidy up at once, which is no news to a user
+    os.environ.setdefault("LANCE_LOG", "error")
     try:
         app()
     except MaskmillError as error:

@@ -6,7 +6,7 @@ with no kept pixel counting 0. ``miou_all`` counts ignored pixels as wrong: they
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,8 @@ def evaluate(
     Images are matched to label maps by name. Without ``ids`` every labelled image that has a label map counts; with
     ``ids`` a listed image without one is an error. Raises :class:`UsageError` where nothing matches or sizes differ.
     """
-    found = {uri: labels.find(uri) for uri in select_ids(_labelled_uris(store), ids)}
+    image_of = {row.uri: row.id for row in store.inputs() if row.id is not None}
+    found = {uri: labels.find(uri) for uri in select_ids(sorted(image_of), ids)}
     if ids is not None and (missing := [uri for uri, path in found.items() if path is None]):
         raise UsageError(f"{len(missing)} of the listed images have no label map in {labels.path}, e.g. {missing[0]}")
     matched = [(uri, path) for uri, path in found.items() if path is not None]
@@ -134,7 +135,7 @@ def evaluate(
     def load(match: tuple[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         uri, path = match
         truth = taxonomy.encode(read_label_map(path), str(path))
-        label, _ = store.read(uri)
+        label, _ = store.read_id(image_of[uri])
         if truth.shape != label.shape:
             raise UsageError(
                 f"{path} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
@@ -143,10 +144,6 @@ def evaluate(
         return label, truth
 
     return quality(ordered_map(load, matched, workers), taxonomy)
-
-
-def _labelled_uris(store: LabelStore) -> Sequence[str]:
-    return sorted(row.uri for row in store.inputs() if row.id is not None)
 
 
 def _mean(values: NDArray[np.float64]) -> float:
