@@ -39,26 +39,33 @@ def assert_exactly_once(store: LabelStore, paths: list[Path]) -> None:
     assert len(ids) == len(paths)
 
 
+def commits(store: Path) -> int:
+    """Commits that began so far."""
+    return sum(len(list((store / name / "_versions").glob("*"))) for name in ("labels.lance", "inputs.lance"))
+
+
 def test_a_run_killed_at_twenty_random_moments_labels_every_image_once(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path)
-    paths = write_photos(tmp_path / "photos", 1500)
+    paths = write_photos(tmp_path / "photos", 2000)
     store = tmp_path / "store"
-    started = time.monotonic()
-    finish(start(bundle, tmp_path / "photos", tmp_path / "rehearsal"))
-    whole = time.monotonic() - started
     moments = random.Random(0)
     progress = []
     for _ in range(20):
         process = start(bundle, tmp_path / "photos", store)
-        # from the first imports to well into the labelling
-        time.sleep(moments.uniform(0.2, 0.9) * whole)
+        # from before the store is opened, over between a commit of labels and one of inputs, to well into the run
+        further = commits(store) + moments.randrange(6)
+        deadline = time.monotonic() + 60
+        while commits(store) < further and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if (store / "run.json").exists():
             progress.append(len(LabelStore.open(store)))
+    assert progress == sorted(progress)  # nothing that was committed is lost
+    assert len(set(progress)) > 5  # the kills fell into the labelling
     finish(start(bundle, tmp_path / "photos", store))
     assert_exactly_once(LabelStore.open(store), paths)
-    assert len(set(progress)) > 2  # several kills fell into the labelling
 
 
 @pytest.mark.parametrize("repeats", [3, pytest.param(50, marks=pytest.mark.slow)])
