@@ -24,6 +24,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from skimage.feature import peak_local_max
 
 from maskmill import kernels
 
@@ -79,10 +80,83 @@ def decode(classes: int, source: tuple[int, int], size: tuple[int, int], layouts
         yield Case(layout, ours, min(peers, key=lambda call: statistics.median(seconds_of(call) for _ in range(5))))
 
 
+def pcos() -> Iterator[Case]:
+    """Weights of one 512 x 512 map of 21 classes.
+
+    Ours: statistics, weights and reliable mask. Peer: the paper's pseudo-code in NumPy, the singular vectors of the
+    2 x N matrix by ``numpy.linalg.svd`` and masks, in float32 as the scores are.
+    """
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.normal(0, 4, (1, 21, 65, 65)).astype(np.float32))
+    logits = torch.nn.functional.interpolate(coarse, size=(512, 512), mode="bilinear")[0].numpy()
+    stats = kernels.class_stats(logits, (512, 512), outputs=("share", "dispersion"))
+
+    def peer():
+        rows = np.stack([stats.share.ravel(), stats.dispersion.ravel()])
+        cluster = np.abs(np.linalg.svd(rows, full_matrices=False)[2]).argmax(axis=0)
+        clusters = [rows[:, cluster == k] for k in (0, 1) if (cluster == k).any()]
+        best = max(clusters, key=lambda pixels: pixels[0].mean())
+        mean, deviation = best.mean(axis=1), np.sqrt(best.var(axis=1, ddof=1) + 1e-8)
+        z_share, z_dispersion = (rows[0] - mean[0]) / deviation[0], (mean[1] - rows[1]) / deviation[1]
+        weight = np.exp(-(z_share**2) / 8) * np.exp(-(z_dispersion**2) / 8)
+        weight[(z_share > 0) | (z_dispersion > 0)] = 1
+        return weight.reshape(512, 512)
+
+    # A pixel at the mean weighs 1 or less by the last bit of a float32 sum.
+    assert np.mean(np.abs(kernels.pcos(stats.share, stats.dispersion).weight - peer()) > 1e-3) < 1e-4
+    yield Case("512", lambda: kernels.pcos(stats.share, stats.dispersion), peer)
+
+
+def peaks() -> Iterator[Case]:
+    """Peaks of 20 maps of 512 x 512, min_distance 10: activation maps with a threshold, and noise.
+
+    Peer: scikit-image, map by map. Both find the same peaks in the same order.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.random((20, 512, 512), dtype=np.float32)
+    coarse = torch.from_numpy(rng.normal(0, 1, (20, 1, 32, 32)).astype(np.float32))
+    smooth = torch.nn.functional.interpolate(coarse, size=(512, 512), mode="bicubic")[:, 0].clamp_min(0).numpy()
+    for name, maps, threshold in (("activation maps", smooth, 0.5), ("noise", noise, None)):
+
+        def ours(maps=maps, threshold=threshold):
+            return kernels.peak_local_max(maps, min_distance=10, threshold_abs=threshold)
+
+        def peer(maps=maps, threshold=threshold):
+            return [peak_local_max(values, min_distance=10, threshold_abs=threshold) for values in maps]
+
+        found = ours()
+        for count, coordinates, expected in zip(found.count, found.coordinates, peer(), strict=True):
+            np.testing.assert_array_equal(coordinates[:count], expected)
+        yield Case(name, ours, peer)
+
+
+def quantile(peer: Callable[[np.ndarray, int], np.ndarray]) -> Iterator[Case]:
+    """The exact 95 % conformal threshold of 10^8 nonconformity scores, which are near 0 mostly.
+
+    Ours: two passes of counting, without a copy. Peer: ``numpy.sort`` or ``numpy.partition``, which copy.
+    """
+    scores = np.random.default_rng(0).normal(4, 3, 10**8).astype(np.float32)
+    np.exp(scores, out=scores)
+    scores += 1
+    np.divide(1, scores, out=scores)
+    rank = kernels.conformal_rank(scores.size, 0.05)
+
+    def ours():
+        prefix, within = kernels.select_prefix(kernels.score_counts(scores), np.array([rank]))
+        return kernels.kth_score(kernels.score_counts(scores, prefix=prefix), prefix, within)[0]
+
+    assert ours() == peer(scores, rank)[rank - 1]
+    yield Case("10^8", ours, lambda: peer(scores, rank))
+
+
 CLAIMS = {
     "decode_150": Claim(10, lambda: decode(150, (128, 128), (512, 512), ("CHW",))),
     "decode_21": Claim(8, lambda: decode(21, (33, 33), (213, 320), ("CHW",))),
     "decode_21_257": Claim(8, lambda: decode(21, (257, 257), (213, 320), ("CHW", "HWC"))),
+    "pcos": Claim(50, pcos),
+    "peaks": Claim(20, peaks),
+    "quantile_vs_sort": Claim(8, lambda: quantile(lambda scores, rank: np.sort(scores))),
+    "quantile_vs_partition": Claim(1.5, lambda: quantile(lambda scores, rank: np.partition(scores, rank - 1))),
 }
 
 
@@ -147,7 +221,7 @@ def main() -> None:
     if not arguments.json:
         print(f"startup_s {result['startup_s']}")
         return
-    packages = ("numpy", "numba", "torch")
+    packages = ("numpy", "numba", "torch", "scikit-image")
     result["targets"] = {key: CLAIMS[key].target for key in arguments.only}
     result["details"] = details
     result["machine"] = {

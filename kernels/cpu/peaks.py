@@ -14,19 +14,30 @@ from .outputs import output
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""
 
+_FEW = 5
+"""Where less than one in so many eights of pixels has one, looking along the row costs less than the row's maxima."""
+
 _INF = 0x7F800000
-_NEGATIVE_INF = -1 - _INF
-"""Infinities as keys: the float32's bits, for negative numbers with all but the sign inverted, as int32."""
 
 
 @njit(nogil=True, cache=True)
-def _key_range(bits):
-    """Smallest and largest key of float32 bits seen as int32; as integers, so that it runs in vectors and sees NaN."""
+def _range(bits):
+    """Smallest and largest value of float32 bits seen as int32, and whether any is NaN.
+
+    By integer keys in the order of the values, all bits but the sign inverted in negative numbers: so it runs in
+    vectors, and NaN lies beyond the infinities.
+    """
     lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for i in range(bits.size):
         key = np.int32(bits[i] ^ ((bits[i] >> 31) & 0x7FFFFFFF))
         lowest, highest = min(lowest, key), max(highest, key)
-    return lowest, highest
+    has_nan = highest > _INF or lowest < -1 - _INF
+    return _of_key(lowest), _of_key(highest), has_nan
+
+
+@njit(nogil=True, cache=True)
+def _of_key(key):
+    return np.int32(key ^ ((key >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
 @njit(nogil=True, cache=True)
@@ -37,9 +48,11 @@ def _larger(first, second, out):
 
 
 @njit(nogil=True, cache=True)
-def _flag(values, maxima, threshold, flags):
+def _flag(values, prefix, suffix, threshold, flags):
+    """Set the flags of values that lead their column and exceed the threshold."""
     for x in range(values.size):
-        flags[x] = (values[x] == maxima[x]) & (values[x] > threshold)
+        v = values[x]
+        flags[x] = (v >= prefix[x]) & (v >= suffix[x]) & (v > threshold)
 
 
 @njit(nogil=True, cache=True)
@@ -55,12 +68,23 @@ def _spread(line, spare, other, window, out):
 
 
 @njit(nogil=True, cache=True)
+def _leads_row(value, prefix, suffix, x, radius):
+    """Whether no column within ``radius`` of x has a larger maximum; the nearest are the likeliest to."""
+    for distance in range(1, radius + 1):
+        for column in (x - distance, x + distance):
+            if 0 <= column < prefix.size and max(prefix[column], suffix[column]) > value:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True)
 def _candidates(values, radius, threshold, inside, found):
     """Fill ``found`` with the raster indices of pixels that equal the largest within ``radius`` of them (Chebyshev).
 
     Only of pixels in ``inside`` = (top, bottom, left, right) that exceed the threshold; their number is returned. The
     maxima down the columns go in blocks of a window's rows (van Herk): a window ends its block's suffix maxima and
-    starts the next block's prefix maxima; those along a row by doubling. The cost does not depend on the values.
+    starts the next block's prefix maxima. Where few pixels of a row equal theirs, each looks along the row; where many
+    do, the row's maxima are found by doubling.
     """
     height, width = values.shape
     window = 2 * radius + 1
@@ -87,13 +111,22 @@ def _candidates(values, radius, threshold, inside, found):
                 prefix, longer = longer, prefix
             if y < top or y >= bottom:
                 continue
-            _larger(prefix, suffix[y - start], line[radius : radius + width])
-            _spread(line, spare, other, window, maxima)
-            _flag(values[y, left:right], maxima[left:right], threshold, flags)
+            last = suffix[y - start]
+            _flag(values[y, left:right], prefix[left:right], last[left:right], threshold, flags)
+            flagged = 0
+            for k in range(eights.size):
+                flagged += eights[k] != 0
+            if flagged == 0:
+                continue
+            few = flagged * _FEW < eights.size
+            if not few:
+                _larger(prefix, last, line[radius : radius + width])
+                _spread(line, spare, other, window, maxima)
+                _flag(values[y, left:right], maxima[left:right], maxima[left:right], threshold, flags)
             for k in range(eights.size):
                 if eights[k]:
                     for x in range(left + 8 * k, min(left + 8 * k + 8, right)):
-                        if flags[x - left]:
+                        if flags[x - left] and (not few or _leads_row(values[y, x], prefix, last, x, radius)):
                             found[count] = y * width + x
                             count += 1
     return count
@@ -126,10 +159,10 @@ def _spaced(order, height, width, distance, limit, accepted):
 
 
 def _threshold(lowest, highest, threshold_abs, threshold_rel) -> np.float32:
-    threshold = lowest if threshold_abs is None else np.float32(threshold_abs)
+    threshold = np.float32(lowest if threshold_abs is None else threshold_abs)
     if threshold_rel is not None:
         # Not maximum(): 0 times an infinite maximum is NaN, and takes no part.
-        relative = np.float32(threshold_rel) * highest
+        relative = np.float32(threshold_rel) * np.float32(highest)
         threshold = relative if relative > threshold else threshold
     return threshold
 
@@ -145,10 +178,9 @@ class _Finder:
 
     def peaks(self, values: np.ndarray, threshold_abs, threshold_rel) -> np.ndarray:
         """int64 (count,): raster indices of the first peaks of a map, strongest first; a view of the buffers."""
-        keys = np.array(_key_range(values.reshape(-1).view(np.int32)), np.int32)
-        if keys[0] < _NEGATIVE_INF or keys[1] > _INF:
+        lowest, highest, has_nan = _range(values.reshape(-1).view(np.int32))
+        if has_nan:
             raise UsageError("a map holds NaN; peaks are defined on numbers and infinities only")
-        lowest, highest = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32)
         top, bottom, left, right = self.inside
         if (lowest == highest and values.size > 1) or top >= bottom or left >= right:
             return self.found[:0]
@@ -204,7 +236,7 @@ def peak_local_max(
     """As :func:`maskmill.kernels.peak_local_max`, for NumPy arrays."""
     maps = _batch(maps)
     border = border_widths(exclude_border, min_distance)
-    limit = maps[0].size if num_peaks is None else num_peaks
+    limit = maps.shape[1] * maps.shape[2] if num_peaks is None else num_peaks
 
     def find(part):
         finder = _Finder(part.shape[1:], min_distance, border, limit)
@@ -220,7 +252,7 @@ def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_ar
     width = cams.shape[2]
 
     def find(part):
-        finder = _Finder(part.shape[1:], distance, border_widths(True, distance), part[0].size)
+        finder = _Finder(part.shape[1:], distance, border_widths(True, distance), part.shape[1] * part.shape[2])
         for values in part:
             flat = values.reshape(-1)
             if mode == "paper":
