@@ -49,7 +49,7 @@ DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] 
 
 
 def adopt(folder: Path) -> Bundle:
-    """The bundle of deeplabv3-257."""
+    """The bundle of deeplabv3-257, with the resize it was published with, as in the obvious loop."""
     model = DATA / "models" / "deeplabv3-257"
     if not model.is_dir():
         raise SystemExit(f"no models at {DATA}; set MASKMILL_DATA")
@@ -57,7 +57,7 @@ def adopt(folder: Path) -> Bundle:
     return bundle_from_onnx(
         model / "model.onnx", folder / "deeplab",
         classes=[names[index] for index in sorted(names)], background="background", layout="NHWC",
-        scale=1 / 127.5, mean=(1.0, 1.0, 1.0),
+        scale=1 / 127.5, mean=(1.0, 1.0, 1.0), antialias=False,
     )  # fmt: skip
 
 
