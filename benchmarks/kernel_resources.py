@@ -83,6 +83,8 @@ LAUNCHES = (
     image("peaks", "zero_padded_maximum", 4, 4, "", maps=20),
     image("peaks", "peak_candidates", 4, 1 / 8, "min_distance 10", maps=20),
     image("peaks", "select_peaks", 5 / 8, 3 / 8, "min_distance 10, settled in one round", maps=20),
+    image("confusion", "confusion_counts<true>", 2, 0, "8-bit maps of up to 90 classes"),
+    image("confusion", "confusion_counts<false>", 2, 0, "8-bit maps of more classes; the counts stay in cache"),
     image("cover", "perturbation_cover<4>", 1, 1, "with a reliable mask"),
     image("quantize", "quantize_weights<4>", 6, 1, "with reliable mask and label"),
     Launch(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import kernels
 from ..errors import UsageError
 from .labelled import LabelFolder, read_label_map, select_ids
 from .store import LabelStore
@@ -95,11 +96,7 @@ class Quality:
 
 def confusion(label: NDArray[Any], truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.int64]:
     """Pixel counts (K, K + 1) of one image; ``label`` and ``truth`` (H, W) hold target indices or the ignore index."""
-    num = taxonomy.num_targets
-    valid = truth != taxonomy.ignore_index
-    column = np.minimum(label[valid].astype(np.int64), num)
-    counts = np.bincount(truth[valid].astype(np.int64) * (num + 1) + column, minlength=num * (num + 1))
-    return counts.reshape(num, num + 1)
+    return kernels.confusion_counts(label, truth, num_classes=taxonomy.num_targets, ignore=taxonomy.ignore_index)
 
 
 def quality(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], taxonomy: Taxonomy) -> Quality:

@@ -13,9 +13,8 @@ Usage::
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -31,6 +30,7 @@ __all__ = [
     "cam_peaks",
     "class_stats",
     "conformal_rank",
+    "confusion_counts",
     "kth_score",
     "pcos",
     "peak_local_max",
@@ -340,6 +340,27 @@ def quantize_weights(
         out: array to fill.
     """
     return dispatch("quantize_weights", weight, reliable, levels=levels, label=label, ignore=ignore, out=out)
+
+
+def confusion_counts(
+    label: Array, truth: Array, *, num_classes: int, ignore: int = 255, out: Array | None = None
+) -> Array:
+    """Count the pixels of each true class and label.
+
+    Args:
+        label: integers, (H, W), (N, H, W) or any other shape; those outside [0, num_classes) count in the last column.
+        truth: integers, shaped as ``label``; pixels outside [0, num_classes) are left out.
+        num_classes: rows of the result.
+        ignore: value of ``truth`` that is left out too.
+        out: int64 (num_classes, num_classes + 1), C-contiguous, to add to, so that counts of images merge.
+
+    Returns:
+        int64 (num_classes, num_classes + 1): pixels of true class (row) and label (column).
+
+    Raises:
+        UsageError: the shapes differ, a map holds no integers, or num_classes is not positive.
+    """
+    return dispatch("confusion_counts", label, truth, num_classes=num_classes, ignore=ignore, out=out)
 
 
 def resize_normalize(

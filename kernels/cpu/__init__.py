@@ -5,6 +5,7 @@ or a data worker, runs where it is called, without Python's lock.
 """
 
 from .class_stats import class_stats
+from .confusion import confusion_counts
 from .cover import perturbation_cover
 from .pcos import pcos
 from .peaks import cam_peaks, peak_local_max
@@ -23,6 +24,7 @@ __all__ = [
     "cam_peaks",
     "class_stats",
     "conformal_rank",
+    "confusion_counts",
     "kth_score",
     "pcos",
     "peak_local_max",

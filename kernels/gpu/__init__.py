@@ -6,6 +6,7 @@ package needs no CuPy and touches no device.
 
 from ..reference.scores import conformal_rank
 from .class_stats import class_stats
+from .confusion import confusion_counts
 from .cover import perturbation_cover
 from .pcos import pcos
 from .peaks import cam_peaks, peak_local_max
@@ -17,6 +18,7 @@ __all__ = [
     "cam_peaks",
     "class_stats",
     "conformal_rank",
+    "confusion_counts",
     "kth_score",
     "pcos",
     "peak_local_max",

@@ -1,6 +1,7 @@
 """The kernels in NumPy and float64: readable, without regard to speed, the specification of the other forms."""
 
 from .class_stats import class_stats
+from .confusion import confusion_counts
 from .cover import perturbation_cover
 from .pcos import pcos
 from .peaks import cam_peaks, peak_local_max
@@ -19,6 +20,7 @@ __all__ = [
     "cam_peaks",
     "class_stats",
     "conformal_rank",
+    "confusion_counts",
     "kth_score",
     "pcos",
     "peak_local_max",

@@ -124,6 +124,18 @@ def test_pixels_cover_and_levels(cupy):
     )
 
 
+@pytest.mark.parametrize("num_classes", [21, 150])
+def test_confusion_counts(cupy, num_classes):
+    rng = np.random.default_rng(8)
+    truth = np.repeat(rng.choice([*range(num_classes), 255], (3, 500, 25)), 20, axis=2).astype(np.uint8)
+    label = np.where(rng.random(truth.shape) < 0.1, 255, np.roll(truth, 3, axis=2)).astype(np.uint8)
+    total = cupy.zeros((num_classes, num_classes + 1), np.int64)
+    for _ in range(2):
+        gpu.confusion_counts(cupy.asarray(label), cupy.asarray(truth), num_classes=num_classes, out=total)
+    expected = reference.confusion_counts(label, truth, num_classes=num_classes)
+    np.testing.assert_array_equal(cupy.asnumpy(total), 2 * expected)
+
+
 def test_nothing_waits_for_the_device(cupy):
     """A stream that is busy for long does not hold up the calls queued on it."""
     import time
@@ -136,6 +148,7 @@ def test_nothing_waits_for_the_device(cupy):
         stats = gpu.class_stats(scores, (256, 256), outputs=("label", "share", "dispersion"))
         weights = gpu.pcos(stats.share, stats.dispersion)
         gpu.quantize_weights(weights.weight, weights.reliable, label=stats.label)
+        gpu.confusion_counts(stats.label, stats.label, num_classes=21)
         gpu.cam_peaks(maps, mode="official")
         prefix, within = gpu.select_prefix(gpu.score_counts(stats.share), 100)
         gpu.kth_score(gpu.score_counts(stats.share, prefix=prefix), prefix, within)

@@ -1,0 +1,43 @@
+"""Counts of true class against label with Numba."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..reference.confusion import check_maps
+from .outputs import output
+from .threads import num_threads, share
+
+_WORTH_THREADS = 1 << 20
+"""Pixels below which handing them out costs more than it saves."""
+
+
+@njit(nogil=True, cache=True)
+def _count(label, truth, ignore, counts):
+    """Adds to counts (rows, rows + 1) the pixels of flat maps."""
+    num_classes = counts.shape[0]
+    for i in range(truth.size):
+        row = np.int64(truth[i])
+        if 0 <= row < num_classes and row != ignore:
+            column = np.int64(label[i])
+            if column < 0 or column > num_classes:
+                column = np.int64(num_classes)
+            counts[row, column] += 1
+
+
+def confusion_counts(label, truth, *, num_classes, ignore=255, out=None):
+    """As :func:`maskmill.kernels.confusion_counts`, for NumPy arrays."""
+    check_maps(label, truth, num_classes)
+    shape = (num_classes, num_classes + 1)
+    counts = np.zeros(shape, np.int64) if out is None else output(out, shape, np.int64)
+    label, truth = np.ascontiguousarray(label).reshape(-1), np.ascontiguousarray(truth).reshape(-1)
+    threads = num_threads(truth.size, _WORTH_THREADS)
+    if threads == 1:
+        _count(label, truth, ignore, counts)
+        return counts
+    partial = np.zeros((threads, *shape), np.int64)
+    pieces = zip(np.array_split(label, threads), np.array_split(truth, threads), partial, strict=True)
+    share(_count, [(own_label, own_truth, ignore, own) for own_label, own_truth, own in pieces], threads)
+    counts += partial.sum(axis=0)
+    return counts

@@ -1,0 +1,43 @@
+"""Counts of true class against label on a device: ``cuda/confusion.cu``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..reference.confusion import check_maps
+from .device import ceil_div, integers, launch, output, zeros
+
+THREADS = 256
+RUN = 8
+"""Neighboring pixels that a thread takes at once, as confusion.cu's RUN."""
+SHARED_CELLS = 8192
+"""Counts that a block holds in shared memory, as confusion.cu's SHARED_CELLS: up to 90 classes."""
+MOST_BLOCKS = 1024
+"""Blocks that fill the largest device; each adds its counts to the result once."""
+
+
+def confusion_counts(label, truth, *, num_classes, ignore=255, out=None):
+    """As :func:`maskmill.kernels.confusion_counts`, for CuPy arrays."""
+    check_maps(label, truth, num_classes)
+    shape = (num_classes, num_classes + 1)
+    counts = zeros(shape, np.int64) if out is None else output(out, shape, np.int64)
+    label, label_code = integers(label, "label")
+    truth, truth_code = integers(truth, "truth")
+    held = "true" if counts.size <= SHARED_CELLS else "false"
+    launch(
+        "confusion",
+        f"confusion_counts<{held}>",
+        (min(ceil_div(truth.size, THREADS * RUN), MOST_BLOCKS),),
+        (THREADS,),
+        (
+            label,
+            label_code,
+            truth,
+            truth_code,
+            np.int64(truth.size),
+            np.int32(num_classes),
+            np.int64(ignore),
+            counts,
+        ),
+    )
+    return counts
