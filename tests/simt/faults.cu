@@ -26,6 +26,15 @@ __global__ void faultless(int* out) {
     }
 }
 
+// Two sums over the block, one after the other, each known to every thread.
+__global__ void two_sums(double* out) {
+    for (int round = 0; round < 2; ++round) {
+        double sums[2] = {threadIdx.x + 0.5, round * 1.0};
+        block_sum<2, 64>(sums);
+        out[round * 64 + threadIdx.x] = sums[0] + 1000 * sums[1];
+    }
+}
+
 __global__ void neighbor_without_barrier(int* out) {
     __shared__ int values[64];
     values[threadIdx.x] = threadIdx.x;

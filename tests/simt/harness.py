@@ -37,10 +37,13 @@ rests on memory nobody wrote changes with the schedule. 0xFF is NaN in every flo
 
 MAIN = """
 #include "simt.h"
+// No kernel has a name that another library could share, and with it its static variables.
+namespace {{
 #include "{source}"
+}}
 namespace simt {{
 {kinds}
-const Named table[] = {{ {rows} }};
+SIMT_OWN const Named table[] = {{ {rows} }};
 }}
 extern "C" const char* simt_parameters(int kernel) {{ return simt::table[kernel].parameters.c_str(); }}
 extern "C" int simt_launch(int kernel, void** arguments, const unsigned* grid, const unsigned* block, int schedule,

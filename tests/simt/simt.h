@@ -2,7 +2,8 @@
 //
 // Every thread of a block is a fiber. A fiber runs until it meets a barrier or a warp operation, then the next one
 // runs; when all that the barrier waits for have arrived, they go on. The order in which fibers and blocks run is an
-// argument of the launch: a correct kernel gives the same bits under every order, so a result that changes is a race.
+// argument of the launch, and so is whether a warp runs ahead of the others to the next barrier of the block: a correct
+// kernel gives the same bits under every schedule, so a result that changes is a race.
 //
 // Stricter than a device: a barrier that some thread of the block never reaches, a warp operation that a lane of its
 // mask never reaches, or two different operations met as one, end the launch with a message. Shared memory is filled
@@ -12,6 +13,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <csetjmp>
 #include <cmath>
 #include <cstdint>
@@ -33,12 +35,16 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static __attribute__((section("simt_shared")))
+#define __shared__ static
 
 struct uint3 {
     unsigned x, y, z;
 };
-static uint3 threadIdx, blockIdx, blockDim, gridDim;
+
+// Shared memory is static, so it lies in .bss, which is poisoned as a whole (GCC ignores the section attribute on the
+// static variables of templates). What must outlive that is kept in a section of its own.
+#define SIMT_OWN __attribute__((section("simt_own")))
+SIMT_OWN static uint3 threadIdx = {}, blockIdx = {}, blockDim = {}, gridDim = {};
 
 struct alignas(4) uchar4 {
     unsigned char x, y, z, w;
@@ -90,10 +96,9 @@ struct Block {
     std::string failure;
 };
 
-inline Block& block() {
-    static Block instance;
-    return instance;
-}
+SIMT_OWN static Block* the_block = nullptr;
+
+inline Block& block() { return *the_block; }
 
 inline Fiber& self() { return block().fibers[block().current]; }
 
@@ -150,27 +155,25 @@ inline bool open_barrier(int threads) {
 }
 
 // A warp operation completes when every lane of its mask waits at the same one.
-inline bool open_warps(int threads) {
+inline bool open_warp(int first, int threads) {
     Block& b = block();
     bool opened = false;
-    for (int first = 0; first < threads; first += WARP) {
-        for (int lane = 0; lane < WARP && first + lane < threads; ++lane) {
-            Fiber& fiber = b.fibers[first + lane];
-            if (fiber.wait != AT_WARP || !(fiber.mask >> lane & 1)) continue;
-            const unsigned mask = fiber.mask;
-            const Operation operation = fiber.operation;
-            bool all = true;
-            for (int other = 0; other < WARP; ++other) {
-                if (!(mask >> other & 1)) continue;
-                const bool exists = first + other < threads;
-                const Fiber& peer = b.fibers[first + other];
-                all = all && exists && peer.wait == AT_WARP && peer.mask == mask && peer.operation == operation;
-            }
-            if (!all) continue;
-            for (int other = 0; other < WARP; ++other)
-                if (mask >> other & 1) b.fibers[first + other].wait = RUNS;
-            opened = true;
+    for (int lane = 0; lane < WARP && first + lane < threads; ++lane) {
+        Fiber& fiber = b.fibers[first + lane];
+        if (fiber.wait != AT_WARP || !(fiber.mask >> lane & 1)) continue;
+        const unsigned mask = fiber.mask;
+        const Operation operation = fiber.operation;
+        bool all = true;
+        for (int other = 0; other < WARP; ++other) {
+            if (!(mask >> other & 1)) continue;
+            const bool exists = first + other < threads;
+            const Fiber& peer = b.fibers[first + other];
+            all = all && exists && peer.wait == AT_WARP && peer.mask == mask && peer.operation == operation;
         }
+        if (!all) continue;
+        for (int other = 0; other < WARP; ++other)
+            if (mask >> other & 1) b.fibers[first + other].wait = RUNS;
+        opened = true;
     }
     return opened;
 }
@@ -194,13 +197,15 @@ inline void describe_deadlock(int threads) {
     b.failure = text;
 }
 
-extern "C" char __start_simt_shared[] __attribute__((weak));
-extern "C" char __stop_simt_shared[] __attribute__((weak));
+// The ends of this library's .bss, from the linker.
+extern "C" char __bss_start[] __attribute__((visibility("hidden")));
+extern "C" char _end[] __attribute__((visibility("hidden")));
 
-inline bool run_block(const std::vector<int>& order, unsigned char poison) {
+// Runs the current block; order holds its threads, those of a warp side by side.
+inline bool run_block(const std::vector<int>& order, bool eager, unsigned char poison) {
     Block& b = block();
     const int threads = static_cast<int>(order.size());
-    if (__start_simt_shared) std::memset(__start_simt_shared, poison, __stop_simt_shared - __start_simt_shared);
+    std::memset(__bss_start, poison, _end - __bss_start);
     for (int t = 0; t < threads; ++t) {
         b.fibers[t].wait = RUNS;
         b.fibers[t].phase = 0;
@@ -209,12 +214,21 @@ inline bool run_block(const std::vector<int>& order, unsigned char poison) {
     b.vote = 0;
     for (;;) {
         int done = 0;
-        for (int t : order) {
-            if (b.fibers[t].wait == RUNS) resume(t);
-            done += b.fibers[t].wait == DONE;
+        bool opened = false;
+        for (int begin = 0, end; begin < threads; begin = end) {
+            const int warp = order[begin] / WARP;
+            for (end = begin; end < threads && order[end] / WARP == warp;) ++end;
+            bool again;
+            do {
+                for (int i = begin; i < end; ++i)
+                    if (b.fibers[order[i]].wait == RUNS) resume(order[i]);
+                again = open_warp(warp * WARP, threads);
+                opened = opened || again;
+            } while (eager && again);
+            for (int i = begin; i < end; ++i) done += b.fibers[order[i]].wait == DONE;
         }
         if (done == threads) return true;
-        if (!open_warps(threads) && !open_barrier(threads)) {
+        if (!opened && !open_barrier(threads)) {
             describe_deadlock(threads);
             return false;
         }
@@ -233,8 +247,20 @@ inline std::vector<int> permutation(size_t n, int schedule, uint64_t seed) {
     return order;
 }
 
+// The threads of a block, permuted by warps and by the lanes of each warp.
+inline std::vector<int> thread_order(int threads, int schedule, uint64_t seed) {
+    std::vector<int> order;
+    for (int warp : permutation((threads + WARP - 1) / WARP, schedule, seed))
+        for (int lane : permutation(std::min(WARP, threads - warp * WARP), schedule, seed + warp))
+            order.push_back(warp * WARP + lane);
+    return order;
+}
+
+// Schedule 0: blocks, warps and lanes in order, the warps side by side. 1: all reversed. 2: all shuffled. Under 1 and 2
+// each warp runs ahead as far as it can.
 inline int launch(void (*body)(void**), void** arguments, const unsigned* grid, const unsigned* threads, int schedule,
                   unsigned char poison, char* message, size_t capacity) {
+    if (the_block == nullptr) the_block = new Block;
     Block& b = block();
     b.body = body;
     b.arguments = arguments;
@@ -253,7 +279,7 @@ inline int launch(void (*body)(void**), void** arguments, const unsigned* grid, 
         const size_t at = block_order[i];
         blockIdx = {static_cast<unsigned>(at % grid[0]), static_cast<unsigned>(at / grid[0] % grid[1]),
                     static_cast<unsigned>(at / grid[0] / grid[1])};
-        good = run_block(permutation(static_cast<size_t>(threads[0]) * threads[1] * threads[2], schedule, 2 + i), poison);
+        good = run_block(thread_order(threads[0] * threads[1] * threads[2], schedule, 2 + i), schedule != 0, poison);
     }
 #if defined(__x86_64__)
     _mm_setcsr(control);

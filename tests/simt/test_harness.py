@@ -11,6 +11,7 @@ from .harness import FORWARD, HERE, SCHEDULES, SimtKernel, on_device, simt_devic
 
 KERNELS = (
     "faultless",
+    "two_sums",
     "neighbor_without_barrier",
     "blocks_that_overwrite",
     "barrier_for_some",
@@ -41,6 +42,13 @@ def results(name, *inputs, blocks=1):
 def test_a_kernel_without_fault_gives_its_results_under_every_schedule():
     expected = [sum(range(64)), 16, 8, 5, 1, 10, *range(63, -1, -1)]
     assert results("faultless") == [expected] * 3
+
+
+def test_sums_over_a_block_do_not_disturb_each_other():
+    for schedule in SCHEDULES:
+        out = on_device(np.zeros(128))
+        launch("two_sums", out, schedule=schedule)
+        assert np.asarray(out).tolist() == [2048.0] * 64 + [66048.0] * 64
 
 
 @pytest.mark.parametrize(
