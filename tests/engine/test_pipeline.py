@@ -24,6 +24,7 @@ from maskmill.engine.taxonomy import Taxonomy
 from maskmill.errors import CalibrationMismatch, SessionError, StoreMismatch
 from maskmill.export.bundle import Bundle
 
+from ..builders import hostile_files
 from ..conftest import ROOT
 from ..models import color_bundle, color_image
 from .corpus import label_folder, write_photos
@@ -219,3 +220,20 @@ def test_eight_threads_run_under_numbas_workqueue_layer(bundle: Bundle, tmp_path
         env={**os.environ, "NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+
+
+def test_a_hundred_hostile_files_are_all_accounted_for(bundle: Bundle, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_photos(photos, 3)
+    files = list(hostile_files())
+    assert len(files) >= 100
+    for index, (_, data) in enumerate(files):
+        (photos / f"hostile-{index:03d}.jpg").write_bytes(data)
+    run = label_folder(bundle, photos, tmp_path / "store", workers=4)
+    assert run.inputs == 3 + len(files)
+    assert sum(run.rejects.values()) > 50
+    assert run.images >= 3
+    store = LabelStore.open(tmp_path / "store")
+    assert len(list(store.inputs())) == 3 + len(files)
+    for row in store.rejects():
+        assert row.message
