@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from ..reference.cover import cell_of_pixel
-from .outputs import output
+from .outputs import output, spread
 
 
 @njit(nogil=True, cache=True)
@@ -30,7 +30,7 @@ def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):
         np.ascontiguousarray(cells, np.bool_).reshape(-1, *cells.shape[-2:]),
         cell_of_pixel(size[0], cells.shape[-2], nearest),
         cell_of_pixel(size[1], cells.shape[-1], nearest),
-        None if reliable is None else np.ascontiguousarray(np.broadcast_to(reliable, shape), np.bool_).reshape(maps),
+        None if reliable is None else spread(reliable, shape, np.bool_).reshape(maps),
         result.reshape(maps),
     )
     return result

@@ -1,4 +1,4 @@
-"""Arrays to fill: the caller's, or new ones."""
+"""Arrays as the compiled loops take them: C-contiguous, of the right shape and dtype."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def output(out: np.ndarray | None, shape: tuple[int, ...], dtype, name: str = "o
             f"{name} must be C-contiguous {np.dtype(dtype)} of shape {shape}, got {out.dtype} of shape {out.shape}"
         )
     return out
+
+
+def spread(array: np.ndarray, shape: tuple[int, ...], dtype=None) -> np.ndarray:
+    """``array``, broadcast to the shape."""
+    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype)

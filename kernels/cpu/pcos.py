@@ -7,10 +7,11 @@ import math
 import numpy as np
 from numba import njit
 
+from ...errors import UsageError
 from ..reference.pcos import DEGENERATE, TIE
 from ..types import Pcos
 from . import threads
-from .outputs import output
+from .outputs import output, spread
 
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""
@@ -180,6 +181,8 @@ def _pcos_of_one(x, v, mask, denominator, epsilon, weight, reliable, cluster, st
 def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cluster=False, out=None):
     """As :func:`maskmill.kernels.pcos`, for NumPy arrays."""
     shape = share.shape
+    if dispersion.shape != shape:
+        raise UsageError(f"dispersion must have the shape of the share, {shape}, got {dispersion.shape}")
     pixels = (-1, shape[-2] * shape[-1])
     weight = output(out and out.weight, shape, np.float32, "out.weight")
     reliable = output(out and out.reliable, shape, np.bool_, "out.reliable")
@@ -187,7 +190,7 @@ def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cl
     cluster = output(out and out.cluster, shape, np.uint8, "out.cluster") if want_cluster else None
     x = np.ascontiguousarray(share, np.float32).reshape(pixels)
     v = np.ascontiguousarray(dispersion, np.float32).reshape(pixels)
-    held = None if mask is None else np.ascontiguousarray(np.broadcast_to(mask, shape), np.bool_).reshape(pixels)
+    held = None if mask is None else spread(mask, shape, np.bool_).reshape(pixels)
     maps = [
         (
             x[n],

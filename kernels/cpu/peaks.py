@@ -1,4 +1,4 @@
-"""Local maxima of maps with Numba: maxima down the columns and along the rows, then the few pixels that equal them."""
+"""Local maxima of maps with Numba: one look at every pixel, then around the few that lead their band of rows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import numpy as np
 from numba import njit
 
 from ...errors import UsageError
-from ..reference.peaks import border_widths, cam_distance
+from ..reference.peaks import border_widths, cam_distance, check_maps
 from ..types import Peaks
 from . import threads
 from .outputs import output
 
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""
-
-_FEW = 5
-"""Where less than one in so many eights of pixels has one, looking along the row costs less than the row's maxima."""
 
 _INF = 0x7F800000
 
@@ -48,11 +45,13 @@ def _larger(first, second, out):
 
 
 @njit(nogil=True, cache=True)
-def _flag(values, prefix, suffix, threshold, flags):
-    """Set the flags of values that lead their column and exceed the threshold."""
-    for x in range(values.size):
-        v = values[x]
-        flags[x] = (v >= prefix[x]) & (v >= suffix[x]) & (v > threshold)
+def _column_maxima(values, start, stop, maxima, spare):
+    """Maxima down the columns of rows start..stop-1; in ``maxima`` or ``spare``, whichever is returned."""
+    maxima[:] = values[start]
+    for y in range(start + 1, stop):
+        _larger(values[y], maxima, spare)
+        maxima, spare = spare, maxima
+    return maxima
 
 
 @njit(nogil=True, cache=True)
@@ -68,67 +67,60 @@ def _spread(line, spare, other, window, out):
 
 
 @njit(nogil=True, cache=True)
-def _leads_row(value, prefix, suffix, x, radius):
-    """Whether no column within ``radius`` of x has a larger maximum; the nearest are the likeliest to."""
+def _flag(values, maxima, threshold, flags):
+    for x in range(values.size):
+        flags[x] = (values[x] == maxima[x]) & (values[x] > threshold)
+
+
+@njit(nogil=True, cache=True)
+def _leads_other_rows(values, y, x, radius, start, stop):
+    """Whether nothing within ``radius`` (Chebyshev) of a pixel exceeds it, in rows before start or from stop on."""
+    value = values[y, x]
+    left, right = max(x - radius, 0), min(x + radius + 1, values.shape[1])
     for distance in range(1, radius + 1):
-        for column in (x - distance, x + distance):
-            if 0 <= column < prefix.size and max(prefix[column], suffix[column]) > value:
-                return False
+        for row in (y - distance, y + distance):
+            if 0 <= row < start or stop <= row < values.shape[0]:
+                for column in range(left, right):
+                    if values[row, column] > value:
+                        return False
     return True
 
 
 @njit(nogil=True, cache=True)
-def _candidates(values, radius, threshold, inside, found):
+def _candidates(values, radius, threshold, highest, inside, found):
     """Fill ``found`` with the raster indices of pixels that equal the largest within ``radius`` of them (Chebyshev).
 
-    Only of pixels in ``inside`` = (top, bottom, left, right) that exceed the threshold; their number is returned. The
-    maxima down the columns go in blocks of a window's rows (van Herk): a window ends its block's suffix maxima and
-    starts the next block's prefix maxima. Where few pixels of a row equal theirs, each looks along the row; where many
-    do, the row's maxima are found by doubling.
+    Only of pixels in ``inside`` = (top, bottom, left, right) that exceed the threshold; their number is returned, their
+    order is that of the search. In a band of radius + 1 rows such a pixel leads its column, and its column's maximum
+    leads those within ``radius``, which leaves few; of these only what is not the map's highest value must look at the
+    rows beyond its band.
     """
-    height, width = values.shape
-    window = 2 * radius + 1
-    suffix = np.full((window + 1, width), -np.inf, np.float32)
-    prefix, longer, maxima = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    width, window = values.shape[1], 2 * radius + 1
+    top, bottom, left, right = inside
+    first, second, row = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     line = np.full(width + 2 * radius, -np.inf, np.float32)
     spare, other = np.empty_like(line), np.empty_like(line)
-    top, bottom, left, right = inside
     flags = np.zeros((right - left + 7) // 8 * 8, np.uint8)
     eights = flags.view(np.uint64)
     count = 0
-    for start in range(0, height, window):
-        # Row i of the block is row start + i - radius of the map; rows outside are -inf.
-        for i in range(window - 1, -1, -1):
-            y = start + i - radius
-            if 0 <= y < height:
-                _larger(values[y], suffix[i + 1], suffix[i])
-            else:
-                suffix[i] = suffix[i + 1]
-        prefix[:] = -np.inf
-        for y in range(start, min(start + window, height)):
-            if y > start and y + radius < height:
-                _larger(values[y + radius], prefix, longer)
-                prefix, longer = longer, prefix
-            if y < top or y >= bottom:
+    for start in range(top, bottom, radius + 1):
+        stop = min(start + radius + 1, bottom)
+        maxima = _column_maxima(values, start, stop, first, second)
+        line[radius : radius + width] = maxima
+        _spread(line, spare, other, window, row)
+        _flag(maxima[left:right], row[left:right], threshold, flags)
+        for k in range(eights.size):
+            if eights[k] == 0:
                 continue
-            last = suffix[y - start]
-            _flag(values[y, left:right], prefix[left:right], last[left:right], threshold, flags)
-            flagged = 0
-            for k in range(eights.size):
-                flagged += eights[k] != 0
-            if flagged == 0:
-                continue
-            few = flagged * _FEW < eights.size
-            if not few:
-                _larger(prefix, last, line[radius : radius + width])
-                _spread(line, spare, other, window, maxima)
-                _flag(values[y, left:right], maxima[left:right], maxima[left:right], threshold, flags)
-            for k in range(eights.size):
-                if eights[k]:
-                    for x in range(left + 8 * k, min(left + 8 * k + 8, right)):
-                        if flags[x - left] and (not few or _leads_row(values[y, x], prefix, last, x, radius)):
-                            found[count] = y * width + x
-                            count += 1
+            for x in range(left + 8 * k, min(left + 8 * k + 8, right)):
+                if flags[x - left] == 0:
+                    continue
+                for y in range(start, stop):
+                    if values[y, x] == maxima[x] and (
+                        maxima[x] == highest or _leads_other_rows(values, y, x, radius, start, stop)
+                    ):
+                        found[count] = y * width + x
+                        count += 1
     return count
 
 
@@ -185,30 +177,32 @@ class _Finder:
         if (lowest == highest and values.size > 1) or top >= bottom or left >= right:
             return self.found[:0]
         threshold = _threshold(lowest, highest, threshold_abs, threshold_rel)
-        found = self.found[: _candidates(values, self.distance, threshold, self.inside, self.found)]
+        found = self.found[: _candidates(values, self.distance, threshold, highest, self.inside, self.found)]
+        found.sort()
         order = found[np.argsort(-values.reshape(-1)[found], kind="stable")]
         if self.distance == 1:
             return order[: self.limit]
-        return self.accepted[: _spaced(order, *values.shape, self.distance, self.limit, self.accepted)]
+        height, width = values.shape
+        return self.accepted[: _spaced(order, height, width, self.distance, self.limit, self.accepted)]
 
 
 def _batch(maps) -> np.ndarray:
     maps = np.ascontiguousarray(maps, np.float32)
+    check_maps(maps.shape)
     return maps.reshape((-1, *maps.shape[-2:]))
 
 
 def _in_threads(find, maps: np.ndarray) -> list[np.ndarray]:
     """What ``find(some maps)`` yields for every map, in order."""
-    found: list[list[np.ndarray]] = []
     parts = np.array_split(maps, min(threads.num_threads(maps.size, _WORTH_THREADS), max(len(maps), 1)))
-    found = [[] for _ in parts]
+    found: list[list[np.ndarray]] = [[] for _ in parts]
     threads.share(lambda part, into: into.extend(find(part)), list(zip(parts, found, strict=True)), len(parts))
     return [indices for part in found for indices in part]
 
 
 def _buffer(found: list[np.ndarray], width: int, capacity: int | None, out: Peaks | None) -> Peaks:
     if capacity is None:
-        capacity = max(map(len, found), default=0) if out is None else out.coordinates.shape[1]
+        capacity = int(max(map(len, found), default=0) if out is None else out.coordinates.shape[1])
     number = len(found)
     coordinates = output(out and out.coordinates, (number, capacity, 2), np.int64, "out.coordinates")
     count = output(out and out.count, (number,), np.int64, "out.count")

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from ..reference.quantize import check_levels
-from .outputs import output
+from .outputs import output, spread
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -28,8 +28,8 @@ def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=25
     result = output(out, weight.shape, np.uint8)
     _quantize(
         np.ascontiguousarray(weight, np.float32).reshape(-1),
-        None if reliable is None else np.ascontiguousarray(reliable, np.bool_).reshape(-1),
-        None if label is None else np.ascontiguousarray(label).reshape(-1),
+        None if reliable is None else spread(reliable, weight.shape, np.bool_).reshape(-1),
+        None if label is None else spread(label, weight.shape).reshape(-1),
         ignore,
         levels,
         result.reshape(-1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ...errors import UsageError
 from ..reference.scores import BINS, conformal_rank, kth_score, select_prefix
 from .outputs import output
 from .threads import num_threads, share
@@ -93,12 +94,26 @@ def _count_classes(bits, weights, classes, prefix, counts):
                     counts[row, low] += one
 
 
-def _flat_bits(scores) -> np.ndarray:
-    return np.ascontiguousarray(scores, np.float32).reshape(-1).view(np.uint32)
+def _flat(scores, classes, num_classes: int, prefix) -> tuple:
+    """Scores as bits, their classes and the prefix, flat; None for what is not given or not needed.
+
+    Raises:
+        UsageError: the shapes do not fit.
+    """
+    bits = np.ascontiguousarray(scores, np.float32).reshape(-1).view(np.uint32)
+    if classes is not None and classes.shape != scores.shape:
+        raise UsageError(f"classes must have the shape of the scores, {scores.shape}, got {classes.shape}")
+    if prefix is not None:
+        prefix = np.ascontiguousarray(prefix, np.int64)
+        if prefix.shape != (num_classes + 1,):
+            raise UsageError(f"prefix must have shape {(num_classes + 1,)}, one a row, got {prefix.shape}")
+    members = None if classes is None or num_classes == 0 else np.ascontiguousarray(classes).reshape(-1)
+    return bits, members, prefix
 
 
-def _flat_classes(classes, num_classes: int) -> np.ndarray | None:
-    return None if classes is None or num_classes == 0 else np.ascontiguousarray(classes).reshape(-1)
+def _counts(out, num_classes: int, dtype) -> np.ndarray:
+    shape = (num_classes + 1, BINS)
+    return np.zeros(shape, dtype) if out is None else output(out, shape, dtype)
 
 
 def _in_threads(count, bits, *arguments, bins=BINS) -> np.ndarray:
@@ -145,24 +160,25 @@ def _pooled_low(bits, prefix: int) -> np.ndarray:
 
 def score_counts(scores, *, classes=None, num_classes=0, prefix=None, out=None):
     """As :func:`maskmill.kernels.score_counts`, for NumPy arrays."""
-    counts = np.zeros((num_classes + 1, BINS), np.uint64) if out is None else out
-    bits, members = _flat_bits(scores), _flat_classes(classes, num_classes)
-    high = None if prefix is None else np.ascontiguousarray(prefix, np.int64)
+    counts = _counts(out, num_classes, np.uint64)
+    bits, members, prefix = _flat(scores, classes, num_classes, prefix)
     if members is not None:
-        _count_classes(bits, None, members, high, counts)
-    elif high is None:
+        _count_classes(bits, None, members, prefix, counts)
+    elif prefix is None:
         counts[-1] += _pooled_high(bits).astype(np.uint64)
-    elif high[-1] >= 0:
-        counts[-1] += _pooled_low(bits, int(high[-1])).astype(np.uint64)
+    elif prefix[-1] >= 0:
+        counts[-1] += _pooled_low(bits, int(prefix[-1])).astype(np.uint64)
     return counts
 
 
 def weighted_score_counts(scores, weights, *, classes=None, num_classes=0, prefix=None, out=None):
     """As :func:`maskmill.kernels.weighted_score_counts`, for NumPy arrays."""
-    counts = np.zeros((num_classes + 1, BINS), np.float64) if out is None else out
-    high = None if prefix is None else np.ascontiguousarray(prefix, np.int64)
-    masses = np.ascontiguousarray(weights, np.float64).reshape(-1)
-    _count_classes(_flat_bits(scores), masses, _flat_classes(classes, num_classes), high, counts)
+    counts = _counts(out, num_classes, np.float64)
+    bits, members, prefix = _flat(scores, classes, num_classes, prefix)
+    weights = np.ascontiguousarray(weights, np.float64)
+    if weights.shape != scores.shape:
+        raise UsageError(f"weights must have the shape of the scores, {scores.shape}, got {weights.shape}")
+    _count_classes(bits, weights.reshape(-1), members, prefix, counts)
     return counts
 
 

@@ -48,6 +48,16 @@ def threshold_of(values: np.ndarray, threshold_abs, threshold_rel) -> np.float32
     return threshold
 
 
+def check_maps(shape: tuple[int, ...]) -> None:
+    """Refuse what is not maps of at least one pixel.
+
+    Raises:
+        UsageError: the shape is not (H, W) or (N, H, W), or H or W is 0.
+    """
+    if len(shape) not in (2, 3) or min(shape[-2:]) < 1:
+        raise UsageError(f"maps must be (H, W) or (N, H, W) with at least one pixel, got shape {shape}")
+
+
 def _window_max(values: np.ndarray, radius: int) -> np.ndarray:
     """Maximum over the (2 radius + 1)² window around each pixel, clipped to the map."""
     padded = np.pad(values, radius, constant_values=-np.inf)
@@ -92,6 +102,7 @@ def _buffer(found: list[np.ndarray], capacity, out) -> Peaks:
 
 def _batch(maps) -> np.ndarray:
     maps = np.asarray(maps, np.float32)
+    check_maps(maps.shape)
     maps = maps.reshape((-1, *maps.shape[-2:]))
     bad = np.isnan(maps).any(axis=(1, 2))
     if bad.any():

@@ -43,7 +43,7 @@ def order_key(scores: np.ndarray) -> np.ndarray:
     return np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
 
-def score_of_key(keys: np.ndarray) -> np.ndarray:
+def score_of_key(keys: np.ndarray | np.uint32) -> np.ndarray:
     """float32 scores of :func:`order_key`'s keys."""
     keys = np.asarray(keys, np.uint32)
     return np.where(keys & _SIGN, keys ^ _SIGN, ~keys).view(np.float32)

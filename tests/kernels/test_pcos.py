@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskmill.errors import UsageError
 from maskmill.kernels.cpu.pcos import pcos as cpu
 from maskmill.kernels.reference.pcos import pcos as reference
 from maskmill.kernels.types import Pcos
@@ -197,6 +198,18 @@ def test_maps_of_a_batch_do_not_know_each_other(form):
         single = form(x[n], v[n], mask=mask[n], want_cluster=True)
         for name in ("weight", "reliable", "cluster", "statistics"):
             np.testing.assert_array_equal(getattr(batch, name)[n], getattr(single, name))
+
+
+@FORMS
+def test_an_empty_batch_has_no_maps(form):
+    empty = np.zeros((0, 4, 5), np.float32)
+    assert form(empty, empty).weight.shape == (0, 4, 5)
+    assert form(empty, empty).statistics.shape == (0, 8)
+
+
+def test_maps_of_different_shapes_are_refused():
+    with pytest.raises(UsageError, match=r"shape of the share, \(4, 5\), got \(5, 4\)"):
+        cpu(np.zeros((4, 5), np.float32), np.zeros((5, 4), np.float32))
 
 
 @FORMS

@@ -146,6 +146,19 @@ def test_impossible_options_are_refused(form, options):
 
 
 @FORMS
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 5, 5), (0, 5), (3, 5, 0)])
+def test_what_is_not_a_map_is_refused(form, shape):
+    with pytest.raises(UsageError, match="with at least one pixel, got shape"):
+        form(np.zeros(shape, np.float32))
+
+
+@FORMS
+def test_an_empty_batch_has_no_rows(form):
+    found = form(np.zeros((0, 5, 6), np.float32))
+    assert (found.coordinates.shape, found.count.shape) == ((0, 0, 2), (0,))
+
+
+@FORMS
 def test_maps_of_a_batch_have_their_own_rows(form):
     maps = np.stack([bumps((40, 50), (10, 12), (25, 30)), np.zeros((40, 50)), bumps((40, 50), (20, 20))])
     found = form(maps.astype(np.float32), min_distance=5)

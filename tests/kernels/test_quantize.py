@@ -62,6 +62,12 @@ def test_impossible_numbers_of_levels_are_refused(form, levels):
         form(weights(0.5), levels=levels)
 
 
+@FORMS
+def test_a_label_of_another_shape_is_refused(form):
+    with pytest.raises(ValueError, match="broadcast|match"):
+        form(weights(0.5, 0.5, 0.5), label=np.zeros((1, 2), np.uint8))
+
+
 @settings(deadline=None, max_examples=80)
 @given(
     weight=hnp.arrays(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from maskmill.errors import UsageError
 from maskmill.kernels.cpu import scores as cpu
 from maskmill.kernels.reference import scores as reference
 
@@ -211,6 +212,24 @@ def test_cpu_counts_of_many_scores_in_threads_and_any_memory_layout():
     for prefix in (0x8000, 0x7FFF, int(np.argmax(expected[0]))):
         low = reference.score_counts(scores, prefix=np.array([prefix]))
         np.testing.assert_array_equal(cpu.score_counts(scores, prefix=np.array([prefix])), low)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": np.zeros(3, np.uint8), "num_classes": 2}, r"shape of the scores, \(4,\), got \(3,\)"),
+        ({"prefix": np.zeros(2, np.int64)}, r"prefix must have shape \(1,\), one a row, got \(2,\)"),
+        ({"out": np.zeros((2, 65536), np.uint64)}, r"of shape \(1, 65536\), got uint64 of shape \(2, 65536\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        cpu.score_counts(np.zeros(4, np.float32), **options)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match=r"weights must have the shape of the scores, \(4,\), got \(5,\)"):
+        cpu.weighted_score_counts(np.zeros(4, np.float32), np.ones(5))
 
 
 @FORMS
