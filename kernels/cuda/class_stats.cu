@@ -272,8 +272,8 @@ __device__ __forceinline__ float dispersion_of(float rest, float squares, float 
 template <typename T, Activation A, Walk W>
 __global__ void __launch_bounds__(THREADS, 3)
     class_stats(const T* scores, int64 stride_map, int64 stride_class, int64 stride_row, int64 stride_column,
-                int channels, int source_height, int source_width, int height, int width, double scale_y, double start_y,
-                double scale_x, double start_x, const int* order, const int* first, int scored,
+                int channels, int source_height, int source_width, int height, int width, double scale_y,
+                double start_y, double scale_x, double start_x, const int* order, const int* first, int scored,
                 int targets, const float* thresholds, int64 per_class, int64 per_row, int64 per_column, int rule,
                 int background, int ignore, bool exact, const void* truth, int truth_code, uint8* label,
                 uint16* wide_label, uint16* top, float* confidence, float* share, float* dispersion, uint16* second,
@@ -319,8 +319,10 @@ __global__ void __launch_bounds__(THREADS, 3)
     if (thresholds != nullptr) {
         Thresholds limits = {thresholds + row * per_row + column * per_column, per_class, 0};
         limits.highest = limits.values[0];
-        if (per_class != 0)
-            for (int i = 0; i < THREADS / 32; ++i) limits.highest = i == 0 ? highest[0] : fmaxf(limits.highest, highest[i]);
+        if (per_class != 0) {
+            limits.highest = highest[0];
+            for (int i = 1; i < THREADS / 32; ++i) limits.highest = fmaxf(limits.highest, highest[i]);
+        }
         const PredictionSet set = prediction_set<A, W>(corners, classes, tally, limits, background);
         chosen = chosen_by_rule(rule, set, tally.top, background);
         if (set_size != nullptr) set_size[pixel] = finite ? set.size : 0;

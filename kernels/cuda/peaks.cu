@@ -152,7 +152,8 @@ __device__ __forceinline__ bool any_bit(const uint32* row, int first, int last) 
 }
 
 // Whether a bit is set among the pixels before (row, column) in raster order and nearer than distance.
-__device__ __forceinline__ bool any_before(const uint32* bits, int words, int row, int column, int width, int distance) {
+__device__ __forceinline__ bool any_before(const uint32* bits, int words, int row, int column, int width,
+                                           int distance) {
     const int first = max(column - distance + 1, 0), last = min(column + distance - 1, width - 1);
     for (int r = max(row - distance + 1, 0); r < row; ++r)
         if (any_bit(bits + static_cast<int64>(r) * words, first, last)) return true;

@@ -107,8 +107,9 @@ __global__ void __launch_bounds__(THREADS)
 __global__ void __launch_bounds__(THREADS)
     add_fixed_point(const uint64* sums, double* counts, int64 size, const uint64* largest, int64 count) {
     const int64 index = blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x;
-    if (index < size)
-        counts[index] += ldexp(static_cast<double>(static_cast<int64>(sums[index])), -fixed_point_shift(*largest, count));
+    if (index >= size) return;
+    const double sum = static_cast<double>(static_cast<int64>(sums[index]));
+    counts[index] += ldexp(sum, -fixed_point_shift(*largest, count));
 }
 
 // ---- k-th score --------------------------------------------------------------------------------------------------

@@ -46,14 +46,8 @@ struct uint3 {
 #define SIMT_OWN __attribute__((section("simt_own")))
 SIMT_OWN static uint3 threadIdx = {}, blockIdx = {}, blockDim = {}, gridDim = {};
 
-struct alignas(4) uchar4 {
-    unsigned char x, y, z, w;
-};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
-};
-struct alignas(16) float4 {
-    float x, y, z, w;
 };
 
 // ---- fibers -----------------------------------------------------------------------------------------------------
@@ -65,7 +59,7 @@ constexpr int MAX_THREADS = 1024;
 constexpr size_t STACK = 64 * 1024;
 
 enum Wait { RUNS, AT_BARRIER, AT_WARP, DONE };
-enum Operation { SYNC, SYNC_OR, SYNC_COUNT, SHUFFLE, BALLOT, ANY, ALL, MATCH };
+enum Operation { SYNC, SYNC_OR, SYNC_COUNT, SHUFFLE, BALLOT, MATCH };
 
 struct Fiber {
     jmp_buf state;
@@ -132,8 +126,8 @@ inline void resume(int thread) {
 }
 
 inline const char* name_of(Operation operation) {
-    static const char* names[] = {"__syncthreads", "__syncthreads_or", "__syncthreads_count", "__shfl_sync",
-                                  "__ballot_sync", "__any_sync",       "__all_sync",          "__match_any_sync"};
+    static const char* const names[] = {"__syncthreads", "__syncthreads_or", "__syncthreads_count",
+                                        "__shfl_sync",   "__ballot_sync",    "__match_any_sync"};
     return names[operation];
 }
 
@@ -387,12 +381,6 @@ inline T atomicMax(T* address, T value) {
     if (value > old) *address = value;
     return old;
 }
-template <typename T>
-inline T atomicOr(T* address, T value) {
-    const T old = *address;
-    *address = old | value;
-    return old;
-}
 
 // ---- arithmetic -------------------------------------------------------------------------------------------------
 
@@ -412,7 +400,6 @@ inline void __stcg(T* address, T value) {
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
-inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
 inline long long __double2ll_rn(double value) { return std::llrint(value); }
 template <typename T>
 inline T min(T a, T b) {
@@ -456,7 +443,8 @@ std::string kind_of() {
     } else if constexpr (std::is_class<T>::value) {
         return T::kind;
     } else {
-        return (std::is_floating_point<T>::value ? "f" : std::is_signed<T>::value ? "i" : "u") + std::to_string(sizeof(T));
+        const char* kind = std::is_floating_point<T>::value ? "f" : std::is_signed<T>::value ? "i" : "u";
+        return kind + std::to_string(sizeof(T));
     }
 }
 
