@@ -23,25 +23,10 @@ from .reference.scores import conformal_rank
 from .types import UNREACHED, Activation, Array, ClassStats, Dispersion, Layout, Pcos, Peaks, Rule
 
 __all__ = [
-    "UNREACHED",
-    "ClassStats",
-    "Pcos",
-    "Peaks",
-    "cam_peaks",
-    "class_stats",
-    "conformal_rank",
-    "confusion_counts",
-    "kth_score",
-    "pcos",
-    "peak_local_max",
-    "perturbation_cover",
-    "position_quantiles",
-    "quantize_weights",
-    "resize_normalize",
-    "score_counts",
-    "select_prefix",
-    "weighted_score_counts",
-]
+    "UNREACHED", "ClassStats", "Pcos", "Peaks", "cam_peaks", "class_stats", "conformal_rank", "confusion_counts",
+    "kth_score", "pcos", "peak_local_max", "perturbation_cover", "position_quantiles", "quantize_weights",
+    "resize_normalize", "score_counts", "select_prefix", "weighted_score_counts",
+]  # fmt: skip
 
 
 def class_stats(
