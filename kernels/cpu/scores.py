@@ -22,6 +22,8 @@ __all__ = [
 _WORTH_THREADS = 1 << 22
 """Scores below which starting threads costs more than it saves."""
 
+_PIECES_A_THREAD = 4
+
 _SIGN = np.uint32(1 << 31)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INF = np.uint32(0x7F800000)
@@ -119,8 +121,10 @@ def _counts(out, num_classes: int, dtype) -> np.ndarray:
 def _in_threads(count, bits, *arguments, bins=BINS) -> np.ndarray:
     """int64 (bins,): what ``count`` adds up over all the bits."""
     threads = num_threads(bits.size, _WORTH_THREADS)
-    partial = np.zeros((threads, bins), np.int64)
-    pieces = np.array_split(bits, threads)
+    # More pieces than threads, so that one that is held up does not hold up the others.
+    number = 1 if threads == 1 else _PIECES_A_THREAD * threads
+    partial = np.zeros((number, bins), np.int64)
+    pieces = np.array_split(bits, number)
     share(count, [(piece, *arguments, row) for piece, row in zip(pieces, partial, strict=True)], threads)
     return partial.sum(axis=0)
 
