@@ -21,6 +21,9 @@ from ..errors import UsageError
 
 Library = Literal["numpy", "cupy", "torch"]
 
+_PLAIN = (type(None), bool, int, float, str, tuple)
+"""Options that are no arrays and hold none: most of a call's, so told apart first."""
+
 
 def library_of(value: object) -> Library | None:
     """The library of an array; None for anything else."""
@@ -69,6 +72,9 @@ def dispatch(name: str, /, *arguments: Any, host: tuple[str, ...] = (), **option
     on_cpu = devices == ["cpu"]
     form = importlib.import_module(".cpu" if on_cpu else ".gpu", __package__)
     library = library_of(arrays[0])
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        # nothing to translate in either direction
+        return getattr(form, name)(*arguments, **options, **hosted)
 
     given: dict[int, Any] = {}
 
@@ -101,6 +107,8 @@ def _host_array(name: str, value: Any) -> Any:
 
 def _arrays(values: Any) -> Iterator[Any]:
     for value in values:
+        if isinstance(value, _PLAIN):
+            continue
         if library_of(value) is not None:
             yield value
         elif is_dataclass(value) and not isinstance(value, type):
