@@ -1,6 +1,6 @@
 """How fast a labelling run is, against the bare model and against the obvious loop.
 
-    python benchmarks/label_run.py [--json] [--images 148] [--rounds 7]
+    python benchmarks/label_run.py [--json] [--images 296] [--rounds 7]
 
 deeplabv3-257 on MSRC photos (MASKMILL_DATA, or ../shared/data beside the repository). The sides alternate within a
 round; figures are medians over rounds with their range.
@@ -161,7 +161,7 @@ def stage_times(bundle: Bundle, photos: list[Path], selection: Selection, taxono
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--images", type=int, default=148)
+    parser.add_argument("--images", type=int, default=296)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-resume", action="store_true", help="leave out the million-input resume")
     arguments = parser.parse_args()
