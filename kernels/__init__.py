@@ -274,7 +274,7 @@ def cam_peaks(
         mode: ``paper`` or ``official`` (the authors' code).
         threshold: of the mode's test.
         min_distance: pixels; default 10 in paper mode, 20 in official mode.
-        always_argmax: a map without peak gives its maximum.
+        always_argmax: a map whose maximum is not among its peaks gives it as well, last.
         capacity: peaks a map that the result holds.
 
     Source: S2C, class-specific point prompts.
