@@ -72,7 +72,7 @@ class DecodePlan:
         return np.dtype(np.uint16 if output in ("top", "second", "set_size") else np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Taps:
     """Sampling along one axis: output i = (1 - weight[i]) * source[lower[i]] + weight[i] * source[upper[i]]."""
 

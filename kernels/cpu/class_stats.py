@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import UsageError
-from ..decode import DecodePlan, decode_plan
+from ..decode import DecodePlan, Taps, decode_plan
 from ..types import ClassStats
 from .decode import decode_rows
 from .outputs import output
@@ -14,7 +16,9 @@ from .simd import LANES
 from .threads import num_threads, share
 
 _WORTH_THREADS = 1 << 20
-"""Class-pixels below which starting threads costs more than it saves (about half a millisecond of one core)."""
+"""Class-pixels below which sharing them costs more than it saves (about half a millisecond of one core)."""
+_WORTH_BAND = 1 << 18
+"""Class-pixels below which a band of rows is not worth a hand-over."""
 _BANDS_PER_THREAD = 4
 
 _ACTIVATIONS = ("softmax", "sigmoid", "none")
@@ -22,6 +26,14 @@ _RULES = ("argmax", "foreground", "single", "agree")
 _FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
 _INDICES = ("top", "second", "set_size", "label")
 """The loops' outputs, in their order; an 8-bit label is given apart."""
+
+# What stands for an argument that is not there.
+_NO_FLOATS = np.empty(0, np.float32)
+_NO_INDICES = np.empty(0, np.uint16)
+_NO_LABELS = np.empty(0, np.uint8)
+_NO_GROUPS = np.empty(0, np.int32)
+_NO_MAP = np.empty((0, 0), np.float32)
+_NO_TRUTH = np.empty((0, 0), np.int64)
 
 
 def class_stats(
@@ -73,14 +85,17 @@ def class_stats(
     maps = []
     for n in range(1 if plan.batch is None else plan.batch):
         one = {name: _of_batch(array, plan, n) for name, array in result.items()}
-        true = _nothing(np.int64) if truth is None else _of_batch(truth, plan, n).astype(np.int64)
-        maps.append((*_flat(_of_batch(scores, plan, n), plan), *options, true, *_outputs(one)))
+        true = _NO_TRUTH if truth is None else _of_batch(truth, plan, n).astype(np.int64)
+        flat = _flat(_of_batch(scores, plan, n), plan)
+        maps.append((*flat, *options, true, *_outputs(one)))
     rows = plan.size[0]
+    work = len(maps) * plan.channels * rows * plan.size[1]
     if threads is None:
-        threads = num_threads(len(maps) * plan.channels * rows * plan.size[1], _WORTH_THREADS)
-    height = rows if threads == 1 else -(-rows // (threads * _BANDS_PER_THREAD))
-    bands = [(first, min(first + height, rows), *one) for one in maps for first in range(0, rows, height)]
-    share(decode_rows, bands, threads)
+        threads = num_threads(work, _WORTH_THREADS)
+    bands = 1 if threads == 1 else min(threads * _BANDS_PER_THREAD, max(threads, work // _WORTH_BAND))
+    height = -(-rows * len(maps) // bands)
+    tasks = [(first, min(first + height, rows), *one) for one in maps for first in range(0, rows, height)]
+    share(decode_rows, tasks, threads)
     return ClassStats(**result)
 
 
@@ -88,37 +103,49 @@ def _of_batch(array, plan: DecodePlan, n: int):
     return array if plan.batch is None else array[n]
 
 
-def _nothing(dtype) -> np.ndarray:
-    """Stand-in of no rows for what is not there."""
-    return np.empty((0, 0), dtype)
-
-
 def _outputs(arrays: dict[str, np.ndarray]) -> tuple:
     """Float, index and 8-bit label outputs of one map."""
-    label = arrays.get("label")
-    labels = arrays.pop("label") if label is not None and label.dtype == np.uint8 else _nothing(np.uint8)
-    floats = tuple(arrays.get(name, _nothing(np.float32)) for name in _FLOATS)
-    return floats, tuple(arrays.get(name, _nothing(np.uint16)) for name in _INDICES), labels
+    flat = {name: array.reshape(-1) for name, array in arrays.items()}
+    labels = flat.pop("label") if "label" in flat and flat["label"].dtype == np.uint8 else _NO_LABELS
+    floats = tuple(flat.get(name, _NO_FLOATS) for name in _FLOATS)
+    return floats, tuple(flat.get(name, _NO_INDICES) for name in _INDICES), labels
+
+
+@lru_cache(maxsize=64)
+def _weights(taps: Taps) -> np.ndarray:
+    return taps.weight.astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _windows(taps: Taps, source: int) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where each sixteen columns' taps begin, the taps from there on, and their weights; the last column repeated.
+
+    The first item says whether sixteen pixels from each beginning lie on the axis and hold the taps.
+    """
+    missing = (0, -taps.lower.size % LANES)
+    lower, upper, weight = (np.pad(array, missing, "edge") for array in (taps.lower, taps.upper, _weights(taps)))
+    starts = np.minimum(lower[::LANES], max(source - LANES, 0))
+    lower, upper = (np.ascontiguousarray(array - starts.repeat(LANES), np.int32) for array in (lower, upper))
+    return source >= LANES > upper.max(), starts, lower, upper, weight
 
 
 def _options(plan: DecodePlan, thresholds) -> tuple:
     """What the loops need beside the scores and the outputs, in their order."""
-    limits, limit_map = np.empty(0, np.float32), _nothing(np.float32)
+    limits, limit_map = _NO_FLOATS, _NO_MAP
     if thresholds is not None:
         given = np.asarray(thresholds, np.float32)
-        limits = np.full(plan.num_scored, -np.inf if given.ndim == 2 else given, np.float32)
-        limit_map = np.ascontiguousarray(given) if given.ndim == 2 else limit_map
-    missing = -plan.size[1] % LANES
-    columns = (np.pad(taps, (0, missing), "edge") for taps in (plan.columns.lower, plan.columns.upper))
+        if given.ndim == 2:
+            limits, limit_map = np.empty(plan.num_scored, np.float32), np.ascontiguousarray(given)
+        else:
+            limits = np.full(plan.num_scored, given)
     return (
         plan.rows.lower,
         plan.rows.upper,
-        plan.rows.weight.astype(np.float32),
-        *columns,
-        np.pad(plan.columns.weight.astype(np.float32), (0, missing), "edge"),
+        _weights(plan.rows),
+        *_windows(plan.columns, plan.source[1]),
         plan.size[1],
         _ACTIVATIONS.index(plan.activation),
-        np.empty(0, np.int32) if plan.groups is None else plan.groups,
+        _NO_GROUPS if plan.groups is None else plan.groups,
         plan.reached,
         plan.num_targets,
         limits,
@@ -133,19 +160,25 @@ def _options(plan: DecodePlan, thresholds) -> tuple:
 def _flat(scores: np.ndarray, plan: DecodePlan) -> tuple:
     """One map as memory: a 1-D view that spans it, 16-bit values as bits, with its offset and (y, x, class) strides.
 
-    The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read classes or columns that
+    The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read columns or classes that
     are neighbours in memory; a map where neither are is copied.
     """
-    if scores.dtype.name not in ("float16", "bfloat16", "float32"):
-        raise UsageError(f"scores must be float16, bfloat16 or float32, got {scores.dtype}")
-    words = scores.view(np.float32 if scores.dtype.itemsize == 4 else np.uint16)
+    name = scores.dtype.name
+    if name not in ("float16", "bfloat16", "float32"):
+        raise UsageError(f"scores must be float16, bfloat16 or float32, got {name}")
+    words = scores.view(np.float32 if name == "float32" else np.uint16)
+    item = words.itemsize
     if plan.layout == "CHW":
         words = words.transpose(1, 2, 0)
-    item = words.itemsize
     if item not in words.strides[1:] or any(stride % item for stride in words.strides) or not words.flags.aligned:
-        words = np.ascontiguousarray(words)
-    strides = [stride // item for stride in words.strides]
-    extents = [stride * (length - 1) for stride, length in zip(strides, words.shape, strict=True)]
-    lowest = words[tuple(slice(-1, None) if stride < 0 else slice(None) for stride in strides)]
-    span = as_strided(lowest, (1 + sum(map(abs, extents)),), (item,), writeable=False)
-    return span, scores.dtype.name == "bfloat16", -sum(e for e in extents if e < 0), *strides, plan.channels
+        words = words.copy(order="C")
+    dense = next((array for array in (words, words.transpose(2, 0, 1)) if array.flags.c_contiguous), None)
+    if dense is not None:
+        flat, offset = dense.reshape(-1), 0
+        flat.flags.writeable = False
+    else:
+        extents = [stride * (length - 1) for stride, length in zip(words.strides, words.shape, strict=True)]
+        lowest = words[tuple(slice(-1, None) if stride < 0 else slice(None) for stride in words.strides)]
+        flat = as_strided(lowest, (1 + sum(map(abs, extents)) // item,), (item,), writeable=False)
+        offset = -sum(extent for extent in extents if extent < 0) // item
+    return flat, name == "bfloat16", offset, *(stride // item for stride in words.strides), plan.channels

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from ..types import UNREACHED
-from .sampling import blend_rows, padded_classes, sample_row
+from .sampling import blend_rows, padded, sample_row
 from .scoring import (
     NO_CLASS,
     SOFTMAX,
@@ -26,45 +26,23 @@ from .scoring import (
     score_of,
     softmax,
     sum_others,
-    top_limit,
     true_scores,
 )
-from .simd import LANES, fma, load, splat, store, where
+from .simd import LANES, fma, load, look_up, splat, store_first, where
 
-TILE = 8 * LANES
-"""Columns whose sampled rows are kept together."""
+_TILE = 1 << 14
+"""Class-columns of a sampled row that are kept together: two rows of them stay in the second cache."""
 
 ARGMAX, FOREGROUND, SINGLE, AGREE = range(4)
 
-# Fields of a decoded line, in the order of the outputs: float32 ones, then those that become integers.
-_CONFIDENCE, _SHARE, _DISPERSION, _SECOND_CONFIDENCE, _TRUE_SCORE, _TOP, _SECOND, _SET_SIZE, _LABEL, _FIELDS = range(10)
-_FLOATS = _TRUE_SCORE + 1
+# The outputs in their order: float32 ones, then those of 16 bits.
+_CONFIDENCE, _SHARE, _DISPERSION, _SECOND_CONFIDENCE, _TRUE_SCORE = range(5)
+_TOP, _SECOND, _SET_SIZE, _LABEL = range(4)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _UNREACHED = np.float32(UNREACHED)
 
-
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
-
-
-@_compiled
-def _emit(lines, y, left, n, floats, indices, labels):
-    """Write ``n`` decoded pixels to the outputs that were asked for."""
-    for field in range(_FIELDS):
-        line = lines[field * TILE : field * TILE + n]
-        if field < _FLOATS:
-            if floats[field].shape[0] > 0:
-                values = floats[field][y, left : left + n]
-                for i in range(n):
-                    values[i] = line[i]
-        elif indices[field - _FLOATS].shape[0] > 0:
-            integers = indices[field - _FLOATS][y, left : left + n]
-            for i in range(n):
-                integers[i] = np.uint16(np.int32(line[i]))
-    if labels.shape[0] > 0:
-        line, narrow = lines[_LABEL * TILE : _LABEL * TILE + n], labels[y, left : left + n]
-        for i in range(n):
-            narrow[i] = np.uint8(np.int32(line[i]))
 
 
 @_compiled
@@ -81,6 +59,8 @@ def decode_rows(
     row_lower,
     row_upper,
     row_weight,
+    windows_fit,
+    column_starts,
     column_lower,
     column_upper,
     column_weight,
@@ -102,34 +82,40 @@ def decode_rows(
 ):
     """Fill rows ``first_row`` to ``last_row`` of the outputs.
 
-    ``flat`` holds the map: element (y, x, c) at offset + y * row_stride + x * column_stride + c * class_stride, where
-    the column or the class stride is 1. The column taps are padded to a multiple of 16. ``groups`` is empty
-    where model classes are scored one to one, ``limits`` where there are no thresholds; with a ``threshold_map``, the
-    limits are not used. ``floats``, ``indices`` and ``labels`` are the outputs; those without rows were not asked for.
+    ``flat`` holds the map: element (y, x, c) at offset + y * row_stride + x * column_stride + c * class_stride,
+    where the column or the class stride is 1. The column taps, padded to a multiple of 16, are as :func:`sample_row`
+    takes them; ``windows_fit`` says that each sixteen columns' lie within sixteen pixels of the row. ``groups`` is
+    empty where model classes are scored one to one, ``limits`` where there are no thresholds; with a ``threshold_map``
+    the limits are not used. ``floats``, ``indices`` and ``labels`` are the outputs as 1-D arrays, empty where not asked
+    for.
     """
+    # Classes a multiple of 4 KiB apart share one cache set: there a row's classes are worth copying together.
+    in_place = windows_fit and column_stride == 1 and class_stride % 1024 != 0
     num_scored = reached.size
-    padded = padded_classes(channels)
-    block = np.zeros(LANES * padded, np.float32)
-    # Transposed blocks end past the last class, hence the room at the ends.
-    rows = np.empty((2, TILE * channels + LANES * LANES), np.float32)
-    checks = np.empty((2, TILE), np.float32)
+    tile = max(4, _TILE // (LANES * channels)) * LANES
+    widest = 0
+    for left in range(0, width, tile):
+        right = min(left + tile, column_lower.size) - 1
+        widest = max(widest, column_starts[right // LANES] + column_upper[right] + 1 - column_starts[left // LANES])
+    # Room for whole vectors: windows and transposed blocks may end past the last pixel and the last class.
+    span = np.zeros(0 if in_place else padded(channels) * (padded(widest) + LANES), np.float32)
+    block = np.zeros(LANES * LANES, np.float32)
+    rows = np.empty((2, min(tile, column_lower.size) * channels), np.float32)
+    checks = np.empty((2, min(tile, column_lower.size)), np.float32)
     values = np.empty(channels * LANES, np.float32)
     scores = np.empty(num_scored * LANES, np.float32) if groups.size > 0 else values
-    lines = np.empty(_FIELDS * TILE, np.float32)
     scratch = np.empty(3 * LANES, np.float32)
-    span = np.empty((column_upper.max() + LANES) * padded if class_stride != 1 else 0, np.float32)
 
     zero, one, no_class = splat(_ZERO), splat(_ONE), splat(NO_CLASS)
     of_others = splat(_ONE / np.float32(max(num_scored - 1, 1)))
     last_target = splat(np.float32(num_targets - 1))
     has_sets, has_map = limits.size > 0, threshold_map.shape[0] > 0
-    want_size = indices[_SET_SIZE - _TOP].shape[0] > 0
-    want_dispersion = floats[_DISPERSION].shape[0] > 0
-    want_second = indices[_SECOND - _TOP].shape[0] > 0 or floats[_SECOND_CONFIDENCE].shape[0] > 0
-    want_true = floats[_TRUE_SCORE].shape[0] > 0
+    want_size = indices[_SET_SIZE].size > 0
+    want_second = indices[_SECOND].size > 0 or floats[_SECOND_CONFIDENCE].size > 0
 
-    for left in range(0, width, TILE):
-        right = min(left + TILE, column_lower.size)
+    for left in range(0, width, tile):
+        right = min(left + tile, column_lower.size)
+        starts = column_starts[left // LANES : right // LANES]
         lower, upper, across = column_lower[left:right], column_upper[left:right], column_weight[left:right]
         held = np.array([-1, -1])
         for y in range(first_row, last_row):
@@ -138,13 +124,14 @@ def decode_rows(
                 slot = tap % 2
                 if held[slot] != tap:
                     held[slot] = tap
-                    start = offset + tap * row_stride
                     sample_row(
                         flat,
                         is_bfloat16,
-                        start,
+                        offset + tap * row_stride,
                         column_stride,
                         class_stride,
+                        in_place,
+                        starts,
                         lower,
                         upper,
                         across,
@@ -156,8 +143,8 @@ def decode_rows(
                     )
             above, below = row_lower[y] % 2, row_upper[y] % 2
 
-            for x in range(left, min(left + TILE, width), LANES):
-                at = x - left
+            for x in range(left, min(left + tile, width), LANES):
+                at, out, n = x - left, y * width + x, width - x
                 finite = where(load(checks[above], at) + load(checks[below], at) == zero, one, zero)
                 best, top = blend_rows(rows[above], rows[below], at * channels, row_weight[y], channels, values)
                 if groups.size > 0:
@@ -186,13 +173,14 @@ def decode_rows(
                         size, last = count_members(
                             scores, reached, activation, limits, has_map, limit, top, best, rest, inverse
                         )
-                        store(lines, _SET_SIZE * TILE + at, where(finite_mask, size, zero))
+                        if want_size:
+                            store_first(indices[_SET_SIZE], out, n, where(finite_mask, size, zero))
                         label = where(size == one, last, no_class)
                         if rule == AGREE:
                             label = where(label == top, label, no_class)
                     if rule == ARGMAX:
                         if not has_map:
-                            limit = top_limit(top, limits, scratch)
+                            limit = look_up(limits, where(finite_mask, top, zero))
                         score = nonconformity(activation, top_value, one == one, best, rest, inverse)
                         label = where(score <= limit, top, no_class)
                     elif rule == FOREGROUND:
@@ -200,31 +188,38 @@ def decode_rows(
                             scores, reached, activation, limits, has_map, limit, background, top, best, rest, inverse
                         )
                 label = where(label <= last_target, where(finite_mask, label, no_class), no_class)
-                store(lines, _LABEL * TILE + at, where(label > no_class, label, splat(np.float32(ignore))))
-                store(lines, _TOP * TILE + at, where(finite_mask, top, splat(_UNREACHED)))
+                label = where(label > no_class, label, splat(np.float32(ignore)))
+                if indices[_LABEL].size > 0:
+                    store_first(indices[_LABEL], out, n, label)
+                if labels.size > 0:
+                    store_first(labels, out, n, label)
+                if indices[_TOP].size > 0:
+                    store_first(indices[_TOP], out, n, where(finite_mask, top, splat(_UNREACHED)))
 
                 share = where(finite_mask, best * inverse, zero)
-                store(lines, _SHARE * TILE + at, share)
-                confidence = share if activation == SOFTMAX else where(finite_mask, best, zero)
-                store(lines, _CONFIDENCE * TILE + at, confidence)
-                if want_dispersion:
+                if floats[_SHARE].size > 0:
+                    store_first(floats[_SHARE], out, n, share)
+                if floats[_CONFIDENCE].size > 0:
+                    confidence = share if activation == SOFTMAX else where(finite_mask, best, zero)
+                    store_first(floats[_CONFIDENCE], out, n, confidence)
+                if floats[_DISPERSION].size > 0:
                     r = rest * inverse
                     mean = r * of_others
                     spread = squares * inverse * inverse - r * mean
                     spread = where(spread > zero, spread, zero)
                     if not exact_dispersion:
                         spread = fma(mean, mean, spread)
-                    store(lines, _DISPERSION * TILE + at, where(finite_mask, spread * of_others, zero))
+                    store_first(floats[_DISPERSION], out, n, where(finite_mask, spread * of_others, zero))
                 if want_second:
                     found = where(finite_mask, second, no_class) > no_class
-                    store(lines, _SECOND * TILE + at, where(found, second, splat(_UNREACHED)))
                     if activation == SOFTMAX:
                         second_best = second_best * inverse
-                    store(lines, _SECOND_CONFIDENCE * TILE + at, where(found, second_best, zero))
-                if want_true:
+                    if indices[_SECOND].size > 0:
+                        store_first(indices[_SECOND], out, n, where(found, second, splat(_UNREACHED)))
+                    if floats[_SECOND_CONFIDENCE].size > 0:
+                        store_first(floats[_SECOND_CONFIDENCE], out, n, where(found, second_best, zero))
+                if floats[_TRUE_SCORE].size > 0:
                     score = true_scores(
                         scores, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch
                     )
-                    store(lines, _TRUE_SCORE * TILE + at, score)
-
-            _emit(lines, y, left, min(TILE, width - left), floats, indices, labels)
+                    store_first(floats[_TRUE_SCORE], out, n, score)

@@ -5,7 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .simd import LANES, fma, load, load_first_scores, load_scores, splat, store, transpose, where
+from .simd import (
+    LANES,
+    fma,
+    gather_scores,
+    load,
+    load_first_scores,
+    load_ints,
+    load_scores,
+    permute,
+    splat,
+    store,
+    transpose,
+    where,
+)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _INF = np.float32(np.inf)
@@ -14,68 +27,101 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compiled
-def padded_classes(channels):
-    """Return the number of classes rounded up to whole vectors."""
-    return (channels + LANES - 1) // LANES * LANES
+def padded(count):
+    """Return the count rounded up to whole vectors."""
+    return (count + LANES - 1) // LANES * LANES
 
 
 @_compiled
-def _turn_span(flat, is_bfloat16, start, class_stride, first, count, channels, block, span):
-    """Copy ``count`` pixels of a source row whose pixels are neighbours in memory to (pixel, class) order."""
-    padded = padded_classes(channels)
+def _copy_pixels(flat, is_bfloat16, start, class_stride, count, channels, span, pitch):
+    """Copy a source row whose pixels are neighbours in memory."""
+    for c in range(channels):
+        at = start + c * class_stride
+        for x in range(0, count, LANES):
+            if x + LANES <= count:
+                store(span, c * pitch + x, load_scores(flat, at + x, is_bfloat16))
+            else:
+                store(span, c * pitch + x, load_first_scores(flat, at + x, count - x, is_bfloat16))
+
+
+@_compiled
+def _turn_classes(flat, is_bfloat16, start, column_stride, count, channels, block, span, pitch):
+    """Copy a source row whose classes are neighbours in memory."""
+    if count >= LANES and channels >= LANES:
+        # The last blocks of pixels and of classes overlap those before them.
+        for left in range(0, count, LANES):
+            x = min(left, count - LANES)
+            for above in range(0, channels, LANES):
+                c = min(above, channels - LANES)
+                at = start + x * column_stride + c
+                transpose(span, c * pitch + x, pitch, flat, at, column_stride, is_bfloat16)
+        return
     for x in range(0, count, LANES):
         for c in range(0, channels, LANES):
-            for k in range(min(LANES, channels - c)):
-                at = start + (c + k) * class_stride + first + x
-                if x + LANES <= count:
-                    store(block, k * LANES, load_scores(flat, at, is_bfloat16))
-                else:
-                    store(block, k * LANES, load_first_scores(flat, at, count - x, is_bfloat16))
-            transpose(span, x * padded + c, padded, block, 0, LANES)
+            for i in range(min(LANES, count - x)):
+                at = start + (x + i) * column_stride + c
+                store(block, i * LANES, load_first_scores(flat, at, channels - c, is_bfloat16))
+            transpose(span, c * pitch + x, pitch, block, 0, LANES, False)
 
 
 @_compiled
-def _sample(flat, is_bfloat16, start, stride, lower, upper, weight, channels, block, row, check):
-    """Sample a source row, whose classes are neighbours in memory, at a tile's columns.
-
-    ``row`` gets class c of pixel i at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN where a class is not
-    finite and 0 elsewhere.
-    """
-    padded = padded_classes(channels)
-    whole = channels // LANES * LANES
-    for left in range(0, lower.size, LANES):
-        for i in range(LANES):
-            a = start + lower[left + i] * stride
-            b = start + upper[left + i] * stride
-            across = splat(weight[left + i])
-            keep = splat(_ONE - weight[left + i])
-            for c in range(0, whole, LANES):
-                value = keep * load_scores(flat, a + c, is_bfloat16)
-                store(block, i * padded + c, fma(across, load_scores(flat, b + c, is_bfloat16), value))
-            if whole < channels:
-                c, count = whole, channels - whole
-                value = keep * load_first_scores(flat, a + c, count, is_bfloat16)
-                value = fma(across, load_first_scores(flat, b + c, count, is_bfloat16), value)
-                store(block, i * padded + c, value)
-        for c in range(0, channels, LANES):
-            transpose(row, left * channels + c * LANES, LANES, block, c, padded)
-        seen = splat(_ZERO)
+def _sample(array, is_bfloat16, base, pitch, starts, lower, upper, weight, channels, row, check):
+    """Sample a source row, pixel x of class c at base + x + c * pitch of the array."""
+    for v in range(starts.size):
+        left = v * LANES
+        a, b, across = load_ints(lower, left), load_ints(upper, left), load(weight, left)
+        keep, seen = splat(_ONE) - across, splat(_ZERO)
+        within = upper[left + LANES - 1] < LANES
         for c in range(channels):
-            seen = fma(load(row, left * channels + c * LANES), splat(_ZERO), seen)
+            at = base + starts[v] + c * pitch
+            if within:
+                window = load_scores(array, at, is_bfloat16)
+                value = fma(across, permute(window, b), keep * permute(window, a))
+            else:
+                value = keep * gather_scores(array, at, a, is_bfloat16)
+                value = fma(across, gather_scores(array, at, b, is_bfloat16), value)
+            store(row, left * channels + c * LANES, value)
+            seen = fma(value, splat(_ZERO), seen)
         store(check, left, seen)
 
 
 @_compiled
 def sample_row(
-    flat, is_bfloat16, start, column_stride, class_stride, lower, upper, weight, channels, block, span, row, check
+    flat,
+    is_bfloat16,
+    start,
+    column_stride,
+    class_stride,
+    in_place,
+    starts,
+    lower,
+    upper,
+    weight,
+    channels,
+    block,
+    span,
+    row,
+    check,
 ):
-    """As :func:`_sample`, for a source row whose classes or whose pixels are neighbours in memory."""
-    if class_stride == 1:
-        _sample(flat, is_bfloat16, start, column_stride, lower, upper, weight, channels, block, row, check)
+    """Sample the source row that begins at ``start`` at a tile's columns.
+
+    The taps of column i are pixels ``starts[i // 16]`` plus ``lower[i]`` and ``upper[i]``. With ``in_place`` the row's
+    pixels are neighbours in memory and every sixteen columns' taps lie within sixteen pixels of the row; otherwise its
+    part that the tile needs is copied to ``span`` first.
+
+    ``row`` gets class c of column i at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN where a class is not
+    finite and 0 elsewhere.
+    """
+    if in_place:
+        _sample(flat, is_bfloat16, start, class_stride, starts, lower, upper, weight, channels, row, check)
+        return
+    first, count = starts[0], starts[-1] + upper[-1] + 1 - starts[0]
+    begin, pitch = start + first * column_stride, padded(count) + LANES
+    if column_stride == 1:
+        _copy_pixels(flat, is_bfloat16, begin, class_stride, count, channels, span, pitch)
     else:
-        first, last, stride = lower[0], upper[-1], padded_classes(channels)
-        _turn_span(flat, is_bfloat16, start, class_stride, first, last + 1 - first, channels, block, span)
-        _sample(span, False, -first * stride, stride, lower, upper, weight, channels, block, row, check)
+        _turn_classes(flat, is_bfloat16, begin, column_stride, count, channels, block, span, pitch)
+    _sample(span, False, -first, pitch, starts, lower, upper, weight, channels, row, check)
 
 
 @_compiled

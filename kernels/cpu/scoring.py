@@ -159,15 +159,6 @@ def best_member(values, reached, activation, limits, has_map, map_limit, backgro
 
 
 @_compiled
-def top_limit(top, limits, scratch):
-    """Return the threshold of each pixel's top class."""
-    store(scratch, 0, top)
-    for i in range(LANES):
-        scratch[i] = limits[int(scratch[i])]
-    return load(scratch, 0)
-
-
-@_compiled
 def true_scores(values, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch):
     """Return the true classes' scores; NaN where the truth is left out, +inf where its class cannot be scored."""
     for i in range(LANES):

@@ -21,10 +21,11 @@ from numba.extending import intrinsic, models, overload, register_model
 LANES = 16
 
 
-_FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
-_FLOATS = ir.VectorType(_FLOAT, LANES)
+_WIDE = ir.IntType(64)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(_INT, LANES)
+_WIDES = ir.VectorType(_WIDE, LANES)
 _BOOLS = ir.VectorType(ir.IntType(1), LANES)
 
 
@@ -36,30 +37,23 @@ def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
 class Vector(types.Type):
     """Sixteen float32."""
 
-    def __init__(self) -> None:
-        super().__init__(name="float32x16")
-
 
 class Mask(types.Type):
     """Sixteen booleans."""
 
-    def __init__(self) -> None:
-        super().__init__(name="boolx16")
+
+class Ints(types.Type):
+    """Sixteen int32."""
 
 
-vector, mask = Vector(), Mask()
+vector, mask, ints = Vector("float32x16"), Mask("boolx16"), Ints("int32x16")
 
+for _type, _lanes in ((Vector, _FLOATS), (Mask, _BOOLS), (Ints, _INTS)):
 
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type) -> None:
-        super().__init__(dmm, fe_type, _FLOATS)
-
-
-@register_model(Mask)
-class _MaskModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type) -> None:
-        super().__init__(dmm, fe_type, _BOOLS)
+    @register_model(_type)
+    class _Model(models.PrimitiveModel):
+        def __init__(self, dmm, fe_type, lanes=_lanes) -> None:
+            super().__init__(dmm, fe_type, lanes)
 
 
 def _every_lane(value: int, kind=_INTS) -> ir.Constant:
@@ -81,18 +75,30 @@ def _pointer(context, builder, array_type, array, offset, kind):
     return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
 
 
+def _lanes_of(array_type):
+    """Sixteen of the array's elements."""
+    return _FLOATS if array_type.dtype == types.float32 else ir.VectorType(ir.IntType(array_type.dtype.bitwidth), LANES)
+
+
+def _suffix(lanes) -> str:
+    """What LLVM appends to the names of its functions for these lanes."""
+    return f"v{LANES}f32" if lanes == _FLOATS else f"v{LANES}i{lanes.element.width}"
+
+
+def _inside(builder, count):
+    """The first ``count`` lanes."""
+    return builder.icmp_signed("<", ir.Constant(_WIDES, list(range(LANES))), _splat(builder, count, _WIDES))
+
+
 def _read(context, builder, array_type, array, offset, count=None):
     """Sixteen elements of the array's own type; past ``count`` zeros, whose memory is not touched."""
-    width = array_type.dtype.bitwidth
-    lanes = _FLOATS if array_type.dtype == types.float32 else ir.VectorType(ir.IntType(width), LANES)
+    lanes, align = _lanes_of(array_type), array_type.dtype.bitwidth // 8
     pointer = _pointer(context, builder, array_type, array, offset, lanes)
     if count is None:
-        return builder.load(pointer, align=width // 8)
-    indices = ir.VectorType(ir.IntType(64), LANES)
-    inside = builder.icmp_signed("<", ir.Constant(indices, list(range(LANES))), _splat(builder, count, indices))
+        return builder.load(pointer, align=align)
     zeros = ir.Constant(lanes, [0] * LANES)
-    name = f"llvm.masked.load.v{LANES}{'f32' if lanes is _FLOATS else 'i16'}.p0"
-    return _call(builder, name, lanes, pointer, _INT(width // 8), inside, zeros)
+    name = f"llvm.masked.load.{_suffix(lanes)}.p0"
+    return _call(builder, name, lanes, pointer, _INT(align), _inside(builder, count), zeros)
 
 
 def _widen(builder, value, is_bfloat16):
@@ -143,6 +149,90 @@ def load_first_scores(typingctx, array, offset, count, is_bfloat16):
 
 
 @_intrinsic
+def load_ints(typingctx, array, offset):
+    """Sixteen consecutive elements of an int32 array."""
+
+    def emit(context, builder, signature, arguments):
+        return _read(context, builder, signature.args[0], *arguments)
+
+    return ints(array, types.intp), emit
+
+
+@_intrinsic
+def permute(typingctx, value, index):
+    """Lane i of the result is lane ``index[i]`` of ``value``, 0 to 15."""
+
+    def emit(context, builder, signature, arguments):
+        value, index = arguments
+        features = context.codegen().magic_tuple()[2].split(",")
+        # LLVM has no generic form; it makes a store and sixteen loads of the extractions below.
+        if "+avx512f" in features:
+            return _call(builder, "llvm.x86.avx512.permvar.sf.512", _FLOATS, value, index)
+        if "+avx2" in features:
+            return _permute_halves(builder, value, index)
+        result = ir.Constant(_FLOATS, ir.Undefined)
+        for lane in range(LANES):
+            chosen = builder.extract_element(value, builder.extract_element(index, _INT(lane)))
+            result = builder.insert_element(result, chosen, _INT(lane))
+        return result
+
+    return vector(vector, ints), emit
+
+
+def _permute_halves(builder, value, index):
+    """The permutation in eights, the instruction taking the lowest three bits of an index."""
+
+    def half(lanes, first):
+        chosen = ir.Constant(ir.VectorType(_INT, 8), list(range(first, first + 8)))
+        return builder.shuffle_vector(lanes, ir.Constant(lanes.type, ir.Undefined), chosen)
+
+    eight = ir.VectorType(ir.FloatType(), 8)
+    halves = []
+    for first in (0, 8):
+        at = half(index, first)
+        low, high = (_call(builder, "llvm.x86.avx2.permps", eight, half(value, part), at) for part in (0, 8))
+        upper = builder.icmp_signed(">", at, ir.Constant(at.type, [7] * 8))
+        halves.append(builder.select(upper, high, low))
+    return builder.shuffle_vector(*halves, ir.Constant(_INTS, list(range(LANES))))
+
+
+@_intrinsic
+def gather_scores(typingctx, array, start, index, is_bfloat16):
+    """Sixteen elements, each at ``start`` plus its index, of an array as :func:`load_scores` takes."""
+
+    def emit(context, builder, signature, arguments):
+        array, start, index, is_bfloat16 = arguments
+        lanes, align = _lanes_of(signature.args[0]), signature.args[0].dtype.bitwidth // 8
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        first = _splat(builder, builder.ptrtoint(builder.gep(data, [start]), _WIDE), _WIDES)
+        distance = builder.mul(builder.sext(index, _WIDES), _every_lane(align, _WIDES))
+        pointers = builder.inttoptr(builder.add(first, distance), ir.VectorType(data.type, LANES))
+        zeros = ir.Constant(lanes, [0] * LANES)
+        name = f"llvm.masked.gather.{_suffix(lanes)}.v{LANES}p0"
+        value = _call(builder, name, lanes, pointers, _INT(align), _every_lane(1, _BOOLS), zeros)
+        return value if lanes == _FLOATS else _widen(builder, value, is_bfloat16)
+
+    return vector(array, types.intp, ints, types.boolean), emit
+
+
+@_intrinsic
+def look_up(typingctx, array, index):
+    """Sixteen elements of a float32 array, at the integers that the lanes of ``index`` hold."""
+
+    def emit(context, builder, signature, arguments):
+        array, index = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        index = builder.fptosi(index, _INTS)
+        found = ir.Constant(_FLOATS, ir.Undefined)
+        for lane in range(LANES):
+            at = builder.sext(builder.extract_element(index, _INT(lane)), _WIDE)
+            found = builder.insert_element(found, builder.load(builder.gep(data, [at])), _INT(lane))
+        return found
+
+    return vector(array, vector), emit
+
+
+@_intrinsic
 def store(typingctx, array, offset, value):
     """Write sixteen consecutive elements of a float32 array."""
 
@@ -155,19 +245,44 @@ def store(typingctx, array, offset, value):
 
 
 @_intrinsic
-def transpose(typingctx, target, target_offset, target_stride, source, source_offset, source_stride):
-    """Transpose 16 x 16 elements between two float32 arrays, the strides being those from row to row."""
+def store_first(typingctx, array, offset, count, value):
+    """Write ``count`` consecutive elements of a float32 or unsigned array, at most sixteen."""
 
     def emit(context, builder, signature, arguments):
-        target, target_offset, target_stride, source, source_offset, source_stride = arguments
+        array, offset, count, value = arguments
+        lanes, align = _lanes_of(signature.args[0]), signature.args[0].dtype.bitwidth // 8
+        if lanes != _FLOATS:
+            value = builder.trunc(builder.fptosi(value, _INTS), lanes)
+        pointer = _pointer(context, builder, signature.args[0], array, offset, lanes)
+        with builder.if_else(builder.icmp_signed(">=", count, count.type(LANES))) as (whole, part):
+            with whole:
+                builder.store(value, pointer, align=align)
+            with part:
+                name = f"llvm.masked.store.{_suffix(lanes)}.p0"
+                _call(builder, name, ir.VoidType(), value, pointer, _INT(align), _inside(builder, count))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector), emit
+
+
+@_intrinsic
+def transpose(typingctx, target, target_offset, target_stride, source, source_offset, source_stride, is_bfloat16):
+    """Transpose 16 x 16 elements of an array as :func:`load_scores` takes into a float32 one.
+
+    The strides are those from row to row.
+    """
+
+    def emit(context, builder, signature, arguments):
+        target, target_offset, target_stride, source, source_offset, source_stride, is_bfloat16 = arguments
 
         def row(start, stride, index):
             return builder.add(start, builder.mul(stride, stride.type(index)))
 
-        rows = [
-            _read(context, builder, signature.args[3], source, row(source_offset, source_stride, index))
-            for index in range(LANES)
-        ]
+        rows = []
+        for index in range(LANES):
+            at = row(source_offset, source_stride, index)
+            value = _read(context, builder, signature.args[3], source, at)
+            rows.append(value if value.type == _FLOATS else _widen(builder, value, is_bfloat16))
         for step in (1, 2, 4, 8):
             upper = [LANES + (lane ^ step) if lane & step else lane for lane in range(LANES)]
             lower = [LANES + lane if lane & step else lane | step for lane in range(LANES)]
@@ -181,7 +296,7 @@ def transpose(typingctx, target, target_offset, target_stride, source, source_of
             builder.store(value, _pointer(context, builder, signature.args[0], target, offset, _FLOATS), align=4)
         return context.get_dummy_value()
 
-    return types.void(target, types.intp, types.intp, source, types.intp, types.intp), emit
+    return types.void(target, types.intp, types.intp, source, types.intp, types.intp, types.boolean), emit
 
 
 @_intrinsic
