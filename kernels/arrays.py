@@ -29,6 +29,8 @@ def library_of(value: object) -> Library | None:
     """The library of an array; None for anything else."""
     if isinstance(value, np.ndarray):
         return "numpy"
+    if value is None or isinstance(value, (str, int, float, tuple)):
+        return None
     for name, kind in (("torch", "Tensor"), ("cupy", "ndarray")):
         # An array of a library can only exist once the library is loaded.
         module = sys.modules.get(name)
@@ -66,15 +68,14 @@ def dispatch(name: str, /, *arguments: Any, host: tuple[str, ...] = (), **option
     arrays = [*_arrays(arguments), *_arrays(options.values())]
     if not arrays:
         raise UsageError(f"{name} takes NumPy, CuPy or torch arrays, got {type(arguments[0]).__name__}")
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return getattr(importlib.import_module(".cpu", __package__), name)(*arguments, **options, **hosted)
     devices = sorted({device_of(array) for array in arrays})
     if len(devices) > 1:
         raise UsageError(f"the arrays of {name} are on {' and '.join(devices)}: move them to one device first")
     on_cpu = devices == ["cpu"]
     form = importlib.import_module(".cpu" if on_cpu else ".gpu", __package__)
     library = library_of(arrays[0])
-    if all(isinstance(array, np.ndarray) for array in arrays):
-        # nothing to translate in either direction
-        return getattr(form, name)(*arguments, **options, **hosted)
 
     given: dict[int, Any] = {}
 

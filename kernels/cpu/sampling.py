@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .scoring import class_index
 from .simd import (
     LANES,
     fma,
@@ -127,13 +128,12 @@ def sample_row(
 @_compiled
 def blend_rows(above, below, at, weight, channels, values):
     """Blend sixteen pixels of two sampled rows; return the highest value and its class."""
-    best, top, index = splat(-_INF), splat(_ZERO), splat(_ZERO)
+    best, top = splat(-_INF), splat(_ZERO)
     down, keep = splat(weight), splat(_ONE - weight)
     for c in range(channels):
         value = fma(down, load(below, at + c * LANES), keep * load(above, at + c * LANES))
         store(values, c * LANES, value)
         higher = value > best
         best = where(higher, value, best)
-        top = where(higher, index, top)
-        index = index + splat(_ONE)
+        top = where(higher, class_index(c), top)
     return best, top

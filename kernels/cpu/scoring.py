@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ..decode import MAX_CLASSES
 from .simd import LANES, add_exponent, fma, load, splat, store, where
 
 SOFTMAX, SIGMOID, NONE = range(3)
@@ -26,7 +27,15 @@ _C3 = np.float32(0.05550733581185341)
 _C4 = np.float32(0.009671512991189957)
 _C5 = np.float32(0.001326472614891827)
 
+_INDICES = np.arange(MAX_CLASSES + 1, dtype=np.float32)
+
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_compiled
+def class_index(k):
+    """Return the class's index in every lane; a load, where converting it would take the units that compute."""
+    return splat(_INDICES[k])
 
 
 @_compiled
@@ -64,14 +73,13 @@ def nonconformity(activation, value, is_top, best, rest, inverse):
 @_compiled
 def softmax(values, channels, best, top):
     """exp(value - best) in place; return the mass and the squared mass of the classes other than the top."""
-    rest, squares, index = splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    rest, squares = splat(_ZERO), splat(_ZERO)
     for c in range(channels):
         mass = exp_negative(load(values, c * LANES) - best)
         store(values, c * LANES, mass)
-        other = where(index == top, splat(_ZERO), mass)
+        other = where(class_index(c) == top, splat(_ZERO), mass)
         rest = rest + other
         squares = fma(other, other, squares)
-        index = index + splat(_ONE)
     return rest, squares
 
 
@@ -98,7 +106,7 @@ def highest(values, reached, excluded):
     best, top = splat(-_INF), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
-            index = splat(np.float32(k))
+            index = class_index(k)
             value = where(index == excluded, splat(-_INF), load(values, k * LANES))
             higher = value > best
             best = where(higher, value, best)
@@ -119,7 +127,7 @@ def sum_others(values, reached, activation, top):
     for k in range(reached.size):
         if reached[k]:
             other = score_of(activation, load(values, k * LANES))
-            other = where(splat(np.float32(k)) == top, splat(_ZERO), other)
+            other = where(class_index(k) == top, splat(_ZERO), other)
             rest = rest + other
             squares = fma(other, other, squares)
     return rest, squares
@@ -131,7 +139,7 @@ def count_members(values, reached, activation, limits, has_map, map_limit, top, 
     size, last = splat(_ZERO), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
-            index = splat(np.float32(k))
+            index = class_index(k)
             score = nonconformity(activation, load(values, k * LANES), index == top, best, rest, inverse)
             member = score <= (map_limit if has_map else splat(limits[k]))
             size = where(member, size + splat(_ONE), size)
@@ -145,7 +153,7 @@ def best_member(values, reached, activation, limits, has_map, map_limit, backgro
     rank, chosen, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
-            index, value = splat(np.float32(k)), load(values, k * LANES)
+            index, value = class_index(k), load(values, k * LANES)
             score = nonconformity(activation, value, index == top, best, rest, inverse)
             member = score <= (map_limit if has_map else splat(limits[k]))
             if k == background:
