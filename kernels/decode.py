@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .types import Activation, Dispersion, Layout, Rule
 
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+RULES: tuple[str, ...] = get_args(Rule)
+DISPERSIONS: tuple[str, ...] = get_args(Dispersion)
 OUTPUTS = (
     "label",
     "top",
@@ -172,10 +176,10 @@ def decode_plan(
     Raises:
         UsageError: an argument is out of its range, or two do not fit each other.
     """
-    _one_of("layout", layout, get_args(Layout))
-    _one_of("activation", activation, get_args(Activation))
-    _one_of("rule", rule, get_args(Rule))
-    _one_of("dispersion", dispersion, get_args(Dispersion))
+    _one_of("layout", layout, LAYOUTS)
+    _one_of("activation", activation, ACTIVATIONS)
+    _one_of("rule", rule, RULES)
+    _one_of("dispersion", dispersion, DISPERSIONS)
     if len(shape) not in (3, 4) or 0 in shape[-3:]:
         raise UsageError(f"scores must be {layout} or N{layout} without an empty axis, got shape {tuple(shape)}")
     channels, height, width = shape[-3:] if layout == "CHW" else (shape[-1], *shape[-3:-1])

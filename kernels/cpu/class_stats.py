@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import UsageError
-from ..decode import DecodePlan, Taps, decode_plan
+from ..decode import ACTIVATIONS, RULES, DecodePlan, Taps, decode_plan
 from ..types import ClassStats
 from .decode import decode_rows
 from .outputs import output
@@ -21,8 +21,6 @@ _WORTH_BAND = 1 << 18
 """Class-pixels below which a band of rows is not worth a hand-over."""
 _BANDS_PER_THREAD = 4
 
-_ACTIVATIONS = ("softmax", "sigmoid", "none")
-_RULES = ("argmax", "foreground", "single", "agree")
 _FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
 _INDICES = ("top", "second", "set_size", "label")
 """The loops' outputs, in their order; an 8-bit label is given apart."""
@@ -144,13 +142,13 @@ def _options(plan: DecodePlan, thresholds) -> tuple:
         _weights(plan.rows),
         *_windows(plan.columns, plan.source[1]),
         plan.size[1],
-        _ACTIVATIONS.index(plan.activation),
+        ACTIVATIONS.index(plan.activation),
         _NO_GROUPS if plan.groups is None else plan.groups,
         plan.reached,
         plan.num_targets,
         limits,
         limit_map,
-        _RULES.index(plan.rule),
+        RULES.index(plan.rule),
         -1 if plan.background is None else plan.background,
         plan.ignore,
         plan.dispersion == "exact" and plan.num_scored > 2,
@@ -163,10 +161,12 @@ def _flat(scores: np.ndarray, plan: DecodePlan) -> tuple:
     The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read columns or classes that
     are neighbours in memory; a map where neither are is copied.
     """
-    name = scores.dtype.name
-    if name not in ("float16", "bfloat16", "float32"):
-        raise UsageError(f"scores must be float16, bfloat16 or float32, got {name}")
-    words = scores.view(np.float32 if name == "float32" else np.uint16)
+    words, is_bfloat16 = scores, False
+    if scores.dtype != np.float32:
+        is_bfloat16 = scores.dtype.name == "bfloat16"
+        if not is_bfloat16 and scores.dtype != np.float16:
+            raise UsageError(f"scores must be float16, bfloat16 or float32, got {scores.dtype}")
+        words = scores.view(np.uint16)
     item = words.itemsize
     if plan.layout == "CHW":
         words = words.transpose(1, 2, 0)
@@ -181,4 +181,4 @@ def _flat(scores: np.ndarray, plan: DecodePlan) -> tuple:
         lowest = words[tuple(slice(-1, None) if stride < 0 else slice(None) for stride in words.strides)]
         flat = as_strided(lowest, (1 + sum(map(abs, extents)) // item,), (item,), writeable=False)
         offset = -sum(extent for extent in extents if extent < 0) // item
-    return flat, name == "bfloat16", offset, *(stride // item for stride in words.strides), plan.channels
+    return flat, is_bfloat16, offset, *(stride // item for stride in words.strides), plan.channels

@@ -33,6 +33,7 @@ from .simd import LANES, fma, load, look_up, splat, store_first, where
 _TILE = 1 << 14
 """Class-columns of a sampled row that are kept together: two rows of them stay in the second cache."""
 
+# As the names in ..decode.RULES.
 ARGMAX, FOREGROUND, SINGLE, AGREE = range(4)
 
 # The outputs in their order: float32 ones, then those of 16 bits.

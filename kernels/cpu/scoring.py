@@ -11,6 +11,7 @@ from numba import njit
 from ..decode import MAX_CLASSES
 from .simd import LANES, add_exponent, fma, load, splat, store, where
 
+# As the names in ..decode.ACTIVATIONS.
 SOFTMAX, SIGMOID, NONE = range(3)
 NO_CLASS = np.float32(-1)
 
