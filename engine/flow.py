@@ -17,6 +17,8 @@ from typing import Any
 _POLL = 0.2  # seconds between looks at the stop flag while a queue is full or empty
 _END = object()
 
+Step = Callable[[list[Any]], list[Any]]
+
 
 @dataclass
 class StageTime:
@@ -35,8 +37,8 @@ class Flow:
     """A chain of stages, fed from an iterable::
 
     flow = Flow(items)
-    flow.stage("decode", decode, threads=2)
-    flow.stage("write", write, threads=1)
+    flow.stage(("decode", decode), ("predict", predict), threads=2)
+    flow.stage(("write", write), threads=1)
     flow.start()
     flow.join()
     """
@@ -54,27 +56,24 @@ class Flow:
 
     def stage(
         self,
-        name: str,
-        function: Callable[[list[Any]], Iterable[Any]],
-        *,
+        *steps: tuple[str, Step],
         threads: int,
         batch: int = 1,
         finish: Callable[[], None] | None = None,
         idle: Callable[[], None] | None = None,
     ) -> None:
-        """Append a stage.
+        """Append a stage of one or more named steps, which an item passes on the same thread.
 
-        ``function`` takes up to ``batch`` items that are there without waiting and returns what goes on to the next
-        stage. ``finish`` runs once, after the last item; ``idle`` runs while there is nothing to do.
+        The first step takes up to ``batch`` items that are there without waiting; a step gives a list of what goes on
+        to the next. ``finish`` runs once, after the last item; ``idle`` runs while there is nothing to do.
         """
-        record = StageTime(name, threads)
-        self.times.append(record)
+        timed = [(StageTime(name, threads), function) for name, function in steps]
+        self.times.extend(record for record, _ in timed)
         source, sink = self._queue, queue.Queue(self._depth * threads)
         remaining = [threads]
         for index in range(threads):
-            self._add(
-                f"maskmill-{name}-{index}", self._work, record, function, source, sink, batch, remaining, finish, idle
-            )
+            name = f"maskmill-{steps[0][0]}-{index}"
+            self._add(name, self._work, timed, source, sink, batch, remaining, finish, idle)
         self._queue = sink
 
     def start(self) -> None:
@@ -138,10 +137,19 @@ class Flow:
                     idle()
         return _END
 
+    def _timed(self, record: StageTime, function: Step, items: list[Any]) -> list[Any]:
+        started, cpu = time.perf_counter(), time.thread_time()
+        results = function(items)
+        busy, cpu = time.perf_counter() - started, time.thread_time() - cpu
+        with self._lock:
+            record.items += len(items)
+            record.busy += busy
+            record.cpu += cpu
+        return results
+
     def _work(
         self,
-        record: StageTime,
-        function: Callable[[list[Any]], Iterable[Any]],
+        steps: list[tuple[StageTime, Step]],
         source: queue.Queue[Any],
         sink: queue.Queue[Any],
         batch: int,
@@ -160,17 +168,12 @@ class Flow:
             if items[-1] is _END:
                 items.pop()
                 ended = True
-            if items:
-                started, cpu = time.perf_counter(), time.thread_time()
-                results = function(items)
-                busy, cpu = time.perf_counter() - started, time.thread_time() - cpu
-                with self._lock:
-                    record.items += len(items)
-                    record.busy += busy
-                    record.cpu += cpu
-                for result in results:
-                    if not self._put(sink, result):
-                        return
+            for record, function in steps:
+                if items:
+                    items = self._timed(record, function, items)
+            for item in items:
+                if not self._put(sink, item):
+                    return
         with self._lock:
             remaining[0] -= 1
             last = remaining[0] == 0

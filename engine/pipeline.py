@@ -182,11 +182,15 @@ class _Run:
         flow = Flow(items)
         self._known = writer.knows
         session_threads = getattr(getattr(self._predictor, "session", None), "threads", 1)
-        model_threads = max(1, self._workers // session_threads)
-        flow.stage("decode", self._decode, threads=self._workers)
-        flow.stage("predict", self._predict, threads=model_threads, batch=self._predictor.batch)
-        flow.stage("select", self._select, threads=self._workers)
-        flow.stage("write", writer.write, threads=1, finish=writer.flush, idle=writer.idle)
+        decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
+        if session_threads == 1 and self._predictor.batch == 1:
+            # an image stays with one thread, and its scores in one processor's cache
+            flow.stage(decode, predict, select, threads=self._workers)
+        else:
+            flow.stage(decode, threads=self._workers)
+            flow.stage(predict, threads=max(1, self._workers // session_threads), batch=self._predictor.batch)
+            flow.stage(select, threads=self._workers)
+        flow.stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
         progress.stages = flow.times
         started = time.perf_counter()
         flow.start()

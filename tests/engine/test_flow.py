@@ -13,7 +13,7 @@ from maskmill.engine.workers import ordered_map
 def run(items: Any, *stages: tuple[Any, dict[str, Any]]) -> Flow:
     flow = Flow(items)
     for index, (function, options) in enumerate(stages):
-        flow.stage(f"stage{index}", function, **{"threads": 1, **options})
+        flow.stage((f"stage{index}", function), **{"threads": 1, **options})
     flow.start()
     return flow
 
@@ -149,3 +149,22 @@ def test_ordered_map_keeps_the_order_and_raises_in_place() -> None:
     with pytest.raises(ValueError, match="seven"):
         results.extend(ordered_map(work, range(100), 4))
     assert results == [item * item for item in range(7)]
+
+
+def test_the_steps_of_a_stage_run_on_one_thread_and_are_timed_apart() -> None:
+    seen: list[tuple[int, str]] = []
+    flow = Flow(range(40))
+
+    def named(items: list[int]) -> list[tuple[int, str]]:
+        return [(item, threading.current_thread().name) for item in items if item % 2]
+
+    def check(items: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        assert all(name == threading.current_thread().name for _, name in items)
+        return items
+
+    flow.stage(("odd", named), ("check", check), threads=3)
+    flow.stage(("take", collect(seen)), threads=1)
+    flow.start()
+    flow.join()
+    assert sorted(item for item, _ in seen) == list(range(1, 40, 2))
+    assert [(stage.name, stage.items) for stage in flow.times] == [("odd", 40), ("check", 20), ("take", 20)]

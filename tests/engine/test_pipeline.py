@@ -237,3 +237,16 @@ def test_a_hundred_hostile_files_are_all_accounted_for(bundle: Bundle, tmp_path:
     assert len(list(store.inputs())) == 3 + len(files)
     for row in store.rejects():
         assert row.message
+
+
+def test_batches_give_the_labels_that_single_images_give(bundle: Bundle, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 30)
+    label_folder(bundle, tmp_path / "photos", tmp_path / "single")
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle, threads=2), batch=4)
+    source, taxonomy = open_source(tmp_path / "photos"), Taxonomy.of_model(bundle)
+    run = pipeline.label(predictor, source, tmp_path / "batched", taxonomy, Selection(weight="pcos"), workers=4)
+    assert run.images == 30
+    single, batched = LabelStore.open(tmp_path / "single"), LabelStore.open(tmp_path / "batched")
+    for row in single.inputs():
+        for one, other in zip(single.read_id(row.id), batched.read_id(row.id), strict=True):
+            np.testing.assert_array_equal(one, other)
