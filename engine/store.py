@@ -24,6 +24,8 @@ forkserver.
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -326,14 +328,17 @@ class LabelStore:
 
 
 def _create_dataset(path: Path, schema: pa.Schema) -> Any:
-    try:
-        return lance.dataset(path)
-    except ValueError:
+    if not path.exists():
+        # made aside and moved into place whole: of two processes that create at once in the same place, the second
+        # would overwrite what the first has committed by then
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        lance.write_dataset(schema.empty_table(), aside, mode="create")
         try:
-            return lance.write_dataset(schema.empty_table(), path, mode="create")
+            os.rename(aside, path)
         except OSError:
-            # another process was faster
-            return lance.dataset(path)
+            # another process was faster: a folder that is not empty is never replaced
+            shutil.rmtree(aside, ignore_errors=True)
+    return lance.dataset(path)
 
 
 @contextmanager
