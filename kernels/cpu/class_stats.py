@@ -15,8 +15,8 @@ from .outputs import output
 from .simd import LANES
 from .threads import num_threads, share
 
-_WORTH_THREADS = 1 << 20
-"""Class-pixels below which sharing them costs more than it saves (about half a millisecond of one core)."""
+_WORTH_THREADS = 1 << 21
+"""Class-pixels below which sharing them costs more than it saves (about a millisecond of one core)."""
 _WORTH_BAND = 1 << 18
 """Class-pixels below which a band of rows is not worth a hand-over."""
 _BANDS_PER_THREAD = 4
@@ -80,12 +80,12 @@ def class_stats(
         name: output(getattr(out, name, None), plan.shape, plan.dtype_of(name), f"out.{name}") for name in plan.outputs
     }
     options = _options(plan, thresholds)
+    exact = plan.dispersion == "exact" and plan.num_scored > 2
     maps = []
     for n in range(1 if plan.batch is None else plan.batch):
         one = {name: _of_batch(array, plan, n) for name, array in result.items()}
         true = _NO_TRUTH if truth is None else _of_batch(truth, plan, n).astype(np.int64)
-        flat = _flat(_of_batch(scores, plan, n), plan)
-        maps.append((*flat, *options, true, *_outputs(one)))
+        maps.append((_source(_of_batch(scores, plan, n), plan), *options, true, exact, _outputs(one)))
     rows = plan.size[0]
     work = len(maps) * plan.channels * rows * plan.size[1]
     if threads is None:
@@ -115,20 +115,20 @@ def _weights(taps: Taps) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _windows(taps: Taps, source: int) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _windows(taps: Taps, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
     """Where each sixteen columns' taps begin, the taps from there on, and their weights; the last column repeated.
 
-    The first item says whether sixteen pixels from each beginning lie on the axis and hold the taps.
+    The last item says whether sixteen pixels from each beginning lie on the axis and hold the taps.
     """
     missing = (0, -taps.lower.size % LANES)
     lower, upper, weight = (np.pad(array, missing, "edge") for array in (taps.lower, taps.upper, _weights(taps)))
     starts = np.minimum(lower[::LANES], max(source - LANES, 0))
     lower, upper = (np.ascontiguousarray(array - starts.repeat(LANES), np.int32) for array in (lower, upper))
-    return source >= LANES > upper.max(), starts, lower, upper, weight
+    return starts, lower, upper, weight, bool(source >= LANES > upper.max())
 
 
 def _options(plan: DecodePlan, thresholds) -> tuple:
-    """What the loops need beside the scores and the outputs, in their order."""
+    """Row taps, column taps, classes and selection, as the loops take them."""
     limits, limit_map = _NO_FLOATS, _NO_MAP
     if thresholds is not None:
         given = np.asarray(thresholds, np.float32)
@@ -136,30 +136,20 @@ def _options(plan: DecodePlan, thresholds) -> tuple:
             limits, limit_map = np.empty(plan.num_scored, np.float32), np.ascontiguousarray(given)
         else:
             limits = np.full(plan.num_scored, given)
+    rows, groups = plan.rows, _NO_GROUPS if plan.groups is None else plan.groups
     return (
-        plan.rows.lower,
-        plan.rows.upper,
-        _weights(plan.rows),
-        *_windows(plan.columns, plan.source[1]),
-        plan.size[1],
-        ACTIVATIONS.index(plan.activation),
-        _NO_GROUPS if plan.groups is None else plan.groups,
-        plan.reached,
-        plan.num_targets,
-        limits,
-        limit_map,
-        RULES.index(plan.rule),
-        -1 if plan.background is None else plan.background,
-        plan.ignore,
-        plan.dispersion == "exact" and plan.num_scored > 2,
+        (rows.lower, rows.upper, _weights(rows)),
+        (*_windows(plan.columns, plan.source[1]), plan.size[1]),
+        (plan.channels, ACTIVATIONS.index(plan.activation), groups, plan.reached, plan.num_targets),
+        (limits, limit_map, RULES.index(plan.rule), -1 if plan.background is None else plan.background, plan.ignore),
     )
 
 
-def _flat(scores: np.ndarray, plan: DecodePlan) -> tuple:
-    """One map as memory: a 1-D view that spans it, 16-bit values as bits, with its offset and (y, x, class) strides.
+def _source(scores: np.ndarray, plan: DecodePlan) -> tuple:
+    """One map as memory: a 1-D view that spans it, 16-bit values as bits, with its (y, x, class) strides.
 
     The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read columns or classes that
-    are neighbours in memory; a map where neither are is copied.
+    are neighbours in memory; a map where neither are is copied, and so is one that runs backwards.
     """
     words, is_bfloat16 = scores, False
     if scores.dtype != np.float32:
@@ -167,18 +157,12 @@ def _flat(scores: np.ndarray, plan: DecodePlan) -> tuple:
         if not is_bfloat16 and scores.dtype != np.float16:
             raise UsageError(f"scores must be float16, bfloat16 or float32, got {scores.dtype}")
         words = scores.view(np.uint16)
-    item = words.itemsize
     if plan.layout == "CHW":
         words = words.transpose(1, 2, 0)
-    if item not in words.strides[1:] or any(stride % item for stride in words.strides) or not words.flags.aligned:
+    item = words.itemsize
+    odd = any(stride < 0 or stride % item for stride in words.strides) or not words.flags.aligned
+    if odd or item not in words.strides[1:]:
         words = words.copy(order="C")
-    dense = next((array for array in (words, words.transpose(2, 0, 1)) if array.flags.c_contiguous), None)
-    if dense is not None:
-        flat, offset = dense.reshape(-1), 0
-        flat.flags.writeable = False
-    else:
-        extents = [stride * (length - 1) for stride, length in zip(words.strides, words.shape, strict=True)]
-        lowest = words[tuple(slice(-1, None) if stride < 0 else slice(None) for stride in words.strides)]
-        flat = as_strided(lowest, (1 + sum(map(abs, extents)) // item,), (item,), writeable=False)
-        offset = -sum(extent for extent in extents if extent < 0) // item
-    return flat, is_bfloat16, offset, *(stride // item for stride in words.strides), plan.channels
+    extent = sum(stride * (length - 1) for stride, length in zip(words.strides, words.shape, strict=True))
+    flat = as_strided(words, (1 + extent // item,), (item,), writeable=False)
+    return flat, is_bfloat16, *(stride // item for stride in words.strides)

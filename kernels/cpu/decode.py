@@ -47,62 +47,54 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compiled
+def _widest(starts, upper, tile):
+    """Return the most source pixels that the columns of a tile span."""
+    widest = 0
+    for left in range(0, upper.size, tile):
+        last = min(left + tile, upper.size) - 1
+        widest = max(widest, starts[last // LANES] + upper[last] + 1 - starts[left // LANES])
+    return widest
+
+
+@_compiled
 def decode_rows(
-    first_row,
-    last_row,
-    flat,
-    is_bfloat16,
-    offset,
-    row_stride,
-    column_stride,
-    class_stride,
-    channels,
-    row_lower,
-    row_upper,
-    row_weight,
-    windows_fit,
-    column_starts,
-    column_lower,
-    column_upper,
-    column_weight,
-    width,
-    activation,
-    groups,
-    reached,
-    num_targets,
-    limits,
-    threshold_map,
-    rule,
-    background,
-    ignore,
-    exact_dispersion,
-    truth,
-    floats,
-    indices,
-    labels,
+    first_row, last_row, source, row_taps, column_taps, classes, selection, truth, exact_dispersion, outputs
 ):
     """Fill rows ``first_row`` to ``last_row`` of the outputs.
 
-    ``flat`` holds the map: element (y, x, c) at offset + y * row_stride + x * column_stride + c * class_stride,
-    where the column or the class stride is 1. The column taps, padded to a multiple of 16, are as :func:`sample_row`
-    takes them; ``windows_fit`` says that each sixteen columns' lie within sixteen pixels of the row. ``groups`` is
-    empty where model classes are scored one to one, ``limits`` where there are no thresholds; with a ``threshold_map``
-    the limits are not used. ``floats``, ``indices`` and ``labels`` are the outputs as 1-D arrays, empty where not asked
-    for.
+    Args:
+        first_row: first row to fill.
+        last_row: row to stop before.
+        source: the map as 1-D memory, whether its 16 bits are bfloat16, and its row, column and class strides, of which
+            the column's or the class's is 1.
+        row_taps: lower and upper source row and the weight of the upper, for each row.
+        column_taps: as :func:`sample_row` takes them, padded to a multiple of 16; whether each sixteen columns' lie
+            within sixteen pixels of the source; the number of columns.
+        classes: number of model classes; activation; scored class of each model class, empty where they are scored one
+            to one; which scored classes are reached; number of targets.
+        selection: thresholds of the scored classes, empty where there are none; position map that replaces them, or one
+            of no rows; rule; background; ignore.
+        truth: true classes, or no rows.
+        exact_dispersion: the dispersion's form.
+        outputs: float32, uint16 and uint8 outputs as 1-D arrays, empty where not asked for.
     """
-    # Classes a multiple of 4 KiB apart share one cache set: there a row's classes are worth copying together.
-    in_place = windows_fit and column_stride == 1 and class_stride % 1024 != 0
+    _, _, row_stride, column_stride, class_stride = source
+    row_lower, row_upper, row_weight = row_taps
+    column_starts, column_lower, column_upper, column_weight, windows_fit, width = column_taps
+    channels, activation, groups, reached, num_targets = classes
+    limits, threshold_map, rule, background, ignore = selection
+    floats, indices, labels = outputs
+
     num_scored = reached.size
     tile = max(4, _TILE // (LANES * channels)) * LANES
-    widest = 0
-    for left in range(0, width, tile):
-        right = min(left + tile, column_lower.size) - 1
-        widest = max(widest, column_starts[right // LANES] + column_upper[right] + 1 - column_starts[left // LANES])
+    columns = min(tile, column_lower.size)
+    widest = _widest(column_starts, column_upper, tile)
+    # Classes a multiple of 4 KiB apart share one cache set: there a row's classes are worth copying together.
+    in_place = windows_fit and column_stride == 1 and class_stride % 1024 != 0
     # Room for whole vectors: windows and transposed blocks may end past the last pixel and the last class.
     span = np.zeros(0 if in_place else padded(channels) * (padded(widest) + LANES), np.float32)
     block = np.zeros(LANES * LANES, np.float32)
-    rows = np.empty((2, min(tile, column_lower.size) * channels), np.float32)
-    checks = np.empty((2, min(tile, column_lower.size)), np.float32)
+    rows, checks = np.empty((2, columns * channels), np.float32), np.empty((2, columns), np.float32)
     values = np.empty(channels * LANES, np.float32)
     scores = np.empty(num_scored * LANES, np.float32) if groups.size > 0 else values
     scratch = np.empty(3 * LANES, np.float32)
@@ -117,32 +109,18 @@ def decode_rows(
     for left in range(0, width, tile):
         right = min(left + tile, column_lower.size)
         starts = column_starts[left // LANES : right // LANES]
-        lower, upper, across = column_lower[left:right], column_upper[left:right], column_weight[left:right]
+        taps = (starts, column_lower[left:right], column_upper[left:right], column_weight[left:right])
         held = np.array([-1, -1])
         for y in range(first_row, last_row):
             # Source row s lives in slot s % 2: an output row's two taps are neighbours, or one and the same.
+            above, below = row_lower[y] % 2, row_upper[y] % 2
             for tap in (row_lower[y], row_upper[y]):
                 slot = tap % 2
                 if held[slot] != tap:
                     held[slot] = tap
                     sample_row(
-                        flat,
-                        is_bfloat16,
-                        offset + tap * row_stride,
-                        column_stride,
-                        class_stride,
-                        in_place,
-                        starts,
-                        lower,
-                        upper,
-                        across,
-                        channels,
-                        block,
-                        span,
-                        rows[slot],
-                        checks[slot],
+                        source, tap * row_stride, in_place, taps, channels, block, span, rows[slot], checks[slot]
                     )
-            above, below = row_lower[y] % 2, row_upper[y] % 2
 
             for x in range(left, min(left + tile, width), LANES):
                 at, out, n = x - left, y * width + x, width - x

@@ -66,8 +66,9 @@ def _turn_classes(flat, is_bfloat16, start, column_stride, count, channels, bloc
 
 
 @_compiled
-def _sample(array, is_bfloat16, base, pitch, starts, lower, upper, weight, channels, row, check):
+def _sample(array, is_bfloat16, base, pitch, taps, channels, row, check):
     """Sample a source row, pixel x of class c at base + x + c * pitch of the array."""
+    starts, lower, upper, weight = taps
     for v in range(starts.size):
         left = v * LANES
         a, b, across = load_ints(lower, left), load_ints(upper, left), load(weight, left)
@@ -87,42 +88,29 @@ def _sample(array, is_bfloat16, base, pitch, starts, lower, upper, weight, chann
 
 
 @_compiled
-def sample_row(
-    flat,
-    is_bfloat16,
-    start,
-    column_stride,
-    class_stride,
-    in_place,
-    starts,
-    lower,
-    upper,
-    weight,
-    channels,
-    block,
-    span,
-    row,
-    check,
-):
-    """Sample the source row that begins at ``start`` at a tile's columns.
+def sample_row(source, start, in_place, taps, channels, block, span, row, check):
+    """Sample the row of ``source``, as decode_rows takes it, that begins at ``start``, at a tile's columns.
 
-    The taps of column i are pixels ``starts[i // 16]`` plus ``lower[i]`` and ``upper[i]``. With ``in_place`` the row's
-    pixels are neighbours in memory and every sixteen columns' taps lie within sixteen pixels of the row; otherwise its
-    part that the tile needs is copied to ``span`` first.
+    ``taps`` are starts, lower, upper and weight: column i blends pixels starts[i // 16] + lower[i] and
+    starts[i // 16] + upper[i], the upper one with the weight. With ``in_place`` the row's pixels are neighbours in
+    memory and each sixteen columns' taps lie within sixteen pixels of it; otherwise the part of the row that the tile
+    needs is copied to ``span`` first.
 
     ``row`` gets class c of column i at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN where a class is not
     finite and 0 elsewhere.
     """
+    flat, is_bfloat16, _, column_stride, class_stride = source
     if in_place:
-        _sample(flat, is_bfloat16, start, class_stride, starts, lower, upper, weight, channels, row, check)
+        _sample(flat, is_bfloat16, start, class_stride, taps, channels, row, check)
         return
+    starts, _, upper, _ = taps
     first, count = starts[0], starts[-1] + upper[-1] + 1 - starts[0]
     begin, pitch = start + first * column_stride, padded(count) + LANES
     if column_stride == 1:
         _copy_pixels(flat, is_bfloat16, begin, class_stride, count, channels, span, pitch)
     else:
         _turn_classes(flat, is_bfloat16, begin, column_stride, count, channels, block, span, pitch)
-    _sample(span, False, -first, pitch, starts, lower, upper, weight, channels, row, check)
+    _sample(span, False, -first, pitch, taps, channels, row, check)
 
 
 @_compiled
