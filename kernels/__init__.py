@@ -82,6 +82,9 @@ def class_stats(
     ``true_score`` is +inf and the rest is 0. Where all scores sum to 0 or less, share and dispersion are 0. Equal
     scores: the lowest class.
 
+    The upsampled scores are never stored. On a CPU a large map is shared among ``NUMBA_NUM_THREADS`` threads when the
+    main thread asks, and stays on the calling thread otherwise, without Python's lock; the bits are the same.
+
     Raises:
         UsageError: an argument is out of its range or two do not fit; dispersion of one class; ``set_size`` without
             thresholds, ``true_score`` without truth; arrays on different devices.
