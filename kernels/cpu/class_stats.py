@@ -15,11 +15,12 @@ from .outputs import output
 from .simd import LANES
 from .threads import num_threads, share
 
-_WORTH_THREADS = 1 << 21
-"""Class-pixels below which sharing them costs more than it saves (about a millisecond of one core)."""
+_WORTH_THREADS = 1 << 20
+"""Class-pixels below which sharing them costs more than it saves (about half a millisecond of one core)."""
 _WORTH_BAND = 1 << 18
 """Class-pixels below which a band of rows is not worth a hand-over."""
-_BANDS_PER_THREAD = 4
+_MOST_BANDS = 4
+"""Bands a thread: more than one, so that a thread that is held up leaves some to the others."""
 
 _FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
 _INDICES = ("top", "second", "set_size", "label")
@@ -90,8 +91,8 @@ def class_stats(
     work = len(maps) * plan.channels * rows * plan.size[1]
     if threads is None:
         threads = num_threads(work, _WORTH_THREADS)
-    bands = 1 if threads == 1 else min(threads * _BANDS_PER_THREAD, max(threads, work // _WORTH_BAND))
-    height = -(-rows * len(maps) // bands)
+    each = 1 if threads == 1 else min(max(work // (threads * _WORTH_BAND), 1), _MOST_BANDS)
+    height = -(-rows * len(maps) // (threads * each))
     tasks = [(first, min(first + height, rows), *one) for one in maps for first in range(0, rows, height)]
     share(decode_rows, tasks, threads)
     return ClassStats(**result)
