@@ -33,12 +33,14 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import CalibrationError, CalibrationMismatch, ImageError, UsageError
-from ..kernels.types import Activation
+from ..export.bundle import write_atomically
+from ..kernels.decode import RULES
+from ..kernels.types import Activation, Rule
 from .coverage import CoverageReport, SampleSpill
 from .images import decode_image
 from .labelled import LabelFolder, read_label_map, select_ids
 from .predict import Predictor, ScoreMap
-from .select import RULES, Rule, resample_nearest
+from .select import resample_nearest
 from .sources import Item, Source
 from .taxonomy import Taxonomy
 from .thresholds import GROUPS, NO_CLASS, UNITS, Group, ScoreSpill, Thresholds, Unit, fit_thresholds
@@ -107,11 +109,7 @@ class Calibration:
             "report": self.report,
         }
         try:
-            with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False) as stream:
-                json.dump(raw, stream, indent=2, allow_nan=False)
-                stream.write("\n")
-            Path(stream.name).chmod(0o644)
-            os.replace(stream.name, target)
+            write_atomically(target, (json.dumps(raw, indent=2, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise CalibrationError(f"cannot write the calibration {target}: {error}") from error
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
+from ..kernels.decode import bilinear_taps
 from ..kernels.types import Activation
 from .predict import ScoreMap
 from .taxonomy import Taxonomy
@@ -81,21 +82,15 @@ class SampleSpill:
 def interpolate(score_map: ScoreMap, size: tuple[int, int], cells: NDArray[np.int64]) -> NDArray[np.float32]:
     """Stored values (S, C) at the flat pixel indices ``cells`` of the map decoded to ``size``, half-pixel bilinear."""
     scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
-    y0, x0, y1, x1 = score_map.region
-    rows, columns = np.divmod(cells, size[1])
-    fractions, below, after = [], [], []
-    for index, length, start, stop, limit in (
-        (rows, size[0], y0, y1, scores.shape[0]),
-        (columns, size[1], x0, x1, scores.shape[1]),
-    ):
-        position = np.clip((index + 0.5) * (stop - start) / length + start - 0.5, 0, limit - 1)
-        first = np.floor(position).astype(np.int64)
-        below.append(first)
-        after.append(np.minimum(first + 1, limit - 1))
-        fractions.append((position - first).astype(np.float32)[:, None])
+    taps, fractions = [], []
+    for axis, index in enumerate(np.divmod(cells, size[1])):
+        along = bilinear_taps(scores.shape[axis], size[axis], score_map.region[axis], score_map.region[axis + 2])
+        taps.append((along.lower[index], along.upper[index]))
+        fractions.append(along.weight[index].astype(np.float32)[:, None])
+    (above, below), (left, right) = taps
     fy, fx = fractions
-    top = scores[below[0], below[1]] * (1 - fx) + scores[below[0], after[1]] * fx
-    bottom = scores[after[0], below[1]] * (1 - fx) + scores[after[0], after[1]] * fx
+    top = scores[above, left] * (1 - fx) + scores[above, right] * fx
+    bottom = scores[below, left] * (1 - fx) + scores[below, right] * fx
     return (top * (1 - fy) + bottom * fy).astype(np.float32)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import StoreError
+from ..export.bundle import write_atomically
 from .store import LabelStore
 
 
@@ -31,25 +31,17 @@ def dump_store(
             targets = {output / f"{kind}s" / f"{row['id']}.png": row[kind] for kind in ("label", "weight")}
             missing = {path: data for path, data in targets.items() if not path.exists()}
             for path, data in missing.items():
-                _write(path, data)
+                write_atomically(path, data)
             written, present = written + bool(missing), present + (not missing)
             if progress is not None:
                 progress(written + present, total)
-        with tempfile.NamedTemporaryFile("w", dir=output, suffix=".tmp", delete=False, newline="") as stream:
-            table = csv.writer(stream)
-            table.writerow(["uri", "id", "kept"])
-            for entry in store.inputs():
-                if entry.id is not None:
-                    table.writerow([entry.uri, entry.id, f"{kept[entry.id]:.6f}"])
-        Path(stream.name).chmod(0o644)
-        os.replace(stream.name, output / "index.csv")
+        table = io.StringIO(newline="")
+        rows = csv.writer(table)
+        rows.writerow(["uri", "id", "kept"])
+        for entry in store.inputs():
+            if entry.id is not None:
+                rows.writerow([entry.uri, entry.id, f"{kept[entry.id]:.6f}"])
+        write_atomically(output / "index.csv", table.getvalue().encode())
     except OSError as error:
         raise StoreError(f"cannot write to {output}: {error}; what was written stays, run it again to go on") from error
     return written, present
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-        stream.write(data)
-    Path(stream.name).chmod(0o644)
-    os.replace(stream.name, path)

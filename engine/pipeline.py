@@ -181,14 +181,13 @@ class _Run:
         progress.planned = len(items)
         flow = Flow(items)
         self._known = writer.knows
-        session_threads = getattr(getattr(self._predictor, "session", None), "threads", 1)
         decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
-        if session_threads == 1 and self._predictor.batch == 1:
+        if self._predictor.threads == 1 and self._predictor.batch == 1:
             # an image stays with one thread, and its scores in one processor's cache
             flow.stage(decode, predict, select, threads=self._workers)
         else:
             flow.stage(decode, threads=self._workers)
-            flow.stage(predict, threads=max(1, self._workers // session_threads), batch=self._predictor.batch)
+            flow.stage(predict, threads=max(1, self._workers // self._predictor.threads), batch=self._predictor.batch)
             flow.stage(select, threads=self._workers)
         flow.stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
         progress.stages = flow.times

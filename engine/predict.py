@@ -74,6 +74,11 @@ class Predictor(Protocol):
         """How many prepared images one ``run`` should get."""
         ...
 
+    @property
+    def threads(self) -> int:
+        """Threads that one ``run`` uses on the host."""
+        ...
+
     def prepare(self, image: NDArray[np.uint8]) -> Any:
         """HWC uint8 RGB → what ``run`` takes."""
         ...
@@ -126,6 +131,11 @@ class SemanticPredictor:
     def batch(self) -> int:
         """How many prepared images one ``run`` should get."""
         return self._batch
+
+    @property
+    def threads(self) -> int:
+        """Threads that one ``run`` uses on the host: the session's."""
+        return self.session.threads
 
     def predict(self, image: NDArray[np.uint8]) -> ScoreMap:
         """Scores of one image, HWC uint8 RGB."""

@@ -6,13 +6,14 @@ Thin over the kernels: one fused decode, PCOS where asked for, quantization to 8
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import UsageError
+from ..kernels.decode import RULES
 from ..kernels.types import Rule
 from .predict import ScoreMap
 from .taxonomy import Taxonomy
@@ -20,9 +21,8 @@ from .taxonomy import Taxonomy
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos"]
 
-METHODS = ("argmax", "threshold", "conformal")
-WEIGHTS = ("none", "confidence", "pcos")
-RULES = ("argmax", "foreground", "single", "agree")
+METHODS: tuple[str, ...] = get_args(Method)
+WEIGHTS: tuple[str, ...] = get_args(Weight)
 
 
 @dataclass(frozen=True, kw_only=True)

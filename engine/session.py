@@ -86,7 +86,7 @@ class OnnxSession:
                 str(path), sess_options=options, providers=[PROVIDERS[provider]]
             )
         except Exception as error:
-            raise SessionError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+            raise SessionError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
         used = self._session.get_providers()[0]
         if used != PROVIDERS[provider]:
             raise SessionError(f"asked for the {provider} provider, ONNX Runtime chose {used}; see its log above")
@@ -119,12 +119,13 @@ class OnnxSession:
         try:
             return self._session.run(self._outputs, {self._input: batch})
         except Exception as error:
-            raise SessionError(f"the model failed on an input of shape {batch.shape}: {_first_line(error)}") from error
+            raise SessionError(f"the model failed on an input of shape {batch.shape}: {first_line(error)}") from error
 
     def __repr__(self) -> str:
         return self._description
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an ONNX library's message, without ONNX Runtime's prefix."""
     text = str(error).strip() or type(error).__name__
     return re.sub(r"^\[ONNXRuntimeError\]\s*:\s*\d+\s*:\s*", "", text.splitlines()[0])

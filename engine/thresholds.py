@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from .. import kernels
 Group = Literal["pooled", "class", "position"]
 Unit = Literal["pixel", "image"]
 
-GROUPS = ("pooled", "class", "position")
-UNITS = ("pixel", "image")
+GROUPS: tuple[str, ...] = get_args(Group)
+UNITS: tuple[str, ...] = get_args(Unit)
 NO_CLASS = 65535
 """Class of a grid cell without a true class."""
 

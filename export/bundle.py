@@ -227,13 +227,7 @@ class Bundle:
         """Write the manifest atomically; the files must be in place already."""
         raw: dict[str, Any] = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         del raw["path"]
-        with tempfile.NamedTemporaryFile("w", dir=self.path, suffix=".tmp", delete=False, encoding="utf-8") as stream:
-            json.dump(raw, stream, indent=2)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(stream.name).chmod(0o644)
-        os.replace(stream.name, self.path / MANIFEST)
+        write_atomically(self.path / MANIFEST, (json.dumps(raw, indent=2) + "\n").encode(), sync=True)
 
     def verify(self) -> None:
         """Compare every file with its recorded hash; raise :class:`BundleError` naming the first that differs."""
@@ -280,6 +274,24 @@ def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
             raise UsageError(f"the class list {path} names an index twice")
         return names
     return dict(enumerate(lines))
+
+
+def write_atomically(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Write a file that has its name only once it is whole; ``sync`` waits until its bytes are on the disk.
+
+    Raises :class:`OSError`, with no part of the file left behind.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
+        try:
+            stream.write(data)
+            stream.flush()
+            if sync:
+                os.fsync(stream.fileno())
+            os.chmod(stream.name, 0o644)
+            os.replace(stream.name, path)
+        except BaseException:
+            Path(stream.name).unlink(missing_ok=True)
+            raise
 
 
 def sha256(path: Path) -> str:

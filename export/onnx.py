@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..engine.session import OnnxSession
+from ..engine.session import OnnxSession, first_line
 from ..errors import BundleError, UsageError
 from .bundle import Bundle, InputSpec, ModelFile, OutputSpec, Provenance, sha256
 
@@ -165,14 +165,14 @@ def _load_checked(path: Path) -> Any:
         # pyright takes the name for this very module
         graph = onnx.load_model(path, load_external_data=False)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:
-        raise BundleError(f"{path} is not an ONNX file: {_first_line(error)}") from error
+        raise BundleError(f"{path} is not an ONNX file: {first_line(error)}") from error
     if not graph.graph.node:
         raise BundleError(f"{path} is not an ONNX file with a graph (it holds no node)")
     _external_files(graph, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise BundleError(f"the ONNX checker refuses {path}: {_first_line(error)}") from error
+        raise BundleError(f"the ONNX checker refuses {path}: {first_line(error)}") from error
     return graph
 
 
@@ -305,8 +305,3 @@ def _try_out(bundle: Bundle) -> None:
         )
     if not np.isfinite(scores).all():
         raise BundleError("run once on a gray image, the model gave scores that are not finite; refused")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
