@@ -51,5 +51,5 @@ $(VENV)/.demo-ready: $(PACKAGED) | $(BIN)/python
 $(VENV)/.dev-ready: $(PACKAGED) | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null \
 	  || echo "the tests compare with PyTorch: where pip takes a CUDA build, it fetches about 3 GB once"
-	$(PIP) --editable '.[cpu,demo,train,dev]'
+	$(PIP) --editable '.[cpu,demo,export,train,dev]'
 	@touch $(VENV)/.demo-ready $@

@@ -10,13 +10,16 @@ with 2 where the call was wrong (:class:`UsageError`) and 1 where the work faile
     │   ├── TaxonomyError     the class mapping is inconsistent, or does not know a label
     │   └── MissingPackageError   an optional package is needed (names the extra to install)
     ├── BundleError           a model bundle cannot be made, read or trusted
+    │   ├── ExportError       a model cannot be exported, converted or built
+    │   └── GateError         a converted model is not the same as its original, or was not shown to be
     ├── SessionError          a model cannot be loaded or run
     ├── SourceError           a source of images cannot be listed or read at all
     ├── ImageError            one image cannot be decoded (carries a kind; recorded, the run goes on)
     ├── CalibrationError      thresholds cannot be computed
     │   └── CalibrationMismatch   a calibration was made under other conditions than it is used
-    └── StoreError            the label store cannot be opened, read or written
-        └── StoreMismatch     the store holds labels made with other options
+    ├── StoreError            the label store cannot be opened, read or written
+    │   └── StoreMismatch     the store holds labels made with other options
+    └── TrainingError         a student cannot be trained, resumed or read
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ __all__ = [
     "BundleError",
     "CalibrationError",
     "CalibrationMismatch",
+    "ExportError",
+    "GateError",
     "ImageError",
     "MaskmillError",
     "MissingPackageError",
@@ -33,6 +38,7 @@ __all__ = [
     "StoreError",
     "StoreMismatch",
     "TaxonomyError",
+    "TrainingError",
     "UsageError",
 ]
 
@@ -64,6 +70,14 @@ class MissingPackageError(UsageError, ImportError):
 
 class BundleError(MaskmillError):
     """A model bundle cannot be made, read or trusted."""
+
+
+class ExportError(BundleError):
+    """A model cannot be exported, converted to another precision or built into an engine."""
+
+
+class GateError(BundleError):
+    """A converted model differs from its original beyond tolerance, or was never shown not to."""
 
 
 class SessionError(MaskmillError):
@@ -99,3 +113,7 @@ class StoreError(MaskmillError):
 
 class StoreMismatch(StoreError):
     """The store holds labels made with other options; the message names the differences."""
+
+
+class TrainingError(MaskmillError):
+    """A student cannot be trained, resumed or read."""

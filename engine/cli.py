@@ -11,14 +11,7 @@ from typing import Any
 import typer
 
 from ..errors import UsageError
-
-
-class Provider(StrEnum):
-    """What runs the model."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
+from .cli_model import BATCH, BUNDLE, OVERLAP, PROVIDER, TAXONOMY, THREADS, TILE, Provider, open_predictor
 
 
 class Group(StrEnum):
@@ -61,14 +54,7 @@ class Weight(StrEnum):
     pcos = "pcos"
 
 
-BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
 STORE = typer.Argument(..., metavar="STORE", help="Folder of the label store.")
-TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
-PROVIDER = typer.Option(Provider.cpu, help="What runs the model; never replaced silently.")
-THREADS = typer.Option(1, min=1, help="Threads of one model call; 1 runs one image a processor.")
-BATCH = typer.Option(1, min=1, help="Images in one model call.")
-TILE = typer.Option(None, min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.")
-OVERLAP = typer.Option(0, min=0, metavar="PIXELS", help="What neighbouring tiles share.")
 WORKERS = typer.Option(None, min=1, help="Images in work at once.  [default: one a processor]")
 IDS = typer.Option(None, "--ids", metavar="FILE", help="Names of the images to use, one a line.")
 JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
@@ -148,7 +134,7 @@ def calibrate_thresholds(
     from .pipeline import default_workers
     from .sources import open_source
 
-    predictor, classes = _predictor(bundle, taxonomy, provider, threads, tile, overlap, 1)
+    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1)
     if output.suffix != ".json" or not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: the calibration must be a .json file in an existing folder")
     with display.counter("calibrating", quiet=as_json) as progress:
@@ -214,7 +200,7 @@ def label_corpus(
     if output is None and not dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    predictor, classes = _predictor(bundle, taxonomy, provider, threads, tile, overlap, batch, say=not as_json)
+    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, batch, say=not as_json)
     thresholds = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {"weight": weight.value, "weight_levels": weight_levels}
     if thresholds is not None:
@@ -337,31 +323,6 @@ def demo(
     from .demo import run_demo
 
     run_demo(output, console=Console())
-
-
-def _predictor(
-    bundle: Path,
-    taxonomy: Path | None,
-    provider: Provider,
-    threads: int,
-    tile: int | None,
-    overlap: int,
-    batch: int,
-    *,
-    say: bool = True,
-) -> tuple[Any, Any]:
-    from ..export.bundle import Bundle
-    from .predict import SemanticPredictor
-    from .session import OnnxSession
-    from .taxonomy import Taxonomy
-
-    model = Bundle.load(bundle)
-    model.verify()
-    classes = Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
-    session = OnnxSession(model, provider=provider.value, threads=threads)
-    if say:
-        typer.echo(f"{model.path}: {session}; kernels: Numba on the processor")
-    return SemanticPredictor(model, session, tile=tile, overlap=overlap, batch=batch), classes
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ Providers are chosen by name and never replaced silently: a provider that this i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,8 +46,11 @@ class Session(Protocol):
         """Threads that one call uses on the host."""
         ...
 
-    def run(self, batch: Any) -> list[Any]:
-        """Inputs (N, …) float32 → the bundle's outputs, each (N, …), in the order of ``Bundle.outputs``."""
+    def run(self, inputs: Any) -> list[Any]:
+        """Inputs (N, …) float32 → outputs, each (N, …), in the order of ``Bundle.outputs_of(role)``.
+
+        A graph with one input takes the array, one with several a mapping from their names.
+        """
         ...
 
 
@@ -58,7 +62,13 @@ class OnnxSession:
     """
 
     def __init__(
-        self, bundle: Bundle, *, provider: str = "cpu", threads: int = 1, precision: str | None = None
+        self,
+        bundle: Bundle,
+        *,
+        role: str = "model",
+        provider: str = "cpu",
+        threads: int = 1,
+        precision: str | None = None,
     ) -> None:
         if provider not in PROVIDERS:
             raise UsageError(f"provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
@@ -76,7 +86,8 @@ class OnnxSession:
                 f"ONNX Runtime {onnxruntime.__version__} here has no {provider} provider (it has {names}); "
                 "install it with: pip uninstall onnxruntime && pip install 'maskmill[gpu]'"
             )
-        path = bundle.model_path(precision=precision)
+        entry = bundle.file(role, precision)
+        path = bundle.path / entry.path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -90,9 +101,8 @@ class OnnxSession:
         used = self._session.get_providers()[0]
         if used != PROVIDERS[provider]:
             raise SessionError(f"asked for the {provider} provider, ONNX Runtime chose {used}; see its log above")
-        entry = next(file for file in bundle.files if bundle.path / file.path == path)
         self._input = bundle.input.name
-        self._outputs = [output.name for output in bundle.outputs]
+        self._outputs = [output.name for output in bundle.outputs_of(role)]
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
         self._kind = f"onnxruntime/{provider}/{entry.precision}"
         batch = self._session.get_inputs()[0].shape[0]
@@ -114,12 +124,14 @@ class OnnxSession:
         """Threads that one call uses on the host."""
         return self._threads
 
-    def run(self, batch: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Run the graph on a float32 batch (N, …) in the bundle's layout."""
+    def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the graph on a float32 batch (N, …) in the bundle's layout, or on named inputs."""
+        feeds = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
         try:
-            return self._session.run(self._outputs, {self._input: batch})
+            return self._session.run(self._outputs, dict(feeds))
         except Exception as error:
-            raise SessionError(f"the model failed on an input of shape {batch.shape}: {first_line(error)}") from error
+            shapes = ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
+            raise SessionError(f"the model failed on its input {shapes}: {first_line(error)}") from error
 
     def __repr__(self) -> str:
         return self._description

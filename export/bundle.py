@@ -38,6 +38,7 @@ _CHOICES = {
     "activation": ("softmax", "sigmoid", "none"),
     "kind": ("scores", "logits", "cam", "embedding", "masks", "mask_scores"),
     "role": ("model", "encoder", "decoder", "external-data"),
+    "signature": ("batched", "official"),
 }
 
 T = TypeVar("T")
@@ -76,12 +77,20 @@ class InputSpec:
     """Divisor after subtracting, in the order of ``channels``."""
     pad_value: float = 0.0
     """Value of padded pixels, in [0, 255] before scaling."""
+    dynamic: bool = False
+    """Whether the graph takes other heights and widths too; ``height`` and ``width`` are then what is used."""
+    multiple: int = 1
+    """What the height and width of a dynamic input must be multiples of, in pixels."""
 
     def __post_init__(self) -> None:
         for name in ("layout", "resize", "resize_filter", "channels"):
             _check_choice(name, getattr(self, name))
         if self.height < 1 or self.width < 1:
             raise UsageError(f"the input size must be at least 1x1, got {self.height}x{self.width}")
+        if self.multiple < 1 or self.height % self.multiple or self.width % self.multiple:
+            raise UsageError(
+                f"the input size must be a multiple of {self.multiple} pixels, got {self.height}x{self.width}"
+            )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
@@ -133,11 +142,38 @@ class ModelFile:
     """What the file is for."""
     precision: str = "fp32"
     """fp32, fp16, bf16, int8 or fp8."""
+    derived_from: str = ""
+    """Hash of the file that this one was converted from; empty for what the bundle was made with."""
 
     def __post_init__(self) -> None:
         _check_choice("role", self.role)
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise BundleError(f"the bundle names the file {self.path!r} outside its own folder; make the bundle again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """How points reach a promptable bundle's decoder; a prompt is a set of points on one image, and gives masks.
+
+    Points are (x, y) in pixels of the encoder's input, labels 1 on the object, 0 off it, 2 and 3 the corners of a box,
+    -1 padding. ``batched`` takes N prompts at once: the encoder's outputs by their names, each (N, …), one row a
+    prompt; ``points`` (N, P, 2) and ``labels`` (N, P), both float32. ``official`` is the signature that SAM's authors
+    export: one image, one prompt (1, P, 2), and further inputs that say there is no earlier mask.
+    """
+
+    signature: Literal["batched", "official"] = "batched"
+    """Which inputs the decoder takes."""
+    num_masks: int = 1
+    """Masks that a prompt gives, M."""
+    mask_height: int
+    """Rows of a low-resolution mask of logits, in its own pixels; it covers the whole encoder input."""
+    mask_width: int
+    """Columns of a mask."""
+
+    def __post_init__(self) -> None:
+        _check_choice("signature", self.signature)
+        if min(self.num_masks, self.mask_height, self.mask_width) < 1:
+            raise UsageError(f"a prompt gives at least one mask of 1x1, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +208,8 @@ class Bundle:
     """Class names in the order of the class axis."""
     background: int | None = None
     """Index of the background class, or None where the model has none."""
+    prompt: PromptSpec | None = None
+    """How the decoder of a ``promptable`` bundle is prompted; None for other tasks."""
     source: Provenance = field(default_factory=Provenance)
     """Where the model came from."""
     verdicts: tuple[Mapping[str, Any], ...] = ()
@@ -181,6 +219,8 @@ class Bundle:
 
     def __post_init__(self) -> None:
         _check_choice("task", self.task)
+        if (self.prompt is not None) != (self.task == "promptable"):
+            raise UsageError("a promptable bundle, and no other, says how its decoder is prompted")
         if len(set(self.classes)) != len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise UsageError(f"class names must be unique; listed more than once: {', '.join(twice)}")
@@ -216,6 +256,7 @@ class Bundle:
                 outputs=tuple(_load(OutputSpec, entry) for entry in raw["outputs"]),
                 classes=tuple(raw["classes"]),
                 background=raw["background"],
+                prompt=None if raw.get("prompt") is None else _load(PromptSpec, raw["prompt"]),
                 source=_load(Provenance, raw["source"]),
                 verdicts=tuple(raw["verdicts"]),
                 engines=tuple(raw["engines"]),
@@ -240,19 +281,40 @@ class Bundle:
                     f"{file} is not the file the bundle was made with (its hash differs); make the bundle again"
                 )
 
-    def model_path(self, role: str = "model", precision: str | None = None) -> Path:
-        """Path of the ONNX file for ``role``; the first one listed unless ``precision`` asks for another."""
+    def file(self, role: str = "model", precision: str | None = None) -> ModelFile:
+        """The ONNX file for ``role``; the first one listed unless ``precision`` asks for another."""
         for entry in self.files:
             if entry.role == role and precision in (None, entry.precision):
-                return self.path / entry.path
+                return entry
+        have = ", ".join(f"{entry.role} in {entry.precision}" for entry in self.files if entry.role != "external-data")
         wanted = f"{role} in {precision}" if precision else role
-        raise BundleError(f"{self.path} has no {wanted} file")
+        raise BundleError(f"{self.path} has no {wanted} (it has {have})")
+
+    def model_path(self, role: str = "model", precision: str | None = None) -> Path:
+        """Path of the file that :meth:`file` gives."""
+        return self.path / self.file(role, precision).path
+
+    def outputs_of(self, role: str = "model") -> tuple[OutputSpec, ...]:
+        """What the graph for ``role`` gives: of a promptable bundle its encoder's or its decoder's outputs."""
+        if self.task != "promptable":
+            return self.outputs
+        return tuple(output for output in self.outputs if (output.kind == "embedding") == (role == "encoder"))
+
+    def at_size(self, height: int, width: int) -> Bundle:
+        """The same bundle with another input size, in pixels; :class:`UsageError` where the graph has a fixed one."""
+        if not self.input.dynamic and (height, width) != (self.input.height, self.input.width):
+            raise UsageError(
+                f"{self.path} takes {self.input.height}x{self.input.width} images only, not {height}x{width}; "
+                "export the model with that size"
+            )
+        return dataclasses.replace(self, input=dataclasses.replace(self.input, height=height, width=width))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the scores: task, files, input, outputs and classes (not names or verdicts)."""
+        """Hash of what decides the scores: task, original files, input, outputs and classes."""
         raw = dataclasses.asdict(self)
-        decisive = {key: raw[key] for key in ("task", "files", "input", "outputs", "classes", "background")}
+        decisive = {key: raw[key] for key in ("task", "input", "outputs", "classes", "background", "prompt")}
+        decisive["files"] = [file for file in raw["files"] if not file["derived_from"]]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

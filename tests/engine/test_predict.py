@@ -117,7 +117,7 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_an_input_of_the_wrong_shape_names_it(tmp_path: Path) -> None:
     session = OnnxSession(color_bundle(tmp_path))
-    with pytest.raises(SessionError, match=r"failed on an input of shape \(1, 3, 5, 5\)"):
+    with pytest.raises(SessionError, match=r"failed on its input 'image' of shape \(1, 3, 5, 5\)"):
         session.run(np.zeros((1, 3, 5, 5), np.float32))
 
 

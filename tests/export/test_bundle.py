@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskmill.errors import BundleError, UsageError
-from maskmill.export.bundle import Bundle, InputSpec, read_class_names
+from maskmill.export.bundle import Bundle, InputSpec, OutputSpec, PromptSpec, read_class_names
 
 from ..models import color_bundle
 
@@ -73,7 +73,7 @@ def test_a_truncated_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_in_another_precision_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="has no model in fp16 file"):
+    with pytest.raises(BundleError, match=r"has no model in fp16 \(it has model in fp32\)"):
         color_bundle(tmp_path).model_path(precision="fp16")
 
 
@@ -106,3 +106,42 @@ def test_class_lists_come_plain_or_with_indices(tmp_path: Path) -> None:
         read_class_names(path)
     with pytest.raises(UsageError, match="cannot read the class list"):
         read_class_names(tmp_path / "none.txt")
+
+
+def test_a_conversion_does_not_change_what_a_calibration_rests_on(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path)
+    original = bundle.file()
+    converted = dataclasses.replace(original, path="model.fp16.onnx", precision="fp16", derived_from=original.sha256)
+    both = dataclasses.replace(bundle, files=(original, converted))
+    assert both.fingerprint == bundle.fingerprint
+    assert both.file() == original
+    assert both.file(precision="fp16") == converted
+
+
+def test_only_a_dynamic_input_takes_another_size(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path)
+    with pytest.raises(UsageError, match="takes 16x24 images only, not 32x48"):
+        bundle.at_size(32, 48)
+    dynamic = dataclasses.replace(bundle, input=dataclasses.replace(bundle.input, dynamic=True, multiple=8))
+    assert (dynamic.at_size(32, 48).input.height, dynamic.at_size(32, 48).input.width) == (32, 48)
+    assert dynamic.at_size(32, 48).fingerprint != dynamic.fingerprint
+    with pytest.raises(UsageError, match="a multiple of 8 pixels, got 33x48"):
+        dynamic.at_size(33, 48)
+
+
+def test_a_promptable_bundle_says_how_it_is_prompted(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path)
+    outputs = (
+        OutputSpec(name="embedding", kind="embedding", activation="none"),
+        OutputSpec(name="masks", kind="masks", activation="sigmoid"),
+        OutputSpec(name="quality", kind="mask_scores", activation="none"),
+    )
+    with pytest.raises(UsageError, match="says how its decoder is prompted"):
+        dataclasses.replace(bundle, task="promptable", outputs=outputs, classes=())
+    prompt = PromptSpec(num_masks=3, mask_height=4, mask_width=6)
+    sam = dataclasses.replace(bundle, task="promptable", outputs=outputs, classes=(), prompt=prompt)
+    sam.save()
+    again = Bundle.load(bundle.path)
+    assert again == sam
+    assert [output.name for output in again.outputs_of("encoder")] == ["embedding"]
+    assert [output.name for output in again.outputs_of("decoder")] == ["masks", "quality"]

@@ -1,0 +1,52 @@
+"""The command-line options that say what labels, and the predictor they make."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+class Provider(StrEnum):
+    """What runs the model."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
+TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
+PROVIDER = typer.Option(Provider.cpu, help="What runs the model; never replaced silently.")
+THREADS = typer.Option(1, min=1, help="Threads of one model call; 1 runs one image a processor.")
+BATCH = typer.Option(1, min=1, help="Images in one model call.")
+TILE = typer.Option(None, min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.")
+OVERLAP = typer.Option(0, min=0, metavar="PIXELS", help="What neighbouring tiles share.")
+
+
+def open_predictor(
+    bundle: Path,
+    taxonomy: Path | None,
+    provider: Provider,
+    threads: int,
+    tile: int | None,
+    overlap: int,
+    batch: int,
+    *,
+    say: bool = True,
+) -> tuple[Any, Any]:
+    """The predictor and the taxonomy that the options ask for; ``say`` prints what runs where."""
+    from ..export.bundle import Bundle
+    from .predict import SemanticPredictor
+    from .session import OnnxSession
+    from .taxonomy import Taxonomy
+
+    model = Bundle.load(bundle)
+    model.verify()
+    classes = Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+    session = OnnxSession(model, provider=provider.value, threads=threads)
+    if say:
+        typer.echo(f"{model.path}: {session}; kernels: Numba on the processor")
+    return SemanticPredictor(model, session, tile=tile, overlap=overlap, batch=batch), classes
