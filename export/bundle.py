@@ -36,7 +36,7 @@ _CHOICES = {
     "resize_filter": ("bilinear", "bicubic", "area"),
     "channels": ("RGB", "BGR"),
     "activation": ("softmax", "sigmoid", "none"),
-    "kind": ("scores", "logits", "cam", "embedding", "masks", "mask_scores"),
+    "kind": ("scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"),
     "role": ("model", "encoder", "decoder", "external-data"),
     "signature": ("batched", "official"),
 }
@@ -109,7 +109,7 @@ class OutputSpec:
 
     name: str
     """Name of the graph's output tensor."""
-    kind: Literal["scores", "logits", "cam", "embedding", "masks", "mask_scores"] = "scores"
+    kind: Literal["scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"] = "scores"
     """``scores``: per-class score maps; the other kinds belong to the cam and promptable tasks."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """What turns the stored values into scores; ``none``: they are scores already."""
