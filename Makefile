@@ -13,10 +13,10 @@ demo: $(VENV)/.demo-ready ## label the Earth: teacher, calibration, labels, pict
 	$(BIN)/maskmill demo
 
 test: $(VENV)/.dev-ready ## the whole default suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-long: $(VENV)/.dev-ready ## the longer checks as well
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
 
 check: $(VENV)/.dev-ready ## lint, format, types
 	$(BIN)/ruff check .
