@@ -119,10 +119,11 @@ class SemanticPredictor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Bundle, session kind and tiling."""
+        """Bundle, session kind, the file it runs and tiling."""
         return {
             "bundle": self.bundle.fingerprint,
             "session": self.session.kind,
+            "artefact": self.session.artefact,
             "tile": self.tile,
             "overlap": self.overlap,
         }

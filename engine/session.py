@@ -33,7 +33,15 @@ class Session(Protocol):
 
     @property
     def kind(self) -> str:
-        """Runtime, provider and precision, e.g. ``onnxruntime/cpu/fp32``; recorded with everything made from it."""
+        """``runtime/device/precision``, e.g. ``onnxruntime/cpu/fp32``; recorded with everything made from it.
+
+        A verdict of the export gate belongs to the runtime and the device that stand here.
+        """
+        ...
+
+    @property
+    def artefact(self) -> str:
+        """SHA-256 of the file that it runs: an ONNX file of the bundle, or an engine."""
         ...
 
     @property
@@ -105,6 +113,7 @@ class OnnxSession:
         self._outputs = [output.name for output in bundle.outputs_of(role)]
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
         self._kind = f"onnxruntime/{provider}/{entry.precision}"
+        self._artefact = entry.sha256
         batch = self._session.get_inputs()[0].shape[0]
         self._max_batch = batch if isinstance(batch, int) else None
         self._threads = threads
@@ -113,6 +122,11 @@ class OnnxSession:
     def kind(self) -> str:
         """Runtime, provider and precision."""
         return self._kind
+
+    @property
+    def artefact(self) -> str:
+        """SHA-256 of the ONNX file."""
+        return self._artefact
 
     @property
     def max_batch(self) -> int | None:

@@ -224,4 +224,4 @@ def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) ->
     run(bundle, photos, alpha="0.0001").save(tmp_path / "calibration.json")
     raw = json.loads((tmp_path / "calibration.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert raw["thresholds"] == ["inf"] * 3
-    assert set(raw["made_with"]) == {"bundle", "session", "tile", "overlap", "taxonomy", "kernels"}
+    assert set(raw["made_with"]) == {"bundle", "session", "artefact", "tile", "overlap", "taxonomy", "kernels"}
