@@ -145,7 +145,8 @@ def _lookup(spec: InputSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The value of every pixel level, (3, 256), and of the padding, (3,), in the model's channel order."""
     mean = np.asarray(spec.mean, dtype=np.float64)[:, None]
     std = np.asarray(spec.std, dtype=np.float64)[:, None]
-    levels = np.append(np.arange(256, dtype=np.float64), spec.pad_value)
+    padding = np.broadcast_to(np.asarray(spec.pad_value, np.float64), 3)[:, None]
+    levels = np.concatenate([np.broadcast_to(np.arange(256, dtype=np.float64), (3, 256)), padding], axis=1)
     values = ((levels * spec.scale - mean) / std).astype(np.float32)
     return np.ascontiguousarray(values[:, :256]), values[:, 256]
 

@@ -75,8 +75,11 @@ class InputSpec:
     """Subtracted after scaling, in the order of ``channels``."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divisor after subtracting, in the order of ``channels``."""
-    pad_value: float = 0.0
-    """Value of padded pixels, in [0, 255] before scaling."""
+    pad_value: float | tuple[float, float, float] = 0.0
+    """Value of padded pixels, in [0, 255] before scaling; one a channel, in the order of ``channels``, or one for all.
+
+    SAM pads after normalising, with zeros: its value is the mean of each channel.
+    """
     dynamic: bool = False
     """Whether the graph takes other heights and widths too; ``height`` and ``width`` are then what is used."""
     multiple: int = 1

@@ -265,6 +265,16 @@ def test_longest_side_pads_at_the_right_and_the_bottom(
     np.testing.assert_array_equal(tensor[padding], np.broadcast_to([6.5, 5.5, 4.5], (padding.sum(), 3)))
 
 
+@pytest.mark.parametrize(("channels", "value"), [("RGB", (1, 2, 3)), ("BGR", (3, 2, 1))])
+def test_padding_with_the_mean_of_each_channel_is_zero_after_normalising(
+    channels: str, value: tuple[int, int, int]
+) -> None:
+    chosen = spec(height=8, width=8, resize="longest-side", channels=channels, pad_value=value, mean=value)
+    tensor, _ = preprocess(np.full((4, 8, 3), 200, dtype=np.uint8), chosen)
+    np.testing.assert_array_equal(tensor[4:], np.zeros((4, 8, 3)))
+    np.testing.assert_array_equal(tensor[0, 0], 200 - np.array(value))
+
+
 def test_antialiasing_averages_what_shrinks() -> None:
     stripes = np.tile(np.array([0, 255], dtype=np.uint8)[None, :, None], (40, 40, 3))
     smooth, _ = preprocess(stripes, spec(height=10, width=10))
