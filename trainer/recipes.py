@@ -248,7 +248,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 def recipe_from_json(raw: Mapping[str, Any]) -> Recipe:
     """The inverse of :meth:`Recipe.to_json`."""
     methods = {function: type(function().method) for function in RECIPES.values()}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     values["method"] = methods[RECIPES[raw["name"]]](**raw["method"])
     return Recipe(**values)
 

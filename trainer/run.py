@@ -1,0 +1,173 @@
+"""The folder of a run: its record ``run.json`` and its checkpoints; see the package's text for the layout.
+
+::
+
+    run = Run.load("run")
+    state = read_checkpoint(best_checkpoint("run"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingPackageError, TrainingError, UsageError
+from ..export.bundle import InputSpec, write_atomically
+from .recipes import Recipe, recipe_from_json
+
+FORMAT_VERSION = 1
+RUN_FILE, LAST, BEST = "run.json", "last.pt", "best.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is trained: all that decides the student, and what is needed to use it."""
+
+    recipe: Recipe
+    """The whole recipe."""
+    classes: tuple[str, ...]
+    """Names of the K classes."""
+    background: int | None
+    """Index of the background class, or None."""
+    labels: Mapping[int, int]
+    """Label index of the labelled folder → class, -1 for labels to ignore."""
+    input: InputSpec
+    """How an image becomes the student's input."""
+    data: Mapping[str, Any]
+    """What it is trained on: the sources as given, the stores' own records, and how many images."""
+    versions: Mapping[str, str]
+    """Versions of maskmill and torch."""
+
+    @property
+    def ignore(self) -> int:
+        """Index of pixels without a label: 255, or 65535 beyond 255 classes."""
+        return 255 if len(self.classes) <= 255 else 65535
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        raw = {
+            "format_version": FORMAT_VERSION,
+            "recipe": self.recipe.to_json(),
+            "model": {"name": self.recipe.model, "options": dict(self.recipe.model_options)},
+            "classes": list(self.classes),
+            "background": self.background,
+            "ignore": self.ignore,
+            "labels": {str(index): target for index, target in sorted(self.labels.items())},
+            "input": dataclasses.asdict(self.input),
+            "data": dict(self.data),
+            "versions": dict(self.versions),
+        }
+        return json.loads(json.dumps(raw))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``run.json`` atomically, making the folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / RUN_FILE, (json.dumps(self.to_json(), indent=2) + "\n").encode(), sync=True)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Run:
+        """Read ``run.json``; raises :class:`TrainingError` where there is none that this program can read."""
+        path = Path(folder) / RUN_FILE
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            version = raw["format_version"]
+        except FileNotFoundError:
+            raise TrainingError(f"{folder} is not a training run: it has no {RUN_FILE}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"cannot read {path}: {error}") from error
+        if version != FORMAT_VERSION:
+            raise TrainingError(f"{path} has format version {version}, this maskmill reads {FORMAT_VERSION}")
+        spec: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in raw["input"].items()
+        }
+        return cls(
+            recipe=recipe_from_json(raw["recipe"]),
+            classes=tuple(raw["classes"]),
+            background=raw["background"],
+            labels={int(index): target for index, target in raw["labels"].items()},
+            input=InputSpec(**spec),
+            data=raw["data"],
+            versions=raw["versions"],
+        )
+
+
+def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """``best.pt``, or ``last.pt`` where there was no validation; raises :class:`TrainingError` where neither is."""
+    for name in (BEST, LAST):
+        if (path := Path(folder) / name).is_file():
+            return path
+    raise TrainingError(f"{folder} has no checkpoint yet; train it first")
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint that has its name only once it is whole and on the disk."""
+    torch = import_torch()
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    try:
+        write_atomically(path, buffer.getvalue(), sync=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
+
+
+def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint: tensors on ``device`` and plain data. Raises :class:`TrainingError`."""
+    torch = import_torch()
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise TrainingError(f"there is no checkpoint {path}") from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise TrainingError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights to use of a checkpoint: the moving average where the recipe keeps one."""
+    return state["model"] if state["ema"] is None else state["ema"]
+
+
+def import_torch() -> Any:
+    """``torch``, or a :class:`MissingPackageError` that says how to install it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError("torch", "train", "training") from error
+    return torch
+
+
+def run_differences(stored: Run, wanted: Run) -> list[str]:
+    """What differs between two runs' records, ``key: stored there, wanted now``; versions may differ."""
+    before, now = dict(_leaves("", stored.to_json())), dict(_leaves("", wanted.to_json()))
+    keys = [key for key in dict.fromkeys([*before, *now]) if not key.startswith("versions.")]
+    return [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys if before.get(key) != now.get(key)
+    ]
+
+
+def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        return [leaf for key in value for leaf in _leaves(f"{prefix}.{key}" if prefix else str(key), value[key])]
+    return [(prefix, value)]
+
+
+def open_run(folder: Path, wanted: Run) -> bool:
+    """Start or continue ``wanted`` in a folder; True where it holds a checkpoint to go on from.
+
+    Raises :class:`UsageError` where the folder holds another run or other things.
+    """
+    if (folder / RUN_FILE).is_file():
+        if differences := run_differences(Run.load(folder), wanted):
+            shown = "; ".join(differences[:5])
+            raise UsageError(f"{folder} holds another run ({shown}); use the same options, or another folder")
+        return (folder / LAST).is_file()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty and not a training run; choose a new folder")
+    wanted.save(folder)
+    return False
