@@ -148,7 +148,7 @@ def test_a_calibration_made_with_another_model_is_refused(bundle: Bundle, tmp_pa
 class _Failing:
     """A session that fails at the nth image."""
 
-    kind, max_batch, threads = "failing", 1, 1
+    kind, artefact, max_batch, threads = "failing", "", 1, 1
 
     def __init__(self, bundle: Bundle, after: int) -> None:
         self._session, self._left = OnnxSession(bundle), after
