@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..engine.session import OnnxSession, first_line
+from ..engine.session import OnnxSession
 from ..errors import BundleError, UsageError
-from .bundle import Bundle, InputSpec, ModelFile, OutputSpec, Provenance, sha256
+from .bundle import Bundle, InputSpec, OutputSpec, Provenance
+from .onnx_graph import external_files, image_input, load_checked, shape_of
+from .staging import copy_model, staged
 
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic", 4: "area"}
 
@@ -65,32 +65,16 @@ def bundle_from_onnx(
     source, folder = Path(model), Path(output)
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
-    graph = _load_checked(source)
-    name, size = _check_input(graph, layout, size)
+    graph = load_checked(source)
+    name, size = image_input(graph, layout, size)
     spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **preprocessing)
     scores = _score_output(graph, output_name)
     class_axis = _class_axis(scores, len(classes), layout)
     _check_activation(graph, scores.name, activation)
     if background is not None and background not in classes:
         raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        target = staging / "model.onnx"
-        shutil.copyfile(source, target)
-        files = [ModelFile(path=target.name, sha256=sha256(target), bytes=target.stat().st_size)]
-        for data in _external_files(graph, source):
-            copy = staging / data.relative_to(source.parent)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(data, copy)
-            files.append(
-                ModelFile(
-                    path=copy.relative_to(staging).as_posix(),
-                    sha256=sha256(copy),
-                    bytes=copy.stat().st_size,
-                    role="external-data",
-                )
-            )
+    with staged(folder) as staging:
+        files = copy_model(source, external_files(graph, source), staging)
         bundle = Bundle(
             path=staging,
             task="semantic",
@@ -103,11 +87,6 @@ def bundle_from_onnx(
         )
         _try_out(bundle)
         bundle.save()
-        staging.chmod(0o755)
-        os.replace(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return Bundle.load(folder)
 
 
@@ -156,94 +135,6 @@ def preprocessing_from_config(path: str | os.PathLike[str]) -> tuple[dict[str, A
     return fields, size
 
 
-def _load_checked(path: Path) -> Any:
-    import onnx.checker
-
-    if not path.is_file():
-        raise UsageError(f"the model {path} does not exist")
-    try:
-        # pyright takes the name for this very module
-        graph = onnx.load_model(path, load_external_data=False)  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:
-        raise BundleError(f"{path} is not an ONNX file: {first_line(error)}") from error
-    if not graph.graph.node:
-        raise BundleError(f"{path} is not an ONNX file with a graph (it holds no node)")
-    _external_files(graph, path)
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        raise BundleError(f"the ONNX checker refuses {path}: {first_line(error)}") from error
-    return graph
-
-
-def _external_files(graph: Any, path: Path) -> list[Path]:
-    """Files with the graph's external data; raises where one would lie outside the model's folder."""
-    folder = path.parent.resolve()
-    found: list[Path] = []
-    for tensor in _tensors(graph):
-        if tensor.data_location != 1:  # TensorProto.EXTERNAL
-            continue
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        file = path.parent / location
-        inside = location and not Path(location).is_absolute() and file.resolve().is_relative_to(folder)
-        if not inside:
-            raise BundleError(
-                f"{path} keeps the weights {tensor.name!r} at {location!r}, outside its own folder; refused. "
-                "Save the model with external data beside it"
-            )
-        if not file.is_file():
-            raise BundleError(f"{path} needs its external data {file}, which does not exist")
-        if file not in found:
-            found.append(file)
-    return found
-
-
-def _tensors(graph: Any) -> list[Any]:
-    """Every tensor a model stores, in initializers and attributes, subgraphs included."""
-    tensors, pending = [], [graph.graph]
-    while pending:
-        part = pending.pop()
-        tensors.extend(part.initializer)
-        for node in part.node:
-            for attribute in node.attribute:
-                tensors.extend([attribute.t] if attribute.HasField("t") else [])
-                tensors.extend(attribute.tensors)
-                pending.extend([attribute.g] if attribute.HasField("g") else [])
-                pending.extend(attribute.graphs)
-    return tensors
-
-
-def _shape(value: Any) -> list[int | None]:
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-
-
-def _check_input(graph: Any, layout: str, size: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
-    stored = {tensor.name for tensor in graph.graph.initializer}
-    inputs = [value for value in graph.graph.input if value.name not in stored]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise BundleError(f"a semantic model takes one input, an image; this graph takes {len(inputs)} ({names})")
-    value, shape = inputs[0], _shape(inputs[0])
-    if value.type.tensor_type.elem_type != 1:  # TensorProto.FLOAT
-        raise BundleError(f"the input {value.name!r} must be float32; export the model with a float32 input")
-    if len(shape) != 4:
-        raise BundleError(f"the input {value.name!r} has {len(shape)} axes; an image batch has four ({layout})")
-    channels, height, width = (shape[1], shape[2], shape[3]) if layout == "NCHW" else (shape[3], shape[1], shape[2])
-    if channels not in (None, 3):
-        other = "NHWC" if layout == "NCHW" else "NCHW"
-        raise UsageError(
-            f"the input {value.name!r} has shape {shape}, so in {layout} it takes {channels} channels instead of 3; "
-            f"is its layout {other}?"
-        )
-    if size is None:
-        if height is None or width is None:
-            raise UsageError(f"the input {value.name!r} has no fixed size {shape}; give --size HEIGHTxWIDTH")
-        return value.name, (height, width)
-    if (height or size[0], width or size[1]) != tuple(size):
-        raise UsageError(f"the graph takes {height}x{width} images (height x width), not {size[0]}x{size[1]}")
-    return value.name, size
-
-
 def _score_output(graph: Any, wanted: str | None) -> Any:
     outputs = {value.name: value for value in graph.graph.output}
     names = ", ".join(outputs)
@@ -257,7 +148,7 @@ def _score_output(graph: Any, wanted: str | None) -> Any:
 
 
 def _class_axis(value: Any, num_classes: int, layout: str) -> int:
-    shape = _shape(value)
+    shape = shape_of(value)
     if value.type.tensor_type.elem_type not in (1, 10, 16):  # FLOAT, FLOAT16, BFLOAT16
         raise BundleError(
             f"the output {value.name!r} is not floating point: it holds labels, and calibration needs scores; "
