@@ -1,8 +1,8 @@
-"""Run a bundle's graph: the session protocol, and ONNX Runtime behind it.
+"""Run a bundle's graph: the session protocol, the one place where a runtime is chosen, and ONNX Runtime.
 
 A session takes a batch of prepared inputs and gives the graph's outputs; it knows nothing of images or classes::
 
-    session = OnnxSession(Bundle.load("deeplab"), provider="cpu")
+    session = open_session(Bundle.load("deeplab"), provider="cpu")
     (scores,) = session.run(batch)
 
 Providers are chosen by name and never replaced silently: a provider that this installation lacks is an error.
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingPackageError, SessionError, UsageError
 from ..export.bundle import Bundle
+from .binding import is_device_array, run_on_device
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -26,6 +27,9 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 """Names on the command line → ONNX Runtime's names."""
+
+RUNTIMES = (*PROVIDERS, "engine", "openvino")
+"""What :func:`open_session` can run a bundle with; ``engine`` is a TensorRT engine that ``maskmill build`` made."""
 
 
 class Session(Protocol):
@@ -57,9 +61,35 @@ class Session(Protocol):
     def run(self, inputs: Any) -> list[Any]:
         """Inputs (N, …) float32 → outputs, each (N, …), in the order of ``Bundle.outputs_of(role)``.
 
-        A graph with one input takes the array, one with several a mapping from their names.
+        A graph with one input takes the array, one with several a mapping from their names. Sessions on a GPU take
+        CuPy arrays too: the outputs then stay on the device, ordered with CuPy's current stream.
         """
         ...
+
+
+def open_session(
+    bundle: Bundle,
+    *,
+    role: str = "model",
+    provider: str = "cpu",
+    threads: int = 1,
+    precision: str | None = None,
+    allow_unverified: bool = False,
+) -> Session:
+    """The session that runs a bundle's graph for ``role`` with ``provider``, one of :data:`RUNTIMES`.
+
+    ``precision`` picks among the bundle's files or engines, the first listed where None. An engine that never passed
+    the gate on this device is refused unless ``allow_unverified``.
+
+    Raises :class:`SessionError`, :class:`GateError`, :class:`MissingPackageError`; :class:`UsageError` for other names.
+    """
+    if provider in PROVIDERS:
+        return OnnxSession(bundle, role=role, provider=provider, threads=threads, precision=precision)
+    if provider == "openvino":
+        from .openvino import OpenVINOSession
+
+        return OpenVINOSession(bundle, role=role, threads=threads, precision=precision)
+    raise UsageError(f"provider must be one of {', '.join(RUNTIMES)}, got {provider!r}")
 
 
 class OnnxSession:
@@ -102,7 +132,7 @@ class OnnxSession:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=[PROVIDERS[provider]]
+                str(path), sess_options=options, providers=_with_options(provider, bundle)
             )
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
@@ -140,15 +170,35 @@ class OnnxSession:
 
     def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run the graph on a float32 batch (N, …) in the bundle's layout, or on named inputs."""
-        feeds = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
+        feeds = dict(inputs) if isinstance(inputs, Mapping) else {self._input: inputs}
         try:
-            return self._session.run(self._outputs, dict(feeds))
+            if any(is_device_array(array) for array in feeds.values()):
+                return run_on_device(self._session, feeds, self._outputs)
+            return self._session.run(self._outputs, feeds)
         except Exception as error:
             shapes = ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
             raise SessionError(f"the model failed on its input {shapes}: {first_line(error)}") from error
 
     def __repr__(self) -> str:
         return self._description
+
+
+def _with_options(provider: str, bundle: Bundle) -> list[Any]:
+    """ONNX Runtime's providers with their options; TensorRT's engines and timings are kept in the bundle's folder.
+
+    What TensorRT cannot take goes to CUDA: both are the device that was asked for.
+    """
+    if provider != "tensorrt":
+        return [PROVIDERS[provider]]
+    cache = bundle.path / "engines" / "onnxruntime"
+    cache.mkdir(parents=True, exist_ok=True)
+    options = {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache),
+    }
+    return [(PROVIDERS[provider], options), PROVIDERS["cuda"]]
 
 
 def first_line(error: Exception) -> str:
