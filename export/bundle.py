@@ -191,6 +191,8 @@ class Provenance:
     """Hash of the weights it was made from."""
     licence: str = ""
     """Licence of the weights."""
+    exporter: str = ""
+    """What made the graphs and their ONNX opset, e.g. ``torch 2.13.0, transformers 5.24.0, opset 20``."""
 
 
 @dataclass(frozen=True, kw_only=True)
