@@ -1,0 +1,111 @@
+"""Students: what is trained, by name, and what a finished run holds.
+
+::
+
+    model = build_model("lite0", num_classes=21)
+    logits = model(images)                  # (N, 3, H, W) float32, normalised → (N, 21, h, w)
+    student = load_run("run")
+    student.module, student.classes, student.input
+
+Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2`` and ``deeplabv3plus-mobilenetv2``
+(transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:factory`` for any function of
+your own that takes the number of classes, and options, and returns a ``torch.nn.Module``.
+
+A model is ``decode(encode(images))`` with a list of feature maps between, knows its ``backbone_parameters()`` and
+``head_parameters()``, how an image becomes its input, ``input_spec(height, width)``, and the ``options`` that make it
+again with ``pretrained=False`` and without anything being fetched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TrainingError, UsageError
+from ..export.bundle import InputSpec
+from .networks import lite0, tiny
+from .run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_BUILT_IN = {"lite0": lite0, "tiny": tiny}
+
+
+def build_model(name: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
+    """A new student for ``num_classes`` classes; its head is random, its backbone pretrained where ``pretrained``.
+
+    Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
+    """
+    import_torch()
+    if num_classes < 2:
+        raise UsageError(f"a student needs at least 2 classes, got {num_classes}")
+    factory = _BUILT_IN.get(name)
+    if factory is None:
+        raise UsageError(f"there is no model {name!r}; known are {', '.join(_BUILT_IN)} and package.module:factory")
+    try:
+        return factory(num_classes, pretrained=pretrained, **options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise UsageError(f"the model {name} does not take these options: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A trained network and what is needed to use it."""
+
+    module: nn.Module
+    """In evaluation mode: images (N, 3, H, W) float32, as ``input`` makes them → logits (N, K, h, w)."""
+    classes: tuple[str, ...]
+    """Names of the K classes, in the order of the class axis."""
+    background: int | None
+    """Index of the background class, or None."""
+    input: InputSpec
+    """How an image becomes the input."""
+    run: Run
+    """The record of its training."""
+
+
+def load_run(path: str | os.PathLike[str]) -> Student:
+    """The student of a run: the best checkpoint where there was validation, else the last.
+
+    Raises :class:`TrainingError` where the folder holds no run, no checkpoint, or one of another network.
+    """
+    run = Run.load(path)
+    file = best_checkpoint(path)
+    module = build_model(run.recipe.model, len(run.classes), pretrained=False, **run.recipe.model_options)
+    try:
+        module.load_state_dict(dict(student_state(read_checkpoint(file))))
+    except RuntimeError as error:
+        raise TrainingError(f"{file} does not hold the weights of {run.recipe.model}: {error}") from error
+    return Student(module=module.eval(), classes=run.classes, background=run.background, input=run.input, run=run)
+
+
+@contextmanager
+def keep_batchnorm(model: nn.Module) -> Iterator[None]:
+    """Normalise by the batch in training mode as ever, and leave the running statistics as they are."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Normalise by the running statistics, which stay, and train neither scale nor shift; call after ``train()``."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.eval()
+            for parameter in layer.parameters():
+                parameter.requires_grad_(False)
