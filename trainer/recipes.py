@@ -186,6 +186,41 @@ class Recipe:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A run of steps with the same losses."""
+
+    objective: Literal["labels", "self_reliance", "consistency", "segments"]
+    """Function of :mod:`maskmill.trainer.objectives` that gives the losses."""
+    start: int
+    """First step."""
+    stop: int
+    """Step after the last one."""
+    draws: Mapping[str, int]
+    """Images a step, over all processes, of each stream (:data:`maskmill.trainer.data.STREAMS`)."""
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a recipe, which follow on one another from step 0 to the last."""
+    method, half = recipe.method, recipe.labelled or max(1, recipe.batch // 2)
+    both = {"labelled": half, "unlabelled": recipe.batch - half}
+    if recipe.labelled is None:
+        with_labels = {"union": recipe.batch}
+    else:
+        with_labels = {"labelled": recipe.labelled, "stored": recipe.batch - recipe.labelled}
+    if isinstance(method, Csl):
+        return (Stage(objective="consistency", start=0, stop=recipe.steps, draws=both),)
+    if isinstance(method, S2c):
+        return (Stage(objective="segments", start=0, stop=recipe.steps, draws=with_labels),)
+    if isinstance(method, ConformalSam):
+        turn = recipe.steps - round(recipe.steps * method.self_reliance)
+        return (
+            Stage(objective="labels", start=0, stop=turn, draws=with_labels),
+            Stage(objective="self_reliance", start=turn, stop=recipe.steps, draws=both),
+        )
+    return (Stage(objective="labels", start=0, stop=recipe.steps, draws=with_labels),)
+
+
 def supervised(**settings: Any) -> Recipe:
     """Labels as they are: of the labelled images alone, or with label stores, whose weights are not used."""
     return Recipe(name="supervised", method=Supervised(), **settings)

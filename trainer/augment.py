@@ -1,0 +1,165 @@
+"""Augmentation of one image on the processor that decoded it: geometry for image and maps together, then colors.
+
+::
+
+    moved = draw_move(rng, image.shape[:2], crop=256, scale=(0.5, 2.0), flip=0.5)
+    view = move_image(image, moved)                       # (256, 256, 3) uint8
+    label = move_map(label, moved, fill=ignore)           # (256, 256), nearest neighbour
+    strong = strong_view(view, rng)
+
+Everything random comes from the generator that is passed in, so that a sample depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageFilter
+
+PADDING = (124, 116, 104)
+"""RGB of pixels outside the image: ImageNet's mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A scale, a square crop and a flip, applied in this order; the crop is padded at the right and the bottom."""
+
+    size: tuple[int, int]
+    """(height, width) of the scaled image, in pixels."""
+    top: int
+    """First row of the crop in the scaled image."""
+    left: int
+    """First column of the crop."""
+    crop: int
+    """Side of the crop, in pixels."""
+    flip: bool
+    """Whether the crop is mirrored, left to right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorSettings:
+    """How strongly colors change; the defaults are those of UniMatch, which CSL builds on."""
+
+    brightness: float = 0.5
+    """Factor from 1 - b to 1 + b."""
+    contrast: float = 0.5
+    """Factor of the distance from the mean gray."""
+    saturation: float = 0.5
+    """Factor of the distance from the pixel's own gray."""
+    hue: float = 0.25
+    """Largest shift, in turns of the color circle."""
+    jitter: float = 0.8
+    """Probability of the four changes above, which are made in random order."""
+    gray: float = 0.2
+    """Probability of losing all color."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur with sigma from 0.1 to 2 pixels."""
+
+
+STRONG = ColorSettings()
+COVERED = ColorSettings(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, gray=0.0)
+"""Milder, and never gray: of images that trusted mask perturbation covers."""
+
+
+def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[float, float], flip: float) -> Move:
+    """Draw a scale in a range, the place of a square crop and a flip for an image of ``size`` (H, W)."""
+    factor = rng.uniform(*scale)
+    height, width = (max(1, round(length * factor)) for length in size)
+    return Move(
+        size=(height, width),
+        top=int(rng.integers(0, max(height - crop, 0) + 1)),
+        left=int(rng.integers(0, max(width - crop, 0) + 1)),
+        crop=crop,
+        flip=bool(rng.random() < flip),
+    )
+
+
+def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] = PADDING) -> NDArray[np.uint8]:
+    """Scale (bilinear, by areas when shrinking), crop and flip an image (H, W, 3) uint8 → (crop, crop, 3)."""
+    shrinks = move.size[0] < image.shape[0] or move.size[1] < image.shape[1]
+    return _move(image, move, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR, fill)
+
+
+def move_map(values: NDArray[Any], move: Move, fill: int) -> NDArray[Any]:
+    """The same for a class or weight map (H, W) uint8 or uint16, by nearest neighbour → (crop, crop)."""
+    return _move(values, move, cv2.INTER_NEAREST_EXACT, fill)
+
+
+def _move(array: NDArray[Any], move: Move, interpolation: int, fill: Any) -> NDArray[Any]:
+    height, width = move.size
+    if (height, width) != array.shape[:2]:
+        array = cv2.resize(array, (width, height), interpolation=interpolation)
+    array = array[move.top : move.top + move.crop, move.left : move.left + move.crop]
+    moved = np.full((move.crop, move.crop, *array.shape[2:]), fill, array.dtype)
+    moved[: array.shape[0], : array.shape[1]] = array
+    return moved[:, ::-1] if move.flip else moved
+
+
+def inside(move: Move) -> NDArray[np.bool_]:
+    """(crop, crop) bool: the pixels that show the image, not its padding."""
+    found = np.zeros((move.crop, move.crop), np.bool_)
+    found[: move.size[0] - move.top, : move.size[1] - move.left] = True
+    return found[:, ::-1] if move.flip else found
+
+
+def recolor(image: NDArray[np.uint8], rng: Generator, settings: ColorSettings = STRONG) -> NDArray[np.uint8]:
+    """Jitter, gray and blur an image (H, W, 3) uint8, each with its probability."""
+    picture = Image.fromarray(image)
+    if rng.random() < settings.jitter:
+        picture = _jitter(picture, rng, settings)
+    if rng.random() < settings.gray:
+        picture = picture.convert("L").convert("RGB")
+    if rng.random() < settings.blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+    return np.asarray(picture)
+
+
+def _jitter(picture: Image.Image, rng: Generator, settings: ColorSettings) -> Image.Image:
+    enhancers = {
+        ImageEnhance.Brightness: settings.brightness,
+        ImageEnhance.Contrast: settings.contrast,
+        ImageEnhance.Color: settings.saturation,
+    }
+    changes = [*enhancers, None]
+    for index in rng.permutation(len(changes)):
+        enhancer = changes[index]
+        if enhancer is None:
+            picture = _turn_hue(picture, rng.uniform(-settings.hue, settings.hue))
+        else:
+            strength = enhancers[enhancer]
+            picture = enhancer(picture).enhance(rng.uniform(1 - strength, 1 + strength))
+    return picture
+
+
+def _turn_hue(picture: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = picture.convert("HSV").split()
+    shift = round(turns * 256)
+    hue = hue.point([(level + shift) % 256 for level in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+def draw_cutmix_box(rng: Generator, size: int, probability: float) -> tuple[int, int, int, int]:
+    """The part that CutMix takes from another image: (top, left, bottom, right) in pixels, empty where it is not done.
+
+    Its area is 2 % to 40 % of the square, its aspect ratio 0.3 to 1/0.3, as in UniMatch.
+    """
+    if rng.random() >= probability:
+        return 0, 0, 0, 0
+    area = rng.uniform(0.02, 0.4) * size * size
+    while True:
+        aspect = rng.uniform(0.3, 1 / 0.3)
+        width, height = int((area / aspect) ** 0.5), int((area * aspect) ** 0.5)
+        top, left = int(rng.integers(0, size)), int(rng.integers(0, size))
+        if top + height <= size and left + width <= size:
+            return top, left, top + height, left + width
+
+
+def draw_cells(rng: Generator, size: int, *, cell: int, cover: float) -> NDArray[np.bool_]:
+    """A grid of about ``size / cell`` cells a side, bool (g, g), each covered with the probability ``cover``."""
+    side = max(1, round(size / cell))
+    return rng.random((side, side)) < cover
