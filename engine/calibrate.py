@@ -37,7 +37,6 @@ from ..export.bundle import write_atomically
 from ..kernels.decode import RULES
 from ..kernels.types import Activation, Rule
 from .coverage import CoverageReport, SampleSpill
-from .images import decode_image
 from .labelled import LabelFolder, read_label_map, select_ids
 from .predict import Predictor, ScoreMap
 from .select import resample_nearest
@@ -49,8 +48,6 @@ from .workers import ordered_map
 FORMAT_VERSION = 1
 DEFAULT_GRID = (512, 512)
 DEFAULT_FOLDS = 5
-KERNELS = "cpu"
-"""Form of the kernels that decode scores on this path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +144,7 @@ class Calibration:
 
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
     """What a calibration holds under: the predictor's settings, the taxonomy and the kernel form."""
-    return {**predictor.settings, "taxonomy": taxonomy.fingerprint, "kernels": KERNELS}
+    return {**predictor.settings, "taxonomy": taxonomy.fingerprint, "kernels": predictor.place.form}
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,7 @@ def calibrate(
     def score(pair: tuple[Item, Path]) -> _Scored:
         item, label_path = pair
         try:
-            image = decode_image(source.read(item))
+            image = predictor.place.decode(source.read(item))
         except ImageError as error:
             raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; mend it or leave it out") from error
         truth = taxonomy.encode(read_label_map(label_path), str(label_path))
@@ -231,7 +228,7 @@ def calibrate(
         if position:
             truth = resample_nearest(truth, grid)
         scores = true_scores(score_map, truth, taxonomy)
-        return _Scored(score_map, (size[0], size[1]), truth, scores)
+        return _Scored(score_map.on_host(), (size[0], size[1]), truth, scores)
 
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
@@ -284,19 +281,21 @@ def calibrate(
 
 def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.float32]:
     """Nonconformity score of every pixel's true class (H, W) float32, NaN where ``truth`` is the ignore index."""
-    stats = kernels.class_stats(
-        score_map.scores,
-        truth.shape,
-        layout=score_map.layout,
-        activation=score_map.activation,
-        groups=taxonomy.groups,
-        num_targets=taxonomy.num_targets,
-        region=score_map.region,
-        truth=truth,
-        ignore=taxonomy.ignore_index,
-        outputs=("true_score",),
-    )
-    return stats.true_score
+    place = score_map.place
+    with place.queue():
+        stats = kernels.class_stats(
+            score_map.scores,
+            truth.shape,
+            layout=score_map.layout,
+            activation=score_map.activation,
+            groups=taxonomy.groups,
+            num_targets=taxonomy.num_targets,
+            region=score_map.region,
+            truth=place.xp.asarray(truth),
+            ignore=taxonomy.ignore_index,
+            outputs=("true_score",),
+        )
+        return place.download(stats.true_score)[0]
 
 
 def _parse_alpha(alpha: str | float) -> Fraction:

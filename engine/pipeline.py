@@ -25,7 +25,6 @@ import numpy as np
 from ..errors import ImageError, UsageError
 from .calibrate import Calibration, conditions
 from .flow import Flow
-from .images import decode_image
 from .png import encode_png
 from .predict import Predictor, ScoreMap
 from .progress import Progress
@@ -227,7 +226,7 @@ class _Run:
                 self._claimed.add(id)
             if known:
                 return _Job(item=item, id=id, num_bytes=num_bytes)
-            prepared = self._predictor.prepare(decode_image(data, **self._decode_options))
+            prepared = self._predictor.prepare(self._predictor.place.decode(data, **self._decode_options))
         except ImageError as error:
             return _Job(item=item, id=id, num_bytes=num_bytes, error=error)
         return _Job(item=item, id=id, num_bytes=num_bytes, prepared=prepared)

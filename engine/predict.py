@@ -10,7 +10,7 @@ A score map stays at the model's own resolution; decoding to the image's size ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import SessionError, UsageError
 from ..export.bundle import Bundle
 from ..kernels.types import Activation, Layout
-from .images import preprocess
+from .place import HOST, Place
 from .session import Session
 
 
@@ -37,6 +37,14 @@ class ScoreMap:
     """(height, width) of the image, in pixels."""
     region: tuple[float, float, float, float]
     """(y0, x0, y1, x1) in score-map pixels: the part that covers the image."""
+    place: Place = HOST
+    """Where ``scores`` lies."""
+
+    def on_host(self) -> ScoreMap:
+        """The same map with its scores in main memory."""
+        with self.place.queue():
+            (scores,) = self.place.download(self.scores)
+        return replace(self, scores=scores, place=HOST)
 
     def __repr__(self) -> str:
         return (
@@ -49,8 +57,8 @@ class ScoreMap:
 class Prepared:
     """One image, ready for the session."""
 
-    tensors: tuple[NDArray[np.float32], ...]
-    """Inputs without the batch axis, one a tile."""
+    tensors: tuple[Any, ...]
+    """Inputs without the batch axis, one a tile, float32, where the predictor's place is."""
     size: tuple[int, int]
     """(height, width) of the image."""
     covers: tuple[float, float]
@@ -79,8 +87,13 @@ class Predictor(Protocol):
         """Threads that one ``run`` uses on the host."""
         ...
 
-    def prepare(self, image: NDArray[np.uint8]) -> Any:
-        """HWC uint8 RGB → what ``run`` takes."""
+    @property
+    def place(self) -> Place:
+        """Where images are decoded and scores lie."""
+        ...
+
+    def prepare(self, image: Any) -> Any:
+        """HWC uint8 RGB, on the host or in ``place`` → what ``run`` takes."""
         ...
 
     def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
@@ -100,10 +113,19 @@ class SemanticPredictor:
         Tiles are blended with weights that fall linearly across the overlap, on a grid as fine as the model's output.
     batch
         Images that the pipeline hands over together (a bundle with a fixed batch of 1 runs them one by one).
+    place
+        Where images and scores lie; the session must take arrays from there.
     """
 
     def __init__(
-        self, bundle: Bundle, session: Session, *, tile: int | None = None, overlap: int = 0, batch: int = 1
+        self,
+        bundle: Bundle,
+        session: Session,
+        *,
+        tile: int | None = None,
+        overlap: int = 0,
+        batch: int = 1,
+        place: Place = HOST,
     ) -> None:
         if bundle.task != "semantic":
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; labelling by class scores needs a semantic one")
@@ -116,6 +138,7 @@ class SemanticPredictor:
         self.tile = tile
         self.overlap = overlap if tile is not None else 0
         self._batch = batch
+        self._place = place
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -138,12 +161,17 @@ class SemanticPredictor:
         """Threads that one ``run`` uses on the host: the session's."""
         return self.session.threads
 
+    @property
+    def place(self) -> Place:
+        """Where images are decoded and scores lie."""
+        return self._place
+
     def predict(self, image: NDArray[np.uint8]) -> ScoreMap:
         """Scores of one image, HWC uint8 RGB."""
         return self.run([self.prepare(image)])[0]
 
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """Cut, resize and normalise one image, HWC uint8 RGB."""
+    def prepare(self, image: Any) -> Prepared:
+        """Cut, resize and normalise one image, HWC uint8 RGB, on the host or in ``place``."""
         height, width = image.shape[:2]
         tile = (height, width) if self.tile is None else (min(height, self.tile), min(width, self.tile))
         corners = [
@@ -152,9 +180,11 @@ class SemanticPredictor:
             for left in _starts(width, tile[1], self.overlap)
         ]
         tensors, covers = [], (1.0, 1.0)
-        for top, left in corners:
-            tensor, covers = preprocess(image[top : top + tile[0], left : left + tile[1]], self.bundle.input)
-            tensors.append(tensor)
+        with self.place.queue():
+            for top, left in corners:
+                window = image[top : top + tile[0], left : left + tile[1]]
+                tensor, covers = self.place.preprocess(window, self.bundle.input)
+                tensors.append(tensor)
         return Prepared(tensors=tuple(tensors), size=(height, width), covers=covers, tile=tile, corners=tuple(corners))
 
     def run(self, prepared: Sequence[Prepared]) -> list[ScoreMap]:
@@ -162,21 +192,22 @@ class SemanticPredictor:
         tensors = [tensor for image in prepared for tensor in image.tensors]
         limit = self.session.max_batch or max(self._batch, 1)
         scores: list[Any] = []
-        for start in range(0, len(tensors), limit):
-            chunk = tensors[start : start + limit]
-            batch = chunk[0][None] if len(chunk) == 1 else np.stack(chunk)
-            scores.extend(self._scores(batch))
-        maps, start = [], 0
-        for image in prepared:
-            end = start + len(image.tensors)
-            maps.append(self._assemble(image, scores[start:end]))
-            start = end
+        with self.place.queue():
+            for start in range(0, len(tensors), limit):
+                chunk = tensors[start : start + limit]
+                batch = chunk[0][None] if len(chunk) == 1 else self.place.xp.stack(chunk)
+                scores.extend(self._scores(batch))
+            maps, start = [], 0
+            for image in prepared:
+                end = start + len(image.tensors)
+                maps.append(self._assemble(image, scores[start:end]))
+                start = end
         return maps
 
-    def _scores(self, batch: NDArray[np.float32]) -> list[Any]:
-        num = len(batch)
+    def _scores(self, batch: Any) -> list[Any]:
+        num, xp = len(batch), self.place.xp
         if (fixed := self.session.max_batch) and num < fixed:
-            batch = np.concatenate([batch, np.zeros((fixed - num, *batch.shape[1:]), batch.dtype)])
+            batch = xp.concatenate([batch, xp.zeros((fixed - num, *batch.shape[1:]), batch.dtype)])
         output = self.session.run(batch)[0]
         classes = output.shape[self.bundle.outputs[0].class_axis] if output.ndim == 4 else None
         if classes != len(self.bundle.classes):
@@ -193,7 +224,7 @@ class SemanticPredictor:
             height, width = blended.shape[:2] if output.layout == "HWC" else blended.shape[1:]
             region = (0.0, 0.0, height * image.covers[0], width * image.covers[1])
         else:
-            blended = _blend(image, scores, output.layout, self.overlap)
+            blended = _blend(image, scores, output.layout, self.overlap, self.place.xp)
             region = (0.0, 0.0, float(blended.shape[0]), float(blended.shape[1]))
         return ScoreMap(
             scores=blended,
@@ -201,6 +232,7 @@ class SemanticPredictor:
             activation=output.activation,
             size=image.size,
             region=region,
+            place=self.place,
         )
 
 
@@ -212,22 +244,25 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(index * (length - tile) / (num - 1)) for index in range(num)]
 
 
-def _blend(image: Prepared, scores: list[Any], layout: str, overlap: int) -> NDArray[np.float32]:
-    """Tiles' score maps → one (h, w, C) float32 map over the whole image, as fine as the tiles' own."""
-    tiles = [np.asarray(tile, np.float32) if layout == "HWC" else np.moveaxis(tile, 0, -1) for tile in scores]
+def _blend(image: Prepared, scores: list[Any], layout: str, overlap: int, xp: Any) -> Any:
+    """Tiles' score maps → one (h, w, C) float32 map over the whole image, as fine as the tiles' own.
+
+    ``xp`` is the array library of the scores.
+    """
+    tiles = [xp.asarray(tile, np.float32) if layout == "HWC" else xp.moveaxis(tile, 0, -1) for tile in scores]
     num_y, num_x = tiles[0].shape[0] * image.covers[0], tiles[0].shape[1] * image.covers[1]
     height = max(1, round(image.size[0] / image.tile[0] * num_y))
     width = max(1, round(image.size[1] / image.tile[1] * num_x))
-    total = np.zeros((height, width, tiles[0].shape[2]), np.float32)
-    weights = np.zeros((height, width, 1), np.float32)
+    total = xp.zeros((height, width, tiles[0].shape[2]), np.float32)
+    weights = xp.zeros((height, width, 1), np.float32)
     for (top, left), tile in zip(image.corners, tiles, strict=True):
         rows, row_weights, row_matrix = _placement(height, image.size[0], top, image.tile[0], num_y, len(tile), overlap)
         columns, column_weights, column_matrix = _placement(
             width, image.size[1], left, image.tile[1], num_x, tile.shape[1], overlap
         )
-        resampled = np.einsum("yh,hwc->ywc", row_matrix, tile, optimize=True)
-        resampled = np.einsum("xw,ywc->yxc", column_matrix, resampled, optimize=True)
-        weight = row_weights[:, None, None] * column_weights[None, :, None]
+        resampled = xp.einsum("yh,hwc->ywc", xp.asarray(row_matrix), tile, optimize=True)
+        resampled = xp.einsum("xw,ywc->yxc", xp.asarray(column_matrix), resampled, optimize=True)
+        weight = xp.asarray(row_weights[:, None, None] * column_weights[None, :, None])
         total[rows, columns] += weight * resampled
         weights[rows, columns] += weight
     return total / weights

@@ -75,9 +75,28 @@ class Selected:
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
-    """Decode, select and weight one image."""
-    grid = selection.thresholds.shape if selection.thresholds is not None and selection.thresholds.ndim == 2 else None
-    ignore = taxonomy.ignore_index
+    """Decode, select and weight one image where its scores lie; two maps and a sum come to the host."""
+    place, ignore = score_map.place, taxonomy.ignore_index
+    with place.queue():
+        label, weight, confidence = _maps(score_map, taxonomy, selection)
+        total = place.xp.where(label == ignore, np.float32(0), confidence).sum(dtype=np.float64)
+        label, weight, total = place.download(label, weight, total)
+    counts = np.bincount(label.ravel(), minlength=ignore + 1)
+    num_kept = label.size - int(counts[ignore])
+    return Selected(
+        label=label,
+        weight=weight,
+        counts=counts[: taxonomy.num_targets],
+        kept=num_kept / label.size,
+        confidence=float(total) / num_kept if num_kept else 0.0,
+    )
+
+
+def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tuple[Any, Any, Any]:
+    """Label, weight and top score of every pixel, in the scores' place."""
+    xp, ignore = score_map.place.xp, taxonomy.ignore_index
+    thresholds = None if selection.thresholds is None else xp.asarray(selection.thresholds)
+    grid = thresholds.shape if thresholds is not None and thresholds.ndim == 2 else None
     outputs: tuple[str, ...] = ("label", "confidence")
     if selection.weight == "pcos":
         outputs += ("share", "dispersion")
@@ -89,7 +108,7 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
         groups=taxonomy.groups,
         num_targets=taxonomy.num_targets,
         region=score_map.region,
-        thresholds=selection.thresholds,
+        thresholds=thresholds,
         rule=selection.rule,
         background=taxonomy.background,
         ignore=ignore,
@@ -103,24 +122,19 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
     elif selection.weight == "confidence":
         weight = kernels.quantize_weights(confidence, **quantized)
     else:
-        weight = np.where(label == ignore, np.uint8(0), np.uint8(255))
-    if grid is not None:
-        label, weight, confidence = (resample_nearest(array, score_map.size) for array in (label, weight, confidence))
-    counts = np.bincount(label.ravel(), minlength=ignore + 1)
-    num_kept = label.size - int(counts[ignore])
-    total = float(confidence[label != ignore].sum(dtype=np.float64))
-    return Selected(
-        label=label,
-        weight=weight,
-        counts=counts[: taxonomy.num_targets],
-        kept=num_kept / label.size,
-        confidence=total / num_kept if num_kept else 0.0,
+        weight = xp.where(label == ignore, np.uint8(0), np.uint8(255))
+    if grid is None:
+        return label, weight, confidence
+    return (
+        resample_nearest(label, score_map.size, xp),
+        resample_nearest(weight, score_map.size, xp),
+        resample_nearest(confidence, score_map.size, xp),
     )
 
 
-def resample_nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Nearest-neighbour resampling of (H, W) with half-pixel centers."""
+def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> Any:
+    """Nearest-neighbour resampling of (H, W) with half-pixel centers; ``xp`` is the library of ``array``."""
     rows, columns = (
-        (np.arange(length) * 2 + 1) * cells // (2 * length) for length, cells in zip(size, array.shape, strict=True)
+        (xp.arange(length) * 2 + 1) * cells // (2 * length) for length, cells in zip(size, array.shape, strict=True)
     )
     return array[rows[:, None], columns]
