@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
 from maskmill.export.bundle import Bundle
 from maskmill.export.onnx import bundle_from_onnx
+from maskmill.export.onnx_promptable import promptable_from_onnx
 
 COLORS = ("red", "green", "blue")
 
@@ -78,3 +80,127 @@ def color_bundle(
 def color_image(label: np.ndarray, *, strength: int = 255) -> np.ndarray:
     """The photo (H, W, 3) uint8 that :func:`color_graph` labels as ``label`` (H, W), values 0 to 2."""
     return (np.eye(3)[label] * strength).astype(np.uint8)
+
+
+def color_encoder_graph(
+    *, size: tuple[int, int] = (32, 48), stride: int = 2, batch: int | str = "N"
+) -> onnx.ModelProto:
+    """Image in [0, 1] → its colors averaged over ``stride`` pixels, as the embedding of :func:`color_decoder_graph`."""
+    height, width = size
+    return _parsed(f"""
+        encoder (float[{batch}, 3, {height}, {width}] image)
+            => (float[{batch}, 3, {height // stride}, {width // stride}] embedding)
+        {{ embedding = AveragePool <kernel_shape = [{stride}, {stride}], strides = [{stride}, {stride}]> (image) }}
+    """)
+
+
+def color_decoder_graph(
+    *,
+    size: tuple[int, int] = (32, 48),
+    stride: int = 2,
+    signature: str = "batched",
+    thresholds: Sequence[float] = (0.1, 0.5, 4.0),
+    scores: Sequence[float] = (0.2, 0.9, 0.5),
+) -> onnx.ModelProto:
+    """Points → the pixels of their colors, and only those inside the box where there is one.
+
+    Mask m holds what differs by less than ``thresholds[m]``, summed over the channels: with 4, everything. A point on
+    black gives nothing. Logits are clipped to ±20; ``scores`` are the model's scores of its masks.
+    """
+    rows, columns, num = size[0] // stride, size[1] // stride, len(thresholds)
+    if signature == "batched":
+        batch, names, outputs, more_inputs, more_outputs, upscaled = (
+            "N", ("embedding", "points", "labels"), ("masks", "scores"), "", "", ""
+        )  # fmt: skip
+    else:
+        batch, names = "1", ("image_embeddings", "point_coords", "point_labels")
+        outputs = ("low_res_masks", "iou_predictions")
+        more_inputs = f", float[1, 1, {rows}, {columns}] mask_input, float[1] has_mask_input, float[2] orig_im_size"
+        more_outputs = ", float[A, B, C, D] masks"
+        upscaled = "masks = Identity (low_res_masks)"
+    embedding, points, labels = names
+    listed = ", ".join(map(str, thresholds)), ", ".join(map(str, scores))
+    centers_x = ", ".join(str((column + 0.5) * stride) for _ in range(rows) for column in range(columns))
+    centers_y = ", ".join(str((row + 0.5) * stride) for row in range(rows) for _ in range(columns))
+    return _parsed(f"""
+        decoder (float[{batch}, 3, {rows}, {columns}] {embedding}, float[{batch}, P, 2] {points},
+                 float[{batch}, P] {labels}{more_inputs})
+            => (float[{batch}, {num}, {rows}, {columns}] {outputs[0]}, float[{batch}, {num}] {outputs[1]}{more_outputs})
+        <float[2] half_size = {{{size[1] / 2}, {size[0] / 2}}}, float one = {{1.0}}, float two = {{2.0}},
+         float three = {{3.0}}, float zero = {{0.0}}, float far = {{1000.0}}, float low = {{-1e6}},
+         float high = {{1e6}},
+         float dark = {{0.1}}, float gain = {{10.0}}, float bottom = {{-20.0}}, float top = {{20.0}},
+         int64[1] axis1 = {{1}}, int64[1] axis2 = {{2}}, int64[1] x_index = {{0}}, int64[1] y_index = {{1}},
+         int64[4] flat_shape = {{0, 3, 1, {rows * columns}}}, int64[4] mask_shape = {{0, {num}, {rows}, {columns}}},
+         float[1,{num},1] thresholds = {{{listed[0]}}}, float[1,{num}] constant_scores = {{{listed[1]}}},
+         float[1,{rows * columns}] px = {{{centers_x}}}, float[1,{rows * columns}] py = {{{centers_y}}}>
+        {{
+            halves = Div ({points}, half_size)
+            flat_grid = Sub (halves, one)
+            grid = Unsqueeze (flat_grid, axis2)
+            color = GridSample <mode = "nearest", padding_mode = "border"> ({embedding}, grid)
+            pixels = Reshape ({embedding}, flat_shape)
+            difference = Sub (pixels, color)
+            absolute = Abs (difference)
+            distance = ReduceSum <keepdims = 0> (absolute, axis1)
+            brightness = ReduceSum <keepdims = 0> (color, axis1)
+            is_dark = Less (brightness, dark)
+            dark_penalty = Where (is_dark, far, zero)
+            is_on = Equal ({labels}, one)
+            off_penalty = Where (is_on, zero, far)
+            off_penalty3 = Unsqueeze (off_penalty, axis2)
+            with_dark = Add (distance, dark_penalty)
+            penalized = Add (with_dark, off_penalty3)
+            of_points = ReduceMin <axes = [1], keepdims = 0> (penalized)
+            on_number = Where (is_on, one, zero)
+            any_on = ReduceMax <axes = [1], keepdims = 1> (on_number)
+            has_on = Greater (any_on, zero)
+            nearest = Where (has_on, of_points, zero)
+            x3 = Gather <axis = 2> ({points}, x_index)
+            y3 = Gather <axis = 2> ({points}, y_index)
+            x = Squeeze (x3, axis2)
+            y = Squeeze (y3, axis2)
+            is_start = Equal ({labels}, two)
+            is_end = Equal ({labels}, three)
+            xs = Where (is_start, x, low)
+            ys = Where (is_start, y, low)
+            xe = Where (is_end, x, high)
+            ye = Where (is_end, y, high)
+            left = ReduceMax <axes = [1], keepdims = 1> (xs)
+            above = ReduceMax <axes = [1], keepdims = 1> (ys)
+            right = ReduceMin <axes = [1], keepdims = 1> (xe)
+            below = ReduceMin <axes = [1], keepdims = 1> (ye)
+            before_x = Less (px, left)
+            before_y = Less (py, above)
+            after_x = Greater (px, right)
+            after_y = Greater (py, below)
+            out_x = Or (before_x, after_x)
+            out_y = Or (before_y, after_y)
+            outside = Or (out_x, out_y)
+            box_penalty = Where (outside, far, zero)
+            total = Add (nearest, box_penalty)
+            total3 = Unsqueeze (total, axis1)
+            margin = Sub (thresholds, total3)
+            scaled = Mul (margin, gain)
+            clipped = Clip (scaled, bottom, top)
+            {outputs[0]} = Reshape (clipped, mask_shape)
+            nothing = Mul (any_on, zero)
+            {outputs[1]} = Add (constant_scores, nothing)
+            {upscaled}
+        }}
+    """)
+
+
+def sam_bundle(
+    folder: Path, *, size: tuple[int, int] = (32, 48), stride: int = 2, name: str = "sam", **decoder: Any
+) -> Bundle:
+    """A promptable bundle of the two graphs above in ``folder / name``; images keep their aspect ratio."""
+    paths = {role: folder / f"{name}-{role}.onnx" for role in ("encoder", "decoder")}
+    onnx.save(color_encoder_graph(size=size, stride=stride), paths["encoder"])
+    onnx.save(color_decoder_graph(size=size, stride=stride, **decoder), paths["decoder"])
+    plain = {"scale": 1 / 255, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "pad_value": 0.0}
+    return promptable_from_onnx(paths["encoder"], paths["decoder"], folder / name, resize_filter="area", **plain)
+
+
+def _parsed(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {" ".join(text.split())}')

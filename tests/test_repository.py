@@ -67,7 +67,7 @@ ALLOWED = {
     "engine": ("errors", "kernels", "export.bundle"),
     "export": (
         "errors", "kernels", "engine.images", "engine.session", "engine.predict", "engine.select", "engine.taxonomy",
-        "engine.overlay",
+        "engine.overlay", "engine.decoder", "engine.prompts",
     ),
     "trainer": ("errors", "kernels", "export.bundle", "engine.store", "engine.taxonomy", "engine.predict"),
 }  # fmt: skip

@@ -1,0 +1,159 @@
+"""Ask a promptable model's decoder: prompts of any images and classes in, low-resolution mask logits out.
+
+::
+
+    decoder = PromptDecoder(bundle, OnnxSession(bundle, role="decoder"))
+    masks, scores = decoder.run(embeddings, prompts)     # (N, M, h, w) logits, (N, M)
+
+A decoder with the ``batched`` signature takes prompts of several images and classes in one call; SAM's ``official`` one
+takes one prompt a call. What a prompt gives never depends on which others share its call: padding points are tokens
+that SAM's decoder attends to, so their number follows from the prompt's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SessionError, UsageError
+from ..export.bundle import Bundle
+from .prompts import BOX_END, PADDING, Prompts
+from .session import Session
+
+MAX_PROMPTS = 16
+"""Prompts in one call: an embedding of SAM's takes 4 MB for each."""
+
+
+class PromptDecoder:
+    """A promptable bundle's decoder and what runs it; any number of threads may ask."""
+
+    def __init__(self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS) -> None:
+        if bundle.prompt is None:
+            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
+        if max_prompts < 1:
+            raise UsageError(f"a call takes at least one prompt, got {max_prompts}")
+        self.spec = bundle.prompt
+        self._bundle = bundle
+        self._session = session
+        self._embeddings = [output.name for output in bundle.outputs_of("encoder")]
+        kinds = [output.kind for output in bundle.outputs_of("decoder")]
+        self._masks, self._scores = kinds.index("masks"), kinds.index("mask_scores")
+        self._max_prompts = session.max_batch or max_prompts
+        self._lock = threading.Lock()
+        self.calls = 0
+        """Calls of the session so far."""
+
+    def run(
+        self, embeddings: Sequence[NDArray[Any]], prompts: Prompts
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Masks and the model's own scores of every prompt, in order.
+
+        ``embeddings`` are the encoder's outputs, each (images, …), float32 or float16. Returns logits
+        (N, M, mask_height, mask_width), which cover the whole encoder input, and scores (N, M), both float32. Raises
+        :class:`SessionError` where the decoder fails or gives other shapes than its bundle says.
+        """
+        spec = self.spec
+        masks = np.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
+        scores = np.empty((len(prompts), spec.num_masks), np.float32)
+        has_box = (prompts.labels == BOX_END).any(axis=1)
+        # without a box SAM expects one padding point
+        wanted = prompts.num_points + ~has_box
+        ask = self._official if spec.signature == "official" else self._batched
+        if spec.signature == "batched":
+            wanted = np.array([_bucket(int(number)) for number in wanted], np.int64)
+        for number in np.unique(wanted):
+            rows = np.flatnonzero(wanted == number)
+            for start in range(0, len(rows), self._max_prompts):
+                chunk = rows[start : start + self._max_prompts]
+                points, labels = _with_points(prompts, chunk, int(number))
+                found = ask(embeddings, prompts.image[chunk], points, labels)
+                masks[chunk], scores[chunk] = self._checked(found, len(chunk))
+        return masks, scores
+
+    def _batched(
+        self, embeddings: Sequence[NDArray[Any]], images: NDArray[np.int64], points: NDArray[Any], labels: NDArray[Any]
+    ) -> list[Any]:
+        num, fixed = len(images), self._session.max_batch
+        if fixed and num < fixed:
+            repeated = np.minimum(np.arange(fixed), num - 1)
+            images, points, labels = images[repeated], points[repeated], labels[repeated]
+        feeds = {
+            name: np.ascontiguousarray(values[images], np.float32)
+            for name, values in zip(self._embeddings, embeddings, strict=True)
+        }
+        found = self._call({**feeds, "points": points, "labels": labels})
+        return [output[:num] for output in found]
+
+    def _official(
+        self, embeddings: Sequence[NDArray[Any]], images: NDArray[np.int64], points: NDArray[Any], labels: NDArray[Any]
+    ) -> list[Any]:
+        size, input_size = (self.spec.mask_height, self.spec.mask_width), self._bundle.input
+        found = [
+            self._call(
+                official_feeds(
+                    embeddings[0][image : image + 1],
+                    points[row : row + 1],
+                    labels[row : row + 1],
+                    mask_size=size,
+                    input_size=(input_size.height, input_size.width),
+                )
+            )
+            for row, image in enumerate(images)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
+
+    def _call(self, feeds: dict[str, NDArray[Any]]) -> list[Any]:
+        with self._lock:
+            self.calls += 1
+        return self._session.run(feeds)
+
+    def _checked(self, found: list[Any], num: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        masks, scores, spec = np.asarray(found[self._masks]), np.asarray(found[self._scores]), self.spec
+        expected = (num, spec.num_masks, spec.mask_height, spec.mask_width)
+        if masks.shape != expected or scores.shape != expected[:2]:
+            raise SessionError(
+                f"the decoder gave masks {masks.shape} with scores {scores.shape}; its bundle says {expected} with "
+                f"{expected[:2]}; import the model again"
+            )
+        return masks, scores
+
+
+def official_feeds(
+    embedding: NDArray[Any],
+    points: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    *,
+    mask_size: tuple[int, int],
+    input_size: tuple[int, int],
+) -> dict[str, NDArray[np.float32]]:
+    """Inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask."""
+    return {
+        "image_embeddings": np.asarray(embedding, np.float32),
+        "point_coords": points,
+        "point_labels": labels,
+        "mask_input": np.zeros((1, 1, *mask_size), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        # decides the size of the upscaled masks only, which nobody asks for
+        "orig_im_size": np.array(input_size, np.float32),
+    }
+
+
+def _bucket(number: int) -> int:
+    """The next power of two, at least 2."""
+    return max(2, 1 << (number - 1).bit_length())
+
+
+def _with_points(
+    prompts: Prompts, rows: NDArray[np.int64], number: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Points (rows, number, 2) and labels (rows, number) of some prompts, cut or padded to ``number`` points."""
+    width = min(number, prompts.labels.shape[1])
+    points = np.zeros((len(rows), number, 2), np.float32)
+    labels = np.full((len(rows), number), PADDING, np.float32)
+    points[:, :width] = prompts.points[rows, :width]
+    labels[:, :width] = prompts.labels[rows, :width]
+    return points, labels
