@@ -77,7 +77,7 @@ def load_run(path: str | os.PathLike[str]) -> Student:
     """
     run = Run.load(path)
     file = best_checkpoint(path)
-    module = build_model(run.recipe.model, len(run.classes), pretrained=False, **run.recipe.model_options)
+    module = build_model(run.recipe.model, len(run.classes), pretrained=False, **run.model_options)
     try:
         module.load_state_dict(dict(student_state(read_checkpoint(file))))
     except RuntimeError as error:

@@ -1,26 +1,35 @@
-"""What a step minimises: from the student and a batch to the loss and the terms that the log shows.
+"""What a step minimises: from the student and a batch to the loss and its terms.
 
-An objective is a function ``(student, batch, moment) -> {"loss": ..., term: ..., ...}`` of float32 scalars; the loss
-carries the gradient. A batch maps the roles ``labelled`` and ``unlabelled`` to samples as
-:class:`~maskmill.trainer.data.TrainingImages` makes them, stacked, with images normalised.
+An objective is a function ``(student, batch, moment) -> Losses``. A batch maps the roles ``labelled`` and
+``unlabelled`` to samples as :class:`~maskmill.trainer.data.TrainingImages` makes them, stacked, images normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import kernels
 from . import losses
+from .models import keep_batchnorm
 from .recipes import ConformalSam, Csl, Recipe, Stage, Supervised
 from .run import import_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Terms = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The losses of a batch, float32 scalars."""
+
+    total: Tensor
+    """What is minimised; it carries the gradient."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the total is made of; like it, the parts of a step add up to the step's."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """Other numbers worth a look, whose mean over the parts of a step is the step's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +48,16 @@ class Moment:
     """What the loss of a role is divided by: its pixels in the whole step, a process."""
 
 
-def labels(student: Any, batch: Mapping[str, Any], moment: Moment) -> Terms:
+def labels(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """Cross-entropy on the labels, with their weights where the recipe says so."""
     samples, method = batch["labelled"], moment.recipe.method
     weight = samples["weight"].float() / 255 if isinstance(method, Supervised) and method.weighted else None
     logits = _upsample(student(samples["image"]), samples["label"])
     count = moment.counts["labelled"]
-    return {"loss": losses.cross_entropy(logits, samples["label"], weight, ignore=moment.ignore, count=count)}
+    return Losses(total=losses.cross_entropy(logits, samples["label"], weight, ignore=moment.ignore, count=count))
 
 
-def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Terms:
+def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """ConformalSAM's stage II: true labels, and the student's own ones from the same view in eval mode."""
     torch, method = import_torch(), moment.recipe.method
     assert isinstance(method, ConformalSam), "the stage belongs to this method"
@@ -64,11 +73,14 @@ def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Ter
     weight = losses.self_reliance_weight(
         moment.step - stage.start, stage.stop - stage.start, initial=method.initial, decay=method.decay
     )
-    loss = losses.self_reliance(supervised, consistent, weight)
-    return {"loss": loss, "labelled": supervised, "unlabelled": consistent, "lambda": torch.tensor(weight)}
+    return Losses(
+        total=losses.self_reliance(supervised, consistent, weight),
+        terms={"labelled": supervised, "unlabelled": consistent},
+        figures={"lambda": torch.tensor(weight, device=supervised.device)},
+    )
 
 
-def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Terms:
+def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """CSL: L = a L_x + b L_s + c L_m + d L_fp, with the weights of :class:`~maskmill.trainer.recipes.Csl`.
 
     L_x on labelled images; on unlabelled ones, with the labels and weights that the weak view gives: L_s on the strong
@@ -92,7 +104,7 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Terms
     mixed = losses.PseudoLabels(*(mix(values, unlabelled["box"]) for values in own))
     covered = kernels.perturbation_cover(unlabelled["cells"], tuple(real.shape[-2:]), own.reliable)
     images = [mix(unlabelled["strong"], unlabelled["box"]), unlabelled["masked"].masked_fill(covered[:, None], 0)]
-    with frozen_statistics(student):
+    with keep_batchnorm(student):
         strong = _upsample(student(torch.cat(images)), real)
 
     def loss(logits: Tensor, pseudo: losses.PseudoLabels) -> Tensor:
@@ -107,19 +119,22 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Terms
         "masked": loss(strong[len(real) :], own),
         "features": loss(_upsample(weak[both:], real), own),
     }
-    total = sum(getattr(method, name) * term for name, term in terms.items())
     num_real = real.sum().clamp(min=1)
-    return {"loss": total, **terms, "weight": own.weight.sum() / num_real, "reliable": own.reliable.sum() / num_real}
+    return Losses(
+        total=torch.stack([getattr(method, name) * term for name, term in terms.items()]).sum(),
+        terms=terms,
+        figures={"weight": own.weight.sum() / num_real, "reliable": own.reliable.sum() / num_real},
+    )
 
 
-def segments(student: Any, batch: Mapping[str, Any], moment: Moment) -> Terms:
+def segments(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """S2C's losses; see :mod:`maskmill.trainer.s2c`."""
     from .s2c import s2c_losses
 
     return s2c_losses(student, batch, moment)
 
 
-OBJECTIVES: Mapping[str, Callable[[Any, Mapping[str, Any], Moment], Terms]] = {
+OBJECTIVES: Mapping[str, Callable[[Any, Mapping[str, Any], Moment], Losses]] = {
     "labels": labels,
     "self_reliance": self_reliance,
     "consistency": consistency,
@@ -136,21 +151,6 @@ def mix(values: Tensor, boxes: Tensor) -> Tensor:
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     inside = inside.view(len(values), *[1] * (values.dim() - 3), *values.shape[-2:])
     return torch.where(inside, values.roll(-1, 0), values)
-
-
-@contextmanager
-def frozen_statistics(student: Any) -> Iterator[None]:
-    """Batch normalisation by the batch's statistics, as in training, with the running ones left as they are."""
-    norm = import_torch().nn.modules.batchnorm._BatchNorm
-    layers = [layer for layer in student.modules() if isinstance(layer, norm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
 
 
 def _predict(student: Any, images: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Recipe:
     """The function that made it."""
     method: Method
     """What the losses are, with their settings."""
-    model: str = "efficientnet-lite0"
+    model: str = "lite0"
     """The student: a name that :func:`maskmill.trainer.models.build_model` knows, or ``module:callable``."""
     model_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the student, as that function takes them."""
@@ -125,15 +125,11 @@ class Recipe:
     """Parts that a process's share of the batch is computed in, one after the other."""
 
     crop: int = 320
-    """Side of the square training crop, in pixels."""
+    """Side of the square training crop, in pixels; a multiple of the student's coarsest stride."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale of an image before it is cropped."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from a pixel in [0, 1], in the order RGB."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Divisor after that."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum 0.9, or AdamW."""
@@ -175,7 +171,6 @@ class Recipe:
         low, high = self.scale
         _check(0 < low <= high, "scale", "two positive numbers, the lower one first", self.scale)
         _check(0 <= self.flip <= 1, "flip", "from 0 to 1", self.flip)
-        _check(min(self.std) > 0, "std", "positive in every channel", self.std)
         _check(self.lr > 0 and math.isfinite(self.lr), "lr", "above 0", self.lr)
         for name in ("head_lr", "weight_decay", "warmup", "clip"):
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))

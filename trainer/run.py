@@ -31,6 +31,8 @@ class Run:
 
     recipe: Recipe
     """The whole recipe."""
+    model_options: Mapping[str, Any]
+    """Options that make the student's network again without anything being fetched."""
     classes: tuple[str, ...]
     """Names of the K classes."""
     background: int | None
@@ -54,7 +56,7 @@ class Run:
         raw = {
             "format_version": FORMAT_VERSION,
             "recipe": self.recipe.to_json(),
-            "model": {"name": self.recipe.model, "options": dict(self.recipe.model_options)},
+            "model": {"name": self.recipe.model, "options": dict(self.model_options)},
             "classes": list(self.classes),
             "background": self.background,
             "ignore": self.ignore,
@@ -89,6 +91,7 @@ class Run:
         }
         return cls(
             recipe=recipe_from_json(raw["recipe"]),
+            model_options=raw["model"]["options"],
             classes=tuple(raw["classes"]),
             background=raw["background"],
             labels={int(index): target for index, target in raw["labels"].items()},
