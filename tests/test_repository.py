@@ -64,10 +64,10 @@ ALLOWED = {
     "errors": (),
     "export.bundle": ("errors",),
     "kernels": ("errors",),
-    "engine": ("errors", "kernels", "export.bundle"),
+    "engine": ("errors", "kernels", "export.bundle", "export.verdicts"),
     "export": (
         "errors", "kernels", "engine.images", "engine.session", "engine.predict", "engine.select", "engine.taxonomy",
-        "engine.overlay", "engine.decoder", "engine.prompts",
+        "engine.overlay", "engine.decoder", "engine.prompts", "engine.sources",
     ),
     "trainer": ("errors", "kernels", "export.bundle", "engine.store", "engine.taxonomy", "engine.predict"),
 }  # fmt: skip
@@ -91,8 +91,8 @@ def test_the_engine_never_imports_torch(path: Path) -> None:
     assert not {name for name in imports(path, module_level=False) if name.split(".")[0] == "torch"}
 
 
-def test_errors_and_the_bundle_need_the_standard_library_only() -> None:
-    for path in (ROOT / "errors.py", ROOT / "export" / "bundle.py"):
+def test_errors_bundle_and_verdicts_need_the_standard_library_only() -> None:
+    for path in (ROOT / "errors.py", ROOT / "export" / "bundle.py", ROOT / "export" / "verdicts.py"):
         outside = {name.split(".")[0] for name in imports(path, module_level=False)} - {"maskmill"}
         assert outside <= sys.stdlib_module_names
 
