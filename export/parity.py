@@ -1,7 +1,8 @@
 """The first check of an exported graph: the fp32 file in ONNX Runtime gives what the torch module gives.
 
-Every graph runs at batch 1 and at a batch other than the one it was traced with, and at a second size where the size
-is free, so that an axis the exporter froze is found here and not on a user's photos.
+Every output is compared, at batch 1 and at a batch other than the one that was traced, and at a second size where the
+size is free, so that an axis that the exporter froze is found here and not on a user's photos. Then the gate's own
+comparison runs, and what it measured is the bundle's first verdict.
 """
 
 from __future__ import annotations
@@ -16,70 +17,77 @@ from numpy.typing import NDArray
 from ..engine.images import preprocess
 from ..engine.session import OnnxSession, Session
 from ..errors import GateError, SessionError
-from .bundle import Bundle, InputSpec, OutputSpec
+from .bundle import Bundle, InputSpec
+from .compare import Photo, Side, compare
+from .verdicts import Tolerances, Verdict, failures_of, place
 
 MAX_ERROR = 1e-3
-"""Largest error allowed, as a share of the output's largest magnitude (or of 1, where that is smaller)."""
-MIN_AGREEMENT = 0.9999
-"""Smallest share of pixels (or images, or mask pixels) with the same decision."""
+"""Largest error allowed of a raw output, as a share of its largest magnitude (of 1, where that is smaller)."""
+
+TOLERANCES = Tolerances(agreement=0.9999, mean_iou=0.999, worst_iou=0.99, min_images=1)
+"""What the verdict on an exported fp32 file asks for: it has no excuse of precision."""
 
 _BATCH = 4
 
 
-def prove(
-    bundle: Bundle, originals: Mapping[str, Session], images: Sequence[NDArray[np.uint8]] = ()
-) -> tuple[dict[str, Any], ...]:
+def prove(bundle: Bundle, originals: Mapping[str, Session], images: Sequence[Photo] = ()) -> tuple[dict[str, Any], ...]:
     """Verdicts on a bundle's fp32 files, one a role, from their comparison with ``originals`` (role → session).
 
-    ``images`` are (H, W, 3) uint8 RGB; smooth made-up pictures where there are none. Raises :class:`GateError` where an
-    output is not finite, differs beyond :data:`MAX_ERROR`, or decides otherwise beyond :data:`MIN_AGREEMENT`.
+    ``images`` are names and (H, W, 3) uint8 RGB pixels; smooth made-up pictures where there are none. Raises
+    :class:`GateError` where the files do not give what the originals give.
     """
+    photos = list(images) or made_up_photos(bundle.input)
+    converted = {role: OnnxSession(bundle, role=role) for role in originals}
+    output_errors(bundle, originals, converted, photos)
+    metrics = compare(Side(bundle=bundle, sessions=originals), Side(bundle=bundle, sessions=converted), photos)
+    failures = failures_of(metrics, TOLERANCES)
+    if failures:
+        raise GateError(f"the exported graph is not the module: {'; '.join(failures)}; nothing was written")
     verdicts = []
-    for role, original in originals.items():
-        converted = OnnxSession(bundle, role=role)
-        outputs = bundle.outputs_of(role)
-        worst = {output.name: 0.0 for output in outputs}
-        agreed = total = 0
-        feeds = _prompts(bundle, originals, images) if role == "decoder" else _batches(bundle.input, images)
-        for feed in feeds:
-            expected = original.run(feed)
-            try:
-                got = converted.run(feed)
-            except SessionError as error:
-                raise GateError(f"the exported {role} does not run where the module does: {error}") from error
-            for output, one, other in zip(outputs, expected, got, strict=True):
-                worst[output.name] = max(worst[output.name], _error(role, output, one, other))
-                same = _same_decisions(output, one, other)
-                agreed, total = agreed + int(same.sum()), total + same.size
-        metrics = {
-            "max_error": max(worst.values()),
-            "max_error_of": worst,
-            "agreement": agreed / total if total else 1.0,
-        }
-        if metrics["agreement"] < MIN_AGREEMENT:
-            raise GateError(
-                f"the exported {role} decides like the module on {metrics['agreement']:.6f} of its outputs only "
-                f"(at least {MIN_AGREEMENT} is needed); nothing was written"
-            )
-        verdicts.append(
-            {
-                "artefact": bundle.file(role).sha256,
-                "reference": bundle.source.weights_sha256,
-                "precision": "fp32",
-                "runtime": "onnxruntime",
-                "device": "cpu",
-                "emulated": False,
-                "passed": True,
-                "images": len(images),
-                "tolerances": {"max_error": MAX_ERROR, "agreement": MIN_AGREEMENT},
-                "metrics": metrics,
-            }
+    for role, session in converted.items():
+        runtime, device = place(session.kind)
+        verdict = Verdict(
+            artefact=session.artefact,
+            reference=originals[role].artefact,
+            precision="fp32",
+            runtime=runtime,
+            device=device,
+            metrics=metrics,
+            tolerances=TOLERANCES,
         )
+        verdicts.append(verdict.to_dict())
     return tuple(verdicts)
 
 
-def made_up_picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """A smooth (H, W, 3) uint8 picture with something at every scale, the same for the same seed."""
+def output_errors(
+    bundle: Bundle, originals: Mapping[str, Session], converted: Mapping[str, Session], photos: Sequence[Photo]
+) -> dict[str, float]:
+    """Largest absolute error of each raw output, by its name.
+
+    Raises :class:`GateError` where the converted graph does not run, gives another shape, a value that is not finite,
+    or an error beyond :data:`MAX_ERROR`.
+    """
+    worst: dict[str, float] = {}
+    for role, original in originals.items():
+        feeds = _prompts(bundle, originals, photos) if role == "decoder" else _batches(bundle.input, photos)
+        for feed in feeds:
+            expected = original.run(feed)
+            try:
+                got = converted[role].run(feed)
+            except SessionError as error:
+                raise GateError(f"the exported {role} does not run where the module does: {error}") from error
+            for output, one, other in zip(bundle.outputs_of(role), expected, got, strict=True):
+                error = _checked_error(f"output {output.name!r} of the exported {role}", one, other)
+                worst[output.name] = max(worst.get(output.name, 0.0), error)
+    return worst
+
+
+def made_up_photos(spec: InputSpec, num: int = 2) -> list[Photo]:
+    """Smooth pictures of the input's size with something at every scale; always the same."""
+    return [(f"made-up {seed}", _made_up(spec.height, spec.width, seed)) for seed in range(num)]
+
+
+def _made_up(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     import cv2
 
     rng = np.random.default_rng(seed)
@@ -91,66 +99,44 @@ def made_up_picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return (picture * (255 / picture.max())).astype(np.uint8)
 
 
-def _batches(spec: InputSpec, images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-    """Single images, one batch, and where the size is free a batch of another size."""
-    photos = list(images) or [made_up_picture(spec.height, spec.width, seed) for seed in range(2)]
-    for photo in photos:
-        yield preprocess(photo, spec)[0][None]
-    chosen = [photos[index % len(photos)] for index in range(_BATCH)]
+def _batches(spec: InputSpec, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
+    """One image, a batch, and where the size is free a batch of another size."""
+    chosen = [photos[index % len(photos)][1] for index in range(_BATCH)]
+    yield preprocess(chosen[0], spec)[0][None]
     specs = [spec]
     if spec.dynamic:
-        other = (spec.height + 2 * spec.multiple, spec.width + spec.multiple)
-        specs.append(dataclasses.replace(spec, height=other[0], width=other[1]))
+        height, width = spec.height + 2 * spec.multiple, spec.width + spec.multiple
+        specs.append(dataclasses.replace(spec, height=height, width=width))
     for each in specs:
         yield np.stack([preprocess(photo, each)[0] for photo in chosen])
 
 
 def _prompts(
-    bundle: Bundle, originals: Mapping[str, Session], images: Sequence[NDArray[np.uint8]]
+    bundle: Bundle, originals: Mapping[str, Session], photos: Sequence[Photo]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Embeddings of single images, with one point each and with sets of points, boxes and padding."""
+    """One point on an image, then several prompts of points on and off, boxes and padding."""
     spec, rng = bundle.input, np.random.default_rng(0)
     names = [output.name for output in bundle.outputs_of("encoder")]
-    photos = list(images) or [made_up_picture(spec.height, spec.width, 0)]
-    for photo in photos:
-        embeddings = originals["encoder"].run(preprocess(photo, spec)[0][None])
-        for prompts, points in ((1, 1), (_BATCH, 3)):
-            labels = np.ones((prompts, points), np.float32)
-            if points == 3:
-                labels[:] = [(1, 0, 1), (2, 3, -1), (1, 2, 3), (1, -1, -1)]
-            yield {
-                **{name: np.repeat(array, prompts, axis=0) for name, array in zip(names, embeddings, strict=True)},
-                "points": rng.uniform(0, (spec.width, spec.height), (prompts, points, 2)).astype(np.float32),
-                "labels": labels,
-            }
+    embeddings = originals["encoder"].run(preprocess(photos[0][1], spec)[0][None])
+    for labels in ([(1,)], [(1, 0, 1), (2, 3, -1), (1, 2, 3), (1, -1, -1)]):
+        points = rng.uniform(0, (spec.width, spec.height), (*np.shape(labels), 2))
+        yield {
+            **{name: np.repeat(array, len(labels), axis=0) for name, array in zip(names, embeddings, strict=True)},
+            "points": points.astype(np.float32),
+            "labels": np.array(labels, np.float32),
+        }
 
 
-def _error(role: str, output: OutputSpec, expected: NDArray[Any], got: NDArray[Any]) -> float:
-    """Largest absolute difference, after the checks that end the export."""
+def _checked_error(what: str, expected: NDArray[Any], got: NDArray[Any]) -> float:
     if expected.shape != got.shape:
-        raise GateError(
-            f"output {output.name!r} of the exported {role} has shape {got.shape}, the module's {expected.shape}"
-        )
-    for maker, array in (("module", expected), ("exported graph", got)):
+        raise GateError(f"{what} has shape {got.shape}, the module's {expected.shape}; nothing was written")
+    for maker, array in (("the module", expected), ("the graph", got)):
         if not np.isfinite(array).all():
-            raise GateError(f"output {output.name!r} of the {maker} holds values that are not finite ({role})")
+            raise GateError(f"{what} holds values that are not finite, as {maker} computes it; nothing was written")
     error = float(np.abs(expected - got).max())
     allowed = MAX_ERROR * max(1.0, float(np.abs(expected).max()))
     if error > allowed:
         raise GateError(
-            f"output {output.name!r} of the exported {role} differs from the module's by {error:.3g}, "
-            f"more than {allowed:.3g}; nothing was written"
+            f"{what} differs from the module's by {error:.3g}, more than {allowed:.3g}; nothing was written"
         )
     return error
-
-
-def _same_decisions(output: OutputSpec, expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where both decide the same: the best class, or on or off a mask; nothing for outputs that decide nothing."""
-    if output.kind == "masks":
-        return (expected > 0) == (got > 0)
-    if output.kind not in ("scores", "logits", "cam"):
-        return np.zeros(0, np.bool_)
-    if expected.shape[output.class_axis] == 1:
-        threshold = 0.0 if output.activation == "sigmoid" else 0.5
-        return (expected > threshold) == (got > threshold)
-    return expected.argmax(output.class_axis) == got.argmax(output.class_axis)

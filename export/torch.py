@@ -16,6 +16,9 @@ A promptable bundle takes its encoder as ``module`` and its decoder as ``decoder
 exporter with a free batch axis; the fp32 file must give what the module gives (:mod:`.parity`), or nothing is written.
 """
 
+# pyright takes the name torch for this very module:
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +26,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +37,7 @@ from numpy.typing import NDArray
 from ..engine.session import first_line
 from ..errors import ExportError, MissingPackageError, UsageError
 from .bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Task
+from .compare import Photo
 from .onnx_graph import load_checked
 from .parity import prove
 from .staging import model_file, staged
@@ -63,7 +67,7 @@ def bundle_from_module(
     decoder: nn.Module | None = None,
     prompt: PromptSpec | None = None,
     source: Provenance | None = None,
-    images: Sequence[NDArray[np.uint8]] = (),
+    images: Sequence[Photo] = (),
 ) -> Bundle:
     """Export a module and adopt it; the bundle's first verdict is its comparison with the module.
 
@@ -83,7 +87,8 @@ def bundle_from_module(
         Of a promptable model: called with the embeddings in the order of ``outputs``, points (N, P, 2) and labels
         (N, P), float32, as :class:`PromptSpec` says for ``batched``; gives the other outputs in their order.
     images
-        (H, W, 3) uint8 RGB photos that the comparison runs on; smooth made-up pictures where none are given.
+        Names and (H, W, 3) uint8 RGB pixels of photos that the comparison runs on; made-up pictures where none are
+        given.
 
     Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` where torch cannot
     export the module, :class:`GateError` where the graph's output is not the module's.
@@ -122,7 +127,7 @@ def bundle_from_module(
             for file in _export(modules[role], args, bundle, role)
         ]
         bundle = dataclasses.replace(bundle, files=tuple(files))
-        sessions = {role: TorchSession(part) for role, part in modules.items()}
+        sessions = {role: TorchSession(part, bundle.source.weights_sha256) for role, part in modules.items()}
         dataclasses.replace(bundle, verdicts=prove(bundle, sessions, images)).save()
     return Bundle.load(folder)
 
@@ -144,13 +149,17 @@ def as_module(forward: Callable[..., Any], *models: nn.Module) -> nn.Module:
 
 
 class TorchSession:
-    """A module behind the session protocol, on the processor: the original that conversions are compared with."""
+    """A module behind the session protocol, on the processor: the original that conversions are compared with.
+
+    ``artefact`` is the hash of its weights.
+    """
 
     kind = "torch/cpu/fp32"
-    max_batch = None
+    max_batch: int | None = None
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, artefact: str = "") -> None:
         self._module = module
+        self.artefact = artefact
 
     @property
     def threads(self) -> int:
@@ -211,6 +220,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str)
         except Exception as error:
             raise ExportError(f"torch cannot export the {role}: {_cause(error)}") from error
     assert program is not None
+    _check_outputs(program.model.graph.outputs, bundle, role)
     for node in program.model.graph.all_nodes():
         # where each node comes from on this machine: a third of a small file, and nobody else's business
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
@@ -221,6 +231,22 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str)
     yield model_file(path, role=role)
     for data in sorted(bundle.path.glob(f"{role}.onnx.*")):
         yield model_file(data, role="external-data")
+
+
+def _check_outputs(values: Sequence[Any], bundle: Bundle, role: str) -> None:
+    """The manifest must not say otherwise than the graph."""
+    outputs = bundle.outputs_of(role)
+    if len(values) != len(outputs):
+        raise UsageError(f"the {role} gives {len(values)} outputs, {len(outputs)} are described")
+    for output, value in zip(outputs, values, strict=True):
+        if output.kind not in ("scores", "logits", "cam"):
+            continue
+        found = value.shape[output.class_axis]
+        if found != len(bundle.classes):
+            raise UsageError(
+                f"the output {output.name!r} has shape {tuple(map(str, value.shape))}, so {found} classes on axis "
+                f"{output.class_axis}; {len(bundle.classes)} class names are given (background included)"
+            )
 
 
 def _cause(error: BaseException) -> str:
@@ -244,7 +270,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _weights_sha256(modules: Sequence[nn.Module] | Any) -> str:
+def _weights_sha256(modules: Iterable[nn.Module]) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
