@@ -67,9 +67,13 @@ ALLOWED = {
     "engine": ("errors", "kernels", "export.bundle", "export.verdicts"),
     "export": (
         "errors", "kernels", "engine.images", "engine.session", "engine.predict", "engine.select", "engine.taxonomy",
-        "engine.overlay", "engine.decoder", "engine.prompts", "engine.sources",
+        "engine.overlay", "engine.engines", "engine.nvidia", "engine.decoder", "engine.prompts", "engine.sources",
     ),
-    "trainer": ("errors", "kernels", "export.bundle", "engine.store", "engine.taxonomy", "engine.predict"),
+    # training reads the images, label maps and stores that labelling reads and writes, by the same code
+    "trainer": (
+        "errors", "kernels", "export.bundle", "engine.images", "engine.labelled", "engine.png", "engine.predict",
+        "engine.sources", "engine.store", "engine.taxonomy",
+    ),
 }  # fmt: skip
 
 

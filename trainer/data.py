@@ -68,8 +68,8 @@ class Draw(NamedTuple):
 
     stream: str
     """One of :data:`STREAMS`."""
-    index: int
-    """Image of the stream."""
+    image: int
+    """Number of the image in the stream."""
     position: int
     """Number of the draw, counted over the whole run: the seed of its augmentation."""
 
@@ -84,9 +84,16 @@ class LabelledImages:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], taxonomy: Taxonomy, *, ids: Iterable[str] | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        taxonomy: Taxonomy,
+        *,
+        ids: Iterable[str] | None = None,
+        skip: Collection[str] = (),
     ) -> LabelledImages:
         """``folder/images`` and ``folder/labels``, paired by name; images without a label map are left out.
+
+        ``ids`` are the names to take, all where None; ``skip`` are uris to leave out.
 
         Raises :class:`UsageError` where a folder is missing, nothing matches, or one of ``ids`` is not there.
         """
@@ -95,7 +102,8 @@ class LabelledImages:
             raise UsageError(f"labelled images are expected in {path / 'images'} and {path / 'labels'}")
         source, labels = open_source(path / "images"), LabelFolder(path / "labels")
         items = {item.uri: item for item in source}
-        pairs = [(items[uri], found) for uri in select_ids(items, ids) if (found := labels.find(uri)) is not None]
+        chosen = [uri for uri in select_ids(items, ids) if uri not in skip]
+        pairs = [(items[uri], found) for uri in chosen if (found := labels.find(uri)) is not None]
         if not pairs:
             raise UsageError(f"no image in {path / 'images'} has a label map in {path / 'labels'}; names must match")
         return cls(source, pairs, taxonomy)
@@ -242,8 +250,8 @@ class TrainingImages:
 
     def _place(self, draw: Draw) -> tuple[Part, int]:
         ends = self._ends[draw.stream]
-        number = bisect_right(ends, draw.index)
-        return self._parts[draw.stream][number], draw.index - (ends[number - 1] if number else 0)
+        number = bisect_right(ends, draw.image)
+        return self._parts[draw.stream][number], draw.image - (ends[number - 1] if number else 0)
 
     def _uri(self, draw: Draw) -> str:
         part, index = self._place(draw)

@@ -1,0 +1,48 @@
+"""The optimizer of a recipe and its learning rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .recipes import Recipe
+from .run import import_torch
+
+MOMENTUM = 0.9
+POLY_POWER = 0.9
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The backbone's learning rate at a step t of T: a linear warm-up, then ``poly`` or ``cosine`` over the whole run.
+
+    ``poly``: lr (1 - t/T)^0.9; ``cosine``: lr (1 + cos(pi t/T)) / 2.
+    """
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    done = step / recipe.steps
+    if recipe.schedule == "poly":
+        return recipe.lr * (1 - done) ** POLY_POWER
+    return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizer(student: Any, recipe: Recipe) -> Any:
+    """SGD or AdamW over the trained parameters; a group's ``multiple`` is its share of the learning rate."""
+    optim = import_torch().optim
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.requires_grad], "multiple": multiple}
+        for parameters, multiple in (
+            (student.backbone_parameters(), 1.0),
+            (student.head_parameters(), recipe.head_lr),
+        )
+    ]
+    groups = [group for group in groups if group["params"]]
+    options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return optim.SGD(groups, momentum=MOMENTUM, **options)
+    return optim.AdamW(groups, **options)
+
+
+def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """Set the backbone's rate, and the other groups' by their multiples."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["multiple"]
