@@ -8,8 +8,9 @@
     student.module, student.classes, student.input
 
 Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2`` and ``deeplabv3plus-mobilenetv2``
-(transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:factory`` for any function of
-your own that takes the number of classes, and options, and returns a ``torch.nn.Module``.
+(transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:function`` for any function of
+your own that takes the number of classes, ``pretrained`` and options, and returns a ``torch.nn.Module``. Their options
+are the arguments of the functions in :mod:`.networks` and :mod:`.hub`.
 
 A model is ``decode(encode(images))`` with a list of feature maps between, knows its ``backbone_parameters()`` and
 ``head_parameters()``, how an image becomes its input, ``input_spec(height, width)``, and the ``options`` that make it
@@ -19,20 +20,28 @@ again with ``pretrained=False`` and without anything being fetched.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError, UsageError
 from ..export.bundle import InputSpec
+from .hub import by_path, deeplabv3plus_mobilenetv2, dpt_dinov2, segformer, smp
 from .networks import lite0, tiny
 from .run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 
 if TYPE_CHECKING:
     from torch import nn
 
-_BUILT_IN = {"lite0": lite0, "tiny": tiny}
+_MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "lite0": lite0,
+    "tiny": tiny,
+    "segformer": segformer,
+    "dpt-dinov2": dpt_dinov2,
+    "deeplabv3plus-mobilenetv2": deeplabv3plus_mobilenetv2,
+}
 
 
 def build_model(name: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
@@ -43,15 +52,25 @@ def build_model(name: str, num_classes: int, *, pretrained: bool = True, **optio
     import_torch()
     if num_classes < 2:
         raise UsageError(f"a student needs at least 2 classes, got {num_classes}")
-    factory = _BUILT_IN.get(name)
-    if factory is None:
-        raise UsageError(f"there is no model {name!r}; known are {', '.join(_BUILT_IN)} and package.module:factory")
+    factory = _factory(name)
     try:
         return factory(num_classes, pretrained=pretrained, **options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise
         raise UsageError(f"the model {name} does not take these options: {error}") from error
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    if name in _MODELS:
+        return _MODELS[name]
+    if name.startswith("smp:"):
+        return partial(smp, name.removeprefix("smp:"))
+    if ":" in name:
+        return partial(by_path, name)
+    raise UsageError(
+        f"there is no model {name!r}; known are {', '.join(_MODELS)}, smp:Architecture and package.module:function"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingPackageError
+from ..errors import MissingPackageError, UsageError
 from ..export.bundle import InputSpec
 from .run import import_torch
 
@@ -33,13 +33,15 @@ def encoder_decoder(
     std: tuple[float, float, float] = IMAGENET_STD,
     multiple: int = 1,
     options: Mapping[str, Any] | None = None,
+    has_features: bool = True,
 ) -> nn.Module:
     """A student: ``forward(images) = decode(encode(images))``, the encoder being the backbone and the decoder the head.
 
     ``encoder`` maps images (N, 3, H, W) float32 to a sequence of feature maps (N, C_i, h_i, w_i); ``decoder`` takes
     the list and gives logits (N, K, h, w). ``mean`` and ``std`` are of pixels in [0, 1], RGB; heights and widths must
     be multiples of ``multiple``. ``options`` are what :func:`.models.build_model` needs to make the same network
-    again without fetching anything.
+    again without fetching anything. Without ``has_features`` the network is one piece, and cannot be used by recipes
+    that change the features.
     """
     from torch import nn
 
@@ -51,13 +53,17 @@ def encoder_decoder(
             self.options = dict(options or {})
 
         def encode(self, images: Tensor) -> list[Tensor]:
+            if not has_features:
+                raise UsageError(
+                    "this model is not an encoder and a decoder, which the recipe needs; choose another one"
+                )
             return list(self.encoder(images))
 
         def decode(self, features: Sequence[Tensor]) -> Tensor:
             return self.decoder(list(features))
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.decode(self.encode(images))
+            return self.decoder(list(self.encoder(images)))
 
         def backbone_parameters(self) -> Iterator[nn.Parameter]:
             return self.encoder.parameters()
