@@ -14,6 +14,7 @@ from . import __version__
 from .engine.cli import add_commands as add_engine_commands
 from .errors import MaskmillError
 from .export.cli import add_commands as add_export_commands
+from .trainer.cli import add_commands as add_trainer_commands
 
 app = typer.Typer(
     name="maskmill",
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 add_export_commands(app)
 add_engine_commands(app)
+add_trainer_commands(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,52 @@
+"""What a training run prints: a bar on a terminal, lines in a log, JSON lines for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from .train import Progress
+
+
+@contextmanager
+def observing(*, as_json: bool) -> Iterator[Callable[[Progress], None]]:
+    """An observer of a run that fits where the output goes."""
+    console = Console(stderr=True)
+    if as_json:
+        yield lambda run: print(json.dumps({"event": "progress", **dataclasses.asdict(run)}), flush=True)
+    elif not console.is_terminal:
+        yield lambda run: print(f"step {run.step} of {run.steps}, {_note(run)}", flush=True)
+    else:
+        columns = (
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        with Bar(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("training", total=None, note="")
+            yield lambda run: bar.update(task, completed=run.step, total=run.steps, note=_note(run))
+
+
+def print_summary(run: Progress, folder: Path, *, as_json: bool) -> None:
+    """The end of a run, printed by the first process."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        print(json.dumps({"event": "summary", **dataclasses.asdict(run)}), flush=True)
+        return
+    best = "" if run.best is None else f", best mIoU {run.best:.3f}"
+    print(f"{folder}: {run.step} of {run.steps} steps in {run.seconds:.0f} s, loss {run.loss:.4f}{best}")
+    if run.interrupted:
+        print("interrupted: the run is saved; run the same command to go on")
+
+
+def _note(run: Progress) -> str:
+    miou = "" if run.miou is None else f", mIoU {run.miou:.3f}"
+    return f"loss {run.loss:.4f}{miou}, {run.images_per_second:.1f} images/s"
