@@ -69,10 +69,11 @@ ALLOWED = {
         "errors", "kernels", "engine.images", "engine.session", "engine.predict", "engine.select", "engine.taxonomy",
         "engine.overlay", "engine.engines", "engine.nvidia", "engine.decoder", "engine.prompts", "engine.sources",
     ),
-    # training reads the images, label maps and stores that labelling reads and writes, by the same code
+    # training reads the images, label maps and stores that labelling reads and writes, by the same code; commands that
+    # label have the same options
     "trainer": (
-        "errors", "kernels", "export.bundle", "engine.images", "engine.labelled", "engine.png", "engine.predict",
-        "engine.sources", "engine.store", "engine.taxonomy",
+        "errors", "kernels", "export.bundle", "engine.cli_model", "engine.images", "engine.labelled", "engine.png",
+        "engine.predict", "engine.sources", "engine.store", "engine.taxonomy",
     ),
 }  # fmt: skip
 

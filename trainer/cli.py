@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from ..errors import UsageError
+from .cli_student import evaluate_student, predict_image
 
 
 class RecipeName(StrEnum):
@@ -26,6 +27,8 @@ DEVICE = typer.Option(None, metavar="DEVICE", help="cpu, cuda or cuda:N.  [defau
 def add_commands(app: typer.Typer) -> None:
     """Add the trainer's commands to the application."""
     app.command("train")(train_student)
+    app.command("evaluate")(evaluate_student)
+    app.command("predict")(predict_image)
 
 
 def train_student(

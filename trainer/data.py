@@ -100,12 +100,25 @@ class LabelledImages:
         path = Path(folder)
         if not (path / "images").is_dir():
             raise UsageError(f"labelled images are expected in {path / 'images'} and {path / 'labels'}")
-        source, labels = open_source(path / "images"), LabelFolder(path / "labels")
+        return cls.pair(path / "images", path / "labels", taxonomy, ids=ids, skip=skip)
+
+    @classmethod
+    def pair(
+        cls,
+        images: str | os.PathLike[str],
+        labels: str | os.PathLike[str],
+        taxonomy: Taxonomy,
+        *,
+        ids: Iterable[str] | None = None,
+        skip: Collection[str] = (),
+    ) -> LabelledImages:
+        """The images of a source with the label maps of a folder; see :meth:`open`."""
+        source, maps = open_source(str(images)), LabelFolder(labels)
         items = {item.uri: item for item in source}
         chosen = [uri for uri in select_ids(items, ids) if uri not in skip]
-        pairs = [(items[uri], found) for uri in chosen if (found := labels.find(uri)) is not None]
+        pairs = [(items[uri], found) for uri in chosen if (found := maps.find(uri)) is not None]
         if not pairs:
-            raise UsageError(f"no image in {path / 'images'} has a label map in {path / 'labels'}; names must match")
+            raise UsageError(f"no image in {images} has a label map in {labels}; names must match")
         return cls(source, pairs, taxonomy)
 
     @property

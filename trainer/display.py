@@ -12,7 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
+from .evaluate import Scores
 from .train import Progress
 
 
@@ -45,6 +47,18 @@ def print_summary(run: Progress, folder: Path, *, as_json: bool) -> None:
     print(f"{folder}: {run.step} of {run.steps} steps in {run.seconds:.0f} s, loss {run.loss:.4f}{best}")
     if run.interrupted:
         print("interrupted: the run is saved; run the same command to go on")
+
+
+def print_scores(scores: Scores) -> None:
+    """How well a student does, by class and in all."""
+    table = Table(box=None)
+    for name, side in (("class", "left"), ("pixels", "right"), ("IoU", "right")):
+        table.add_column(name, justify=side, no_wrap=True)
+    for name, pixels, iou in zip(scores.classes, scores.confusion.sum(axis=1), scores.iou, strict=True):
+        if pixels:
+            table.add_row(name, f"{pixels:,}", f"{iou:.3f}")
+    Console().print(table)
+    print(f"{scores.num_images} images: mIoU {scores.miou:.3f}, accuracy {scores.accuracy:.3f}")
 
 
 def _note(run: Progress) -> str:
