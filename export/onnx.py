@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,13 @@ def preprocessing_from_config(path: str | os.PathLike[str]) -> tuple[dict[str, A
         raise UsageError(f"cannot read the preprocessor {path}: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path} is not a preprocessor configuration (expected a JSON object)")
+    return preprocessing_of(config, path)
+
+
+def preprocessing_of(
+    config: Mapping[str, Any], path: str | os.PathLike[str]
+) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """What :func:`preprocessing_from_config` reads, from a configuration that was read from ``path``."""
     fields: dict[str, Any] = {}
     size: tuple[int, int] | None = None
     if config.get("do_center_crop"):

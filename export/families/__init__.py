@@ -1,0 +1,89 @@
+"""Foundation models of transformers, each with its post-processing folded into the graph.
+
+::
+
+    bundle = bundle_from_pretrained("nvidia/segformer-b0-finetuned-ade-512-512", "bundle")
+    bundle = bundle_from_pretrained("clipseg", "bundle", Choices(classes=("cat", "sofa"), background="other"))
+
+A family is a function from a checkpoint and its model to a :class:`Folded`: a module of pure functions over the model,
+its input as the checkpoint's image processor prepares it, and its classes. To add one, write that function and name it
+in :data:`FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import UsageError
+from ..bundle import Bundle
+from ..compare import Photo
+from ..hub import Checkpoint, fetch
+from ..torch import OPSET, bundle_from_module
+from .folded import Choices, Folded
+
+__all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_pretrained", "family_of"]
+
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "segformer": ("semantic", "SegformerForSemanticSegmentation"),
+}
+"""Family → the module here that has its function, and the class of transformers that it is loaded as."""
+
+
+def bundle_from_pretrained(
+    model: str,
+    folder: str | os.PathLike[str],
+    choices: Choices | None = None,
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    licence: str = "",
+    images: Sequence[Photo] = (),
+) -> Bundle:
+    """Export a model from a local folder or the hub to a new bundle in ``folder``.
+
+    ``family`` is one of :data:`FAMILIES`; found from the checkpoint's configuration where left out. ``images`` are
+    what the export is compared on (see :func:`.torch.bundle_from_module`).
+
+    Raises :class:`UsageError` for choices that the model does not have, :class:`ExportError` where it cannot be
+    fetched, read or exported, :class:`GateError` where the graph is not the model.
+    """
+    import torch
+    import transformers
+
+    if Path(folder).exists():
+        raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
+    checkpoint = fetch(model, revision=revision, allow_pickle=allow_pickle, licence=licence)
+    family = family or family_of(checkpoint)
+    if family not in FAMILIES:
+        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    module, architecture = FAMILIES[family]
+    fold = getattr(importlib.import_module(f".{module}", __name__), family)
+    folded: Folded = fold(checkpoint, checkpoint.load(architecture), choices or Choices())
+    exporter = f"torch {torch.__version__}, transformers {transformers.__version__}, opset {OPSET}"
+    arguments: dict[str, Any] = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
+    return bundle_from_module(
+        arguments.pop("module"),
+        folder,
+        **arguments,
+        source=dataclasses.replace(checkpoint.source, exporter=exporter),
+        images=images,
+    )
+
+
+def family_of(checkpoint: Checkpoint) -> str:
+    """The family of a checkpoint, from the architecture its configuration names."""
+    named = checkpoint.config.get("architectures") or ()
+    for family, (_, architecture) in FAMILIES.items():
+        if architecture in named:
+            return family
+    found = ", ".join(named) or "none"
+    raise UsageError(
+        f"{checkpoint.folder} is of no family that can be exported (its architecture: {found}; "
+        f"families: {', '.join(FAMILIES)}); choose one with --family, or export it with bundle_from_module"
+    )
