@@ -111,6 +111,8 @@ def fetch(model: str, *, revision: str | None = None, allow_pickle: bool = False
             __import__(name)
         except ImportError as error:
             raise MissingPackageError(name, "export", "exporting a model") from error
+    import transformers
+
     folder = Path(model)
     if folder.is_dir():
         name = folder.resolve().name
@@ -128,6 +130,7 @@ def fetch(model: str, *, revision: str | None = None, allow_pickle: bool = False
         revision=revision or "",
         weights_sha256=_joint_sha256(weights),
         licence=licence or _licence(folder / "README.md"),
+        exporter=f"transformers {transformers.__version__}",
     )
     return Checkpoint(folder=folder, config=_read_json(folder / "config.json"), source=source, pickled=pickled)
 

@@ -80,7 +80,8 @@ def bundle_from_module(
         The bundle's folder, which must not exist yet.
     task, input, outputs, classes, prompt, source
         As in :class:`Bundle`. With ``input.dynamic`` heights and widths that are multiples of ``input.multiple`` are
-        exported as free axes. Where ``source`` has no hash of the weights, it is taken from the module.
+        exported as free axes. Where ``source`` has no hash of the weights, it is taken from the module; torch and
+        the opset are added to its ``exporter``.
     background
         Name of the background class, where there is one.
     decoder
@@ -118,7 +119,7 @@ def bundle_from_module(
             source=dataclasses.replace(
                 source,
                 weights_sha256=source.weights_sha256 or _weights_sha256(modules.values()),
-                exporter=source.exporter or _exporter(),
+                exporter=", ".join(filter(None, (source.exporter, _exporter()))),
             ),
         )
         files = [

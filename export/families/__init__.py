@@ -23,7 +23,7 @@ from ...errors import UsageError
 from ..bundle import Bundle
 from ..compare import Photo
 from ..hub import Checkpoint, fetch
-from ..torch import OPSET, bundle_from_module
+from ..torch import bundle_from_module
 from .folded import Choices, Folded
 
 __all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_pretrained", "family_of"]
@@ -53,9 +53,6 @@ def bundle_from_pretrained(
     Raises :class:`UsageError` for choices that the model does not have, :class:`ExportError` where it cannot be
     fetched, read or exported, :class:`GateError` where the graph is not the model.
     """
-    import torch
-    import transformers
-
     if Path(folder).exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
     checkpoint = fetch(model, revision=revision, allow_pickle=allow_pickle, licence=licence)
@@ -65,13 +62,12 @@ def bundle_from_pretrained(
     module, architecture = FAMILIES[family]
     fold = getattr(importlib.import_module(f".{module}", __name__), family)
     folded: Folded = fold(checkpoint, checkpoint.load(architecture), choices or Choices())
-    exporter = f"torch {torch.__version__}, transformers {transformers.__version__}, opset {OPSET}"
     arguments: dict[str, Any] = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
     return bundle_from_module(
         arguments.pop("module"),
         folder,
         **arguments,
-        source=dataclasses.replace(checkpoint.source, exporter=exporter),
+        source=checkpoint.source,
         images=images,
     )
 

@@ -29,7 +29,7 @@ class Choices:
     background: str | None = None
     """Name of the background class. Models made of masks and texts get that class, first, where they have none."""
     background_score: Background = "rest"
-    """Score of a class so added: ``rest``, what the best class leaves of 1, or ``void``, the queries' mass on no class."""
+    """Score of a class so added: ``rest`` is what the best class leaves of 1, ``void`` what queries give no class."""
     size: tuple[int, int] | None = None
     """(height, width) of the input in pixels."""
     template: str = "a photo of a {}."
