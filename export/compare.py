@@ -80,6 +80,13 @@ def compare(reference: Side, candidate: Side, images: Iterable[Photo], *, batch:
     found; by default two where the reference's batch axis is free. Raises :class:`GateError` where the candidate does
     not run, or gives maps of another shape; :class:`SessionError` where the reference does not run.
     """
+    return summarize(differences(reference, candidate, images, batch=batch))
+
+
+def differences(
+    reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None
+) -> list[tuple[str, Difference]]:
+    """Name and difference of every image; see :func:`compare`."""
     first = "encoder" if reference.bundle.task == "promptable" else "model"
     if batch is None:
         batch = 2 if reference.sessions[first].max_batch is None else 1
@@ -87,8 +94,7 @@ def compare(reference: Side, candidate: Side, images: Iterable[Photo], *, batch:
     if limit is not None and limit < batch:
         raise GateError(f"the artefact takes a batch of {limit} only, its reference any; its batch axis was frozen")
     run, differ = _TASKS[reference.bundle.task]
-    names: list[str] = []
-    found: list[Difference] = []
+    found: list[tuple[str, Difference]] = []
     for chunk in _chunks(images, batch):
         photos = [photo for _, photo in chunk]
         expected = [view for photo in photos for view in run(reference, [photo])]
@@ -97,21 +103,26 @@ def compare(reference: Side, candidate: Side, images: Iterable[Photo], *, batch:
         except SessionError as error:
             raise GateError(f"the artefact does not run where its reference does: {error}") from error
         for (name, _), one, other in zip(chunk, expected, got, strict=True):
-            names.append(name)
-            found.append(differ(one, other))
+            found.append((name, differ(one, other)))
+    return found
+
+
+def summarize(found: Sequence[tuple[str, Difference]]) -> Metrics:
+    """The differences of all images in a few numbers; :class:`GateError` where there is none."""
     if not found:
         raise GateError("there is no image to compare on")
-    worst = min(range(len(found)), key=lambda index: found[index].iou)
+    each = [difference for _, difference in found]
+    worst_image, worst = min(found, key=lambda pair: pair[1].iou)
     return Metrics(
-        images=len(found),
-        agreement=float(np.mean([each.agreement for each in found])),
-        mean_iou=float(np.mean([each.iou for each in found])),
-        worst_iou=found[worst].iou,
-        worst_image=names[worst],
-        mean_error=float(np.mean([each.mean_error for each in found])),
-        max_error=max(each.max_error for each in found),
-        nonfinite=sum(not each.finite for each in found),
-        score_quantile_shift=_quantile_shift(found),
+        images=len(each),
+        agreement=float(np.mean([difference.agreement for difference in each])),
+        mean_iou=float(np.mean([difference.iou for difference in each])),
+        worst_iou=worst.iou,
+        worst_image=worst_image,
+        mean_error=float(np.mean([difference.mean_error for difference in each])),
+        max_error=max(difference.max_error for difference in each),
+        nonfinite=sum(not difference.finite for difference in each),
+        score_quantile_shift=_quantile_shift(each),
     )
 
 

@@ -26,7 +26,7 @@ from ..engine.images import decode_image
 from ..engine.sources import Item, Source, open_source
 from ..errors import GateError, ImageError
 from .compare import Photo, Side, compare
-from .verdicts import Tolerances, Verdict, failures_of, place
+from .verdicts import Metrics, Tolerances, Verdict, failures_of, place
 
 DEFAULT_IMAGES = 100
 """Images that the gate takes from a source unless told otherwise."""
@@ -99,8 +99,21 @@ def judge(
 
     Raises :class:`GateError` where the two cannot be compared: the candidate does not run or gives other shapes.
     """
-    tolerances = tolerances or Tolerances()
     metrics = compare(reference, candidate, images, batch=batch)
+    return verdicts_of(reference, candidate, metrics, tolerances, emulated, faults, kept_fp32)
+
+
+def verdicts_of(
+    reference: Side,
+    candidate: Side,
+    metrics: Metrics,
+    tolerances: Tolerances | None = None,
+    emulated: bool = False,
+    faults: tuple[str, ...] = (),
+    kept_fp32: tuple[str, ...] = (),
+) -> tuple[Verdict, ...]:
+    """What :func:`judge` gives, from a comparison that was made."""
+    tolerances = tolerances or Tolerances()
     verdicts = []
     for role, session in candidate.sessions.items():
         original = reference.sessions[role]
