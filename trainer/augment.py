@@ -81,23 +81,26 @@ def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[
 
 def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] = PADDING) -> NDArray[np.uint8]:
     """Scale (bilinear, by areas when shrinking), crop and flip an image (H, W, 3) uint8 → (crop, crop, 3)."""
-    shrinks = move.size[0] < image.shape[0] or move.size[1] < image.shape[1]
-    return _move(image, move, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR, fill)
+    height, width = move.size
+    if (height, width) != image.shape[:2]:
+        shrinks = height < image.shape[0] or width < image.shape[1]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return _padded(image[move.top : move.top + move.crop, move.left : move.left + move.crop], move, fill)
 
 
 def move_map(values: NDArray[Any], move: Move, fill: int) -> NDArray[Any]:
-    """The same for a class or weight map (H, W) uint8 or uint16, by nearest neighbour → (crop, crop)."""
-    return _move(values, move, cv2.INTER_NEAREST_EXACT, fill)
+    """The same for a class or weight map (H, W), by nearest neighbour with half-pixel centers → (crop, crop)."""
+    rows, columns = (
+        (np.arange(start, min(start + move.crop, length)) * 2 + 1) * cells // (2 * length)
+        for start, length, cells in zip((move.top, move.left), move.size, values.shape, strict=True)
+    )
+    return _padded(values[rows[:, None], columns], move, fill)
 
 
-def _move(array: NDArray[Any], move: Move, interpolation: int, fill: Any) -> NDArray[Any]:
-    height, width = move.size
-    if (height, width) != array.shape[:2]:
-        array = cv2.resize(array, (width, height), interpolation=interpolation)
-    array = array[move.top : move.top + move.crop, move.left : move.left + move.crop]
-    moved = np.full((move.crop, move.crop, *array.shape[2:]), fill, array.dtype)
-    moved[: array.shape[0], : array.shape[1]] = array
-    return moved[:, ::-1] if move.flip else moved
+def _padded(array: NDArray[Any], move: Move, fill: Any) -> NDArray[Any]:
+    padded = np.full((move.crop, move.crop, *array.shape[2:]), fill, array.dtype)
+    padded[: array.shape[0], : array.shape[1]] = array
+    return padded[:, ::-1] if move.flip else padded
 
 
 def inside(move: Move) -> NDArray[np.bool_]:

@@ -25,18 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..export.bundle import InputSpec
 from .corpus import Corpus
 from .data import TrainingImages
+from .evaluate import score_images
 from .loading import Plan, open_loader, stage_at
 from .log import RunLog
 from .models import build_model
 from .objectives import OBJECTIVES, Losses, Moment
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .processes import Process, joined
-from .recipes import Csl, Recipe, stages
+from .recipes import Csl, Recipe, S2c, stages
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
+from .weak import WeakLabels
 
 _HOST_ONLY = ("uri", "stream")
 
@@ -94,7 +96,8 @@ def train(
     with joined(device) as process:
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
-        student = build_model(recipe.model, corpus.taxonomy.num_targets, **recipe.model_options)
+        classes = corpus.taxonomy
+        student = build_model(recipe.model, classes.num_targets, background=classes.background, **recipe.model_options)
         run = _record(recipe, corpus, student)
         if process.first:
             open_run(Path(folder), run)
@@ -149,6 +152,7 @@ class _Loop:
             flip=recipe.flip,
             seed=recipe.seed,
             views=recipe.method if isinstance(recipe.method, Csl) else None,
+            weak=_weak_labels(corpus, recipe),
         )
         plan = Plan(
             stages=self.stages,
@@ -240,17 +244,14 @@ class _Loop:
         return found
 
     def _validate(self) -> float:
-        """MIoU on the validation images, by the first process; keeps the best student."""
+        """The mIoU on the validation images, of which each process labels its share; keeps the best student."""
         assert self.corpus.validation is not None, "asked only where there are images"
-        from .evaluate import score_images
-
+        process = self.process
         module = self.student if self.average is None else self.average.module
-        miou = 0.0
-        if self.process.first:
-            module.eval()
-            miou = score_images(module, self.corpus.validation, self.run, device=self.process.device).miou
-            self.student.train()
-        self.miou = self.process.mean([miou])[0] * self.process.world
+        module.eval()
+        share = (process.rank, process.world)
+        self.miou = score_images(module, self.corpus.validation, self.run, device=process.device, share=share).miou
+        self.student.train()
         if self.best is None or self.miou > self.best:
             self.best = self.miou
             self._save(BEST)
@@ -303,6 +304,14 @@ def _parallel(student: Any, process: Process) -> Any:
         return Objectives()
     devices = [process.device.index] if process.device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(Objectives(), device_ids=devices)
+
+
+def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
+    if not isinstance(recipe.method, S2c):
+        return None
+    if corpus.weak is None:
+        raise UsageError("this recipe needs segment maps: give --segments STORE or DIR")
+    return replace(corpus.weak, compat=recipe.method.compat)
 
 
 def _counts(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]:

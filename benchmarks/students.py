@@ -1,0 +1,80 @@
+"""What the two student benchmarks share: one run after another, scored, their results kept as files, and the table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskmill.trainer.corpus import Corpus
+from maskmill.trainer.data import LabelledImages
+from maskmill.trainer.evaluate import score_images
+from maskmill.trainer.models import load_run
+from maskmill.trainer.recipes import Recipe
+from maskmill.trainer.train import train
+
+
+class Results:
+    """A folder with a file for each row and seed."""
+
+    def __init__(self, folder: Path, rows: Sequence[str]) -> None:
+        self._folder = folder
+        self._rows = list(rows)
+
+    def _file(self, row: str, seed: int) -> Path:
+        number = self._rows.index(row) if row in self._rows else row
+        return self._folder / f"{number}-seed{seed}.json"
+
+    def add(self, row: str, seed: int, values: dict[str, Any]) -> None:
+        """Keep the figures of one run."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file(row, seed).write_text(json.dumps({"row": row, "seed": seed, **values}, indent=1))
+
+    def find(self, row: str, seed: int) -> dict[str, Any] | None:
+        """The figures of one run, where it is done."""
+        path = self._file(row, seed)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def run(
+        self, row: str, seed: int, folder: Path, recipe: Recipe, corpus: Corpus, scored: LabelledImages
+    ) -> dict[str, Any]:
+        """Train and score a student, unless it is done."""
+        if (found := self.find(row, seed)) is not None:
+            return found
+        started = time.perf_counter()
+        train(folder, recipe, corpus, device="cpu", workers=1)
+        seconds = time.perf_counter() - started
+        student = load_run(folder)
+        scores = score_images(student.module, scored, student.run, device="cpu")
+        found = {"miou": scores.miou, "accuracy": scores.accuracy, "seconds": seconds, "recipe": recipe.to_json()}
+        self.add(row, seed, found)
+        print(f"{row}, seed {seed}: mIoU {scores.miou:.3f}, {seconds:.0f} s", flush=True)
+        return found
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Mean and standard deviation over the seeds of each row that has results."""
+        summary = []
+        for row in self._rows:
+            seeds = [
+                json.loads(path.read_text()) for path in sorted(self._folder.glob(f"{self._rows.index(row)}-seed*"))
+            ]
+            if seeds:
+                figures = {key: [run[key] for run in seeds] for key in ("miou", "accuracy", "seconds")}
+                summary.append({"row": row, **{key: _spread(values) for key, values in figures.items()}})
+        return summary
+
+    def print_table(self) -> None:
+        """As Markdown."""
+        print("| student | mIoU | accuracy | by seed | seconds |\n|---|---|---|---|---|")
+        for row in self.summary():
+            miou, accuracy = (f"{row[key]['mean']:.3f} ± {row[key]['std']:.3f}" for key in ("miou", "accuracy"))
+            seeds = ", ".join(f"{value:.3f}" for value in row["miou"]["values"])
+            print(f"| {row['row']} | {miou} | {accuracy} | {seeds} | {row['seconds']['mean']:.0f} |")
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values}

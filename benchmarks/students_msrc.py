@@ -1,0 +1,160 @@
+"""Students of MSRC: what a teacher's labels are worth, by how they were selected.
+
+    python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds, about 40 minutes
+    python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print what is there
+
+For each of three seeds 30 photos are labelled, 168 unlabelled, and 98, about a third, are scored. The teacher is
+DeepLabv3 (MobileNetV2, 257 px) as in ``msrc.py``; the 30 labelled photos calibrate it, at alpha 0.10 since that needs 9
+photos of a class for a threshold of its own where 0.05 needs 19. Every student is the built-in
+``lite0`` network and takes the same number of steps of the same size with the same optimizer: rows differ in the labels
+of the 168 photos alone. Scores are those of the student after the last step; nothing is selected on the scored photos.
+
+A run that is done is not done again, and one that was stopped goes on; results are files in the work folder.
+
+The data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msrc import adopt, find_data
+from students import Results
+
+from maskmill.engine.calibrate import calibrate
+from maskmill.engine.evaluate import evaluate
+from maskmill.engine.labelled import LabelFolder
+from maskmill.engine.pipeline import label
+from maskmill.engine.predict import SemanticPredictor
+from maskmill.engine.select import Selection
+from maskmill.engine.session import OnnxSession
+from maskmill.engine.sources import open_source
+from maskmill.engine.store import LabelStore
+from maskmill.engine.taxonomy import Taxonomy
+from maskmill.trainer.corpus import open_corpus
+from maskmill.trainer.data import LabelledImages
+from maskmill.trainer.recipes import Recipe, conformalsam, supervised, weighted
+
+SEEDS = (0, 1, 2)
+NUM_LABELLED, NUM_SCORED = 30, 98
+ALPHA, CONFIDENCE = "0.10", 0.9
+COMMON: dict[str, Any] = {
+    "steps": 240,
+    "batch": 8,
+    "crop": 160,
+    "scale": (0.5, 1.25),
+    "optimizer": "adamw",
+    "lr": 3e-4,
+    "head_lr": 5.0,
+    "weight_decay": 1e-2,
+    "schedule": "poly",
+    "warmup": 10,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to train."""
+
+    name: str
+    recipe: Callable[..., Recipe]
+    store: str | None
+    """Name of the store; None: the labelled photos alone."""
+
+
+ROWS = (
+    Row("labelled photos alone", supervised, None),
+    Row("+ raw teacher labels", supervised, "raw"),
+    Row(f"+ confidence ≥ {CONFIDENCE}", supervised, "confidence"),
+    Row("+ conformal labels", supervised, "conformal"),
+    Row("+ conformal labels, PCOS weights", weighted, "conformal"),
+    Row("ConformalSAM, two stages", conformalsam, "conformal"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The photos of a seed."""
+
+    labelled: list[Path]
+    unlabelled: list[Path]
+    scored: list[Path]
+
+    @classmethod
+    def of_seed(cls, photos: list[Path], seed: int) -> Split:
+        """A random split."""
+        order = [photos[index] for index in np.random.default_rng(seed).permutation(len(photos))]
+        return cls(order[:NUM_LABELLED], order[NUM_LABELLED:-NUM_SCORED], order[-NUM_SCORED:])
+
+
+def make_stores(data: Path, folder: Path, split: Split) -> tuple[Taxonomy, dict[str, dict]]:
+    """Label the unlabelled photos in every way; returns the taxonomy and the labels' quality."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "deeplabv3", ignore_errors=True)
+    bundle, taxonomy = adopt(data, folder, antialias=True)
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    source, labels = open_source(data / "msrc" / "images"), LabelFolder(data / "msrc" / "labels")
+    ids = frozenset(photo.stem for photo in split.labelled)
+    found = calibrate(predictor, source, labels, taxonomy, alpha=ALPHA, group="class", rule="agree", ids=ids)
+    selections = {
+        "raw": (Selection(), None),
+        "confidence": (Selection.of_threshold(CONFIDENCE, taxonomy), None),
+        "conformal": (
+            Selection(method="conformal", rule=found.rule, thresholds=found.thresholds, weight="pcos"),
+            found,
+        ),
+    }
+    listed = folder / "unlabelled.txt"
+    listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabelled))
+    quality = {}
+    for name, (selection, basis) in selections.items():
+        label(predictor, open_source(listed), folder / name, taxonomy, selection, calibration=basis)
+        measured = evaluate(LabelStore.open(folder / name), labels, taxonomy)
+        quality[name] = {key: getattr(measured, key) for key in ("miou_kept", "accuracy_kept", "kept")}
+    return taxonomy, quality
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for stores, runs and results")
+    parser.add_argument("--table", action="store_true", help="print the results and do nothing")
+    parser.add_argument("--rows", help="numbers of the rows to run, from 0, with commas between")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    options = parser.parse_args()
+    results = Results(options.work / "results", [row.name for row in ROWS])
+    if options.table:
+        results.print_table()
+        return 0
+    data = find_data()
+    torch.set_num_threads(1)
+    photos = sorted((data / "msrc" / "images").glob("*.jpg"))
+    rows = [ROWS[int(number)] for number in options.rows.split(",")] if options.rows else ROWS
+    for seed in map(int, options.seeds.split(",")):
+        folder = options.work / f"seed{seed}"
+        split = Split.of_seed(photos, seed)
+        taxonomy, quality = make_stores(data, folder, split)
+        results.add("labels", seed, quality)
+        scored = LabelledImages.open(data / "msrc", taxonomy, ids=[photo.stem for photo in split.scored])
+        for row in rows:
+            corpus = open_corpus(
+                stores=[folder / row.store] if row.store else [],
+                labelled=data / "msrc",
+                ids=[photo.stem for photo in split.labelled],
+                taxonomy=taxonomy,
+            )
+            recipe = row.recipe(**COMMON, seed=seed)
+            results.run(row.name, seed, folder / f"run{ROWS.index(row)}", recipe, corpus, scored)
+    results.print_table()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
