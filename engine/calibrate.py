@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..errors import CalibrationError, CalibrationMismatch, ImageError, UsageError
 from ..export.bundle import write_atomically
+from ..export.verdicts import shift_between
 from ..kernels.decode import RULES
 from ..kernels.types import Activation, Rule
 from .coverage import CoverageReport, SampleSpill
@@ -72,17 +73,30 @@ class Calibration:
     """Sample sizes, thresholds and held-out coverage, overall and for each target."""
 
     def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
-        """Raise :class:`CalibrationMismatch` naming every condition that differs."""
+        """Raise :class:`CalibrationMismatch` naming every condition that differs.
+
+        Another artefact of the same bundle, or another runtime, is accepted where verdicts of the export gate say that
+        the quantiles of its scores moved by no more than the gate's tolerance.
+        """
         now = conditions(predictor, taxonomy)
-        different = [
+        different = [key for key in sorted(set(now) | set(self.made_with)) if now.get(key) != self.made_with.get(key)]
+        if not different:
+            return
+        remedy = "calibrate again under these conditions"
+        if set(different) <= {"artefact", "session"} and "artefact" in self.made_with:
+            made, used = ((kept["artefact"], kept["session"]) for kept in (self.made_with, now))
+            shift = shift_between(predictor.bundle, made, used)
+            if shift is not None and shift.moved <= shift.allowed:
+                return
+            if shift is None:
+                remedy += ", or prove on photos with `maskmill gate` that the scores are the same"
+            else:
+                remedy += f"; its score quantiles moved by {shift.moved:.4f}, {shift.allowed:g} is allowed"
+        said = "; ".join(
             f"{key}: calibrated with {_short(self.made_with.get(key))}, labelling with {_short(now.get(key))}"
-            for key in sorted(set(now) | set(self.made_with))
-            if now.get(key) != self.made_with.get(key)
-        ]
-        if different:
-            raise CalibrationMismatch(
-                f"the calibration does not hold here ({'; '.join(different)}); calibrate again under these conditions"
-            )
+            for key in different
+        )
+        raise CalibrationMismatch(f"the calibration does not hold here ({said}); {remedy}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the calibration as JSON, atomically."""

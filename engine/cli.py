@@ -11,7 +11,19 @@ from typing import Any
 import typer
 
 from ..errors import UsageError
-from .cli_model import BATCH, BUNDLE, OVERLAP, PROVIDER, TAXONOMY, THREADS, TILE, Provider, open_predictor
+from .cli_model import (
+    BATCH,
+    BUNDLE,
+    OVERLAP,
+    PRECISION,
+    PROVIDER,
+    TAXONOMY,
+    THREADS,
+    TILE,
+    UNVERIFIED,
+    Provider,
+    open_predictor,
+)
 
 
 class Group(StrEnum):
@@ -121,6 +133,8 @@ def calibrate_thresholds(
     folds: int = typer.Option(5, min=2, help="Parts of the images for the held-out coverage."),
     grid: int = typer.Option(512, min=1, help="Side of the position grid (--group position)."),
     provider: Provider = PROVIDER,
+    precision: str | None = PRECISION,
+    allow_unverified: bool = UNVERIFIED,
     threads: int = THREADS,
     tile: int | None = TILE,
     overlap: int = OVERLAP,
@@ -134,7 +148,8 @@ def calibrate_thresholds(
     from .pipeline import default_workers
     from .sources import open_source
 
-    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1)
+    model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified}
+    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1, **model)
     if output.suffix != ".json" or not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: the calibration must be a .json file in an existing folder")
     with display.counter("calibrating", quiet=as_json) as progress:
@@ -179,6 +194,8 @@ def label_corpus(
     retry_rejects: bool = typer.Option(False, help="Try inputs again that could not be decoded before."),
     max_pixels: int | None = typer.Option(None, min=1, help="Refuse larger images.  [default: 178,956,970]"),
     provider: Provider = PROVIDER,
+    precision: str | None = PRECISION,
+    allow_unverified: bool = UNVERIFIED,
     threads: int = THREADS,
     batch: int = BATCH,
     dry_run: bool = typer.Option(False, help="Label a sample; print hours and gigabytes for the whole."),
@@ -200,7 +217,8 @@ def label_corpus(
     if output is None and not dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, batch, say=not as_json)
+    model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified, "say": not as_json}
+    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
     thresholds = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {"weight": weight.value, "weight_levels": weight_levels}
     if thresholds is not None:

@@ -15,11 +15,19 @@ class Provider(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
     tensorrt = "tensorrt"
+    engine = "engine"
+    openvino = "openvino"
 
 
 BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
 TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
 PROVIDER = typer.Option(Provider.cpu, help="What runs the model; never replaced silently.")
+PRECISION = typer.Option(
+    None, metavar="PRECISION", help="Which of the bundle's files or engines.  [default: its first]"
+)
+UNVERIFIED = typer.Option(
+    False, "--allow-unverified", help="Run a conversion or engine that the gate did not pass, or never saw."
+)
 THREADS = typer.Option(1, min=1, help="Threads of one model call; 1 runs one image a processor.")
 BATCH = typer.Option(1, min=1, help="Images in one model call.")
 TILE = typer.Option(None, min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.")
@@ -35,18 +43,22 @@ def open_predictor(
     overlap: int,
     batch: int,
     *,
+    precision: str | None = None,
+    allow_unverified: bool = False,
     say: bool = True,
 ) -> tuple[Any, Any]:
     """The predictor and the taxonomy that the options ask for; ``say`` prints what runs where."""
     from ..export.bundle import Bundle
     from .predict import SemanticPredictor
-    from .session import OnnxSession
+    from .session import open_session
     from .taxonomy import Taxonomy
 
     model = Bundle.load(bundle)
     model.verify()
     classes = Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
-    session = OnnxSession(model, provider=provider.value, threads=threads)
+    session = open_session(
+        model, provider=provider.value, threads=threads, precision=precision, allow_unverified=allow_unverified
+    )
     if say:
         typer.echo(f"{model.path}: {session}; kernels: Numba on the processor")
     return SemanticPredictor(model, session, tile=tile, overlap=overlap, batch=batch), classes

@@ -73,6 +73,11 @@ class Predictor(Protocol):
     """What the pipeline drives: ``prepare`` on decode threads, ``run`` on model threads."""
 
     @property
+    def bundle(self) -> Bundle:
+        """The model whose scores are thresholded; its verdicts may prove a calibration of another artefact."""
+        ...
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What decides the scores besides the bundle's files: recorded with labels and calibrations."""
         ...

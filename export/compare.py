@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..engine.decoder import PromptDecoder
 from ..engine.images import preprocess
 from ..engine.predict import SemanticPredictor
-from ..engine.prompts import POSITIVE, Prompts
+from ..engine.prompts import grid_prompts
 from ..engine.session import Session
 from ..errors import GateError, SessionError
 from .bundle import Bundle
@@ -73,18 +73,23 @@ class Difference:
     """(2, n): nonconformity score of that class, in the reference and in the artefact."""
 
 
-def compare(reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None) -> Metrics:
+def compare(
+    reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None, min_share: float = 0.0
+) -> Metrics:
     """Run both over ``images`` and measure.
 
     The reference takes one image a call, the candidate ``batch`` of them, so that an axis that was frozen or mixed is
-    found; by default two where the reference's batch axis is free. Raises :class:`GateError` where the candidate does
-    not run, or gives maps of another shape; :class:`SessionError` where the reference does not run.
+    found; by default two where the reference's batch axis is free. A class of a ``semantic`` model that covers less than
+    ``min_share`` of an image in both maps has no IoU of its own there.
+
+    Raises :class:`GateError` where the candidate does not run, or gives maps of another shape; :class:`SessionError`
+    where the reference does not run.
     """
-    return summarize(differences(reference, candidate, images, batch=batch))
+    return summarize(differences(reference, candidate, images, batch=batch, min_share=min_share))
 
 
 def differences(
-    reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None
+    reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None, min_share: float = 0.0
 ) -> list[tuple[str, Difference]]:
     """Name and difference of every image; see :func:`compare`."""
     first = "encoder" if reference.bundle.task == "promptable" else "model"
@@ -103,7 +108,7 @@ def differences(
         except SessionError as error:
             raise GateError(f"the artefact does not run where its reference does: {error}") from error
         for (name, _), one, other in zip(chunk, expected, got, strict=True):
-            found.append((name, differ(one, other)))
+            found.append((name, differ(one, other, min_share)))
     return found
 
 
@@ -141,7 +146,7 @@ def _run_semantic(side: Side, photos: Sequence[NDArray[np.uint8]]) -> Iterator[_
         yield _Semantic(raw, _activate(raw, view.activation))
 
 
-def _differ_semantic(expected: _Semantic, got: _Semantic) -> Difference:
+def _differ_semantic(expected: _Semantic, got: _Semantic, min_share: float) -> Difference:
     _same_shape("score maps", expected.raw, got.raw)
     tops = [_decide(view.scores) for view in (expected, got)]
     finite = np.isfinite(got.raw).all(axis=0)
@@ -152,7 +157,7 @@ def _differ_semantic(expected: _Semantic, got: _Semantic) -> Difference:
     scores = [1 - _of_class(view.scores, sampled, step) for view in (expected, got)]
     return Difference(
         agreement=float((tops[0] == tops[1]).mean()),
-        iou=_class_iou(tops[0], tops[1]),
+        iou=_class_iou(tops[0], tops[1], min_share),
         **_errors(expected.scores, got.scores),
         finite=bool(finite.all()),
         classes=sampled,
@@ -177,7 +182,7 @@ def _run_cam(side: Side, photos: Sequence[NDArray[np.uint8]]) -> Iterator[_Cam]:
         yield _Cam(found, _activate(found, logits.activation), _covered(cams, covers))
 
 
-def _differ_cam(expected: _Cam, got: _Cam) -> Difference:
+def _differ_cam(expected: _Cam, got: _Cam, _: float) -> Difference:
     _same_shape("activation maps", expected.maps, got.maps)
     top = int(expected.scores.argmax())
     one, other = (np.maximum(view.maps[top], 0) for view in (expected, got))
@@ -205,13 +210,18 @@ def _run_promptable(side: Side, photos: Sequence[NDArray[np.uint8]]) -> Iterator
     decoder, spec = PromptDecoder(side.bundle, side.sessions["decoder"]), side.bundle.input
     for values, covers in _called(side, "encoder", photos):
         masks, _ = decoder.run(
-            [value[None] for value in values], _grid(covers[0] * spec.height, covers[1] * spec.width)
+            [value[None] for value in values], grid_prompts(GRID, covers[0] * spec.height, covers[1] * spec.width)
         )
         logits = _covered(masks.reshape(-1, *masks.shape[2:]), covers)
         yield _Masks(logits, _activate(logits, "sigmoid"))
 
 
-def _differ_promptable(expected: _Masks, got: _Masks) -> Difference:
+def prompted_masks(side: Side, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits (prompts * masks, h, w) of the masks that the gate's grid of points gives on one photo."""
+    return next(_run_promptable(side, [photo])).logits
+
+
+def _differ_promptable(expected: _Masks, got: _Masks, _: float) -> Difference:
     _same_shape("masks", expected.logits, got.logits)
     finite = np.isfinite(got.logits)
     one, other = expected.logits > 0, got.logits > 0
@@ -264,19 +274,6 @@ def _covered(maps: NDArray[Any], covers: tuple[float, float]) -> NDArray[Any]:
     return maps[..., : math.ceil(maps.shape[-2] * covers[0]), : math.ceil(maps.shape[-1] * covers[1])]
 
 
-def _grid(height: float, width: float) -> Prompts:
-    """One point a prompt, in the middle of each cell of a grid over the image."""
-    centers = (np.arange(GRID) + 0.5) / GRID
-    y, x = np.meshgrid(centers * height, centers * width, indexing="ij")
-    num = GRID * GRID
-    return Prompts(
-        image=np.zeros(num, np.int64),
-        target=np.zeros(num, np.int64),
-        points=np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)[:, None],
-        labels=np.full((num, 1), POSITIVE, np.float32),
-    )
-
-
 def _activate(values: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
     """Scores of the classes on the first axis."""
     # values that are not finite are counted, not warned of
@@ -300,15 +297,14 @@ def _of_class(scores: NDArray[np.float32], classes: NDArray[np.intp], step: int)
     return flat[classes, np.arange(len(classes))]
 
 
-def _class_iou(expected: NDArray[np.intp], got: NDArray[np.intp]) -> float:
-    """Mean IoU over the classes that either map has."""
-    present = np.union1d(expected, got)
-    present = present[present >= 0]
+def _class_iou(expected: NDArray[np.intp], got: NDArray[np.intp], min_share: float) -> float:
+    """Mean IoU over the classes that either map has; -1 stands for no class."""
     ious = []
-    for index in present:
+    for index in np.union1d(expected, got):
         one, other = expected == index, got == index
-        ious.append((one & other).sum() / (one | other).sum())
-    return float(np.mean(ious))
+        if index >= 0 and max(one.mean(), other.mean()) >= min_share:
+            ious.append((one & other).sum() / (one | other).sum())
+    return float(np.mean(ious)) if ious else 1.0
 
 
 def _errors(expected: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, float]:

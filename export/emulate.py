@@ -14,6 +14,7 @@ What a device does inside a node (sums in fp32 or not) is not emulated; that is 
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.session import first_line
+from ..engine.session import Session, first_line
 from ..errors import ExportError, MissingPackageError, SessionError
 from .bundle import Bundle
 from .precision import LARGEST, float_tensors, node_name, tensor_types
@@ -135,6 +136,26 @@ class GraphSession:
         return values[: len(self._outputs)]
 
 
+class Memory:
+    """A session that answers from memory what it was asked before, for searches over the same images."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.kind, self.artefact = session.kind, session.artefact
+        self.max_batch, self.threads = session.max_batch, session.threads
+        self._known: dict[bytes, list[NDArray[Any]]] = {}
+
+    def run(self, inputs: Any) -> list[NDArray[Any]]:
+        """As :meth:`maskmill.engine.session.Session.run`."""
+        digest = hashlib.sha256()
+        for array in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+            digest.update(np.ascontiguousarray(array).data)
+        key = digest.digest()
+        if key not in self._known:
+            self._known[key] = self._session.run(inputs)
+        return self._known[key]
+
+
 def beyond_range(model: Any, magnitudes: Mapping[str, float], precision: str) -> dict[str, float]:
     """Nodes of an original that make a tensor too large for ``precision``, in the graph's order → its magnitude."""
     found: dict[str, float] = {}
@@ -143,6 +164,12 @@ def beyond_range(model: Any, magnitudes: Mapping[str, float], precision: str) ->
         if largest > LARGEST[precision]:
             found[node_name(node)] = largest
     return found
+
+
+def nodes_touching(model: Any, magnitudes: Mapping[str, float], precision: str) -> frozenset[str]:
+    """Nodes that make or take a tensor too large for ``precision``: none of them can work in it."""
+    beyond = {name for name, largest in magnitudes.items() if largest > LARGEST[precision]}
+    return frozenset(node_name(node) for node in model.graph.node if not beyond.isdisjoint((*node.input, *node.output)))
 
 
 def _load(onnxruntime: Any, model: Any, options: Any) -> Any:

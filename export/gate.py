@@ -99,7 +99,8 @@ def judge(
 
     Raises :class:`GateError` where the two cannot be compared: the candidate does not run or gives other shapes.
     """
-    metrics = compare(reference, candidate, images, batch=batch)
+    tolerances = tolerances or Tolerances()
+    metrics = compare(reference, candidate, images, batch=batch, min_share=tolerances.min_share)
     return verdicts_of(reference, candidate, metrics, tolerances, emulated, faults, kept_fp32)
 
 
@@ -107,13 +108,12 @@ def verdicts_of(
     reference: Side,
     candidate: Side,
     metrics: Metrics,
-    tolerances: Tolerances | None = None,
+    tolerances: Tolerances,
     emulated: bool = False,
     faults: tuple[str, ...] = (),
     kept_fp32: tuple[str, ...] = (),
 ) -> tuple[Verdict, ...]:
     """What :func:`judge` gives, from a comparison that was made."""
-    tolerances = tolerances or Tolerances()
     verdicts = []
     for role, session in candidate.sessions.items():
         original = reference.sessions[role]

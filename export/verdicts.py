@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import GateError, UsageError
 from .bundle import Bundle
@@ -33,11 +33,13 @@ class Tolerances:
     """Lowest share of decisions (a pixel's top class, a mask's pixel, an image's class) that are the same."""
     min_images: int = 50
     """Fewest images that a verdict may rest on."""
+    min_share: float = 0.0
+    """Share of an image that a class must cover in either map to have an IoU of its own; by default every pixel."""
     score_quantile_shift: float = 0.01
     """Largest move of a score quantile after which a calibration still serves; does not decide whether it passes."""
 
     def __post_init__(self) -> None:
-        for name in ("mean_iou", "worst_iou", "agreement", "score_quantile_shift"):
+        for name in ("mean_iou", "worst_iou", "agreement", "min_share", "score_quantile_shift"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"the tolerance {name} must be from 0 to 1, got {getattr(self, name)}")
         if self.min_images < 1:
@@ -195,24 +197,37 @@ def require_verdict(bundle: Bundle, artefact: str, runtime: str, device: str) ->
         )
 
 
-def shift_between(bundle: Bundle, one: tuple[str, str], other: tuple[str, str]) -> float | None:
-    """How far score quantiles moved at most from one (artefact, session kind) to another; None where nobody knows.
+class Shift(NamedTuple):
+    """How far score quantiles moved between two artefacts, at most."""
+
+    moved: float
+    """Largest move of a quantile."""
+    allowed: float
+    """The tolerance that the gate was asked to hold, the smaller where there are two."""
+
+
+def shift_between(bundle: Bundle, one: tuple[str, str], other: tuple[str, str]) -> Shift | None:
+    """The shift from one (artefact, session kind) to another; None where no gate that passed measured it.
 
     Both are compared through the original that their verdicts share, so their two moves add up.
     """
-    shifts = [_shifts(bundle, artefact, kind) for artefact, kind in (one, other)]
-    common = set(shifts[0]) & set(shifts[1])
-    return min((shifts[0][name] + shifts[1][name] for name in common), default=None)
+    first, second = (_shifts(bundle, artefact, kind) for artefact, kind in (one, other))
+    sums = [
+        Shift(first[name].moved + second[name].moved, min(first[name].allowed, second[name].allowed))
+        for name in set(first) & set(second)
+    ]
+    return min(sums, default=None)
 
 
-def _shifts(bundle: Bundle, artefact: str, kind: str) -> dict[str, float]:
-    """Original → largest move of the score quantiles from it."""
+def _shifts(bundle: Bundle, artefact: str, kind: str) -> dict[str, Shift]:
+    """Original → shift from it."""
     if artefact in _originals(bundle) and place(kind) == REFERENCE:
-        return {artefact: 0.0}
+        return {artefact: Shift(0.0, 1.0)}
     verdict = find_verdict(bundle, artefact, *place(kind))
     if verdict is None or not verdict["passed"]:
         return {}
-    return {verdict["reference"]: verdict["metrics"]["score_quantile_shift"]}
+    moved, allowed = (verdict[part]["score_quantile_shift"] for part in ("metrics", "tolerances"))
+    return {verdict["reference"]: Shift(moved, allowed)}
 
 
 def _originals(bundle: Bundle) -> frozenset[str]:
