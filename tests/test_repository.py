@@ -72,8 +72,9 @@ ALLOWED = {
     # training reads the images, label maps and stores that labelling reads and writes, by the same code; commands that
     # label have the same options
     "trainer": (
-        "errors", "kernels", "export.bundle", "engine.cli_model", "engine.images", "engine.labelled", "engine.png",
-        "engine.predict", "engine.sources", "engine.store", "engine.taxonomy",
+        "errors", "kernels", "export.bundle", "engine.cli_model", "engine.image_labels", "engine.images",
+        "engine.labelled", "engine.png", "engine.predict", "engine.sources", "engine.store", "engine.store_run",
+        "engine.taxonomy",
     ),
 }  # fmt: skip
 

@@ -49,6 +49,12 @@ def train_student(
     taxonomy: Path | None = typer.Option(
         None, metavar="FILE", help="Class mapping, for other [labels] than those the stores were made with."
     ),
+    segments: Path | None = typer.Option(
+        None, metavar="STORE|DIR", help="Segment maps of the images with labels (s2c)."
+    ),
+    image_labels: Path | None = typer.Option(
+        None, metavar="FILE", help="Classes of each image (s2c).  [default: those in its label map]"
+    ),
     settings: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="A setting of the recipe, e.g. crop=256, model=tiny, method.cover=0.5."
     ),
@@ -82,6 +88,8 @@ def train_student(
         validation_ids=read_ids(validation_ids) if validation_ids else None,
         taxonomy=None if names is None else classes_taxonomy([names[index] for index in sorted(names)], background),
         labels_of=taxonomy,
+        segments=segments,
+        image_labels=image_labels,
     )
     with observing(as_json=as_json) as observer:
         progress = train(output, chosen, corpus, device=device, workers=workers, observer=observer)

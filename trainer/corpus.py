@@ -21,6 +21,7 @@ from ..engine.store import LabelStore
 from ..engine.taxonomy import Taxonomy
 from ..errors import UsageError
 from .data import LabelledImages, Part, PlainImages, StoredImages
+from .weak import WeakLabels
 
 Location = str | os.PathLike[str]
 
@@ -39,6 +40,8 @@ class Corpus:
     """Images without labels."""
     validation: LabelledImages | None
     """Held-out images with true labels."""
+    weak: WeakLabels | None = None
+    """Segments and image-level labels of the images with labels, where they were given."""
     record: Mapping[str, Any]
     """What was given, for ``run.json``."""
 
@@ -77,6 +80,8 @@ def open_corpus(
     validation_ids: Iterable[str] | None = None,
     taxonomy: Taxonomy | None = None,
     labels_of: Location | None = None,
+    segments: Location | None = None,
+    image_labels: Location | None = None,
 ) -> Corpus:
     """Open everything a run needs, once, before it starts.
 
@@ -94,6 +99,9 @@ def open_corpus(
         The classes where there is no store.
     labels_of
         A taxonomy file whose ``[labels]`` say what the labels of the folders mean, where the stores do not.
+    segments, image_labels
+        Of the images with labels: a store or folder of segment maps, and a file with the classes that each image shows
+        (without it those in its label map); see :mod:`.weak`.
 
     Raises :class:`UsageError` where the classes are not known or differ, or a part is empty.
     """
@@ -121,6 +129,8 @@ def open_corpus(
         "labelled": _given(labelled, true),
         "unlabelled": _given(unlabelled, plain),
         "validation": _given(validation, held_out),
+        "segments": None if segments is None else str(segments),
+        "image_labels": None if image_labels is None else str(image_labels),
         "images": {"stored": sum(len(part.uris) for part in stored)},
     }
     return Corpus(
@@ -129,6 +139,7 @@ def open_corpus(
         stored=stored,
         plain=plain,
         validation=held_out,
+        weak=None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels),
         record=json.loads(json.dumps(record)),
     )
 

@@ -34,6 +34,7 @@ from ..errors import MaskmillError, TrainingError, UsageError
 from . import augment
 from .recipes import Csl
 from .run import import_torch
+from .weak import WeakLabels
 
 STREAMS = ("union", "labelled", "stored", "unlabelled")
 """Lists of images that a step draws from; a stream's place here is part of the seed of its draws."""
@@ -228,6 +229,9 @@ class TrainingImages:
     With ``views`` it also holds ``strong`` and ``masked``, two recolored forms of the image; ``box`` (4,) int64, the
     part that CutMix takes from another image; and ``cells`` bool (g, g), the cells that trusted mask perturbation
     covers, none where the image is left alone.
+
+    With ``weak`` a sample with a label also holds ``segments`` (C, C) int32, 0 where there is none, and ``present``
+    (K,) bool, the classes that the whole image shows.
     """
 
     def __init__(
@@ -240,6 +244,7 @@ class TrainingImages:
         flip: float = 0.0,
         seed: int = 0,
         views: Csl | None = None,
+        weak: WeakLabels | None = None,
     ) -> None:
         self._parts = {name: tuple(parts) for name, parts in streams.items()}
         self._ends = {name: list(accumulate(len(part.uris) for part in parts)) for name, parts in streams.items()}
@@ -249,6 +254,7 @@ class TrainingImages:
         self._ignore = ignore
         self._seed = seed
         self._views = views
+        self._weak = weak
 
     def sizes(self) -> dict[str, int]:
         """Images of each stream."""
@@ -283,6 +289,10 @@ class TrainingImages:
             weight = augment.move_map(photo.weight, move, 0)
             wide = label if label.dtype == np.uint8 else label.astype(np.int32)
             sample |= {"label": torch.tensor(np.ascontiguousarray(wide)), "weight": torch.tensor(weight.copy())}
+            if self._weak is not None:
+                segments, present = self._weak.read(sample["uri"], photo.label)
+                moved = augment.move_map(segments, move, 0).astype(np.int32)
+                sample |= {"segments": torch.tensor(moved), "present": torch.tensor(present)}
             return sample
         sample["real"] = torch.tensor(augment.inside(move).copy())
         if self._views is not None:

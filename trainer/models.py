@@ -9,8 +9,9 @@
 
 Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2`` and ``deeplabv3plus-mobilenetv2``
 (transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:function`` for any function of
-your own that takes the number of classes, ``pretrained`` and options, and returns a ``torch.nn.Module``. Their options
-are the arguments of the functions in :mod:`.networks` and :mod:`.hub`.
+your own that takes the number of classes, ``pretrained`` and options, and returns a ``torch.nn.Module``. ``cam:NAME``
+makes a classifier with activation maps of any of them. Their options are the arguments of the functions in
+:mod:`.networks` and :mod:`.hub`.
 
 A model is ``decode(encode(images))`` with a list of feature maps between, knows its ``backbone_parameters()`` and
 ``head_parameters()``, how an image becomes its input, ``input_spec(height, width)``, and the ``options`` that make it
@@ -28,8 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError, UsageError
 from ..export.bundle import InputSpec
+from . import networks
+from .classifier import classifier
 from .hub import by_path, deeplabv3plus_mobilenetv2, dpt_dinov2, segformer, smp
-from .networks import lite0, tiny
+from .networks import batchnorm_layers, lite0, tiny
 from .run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 
 if TYPE_CHECKING:
@@ -44,24 +47,40 @@ _MODELS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    background: int | None = None,
+    pretrained: bool = True,
+    freeze_batchnorm: bool = False,
+    **options: Any,
+) -> nn.Module:
     """A new student for ``num_classes`` classes; its head is random, its backbone pretrained where ``pretrained``.
+
+    With ``freeze_batchnorm`` the backbone normalises by the statistics it has, as small batches need. ``background`` is
+    the index of the background class, of which a classifier (``cam:``) has no activation map.
 
     Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
     """
     import_torch()
     if num_classes < 2:
         raise UsageError(f"a student needs at least 2 classes, got {num_classes}")
-    factory = _factory(name)
+    factory = _factory(name, background)
     try:
-        return factory(num_classes, pretrained=pretrained, **options)
+        model = factory(num_classes, pretrained=pretrained, **options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise
         raise UsageError(f"the model {name} does not take these options: {error}") from error
+    if freeze_batchnorm:
+        networks.freeze_batchnorm(model)
+    return model
 
 
-def _factory(name: str) -> Callable[..., nn.Module]:
+def _factory(name: str, background: int | None) -> Callable[..., nn.Module]:
+    if name.startswith("cam:"):
+        return partial(_classifier, name.removeprefix("cam:"), background)
     if name in _MODELS:
         return _MODELS[name]
     if name.startswith("smp:"):
@@ -71,6 +90,13 @@ def _factory(name: str) -> Callable[..., nn.Module]:
     raise UsageError(
         f"there is no model {name!r}; known are {', '.join(_MODELS)}, smp:Architecture and package.module:function"
     )
+
+
+def _classifier(
+    name: str, background: int | None, num_classes: int, *, pretrained: bool, features: int = 256, **options: Any
+) -> nn.Module:
+    body = build_model(name, features, pretrained=pretrained, **options)
+    return classifier(body, features, num_classes, background)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +122,9 @@ def load_run(path: str | os.PathLike[str]) -> Student:
     """
     run = Run.load(path)
     file = best_checkpoint(path)
-    module = build_model(run.recipe.model, len(run.classes), pretrained=False, **run.model_options)
+    module = build_model(
+        run.recipe.model, len(run.classes), background=run.background, pretrained=False, **run.model_options
+    )
     try:
         module.load_state_dict(dict(student_state(read_checkpoint(file))))
     except RuntimeError as error:
@@ -107,9 +135,7 @@ def load_run(path: str | os.PathLike[str]) -> Student:
 @contextmanager
 def keep_batchnorm(model: nn.Module) -> Iterator[None]:
     """Normalise by the batch in training mode as ever, and leave the running statistics as they are."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -117,14 +143,3 @@ def keep_batchnorm(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
-
-
-def freeze_batchnorm(module: nn.Module) -> None:
-    """Normalise by the running statistics, which stay, and train neither scale nor shift; call after ``train()``."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.eval()
-            for parameter in layer.parameters():
-                parameter.requires_grad_(False)

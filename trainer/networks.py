@@ -51,6 +51,14 @@ def encoder_decoder(
             self.encoder = encoder
             self.decoder = decoder
             self.options = dict(options or {})
+            self.batchnorm_frozen = False
+
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            if self.batchnorm_frozen:
+                for layer in batchnorm_layers(self.encoder):
+                    layer.eval()
+            return self
 
         def encode(self, images: Tensor) -> list[Tensor]:
             if not has_features:
@@ -78,6 +86,28 @@ def encoder_decoder(
             )
 
     return EncoderDecoder()
+
+
+def batchnorm_layers(module: nn.Module) -> list[Any]:
+    """The batch normalisation layers of a module, synchronised ones included."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+def freeze_batchnorm(network: nn.Module) -> None:
+    """Let a student's backbone normalise by the statistics it has, and train neither them nor scale and shift.
+
+    For batches of a few images, whose statistics say little.
+    """
+    if not hasattr(network, "batchnorm_frozen"):
+        raise UsageError("batch normalisation can be frozen in models that maskmill builds; freeze it in your own")
+    network.batchnorm_frozen = True
+    network.options["freeze_batchnorm"] = True
+    for layer in batchnorm_layers(network.encoder):
+        for parameter in layer.parameters():
+            parameter.requires_grad_(False)
+    network.train(network.training)
 
 
 def lite0(num_classes: int, *, pretrained: bool = True, width: int = 96) -> nn.Module:

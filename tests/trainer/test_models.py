@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from maskmill.errors import MissingPackageError, UsageError  # noqa: E402
-from maskmill.trainer.models import build_model, freeze_batchnorm, keep_batchnorm  # noqa: E402
+from maskmill.trainer.models import build_model, keep_batchnorm  # noqa: E402
 
 SMALL_TRANSFORMER = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,6 +39,14 @@ def one_piece(num_classes: int, *, pretrained: bool, kernel: int = 1) -> Any:
 
 def of_parts(num_classes: int, *, pretrained: bool) -> Any:
     return build_model("tiny", num_classes, pretrained=pretrained, width=4)
+
+
+def whole_of_its_own(num_classes: int, *, pretrained: bool) -> Any:
+    del pretrained
+    model = torch.nn.Conv2d(3, num_classes, 1)
+    for method in ("encode", "decode", "input_spec", "backbone_parameters", "options"):
+        setattr(model, method, lambda *_: None)
+    return model
 
 
 def small(name: str, num_classes: int = 5) -> Any:
@@ -175,11 +183,13 @@ def test_batch_statistics_can_be_used_without_being_recorded() -> None:
 
 
 def test_frozen_batch_normalisation_neither_learns_nor_moves() -> None:
-    model = build_model("tiny", 3).train()
-    freeze_batchnorm(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model = build_model("tiny", 3, freeze_batchnorm=True).train()
+    norms = [layer for layer in model.encoder.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    before = copy.deepcopy([layer.state_dict() for layer in norms])
     model(torch.randn(2, 3, 32, 32)).sum().backward()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    assert norms
     assert all(layer.weight.grad is None for layer in norms)
+    for layer, state in zip(norms, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+    assert build_model("tiny", 3, **model.options).batchnorm_frozen
+    with pytest.raises(UsageError, match="freeze it in your own"):
+        build_model(f"{__name__}:whole_of_its_own", 3, freeze_batchnorm=True)
