@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,9 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"there is no checkpoint {path}") from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise TrainingError(f"cannot read the checkpoint {path}: {error}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise TrainingError(f"cannot read the checkpoint {path}, it is damaged or not one: {reason}") from error
 
 
 def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:

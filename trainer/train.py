@@ -341,7 +341,9 @@ def _seed(seed: int, step: int, rank: int) -> int:
 
 
 def _not_finite(losses: Losses, step: int, batch: Mapping[str, Any]) -> str:
-    values = ", ".join(f"{name} {float(value):g}" for name, value in {"loss": losses.total, **losses.terms}.items())
+    values = ", ".join(
+        f"{name} {float(value.detach()):g}" for name, value in {"loss": losses.total, **losses.terms}.items()
+    )
     images = ", ".join(uri for samples in batch.values() for uri in samples["uri"])
     return (
         f"the loss of step {step} is not finite ({values}); try a lower lr, clip=1, or bf16 in place of fp16. "

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from maskmill.errors import TrainingError, UsageError  # noqa: E402
+from maskmill.export.bundle import InputSpec  # noqa: E402
+from maskmill.trainer.recipes import csl  # noqa: E402
+from maskmill.trainer.run import LAST, Run, best_checkpoint, open_run, read_checkpoint, write_checkpoint  # noqa: E402
+
+RUN = Run(
+    recipe=csl(steps=5),
+    model_options={"width": 8},
+    classes=("a", "b"),
+    background=0,
+    labels={0: 0, 7: 1, 9: -1},
+    input=InputSpec(name="image", height=32, width=32, mean=(0.5, 0.5, 0.5)),
+    data={"stores": []},
+    versions={"torch": "1"},
+)
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    RUN.save(tmp_path)
+    assert Run.load(tmp_path) == RUN
+
+
+def test_a_folder_with_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    assert open_run(tmp_path / "run", RUN) is False
+    other = dataclasses.replace(RUN, recipe=dataclasses.replace(RUN.recipe, steps=6))
+    with pytest.raises(UsageError, match=r"recipe\.steps: 5 there, 6 now"):
+        open_run(tmp_path / "run", other)
+    newer = dataclasses.replace(RUN, versions={"torch": "2"})
+    assert open_run(tmp_path / "run", newer) is False
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text("dear")
+    with pytest.raises(UsageError, match="not empty and not a training run"):
+        open_run(tmp_path, RUN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "it has no run.json"), ("{", "cannot read"), ('{"format_version": 99}', "format version 99")],
+)
+def test_a_folder_that_holds_no_run_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(TrainingError, match=message):
+        Run.load(tmp_path)
+
+
+def test_checkpoints_are_tensors_and_plain_data(tmp_path: Path) -> None:
+    state = {"step": 3, "model": {"weight": torch.arange(3.0)}, "ema": None, "best": None}
+    write_checkpoint(tmp_path / LAST, state)
+    found = read_checkpoint(tmp_path / LAST)
+    assert found["step"] == 3
+    assert torch.equal(found["model"]["weight"], state["model"]["weight"])
+    assert best_checkpoint(tmp_path) == tmp_path / LAST
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    write_checkpoint(tmp_path / LAST, {"step": 1})
+
+    def full(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        write_checkpoint(tmp_path / LAST, {"step": 2})
+    assert read_checkpoint(tmp_path / LAST) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint yet"):
+        best_checkpoint(tmp_path)
+    (tmp_path / LAST).write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match="cannot read the checkpoint"):
+        read_checkpoint(tmp_path / LAST)
+
+
+def test_the_record_is_readable(tmp_path: Path) -> None:
+    RUN.save(tmp_path)
+    raw = json.loads((tmp_path / "run.json").read_text())
+    assert raw["model"] == {"name": "lite0", "options": {"width": 8}}
+    assert raw["ignore"] == 255
