@@ -24,7 +24,7 @@ def run_on_device(session: Any, feeds: Mapping[str, Any], outputs: Sequence[str]
     import cupy
 
     binding = session.io_binding()
-    arrays = {name: cupy.ascontiguousarray(array) for name, array in feeds.items()}
+    arrays = {name: cupy.asarray(array, order="C") for name, array in feeds.items()}
     for name, array in arrays.items():
         binding.bind_input(name, "cuda", array.device.id, array.dtype.type, array.shape, array.data.ptr)
     device = next(iter(arrays.values())).device.id

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingPackageError, SessionError, UsageError
 from ..export.bundle import Bundle
+from ..export.verdicts import place, require_verdict
 from .binding import is_device_array, run_on_device
 
 PROVIDERS = {
@@ -78,18 +79,29 @@ def open_session(
 ) -> Session:
     """The session that runs a bundle's graph for ``role`` with ``provider``, one of :data:`RUNTIMES`.
 
-    ``precision`` picks among the bundle's files or engines, the first listed where None. An engine that never passed
-    the gate on this device is refused unless ``allow_unverified``.
+    ``precision`` picks among the bundle's files or engines, the first listed where None. Engines, and files that were
+    converted from the bundle's originals, are refused unless they passed the gate in this runtime on this device, or
+    with ``allow_unverified``.
 
     Raises :class:`SessionError`, :class:`GateError`, :class:`MissingPackageError`; :class:`UsageError` for other names.
     """
+    session: Session
     if provider in PROVIDERS:
-        return OnnxSession(bundle, role=role, provider=provider, threads=threads, precision=precision)
-    if provider == "openvino":
+        session = OnnxSession(bundle, role=role, provider=provider, threads=threads, precision=precision)
+    elif provider == "openvino":
         from .openvino import OpenVINOSession
 
-        return OpenVINOSession(bundle, role=role, threads=threads, precision=precision)
-    raise UsageError(f"provider must be one of {', '.join(RUNTIMES)}, got {provider!r}")
+        session = OpenVINOSession(bundle, role=role, threads=threads, precision=precision)
+    elif provider == "engine":
+        from .tensorrt import TensorRTSession
+
+        session = TensorRTSession(bundle, role=role, precision=precision)
+    else:
+        raise UsageError(f"provider must be one of {', '.join(RUNTIMES)}, got {provider!r}")
+    converted = provider == "engine" or bundle.file(role, precision).derived_from
+    if converted and not allow_unverified:
+        require_verdict(bundle, session.artefact, *place(session.kind))
+    return session
 
 
 class OnnxSession:
