@@ -215,6 +215,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str)
                 input_names=list(names),
                 output_names=[output.name for output in bundle.outputs_of(role)],
                 dynamic_shapes=(tuple(free),),
+                custom_translation_table=_translations(),
                 optimize=True,
                 verbose=False,
             )
@@ -232,6 +233,18 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str)
     yield model_file(path, role=role)
     for data in sorted(bundle.path.glob(f"{role}.onnx.*")):
         yield model_file(data, role="external-data")
+
+
+def _translations() -> dict[Any, Any]:
+    """Operators that torch leaves in a graph and does not translate: a check's condition, which nothing uses."""
+    import torch
+    from onnxscript import INT32
+    from onnxscript.onnx_opset import opset20 as op
+
+    def is_all_true(values: Any) -> Any:
+        return op.ReduceMin(op.Cast(values, to=INT32.dtype), keepdims=0) > 0
+
+    return {torch.ops.aten._is_all_true.default: is_all_true}
 
 
 def _check_outputs(values: Sequence[Any], bundle: Bundle, role: str) -> None:

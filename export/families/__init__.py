@@ -30,6 +30,18 @@ __all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_pretrained", "family_of
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "segformer": ("semantic", "SegformerForSemanticSegmentation"),
+    "upernet": ("semantic", "UperNetForSemanticSegmentation"),
+    "dpt": ("semantic", "DPTForSemanticSegmentation"),
+    "mask2former": ("queries", "Mask2FormerForUniversalSegmentation"),
+    "oneformer": ("queries", "OneFormerForUniversalSegmentation"),
+    "eomt": ("queries", "EomtForUniversalSegmentation"),
+    "clipseg": ("texts", "CLIPSegForImageSegmentation"),
+    "sam": ("sam", "SamModel"),
+    "sam2": ("sam", "Sam2Model"),
+    "resnet": ("classifier", "ResNetForImageClassification"),
+    "convnext": ("classifier", "ConvNextForImageClassification"),
+    "efficientnet": ("classifier", "EfficientNetForImageClassification"),
+    "vit": ("classifier", "ViTForImageClassification"),
 }
 """Family → the module here that has its function, and the class of transformers that it is loaded as."""
 

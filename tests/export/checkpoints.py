@@ -1,0 +1,185 @@
+"""Small checkpoints of the true architectures with random weights, saved as transformers saves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, **preprocessor: Any) -> Path:
+    """The model in ``folder``, its weights such that outputs differ from place to place and image to image."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.normal_(0, gain / fan_in**0.5, generator=generator)
+    model.save_pretrained(folder)
+    steps = {
+        "do_resize": True, "size": size, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": MEAN, "image_std": STD,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(steps | preprocessor))
+    return folder
+
+
+def square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+def tokenizer(folder: Path) -> None:
+    """CLIP's tokenizer with a vocabulary of single letters."""
+    letters = [chr(code) for code in range(33, 127)]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={name: index for index, name in enumerate(names)}, merges=[]).save_pretrained(folder)
+
+
+def segformer(folder: Path) -> Path:
+    config = transformers.SegformerConfig(
+        num_labels=5, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4],
+        decoder_hidden_size=16,
+    )  # fmt: skip
+    return save(transformers.SegformerForSemanticSegmentation(config), folder, size={"height": 64, "width": 96})
+
+
+def upernet(folder: Path) -> Path:
+    backbone = transformers.ConvNextConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, num_labels=5, hidden_size=16, auxiliary_in_channels=16, auxiliary_channels=8
+    )
+    return save(transformers.UperNetForSemanticSegmentation(config), folder, size=square(96))
+
+
+def dpt(folder: Path) -> Path:
+    config = transformers.DPTConfig(
+        num_labels=5, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=64,
+        patch_size=16, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
+        is_hybrid=False,
+    )  # fmt: skip
+    return save(transformers.DPTForSemanticSegmentation(config), folder, size=square(96))
+
+
+def swin() -> transformers.SwinConfig:
+    return transformers.SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+
+
+def mask2former(folder: Path) -> Path:
+    config = transformers.Mask2FormerConfig(
+        backbone_config=swin(), num_labels=5, num_queries=7, hidden_dim=32, feature_size=32, mask_feature_size=32,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, encoder_feedforward_dim=32,
+    )  # fmt: skip
+    return save(transformers.Mask2FormerForUniversalSegmentation(config), folder, size=square(96))
+
+
+def oneformer(folder: Path) -> Path:
+    config = transformers.OneFormerConfig(
+        backbone_config=swin(), num_labels=5, num_queries=7, hidden_dim=32, mask_dim=32, conv_dim=32,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, encoder_feedforward_dim=32,
+        is_training=False, query_dec_layers=1, text_encoder_vocab_size=200,
+    )  # fmt: skip
+    tokenizer(folder)
+    return save(transformers.OneFormerForUniversalSegmentation(config), folder, size=square(96))
+
+
+def eomt(folder: Path) -> Path:
+    config = transformers.EomtConfig(
+        num_labels=5, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=64,
+        patch_size=8, num_blocks=2, num_queries=7, num_register_tokens=1,
+    )  # fmt: skip
+    model = transformers.EomtForUniversalSegmentation(config)
+    model.attn_mask_probs.zero_()
+    return save(model, folder, size=square(64))
+
+
+def clipseg(folder: Path) -> Path:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = transformers.CLIPSegConfig(
+        text_config={**tower, "vocab_size": 200, "eos_token_id": 189, "max_position_embeddings": 77},
+        vision_config={**tower, "image_size": 64, "patch_size": 16},
+        projection_dim=16, reduce_dim=8, extract_layers=[0, 1, 2], decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )  # fmt: skip
+    tokenizer(folder)
+    return save(transformers.CLIPSegForImageSegmentation(config), folder, size=square(96))
+
+
+def sam(folder: Path) -> Path:
+    config = transformers.SamConfig(
+        vision_config={
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 96, "patch_size": 16,
+            "output_channels": 16, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 32, "num_pos_feats": 8,
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 96, "patch_size": 16, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 16, "num_hidden_layers": 2, "iou_head_hidden_dim": 8
+        },
+    )  # fmt: skip
+    return save(transformers.SamModel(config), folder, size={"longest_edge": 96}, pad_size=square(96), do_pad=True)
+
+
+def sam2(folder: Path) -> Path:
+    hiera = {
+        "hidden_size": 8, "num_attention_heads": 1, "blocks_per_stage": [1, 2, 2, 1], "image_size": [128, 128],
+        "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 2, 2, 4],
+        "global_attention_blocks": [4], "window_positional_embedding_background_size": [2, 2],
+        "window_size_per_stage": [4, 4, 4, 4],
+    }  # fmt: skip
+    config = transformers.Sam2Config(
+        vision_config={
+            "backbone_config": {"model_type": "sam2_hiera_det_model", **hiera}, "fpn_hidden_size": 16,
+            "backbone_channel_list": [64, 32, 16, 8], "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 128, "patch_size": 16, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 16, "num_hidden_layers": 2, "iou_head_hidden_dim": 8
+        },
+    )  # fmt: skip
+    return save(transformers.Sam2Model(config), folder, size=square(128))
+
+
+def resnet(folder: Path) -> Path:
+    config = transformers.ResNetConfig(
+        num_labels=5, embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"
+    )
+    return save(transformers.ResNetForImageClassification(config), folder, size={"shortest_edge": 96})
+
+
+def convnext(folder: Path) -> Path:
+    config = transformers.ConvNextConfig(num_labels=5, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+    return save(transformers.ConvNextForImageClassification(config), folder, size={"shortest_edge": 96})
+
+
+def efficientnet(folder: Path) -> Path:
+    config = transformers.EfficientNetConfig(
+        num_labels=5, image_size=96, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320
+    )
+    return save(transformers.EfficientNetForImageClassification(config), folder, size=square(96), gain=3.0)
+
+
+def vit(folder: Path) -> Path:
+    config = transformers.ViTConfig(
+        num_labels=5, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=64,
+        patch_size=16,
+    )  # fmt: skip
+    return save(transformers.ViTForImageClassification(config), folder, size=square(96))
+
+
+CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    builder.__name__: builder
+    for builder in (
+        segformer, upernet, dpt, mask2former, oneformer, eomt, clipseg, sam, sam2, resnet, convnext, efficientnet, vit,
+    )
+}  # fmt: skip
