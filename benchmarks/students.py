@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from maskmill.trainer.corpus import Corpus
 from maskmill.trainer.data import LabelledImages
@@ -74,6 +75,20 @@ class Results:
             miou, accuracy = (f"{row[key]['mean']:.3f} ± {row[key]['std']:.3f}" for key in ("miou", "accuracy"))
             seeds = ", ".join(f"{value:.3f}" for value in row["miou"]["values"])
             print(f"| {row['row']} | {miou} | {accuracy} | {seeds} | {row['seconds']['mean']:.0f} |")
+
+
+def write_halved(images: Path, labels: Path, folder: Path) -> Path:
+    """Photos and label maps at half their size, in ``folder/images`` and ``folder/labels``."""
+    for source, target, filter in (
+        (images, folder / "images", Image.Resampling.BOX),
+        (labels, folder / "labels", Image.Resampling.NEAREST),
+    ):
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(source.iterdir()):
+            if not (halved := target / f"{path.stem}.png").exists():
+                with Image.open(path) as image:
+                    image.resize((image.width // 2, image.height // 2), filter).save(halved)
+    return folder
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

@@ -47,16 +47,15 @@ SEEDS = (0, 1, 2)
 NUM_LABELLED, NUM_SCORED = 30, 98
 ALPHA, CONFIDENCE = "0.10", 0.9
 COMMON: dict[str, Any] = {
-    "steps": 240,
-    "batch": 8,
+    "steps": 300,
+    "batch": 4,
     "crop": 160,
-    "scale": (0.5, 1.25),
+    "scale": (0.6, 1.2),
     "optimizer": "adamw",
-    "lr": 3e-4,
-    "head_lr": 5.0,
+    "lr": 5e-4,
+    "head_lr": 4.0,
     "weight_decay": 1e-2,
-    "schedule": "poly",
-    "warmup": 10,
+    "warmup": 20,
 }
 
 
@@ -95,13 +94,13 @@ class Split:
         return cls(order[:NUM_LABELLED], order[NUM_LABELLED:-NUM_SCORED], order[-NUM_SCORED:])
 
 
-def make_stores(data: Path, folder: Path, split: Split) -> tuple[Taxonomy, dict[str, dict]]:
+def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[Taxonomy, dict[str, dict]]:
     """Label the unlabelled photos in every way; returns the taxonomy and the labels' quality."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "deeplabv3", ignore_errors=True)
     bundle, taxonomy = adopt(data, folder, antialias=True)
     predictor = SemanticPredictor(bundle, OnnxSession(bundle))
-    source, labels = open_source(data / "msrc" / "images"), LabelFolder(data / "msrc" / "labels")
+    source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
     ids = frozenset(photo.stem for photo in split.labelled)
     found = calibrate(predictor, source, labels, taxonomy, alpha=ALPHA, group="class", rule="agree", ids=ids)
     selections = {
@@ -135,18 +134,18 @@ def main() -> int:
         return 0
     data = find_data()
     torch.set_num_threads(1)
-    photos = sorted((data / "msrc" / "images").glob("*.jpg"))
+    photos = data / "msrc"
     rows = [ROWS[int(number)] for number in options.rows.split(",")] if options.rows else ROWS
     for seed in map(int, options.seeds.split(",")):
         folder = options.work / f"seed{seed}"
-        split = Split.of_seed(photos, seed)
-        taxonomy, quality = make_stores(data, folder, split)
+        split = Split.of_seed(sorted((photos / "images").glob("*.jpg")), seed)
+        taxonomy, quality = make_stores(data, photos, folder, split)
         results.add("labels", seed, quality)
-        scored = LabelledImages.open(data / "msrc", taxonomy, ids=[photo.stem for photo in split.scored])
+        scored = LabelledImages.open(photos, taxonomy, ids=[photo.stem for photo in split.scored])
         for row in rows:
             corpus = open_corpus(
                 stores=[folder / row.store] if row.store else [],
-                labelled=data / "msrc",
+                labelled=photos,
                 ids=[photo.stem for photo in split.labelled],
                 taxonomy=taxonomy,
             )

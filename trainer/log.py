@@ -19,7 +19,7 @@ LOG_FILE, EVENTS = "log.csv", "tensorboard"
 
 
 class RunLog:
-    """Adds rows to the log of a run that goes on from ``step``."""
+    """Adds rows to the log of a run that goes on from ``step``; use it in a ``with`` statement."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         try:
@@ -55,8 +55,10 @@ class RunLog:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Finish both files."""
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
         self._events.close()
 

@@ -167,7 +167,6 @@ class _Loop:
 
     def execute(self, observer: Callable[[Progress], None] | None) -> Progress:
         recipe, process = self.recipe, self.process
-        log = RunLog(self.folder, step=self.step) if process.first else None
         started = since = time.perf_counter()
         waited, logged = 0.0, self.step
         progress = Progress(
@@ -175,7 +174,8 @@ class _Loop:
             best=self.best, seconds=0.0,
         )  # fmt: skip
         self.student.train()
-        with _interrupts() as interrupted:
+        logging = RunLog(self.folder, step=self.step) if process.first else nullcontext()
+        with _interrupts() as interrupted, logging as log:
             while self.step < recipe.steps:
                 begun = time.perf_counter()
                 batches = [next(self.loader) for _ in range(recipe.accumulate)]
@@ -208,8 +208,6 @@ class _Loop:
                     self._save(LAST)
             if progress.interrupted:
                 self._save(LAST)
-        if log is not None:
-            log.close()
         return replace(progress, step=self.step, seconds=time.perf_counter() - started)
 
     def _update(self, batches: Sequence[Any], counts: Mapping[str, float], rate: float) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""The loop: what it computes, and that it goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from maskmill.errors import TrainingError, UsageError  # noqa: E402
+from maskmill.trainer.corpus import Corpus, open_corpus  # noqa: E402
+from maskmill.trainer.log import read_log  # noqa: E402
+from maskmill.trainer.models import load_run  # noqa: E402
+from maskmill.trainer.recipes import RECIPES, Recipe, with_settings  # noqa: E402
+from maskmill.trainer.run import Run, read_checkpoint  # noqa: E402
+from maskmill.trainer.train import Progress, train  # noqa: E402
+
+from .builders import make_store, write_labelled  # noqa: E402
+from .plain_network import plain  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden.json"
+SETTINGS = {
+    "supervised": [],
+    "weighted": ["labelled=2", "optimizer=adamw", "schedule=cosine", "warmup=2", "clip=0.5"],
+    "conformalsam": ["method.initial=0.25", "ema=0.5"],
+    "csl": ["labelled=2", "method.cell=8", "method.cover_probability=1", "method.cutmix=1"],
+}
+
+
+def recipe_of(name: str, *settings: str) -> Recipe:
+    common = ["model=tiny", "model.width=4", "crop=32", "batch=4", "steps=8", "lr=0.01", "log_every=1"]
+    return with_settings(RECIPES[name](), [*common, *SETTINGS[name], *settings])
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    photos = write_labelled(tmp_path / "photos", range(8))
+    make_store(tmp_path / "store", photos, range(2, 6), weight=128)
+    return open_corpus(
+        stores=[tmp_path / "store"], labelled=photos, ids=["0", "1"], validation=photos, validation_ids=["6", "7"]
+    )
+
+
+def run(folder: Path, recipe: Recipe, corpus: Corpus, **options: Any) -> Progress:
+    return train(folder, recipe, corpus, device="cpu", workers=0, **options)
+
+
+def logged(folder: Path, *names: str) -> list[list[str]]:
+    """Columns of the log that do not depend on the clock."""
+    return [[row.get(name, "") for name in ("step", "lr", "loss", "miou", *names)] for row in read_log(folder)]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_losses_are_those_on_record(name: str, tmp_path: Path, corpus: Corpus) -> None:
+    # after a change that is meant to change them: MASKMILL_WRITE_GOLDEN=1 writes the record anew
+    run(tmp_path / "run", recipe_of(name), corpus)
+    losses = [float(row["loss"]) for row in read_log(tmp_path / "run")]
+    record = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("MASKMILL_WRITE_GOLDEN") == "1":
+        GOLDEN.write_text(json.dumps({**record, name: losses}, indent=1) + "\n")
+        return
+    np.testing.assert_allclose(losses, record[name], rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path, corpus: Corpus) -> None:
+    recipe = recipe_of(name, "save_every=3", "validate_every=4", "accumulate=2")
+    run(tmp_path / "whole", recipe, corpus)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = run(tmp_path / "parts", recipe, corpus, observer=stop)
+    assert stopped.interrupted
+    assert read_checkpoint(tmp_path / "parts" / "last.pt")["step"] == stopped.step == 5
+    finished = run(tmp_path / "parts", recipe, corpus)
+    assert not finished.interrupted
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    first, second = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    for key in ("model", "ema"):
+        for name, value in (first[key] or {}).items():
+            assert torch.equal(value, second[key][name]), name
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, corpus: Corpus) -> None:
+    recipe = recipe_of("csl", "save_every=3", "validate_every=100")
+    run(tmp_path / "whole", recipe, corpus)
+
+    def die(progress: Progress) -> None:
+        if progress.step == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "parts", recipe, corpus, observer=die)
+    assert [row["step"] for row in read_log(tmp_path / "parts")] == ["1", "2", "3", "4", "5"]
+    run(tmp_path / "parts", recipe, corpus)
+    assert logged(tmp_path / "parts", "strong", "masked", "reliable") == logged(
+        tmp_path / "whole", "strong", "masked", "reliable"
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, corpus: Corpus) -> None:
+    recipe = recipe_of("supervised")
+    first = run(tmp_path / "run", recipe, corpus)
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    again = run(tmp_path / "run", recipe, corpus)
+    assert (again.step, again.best) == (first.step, first.best)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+def test_training_learns_the_classes(tmp_path: Path, corpus: Corpus) -> None:
+    recipe = recipe_of("weighted", "steps=40", "lr=0.03", "log_every=10", "validate_every=10")
+    progress = run(tmp_path / "run", recipe, corpus)
+    losses = [float(row["loss"]) for row in read_log(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+    assert progress.best is not None
+    assert progress.best > 0.6
+
+
+def test_the_best_student_is_the_one_that_is_loaded(tmp_path: Path, corpus: Corpus) -> None:
+    progress = run(tmp_path / "run", recipe_of("weighted", "validate_every=2"), corpus)
+    mious = {int(row["step"]): float(row["miou"]) for row in read_log(tmp_path / "run") if row["miou"]}
+    best = read_checkpoint(tmp_path / "run" / "best.pt")
+    assert mious[best["step"]] == max(mious.values()) == progress.best
+    student = load_run(tmp_path / "run")
+    for name, value in student.module.state_dict().items():
+        assert torch.equal(value, best["model"][name])
+
+
+def test_the_moving_average_is_the_student_where_there_is_one(tmp_path: Path, corpus: Corpus) -> None:
+    run(tmp_path / "run", recipe_of("supervised", "ema=0.9", "validate_every=100"), corpus)
+    state = read_checkpoint(tmp_path / "run" / "best.pt")
+    student = load_run(tmp_path / "run").module.state_dict()
+    assert any(not torch.equal(state["model"][name], state["ema"][name]) for name in student)
+    assert all(torch.equal(student[name], state["ema"][name]) for name in student)
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(tmp_path: Path, corpus: Corpus) -> None:
+    # crops differ in how much of them is padding: a mean of the parts' means would not be the mean
+    common = [f"model={plain.__module__}:plain", "crop=64", "batch=4", "steps=6", "lr=0.1", "log_every=1"]
+    for folder, accumulate in (("whole", 1), ("parts", 4)):
+        recipe = with_settings(RECIPES["supervised"](), [*common, f"accumulate={accumulate}"])
+        run(tmp_path / folder, recipe, corpus)
+    whole, parts = ([float(row["loss"]) for row in read_log(tmp_path / name)] for name in ("whole", "parts"))
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_images_of_its_step(tmp_path: Path, corpus: Corpus) -> None:
+    recipe = with_settings(recipe_of("supervised"), [f"model={plain.__module__}:never_finite"])
+    recipe = Recipe(**{**vars(recipe), "model_options": {}})
+    with pytest.raises(TrainingError, match=r"loss of step 0 is not finite \(loss nan\).*Its images: .*\.png, .*\.png"):
+        run(tmp_path / "run", recipe, corpus)
+
+
+def test_bf16_trains_with_losses_in_float32(tmp_path: Path, corpus: Corpus) -> None:
+    for precision in ("fp32", "bf16"):
+        run(tmp_path / precision, recipe_of("csl", f"precision={precision}", "validate_every=100"), corpus)
+    full, half = ([float(row["loss"]) for row in read_log(tmp_path / name)] for name in ("fp32", "bf16"))
+    assert full != half
+    np.testing.assert_allclose(half, full, rtol=0.1)
+
+
+def test_fp16_scales_its_gradients(tmp_path: Path, corpus: Corpus) -> None:
+    run(tmp_path / "run", recipe_of("supervised", "precision=fp16", "validate_every=100"), corpus)
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["scaler"]["scale"] > 1
+
+
+@pytest.mark.slow
+def test_a_compiled_student_gives_the_same_losses(tmp_path: Path, corpus: Corpus) -> None:
+    for compiled in ("false", "true"):
+        run(tmp_path / compiled, recipe_of("supervised", f"compile={compiled}", "validate_every=100"), corpus)
+    plain, compiled = ([float(row["loss"]) for row in read_log(tmp_path / name)] for name in ("false", "true"))
+    np.testing.assert_allclose(compiled, plain, rtol=1e-3)
+
+
+def test_the_record_says_what_was_trained_on(tmp_path: Path, corpus: Corpus) -> None:
+    recipe = recipe_of("csl")
+    run(tmp_path / "run", recipe, corpus)
+    found = Run.load(tmp_path / "run")
+    assert found.recipe == recipe
+    assert found.data["labelled"]["images"] == 2
+    assert found.data["images"] == {"stored": 4}
+    assert found.classes == ("red", "green", "blue")
+    assert (found.input.height, found.input.width) == (32, 32)
+
+
+def test_a_crop_that_does_not_fit_the_student_is_refused_before_anything_is_written(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    with pytest.raises(UsageError, match="multiple of 4"):
+        run(tmp_path / "run", recipe_of("supervised", "crop=30"), corpus)
+    assert not (tmp_path / "run").exists()
