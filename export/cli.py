@@ -92,7 +92,6 @@ def import_model(
     ),
 ) -> None:
     """Adopt an ONNX model: check the graph, run it once, record its hashes."""
-    from .bundle import read_class_names
     from .onnx import bundle_from_onnx, preprocessing_from_config
 
     fields, input_size = preprocessing_from_config(preprocessor) if preprocessor else ({}, None)
@@ -107,16 +106,14 @@ def import_model(
         "pad_value": pad_value,
     }
     fields.update({name: value for name, value in given.items() if value is not None})
-    names = read_class_names(classes)
-    if sorted(names) != list(range(len(names))):
-        raise UsageError(f"{classes} must name every class from 0 to {max(names)}, with none left out")
+    names = class_list(classes)
     bundle = bundle_from_onnx(
         model,
         output,
-        classes=[names[index] for index in range(len(names))],
+        classes=names,
         background=background,
         layout=layout.value,
-        size=_size(size) if size else input_size,
+        size=parse_size(size) if size else input_size,
         activation=activation.value,
         output_name=output_name,
         licence=licence,
@@ -159,7 +156,18 @@ def _three(text: str, option: str) -> tuple[float, float, float]:
     return parts[0], parts[1], parts[2]
 
 
-def _size(text: str) -> tuple[int, int]:
+def class_list(path: Path) -> list[str]:
+    """Names of the classes in their order; raises :class:`UsageError` where the file leaves one out."""
+    from .bundle import read_class_names
+
+    names = read_class_names(path)
+    if sorted(names) != list(range(len(names))):
+        raise UsageError(f"{path} must name every class from 0 to {max(names)}, with none left out")
+    return [names[index] for index in range(len(names))]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels of ``HEIGHTxWIDTH``, or of one number for both."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--size must be HEIGHTxWIDTH or one number, as in 512x1024, got {text!r}")

@@ -8,7 +8,8 @@ comparison runs, and what it measured is the bundle's first verdict.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,51 +19,40 @@ from ..engine.images import preprocess
 from ..engine.session import OnnxSession, Session
 from ..errors import GateError, SessionError
 from .bundle import Bundle, InputSpec
-from .compare import Photo, Side, compare
-from .verdicts import Tolerances, Verdict, failures_of, place
+from .compare import Photo, Side
+from .gate import judge, require_pass
+from .verdicts import Tolerances, add_verdict
 
 MAX_ERROR = 1e-3
 """Largest error allowed of a raw output, as a share of its largest magnitude (of 1, where that is smaller)."""
 
-TOLERANCES = Tolerances(agreement=0.999, min_images=1)
-"""What the verdict on an exported fp32 file asks for; on a small map a single tie is 1 in 1,000."""
+TOLERANCES = Tolerances(agreement=0.999, min_images=1, min_share=0.01)
+"""What the verdict on an exported fp32 file asks for; on a small map a single tie is one pixel of a thousand."""
 
 _BATCH = 4
 
 
-def prove(bundle: Bundle, originals: Mapping[str, Session], images: Sequence[Photo] = ()) -> tuple[dict[str, Any], ...]:
-    """Verdicts on a bundle's fp32 files, one a role, from their comparison with ``originals`` (role → session).
+def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[Photo] | None = None) -> Bundle:
+    """The bundle with verdicts on its fp32 files, from their comparison with ``originals`` (role → session).
 
-    ``images`` are names and (H, W, 3) uint8 RGB pixels; smooth made-up pictures where there are none. Raises
+    ``images`` are names and (H, W, 3) uint8 RGB pixels; smooth made-up pictures where None. Raises
     :class:`GateError` where the files do not give what the originals give.
     """
-    photos = list(images) or made_up_photos(bundle.input)
-    converted = {role: OnnxSession(bundle, role=role) for role in originals}
-    output_errors(bundle, originals, converted, photos)
-    metrics = compare(Side(bundle=bundle, sessions=originals), Side(bundle=bundle, sessions=converted), photos)
-    failures = failures_of(metrics, TOLERANCES)
-    if failures:
-        raise GateError(f"the exported graph is not the module: {'; '.join(failures)}; nothing was written")
-    verdicts = []
-    for role, session in converted.items():
-        runtime, device = place(session.kind)
-        verdict = Verdict(
-            artefact=session.artefact,
-            reference=originals[role].artefact,
-            precision="fp32",
-            runtime=runtime,
-            device=device,
-            metrics=metrics,
-            tolerances=TOLERANCES,
-        )
-        verdicts.append(verdict.to_dict())
-    return tuple(verdicts)
+    photos = made_up_photos(bundle.input) if images is None else images
+    converted: dict[str, Session] = {role: OnnxSession(bundle, role=role) for role in originals}
+    output_errors(bundle, originals, converted, list(islice(photos, _BATCH)))
+    reference = Side(bundle=bundle, sessions=originals)
+    verdicts = judge(reference, Side(bundle=bundle, sessions=converted), photos, tolerances=TOLERANCES)
+    require_pass(*verdicts)
+    for verdict in verdicts:
+        bundle = add_verdict(bundle, verdict)
+    return bundle
 
 
 def output_errors(
     bundle: Bundle, originals: Mapping[str, Session], converted: Mapping[str, Session], photos: Sequence[Photo]
 ) -> dict[str, float]:
-    """Largest absolute error of each raw output, by its name.
+    """Largest absolute error of each raw output, by its name, on at most four photos.
 
     Raises :class:`GateError` where the converted graph does not run, gives another shape, a value that is not finite,
     or an error beyond :data:`MAX_ERROR`.

@@ -67,7 +67,7 @@ def bundle_from_module(
     decoder: nn.Module | None = None,
     prompt: PromptSpec | None = None,
     source: Provenance | None = None,
-    images: Sequence[Photo] = (),
+    images: Iterable[Photo] | None = None,
 ) -> Bundle:
     """Export a module and adopt it; the bundle's first verdict is its comparison with the module.
 
@@ -88,8 +88,8 @@ def bundle_from_module(
         Of a promptable model: called with the embeddings in the order of ``outputs``, points (N, P, 2) and labels
         (N, P), float32, as :class:`PromptSpec` says for ``batched``; gives the other outputs in their order.
     images
-        Names and (H, W, 3) uint8 RGB pixels of photos that the comparison runs on; made-up pictures where none are
-        given.
+        Names and (H, W, 3) uint8 RGB pixels of photos that the comparison runs on, such as a
+        :class:`.gate.Photos`; iterated over twice. Made-up pictures where None.
 
     Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` where torch cannot
     export the module, :class:`GateError` where the graph's output is not the module's.
@@ -129,7 +129,7 @@ def bundle_from_module(
         ]
         bundle = dataclasses.replace(bundle, files=tuple(files))
         sessions = {role: TorchSession(part, bundle.source.weights_sha256) for role, part in modules.items()}
-        dataclasses.replace(bundle, verdicts=prove(bundle, sessions, images)).save()
+        prove(bundle, sessions, images).save()
     return Bundle.load(folder)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def bundle_from_pretrained(
     revision: str | None = None,
     allow_pickle: bool = False,
     licence: str = "",
-    images: Sequence[Photo] = (),
+    images: Iterable[Photo] | None = None,
 ) -> Bundle:
     """Export a model from a local folder or the hub to a new bundle in ``folder``.
 
