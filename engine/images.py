@@ -104,7 +104,7 @@ def preprocess(
         out = np.empty(shape, dtype=np.float32)
     elif out.shape != shape or out.dtype != np.float32:
         raise UsageError(f"out must be float32{shape}, got {out.dtype}{out.shape}")
-    height, width = _resized_size(image.shape[0], image.shape[1], spec)
+    height, width = resized_size(image.shape[0], image.shape[1], spec)
     resized = _resize(image, height, width, spec)
     table, padding = _lookup(spec)
     if (height, width) != (spec.height, spec.width):
@@ -122,7 +122,14 @@ def preprocess(
     return out, (height / spec.height, width / spec.width)
 
 
-def _resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
+def image_covers(height: int, width: int, spec: InputSpec) -> tuple[float, float]:
+    """The ``region`` that :func:`preprocess` gives for an image of this size, without touching pixels."""
+    rows, columns = resized_size(height, width, spec)
+    return rows / spec.height, columns / spec.width
+
+
+def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
+    """(height, width) that an image of this size has in the model's input, before padding, in pixels."""
     if spec.resize == "stretch":
         return spec.height, spec.width
     scale = min(spec.height / height, spec.width / width)

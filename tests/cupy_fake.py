@@ -59,6 +59,14 @@ class CupyArray(DeviceArray):
             options["out"] = tuple(np.asarray(value) for value in options["out"])
         return _put(getattr(ufunc, method)(*plain, **options))
 
+    def __iter__(self) -> Any:  # type: ignore[override]
+        return (self[index] for index in range(len(self)))
+
+    def set(self, arr: np.ndarray, stream: Stream | None = None) -> None:
+        assert not isinstance(arr, CupyArray)
+        events.append((stream or get_current_stream(), "upload", arr.shape))
+        np.asarray(self)[...] = arr
+
     def sum(self, *args: Any, **options: Any) -> Any:
         return _put(np.asarray(self).sum(*args, **options))
 
@@ -273,6 +281,11 @@ def _logged(name: str, function: Any) -> Any:
     return call
 
 
+def _by_place(on_host: Any, on_device: Any) -> Any:
+    """Marked arrays are NumPy's to the public functions, so the choice of the form is made here."""
+    return lambda array, *args, **options: (on_device if type(array) is CupyArray else on_host)(array, *args, **options)
+
+
 @contextmanager
 def fake_cupy(patch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``import cupy`` gives the stand-in inside, and the public kernels run the CUDA sources on its arrays."""
@@ -283,7 +296,16 @@ def fake_cupy(patch: pytest.MonkeyPatch) -> Iterator[Any]:
     patch.setitem(sys.modules, "cupyx", cupyx)
     with simt_device():
         patch.setattr(device, "arrays", lambda: cupy)
-        patch.setattr(device, "address", lambda array: array.ctypes.data)
+        kernel, one_at_a_time = device.kernel, threading.Lock()
+
+        def locked(source: str, name: str) -> Any:
+            def launch(*args: Any) -> None:
+                with one_at_a_time:
+                    kernel(source, name)(*args)
+
+            return launch
+
+        patch.setattr(device, "kernel", locked)
         for name in ("class_stats", "pcos", "quantize_weights", "resize_normalize"):
-            patch.setattr(kernels, name, getattr(gpu, name))
+            patch.setattr(kernels, name, _by_place(getattr(kernels, name), getattr(gpu, name)))
         yield cupy
