@@ -47,7 +47,8 @@ class Results:
         if (found := self.find(row, seed)) is not None:
             return found
         started = time.perf_counter()
-        train(folder, recipe, corpus, device="cpu", workers=1)
+        if train(folder, recipe, corpus, device="cpu", workers=0).interrupted:
+            raise KeyboardInterrupt
         seconds = time.perf_counter() - started
         student = load_run(folder)
         scores = score_images(student.module, scored, student.run, device="cpu")
