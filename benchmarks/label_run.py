@@ -35,13 +35,14 @@ import onnxruntime
 
 from maskmill import kernels
 from maskmill.engine.images import decode_image
-from maskmill.engine.pipeline import default_workers, label
+from maskmill.engine.pipeline import label
 from maskmill.engine.png import encode_png
 from maskmill.engine.predict import SemanticPredictor
 from maskmill.engine.select import Selection, select
 from maskmill.engine.session import OnnxSession
 from maskmill.engine.sources import open_source
 from maskmill.engine.taxonomy import Taxonomy
+from maskmill.engine.workers import default_workers
 from maskmill.export.bundle import Bundle, read_class_names
 from maskmill.export.onnx import bundle_from_onnx
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 from enum import StrEnum
@@ -145,8 +146,8 @@ def calibrate_thresholds(
     from . import display
     from .calibrate import calibrate
     from .labelled import LabelFolder, read_ids
-    from .pipeline import default_workers
     from .sources import open_source
+    from .workers import default_workers
 
     model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified}
     predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1, **model)
@@ -276,9 +277,9 @@ def evaluate_labels(
     from . import display
     from .evaluate import evaluate
     from .labelled import LabelFolder, read_ids
-    from .pipeline import default_workers
     from .store import LabelStore
     from .taxonomy import Taxonomy
+    from .workers import default_workers
 
     opened = LabelStore.open(store)
     classes = Taxonomy.from_json(opened.run["classes"])
@@ -334,13 +335,21 @@ def dump(
 
 def demo(
     output: Path = typer.Option(Path("demo-output"), "-o", "--output", metavar="DIR", help="Folder for the results."),
+    student: bool = typer.Option(True, help="Train a student on the labels, too (about a minute and a half)."),
 ) -> None:
-    """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw."""
+    """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw, train."""
     from rich.console import Console
 
     from .demo import run_demo
 
-    run_demo(output, console=Console())
+    console = Console()
+    figures = run_demo(output, console=console)
+    if student and importlib.util.find_spec("torch") is None:
+        console.print("A student needs PyTorch: pip install 'maskmill[demo,train]', and run the demonstration again")
+    elif student:
+        from ..trainer.demo import run_student
+
+        run_student(output / "earth", figures, console=console)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

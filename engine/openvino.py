@@ -12,6 +12,7 @@ scores do not depend on the processor.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,8 @@ class OpenVINOSession:
     def __init__(self, bundle: Bundle, *, role: str = "model", threads: int = 1, precision: str | None = None) -> None:
         if threads < 1:
             raise UsageError(f"a session needs at least one thread, got {threads}")
+        # OpenVINO's package reports its use to its makers, from a forked process; without this one it does not
+        sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
         try:
             # pyright takes the name for this very module
             from openvino import Core, __version__  # pyright: ignore[reportAttributeAccessIssue]

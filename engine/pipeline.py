@@ -32,6 +32,7 @@ from .select import Selection, select
 from .sources import Item, Source, shard
 from .store import InputRow, LabelRow, LabelStore, content_id
 from .taxonomy import Taxonomy
+from .workers import default_workers
 from .writer import Done, Writer
 
 DRY_RUN_IMAGES = 64
@@ -142,11 +143,6 @@ def run_record(
     return record
 
 
-def default_workers() -> int:
-    """Images in work at once: one a processor that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
     return source if shard_of is None else shard(source, *shard_of)
 
@@ -226,7 +222,8 @@ class _Run:
                 self._claimed.add(id)
             if known:
                 return _Job(item=item, id=id, num_bytes=num_bytes)
-            prepared = self._predictor.prepare(self._predictor.place.decode(data, **self._decode_options))
+            image = self._predictor.place.decode(data, **self._decode_options)
+            prepared = self._predictor.prepare(image, item.uri)
         except ImageError as error:
             return _Job(item=item, id=id, num_bytes=num_bytes, error=error)
         return _Job(item=item, id=id, num_bytes=num_bytes, prepared=prepared)

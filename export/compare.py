@@ -79,8 +79,8 @@ def compare(
     """Run both over ``images`` and measure.
 
     The reference takes one image a call, the candidate ``batch`` of them, so that an axis that was frozen or mixed is
-    found; by default two where the reference's batch axis is free. A class of a ``semantic`` model that covers less than
-    ``min_share`` of an image in both maps has no IoU of its own there.
+    found; by default two where the reference's batch axis is free. A class of a ``semantic`` model that covers less
+    than ``min_share`` of an image in both maps has no IoU of its own there.
 
     Raises :class:`GateError` where the candidate does not run, or gives maps of another shape; :class:`SessionError`
     where the reference does not run.

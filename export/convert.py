@@ -76,8 +76,9 @@ def convert(
 ) -> Bundle:
     """The bundle with a further file for each role, which passed the gate on ``images``; saved.
 
-    An earlier file of the same role and precision is replaced. ``say`` gets a line on every precision tried. Raises
-    :class:`GateError` where nothing passes, with what fell short and the nodes at fault; the bundle is then as it was.
+    An earlier file of the same role and precision is replaced. ``say`` gets a line on what passes, and on every
+    precision that is refused on the way. Raises :class:`GateError` where nothing passes, with what fell short and the
+    nodes at fault; the bundle is then as it was.
     """
     if precision not in WALK[:-1]:
         raise UsageError(f"the precision to convert to is one of {', '.join(WALK[:-1])}, got {precision!r}")
@@ -92,7 +93,8 @@ def convert(
             converted, verdicts = converter.mixed() if step == "mixed" else converter.uniform(step)
         except (GateError, ExportError) as error:
             refusals.append(f"{step} is refused: {error}")
-            say(refusals[-1])
+            if len(steps) > 1:
+                say(refusals[-1])
             continue
         say(describe(verdicts[0]))
         return converted

