@@ -99,10 +99,24 @@ def train(
         classes = corpus.taxonomy
         student = build_model(recipe.model, classes.num_targets, background=classes.background, **recipe.model_options)
         run = _record(recipe, corpus, student)
+        data = _samples(recipe, corpus, run.ignore)
+        plan = Plan(
+            stages=stages(recipe),
+            sizes=data.sizes(),
+            seed=recipe.seed,
+            accumulate=recipe.accumulate,
+            rank=process.rank,
+            world=process.world,
+        )
+        # everything that can be refused has been by now: a folder is made for a run that can start
         if process.first:
             open_run(Path(folder), run)
         process.wait()
-        return _Loop(Path(folder), run, corpus, student, process, workers).execute(observer)
+        loop = _Loop(Path(folder), run, corpus, student, process)
+        loader = open_loader(
+            data, replace(plan, start=loop.step), workers=workers, pin_memory=process.device.type == "cuda"
+        )
+        return loop.execute(loader, observer)
 
 
 def _record(recipe: Recipe, corpus: Corpus, student: Any) -> Run:
@@ -118,10 +132,23 @@ def _record(recipe: Recipe, corpus: Corpus, student: Any) -> Run:
     )
 
 
+def _samples(recipe: Recipe, corpus: Corpus, ignore: int) -> TrainingImages:
+    return TrainingImages(
+        corpus.streams(),
+        crop=recipe.crop,
+        ignore=ignore,
+        scale=recipe.scale,
+        flip=recipe.flip,
+        seed=recipe.seed,
+        views=recipe.method if isinstance(recipe.method, Csl) else None,
+        weak=_weak_labels(corpus, recipe),
+    )
+
+
 class _Loop:
     """A run in this process."""
 
-    def __init__(self, folder: Path, run: Run, corpus: Corpus, student: Any, process: Process, workers: int) -> None:
+    def __init__(self, folder: Path, run: Run, corpus: Corpus, student: Any, process: Process) -> None:
         torch, recipe = import_torch(), run.recipe
         self.folder, self.run, self.recipe, self.process, self.corpus = folder, run, recipe, process, corpus
         if process.world > 1 and process.device.type == "cuda" and recipe.sync_batchnorm:
@@ -144,28 +171,9 @@ class _Loop:
             self.student.encode, self.student.decode = map(torch.compile, (self.student.encode, self.student.decode))
         self.losses = _parallel(self.student, process)
         self.stages = stages(recipe)
-        data = TrainingImages(
-            corpus.streams(),
-            crop=recipe.crop,
-            ignore=run.ignore,
-            scale=recipe.scale,
-            flip=recipe.flip,
-            seed=recipe.seed,
-            views=recipe.method if isinstance(recipe.method, Csl) else None,
-            weak=_weak_labels(corpus, recipe),
-        )
-        plan = Plan(
-            stages=self.stages,
-            sizes=data.sizes(),
-            seed=recipe.seed,
-            accumulate=recipe.accumulate,
-            rank=process.rank,
-            world=process.world,
-            start=self.step,
-        )
-        self.loader = open_loader(data, plan, workers=workers, pin_memory=process.device.type == "cuda")
 
-    def execute(self, observer: Callable[[Progress], None] | None) -> Progress:
+    def execute(self, loader: Iterator[dict[str, Any]], observer: Callable[[Progress], None] | None) -> Progress:
+        """Train from the batches of the steps that are left."""
         recipe, process = self.recipe, self.process
         started = since = time.perf_counter()
         waited, logged = 0.0, self.step
@@ -178,7 +186,7 @@ class _Loop:
         with _interrupts() as interrupted, logging as log:
             while self.step < recipe.steps:
                 begun = time.perf_counter()
-                batches = [next(self.loader) for _ in range(recipe.accumulate)]
+                batches = [next(loader) for _ in range(recipe.accumulate)]
                 waited += time.perf_counter() - begun
                 *counts, stop = process.mean([*_counts(batches, self.run.ignore), float(interrupted())])
                 if stop:

@@ -86,3 +86,4 @@ def test_a_wrong_call_says_what_is_missing(
     (tmp_path / "gap.txt").write_text("0 red\n2 blue\n")
     with pytest.raises(UsageError, match=message):
         call("train", "-o", tmp_path / "run", *TINY, *options)
+    assert not (tmp_path / "run").exists()

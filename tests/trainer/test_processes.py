@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
+from maskmill.cli import app  # noqa: E402
 from maskmill.errors import UsageError  # noqa: E402
 from maskmill.trainer.log import read_log  # noqa: E402
 from maskmill.trainer.processes import joined  # noqa: E402
@@ -20,6 +22,9 @@ from maskmill.trainer.run import read_checkpoint  # noqa: E402
 
 from ..conftest import ROOT  # noqa: E402
 from .builders import make_store, write_labelled  # noqa: E402
+from .plain_network import plain  # noqa: E402
+
+PLAIN = ["--set=model=tests.trainer.plain_network:plain"]
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
@@ -41,9 +46,15 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     (tmp_path / "ids.txt").write_text("0\n1\n")
     (tmp_path / "held-out.txt").write_text("2\n3\n")
     settings = [
-        "model=tests.trainer.plain_network:plain", "crop=64", "scale=0.5,1.5", "batch=4", "steps=6", "lr=0.1",
-        "log_every=1", "validate_every=3", "ema=0.5",
-    ]  # fmt: skip
+        "crop=64",
+        "scale=0.5,1.5",
+        "batch=4",
+        "steps=6",
+        "lr=0.1",
+        "log_every=1",
+        "validate_every=3",
+        "ema=0.5",
+    ]
     common = [
         str(tmp_path / "store"), "--labelled", str(photos), "--ids", str(tmp_path / "ids.txt"), "--validation",
         str(photos), "--validation-ids", str(tmp_path / "held-out.txt"), "--recipe", "weighted", "--device", "cpu",
@@ -53,9 +64,13 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    pair = [start([*common, "-o", str(tmp_path / "two")], RANK=rank, LOCAL_RANK=rank, **launched) for rank in "01"]
+    pair = [
+        start([*common, *PLAIN, "-o", str(tmp_path / "two")], RANK=rank, LOCAL_RANK=rank, **launched) for rank in "01"
+    ]
+    here = ["train", *common, f"--set=model={plain.__module__}:plain", "-o", str(tmp_path / "one")]
+    alone = CliRunner().invoke(app, here, catch_exceptions=False)
+    assert alone.exit_code == 0
     finish(pair)
-    finish([start([*common, "-o", str(tmp_path / "one")])])
     for name in ("loss", "miou"):
         two, one = ([float(row[name] or -1) for row in read_log(tmp_path / folder)] for folder in ("two", "one"))
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5)
