@@ -229,6 +229,7 @@ def calibrate(
         item, label_path = pair
         try:
             image = predictor.place.decode(source.read(item))
+            prepared = predictor.prepare(image, item.uri)
         except ImageError as error:
             raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; mend it or leave it out") from error
         truth = taxonomy.encode(read_label_map(label_path), str(label_path))
@@ -237,7 +238,7 @@ def calibrate(
                 f"{label_path} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
                 f"{image.shape[1]}x{image.shape[0]} px; they must be the same size"
             )
-        score_map = predictor.run([predictor.prepare(image)])[0]
+        score_map = predictor.run([prepared])[0]
         size = grid if position else truth.shape
         if position:
             truth = resample_nearest(truth, grid)

@@ -97,8 +97,8 @@ class Predictor(Protocol):
         """Where images are decoded and scores lie."""
         ...
 
-    def prepare(self, image: Any) -> Any:
-        """HWC uint8 RGB, on the host or in ``place`` → what ``run`` takes."""
+    def prepare(self, image: Any, uri: str = "") -> Any:
+        """HWC uint8 RGB, on the host or in ``place`` → what ``run`` takes; ``uri`` names the image."""
         ...
 
     def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
@@ -175,8 +175,8 @@ class SemanticPredictor:
         """Scores of one image, HWC uint8 RGB."""
         return self.run([self.prepare(image)])[0]
 
-    def prepare(self, image: Any) -> Prepared:
-        """Cut, resize and normalise one image, HWC uint8 RGB, on the host or in ``place``."""
+    def prepare(self, image: Any, uri: str = "") -> Prepared:
+        """Cut, resize and normalise one image, HWC uint8 RGB, on the host or in ``place``; its name does not matter."""
         height, width = image.shape[:2]
         tile = (height, width) if self.tile is None else (min(height, self.tile), min(width, self.tile))
         corners = [

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from maskmill.export.bundle import Bundle
 from maskmill.export.onnx import bundle_from_onnx
+from maskmill.export.onnx_cam import cam_from_onnx
 from maskmill.export.onnx_promptable import promptable_from_onnx
 
 COLORS = ("red", "green", "blue")
@@ -212,6 +213,52 @@ def sam_bundle(
     onnx.save(color_decoder_graph(size=size, stride=stride, **decoder), paths["decoder"])
     plain = {"scale": 1 / 255, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "pad_value": 0.0}
     return promptable_from_onnx(paths["encoder"], paths["decoder"], folder / name, resize_filter="area", **plain)
+
+
+def color_cam_graph(
+    *, size: tuple[int | str, int | str] = (16, 24), stride: int = 2, logits_only: bool = False, final: str = ""
+) -> onnx.ModelProto:
+    """Image in [0, 1] → maps of red, green and blue, ``3 * channel - 1`` averaged over ``stride`` pixels.
+
+    The logits are the maps' mean; the features are the averaged channels. With ``logits_only`` it is an ordinary
+    classifier: a mean and a linear layer, and ``final`` behind them.
+    """
+    pool = f"features = AveragePool <kernel_shape = [{stride}, {stride}], strides = [{stride}, {stride}]> (image)"
+    height, width = size
+    if logits_only:
+        last = f"logits = {final} (sums)" if final else "logits = Identity (sums)"
+        return _parsed(f"""
+            classifier (float[N, 3, {height}, {width}] image) => (float[N, 3] logits)
+            <float[3, 3] weight = {{3.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 3.0}}, float[3] bias = {{-1.0, -1.0, -1.0}}>
+            {{
+                {pool}
+                mean = GlobalAveragePool (features)
+                flat = Flatten (mean)
+                sums = Gemm <transB = 1> (flat, weight, bias)
+                {last}
+            }}
+        """)
+    return _parsed(f"""
+        classifier (float[N, 3, {height}, {width}] image)
+            => (float[N, 3, h, w] cam, float[N, 3] logits, float[N, 3, h, w] features)
+        <float three = {{3.0}}, float one = {{1.0}}>
+        {{
+            {pool}
+            tripled = Mul (features, three)
+            cam = Sub (tripled, one)
+            mean = GlobalAveragePool (cam)
+            logits = Flatten (mean)
+        }}
+    """)
+
+
+def cam_bundle(
+    folder: Path, *, classes: Sequence[str] = COLORS, name: str = "cam", size: tuple[int, int] = (16, 24), **graph: Any
+) -> Bundle:
+    """A cam bundle of :func:`color_cam_graph` in ``folder / name``: sigmoid probabilities, a free input size."""
+    path = folder / f"{name}.onnx"
+    onnx.save(color_cam_graph(size=("H", "W"), **graph), path)
+    return cam_from_onnx(path, folder / name, classes=classes, size=size, activation="sigmoid", resize_filter="area")
 
 
 def _parsed(text: str) -> onnx.ModelProto:

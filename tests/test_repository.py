@@ -68,6 +68,7 @@ ALLOWED = {
     "export": (
         "errors", "kernels", "engine.images", "engine.session", "engine.predict", "engine.select", "engine.taxonomy",
         "engine.overlay", "engine.engines", "engine.nvidia", "engine.decoder", "engine.prompts", "engine.sources",
+        "engine.image_labels",
         "engine.cli_model", "engine.workers",
     ),
     # training reads the images, label maps and stores that labelling reads and writes, by the same code; commands that
