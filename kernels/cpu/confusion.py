@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ..reference.confusion import check_maps
+from .compiled import compiled
 from .outputs import output
 from .threads import num_threads, share
 
@@ -13,7 +13,7 @@ _WORTH_THREADS = 1 << 20
 """Pixels below which handing them out costs more than it saves."""
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count(label, truth, ignore, counts):
     """Adds to counts (rows, rows + 1) the pixels of flat maps."""
     num_classes = counts.shape[0]

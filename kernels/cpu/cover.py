@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ..reference.cover import cell_of_pixel
+from .compiled import compiled
 from .outputs import output, spread
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _cover(cells, rows, columns, reliable, out):
     line = np.empty(columns.size, np.bool_)
     for n in range(out.shape[0]):

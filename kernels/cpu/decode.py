@@ -9,9 +9,9 @@ the outputs asked for: calibration and labelling see the same scores to the bit.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ..types import UNREACHED
+from .compiled import compiled
 from .sampling import blend_rows, padded, sample_row
 from .scoring import (
     NO_CLASS,
@@ -43,7 +43,7 @@ _TOP, _SECOND, _SET_SIZE, _LABEL = range(4)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _UNREACHED = np.float32(UNREACHED)
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiled = compiled(error_model="numpy")
 
 
 @_compiled

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from ...errors import UsageError
 from ..reference.pcos import DEGENERATE, TIE
 from ..types import Pcos
 from . import threads
+from .compiled import compiled
 from .outputs import output, spread
 
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""
 
 # Sums may be taken in any order, and so in vectors.
-_sums = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+_sums = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 _LOG2E = np.float32(1.4426950408889634)
 _SHIFT = np.float32(1.5 * 2**23)
@@ -48,7 +48,7 @@ def _gram(x, v, mask):
     return n, sum_x, sum_v, a, b, c
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _wedge(a, b, c):
     """Rows (s, t): a pixel is in cluster 1 where |across . (x, v)| > |along . (x, v)|.
 
@@ -95,13 +95,13 @@ def _moments(x, v, mask, mean_x, mean_v, wedge):
     return xx, vv, x0, v0, n1, x1, v1, xx1, vv1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _variance(n, difference, squares):
     """Unbiased variance of n values whose mean and squares are taken as differences from some value."""
     return max(squares - difference * difference * n, 0.0) / (n - 1) if n > 1 else 0.0
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _statistics(x, v, mask, gram):
     """Statistics of one map, in the order of :class:`Pcos`, and the wedge that splits its pixels."""
     n, sum_x, sum_v, a, b, c = gram
@@ -121,7 +121,7 @@ def _statistics(x, v, mask, gram):
     return (a, b, c, mean_x, mean_v, var_x, var_v, best), wedge
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _limits(mean_x, mean_v):
     """Largest float32 x and smallest float32 v that are not better than the means."""
     above, below = mean_x * (1 + TIE), mean_v * (1 - TIE)
@@ -133,7 +133,7 @@ def _limits(mean_x, mean_v):
     return x, v
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@compiled(error_model="numpy", fastmath={"contract"})
 def _weigh(x, v, mask, statistics, denominator, epsilon, weight, reliable):
     limit_x, limit_v = _limits(statistics[3], statistics[4])
     scale_x = np.float32(1 / math.sqrt((statistics[5] + epsilon) * denominator))
@@ -157,7 +157,7 @@ def _weigh(x, v, mask, statistics, denominator, epsilon, weight, reliable):
         reliable[i] = part & (w == _ONE)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _assign(x, v, mask, wedge, cluster):
     along_x, along_v, across_x, across_v = wedge
     for i in range(x.size):

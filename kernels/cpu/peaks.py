@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ...errors import UsageError
 from ..reference.peaks import border_widths, cam_distance, check_maps
 from ..types import Peaks
 from . import threads
+from .compiled import compiled
 from .outputs import output
 
 _WORTH_THREADS = 1 << 20
@@ -17,7 +17,7 @@ _WORTH_THREADS = 1 << 20
 _INF = 0x7F800000
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _range(bits):
     """Smallest and largest value of float32 bits seen as int32, and whether any is NaN.
 
@@ -32,19 +32,19 @@ def _range(bits):
     return _of_key(lowest), _of_key(highest), has_nan
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _of_key(key):
     return np.int32(key ^ ((key >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _larger(first, second, out):
     # Never called with one array for two: a loop that overwrites what it reads does not become vectors.
     for x in range(out.size):
         out[x] = first[x] if first[x] > second[x] else second[x]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _column_maxima(values, start, stop, maxima, spare):
     """Maxima down the columns of rows start..stop-1; in ``maxima`` or ``spare``, whichever is returned."""
     maxima[:] = values[start]
@@ -54,7 +54,7 @@ def _column_maxima(values, start, stop, maxima, spare):
     return maxima
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _spread(line, spare, other, window, out):
     """Maxima of line[x : x + window], by doubling what is seen; both spare lines are overwritten."""
     step, seen = 1, out.size + window - 1
@@ -66,13 +66,13 @@ def _spread(line, spare, other, window, out):
     _larger(line, line[window - step :], out)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _flag(values, maxima, threshold, flags):
     for x in range(values.size):
         flags[x] = (values[x] == maxima[x]) & (values[x] > threshold)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _leads_other_rows(values, y, x, radius, start, stop):
     """Whether nothing within ``radius`` (Chebyshev) of a pixel exceeds it, in rows before start or from stop on."""
     value = values[y, x]
@@ -86,7 +86,7 @@ def _leads_other_rows(values, y, x, radius, start, stop):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _candidates(values, radius, threshold, highest, inside, found):
     """Fill ``found`` with the raster indices of pixels that equal the largest within ``radius`` of them (Chebyshev).
 
@@ -124,7 +124,7 @@ def _candidates(values, radius, threshold, highest, inside, found):
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _spaced(order, height, width, distance, limit, accepted):
     """Fill ``accepted`` with the indices of ``order`` that keep their distance from earlier ones; return their number.
 

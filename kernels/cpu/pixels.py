@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
 from ..reference.pixels import axis_weights, check_resize
 from . import threads
+from .compiled import compiled
 from .outputs import output
 
 _WORTH_THREADS = 1 << 20
@@ -17,7 +17,7 @@ _WORTH_THREADS = 1 << 20
 _ZERO, _WHITE = np.float32(0), np.float32(255)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@compiled(error_model="numpy", fastmath={"contract"})
 def _resize_row(pixels, first, weights, clip, wide, row):
     """One row of the photo, (width * 3,) uint8, resized across; ``wide`` is room for it as float32."""
     for i in range(pixels.size):
@@ -37,7 +37,7 @@ def _resize_row(pixels, first, weights, clip, wide, row):
             row[i] = min(max(row[i], _ZERO), _WHITE)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@compiled(error_model="numpy", fastmath={"contract"})
 def _blend_rows(rows, first, weights, blended):
     """Weighted sum of the rows first, first + 1, ... of the photo; row y is kept at y modulo their number."""
     blended[:] = _ZERO
@@ -49,7 +49,7 @@ def _blend_rows(rows, first, weights, blended):
         blended[i] = min(max(blended[i], _ZERO), _WHITE)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@compiled(error_model="numpy", fastmath={"contract"})
 def _resize(image, top, bottom, columns, column_weights, lines, line_weights, clip, gain, offset, out):
     """Rows top..bottom-1 of out (3, H, W): the photo (h, w * 3) resized, times gain, plus offset."""
     rows = np.empty((line_weights.shape[1], 3 * columns.size), np.float32)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ..reference.quantize import check_levels
+from .compiled import compiled
 from .outputs import output, spread
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _quantize(weight, reliable, label, ignore, levels, out):
     last = np.float64(levels - 1)
     for i in range(weight.size):

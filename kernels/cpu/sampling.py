@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from .compiled import compiled
 from .scoring import class_index
 from .simd import (
     LANES,
@@ -24,7 +24,7 @@ from .simd import (
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _INF = np.float32(np.inf)
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiled = compiled(error_model="numpy")
 
 
 @_compiled

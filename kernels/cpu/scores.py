@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ...errors import UsageError
 from ..reference.scores import BINS, conformal_rank, kth_score, select_prefix
+from .compiled import compiled
 from .outputs import output
 from .threads import num_threads, share
 
@@ -33,12 +33,12 @@ _TILE = 64
 """Positions whose scores are selected together."""
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _is_nan(bits):
     return (bits & _MAGNITUDE) > _INF
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _key(bits):
     """Order-preserving key of a float32's bits; -0.0 has the key of +0.0."""
     # Numba widens what it computes from 32 bits; only the conversions keep it to 32.
@@ -47,14 +47,14 @@ def _key(bits):
     return np.uint32(bits | _SIGN)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_high(bits, counts):
     """Adds to counts, int64 (65536,), the high halves of the bits."""
     for i in range(bits.size):
         counts[np.uint64(bits[i] >> np.uint32(16))] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_low(bits, high, counts):
     """Adds to counts, int64 (65536,), the low halves of the bits whose high half is ``high``."""
     base = np.uint32(high << 16)
@@ -64,7 +64,7 @@ def _count_low(bits, high, counts):
             counts[np.uint64(low)] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_equal(bits, value, counts):
     """Adds to counts, int64 (1,), the bits equal to ``value``."""
     equal = 0
@@ -73,7 +73,7 @@ def _count_equal(bits, value, counts):
     counts[0] += equal
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_classes(bits, weights, classes, prefix, counts):
     """Adds to counts (rows, 65536), the row of each score's class and the last row. None: not given."""
     pooled = counts.shape[0] - 1
@@ -186,7 +186,7 @@ def weighted_score_counts(scores, weights, *, classes=None, num_classes=0, prefi
     return counts
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _select(bits, first, last, ranks, fallback, out):
     """Thresholds of positions first..last-1 from bits (n, positions) of float32 scores.
 

@@ -6,9 +6,9 @@ Values and scores of class k lie at k * 16 of their arrays; what a pixel has one
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ..decode import MAX_CLASSES
+from .compiled import compiled
 from .simd import LANES, add_exponent, fma, load, splat, store, where
 
 # As the names in ..decode.ACTIVATIONS.
@@ -30,7 +30,7 @@ _C5 = np.float32(0.001326472614891827)
 
 _INDICES = np.arange(MAX_CLASSES + 1, dtype=np.float32)
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiled = compiled(error_model="numpy")
 
 
 @_compiled

@@ -3,8 +3,6 @@
 LLVM vectorizes a loop over pixels only by carrying every running value through memory, which costs more than the
 arithmetic. Here a loop over classes holds them as vectors: one instruction each with AVX-512, two or four elsewhere.
 Every operation is the IEEE one, so a lane's result depends on its own inputs alone.
-
-Numba's disk cache looks at the file of the compiled function only: after a change here, remove ``__pycache__``.
 """
 
 from __future__ import annotations
