@@ -6,6 +6,7 @@ import importlib.util
 import json
 import signal
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..errors import UsageError
 from .cli_model import (
     BATCH,
     BUNDLE,
+    DEVICES,
+    ON_GPU,
     OVERLAP,
     PRECISION,
     PROVIDER,
@@ -23,6 +26,7 @@ from .cli_model import (
     TILE,
     UNVERIFIED,
     Provider,
+    load_taxonomy,
     open_predictor,
 )
 
@@ -199,6 +203,7 @@ def label_corpus(
     allow_unverified: bool = UNVERIFIED,
     threads: int = THREADS,
     batch: int = BATCH,
+    devices: str | None = DEVICES,
     dry_run: bool = typer.Option(False, help="Label a sample; print hours and gigabytes for the whole."),
     as_json: bool = JSON,
 ) -> None:
@@ -208,6 +213,7 @@ def label_corpus(
     """
     from . import display, pipeline
     from .calibrate import Calibration
+    from .devices import label_on_devices
     from .select import Selection
     from .sources import open_source
 
@@ -219,11 +225,16 @@ def label_corpus(
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified, "say": not as_json}
-    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
+    opening = partial(open_predictor, bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
+    gpus = _devices(devices, provider, dry_run)
+    predictor: Any = None
+    if gpus:  # each device's process opens its own; this one keeps away from them
+        classes = load_taxonomy(bundle, taxonomy)
+    else:
+        predictor, classes = opening()
     thresholds = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {"weight": weight.value, "weight_levels": weight_levels}
     if thresholds is not None:
-        thresholds.check(predictor, classes)
         selection = Selection(method="conformal", rule=thresholds.rule, thresholds=thresholds.thresholds, **options)
     elif threshold is not None:
         selection = Selection.of_threshold(threshold, classes, **options)
@@ -235,24 +246,21 @@ def label_corpus(
         "limit": limit,
         "max_pixels": max_pixels,
     }
-    inputs = open_source(source)
     if dry_run:
-        progress, total = pipeline.dry_run(predictor, inputs, classes, selection, **common)
+        if thresholds is not None:
+            thresholds.check(predictor, classes)
+        progress, total = pipeline.dry_run(predictor, open_source(source), classes, selection, **common)
         display.print_estimate(progress, total, as_json=as_json)
         return
     assert output is not None, "checked above"
+    common |= {"calibration": thresholds, "retry_rejects": retry_rejects}
     with display.run_display(as_json=as_json) as observer:
-        progress = pipeline.label(
-            predictor,
-            inputs,
-            output,
-            classes,
-            selection,
-            calibration=thresholds,
-            retry_rejects=retry_rejects,
-            observer=observer,
-            **common,
-        )
+        if gpus:
+            progress = label_on_devices(opening, source, output, selection, devices=gpus, observer=observer, **common)
+        else:
+            progress = pipeline.label(
+                predictor, open_source(source), output, classes, selection, observer=observer, **common
+            )
     if as_json:
         _print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
     else:
@@ -350,6 +358,18 @@ def demo(
         from ..trainer.demo import run_student
 
         run_student(output / "earth", figures, console=console)
+
+
+def _devices(text: str | None, provider: Provider, dry_run: bool) -> tuple[int, ...]:
+    """The GPUs of ``--devices``; none where it was not given."""
+    if text is None:
+        return ()
+    if provider not in ON_GPU or dry_run:
+        raise UsageError(f"--devices goes with --provider {' or '.join(ON_GPU)}, and not with --dry-run")
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--devices must be numbers separated by commas, as in 0,1, got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -19,6 +19,9 @@ class Provider(StrEnum):
     openvino = "openvino"
 
 
+ON_GPU = (Provider.cuda, Provider.tensorrt, Provider.engine)
+"""Providers that run on an NVIDIA GPU."""
+
 BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
 TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
 PROVIDER = typer.Option(Provider.cpu, help="What runs the model; never replaced silently.")
@@ -30,6 +33,9 @@ UNVERIFIED = typer.Option(
 )
 THREADS = typer.Option(1, min=1, help="Threads of one model call; 1 runs one image a processor.")
 BATCH = typer.Option(1, min=1, help="Images in one model call.")
+DEVICES = typer.Option(
+    None, metavar="N,N", help="Label on these GPUs, one process each, as in 0,1.  [default: the first, in this process]"
+)
 TILE = typer.Option(None, min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.")
 OVERLAP = typer.Option(0, min=0, metavar="PIXELS", help="What neighbouring tiles share.")
 
@@ -51,14 +57,31 @@ def open_predictor(
     from ..export.bundle import Bundle
     from .predict import SemanticPredictor
     from .session import open_session
-    from .taxonomy import Taxonomy
 
     model = Bundle.load(bundle)
     model.verify()
-    classes = Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+    classes = load_taxonomy(bundle, taxonomy)
     session = open_session(
         model, provider=provider.value, threads=threads, precision=precision, allow_unverified=allow_unverified
     )
+    place = place_of(provider)
     if say:
-        typer.echo(f"{model.path}: {session}; kernels: Numba on the processor")
-    return SemanticPredictor(model, session, tile=tile, overlap=overlap, batch=batch), classes
+        typer.echo(f"{model.path}: {session}; {place}")
+    return SemanticPredictor(model, session, tile=tile, overlap=overlap, batch=batch, place=place), classes
+
+
+def load_taxonomy(bundle: Path, taxonomy: Path | None) -> Any:
+    """The class mapping of ``taxonomy``, or of the model itself where None."""
+    from ..export.bundle import Bundle
+    from .taxonomy import Taxonomy
+
+    model = Bundle.load(bundle)
+    return Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+
+
+def place_of(provider: Provider) -> Any:
+    """Where images and scores of a model that ``provider`` runs lie: beside it. CuPy must be there for a GPU."""
+    from .device import Device
+    from .place import HOST
+
+    return Device() if provider in ON_GPU else HOST

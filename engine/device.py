@@ -12,6 +12,7 @@ would overwrite an upload which is still being read.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -54,9 +55,7 @@ class Device:
         self._compute, self._upload, self._download = (cupy.cuda.Stream(non_blocking=True) for _ in range(3))
         self._local = threading.local()
         try:
-            from nvidia import nvimgcodec
-
-            self._codec = nvimgcodec
+            self._codec: Any = importlib.import_module("nvidia.nvimgcodec")
         except ImportError:
             self._codec = None
 
@@ -128,7 +127,6 @@ class Device:
     def _decoded(self, data: bytes) -> Any:
         """(H, W, 3) uint8 RGB on the device, upright, or None where nvImageCodec does not take this file."""
         codec = self._codec
-        assert codec is not None, "asked only where it is installed"
         if not hasattr(self._local, "decoder"):
             self._local.decoder = codec.Decoder(max_num_cpu_threads=1)
             self._local.params = codec.DecodeParams(apply_exif_orientation=True, color_spec=codec.ColorSpec.SRGB)
