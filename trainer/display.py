@@ -44,7 +44,7 @@ def print_summary(run: Progress, folder: Path, *, as_json: bool) -> None:
         print(json.dumps({"event": "summary", **dataclasses.asdict(run)}), flush=True)
         return
     best = "" if run.best is None else f", best mIoU {run.best:.3f}"
-    print(f"{folder}: {run.step} of {run.steps} steps in {run.seconds:.0f} s, loss {run.loss:.4f}{best}")
+    print(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
     if run.interrupted:
         print("interrupted: the run is saved; run the same command to go on")
 
@@ -63,4 +63,8 @@ def print_scores(scores: Scores) -> None:
 
 def _note(run: Progress) -> str:
     miou = "" if run.miou is None else f", mIoU {run.miou:.3f}"
-    return f"loss {run.loss:.4f}{miou}, {run.images_per_second:.1f} images/s"
+    return f"{run.images_per_second:.1f} images/s{_loss(run)}{miou}"
+
+
+def _loss(run: Progress) -> str:
+    return "" if run.loss is None else f", loss {run.loss:.4f}"

@@ -219,6 +219,8 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe, which follow on one another from step 0 to the last."""
     method, half = recipe.method, recipe.labelled or max(1, recipe.batch // 2)
     both = {"labelled": half, "unlabelled": recipe.batch - half}
+    if isinstance(method, ConformalSam | Csl):
+        _check(half < recipe.batch, "labelled", f"below the batch of {recipe.batch}, the rest is unlabelled", half)
     if recipe.labelled is None:
         with_labels = {"union": recipe.batch}
     else:

@@ -51,8 +51,8 @@ class Progress:
     """Finished steps."""
     steps: int
     """Steps in all."""
-    loss: float
-    """Loss of the last logged step."""
+    loss: float | None
+    """Loss of the last logged step; None where there was nothing left to do."""
     images_per_second: float
     """Since the row of the log before."""
     miou: float | None
@@ -178,7 +178,7 @@ class _Loop:
         started = since = time.perf_counter()
         waited, logged = 0.0, self.step
         progress = Progress(
-            step=self.step, steps=recipe.steps, loss=float("nan"), images_per_second=0.0, miou=self.miou,
+            step=self.step, steps=recipe.steps, loss=None, images_per_second=0.0, miou=self.miou,
             best=self.best, seconds=0.0,
         )  # fmt: skip
         self.student.train()

@@ -72,3 +72,8 @@ def test_conformalsam_relies_on_itself_in_its_last_steps() -> None:
     assert (first.objective, first.start, first.stop, first.draws) == ("labels", 0, 60, {"union": 4})
     assert (second.objective, second.start, second.stop) == ("self_reliance", 60, 80)
     assert second.draws == {"labelled": 2, "unlabelled": 2}
+
+
+def test_a_batch_of_labelled_images_alone_is_no_batch_for_consistency() -> None:
+    with pytest.raises(UsageError, match="labelled must be below the batch of 8"):
+        stages(csl(batch=8, labelled=8))
