@@ -14,6 +14,7 @@ from . import __version__
 from .engine.cli import add_commands as add_engine_commands
 from .errors import MaskmillError
 from .export.cli import add_commands as add_export_commands
+from .export.cli_build import add_commands as add_build_commands
 from .export.cli_export import add_commands as add_model_commands
 from .export.cli_gate import add_commands as add_gate_commands
 from .trainer.cli import add_commands as add_trainer_commands
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 add_export_commands(app)
+add_build_commands(app)
 add_model_commands(app)
 add_gate_commands(app)
 add_engine_commands(app)
