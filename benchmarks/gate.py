@@ -36,7 +36,7 @@ from maskmill.export.bench import measure
 from maskmill.export.bundle import Bundle
 from maskmill.export.compare import Side
 from maskmill.export.convert import Conversion, convert
-from maskmill.export.emulate import GraphSession, emulation
+from maskmill.export.emulate import GraphSession, Memory, emulation
 from maskmill.export.gate import Photos, judge
 from maskmill.export.onnx_promptable import promptable_from_onnx
 from maskmill.export.precision import in_16_bit
@@ -129,7 +129,7 @@ def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) ->
 
 def verdicts(bundle: Bundle, num: int) -> dict[str, Any]:
     images = photos(num)
-    reference = {role: OnnxSession(bundle, role=role, threads=default_workers()) for role in roles_of(bundle)}
+    reference = {role: Memory(OnnxSession(bundle, role=role, threads=default_workers())) for role in roles_of(bundle)}
     rows = []
     start = time.perf_counter()
     for name, side, emulated, number, total in candidates(bundle, calibration_photos(32, images)):

@@ -171,7 +171,7 @@ class _Converter:
         return smallest_subset(candidates, enough, budget=BISECT_BUDGET)
 
     def _graphs(self, precision: str, keep: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Role → converted graph, and the names of the nodes that stay in fp32."""
+        """Role → converted graph, where any node is converted, and the names of the nodes that stay in fp32."""
         graphs, kept = {}, []
         for role in self._roles:
             wanted = [name for name in self._names[role] if name in keep]
@@ -189,10 +189,11 @@ class _Converter:
                     symmetric=how.symmetric,
                     threads=how.threads,
                 )
-            if not converted.converted:
-                raise ExportError(f"no node of the {role} would be in {precision}")
-            graphs[role] = converted.model
-            kept += converted.kept
+            if converted.converted:
+                graphs[role] = converted.model
+                kept += converted.kept
+        if not graphs:
+            raise ExportError(f"no node would be in {precision}")
         return graphs, tuple(kept)
 
     def _sessions(
