@@ -1,9 +1,8 @@
-"""Commands that calibrate, label, measure and look at labels."""
+"""Commands that calibrate and label."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import signal
 from enum import StrEnum
 from functools import partial
@@ -29,6 +28,7 @@ from .cli_model import (
     load_taxonomy,
     open_predictor,
 )
+from .cli_store import IDS, JSON, WORKERS, dump, evaluate_labels, print_json, show
 
 
 class Group(StrEnum):
@@ -69,12 +69,6 @@ class Weight(StrEnum):
     none = "none"
     confidence = "confidence"
     pcos = "pcos"
-
-
-STORE = typer.Argument(..., metavar="STORE", help="Folder of the label store.")
-WORKERS = typer.Option(None, min=1, help="Images in work at once.  [default: one a processor]")
-IDS = typer.Option(None, "--ids", metavar="FILE", help="Names of the images to use, one a line.")
-JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -176,7 +170,7 @@ def calibrate_thresholds(
         )
     calibration.save(output)
     if as_json:
-        _print_json(dict(calibration.report))
+        print_json(dict(calibration.report))
     else:
         display.print_calibration(calibration, output)
 
@@ -262,83 +256,13 @@ def label_corpus(
                 predictor, open_source(source), output, classes, selection, observer=observer, **common
             )
     if as_json:
-        _print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
+        print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
     else:
         display.print_summary(progress, classes, output)
     if progress.interrupted:
         raise typer.Exit(130)
     if progress.rejects:
         raise typer.Exit(1)
-
-
-def evaluate_labels(
-    store: Path = STORE,
-    labels: Path = typer.Option(..., metavar="DIR", help="Label maps, under the same names as the images."),
-    taxonomy: Path | None = typer.Option(
-        None, metavar="FILE", help="Class mapping, for other [labels] than those the store was made with."
-    ),
-    ids: Path | None = IDS,
-    workers: int | None = WORKERS,
-    as_json: bool = JSON,
-) -> None:
-    """Measure labels against the truth: IoU, accuracy, kept share."""
-    from . import display
-    from .evaluate import evaluate
-    from .labelled import LabelFolder, read_ids
-    from .store import LabelStore
-    from .taxonomy import Taxonomy
-    from .workers import default_workers
-
-    opened = LabelStore.open(store)
-    classes = Taxonomy.from_json(opened.run["classes"])
-    if taxonomy is not None:
-        classes = classes.with_labels_of(taxonomy)
-    quality = evaluate(
-        opened,
-        LabelFolder(labels),
-        classes,
-        ids=read_ids(ids) if ids else None,
-        workers=workers or default_workers(),
-    )
-    if as_json:
-        _print_json(quality.to_json())
-    else:
-        display.print_quality(quality)
-
-
-def show(
-    store: Path = STORE,
-    uri: str | None = typer.Argument(None, metavar="[URI]", help="An image of the store: its uri or file name."),
-    output: Path | None = typer.Option(None, "-o", "--output", metavar="PNG", help="Overlay to write."),
-) -> None:
-    """Print what a store holds; with an image, write its labels over the photo."""
-    from . import display
-    from .show import write_overlay
-    from .store import LabelStore
-
-    opened = LabelStore.open(store)
-    if uri is None:
-        display.print_store(opened)
-        return
-    typer.echo(f"wrote {write_overlay(opened, uri, output)}")
-
-
-def dump(
-    store: Path = STORE,
-    output: Path = typer.Argument(..., metavar="DIR", help="Folder for the files."),
-    as_json: bool = JSON,
-) -> None:
-    """Write ordinary files: labels/*.png, weights/*.png and index.csv (uri, id, kept). Goes on where it stopped."""
-    from . import display
-    from .dump import dump_store
-    from .store import LabelStore
-
-    with display.counter("writing", quiet=as_json) as progress:
-        written, present = dump_store(LabelStore.open(store), output, progress=progress)
-    if as_json:
-        _print_json({"written": written, "already_there": present})
-    else:
-        typer.echo(f"{output}: {written} label and weight maps written, {present} there already")
 
 
 def demo(
@@ -379,7 +303,3 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UsageError(f"--shard must be I/N with I from 0 to N-1, as in 0/8, got {text!r}")
     return int(index), int(count)
-
-
-def _print_json(raw: dict[str, Any], indent: int | None = 2) -> None:
-    typer.echo(json.dumps(raw, indent=indent))
