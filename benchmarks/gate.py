@@ -198,6 +198,7 @@ def main() -> None:
             result = walk(bundle, arguments.images, arguments.min_share)
         else:
             result = speed(bundle, arguments.seconds)
+    result = json.loads(json.dumps(result).replace(folder + os.sep, ""))
     machine = f"{platform.processor() or platform.machine()}, {default_workers()} processors"
     versions = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
     print(json.dumps({"model": arguments.model, **result, "machine": machine, "versions": versions}, indent=2))

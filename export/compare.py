@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def compare(
     """Run both over ``images`` and measure.
 
     The reference takes one image a call, the candidate ``batch`` of them, so that an axis that was frozen or mixed is
-    found; by default two where the reference's batch axis is free. A class of a ``semantic`` model that covers less
+    found; by default two where the reference takes two. A class of a ``semantic`` model that covers less
     than ``min_share`` of an image in both maps has no IoU of its own there.
 
     Raises :class:`GateError` where the candidate does not run, or gives maps of another shape; :class:`SessionError`
@@ -93,14 +93,17 @@ def differences(
 ) -> list[tuple[str, Difference]]:
     """Name and difference of every image; see :func:`compare`."""
     first = "encoder" if reference.bundle.task == "promptable" else "model"
+    run, differ = _TASKS[reference.bundle.task]
+    images = iter(images)
+    ahead = list(islice(images, 2))
     if batch is None:
-        batch = 2 if reference.sessions[first].max_batch is None else 1
+        free = reference.sessions[first].max_batch is None and len(ahead) == 2
+        batch = 2 if free and _runs(run, reference, ahead) else 1
     limit = candidate.sessions[first].max_batch
     if limit is not None and limit < batch:
         raise GateError(f"the artefact takes a batch of {limit} only, its reference any; its batch axis was frozen")
-    run, differ = _TASKS[reference.bundle.task]
     found: list[tuple[str, Difference]] = []
-    for chunk in _chunks(images, batch):
+    for chunk in _chunks(chain(ahead, images), batch):
         photos = [photo for _, photo in chunk]
         expected = [view for photo in photos for view in run(reference, [photo])]
         try:
@@ -246,6 +249,15 @@ _TASKS: dict[str, tuple[Any, Any]] = {
     "cam": (_run_cam, _differ_cam),
     "promptable": (_run_promptable, _differ_promptable),
 }
+
+
+def _runs(run: Any, side: Side, images: Sequence[Photo]) -> bool:
+    """Whether a graph whose batch axis is free by its signature takes these images in one call."""
+    try:
+        list(run(side, [photo for _, photo in images]))
+    except SessionError:
+        return False
+    return True
 
 
 def _chunks(images: Iterable[Photo], size: int) -> Iterator[tuple[Photo, ...]]:

@@ -110,8 +110,6 @@ class GraphSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # the last level, blocked layouts, mistakes channels in some graphs with so many casts
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         try:
             self._session = _load(onnxruntime, model, options)
         except Exception as error:

@@ -148,6 +148,15 @@ def test_a_batch_axis_frozen_inside_is_caught(tmp_path: Path, photos: Photos) ->
         judge(side(bundle), side(bundle, frozen, tmp_path / "frozen"), photos)
 
 
+def test_an_original_that_is_itself_frozen_inside_is_compared_one_by_one(tmp_path: Path, photos: Photos) -> None:
+    bundle = color_bundle(tmp_path)
+    frozen = color_graph()
+    frozen.graph.initializer.append(numpy_helper.from_array(np.int64([1, 3, *SIZE]), "shape"))
+    frozen.graph.node[-1].CopyFrom(helper.make_node("Reshape", ["logits", "shape"], ["scores"]))
+    reference = side(bundle, frozen, tmp_path / "frozen")
+    assert judge(reference, side(bundle), photos)[0].passed
+
+
 def test_an_original_with_a_fixed_batch_is_compared_one_by_one(tmp_path: Path, photos: Photos) -> None:
     bundle = color_bundle(tmp_path, batch=1)
     assert verdict_on(bundle, side(bundle, color_graph(batch=1), tmp_path / "other"), photos).passed
