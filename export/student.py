@@ -14,6 +14,12 @@ from .bundle import Bundle, OutputSpec, Provenance
 from .compare import Photo
 from .torch import bundle_from_module
 
+_CAM_OUTPUTS = (
+    OutputSpec(name="cam", kind="cam", activation="none"),
+    OutputSpec(name="logits", kind="logits", activation="sigmoid"),
+    OutputSpec(name="features", kind="features", activation="none"),
+)
+
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is a trainer's run."""
@@ -32,6 +38,7 @@ def bundle_from_run(
 ) -> Bundle:
     """Export the student of a run, at ``size`` (height, width) or the size that it was trained at.
 
+    A classifier (``cam:`` models, recipe ``s2c``) becomes a ``cam`` bundle of the classes other than the background.
     ``images`` are what the export is compared on (see :func:`.torch.bundle_from_module`). Raises
     :class:`TrainingError` where the folder holds no student, and what ``bundle_from_module`` raises.
     """
@@ -41,16 +48,23 @@ def bundle_from_run(
     spec = student.input
     if size is not None:
         spec = dataclasses.replace(spec, height=size[0], width=size[1])
-    # a classifier's activation maps are normalised already
-    activation = "none" if student.run.recipe.model.startswith("cam:") else "softmax"
+    background = None if student.background is None else student.classes[student.background]
+    if student.run.recipe.model.startswith("cam:"):
+        from ..trainer.classifier import as_cam_model
+
+        module, task, outputs = as_cam_model(student.module), "cam", _CAM_OUTPUTS
+        classes, background = [name for name in student.classes if name != background], None
+    else:
+        module, task, outputs = student.module, "semantic", (OutputSpec(name="scores"),)
+        classes = student.classes
     return bundle_from_module(
-        student.module,
+        module,
         folder,
-        task="semantic",
+        task=task,
         input=spec,
-        outputs=(OutputSpec(name="scores", activation=activation),),
-        classes=student.classes,
-        background=None if student.background is None else student.classes[student.background],
+        outputs=outputs,
+        classes=classes,
+        background=background,
         source=Provenance(id=Path(run).resolve().name, licence=licence),
         images=images,
     )

@@ -62,6 +62,22 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
     return body
 
 
+def as_cam_model(network: nn.Module) -> nn.Module:
+    """The classifier as a ``cam`` bundle has it: images → (maps (N, K, h, w), logits (N, K), features (N, D, h, w))."""
+    torch = import_torch()
+
+    class CamModel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            features, maps = self.network.decoder.maps(self.network.encode(images))
+            return maps, maps.mean(dim=(2, 3)), features
+
+    return CamModel()
+
+
 def normalised_maps(maps: Tensor) -> Tensor:
     """relu(A_k) / (max relu(A_k) + 1e-5), (N, K, h, w) in [0, 1]: each class by its largest value in the image."""
     positive = maps.relu()

@@ -14,7 +14,7 @@ its own resolution, at the nearest size that the network takes, or in overlappin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +129,9 @@ def label_image(
 ) -> NDArray[Any]:
     """The classes (H, W) uint8 or uint16 that a student in eval mode sees in an image (H, W, 3) uint8 RGB."""
     height, width = image.shape[:2] if tile is None else (min(tile, length) for length in image.shape[:2])
-    bundle = _bundle(run).at_size(*(_nearest(length, run.input.multiple) for length in (height, width)))
-    predictor = SemanticPredictor(bundle, StudentSession(module, device), tile=tile, overlap=overlap)
+    predictor = SemanticPredictor(
+        _bundle(run, height, width), StudentSession(module, device), tile=tile, overlap=overlap
+    )
     found = predictor.predict(image)
     stats = kernels.class_stats(
         found.scores, found.size, layout=found.layout, activation=found.activation, region=found.region,
@@ -173,16 +174,14 @@ class StudentSession:
             return [self._module(torch.from_numpy(inputs).to(self._device)).float().cpu().numpy()]
 
 
-def _bundle(run: Run) -> Bundle:
-    """What the exported student will say of itself; there are no files yet."""
+def _bundle(run: Run, height: int, width: int) -> Bundle:
+    """What the student exported with the nearest size that it takes will say of itself; there are no files yet."""
+    step = run.input.multiple
+    height, width = (max(1, round(length / step)) * step for length in (height, width))
     return Bundle(
-        path=Path("student"), task="semantic", files=(), input=run.input, outputs=(OutputSpec(name="scores"),),
-        classes=run.classes, background=run.background,
+        path=Path("student"), task="semantic", files=(), input=replace(run.input, height=height, width=width),
+        outputs=(OutputSpec(name="scores"),), classes=run.classes, background=run.background,
     )  # fmt: skip
-
-
-def _nearest(length: int, multiple: int) -> int:
-    return max(1, round(length / multiple)) * multiple
 
 
 def _confusion_matrix(num_classes: int, ignore: int, device: Any, *, shared: bool) -> Any:

@@ -92,6 +92,8 @@ def deeplabv3plus_mobilenetv2(
     return encoder_decoder(
         _calling(lambda body, images: body(images, output_hidden_states=True).hidden_states[-1:], body),
         _calling(lambda head, features: head(features[0]), whole.segmentation_head),
+        # what it pads by depends on the size otherwise, and a graph cannot
+        multiple=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         options={"config": _plain(whole.config)},
@@ -141,6 +143,8 @@ def dpt_dinov2(
         _calling(lambda body, images: body(images).feature_maps, backbone),
         _dense_head(wanted),
         multiple=wanted.backbone_config.patch_size,
+        # how maps are joined depends on whether the number of patches is even
+        dynamic=False,
         options={"config": _plain(wanted)},
     )
 

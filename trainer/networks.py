@@ -32,16 +32,17 @@ def encoder_decoder(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     multiple: int = 1,
+    dynamic: bool = True,
     options: Mapping[str, Any] | None = None,
     has_features: bool = True,
 ) -> nn.Module:
     """A student: ``forward(images) = decode(encode(images))``, the encoder being the backbone and the decoder the head.
 
     ``encoder`` maps images (N, 3, H, W) float32 to a sequence of feature maps (N, C_i, h_i, w_i); ``decoder`` takes
-    the list and gives logits (N, K, h, w). ``mean`` and ``std`` are of pixels in [0, 1], RGB; heights and widths must
-    be multiples of ``multiple``. ``options`` are what :func:`.models.build_model` needs to make the same network
-    again without fetching anything. Without ``has_features`` the network is one piece, and cannot be used by recipes
-    that change the features.
+    the list and gives logits (N, K, h, w). ``mean`` and ``std`` are of pixels in [0, 1], RGB. Heights and widths must
+    be multiples of ``multiple``; an exported graph takes any such size where ``dynamic``. ``options`` are what
+    :func:`.models.build_model` needs to make the same network again without fetching anything. Without
+    ``has_features`` the network is one piece, and cannot be used by recipes that change the features.
     """
     from torch import nn
 
@@ -82,7 +83,7 @@ def encoder_decoder(
         def input_spec(self, height: int, width: int) -> InputSpec:
             """How an image becomes the input, at this size in pixels."""
             return InputSpec(
-                name="image", height=height, width=width, mean=mean, std=std, dynamic=True, multiple=multiple
+                name="image", height=height, width=width, mean=mean, std=std, dynamic=dynamic, multiple=multiple
             )
 
     return EncoderDecoder()

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 torchmetrics = pytest.importorskip("torchmetrics")
 
-from maskmill.errors import TrainingError  # noqa: E402
-from maskmill.trainer.corpus import classes_taxonomy  # noqa: E402
+from maskmill.cli import app  # noqa: E402
+from maskmill.errors import TrainingError, UsageError  # noqa: E402
+from maskmill.trainer.corpus import classes_taxonomy, open_corpus  # noqa: E402
 from maskmill.trainer.data import LabelledImages  # noqa: E402
 from maskmill.trainer.evaluate import Scores, label_image, run_taxonomy, score_images  # noqa: E402
-from maskmill.trainer.models import build_model  # noqa: E402
+from maskmill.trainer.models import build_model, load_run  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402
+from maskmill.trainer.train import train  # noqa: E402
 
 from ..models import COLORS, color_image  # noqa: E402
+from .builders import TAXONOMY, write_labelled  # noqa: E402
 
 
 def strongest_color(num_classes: int, *, pretrained: bool) -> Any:
@@ -115,6 +120,48 @@ def test_a_student_whose_numbers_are_not_finite_is_not_scored(tmp_path: Path) ->
     folder = labelled_folder(tmp_path / "data", [(np.zeros((8, 8)).astype(int), np.zeros((8, 8)))])
     with pytest.raises(TrainingError, match=r"0\.png are not finite"):
         score_images(module, LabelledImages.open(folder, run_taxonomy(run)), run)
+
+
+def test_an_exported_student_labels_as_the_run_does(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from maskmill.engine.predict import SemanticPredictor
+    from maskmill.engine.select import Selection, select
+    from maskmill.engine.session import OnnxSession
+    from maskmill.export.student import bundle_from_run
+
+    photos = write_labelled(tmp_path / "photos", range(4))
+    options = {"model": "tiny", "batch": 4, "crop": 32, "scale": (1.0, 1.0), "lr": 0.02}
+    corpus = open_corpus(labelled=photos, taxonomy=TAXONOMY)
+    train(tmp_path / "run", supervised(**options, steps=30), corpus, device="cpu", workers=0)
+    student = load_run(tmp_path / "run")
+    bundle = bundle_from_run(tmp_path / "run", tmp_path / "bundle")
+    image = np.asarray(Image.open(photos / "images" / "3.png"))
+    sized = bundle.at_size(*image.shape[:2])
+    score_map = SemanticPredictor(sized, OnnxSession(sized)).predict(image)
+    label = label_image(student.module, image, student.run)
+    assert len(np.unique(label)) == 3
+    assert (select(score_map, TAXONOMY, Selection()).label == label).mean() > 0.999
+
+
+def test_commands_measure_a_run_and_show_what_it_sees(tmp_path: Path) -> None:
+    photos = write_labelled(tmp_path / "photos", range(3))
+    recipe = supervised(model="tiny", steps=1, batch=2, crop=32)
+    train(tmp_path / "run", recipe, open_corpus(labelled=photos, taxonomy=TAXONOMY), device="cpu", workers=0)
+    run, images, labels = (str(tmp_path / "run"), str(photos / "images"), str(photos / "labels"))
+    options = ["--images", images, "--labels", labels]
+    shown = CliRunner().invoke(app, ["evaluate", run, *options])
+    assert shown.exit_code == 0, shown.output
+    assert "3 images: mIoU" in shown.output
+    measured = json.loads(CliRunner().invoke(app, ["evaluate", run, *options, "--tile", "32", "--json"]).output)
+    assert set(measured["iou"]) == set(COLORS)
+    made = CliRunner().invoke(app, ["predict", run, f"{images}/1.png", "-o", str(tmp_path / "seen.png")])
+    assert made.exit_code == 0, made.output
+    with Image.open(tmp_path / "seen.png") as picture, Image.open(photos / "images" / "1.png") as photo:
+        assert picture.width == photo.width
+        assert picture.height > photo.height
+    missing = CliRunner().invoke(app, ["predict", run, "nowhere.png", "-o", str(tmp_path / "seen.png")])
+    assert isinstance(missing.exception, UsageError)
+    assert isinstance(CliRunner().invoke(app, ["evaluate", images, *options]).exception, TrainingError)
 
 
 def test_nothing_to_score_is_undefined_not_zero() -> None:

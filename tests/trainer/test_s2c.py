@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from maskmill.engine.labelled import LabelFolder  # noqa: E402
 from maskmill.errors import MaskmillError, TrainingError, UsageError  # noqa: E402
-from maskmill.trainer.corpus import open_corpus  # noqa: E402
+from maskmill.trainer.corpus import classes_taxonomy, open_corpus  # noqa: E402
 from maskmill.trainer.evaluate import label_image  # noqa: E402
 from maskmill.trainer.models import build_model, load_run  # noqa: E402
 from maskmill.trainer.recipes import s2c, with_settings  # noqa: E402
@@ -189,6 +189,29 @@ def test_a_run_trains_a_classifier_that_labels(tmp_path: Path) -> None:
     assert student.classes == COLORS
     image = np.asarray(Image.open(photos / "images" / "0.png"))
     assert (label_image(student.module, image, student.run) == blocks(0)).mean() > 0.5
+
+
+def test_a_classifier_leaves_as_a_cam_bundle_of_the_classes_that_have_maps(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from maskmill.engine.session import OnnxSession
+    from maskmill.export.student import bundle_from_run
+
+    photos = write_labelled(tmp_path / "photos", range(2))
+    classes = classes_taxonomy(COLORS, background="green")
+    corpus = open_corpus(labelled=photos, taxonomy=classes, segments=photos / "labels")
+    recipe = s2c(model="cam:tiny", model_options={"features": 6}, steps=1, batch=2, crop=32)
+    train(tmp_path / "run", recipe, corpus, device="cpu", workers=0)
+    bundle = bundle_from_run(tmp_path / "run", tmp_path / "bundle")
+    assert (bundle.task, bundle.classes, bundle.background) == ("cam", ("red", "blue"), None)
+    assert [output.kind for output in bundle.outputs] == ["cam", "logits", "features"]
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    maps, logits, features = OnnxSession(bundle).run(images)
+    network = load_run(tmp_path / "run").module
+    with torch.no_grad():
+        expected = network.decoder.maps(network.encode(torch.from_numpy(images)))
+    assert features == pytest.approx(expected[0].numpy(), abs=1e-5)
+    assert maps == pytest.approx(expected[1].numpy(), abs=1e-5)
+    assert logits == pytest.approx(maps.mean(axis=(2, 3)), abs=1e-5)
 
 
 def test_a_run_without_segments_is_refused(tmp_path: Path) -> None:
