@@ -62,8 +62,8 @@ class Cams:
         chosen = list(classes)
         total = np.zeros((len(chosen), *size), np.float32)
         for maps, covers, flipped in zip(self.maps, self.covers, self.flipped, strict=True):
-            rows = _bilinear(size[0], extent[0], maps.shape[1], covers[0], mirrored=False)
-            columns = _bilinear(size[1], extent[1], maps.shape[2], covers[1], mirrored=flipped)
+            rows = bilinear_weights(size[0], extent[0], maps.shape[1], covers[0])
+            columns = bilinear_weights(size[1], extent[1], maps.shape[2], covers[1], mirrored=flipped)
             total += np.maximum(rows @ np.asarray(maps[chosen], np.float32) @ columns.T, 0)
         return total / (total.max(axis=(1, 2), keepdims=True, initial=0) + _EPSILON)
 
@@ -176,7 +176,9 @@ class CamModel:
         return values.mean(axis=0).astype(np.float32)
 
 
-def _bilinear(cells: int, extent: float, samples: int, covered: float, *, mirrored: bool) -> NDArray[np.float32]:
+def bilinear_weights(
+    cells: int, extent: float, samples: int, covered: float, *, mirrored: bool = False
+) -> NDArray[np.float32]:
     """(cells, samples): weights that resample a map along one axis; sampled beyond its middle, an edge value repeats.
 
     The image covers the first ``extent`` cells and the first ``covered`` share of the samples.
@@ -194,7 +196,7 @@ def _bilinear(cells: int, extent: float, samples: int, covered: float, *, mirror
 
 
 def scored_bundle(cam: Bundle) -> Bundle:
-    """A cam bundle with the classes of its score maps: a background in front, unless the classifier has one."""
-    if cam.background is not None:
+    """A bundle with the classes of its score maps: of a cam bundle a background in front, unless it has one."""
+    if cam.task != "cam" or cam.background is not None:
         return cam
     return dataclasses.replace(cam, classes=("background", *cam.classes), background=0)

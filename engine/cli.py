@@ -28,6 +28,17 @@ from .cli_model import (
     load_taxonomy,
     open_predictor,
 )
+from .cli_prompted import (
+    CAM,
+    EMBEDDING_CACHE,
+    IMAGE_LABELS,
+    PROMPT,
+    SAM,
+    PromptedOptions,
+    open_everything,
+    open_prompted,
+    split_paths,
+)
 from .cli_store import IDS, JSON, WORKERS, dump, evaluate_labels, print_json, show
 
 
@@ -94,10 +105,11 @@ def draft_taxonomy(
     import numpy as np
 
     from ..export.bundle import Bundle, read_class_names
+    from .cams import scored_bundle
     from .labelled import LabelFolder, read_label_map
     from .taxonomy import draft
 
-    model = Bundle.load(bundle)
+    model = scored_bundle(Bundle.load(bundle))
     if output.exists():
         raise UsageError(f"{output} exists already; remove it or choose another name")
     names: dict[int, str] | None = None
@@ -116,7 +128,7 @@ def draft_taxonomy(
 
 
 def calibrate_thresholds(
-    bundle: Path = BUNDLE,
+    bundle: Path | None = typer.Argument(None, metavar="[BUNDLE]", help="The model, unless --cam and --sam are given."),
     images: str = typer.Option(..., metavar="SOURCE", help="Labelled images: a folder, list, glob, tar or URL."),
     labels: Path = typer.Option(..., metavar="DIR", help="Their label maps, under the same names."),
     output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="Calibration (JSON) to write."),
@@ -137,6 +149,10 @@ def calibrate_thresholds(
     threads: int = THREADS,
     tile: int | None = TILE,
     overlap: int = OVERLAP,
+    cam: Path | None = CAM,
+    sam: Path | None = SAM,
+    image_labels: Path | None = IMAGE_LABELS,
+    prompt: list[str] | None = PROMPT,
     workers: int | None = WORKERS,
     as_json: bool = JSON,
 ) -> None:
@@ -148,7 +164,13 @@ def calibrate_thresholds(
     from .workers import default_workers
 
     model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified}
-    predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1, **model)
+    asked = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(prompt or ()))
+    if (bundle is None) != (cam is not None):
+        raise UsageError("expected a model bundle, or --cam BUNDLE and --sam BUNDLE")
+    if bundle is None:
+        predictor, classes = open_prompted(asked, taxonomy, provider, threads, 1, **model)
+    else:
+        predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1, **model)
     if output.suffix != ".json" or not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: the calibration must be a .json file in an existing folder")
     with display.counter("calibrating", quiet=as_json) as progress:
@@ -176,8 +198,11 @@ def calibrate_thresholds(
 
 
 def label_corpus(
-    bundle: Path = BUNDLE,
-    source: str = typer.Argument(..., metavar="SOURCE", help="A folder, list, glob, WebDataset tar or URL."),
+    paths: list[str] = typer.Argument(
+        ...,
+        metavar="[BUNDLE] SOURCE",
+        help="The model, unless --cam and --sam are given; and a folder, list, glob, WebDataset tar or URL.",
+    ),
     output: Path | None = typer.Option(None, "-o", "--output", metavar="STORE", help="Label store to make or go on."),
     select: Method = typer.Option(Method.argmax, help="Keep every pixel, confident ones, or those vouched for."),
     calibration: Path | None = typer.Option(None, metavar="FILE", help="Calibration (--select conformal)."),
@@ -187,6 +212,11 @@ def label_corpus(
     weight_levels: int = typer.Option(256, min=2, max=256, help="Distinct weights; fewer make smaller files."),
     tile: int | None = TILE,
     overlap: int = OVERLAP,
+    cam: Path | None = CAM,
+    sam: Path | None = SAM,
+    image_labels: Path | None = IMAGE_LABELS,
+    prompt: list[str] | None = PROMPT,
+    embedding_cache: float | None = EMBEDDING_CACHE,
     shard: str | None = typer.Option(None, metavar="I/N", help="Take part I of N (0 to N-1), by a hash of the uri."),
     workers: int | None = WORKERS,
     limit: int | None = typer.Option(None, min=1, help="Label at most so many inputs."),
@@ -210,6 +240,7 @@ def label_corpus(
     from .devices import label_on_devices
     from .select import Selection
     from .sources import open_source
+    from .taxonomy import Taxonomy
 
     if (calibration is not None) != (select is Method.conformal):
         raise UsageError("--calibration FILE goes with --select conformal, and the other way round")
@@ -219,10 +250,32 @@ def label_corpus(
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified, "say": not as_json}
-    opening = partial(open_predictor, bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
-    gpus = _devices(devices, provider, dry_run)
+    asked = PromptedOptions(
+        cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(prompt or ()), embedding_cache=embedding_cache
+    )
+    bundle, source = split_paths(paths, asked)
+    common: dict[str, Any] = {
+        "shard_of": _shard(shard),
+        "workers": workers,
+        "limit": limit,
+        "max_pixels": max_pixels,
+    }
+    gpus = _devices(devices, provider, dry_run or bundle is None)
+    if sam is not None and cam is None:
+        if select is not Method.argmax or weight is not Weight.none or taxonomy or output is None or dry_run:
+            raise UsageError("segments have no classes: --select, --weight, --taxonomy and --dry-run go with --cam")
+        segments = open_everything(asked, provider, threads, **model)
+        common["retry_rejects"] = retry_rejects
+        with display.run_display(as_json=as_json) as observer:
+            progress = pipeline.segment(segments, open_source(source), output, observer=observer, **common)
+        _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
+        return
+    if bundle is None:
+        opening = partial(open_prompted, asked, taxonomy, provider, threads, batch, store=output, **model)
+    else:
+        opening = partial(open_predictor, bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
     predictor: Any = None
-    if gpus:  # each device's process opens its own; this one keeps away from them
+    if gpus and bundle:  # each device's process opens its own; this one keeps away from them
         classes = load_taxonomy(bundle, taxonomy)
     else:
         predictor, classes = opening()
@@ -234,12 +287,6 @@ def label_corpus(
         selection = Selection.of_threshold(threshold, classes, **options)
     else:
         selection = Selection(**options)
-    common: dict[str, Any] = {
-        "shard_of": _shard(shard),
-        "workers": workers,
-        "limit": limit,
-        "max_pixels": max_pixels,
-    }
     if dry_run:
         if thresholds is not None:
             thresholds.check(predictor, classes)
@@ -255,14 +302,7 @@ def label_corpus(
             progress = pipeline.label(
                 predictor, open_source(source), output, classes, selection, observer=observer, **common
             )
-    if as_json:
-        print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
-    else:
-        display.print_summary(progress, classes, output)
-    if progress.interrupted:
-        raise typer.Exit(130)
-    if progress.rejects:
-        raise typer.Exit(1)
+    _finish(progress, classes, output, as_json)
 
 
 def demo(
@@ -277,11 +317,25 @@ def demo(
     console = Console()
     figures = run_demo(output, console=console)
     if student and importlib.util.find_spec("torch") is None:
-        console.print("A student needs PyTorch: pip install 'maskmill[demo,train]', and run the demonstration again")
+        typer.echo("a student needs PyTorch: pip install 'maskmill[demo,train]', and run the demonstration again")
     elif student:
         from ..trainer.demo import run_student
 
         run_student(output / "earth", figures, console=console)
+
+
+def _finish(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
+    """Print the end of a run, and leave with its exit status."""
+    from . import display
+
+    if as_json:
+        print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
+    else:
+        display.print_summary(progress, classes, store)
+    if progress.interrupted:
+        raise typer.Exit(130)
+    if progress.rejects:
+        raise typer.Exit(1)
 
 
 def _devices(text: str | None, provider: Provider, dry_run: bool) -> tuple[int, ...]:
@@ -289,7 +343,9 @@ def _devices(text: str | None, provider: Provider, dry_run: bool) -> tuple[int, 
     if text is None:
         return ()
     if provider not in ON_GPU or dry_run:
-        raise UsageError(f"--devices goes with --provider {' or '.join(ON_GPU)}, and not with --dry-run")
+        raise UsageError(
+            f"--devices goes with --provider {' or '.join(ON_GPU)}, and neither with --dry-run nor with --sam"
+        )
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--devices must be numbers separated by commas, as in 0,1, got {text!r}")

@@ -33,7 +33,7 @@ def evaluate_labels(
     from .workers import default_workers
 
     opened = LabelStore.open(store)
-    classes = Taxonomy.from_json(opened.run["classes"])
+    classes = Taxonomy.from_json(opened.classes)
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
     quality = evaluate(

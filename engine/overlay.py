@@ -76,6 +76,21 @@ def overlay(
     return canvas
 
 
+def segment_overlay(image: NDArray[np.uint8], label: NDArray[Any], *, opacity: float = 0.6) -> Any:
+    """Photo (H, W, 3) with numbered segments (H, W) over it, each in a color of its own and outlined; a PIL image."""
+    # steps of the golden ratio around the color circle: neighbouring numbers differ most
+    hues = (np.arange(int(label.max()) + 1) * 0.618034 % 1.0 * 255).astype(np.uint8)
+    values = np.stack([hues, np.full_like(hues, 190), np.full_like(hues, 240)], axis=1)
+    colors = np.asarray(Image.fromarray(values[None], "HSV").convert("RGB"))[0][label]
+    edge = np.zeros(label.shape, bool)
+    edge[:, 1:] |= label[:, 1:] != label[:, :-1]
+    edge[1:] |= label[1:] != label[:-1]
+    mix = np.where(label > 0, opacity, 0.0)[..., None]
+    blended = image * (1 - mix) + colors * mix
+    blended[edge] = 255
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
 def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
     """Write a PIL image; the extension decides the format."""
     try:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,13 +25,14 @@ import numpy as np
 
 from ..errors import ImageError, UsageError
 from .calibrate import Calibration, conditions
+from .everything import SegmentEverything, SegmentMap, selected
 from .flow import Flow
 from .png import encode_png
 from .predict import Predictor, ScoreMap
 from .progress import Progress
-from .select import Selection, select
+from .select import Selected, Selection, select
 from .sources import Item, Source, shard
-from .store import InputRow, LabelRow, LabelStore, content_id
+from .store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
 from .taxonomy import Taxonomy
 from .workers import default_workers
 from .writer import Done, Writer
@@ -47,7 +49,7 @@ class _Job:
     id: str | None
     num_bytes: int
     prepared: Any = None
-    score_map: ScoreMap | None = None
+    score_map: ScoreMap | SegmentMap | None = None
     error: ImageError | None = None
 
 
@@ -99,7 +101,31 @@ def label(
         calibration.check(predictor, taxonomy)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection, calibration))
     items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
-    run = _Run(predictor, source, taxonomy, selection, workers, max_pixels)
+    run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
+    return run.execute(items, Writer(run.progress, store), observer)
+
+
+def segment(
+    predictor: SegmentEverything,
+    source: Source,
+    store_path: str | os.PathLike[str],
+    *,
+    shard_of: tuple[int, int] | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    retry_rejects: bool = False,
+    max_pixels: int | None = None,
+    observer: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Segment every input of ``source`` that the store does not hold yet; the rest as :func:`label`.
+
+    The store's run says ``maps: segments``: its maps hold numbers of segments, uint16 with 0 where there is none, and
+    no classes.
+    """
+    record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.place.form}
+    store = LabelStore.open_or_create(store_path, record)
+    items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
+    run = _Run(predictor, source, selected, 1, workers, max_pixels)
     return run.execute(items, Writer(run.progress, store), observer)
 
 
@@ -117,7 +143,7 @@ def dry_run(
     """Label a sample spread over the source without a store; returns (what it took, inputs in the whole source)."""
     items = list(islice(_chosen(source, shard_of), limit))
     step = max(1, len(items) // DRY_RUN_IMAGES)
-    run = _Run(predictor, source, taxonomy, selection, workers, max_pixels)
+    run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
     progress = run.execute(items[::step][:DRY_RUN_IMAGES], Writer(run.progress, None), None)
     return progress, len(items)
 
@@ -147,15 +173,19 @@ def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
     return source if shard_of is None else shard(source, *shard_of)
 
 
+def _select(taxonomy: Taxonomy, selection: Selection, score_map: ScoreMap) -> Selected:
+    return select(score_map, taxonomy, selection)
+
+
 class _Run:
     """The stages' functions and what they share."""
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Predictor | SegmentEverything,
         source: Source,
-        taxonomy: Taxonomy,
-        selection: Selection,
+        select: Callable[[Any], Selected],
+        num_targets: int,
         workers: int | None,
         max_pixels: int | None,
     ) -> None:
@@ -163,13 +193,12 @@ class _Run:
             raise UsageError(f"workers must be at least 1, got {workers}")
         self._predictor = predictor
         self._source = source
-        self._taxonomy = taxonomy
-        self._selection = selection
+        self._select_maps = select
         self._workers = workers or default_workers()
         self._decode_options = {} if max_pixels is None else {"max_pixels": max_pixels}
         self._claimed: set[str] = set()
         self._claim_lock = threading.Lock()
-        self.progress = Progress(kept=np.zeros(taxonomy.num_targets, np.int64))
+        self.progress = Progress(kept=np.zeros(num_targets, np.int64))
 
     def execute(self, items: Sequence[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
         progress = self.progress
@@ -181,8 +210,10 @@ class _Run:
             # an image stays with one thread, and its scores in one processor's cache
             flow.stage(decode, predict, select, threads=self._workers)
         else:
+            # one thread fills a device's queue; several would only tear batches apart
+            calls = 1 if self._predictor.place.queued else max(1, self._workers // self._predictor.threads)
             flow.stage(decode, threads=self._workers)
-            flow.stage(predict, threads=max(1, self._workers // self._predictor.threads), batch=self._predictor.batch)
+            flow.stage(predict, threads=calls, batch=self._predictor.batch)
             flow.stage(select, threads=self._workers)
         flow.stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
         progress.stages = flow.times
@@ -247,7 +278,7 @@ class _Run:
             row = replace(row, id=None, error=job.error.kind, message=str(job.error))
         if job.score_map is None or job.id is None:
             return Done(input=row, num_bytes=job.num_bytes, id=job.id)
-        selected = select(job.score_map, self._taxonomy, self._selection)
+        selected = self._select_maps(job.score_map)
         height, width = selected.label.shape
         labels = LabelRow(
             id=job.id,

@@ -9,9 +9,9 @@ import numpy as np
 from ..errors import MaskmillError, StoreError, UsageError
 from .images import decode_image
 from .labelled import image_id
-from .overlay import overlay, save_picture
+from .overlay import overlay, save_picture, segment_overlay
 from .sources import open_source
-from .store import LabelStore
+from .store import SEGMENTS, LabelStore
 
 
 def find_uri(store: LabelStore, name: str) -> str:
@@ -48,8 +48,11 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     if image.shape[:2] != label.shape:
         raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
     path = output or Path(f"{image_id(uri)}-labels.png")
-    classes = store.run["classes"]
-    save_picture(overlay(image, label, classes["targets"], background=classes["background"]), path)
+    if store.run.get("maps") == SEGMENTS:
+        save_picture(segment_overlay(image, label), path)
+    else:
+        classes = store.classes
+        save_picture(overlay(image, label, classes["targets"], background=classes["background"]), path)
     return path
 
 

@@ -47,7 +47,10 @@ from .sources import Item
 from .store_rows import INPUT_COLUMNS, SCHEMAS, InputRow, LabelRow, content_id, fingerprint, input_table, label_table
 from .store_run import RUN_FILE, check_run, publish_run, read_run
 
-__all__ = ["COMPACT_EVERY", "InputRow", "LabelRow", "LabelStore", "content_id"]
+__all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "content_id"]
+
+SEGMENTS = "segments"
+"""What ``maps`` in a store's run says where maps hold numbers of segments; without the entry they hold classes."""
 
 COMPACT_EVERY = 64
 """Commits between two compactions."""
@@ -137,6 +140,16 @@ class LabelStore:
                 if dataset.count_rows() and not (folder / RUN_FILE).exists():
                     raise StoreError(f"{folder} holds labels but no {RUN_FILE}, so nothing says how they were made")
             return cls(folder, publish_run(folder, run))
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """The classes of the label maps, as :meth:`Taxonomy.to_json` writes them.
+
+        Raises :class:`StoreError` for a store whose maps hold numbers of segments, which have no classes.
+        """
+        if self.run.get("maps") == SEGMENTS:
+            raise StoreError(f"{self.path} holds segments without classes (`maskmill label --sam` alone made it)")
+        return self.run["classes"]
 
     def plan(self, items: Iterable[Item], *, retry_rejects: bool = False) -> Iterator[Item]:
         """The items that are still to do, in order: unknown ones and those whose size or stamp changed.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def fit_cam_head(
         counts=dict(zip(classes, truth.sum(axis=0).tolist(), strict=True)),
         precision=dict(zip(classes, held_out_precision(features, truth, regularization), strict=True)),
     )
-    return _write(bundle, Path(output), classes, weight, bias), report
+    return head_bundle(bundle, Path(output), classes, weight, bias), report
 
 
 def fit_logistic(
@@ -179,7 +179,10 @@ def _mean_features(bundle: Bundle, session: Session, image: NDArray[np.uint8]) -
     return np.mean(means, axis=0).astype(np.float32)
 
 
-def _write(bundle: Bundle, folder: Path, classes: list[str], weight: NDArray[Any], bias: NDArray[Any]) -> Bundle:
+def head_bundle(
+    bundle: Bundle, folder: Path, classes: Sequence[str], weight: NDArray[Any], bias: NDArray[Any]
+) -> Bundle:
+    """Write a bundle in ``folder`` with another head, (C, D) and (C,), on the features of a cam bundle."""
     import onnx
 
     graph = onnx.load_model(str(bundle.model_path()))
