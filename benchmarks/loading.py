@@ -37,7 +37,7 @@ from maskmill.engine.store import InputRow, LabelRow, LabelStore, content_id
 from maskmill.trainer import augment
 from maskmill.trainer.corpus import classes_taxonomy, open_corpus
 from maskmill.trainer.data import TrainingImages
-from maskmill.trainer.loading import Plan, open_loader
+from maskmill.trainer.loading import Plan, count_pixels, open_loader, to_device
 from maskmill.trainer.models import build_model
 from maskmill.trainer.objectives import OBJECTIVES, Moment
 from maskmill.trainer.optim import make_optimizer
@@ -82,12 +82,9 @@ class Trainer:
 
     def step(self, batch: dict[str, Any]) -> None:
         """One step on a batch as the loader gives it."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.spec.mean, self.spec.std))
-        samples = batch["labelled"]
-        image = (samples["image"].float() * self.spec.scale - mean) / std
-        count = float((samples["label"] != 255).sum())
-        moment = Moment(recipe=RECIPE, stage=stages(RECIPE)[0], step=0, ignore=255, counts={"labelled": count})
-        OBJECTIVES["labels"](self.student, {"labelled": {**samples, "image": image}}, moment).total.backward()
+        counts = {"labelled": float(count_pixels([batch], 255)[0])}
+        moment = Moment(recipe=RECIPE, stage=stages(RECIPE)[0], step=0, ignore=255, counts=counts)
+        OBJECTIVES["labels"](self.student, to_device(batch, "cpu", self.spec), moment).total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

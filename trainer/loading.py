@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainingError, UsageError
+from ..export.bundle import InputSpec
 from .data import STREAMS, Draw, TrainingImages
 from .recipes import Stage
 from .run import import_torch
@@ -138,6 +139,28 @@ def collate(samples: Sequence[dict[str, Any] | TrainingError]) -> dict[str, Any]
             key: values if isinstance(values[0], str) else torch.stack(values) for key, values in columns.items()
         }
     return batch
+
+
+def count_pixels(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]:
+    """Pixels that the losses of each role are over, in all parts of a step: labelled ones, then unlabelled ones."""
+    return [
+        sum(int((batch["labelled"]["label"] != ignore).sum()) for batch in batches if "labelled" in batch),
+        sum(int(batch["unlabelled"]["real"].sum()) for batch in batches if "unlabelled" in batch),
+    ]
+
+
+def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec) -> dict[str, Any]:
+    """A batch with its tensors on the device, and its images normalised."""
+    torch = import_torch()
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))
+
+    def move(name: str, value: Any) -> Any:
+        if name in ("uri", "stream"):
+            return value
+        value = value.to(device, non_blocking=True)
+        return (value.float() * spec.scale - mean) / std if name in ("image", "strong", "masked") else value
+
+    return {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
 
 
 def _start_worker(_: int) -> None:

@@ -1,9 +1,11 @@
-"""The processes that train together, as ``torchrun`` starts them; one alone needs no launcher."""
+"""The processes that train together, as ``torchrun`` starts them, and what stops them; one alone needs no launcher."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +74,27 @@ def joined(device: str | None) -> Iterator[Process]:
         yield Process(rank=rank, world=world, device=place)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come; a second one stops at once."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+        came.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _LAUNCHER = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

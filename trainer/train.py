@@ -13,11 +13,9 @@ nothing else. An interrupt finishes the step and saves.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,21 +24,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import TrainingError, UsageError
-from ..export.bundle import InputSpec
 from .corpus import Corpus
 from .data import TrainingImages
 from .evaluate import score_images
-from .loading import Plan, open_loader, stage_at
+from .loading import Plan, count_pixels, open_loader, stage_at, to_device
 from .log import RunLog
 from .models import build_model
 from .objectives import OBJECTIVES, Losses, Moment
 from .optim import learning_rate, make_optimizer, set_learning_rate
-from .processes import Process, joined
+from .processes import Process, interrupts, joined
 from .recipes import Csl, Recipe, S2c, stages
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
 from .weak import WeakLabels
-
-_HOST_ONLY = ("uri", "stream")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +178,12 @@ class _Loop:
         )  # fmt: skip
         self.student.train()
         logging = RunLog(self.folder, step=self.step) if process.first else nullcontext()
-        with _interrupts() as interrupted, logging as log:
+        with interrupts() as interrupted, logging as log:
             while self.step < recipe.steps:
                 begun = time.perf_counter()
                 batches = [next(loader) for _ in range(recipe.accumulate)]
                 waited += time.perf_counter() - begun
-                *counts, stop = process.mean([*_counts(batches, self.run.ignore), float(interrupted())])
+                *counts, stop = process.mean([*count_pixels(batches, self.run.ignore), float(interrupted())])
                 if stop:
                     progress = replace(progress, interrupted=True)
                     break
@@ -231,7 +226,7 @@ class _Loop:
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             with nullcontext() if is_last or process.world == 1 else self.losses.no_sync():
-                losses: Losses = self.losses(_on_device(batch, process.device, self.run.input), moment)
+                losses: Losses = self.losses(to_device(batch, process.device, self.run.input), moment)
                 if not bool(torch.isfinite(losses.total)):
                     raise TrainingError(_not_finite(losses, self.step, batch))
                 self.scaler.scale(losses.total).backward()
@@ -320,28 +315,6 @@ def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
     return replace(corpus.weak, compat=recipe.method.compat)
 
 
-def _counts(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]:
-    """Pixels that the losses of each role are over, in all parts of a step."""
-    return [
-        sum(int((batch["labelled"]["label"] != ignore).sum()) for batch in batches if "labelled" in batch),
-        sum(int(batch["unlabelled"]["real"].sum()) for batch in batches if "unlabelled" in batch),
-    ]
-
-
-def _on_device(batch: Mapping[str, Any], device: Any, spec: InputSpec) -> dict[str, Any]:
-    """A batch with its tensors on the device, and its images normalised."""
-    torch = import_torch()
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))
-
-    def move(name: str, value: Any) -> Any:
-        if name in _HOST_ONLY:
-            return value
-        value = value.to(device, non_blocking=True)
-        return (value.float() * spec.scale - mean) / std if name in ("image", "strong", "masked") else value
-
-    return {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
-
-
 def _seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
@@ -355,24 +328,3 @@ def _not_finite(losses: Losses, step: int, batch: Mapping[str, Any]) -> str:
         f"the loss of step {step} is not finite ({values}); try a lower lr, clip=1, or bf16 in place of fp16. "
         f"Its images: {images}"
     )
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come; a second one stops at once."""
-    came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if came.is_set():
-            raise KeyboardInterrupt
-        came.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
