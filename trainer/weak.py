@@ -45,7 +45,7 @@ class WeakLabels:
         *,
         image_labels: str | os.PathLike[str] | None = None,
     ) -> WeakLabels:
-        """Segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files, 0 for no segment.
+        """Segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no segment.
 
         Raises :class:`UsageError` where there is neither, or the image-level labels name unknown classes.
         """
@@ -81,8 +81,7 @@ class WeakLabels:
     def _map(self, uri: str) -> NDArray[Any]:
         """Ids (H, W), 0 where there is no segment."""
         if isinstance(self.maps, LabelStore):
-            ids, _ = self.maps.read(uri)
-            return np.where(ids == np.iinfo(ids.dtype).max, 0, ids.astype(np.int64) + 1)
+            return self.maps.read(uri)[0]
         path = self.maps.find(uri)
         if path is None:
             raise TrainingError(f"{self.maps.path} holds no segment map of it")
