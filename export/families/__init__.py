@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
-from ..bundle import Bundle
+from ..bundle import Bundle, Provenance
 from ..compare import Photo
 from ..hub import Checkpoint, fetch
 from ..torch import bundle_from_module
 from .folded import Choices, Folded
 
-__all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_pretrained", "family_of"]
+__all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_folded", "bundle_from_pretrained", "family_of", "fold"]
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "segformer": ("semantic", "SegformerForSemanticSegmentation"),
@@ -68,20 +68,30 @@ def bundle_from_pretrained(
     if Path(folder).exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
     checkpoint = fetch(model, revision=revision, allow_pickle=allow_pickle, licence=licence)
+    folded = fold(checkpoint, choices or Choices(), family=family)
+    return bundle_from_folded(folded, folder, source=checkpoint.source, images=images)
+
+
+def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None) -> Folded:
+    """A checkpoint's model with its post-processing folded in, as :func:`bundle_from_pretrained` exports it."""
     family = family or family_of(checkpoint)
     if family not in FAMILIES:
         raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     module, architecture = FAMILIES[family]
-    fold = getattr(importlib.import_module(f".{module}", __name__), family)
-    folded: Folded = fold(checkpoint, checkpoint.load(architecture), choices or Choices())
+    function = getattr(importlib.import_module(f".{module}", __name__), family)
+    return function(checkpoint, checkpoint.load(architecture), choices)
+
+
+def bundle_from_folded(
+    folded: Folded,
+    folder: str | os.PathLike[str],
+    *,
+    source: Provenance,
+    images: Iterable[Photo] | None = None,
+) -> Bundle:
+    """Export what :func:`fold` gave; the errors are those of :func:`.torch.bundle_from_module`."""
     arguments: dict[str, Any] = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
-    return bundle_from_module(
-        arguments.pop("module"),
-        folder,
-        **arguments,
-        source=checkpoint.source,
-        images=images,
-    )
+    return bundle_from_module(arguments.pop("module"), folder, **arguments, source=source, images=images)
 
 
 def family_of(checkpoint: Checkpoint) -> str:

@@ -18,10 +18,11 @@ def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, *
     """The model in ``folder``, its weights such that outputs differ from place to place and image to image."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                parameter.normal_(0, gain / fan_in**0.5, generator=generator)
+                parameter.normal_(0, gain / parameter[0].numel() ** 0.5, generator=generator)
+            elif name.endswith("weight"):
+                parameter.fill_(1)
     model.save_pretrained(folder)
     steps = {
         "do_resize": True, "size": size, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
