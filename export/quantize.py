@@ -30,7 +30,7 @@ from ..engine.session import OnnxSession, Session, first_line
 from ..errors import ExportError, MissingPackageError, UsageError
 from .bundle import Bundle
 from .compare import Photo, Side, prompted_masks
-from .precision import Converted, node_name
+from .precision import Converted, at_least_opset, node_name
 
 Precision8 = Literal["int8", "fp8"]
 Method = Literal["minmax", "percentile"]
@@ -39,6 +39,8 @@ PRECISIONS_8: tuple[str, ...] = get_args(Precision8)
 METHODS: tuple[str, ...] = get_args(Method)
 
 _PERCENTILE = 99.99
+_CHANNEL_OPSET = 13
+_LARGEST_FILE = 2**31 - 1  # of a protobuf message
 
 
 def in_8_bit(
@@ -87,13 +89,13 @@ def in_8_bit(
         )
     with tempfile.TemporaryDirectory(prefix="maskmill-quantize-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        target = Path(folder) / "quantized.onnx"
+        source, target = _with_channel_scales(path, Path(folder)), Path(folder) / "quantized.onnx"
         feeds = _feeds(bundle, role, images, threads)
         try:
             if precision == "int8":
-                _quantize_int8(path, target, feeds, sorted(keep_fp32), method, symmetric)
+                _quantize_int8(source, target, feeds, sorted(keep_fp32), method, symmetric)
             else:
-                _quantize_fp8(path, target, feeds, sorted(keep_fp32))
+                _quantize_fp8(source, target, feeds, sorted(keep_fp32))
         except (ImportError, UsageError):
             raise
         except Exception as error:
@@ -103,6 +105,19 @@ def in_8_bit(
     quantized = _quantized_nodes(model)
     kept = {name: "asked for" for name in keep_fp32}
     return Converted(model=model, converted=tuple(name for name in names if name in quantized), kept=kept)
+
+
+def _with_channel_scales(path: Path, folder: Path) -> Path:
+    """The graph's file, or one in ``folder`` with an opset in which a weight can have a scale for each channel."""
+    import onnx
+
+    model = onnx.load_model(path)
+    raised = at_least_opset(model, _CHANNEL_OPSET, "scales by channel")
+    if raised is model:
+        return path
+    source = folder / "source.onnx"
+    onnx.save_model(raised, source, save_as_external_data=raised.ByteSize() > _LARGEST_FILE, location="source.data")
+    return source
 
 
 def _quantize_int8(

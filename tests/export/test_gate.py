@@ -20,11 +20,12 @@ from maskmill.export.bundle import Bundle
 from maskmill.export.compare import Side, compare
 from maskmill.export.convert import Conversion, convert
 from maskmill.export.gate import Photos, describe, judge, require_pass
+from maskmill.export.onnx import bundle_from_onnx
 from maskmill.export.precision import in_16_bit
 from maskmill.export.proof import prove_artefact, prove_same
 from maskmill.export.verdicts import Tolerances, Verdict, add_verdict, require_verdict, shift_between
 
-from ..models import color_bundle, color_graph, color_image
+from ..models import COLORS, color_bundle, color_graph, color_image
 
 SIZE = (16, 24)
 
@@ -283,6 +284,14 @@ def test_int8_is_executed_and_not_emulated(tmp_path: Path, photos: Photos) -> No
     operators = {node.op_type for node in onnx.load(bundle.model_path(precision="int8")).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
     OnnxSession(bundle, precision="int8")
+
+
+def test_a_graph_too_old_for_scales_by_channel_is_brought_forward(tmp_path: Path, photos: Photos) -> None:
+    old = color_graph()
+    old.opset_import[0].version = 12
+    onnx.save(old, tmp_path / "old.onnx")
+    bundle = bundle_from_onnx(tmp_path / "old.onnx", tmp_path / "old", classes=COLORS)
+    assert convert(bundle, "int8", photos).verdicts[-1]["passed"]
 
 
 def test_int8_ranges_are_those_of_the_calibration_images(tmp_path: Path, photos: Photos) -> None:
