@@ -1,6 +1,6 @@
-"""ONNX Runtime on arrays that lie on a device already: CuPy arrays go in and come out without a copy.
+"""CuPy arrays over other libraries' memory, and ONNX Runtime on CuPy arrays: nothing is copied.
 
-What needs ONNX Runtime's pointers stands here, so that :class:`~maskmill.engine.session.OnnxSession` reads as on a CPU.
+What needs pointers stands here, so that :class:`~maskmill.engine.session.OnnxSession` reads as on a CPU.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ def run_on_device(session: Any, feeds: Mapping[str, Any], outputs: Sequence[str]
     cupy.cuda.get_current_stream().synchronize()
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
-    return [_array_over(value) for value in binding.get_outputs()]
+    return [
+        array_over(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()], value)
+        for value in binding.get_outputs()
+    ]
 
 
-def _array_over(value: Any) -> Any:
-    """A CuPy array over an ``OrtValue``'s memory, which it keeps alive."""
+def array_over(pointer: int, shape: tuple[int, ...], dtype: Any, owner: Any) -> Any:
+    """A CuPy array in C order over memory of ``owner``, which it keeps alive."""
     import cupy
 
-    dtype = np.dtype(_DTYPES[value.data_type()])
-    shape = tuple(value.shape())
-    memory = cupy.cuda.UnownedMemory(value.data_ptr(), int(np.prod(shape)) * dtype.itemsize, value)
-    return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+    memory = cupy.cuda.UnownedMemory(pointer, int(np.prod(shape)) * np.dtype(dtype).itemsize, owner)
+    return cupy.ndarray(shape, np.dtype(dtype), cupy.cuda.MemoryPointer(memory, 0))
 
 
 _DTYPES = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..export.bundle import InputSpec
-from .binding import is_device_array
+from .binding import array_over, is_device_array
 from .images import MAX_PIXELS, decode_image, image_size, resized_size
 from .nvidia import this_gpu
 
@@ -68,6 +68,11 @@ class Device:
     def xp(self) -> Any:
         """CuPy."""
         return self._cupy
+
+    @property
+    def queued(self) -> bool:
+        """True: a call leaves its work in the queue."""
+        return True
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Any:
         """As :func:`maskmill.engine.images.decode_image`; JPEG on the device where that is possible."""
@@ -135,9 +140,12 @@ class Device:
         )
         if image is None:
             return None
-        with self._compute:
-            array = self._cupy.asarray(image)
-        return array if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 else None
+        # decoded, read and given back on the one stream; CuPy's own conversion would wait for all of it
+        memory = image.__cuda_array_interface__
+        shape = tuple(memory["shape"])
+        if len(shape) != 3 or shape[2] != 3 or memory["typestr"] != "|u1" or memory.get("strides") is not None:
+            return None
+        return array_over(memory["data"][0], shape, np.uint8, image)
 
     def _uploaded(self, image: NDArray[np.uint8]) -> tuple[Any, _Staging]:
         """The image on the device, in this thread's staging memory."""

@@ -48,13 +48,19 @@ def label_on_devices(
     """
     if len(set(devices)) != len(devices) or not devices or min(devices) < 0:
         raise UsageError(f"devices are different numbers from 0, as in 0,1; got {','.join(map(str, devices))}")
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if visible and max(devices) >= len(visible):
+        raise UsageError(
+            f"CUDA_VISIBLE_DEVICES shows {len(visible)} devices, counted from 0; there is no {max(devices)}"
+        )
     context = multiprocessing.get_context("spawn")
     channel: Any = context.Queue()
     index, count = shard_of or (0, 1)
     processes = []
     for part, device in enumerate(devices):
         options_here = {**options, "shard_of": (index + count * part, count * len(devices))}
-        arguments = (device, part, channel, open_predictor, source, os.fspath(store_path), selection, options_here)
+        shown = visible[device] if visible else str(device)
+        arguments = (shown, part, channel, open_predictor, source, os.fspath(store_path), selection, options_here)
         processes.append(context.Process(target=_work, args=arguments, name=f"maskmill-device-{device}"))
         processes[-1].start()
     parts = [Progress(planned=0) for _ in devices]
@@ -83,7 +89,7 @@ def label_on_devices(
 
 
 def _work(
-    device: int,
+    device: str,
     part: int,
     channel: Any,
     open_predictor: OpenPredictor,
@@ -93,7 +99,7 @@ def _work(
     options: dict[str, Any],
 ) -> None:
     """One process: everything that touches a device is imported after the device was chosen."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
     # a group of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)

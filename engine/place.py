@@ -34,6 +34,11 @@ class Place(Protocol):
         """The array library: NumPy or CuPy."""
         ...
 
+    @property
+    def queued(self) -> bool:
+        """Whether a call returns before its work is done."""
+        ...
+
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Any:
         """As :func:`maskmill.engine.images.decode_image`; the array may lie on the device."""
         ...
@@ -60,6 +65,7 @@ class Host:
 
     form = "cpu"
     xp = np
+    queued = False
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Decode on the calling thread."""

