@@ -21,6 +21,7 @@ from .scoring import (
     exp_negative,
     group_scores,
     highest,
+    limit_of,
     map_limit,
     nonconformity,
     score_of,
@@ -28,7 +29,7 @@ from .scoring import (
     sum_others,
     true_scores,
 )
-from .simd import LANES, fma, load, look_up, splat, store_first, where
+from .simd import LANES, fma, in_every_lane, load, splat, store_first, where
 
 _TILE = 1 << 14
 """Class-columns of a sampled row that are kept together: two rows of them stay in the second cache."""
@@ -41,6 +42,7 @@ _CONFIDENCE, _SHARE, _DISPERSION, _SECOND_CONFIDENCE, _TRUE_SCORE = range(5)
 _TOP, _SECOND, _SET_SIZE, _LABEL = range(4)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_MARGIN = np.float32(1 + 1e-5)
 _UNREACHED = np.float32(UNREACHED)
 
 _compiled = compiled(error_model="numpy")
@@ -103,6 +105,7 @@ def decode_rows(
     of_others = splat(_ONE / np.float32(max(num_scored - 1, 1)))
     last_target = splat(np.float32(num_targets - 1))
     has_sets, has_map = limits.size > 0, threshold_map.shape[0] > 0
+    highest_limit, margin = splat(limits.max() if has_sets and not has_map else _ONE), splat(_MARGIN)
     want_size = indices[_SET_SIZE].size > 0
     want_second = indices[_SECOND].size > 0 or floats[_SECOND_CONFIDENCE].size > 0
 
@@ -147,21 +150,26 @@ def decode_rows(
 
                 label = top
                 if has_sets:
-                    limit = map_limit(threshold_map, y, x, scratch) if has_map else zero
+                    if has_map:
+                        limit = highest_limit = map_limit(threshold_map, y, x, scratch)
+                    else:
+                        limit = limit_of(limits, where(finite_mask, top, zero))
+                    holds_top = nonconformity(activation, top_value, one == one, best, rest, inverse) <= limit
                     if want_size or rule in (SINGLE, AGREE):
-                        size, last = count_members(
-                            scores, reached, activation, limits, has_map, limit, top, best, rest, inverse
-                        )
+                        # The score of any other class is at least the top's share, but for rounding.
+                        if activation == SOFTMAX and in_every_lane(best * inverse > highest_limit * margin):
+                            size, last = where(holds_top, one, zero), where(holds_top, top, no_class)
+                        else:
+                            size, last = count_members(
+                                scores, reached, activation, limits, has_map, limit, top, best, rest, inverse
+                            )
                         if want_size:
                             store_first(indices[_SET_SIZE], out, n, where(finite_mask, size, zero))
                         label = where(size == one, last, no_class)
                         if rule == AGREE:
                             label = where(label == top, label, no_class)
                     if rule == ARGMAX:
-                        if not has_map:
-                            limit = look_up(limits, where(finite_mask, top, zero))
-                        score = nonconformity(activation, top_value, one == one, best, rest, inverse)
-                        label = where(score <= limit, top, no_class)
+                        label = where(holds_top, top, no_class)
                     elif rule == FOREGROUND:
                         label = best_member(
                             scores, reached, activation, limits, has_map, limit, background, top, best, rest, inverse

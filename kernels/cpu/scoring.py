@@ -9,13 +9,26 @@ import numpy as np
 
 from ..decode import MAX_CLASSES
 from .compiled import compiled
-from .simd import LANES, add_exponent, fma, load, splat, store, where
+from .simd import (
+    LANES,
+    add_exponent,
+    as_ints,
+    fma,
+    load,
+    load_first_scores,
+    look_up,
+    permute,
+    splat,
+    store,
+    where,
+)
 
 # As the names in ..decode.ACTIVATIONS.
 SOFTMAX, SIGMOID, NONE = range(3)
 NO_CLASS = np.float32(-1)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_LANES, _LAST_LANE = np.float32(LANES), np.float32(LANES - 1)
 _INF, _NAN = np.float32(np.inf), np.float32(np.nan)
 
 _LOG2E = np.float32(1.4426950408889634)
@@ -181,6 +194,18 @@ def true_scores(values, reached, activation, truth, y, x, ignore, top, best, res
     score = nonconformity(activation, value, true == top, best, rest, inverse)
     zero = splat(_ZERO)
     return where(instead == zero, where(finite == zero, splat(_INF), score), instead)
+
+
+@_compiled
+def limit_of(limits, top):
+    """Return the thresholds of sixteen classes; up to 32 classes' are picked from registers."""
+    if limits.size > 2 * LANES:
+        return look_up(limits, top)
+    upper = top > splat(_LAST_LANE)
+    index = as_ints(where(upper, top - splat(_LANES), top))
+    low = permute(load_first_scores(limits, 0, limits.size, False), index)
+    high = permute(load_first_scores(limits, LANES, limits.size - LANES, False), index)
+    return where(upper, high, low)
 
 
 @_compiled

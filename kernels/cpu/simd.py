@@ -157,6 +157,23 @@ def load_ints(typingctx, array, offset):
 
 
 @_intrinsic
+def as_ints(typingctx, value):
+    """The integers that the lanes hold."""
+    return ints(vector), lambda context, builder, signature, arguments: builder.fptosi(arguments[0], _INTS)
+
+
+@_intrinsic
+def in_every_lane(typingctx, condition):
+    """Whether the condition holds in all sixteen lanes."""
+
+    def emit(context, builder, signature, arguments):
+        bits = builder.bitcast(arguments[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, -1))
+
+    return types.boolean(mask), emit
+
+
+@_intrinsic
 def permute(typingctx, value, index):
     """Lane i of the result is lane ``index[i]`` of ``value``, 0 to 15."""
 

@@ -465,6 +465,25 @@ def test_cpu_equals_reference(case):
             np.testing.assert_array_equal(left[clear], right[clear], err_msg=name)
 
 
+@pytest.mark.parametrize("limits", ["class", "map"])
+@pytest.mark.parametrize("channels", [3, 21, 40])
+def test_sets_of_confident_pixels_equal_the_reference(channels, limits):
+    rng = np.random.default_rng(channels)
+    scores = rng.normal(0, 12, (channels, 9, 9)).astype(np.float32)
+    size = (30, 50)
+    thresholds = rng.uniform(0.001, 0.4, channels if limits == "class" else size).astype(np.float32)
+    for rule in ("agree", "single"):
+        options = {"thresholds": thresholds, "rule": rule, "outputs": ("label", "top", "set_size")}
+        expected = reference.class_stats(scores, size, **options)
+        found = cpu.class_stats(scores, size, **options)
+        given = {"layout": "CHW", "activation": "softmax", "dispersion": "official", **options}
+        clear = ~undecided(scores, size, given)
+        assert clear.mean() > 0.95
+        assert set(np.unique(expected.set_size)) >= {0, 1}
+        for name in options["outputs"]:
+            np.testing.assert_array_equal(getattr(found, name)[clear], getattr(expected, name)[clear], err_msg=name)
+
+
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.sets(st.sampled_from(OUTPUTS), min_size=1), st.integers(2, 5))
 def test_bits_do_not_depend_on_the_outputs_threads_or_buffers(case, outputs, threads):

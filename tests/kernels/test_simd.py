@@ -22,7 +22,8 @@ def test_lanes_move_as_they_should(processor, tmp_path):
         import numpy as np
         from numba import njit
         from maskmill.kernels.cpu.simd import (
-            gather_scores, load, load_first_scores, load_ints, look_up, permute, splat, store, store_first, transpose
+            as_ints, gather_scores, in_every_lane, load, load_first_scores, load_ints, look_up, permute, splat, store,
+            store_first, transpose,
         )
 
         @njit
@@ -34,20 +35,24 @@ def test_lanes_move_as_they_should(processor, tmp_path):
             transpose(turned, 0, 16, grid, 0, 17, False)
             store_first(small, 1, 3, load(grid, 0))
             store_first(small, 6, 99, load(grid, 0))
+            store(found, 64, permute(load(values, 32), as_ints(load(grid, 0))))
+            return in_every_lane(load(grid, 1) > load(grid, 0)), in_every_lane(load(grid, 0) > splat(np.float32(0)))
 
         rng = np.random.default_rng(0)
         values = rng.normal(size=64).astype(np.float32)
         lanes = rng.integers(0, 16, 16).astype(np.int32)
         half = np.array([9, 9, 9, 1.5, -np.inf, 6e-8, -65504, 9], np.float16)
         grid = np.arange(17 * 16, dtype=np.float32)
-        found, turned = np.empty(64, np.float32), np.empty(256, np.float32)
+        found, turned = np.empty(80, np.float32), np.empty(256, np.float32)
         small = np.full(24, 77, np.uint8)
-        move(values, lanes, half.view(np.uint16), grid, found, turned, small)
+        every = move(values, lanes, half.view(np.uint16), grid, found, turned, small)
 
         np.testing.assert_array_equal(found[:16], values[16:32][lanes])
         np.testing.assert_array_equal(found[16:32], values[5:21][lanes])
         np.testing.assert_array_equal(found[32:48], values[:16])
         np.testing.assert_array_equal(found[48:64], [*half[3:7].astype(np.float32), *[0] * 12])
+        np.testing.assert_array_equal(found[64:], values[32:48])
+        assert every == (True, False)
         np.testing.assert_array_equal(turned.reshape(16, 16), grid.reshape(16, 17)[:, :16].T)
         np.testing.assert_array_equal(small, [77, 0, 1, 2, 77, 77, *range(16), 77, 77])
         print("as they should")
