@@ -289,7 +289,7 @@ def _lift_constants(graph: Any) -> None:
 
 
 def at_least_opset(model: Any, version: int, why: str) -> Any:
-    """The graph in opset ``version``, or the later one that it has; :class:`ExportError`, with ``why``, if it cannot."""
+    """The graph in opset ``version`` or the later one that it has; :class:`ExportError` with ``why`` if it cannot."""
     import onnx.version_converter
 
     current = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), version)
