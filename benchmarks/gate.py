@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import platform
 import sys
 import tempfile
@@ -34,11 +35,11 @@ from maskmill.engine.workers import default_workers
 from maskmill.errors import GateError
 from maskmill.export.artefacts import save_graph, with_files
 from maskmill.export.bench import measure
-from maskmill.export.bundle import Bundle
-from maskmill.export.compare import Side
+from maskmill.export.bundle import Bundle, write_atomically
+from maskmill.export.compare import Difference, Side, differences, summarize
 from maskmill.export.convert import Conversion, convert
 from maskmill.export.emulate import GraphSession, Memory, emulation
-from maskmill.export.gate import Photos, judge
+from maskmill.export.gate import Photos, verdicts_of
 from maskmill.export.onnx_promptable import promptable_from_onnx
 from maskmill.export.precision import in_16_bit
 from maskmill.export.proof import roles_of
@@ -129,19 +130,36 @@ def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) ->
     }
 
 
-def verdicts(bundle: Bundle, num: int, min_share: float, only: str) -> dict[str, Any]:
+def verdicts(bundle: Bundle, num: int, min_share: float, only: str, work: Path | None) -> dict[str, Any]:
     images = photos(num)
     reference = {role: Memory(OnnxSession(bundle, role=role, threads=default_workers())) for role in roles_of(bundle)}
     rows = []
-    start = time.perf_counter()
     tolerances = Tolerances(min_share=min_share)
-    for name, side, emulated, number, total in candidates(bundle, calibration_photos(32, images), only):
-        judged = judge(Side(bundle=bundle, sessions=reference), side, images, tolerances=tolerances, emulated=emulated)
-        verdict = judged[0]
+    num_calibration = 16 if bundle.task == "promptable" else 32
+    start = time.perf_counter()
+    for name, side, emulated, number, total in candidates(bundle, calibration_photos(num_calibration, images), only):
+        kept = work and work / f"{bundle.path.name} {name} {min_share}.pickle"
+        both = Side(bundle=bundle, sessions=reference), side
+        found = differences_of(*both, images, min_share, kept)
+        (verdict, *_) = verdicts_of(*both, summarize(found), tolerances, emulated)
         rows.append(row(name, verdict, number, total, time.perf_counter() - start))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         start = time.perf_counter()
     return {"verdicts": rows, "images": num, "min_share": min_share}
+
+
+def differences_of(
+    reference: Side, candidate: Side, images: Photos, min_share: float, kept: Path | None
+) -> list[tuple[str, Difference]]:
+    """The gate's comparison, two images at a time; what ``kept`` holds of an earlier run is not compared again."""
+    found = pickle.loads(kept.read_bytes()) if kept and kept.exists() else []
+    left = images.only({item.uri for item in images.items} - {name for name, _ in found})
+    for start in range(0, len(left), 2):
+        pair = Photos(left.source, left.items[start : start + 2])
+        found += differences(reference, candidate, pair, min_share=min_share)
+        if kept:
+            write_atomically(kept, pickle.dumps(found))
+    return found
 
 
 def walk(bundle: Bundle, num: int, min_share: float) -> dict[str, Any]:
@@ -196,12 +214,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--min-share", type=float, default=0.0)
     parser.add_argument("--only", default="", help="verdicts on one precision")
+    parser.add_argument("--work", type=Path, help="folder that keeps what was compared, to go on after a kill")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = adopt(arguments.model, Path(folder))
         if arguments.what == "verdicts":
-            result = verdicts(bundle, arguments.images, arguments.min_share, arguments.only)
+            result = verdicts(bundle, arguments.images, arguments.min_share, arguments.only, arguments.work)
         elif arguments.what == "walk":
             result = walk(bundle, arguments.images, arguments.min_share)
         else:
