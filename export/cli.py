@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from ..errors import UsageError
+from .bundle import Bundle
 
 
 class Layout(StrEnum):
@@ -51,19 +53,30 @@ class ImportTask(StrEnum):
     """Tasks that an ONNX file can be adopted for."""
 
     semantic = "semantic"
+    cam = "cam"
+    promptable = "promptable"
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``import`` and ``doctor`` to the application."""
+    """Add ``import``, ``cam-head`` and ``doctor`` to the application."""
     app.command("import")(import_model)
+    app.command("cam-head")(cam_head)
     app.command("doctor")(doctor)
 
 
 def import_model(
-    model: Path = typer.Argument(..., metavar="MODEL.onnx", help="The ONNX file."),
+    model: Path = typer.Argument(..., metavar="MODEL.onnx", help="The ONNX file; of a promptable model its encoder."),
     output: Path = typer.Option(..., "-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make."),
-    classes: Path = typer.Option(..., help="Class names in the order of the class axis, one a line."),
-    task: ImportTask = typer.Option(ImportTask.semantic, help="What the graph computes."),
+    classes: Path | None = typer.Option(
+        None, help="Class names in the order of the class axis, one a line; not for promptable models."
+    ),
+    task: ImportTask = typer.Option(
+        ImportTask.semantic,
+        help="Class scores; a classifier with activation maps, or whose maps follow; prompts to masks.",
+    ),
+    decoder: Path | None = typer.Option(
+        None, metavar="DECODER.onnx", help="Decoder of a promptable model (--task promptable)."
+    ),
     background: str | None = typer.Option(None, metavar="NAME", help="Which class is the background, if any."),
     layout: Layout = typer.Option(Layout.nchw, help="Order of the input's axes."),
     size: str | None = typer.Option(None, metavar="HEIGHTxWIDTH", help="Input size; needed where it is not fixed."),
@@ -80,7 +93,9 @@ def import_model(
         None, metavar="M[,M,M]", help="Subtracted after scaling: x = (pixel * scale - mean) / std.  [default: 0]"
     ),
     std: str | None = typer.Option(None, metavar="S[,S,S]", help="Divisor after subtracting.  [default: 1]"),
-    pad_value: float | None = typer.Option(None, help="Value of padded pixels, 0 to 255.  [default: 0]"),
+    pad_value: str | None = typer.Option(
+        None, metavar="V[,V,V]", help="Value of padded pixels, 0 to 255.  [default: 0; SAM's mean for promptable]"
+    ),
     activation: Activation = typer.Option(Activation.softmax, help="What turns the output into scores."),
     output_name: str | None = typer.Option(None, help="Name of the score output, where the graph has several."),
     preprocessor: Path | None = typer.Option(
@@ -103,33 +118,66 @@ def import_model(
         "scale": None if scale is None else _number(scale, "--scale"),
         "mean": None if mean is None else _three(mean, "--mean"),
         "std": None if std is None else _three(std, "--std"),
-        "pad_value": pad_value,
+        "pad_value": None if pad_value is None else _pad_value(pad_value),
     }
     fields.update({name: value for name, value in given.items() if value is not None})
-    names = class_list(classes)
-    bundle = bundle_from_onnx(
-        model,
-        output,
-        classes=names,
-        background=background,
-        layout=layout.value,
-        size=parse_size(size) if size else input_size,
-        activation=activation.value,
-        output_name=output_name,
-        licence=licence,
-        **fields,
-    )
+    common: dict[str, Any] = {"layout": layout.value, "size": parse_size(size) if size else input_size}
+    common["licence"] = licence
+    if (task is ImportTask.promptable) != (decoder is not None):
+        raise UsageError("--decoder DECODER.onnx goes with --task promptable, and the other way round")
+    if decoder is not None:
+        from .onnx_promptable import promptable_from_onnx
+
+        bundle = promptable_from_onnx(model, decoder, output, **common, **fields)
+    else:
+        if classes is None:
+            raise UsageError("class names are needed: --classes FILE, one a line in the order of the class axis")
+        common |= {"classes": class_list(classes), "background": background, "activation": activation.value}
+        if task is ImportTask.cam:
+            from .onnx_cam import cam_from_onnx
+
+            bundle = cam_from_onnx(model, output, **common, **fields)
+        else:
+            bundle = bundle_from_onnx(model, output, output_name=output_name, **common, **fields)
     spec = bundle.input
     typer.echo(
-        f"{bundle.path}: {len(bundle.classes)} classes, "
+        f"{bundle.path}: {_meaning(bundle)}, "
         f"input {spec.height}x{spec.width} {spec.layout} {spec.channels}, "
         f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
-        f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}, {bundle.outputs[0].activation}"
+        f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
     )
     if preview is not None:
         from .preview import write_preview
 
         typer.echo(f"look at {write_preview(bundle, preview)}: labels must follow the objects in the photo")
+
+
+def cam_head(
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="A cam bundle whose graph gives its features."),
+    images: str = typer.Option(..., metavar="SOURCE", help="Images: a folder, list, glob, tar or URL."),
+    image_labels: Path = typer.Option(..., metavar="FILE", help="Classes that they show: CSV, JSON lines, COCO."),
+    output: Path = typer.Option(..., "-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make."),
+    regularization: float = typer.Option(0.01, help="Weight of the head's squared norm."),
+) -> None:
+    """Fit a classification head on frozen features: a classifier of your classes from image-level labels."""
+    from ..engine.image_labels import ImageLabels
+    from ..engine.sources import open_source
+    from .cam_head import fit_cam_head
+
+    fitted, report = fit_cam_head(
+        Bundle.load(bundle),
+        open_source(images),
+        ImageLabels.load(image_labels),
+        output,
+        regularization=regularization,
+    )
+    for name, count in report.counts.items():
+        precision = report.precision[name]
+        typer.echo(f"  {name}: {count} images, average precision {'-' if precision is None else f'{precision:.3f}'}")
+    typer.echo(
+        f"{fitted.path}: {len(fitted.classes)} classes from {report.num_images} images ({report.skipped} not listed); "
+        f"mean average precision on held-out images {report.mean_precision:.3f}"
+    )
 
 
 def doctor() -> None:
@@ -145,6 +193,19 @@ def _number(text: str, option: str) -> float:
         return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"{option} must be a number or a fraction such as 1/255, got {text!r}") from None
+
+
+def _meaning(bundle: Bundle) -> str:
+    """What a bundle gives, in a few words."""
+    if bundle.prompt is not None:
+        return f"{bundle.prompt.num_masks} mask(s) a prompt, {bundle.prompt.signature} decoder"
+    activation = next(output.activation for output in bundle.outputs if output.kind in ("scores", "logits"))
+    return f"{len(bundle.classes)} classes, {activation}"
+
+
+def _pad_value(text: str) -> float | tuple[float, float, float]:
+    values = _three(text, "--pad-value")
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _three(text: str, option: str) -> tuple[float, float, float]:
