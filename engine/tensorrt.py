@@ -81,7 +81,8 @@ class TensorRTSession:
         self._wanted = [output.name for output in bundle.outputs_of(role)]
         if missing := set(self._wanted) - set(self._given):
             raise SessionError(f"{self._path} does not give {', '.join(sorted(missing))}; run `maskmill build` again")
-        smallest, _, largest = self._engine.get_tensor_profile_shape(self._inputs[0], 0)
+        self._profile = entry.profile
+        smallest, _, largest = self._profile[self._inputs[0]]
         self._smallest, self._largest = smallest[0], largest[0]
         self._limit = self._largest
         self._context = self._new_context()
@@ -228,7 +229,7 @@ class TensorRTSession:
         """Point the context at its inputs and at new outputs, which are returned."""
         for name, array in arrays.items():
             if not context.set_input_shape(name, array.shape):
-                smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
+                smallest, _, largest = self._profile[name]
                 raise SessionError(
                     f"{self._path} takes {name!r} from {tuple(smallest)} to {tuple(largest)}, got {array.shape}; "
                     "build it for other sizes with `maskmill build`"

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskmill.engine.session import open_session
+from maskmill.engine.decoder import PromptDecoder
+from maskmill.engine.prompts import Prompts
+from maskmill.engine.session import OnnxSession, open_session
 from maskmill.engine.tensorrt import TensorRTSession
 from maskmill.errors import MissingPackageError, SessionError
 from maskmill.export.bundle import Bundle
@@ -20,7 +22,7 @@ from maskmill.export.tensorrt import BuildOptions, build_engine
 
 from .. import cupy_fake
 from ..export import trt_fake
-from ..models import color_bundle
+from ..models import color_bundle, sam_bundle
 
 
 @pytest.fixture
@@ -234,6 +236,27 @@ def test_without_a_device_or_the_packages_the_reason_is_said(
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(MissingPackageError, match=r"maskmill\[gpu\]"):
             TensorRTSession(bundle)
+
+
+@pytest.mark.parametrize("signature", ["batched", "official"])
+def test_encoder_and_decoder_run_as_engines(cupy: Any, tmp_path: Path, signature: str) -> None:
+    bundle = sam_bundle(tmp_path, signature=signature)
+    for role in ("encoder", "decoder"):
+        bundle = build_engine(bundle, role=role, options=BuildOptions(batch=(1, 2, 4), points=(1, 2, 6))).bundle
+    image = np.random.default_rng(0).random((1, 3, 32, 48), dtype=np.float32)
+    prompts = Prompts(
+        image=np.zeros(7, np.int64),
+        target=np.zeros(7, np.int64),
+        group=np.zeros(7, np.int64),
+        points=np.random.default_rng(1).uniform(0, 32, (7, 3, 2)).astype(np.float32),
+        labels=np.ones((7, 3), np.float32),
+    )
+    found, expected = (
+        PromptDecoder(bundle, opened("decoder")).run(opened("encoder").run(image), prompts)
+        for opened in (lambda role: TensorRTSession(bundle, role=role), lambda role: OnnxSession(bundle, role=role))
+    )
+    for left, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-4)
 
 
 def test_an_engine_without_a_verdict_is_refused_unless_allowed(cupy: Any, tmp_path: Path) -> None:

@@ -408,10 +408,6 @@ class ICudaEngine(metaclass=_Recording):
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType.__dict__[self._types[name]]
 
-    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
-        assert profile_index == 0
-        return [Dims(shape) for shape in self._profile[name]]
-
     def create_execution_context(self) -> IExecutionContext | None:
         if world.scratch_for < 1:
             _say(self._logger, "ERROR", "Error Code 2: OutOfMemory (Requested size was 99 bytes.)")
