@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MaskmillError, StoreError, UsageError
+from .cli_model import Provider
 from .cli_prompted import PromptedOptions, open_prompted, settings_texts
 from .images import decode_image
 from .labelled import image_id
@@ -72,7 +73,7 @@ def write_stages(store: LabelStore, name: str, output: Path | None, options: Pro
     uri = find_uri(store, name)
     label, _ = store.read(uri)
     image = _photo(uri, label.shape)
-    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, "cpu", 1, 1, say=False)
+    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, Provider.cpu, 1, 1, say=False)
     for what, used, given in (
         ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
         ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
