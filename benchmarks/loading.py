@@ -110,23 +110,26 @@ def plain_batches(files: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, Any
         yield {"labelled": {"image": image.permute(0, 3, 1, 2), "label": label, "weight": weight}}
 
 
-def time_steps(next_batch: Callable[[], dict[str, Any]], trainer: Trainer, steps: int) -> float:
-    """Seconds a step."""
-    started = time.perf_counter()
+def time_steps(next_batch: Callable[[], dict[str, Any]], trainer: Trainer, steps: int) -> tuple[float, float]:
+    """Seconds a step, and those of them that went by waiting for the batch."""
+    waited, started = 0.0, time.perf_counter()
     for _ in range(steps):
-        trainer.step(next_batch())
-    return (time.perf_counter() - started) / steps
+        begun = time.perf_counter()
+        batch = next_batch()
+        waited += time.perf_counter() - begun
+        trainer.step(batch)
+    return (time.perf_counter() - started) / steps, waited / steps
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=24, help="steps of a round, each way")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="steps of a round, each way")
     options = parser.parse_args()
     data = find_data()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    seconds: dict[str, list[float]] = {"memory": [], "store": [], "files": []}
+    found: dict[str, list[tuple[float, float]]] = {"memory": [], "store": [], "files": []}
     with tempfile.TemporaryDirectory(prefix="maskmill-loading-") as name:
         folder = Path(name)
         store = make_store(data, folder / "store")
@@ -147,9 +150,10 @@ def main() -> int:
             # what the worker made while it had nothing else to do is used up first
             for _ in range(8):
                 next(loader)
-            seconds["store"].append(time_steps(lambda: next(loader), trainer, options.steps))
-            seconds["memory"].append(time_steps(lambda: fixed, trainer, options.steps))
-            seconds["files"].append(time_steps(lambda: next(plain), trainer, options.steps))
+            found["store"].append(time_steps(lambda: next(loader), trainer, options.steps))
+            found["memory"].append(time_steps(lambda: fixed, trainer, options.steps))
+            found["files"].append(time_steps(lambda: next(plain), trainer, options.steps))
+    seconds = {name: [value for value, _ in values] for name, values in found.items()}
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     report = {
         "benchmark": "loading",
@@ -160,6 +164,7 @@ def main() -> int:
         "crop": RECIPE.crop,
         "seconds_a_step": seconds,
         "median": medians,
+        "waited": {name: float(np.median([waited for _, waited in values])) for name, values in found.items()},
         "images_per_second": {name: RECIPE.batch / value for name, value in medians.items()},
         "store_to_memory": medians["store"] / medians["memory"],
         "goal": GOAL,

@@ -16,6 +16,7 @@ from maskmill.trainer.data import LabelledImages
 from maskmill.trainer.evaluate import score_images
 from maskmill.trainer.models import load_run
 from maskmill.trainer.recipes import Recipe
+from maskmill.trainer.run import LAST
 from maskmill.trainer.train import train
 
 
@@ -46,15 +47,16 @@ class Results:
         """Train and score a student, unless it is done."""
         if (found := self.find(row, seed)) is not None:
             return found
-        started = time.perf_counter()
+        resumed, started = (folder / LAST).exists(), time.perf_counter()
         if train(folder, recipe, corpus, device="cpu", workers=0).interrupted:
             raise KeyboardInterrupt
-        seconds = time.perf_counter() - started
+        # the time of a run that was stopped is not known
+        seconds = None if resumed else time.perf_counter() - started
         student = load_run(folder)
         scores = score_images(student.module, scored, student.run, device="cpu")
         found = {"miou": scores.miou, "accuracy": scores.accuracy, "seconds": seconds, "recipe": recipe.to_json()}
         self.add(row, seed, found)
-        print(f"{row}, seed {seed}: mIoU {scores.miou:.3f}, {seconds:.0f} s", flush=True)
+        print(f"{row}, seed {seed}: mIoU {scores.miou:.3f}", flush=True)
         return found
 
     def summary(self) -> list[dict[str, Any]]:
@@ -65,7 +67,9 @@ class Results:
                 json.loads(path.read_text()) for path in sorted(self._folder.glob(f"{self._rows.index(row)}-seed*"))
             ]
             if seeds:
-                figures = {key: [run[key] for run in seeds] for key in ("miou", "accuracy", "seconds")}
+                figures = {
+                    key: [run[key] for run in seeds if run[key] is not None] for key in ("miou", "accuracy", "seconds")
+                }
                 summary.append({"row": row, **{key: _spread(values) for key, values in figures.items()}})
         return summary
 
@@ -75,7 +79,8 @@ class Results:
         for row in self.summary():
             miou, accuracy = (f"{row[key]['mean']:.3f} ± {row[key]['std']:.3f}" for key in ("miou", "accuracy"))
             seeds = ", ".join(f"{value:.3f}" for value in row["miou"]["values"])
-            print(f"| {row['row']} | {miou} | {accuracy} | {seeds} | {row['seconds']['mean']:.0f} |")
+            seconds = row["seconds"]["mean"]
+            print(f"| {row['row']} | {miou} | {accuracy} | {seeds} | {'-' if seconds is None else f'{seconds:.0f}'} |")
 
 
 def write_halved(images: Path, labels: Path, folder: Path) -> Path:
@@ -93,4 +98,6 @@ def write_halved(images: Path, labels: Path, folder: Path) -> Path:
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values}
+    return (
+        {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values} if values else {"mean": None}
+    )

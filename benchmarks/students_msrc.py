@@ -47,15 +47,16 @@ SEEDS = (0, 1, 2)
 NUM_LABELLED, NUM_SCORED = 30, 98
 ALPHA, CONFIDENCE = "0.10", 0.9
 COMMON: dict[str, Any] = {
-    "steps": 200,
-    "batch": 4,
+    "steps": 240,
+    "batch": 8,
     "crop": 160,
     "scale": (0.6, 1.2),
     "optimizer": "adamw",
-    "lr": 5e-4,
-    "head_lr": 4.0,
+    "lr": 1e-3,
+    "head_lr": 3.0,
     "weight_decay": 1e-2,
     "warmup": 20,
+    "save_every": 40,
 }
 
 

@@ -307,7 +307,7 @@ def label_corpus(
 
 def demo(
     output: Path = typer.Option(Path("demo-output"), "-o", "--output", metavar="DIR", help="Folder for the results."),
-    student: bool = typer.Option(True, help="Train a student on the labels, too (about a minute and a half)."),
+    student: bool = typer.Option(True, help="Train a student on the labels, too (about a minute)."),
 ) -> None:
     """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw, train."""
     from rich.console import Console
