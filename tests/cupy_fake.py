@@ -25,7 +25,7 @@ from maskmill.kernels.gpu import device
 from .simt.harness import DeviceArray, simt_device
 
 used: set[tuple[str, int, tuple[str, ...]]] = set()
-"""(dotted name, positional arguments, keywords) of every function of CuPy that was called."""
+"""(dotted name, positional arguments or -1 for a method, keywords) of everything of CuPy that was asked for."""
 events: list[tuple[Any, ...]] = []
 """What was asked of streams, in order: (stream, what, …)."""
 machine = SimpleNamespace(name="NVIDIA H100 80GB HBM3", capability="90", devices=1, memory_for=1 << 60)
@@ -75,7 +75,16 @@ def _put(value: Any) -> Any:
     return np.asarray(value).view(CupyArray) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-class Stream:
+class _Noted:
+    """Logs the names of CuPy's methods that are asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_") and name not in ("do", "ptr"):  # ptr is set by CuPy's constructor
+            used.add((f"cupy.cuda.{type(self).__name__}.{name}", -1, ()))
+        return super().__getattribute__(name)
+
+
+class Stream(_Noted):
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = 0 if null else next(_handles)
         self._captured: list[Callable[[], None]] | None = None
@@ -117,7 +126,7 @@ class Stream:
         return graph
 
 
-class Graph:
+class Graph(_Noted):
     def __init__(self, work: list[Callable[[], None]]) -> None:
         self._work = work
 
@@ -125,7 +134,7 @@ class Graph:
         (stream or get_current_stream()).do("graph", lambda: [work() for work in self._work] and None)
 
 
-class Event:
+class Event(_Noted):
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         pass
 
