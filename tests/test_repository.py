@@ -122,6 +122,17 @@ def test_no_package_is_imported_under_its_bare_name() -> None:
     assert not set(PACKAGES) & set(sys.modules)
 
 
+def test_run_from_a_checkout_its_folders_do_not_pass_for_packages() -> None:
+    script = (
+        "import importlib.util, runpy\n"
+        "assert importlib.util.find_spec('kernels')\n"
+        "runpy.run_module('maskmill', run_name='imported')\n"
+        "assert importlib.util.find_spec('kernels') is None\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_importing_maskmill_loads_no_heavy_package() -> None:
     script = "import maskmill, sys; print([m for m in ('numpy', 'numba', 'cv2', 'lance', 'torch') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
