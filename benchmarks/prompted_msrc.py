@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -56,9 +57,10 @@ from maskmill.engine.prompted import PromptedPredictor, Stages
 from maskmill.engine.prompts import PromptSettings, join_prompts
 from maskmill.engine.select import Selection, select
 from maskmill.engine.session import OnnxSession
+from maskmill.engine.store import content_id
 from maskmill.engine.taxonomy import Taxonomy
 from maskmill.engine.thresholds import ScoreSpill, fit_thresholds
-from maskmill.export.bundle import Bundle, InputSpec, OutputSpec, read_class_names
+from maskmill.export.bundle import Bundle, InputSpec, OutputSpec, read_class_names, write_atomically
 from maskmill.export.cam_head import REGULARIZATION, fit_logistic, head_bundle
 from maskmill.export.onnx_promptable import promptable_from_onnx
 
@@ -162,27 +164,26 @@ class FittedCams(CamModel):
 
 
 class Remembering:
-    """A decoder's session that answers what it was asked before from memory."""
+    """A decoder's session that answers what it was asked before from files."""
 
-    def __init__(self, session: OnnxSession) -> None:
-        self._session = session
+    def __init__(self, session: OnnxSession, folder: Path) -> None:
+        self._session, self._folder = session, folder
         self.kind, self.artefact = session.kind, session.artefact
         self.max_batch, self.threads = session.max_batch, session.threads
-        self.known: dict[Any, Any] = {}
+        folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, inputs: Any) -> list[Any]:
         """Masks and scores, as the session gave them the first time, masks rounded to 16 bits."""
-        embedding = inputs["image_embeddings"]
-        key = (
-            embedding[0, ::16, ::8, ::8].tobytes(),
-            inputs["point_coords"].tobytes(),
-            inputs["point_labels"].tobytes(),
-        )
-        if key not in self.known:
+        embedding = np.ascontiguousarray(inputs["image_embeddings"][0, ::16, ::8, ::8])
+        asked = (embedding, inputs["point_coords"], inputs["point_labels"])
+        path = self._folder / f"{content_id(b''.join(array.tobytes() for array in asked))}.npy"
+        if not path.exists():
             masks, scores = self._session.run(inputs)
-            self.known[key] = (masks.astype(np.float16), scores)
-        masks, scores = self.known[key]
-        return [masks.astype(np.float32), scores]
+            buffer = io.BytesIO()
+            np.save(buffer, np.append(masks.astype(np.float16).ravel(), scores.astype(np.float16).ravel()))
+            write_atomically(path, buffer.getvalue())
+        kept = np.load(path).astype(np.float32)
+        return [kept[:-1].reshape(1, 1, 256, 256), kept[-1:].reshape(1, 1)]
 
 
 def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -> list[Photo]:
@@ -245,7 +246,7 @@ class Labelled:
 class Split:
     """One split: the fitted head, and variants run on either half."""
 
-    def __init__(self, seed: int, photos: list[Photo], bundles: Any, cache: EmbeddingCache) -> None:
+    def __init__(self, seed: int, photos: list[Photo], bundles: Any, cache: EmbeddingCache, folder: Path) -> None:
         order = np.random.default_rng(seed).permutation(len(photos))
         half = len(photos) // 2
         self.fitted, self.scored = ([photos[i] for i in np.sort(part)] for part in (order[:half], order[half:]))
@@ -261,7 +262,7 @@ class Split:
         self._labels = ImageLabels({photo.path.name: frozenset(photo.shown) for photo in photos}, "labels")
         self._trunk, self._sam, self._sessions, self._cache = trunk, sam, sessions, cache
         self.taxonomy = Taxonomy.of_model(dataclasses.replace(trunk, classes=("background", *CLASSES), background=0))
-        self._remembering = Remembering(sessions["decoder"])
+        self._remembering = Remembering(sessions["decoder"], folder / "decoder")
 
     def predictor(self, prompts: PromptSettings, masks: MaskSettings) -> PromptedPredictor:
         """The product's predictor on this split's maps."""
@@ -568,7 +569,7 @@ def main() -> int:
         for seed in range(options.splits):
             kept = folder / f"split-{seed}.npz"
             if not kept.exists():
-                split = Split(seed, photos, (trunk, sam, sessions), cache)
+                split = Split(seed, photos, (trunk, sam, sessions), cache, folder)
                 found, chosen = run_split(split)
                 np.savez_compressed(kept, **{name: one.counts for name, one in found.items()})
                 kept.with_suffix(".json").write_text(json.dumps(chosen))
@@ -577,7 +578,7 @@ def main() -> int:
             choices.append(json.loads(kept.with_suffix(".json").read_text()))
             say(f"split {seed}: " + ", ".join(f"{key} {value.miou:.3f}" for key, value in rows[-1].items()))
         if options.speed_images:
-            split = Split(0, photos, (trunk, sam, sessions), cache)
+            split = Split(0, photos, (trunk, sam, sessions), cache, folder)
             speed = measure_speed(split, folder, sam, choices[0], options.speed_images)
     report = report_of(rows, choices, speed, started)
     if options.json:

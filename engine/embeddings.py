@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,10 @@ class EmbeddingCache:
         """The embeddings of an image, without the batch axis; None where they are not kept, or damaged."""
         path = self._folder / f"{key}.npz"
         found = None
-        with suppress(OSError, ValueError, KeyError, EOFError), np.load(io.BytesIO(path.read_bytes())) as arrays:
+        with (
+            suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+            np.load(io.BytesIO(path.read_bytes())) as arrays,
+        ):
             found = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
             os.utime(path)
         with self._lock:

@@ -154,7 +154,7 @@ def stability(logits: NDArray[np.float32], offset: float = 1.0) -> NDArray[np.fl
 def without_duplicates(masks: NDArray[np.bool_], scores: NDArray[np.float32], max_overlap: float) -> NDArray[np.int64]:
     """Indices of masks (n, rows, columns) by falling score, without those whose IoU with an earlier one is too high."""
     order = np.argsort(-scores, kind="stable")
-    flat = masks[order].reshape(len(order), -1).astype(np.float32)
+    flat = masks[order].reshape(len(order), masks.shape[1] * masks.shape[2]).astype(np.float32)
     both = flat @ flat.T
     areas = np.diagonal(both)
     overlap = both / np.maximum(areas[:, None] + areas[None, :] - both, 1)
