@@ -3,20 +3,30 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 PACKAGED := pyproject.toml constraints.txt
+# STUDENT=no: the demo ends with the labels, and nothing of PyTorch is installed
+STUDENT ?= yes
+DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-ready)
 
-.PHONY: setup demo test test-long check format bench msrc clean
+.PHONY: setup demo test test-long test-export test-gpu check format bench msrc students prompted clean
 
-setup: $(VENV)/.demo-ready ## maskmill with everything the demo needs
+setup: $(DEMO) ## maskmill with everything the demo needs
 
-demo: $(VENV)/.demo-ready ## label the Earth: teacher, calibration, labels, picture
-	$(BIN)/maskmill demo
+demo: $(DEMO) ## label the Earth: teacher, calibration, labels, student, picture
+	$(BIN)/maskmill demo $(if $(filter no,$(STUDENT)),--no-student)
 
 test: $(VENV)/.dev-ready ## the whole default suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 test-long: $(VENV)/.dev-ready ## the longer checks as well
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
+
+test-export: $(VENV)/.dev-ready ## every model family: exported, compared with PyTorch
+	$(PYTEST) -m "slow or not slow" tests/export
+
+test-gpu: $(VENV)/.dev-ready ## what needs an NVIDIA device; fails without one
+	MASKMILL_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/.dev-ready ## lint, format, types
 	$(BIN)/ruff check .
@@ -27,13 +37,23 @@ format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev-ready ## every benchmark; needs the photos of MASKMILL_DATA
+bench: $(VENV)/.dev-ready ## every figure of speed; needs the photos of MASKMILL_DATA
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/label_run.py
+	$(BIN)/python benchmarks/runtimes.py
+	$(BIN)/python benchmarks/loading.py
 
-msrc: $(VENV)/.dev-ready ## the table of label quality on MSRC; needs the photos of MASKMILL_DATA
+# the tables of quality; all need the photos of MASKMILL_DATA
+msrc: $(VENV)/.dev-ready ## labels on MSRC
 	$(BIN)/python benchmarks/msrc.py --resolution half
 	$(BIN)/python benchmarks/msrc.py --resolution full
+
+students: $(VENV)/.dev-ready ## students on MSRC and CamVid (an hour and a half on two cores)
+	$(BIN)/python benchmarks/students_msrc.py
+	$(BIN)/python benchmarks/students_camvid.py
+
+prompted: $(VENV)/.dev-ready ## labels from image-level classes on MSRC
+	$(BIN)/python benchmarks/prompted_msrc.py
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
@@ -48,8 +68,14 @@ $(VENV)/.demo-ready: $(PACKAGED) | $(BIN)/python
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.student-ready: $(PACKAGED) | $(BIN)/python
+	@$(BIN)/python -c 'import torch' 2>/dev/null || echo "The student needs PyTorch, which pip fetches once:" \
+	  "about 3 GB where it takes a CUDA build. \`make demo STUDENT=no\` ends with the labels and does without."
+	$(PIP) --editable '.[demo,train]'
+	@touch $(VENV)/.demo-ready $@
+
 $(VENV)/.dev-ready: $(PACKAGED) | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null \
-	  || echo "the tests compare with PyTorch: where pip takes a CUDA build, it fetches about 3 GB once"
+	  || echo "The tests need PyTorch, which pip fetches once: about 3 GB where it takes a CUDA build."
 	$(PIP) --editable '.[cpu,demo,export,train,dev]'
-	@touch $(VENV)/.demo-ready $@
+	@touch $(VENV)/.demo-ready $(VENV)/.student-ready $@
