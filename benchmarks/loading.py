@@ -123,8 +123,8 @@ def time_steps(next_batch: Callable[[], dict[str, Any]], trainer: Trainer, steps
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8, help="steps of a round, each way")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6, help="steps of a round, each way")
     options = parser.parse_args()
     data = find_data()
     torch.set_num_threads(1)
