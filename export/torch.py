@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.session import first_line
-from ..errors import ExportError, MissingPackageError, UsageError
+from ..errors import ExportError, MissingPackageError, SessionError, UsageError
 from .bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Task
 from .compare import Photo
 from .onnx_graph import load_checked
@@ -92,7 +92,8 @@ def bundle_from_module(
         :class:`.gate.Photos`; iterated over twice. Made-up pictures where None.
 
     Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` where torch cannot
-    export the module, :class:`GateError` where the graph's output is not the module's.
+    export the module, :class:`SessionError` where the module itself fails on a batch of 1 or 4, :class:`GateError`
+    where the graph's output is not the module's.
     """
     _require_torch()
     folder = Path(folder)
@@ -174,8 +175,12 @@ class TorchSession:
         import torch
 
         arrays = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-        with torch.no_grad():
-            outputs = self._module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        try:
+            with torch.no_grad():
+                outputs = self._module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        except Exception as error:
+            shapes = ", ".join(str(tuple(array.shape)) for array in arrays)
+            raise SessionError(f"the module fails on its input of shape {shapes}: {first_line(error)}") from error
         return [output.numpy() for output in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs)]
 
     def __repr__(self) -> str:
