@@ -49,8 +49,6 @@ def oneformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
         "the task is semantic", padding="max_length", truncation=True, max_length=model.config.task_seq_len,
         return_tensors="pt",
     )  # fmt: skip
-    for layer in model.model.transformer_module.decoder.layers:
-        layer.forward = partial(_oneformer_layer, layer)
     return _folded(checkpoint, model, choices, _scores_of_task, task=tokens["input_ids"])
 
 
@@ -67,34 +65,6 @@ def eomt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     model.attn_mask_probs = chances
     side = model.config.image_size
     return _folded(checkpoint, model, choices, _scores, fixed=(side, side))
-
-
-def _oneformer_layer(
-    layer: Any,
-    *,
-    index: int,
-    output: Any,
-    multi_stage_features: Any,
-    multi_stage_positional_embeddings: Any,
-    attention_mask: Any,
-    query_embeddings: Any,
-    **_: Any,
-) -> tuple[Any]:
-    """A decoder layer as transformers computes it, but for a mask by arithmetic.
-
-    Theirs looks up the queries that are masked everywhere and writes to those places; exported so, the graph disagreed
-    with the model on a tenth of the pixels.
-    """
-    level = index % layer.num_feature_levels
-    output, _ = layer.cross_attn(
-        output,
-        multi_stage_features[level],
-        memory_mask=attention_mask & ~attention_mask.all(-1, keepdim=True),
-        pos=multi_stage_positional_embeddings[level],
-        query_pos=query_embeddings,
-    )
-    output, _ = layer.self_attn(output, query_pos=query_embeddings)
-    return (layer.ffn(output),)
 
 
 def _scores(model: Any, image: Any, *, background: Background | None) -> Any:
