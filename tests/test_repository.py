@@ -186,5 +186,9 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     help_text = subprocess.run(
         [str(python), "-m", "maskmill", "--help"], capture_output=True, text=True, cwd=elsewhere, check=True
     ).stdout
-    for command in ("import", "taxonomy", "calibrate", "label", "eval", "show", "dump", "doctor", "demo"):
+    commands = (
+        "import", "export", "cam-head", "convert", "gate", "bench", "build", "doctor", "taxonomy", "calibrate", "label",
+        "eval", "show", "dump", "demo", "train", "evaluate", "predict",
+    )  # fmt: skip
+    for command in commands:
         assert command in help_text
