@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,23 +21,20 @@ from maskmill.trainer.log import read_log  # noqa: E402
 from maskmill.trainer.processes import joined  # noqa: E402
 from maskmill.trainer.run import read_checkpoint  # noqa: E402
 
-from ..conftest import ROOT  # noqa: E402
 from .builders import make_store, write_labelled  # noqa: E402
 from .plain_network import plain  # noqa: E402
 
-PLAIN = ["--set=model=tests.trainer.plain_network:plain"]
-
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-m", "maskmill", "train", *arguments], env=environment, stdout=-1, stderr=-1
     )
 
 
 def finish(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
+    said = [process.communicate(timeout=120) for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors.decode()
 
 
@@ -63,9 +61,16 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    shutil.copy(Path(__file__).with_name("plain_network.py"), tmp_path)
+    launched = {"PYTHONPATH": str(tmp_path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     pair = [
-        start([*common, *PLAIN, "-o", str(tmp_path / "two")], RANK=rank, LOCAL_RANK=rank, **launched) for rank in "01"
+        start(
+            [*common, "--set=model=plain_network:plain", "-o", str(tmp_path / "two")],
+            RANK=rank,
+            LOCAL_RANK=rank,
+            **launched,
+        )
+        for rank in "01"
     ]
     here = ["train", *common, f"--set=model={plain.__module__}:plain", "-o", str(tmp_path / "one")]
     alone = CliRunner().invoke(app, here, catch_exceptions=False)
