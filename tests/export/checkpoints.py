@@ -92,7 +92,8 @@ def oneformer(folder: Path) -> Path:
         is_training=False, query_dec_layers=1, text_encoder_vocab_size=200,
     )  # fmt: skip
     tokenizer(folder)
-    return save(transformers.OneFormerForUniversalSegmentation(config), folder, size=square(96))
+    # with larger weights mask logits reach 50: masks are 0 or 1 to the last bit, and classes tie
+    return save(transformers.OneFormerForUniversalSegmentation(config), folder, size=square(96), gain=1.0)
 
 
 def eomt(folder: Path) -> Path:

@@ -160,16 +160,7 @@ def test_models_with_a_class_map(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        "mask2former",
-        "eomt",
-        pytest.param(
-            "oneformer", marks=pytest.mark.xfail(reason="its graph is refused: see docs/families.md", strict=True)
-        ),
-    ],
-)
+@pytest.mark.parametrize("family", ["mask2former", "eomt", "oneformer"])
 def test_models_with_queries(tmp_path: Path, family: str) -> None:
     bundle, model = exported(tmp_path, family)
     assert (bundle.outputs[0].activation, len(bundle.classes)) == ("none", 5)
