@@ -26,10 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-add_export_commands(app)
-add_build_commands(app)
 add_model_commands(app)
+add_export_commands(app)
 add_gate_commands(app)
+add_build_commands(app)
 add_engine_commands(app)
 add_trainer_commands(app)
 

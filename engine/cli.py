@@ -84,12 +84,12 @@ class Weight(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add the engine's commands to the application."""
-    app.command("taxonomy")(draft_taxonomy)
-    app.command("calibrate")(calibrate_thresholds)
-    app.command("label")(label_corpus)
-    app.command("eval")(evaluate_labels)
-    app.command("show")(show)
-    app.command("dump")(dump)
+    app.command("taxonomy", rich_help_panel="Labels")(draft_taxonomy)
+    app.command("calibrate", rich_help_panel="Labels")(calibrate_thresholds)
+    app.command("label", rich_help_panel="Labels")(label_corpus)
+    app.command("eval", rich_help_panel="Labels")(evaluate_labels)
+    app.command("show", rich_help_panel="Labels")(show)
+    app.command("dump", rich_help_panel="Labels")(dump)
     app.command("demo")(demo)
 
 

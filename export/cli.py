@@ -59,8 +59,8 @@ class ImportTask(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add ``import``, ``cam-head`` and ``doctor`` to the application."""
-    app.command("import")(import_model)
-    app.command("cam-head")(cam_head)
+    app.command("import", rich_help_panel="Models")(import_model)
+    app.command("cam-head", rich_help_panel="Models")(cam_head)
     app.command("doctor")(doctor)
 
 

@@ -25,7 +25,7 @@ class Target(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add ``build`` to the application."""
-    app.command("build")(build)
+    app.command("build", rich_help_panel="Models")(build)
 
 
 def build(

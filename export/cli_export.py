@@ -38,7 +38,7 @@ class Masks(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add ``export`` to the application."""
-    app.command("export")(export_model)
+    app.command("export", rich_help_panel="Models")(export_model)
 
 
 def export_model(

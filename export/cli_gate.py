@@ -51,9 +51,9 @@ SHIFT = typer.Option(
 
 def add_commands(app: typer.Typer) -> None:
     """Add ``convert``, ``gate`` and ``bench`` to the application."""
-    app.command("convert")(convert_bundle)
-    app.command("gate")(prove)
-    app.command("bench")(compare_installed)
+    app.command("convert", rich_help_panel="Models")(convert_bundle)
+    app.command("gate", rich_help_panel="Models")(prove)
+    app.command("bench", rich_help_panel="Models")(compare_installed)
 
 
 def convert_bundle(

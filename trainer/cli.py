@@ -26,9 +26,9 @@ DEVICE = typer.Option(None, metavar="DEVICE", help="cpu, cuda or cuda:N.  [defau
 
 def add_commands(app: typer.Typer) -> None:
     """Add the trainer's commands to the application."""
-    app.command("train")(train_student)
-    app.command("evaluate")(evaluate_student)
-    app.command("predict")(predict_image)
+    app.command("train", rich_help_panel="Students")(train_student)
+    app.command("evaluate", rich_help_panel="Students")(evaluate_student)
+    app.command("predict", rich_help_panel="Students")(predict_image)
 
 
 def train_student(
