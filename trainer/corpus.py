@@ -105,8 +105,8 @@ def open_corpus(
 
     Raises :class:`UsageError` where the classes are not known or differ, or a part is empty.
     """
-    runs = [LabelStore.open(store).run for store in stores]
-    found = [Taxonomy.from_json(run["classes"]) for run in runs] + ([] if taxonomy is None else [taxonomy])
+    opened = [LabelStore.open(store) for store in stores]
+    found = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
     if not found:
         raise UsageError("the classes are not known: give a label store, or --classes FILE")
     classes = found[0]
@@ -125,7 +125,7 @@ def open_corpus(
     stored = tuple(StoredImages.open(store, skip=skip) for store in stores)
     plain = None if unlabelled is None else PlainImages.open(unlabelled, classes, skip=skip)
     record = {
-        "stores": [{"path": str(store), "run": run} for store, run in zip(stores, runs, strict=True)],
+        "stores": [{"path": str(store.path), "run": store.run} for store in opened],
         "labelled": _given(labelled, true),
         "unlabelled": _given(unlabelled, plain),
         "validation": _given(validation, held_out),

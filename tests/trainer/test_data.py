@@ -181,3 +181,9 @@ def test_stores_of_other_classes_do_not_mix(photos: Path, tmp_path: Path) -> Non
 
     with pytest.raises(UsageError, match="same classes"):
         open_corpus(stores=[tmp_path / "store"], taxonomy=classes_taxonomy(["a", "b"]))
+
+
+def test_a_store_of_segments_gives_no_labels(photos: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", photos, range(2), run={"maps": "segments"})
+    with pytest.raises(StoreError, match="segments without classes"):
+        open_corpus(stores=[tmp_path / "store"])
