@@ -14,7 +14,7 @@ from PIL import Image  # noqa: E402
 from maskmill.engine.png import encode_png  # noqa: E402
 from maskmill.engine.sources import open_source  # noqa: E402
 from maskmill.engine.store import InputRow, LabelRow, LabelStore, content_id  # noqa: E402
-from maskmill.errors import TrainingError, UsageError  # noqa: E402
+from maskmill.errors import StoreError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.corpus import open_corpus  # noqa: E402
 from maskmill.trainer.data import Draw, LabelledImages, StoredImages, TrainingImages  # noqa: E402
 from maskmill.trainer.recipes import Csl  # noqa: E402
