@@ -303,8 +303,9 @@ def fake_cupy(patch: pytest.MonkeyPatch) -> Iterator[Any]:
     machine.__init__(name="NVIDIA H100 80GB HBM3", capability="90", devices=1, memory_for=1 << 60)
     patch.setitem(sys.modules, "cupy", cupy)
     patch.setitem(sys.modules, "cupyx", cupyx)
-    with simt_device():
-        patch.setattr(device, "arrays", lambda: cupy)
+    # undone before what it is laid over: `patch` is undone later, and would bring the harness's functions back
+    with simt_device(), pytest.MonkeyPatch.context() as inner:
+        inner.setattr(device, "arrays", lambda: cupy)
         kernel, one_at_a_time = device.kernel, threading.Lock()
 
         def locked(source: str, name: str) -> Any:
@@ -314,7 +315,7 @@ def fake_cupy(patch: pytest.MonkeyPatch) -> Iterator[Any]:
 
             return launch
 
-        patch.setattr(device, "kernel", locked)
+        inner.setattr(device, "kernel", locked)
         for name in ("class_stats", "pcos", "quantize_weights", "resize_normalize"):
-            patch.setattr(kernels, name, _by_place(getattr(kernels, name), getattr(gpu, name)))
+            inner.setattr(kernels, name, _by_place(getattr(kernels, name), getattr(gpu, name)))
         yield cupy
