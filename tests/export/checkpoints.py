@@ -82,7 +82,7 @@ def mask2former(folder: Path) -> Path:
         backbone_config=swin(), num_labels=5, num_queries=7, hidden_dim=32, feature_size=32, mask_feature_size=32,
         encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, encoder_feedforward_dim=32,
     )  # fmt: skip
-    return save(transformers.Mask2FormerForUniversalSegmentation(config), folder, size=square(96))
+    return save(transformers.Mask2FormerForUniversalSegmentation(config), folder, size=square(96), gain=1.0)
 
 
 def oneformer(folder: Path) -> Path:
@@ -115,7 +115,7 @@ def clipseg(folder: Path) -> Path:
         decoder_intermediate_size=16,
     )  # fmt: skip
     tokenizer(folder)
-    return save(transformers.CLIPSegForImageSegmentation(config), folder, size=square(96))
+    return save(transformers.CLIPSegForImageSegmentation(config), folder, size=square(96), gain=1.0)
 
 
 def sam(folder: Path) -> Path:
@@ -168,7 +168,7 @@ def efficientnet(folder: Path) -> Path:
     config = transformers.EfficientNetConfig(
         num_labels=5, image_size=96, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320
     )
-    return save(transformers.EfficientNetForImageClassification(config), folder, size=square(96), gain=3.0)
+    return save(transformers.EfficientNetForImageClassification(config), folder, size=square(96), gain=2.0)
 
 
 def vit(folder: Path) -> Path:
