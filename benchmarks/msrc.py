@@ -49,7 +49,7 @@ from maskmill.engine.sources import open_source
 from maskmill.engine.store import LabelStore
 from maskmill.engine.taxonomy import Taxonomy
 from maskmill.engine.thresholds import NO_CLASS, ScoreSpill, fit_thresholds
-from maskmill.engine.workers import ordered_map
+from maskmill.engine.workers import default_workers, ordered_map
 from maskmill.export.bundle import read_class_names
 from maskmill.export.onnx import bundle_from_onnx
 
@@ -226,7 +226,7 @@ def predict_all(predictor, taxonomy: Taxonomy, photos: list[Path], labels: Label
         return FullPhoto(score_map, truth)
 
     found = []
-    for index, photo in enumerate(ordered_map(predict, photos, num_workers())):
+    for index, photo in enumerate(ordered_map(predict, photos, default_workers())):
         if isinstance(photo, FullPhoto):
             scores = photo.score_map.scores
             if cache is None:
@@ -293,7 +293,7 @@ def score_rows(samples, taxonomy: Taxonomy, rows: list[Row], thresholds, splits)
         return counts
 
     total = 0
-    for counts in ordered_map(score, range(len(samples)), num_workers()):
+    for counts in ordered_map(score, range(len(samples)), default_workers()):
         total = total + counts
     return total
 
@@ -305,17 +305,13 @@ def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], 
     source, labels = open_source(data / "msrc" / "images"), LabelFolder(data / "msrc" / "labels")
     found = calibrate(
         predictor, source, labels, taxonomy, alpha="0.05", group="class", rule="agree", ids=calibration, min_images=1,
-        folds=2, workers=num_workers(),
+        folds=2, workers=default_workers(),
     )  # fmt: skip
     listed = folder / "scored.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in photos if photo.stem in scored))
     selection = Selection(method="conformal", rule=found.rule, thresholds=found.thresholds)
     label(predictor, open_source(listed), folder / "store", taxonomy, selection, calibration=found)
-    return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=num_workers())
-
-
-def num_workers() -> int:
-    return len(os.sched_getaffinity(0))
+    return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=default_workers())
 
 
 def summarise(rows: list[Row], counts: np.ndarray, taxonomy: Taxonomy) -> list[dict]:
@@ -375,7 +371,7 @@ def main() -> int:
         report = {
             "benchmark": "msrc",
             "command": " ".join(["benchmarks/msrc.py", *sys.argv[1:]]),
-            "machine": f"{platform.processor() or platform.machine()}, {num_workers()} processors",
+            "machine": f"{platform.processor() or platform.machine()}, {default_workers()} processors",
             "resolution": options.resolution,
             "antialias": options.antialias,
             "photos": len(photos),

@@ -61,6 +61,7 @@ from maskmill.engine.session import OnnxSession
 from maskmill.engine.store import content_id
 from maskmill.engine.taxonomy import Taxonomy
 from maskmill.engine.thresholds import ScoreSpill, fit_thresholds
+from maskmill.engine.workers import default_workers
 from maskmill.export.bundle import Bundle, InputSpec, OutputSpec, read_class_names, write_atomically
 from maskmill.export.cam_head import REGULARIZATION, fit_logistic, head_bundle
 from maskmill.export.onnx_promptable import promptable_from_onnx
@@ -212,12 +213,8 @@ def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -
         shown = tuple(CLASSES[index - 1] for index in np.unique(truth) if 0 < index < 255)
         return Photo(path, truth, shown, tuple(np.load(file) for file in files))
 
-    with ThreadPoolExecutor(num_workers()) as pool:
+    with ThreadPoolExecutor(default_workers()) as pool:
         return list(pool.map(load, sorted((data / "msrc" / "images").glob("*.jpg"))))
-
-
-def num_workers() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +294,7 @@ class Split:
         def run(photo: Photo) -> Stages:
             return predictor.stages([predictor.prepare(self._images[photo.path], photo.path.name)])[0]
 
-        with ThreadPoolExecutor(num_workers()) as pool:
+        with ThreadPoolExecutor(default_workers()) as pool:
             return list(pool.map(run, photos))
 
     def label(self, photos: list[Photo], found: list[Stages], selection: Selection) -> Labelled:
@@ -423,7 +420,7 @@ def measure_speed(split: Split, folder: Path, sam: Bundle, chosen: dict[str, Any
             image = decode_image(photo.path.read_bytes())
             select(predictor.run([predictor.prepare(image, photo.path.name)])[0], split.taxonomy, Selection())
 
-        with ThreadPoolExecutor(num_workers()) as pool:
+        with ThreadPoolExecutor(default_workers()) as pool:
             list(pool.map(run, photos))
         return predictor
 
@@ -521,7 +518,7 @@ def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: 
             cache.put(key, rounded([output[0] for output in outputs]))
 
     started = time.perf_counter()
-    with ThreadPoolExecutor(num_workers()) as pool:
+    with ThreadPoolExecutor(default_workers()) as pool:
         list(pool.map(embed, photos))
     return time.perf_counter() - started
 
@@ -613,7 +610,7 @@ def report_of(rows: list[dict[str, Labelled]], choices: list[dict[str, Any]], sp
     return {
         "benchmark": "prompted_msrc",
         "command": " ".join(["benchmarks/prompted_msrc.py", *sys.argv[1:]]),
-        "machine": f"{platform.processor() or platform.machine()}, {num_workers()} processors",
+        "machine": f"{platform.processor() or platform.machine()}, {default_workers()} processors",
         "miou_cam": table["cam"]["miou"]["mean"],
         "miou_one_peak": table["one_peak"]["miou"]["mean"],
         "miou_peaks": table["peaks"]["miou"]["mean"],

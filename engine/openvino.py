@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingPackageError, SessionError, UsageError
 from ..export.bundle import Bundle
+from .session import shapes_of
 
 
 class OpenVINOSession:
@@ -95,8 +96,7 @@ class OpenVINOSession:
         try:
             results = self._local.request.infer(feeds, share_inputs=True)
         except Exception as error:
-            shapes = ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
-            raise SessionError(f"the model failed on its input {shapes}: {_reason(error)}") from error
+            raise SessionError(f"the model failed on its input {shapes_of(feeds)}: {_reason(error)}") from error
         return [results[index] for index in self._outputs]
 
     def __repr__(self) -> str:

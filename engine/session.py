@@ -188,8 +188,7 @@ class OnnxSession:
                 return run_on_device(self._session, feeds, self._outputs)
             return self._session.run(self._outputs, feeds)
         except Exception as error:
-            shapes = ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
-            raise SessionError(f"the model failed on its input {shapes}: {first_line(error)}") from error
+            raise SessionError(f"the model failed on its input {shapes_of(feeds)}: {first_line(error)}") from error
 
     def __repr__(self) -> str:
         return self._description
@@ -211,6 +210,11 @@ def _with_options(provider: str, bundle: Bundle) -> list[Any]:
         "trt_timing_cache_path": str(cache),
     }
     return [(PROVIDERS[provider], options), PROVIDERS["cuda"]]
+
+
+def shapes_of(feeds: Mapping[str, Any]) -> str:
+    """Names and shapes of a call's inputs, for messages."""
+    return ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
 
 
 def first_line(error: Exception) -> str:
