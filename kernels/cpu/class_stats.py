@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -10,17 +11,13 @@ from numpy.lib.stride_tricks import as_strided
 from ...errors import UsageError
 from ..decode import ACTIVATIONS, RULES, DecodePlan, Taps, decode_plan
 from ..types import ClassStats
-from .decode import decode_rows
+from .decode import decode_bands, decode_rows
 from .outputs import output
 from .simd import LANES
-from .threads import num_threads, share
+from .threads import num_threads, numba_threads_are_safe, share
 
 _WORTH_THREADS = 1 << 20
 """Class-pixels below which sharing them costs more than it saves (about half a millisecond of one core)."""
-_WORTH_BAND = 1 << 18
-"""Class-pixels below which a band of rows is not worth a hand-over."""
-_MOST_BANDS = 4
-"""Bands a thread: more than one, so that a thread that is held up leaves some to the others."""
 
 _FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
 _INDICES = ("top", "second", "set_size", "label")
@@ -91,10 +88,12 @@ def class_stats(
     work = len(maps) * plan.channels * rows * plan.size[1]
     if threads is None:
         threads = num_threads(work, _WORTH_THREADS)
-    each = 1 if threads == 1 else min(max(work // (threads * _WORTH_BAND), 1), _MOST_BANDS)
-    height = -(-rows * len(maps) // (threads * each))
-    tasks = [(first, min(first + height, rows), *one) for one in maps for first in range(0, rows, height)]
-    share(decode_rows, tasks, threads)
+    bounds = np.arange(threads + 1) * rows // threads
+    if threads > 1 and numba_threads_are_safe():
+        for *inputs, outputs in maps:
+            decode_bands(bounds, *inputs, *outputs)
+    else:
+        share(decode_rows, [(*band, *one) for one in maps for band in pairwise(bounds.tolist())], threads)
     return ClassStats(**result)
 
 

@@ -9,6 +9,7 @@ the outputs asked for: calibration and labelling see the same scores to the bit.
 from __future__ import annotations
 
 import numpy as np
+from numba import prange
 
 from ..types import UNREACHED
 from .compiled import compiled
@@ -210,3 +211,23 @@ def decode_rows(
                         scores, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch
                     )
                     store_first(floats[_TRUE_SCORE], out, n, score)
+
+
+@compiled(error_model="numpy", parallel=True)
+def decode_bands(
+    bounds, source, row_taps, column_taps, classes, selection, truth, exact_dispersion, floats, indices, labels
+):
+    """Fill the rows between each two of ``bounds`` in a thread of Numba's, as :func:`decode_rows` does."""
+    for band in prange(bounds.size - 1):
+        decode_rows(
+            bounds[band],
+            bounds[band + 1],
+            source,
+            row_taps,
+            column_taps,
+            classes,
+            selection,
+            truth,
+            exact_dispersion,
+            (floats, indices, labels),
+        )

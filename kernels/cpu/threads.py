@@ -1,7 +1,14 @@
-"""Threads of a kernel called directly; pipelines and data workers already have a thread for each image."""
+"""Threads of a kernel called directly; pipelines and data workers already have a thread for each image.
+
+Two kinds. Numba's own, by OpenMP or TBB, take over within microseconds, since they look for work for a while before
+they sleep: for maps that take less than a millisecond. Python's, for larger pieces and where Numba has neither: waking
+one takes a tenth of a millisecond. Numba's third layer, ``workqueue``, is not used: it aborts the process when two
+Python threads enter a parallel function.
+"""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import threading
@@ -11,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 from numba import config
+
+_PROCESS = os.getpid()
 
 
 def num_threads(work: int, worth: int) -> int:
@@ -22,6 +31,23 @@ def num_threads(work: int, worth: int) -> int:
     return config.NUMBA_NUM_THREADS if direct and work >= worth else 1
 
 
+def numba_threads_are_safe() -> bool:
+    """Whether Numba's threads may be used: its layer takes calls of several threads, and did not start before a fork.
+
+    GNU OpenMP ends a forked child that uses it.
+    """
+    return os.getpid() == _PROCESS and config.THREADING_LAYER in ("default", "threadsafe", "omp") and _has_openmp()
+
+
+@cache
+def _has_openmp() -> bool:
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return False
+    return True
+
+
 @cache
 def _helpers(process: int, count: int) -> ThreadPoolExecutor:
     """Threads that wait for work: starting one takes longer than a small map. A forked child needs its own."""
@@ -29,11 +55,7 @@ def _helpers(process: int, count: int) -> ThreadPoolExecutor:
 
 
 def share(function: Callable[..., object], tasks: Iterable[tuple], threads: int) -> None:
-    """Call ``function(*task)`` for every task, in this thread and in ``threads`` - 1 of our own.
-
-    Not Numba's: its ``workqueue`` layer aborts the process when two Python threads enter a parallel function, and the
-    compiled loops release the lock anyway.
-    """
+    """Call ``function(*task)`` for every task, in this thread and in ``threads`` - 1 of our own."""
     if threads == 1:
         for task in tasks:
             function(*task)

@@ -625,3 +625,35 @@ def test_eight_threads_at_once_under_workqueue():
     """
     workqueue = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "4"}
     assert output_of(program, **workqueue) == "failures: 0"
+
+
+def test_a_forked_child_goes_on_after_its_parent_shared_a_map():
+    program = """
+        import os
+        import numpy as np
+        from maskmill.kernels import cpu
+
+        scores = np.random.default_rng(0).normal(size=(21, 33, 33)).astype(np.float32)
+        expected = cpu.class_stats(scores, (213, 320), threads=2)
+        child = os.fork()
+        if child == 0:
+            found = cpu.class_stats(scores, (213, 320), threads=2)
+            os._exit(0 if (found.label == expected.label).all() else 1)
+        print("status:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert output_of(program, PYTHONWARNINGS="ignore") == "status: 0"
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_bits_do_not_depend_on_whose_threads_share_the_rows(layer):
+    program = """
+        import numpy as np
+        from maskmill.kernels import cpu
+
+        scores = np.random.default_rng(0).normal(size=(3, 21, 9, 11)).astype(np.float32)
+        for threads in (2, 3, 100):
+            one, several = (cpu.class_stats(scores, (40, 37), threads=number) for number in (1, threads))
+            assert (one.label == several.label).all() and (one.confidence == several.confidence).all()
+        print("equal")
+    """
+    assert output_of(program, NUMBA_THREADING_LAYER=layer) == "equal"
