@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import SessionError, UsageError
 from ..export.bundle import Bundle
-from .images import preprocess
+from .place import HOST, Place
 from .session import Session
 
 _EPSILON = 1e-5
@@ -32,8 +32,9 @@ _EPSILON = 1e-5
 class CamInput:
     """One image, ready for the classifier."""
 
-    tensors: tuple[NDArray[np.float32], ...]
-    """One a scale, and after each its mirrored twin where asked for: float32, without the batch axis."""
+    tensors: tuple[Any, ...]
+    """One a scale, and after each its mirrored twin where asked for: float32, without the batch axis, in the model's
+    place."""
     covers: tuple[tuple[float, float], ...]
     """Of each tensor the share of its height and width that the image covers."""
 
@@ -42,30 +43,34 @@ class CamInput:
 class Cams:
     """What the classifier says of one image."""
 
-    maps: tuple[NDArray[Any], ...]
-    """Class activation maps, one a tensor, each (C, h, w), as the model gives them."""
+    maps: tuple[Any, ...]
+    """Class activation maps, one a tensor, each (C, h, w), as the model gives them, in ``place``."""
     covers: tuple[tuple[float, float], ...]
     """As :attr:`CamInput.covers`."""
     flipped: tuple[bool, ...]
     """Which of the maps are of the mirrored image."""
-    probabilities: NDArray[np.float32]
-    """(C,): each class's probability, the mean over scales."""
+    probabilities: Any
+    """(C,) float32: each class's probability, the mean over scales, in ``place``."""
+    place: Place = HOST
+    """Where the maps lie."""
 
-    def on_grid(
-        self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]
-    ) -> NDArray[np.float32]:
+    def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> Any:
         """Maps of some classes, (len(classes), rows, columns) float32 in [0, 1]; all 0 where none of it is positive.
 
-        The grid has ``size`` = (rows, columns) unit cells, of which the image covers the first ``extent``, a real
-        number of rows and columns.
+        They lie in ``place``. The grid has ``size`` = (rows, columns) unit cells, of which the image covers the first
+        ``extent``, a real number of rows and columns.
         """
-        chosen = list(classes)
-        total = np.zeros((len(chosen), *size), np.float32)
+        xp = self.place.xp
+        total = xp.zeros((len(classes), *size), np.float32)
+        if not len(classes):
+            return total
+        chosen = xp.asarray(np.array(classes, np.int64))
         for maps, covers, flipped in zip(self.maps, self.covers, self.flipped, strict=True):
             rows = bilinear_weights(size[0], extent[0], maps.shape[1], covers[0])
             columns = bilinear_weights(size[1], extent[1], maps.shape[2], covers[1], mirrored=flipped)
-            total += np.maximum(rows @ np.asarray(maps[chosen], np.float32) @ columns.T, 0)
-        return total / (total.max(axis=(1, 2), keepdims=True, initial=0) + _EPSILON)
+            resampled = xp.asarray(rows) @ xp.asarray(maps[chosen], np.float32) @ xp.asarray(columns).T
+            total += xp.maximum(resampled, 0)
+        return total / (total.max(axis=(1, 2), keepdims=True) + _EPSILON)
 
 
 class CamModel:
@@ -79,6 +84,8 @@ class CamModel:
         Input sizes as multiples of the bundle's own.
     flip
         Whether the mirrored image is looked at, too.
+    place
+        Where images and maps lie; the session must take arrays from there.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class CamModel:
         *,
         scales: Sequence[float] = (1.0,),
         flip: bool = True,
+        place: Place = HOST,
     ) -> None:
         if bundle.task != "cam":
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; activation maps need a cam one")
@@ -99,6 +107,7 @@ class CamModel:
         self.bundle = bundle
         self.session = session
         self.flip = flip
+        self.place = place
         self.scales = tuple(scales)
         self._specs = [self._spec(scale) for scale in scales]
         self._cam, self._logits = kinds.index("cam"), kinds.index("logits")
@@ -113,13 +122,13 @@ class CamModel:
         )
         return self.bundle.at_size(height, width).input
 
-    def prepare(self, image: NDArray[np.uint8]) -> CamInput:
-        """Resize and normalise an HWC uint8 RGB image at every scale."""
+    def prepare(self, image: Any) -> CamInput:
+        """Resize and normalise an HWC uint8 RGB image, which lies in the model's place, at every scale."""
         tensors, covers = [], []
-        views = (image, np.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
+        views = (image, self.place.xp.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
         for spec in self._specs:
             for view in views:
-                tensor, covered = preprocess(view, spec)
+                tensor, covered = self.place.preprocess(view, spec)
                 tensors.append(tensor)
                 covers.append(covered)
         return CamInput(tensors=tuple(tensors), covers=tuple(covers))
@@ -147,15 +156,16 @@ class CamModel:
                 covers=one.covers,
                 flipped=(False, True)[:views] * len(self._specs),
                 probabilities=self._probabilities(logits[index]),
+                place=self.place,
             )
             for index, one in enumerate(prepared)
         ]
 
-    def _call(self, tensors: list[NDArray[np.float32]]) -> tuple[NDArray[Any], NDArray[Any]]:
-        num = len(tensors)
+    def _call(self, tensors: list[Any]) -> tuple[Any, Any]:
+        num, xp = len(tensors), self.place.xp
         if (fixed := self.session.max_batch) and num < fixed:
-            tensors = tensors + [np.zeros_like(tensors[0])] * (fixed - num)
-        outputs = self.session.run(np.stack(tensors))
+            tensors = tensors + [xp.zeros(tensors[0].shape, np.float32)] * (fixed - num)
+        outputs = self.session.run(xp.stack(tensors))
         cams, logits = outputs[self._cam], outputs[self._logits]
         classes = len(self.bundle.classes)
         axis = self.bundle.outputs[self._cam].class_axis
@@ -164,15 +174,16 @@ class CamModel:
                 f"the classifier gave maps {tuple(cams.shape)} with logits {tuple(logits.shape)}; "
                 f"its bundle has {classes} classes"
             )
-        return (np.moveaxis(cams, 3, 1) if axis == 3 else cams)[:num], logits[:num]
+        return (xp.moveaxis(cams, 3, 1) if axis == 3 else cams)[:num], logits[:num]
 
-    def _probabilities(self, logits: list[Any]) -> NDArray[np.float32]:
-        values = np.stack([np.asarray(one) for one in logits]).astype(np.float64)
+    def _probabilities(self, logits: list[Any]) -> Any:
+        xp = self.place.xp
+        values = xp.stack(logits).astype(np.float64)
         if self.bundle.outputs[self._logits].activation == "softmax":
-            values = np.exp(values - values.max(axis=1, keepdims=True))
+            values = xp.exp(values - values.max(axis=1, keepdims=True))
             values /= values.sum(axis=1, keepdims=True)
         elif self.bundle.outputs[self._logits].activation == "sigmoid":
-            values = 1 / (1 + np.exp(-np.clip(values, -80, 80)))
+            values = 1 / (1 + xp.exp(-xp.clip(values, -80, 80)))
         return values.mean(axis=0).astype(np.float32)
 
 

@@ -237,7 +237,7 @@ def label_corpus(
     """
     from . import display, pipeline
     from .calibrate import Calibration
-    from .devices import label_on_devices
+    from .devices import label_on_devices, label_share, segment_share
     from .select import Selection
     from .sources import open_source
     from .taxonomy import Taxonomy
@@ -260,14 +260,19 @@ def label_corpus(
         "limit": limit,
         "max_pixels": max_pixels,
     }
-    gpus = _devices(devices, provider, dry_run or bundle is None)
+    gpus = _devices(devices, provider, dry_run)
     if sam is not None and cam is None:
         if select is not Method.argmax or weight is not Weight.none or taxonomy or output is None or dry_run:
             raise UsageError("segments have no classes: --select, --weight, --taxonomy and --dry-run go with --cam")
-        segments = open_everything(asked, provider, threads, **model)
+        opening = partial(open_everything, asked, provider, threads, **model)
+        segments = None if gpus else opening()
         common["retry_rejects"] = retry_rejects
         with display.run_display(as_json=as_json) as observer:
-            progress = pipeline.segment(segments, open_source(source), output, observer=observer, **common)
+            if segments is None:
+                work = partial(segment_share, opening)
+                progress = label_on_devices(work, source, output, devices=gpus, observer=observer, **common)
+            else:
+                progress = pipeline.segment(segments, open_source(source), output, observer=observer, **common)
         _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
         return
     if bundle is None:
@@ -275,8 +280,10 @@ def label_corpus(
     else:
         opening = partial(open_predictor, bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
     predictor: Any = None
-    if gpus and bundle:  # each device's process opens its own; this one keeps away from them
-        classes = load_taxonomy(bundle, taxonomy)
+    if gpus:  # each device's process opens its own; this one keeps away from them
+        named = bundle or cam
+        assert named is not None, "checked above"
+        classes = load_taxonomy(named, taxonomy)
     else:
         predictor, classes = opening()
     thresholds = Calibration.load(calibration) if calibration else None
@@ -297,7 +304,8 @@ def label_corpus(
     common |= {"calibration": thresholds, "retry_rejects": retry_rejects}
     with display.run_display(as_json=as_json) as observer:
         if gpus:
-            progress = label_on_devices(opening, source, output, selection, devices=gpus, observer=observer, **common)
+            work = partial(label_share, opening, selection)
+            progress = label_on_devices(work, source, output, devices=gpus, observer=observer, **common)
         else:
             progress = pipeline.label(
                 predictor, open_source(source), output, classes, selection, observer=observer, **common
@@ -343,9 +351,7 @@ def _devices(text: str | None, provider: Provider, dry_run: bool) -> tuple[int, 
     if text is None:
         return ()
     if provider not in ON_GPU or dry_run:
-        raise UsageError(
-            f"--devices goes with --provider {' or '.join(ON_GPU)}, and neither with --dry-run nor with --sam"
-        )
+        raise UsageError(f"--devices goes with --provider {' or '.join(ON_GPU)}, and not with --dry-run")
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--devices must be numbers separated by commas, as in 0,1, got {text!r}")

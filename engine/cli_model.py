@@ -73,9 +73,10 @@ def open_predictor(
 def load_taxonomy(bundle: Path, taxonomy: Path | None) -> Any:
     """The class mapping of ``taxonomy``, or of the model itself where None."""
     from ..export.bundle import Bundle
+    from .cams import scored_bundle
     from .taxonomy import Taxonomy
 
-    model = Bundle.load(bundle)
+    model = scored_bundle(Bundle.load(bundle))
     return Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ..errors import UsageError
-from .cli_model import Provider
+from .cli_model import Provider, load_taxonomy, place_of
 
 CAM = typer.Option(None, "--cam", metavar="BUNDLE", help="Classifier with activation maps; goes with --sam.")
 SAM = typer.Option(
@@ -82,19 +82,17 @@ def open_prompted(
     say: bool = True,
 ) -> tuple[Any, Any]:
     """The predictor and the taxonomy of ``--cam`` and ``--sam``; ``say`` prints what runs where."""
-    from .cams import scored_bundle
     from .embeddings import EmbeddingCache
     from .image_labels import ImageLabels
     from .masks import MaskSettings
     from .prompted import PromptedPredictor
     from .prompts import PromptSettings
-    from .taxonomy import Taxonomy
 
-    assert options.cam is not None, "checked by the caller"
     running: dict[str, Any] = {"provider": str(provider), "threads": threads, "precision": precision}
     running["allow_unverified"] = allow_unverified
-    cam, (cam_session,) = _open(options.cam, ("model",), running, say)
-    sam, (encoder, decoder) = _open(_given(options.sam), ("encoder", "decoder"), running, say)
+    path, place = _given(options.cam), place_of(provider)
+    cam, (cam_session,) = _open(path, ("model",), running, place, say)
+    sam, (encoder, decoder) = _open(_given(options.sam), ("encoder", "decoder"), running, place, say)
     values = parse_prompts(options.prompt, (PromptSettings, MaskSettings), _VIEWS)
     cache = None
     if options.embedding_cache is not None and store is not None:
@@ -112,10 +110,10 @@ def open_prompted(
         labels=None if options.image_labels is None else ImageLabels.load(options.image_labels),
         cache=cache,
         batch=batch,
+        place=place,
         **values["views"],
     )
-    model = scored_bundle(cam)
-    return predictor, Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+    return predictor, load_taxonomy(path, taxonomy)
 
 
 def open_everything(
@@ -132,9 +130,11 @@ def open_everything(
 
     running: dict[str, Any] = {"provider": str(provider), "threads": threads, "precision": precision}
     running["allow_unverified"] = allow_unverified
-    sam, (encoder, decoder) = _open(_given(options.sam), ("encoder", "decoder"), running, say)
+    place = place_of(provider)
+    sam, (encoder, decoder) = _open(_given(options.sam), ("encoder", "decoder"), running, place, say)
     values = parse_prompts(options.prompt, (EverythingSettings,), {})
-    return SegmentEverything(sam, encoder, decoder, settings=EverythingSettings(**values["EverythingSettings"]))
+    settings = EverythingSettings(**values["EverythingSettings"])
+    return SegmentEverything(sam, encoder, decoder, settings=settings, place=place)
 
 
 _VIEWS = {"scales": "tuple[float, ...]", "flip": "bool", "class_threshold": "float"}
@@ -201,7 +201,7 @@ def _given(path: Path | None) -> Path:
     return path
 
 
-def _open(path: Path, roles: tuple[str, ...], running: dict[str, Any], say: bool) -> tuple[Any, list[Any]]:
+def _open(path: Path, roles: tuple[str, ...], running: dict[str, Any], place: Any, say: bool) -> tuple[Any, list[Any]]:
     from ..export.bundle import Bundle
     from .session import open_session
 
@@ -209,5 +209,5 @@ def _open(path: Path, roles: tuple[str, ...], running: dict[str, Any], say: bool
     bundle.verify()
     sessions = [open_session(bundle, role=role, **running) for role in roles]
     if say:
-        typer.echo(f"{bundle.path}: {sessions[0]}")
+        typer.echo(f"{bundle.path}: {sessions[0]}; {place}")
     return bundle, sessions

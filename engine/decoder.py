@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import SessionError, UsageError
 from ..export.bundle import Bundle
+from .place import HOST, Place
 from .prompts import BOX_END, PADDING, Prompts
 from .session import Session
 
@@ -30,9 +31,14 @@ MAX_PROMPTS = 16
 
 
 class PromptDecoder:
-    """A promptable bundle's decoder and what runs it; any number of threads may ask."""
+    """A promptable bundle's decoder and what runs it; any number of threads may ask.
 
-    def __init__(self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS) -> None:
+    ``place`` is where embeddings, points and masks lie; the session must take arrays from there.
+    """
+
+    def __init__(
+        self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS, place: Place = HOST
+    ) -> None:
         if bundle.prompt is None:
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
         if max_prompts < 1:
@@ -44,22 +50,22 @@ class PromptDecoder:
         kinds = [output.kind for output in bundle.outputs_of("decoder")]
         self._masks, self._scores = kinds.index("masks"), kinds.index("mask_scores")
         self._max_prompts = session.max_batch or max_prompts
+        self._place = place
         self._lock = threading.Lock()
         self.calls = 0
         """Calls of the session so far."""
 
-    def run(
-        self, embeddings: Sequence[NDArray[Any]], prompts: Prompts
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, embeddings: Sequence[Any], prompts: Prompts) -> tuple[Any, Any]:
         """Masks and the model's own scores of every prompt, in order.
 
         ``embeddings`` are the encoder's outputs, each (images, …), float32 or float16. Returns logits
-        (N, M, mask_height, mask_width), which cover the whole encoder input, and scores (N, M), both float32. Raises
-        :class:`SessionError` where the decoder fails or gives other shapes than its bundle says.
+        (N, M, mask_height, mask_width), which cover the whole encoder input, and scores (N, M), both float32, in the
+        decoder's place. Raises :class:`SessionError` where the decoder fails or gives other shapes than its bundle
+        says.
         """
-        spec = self.spec
-        masks = np.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
-        scores = np.empty((len(prompts), spec.num_masks), np.float32)
+        spec, xp = self.spec, self._place.xp
+        masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
+        scores = xp.empty((len(prompts), spec.num_masks), np.float32)
         # without a box SAM expects one padding point, and no more
         wanted = prompts.num_points + ~(prompts.labels == BOX_END).any(axis=1)
         ask = self._official if spec.signature == "official" else self._batched
@@ -67,50 +73,49 @@ class PromptDecoder:
             rows = np.flatnonzero(wanted == number)
             for start in range(0, len(rows), self._max_prompts):
                 chunk = rows[start : start + self._max_prompts]
-                points, labels = _with_points(prompts, chunk, int(number))
-                found = ask(embeddings, prompts.image[chunk], points, labels)
-                masks[chunk], scores[chunk] = self._checked(found, len(chunk))
+                found = self._checked(ask(embeddings, prompts, chunk, int(number)), len(chunk))
+                placed = xp.asarray(chunk)
+                masks[placed], scores[placed] = found
         return masks, scores
 
-    def _batched(
-        self, embeddings: Sequence[NDArray[Any]], images: NDArray[np.int64], points: NDArray[Any], labels: NDArray[Any]
-    ) -> list[Any]:
-        num, fixed = len(images), self._session.max_batch
+    def _batched(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
+        num, fixed, xp = len(rows), self._session.max_batch, self._place.xp
         if fixed and num < fixed:
-            repeated = np.minimum(np.arange(fixed), num - 1)
-            images, points, labels = images[repeated], points[repeated], labels[repeated]
+            rows = rows[np.minimum(np.arange(fixed), num - 1)]
+        images = xp.asarray(prompts.image[rows])
         feeds = {
-            name: np.ascontiguousarray(values[images], np.float32)
+            name: xp.ascontiguousarray(values[images], np.float32)
             for name, values in zip(self._embeddings, embeddings, strict=True)
         }
+        points, labels = _with_points(prompts, rows, number, xp)
         found = self._call({**feeds, "points": points, "labels": labels})
         return [output[:num] for output in found]
 
-    def _official(
-        self, embeddings: Sequence[NDArray[Any]], images: NDArray[np.int64], points: NDArray[Any], labels: NDArray[Any]
-    ) -> list[Any]:
-        size, input_size = (self.spec.mask_height, self.spec.mask_width), self._bundle.input
+    def _official(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
+        xp, spec = self._place.xp, self._bundle.input
+        points, labels = _with_points(prompts, rows, number, xp)
         found = [
             self._call(
                 official_feeds(
                     embeddings[0][image : image + 1],
                     points[row : row + 1],
                     labels[row : row + 1],
-                    mask_size=size,
-                    input_size=(input_size.height, input_size.width),
+                    mask_size=(self.spec.mask_height, self.spec.mask_width),
+                    input_size=(spec.height, spec.width),
+                    xp=xp,
                 )
             )
-            for row, image in enumerate(images)
+            for row, image in enumerate(prompts.image[rows].tolist())
         ]
-        return [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
+        return [xp.concatenate(outputs) for outputs in zip(*found, strict=True)]
 
-    def _call(self, feeds: dict[str, NDArray[Any]]) -> list[Any]:
+    def _call(self, feeds: dict[str, Any]) -> list[Any]:
         with self._lock:
             self.calls += 1
         return self._session.run(feeds)
 
-    def _checked(self, found: list[Any], num: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        masks, scores, spec = np.asarray(found[self._masks]), np.asarray(found[self._scores]), self.spec
+    def _checked(self, found: list[Any], num: int) -> tuple[Any, Any]:
+        masks, scores, spec = found[self._masks], found[self._scores], self.spec
         expected = (num, spec.num_masks, spec.mask_height, spec.mask_width)
         if masks.shape != expected or scores.shape != expected[:2]:
             raise SessionError(
@@ -121,32 +126,34 @@ class PromptDecoder:
 
 
 def official_feeds(
-    embedding: NDArray[Any],
-    points: NDArray[np.float32],
-    labels: NDArray[np.float32],
+    embedding: Any,
+    points: Any,
+    labels: Any,
     *,
     mask_size: tuple[int, int],
     input_size: tuple[int, int],
-) -> dict[str, NDArray[np.float32]]:
-    """Inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask."""
+    xp: Any = np,
+) -> dict[str, Any]:
+    """Inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask.
+
+    ``xp`` is the library of what is given.
+    """
     return {
-        "image_embeddings": np.asarray(embedding, np.float32),
+        "image_embeddings": xp.asarray(embedding, np.float32),
         "point_coords": points,
         "point_labels": labels,
-        "mask_input": np.zeros((1, 1, *mask_size), np.float32),
-        "has_mask_input": np.zeros(1, np.float32),
+        "mask_input": xp.zeros((1, 1, *mask_size), np.float32),
+        "has_mask_input": xp.zeros(1, np.float32),
         # decides the size of the upscaled masks only, which nobody asks for
-        "orig_im_size": np.array(input_size, np.float32),
+        "orig_im_size": xp.asarray(np.array(input_size, np.float32)),
     }
 
 
-def _with_points(
-    prompts: Prompts, rows: NDArray[np.int64], number: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _with_points(prompts: Prompts, rows: NDArray[np.int64], number: int, xp: Any) -> tuple[Any, Any]:
     """Points (rows, number, 2) and labels (rows, number) of some prompts, cut or padded to ``number`` points."""
     width = min(number, prompts.labels.shape[1])
-    points = np.zeros((len(rows), number, 2), np.float32)
+    points = xp.zeros((len(rows), number, 2), np.float32)
     labels = np.full((len(rows), number), PADDING, np.float32)
-    points[:, :width] = prompts.points[rows, :width]
+    points[:, :width] = prompts.points[xp.asarray(rows), :width]
     labels[:, :width] = prompts.labels[rows, :width]
-    return points, labels
+    return points, xp.asarray(labels)

@@ -2,7 +2,8 @@
 
 ::
 
-    progress = label_on_devices(open_predictor, "photos/", "labels", selection, devices=(0, 1), observer=print)
+    work = partial(label_share, open_predictor, selection)
+    progress = label_on_devices(work, "photos/", "labels", devices=(0, 1), observer=print)
 
 A process sees its own device alone (``CUDA_VISIBLE_DEVICES``) and is an ordinary label run over part I of N, so nothing
 else knows of several devices; the store takes several writers. An interrupt reaches every process once.
@@ -26,15 +27,38 @@ from ..errors import MaskmillError, SessionError, UsageError
 from .flow import StageTime
 from .progress import Progress
 
-OpenPredictor = Callable[[], tuple[Any, Any]]
-"""Makes the predictor and the taxonomy, in the process that uses them; must be importable there by its name."""
+Work = Callable[..., Progress]
+"""Labels a source into a store, in the process that calls it with both, ``shard_of``, ``observer`` and other options;
+must be importable there by its name."""
+
+
+def label_share(
+    open_predictor: Callable[[], tuple[Any, Any]],
+    selection: Any,
+    source: Any,
+    store_path: str | os.PathLike[str],
+    **options: Any,
+) -> Progress:
+    """Work: label by classes what ``options`` leave of ``source``; ``open_predictor`` makes predictor and taxonomy."""
+    from .pipeline import label
+
+    predictor, taxonomy = open_predictor()
+    return label(predictor, source, store_path, taxonomy, selection, **options)
+
+
+def segment_share(
+    open_everything: Callable[[], Any], source: Any, store_path: str | os.PathLike[str], **options: Any
+) -> Progress:
+    """Work: segment everything, without classes, in what ``options`` leave of ``source``."""
+    from .pipeline import segment
+
+    return segment(open_everything(), source, store_path, **options)
 
 
 def label_on_devices(
-    open_predictor: OpenPredictor,
+    work: Work,
     source: str,
     store_path: str | os.PathLike[str],
-    selection: Any,
     *,
     devices: Sequence[int],
     shard_of: tuple[int, int] | None = None,
@@ -43,7 +67,7 @@ def label_on_devices(
 ) -> Progress:
     """Label ``source`` on the GPUs ``devices``; the counts of all processes together.
 
-    ``options`` are those of :func:`maskmill.engine.pipeline.label`. The first error of a process stops the others,
+    ``options`` are those of ``work``. The first error of a process stops the others,
     which commit what they have done, and is raised as :class:`SessionError` with its text.
     """
     if len(set(devices)) != len(devices) or not devices or min(devices) < 0:
@@ -60,7 +84,7 @@ def label_on_devices(
     for part, device in enumerate(devices):
         options_here = {**options, "shard_of": (index + count * part, count * len(devices))}
         shown = visible[device] if visible else str(device)
-        arguments = (shown, part, channel, open_predictor, source, os.fspath(store_path), selection, options_here)
+        arguments = (shown, part, channel, work, source, os.fspath(store_path), options_here)
         processes.append(context.Process(target=_work, args=arguments, name=f"maskmill-device-{device}"))
         processes[-1].start()
     parts = [Progress(planned=0) for _ in devices]
@@ -92,10 +116,9 @@ def _work(
     device: str,
     part: int,
     channel: Any,
-    open_predictor: OpenPredictor,
+    work: Work,
     source: str,
     store_path: str,
-    selection: Any,
     options: dict[str, Any],
 ) -> None:
     """One process: everything that touches a device is imported after the device was chosen."""
@@ -103,15 +126,13 @@ def _work(
     # a group of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from .pipeline import label
     from .sources import open_source
 
     def observe(progress: Progress) -> None:
         channel.put((part, progress))
 
     try:
-        predictor, taxonomy = open_predictor()
-        observe(label(predictor, open_source(source), store_path, taxonomy, selection, observer=observe, **options))
+        observe(work(open_source(source), store_path, observer=observe, **options))
     except MaskmillError as error:
         channel.put((part, " ".join(str(error).split())))
     except KeyboardInterrupt:

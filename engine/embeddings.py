@@ -8,7 +8,8 @@
         cache.put(key, embeddings := rounded(encode(image)))
 
 Embeddings are kept as float16 under the hash of the decoded pixels, in a folder for each encoder. Past the limit those
-that were used longest ago go. Any number of threads and processes may share a folder.
+that were used longest ago go. Any number of threads and processes may share a folder. Everything here is in main memory
+but what :func:`rounded` is given.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ from .store_rows import content_id
 _SPARE = 0.1  # share of the limit that a clean-up frees, so that it is rare
 
 
-def rounded(embeddings: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Embeddings as float16, or as they are where a value does not fit.
+def rounded(embeddings: Sequence[Any], xp: Any = np) -> list[Any]:
+    """An image's embeddings as float32 values that 16 bits hold, or as they are where one is too large for them.
 
-    Decoders get these whether they are kept or not: labels do not depend on what a cache holds.
+    Decoders get these whether they are kept or not: labels do not depend on what a cache holds. ``xp`` is the library
+    of the embeddings; nothing of a device's is waited for.
     """
     with np.errstate(over="ignore"):
-        half = [np.asarray(values).astype(np.float16) for values in embeddings]
-    return half if all(np.isfinite(values).all() for values in half) else [np.asarray(values) for values in embeddings]
+        half = [values.astype(np.float16) for values in embeddings]
+    fits = xp.stack([xp.isfinite(values).all() for values in half]).all()
+    return [xp.where(fits, small, values) for small, values in zip(half, embeddings, strict=True)]
 
 
 class EmbeddingCache:
@@ -88,14 +91,16 @@ class EmbeddingCache:
         return found
 
     def put(self, key: str, embeddings: Sequence[NDArray[Any]]) -> None:
-        """Keep the embeddings of an image, as :func:`rounded` gives them; those that are not float16 are not kept.
+        """Keep the embeddings of an image, as :func:`rounded` gives them; those that 16 bits do not hold are not kept.
 
         A full disk is no error: the cache is left as it is.
         """
-        if any(values.dtype != np.float16 for values in embeddings):
+        with np.errstate(over="ignore"):
+            half = [values.astype(np.float16) for values in embeddings]
+        if not all(np.isfinite(values).all() for values in half):
             return
         buffer = io.BytesIO()
-        np.savez(buffer, *embeddings)
+        np.savez(buffer, *half)
         data = buffer.getvalue()
         with self._lock, suppress(OSError):
             if self._bytes is None:

@@ -8,6 +8,9 @@
 Where segments overlap the smaller one lies on top, as in S2C, which contrasts features of such segments. The filters
 are those of Segment Anything: the model's own score of a mask, and its stability (the IoU of the mask at two thresholds
 of its logits); of masks that overlap nearly whole the one with the highest score stays.
+
+With ``place=Device()`` images, embeddings, logits and the painting stay on the device; scores, stabilities, areas and
+which masks overlap come down, since they decide which masks stay, and at last the map of segments.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from ..export.bundle import Bundle
 from .cams import bilinear_weights
 from .decoder import PromptDecoder
 from .embeddings import rounded
-from .images import preprocess
 from .place import HOST, Place
 from .prompts import grid_prompts
 from .select import Selected
@@ -61,25 +63,37 @@ class EverythingSettings:
 class SegmentMap:
     """The segments of one image, the largest first."""
 
-    logits: NDArray[np.float16]
-    """(n, rows, columns): a segment is where its logits are positive."""
+    logits: Any
+    """(n, rows, columns) float16, in ``place``: a segment is where its logits are positive."""
     scores: NDArray[np.float32]
     """(n,): the model's scores."""
     size: tuple[int, int]
     """(height, width) of the image, in pixels."""
     extent: tuple[float, float]
     """Rows and columns of the logits, from the first, that the image covers."""
+    place: Place = HOST
+    """Where the logits lie."""
 
 
 class SegmentEverything:
-    """A promptable bundle that is asked for everything; prepares and runs as every predictor does."""
+    """A promptable bundle that is asked for everything; prepares and runs as every predictor does.
+
+    ``place`` is where images and logits lie; the sessions must take arrays from there.
+    """
 
     def __init__(
-        self, bundle: Bundle, encoder: Session, decoder: Session, *, settings: EverythingSettings | None = None
+        self,
+        bundle: Bundle,
+        encoder: Session,
+        decoder: Session,
+        *,
+        settings: EverythingSettings | None = None,
+        place: Place = HOST,
     ) -> None:
         self.bundle = bundle
         self._encoder = encoder
-        self._decoder = PromptDecoder(bundle, decoder)
+        self._decoder = PromptDecoder(bundle, decoder, place=place)
+        self._place = place
         self._options = settings or EverythingSettings()
         self._decoder_kind, self._decoder_artefact = decoder.kind, decoder.artefact
 
@@ -105,77 +119,104 @@ class SegmentEverything:
 
     @property
     def place(self) -> Place:
-        """Images and segments lie on the host."""
-        return HOST
+        """Where images are decoded and segments lie."""
+        return self._place
 
-    def prepare(self, image: Any, uri: str = "") -> tuple[NDArray[np.float32], tuple[float, float], tuple[int, int]]:
+    def prepare(self, image: Any, uri: str = "") -> tuple[Any, tuple[float, float], tuple[int, int]]:
         """The encoder's input, the shares of it that the image covers, and the image's size."""
-        tensor, covers = preprocess(image, self.bundle.input)
+        with self.place.queue():
+            tensor, covers = self.place.preprocess(image, self.bundle.input)
         return tensor, covers, (image.shape[0], image.shape[1])
 
     def run(self, prepared: Sequence[Any]) -> list[SegmentMap]:
         """The segments of prepared images."""
-        return [self._segments(*one) for one in prepared]
+        with self.place.queue():
+            return [self._segments(*one) for one in prepared]
 
-    def _segments(self, tensor: NDArray[np.float32], covers: tuple[float, float], size: tuple[int, int]) -> SegmentMap:
+    def _segments(self, tensor: Any, covers: tuple[float, float], size: tuple[int, int]) -> SegmentMap:
         spec, mask, options = self.bundle.input, self._decoder.spec, self._options
-        batch = np.repeat(tensor[None], self._encoder.max_batch or 1, axis=0)
-        embeddings = rounded([np.asarray(output)[:1] for output in self._encoder.run(batch)])
-        prompts = grid_prompts(options.side, covers[0] * spec.height, covers[1] * spec.width)
+        place, xp = self.place, self.place.xp
+        batch = xp.repeat(tensor[None], self._encoder.max_batch or 1, axis=0)
+        embeddings = rounded([output[:1] for output in self._encoder.run(batch)], xp)
+        prompts = grid_prompts(options.side, covers[0] * spec.height, covers[1] * spec.width, xp)
         logits, scores = self._decoder.run(embeddings, prompts)
         extent = mask.mask_height * covers[0], mask.mask_width * covers[1]
         rows, columns = max(1, int(np.ceil(extent[0]))), max(1, int(np.ceil(extent[1])))
         logits = logits[:, :, :rows, :columns].reshape(-1, rows, columns)
-        scores = scores.reshape(-1)
-        sound = scores >= options.min_score
-        logits, scores = logits[sound], scores[sound]
-        sound = (stability(logits) >= options.min_stability) & (
-            (logits > 0).sum(axis=(1, 2)) >= max(1.0, options.min_area * rows * columns)
-        )
-        logits, scores = logits[sound], scores[sound]
-        kept = without_duplicates(logits > 0, scores, options.max_overlap)[:MAX_SEGMENTS]
-        logits, scores = logits[kept], scores[kept]
-        largest_first = np.argsort(-(logits > 0).sum(axis=(1, 2)), kind="stable")
+        (known,) = place.download(scores.reshape(-1))
+        kept = self._kept(logits, known)
         return SegmentMap(
-            logits=np.clip(logits[largest_first], -1e4, 1e4).astype(np.float16),
-            scores=scores[largest_first],
+            logits=xp.clip(logits[xp.asarray(kept)], -1e4, 1e4).astype(np.float16),
+            scores=known[kept],
             size=size,
             extent=extent,
+            place=place,
         )
 
+    def _kept(self, logits: Any, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Indices of the masks (n, rows, columns) that become segments, the largest first."""
+        options, place, xp = self._options, self.place, self.place.xp
+        sound = np.flatnonzero(scores >= options.min_score)
+        if len(sound) == 0:
+            return sound
+        logits = logits[xp.asarray(sound)]
+        stable, areas = place.download(stability(logits, xp=xp), (logits > 0).sum(axis=(1, 2)))
+        least = max(1.0, options.min_area * logits.shape[1] * logits.shape[2])
+        good = np.flatnonzero((stable >= options.min_stability) & (areas >= least))
+        masks = logits[xp.asarray(good)] > 0
+        good = good[without_duplicates(masks, scores[sound[good]], options.max_overlap, place)[:MAX_SEGMENTS]]
+        return sound[good[np.argsort(-areas[good], kind="stable")]]
 
-def stability(logits: NDArray[np.float32], offset: float = 1.0) -> NDArray[np.float64]:
-    """(n,): IoU of each mask (n, rows, columns) at logits above ``offset`` and above its negative; 0 where empty."""
+
+def stability(logits: Any, offset: float = 1.0, xp: Any = np) -> Any:
+    """(n,) float64: IoU of each mask at logits (n, rows, columns) above ``offset`` and above its negative.
+
+    It is 0 for an empty mask. ``xp`` is the library of the logits.
+    """
     inner = (logits > offset).sum(axis=(1, 2))
     outer = (logits > -offset).sum(axis=(1, 2))
-    return inner / np.maximum(outer, 1)
+    return inner / xp.maximum(outer, 1)
 
 
-def without_duplicates(masks: NDArray[np.bool_], scores: NDArray[np.float32], max_overlap: float) -> NDArray[np.int64]:
-    """Indices of masks (n, rows, columns) by falling score, without those whose IoU with an earlier one is too high."""
-    order = np.argsort(-scores, kind="stable")
-    flat = masks[order].reshape(len(order), masks.shape[1] * masks.shape[2]).astype(np.float32)
+def without_duplicates(
+    masks: Any, scores: NDArray[np.float32], max_overlap: float, place: Place = HOST
+) -> NDArray[np.int64]:
+    """Indices of masks (n, rows, columns) by falling score, without those whose IoU with an earlier one is too high.
+
+    The masks, bool, lie in ``place``, scores and indices on the host.
+    """
+    order, xp = np.argsort(-scores, kind="stable"), place.xp
+    if len(order) == 0:
+        return order
+    flat = masks[xp.asarray(order)].reshape(len(order), -1).astype(np.float32)
     both = flat @ flat.T
-    areas = np.diagonal(both)
-    overlap = both / np.maximum(areas[:, None] + areas[None, :] - both, 1)
+    areas = xp.diagonal(both)
+    overlap = both / xp.maximum(areas[:, None] + areas[None, :] - both, 1)
+    (same,) = place.download(overlap > max_overlap)
     kept: list[int] = []
     for index in range(len(order)):
-        if not (overlap[index, kept] > max_overlap).any():
+        if not same[index, kept].any():
             kept.append(index)
     return order[kept]
 
 
 def paint(segments: SegmentMap) -> NDArray[np.uint16]:
-    """(H, W) uint16 at the image's size: 0 where no segment is, then 1 for the largest and so on, smaller on top."""
-    height, width = segments.size
-    label = np.zeros((height, width), np.uint16)
-    rows, columns = (
-        bilinear_weights(length, length, cells, extent / cells)
-        for length, cells, extent in zip(segments.size, segments.logits.shape[1:], segments.extent, strict=True)
-    )
-    for number, logits in enumerate(segments.logits, start=1):
-        label[rows @ logits.astype(np.float32) @ columns.T > 0] = number
-    return label
+    """(H, W) uint16 at the image's size: 0 where no segment is, then 1 for the largest and so on, smaller on top.
+
+    It is painted where the segments lie, and comes down from there.
+    """
+    xp = segments.place.xp
+    with segments.place.queue():
+        label = xp.zeros(segments.size, np.uint16)
+        rows, columns = (
+            xp.asarray(bilinear_weights(length, length, cells, extent / cells))
+            for length, cells, extent in zip(segments.size, segments.logits.shape[1:], segments.extent, strict=True)
+        )
+        for number in range(len(segments.logits)):
+            inside = rows @ segments.logits[number].astype(np.float32) @ columns.T > 0
+            label = xp.where(inside, np.uint16(number + 1), label)
+        (painted,) = segments.place.download(label)
+    return painted
 
 
 def selected(segments: SegmentMap) -> Selected:

@@ -16,13 +16,15 @@ scores that are continuous across a mask's edge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from .place import HOST, Place
 from .prompts import Prompts
 
 _STEEPEST = 30.0  # logits beyond are as good as certain, and exp() stays finite
@@ -47,29 +49,42 @@ class MaskSettings:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ClassMask:
-    """The merged masks of one class of one image."""
+    """The merged masks of one class of one image, where the masks lay."""
 
     target: int
     """The class."""
-    claim: NDArray[np.float32]
-    """(rows, columns) in [0, 1]: the highest sigmoid(logit); the masks cover where it is above one half."""
-    score: NDArray[np.float32]
-    """(rows, columns) in [0, 1]: the highest sigmoid(logit) times confidence."""
+    claim: Any
+    """(rows, columns) float32 in [0, 1]: the highest sigmoid(logit); the masks cover where it is above one half."""
+    score: Any
+    """(rows, columns) float32 in [0, 1]: the highest sigmoid(logit) times confidence."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Answered:
+    """What was asked of one image and what the decoder answered; masks and maps lie in one place."""
+
+    prompts: Prompts
+    """N prompts, at least one."""
+    masks: Any
+    """(N, rows, columns) float32: the logits of one mask a prompt."""
+    maps: Any
+    """(N, rows, columns) float32 in [0, 1]: the activation map of each prompt's class."""
 
 
 def pick_masks(
-    masks: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    maps: NDArray[np.float32],
+    masks: Any,
+    scores: Any,
+    maps: Any,
     *,
     pick: Literal["score", "agreement"] | int,
     threshold: float,
-) -> NDArray[np.float32]:
-    """One mask a prompt: (N, rows, columns) logits of (N, M, rows, columns).
+    xp: Any = np,
+) -> Any:
+    """One mask a prompt: (N, rows, columns) logits of (N, M, rows, columns), N > 0.
 
     ``scores`` (N, M) are the model's, ``maps`` (N, rows, columns) the activation map of each prompt's class; for
-    ``agreement`` a class is where its map exceeds ``threshold``. Raises :class:`UsageError` for an index that the model
-    has no mask for.
+    ``agreement`` a class is where its map exceeds ``threshold``. ``xp`` is the library of all three. Raises
+    :class:`UsageError` for an index that the model has no mask for.
     """
     num = masks.shape[1]
     if isinstance(pick, int):
@@ -78,63 +93,84 @@ def pick_masks(
         return masks[:, pick]
     if num == 1:
         return masks[:, 0]
-    best = scores.argmax(axis=1) if pick == "score" else agreement(masks, maps[:, None], threshold).argmax(axis=1)
-    return masks[np.arange(len(masks)), best]
+    best = (scores if pick == "score" else agreement(masks, maps[:, None], threshold, xp)).argmax(axis=1)
+    return masks[xp.arange(len(masks)), best]
 
 
-def agreement(masks: NDArray[np.float32], maps: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+def agreement(masks: Any, maps: Any, threshold: float, xp: Any = np) -> Any:
     """IoU of masks (…, rows, columns), where their logits are positive, with maps where they exceed ``threshold``."""
     inside, expected = masks > 0, maps > threshold
-    both = np.logical_and(inside, expected).sum(axis=(-2, -1))
-    either = np.logical_or(inside, expected).sum(axis=(-2, -1))
-    return (both / np.maximum(either, 1)).astype(np.float32)
+    both = (inside & expected).sum(axis=(-2, -1))
+    either = (inside | expected).sum(axis=(-2, -1))
+    return (both / xp.maximum(either, 1)).astype(np.float32)
 
 
-def confidence(masks: NDArray[np.float32], maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean of a map inside each mask, (…) of (…, rows, columns); 0 for an empty mask."""
+def confidence(masks: Any, maps: Any, xp: Any = np) -> Any:
+    """Mean of a map inside each mask, (…) float32 of (…, rows, columns); 0 for an empty mask."""
     inside = masks > 0
-    total = np.where(inside, maps, 0).sum(axis=(-2, -1), dtype=np.float64)
-    return (total / np.maximum(inside.sum(axis=(-2, -1)), 1)).astype(np.float32)
+    total = xp.where(inside, maps, np.float32(0)).sum(axis=(-2, -1), dtype=np.float64)
+    return (total / xp.maximum(inside.sum(axis=(-2, -1)), 1)).astype(np.float32)
 
 
 def merge_masks(
-    masks: NDArray[np.float32], prompts: Prompts, maps: NDArray[np.float32], *, keep: float, threshold: float
-) -> list[ClassMask]:
-    """The masks of each class of one image as one, in the order of the classes.
+    images: Sequence[Answered], *, keep: float, threshold: float, place: Place = HOST
+) -> list[list[ClassMask]]:
+    """The masks of each class of each image as one, in the order of the classes.
 
-    ``masks`` (N, rows, columns) are logits, one a prompt; ``maps`` (classes, rows, columns) are indexed by
-    ``prompts.target``. Of several groups of a class the one whose masks together agree best with its map is taken.
-    Masks that are empty, or not as confident as :attr:`MaskSettings.keep` asks, are left out; a class of which nothing
-    is left is not in the result.
+    Of several groups of a class the one whose masks together agree best with its map is taken. Masks that are empty,
+    or not as confident as :attr:`MaskSettings.keep` asks, are left out; a class of which nothing is left is not in the
+    result. ``place`` is where masks and maps lie: from a device come down, once for all images, the masks' confidences,
+    and the agreements of groups where a class has several.
     """
+    if not images:
+        return []
+    xp = place.xp
+    sure = [confidence(one.masks, one.maps, xp) for one in images]
+    kept = [_groups(one.prompts, known, keep) for one, known in zip(images, place.download(*sure), strict=True)]
+    rivals = [
+        agreement(one.masks[xp.asarray(rows)].max(axis=0), one.maps[int(rows[0])], threshold, xp)
+        for one, classes in zip(images, kept, strict=True)
+        for groups in classes.values()
+        for rows in groups
+        if len(groups) > 1
+    ]
+    agrees = iter(place.download(xp.stack(rivals))[0] if rivals else ())
     found = []
-    for target in np.unique(prompts.target):
-        cam, best, best_agreement = maps[target], None, -1.0
-        for group in np.unique(prompts.group[prompts.target == target]):
-            chosen = masks[(prompts.target == target) & (prompts.group == group)]
-            sure = confidence(chosen, cam)
-            kept = (sure > 0) & (sure >= keep * sure.max(initial=0))
-            if not kept.any():
-                continue
-            agrees = float(agreement(chosen[kept].max(axis=0), cam, threshold))
-            if agrees > best_agreement:
-                best, best_agreement = (chosen[kept], sure[kept]), agrees
-        if best is not None:
-            claims = 1 / (1 + np.exp(-np.clip(best[0], -_STEEPEST, _STEEPEST)))
-            claim, score = claims.max(axis=0), (claims * best[1][:, None, None]).max(axis=0)
-            found.append(ClassMask(target=int(target), claim=claim, score=score))
+    for one, of_masks, classes in zip(images, sure, kept, strict=True):
+        found.append([])
+        for target, groups in classes.items():
+            best = 0 if len(groups) == 1 else int(np.argmax([next(agrees) for _ in groups]))
+            rows = xp.asarray(groups[best])
+            claims = 1 / (1 + xp.exp(-xp.clip(one.masks[rows], -_STEEPEST, _STEEPEST)))
+            score = (claims * of_masks[rows][:, None, None]).max(axis=0)
+            found[-1].append(ClassMask(target=target, claim=claims.max(axis=0), score=score))
     return found
 
 
-def score_map(found: list[ClassMask], size: tuple[int, int], num_classes: int, background: int) -> NDArray[np.float32]:
-    """Class scores (num_classes, rows, columns) in [0, 1] of merged masks; see the module's text for the background.
+def _groups(prompts: Prompts, sure: NDArray[np.float32], keep: float) -> dict[int, list[NDArray[np.int64]]]:
+    """For each class the rows of its prompts whose masks stay, group by group; what is left with none is not there."""
+    found: dict[int, list[NDArray[np.int64]]] = {}
+    for target in np.unique(prompts.target).tolist():
+        for group in np.unique(prompts.group[prompts.target == target]):
+            rows = np.flatnonzero((prompts.target == target) & (prompts.group == group))
+            stay = (sure[rows] > 0) & (sure[rows] >= keep * sure[rows].max())
+            if stay.any():
+                found.setdefault(target, []).append(rows[stay])
+    return found
 
-    A :class:`ClassMask`'s ``target`` is its channel here.
+
+def score_map(
+    found: Sequence[ClassMask], size: tuple[int, int], num_classes: int, background: int, xp: Any = np
+) -> Any:
+    """Class scores (num_classes, rows, columns) float32 in [0, 1] of merged masks.
+
+    The module's text says what the background's are. A :class:`ClassMask`'s ``target`` is its channel here. ``xp`` is
+    the library of masks and scores.
     """
-    scores = np.zeros((num_classes, *size), np.float32)
-    claim = np.zeros(size, np.float32)
+    scores = xp.zeros((num_classes, *size), np.float32)
+    claim = xp.zeros(size, np.float32)
     for mask in found:
-        np.maximum(scores[mask.target], mask.score, out=scores[mask.target])
-        np.maximum(claim, mask.claim, out=claim)
-    scores[background] = np.clip(1 - 2 * claim + scores.max(axis=0), 0, 1)
+        scores[mask.target] = xp.maximum(scores[mask.target], mask.score)
+        claim = xp.maximum(claim, mask.claim)
+    scores[background] = xp.clip(1 - 2 * claim + scores.max(axis=0), 0, 1)
     return scores

@@ -10,6 +10,12 @@ The score map has the classifier's classes behind a background, at the resolutio
 :mod:`maskmill.engine.masks` says what a score is. Selection, calibration, weights, store and resume are those of every
 predictor. The encoder runs once an image, and not at all where nothing is asked; prompts of all images and classes of a
 batch go to the decoder together.
+
+All arrays lie in the predictor's place (:mod:`maskmill.engine.place`). With ``place=Device()`` images, activation maps,
+points, embeddings, masks and scores stay on the device; what a batch brings down is how many peaks each map has and how
+confident each mask is, the probabilities of classes where no image-level labels are given, and with modes that draw
+boxes the maps and their peaks. Kept embeddings go up and down, and so does an image that was decoded there, for its
+name in the cache.
 """
 
 from __future__ import annotations
@@ -28,12 +34,13 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..export.bundle import Bundle
+from .binding import is_device_array
 from .cams import CamInput, CamModel, Cams, scored_bundle
 from .decoder import PromptDecoder
 from .embeddings import EmbeddingCache, rounded
 from .image_labels import ImageLabels
-from .images import image_covers, preprocess
-from .masks import ClassMask, MaskSettings, merge_masks, pick_masks, score_map
+from .images import image_covers
+from .masks import Answered, ClassMask, MaskSettings, merge_masks, pick_masks, score_map
 from .place import HOST, Place
 from .predict import ScoreMap
 from .prompts import Prompts, PromptSettings, join_prompts, prompts_of
@@ -42,14 +49,14 @@ from .session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPrompted:
-    """One image, ready for the classifier and the encoder."""
+    """One image, ready for the classifier and the encoder, in the predictor's place."""
 
     cam: CamInput
     """What the classifier takes."""
-    tensor: NDArray[np.float32] | None
+    tensor: Any
     """What the encoder takes, without the batch axis; None where its embeddings are kept already."""
-    embeddings: list[NDArray[Any]] | None
-    """Kept embeddings, without the batch axis."""
+    embeddings: list[Any] | None
+    """Kept embeddings, float32, without the batch axis."""
     key: str | None
     """The image's name in the cache; None without one."""
     size: tuple[int, int]
@@ -62,12 +69,15 @@ class PreparedPrompted:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Stages:
-    """What each stage gave for one image: for pictures, and for those who want to look inside."""
+    """What each stage gave for one image: for pictures, and for those who want to look inside.
+
+    Maps, points of prompts and masks lie where the score map does.
+    """
 
     classes: list[int]
     """The classifier's classes that the image was taken to show."""
-    cams: NDArray[np.float32]
-    """(len(classes), rows, columns) in [0, 1]: their activation maps on the grid of masks."""
+    cams: Any
+    """(len(classes), rows, columns) float32 in [0, 1]: their activation maps on the grid of masks."""
     prompts: Prompts
     """What was asked; ``target`` counts ``classes``, points are in pixels of the encoder's input."""
     masks: list[ClassMask]
@@ -98,6 +108,8 @@ class PromptedPredictor:
         Where embeddings are kept, if anywhere.
     batch
         Images that the pipeline hands over together.
+    place
+        Where everything lies but what decides how much is asked; the sessions must take arrays from there.
     """
 
     def __init__(
@@ -116,6 +128,7 @@ class PromptedPredictor:
         class_threshold: float = 0.5,
         cache: EmbeddingCache | None = None,
         batch: int = 1,
+        place: Place = HOST,
     ) -> None:
         if batch < 1:
             raise UsageError(f"the batch must be at least 1, got {batch}")
@@ -123,8 +136,8 @@ class PromptedPredictor:
             raise UsageError(f"the class threshold is a probability, got {class_threshold}")
         if labels is not None:
             labels.check([*cam.classes, "background"])
-        self.cam = CamModel(cam, cam_session, scales=scales, flip=flip)
-        self.decoder = PromptDecoder(sam, decoder)
+        self.cam = CamModel(cam, cam_session, scales=scales, flip=flip, place=place)
+        self.decoder = PromptDecoder(sam, decoder, place=place)
         self.bundle = scored_bundle(cam)
         """The classifier's bundle with the classes of the score maps."""
         self.sam = sam
@@ -135,12 +148,14 @@ class PromptedPredictor:
         self._class_threshold = class_threshold
         self._cache = cache
         self._batch = batch
+        self._place = place
         self.first = len(self.bundle.classes) - len(cam.classes)
         """Channel of the classifier's first class."""
         self._lock = threading.Lock()
         self._decoder_kind, self._decoder_artefact = decoder.kind, decoder.artefact
         self.seconds: dict[str, float] = dict.fromkeys(("cam", "prompts", "encoder", "decoder", "masks"), 0.0)
-        """Wall time inside each stage of ``run`` so far, summed over threads."""
+        """Wall time inside each stage of ``run`` so far, summed over threads; on a device that of queueing its work and
+        of waiting for what comes down."""
         self.encoded = 0
         """Images that the encoder saw so far."""
 
@@ -178,8 +193,8 @@ class PromptedPredictor:
 
     @property
     def place(self) -> Place:
-        """Images and scores lie on the host."""
-        return HOST
+        """Where images are decoded and scores lie."""
+        return self._place
 
     def predict(self, image: NDArray[np.uint8], uri: str = "") -> ScoreMap:
         """Scores of one image, HWC uint8 RGB; ``uri`` names it in the image-level labels."""
@@ -188,19 +203,26 @@ class PromptedPredictor:
     def prepare(self, image: Any, uri: str = "") -> PreparedPrompted:
         """Resize and normalise one image, HWC uint8 RGB, for the classifier and the encoder.
 
-        Raises :class:`ImageError` of the kind ``no-labels`` where the image-level labels do not list ``uri``.
+        The image lies on the host or in ``place``. Raises :class:`ImageError` of the kind ``no-labels`` where the
+        image-level labels do not list ``uri``.
         """
         classes = None if self._labels is None else self._labels.classes_of(uri, self.cam.bundle.classes)
         cache = self._cache
-        key = None if cache is None else cache.key(image)
-        kept = None if cache is None or key is None else cache.get(key)
-        tensor, spec = None, self.sam.input
-        if kept is None:
-            tensor, covers = preprocess(image, spec)
-        else:
-            covers = image_covers(image.shape[0], image.shape[1], spec)
+        key, kept, tensor, spec, xp = None, None, None, self.sam.input, self.place.xp
+        with self.place.queue():
+            if cache is not None:
+                (pixels,) = self.place.download(image) if is_device_array(image) else (image,)
+                key = cache.key(pixels)
+                kept = cache.get(key)
+            image = xp.asarray(image)  # once, for all that look at it
+            if kept is None:
+                tensor, covers = self.place.preprocess(image, spec)
+            else:
+                covers = image_covers(image.shape[0], image.shape[1], spec)
+                kept = [xp.asarray(values).astype(np.float32) for values in kept]
+            cam = self.cam.prepare(image)
         return PreparedPrompted(
-            cam=self.cam.prepare(image),
+            cam=cam,
             tensor=tensor,
             embeddings=kept,
             key=key,
@@ -215,35 +237,40 @@ class PromptedPredictor:
 
     def stages(self, prepared: Sequence[PreparedPrompted]) -> list[Stages]:
         """What every stage gives for prepared images."""
-        with self._timed("cam"):
-            cams = self.cam.run([one.cam for one in prepared], self._batch)
-        with self._timed("prompts"):
-            shown = [self._shown(one, found) for one, found in zip(prepared, cams, strict=True)]
-            grids = [self._grid(one) for one in prepared]
-            maps = [
-                found.on_grid(size, extent, classes)
-                for found, (size, extent), classes in zip(cams, grids, shown, strict=True)
-            ]
-            asked = [prompts_of(cam, self.prompts, scale=self.cell) for cam in maps]
-            prompts = join_prompts(asked)
-        with self._timed("encoder"):
-            embeddings = self._embed(prepared, [len(one) > 0 for one in asked])
-        with self._timed("decoder"):
-            masks, scores = self.decoder.run(embeddings, self._among(prompts))
-        with self._timed("masks"):
-            found = []
-            for index, one in enumerate(prepared):
-                rows = np.flatnonzero(prompts.image == index)
-                size, extent = grids[index]
-                logits = masks[rows][:, :, : size[0], : size[1]]
-                found.append(self._finish(one, shown[index], maps[index], asked[index], logits, scores[rows], extent))
-        return found
+        with self.place.queue():
+            with self._timed("cam"):
+                cams = self.cam.run([one.cam for one in prepared], self._batch)
+            with self._timed("prompts"):
+                shown = self._shown(prepared, cams)
+                grids = [self._grid(one) for one in prepared]
+                maps = [
+                    found.on_grid(size, extent, classes)
+                    for found, (size, extent), classes in zip(cams, grids, shown, strict=True)
+                ]
+                asked = prompts_of(maps, self.prompts, scale=self.cell, place=self.place)
+                prompts = join_prompts(asked, self.place.xp)
+            with self._timed("encoder"):
+                embeddings = self._embed(prepared, [len(one) > 0 for one in asked])
+            with self._timed("decoder"):
+                masks, scores = self.decoder.run(embeddings, self._among(prompts))
+            with self._timed("masks"):
+                merged = self._merged(asked, maps, masks, scores)
+                return [
+                    self._stages(one, classes, cams, prompts, found, extent)
+                    for one, classes, cams, prompts, found, (_, extent) in zip(
+                        prepared, shown, maps, asked, merged, grids, strict=True
+                    )
+                ]
 
-    def _shown(self, one: PreparedPrompted, cams: Cams) -> list[int]:
-        if one.classes is not None:
-            return [index for index in one.classes if index != self.cam.bundle.background]
-        likely = np.flatnonzero(cams.probabilities > self._class_threshold).tolist()
-        return [index for index in likely if index != self.cam.bundle.background]
+    def _shown(self, prepared: Sequence[PreparedPrompted], cams: Sequence[Cams]) -> list[list[int]]:
+        """The classes that each image is taken to show, as it is labelled or as its probabilities say."""
+        unknown = [found.probabilities for one, found in zip(prepared, cams, strict=True) if one.classes is None]
+        probabilities = iter(self.place.download(*unknown) if unknown else ())
+        shown = [
+            np.flatnonzero(next(probabilities) > self._class_threshold).tolist() if one.classes is None else one.classes
+            for one in prepared
+        ]
+        return [[index for index in classes if index != self.cam.bundle.background] for classes in shown]
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -257,9 +284,10 @@ class PromptedPredictor:
         extent = mask.mask_height * one.covers[0], mask.mask_width * one.covers[1]
         return (max(1, math.ceil(extent[0])), max(1, math.ceil(extent[1]))), extent
 
-    def _embed(self, prepared: Sequence[PreparedPrompted], needed: Sequence[bool]) -> list[NDArray[Any]]:
+    def _embed(self, prepared: Sequence[PreparedPrompted], needed: Sequence[bool]) -> list[Any]:
         """Embeddings of the images that something is asked of, each (images, …); others have none."""
-        found: list[list[NDArray[Any]]] = [one.embeddings or [] for one in prepared]
+        xp = self.place.xp
+        found: list[list[Any]] = [one.embeddings or [] for one in prepared]
         missing = [
             index
             for index, one in enumerate(prepared)
@@ -270,16 +298,17 @@ class PromptedPredictor:
             chunk = missing[start : start + limit]
             tensors = [prepared[index].tensor for index in chunk]
             padding = [tensors[0]] * ((self.encoder.max_batch or 0) - len(chunk))
-            outputs = self.encoder.run(np.stack([*tensors, *padding]))  # type: ignore[arg-type]
+            outputs = self.encoder.run(xp.stack([*tensors, *padding]))
             for row, index in enumerate(chunk):
-                found[index] = rounded([np.asarray(output[row]) for output in outputs])
-                key = prepared[index].key
-                if self._cache is not None and key is not None:
-                    self._cache.put(key, found[index])
+                found[index] = rounded([output[row] for output in outputs], xp)
+        for index in missing:
+            key = prepared[index].key
+            if self._cache is not None and key is not None:
+                self._cache.put(key, self.place.download(*found[index]))
         with self._lock:
             self.encoded += len(missing)
         used = [embeddings for embeddings, need in zip(found, needed, strict=True) if need]
-        return [np.stack(level) for level in zip(*used, strict=True)]
+        return [xp.stack(level) for level in zip(*used, strict=True)]
 
     @staticmethod
     def _among(prompts: Prompts) -> Prompts:
@@ -287,31 +316,44 @@ class PromptedPredictor:
         _, image = np.unique(prompts.image, return_inverse=True)
         return dataclasses.replace(prompts, image=image.reshape(-1))
 
-    def _finish(
+    def _merged(self, asked: Sequence[Prompts], maps: Sequence[Any], masks: Any, scores: Any) -> list[list[ClassMask]]:
+        """The masks of each image's classes, of all prompts' (N, M, …) and their scores (N, M)."""
+        answered, end, xp = [], 0, self.place.xp
+        threshold = self.prompts.box_threshold
+        for prompts, cams in zip(asked, maps, strict=True):
+            rows = slice(end, end + len(prompts))
+            end = rows.stop
+            if len(prompts):
+                of_class = cams[xp.asarray(prompts.target)]
+                covered = masks[rows, :, : cams.shape[1], : cams.shape[2]]
+                picked = pick_masks(covered, scores[rows], of_class, pick=self.masks.pick, threshold=threshold, xp=xp)
+                answered.append(Answered(prompts=prompts, masks=picked, maps=of_class))
+        merged = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, place=self.place))
+        return [next(merged) if len(prompts) else [] for prompts in asked]
+
+    def _stages(
         self,
         one: PreparedPrompted,
         shown: list[int],
-        maps: NDArray[np.float32],
+        maps: Any,
         prompts: Prompts,
-        masks: NDArray[np.float32],
-        scores: NDArray[np.float32],
+        merged: list[ClassMask],
         extent: tuple[float, float],
     ) -> Stages:
-        settings, threshold = self.masks, self.prompts.box_threshold
-        picked = pick_masks(masks, scores, maps[prompts.target], pick=settings.pick, threshold=threshold)
-        merged = [
-            dataclasses.replace(mask, target=shown[mask.target] + self.first)
-            for mask in merge_masks(picked, prompts, maps, keep=settings.keep, threshold=threshold)
-        ]
-        background = self.bundle.background or 0
-        values = score_map(merged, (maps.shape[1], maps.shape[2]), len(self.bundle.classes), background)
+        masks = [dataclasses.replace(mask, target=shown[mask.target] + self.first) for mask in merged]
+        size, background = (maps.shape[1], maps.shape[2]), self.bundle.background or 0
         return Stages(
             classes=shown,
             cams=maps,
             prompts=prompts,
-            masks=merged,
+            masks=masks,
             score_map=ScoreMap(
-                scores=values, layout="CHW", activation="none", size=one.size, region=(0.0, 0.0, *extent)
+                scores=score_map(masks, size, len(self.bundle.classes), background, self.place.xp),
+                layout="CHW",
+                activation="none",
+                size=one.size,
+                region=(0.0, 0.0, *extent),
+                place=self.place,
             ),
         )
 

@@ -3,8 +3,11 @@
 A prompt is a set of points on one image; prompts of several images and classes lie in one padded array, so that a
 decoder can take them together::
 
-    prompts = prompts_of(cams, settings, scale=(4.0, 4.0))      # cams: (classes, rows, columns)
-    masks, scores = decoder.run(embeddings, prompts)
+    asked = prompts_of([cams], settings, scale=(4.0, 4.0))      # cams: (classes, rows, columns), one an image
+    masks, scores = decoder.run(embeddings, join_prompts(asked))
+
+Maps, peaks and points lie in one place, the host or a device (:mod:`maskmill.engine.place`). How many prompts of how
+many points there are is known on the host: the counts of peaks come down from a device, the peaks themselves do not.
 
 Modes: ``points`` asks once a class, with all its peaks; ``peaks`` once a peak; ``box`` once for each part of the map
 above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` asks all of these.
@@ -14,7 +17,8 @@ Source of the peaks: S2C, class-specific point prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import cv2
@@ -23,6 +27,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import UsageError
+from .place import HOST, Place
 
 POSITIVE, BOX_START, BOX_END, PADDING = 1.0, 2.0, 3.0, -1.0
 """Labels of points: on the object, a box's top left and bottom right corner, and no point at all."""
@@ -69,7 +74,7 @@ class PromptSettings:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Prompts:
-    """N prompts of at most P points each."""
+    """N prompts of at most P points each. All arrays lie on the host, but the points of maps on a device lie there."""
 
     image: NDArray[np.int64]
     """(N,): which image of the batch a prompt is on."""
@@ -77,8 +82,8 @@ class Prompts:
     """(N,): the class it asks for."""
     group: NDArray[np.int64]
     """(N,): masks of one image, class and group are merged; of several groups of a class the best is taken."""
-    points: NDArray[np.float32]
-    """(N, P, 2): (x, y) in pixels of the encoder's input; 0 where padded."""
+    points: Any
+    """(N, P, 2) float32: (x, y) in pixels of the encoder's input; 0 where padded."""
     labels: NDArray[np.float32]
     """(N, P): 1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding, which comes last."""
 
@@ -94,102 +99,140 @@ class Prompts:
         return (self.labels != PADDING).sum(axis=1)
 
 
-def point_prompts(points: NDArray[Any], *, labels: NDArray[Any] | None = None, image: int = 0) -> Prompts:
+def point_prompts(points: Any, *, labels: NDArray[Any] | None = None, image: int = 0) -> Prompts:
     """Prompts on one image from points (N, P, 2), (x, y); all on the object where there are no labels (N, P)."""
     shape = points.shape[:2]
     return Prompts(
         image=np.full(shape[0], image, np.int64),
         target=np.zeros(shape[0], np.int64),
         group=np.zeros(shape[0], np.int64),
-        points=np.asarray(points, np.float32),
+        points=points.astype(np.float32, copy=False),
         labels=np.full(shape, POSITIVE, np.float32) if labels is None else np.asarray(labels, np.float32),
     )
 
 
-def grid_prompts(side: int, height: float, width: float) -> Prompts:
-    """One point a prompt, in the middle of each of ``side`` times ``side`` cells over (height, width) pixels."""
+def grid_prompts(side: int, height: float, width: float, xp: Any = np) -> Prompts:
+    """One point a prompt, in the middle of each of ``side`` times ``side`` cells over (height, width) pixels.
+
+    ``xp`` is the library of the points.
+    """
     y, x = (np.arange(side) + 0.5) * height / side, (np.arange(side) + 0.5) * width / side
-    return point_prompts(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 1, 2))
+    return point_prompts(xp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 1, 2)))
 
 
 NO_PROMPTS = point_prompts(np.zeros((0, 1, 2)))
-"""No prompt at all."""
+"""No prompt at all; may be joined with those of any place."""
 
 
-def join_prompts(images: Sequence[Prompts]) -> Prompts:
-    """Prompts of several images, each given as if it were alone, in one array, padded to the longest."""
+def join_prompts(images: Sequence[Prompts], xp: Any = np) -> Prompts:
+    """Prompts of several images, each given as if it were alone, in one array, padded to the longest.
+
+    ``xp`` is the library of the points.
+    """
     parts = [
         [np.full(len(part), index, np.int64), part.target, part.group, part.points, part.labels]
         for index, part in enumerate(images)
     ]
-    return _concatenated(parts or [_fields(NO_PROMPTS)])
+    return _concatenated(parts, xp)
 
 
 def prompts_of(
-    cams: NDArray[np.float32], settings: PromptSettings, *, scale: tuple[float, float] = (1.0, 1.0)
-) -> Prompts:
-    """Prompts for one image from the maps of its classes, (classes, rows, columns) float32, maximum 1 or all 0.
+    images: Sequence[Any],
+    settings: PromptSettings,
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    place: Place = HOST,
+) -> list[Prompts]:
+    """Prompts for each image from the maps of its classes, (classes, rows, columns) float32, maximum 1 or all 0.
 
     A class without a positive value is not asked for. ``scale`` is the size of a grid cell in pixels of the encoder's
     input, (vertical, horizontal); a peak lies in the middle of its cell. ``target`` counts the maps given.
+
+    ``place`` is where the maps lie and the points will. What comes down from a device, once for all images, is how many
+    peaks each map has; for modes with boxes maps and peaks come down as well, since OpenCV finds a map's parts.
     """
-    present = np.flatnonzero(cams.max(axis=(1, 2), initial=0) > 0)
-    if len(present) == 0:
-        return NO_PROMPTS
-    peaks, counts = find_peaks(cams[present], settings)
+    asked = [NO_PROMPTS for _ in images]
+    shown = [index for index, cams in enumerate(images) if len(cams)]
+    if not shown:
+        return asked
     modes = MODES[:-1] if settings.mode == "best" else (settings.mode,)
-    parts = []
-    for group, mode in enumerate(modes):
-        if mode == "points":
-            parts.append(_all_peaks(peaks, counts, group))
-        elif mode == "peaks":
-            parts.append(_each_peak(peaks, counts, group))
-        else:
-            parts.append(_boxes(cams[present], peaks, counts, settings, mode == "box+points", group))
-    found = _concatenated(parts)
-    steps = np.array([scale[1], scale[0]], np.float32)
-    return Prompts(
-        image=found.image,
-        target=present[found.target],
-        group=found.group,
-        points=found.points * steps,
-        labels=found.labels,
-    )
+    with_boxes = any(mode.startswith("box") for mode in modes)
+    found = [find_peaks(images[index], settings, place.xp) for index in shown]
+    wanted = [
+        (counts, images[index], peaks) if with_boxes else (counts,)
+        for index, (peaks, counts) in zip(shown, found, strict=True)
+    ]
+    down = iter(place.download(*chain.from_iterable(wanted)))
+    for index, (peaks, _), one in zip(shown, found, wanted, strict=True):
+        known = [next(down) for _ in one]
+        asked[index] = _asked(peaks, *known, settings=settings, modes=modes, scale=scale, xp=place.xp)
+    return asked
 
 
-def find_peaks(cams: NDArray[np.float32], settings: PromptSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Peaks of maps (n, rows, columns): (row, column) as (n, most, 2), -1 where there are fewer, and (n,) how many."""
+def find_peaks(cams: Any, settings: PromptSettings, xp: Any = np) -> tuple[Any, Any]:
+    """Peaks of maps (n, rows, columns), n > 0: (row, column) as (n, room, 2), the strongest first, and (n,) how many.
+
+    They lie where the maps do; ``xp`` is their library. A map without a positive value has none.
+    """
+    positive = cams.max(axis=(1, 2)) > 0
     found = kernels.cam_peaks(
-        cams,
+        xp.where(positive[:, None, None], cams, np.float32(0)),  # peaks of NaN are refused
         mode=settings.peaks,
         threshold=settings.tau,
         min_distance=settings.min_distance,
         always_argmax=True,
     )
-    counts = found.count if settings.max_peaks is None else np.minimum(found.count, settings.max_peaks)
-    most = int(counts.max(initial=0))
-    peaks = np.where(np.arange(most)[None, :, None] < counts[:, None, None], found.coordinates[:, :most], -1)
-    return peaks, counts
+    counts = found.count if settings.max_peaks is None else xp.minimum(found.count, settings.max_peaks)
+    return found.coordinates, xp.where(positive, counts, np.int64(0))
 
 
-def _middles(peaks: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(row, column) → (x, y) of the cells' middles."""
-    return peaks[..., ::-1].astype(np.float32) + 0.5
+def _asked(
+    peaks: Any,
+    counts: NDArray[np.int64],
+    cams: NDArray[np.float32] | None = None,
+    known_peaks: NDArray[np.int64] | None = None,
+    *,
+    settings: PromptSettings,
+    modes: Sequence[str],
+    scale: tuple[float, float],
+    xp: Any,
+) -> Prompts:
+    """Prompts for one image from the peaks of its maps; ``cams`` and ``known_peaks`` are given for boxes."""
+    present = np.flatnonzero(counts)
+    if len(present) == 0:
+        return NO_PROMPTS
+    counts = counts[present]
+    peaks = peaks[xp.asarray(present), : int(counts.max())]
+    parts = []
+    for group, mode in enumerate(modes):
+        if mode == "points":
+            parts.append(_all_peaks(peaks, counts, group, xp))
+        elif mode == "peaks":
+            parts.append(_each_peak(peaks, counts, group, xp))
+        else:
+            assert cams is not None, "brought down for boxes"
+            assert known_peaks is not None, "brought down for boxes"
+            with_points = mode == "box+points"
+            parts.append(_boxes(cams[present], known_peaks[present], counts, settings, with_points, group, xp))
+    found = _concatenated(parts, xp)
+    steps = np.array([scale[1], scale[0]], np.float32)
+    return replace(found, target=present[found.target], points=found.points * xp.asarray(steps))
 
 
-def _all_peaks(peaks: NDArray[np.int64], counts: NDArray[np.int64], group: int) -> list[NDArray[Any]]:
+def _middles(peaks: Any) -> Any:
+    """(row, column) → (x, y) of the cells' middles, float32."""
+    return peaks[..., ::-1].astype(np.float32) + np.float32(0.5)
+
+
+def _all_peaks(peaks: Any, counts: NDArray[np.int64], group: int, xp: Any) -> list[Any]:
     inside = np.arange(peaks.shape[1]) < counts[:, None]
-    return _part(
-        np.arange(len(peaks)),
-        group,
-        np.where(inside[..., None], _middles(peaks), 0),
-        np.where(inside, POSITIVE, PADDING),
-    )
+    points = xp.where(xp.asarray(inside[..., None]), _middles(peaks), np.float32(0))
+    return _part(np.arange(len(counts)), group, points, np.where(inside, POSITIVE, PADDING))
 
 
-def _each_peak(peaks: NDArray[np.int64], counts: NDArray[np.int64], group: int) -> list[NDArray[Any]]:
+def _each_peak(peaks: Any, counts: NDArray[np.int64], group: int, xp: Any) -> list[Any]:
     target, number = np.nonzero(np.arange(peaks.shape[1]) < counts[:, None])
-    points = _middles(peaks[target, number])[:, None]
+    points = _middles(peaks[xp.asarray(target), xp.asarray(number)])[:, None]
     return _part(target, group, points, np.full((len(target), 1), POSITIVE))
 
 
@@ -200,7 +243,8 @@ def _boxes(
     settings: PromptSettings,
     with_points: bool,
     group: int,
-) -> list[NDArray[Any]]:
+    xp: Any,
+) -> list[Any]:
     targets, boxes, inside = [], [], []
     for target, cam in enumerate(cams):
         above = (cam > settings.box_threshold).astype(np.uint8)
@@ -219,39 +263,30 @@ def _boxes(
         points[row, :2], labels[row, :2] = corners, (BOX_START, BOX_END)
         if with_points:
             points[row, 2 : 2 + len(on)], labels[row, 2 : 2 + len(on)] = on, POSITIVE
-    return _part(np.array(targets, np.int64), group, points, labels)
+    return _part(np.array(targets, np.int64), group, xp.asarray(points), labels)
 
 
-def _part(target: NDArray[Any], group: int, points: NDArray[Any], labels: NDArray[Any]) -> list[NDArray[Any]]:
+def _part(target: NDArray[Any], group: int, points: Any, labels: NDArray[Any]) -> list[Any]:
     num = len(target)
     return [np.zeros(num, np.int64), target, np.full(num, group, np.int64), points, labels]
 
 
-def _fields(prompts: Prompts) -> list[NDArray[Any]]:
-    return [prompts.image, prompts.target, prompts.group, prompts.points, prompts.labels]
-
-
-def _concatenated(parts: Sequence[list[NDArray[Any]]]) -> Prompts:
+def _concatenated(parts: Sequence[list[Any]], xp: Any) -> Prompts:
     """Parts, each (image, target, group, points, labels), one after the other and as wide as the widest."""
+    parts = [part for part in parts if len(part[0])]
+    if not parts:
+        return NO_PROMPTS
     width = max(part[4].shape[1] for part in parts)
+    spare = [width - part[4].shape[1] for part in parts]
     image, target, group = (np.concatenate([part[field] for part in parts]) for field in range(3))
-    points, labels = (
-        np.concatenate(
-            [
-                np.pad(
-                    part[field],
-                    [(0, 0), (0, width - part[field].shape[1])] + [(0, 0)] * (part[field].ndim - 2),
-                    constant_values=value,
-                )
-                for part in parts
-            ]
-        )
-        for field, value in ((3, 0.0), (4, PADDING))
-    )
+    points = [xp.pad(part[3], ((0, 0), (0, more), (0, 0))) for part, more in zip(parts, spare, strict=True)]
+    labels = [
+        np.pad(part[4], ((0, 0), (0, more)), constant_values=PADDING) for part, more in zip(parts, spare, strict=True)
+    ]
     return Prompts(
         image=image,
         target=target,
         group=group,
-        points=np.asarray(points, np.float32),
-        labels=np.asarray(labels, np.float32),
+        points=xp.concatenate(points),
+        labels=np.concatenate(labels).astype(np.float32),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from maskmill.engine.devices import label_on_devices
+from maskmill.engine.devices import label_on_devices, label_share
 from maskmill.engine.progress import Progress
 from maskmill.engine.select import Selection
 from maskmill.engine.store import LabelStore
@@ -48,7 +48,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(tmp_path)
     write_photos(tmp_path / "photos", 12)
     function = importlib.import_module("opening_predictors").open_predictor
-    yield partial(function, color_bundle(tmp_path).path, tmp_path / "seen")
+    opening = partial(function, color_bundle(tmp_path).path, tmp_path / "seen")
+    yield partial(label_share, opening, Selection())
     del sys.modules["opening_predictors"]
 
 
@@ -58,7 +59,6 @@ def test_every_image_is_labelled_once_on_one_of_the_devices(make: Any, tmp_path:
         make,
         str(tmp_path / "photos"),
         tmp_path / "store",
-        Selection(),
         devices=(3, 5),
         workers=1,
         observer=looks.append,
@@ -73,10 +73,10 @@ def test_every_image_is_labelled_once_on_one_of_the_devices(make: Any, tmp_path:
 
 def test_an_error_on_one_device_is_raised_and_named(make: Any, tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="device 7: no such device"):
-        label_on_devices(make, str(tmp_path / "photos"), tmp_path / "store", Selection(), devices=(7,))
+        label_on_devices(make, str(tmp_path / "photos"), tmp_path / "store", devices=(7,))
 
 
 @pytest.mark.parametrize("devices", [(), (0, 0), (-1,)])
 def test_devices_are_different_numbers(make: Any, tmp_path: Path, devices: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="different numbers from 0"):
-        label_on_devices(make, str(tmp_path / "photos"), tmp_path / "store", Selection(), devices=devices)
+        label_on_devices(make, str(tmp_path / "photos"), tmp_path / "store", devices=devices)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from maskmill.engine.masks import (
+    Answered,
     ClassMask,
     MaskSettings,
     agreement,
@@ -48,6 +51,11 @@ def cams(*values: np.ndarray) -> np.ndarray:
     return np.stack(values).astype(np.float32)
 
 
+def merged(logits: np.ndarray, asked: Prompts, maps: np.ndarray, **options: Any) -> list[ClassMask]:
+    """The merged masks of one image; ``maps`` are counted by the prompts' targets."""
+    return merge_masks([Answered(prompts=asked, masks=logits, maps=maps[asked.target])], **options)[0]
+
+
 def test_the_confidence_is_the_mean_of_the_map_inside_the_mask() -> None:
     cam = np.zeros(SIZE, np.float32)
     cam[2:4, 0:4] = 1.0
@@ -74,34 +82,34 @@ def test_an_index_that_the_model_has_no_mask_for_is_refused() -> None:
 
 def test_masks_of_a_class_are_merged() -> None:
     cam = ((LEFT > 0) | (RIGHT > 0)) * 0.8
-    (found,) = merge_masks(np.stack([LEFT, RIGHT]), prompts([0, 0]), cams(cam), keep=0.5, threshold=0.4)
+    (found,) = merged(np.stack([LEFT, RIGHT]), prompts([0, 0]), cams(cam), keep=0.5, threshold=0.4)
     np.testing.assert_array_equal(found.claim > 0.5, (LEFT > 0) | (RIGHT > 0))
     np.testing.assert_allclose(found.score[found.claim > 0.5], 0.8, atol=1e-4)
 
 
 def test_a_mask_of_the_surroundings_is_dropped() -> None:
     cam = np.where(LEFT > 0, 1.0, 0.1)
-    (found,) = merge_masks(np.stack([LEFT, -LEFT]), prompts([0, 0]), cams(cam), keep=0.5, threshold=0.4)
+    (found,) = merged(np.stack([LEFT, -LEFT]), prompts([0, 0]), cams(cam), keep=0.5, threshold=0.4)
     np.testing.assert_array_equal(found.claim > 0.5, LEFT > 0)
-    (everything,) = merge_masks(np.stack([LEFT, -LEFT]), prompts([0, 0]), cams(cam), keep=0.0, threshold=0.4)
+    (everything,) = merged(np.stack([LEFT, -LEFT]), prompts([0, 0]), cams(cam), keep=0.0, threshold=0.4)
     assert (everything.claim > 0.5).all()
 
 
 def test_of_several_groups_the_one_that_agrees_with_the_map_is_taken() -> None:
     cam = (LEFT > 0) * 1.0 + 0.1
-    (found,) = merge_masks(np.stack([TOP, LEFT, -LEFT]), prompts([3, 3, 3], [0, 1, 2]), np.stack([cam] * 4), keep=0.5,
+    (found,) = merged(np.stack([TOP, LEFT, -LEFT]), prompts([3, 3, 3], [0, 1, 2]), np.stack([cam] * 4), keep=0.5,
                            threshold=0.5)  # fmt: skip
     assert found.target == 3
     np.testing.assert_array_equal(found.claim > 0.5, LEFT > 0)
 
 
 def test_a_class_of_empty_masks_is_left_out() -> None:
-    found = merge_masks(np.stack([EMPTY, RIGHT]), prompts([0, 1]), cams(LEFT > 0, RIGHT > 0), keep=0.5, threshold=0.4)
+    found = merged(np.stack([EMPTY, RIGHT]), prompts([0, 1]), cams(LEFT > 0, RIGHT > 0), keep=0.5, threshold=0.4)
     assert [one.target for one in found] == [1]
 
 
 def test_overlaps_go_to_the_higher_score() -> None:
-    found = merge_masks(
+    found = merged(
         np.stack([LEFT, TOP]), prompts([0, 1]), cams((LEFT > 0) * 0.9, (TOP > 0) * 0.6), keep=0.5, threshold=0.4
     )
     label = score_map([ClassMask(target=m.target + 1, claim=m.claim, score=m.score) for m in found], SIZE, 3, 0).argmax(
@@ -141,7 +149,7 @@ def test_interpolated_scores_keep_a_masks_size_and_the_official_ones_do_not() ->
     """The trap of S2C's code: a sentinel outside the mask eats its edge when scores are resized."""
     logit = mask(slice(2, 6), slice(2, 8), logit=5.0)
     cam = (logit > 0).astype(np.float32)
-    (found,) = merge_masks(logit[None], prompts([0]), cam[None], keep=0.5, threshold=0.4)
+    (found,) = merged(logit[None], prompts([0]), cam[None], keep=0.5, threshold=0.4)
     ours = score_map([ClassMask(target=1, claim=found.claim, score=found.score)], SIZE, 2, 0)
     large = np.stack([cv2.resize(one, (80, 64)) for one in ours]).argmax(axis=0)
     full_cam = cv2.resize(cam, (80, 64))[None]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from maskmill.engine.prompts import (
     NO_PROMPTS,
     PADDING,
     POSITIVE,
+    Prompts,
     PromptSettings,
     find_peaks,
     grid_prompts,
@@ -26,20 +29,25 @@ def cam(*peaks: tuple[int, int, float], size: tuple[int, int] = (40, 60)) -> np.
     return np.max([np.zeros(size), *bumps], axis=0).astype(np.float32)
 
 
+def asked(maps: np.ndarray, settings: PromptSettings, **options: Any) -> Prompts:
+    """Prompts for one image."""
+    return prompts_of([maps], settings, **options)[0]
+
+
 def test_all_peaks_of_a_class_are_one_prompt() -> None:
-    prompts = prompts_of(np.stack([cam((12, 15, 1.0), (25, 40, 0.8))]), PromptSettings(mode="points"))
+    prompts = asked(np.stack([cam((12, 15, 1.0), (25, 40, 0.8))]), PromptSettings(mode="points"))
     assert len(prompts) == 1
     np.testing.assert_array_equal(prompts.points[0], [[15.5, 12.5], [40.5, 25.5]])
     np.testing.assert_array_equal(prompts.labels[0], [POSITIVE, POSITIVE])
 
 
 def test_each_peak_is_a_prompt_of_its_own_strongest_first() -> None:
-    prompts = prompts_of(np.stack([cam((12, 15, 0.8), (25, 40, 1.0))]), PromptSettings(mode="peaks"))
+    prompts = asked(np.stack([cam((12, 15, 0.8), (25, 40, 1.0))]), PromptSettings(mode="peaks"))
     np.testing.assert_array_equal(prompts.points[:, 0], [[40.5, 25.5], [15.5, 12.5]])
 
 
 def test_points_are_in_pixels_of_the_encoders_input() -> None:
-    prompts = prompts_of(np.stack([cam((12, 15, 1.0))]), PromptSettings(), scale=(4.0, 2.0))
+    prompts = asked(np.stack([cam((12, 15, 1.0))]), PromptSettings(), scale=(4.0, 2.0))
     np.testing.assert_array_equal(prompts.points[0, 0], [15.5 * 2, 12.5 * 4])
 
 
@@ -47,14 +55,14 @@ def test_peaks_in_the_border_are_left_out_but_the_highest() -> None:
     maps = np.stack([cam((20, 30, 1.0), (3, 3, 0.9)), cam((3, 3, 1.0), (20, 30, 0.9))])
     peaks, counts = find_peaks(maps, PromptSettings())
     np.testing.assert_array_equal(counts, [1, 2])
-    np.testing.assert_array_equal(peaks[0], [[20, 30], [-1, -1]])
-    np.testing.assert_array_equal(peaks[1], [[20, 30], [3, 3]])
+    np.testing.assert_array_equal(peaks[0, :2], [[20, 30], [-1, -1]])
+    np.testing.assert_array_equal(peaks[1, :2], [[20, 30], [3, 3]])
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 59), (39, 0), (39, 59)])
 @pytest.mark.parametrize("mode", ["points", "peaks", "box", "box+points", "best"])
 def test_a_peak_in_a_corner_is_asked_for(corner: tuple[int, int], mode: str) -> None:
-    prompts = prompts_of(np.stack([cam((*corner, 1.0))]), PromptSettings(mode=mode))  # type: ignore[arg-type]
+    prompts = asked(np.stack([cam((*corner, 1.0))]), PromptSettings(mode=mode))  # type: ignore[arg-type]
     assert len(prompts) == (4 if mode == "best" else 1)
     assert (prompts.points >= 0).all()
     assert (prompts.points <= [60, 40]).all()
@@ -69,12 +77,12 @@ def test_peaks_at_or_below_tau_are_left_out() -> None:
 def test_forty_peaks_of_one_class() -> None:
     places = [(12 + 12 * (index // 8), 12 + 12 * (index % 8), 0.6 + index / 100) for index in range(40)]
     maps = np.stack([cam(*places, size=(80, 120)), cam((20, 20, 1.0), size=(80, 120))])
-    together = prompts_of(maps, PromptSettings(mode="points"))
+    together = asked(maps, PromptSettings(mode="points"))
     assert together.num_points.tolist() == [40, 1]
     assert (together.labels[1, 1:] == PADDING).all()
-    apart = prompts_of(maps, PromptSettings(mode="peaks"))
+    apart = asked(maps, PromptSettings(mode="peaks"))
     assert np.bincount(apart.target).tolist() == [40, 1]
-    few = prompts_of(maps, PromptSettings(mode="points", max_peaks=3))
+    few = asked(maps, PromptSettings(mode="points", max_peaks=3))
     assert few.num_points.tolist() == [3, 1]
     # the strongest come first
     np.testing.assert_array_equal(few.points[0, 0], [places[39][1] + 0.5, places[39][0] + 0.5])
@@ -82,17 +90,17 @@ def test_forty_peaks_of_one_class() -> None:
 
 def test_a_map_without_a_positive_value_gives_no_prompt() -> None:
     maps = np.stack([np.zeros((40, 60), np.float32), cam((12, 15, 1.0))])
-    prompts = prompts_of(maps, PromptSettings(mode="best"))
+    prompts = asked(maps, PromptSettings(mode="best"))
     assert set(prompts.target.tolist()) == {1}
-    assert len(prompts_of(maps[:1], PromptSettings())) == 0
-    assert len(prompts_of(maps[:0], PromptSettings())) == 0
+    assert len(asked(maps[:1], PromptSettings())) == 0
+    assert len(asked(maps[:0], PromptSettings())) == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1)])
 @pytest.mark.parametrize("peaks", ["paper", "official"])
 def test_maps_of_one_row_or_column(size: tuple[int, int], peaks: str) -> None:
     maps = np.ones((1, *size), np.float32)
-    prompts = prompts_of(maps, PromptSettings(peaks=peaks))  # type: ignore[arg-type]
+    prompts = asked(maps, PromptSettings(peaks=peaks))  # type: ignore[arg-type]
     assert prompts.num_points.tolist() == [1]
 
 
@@ -100,23 +108,23 @@ def test_a_box_goes_around_each_part_of_a_map() -> None:
     maps = np.zeros((1, 40, 60), np.float32)
     maps[0, 5:15, 10:30] = 1
     maps[0, 20:35, 40:50] = 0.7
-    prompts = prompts_of(maps, PromptSettings(mode="box", box_threshold=0.5))
+    prompts = asked(maps, PromptSettings(mode="box", box_threshold=0.5))
     np.testing.assert_array_equal(prompts.points, [[[10, 5], [30, 15]], [[40, 20], [50, 35]]])
     np.testing.assert_array_equal(prompts.labels, [[BOX_START, BOX_END]] * 2)
-    assert len(prompts_of(maps, PromptSettings(mode="box", box_threshold=0.8))) == 1
+    assert len(asked(maps, PromptSettings(mode="box", box_threshold=0.8))) == 1
 
 
 def test_parts_too_small_to_matter_get_no_box() -> None:
     maps = np.zeros((1, 40, 60), np.float32)
     maps[0, 5:25, 10:30] = 1
     maps[0, 30:33, 50:53] = 1
-    assert len(prompts_of(maps, PromptSettings(mode="box"))) == 1
+    assert len(asked(maps, PromptSettings(mode="box"))) == 1
 
 
 def test_a_box_with_points_holds_the_peaks_inside_it() -> None:
     maps = np.stack([cam((15, 15, 1.0), (15, 21, 0.9), (28, 45, 0.8))])
     settings = PromptSettings(mode="box+points", min_distance=5, box_threshold=0.3)
-    prompts = prompts_of(maps, settings)
+    prompts = asked(maps, settings)
     assert prompts.num_points.tolist() == [4, 3]
     np.testing.assert_array_equal(prompts.points[1, 2], [45.5, 28.5])
     assert prompts.labels[1].tolist() == [BOX_START, BOX_END, POSITIVE, PADDING]
