@@ -60,7 +60,7 @@ from maskmill.engine.select import Selection, select
 from maskmill.engine.session import OnnxSession
 from maskmill.engine.store import content_id
 from maskmill.engine.taxonomy import Taxonomy
-from maskmill.engine.thresholds import ScoreSpill, fit_thresholds
+from maskmill.engine.thresholds import Group, ScoreSpill, fit_thresholds
 from maskmill.engine.workers import default_workers
 from maskmill.export.bundle import Bundle, InputSpec, OutputSpec, read_class_names, write_atomically
 from maskmill.export.cam_head import REGULARIZATION, fit_logistic, head_bundle
@@ -336,8 +336,8 @@ class Split:
             counts.append(confusion(label.astype(np.uint8), photo.truth, self.taxonomy))
         return Labelled(np.stack(counts))
 
-    def conformal(self, chosen: dict[str, Any], alpha: str) -> Labelled:
-        """Thresholds by class from the fitted half, the rule ``agree``, on the scored half."""
+    def conformal(self, chosen: dict[str, Any], alpha: str, group: Group) -> Labelled:
+        """Thresholds by class or pooled from the fitted half, the rule ``agree``, on the scored half."""
         _, calibration = self.run(self.fitted, **chosen)
         with tempfile.TemporaryDirectory() as folder, ScoreSpill(Path(folder)) as spill:
             for photo, one in zip(self.fitted, calibration, strict=True):
@@ -347,7 +347,7 @@ class Split:
             spill.finish()
             fitted = fit_thresholds(
                 spill, list(range(len(self.fitted))), num_targets=16, num_scored=16, alpha=Fraction(alpha),
-                group="class", unit="pixel", min_images=1,
+                group=group, unit="pixel", min_images=1,
             )  # fmt: skip
         selection = Selection(method="conformal", rule="agree", thresholds=fitted.values)
         _, found = self.run(self.scored, **chosen)
@@ -370,7 +370,9 @@ def run_split(split: Split) -> tuple[dict[str, Labelled], dict[str, Any]]:
     for value in TAUS:
         rows[f"peaks, tau {value}"], _ = split.run(split.scored, mode="points", tau=value, box_threshold=threshold)
     for alpha in ("0.10", "0.20", "0.30"):
-        rows[f"peaks, conformal, alpha {alpha}"] = split.conformal(chosen, alpha)
+        rows[f"peaks, conformal, alpha {alpha}"] = split.conformal(chosen, alpha, "class")
+    for alpha in ("0.15", "0.20", "0.30"):
+        rows[f"peaks, conformal pooled, alpha {alpha}"] = split.conformal(chosen, alpha, "pooled")
     calls = count_calls(found)
     return rows, {"cam_threshold": threshold, **chosen, "fit_seconds": split.fit_seconds, **calls}
 

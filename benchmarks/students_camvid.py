@@ -35,7 +35,7 @@ SEEDS = (0, 1, 2)
 NUM_LABELLED = 37
 UNLABELLED_INDEX = 11
 COMMON: dict[str, Any] = {
-    "steps": 240,
+    "steps": 480,
     "crop": 128,
     "scale": (0.8, 1.6),
     "optimizer": "adamw",

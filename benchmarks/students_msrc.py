@@ -47,7 +47,7 @@ SEEDS = (0, 1, 2)
 NUM_LABELLED, NUM_SCORED = 30, 98
 ALPHA, CONFIDENCE = "0.10", 0.9
 COMMON: dict[str, Any] = {
-    "steps": 240,
+    "steps": 480,
     "batch": 8,
     "crop": 160,
     "scale": (0.6, 1.2),

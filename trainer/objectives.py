@@ -119,9 +119,12 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
         "masked": loss(strong[len(real) :], own),
         "features": loss(_upsample(weak[both:], real), own),
     }
-    num_real = real.sum().clamp(min=1)
+    num_real, ramped = real.sum().clamp(min=1), method.ramp * moment.recipe.steps
+    ramp = min(1.0, moment.step / ramped) if ramped else 1.0
     return Losses(
-        total=torch.stack([getattr(method, name) * term for name, term in terms.items()]).sum(),
+        total=torch.stack(
+            [getattr(method, name) * (1 if name == "labelled" else ramp) * term for name, term in terms.items()]
+        ).sum(),
         terms=terms,
         figures={"weight": own.weight.sum() / num_real, "reliable": own.reliable.sum() / num_real},
     )

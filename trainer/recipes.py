@@ -73,6 +73,9 @@ class Csl:
     """Weight of L_m, the view with trusted mask perturbation, or a second strong view where there is none."""
     features: float = 0.25
     """Weight of L_fp, the weak view with dropped features."""
+    ramp: float = 0.0
+    """Share of the steps in which the weights of the three unlabelled losses rise evenly from 0; none in the authors'
+    code. For short runs: PCOS trusts most pixels of every image, however poor the first predictions are."""
     cover_probability: float = 0.5
     """Share of the images that are perturbed; 0 turns trusted mask perturbation off."""
     cover: float = 0.7
@@ -85,7 +88,7 @@ class Csl:
     """Share of the feature channels that are dropped."""
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "cover_probability", "cover", "cutmix"):
+        for name in ("threshold", "ramp", "cover_probability", "cover", "cutmix"):
             _check(0 <= getattr(self, name) <= 1, f"method.{name}", "from 0 to 1", getattr(self, name))
         for name in ("labelled", "strong", "masked", "features"):
             _check(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))

@@ -155,6 +155,16 @@ def test_the_strong_views_leave_no_trace_in_batch_statistics(student) -> None:
             np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (20, 1.0), (39, 1.0)])
+def test_the_unlabelled_losses_rise_over_the_ramp(student, step: int, share: float) -> None:
+    recipe = csl(steps=40, method=Csl(ramp=0.5, dropout=0.0))
+    found = OBJECTIVES["consistency"](student, batch(), moment(recipe, step))
+    terms = {name: float(term.detach()) for name, term in found.terms.items()}
+    unlabelled = terms["strong"] / 8 + terms["masked"] / 8 + terms["features"] / 4
+    assert unlabelled > 0
+    assert float(found.total.detach()) == pytest.approx(terms["labelled"] / 2 + share * unlabelled, rel=1e-5)
+
+
 def test_pseudo_labels_carry_no_gradient(student) -> None:
     method = Csl(labelled=0.0, strong=0.0, masked=0.0, features=0.0)
     samples = batch()
