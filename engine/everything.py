@@ -212,9 +212,8 @@ def paint(segments: SegmentMap) -> NDArray[np.uint16]:
             xp.asarray(bilinear_weights(length, length, cells, extent / cells))
             for length, cells, extent in zip(segments.size, segments.logits.shape[1:], segments.extent, strict=True)
         )
-        for number in range(len(segments.logits)):
-            inside = rows @ segments.logits[number].astype(np.float32) @ columns.T > 0
-            label = xp.where(inside, np.uint16(number + 1), label)
+        for number, logits in enumerate(segments.logits, start=1):
+            label[rows @ logits.astype(np.float32) @ columns.T > 0] = number
         (painted,) = segments.place.download(label)
     return painted
 

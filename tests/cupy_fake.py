@@ -8,6 +8,8 @@ the CUDA sources run on the CPU (:mod:`tests.simt.harness`). What is used is log
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -62,13 +64,36 @@ class CupyArray(DeviceArray):
     def __iter__(self) -> Any:  # type: ignore[override]
         return (self[index] for index in range(len(self)))
 
+    def __getitem__(self, key: Any) -> Any:
+        _plain(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_plain(key), _plain(value))
+
     def set(self, arr: np.ndarray, stream: Stream | None = None) -> None:
         assert not isinstance(arr, CupyArray)
         events.append((stream or get_current_stream(), "upload", arr.shape))
         np.asarray(self)[...] = arr
 
-    def sum(self, *args: Any, **options: Any) -> Any:
-        return _put(np.asarray(self).sum(*args, **options))
+    # CuPy's reductions take no initial value, and those without a neutral element refuse an array without values
+
+    def sum(self, axis: Any = None, dtype: Any = None, out: None = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        return _put(np.asarray(self).sum(axis=axis, dtype=dtype, keepdims=keepdims))
+
+    def mean(self, axis: Any = None, dtype: Any = None, out: None = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        return _put(np.asarray(self).mean(axis=axis, dtype=dtype, keepdims=keepdims))
+
+    def all(self, axis: Any = None, out: None = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        return _put(np.asarray(self).all(axis=axis, keepdims=keepdims))
+
+    def max(self, axis: Any = None, out: None = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        assert self.size, "zero-size array to reduction operation cupy_max which has no identity"
+        return _put(np.asarray(self).max(axis=axis, keepdims=keepdims))
+
+    def argmax(self, axis: Any = None, out: None = None, dtype: Any = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        assert self.size, "zero-size array to reduction operation cupy_argmax which has no identity"
+        return _put(np.asarray(self).argmax(axis=axis, keepdims=keepdims))
 
 
 def _put(value: Any) -> Any:
@@ -251,7 +276,11 @@ def _module() -> tuple[ModuleType, ModuleType]:
         "empty": lambda shape, dtype=float: _room(np.full(shape, 99, dtype)),
         "zeros": lambda shape, dtype=float: _room(np.zeros(shape, dtype)),
     }
-    for name in ("arange", "broadcast_to", "concatenate", "einsum", "moveaxis", "stack", "where"):
+    names = (
+        "arange", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp", "isfinite", "maximum", "minimum",
+        "moveaxis", "pad", "repeat", "stack", "where",
+    )  # fmt: skip
+    for name in names:
         functions[name] = _each(getattr(np, name))
     for name, function in functions.items():
         setattr(cupy, name, _logged(f"cupy.{name}", function))
@@ -290,6 +319,24 @@ def _logged(name: str, function: Any) -> Any:
     return call
 
 
+def assert_in_cupy(asked: set[tuple[str, int, tuple[str, ...]]]) -> None:
+    """Hold entries of :data:`used` against the true CuPy, in a process of its own: each exists and takes this."""
+    script = (
+        "import cupy, cupyx, inspect, json, operator, sys\n"
+        "for name, args, options in json.load(sys.stdin):\n"
+        "    library, _, rest = name.partition('.')\n"
+        "    function = operator.attrgetter(rest)({'cupy': cupy, 'cupyx': cupyx}[library])\n"
+        "    if args < 0: continue\n"
+        "    try: signature = inspect.signature(function)\n"
+        "    except ValueError: continue\n"
+        "    signature.bind(*range(args), **dict.fromkeys(options))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(sorted(asked)), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def _by_place(on_host: Any, on_device: Any) -> Any:
     """Marked arrays are NumPy's to the public functions, so the choice of the form is made here."""
     return lambda array, *args, **options: (on_device if type(array) is CupyArray else on_host)(array, *args, **options)
@@ -316,6 +363,6 @@ def fake_cupy(patch: pytest.MonkeyPatch) -> Iterator[Any]:
             return launch
 
         inner.setattr(device, "kernel", locked)
-        for name in ("class_stats", "pcos", "quantize_weights", "resize_normalize"):
+        for name in ("cam_peaks", "class_stats", "pcos", "quantize_weights", "resize_normalize"):
             inner.setattr(kernels, name, _by_place(getattr(kernels, name), getattr(gpu, name)))
         yield cupy

@@ -9,9 +9,14 @@ import onnxruntime
 import pytest
 
 from maskmill.engine.device import Device
+from maskmill.engine.everything import EverythingSettings, SegmentEverything, paint
+from maskmill.engine.image_labels import ImageLabels
 from maskmill.engine.images import decode_image, preprocess
 from maskmill.engine.pipeline import label
+from maskmill.engine.place import HOST
 from maskmill.engine.predict import ScoreMap, SemanticPredictor
+from maskmill.engine.prompted import PromptedPredictor
+from maskmill.engine.prompts import PromptSettings
 from maskmill.engine.select import Selection, select
 from maskmill.engine.session import open_session
 from maskmill.engine.sources import open_source
@@ -20,8 +25,10 @@ from maskmill.engine.taxonomy import Taxonomy
 from maskmill.export.bundle import Bundle, InputSpec
 
 from ..builders import encoded, photo
-from ..models import color_bundle
+from ..models import COLORS, cam_bundle, color_bundle, sam_bundle
 from .corpus import label_folder, write_photos
+from .test_prompted import BLUE, GREEN, RED, SIZE, picture
+from .test_prompted_device import sessions
 
 pytestmark = pytest.mark.gpu
 
@@ -107,6 +114,27 @@ def test_a_label_run_fills_the_same_store(cupy, tmp_path: Path, batch: int) -> N
         (expected, weights), (found, found_weights) = (store.read(str(path)) for store in (host, device))
         assert (found != expected).mean() < 0.01
         assert (np.abs(found_weights.astype(int) - weights) > 1).mean() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["points", "peaks", "box+points", "best"])
+def test_prompted_labels_and_segments_are_those_of_the_host(cupy, tmp_path: Path, mode) -> None:
+    cam, sam = cam_bundle(tmp_path), sam_bundle(tmp_path, size=SIZE)
+    labels = ImageLabels({"a": frozenset(COLORS), "b": frozenset({"red"}), "c": frozenset()}, "labels")
+    images = {"a": picture(RED, GREEN, BLUE), "b": picture(RED, GREEN), "c": picture(RED)}
+    found, segments = [], []
+    for library, place in ((None, HOST), (cupy, Device())):
+        # the models run on the processor, so that everything else is compared
+        given = sessions(cam, sam, library, down=cupy.asnumpy)
+        settings = PromptSettings(min_distance=3, mode=mode)
+        predictor = PromptedPredictor(cam, sam, *given, prompts=settings, labels=labels, batch=3, place=place)
+        maps = predictor.run([predictor.prepare(image, name) for name, image in images.items()])
+        found.append([one.on_host().scores for one in maps])
+        everything = EverythingSettings(side=8, min_score=0.6)
+        model = SegmentEverything(sam, *given[1:], settings=everything, place=place)
+        segments.append(paint(model.run([model.prepare(images["a"])])[0]))
+    for expected, scores in zip(*found, strict=True):
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert (segments[0] != segments[1]).mean() < 1e-3
 
 
 def test_onnx_runtime_takes_arrays_on_the_device(cupy, tmp_path: Path) -> None:
