@@ -47,11 +47,11 @@ class Results:
         """Train and score a student, unless it is done."""
         if (found := self.find(row, seed)) is not None:
             return found
-        resumed, started = (folder / LAST).exists(), time.perf_counter()
+        resumed, started = (folder / LAST).exists(), time.process_time()
         if train(folder, recipe, corpus, device="cpu", workers=0).interrupted:
             raise KeyboardInterrupt
-        # the time of a run that was stopped is not known
-        seconds = None if resumed else time.perf_counter() - started
+        # of one processor, since training uses one thread here; that of a run which was stopped is not known
+        seconds = None if resumed else time.process_time() - started
         student = load_run(folder)
         scores = score_images(student.module, scored, student.run, device="cpu")
         found = {"miou": scores.miou, "accuracy": scores.accuracy, "seconds": seconds, "recipe": recipe.to_json()}

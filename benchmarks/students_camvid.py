@@ -55,11 +55,15 @@ def of_method(method: Csl | None) -> Recipe:
     return csl(**COMMON, batch=8, labelled=4, method=method)
 
 
+RAMP = 0.6
+"""Of the unlabelled losses. CSL trusts half of every image or more from the first step on; without a ramp that drowned the
+rarest class in seed 0: .503 mIoU with an IoU of 0 for bicyclists, .532 with it."""
+
 ROWS: dict[str, Csl | None] = {
     "labelled images alone": None,
-    "confidence ≥ .95": Csl(selection="threshold", cover_probability=0.0),
-    "CSL without mask perturbation": Csl(cover_probability=0.0),
-    "CSL": Csl(cell=CELL),
+    "confidence ≥ .95": Csl(selection="threshold", cover_probability=0.0, ramp=RAMP),
+    "CSL without mask perturbation": Csl(cover_probability=0.0, ramp=RAMP),
+    "CSL": Csl(cell=CELL, ramp=RAMP),
 }
 
 
