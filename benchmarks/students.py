@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,23 @@ class Results:
                 }
                 summary.append({"row": row, **{key: _spread(values) for key, values in figures.items()}})
         return summary
+
+    def print_json(self) -> None:
+        """The table with the values of every seed, the labels' quality where it is known, and what ran it."""
+        labels = [json.loads(path.read_text()) for path in sorted(self._folder.glob("labels-seed*"))]
+        recipes = {
+            row: json.loads(path.read_text())["recipe"]
+            for number, row in enumerate(self._rows)
+            if (path := self._folder / f"{number}-seed0.json").exists()
+        }
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "threads": 1,
+            "python": platform.python_version(),
+        }
+        versions = {name: version(name) for name in ("maskmill", "torch", "numpy")}
+        report = {"machine": machine | versions, "rows": self.summary(), "labels": labels, "recipes": recipes}
+        print(json.dumps(report, indent=1))
 
     def print_table(self) -> None:
         """As Markdown."""

@@ -1,7 +1,7 @@
 """Students of MSRC: what a teacher's labels are worth, by how they were selected.
 
     python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds, about 40 minutes
-    python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print what is there
+    python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print what is there, or --json
 
 For each of three seeds 30 photos are labelled, 168 unlabelled, and 98, about a third, are scored. The teacher is
 DeepLabv3 (MobileNetV2, 257 px) as in ``msrc.py``. The 30 labelled photos calibrate it by class at ConformalSAM's alpha,
@@ -127,12 +127,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for stores, runs and results")
     parser.add_argument("--table", action="store_true", help="print the results and do nothing")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument("--rows", help="numbers of the rows to run, from 0, with commas between")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     options = parser.parse_args()
     results = Results(options.work / "results", [row.name for row in ROWS])
-    if options.table:
-        results.print_table()
+    if options.table or options.json:
+        results.print_json() if options.json else results.print_table()
         return 0
     data = find_data()
     torch.set_num_threads(1)
