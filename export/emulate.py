@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.session import Session, first_line
+from ..engine.session import Session, first_line, session_settings
 from ..errors import ExportError, MissingPackageError, SessionError
 from .bundle import Bundle
 from .precision import LARGEST, float_tensors, node_name, tensor_types
@@ -106,12 +106,10 @@ class GraphSession:
             import onnxruntime
         except ImportError as error:
             raise MissingPackageError("onnxruntime", "cpu", "the gate") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is raised
+        # what goes wrong is raised
+        settings = session_settings(kind.rpartition("/")[2], threads, log_severity=4)
         try:
-            self._session = _load(onnxruntime, model, options)
+            self._session = _load(onnxruntime, model, settings)
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load the {kind} graph: {first_line(error)}") from error
         self.kind, self.artefact, self.threads = kind, artefact, threads
@@ -172,16 +170,16 @@ def nodes_touching(model: Any, magnitudes: Mapping[str, float], precision: str) 
     return frozenset(node_name(node) for node in model.graph.node if not beyond.isdisjoint((*node.input, *node.output)))
 
 
-def _load(onnxruntime: Any, model: Any, options: Any) -> Any:
+def _load(onnxruntime: Any, model: Any, settings: dict[str, Any]) -> Any:
     import onnx
 
-    providers = ["CPUExecutionProvider"]
+    settings = {**settings, "providers": ["CPUExecutionProvider"]}
     if model.ByteSize() <= _LARGEST_MESSAGE:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        return onnxruntime.InferenceSession(model.SerializeToString(), **settings)
     with tempfile.TemporaryDirectory(prefix="maskmill-emulation-") as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(model, path, save_as_external_data=True, location="model.data")
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(str(path), **settings)
 
 
 def _widened(tensor: Any) -> Any:

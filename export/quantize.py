@@ -108,13 +108,13 @@ def in_8_bit(
 
 
 def _with_channel_scales(path: Path, folder: Path) -> Path:
-    """The graph's file, or one in ``folder`` with an opset in which a weight can have a scale for each channel."""
+    """A copy of the graph in ``folder``, with an opset in which a weight can have a scale for each channel.
+
+    A copy in any case: ModelOpt writes over the file that it reads.
+    """
     import onnx
 
-    model = onnx.load_model(path)
-    raised = at_least_opset(model, _CHANNEL_OPSET, "scales by channel")
-    if raised is model:
-        return path
+    raised = at_least_opset(onnx.load_model(path), _CHANNEL_OPSET, "scales by channel")
     source = folder / "source.onnx"
     onnx.save_model(raised, source, save_as_external_data=raised.ByteSize() > _LARGEST_FILE, location="source.data")
     return source
@@ -190,6 +190,7 @@ def _quantize_fp8(source: Path, target: Path, feeds: Iterator[dict[str, NDArray[
         calibration_eps=["cpu"],
         nodes_to_exclude=exclude,
         high_precision_dtype="fp32",
+        log_level="ERROR",
         output_path=str(target),
     )
 

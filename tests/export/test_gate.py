@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -303,6 +305,47 @@ def test_int8_ranges_are_those_of_the_calibration_images(tmp_path: Path, photos:
     errors = [bundle.verdicts[-1]["metrics"]["max_error"] for bundle in (wide, narrow)]
     # what is brighter than any calibration image is cut off
     assert errors[0] < 0.01 < errors[1]
+
+
+def quantize_as_modelopt(*, onnx_path: str, output_path: str, **_: Any) -> None:
+    """Every tensor around the Conv through fp8, a Clip before the first; what it reads is overwritten on the way."""
+    model = onnx.load(onnx_path)
+    Path(onnx_path).write_bytes(b"gone")
+    model.opset_import[0].version = 19
+    (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
+    others = [node for node in model.graph.node if node is not conv]
+    scale = numpy_helper.from_array(np.float32(1 / 448), "scale")
+    zero = helper.make_tensor("zero", onnx.TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True)
+    limits = [numpy_helper.from_array(np.float32(value), name) for name, value in (("low", 0), ("high", 1))]
+    model.graph.initializer.extend([scale, zero, *limits])
+
+    def through_fp8(name: str) -> list[onnx.NodeProto]:
+        return [
+            helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}_8"]),
+            helper.make_node("DequantizeLinear", [f"{name}_8", "scale", "zero"], [f"{name}_back"]),
+        ]
+
+    nodes = [helper.make_node("Clip", ["image", "low", "high"], ["clipped"]), *through_fp8("clipped")]
+    nodes += [*through_fp8("weight"), helper.make_node("Conv", ["clipped_back", "weight_back"], ["sums"], name="Conv")]
+    nodes += [*through_fp8("sums"), helper.make_node("Identity", ["sums_back"], [conv.output[0]])]
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *others])
+    onnx.save(model, output_path)
+
+
+def test_an_fp8_graph_runs_as_it_is_written_and_the_original_stays(
+    tmp_path: Path, photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("modelopt", "modelopt.onnx", "modelopt.onnx.quantization"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["modelopt.onnx.quantization"], "quantize", quantize_as_modelopt, raising=False)
+    bundle = color_bundle(tmp_path, gain=0.5)
+    converted = convert(bundle, "fp8", photos)
+    converted.verify()
+    verdict = converted.verdicts[-1]
+    assert (verdict["precision"], verdict["passed"], verdict["emulated"]) == ("fp8", True, False)
+    assert 0 < verdict["metrics"]["max_error"] < 0.02, "rounded, and no more than that"
+    assert OnnxSession(converted, precision="fp8").kind == "onnxruntime/cpu/fp8"
 
 
 def test_fp8_says_what_to_install(tmp_path: Path, photos: Photos) -> None:
