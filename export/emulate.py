@@ -75,19 +75,28 @@ def emulation(model: Any) -> Any:
 
 
 def with_probes(model: Any) -> Any:
-    """An fp32 graph that also gives the largest magnitude of every float tensor that its nodes make."""
+    """An fp32 graph that also gives the largest magnitude of every float tensor that its nodes make.
+
+    Infinity, as attention masks have it, does not count: every precision has one.
+    """
     import onnx
-    from onnx import helper
+    from onnx import helper, numpy_helper
 
     floats = float_tensors(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    zero, infinity = f"{_PROBE}zero", f"{_PROBE}infinity"
+    for name, value in ((zero, 0), (infinity, np.inf)):
+        result.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
     for node in model.graph.node:
         for name in node.output:
             if name in floats and node.op_type != "Constant":
                 target = _PROBE + name
-                result.graph.node.append(helper.make_node("Abs", [name], [f"{target}, abs"]))
-                result.graph.node.append(helper.make_node("ReduceMax", [f"{target}, abs"], [target], keepdims=0))
+                size, is_finite, finite = (f"{target}, {part}" for part in ("abs", "is finite", "finite"))
+                result.graph.node.append(helper.make_node("Abs", [name], [size]))
+                result.graph.node.append(helper.make_node("Less", [size, infinity], [is_finite]))
+                result.graph.node.append(helper.make_node("Where", [is_finite, size, zero], [finite]))
+                result.graph.node.append(helper.make_node("ReduceMax", [finite], [target], keepdims=0))
                 result.graph.output.append(helper.make_tensor_value_info(target, _FLOAT, []))
     return result
 

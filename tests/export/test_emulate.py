@@ -97,6 +97,17 @@ def test_probes_give_the_largest_magnitude_of_every_tensor_over_all_calls(tmp_pa
     assert not beyond_range(original, session.magnitudes, "bf16")
 
 
+def test_infinity_is_in_no_precisions_way(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, through=[("Div", 0.0), ("Min", 7.0)])
+    original = onnx.load(bundle.model_path())
+    session = GraphSession(with_probes(original), bundle, kind="onnxruntime/cpu/fp32", artefact="a")
+    session.run(np.full((1, 3, 16, 24), 0.5, np.float32))
+    assert {name: session.magnitudes[name] for name in ("logits", "through0", "through1")} == {
+        "logits": 5.0, "through0": 0.0, "through1": 7.0,
+    }  # fmt: skip
+    assert not beyond_range(original, session.magnitudes, "fp16")
+
+
 def test_a_graph_session_says_what_it_stands_for_and_names_what_failed(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path)
     model = emulation(in_16_bit(onnx.load(bundle.model_path()), "fp16").model)
