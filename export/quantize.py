@@ -19,6 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -140,7 +141,12 @@ def _quantize_int8(
 
     prepared = target.with_name("prepared.onnx")
     # names of nodes must stay, so the graph is not optimized before
-    quant_pre_process(str(source), str(prepared), skip_optimization=True, auto_merge=True)
+    with_shapes = partial(quant_pre_process, str(source), str(prepared), skip_optimization=True)
+    try:
+        with_shapes(auto_merge=True)
+    except Exception:
+        # symbolic shapes know fewer operators than ONNX's own inference
+        with_shapes(skip_symbolic_shape=True)
     calibrate = quantization.CalibrationMethod
     with _quiet():
         quantization.quantize_static(
