@@ -7,11 +7,13 @@ round; figures are medians over rounds with their range.
 
 * bare: the model alone over ready tensors, the faster of one session with all threads and one single-thread session a
   processor;
-* product: `maskmill label --select conformal --weight pcos` from JPEG files into a fresh store, planning included;
+* product: `maskmill label --select conformal --weight pcos` from JPEG files into a fresh store, planning included; and
+  the same with `--provider openvino`, where that is installed;
 * obvious: one image at a time: OpenCV decoding and resizing, `session.run`, logits resized to the photo's size, NumPy
   softmax, argmax and maximum, two PNG files.
 
-Keys: `vs_bare` (images/s over bare's), `vs_obvious` (images/s over the obvious loop's), `stages` (milliseconds of one
+Keys: `vs_bare` (images/s over bare's), `vs_obvious` (images/s over the obvious loop's), both of the product on ONNX
+Runtime; `openvino_vs_obvious`; `stages` (milliseconds of one
 image on one thread, and bytes), `resume_1m_s` (seconds to plan a resume over a million finished inputs).
 """
 
@@ -26,6 +28,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ from maskmill.engine.workers import default_workers
 from maskmill.export.bundle import Bundle, read_class_names
 from maskmill.export.onnx import bundle_from_onnx
 
+PRODUCT_OPENVINO = "product, OpenVINO"
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -116,6 +121,12 @@ def obvious(path: Path, photos: list[Path], folder: Path) -> Callable[[], None]:
     return run
 
 
+def on_openvino(bundle: Bundle) -> SemanticPredictor:
+    from maskmill.engine.openvino import OpenVINOSession
+
+    return SemanticPredictor(bundle, OpenVINOSession(bundle))
+
+
 def seconds(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()
@@ -182,7 +193,7 @@ def main() -> None:
         tensors = [predictor.prepare(decode_image(photo.read_bytes())).tensors[0][None] for photo in photos]
         store = iter(range(10**6))
 
-        def product() -> None:
+        def product(predictor: SemanticPredictor = predictor) -> None:
             run = label(predictor, open_source(listing), folder / f"store{next(store)}", taxonomy, selection)
             assert run.images == len(photos), f"a round labelled {run.images} of {len(photos)} photos"
 
@@ -191,6 +202,7 @@ def main() -> None:
             "bare, all threads": bare_all_threads(path, tensors),
             "bare, one a core": bare_one_a_core(path, tensors),
             "product": product,
+            **({PRODUCT_OPENVINO: partial(product, on_openvino(bundle))} if find_spec("openvino") else {}),
             "obvious": obvious(path, photos, folder),
         }
         for function in sides.values():
@@ -202,11 +214,16 @@ def main() -> None:
         bare = [min(pair) for pair in zip(times["bare, all threads"], times["bare, one a core"], strict=True)]
         vs_bare = [one / other for one, other in zip(bare, times["product"], strict=True)]
         vs_obvious = [one / other for one, other in zip(times["obvious"], times["product"], strict=True)]
+        by_openvino = [
+            one / other for one, other in zip(times["obvious"], times.get(PRODUCT_OPENVINO, ()), strict=False)
+        ]
         result: dict[str, Any] = {
             "vs_bare": round(statistics.median(vs_bare), 3),
             "vs_bare_range": [round(min(vs_bare), 3), round(max(vs_bare), 3)],
             "vs_obvious": round(statistics.median(vs_obvious), 3),
             "vs_obvious_range": [round(min(vs_obvious), 3), round(max(vs_obvious), 3)],
+            "openvino_vs_obvious": round(statistics.median(by_openvino), 3) if by_openvino else None,
+            "openvino_vs_obvious_range": [round(pick(by_openvino), 3) for pick in (min, max) if by_openvino],
             "ms_an_image": {
                 side: round(1000 * statistics.median(values) / len(photos), 2) for side, values in times.items()
             },
