@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -54,13 +54,15 @@ class Photo(NamedTuple):
 class Part(Protocol):
     """Images of one kind."""
 
-    @property
-    def uris(self) -> Sequence[str]:
-        """Names of the images, in order."""
-        ...
+    uris: list[str]
+    """Names of the images, in order."""
 
     def read(self, index: int) -> Photo:
         """One image with its maps; raises :class:`MaskmillError`."""
+        ...
+
+    def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
+        """As :meth:`read`, several one after the other; an error is raised at its image's place."""
         ...
 
 
@@ -75,13 +77,23 @@ class Draw(NamedTuple):
     """Number of the draw, counted over the whole run: the seed of its augmentation."""
 
 
-class LabelledImages:
+class _OneByOne:
+    """Parts that gain nothing from reading several images at once."""
+
+    def read_all(self: Part, indices: Sequence[int]) -> Iterator[Photo]:
+        """See :class:`Part`."""
+        return map(self.read, indices)
+
+
+class LabelledImages(_OneByOne):
     """Images with label maps of a taxonomy's dataset."""
 
     def __init__(self, source: Source, pairs: Sequence[tuple[Item, Path]], taxonomy: Taxonomy) -> None:
         self._source = source
         self._pairs = list(pairs)
         self._taxonomy = taxonomy
+        self.uris = [item.uri for item, _ in self._pairs]
+        """Names of the images, in order."""
 
     @classmethod
     def open(
@@ -122,11 +134,6 @@ class LabelledImages:
             raise UsageError(f"no image in {images} has a label map in {labels}; names must match")
         return cls(source, pairs, taxonomy)
 
-    @property
-    def uris(self) -> list[str]:
-        """Names of the images, in order."""
-        return [item.uri for item, _ in self._pairs]
-
     def read(self, index: int) -> Photo:
         """One image with its true classes and full weights."""
         item, path = self._pairs[index]
@@ -149,6 +156,8 @@ class StoredImages:
         self._source = source
         self._items = list(items)
         self._rows = rows
+        self.uris = [item.uri for item in self._items]
+        """Names of the images, in order."""
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, skip: Collection[str] = ()) -> StoredImages:
@@ -167,29 +176,31 @@ class StoredImages:
         source = Source(str(store.path))
         return cls(store, source, _located([item for item, _ in chosen]), np.array([row for _, row in chosen]))
 
-    @property
-    def uris(self) -> list[str]:
-        """Names of the images, in order."""
-        return [item.uri for item in self._items]
-
     def read(self, index: int) -> Photo:
         """One image with its stored labels and weights."""
-        item = self._items[index]
-        image = decode_image(self._source.read(item))
-        maps = self.store.take([int(self._rows[index])], columns=["label", "weight"])
-        label, weight = (decode_png(maps[name][0].as_py()) for name in ("label", "weight"))
-        if label.shape != image.shape[:2]:
-            raise TrainingError(f"{item.uri} has changed since it was labelled; run `maskmill label` again")
-        return Photo(image, label, weight)
+        return next(self.read_all([index]))
+
+    def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
+        """Several images; the store, where each look takes milliseconds, is asked once."""
+        maps = self.store.take(self._rows[list(indices)].tolist(), columns=["label", "weight"])
+        for index, *files in zip(indices, maps["label"], maps["weight"], strict=True):
+            item = self._items[index]
+            image = decode_image(self._source.read(item))
+            label, weight = (decode_png(file.as_py()) for file in files)
+            if label.shape != image.shape[:2]:
+                raise TrainingError(f"{item.uri} has changed since it was labelled; run `maskmill label` again")
+            yield Photo(image, label, weight)
 
 
-class PlainImages:
+class PlainImages(_OneByOne):
     """Images without labels."""
 
     def __init__(self, source: Source, items: Sequence[Item], taxonomy: Taxonomy) -> None:
         self._source = source
         self._items = list(items)
         self._taxonomy = taxonomy
+        self.uris = [item.uri for item in self._items]
+        """Names of the images, in order."""
 
     @classmethod
     def open(cls, spec: str | os.PathLike[str], taxonomy: Taxonomy, *, skip: Collection[str] = ()) -> PlainImages:
@@ -199,11 +210,6 @@ class PlainImages:
         if not items:
             raise UsageError(f"{spec} holds no image besides the labelled ones")
         return cls(source, items, taxonomy)
-
-    @property
-    def uris(self) -> list[str]:
-        """Names of the images, in order."""
-        return [item.uri for item in self._items]
 
     def read(self, index: int) -> Photo:
         """One image, every pixel ignored."""
@@ -262,35 +268,41 @@ class TrainingImages:
 
     def __getitem__(self, draw: Draw) -> dict[str, Any] | TrainingError:
         """The sample of a draw, or why there is none: an exception would lose its message on the way to the loop."""
-        try:
-            return self._sample(draw)
-        except MaskmillError as error:
-            return TrainingError(f"{self._uri(draw)} cannot be trained on: {error}")
+        return self.__getitems__([draw])[-1]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any] | TrainingError]:
+        """The samples of a batch's draws, up to the first that there is none of; see :meth:`__getitem__`."""
+        places = [self._place(draw) for draw in draws]
+        parts = {id(part): part for part, _ in places}
+        photos = {
+            key: part.read_all([index for other, index in places if other is part]) for key, part in parts.items()
+        }
+        samples: list[dict[str, Any] | TrainingError] = []
+        for draw, (part, index) in zip(draws, places, strict=True):
+            try:
+                samples.append(self._sample(draw, part.uris[index], next(photos[id(part)])))
+            except MaskmillError as error:
+                return [*samples, TrainingError(f"{part.uris[index]} cannot be trained on: {error}")]
+        return samples
 
     def _place(self, draw: Draw) -> tuple[Part, int]:
         ends = self._ends[draw.stream]
         number = bisect_right(ends, draw.image)
         return self._parts[draw.stream][number], draw.image - (ends[number - 1] if number else 0)
 
-    def _uri(self, draw: Draw) -> str:
-        part, index = self._place(draw)
-        return part.uris[index]
-
-    def _sample(self, draw: Draw) -> dict[str, Any]:
+    def _sample(self, draw: Draw, uri: str, photo: Photo) -> dict[str, Any]:
         torch = import_torch()
-        part, index = self._place(draw)
-        photo = part.read(index)
         rng = np.random.default_rng([self._seed, STREAMS.index(draw.stream), draw.position])
         move = augment.draw_move(rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip)
         image = augment.move_image(photo.image, move)
-        sample: dict[str, Any] = {"stream": draw.stream, "image": _planes(image), "uri": part.uris[index]}
+        sample: dict[str, Any] = {"stream": draw.stream, "image": _planes(image), "uri": uri}
         if draw.stream != "unlabelled":
             label = augment.move_map(photo.label, move, self._ignore)
             weight = augment.move_map(photo.weight, move, 0)
             wide = label if label.dtype == np.uint8 else label.astype(np.int32)
             sample |= {"label": torch.tensor(np.ascontiguousarray(wide)), "weight": torch.tensor(weight.copy())}
             if self._weak is not None:
-                segments, present = self._weak.read(sample["uri"], photo.label)
+                segments, present = self._weak.read(uri, photo.label)
                 moved = augment.move_map(segments, move, 0).astype(np.int32)
                 sample |= {"segments": torch.tensor(moved), "present": torch.tensor(present)}
             return sample

@@ -14,7 +14,7 @@ from ..types import ClassStats
 from .decode import decode_bands, decode_rows
 from .outputs import output
 from .simd import LANES
-from .threads import num_threads, numba_threads_are_safe, share
+from .threads import in_numba_threads, num_threads, numba_threads_are_safe, share
 
 _WORTH_THREADS = 1 << 20
 """Class-pixels below which sharing them costs more than it saves (about half a millisecond of one core)."""
@@ -91,7 +91,7 @@ def class_stats(
     bounds = np.arange(threads + 1) * rows // threads
     if threads > 1 and numba_threads_are_safe():
         for *inputs, outputs in maps:
-            decode_bands(bounds, *inputs, *outputs)
+            in_numba_threads(decode_bands, bounds, *inputs, *outputs)
     else:
         share(decode_rows, [(*band, *one) for one in maps for band in pairwise(bounds.tolist())], threads)
     return ClassStats(**result)

@@ -8,14 +8,17 @@ Python threads enter a parallel function.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 from numba import config
 
@@ -32,20 +35,41 @@ def num_threads(work: int, worth: int) -> int:
 
 
 def numba_threads_are_safe() -> bool:
-    """Whether Numba's threads may be used: its layer takes calls of several threads, and did not start before a fork.
+    """Whether :func:`in_numba_threads` may be used: OpenMP takes calls of several threads, but ends a forked child."""
+    known = config.THREADING_LAYER in ("default", "threadsafe", "omp")
+    return known and os.getpid() == _PROCESS and _has_openmp()
 
-    GNU OpenMP ends a forked child that uses it.
+
+def in_numba_threads(function: Callable[..., object], *arguments: object) -> None:
+    """Call a compiled function with parallel loops.
+
+    Numba sets OpenMP's number of threads for the calling thread and leaves it so; torch goes by that number.
     """
-    return os.getpid() == _PROCESS and config.THREADING_LAYER in ("default", "threadsafe", "omp") and _has_openmp()
+    libraries = _openmp()
+    numbers = [library.omp_get_max_threads() for library in libraries]
+    try:
+        function(*arguments)
+    finally:
+        for library, number in zip(libraries, numbers, strict=True):
+            library.omp_set_num_threads(number)
 
 
 @cache
 def _has_openmp() -> bool:
+    """Whether Numba has OpenMP here."""
     try:
         importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:
         return False
-    return True
+    return sys.platform == "linux"
+
+
+@cache
+def _openmp() -> list[Any]:
+    """The OpenMP libraries that Numba may use: the one it was linked with, and one loaded for all, as by torch."""
+    layer = importlib.import_module("numba.np.ufunc.omppool")
+    libraries = [ctypes.CDLL(layer.__file__), ctypes.CDLL(None)]
+    return [library for library in libraries if hasattr(library, "omp_set_num_threads")]
 
 
 @cache

@@ -657,3 +657,21 @@ def test_bits_do_not_depend_on_whose_threads_share_the_rows(layer):
         print("equal")
     """
     assert output_of(program, NUMBA_THREADING_LAYER=layer) == "equal"
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_number_of_torchs_threads_stays(number):
+    pytest.importorskip("torch")
+    program = f"""
+        import torch
+        torch.set_num_threads({number})
+        torch.randn(300, 300).softmax(0)
+        import numpy as np
+        from maskmill.kernels import cpu
+
+        scores = np.random.default_rng(0).normal(size=(21, 33, 33)).astype(np.float32)
+        for _ in range(2):
+            cpu.class_stats(scores, (213, 320), threads=2)
+        print(torch.get_num_threads())
+    """
+    assert output_of(program) == str(number)

@@ -187,3 +187,18 @@ def test_a_store_of_segments_gives_no_labels(photos: Path, tmp_path: Path) -> No
     make_store(tmp_path / "store", photos, range(2), run={"maps": "segments"})
     with pytest.raises(StoreError, match="segments without classes"):
         open_corpus(stores=[tmp_path / "store"])
+
+
+def test_a_batch_asks_a_store_once_and_gets_what_single_reads_give(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "store", photos, range(5), weight=99)
+    stored = StoredImages.open(tmp_path / "store")
+    singly = [stored.read(index) for index in (3, 1, 3)]
+    take, asked = LabelStore.take, []
+    monkeypatch.setattr(LabelStore, "take", lambda *args, **options: asked.append(args[1]) or take(*args, **options))
+    together = list(stored.read_all([3, 1, 3]))
+    for one, other in zip(singly, together, strict=True):
+        for first, second in zip(one, other, strict=True):
+            np.testing.assert_array_equal(first, second)
+    assert len(asked) == 1
