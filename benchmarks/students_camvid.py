@@ -1,6 +1,6 @@
 """Students of CamVid without a teacher: what unlabelled images are worth, by how the student's own labels count.
 
-    python benchmarks/students_camvid.py --work /tmp/students-camvid          # all rows and seeds, about 40 minutes
+    python benchmarks/students_camvid.py --work /tmp/students-camvid          # all rows and seeds, about 50 minutes
     python benchmarks/students_camvid.py --work /tmp/students-camvid --table  # print what is there, or --json
 
 Images are halved, to 240x180 pixels, so that a processor can train on them. For each of three seeds 37 of the 367

@@ -1,6 +1,6 @@
 """Students of MSRC: what a teacher's labels are worth, by how they were selected.
 
-    python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds, about 40 minutes
+    python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds, about 75 minutes
     python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print what is there, or --json
 
 For each of three seeds 30 photos are labelled, 168 unlabelled, and 98, about a third, are scored. The teacher is
