@@ -157,8 +157,9 @@ def _weigh(x, v, mask, statistics, denominator, epsilon, weight, reliable):
         reliable[i] = part & (w == _ONE)
 
 
-@compiled()
+@_sums
 def _assign(x, v, mask, wedge, cluster):
+    """Clusters by the arithmetic of :func:`_moments`: a tie that rounding decides falls on the same side."""
     along_x, along_v, across_x, across_v = wedge
     for i in range(x.size):
         p, q = np.float64(x[i]), np.float64(v[i])

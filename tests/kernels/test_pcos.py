@@ -275,6 +275,13 @@ def test_cpu_form_is_the_reference_for_few_values(data, size):
     assert_alike(result, expected)
 
 
+@FORMS
+def test_a_tie_counts_in_the_cluster_that_it_is_said_to_be_in(form):
+    x, v = one_row(0.9, 0.9), one_row(0.0, 1e-12)
+    found = form(x, v, want_cluster=True)
+    assert found.statistics[4] == pytest.approx(v[found.cluster == found.statistics[7]].mean(), rel=1e-6)
+
+
 def test_cpu_form_of_views_and_large_batches():
     x, v = softmax_map(7, (6, 420, 430))
     expected = reference(x[:, ::-1, ::2], v[:, ::-1, ::2])
