@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,19 @@ def data() -> Path:
     if not (folder / "msrc").is_dir():
         pytest.skip(f"no photos at {folder}; set MASKMILL_DATA")
     return folder
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for CuPy, with one for TensorRT beside it and no other decoder of JPEG files."""
+    from . import cupy_fake
+    from .export import trt_fake
+
+    trt_fake.reset()
+    monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    with cupy_fake.fake_cupy(monkeypatch) as module:
+        yield module
 
 
 def _device_count() -> int:

@@ -37,7 +37,7 @@ def num_threads(work: int, worth: int) -> int:
 def numba_threads_are_safe() -> bool:
     """Whether :func:`in_numba_threads` may be used: OpenMP takes calls of several threads, but ends a forked child."""
     known = config.THREADING_LAYER in ("default", "threadsafe", "omp")
-    return known and os.getpid() == _PROCESS and _has_openmp()
+    return known and os.getpid() == _PROCESS and bool(_openmp())
 
 
 def in_numba_threads(function: Callable[..., object], *arguments: object) -> None:
@@ -55,19 +55,14 @@ def in_numba_threads(function: Callable[..., object], *arguments: object) -> Non
 
 
 @cache
-def _has_openmp() -> bool:
-    """Whether Numba has OpenMP here."""
-    try:
-        importlib.import_module("numba.np.ufunc.omppool")
-    except ImportError:
-        return False
-    return sys.platform == "linux"
-
-
-@cache
 def _openmp() -> list[Any]:
     """The OpenMP libraries that Numba may use: the one it was linked with, and one loaded for all, as by torch."""
-    layer = importlib.import_module("numba.np.ufunc.omppool")
+    if sys.platform != "linux":
+        return []
+    try:
+        layer = importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return []
     libraries = [ctypes.CDLL(layer.__file__), ctypes.CDLL(None)]
     return [library for library in libraries if hasattr(library, "omp_set_num_threads")]
 

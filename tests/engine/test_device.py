@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,18 +30,8 @@ from maskmill.export.tensorrt import BuildOptions, build_engine
 
 from .. import cupy_fake
 from ..builders import encoded, photo
-from ..export import trt_fake
 from ..models import color_bundle
 from .corpus import write_photos
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    trt_fake.reset()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
-    with cupy_fake.fake_cupy(monkeypatch) as module:
-        yield module
 
 
 def built(folder: Path, **options: Any) -> Bundle:

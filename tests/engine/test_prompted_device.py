@@ -32,7 +32,6 @@ from maskmill.export.bundle import Bundle
 from maskmill.export.tensorrt import BuildOptions, build_engine
 
 from .. import cupy_fake
-from ..export import trt_fake
 from ..models import COLORS, cam_bundle, color_image, sam_bundle
 from ..test_cli import maskmill, ok
 from .corpus import write_photos
@@ -49,15 +48,6 @@ LABELS = ImageLabels(
     {"all": frozenset(COLORS), "two": frozenset({"red", "green"}), "none": frozenset(), "black": frozenset(COLORS)},
     "labels",
 )
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    trt_fake.reset()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
-    with cupy_fake.fake_cupy(monkeypatch) as module:
-        yield module
 
 
 @pytest.fixture(scope="module")

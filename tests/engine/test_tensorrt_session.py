@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from maskmill.export.tensorrt import BuildOptions, build_engine
 from .. import cupy_fake
 from ..export import trt_fake
 from ..models import color_bundle, sam_bundle
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    trt_fake.reset()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
-    with cupy_fake.fake_cupy(monkeypatch) as module:
-        yield module
 
 
 def built(folder: Path, *, batch: tuple[int, int, int] = (1, 4, 8), **options: Any) -> Bundle:

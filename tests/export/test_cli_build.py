@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,9 @@ from maskmill.cli import app
 from maskmill.errors import GateError, UsageError
 from maskmill.export.bundle import Bundle
 
-from .. import cupy_fake
 from ..engine.corpus import write_photos
 from ..models import color_bundle
 from . import trt_fake
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    trt_fake.reset()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
-    with cupy_fake.fake_cupy(monkeypatch) as module:
-        yield module
 
 
 def run(*arguments: Any) -> Result:

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ from .. import cupy_fake
 from ..builders import photo
 from ..models import color_bundle, color_graph
 from . import trt_fake
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    trt_fake.reset()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
-    with cupy_fake.fake_cupy(monkeypatch) as module:
-        yield module
 
 
 def plan_of(bundle: Bundle, number: int = -1) -> dict[str, Any]:
