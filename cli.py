@@ -11,13 +11,13 @@ import sys
 import typer
 
 from . import __version__
-from .engine.cli import add_commands as add_engine_commands
+from .engine.cli.label import add_commands as add_engine_commands
 from .errors import MaskmillError
-from .export.cli import add_commands as add_export_commands
-from .export.cli_build import add_commands as add_build_commands
-from .export.cli_export import add_commands as add_model_commands
-from .export.cli_gate import add_commands as add_gate_commands
-from .trainer.cli import add_commands as add_trainer_commands
+from .export.cli.adopt import add_commands as add_export_commands
+from .export.cli.build import add_commands as add_build_commands
+from .export.cli.export import add_commands as add_model_commands
+from .export.cli.gate import add_commands as add_gate_commands
+from .trainer.cli.train import add_commands as add_trainer_commands
 
 app = typer.Typer(
     name="maskmill",

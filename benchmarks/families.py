@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from maskmill.engine.session import OnnxSession
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, GateError
-from maskmill.export.bundle import Bundle
-from maskmill.export.compare import Side
-from maskmill.export.convert import convert
-from maskmill.export.families import FAMILIES, Choices, bundle_from_folded, fold
-from maskmill.export.gate import Photos, judge
-from maskmill.export.hub import fetch
-from maskmill.export.parity import TOLERANCES, output_errors
-from maskmill.export.torch import TorchSession
+from maskmill.engine.model.bundle import Bundle
+from maskmill.export.gate.compare import Side
+from maskmill.export.precision.convert import convert
+from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_folded, fold
+from maskmill.export.gate.judge import Photos, judge
+from maskmill.export.pretrained.checkpoint import fetch
+from maskmill.export.gate.parity import TOLERANCES, output_errors
+from maskmill.export.pretrained.torch_module import TorchSession
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = runpy.run_path(str(ROOT / "tests" / "export" / "checkpoints.py"))["CHECKPOINTS"]

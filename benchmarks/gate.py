@@ -31,21 +31,21 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.workers import default_workers
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.ordered_map import default_workers
 from maskmill.errors import GateError
-from maskmill.export.artefacts import save_graph, with_files
-from maskmill.export.bench import measure
-from maskmill.export.bundle import Bundle, write_atomically
-from maskmill.export.compare import Difference, Side, differences, summarize
-from maskmill.export.convert import Conversion, convert
-from maskmill.export.emulate import GraphSession, Memory, emulation
-from maskmill.export.gate import Photos, verdicts_of
-from maskmill.export.onnx_promptable import promptable_from_onnx
-from maskmill.export.precision import in_16_bit
-from maskmill.export.proof import roles_of
-from maskmill.export.quantize import Precision8, in_8_bit
-from maskmill.export.verdicts import Tolerances, Verdict
+from maskmill.export.precision.artifacts import save_graph, with_files
+from maskmill.export.gate.bench import measure
+from maskmill.engine.model.bundle import Bundle, write_atomically
+from maskmill.export.gate.compare import Difference, Side, differences, summarize
+from maskmill.export.precision.convert import Conversion, convert
+from maskmill.export.gate.emulate import GraphSession, Memory, emulation
+from maskmill.export.gate.judge import Photos, verdicts_of
+from maskmill.export.adopt.promptable import promptable_from_onnx
+from maskmill.export.precision.sixteen_bit import in_16_bit
+from maskmill.export.gate.proof import roles_of
+from maskmill.export.precision.eight_bit import Precision8, in_8_bit
+from maskmill.engine.model.verdicts import Tolerances, Verdict
 
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

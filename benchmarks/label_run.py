@@ -38,17 +38,17 @@ import numpy as np
 import onnxruntime
 
 from maskmill import kernels
-from maskmill.engine.images import decode_image
-from maskmill.engine.pipeline import label
-from maskmill.engine.png import encode_png
-from maskmill.engine.predict import SemanticPredictor
-from maskmill.engine.select import Selection, select
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.sources import open_source
-from maskmill.engine.taxonomy import Taxonomy
-from maskmill.engine.workers import default_workers
-from maskmill.export.bundle import Bundle, read_class_names
-from maskmill.export.onnx import bundle_from_onnx
+from maskmill.engine.inputs.images import decode_image
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.store.png import encode_png
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.inputs.ordered_map import default_workers
+from maskmill.engine.model.bundle import Bundle, read_class_names
+from maskmill.export.adopt.semantic import bundle_from_onnx
 
 PRODUCT_OPENVINO = "product, OpenVINO"
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -122,7 +122,7 @@ def obvious(path: Path, photos: list[Path], folder: Path) -> Callable[[], None]:
 
 
 def on_openvino(bundle: Bundle) -> SemanticPredictor:
-    from maskmill.engine.openvino import OpenVINOSession
+    from maskmill.engine.runtimes.openvino_runtime import OpenVINOSession
 
     return SemanticPredictor(bundle, OpenVINOSession(bundle))
 

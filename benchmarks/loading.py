@@ -30,16 +30,16 @@ import numpy as np
 import torch
 from msrc import find_data
 
-from maskmill.engine.dump import dump_store
-from maskmill.engine.labelled import read_label_map
-from maskmill.engine.png import encode_png
-from maskmill.engine.store import InputRow, LabelRow, LabelStore, content_id
-from maskmill.trainer import augment
-from maskmill.trainer.corpus import classes_taxonomy, open_corpus
-from maskmill.trainer.data import TrainingImages
-from maskmill.trainer.loading import Plan, count_pixels, open_loader, to_device
-from maskmill.trainer.models import build_model
-from maskmill.trainer.objectives import OBJECTIVES, Moment
+from maskmill.engine.store.dump import dump_store
+from maskmill.engine.inputs.label_maps import read_label_map
+from maskmill.engine.store.png import encode_png
+from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
+from maskmill.trainer.data.datasets import augment
+from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
+from maskmill.trainer.data.datasets import TrainingImages
+from maskmill.trainer.data.loading import Plan, count_pixels, open_loader, to_device
+from maskmill.trainer.students.models import build_model
+from maskmill.trainer.objectives.steps import OBJECTIVES, Moment
 from maskmill.trainer.optim import make_optimizer
 from maskmill.trainer.recipes import stages, weighted
 

@@ -17,13 +17,13 @@ import numpy as np
 import psutil
 from label_run import DATA, adopt  # the script beside this one
 
-from maskmill.engine.pipeline import label
-from maskmill.engine.predict import SemanticPredictor
-from maskmill.engine.progress import Progress
-from maskmill.engine.select import Selection
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.sources import open_source
-from maskmill.engine.taxonomy import Taxonomy
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.labeling.progress import Progress
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.taxonomy import Taxonomy
 
 FIRST = 1000
 

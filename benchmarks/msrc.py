@@ -37,21 +37,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from maskmill.engine.calibrate import calibrate, true_scores
-from maskmill.engine.evaluate import Quality, confusion, evaluate
-from maskmill.engine.images import decode_image
-from maskmill.engine.labelled import LabelFolder, read_label_map
-from maskmill.engine.pipeline import label
-from maskmill.engine.predict import ScoreMap, SemanticPredictor
-from maskmill.engine.select import Selection, select
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.sources import open_source
-from maskmill.engine.store import LabelStore
-from maskmill.engine.taxonomy import Taxonomy
-from maskmill.engine.thresholds import NO_CLASS, ScoreSpill, fit_thresholds
-from maskmill.engine.workers import default_workers, ordered_map
-from maskmill.export.bundle import read_class_names
-from maskmill.export.onnx import bundle_from_onnx
+from maskmill.engine.calibration.calibrate import calibrate, true_scores
+from maskmill.engine.report.evaluate import Quality, confusion, evaluate
+from maskmill.engine.inputs.images import decode_image
+from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.predictors.semantic import ScoreMap, SemanticPredictor
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.calibration.thresholds import NO_CLASS, ScoreSpill, fit_thresholds
+from maskmill.engine.inputs.ordered_map import default_workers, ordered_map
+from maskmill.engine.model.bundle import read_class_names
+from maskmill.export.adopt.semantic import bundle_from_onnx
 
 NUM_SPLITS, NUM_CALIBRATION = 10, 92
 TOLERANCE = {"half": 0.003, "full": 0.02}

@@ -45,26 +45,26 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskmill.engine.calibrate import true_scores
-from maskmill.engine.cams import CamModel, Cams
-from maskmill.engine.decoder import MAX_PROMPTS
-from maskmill.engine.embeddings import EmbeddingCache
-from maskmill.engine.evaluate import Quality, confusion
-from maskmill.engine.image_labels import ImageLabels
-from maskmill.engine.images import decode_image
-from maskmill.engine.labelled import LabelFolder, read_label_map
-from maskmill.engine.masks import MaskSettings
-from maskmill.engine.prompted import PromptedPredictor, Stages
-from maskmill.engine.prompts import PromptSettings, join_prompts
-from maskmill.engine.select import Selection, select
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.store import content_id
-from maskmill.engine.taxonomy import Taxonomy
-from maskmill.engine.thresholds import Group, ScoreSpill, fit_thresholds
-from maskmill.engine.workers import default_workers
-from maskmill.export.bundle import Bundle, InputSpec, OutputSpec, read_class_names, write_atomically
-from maskmill.export.cam_head import REGULARIZATION, fit_logistic, head_bundle
-from maskmill.export.onnx_promptable import promptable_from_onnx
+from maskmill.engine.calibration.calibrate import true_scores
+from maskmill.engine.predictors.prompted.activation_maps import CamModel, Cams
+from maskmill.engine.predictors.prompted.mask_decoder import MAX_PROMPTS
+from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
+from maskmill.engine.report.evaluate import Quality, confusion
+from maskmill.engine.inputs.image_labels import ImageLabels
+from maskmill.engine.inputs.images import decode_image
+from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
+from maskmill.engine.predictors.prompted.class_masks import MaskSettings
+from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, Stages
+from maskmill.engine.predictors.prompted.prompts import PromptSettings, join_prompts
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.label_store import content_id
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.calibration.thresholds import Group, ScoreSpill, fit_thresholds
+from maskmill.engine.inputs.ordered_map import default_workers
+from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, read_class_names, write_atomically
+from maskmill.export.adopt.cam_head import REGULARIZATION, fit_logistic, head_bundle
+from maskmill.export.adopt.promptable import promptable_from_onnx
 
 CLASSES = (
     "cow", "horse", "sheep", "aeroplane", "car", "bicycle", "flower", "sign", "bird", "book", "chair", "cat", "dog",
@@ -94,7 +94,7 @@ def trunk_bundle(folder: Path) -> Bundle:
     from efficientnet_lite_pytorch import EfficientNet
     from torch.nn.functional import conv2d
 
-    from maskmill.export.torch import as_module, bundle_from_module
+    from maskmill.export.pretrained.torch_module import as_module, bundle_from_module
 
     def outputs(model: Any, image: Any) -> Any:
         features = model.extract_features(image)
@@ -464,7 +464,7 @@ def measure_speed(split: Split, folder: Path, sam: Bundle, chosen: dict[str, Any
 
 def straightforward(photo: Photo, sessions: dict[str, Any], cam: InputSpec, sam: InputSpec, tau: float) -> None:
     """One photo as a first script does it: OpenCV, every session with all threads, masks of the photo's size."""
-    from maskmill.engine.images import preprocess
+    from maskmill.engine.inputs.images import preprocess
 
     image = cv2.cvtColor(cv2.imread(str(photo.path)), cv2.COLOR_BGR2RGB)
     height, width = image.shape[:2]
@@ -509,8 +509,8 @@ def straightforward(photo: Photo, sessions: dict[str, Any], cam: InputSpec, sam:
 
 def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: OnnxSession) -> float:
     """Fill the cache; seconds it took."""
-    from maskmill.engine.embeddings import rounded
-    from maskmill.engine.images import preprocess
+    from maskmill.engine.predictors.prompted.embedding_cache import rounded
+    from maskmill.engine.inputs.images import preprocess
 
     def embed(photo: Photo) -> None:
         image = decode_image(photo.path.read_bytes())

@@ -21,16 +21,16 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from maskmill.engine.sources import Item, open_source
-from maskmill.engine.store import InputRow, LabelStore
+from maskmill.engine.inputs.sources import Item, open_source
+from maskmill.engine.store.label_store import InputRow, LabelStore
 
 FOLDERS = 1000
 RUN = {"benchmark": "resume"}
 
 PLAN = r"""
 import json, re, sys, time
-from maskmill.engine.sources import open_source
-from maskmill.engine.store import LabelStore
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.store.label_store import LabelStore
 
 def peak():
     return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskmill.trainer.corpus import Corpus
-from maskmill.trainer.data import LabelledImages
+from maskmill.trainer.data.corpus import Corpus
+from maskmill.trainer.data.datasets import LabelledImages
 from maskmill.trainer.evaluate import score_images
-from maskmill.trainer.models import load_run
+from maskmill.trainer.students.models import load_run
 from maskmill.trainer.recipes import Recipe
 from maskmill.trainer.run import LAST
 from maskmill.trainer.train import train

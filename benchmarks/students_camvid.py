@@ -26,9 +26,9 @@ import torch
 from msrc import find_data
 from students import Results, write_halved
 
-from maskmill.export.bundle import read_class_names
-from maskmill.trainer.corpus import classes_taxonomy, open_corpus
-from maskmill.trainer.data import LabelledImages
+from maskmill.engine.model.bundle import read_class_names
+from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
+from maskmill.trainer.data.datasets import LabelledImages
 from maskmill.trainer.recipes import Csl, Recipe, csl, supervised
 
 SEEDS = (0, 1, 2)

@@ -30,18 +30,18 @@ import torch
 from msrc import adopt, find_data
 from students import Results
 
-from maskmill.engine.calibrate import calibrate
-from maskmill.engine.evaluate import evaluate
-from maskmill.engine.labelled import LabelFolder
-from maskmill.engine.pipeline import label
-from maskmill.engine.predict import SemanticPredictor
-from maskmill.engine.select import Selection
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.sources import open_source
-from maskmill.engine.store import LabelStore
-from maskmill.engine.taxonomy import Taxonomy
-from maskmill.trainer.corpus import open_corpus
-from maskmill.trainer.data import LabelledImages
+from maskmill.engine.calibration.calibrate import calibrate
+from maskmill.engine.report.evaluate import evaluate
+from maskmill.engine.inputs.label_maps import LabelFolder
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.trainer.data.corpus import open_corpus
+from maskmill.trainer.data.datasets import LabelledImages
 from maskmill.trainer.recipes import Recipe, conformalsam, supervised, weighted
 
 SEEDS = (0, 1, 2)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..engine.images import decode_image
-from ..engine.overlay import overlay, save_picture
-from ..engine.predict import SemanticPredictor
-from ..engine.select import Selection, select
-from ..engine.session import OnnxSession
-from ..engine.taxonomy import Taxonomy
+from ..engine.inputs.images import decode_image
+from ..engine.report.overlay import overlay, save_picture
+from ..engine.predictors.semantic import SemanticPredictor
+from ..engine.labeling.selection import Selection, select
+from ..engine.runtimes.onnx_runtime import OnnxSession
+from ..engine.model.taxonomy import Taxonomy
 from ..errors import UsageError
-from .bundle import Bundle
+from ..engine.model.bundle import Bundle
 
 
 def write_preview(bundle: Bundle, image: Path) -> Path:

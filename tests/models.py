@@ -11,10 +11,10 @@ import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
-from maskmill.export.bundle import Bundle
-from maskmill.export.onnx import bundle_from_onnx
-from maskmill.export.onnx_cam import cam_from_onnx
-from maskmill.export.onnx_promptable import promptable_from_onnx
+from maskmill.engine.model.bundle import Bundle
+from maskmill.export.adopt.semantic import bundle_from_onnx
+from maskmill.export.adopt.classifier import cam_from_onnx
+from maskmill.export.adopt.promptable import promptable_from_onnx
 
 COLORS = ("red", "green", "blue")
 

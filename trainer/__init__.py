@@ -12,7 +12,7 @@ A run is a folder:
                   :class:`~maskmill.trainer.recipes.Recipe` as plain data), ``model`` (``{"name", "options"}``),
                   ``classes``, ``background`` (index or null), ``ignore`` (index of pixels without a label), ``labels``
                   (label index of the labelled folder → class, -1 to ignore), ``input`` (the fields of
-                  :class:`~maskmill.export.bundle.InputSpec`), ``data`` (what it was trained on) and ``versions``
+                  :class:`~maskmill.engine.model.bundle.InputSpec`), ``data`` (what it was trained on) and ``versions``
 ``last.pt``       the complete state after the last saved step; training goes on from it
 ``best.pt``       the same, at the best mIoU on the validation images; absent without validation
 ``log.csv``       a row each logged step, see :mod:`maskmill.trainer.log`

@@ -7,7 +7,7 @@
     scores = score_images(student.module, images, student.run, tile=320, overlap=107)
     scores.miou, scores.iou
 
-A student labels as its exported bundle does, by :class:`maskmill.engine.predict.SemanticPredictor`: the whole image at
+A student labels as its exported bundle does, by :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the whole image at
 its own resolution, at the nearest size that the network takes, or in overlapping tiles of the size it was trained on.
 """
 
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engine.predict import SemanticPredictor
-from ..engine.taxonomy import Taxonomy
+from ..engine.predictors.semantic import SemanticPredictor
+from ..engine.model.taxonomy import Taxonomy
 from ..errors import MissingPackageError, TrainingError
-from ..export.bundle import Bundle, OutputSpec
-from .data import LabelledImages
+from ..engine.model.bundle import Bundle, OutputSpec
+from .data.datasets import LabelledImages
 from .run import Run, import_torch
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ class Csl:
 
 @dataclass(frozen=True, kw_only=True)
 class S2c:
-    """S2C: a classifier whose activation maps learn from a promptable model; see :mod:`maskmill.trainer.s2c`.
+    """S2C: a classifier whose activation maps learn from a promptable model; see :mod:`maskmill.trainer.objectives.s2c`.
 
     ``L = L_cls + segments L_SSC + prompted L_CPM``.
     """
@@ -134,7 +134,7 @@ class Recipe:
     method: Method
     """What the losses are, with their settings."""
     model: str = "lite0"
-    """The student: a name that :func:`maskmill.trainer.models.build_model` knows, or ``module:callable``."""
+    """The student: a name that :func:`maskmill.trainer.students.models.build_model` knows, or ``module:callable``."""
     model_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the student, as that function takes them."""
 
@@ -209,13 +209,13 @@ class Stage:
     """A run of steps with the same losses."""
 
     objective: Literal["labels", "self_reliance", "consistency", "segments"]
-    """Function of :mod:`maskmill.trainer.objectives` that gives the losses."""
+    """Function of :mod:`maskmill.trainer.objectives.steps` that gives the losses."""
     start: int
     """First step."""
     stop: int
     """Step after the last one."""
     draws: Mapping[str, int]
-    """Images a step, over all processes, of each stream (:data:`maskmill.trainer.data.STREAMS`)."""
+    """Images a step, over all processes, of each stream (:data:`maskmill.trainer.data.datasets.STREAMS`)."""
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingPackageError, TrainingError, UsageError
-from ..export.bundle import InputSpec, write_atomically
+from ..engine.model.bundle import InputSpec, write_atomically
 from .recipes import Recipe, recipe_from_json
 
 FORMAT_VERSION = 1

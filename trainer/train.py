@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import TrainingError, UsageError
-from .corpus import Corpus
-from .data import TrainingImages
+from .data.corpus import Corpus
+from .data.datasets import TrainingImages
 from .evaluate import score_images
-from .loading import Plan, count_pixels, open_loader, stage_at, to_device
+from .data.loading import Plan, count_pixels, open_loader, stage_at, to_device
 from .log import RunLog
-from .models import build_model
-from .objectives import OBJECTIVES, Losses, Moment
+from .students.models import build_model
+from .objectives.steps import OBJECTIVES, Losses, Moment
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .processes import Process, interrupts, joined
 from .recipes import Csl, Recipe, S2c, stages
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
-from .weak import WeakLabels
+from .data.weak_labels import WeakLabels
 
 
 @dataclass(frozen=True, kw_only=True)

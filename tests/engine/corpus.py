@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskmill.engine import writer
-from maskmill.engine.pipeline import label
-from maskmill.engine.predict import SemanticPredictor
-from maskmill.engine.progress import Progress
-from maskmill.engine.select import Selection
-from maskmill.engine.session import OnnxSession
-from maskmill.engine.sources import open_source
-from maskmill.engine.taxonomy import Taxonomy
-from maskmill.export.bundle import Bundle
+from maskmill.engine.labeling import writer
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.labeling.progress import Progress
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.model.bundle import Bundle
 
 
 def write_photos(folder: Path, num: int, *, size: tuple[int, int] = (12, 16), seed: int = 0) -> list[Path]:

@@ -8,21 +8,21 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from maskmill.engine.device import Device
-from maskmill.engine.everything import EverythingSettings, SegmentEverything, paint
-from maskmill.engine.image_labels import ImageLabels
-from maskmill.engine.images import decode_image, preprocess
-from maskmill.engine.pipeline import label
-from maskmill.engine.place import HOST
-from maskmill.engine.predict import ScoreMap, SemanticPredictor
-from maskmill.engine.prompted import PromptedPredictor
-from maskmill.engine.prompts import PromptSettings
-from maskmill.engine.select import Selection, select
-from maskmill.engine.session import open_session
-from maskmill.engine.sources import open_source
-from maskmill.engine.store import LabelStore
-from maskmill.engine.taxonomy import Taxonomy
-from maskmill.export.bundle import Bundle, InputSpec
+from maskmill.engine.backends.cuda import Device
+from maskmill.engine.predictors.segment_everything import EverythingSettings, SegmentEverything, paint
+from maskmill.engine.inputs.image_labels import ImageLabels
+from maskmill.engine.inputs.images import decode_image, preprocess
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.backends.base import HOST
+from maskmill.engine.predictors.semantic import ScoreMap, SemanticPredictor
+from maskmill.engine.predictors.prompted.predictor import PromptedPredictor
+from maskmill.engine.predictors.prompted.prompts import PromptSettings
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.runtimes.onnx_runtime import open_session
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.model.bundle import Bundle, InputSpec
 
 from ..builders import encoded, photo
 from ..models import COLORS, cam_bundle, color_bundle, sam_bundle
@@ -40,7 +40,7 @@ def cupy():
 
 def built(folder: Path, **options) -> Bundle:
     pytest.importorskip("tensorrt")
-    from maskmill.export.tensorrt import BuildOptions, build_engine
+    from maskmill.export.build.engine_builder import BuildOptions, build_engine
 
     return build_engine(color_bundle(folder, **options), options=BuildOptions(batch=(1, 2, 4))).bundle
 

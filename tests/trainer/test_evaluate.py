@@ -16,10 +16,10 @@ torchmetrics = pytest.importorskip("torchmetrics")
 
 from maskmill.cli import app  # noqa: E402
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
-from maskmill.trainer.corpus import classes_taxonomy, open_corpus  # noqa: E402
-from maskmill.trainer.data import LabelledImages  # noqa: E402
+from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
+from maskmill.trainer.data.datasets import LabelledImages  # noqa: E402
 from maskmill.trainer.evaluate import Scores, label_image, run_taxonomy, score_images  # noqa: E402
-from maskmill.trainer.models import build_model, load_run  # noqa: E402
+from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402
 from maskmill.trainer.train import train  # noqa: E402
@@ -124,10 +124,10 @@ def test_a_student_whose_numbers_are_not_finite_is_not_scored(tmp_path: Path) ->
 
 def test_an_exported_student_labels_as_the_run_does(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    from maskmill.engine.predict import SemanticPredictor
-    from maskmill.engine.select import Selection, select
-    from maskmill.engine.session import OnnxSession
-    from maskmill.export.student import bundle_from_run
+    from maskmill.engine.predictors.semantic import SemanticPredictor
+    from maskmill.engine.labeling.selection import Selection, select
+    from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+    from maskmill.trainer.bundle import bundle_from_run
 
     photos = write_labelled(tmp_path / "photos", range(4))
     options = {"model": "tiny", "batch": 4, "crop": 32, "scale": (1.0, 1.0), "lr": 0.02}

@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
-from maskmill.trainer.corpus import Corpus, open_corpus  # noqa: E402
+from maskmill.trainer.data.corpus import Corpus, open_corpus  # noqa: E402
 from maskmill.trainer.log import read_log  # noqa: E402
-from maskmill.trainer.models import load_run  # noqa: E402
+from maskmill.trainer.students.models import load_run  # noqa: E402
 from maskmill.trainer.recipes import RECIPES, Recipe, with_settings  # noqa: E402
 from maskmill.trainer.run import Run, read_checkpoint  # noqa: E402
 from maskmill.trainer.train import Progress, train  # noqa: E402

@@ -1,0 +1,293 @@
+"""Label a corpus: the one place where the order of stages is decided.
+
+read and decode → predict → select, weight, encode → write. Each stage has its threads, queues between them are short,
+and only the last one touches the store::
+
+    summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection(), observer=print)
+
+Work that is finished is never lost: the writer commits every few seconds, an interrupt finishes what is under way, and
+an error elsewhere still commits what was done before it is raised. Running the same command again goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ...errors import ImageError, UsageError
+from ..calibration.calibrate import Calibration, conditions
+from ..predictors.segment_everything import SegmentEverything, SegmentMap, selected
+from .thread_stages import Flow
+from ..store.png import encode_png
+from ..predictors.semantic import Predictor, ScoreMap
+from .progress import Progress
+from .selection import Selected, Selection, select
+from ..inputs.sources import Item, Source, shard
+from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
+from ..model.taxonomy import Taxonomy
+from ..inputs.ordered_map import default_workers
+from .writer import Done, Writer
+
+DRY_RUN_IMAGES = 64
+"""Images that a dry run labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One input on its way through the stages."""
+
+    item: Item
+    id: str | None
+    num_bytes: int
+    prepared: Any = None
+    score_map: ScoreMap | SegmentMap | None = None
+    error: ImageError | None = None
+
+
+def label(
+    predictor: Predictor,
+    source: Source,
+    store_path: str | os.PathLike[str],
+    taxonomy: Taxonomy,
+    selection: Selection,
+    *,
+    calibration: Calibration | None = None,
+    shard_of: tuple[int, int] | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    retry_rejects: bool = False,
+    max_pixels: int | None = None,
+    observer: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Label every input of ``source`` that the store does not hold yet.
+
+    Parameters
+    ----------
+    predictor, taxonomy, selection
+        The model, the target classes, and how pixels are selected and weighted.
+    source
+        Inputs; see :func:`maskmill.engine.inputs.sources.open_source`.
+    store_path
+        The label store, made if it does not exist. One that was made with other options is refused.
+    calibration
+        Where the thresholds came from; checked against predictor and taxonomy.
+    shard_of
+        (I, N): take only the inputs that fall into part I of N, from 0.
+    workers
+        Images in work at once; the number of processors where None.
+    limit
+        Label at most so many inputs.
+    retry_rejects
+        Try inputs again that could not be decoded before.
+    max_pixels
+        Refuse larger images.
+    observer
+        Called about twice a second, and at the end, with the counts so far.
+
+    An interrupt (``KeyboardInterrupt`` in the calling thread) finishes and commits what is under way and returns with
+    ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
+    :class:`SessionError`, :class:`SourceError`.
+    """
+    if calibration is not None:
+        calibration.check(predictor, taxonomy)
+    store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection, calibration))
+    items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
+    run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
+    return run.execute(items, Writer(run.progress, store), observer)
+
+
+def segment(
+    predictor: SegmentEverything,
+    source: Source,
+    store_path: str | os.PathLike[str],
+    *,
+    shard_of: tuple[int, int] | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    retry_rejects: bool = False,
+    max_pixels: int | None = None,
+    observer: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Segment every input of ``source`` that the store does not hold yet; the rest as :func:`label`.
+
+    The store's run says ``maps: segments``: its maps hold numbers of segments, uint16 with 0 where there is none, and
+    no classes.
+    """
+    record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.place.form}
+    store = LabelStore.open_or_create(store_path, record)
+    items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
+    run = _Run(predictor, source, selected, 1, workers, max_pixels)
+    return run.execute(items, Writer(run.progress, store), observer)
+
+
+def dry_run(
+    predictor: Predictor,
+    source: Source,
+    taxonomy: Taxonomy,
+    selection: Selection,
+    *,
+    shard_of: tuple[int, int] | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    max_pixels: int | None = None,
+) -> tuple[Progress, int]:
+    """Label a sample spread over the source without a store; returns (what it took, inputs in the whole source)."""
+    items = list(islice(_chosen(source, shard_of), limit))
+    step = max(1, len(items) // DRY_RUN_IMAGES)
+    run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
+    progress = run.execute(items[::step][:DRY_RUN_IMAGES], Writer(run.progress, None), None)
+    return progress, len(items)
+
+
+def run_record(
+    predictor: Predictor, taxonomy: Taxonomy, selection: Selection, calibration: Calibration | None
+) -> dict[str, Any]:
+    """What decides the labels of a store; two runs with different records are never mixed."""
+    record: dict[str, Any] = {
+        **conditions(predictor, taxonomy),
+        "classes": taxonomy.to_json(),
+        "select": selection.method,
+        "rule": selection.rule,
+        "weight": selection.weight,
+        "weight_levels": selection.weight_levels,
+    }
+    if calibration is not None:
+        record["calibration"] = {key: getattr(calibration, key) for key in ("alpha", "group", "unit", "rule")} | {
+            "thresholds": content_id(np.ascontiguousarray(calibration.thresholds).tobytes())
+        }
+    elif selection.thresholds is not None:
+        record["threshold"] = float(1 - selection.thresholds[0])
+    return record
+
+
+def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
+    return source if shard_of is None else shard(source, *shard_of)
+
+
+def _select(taxonomy: Taxonomy, selection: Selection, score_map: ScoreMap) -> Selected:
+    return select(score_map, taxonomy, selection)
+
+
+class _Run:
+    """The stages' functions and what they share."""
+
+    def __init__(
+        self,
+        predictor: Predictor | SegmentEverything,
+        source: Source,
+        select: Callable[[Any], Selected],
+        num_targets: int,
+        workers: int | None,
+        max_pixels: int | None,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers must be at least 1, got {workers}")
+        self._predictor = predictor
+        self._source = source
+        self._select_maps = select
+        self._workers = workers or default_workers()
+        self._decode_options = {} if max_pixels is None else {"max_pixels": max_pixels}
+        self._claimed: set[str] = set()
+        self._claim_lock = threading.Lock()
+        self.progress = Progress(kept=np.zeros(num_targets, np.int64))
+
+    def execute(self, items: Sequence[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
+        progress = self.progress
+        progress.planned = len(items)
+        flow = Flow(items)
+        self._known = writer.knows
+        decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
+        if self._predictor.threads == 1 and self._predictor.batch == 1:
+            # an image stays with one thread, and its scores in one processor's cache
+            flow.stage(decode, predict, select, threads=self._workers)
+        else:
+            # one thread fills a device's queue; several would only tear batches apart
+            calls = 1 if self._predictor.place.queued else max(1, self._workers // self._predictor.threads)
+            flow.stage(decode, threads=self._workers)
+            flow.stage(predict, threads=calls, batch=self._predictor.batch)
+            flow.stage(select, threads=self._workers)
+        flow.stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
+        progress.stages = flow.times
+        started = time.perf_counter()
+        flow.start()
+        while True:
+            try:
+                ended = flow.wait(0.5)
+                progress.seconds = time.perf_counter() - started
+                if observer is not None:
+                    observer(progress)
+                if ended:
+                    break
+            except KeyboardInterrupt:
+                if progress.interrupted:
+                    raise  # asked twice: give up what is under way
+                progress.interrupted = True
+                flow.stop()
+        try:
+            flow.join()
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to report
+                writer.flush()
+            raise
+        return progress
+
+    def _decode(self, items: list[Item]) -> list[_Job]:
+        return [self._open(item) for item in items]
+
+    def _open(self, item: Item) -> _Job:
+        id, num_bytes = None, 0
+        try:
+            data = self._source.read(item)
+            id, num_bytes = content_id(data), len(data)
+            with self._claim_lock:
+                known = id in self._claimed or self._known(id)
+                self._claimed.add(id)
+            if known:
+                return _Job(item=item, id=id, num_bytes=num_bytes)
+            image = self._predictor.place.decode(data, **self._decode_options)
+            prepared = self._predictor.prepare(image, item.uri)
+        except ImageError as error:
+            return _Job(item=item, id=id, num_bytes=num_bytes, error=error)
+        return _Job(item=item, id=id, num_bytes=num_bytes, prepared=prepared)
+
+    def _predict(self, jobs: list[_Job]) -> list[_Job]:
+        ready = [job for job in jobs if job.prepared is not None]
+        maps = iter(self._predictor.run([job.prepared for job in ready])) if ready else iter(())
+        return [
+            job
+            if job.prepared is None
+            else _Job(item=job.item, id=job.id, num_bytes=job.num_bytes, score_map=next(maps))
+            for job in jobs
+        ]
+
+    def _select(self, jobs: list[_Job]) -> list[Done]:
+        return [self._finish(job) for job in jobs]
+
+    def _finish(self, job: _Job) -> Done:
+        row = InputRow(uri=job.item.uri, size=job.item.size, stamp=job.item.stamp, id=job.id, error=None, message=None)
+        if job.error is not None:
+            row = replace(row, id=None, error=job.error.kind, message=str(job.error))
+        if job.score_map is None or job.id is None:
+            return Done(input=row, num_bytes=job.num_bytes, id=job.id)
+        selected = self._select_maps(job.score_map)
+        height, width = selected.label.shape
+        labels = LabelRow(
+            id=job.id,
+            width=width,
+            height=height,
+            label=encode_png(selected.label),
+            weight=encode_png(selected.weight),
+            counts=selected.counts,
+            kept=selected.kept,
+            confidence=selected.confidence,
+        )
+        return Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)

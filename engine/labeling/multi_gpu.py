@@ -1,0 +1,176 @@
+"""Several GPUs: one process a device, each of which labels its share of the source into the same store.
+
+::
+
+    work = partial(label_share, open_predictor, selection)
+    progress = label_on_devices(work, "photos/", "labels", devices=(0, 1), observer=print)
+
+A process sees its own device alone (``CUDA_VISIBLE_DEVICES``) and is an ordinary label run over part I of N, so nothing
+else knows of several devices; the store takes several writers. An interrupt reaches every process once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from ...errors import MaskmillError, SessionError, UsageError
+from .thread_stages import StageTime
+from .progress import Progress
+
+Work = Callable[..., Progress]
+"""Labels a source into a store, in the process that calls it with both, ``shard_of``, ``observer`` and other options;
+must be importable there by its name."""
+
+
+def label_share(
+    open_predictor: Callable[[], tuple[Any, Any]],
+    selection: Any,
+    source: Any,
+    store_path: str | os.PathLike[str],
+    **options: Any,
+) -> Progress:
+    """Work: label by classes what ``options`` leave of ``source``; ``open_predictor`` makes predictor and taxonomy."""
+    from .label_run import label
+
+    predictor, taxonomy = open_predictor()
+    return label(predictor, source, store_path, taxonomy, selection, **options)
+
+
+def segment_share(
+    open_everything: Callable[[], Any], source: Any, store_path: str | os.PathLike[str], **options: Any
+) -> Progress:
+    """Work: segment everything, without classes, in what ``options`` leave of ``source``."""
+    from .label_run import segment
+
+    return segment(open_everything(), source, store_path, **options)
+
+
+def label_on_devices(
+    work: Work,
+    source: str,
+    store_path: str | os.PathLike[str],
+    *,
+    devices: Sequence[int],
+    shard_of: tuple[int, int] | None = None,
+    observer: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Progress:
+    """Label ``source`` on the GPUs ``devices``; the counts of all processes together.
+
+    ``options`` are those of ``work``. The first error of a process stops the others,
+    which commit what they have done, and is raised as :class:`SessionError` with its text.
+    """
+    if len(set(devices)) != len(devices) or not devices or min(devices) < 0:
+        raise UsageError(f"devices are different numbers from 0, as in 0,1; got {','.join(map(str, devices))}")
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if visible and max(devices) >= len(visible):
+        raise UsageError(
+            f"CUDA_VISIBLE_DEVICES shows {len(visible)} devices, counted from 0; there is no {max(devices)}"
+        )
+    context = multiprocessing.get_context("spawn")
+    channel: Any = context.Queue()
+    index, count = shard_of or (0, 1)
+    processes = []
+    for part, device in enumerate(devices):
+        options_here = {**options, "shard_of": (index + count * part, count * len(devices))}
+        shown = visible[device] if visible else str(device)
+        arguments = (shown, part, channel, work, source, os.fspath(store_path), options_here)
+        processes.append(context.Process(target=_work, args=arguments, name=f"maskmill-device-{device}"))
+        processes[-1].start()
+    parts = [Progress(planned=0) for _ in devices]
+    failure: str | None = None
+    while any(process.is_alive() for process in processes) or not channel.empty():
+        try:
+            part, news = channel.get(timeout=0.5)
+            if isinstance(news, Progress):
+                parts[part] = news
+                if observer is not None:
+                    observer(_together(parts))
+            else:
+                failure = failure or f"device {devices[part]}: {news}"
+                _interrupt(processes)
+        except queue.Empty:
+            continue
+        except KeyboardInterrupt:
+            _interrupt(processes)
+    for process, device in zip(processes, devices, strict=True):
+        process.join()
+        if process.exitcode != 0 and failure is None:
+            failure = f"the process of device {device} ended with status {process.exitcode}; see above"
+    if failure is not None:
+        raise SessionError(failure)
+    return _together(parts)
+
+
+def _work(
+    device: str,
+    part: int,
+    channel: Any,
+    work: Work,
+    source: str,
+    store_path: str,
+    options: dict[str, Any],
+) -> None:
+    """One process: everything that touches a device is imported after the device was chosen."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    # a group of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from ..inputs.sources import open_source
+
+    def observe(progress: Progress) -> None:
+        channel.put((part, progress))
+
+    try:
+        observe(work(open_source(source), store_path, observer=observe, **options))
+    except MaskmillError as error:
+        channel.put((part, " ".join(str(error).split())))
+    except KeyboardInterrupt:
+        channel.put((part, Progress(interrupted=True)))
+    except Exception as error:
+        traceback.print_exc()
+        channel.put((part, f"{type(error).__name__}: {error}"))
+
+
+def _interrupt(processes: Sequence[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+
+
+def _together(parts: Sequence[Progress]) -> Progress:
+    """The counts of several runs that went on side by side."""
+    num_targets = max(len(part.kept) for part in parts)
+    kept = np.zeros(num_targets, np.int64)
+    stages: dict[str, StageTime] = {}
+    for part in parts:
+        kept[: len(part.kept)] += part.kept
+        for stage in part.stages:
+            total = stages.setdefault(stage.name, StageTime(stage.name, 0))
+            total.threads += stage.threads
+            total.items += stage.items
+            total.busy += stage.busy
+            total.cpu += stage.cpu
+    sums = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("planned", "images", "duplicates", "pixels", "input_bytes", "label_bytes", "weight_bytes")
+    }
+    return Progress(
+        **sums,
+        rejects=sum((part.rejects for part in parts), Counter()),
+        kept=kept,
+        seconds=max(part.seconds for part in parts),
+        stages=list(stages.values()),
+        interrupted=any(part.interrupted for part in parts),
+    )

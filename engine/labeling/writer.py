@@ -1,0 +1,111 @@
+"""The last stage of a labelling run: counting what arrives and committing it in batches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .progress import Progress
+from ..store.label_store import InputRow, LabelRow, LabelStore
+
+COMMIT_ROWS = 512
+"""A commit holds at least this many rows …"""
+COMMIT_SECONDS = 10.0
+"""… or this much time, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """One input, ready for the store."""
+
+    input: InputRow
+    num_bytes: int
+    id: str | None = None
+    label: LabelRow | None = None
+
+
+class Writer:
+    """Counts what arrives and commits it in batches, every label before the inputs that point to it.
+
+    Without a store it only counts.
+    """
+
+    def __init__(self, progress: Progress, store: LabelStore | None) -> None:
+        self._progress = progress
+        self._store = store
+        self._labels: list[LabelRow] = []
+        self._inputs: list[InputRow] = []
+        self._labelled: set[str] = set()
+        self._rejected: dict[str, InputRow] = {}
+        self._waiting: dict[str, list[InputRow]] = {}
+        self._since: float | None = None
+
+    def knows(self, id: str) -> bool:
+        """Whether the store holds labels for these bytes already."""
+        return self._store is not None and self._store.has_id(id)
+
+    def write(self, jobs: list[Done]) -> list[Any]:
+        """Take finished inputs."""
+        for done in jobs:
+            self._progress.input_bytes += done.num_bytes
+            if done.label is not None:
+                self._add_label(done.label, done.input)
+            elif done.input.error is not None:
+                self._reject(done.input, done.id)
+            elif done.id in self._rejected:
+                self._reject(_rejected_like(done.input, self._rejected[done.id]), None)
+            elif done.id in self._labelled or self.knows(done.id or ""):
+                self._add_duplicate(done.input)
+            else:
+                # It overtook the image it repeats: its row must not point to labels that are not there.
+                self._waiting.setdefault(done.id or "", []).append(done.input)
+        if len(self._inputs) >= COMMIT_ROWS:
+            self.flush()
+        self.idle()
+        return []
+
+    def idle(self) -> None:
+        """Commit what has waited long enough."""
+        if self._since is not None and time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit everything that arrived."""
+        if self._store is not None and self._inputs:
+            self._store.commit(self._labels, self._inputs)
+        self._labels, self._inputs, self._since = [], [], None
+
+    def _add_label(self, label: LabelRow, row: InputRow) -> None:
+        progress = self._progress
+        progress.images += 1
+        progress.pixels += label.width * label.height
+        progress.kept += label.counts
+        progress.label_bytes += len(label.label)
+        progress.weight_bytes += len(label.weight)
+        self._labels.append(label)
+        self._labelled.add(label.id)
+        self._append(row)
+        for repeated in self._waiting.pop(label.id, []):
+            self._add_duplicate(repeated)
+
+    def _add_duplicate(self, row: InputRow) -> None:
+        self._progress.duplicates += 1
+        self._append(row)
+
+    def _reject(self, row: InputRow, id: str | None) -> None:
+        self._progress.rejects[row.error or ""] += 1
+        self._append(row)
+        if id is not None:
+            self._rejected[id] = row
+            for repeated in self._waiting.pop(id, []):
+                self._reject(_rejected_like(repeated, row), None)
+
+    def _append(self, row: InputRow) -> None:
+        self._inputs.append(row)
+        if self._since is None:
+            self._since = time.monotonic()
+
+
+def _rejected_like(row: InputRow, example: InputRow) -> InputRow:
+    return replace(row, id=None, error=example.error, message=example.message)

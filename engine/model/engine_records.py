@@ -1,0 +1,127 @@
+"""TensorRT engines of a bundle: what one was built for, and which of them runs here.
+
+An engine belongs to a GPU architecture and a TensorRT version, and running one runs code from its file. So it is chosen
+by what stands in the manifest, and its bytes are checked before TensorRT sees them::
+
+    engine = choose_engine(bundle, role="model", precision="fp16", gpu=this_gpu(), tensorrt="11.4.0")
+    data = read_engine(bundle, engine)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...errors import BundleError, SessionError
+from .bundle import Bundle, ModelFile
+from ..runtimes.nvidia import Gpu
+
+AMPERE = 80
+"""Lowest compute capability that a hardware-compatible engine runs on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine, as the manifest records it."""
+
+    path: str
+    """Name relative to the bundle's folder."""
+    sha256: str
+    """Hash of the file's bytes."""
+    bytes: int
+    """Size of the file."""
+    key: str
+    """Hash of everything it was asked for with; the same key is never built twice."""
+    role: str
+    """Role of the ONNX file it was built from."""
+    precision: str
+    """Precision of that file."""
+    onnx: str
+    """Hash of that file."""
+    capability: int
+    """Compute capability of the GPU it was built on, times ten."""
+    gpu: str
+    """Name of that GPU."""
+    tensorrt: str
+    """TensorRT version that built it."""
+    profile: Mapping[str, list[list[int]]]
+    """Smallest, best and largest shape of each input."""
+    hardware_compatible: bool = False
+    """Whether it runs on every architecture from Ampere on."""
+    version_compatible: bool = False
+    """Whether later versions of the same major TensorRT version run it."""
+
+    def obstacle(self, gpu: Gpu, tensorrt: str) -> str:
+        """Why it does not run on ``gpu`` with this TensorRT version; empty where it does."""
+        if self.hardware_compatible and min(gpu.capability, self.capability) < AMPERE:
+            return f"it needs sm_{AMPERE} or newer, this is {gpu}"
+        if not self.hardware_compatible and gpu.capability != self.capability:
+            return f"it was built for sm_{self.capability} ({self.gpu}), this is {gpu}"
+        if tensorrt == self.tensorrt:
+            return ""
+        major = self.tensorrt.split(".")[0] == tensorrt.split(".")[0]
+        if self.version_compatible and major and _numbers(tensorrt) >= _numbers(self.tensorrt):
+            return ""
+        return f"it was built by TensorRT {self.tensorrt}, this is {tensorrt}"
+
+
+def engines_of(bundle: Bundle) -> list[Engine]:
+    """The bundle's engines, the latest first; :class:`BundleError` where the manifest is damaged."""
+    try:
+        return [Engine(**entry) for entry in reversed(bundle.engines)]
+    except TypeError as error:
+        raise BundleError(f"{bundle.path} lists a damaged engine ({error}); run maskmill build again") from error
+
+
+def with_engine(bundle: Bundle, engine: Engine) -> Bundle:
+    """The bundle with ``engine`` added, in the place of one with the same key."""
+    others = tuple(entry for entry in bundle.engines if entry.get("key") != engine.key)
+    return dataclasses.replace(bundle, engines=(*others, dataclasses.asdict(engine)))
+
+
+def choose_engine(bundle: Bundle, *, role: str, precision: str | None, gpu: Gpu, tensorrt: str) -> Engine:
+    """The latest engine for ``role`` that runs here; any precision where None.
+
+    Raises :class:`SessionError` that says why none of them does.
+    """
+    entry = bundle.file(role, precision)
+    asked = f"{role} in {precision}" if precision else role
+    engines = [one for one in engines_of(bundle) if one.role == role and precision in (None, one.precision)]
+    current = [one for one in engines if one.onnx in {file.sha256 for file in bundle.files}]
+    build = f"`maskmill build {bundle.path}`"
+    if not engines:
+        raise SessionError(f"{bundle.path} has no engine for its {asked}; run {build} on this machine")
+    if not current:
+        raise SessionError(f"the engines of {bundle.path} were built from other files than {entry.path}; run {build}")
+    for engine in current:
+        if not engine.obstacle(gpu, tensorrt):
+            return engine
+    raise SessionError(
+        f"no engine of {bundle.path} for its {asked} runs here: {current[0].path}: "
+        f"{current[0].obstacle(gpu, tensorrt)}; run {build} on this machine"
+    )
+
+
+def read_engine(bundle: Bundle, engine: Engine) -> bytes:
+    """The engine's bytes, after their hash was found to be the recorded one; raises :class:`SessionError`."""
+    path = bundle.path / engine.path
+    build = f"run `maskmill build {bundle.path}` again"
+    try:
+        ModelFile(path=engine.path, sha256=engine.sha256, bytes=engine.bytes)  # refuses paths outside the bundle
+        data = path.read_bytes()
+    except OSError as error:
+        raise SessionError(f"cannot read the engine {path}: {error.strerror}; {build}") from error
+    if len(data) < engine.bytes:
+        raise SessionError(f"the engine {path} is cut short: {len(data):,} of {engine.bytes:,} bytes; {build}")
+    if hashlib.sha256(data).hexdigest() != engine.sha256:
+        raise SessionError(
+            f"the engine {path} is not the one that was built (its hash differs), and running an engine runs code "
+            f"from its file: refused; {build}"
+        )
+    return data
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]

@@ -1,0 +1,213 @@
+"""Class activation maps of images: several scales and both ways round, on one grid, each class scaled to its maximum.
+
+::
+
+    cams = CamModel(bundle, session, scales=(1.0, 1.5), flip=True)
+    found = cams.run([cams.prepare(image)])[0]
+    maps = found.on_grid((256, 171), (256, 170.7), classes=[3, 7])      # (2, 256, 171) float32 in [0, 1]
+
+As S2C: each map is resampled bilinearly, negative values are dropped, the maps of all scales and of the mirrored image
+are summed, and a class's sum is divided by its maximum (plus 1e-5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import SessionError, UsageError
+from ...model.bundle import Bundle
+from ...backends.base import HOST, Place
+from ...runtimes.onnx_runtime import Session
+
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamInput:
+    """One image, ready for the classifier."""
+
+    tensors: tuple[Any, ...]
+    """One a scale, and after each its mirrored twin where asked for: float32, without the batch axis, in the model's
+    place."""
+    covers: tuple[tuple[float, float], ...]
+    """Of each tensor the share of its height and width that the image covers."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Cams:
+    """What the classifier says of one image."""
+
+    maps: tuple[Any, ...]
+    """Class activation maps, one a tensor, each (C, h, w), as the model gives them, in ``place``."""
+    covers: tuple[tuple[float, float], ...]
+    """As :attr:`CamInput.covers`."""
+    flipped: tuple[bool, ...]
+    """Which of the maps are of the mirrored image."""
+    probabilities: Any
+    """(C,) float32: each class's probability, the mean over scales, in ``place``."""
+    place: Place = HOST
+    """Where the maps lie."""
+
+    def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> Any:
+        """Maps of some classes, (len(classes), rows, columns) float32 in [0, 1]; all 0 where none of it is positive.
+
+        They lie in ``place``. The grid has ``size`` = (rows, columns) unit cells, of which the image covers the first
+        ``extent``, a real number of rows and columns.
+        """
+        xp = self.place.xp
+        total = xp.zeros((len(classes), *size), np.float32)
+        if not len(classes):
+            return total
+        chosen = xp.asarray(np.array(classes, np.int64))
+        for maps, covers, flipped in zip(self.maps, self.covers, self.flipped, strict=True):
+            rows = bilinear_weights(size[0], extent[0], maps.shape[1], covers[0])
+            columns = bilinear_weights(size[1], extent[1], maps.shape[2], covers[1], mirrored=flipped)
+            resampled = xp.asarray(rows) @ xp.asarray(maps[chosen], np.float32) @ xp.asarray(columns).T
+            total += xp.maximum(resampled, 0)
+        return total / (total.max(axis=(1, 2), keepdims=True) + _EPSILON)
+
+
+class CamModel:
+    """A ``cam`` bundle and what runs it.
+
+    Parameters
+    ----------
+    bundle, session
+        The classifier; its session takes other input sizes than the bundle's where there are other scales.
+    scales
+        Input sizes as multiples of the bundle's own.
+    flip
+        Whether the mirrored image is looked at, too.
+    place
+        Where images and maps lie; the session must take arrays from there.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = True,
+        place: Place = HOST,
+    ) -> None:
+        if bundle.task != "cam":
+            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; activation maps need a cam one")
+        if not scales or min(scales) <= 0:
+            raise UsageError(f"scales must be positive numbers, at least one, got {tuple(scales)}")
+        kinds = [output.kind for output in bundle.outputs]
+        if "cam" not in kinds or "logits" not in kinds:
+            raise UsageError(f"{bundle.path} gives {', '.join(kinds)}; a cam bundle gives cam and logits")
+        self.bundle = bundle
+        self.session = session
+        self.flip = flip
+        self.place = place
+        self.scales = tuple(scales)
+        self._specs = [self._spec(scale) for scale in scales]
+        self._cam, self._logits = kinds.index("cam"), kinds.index("logits")
+
+    def _spec(self, scale: float) -> Any:
+        spec = self.bundle.input
+        if scale == 1.0:
+            return spec
+        height, width = (
+            max(spec.multiple, round(length * scale / spec.multiple) * spec.multiple)
+            for length in (spec.height, spec.width)
+        )
+        return self.bundle.at_size(height, width).input
+
+    def prepare(self, image: Any) -> CamInput:
+        """Resize and normalise an HWC uint8 RGB image, which lies in the model's place, at every scale."""
+        tensors, covers = [], []
+        views = (image, self.place.xp.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
+        for spec in self._specs:
+            for view in views:
+                tensor, covered = self.place.preprocess(view, spec)
+                tensors.append(tensor)
+                covers.append(covered)
+        return CamInput(tensors=tuple(tensors), covers=tuple(covers))
+
+    def run(self, prepared: Sequence[CamInput], batch: int = 1) -> list[Cams]:
+        """Maps of prepared images, at most ``batch`` of one size in a call of the session."""
+        views = 2 if self.flip else 1
+        maps: list[list[Any]] = [[] for _ in prepared]
+        logits: list[list[Any]] = [[] for _ in prepared]
+        for number in range(len(self._specs)):
+            sized = [
+                (index, tensor)
+                for index, one in enumerate(prepared)
+                for tensor in one.tensors[number * views : (number + 1) * views]
+            ]
+            limit = self.session.max_batch or max(batch, 1) * views
+            for start in range(0, len(sized), limit):
+                chunk = sized[start : start + limit]
+                for (index, _), cam, logit in zip(chunk, *self._call([tensor for _, tensor in chunk]), strict=True):
+                    maps[index].append(cam)
+                    logits[index].append(logit)
+        return [
+            Cams(
+                maps=tuple(maps[index]),
+                covers=one.covers,
+                flipped=(False, True)[:views] * len(self._specs),
+                probabilities=self._probabilities(logits[index]),
+                place=self.place,
+            )
+            for index, one in enumerate(prepared)
+        ]
+
+    def _call(self, tensors: list[Any]) -> tuple[Any, Any]:
+        num, xp = len(tensors), self.place.xp
+        if (fixed := self.session.max_batch) and num < fixed:
+            tensors = tensors + [xp.zeros(tensors[0].shape, np.float32)] * (fixed - num)
+        outputs = self.session.run(xp.stack(tensors))
+        cams, logits = outputs[self._cam], outputs[self._logits]
+        classes = len(self.bundle.classes)
+        axis = self.bundle.outputs[self._cam].class_axis
+        if cams.ndim != 4 or cams.shape[axis] != classes or logits.shape[1:] != (classes,):
+            raise SessionError(
+                f"the classifier gave maps {tuple(cams.shape)} with logits {tuple(logits.shape)}; "
+                f"its bundle has {classes} classes"
+            )
+        return (xp.moveaxis(cams, 3, 1) if axis == 3 else cams)[:num], logits[:num]
+
+    def _probabilities(self, logits: list[Any]) -> Any:
+        xp = self.place.xp
+        values = xp.stack(logits).astype(np.float64)
+        if self.bundle.outputs[self._logits].activation == "softmax":
+            values = xp.exp(values - values.max(axis=1, keepdims=True))
+            values /= values.sum(axis=1, keepdims=True)
+        elif self.bundle.outputs[self._logits].activation == "sigmoid":
+            values = 1 / (1 + xp.exp(-xp.clip(values, -80, 80)))
+        return values.mean(axis=0).astype(np.float32)
+
+
+def bilinear_weights(
+    cells: int, extent: float, samples: int, covered: float, *, mirrored: bool = False
+) -> NDArray[np.float32]:
+    """(cells, samples): weights that resample a map along one axis; sampled beyond its middle, an edge value repeats.
+
+    The image covers the first ``extent`` cells and the first ``covered`` share of the samples.
+    """
+    share = np.minimum((np.arange(cells) + 0.5) / extent, 1.0)
+    share = 1.0 - share if mirrored else share
+    position = np.clip(share * covered * samples - 0.5, 0, samples - 1)
+    below = np.minimum(position.astype(np.int64), max(samples - 2, 0))
+    fraction = (position - below).astype(np.float32)
+    weights = np.zeros((cells, samples), np.float32)
+    row = np.arange(cells)
+    weights[row, below] = 1 - fraction
+    weights[row, np.minimum(below + 1, samples - 1)] += fraction
+    return weights
+
+
+def scored_bundle(cam: Bundle) -> Bundle:
+    """A bundle with the classes of its score maps: of a cam bundle a background in front, unless it has one."""
+    if cam.task != "cam" or cam.background is not None:
+        return cam
+    return dataclasses.replace(cam, classes=("background", *cam.classes), background=0)

@@ -1,0 +1,132 @@
+"""A bounded folder of image embeddings, so that prompting again costs no encoder.
+
+::
+
+    cache = EmbeddingCache(store / "embeddings", encoder=bundle.file("encoder").sha256, max_bytes=20 << 30)
+    key = cache.key(image)
+    if (embeddings := cache.get(key)) is None:
+        cache.put(key, embeddings := rounded(encode(image)))
+
+Embeddings are kept as float16 under the hash of the decoded pixels, in a folder for each encoder. Past the limit those
+that were used longest ago go. Any number of threads and processes may share a folder. Everything here is in main memory
+but what :func:`rounded` is given.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import UsageError
+from ...model.bundle import write_atomically
+from ...store.rows import content_id
+
+_SPARE = 0.1  # share of the limit that a clean-up frees, so that it is rare
+
+
+def rounded(embeddings: Sequence[Any], xp: Any = np) -> list[Any]:
+    """An image's embeddings as float32 values that 16 bits hold, or as they are where one is too large for them.
+
+    Decoders get these whether they are kept or not: labels do not depend on what a cache holds. ``xp`` is the library
+    of the embeddings; nothing of a device's is waited for.
+    """
+    with np.errstate(over="ignore"):
+        half = [values.astype(np.float16) for values in embeddings]
+    fits = xp.stack([xp.isfinite(values).all() for values in half]).all()
+    return [xp.where(fits, small, values) for small, values in zip(half, embeddings, strict=True)]
+
+
+class EmbeddingCache:
+    """Embeddings of one encoder in ``folder``, which is made when the first is kept.
+
+    Parameters
+    ----------
+    folder
+        Where the embeddings of all encoders lie.
+    encoder
+        Hash of the encoder's file.
+    max_bytes
+        Most bytes that ``folder`` may hold.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, encoder: str, max_bytes: int) -> None:
+        if max_bytes < 1:
+            raise UsageError(f"the cache needs room for at least one embedding, got {max_bytes} bytes")
+        self._root = Path(folder)
+        self._folder = self._root / encoder[:16]
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._bytes: int | None = None
+        self.hits = 0
+        """Embeddings found so far."""
+        self.misses = 0
+        """Embeddings asked for and not found."""
+
+    @staticmethod
+    def key(image: NDArray[np.uint8]) -> str:
+        """The name of an image's pixels, (H, W, 3) uint8."""
+        return content_id(str(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+
+    def get(self, key: str) -> list[NDArray[np.float16]] | None:
+        """The embeddings of an image, without the batch axis; None where they are not kept, or damaged."""
+        path = self._folder / f"{key}.npz"
+        found = None
+        with (
+            suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+            np.load(io.BytesIO(path.read_bytes())) as arrays,
+        ):
+            found = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
+            os.utime(path)
+        with self._lock:
+            self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
+        return found
+
+    def put(self, key: str, embeddings: Sequence[NDArray[Any]]) -> None:
+        """Keep the embeddings of an image, as :func:`rounded` gives them; those that 16 bits do not hold are not kept.
+
+        A full disk is no error: the cache is left as it is.
+        """
+        with np.errstate(over="ignore"):
+            half = [values.astype(np.float16) for values in embeddings]
+        if not all(np.isfinite(values).all() for values in half):
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, *half)
+        data = buffer.getvalue()
+        with self._lock, suppress(OSError):
+            if self._bytes is None:
+                self._bytes = sum(size for _, size, _ in self._files())
+            if self._bytes + len(data) > self._max_bytes:
+                self._make_room(len(data))
+            if self._bytes + len(data) <= self._max_bytes:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._folder / f"{key}.npz", data)
+                self._bytes += len(data)
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of everything in the folder, oldest first."""
+        found = []
+        for path in self._root.glob("*/*.npz"):
+            with suppress(OSError):  # another process may have dropped it
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        return sorted(found)
+
+    def _make_room(self, needed: int) -> None:
+        files = self._files()
+        left = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if left + needed <= self._max_bytes * (1 - _SPARE):
+                break
+            path.unlink(missing_ok=True)
+            left -= size
+        self._bytes = left

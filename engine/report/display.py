@@ -1,0 +1,238 @@
+"""What runs print: a progress bar on a terminal, plain lines in a log, JSON lines for programs; and the tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..calibration.calibrate import Calibration
+from .evaluate import Quality
+from ..labeling.progress import Progress as RunProgress
+from ..store.label_store import LabelStore
+from ..model.taxonomy import Taxonomy
+
+LOG_SECONDS = 10.0
+"""Seconds between lines in a log."""
+
+
+@contextmanager
+def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (done, total) on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
+    """An observer of a labelling run that fits where the output goes."""
+    console = Console(stderr=True)
+    if console.is_terminal and not as_json:
+        columns = (
+            TextColumn("labelling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("labelling", total=None, note="")
+            yield lambda run: bar.update(task, completed=run.inputs, total=run.planned, note=_note(run))
+        return
+    last = [time.monotonic()]
+
+    def line(run: RunProgress) -> None:
+        if time.monotonic() - last[0] < LOG_SECONDS:
+            return
+        last[0] = time.monotonic()
+        if as_json:
+            event = {
+                "event": "progress",
+                "inputs": run.inputs,
+                "planned": run.planned,
+                "images": run.images,
+                "rejects": sum(run.rejects.values()),
+                "images_per_second": run.rate,
+                "kept": run.kept_share,
+                "seconds": run.seconds,
+            }
+            print(json.dumps(event), flush=True)
+        else:
+            print(f"labelled {run.inputs} of {run.planned}, {_note(run)}", flush=True)
+
+    yield line
+
+
+def _note(run: RunProgress) -> str:
+    rejects = sum(run.rejects.values())
+    return f"{run.rate:.1f} images/s, kept {run.kept_share:.1%}, {rejects} rejected"
+
+
+def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
+    """The end of a labelling run."""
+    console = Console()
+    rejects = sum(run.rejects.values())
+    say(
+        f"{store}: {run.images} images labelled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
+        f"{run.duplicates} duplicates, {rejects} rejected"
+    )
+    if run.inputs == 0:
+        say("nothing to do: the store holds every input already")
+        return
+    if run.images:
+        table = _table("class", "pixels kept", "share of kept")
+        total = max(int(run.kept.sum()), 1)
+        for name, count in zip(taxonomy.targets, run.kept.tolist(), strict=True):
+            table.add_row(name, f"{count:,}", f"{count / total:.1%}")
+        console.print(table)
+        say(
+            f"kept {run.kept_share:.1%} of {run.pixels:,} pixels; "
+            f"labels {_bytes(run.label_bytes)}, weights {_bytes(run.weight_bytes)}"
+        )
+        busy = sum(stage.busy for stage in run.stages) or 1.0
+        parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
+        say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
+    for kind, count in sorted(run.rejects.items()):
+        say(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
+    if run.interrupted:
+        say("interrupted: what was under way is stored; run the same command to go on")
+
+
+def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
+    """What a dry run says about the whole."""
+    scale = total / max(run.inputs, 1)
+    hours = run.seconds * scale / 3600
+    gigabytes = (run.label_bytes + run.weight_bytes) * scale / 1e9
+    if as_json:
+        figures = {
+            "inputs": total,
+            "sampled": run.inputs,
+            "images_per_second": run.rate,
+            "hours": hours,
+            "gigabytes": gigabytes,
+            "kept": run.kept_share,
+            "rejects": sum(run.rejects.values()),
+        }
+        print(json.dumps(figures, indent=2))
+        return
+    say(
+        f"{total:,} inputs; from {run.inputs} of them: {run.rate:.1f} images/s, {hours:.2f} hours and "
+        f"{gigabytes:.2f} GB for the whole; kept {run.kept_share:.1%}, {sum(run.rejects.values())} rejected"
+    )
+
+
+def print_calibration(calibration: Calibration, path: Path) -> None:
+    """Thresholds and held-out coverage of every class."""
+    console, report = Console(), calibration.report
+    table = _table("class", "images", "pixels", "threshold", "coverage", "95 %", "set size", "single")
+    target, unseen = 1 - float(calibration.alpha), []
+    for row in report["classes"]:
+        if row["pixels"] == 0:
+            unseen.append(row["class"])
+            continue
+        threshold = f"{float(row['threshold']):.4g}" if "threshold" in row else "by position"
+        mark = "*" if row["starved"] and calibration.group == "class" else ""
+        cells = _coverage_cells(row["held_out"], target)
+        table.add_row(row["class"], str(row["images"]), f"{row['pixels']:,}", threshold + mark, *cells)
+    cells = _coverage_cells(report["overall"], target)
+    pooled = f"{calibration.pooled:.4g}"
+    table.add_row("all", str(report["num_images"]), f"{report['num_pixels']:,}", pooled, *cells, style="bold")
+    console.print(table)
+    say(
+        f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, "
+        f"rule {calibration.rule}; coverage on held-out images ({report['folds']} folds), "
+        f"mean over images {_share(report['image_mean_coverage'])}"
+    )
+    if unseen:
+        say(f"without a pixel: {', '.join(unseen)}")
+    starved = [row["class"] for row in report["classes"] if row["starved"] and row["pixels"]]
+    if starved and calibration.group == "class":
+        say(
+            f"* {len(starved)} classes were seen in fewer than {report['min_images']} images and take the pooled "
+            "threshold (--min-images N changes that)"
+        )
+    if np.isinf(calibration.thresholds).any():
+        say("some thresholds are infinite: too few samples for this alpha, so their sets hold every class")
+
+
+def _coverage_cells(held_out: dict[str, Any] | None, target: float) -> list[str]:
+    if held_out is None:
+        return ["-"] * 4
+    low, high = held_out["interval"]
+    coverage = f"{held_out['coverage']:.3f}"
+    return [
+        f"[red]{coverage}[/red]" if high < target else coverage,
+        f"{low:.2f}–{high:.2f}",
+        f"{held_out['mean_set_size']:.2f}",
+        f"{held_out['singleton_share']:.2f}",
+    ]
+
+
+def say(text: str) -> None:
+    """Print a sentence: never broken into lines, so that a log can be searched."""
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def print_quality(quality: Quality) -> None:
+    """Label quality by class and in all."""
+    console, raw = Console(), quality.to_json()
+    table = _table("class", "pixels", "kept", "IoU of kept", "IoU of all")
+    for row in raw["classes"]:
+        if row["pixels"]:
+            table.add_row(
+                row["class"], f"{row['pixels']:,}", *(_share(row[key]) for key in ("kept", "iou_kept", "iou_all"))
+            )
+    console.print(table)
+    say(
+        f"{raw['num_images']} images: mIoU of kept pixels {_share(raw['miou_kept'])}, accuracy of kept "
+        f"{_share(raw['accuracy_kept'])}, kept {_share(raw['kept'])}, mIoU of all {_share(raw['miou_all'])}"
+    )
+
+
+def print_store(store: LabelStore) -> None:
+    """What a store holds and how it was made."""
+    summary = store.summary()
+    rejects = ", ".join(f"{count} {kind}" for kind, count in summary["rejects"].items()) or "none"
+    say(
+        f"{store.path}: {summary['images']:,} images of {summary['inputs']:,} inputs, {_bytes(summary['bytes'])}, "
+        f"rejects: {rejects}"
+    )
+    for key, value in store.run.items():
+        say(f"  {key}: {json.dumps(value)}")
+    for row in store.rejects():
+        say(f"  rejected {row.uri}: {row.error}: {row.message}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

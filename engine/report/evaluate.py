@@ -1,0 +1,151 @@
+"""Measure labels against the truth: IoU, accuracy, and how much was kept.
+
+``miou_kept`` is over kept pixels: the mean over the classes present in the truth of intersection over union, a class
+with no kept pixel counting 0. ``miou_all`` counts ignored pixels as wrong: they enlarge the union of their true class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...errors import UsageError
+from ..inputs.label_maps import LabelFolder, read_label_map, select_ids
+from ..store.label_store import LabelStore
+from ..model.taxonomy import Taxonomy
+from ..inputs.ordered_map import ordered_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Label quality over a set of images; shares and IoUs in [0, 1], NaN where undefined."""
+
+    confusion: NDArray[np.int64]
+    """(K, K + 1): pixels of true class (row) and label (column); the last column counts ignored pixels."""
+    targets: tuple[str, ...]
+    """Names of the K classes."""
+    num_images: int
+    """Images measured."""
+
+    @property
+    def iou_kept(self) -> NDArray[np.float64]:
+        """(K,): IoU over kept pixels; 0 for a class of the truth without a kept pixel, NaN where it is not in it."""
+        kept = self.confusion[:, :-1]
+        return self._iou(kept, kept.sum(axis=1))
+
+    @property
+    def iou_all(self) -> NDArray[np.float64]:
+        """(K,): IoU over all pixels, ignored ones counting as wrong."""
+        return self._iou(self.confusion[:, :-1], self.confusion.sum(axis=1))
+
+    def _iou(self, kept: NDArray[np.int64], true: NDArray[np.int64]) -> NDArray[np.float64]:
+        hit = np.diagonal(kept)
+        union = true + kept.sum(axis=0) - hit
+        present = self.confusion.sum(axis=1) > 0
+        return np.where(present, hit / np.maximum(union, 1), np.nan)
+
+    @property
+    def miou_kept(self) -> float:
+        """Mean of :attr:`iou_kept` over the classes in the truth."""
+        return _mean(self.iou_kept)
+
+    @property
+    def miou_all(self) -> float:
+        """Mean of :attr:`iou_all` over the classes in the truth."""
+        return _mean(self.iou_all)
+
+    @property
+    def accuracy_kept(self) -> float:
+        """Share of kept pixels whose label is the truth."""
+        kept = int(self.confusion[:, :-1].sum())
+        return int(np.trace(self.confusion[:, :-1])) / kept if kept else float("nan")
+
+    @property
+    def kept(self) -> float:
+        """Share of pixels with a true class that carry a label."""
+        total = int(self.confusion.sum())
+        return int(self.confusion[:, :-1].sum()) / total if total else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; None where a figure is undefined."""
+        iou_kept, iou_all, true = self.iou_kept, self.iou_all, self.confusion.sum(axis=1)
+        return {
+            "num_images": self.num_images,
+            "num_pixels": int(true.sum()),
+            "miou_kept": _plain(self.miou_kept),
+            "accuracy_kept": _plain(self.accuracy_kept),
+            "kept": _plain(self.kept),
+            "miou_all": _plain(self.miou_all),
+            "classes": [
+                {
+                    "class": name,
+                    "pixels": int(true[index]),
+                    "kept": _plain(self.confusion[index, :-1].sum() / true[index]) if true[index] else None,
+                    "iou_kept": _plain(iou_kept[index]),
+                    "iou_all": _plain(iou_all[index]),
+                }
+                for index, name in enumerate(self.targets)
+            ],
+        }
+
+
+def confusion(label: NDArray[Any], truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.int64]:
+    """Pixel counts (K, K + 1) of one image; ``label`` and ``truth`` (H, W) hold target indices or the ignore index."""
+    return kernels.confusion_counts(label, truth, num_classes=taxonomy.num_targets, ignore=taxonomy.ignore_index)
+
+
+def quality(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], taxonomy: Taxonomy) -> Quality:
+    """Quality of (label, truth) pairs of target maps."""
+    total, num_images = np.zeros((taxonomy.num_targets, taxonomy.num_targets + 1), np.int64), 0
+    for label, truth in pairs:
+        total += confusion(label, truth, taxonomy)
+        num_images += 1
+    return Quality(confusion=total, targets=taxonomy.targets, num_images=num_images)
+
+
+def evaluate(
+    store: LabelStore,
+    labels: LabelFolder,
+    taxonomy: Taxonomy,
+    *,
+    ids: frozenset[str] | None = None,
+    workers: int = 1,
+) -> Quality:
+    """Compare a store's labels with a folder of label maps.
+
+    Images are matched to label maps by name. Without ``ids`` every labelled image that has a label map counts; with
+    ``ids`` a listed image without one is an error. Raises :class:`UsageError` where nothing matches or sizes differ.
+    """
+    image_of = {row.uri: row.id for row in store.inputs() if row.id is not None}
+    found = {uri: labels.find(uri) for uri in select_ids(sorted(image_of), ids)}
+    if ids is not None and (missing := [uri for uri, path in found.items() if path is None]):
+        raise UsageError(f"{len(missing)} of the listed images have no label map in {labels.path}, e.g. {missing[0]}")
+    matched = [(uri, path) for uri, path in found.items() if path is not None]
+    if not matched:
+        raise UsageError(f"no labelled image of {store.path} has a label map in {labels.path}; names must match")
+
+    def load(match: tuple[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        uri, path = match
+        truth = taxonomy.encode(read_label_map(path), str(path))
+        label, _ = store.read_id(image_of[uri])
+        if truth.shape != label.shape:
+            raise UsageError(
+                f"{path} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
+                f"{label.shape[1]}x{label.shape[0]} px; they must be the same size"
+            )
+        return label, truth
+
+    return quality(ordered_map(load, matched, workers), taxonomy)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

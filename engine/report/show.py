@@ -1,0 +1,112 @@
+"""Look at one image of a store: its labels over the photo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import MaskmillError, StoreError, UsageError
+from ..cli.options import Provider
+from ..cli.prompted_options import PromptedOptions, open_prompted, settings_texts
+from ..inputs.images import decode_image
+from ..inputs.label_maps import image_id
+from .overlay import overlay, save_picture, segment_overlay
+from ..inputs.sources import open_source
+from .stage_picture import stage_picture
+from ..store.label_store import SEGMENTS, LabelStore
+
+
+def find_uri(store: LabelStore, name: str) -> str:
+    """The uri of a labelled image, given as a uri or as a file name; raises :class:`UsageError`."""
+    exact, matches = False, []
+    for row in store.inputs():
+        if row.uri == name:
+            exact = True
+            if row.id is None:
+                raise UsageError(f"{name} was rejected ({row.error}: {row.message}); it has no labels")
+            break
+        if row.id is not None and (row.uri.endswith("/" + name) or image_id(row.uri) == name):
+            matches.append(row.uri)
+    if exact:
+        return name
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"{name} matches {len(matches)} images ({matches[0]}, {matches[1]}, …); give the whole uri")
+    raise UsageError(f"{store.path} holds no image {name}")
+
+
+def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
+    """Write the labels of one image over its photo, ``NAME-labels.png`` in the current folder if not told otherwise.
+
+    A photo that is no longer there is replaced by gray.
+    """
+    uri = find_uri(store, name)
+    label, _ = store.read(uri)
+    try:
+        image = _photo(uri, label.shape)
+    except StoreError:
+        raise
+    except MaskmillError:
+        image = np.full((*label.shape, 3), 128, np.uint8)
+    path = output or Path(f"{image_id(uri)}-labels.png")
+    if store.run.get("maps") == SEGMENTS:
+        save_picture(segment_overlay(image, label), path)
+    else:
+        classes = store.classes
+        save_picture(overlay(image, label, classes["targets"], background=classes["background"]), path)
+    return path
+
+
+def write_stages(store: LabelStore, name: str, output: Path | None, options: PromptedOptions) -> Path:
+    """Write how one image got its labels, ``NAME-stages.png`` in the current folder if not told otherwise.
+
+    The stages are computed again as the store says, with the models of ``options``; :class:`UsageError` where these are
+    not the ones that the store was made with.
+    """
+    made = store.run.get("prompts")
+    if made is None:
+        raise UsageError(f"{store.path} was not labelled with --cam and --sam, so there are no stages to show")
+    uri = find_uri(store, name)
+    label, _ = store.read(uri)
+    image = _photo(uri, label.shape)
+    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, Provider.cpu, 1, 1, say=False)
+    for what, used, given in (
+        ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
+        ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
+    ):
+        if used != given:
+            raise UsageError(f"{store.path} was labelled with another {what} than the one given")
+    (stages,) = predictor.stages([predictor.prepare(image, uri)])
+    classes = store.classes
+    picture = stage_picture(
+        image,
+        stages,
+        label,
+        classes["targets"],
+        predictor.bundle.classes,
+        first=predictor.first,
+        background=classes["background"],
+        cell=predictor.cell,
+    )
+    path = output or Path(f"{image_id(uri)}-stages.png")
+    save_picture(picture, path)
+    return path
+
+
+def _photo(uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    image = decode_image(_read(uri))
+    if image.shape[:2] != shape:
+        raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
+    return image
+
+
+def _read(uri: str) -> bytes:
+    source = open_source(uri.split("::", 1)[0])
+    for item in source:
+        if item.uri == uri:
+            return source.read(item)
+    raise UsageError(f"{uri} is not there any more")

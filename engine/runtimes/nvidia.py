@@ -1,0 +1,83 @@
+"""What NVIDIA's packages say: the GPU of this machine, TensorRT and its messages. Imports them only when asked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import MissingPackageError, SessionError
+
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|memory .*could not be allocated", re.IGNORECASE)
+"""What TensorRT's messages say where device memory does not suffice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One NVIDIA device."""
+
+    name: str
+    """Name as the driver gives it."""
+    capability: int
+    """Compute capability times ten: 90 for 9.0."""
+    memory: int
+    """Bytes of memory."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the architecture that code is compiled for, e.g. ``sm_90``."""
+        return f"sm_{self.capability}"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.architecture}"
+
+
+def this_gpu() -> Gpu:
+    """CuPy's current device. Raises :class:`SessionError` where there is none."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingPackageError("cupy-cuda13x", "gpu", "running on a GPU") from error
+    try:
+        device = cupy.cuda.Device()
+        properties = cupy.cuda.runtime.getDeviceProperties(device.id)
+        capability = int(device.compute_capability)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise SessionError(f"no NVIDIA GPU can be used here ({error}); `maskmill doctor` says what is seen") from error
+    return Gpu(name=properties["name"].decode(), capability=capability, memory=int(properties["totalGlobalMem"]))
+
+
+def load_tensorrt(purpose: str) -> Any:
+    """The module ``tensorrt``; raises :class:`MissingPackageError`."""
+    try:
+        # pyright takes a bare import for the module of this package
+        return __import__("tensorrt")
+    except ImportError as error:
+        raise MissingPackageError("tensorrt", "gpu", purpose) from error
+
+
+def message_log(trt: Any) -> Any:
+    """A TensorRT logger that keeps warnings and errors, for messages of our own."""
+
+    class Messages(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self._kept: list[tuple[bool, str]] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                self._kept.append((severity != trt.ILogger.WARNING, " ".join(msg.split())))
+
+        def clear(self) -> None:
+            self._kept.clear()
+
+        def last(self) -> str:
+            """The last error, else the last warning, else nothing."""
+            errors = [text for error, text in self._kept if error]
+            return (errors or [text for _, text in self._kept] or [""])[-1]
+
+        def first(self, pattern: re.Pattern[str]) -> str | None:
+            """The first message that ``pattern`` is found in."""
+            return next((text for _, text in self._kept if pattern.search(text)), None)
+
+    return Messages()

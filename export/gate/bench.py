@@ -1,0 +1,163 @@
+"""How fast each installed runtime and precision of a bundle is, and what the gate says of it.
+
+::
+
+    rows = measure(bundle, Photos.open("photos/"))
+    print_rows(rows)
+
+Speed is what labelling gets: on a processor one image a call and one calling thread a core, elsewhere one caller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.inputs.images import preprocess
+from ...engine.runtimes.onnx_runtime import RUNTIMES, Session, open_session
+from ...engine.inputs.ordered_map import default_workers
+from ...errors import BundleError, MissingPackageError, SessionError
+from ...engine.model.bundle import Bundle
+from .judge import Photos
+from .proof import judge_artefact, roles_of
+from ...engine.model.verdicts import Tolerances, Verdict
+
+_HOST = ("cpu", "openvino")
+_PICTURES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One runtime and precision."""
+
+    provider: str
+    """What runs it."""
+    precision: str
+    """Precision of the file."""
+    images_per_second: float | None = None
+    """Of the model, or of a promptable model's encoder; None where it does not run."""
+    ratio: float | None = None
+    """To the bundle's original in ONNX Runtime on the processor."""
+    gate: str = ""
+    """``original``, ``passes``, what falls short, or why it was not compared."""
+    verdict: Verdict | None = None
+    """The gate's report, where it was compared."""
+
+
+def measure(
+    bundle: Bundle, images: Photos | None = None, *, seconds: float = 5.0, tolerances: Tolerances | None = None
+) -> list[Row]:
+    """A row for each provider that is installed and each precision that the bundle has; nothing is recorded.
+
+    ``images`` are timed and compared on; without them made-up pictures are timed and nothing is compared. A provider
+    that is not installed has no row, a file that a provider cannot run has one that says why.
+    """
+    role = roles_of(bundle)[0]
+    inputs = _inputs(bundle, images)
+    original = bundle.file(role)
+    precisions = dict.fromkeys(file.precision for file in bundle.files if file.role == role)
+    rows: list[Row] = []
+    for provider in RUNTIMES:
+        for precision in precisions:
+            try:
+                row = _row(bundle, role, provider, precision, inputs, seconds)
+            except MissingPackageError:
+                break
+            except (SessionError, BundleError) as error:
+                if provider not in _HOST:
+                    break  # no such device or no engine here
+                rows.append(Row(provider=provider, precision=precision, gate=str(error)))
+                continue
+            if (provider, precision) == ("cpu", original.precision):
+                row = dataclasses.replace(row, gate="original")
+            elif images is not None:
+                row = _judged(row, bundle, images, tolerances)
+            rows.append(row)
+    base = next((row.images_per_second for row in rows if row.gate == "original"), None)
+    if base is None:
+        return rows
+    return [
+        dataclasses.replace(row, ratio=row.images_per_second / base if row.images_per_second else None) for row in rows
+    ]
+
+
+def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
+    """The rows as a table, or as JSON."""
+    if as_json:
+        raw = [{**dataclasses.asdict(row), "verdict": row.verdict and row.verdict.to_dict()} for row in rows]
+        print(json.dumps(raw, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("provider", "precision", "images/s", "ratio", "mean IoU", "worst", "agreement", "gate", box=None)
+    for row in rows:
+        metrics = row.verdict.metrics if row.verdict else None
+        table.add_row(
+            row.provider,
+            row.precision,
+            f"{row.images_per_second:.1f}" if row.images_per_second else "-",
+            f"{row.ratio:.2f}x" if row.ratio else "-",
+            *(
+                [f"{metrics.mean_iou:.4f}", f"{metrics.worst_iou:.4f}", f"{metrics.agreement:.4f}"]
+                if metrics
+                else "---"
+            ),
+            row.gate,
+        )
+    Console().print(table)
+
+
+def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, callers: int, seconds: float) -> float:
+    """Images a second of ``callers`` threads that run ``inputs``, each (1, …), over and over for ``seconds``."""
+    session.run(inputs[0])
+    done = [0] * callers
+    start = time.perf_counter()
+
+    def call(index: int) -> None:
+        while time.perf_counter() - start < seconds:
+            session.run(inputs[(index + done[index]) % len(inputs)])
+            done[index] += 1
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - start)
+
+
+def _row(
+    bundle: Bundle, role: str, provider: str, precision: str, inputs: Sequence[NDArray[np.float32]], seconds: float
+) -> Row:
+    session = open_session(bundle, role=role, provider=provider, precision=precision, allow_unverified=True)
+    callers = default_workers() if provider in _HOST else 1
+    speed = throughput(session, inputs, callers=callers, seconds=seconds)
+    return Row(provider=provider, precision=precision, images_per_second=speed)
+
+
+def _judged(row: Row, bundle: Bundle, images: Photos, tolerances: Tolerances | None) -> Row:
+    try:
+        verdict = judge_artefact(bundle, row.provider, row.precision, images, tolerances, threads=default_workers())[0]
+    except (SessionError, BundleError) as error:
+        return dataclasses.replace(row, gate=str(error))
+    said = "; ".join(verdict.failures) or ("passes, emulated" if verdict.emulated else "passes")
+    return dataclasses.replace(row, gate=said, verdict=verdict)
+
+
+def _inputs(bundle: Bundle, images: Photos | None) -> list[NDArray[np.float32]]:
+    spec = bundle.input
+    if images is not None:
+        found = [preprocess(photo, spec)[0][None] for _, photo in images.first(_PICTURES)]
+        if found:
+            return found
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (_PICTURES, spec.height, spec.width, 3), dtype=np.uint8)
+    return [preprocess(picture, spec)[0][None] for picture in pictures]

@@ -1,0 +1,126 @@
+"""Prove what stands in a bundle already: a conversion, an engine, an original in another runtime, another bundle.
+
+::
+
+    verdicts = prove_artefact(bundle, "openvino", "int8", Photos.open("photos/"))   # recorded in the manifest
+"""
+
+# pyright takes the name onnx for the module beside this one:
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from ...engine.runtimes.onnx_runtime import OnnxSession, Session, open_session
+from ...errors import UsageError
+from ...engine.model.bundle import Bundle
+from .compare import Side
+from .emulate import GraphSession, emulation
+from .judge import Photos, judge
+from ...engine.model.verdicts import Tolerances, Verdict, add_verdict
+
+EMULATED = ("fp16", "bf16", "mixed")
+"""Precisions that a processor does not execute: what runs there in place of the file is its emulation."""
+
+
+def prove_artefact(
+    bundle: Bundle,
+    provider: str,
+    precision: str | None,
+    images: Photos,
+    tolerances: Tolerances | None = None,
+    *,
+    threads: int = 1,
+) -> tuple[Verdict, ...]:
+    """Judge the bundle's file or engine of ``precision`` as ``provider`` runs it, and record the verdicts.
+
+    The errors are those of :func:`judge_artefact`, and :class:`UsageError` where it is the original itself, run as
+    originals are. Verdicts that do not pass are recorded and returned like others.
+    """
+    verdicts = judge_artefact(bundle, provider, precision, images, tolerances, threads=threads)
+    if not verdicts:
+        raise UsageError(f"{bundle.path} in {precision or 'its first precision'} on {provider} is the original itself")
+    changed = Bundle.load(bundle.path)
+    for verdict in verdicts:
+        changed = add_verdict(changed, verdict)
+    changed.save()
+    return verdicts
+
+
+def judge_artefact(
+    bundle: Bundle,
+    provider: str,
+    precision: str | None,
+    images: Photos,
+    tolerances: Tolerances | None = None,
+    *,
+    threads: int = 1,
+) -> tuple[Verdict, ...]:
+    """Verdicts on the bundle's file or engine of ``precision`` as ``provider`` runs it; none on the original itself.
+
+    Of a promptable bundle, a role without a file of that precision runs as the original does. Raises
+    :class:`GateError` where it cannot be compared, :class:`SessionError` where the provider or the file is not there.
+    """
+    roles = roles_of(bundle)
+    first = roles[0]
+    originals: dict[str, Session] = {role: OnnxSession(bundle, role=role, threads=threads) for role in roles}
+    emulated = provider == "cpu" and precision in EMULATED
+    sessions: dict[str, Session] = {}
+    for role in roles:
+        missing = all(file.role != role or precision not in (None, file.precision) for file in bundle.files)
+        if missing and provider != "engine" and len(roles) > 1:
+            sessions[role] = originals[role]
+        elif emulated:
+            sessions[role] = emulated_session(bundle, role, str(precision), threads)
+        else:
+            sessions[role] = open_session(
+                bundle, role=role, provider=provider, threads=threads, precision=precision, allow_unverified=True
+            )
+    return judge(
+        Side(bundle=bundle, sessions=originals),
+        Side(bundle=bundle, sessions=sessions),
+        images,
+        tolerances=tolerances,
+        emulated=emulated,
+        # an engine's batches are what it was built for
+        batch=min(2, sessions[first].max_batch or 2) if provider == "engine" else None,
+    )
+
+
+def prove_same(
+    reference: Bundle, bundle: Bundle, images: Photos, tolerances: Tolerances | None = None, *, threads: int = 1
+) -> tuple[Verdict, ...]:
+    """Judge a bundle's originals, with its own preprocessing, against another's; records nothing.
+
+    Raises :class:`UsageError` where the two are one, or do not have task and classes in common.
+    """
+    if reference.path.resolve() == bundle.path.resolve():
+        raise UsageError(f"{bundle.path} cannot be compared with itself; give another bundle as the reference")
+    if (reference.task, reference.classes) != (bundle.task, bundle.classes):
+        raise UsageError(
+            f"{bundle.path} and {reference.path} cannot be compared: they must have the same task and classes"
+        )
+    one, other = (
+        Side(bundle=each, sessions={role: OnnxSession(each, role=role, threads=threads) for role in roles_of(each)})
+        for each in (reference, bundle)
+    )
+    return judge(one, other, images, tolerances=tolerances)
+
+
+def emulated_session(bundle: Bundle, role: str, precision: str, threads: int) -> GraphSession:
+    """What stands in on a processor for the bundle's 16-bit file."""
+    import onnx
+
+    entry = bundle.file(role, precision)
+    return GraphSession(
+        emulation(onnx.load_model(bundle.path / entry.path)),
+        bundle,
+        role=role,
+        kind=f"onnxruntime/cpu/{precision}",
+        artefact=entry.sha256,
+        threads=threads,
+    )
+
+
+def roles_of(bundle: Bundle) -> tuple[str, ...]:
+    """The graphs that a bundle's task runs."""
+    return ("encoder", "decoder") if bundle.task == "promptable" else ("model",)

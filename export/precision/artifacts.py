@@ -1,0 +1,72 @@
+"""Put converted graphs into a bundle: written aside, moved in whole, listed last.
+
+::
+
+    entries = save_graph(graph, staging, original, "fp16")
+    bundle = with_files(bundle, entries)
+"""
+
+# pyright takes the name onnx for the module beside this one:
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...engine.model.bundle import Bundle, ModelFile, sha256
+
+_LARGEST_FILE = 2**31 - 1  # of a protobuf message
+
+
+def save_graph(
+    graph: Any, folder: Path, original: ModelFile, precision: str, options: Sequence[str] = ()
+) -> list[ModelFile]:
+    """Write an ``onnx.ModelProto`` and give its manifest entries; weights over 2 GB go into a file beside it.
+
+    The name tells role and precision, and by a hash the original and ``options``, so that a file of other content has
+    another name and a manifest never lists what it does not mean.
+    """
+    import onnx
+
+    tag = hashlib.sha256(repr((original.sha256, precision, tuple(options))).encode()).hexdigest()[:8]
+    path = folder / f"{original.role}-{precision}-{tag}.onnx"
+    shared: dict[str, Any] = {"precision": precision, "derived_from": original.sha256}
+    if graph.ByteSize() <= _LARGEST_FILE:
+        path.write_bytes(graph.SerializeToString(deterministic=True))
+        return [_entry(path, role=original.role, **shared)]
+    data = path.with_suffix(".data")
+    onnx.save_model(graph, path, save_as_external_data=True, location=data.name)
+    return [_entry(path, role=original.role, **shared), _entry(data, role="external-data", **shared)]
+
+
+def with_files(bundle: Bundle, entries: Sequence[ModelFile]) -> Bundle:
+    """The bundle with ``entries`` in place of earlier conversions of the same role and precision; not saved.
+
+    Verdicts on what is replaced go with it.
+    """
+    new = {(entry.role, entry.precision, entry.derived_from) for entry in entries}
+    kept = [file for file in bundle.files if (file.role, file.precision, file.derived_from) not in new]
+    gone = {file.sha256 for file in bundle.files} - {file.sha256 for file in (*kept, *entries)}
+    verdicts = tuple(verdict for verdict in bundle.verdicts if verdict["artefact"] not in gone)
+    return dataclasses.replace(bundle, files=(*kept, *entries), verdicts=verdicts)
+
+
+def remove_unlisted(before: Bundle, after: Bundle) -> None:
+    """Delete the files that an earlier manifest listed and the saved one does not."""
+    for path in {file.path for file in before.files} - {file.path for file in after.files}:
+        (after.path / path).unlink(missing_ok=True)
+
+
+def _entry(path: Path, *, role: str, precision: str, derived_from: str) -> ModelFile:
+    return ModelFile(
+        path=path.name,
+        sha256=sha256(path),
+        bytes=path.stat().st_size,
+        role=role,  # type: ignore[arg-type]
+        precision=precision,
+        derived_from=derived_from,
+    )

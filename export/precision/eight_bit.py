@@ -1,0 +1,236 @@
+"""Put an 8-bit precision into a graph as QuantizeLinear and DequantizeLinear nodes, scaled on calibration images.
+
+::
+
+    converted = in_8_bit(bundle, "model", "int8", photos, keep_fp32={"/head/Conv"})
+
+int8 is ONNX Runtime's static quantizer: weights by channel, activations with a scale each. fp8 (E4M3) is NVIDIA
+ModelOpt's, where that is installed. Shapes and names of inputs and outputs stay, float32.
+"""
+
+# pyright takes the name onnx for the module beside this one:
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.inputs.images import preprocess
+from ...engine.runtimes.onnx_runtime import OnnxSession, Session, first_line
+from ...errors import ExportError, MissingPackageError, UsageError
+from ...engine.model.bundle import Bundle
+from ..gate.compare import Photo, Side, prompted_masks
+from .sixteen_bit import Converted, at_least_opset, node_name
+
+Precision8 = Literal["int8", "fp8"]
+Method = Literal["minmax", "percentile"]
+
+PRECISIONS_8: tuple[str, ...] = get_args(Precision8)
+METHODS: tuple[str, ...] = get_args(Method)
+
+_PERCENTILE = 99.99
+_CHANNEL_OPSET = 13
+_LARGEST_FILE = 2**31 - 1  # of a protobuf message
+
+
+def in_8_bit(
+    bundle: Bundle,
+    role: str,
+    precision: Precision8,
+    images: Iterable[Photo],
+    *,
+    keep_fp32: Collection[str] = (),
+    method: Method = "minmax",
+    symmetric: bool = False,
+    threads: int = 1,
+) -> Converted:
+    """Quantize the bundle's fp32 graph for ``role``, with ranges from ``images``.
+
+    Parameters
+    ----------
+    bundle, role, precision
+        What is converted, and to what: ``int8`` or ``fp8``.
+    images
+        Names and (H, W, 3) uint8 RGB pixels that ranges are taken from.
+    keep_fp32
+        Names of nodes that are not quantized.
+    method
+        How an int8 activation's range follows from what was seen: ``minmax`` all of it, ``percentile`` all but the
+        last 0.01 % on either side. (ONNX Runtime's entropy method gives what minmax gives.)
+    symmetric
+        Ranges around 0, which TensorRT asks for; without, activations are uint8 with a zero point of their own.
+    threads
+        Of the session that makes a decoder's inputs.
+
+    Raises :class:`MissingPackageError` for fp8 without ModelOpt, :class:`UsageError` for a name that no node has,
+    :class:`ExportError` where the quantizer fails.
+    """
+    if precision not in PRECISIONS_8:
+        raise UsageError(f"an 8-bit precision is one of {', '.join(PRECISIONS_8)}, got {precision!r}")
+    if method not in METHODS:
+        raise UsageError(f"the calibration method is one of {', '.join(METHODS)}, got {method!r}")
+    import onnx
+
+    path = bundle.model_path(role)
+    names = [node_name(node) for node in onnx.load_model(path, load_external_data=False).graph.node]
+    if unknown := sorted(set(keep_fp32) - set(names)):
+        raise UsageError(
+            f"the graph has no node named {', '.join(unknown[:5])}; names are those in the original's graph"
+        )
+    with tempfile.TemporaryDirectory(prefix="maskmill-quantize-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source, target = _with_channel_scales(path, Path(folder)), Path(folder) / "quantized.onnx"
+        feeds = _feeds(bundle, role, images, threads)
+        try:
+            if precision == "int8":
+                _quantize_int8(source, target, feeds, sorted(keep_fp32), method, symmetric)
+            else:
+                _quantize_fp8(source, target, feeds, sorted(keep_fp32))
+        except (ImportError, UsageError):
+            raise
+        except Exception as error:
+            # quantizers raise nearly every exception from inside
+            raise ExportError(f"{path} cannot be quantized to {precision}: {first_line(error)}") from error
+        model = onnx.load_model(target)
+    quantized = _quantized_nodes(model)
+    kept = {name: "asked for" for name in keep_fp32}
+    return Converted(model=model, converted=tuple(name for name in names if name in quantized), kept=kept)
+
+
+def _with_channel_scales(path: Path, folder: Path) -> Path:
+    """A copy of the graph in ``folder``, with an opset in which a weight can have a scale for each channel.
+
+    A copy in any case: ModelOpt writes over the file that it reads.
+    """
+    import onnx
+
+    raised = at_least_opset(onnx.load_model(path), _CHANNEL_OPSET, "scales by channel")
+    source = folder / "source.onnx"
+    onnx.save_model(raised, source, save_as_external_data=raised.ByteSize() > _LARGEST_FILE, location="source.data")
+    return source
+
+
+def _quantize_int8(
+    source: Path,
+    target: Path,
+    feeds: Iterator[dict[str, NDArray[Any]]],
+    exclude: list[str],
+    method: str,
+    symmetric: bool,
+) -> None:
+    try:
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise MissingPackageError("onnxruntime", "cpu", "quantizing to int8") from error
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(feeds, None)
+
+    prepared = target.with_name("prepared.onnx")
+    # names of nodes must stay, so the graph is not optimized before
+    with_shapes = partial(quant_pre_process, str(source), str(prepared), skip_optimization=True)
+    try:
+        with_shapes(auto_merge=True)
+    except Exception:
+        # symbolic shapes know fewer operators than ONNX's own inference
+        with_shapes(skip_symbolic_shape=True)
+    calibrate = quantization.CalibrationMethod
+    with _quiet():
+        quantization.quantize_static(
+            str(prepared),
+            str(target),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=exclude,
+            calibrate_method=calibrate.MinMax if method == "minmax" else calibrate.Percentile,
+            extra_options={
+                "ActivationSymmetric": symmetric,
+                "WeightSymmetric": True,
+                "CalibPercentile": _PERCENTILE,
+                "CalibTensorRangeSymmetric": symmetric,
+            },
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that the quantizer logs on the root logger, and the progress that it prints."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+
+
+def _quantize_fp8(source: Path, target: Path, feeds: Iterator[dict[str, NDArray[Any]]], exclude: list[str]) -> None:
+    try:
+        from modelopt.onnx.quantization import quantize
+    except ImportError as error:
+        raise MissingPackageError("nvidia-modelopt", "modelopt", "quantizing to fp8") from error
+    collected = list(feeds)
+    data = {name: np.concatenate([feed[name] for feed in collected]) for name in collected[0]}
+    quantize(
+        onnx_path=str(source),
+        quantize_mode="fp8",
+        calibration_data=data,
+        calibration_method="max",
+        calibration_eps=["cpu"],
+        nodes_to_exclude=exclude,
+        high_precision_dtype="fp32",
+        log_level="ERROR",
+        output_path=str(target),
+    )
+
+
+class _Recorder:
+    """A session that remembers what it was asked."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.kind, self.artefact = session.kind, session.artefact
+        self.max_batch, self.threads = session.max_batch, session.threads
+        self.asked: list[dict[str, NDArray[Any]]] = []
+
+    def run(self, inputs: Any) -> list[Any]:
+        self.asked.append(dict(inputs))
+        return self._session.run(inputs)
+
+
+def _feeds(bundle: Bundle, role: str, images: Iterable[Photo], threads: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a graph is asked for each image: the image, or of a decoder the points of the gate's grid."""
+    if role != "decoder":
+        for _, photo in images:
+            yield {bundle.input.name: preprocess(photo, bundle.input)[0][None]}
+        return
+    recorder = _Recorder(OnnxSession(bundle, role="decoder", threads=threads))
+    encoder = OnnxSession(bundle, role="encoder", threads=threads)
+    side = Side(bundle=bundle, sessions={"encoder": encoder, "decoder": recorder})
+    for _, photo in images:
+        prompted_masks(side, photo)
+        while recorder.asked:
+            yield recorder.asked.pop()
+
+
+def _quantized_nodes(model: Any) -> set[str]:
+    """Nodes that read a dequantized tensor."""
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return {node_name(node) for node in model.graph.node if not dequantized.isdisjoint(node.input)}

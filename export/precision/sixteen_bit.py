@@ -1,0 +1,304 @@
+"""Put a 16-bit precision into a graph: most nodes in fp16 or bf16, some kept in fp32, inputs and outputs in fp32.
+
+TensorRT 11 builds what the graph says, so precision is written into it with Cast nodes::
+
+    converted = in_16_bit(model, "fp16", keep_fp32={"/head/Exp"})
+    converted.kept                             # node → why it stays in fp32
+
+A tensor's name always stands for its float32 form; its 16-bit form is called after it with the precision added. Node
+names stay, so that a node found at fault can be named in the original.
+"""
+
+# pyright takes the name onnx for the module beside this one:
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ...errors import ExportError, UsageError
+
+Precision16 = Literal["fp16", "bf16"]
+
+LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
+"""Largest finite value of each 16-bit precision."""
+
+_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
+_TYPES = {"fp16": (_FLOAT16, "tensor(float16)"), "bf16": (_BFLOAT16, "tensor(bfloat16)")}
+_SMALL_WEIGHT = 1024  # elements: shapes and axes are read by type inference
+_BF16_OPSET = 22  # the first in which Conv and the poolings take bfloat16
+# their output type stands in an attribute, or they are what changes it
+_TYPED = frozenset(
+    ("Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform")
+    + ("RandomUniformLike", "Bernoulli", "Multinomial", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A graph in 16 bits."""
+
+    model: Any
+    """The ``onnx.ModelProto``."""
+    converted: tuple[str, ...]
+    """Names of the nodes that work in 16 bits, in the graph's order."""
+    kept: Mapping[str, str]
+    """Nodes with float32 outputs that stay in fp32, and why."""
+
+
+def in_16_bit(model: Any, precision: Precision16, *, keep_fp32: Collection[str] = ()) -> Converted:
+    """Convert an fp32 ``onnx.ModelProto``; the original is not changed.
+
+    ``keep_fp32`` are names of nodes, as :func:`node_name` gives them. A node stays in fp32, too, where the operator
+    knows no such type, where it holds a subgraph, and where one of its weights is beyond the precision's range. For
+    bf16 the graph is brought to opset 22, with which convolutions take it. Raises :class:`UsageError` for a name that
+    no node has, :class:`ExportError` where the graph's types cannot be inferred.
+    """
+    import onnx
+
+    if precision not in _TYPES:
+        raise UsageError(f"a 16-bit precision is one of {', '.join(_TYPES)}, got {precision!r}")
+    if precision == "bf16":
+        model = at_least_opset(model, _BF16_OPSET, "bf16 convolutions")
+    graph_types = float_tensors(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    _lift_constants(result.graph)
+    names = {node_name(node) for node in result.graph.node}
+    if unknown := sorted(set(keep_fp32) - names):
+        raise UsageError(
+            f"the graph has no node named {', '.join(unknown[:5])}; names are those in the original's graph"
+        )
+    conversion = _Conversion(result, precision, graph_types)
+    kept: dict[str, str] = {}
+    for node in result.graph.node:
+        if not any(name in graph_types for name in node.output):
+            continue
+        reason = "asked for" if node_name(node) in keep_fp32 else conversion.obstacle(node)
+        if reason:
+            kept[node_name(node)] = reason
+    converted = conversion.rewrite(kept)
+    return Converted(model=result, converted=converted, kept=kept)
+
+
+def node_name(node: Any) -> str:
+    """A node's name, or that of its first output where it has none."""
+    return node.name or node.output[0]
+
+
+def float_tensors(model: Any) -> frozenset[str]:
+    """Names of the main graph's float32 tensors, initializers included; :class:`ExportError` where inference fails."""
+    return frozenset(name for name, code in tensor_types(model).items() if code == _FLOAT)
+
+
+def tensor_types(model: Any) -> dict[str, int]:
+    """Name → element type (TensorProto.DataType) of the main graph's tensors; :class:`ExportError` where unknown."""
+    import onnx.shape_inference
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    except Exception as error:
+        raise ExportError(f"the types of the graph's tensors cannot be inferred: {error}") from error
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def _without_weights(model: Any) -> Any:
+    """The graph with its large weights as inputs: protobuf cannot pass more than 2 GB on."""
+    import onnx
+    from onnx import helper
+
+    graph = model.graph
+    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    small.graph.name = graph.name
+    small.graph.node.extend(graph.node)
+    small.graph.input.extend(graph.input)
+    small.graph.output.extend(graph.output)
+    declared = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL_WEIGHT:
+            small.graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            small.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return small
+
+
+def captured_names(node: Any) -> Iterator[str]:
+    """Names that the subgraphs of a node use, their own included."""
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from inner.input
+                yield from captured_names(inner)
+
+
+class _Conversion:
+    """One graph on its way to 16 bits."""
+
+    def __init__(self, model: Any, precision: Precision16, floats: frozenset[str]) -> None:
+        self._graph, self._precision, self._floats = model.graph, precision, floats
+        self._code, self._type = _TYPES[precision]
+        self._opsets = {entry.domain: entry.version for entry in model.opset_import}
+        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._beyond: dict[str, bool] = {}
+
+    def obstacle(self, node: Any) -> str:
+        """Why a node must stay in fp32; empty where it need not."""
+        if node.op_type in _TYPED:
+            return "its type is given by an attribute"
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            return "it holds a subgraph"
+        inputs, outputs = self._formal(node)
+        if not any(name in self._floats and allowed for name, allowed in zip(node.input, inputs, strict=True)):
+            return f"{node.op_type} takes no {self._precision}"
+        if not all(allowed for name, allowed in zip(node.output, outputs, strict=True) if name in self._floats):
+            return f"{node.op_type} gives no {self._precision}"
+        for name, allowed in zip(node.input, inputs, strict=True):
+            if allowed and name in self._weights and name in self._floats and self._is_beyond(name):
+                return f"its weight {name} is beyond the range of {self._precision}"
+        return ""
+
+    def rewrite(self, kept: Mapping[str, str]) -> tuple[str, ...]:
+        """Rename what becomes 16-bit and cast where the two meet."""
+        graph = self._graph
+        low: set[str] = set()
+        for node in graph.node:
+            if node_name(node) not in kept and any(name in self._floats for name in node.output):
+                low.update(name for name in node.output if name in self._floats)
+        wants_low, wants_full = self._wanted(kept)
+        wants_full |= {value.name for value in graph.output}
+        nodes, converted = [], []
+        for name in [value.name for value in graph.input]:
+            if name in wants_low and name not in self._weights:
+                nodes.append(self._cast(name, self._low(name), self._code))
+        for name in [name for name in self._weights if name in wants_low]:
+            if name not in wants_full:
+                graph.initializer.remove(self._weights[name])
+            graph.initializer.append(_rounded(self._weights[name], self._low(name), self._code))
+        for node in graph.node:
+            name = node_name(node)
+            outputs = [output for output in node.output if output in self._floats]
+            if outputs and name not in kept:
+                converted.append(name)
+                allowed, _ = self._formal(node)
+                for index, value in enumerate(node.input):
+                    if value in self._floats and allowed[index]:
+                        node.input[index] = self._low(value)
+                for index, value in enumerate(node.output):
+                    if value in self._floats:
+                        node.output[index] = self._low(value)
+            node.name = name
+            nodes.append(node)
+            for value in outputs:
+                if value in low and value in wants_full:
+                    nodes.append(self._cast(self._low(value), value, _FLOAT))
+                elif value not in low and value in wants_low:
+                    nodes.append(self._cast(value, self._low(value), self._code))
+        del graph.node[:]
+        graph.node.extend(nodes)
+        del graph.value_info[:]
+        return tuple(converted)
+
+    def _wanted(self, kept: Mapping[str, str]) -> tuple[set[str], set[str]]:
+        """Tensors that some node takes in 16 bits, and in float32."""
+        low: set[str] = set()
+        full: set[str] = set()
+        for node in self._graph.node:
+            converts = node_name(node) not in kept and any(name in self._floats for name in node.output)
+            allowed = self._formal(node)[0] if converts else [False] * len(node.input)
+            for name, is_low in zip(node.input, allowed, strict=True):
+                (low if is_low and name in self._floats else full).add(name)
+            full.update(captured_names(node))
+        return low, full
+
+    def _formal(self, node: Any) -> tuple[list[bool], list[bool]]:
+        """For each input and output: whether its operator takes it in this precision."""
+        import onnx.defs
+
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._opsets.get(node.domain, 1), node.domain)
+        except onnx.defs.SchemaError:
+            return [False] * len(node.input), [False] * len(node.output)
+        allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+
+        def takes(formal: Any, num: int) -> list[bool]:
+            # the last formal one may stand for any number
+            types = [formal[min(index, len(formal) - 1)].type_str for index in range(num)]
+            return [self._type in allowed.get(name, (name,)) for name in types]
+
+        return takes(schema.inputs, len(node.input)), takes(schema.outputs, len(node.output))
+
+    def _is_beyond(self, name: str) -> bool:
+        if name not in self._beyond:
+            values = _array(self._weights[name])
+            finite = np.abs(values[np.isfinite(values)])
+            self._beyond[name] = bool(finite.size) and float(finite.max()) > LARGEST[self._precision]
+        return self._beyond[name]
+
+    def _low(self, name: str) -> str:
+        return f"{name}.{self._precision}"
+
+    def _cast(self, source: str, target: str, code: int) -> Any:
+        from onnx import helper
+
+        return helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=code)
+
+
+def _array(tensor: Any) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.to_array(tensor)
+
+
+def _rounded(tensor: Any, name: str, code: int) -> Any:
+    """A weight in 16 bits, rounded to nearest."""
+    from onnx import helper, numpy_helper
+
+    with np.errstate(over="ignore"):
+        small = _array(tensor).astype(helper.tensor_dtype_to_np_dtype(code))
+    return numpy_helper.from_array(small, name)
+
+
+def _lift_constants(graph: Any) -> None:
+    """Turn Constant nodes with tensors into weights, which are converted like any other."""
+    from onnx import numpy_helper
+
+    others = []
+    for node in graph.node:
+        value = {attribute.name: attribute for attribute in node.attribute} if node.op_type == "Constant" else {}
+        if "value" in value:
+            tensor = value["value"].t
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+        elif "value_float" in value or "value_floats" in value:
+            attribute = next(iter(value.values()))
+            numbers = attribute.f if "value_float" in value else list(attribute.floats)
+            graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.float32), node.output[0]))
+        else:
+            others.append(node)
+    del graph.node[:]
+    graph.node.extend(others)
+
+
+def at_least_opset(model: Any, version: int, why: str) -> Any:
+    """The graph in opset ``version`` or the later one that it has; :class:`ExportError` with ``why`` if it cannot."""
+    import onnx.version_converter
+
+    current = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), version)
+    if current >= version:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, version)
+    except Exception as error:
+        raise ExportError(
+            f"the graph (opset {current}) cannot be brought to opset {version}, the first with {why}: {error}; "
+            "export the model with that opset"
+        ) from error

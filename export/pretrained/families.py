@@ -1,0 +1,107 @@
+"""Foundation models of transformers, each with its post-processing folded into the graph.
+
+::
+
+    bundle = bundle_from_pretrained("nvidia/segformer-b0-finetuned-ade-512-512", "bundle")
+    bundle = bundle_from_pretrained("clipseg", "bundle", Choices(classes=("cat", "sofa"), background="other"))
+
+A family is a function from a checkpoint and its model to a :class:`Folded`: a module of pure functions over the model,
+its input as the checkpoint's image processor prepares it, and its classes. To add one, write that function and name it
+in :data:`FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import UsageError
+from ...engine.model.bundle import Bundle, Provenance
+from ..gate.compare import Photo
+from .checkpoint import Checkpoint, fetch
+from .torch_module import bundle_from_module
+from .folded import Choices, Folded
+
+__all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_folded", "bundle_from_pretrained", "family_of", "fold"]
+
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "segformer": ("semantic", "SegformerForSemanticSegmentation"),
+    "upernet": ("semantic", "UperNetForSemanticSegmentation"),
+    "dpt": ("semantic", "DPTForSemanticSegmentation"),
+    "mask2former": ("queries", "Mask2FormerForUniversalSegmentation"),
+    "oneformer": ("queries", "OneFormerForUniversalSegmentation"),
+    "eomt": ("queries", "EomtForUniversalSegmentation"),
+    "clipseg": ("texts", "CLIPSegForImageSegmentation"),
+    "sam": ("sam", "SamModel"),
+    "sam2": ("sam", "Sam2Model"),
+    "resnet": ("classifier", "ResNetForImageClassification"),
+    "convnext": ("classifier", "ConvNextForImageClassification"),
+    "efficientnet": ("classifier", "EfficientNetForImageClassification"),
+    "vit": ("classifier", "ViTForImageClassification"),
+}
+"""Family → the module here that has its function, and the class of transformers that it is loaded as."""
+
+
+def bundle_from_pretrained(
+    model: str,
+    folder: str | os.PathLike[str],
+    choices: Choices | None = None,
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    licence: str = "",
+    images: Iterable[Photo] | None = None,
+) -> Bundle:
+    """Export a model from a local folder or the hub to a new bundle in ``folder``.
+
+    ``family`` is one of :data:`FAMILIES`; found from the checkpoint's configuration where left out. ``images`` are
+    what the export is compared on (see :func:`.torch.bundle_from_module`).
+
+    Raises :class:`UsageError` for choices that the model does not have, :class:`ExportError` where it cannot be
+    fetched, read or exported, :class:`GateError` where the graph is not the model.
+    """
+    if Path(folder).exists():
+        raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
+    checkpoint = fetch(model, revision=revision, allow_pickle=allow_pickle, licence=licence)
+    folded = fold(checkpoint, choices or Choices(), family=family)
+    return bundle_from_folded(folded, folder, source=checkpoint.source, images=images)
+
+
+def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None) -> Folded:
+    """A checkpoint's model with its post-processing folded in, as :func:`bundle_from_pretrained` exports it."""
+    family = family or family_of(checkpoint)
+    if family not in FAMILIES:
+        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    module, architecture = FAMILIES[family]
+    function = getattr(importlib.import_module(f".{module}", __name__), family)
+    return function(checkpoint, checkpoint.load(architecture), choices)
+
+
+def bundle_from_folded(
+    folded: Folded,
+    folder: str | os.PathLike[str],
+    *,
+    source: Provenance,
+    images: Iterable[Photo] | None = None,
+) -> Bundle:
+    """Export what :func:`fold` gave; the errors are those of :func:`.torch.bundle_from_module`."""
+    arguments: dict[str, Any] = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
+    return bundle_from_module(arguments.pop("module"), folder, **arguments, source=source, images=images)
+
+
+def family_of(checkpoint: Checkpoint) -> str:
+    """The family of a checkpoint, from the architecture its configuration names."""
+    named = checkpoint.config.get("architectures") or ()
+    for family, (_, architecture) in FAMILIES.items():
+        if architecture in named:
+            return family
+    found = ", ".join(named) or "none"
+    raise UsageError(
+        f"{checkpoint.folder} is of no family that can be exported (its architecture: {found}; "
+        f"families: {', '.join(FAMILIES)}); choose one with --family, or export it with bundle_from_module"
+    )

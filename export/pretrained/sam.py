@@ -1,0 +1,100 @@
+"""Segment Anything, 1 and 2: an encoder, and a decoder that takes prompts of several images in one call."""
+
+# pyright takes the name torch for export/torch.py:
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal
+
+from ...engine.model.bundle import OutputSpec, PromptSpec
+from .checkpoint import Checkpoint
+from .torch_module import as_module
+from .folded import Choices, Folded, image_input
+
+
+def sam(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
+    """SAM (arXiv 2304.02643) at its fixed size."""
+    return _folded(checkpoint, model, choices, encode, ["embedding"], model.config.vision_config.image_size)
+
+
+def sam2(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
+    """SAM 2 (arXiv 2408.00714) on single images, at its fixed size; three embeddings, the finest first."""
+    names = [f"embedding_{level}" for level in range(len(model.backbone_feature_sizes))]
+    return _folded(checkpoint, model, choices, encode2, names, model.config.prompt_encoder_config.image_size)
+
+
+def encode(model: Any, image: Any) -> Any:
+    """SAM's image embedding (N, D, h, w)."""
+    return model.vision_encoder(image).last_hidden_state
+
+
+def encode2(model: Any, image: Any) -> tuple[Any, ...]:
+    """SAM 2's image embeddings, as its own ``get_image_embeddings`` makes them for a single image."""
+    finest, fine, coarse = model.vision_encoder(image).fpn_hidden_states
+    coarse = coarse + model.no_memory_embedding.reshape(1, -1, 1, 1)
+    return model.mask_decoder.conv_s0(finest), model.mask_decoder.conv_s1(fine), coarse
+
+
+def embed_prompts(encoder: Any, points: Any, labels: Any) -> Any:
+    """Points (N, P, 2) in input pixels and labels (N, P) → tokens (N, 1, P, D); padding is a token of its own."""
+    import torch
+
+    learned = encoder.point_embed
+    kinds = learned.weight if hasattr(learned, "weight") else torch.cat([kind.weight for kind in learned])
+    places = encoder.shared_embedding(((points + 0.5) / encoder.input_image_size)[:, None])
+    labels = labels[:, None, :, None]
+    tokens = torch.where(labels < 0, encoder.not_a_point_embed.weight, places)
+    for kind in range(len(kinds)):
+        tokens = torch.where(labels == kind, tokens + kinds[kind], tokens)
+    return tokens
+
+
+def decode(model: Any, *inputs: Any, masks: Literal["all", "best"]) -> tuple[Any, Any]:
+    """Embeddings, points and labels → low-resolution mask logits (N, M, h, w) and predicted IoUs (N, M).
+
+    ``all`` gives the masks for ambiguous prompts, from part to whole; ``best`` the one with the largest predicted IoU.
+    """
+    import torch
+
+    *finer, embedding, points, labels = inputs
+    found = model.mask_decoder(
+        image_embeddings=embedding,
+        image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(points.shape[0], -1, -1, -1),
+        sparse_prompt_embeddings=embed_prompts(model.prompt_encoder, points, labels),
+        dense_prompt_embeddings=model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
+        multimask_output=True,
+        **({"high_resolution_features": finer} if finer else {}),
+    )
+    logits, ious = found[0].squeeze(1), found[1].squeeze(1)
+    if masks == "all":
+        return logits, ious
+    best = ious.argmax(1, keepdim=True)
+    chosen = best[:, :, None, None].expand(-1, -1, *logits.shape[2:])
+    return torch.gather(logits, 1, chosen), torch.gather(ious, 1, best)
+
+
+def _folded(
+    checkpoint: Checkpoint, model: Any, choices: Choices, encoder: Any, embeddings: list[str], side: int
+) -> Folded:
+    spec = image_input(checkpoint, choices, fixed=(side, side))
+    # padded after normalising, with zeros
+    spec = dataclasses.replace(spec, pad_value=tuple(mean / spec.scale for mean in spec.mean))
+    config = model.config.mask_decoder_config
+    grid = 4 * model.get_image_wide_positional_embeddings().shape[-1]
+    return Folded(
+        module=as_module(encoder, model),
+        decoder=as_module(partial(decode, masks=choices.masks), model),
+        task="promptable",
+        input=spec,
+        outputs=(
+            *(OutputSpec(name=name, kind="embedding", activation="none") for name in embeddings),
+            OutputSpec(name="masks", kind="masks", activation="sigmoid"),
+            OutputSpec(name="ious", kind="mask_scores", activation="none"),
+        ),
+        prompt=PromptSpec(
+            num_masks=1 if choices.masks == "best" else config.num_multimask_outputs, mask_height=grid, mask_width=grid
+        ),
+    )

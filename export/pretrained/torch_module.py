@@ -1,0 +1,312 @@
+"""Make a bundle from a ``torch.nn.Module``: exported, checked, and compared with the module before it has a name.
+
+::
+
+    bundle = bundle_from_module(
+        module,                                  # (N,3,H,W) float32 → logits (N,C,h,w)
+        "bundle",
+        task="semantic",
+        input=InputSpec(name="image", height=512, width=512, dynamic=True, multiple=32, mean=…, std=…),
+        outputs=[OutputSpec(name="scores", activation="softmax")],
+        classes=["background", "cat"],
+        background="background",
+    )
+
+A promptable bundle takes its encoder as ``module`` and its decoder as ``decoder``. Graphs come from torch's dynamo
+exporter with a free batch axis; the fp32 file must give what the module gives (:mod:`.parity`), or nothing is written.
+"""
+
+# pyright takes the name torch for this very module:
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.runtimes.onnx_runtime import first_line
+from ...errors import ExportError, MissingPackageError, SessionError, UsageError
+from ...engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Task
+from ..gate.compare import Photo
+from ..adopt.graph import load_checked
+from ..gate.parity import prove
+from ..adopt.staging import model_file, staged
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OPSET = 20
+"""ONNX operator set of every exported graph."""
+
+MAX_FILE_BYTES = 2**31 - 2**24
+"""Weights beyond this go to a file of their own: a protobuf message ends at 2 GiB."""
+
+# the sizes traced with; the comparison runs others, so an axis that the exporter froze is found
+_TRACED_BATCH, _TRACED_POINTS = 2, 4
+
+
+def bundle_from_module(
+    module: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    task: Task,
+    input: InputSpec,
+    outputs: Sequence[OutputSpec],
+    classes: Sequence[str] = (),
+    background: str | None = None,
+    decoder: nn.Module | None = None,
+    prompt: PromptSpec | None = None,
+    source: Provenance | None = None,
+    images: Iterable[Photo] | None = None,
+) -> Bundle:
+    """Export a module and adopt it; the bundle's first verdict is its comparison with the module.
+
+    Parameters
+    ----------
+    module
+        (N, 3, H, W) float32, prepared as ``input`` says → one tensor, or a tuple in the order of ``outputs``. Of a
+        promptable model the encoder. Put into eval mode.
+    folder
+        The bundle's folder, which must not exist yet.
+    task, input, outputs, classes, prompt, source
+        As in :class:`Bundle`. With ``input.dynamic`` heights and widths that are multiples of ``input.multiple`` are
+        exported as free axes. Where ``source`` has no hash of the weights, it is taken from the module; torch and
+        the opset are added to its ``exporter``.
+    background
+        Name of the background class, where there is one.
+    decoder
+        Of a promptable model: called with the embeddings in the order of ``outputs``, points (N, P, 2) and labels
+        (N, P), float32, as :class:`PromptSpec` says for ``batched``; gives the other outputs in their order.
+    images
+        Names and (H, W, 3) uint8 RGB pixels of photos that the comparison runs on, such as a
+        :class:`.gate.Photos`; iterated over twice. Made-up pictures where None.
+
+    Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` where torch cannot
+    export the module, :class:`SessionError` where the module itself fails on a batch of 1 or 4, :class:`GateError`
+    where the graph's output is not the module's.
+    """
+    _require_torch()
+    folder = Path(folder)
+    if input.layout != "NCHW":
+        raise UsageError("a torch module takes images as NCHW; export it with that layout")
+    if background is not None and background not in classes:
+        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
+    if (decoder is not None) != (task == "promptable"):
+        raise UsageError("a promptable bundle, and no other, is exported with a decoder")
+    modules = {"model": module} if decoder is None else {"encoder": module, "decoder": decoder}
+    for part in modules.values():
+        part.eval()
+    source = source or Provenance()
+    with staged(folder) as staging:
+        bundle = Bundle(
+            path=staging,
+            task=task,
+            files=(),
+            input=input,
+            outputs=tuple(outputs),
+            classes=tuple(classes),
+            background=None if background is None else list(classes).index(background),
+            prompt=prompt,
+            source=dataclasses.replace(
+                source,
+                weights_sha256=source.weights_sha256 or _weights_sha256(modules.values()),
+                exporter=", ".join(filter(None, (source.exporter, _exporter()))),
+            ),
+        )
+        files = [
+            file
+            for role, args in _example_inputs(bundle, modules).items()
+            for file in _export(modules[role], args, bundle, role)
+        ]
+        bundle = dataclasses.replace(bundle, files=tuple(files))
+        sessions = {role: TorchSession(part, bundle.source.weights_sha256) for role, part in modules.items()}
+        prove(bundle, sessions, images).save()
+    return Bundle.load(folder)
+
+
+def as_module(forward: Callable[..., Any], *models: nn.Module) -> nn.Module:
+    """The module that computes ``forward(*models, *inputs)``: a model with its post-processing folded in."""
+    _require_torch()
+    from torch import nn
+
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.models = nn.ModuleList(models)
+
+        def forward(self, *inputs: Tensor) -> Any:
+            return forward(*self.models, *inputs)
+
+    return Folded().eval()
+
+
+class TorchSession:
+    """A module behind the session protocol, on the processor: the original that conversions are compared with.
+
+    ``artefact`` is the hash of its weights.
+    """
+
+    kind = "torch/cpu/fp32"
+    max_batch: int | None = None
+
+    def __init__(self, module: nn.Module, artefact: str = "") -> None:
+        self._module = module
+        self.artefact = artefact
+
+    @property
+    def threads(self) -> int:
+        """Threads that one call uses on the host."""
+        import torch
+
+        return torch.get_num_threads()
+
+    def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the module on a batch, or on the values of a mapping in their order."""
+        import torch
+
+        arrays = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+        try:
+            with torch.no_grad():
+                outputs = self._module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        except Exception as error:
+            shapes = ", ".join(str(tuple(array.shape)) for array in arrays)
+            raise SessionError(f"the module fails on its input of shape {shapes}: {first_line(error)}") from error
+        return [output.numpy() for output in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs)]
+
+    def __repr__(self) -> str:
+        return f"PyTorch, cpu, fp32, {self.threads} thread(s)"
+
+
+def _example_inputs(bundle: Bundle, modules: Mapping[str, nn.Module]) -> dict[str, list[tuple[str, Any, list[str]]]]:
+    """Of each role (name, tensor, names of the leading free axes) of every input, in the order of the call."""
+    import torch
+
+    spec = bundle.input
+    image = torch.zeros(_TRACED_BATCH, 3, spec.height, spec.width)
+    free = {0: "batch", 2: "height", 3: "width"} if spec.dynamic else {0: "batch"}
+    roles: dict[str, list[Any]] = {next(iter(modules)): [(spec.name, image, free)]}
+    if "decoder" in modules:
+        embeddings = TorchSession(modules["encoder"]).run(image.numpy())
+        names = [output.name for output in bundle.outputs_of("encoder")]
+        roles["decoder"] = [
+            *((name, torch.from_numpy(array), {0: "prompts"}) for name, array in zip(names, embeddings, strict=True)),
+            ("points", torch.ones(_TRACED_BATCH, _TRACED_POINTS, 2), {0: "prompts", 1: "points"}),
+            ("labels", torch.ones(_TRACED_BATCH, _TRACED_POINTS), {0: "prompts", 1: "points"}),
+        ]
+    return roles
+
+
+def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str) -> Iterator[ModelFile]:
+    import torch
+
+    names, tensors, free = zip(*inputs, strict=True)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                as_module(lambda part, *args: part(*args), module),
+                tuple(tensors),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(names),
+                output_names=[output.name for output in bundle.outputs_of(role)],
+                dynamic_shapes=(tuple(free),),
+                custom_translation_table=_translations(),
+                optimize=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(f"torch cannot export the {role}: {_cause(error)}") from error
+    assert program is not None
+    _check_outputs(program.model.graph.outputs, bundle, role)
+    for node in program.model.graph.all_nodes():
+        # where each node comes from on this machine: a third of a small file, and nobody else's business
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    path = bundle.path / f"{role}.onnx"
+    program.save(path, external_data=weights > MAX_FILE_BYTES)
+    load_checked(path)
+    yield model_file(path, role=role)
+    for data in sorted(bundle.path.glob(f"{role}.onnx.*")):
+        yield model_file(data, role="external-data")
+
+
+def _translations() -> dict[Any, Any]:
+    """Operators that torch leaves in a graph and does not translate: a check's condition, which nothing uses."""
+    import torch
+    from onnxscript import INT32
+    from onnxscript.onnx_opset import opset20 as op
+
+    def is_all_true(values: Any) -> Any:
+        return op.ReduceMin(op.Cast(values, to=INT32.dtype), keepdims=0) > 0
+
+    return {torch.ops.aten._is_all_true.default: is_all_true}
+
+
+def _check_outputs(values: Sequence[Any], bundle: Bundle, role: str) -> None:
+    """The manifest must not say otherwise than the graph."""
+    outputs = bundle.outputs_of(role)
+    if len(values) != len(outputs):
+        raise UsageError(f"the {role} gives {len(values)} outputs, {len(outputs)} are described")
+    for output, value in zip(outputs, values, strict=True):
+        if output.kind not in ("scores", "logits", "cam"):
+            continue
+        found = value.shape[output.class_axis]
+        if found != len(bundle.classes):
+            raise UsageError(
+                f"the output {output.name!r} has shape {tuple(map(str, value.shape))}, so {found} classes on axis "
+                f"{output.class_axis}; {len(bundle.classes)} class names are given (background included)"
+            )
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what lies at the bottom of the exporter's chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks: deprecations inside torch, packages it would like to see."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _weights_sha256(modules: Iterable[nn.Module]) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _exporter() -> str:
+    import torch
+
+    return f"torch {torch.__version__}, opset {OPSET}"
+
+
+def _require_torch() -> None:
+    for name in ("torch", "onnxscript"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise MissingPackageError(name, "export", "exporting a model") from error

@@ -1,0 +1,246 @@
+"""The stages on a device, as on the host: executed over a stand-in for CuPy, with the CUDA sources run on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskmill.engine.calibration.calibrate import calibrate, conditions, true_scores
+from maskmill.engine.backends.cuda import Device
+from maskmill.engine.inputs.images import decode_image, preprocess
+from maskmill.engine.inputs.label_maps import LabelFolder
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.backends.base import HOST
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.runtimes.onnx_runtime import open_session
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.runtimes.tensorrt_runtime import TensorRTSession
+from maskmill.errors import CalibrationMismatch, ImageError, SessionError
+from maskmill.engine.model.bundle import Bundle, InputSpec
+from maskmill.export.build.engine_builder import BuildOptions, build_engine
+
+from ... import cupy_fake
+from ...builders import encoded, photo
+from ...models import color_bundle
+from ..corpus import write_photos
+
+
+def built(folder: Path, **options: Any) -> Bundle:
+    return build_engine(color_bundle(folder, **options), options=BuildOptions(batch=(1, 2, 4))).bundle
+
+
+def on_device(bundle: Bundle, **options: Any) -> SemanticPredictor:
+    return SemanticPredictor(bundle, TensorRTSession(bundle), place=Device(), **options)
+
+
+def on_host(bundle: Bundle, **options: Any) -> SemanticPredictor:
+    return SemanticPredictor(bundle, open_session(bundle), **options)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("resize", ["stretch", "longest-side"])
+def test_photos_become_the_same_input(cupy: Any, layout: Any, resize: Any) -> None:
+    spec = InputSpec(
+        name="image", layout=layout, height=24, width=32, resize=resize, channels="BGR", pad_value=(9, 99, 199),
+        mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
+    )  # fmt: skip
+    place = Device()
+    for image in (photo(40, 30), photo(20, 70, seed=1), photo(9, 9, seed=2)):
+        expected, covers = preprocess(image, spec)
+        with place.queue():
+            found, found_covers = place.preprocess(image, spec)
+        # Pillow rounds to whole levels after each pass, the kernel does not: less than a level apart
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1 / 255 / 0.2)
+        assert found_covers == covers
+
+
+def test_a_buffer_is_not_overwritten_while_it_is_read(cupy: Any) -> None:
+    place, spec = Device(), InputSpec(name="image", height=8, width=8)
+    cupy_fake.events.clear()
+    with place.queue() as compute:
+        for seed in range(2):
+            place.preprocess(photo(20, 20, seed=seed), spec)
+    what = [(event[0] is compute, event[1]) for event in cupy_fake.events]
+    once = [(False, "upload"), (False, "record"), (True, "wait"), (True, "record")]
+    assert what == [*once, (False, "synchronize"), *once]
+    read = cupy_fake.events[3][2]
+    assert cupy_fake.events[4][2] is read, "the second upload waits until the first one was read"
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(),
+        Selection(weight="confidence", weight_levels=16),
+        Selection(weight="pcos"),
+        Selection(method="conformal", rule="agree", thresholds=np.array([0.4, 0.5, 0.6], np.float32), weight="pcos"),
+        Selection(method="conformal", rule="single", thresholds=np.full((7, 9), 0.5, np.float32)),
+    ],
+    ids=["argmax", "confidence", "pcos", "by class", "by position"],
+)
+@pytest.mark.parametrize("tile", [None, 16])
+def test_labels_and_weights_are_those_of_the_host(
+    cupy: Any, tmp_path: Path, selection: Selection, tile: int | None
+) -> None:
+    bundle = built(tmp_path, gain=4.0, size=(16, 16), stride=4)
+    taxonomy = Taxonomy.of_model(bundle)
+    image = photo(16, 16) if tile is None else photo(30, 42)  # photo and tiles have the input's size
+    expected = select(on_host(bundle, tile=tile, overlap=4).predict(image), taxonomy, selection)
+    score_map = on_device(bundle, tile=tile, overlap=4).predict(image)
+    assert type(score_map.scores) is cupy_fake.CupyArray
+    cupy_fake.events.clear()
+    found = select(score_map, taxonomy, selection)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_allclose(found.weight.astype(int), expected.weight, atol=1)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert (found.kept, found.confidence) == pytest.approx((expected.kept, expected.confidence))
+    downloads = [event for event in cupy_fake.events if event[1] == "download"]
+    assert [event[2] for event in downloads] == [image.shape[:2], image.shape[:2], ()], "two maps and a sum come down"
+    assert {event[3] for event in downloads} == {False}, "without holding up the thread"
+    waits = [event for event in cupy_fake.events if event[1] == "synchronize"]
+    assert len(waits) == 1, "a thread waits once, for its results"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_label_run_on_the_device_fills_the_same_store(cupy: Any, tmp_path: Path, batch: int) -> None:
+    bundle = built(tmp_path, gain=4.0, size=(12, 16))
+    photos = tmp_path / "photos"
+    write_photos(photos, 5)
+    (photos / "broken.jpg").write_bytes(encoded(photo(), "JPEG")[:200])
+    taxonomy, stores = Taxonomy.of_model(bundle), []
+    for name, predictor in (("host", on_host(bundle)), ("device", on_device(bundle, batch=batch))):
+        selection = Selection(weight="pcos")
+        progress = label(predictor, open_source(str(photos)), tmp_path / name, taxonomy, selection, workers=2)
+        assert (progress.images, progress.rejects.total()) == (5, 1)
+        stores.append(LabelStore.open(tmp_path / name))
+    host, device = stores
+    assert device.run["kernels"] == "cuda"
+    for path in photos.glob("*.png"):
+        (expected, weights), (found, found_weights) = (store.read(str(path)) for store in (host, device))
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(found_weights.astype(int), weights, atol=1)
+
+
+def test_a_calibration_made_on_the_device_holds_there_only(cupy: Any, tmp_path: Path) -> None:
+    bundle = built(tmp_path, gain=4.0)
+    taxonomy = Taxonomy.of_model(bundle)
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    write_photos(images, 4)
+    labels.mkdir()
+    from PIL import Image
+
+    for path in images.iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).argmax(2).astype(np.uint8)).save(labels / path.name)
+    predictor = on_device(bundle)
+    made = calibrate(predictor, open_source(str(images)), LabelFolder(labels), taxonomy, alpha="0.2", workers=2)
+    assert made.made_with["kernels"] == "cuda"
+    made.check(predictor, taxonomy)
+    with pytest.raises(CalibrationMismatch, match="kernels: calibrated with cuda, labelling with cpu"):
+        made.check(on_host(bundle), taxonomy)
+
+
+def test_true_scores_are_those_of_the_host(cupy: Any, tmp_path: Path) -> None:
+    bundle = built(tmp_path, gain=4.0)
+    taxonomy = Taxonomy.of_model(bundle)
+    image = photo(16, 24)  # the input's size: nothing is resized
+    truth = np.random.default_rng(0).choice([0, 1, 2, 255], (16, 24)).astype(np.uint8)
+    found, expected = (
+        true_scores(predictor.predict(image), truth, taxonomy) for predictor in (on_device(bundle), on_host(bundle))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+class Codec(ModuleType):
+    """A stand-in for nvImageCodec that decodes with Pillow, and takes no progressive JPEG."""
+
+    def __init__(self, cupy: Any) -> None:
+        super().__init__("nvidia.nvimgcodec")
+        self.ColorSpec = SimpleNamespace(SRGB=1)
+        self.CodeStream = bytes
+        self.decoded = 0
+        codec = self
+
+        class DecodeParams:
+            def __init__(self, *, apply_exif_orientation: bool, color_spec: int) -> None:
+                assert (apply_exif_orientation, color_spec) == (True, 1)
+
+        class Decoder:
+            def __init__(self, *, max_num_cpu_threads: int) -> None:
+                pass
+
+            def decode(self, src: bytes, *, params: DecodeParams, cuda_stream: int) -> Any:
+                if b"\xff\xc2" in src:
+                    return None
+                codec.decoded += 1
+                return cupy.asarray(decode_image(src))
+
+        self.DecodeParams, self.Decoder = DecodeParams, Decoder
+
+
+@pytest.fixture
+def codec(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> Codec:
+    module = Codec(cupy)
+    package = ModuleType("nvidia")
+    package.nvimgcodec = module  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nvidia", package)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", module)
+    return module
+
+
+def test_jpeg_is_decoded_on_the_device_where_the_codec_is_installed(codec: Codec, tmp_path: Path) -> None:
+    place = Device()
+    jpeg = encoded(photo(20, 30), "JPEG")
+    image = place.decode(jpeg)
+    assert type(image) is cupy_fake.CupyArray
+    assert (codec.decoded, place.form) == (1, "cuda, nvImageCodec")
+    assert "JPEG decoded by nvImageCodec" in repr(place)
+    predictor = dataclasses.replace(on_device(built(tmp_path)).predict(image)).on_host()
+    assert predictor.place is HOST
+
+
+def test_what_the_codec_does_not_take_is_decoded_on_the_host(codec: Codec) -> None:
+    place = Device()
+    for name, data in (
+        ("progressive", encoded(photo(20, 30), "JPEG", progressive=True)),
+        ("png", encoded(photo(20, 30), "PNG")),
+    ):
+        np.testing.assert_array_equal(place.decode(data), decode_image(data), err_msg=name)
+    assert codec.decoded == 0
+
+
+def test_hostile_jpegs_are_refused_as_on_the_host(codec: Codec) -> None:
+    place, jpeg = Device(), encoded(photo(20, 30), "JPEG")
+    with pytest.raises(ImageError, match="cut short"):
+        place.decode(jpeg[: len(jpeg) // 2])
+    with pytest.raises(ImageError, match="where at most 100 are read"):
+        place.decode(jpeg, max_pixels=100)
+    assert codec.decoded == 0
+
+
+def test_without_a_device_there_is_no_such_place(cupy: Any) -> None:
+    cupy_fake.machine.devices = 0
+    with pytest.raises(SessionError, match="no NVIDIA GPU"):
+        Device()
+
+
+def test_the_first_line_says_what_works_where(cupy: Any) -> None:
+    assert repr(Device()) == (
+        "images and kernels on NVIDIA H100 80GB HBM3 sm_90 (CUDA), JPEG decoded on the processor "
+        "(nvImageCodec is not installed)"
+    )
+
+
+def test_conditions_name_the_kernels_of_the_place(cupy: Any, tmp_path: Path) -> None:
+    bundle = built(tmp_path)
+    taxonomy = Taxonomy.of_model(bundle)
+    assert conditions(on_host(bundle), taxonomy)["kernels"] == "cpu"
+    assert conditions(on_device(bundle), taxonomy)["kernels"] == "cuda"

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskmill.engine.calibration.calibrate import Calibration, calibrate
+from maskmill.engine.inputs.label_maps import LabelFolder
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.errors import CalibrationError, CalibrationMismatch, TaxonomyError, UsageError
+from maskmill.engine.model.bundle import Bundle
+
+from ...models import color_bundle, color_image
+
+SIZE = (16, 24)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return color_bundle(tmp_path_factory.mktemp("model"), size=SIZE, gain=6.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty noisy photos of vertical stripes with their label maps; the outer rows are void."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        label = np.broadcast_to((np.arange(SIZE[1]) // 6 + index) % (3 if index % 3 else 2), SIZE).copy()
+        noise = rng.normal(0, 90, (*SIZE, 3))
+        photo = np.clip(color_image(label, strength=150) + 50 + noise, 0, 255).astype(np.uint8)
+        truth = label.astype(np.uint8)
+        truth[[0, -1]] = 255
+        Image.fromarray(photo).save(folder / "images" / f"{index}.png")
+        Image.fromarray(truth).save(folder / "labels" / f"{index}.png")
+    return folder
+
+
+def run(bundle: Bundle, photos: Path, **options: Any) -> Calibration:
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    taxonomy = options.pop("taxonomy", Taxonomy.of_model(bundle))
+    source = open_source(options.pop("images", photos / "images"))
+    return calibrate(
+        predictor, source, LabelFolder(photos / "labels"), taxonomy, **{"alpha": "0.1", "min_images": 5, **options}
+    )
+
+
+def softmax_scores(photos: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nonconformity scores of one photo in float64: the model's output is 6 times the color."""
+    with Image.open(photos / "images" / f"{index}.png") as image:
+        logits = np.asarray(image) / 255.0 * 6.0
+    exponentials = np.exp(logits - logits.max(axis=2, keepdims=True))
+    with Image.open(photos / "labels" / f"{index}.png") as image:
+        truth = np.asarray(image)
+    valid = truth != 255
+    probabilities = exponentials / exponentials.sum(axis=2, keepdims=True)
+    return 1 - probabilities[valid, truth[valid]], truth[valid]
+
+
+@pytest.mark.parametrize("group", ["pooled", "class"])
+def test_thresholds_are_order_statistics_of_the_models_scores(bundle: Bundle, photos: Path, group: str) -> None:
+    calibration = run(bundle, photos, group=group)
+    scores, truth = (np.concatenate(part) for part in zip(*(softmax_scores(photos, i) for i in range(30)), strict=True))
+    for target in range(3):
+        chosen = np.sort(scores if group == "pooled" else scores[truth == target])
+        rank = int(np.ceil((len(chosen) + 1) * 9 / 10))
+        assert calibration.thresholds[target] == pytest.approx(chosen[rank - 1], rel=1e-5)
+
+
+def test_the_number_of_workers_changes_nothing(bundle: Bundle, photos: Path) -> None:
+    one, four = run(bundle, photos, workers=1), run(bundle, photos, workers=4)
+    np.testing.assert_array_equal(one.thresholds, four.thresholds)
+    assert one.report == four.report
+
+
+def test_the_report_counts_pixels_images_and_held_out_coverage(bundle: Bundle, photos: Path) -> None:
+    report = run(bundle, photos).report
+    assert report["num_images"] == 30
+    assert report["num_pixels"] == 30 * (SIZE[0] - 2) * SIZE[1]
+    rows = {row["class"]: row for row in report["classes"]}
+    assert rows["red"]["images"] == 30
+    assert rows["blue"]["images"] == 20
+    assert sum(row["pixels"] for row in rows.values()) == report["num_pixels"]
+    overall = report["overall"]
+    assert overall["coverage"] == pytest.approx(0.9, abs=0.03)
+    assert overall["interval"][0] <= overall["coverage"] <= overall["interval"][1]
+    assert 0 < overall["singleton_share"] <= 1
+    assert overall["mean_set_size"] >= overall["singleton_share"]
+
+
+def test_a_class_seen_in_few_images_is_flagged_and_pooled(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, min_images=25)
+    starved = {row["class"]: row["starved"] for row in calibration.report["classes"]}
+    assert starved == {"red": False, "green": False, "blue": True}
+    assert calibration.thresholds[2] == np.float32(calibration.pooled)
+    default = run(bundle, photos, min_images=None, alpha="0.02")
+    assert default.report["min_images"] == 49  # ceil(1 / alpha) - 1
+    assert all(row["starved"] for row in default.report["classes"])
+
+
+def test_positions_have_thresholds_of_their_own(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, group="position", grid=(8, 12), alpha="0.2")
+    assert calibration.thresholds.shape == (8, 12)
+    assert "infinite_positions" in calibration.report
+    assert calibration.report["overall"]["coverage"] == pytest.approx(0.8, abs=0.06)
+
+
+def test_the_image_unit_promises_coverage_on_average_over_images(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, unit="image", group="pooled")
+    misses = [(softmax_scores(photos, i)[0] > calibration.thresholds[0] * (1 + 1e-5)).mean() for i in range(30)]
+    assert (sum(misses) + 1) / 31 <= 0.1
+
+
+@pytest.mark.parametrize("group", ["class", "position"])
+def test_a_saved_calibration_loads_equal(bundle: Bundle, photos: Path, tmp_path: Path, group: str) -> None:
+    calibration = run(bundle, photos, group=group, grid=(4, 4), alpha="0.01")
+    calibration.save(tmp_path / "calibration.json")
+    again = Calibration.load(tmp_path / "calibration.json")
+    np.testing.assert_array_equal(again.thresholds, calibration.thresholds)
+    assert np.isinf(again.thresholds).any() == np.isinf(calibration.thresholds).any()
+    same = {field.name for field in dataclasses.fields(Calibration)} - {"thresholds"}
+    assert all(getattr(again, name) == getattr(calibration, name) for name in same)
+
+
+def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos)
+    taxonomy = Taxonomy.of_model(bundle)
+    calibration.check(SemanticPredictor(bundle, OnnxSession(bundle)), taxonomy)
+    with pytest.raises(CalibrationMismatch, match="tile: calibrated with None, labelling with 64"):
+        calibration.check(SemanticPredictor(bundle, OnnxSession(bundle), tile=64), taxonomy)
+    with pytest.raises(CalibrationMismatch, match="taxonomy: calibrated with"):
+        calibration.check(
+            SemanticPredictor(bundle, OnnxSession(bundle)), dataclasses.replace(taxonomy, model=(0, 1, -1))
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": "0"}, "above 0 and below 1"),
+        ({"alpha": "1"}, "above 0 and below 1"),
+        ({"alpha": "ten"}, "alpha must be a number"),
+        ({"group": "galaxy"}, "group must be one of"),
+        ({"unit": "video"}, "unit must be one of"),
+        ({"rule": "best"}, "rule must be one of"),
+        ({"folds": 1}, "at least 2 folds"),
+        ({"ids": frozenset({"0", "900"})}, "1 of the 2 listed images are not there: 900"),
+    ],
+)
+def test_impossible_options_are_refused(bundle: Bundle, photos: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(bundle, photos, **options)
+
+
+def test_chosen_images_are_the_only_ones_used(bundle: Bundle, photos: Path) -> None:
+    report = run(bundle, photos, ids=frozenset(str(index) for index in range(12))).report
+    assert report["num_images"] == 12
+
+
+def edited(photos: Path, folder: Path) -> Path:
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+        for name in ("0.png", "1.png"):
+            (folder / kind / name).write_bytes((photos / kind / name).read_bytes())
+    return folder
+
+
+def test_images_without_labels_of_another_size_or_damaged_are_errors(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    few = edited(photos, tmp_path)
+    Image.fromarray(np.zeros((3, 5), np.uint8)).save(few / "labels" / "1.png")
+    with pytest.raises(CalibrationError, match=r"1\.png is 5x3 px and its image .* is 24x16 px"):
+        run(bundle, few)
+    (few / "labels" / "1.png").unlink()
+    with pytest.raises(UsageError, match="has no label map in"):
+        run(bundle, few)
+    (few / "images" / "1.png").unlink()
+    (few / "images" / "0.png").write_bytes(b"")
+    with pytest.raises(CalibrationError, match="cannot calibrate on .*0.png"):
+        run(bundle, few)
+
+
+def test_unknown_labels_and_nothing_but_void_are_errors(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    few = edited(photos, tmp_path)
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(few / "labels" / "1.png")
+    with pytest.raises(TaxonomyError, match=r"1\.png holds the label 9"):
+        run(bundle, few)
+    for name in ("0.png", "1.png"):
+        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(few / "labels" / name)
+    with pytest.raises(CalibrationError, match="no pixel of the label maps has a target class"):
+        run(bundle, few)
+
+
+def test_one_image_calibrates_without_a_coverage_report(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, ids=frozenset({"0"}), min_images=1)
+    assert calibration.report["overall"] is None
+    assert calibration.report["folds"] is None
+    assert np.isfinite(calibration.thresholds[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot read"), ("[]", "is not a calibration"), ('{"format_version": 1}', "is damaged")],
+)
+def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(text)
+    with pytest.raises(CalibrationError, match=message):
+        Calibration.load(path)
+
+
+def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    run(bundle, photos, alpha="0.0001").save(tmp_path / "calibration.json")
+    raw = json.loads((tmp_path / "calibration.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert raw["thresholds"] == ["inf"] * 3
+    assert set(raw["made_with"]) == {"bundle", "session", "artefact", "tile", "overlap", "taxonomy", "kernels"}

@@ -1,0 +1,164 @@
+"""Thresholds against plain order statistics and a plain search."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskmill.engine.calibration.thresholds import NO_CLASS, ScoreSpill, Thresholds, fit_thresholds
+
+ALPHA = Fraction(1, 10)
+
+
+def spill_of(folder: Path, images: list[tuple[Any, Any]], grid: tuple[int, int] | None = None) -> ScoreSpill:
+    spill = ScoreSpill(folder, grid=grid)
+    for scores, classes in images:
+        spill.append(np.asarray(scores, np.float32), np.asarray(classes))
+    spill.finish()
+    return spill
+
+
+def fit(spill: ScoreSpill, indices: list[int] | None = None, **options: Any) -> Thresholds:
+    defaults = {
+        "num_targets": 3, "num_scored": 4, "alpha": ALPHA, "group": "class", "unit": "pixel", "min_images": 1,
+    }  # fmt: skip
+    return fit_thresholds(spill, list(range(len(spill))) if indices is None else indices, **{**defaults, **options})
+
+
+def random_images(num: int, pixels: int, seed: int, classes: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.random(pixels).astype(np.float32) ** 3, rng.integers(0, classes, pixels).astype(np.uint16))
+        for _ in range(num)
+    ]
+
+
+def order_statistic(scores: np.ndarray, alpha: Fraction) -> float:
+    rank = -((-(len(scores) + 1) * (1 - alpha)) // 1)
+    return float(np.sort(scores)[int(rank) - 1]) if rank <= len(scores) else np.inf
+
+
+def test_class_and_pooled_thresholds_are_exact_order_statistics(tmp_path: Path) -> None:
+    images = random_images(7, 400, seed=1)
+    found = fit(spill_of(tmp_path, images))
+    scores, classes = (np.concatenate(part) for part in zip(*images, strict=True))
+    for target in range(3):
+        assert found.values[target] == np.float32(order_statistic(scores[classes == target], ALPHA))
+    assert found.pooled == order_statistic(scores, ALPHA)
+    assert found.values[3] == np.float32(found.pooled)  # "none of these"
+    assert found.num_pixels.tolist() == np.bincount(classes, minlength=3).tolist()
+    assert found.num_images.tolist() == [7, 7, 7]
+
+
+def test_pooled_uses_one_threshold_everywhere(tmp_path: Path) -> None:
+    found = fit(spill_of(tmp_path, random_images(3, 200, seed=2)), group="pooled")
+    assert (found.values == np.float32(found.pooled)).all()
+
+
+def test_a_class_in_too_few_images_takes_the_pooled_threshold(tmp_path: Path) -> None:
+    images = [([0.1, 0.2], [0, 1]), ([0.3, 0.4], [0, 0]), ([0.5, 0.6], [0, 0])]
+    found = fit(spill_of(tmp_path, images), min_images=2, alpha=Fraction(1, 2))
+    assert found.starved.tolist() == [False, True, True]
+    assert found.values[1] == found.values[2] == np.float32(found.pooled)
+
+
+def test_too_few_pixels_for_the_level_give_an_infinite_threshold(tmp_path: Path) -> None:
+    found = fit(spill_of(tmp_path, [([0.1, 0.2, 0.3], [0, 0, 0])]))
+    assert np.isinf(found.values).all()
+    assert np.isinf(found.pooled)
+
+
+def test_a_subset_of_images_is_a_calibration_of_its_own(tmp_path: Path) -> None:
+    images = random_images(6, 100, seed=3)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "some").mkdir()
+    subset = fit(spill_of(tmp_path / "all", images), [1, 4, 5])
+    alone = fit(spill_of(tmp_path / "some", [images[i] for i in (1, 4, 5)]))
+    np.testing.assert_array_equal(subset.values, alone.values)
+
+
+def test_hundreds_of_classes_are_counted_in_blocks(tmp_path: Path) -> None:
+    images = random_images(4, 20_000, seed=4, classes=300)
+    found = fit(spill_of(tmp_path, images), num_targets=300, num_scored=300)
+    scores, classes = (np.concatenate(part) for part in zip(*images, strict=True))
+    expected = [np.float32(order_statistic(scores[classes == target], ALPHA)) for target in range(300)]
+    np.testing.assert_array_equal(found.values, expected)
+    assert found.pooled == order_statistic(scores, ALPHA)
+
+
+def risk(images: list[tuple[np.ndarray, np.ndarray]], target: int | None, threshold: float) -> tuple[float, int]:
+    """Sum of the images' shares of missed pixels, and the number of images."""
+    misses = []
+    for scores, classes in images:
+        chosen = scores[classes == target] if target is not None else scores[classes != NO_CLASS]
+        if len(chosen):
+            misses.append(float((chosen > np.float32(threshold)).mean()))
+    return sum(misses), len(misses)
+
+
+@pytest.mark.parametrize("group", ["pooled", "class"])
+def test_risk_control_finds_the_smallest_threshold_that_keeps_the_promise(tmp_path: Path, group: str) -> None:
+    rng = np.random.default_rng(5)
+    images = []
+    for _ in range(40):
+        pixels = int(rng.integers(5, 60))
+        difficulty = rng.random() ** 2
+        scores = (rng.random(pixels) * difficulty).round(3).astype(np.float32)
+        images.append((scores, rng.choice([0, 1, 2], pixels, p=[0.8, 0.15, 0.05]).astype(np.uint16)))
+    found = fit(spill_of(tmp_path, images), group=group, unit="image")
+    for target in (0, 1, 2) if group == "class" else (None,):
+        threshold = float(found.values[target or 0])
+        total, num = risk(images, target, threshold)
+        assert total + 1 <= ALPHA * (num + 1) + 1e-7
+        below = np.nextafter(np.float32(threshold), np.float32(-1))
+        total, num = risk(images, target, float(below))
+        assert total + 1 > ALPHA * (num + 1)
+
+
+def test_risk_control_with_one_pixel_an_image_is_the_plain_order_statistic(tmp_path: Path) -> None:
+    for num in (9, 19, 92, 100):
+        folder = tmp_path / str(num)
+        folder.mkdir()
+        scores = np.random.default_rng(num).random(num).astype(np.float32)
+        spill = spill_of(folder, [([score], [0]) for score in scores])
+        assert fit(spill, group="pooled", unit="image").pooled == order_statistic(scores, ALPHA)
+
+
+def test_risk_control_with_too_few_images_gives_an_infinite_threshold(tmp_path: Path) -> None:
+    found = fit(spill_of(tmp_path, random_images(8, 50, seed=6)), unit="image")  # 1/9 > 1/10
+    assert np.isinf(found.values).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_position_thresholds_are_order_statistics_of_their_cell(
+    tmp_path_factory: pytest.TempPathFactory, num: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    cells = rng.random((num, 4, 5)).astype(np.float32)
+    cells[rng.random(cells.shape) < 0.3] = np.nan
+    classes = np.where(np.isnan(cells), NO_CLASS, 0)
+    spill = spill_of(
+        tmp_path_factory.mktemp("spill"),
+        [(image.ravel(), which.ravel()) for image, which in zip(cells, classes, strict=True)],
+        grid=(4, 5),
+    )
+    found = fit(spill, group="position")
+    for row, column in np.ndindex(4, 5):
+        seen = cells[:, row, column][~np.isnan(cells[:, row, column])]
+        expected = order_statistic(seen, ALPHA) if len(seen) else found.pooled
+        assert found.values[row, column] == np.float32(expected)
+
+
+def test_ignored_cells_of_a_grid_do_not_count(tmp_path: Path) -> None:
+    spill = spill_of(tmp_path, [([0.2, np.nan], [0, NO_CLASS]), ([0.4, np.nan], [1, NO_CLASS])], grid=(1, 2))
+    found = fit(spill, group="position", alpha=Fraction(1, 2))
+    assert found.num_pixels.tolist() == [1, 1, 0]
+    assert found.values[0, 0] == np.float32(0.4)
+    assert found.values[0, 1] == np.float32(found.pooled)

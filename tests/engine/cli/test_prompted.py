@@ -1,0 +1,155 @@
+"""From photos with image-level labels to measured labels and pictures, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from maskmill.engine.store.png import decode_png
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import StoreError
+
+from ...models import color_cam_graph, color_decoder_graph, color_encoder_graph, color_image
+from ...test_cli import maskmill, ok
+
+PROMPTS = ("--prompt", "min_distance=3", "--prompt", "mode=peaks")
+RECTANGLES = ((0, slice(4, 20), slice(4, 20)), (1, slice(12, 28), slice(26, 42)))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a classifier, a promptable model, photos, their label maps and image-level labels."""
+    folder = tmp_path_factory.mktemp("home")
+    onnx.save(color_cam_graph(size=("H", "W")), folder / "cam.onnx")
+    onnx.save(color_encoder_graph(), folder / "encoder.onnx")
+    onnx.save(color_decoder_graph(), folder / "decoder.onnx")
+    (folder / "classes.txt").write_text("red\ngreen\nblue\n")
+    ok("import", "cam.onnx", "-o", "cam", "--task", "cam", "--classes", "classes.txt", "--size", "16x24",
+       "--activation", "sigmoid", cwd=folder)  # fmt: skip
+    ok("import", "encoder.onnx", "-o", "sam", "--task", "promptable", "--decoder", "decoder.onnx", "--scale", "1/255",
+       "--mean", "0", "--std", "1", "--pad-value", "0", cwd=folder)  # fmt: skip
+    for name in ("photos", "labels"):
+        (folder / name).mkdir()
+    rows = ["image,labels"]
+    for index in range(12):
+        image, label = np.full((32, 48, 3), 90, np.uint8), np.zeros((32, 48), np.uint8)
+        for color, vertical, horizontal in RECTANGLES[: 1 + index % 2]:
+            image[vertical, horizontal] = color_image(np.full((1, 1), color))
+            label[vertical, horizontal] = color + 1
+        image[0, index] = 7
+        Image.fromarray(image).save(folder / "photos" / f"{index}.png")
+        Image.fromarray(label).save(folder / "labels" / f"{index}.png")
+        rows.append(f"{index}.png,{';'.join(('red', 'green')[: 1 + index % 2])}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+MODELS = ("--cam", "cam", "--sam", "sam", "--image-labels", "labels.csv", *PROMPTS)
+
+
+def test_from_image_level_labels_to_measured_labels(home: Path) -> None:
+    output = ok("calibrate", *MODELS, "--images", "photos", "--labels", "labels", "--alpha", "0.1", "--min-images", "1",
+                "-o", "thresholds.json", cwd=home)  # fmt: skip
+    assert "thresholds.json: alpha 0.1" in output
+    ok("label", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration", "thresholds.json",
+       "--embedding-cache", "0.1", cwd=home)  # fmt: skip
+    assert list((home / "store" / "embeddings").rglob("*.npz"))
+    quality = json.loads(ok("eval", "store", "--labels", "labels", "--json", cwd=home))
+    assert quality["num_images"] == 12
+    assert quality["accuracy_kept"] > 0.97
+    assert quality["kept"] > 0.8
+    assert "nothing to do" in ok("label", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration",
+                                 "thresholds.json", "--embedding-cache", "0.1", cwd=home)  # fmt: skip
+    picture = ok("show", "store", "1.png", "--stages", *MODELS[:6], "-o", "stages.png", cwd=home)
+    assert picture == "wrote stages.png\n"
+    with Image.open(home / "stages.png") as image:
+        assert image.width > 4 * 360
+
+
+def test_other_prompts_are_refused_for_a_store_and_for_a_calibration(home: Path) -> None:
+    ok("label", *MODELS, "photos", "-o", "one", "--limit", "2", cwd=home)
+    other = maskmill("label", *MODELS, "--prompt", "tau=0.7", "photos", "-o", "one", cwd=home)
+    assert other.returncode == 1
+    assert "prompts.tau: 0.5 there, 0.7 now" in other.stderr
+
+
+def test_an_image_without_a_row_is_a_reject_and_the_rest_is_labelled(home: Path) -> None:
+    (home / "few.csv").write_text("image,labels\n0.png,red\n")
+    options = ("--cam", "cam", "--sam", "sam", "--image-labels", "few.csv")
+    result = maskmill("label", *options, *PROMPTS, "photos", "-o", "few", cwd=home)
+    assert result.returncode == 1
+    assert "rejected as no-labels: 11" in result.stdout
+    assert len(LabelStore.open(home / "few")) == 1
+
+
+def test_a_promptable_model_alone_segments_everything(home: Path) -> None:
+    ok("label", "--sam", "sam", "photos", "-o", "segments", "--prompt", "min_score=0.5", "--prompt", "side=8", cwd=home)
+    store = LabelStore.open(home / "segments")
+    assert store.run["maps"] == "segments"
+    for row in store.iter_rows(["label"]):
+        label = decode_png(row["label"])
+        assert label.dtype == np.uint16
+        assert label[10, 10] != label[30, 2] != 0
+    shown = ok("show", "segments", "1.png", "-o", "segments.png", cwd=home)
+    assert shown == "wrote segments.png\n"
+    refused = maskmill("eval", "segments", "--labels", "labels", cwd=home)
+    assert refused.returncode == 1
+    assert "holds segments without classes" in refused.stderr
+    with pytest.raises(StoreError, match="holds segments without classes"):
+        _ = store.classes
+
+
+def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
+    text = (home / "labels.csv").read_text().replace("red", "tomato").replace("green", "leaf")
+    (home / "own.csv").write_text(text)
+    output = ok("cam-head", "cam", "--images", "photos", "--image-labels", "own.csv", "-o", "own", cwd=home)
+    assert "own: 2 classes from 12 images (0 not listed)" in output
+    ok(
+        "label",
+        "--cam",
+        "own",
+        "--sam",
+        "sam",
+        "--image-labels",
+        "own.csv",
+        *PROMPTS,
+        "photos",
+        "-o",
+        "owned",
+        cwd=home,
+    )
+    assert LabelStore.open(home / "owned").classes["targets"] == ["background", "leaf", "tomato"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("photos",), "expected a model bundle and a source"),
+        (("cam", "photos", "--cam", "cam", "--sam", "sam"), "with --sam BUNDLE only the source is expected"),
+        (("photos", "--cam", "cam"), "--cam BUNDLE goes with --sam BUNDLE"),
+        (("photos", "--sam", "sam", "--image-labels", "labels.csv"), "go with --cam BUNDLE and --sam BUNDLE"),
+        (("cam", "photos", "--prompt", "tau=1"), "go with --sam BUNDLE"),
+        (("photos", "--cam", "cam", "--sam", "sam", "--prompt", "tau"), "--prompt is NAME=VALUE with one of the names"),
+        (("photos", "--cam", "cam", "--sam", "sam", "--prompt", "tau=high"), "--prompt tau takes a number, got 'high'"),
+        (("photos", "--sam", "sam", "--select", "threshold", "--threshold", "0.5"), "segments have no classes"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_one_line(home: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = maskmill("label", *arguments, "-o", "refused", cwd=home)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_stages_of_other_models_are_refused(home: Path) -> None:
+    ok("label", *MODELS, "photos", "-o", "stored", "--limit", "1", cwd=home)
+    ok("import", "cam.onnx", "-o", "other", "--task", "cam", "--classes", "classes.txt", "--size", "32x48",
+       "--activation", "sigmoid", cwd=home)  # fmt: skip
+    result = maskmill("show", "stored", "0.png", "--stages", "--cam", "other", "--sam", "sam", cwd=home)
+    assert result.returncode == 2
+    assert "was labelled with another classifier" in result.stderr

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskmill.engine.inputs.images import decode_image, image_size, preprocess
+from maskmill.engine.inputs.sources import open_source
+from maskmill.errors import ImageError, UsageError
+from maskmill.engine.model.bundle import InputSpec
+
+from ...builders import encoded, hostile_files, hostile_paths, photo
+
+
+def spec(**options: object) -> InputSpec:
+    return InputSpec(**({"name": "x", "height": 12, "width": 20, "layout": "NHWC", "scale": 1.0} | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF"])
+def test_lossless_formats_decode_to_the_pixels(format: str) -> None:
+    pixels = photo() // 64 * 64
+    if format == "GIF":
+        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(encoded(pixels, format)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("JPEG", {"quality": 95, "progressive": True}),
+        ("WEBP", {"quality": 95}),
+        ("AVIF", {"quality": 95}),
+        ("JPEG2000", {}),
+        ("TIFF", {"compression": "jpeg", "quality": 95}),
+    ],
+)
+def test_lossy_formats_decode_to_nearly_the_pixels(format: str, options: dict[str, object]) -> None:
+    pixels = photo(48, 64)
+    decoded = decode_image(encoded(pixels, format, **options))
+    assert decoded.shape == pixels.shape
+    assert np.abs(decoded.astype(int) - pixels).mean() < 4
+
+
+def test_the_array_is_writable_contiguous_uint8() -> None:
+    decoded = decode_image(encoded(photo(), "JPEG"))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.writeable
+    assert decoded.flags.c_contiguous
+
+
+def test_cmyk_becomes_rgb() -> None:
+    pixels = np.full((8, 8, 3), (200, 100, 50), dtype=np.uint8)
+    decoded = decode_image(encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(decoded.astype(int) - pixels).max() < 6
+
+
+def test_gray_is_repeated_and_16_bits_keep_the_high_byte() -> None:
+    gray = np.array([[0, 300, 65535], [255, 256, 511]], dtype=np.uint16)
+    for format in ("PNG", "TIFF"):
+        decoded = decode_image(encoded(gray, format))
+        np.testing.assert_array_equal(decoded[:, :, 0], [[0, 1, 255], [0, 1, 1]])
+        np.testing.assert_array_equal(decoded[:, :, 0], decoded[:, :, 2])
+
+
+def test_16_bit_color_keeps_the_high_byte() -> None:
+    pixels = np.array([[[0, 300, 65535]]], dtype=np.uint16)
+    data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode_image(data), [[[0, 1, 255]]])
+
+
+@pytest.mark.parametrize(
+    ("values", "levels"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([-9.0, 127.6, 999.0], [0, 128, 255]), ([np.nan], [0])]
+)
+def test_float_samples_are_shares_or_levels(values: list[float], levels: list[int]) -> None:
+    decoded = decode_image(encoded(np.array([values], dtype=np.float32), "TIFF"))
+    np.testing.assert_array_equal(decoded[0, :, 0], levels)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_alpha_is_dropped_and_hidden_colors_are_kept(format: str) -> None:
+    rgba = np.array([[[10, 20, 30, 255], [40, 50, 60, 0]]], dtype=np.uint8)
+    data = encoded(rgba, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    np.testing.assert_array_equal(decode_image(data), rgba[:, :, :3])
+
+
+def test_palettes_give_their_colors() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([1, 2, 3, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    expected = [[[1, 2, 3], [200, 100, 50]]]
+    np.testing.assert_array_equal(decode_image(encoded(palette, "PNG")), expected)
+    np.testing.assert_array_equal(decode_image(encoded(palette, "PNG", transparency=b"\x00\x80")), expected)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(format: str) -> None:
+    frames = [Image.new("RGB", (4, 3), color) for color in ("red", "blue")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode_image(data), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image_upright(format: str, orientation: int) -> None:
+    upright = np.zeros((16, 32, 3), dtype=np.uint8)
+    upright[:8, :16], upright[:8, 16:], upright[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(np.ascontiguousarray(stored), format, exif=exif, **({"quality": 95} if format != "TIFF" else {}))
+    decoded = decode_image(data)
+    assert image_size(data) == decoded.shape[:2] == (16, 32)
+    assert np.abs(decoded[4::8, 8::16].astype(int) - upright[4::8, 8::16]).max() < 40
+
+
+def test_the_size_limit_is_checked_in_the_header() -> None:
+    data = encoded(photo(10, 20), "PNG")
+    assert decode_image(data, max_pixels=200).shape == (10, 20, 3)
+    with pytest.raises(ImageError, match=re.escape("20x10 pixels, 200 where at most 199 are read")) as caught:
+        decode_image(data, max_pixels=199)
+    assert caught.value.kind == "too-large"
+
+
+def test_a_limit_above_pillows_own_is_honored() -> None:
+    # 180 million pixels: Pillow's Image.open refuses, and warns from half of it on
+    header = encoded(Image.new("1", (60_000, 3000)), "PNG")
+    assert image_size(header, max_pixels=200_000_000) == (3000, 60_000)
+    assert image_size(encoded(Image.new("1", (50_000, 2000)), "PNG")) == (2000, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "not-an-image"),
+        (encoded(photo(), "JPEG")[:200], "truncated"),
+        (encoded(photo(48, 64), "JPEG")[:-80], "truncated"),
+    ],
+)
+def test_what_cannot_be_decoded_says_why(data: bytes, kind: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert caught.value.kind == kind
+    assert str(caught.value)
+
+
+def test_a_hundred_hostile_files_decode_or_are_refused() -> None:
+    outcomes = set()
+    files = list(hostile_files())
+    assert len(files) > 100
+    for name, data in files:
+        try:
+            decoded = decode_image(data)
+        except ImageError as error:
+            outcomes.add(error.kind)
+            continue
+        assert decoded.dtype == np.uint8, name
+        assert decoded.ndim == 3, name
+        assert decoded.shape == (*image_size(data), 3), name
+        outcomes.add("decoded")
+    assert outcomes == {"decoded", "empty", "not-an-image", "truncated", "too-large", "unsupported"}
+
+
+def test_hostile_names_are_read_or_refused(tmp_path: Path) -> None:
+    hostile_paths(tmp_path)
+    (tmp_path / "good.jpg").write_bytes(encoded(photo(), "PNG"))
+    source = open_source(tmp_path)
+    kinds = {}
+    for item in source:
+        try:
+            decode_image(source.read(item))
+            kinds[Path(item.uri).name] = "decoded"
+        except ImageError as error:
+            kinds[Path(item.uri).name] = error.kind
+    assert kinds == {
+        "good.jpg": "decoded",
+        "dangling.jpg": "unreadable",
+        "loop.jpg": "unreadable",
+        "pipe.jpg": "unreadable",
+        "huge.jpg": "too-large",
+        "it's \n 1.jpg": "empty",
+        "caf\\xe9.jpg": "empty",
+    }
+
+
+def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
+    files = [data for name, data in hostile_files() if "exif" in name or "text" in name]
+    before = list(warnings.filters)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: [_outcome(data) for _ in range(20)], files))
+    assert list(warnings.filters) == before
+
+
+def _outcome(data: bytes) -> str:
+    try:
+        decode_image(data)
+    except ImageError as error:
+        return error.kind
+    return "decoded"
+
+
+def test_pillows_process_wide_settings_are_untouched() -> None:
+    from PIL import ImageFile
+
+    before = Image.MAX_IMAGE_PIXELS
+    decode_image(encoded(photo(), "JPEG"))
+    assert before == Image.MAX_IMAGE_PIXELS
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_values_are_scaled_shifted_and_divided() -> None:
+    pixels = np.array([[[0, 51, 255]]], dtype=np.uint8)
+    tensor, region = preprocess(
+        pixels, spec(height=1, width=1, scale=1 / 255, mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 2.0))
+    )
+    np.testing.assert_allclose(tensor, [[[-1.0, 0.0, 0.5]]], atol=1e-7)
+    assert tensor.dtype == np.float32
+    assert region == (1.0, 1.0)
+
+
+def test_layouts_and_channel_orders_hold_the_same_values() -> None:
+    pixels = photo()
+    rgb, _ = preprocess(pixels, spec(mean=(1, 2, 3)))
+    np.testing.assert_array_equal(preprocess(pixels, spec(mean=(1, 2, 3), layout="NCHW"))[0], rgb.transpose(2, 0, 1))
+    bgr, _ = preprocess(pixels, spec(mean=(3, 2, 1), channels="BGR"))
+    np.testing.assert_array_equal(bgr, rgb[:, :, ::-1])
+    planes, _ = preprocess(pixels, spec(mean=(3, 2, 1), channels="BGR", layout="NCHW"))
+    np.testing.assert_array_equal(planes, rgb[:, :, ::-1].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize(("shape", "covered"), [((8, 40), (4, 20)), ((60, 30), (20, 10)), ((5, 20), (5, 20))])
+def test_longest_side_pads_at_the_right_and_the_bottom(
+    layout: str, shape: tuple[int, int], covered: tuple[int, int]
+) -> None:
+    pixels = np.full((*shape, 3), 100, dtype=np.uint8)
+    chosen = spec(height=20, width=20, resize="longest-side", pad_value=7.5, mean=(1, 2, 3), layout=layout)
+    tensor, region = preprocess(pixels, chosen)
+    if layout == "NCHW":
+        tensor = tensor.transpose(1, 2, 0)
+    rows, columns = covered
+    assert region == (rows / 20, columns / 20)
+    np.testing.assert_array_equal(tensor[:rows, :columns], np.broadcast_to([99, 98, 97], (rows, columns, 3)))
+    padding = np.ones((20, 20), dtype=bool)
+    padding[:rows, :columns] = False
+    np.testing.assert_array_equal(tensor[padding], np.broadcast_to([6.5, 5.5, 4.5], (padding.sum(), 3)))
+
+
+@pytest.mark.parametrize(("channels", "value"), [("RGB", (1, 2, 3)), ("BGR", (3, 2, 1))])
+def test_padding_with_the_mean_of_each_channel_is_zero_after_normalising(
+    channels: str, value: tuple[int, int, int]
+) -> None:
+    chosen = spec(height=8, width=8, resize="longest-side", channels=channels, pad_value=value, mean=value)
+    tensor, _ = preprocess(np.full((4, 8, 3), 200, dtype=np.uint8), chosen)
+    np.testing.assert_array_equal(tensor[4:], np.zeros((4, 8, 3)))
+    np.testing.assert_array_equal(tensor[0, 0], 200 - np.array(value))
+
+
+def test_antialiasing_averages_what_shrinks() -> None:
+    stripes = np.tile(np.array([0, 255], dtype=np.uint8)[None, :, None], (40, 40, 3))
+    smooth, _ = preprocess(stripes, spec(height=10, width=10))
+    assert np.abs(smooth[:, 1:-1] - 127.5).max() < 5
+    area, _ = preprocess(stripes, spec(height=10, width=10, resize_filter="area"))
+    assert np.abs(area - 127.5).max() <= 0.5
+
+
+@pytest.mark.parametrize(("filter", "method"), [("bilinear", cv2.INTER_LINEAR), ("bicubic", cv2.INTER_CUBIC)])
+def test_without_antialiasing_the_resize_is_opencvs(filter: str, method: int) -> None:
+    pixels = photo(33, 47)
+    tensor, _ = preprocess(pixels, spec(resize_filter=filter, antialias=False))
+    np.testing.assert_array_equal(tensor, cv2.resize(pixels, (20, 12), interpolation=method).astype(np.float32))
+
+
+def test_bilinear_enlarging_interpolates_between_pixel_centers() -> None:
+    pixels = np.repeat(np.array([[[0], [100]]], dtype=np.uint8), 3, axis=2)
+    for antialias in (True, False):
+        tensor, _ = preprocess(pixels, spec(height=1, width=4, antialias=antialias))
+        np.testing.assert_array_equal(tensor[0, :, 0], [0, 25, 75, 100])
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("resize", ["stretch", "longest-side"])
+def test_out_is_filled_and_returned(layout: str, resize: str) -> None:
+    chosen = spec(layout=layout, resize=resize)
+    expected, _ = preprocess(photo(9, 30), chosen)
+    out = np.full(expected.shape, np.nan, dtype=np.float32)
+    tensor, _ = preprocess(photo(9, 30), chosen, out=out)
+    assert tensor is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(image: NDArray[np.uint8]) -> None:
+    with pytest.raises(UsageError, match=r"\(H, W, 3\) uint8"):
+        preprocess(image, spec())
+    with pytest.raises(UsageError, match="out must be"):
+        preprocess(photo(), spec(), out=np.zeros((3, 3, 3), np.float32))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from maskmill.engine.report.evaluate import confusion, quality
+from maskmill.engine.model.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy(targets=("a", "b", "c"), background=None, model=(0, 1, 2))
+IGNORE = 255
+
+
+def test_figures_on_a_map_that_can_be_counted_by_hand() -> None:
+    truth = np.array([[0, 0, 0, 0], [1, 1, 1, IGNORE]], np.uint8)
+    label = np.array([[0, 0, 1, IGNORE], [1, 1, IGNORE, 0]], np.uint8)
+    found = quality([(label, truth)], TAXONOMY)
+    assert found.confusion.tolist() == [[2, 1, 0, 1], [0, 2, 0, 1], [0, 0, 0, 0]]
+    assert found.kept == pytest.approx(5 / 7)
+    assert found.accuracy_kept == pytest.approx(4 / 5)
+    # kept: a 2 / (3 + 2 - 2), b 2 / (2 + 3 - 2); c is not in the truth
+    assert found.iou_kept[:2].tolist() == [pytest.approx(2 / 3), pytest.approx(2 / 3)]
+    assert np.isnan(found.iou_kept[2])
+    assert found.miou_kept == pytest.approx(2 / 3)
+    # all: a 2 / (4 + 2 - 2), b 2 / (3 + 3 - 2)
+    assert found.miou_all == pytest.approx((2 / 4 + 2 / 4) / 2)
+
+
+def test_a_class_of_the_truth_without_a_kept_pixel_counts_zero() -> None:
+    truth = np.array([[0, 1]], np.uint8)
+    label = np.array([[0, IGNORE]], np.uint8)
+    found = quality([(label, truth)], TAXONOMY)
+    assert found.iou_kept[:2].tolist() == [1.0, 0.0]
+    assert found.miou_kept == 0.5
+
+
+def test_a_wrong_class_that_is_not_in_the_truth_still_counts_against_the_right_one() -> None:
+    found = quality([(np.array([[0, 2]], np.uint8), np.array([[0, 0]], np.uint8))], TAXONOMY)
+    assert found.miou_kept == 0.5
+    assert found.accuracy_kept == 0.5
+
+
+def test_images_add_up() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.choice([0, 1, 2, 255], (5, 6)), rng.choice([0, 1, 2, 255], (5, 6))) for _ in range(4)]
+    pairs = [(label.astype(np.uint8), truth.astype(np.uint8)) for label, truth in pairs]
+    total = sum(confusion(label, truth, TAXONOMY) for label, truth in pairs)
+    found = quality(pairs, TAXONOMY)
+    np.testing.assert_array_equal(found.confusion, total)
+    assert found.num_images == 4
+
+
+def test_plain_data_has_no_undefined_number() -> None:
+    nothing = np.full((2, 2), IGNORE, np.uint8)
+    raw = quality([(nothing, nothing)], TAXONOMY).to_json()
+    assert raw["miou_kept"] is None
+    assert raw["accuracy_kept"] is None
+    assert raw["kept"] is None
+    assert [row["iou_kept"] for row in raw["classes"]] == [None] * 3

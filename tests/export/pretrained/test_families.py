@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.errors import ExportError, UsageError
+from maskmill.engine.model.bundle import Bundle
+from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_pretrained, family_of
+from maskmill.export.pretrained.queries import class_scores
+from maskmill.export.pretrained.checkpoint import fetch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from ..checkpoints import CHECKPOINTS, MEAN, STD, save, square  # noqa: E402
+
+CLASSES = ("cat", "sofa", "mat")
+MAX_ERROR = 1e-4
+"""Largest error of a score, as a share of the largest magnitude."""
+
+
+def exported(folder: Path, family: str, choices: Choices | None = None) -> tuple[Bundle, Any]:
+    """The bundle of a family's small checkpoint, and the model itself as transformers loads it."""
+    (folder / family).mkdir()
+    CHECKPOINTS[family](folder / family)
+    bundle = bundle_from_pretrained(str(folder / family), folder / "bundle", choices)
+    return bundle, fetch(str(folder / family)).load(FAMILIES[family][1])
+
+
+def images(bundle: Bundle, num: int, height: int = 0, width: int = 0) -> NDArray[np.float32]:
+    """Prepared images (num, 3, H, W): smooth noise, of the bundle's own size by default."""
+    torch.manual_seed(num)
+    size = (height or bundle.input.height, width or bundle.input.width)
+    noise = torch.nn.functional.interpolate(torch.randn(num, 3, 9, 9), size=size, mode="bicubic")
+    return noise.numpy()
+
+
+def assert_same(got: NDArray[Any], expected: Any, *, axis: int | None = 1) -> None:
+    """The same numbers, and where ``axis`` is that of the classes the same best class."""
+    expected = np.asarray(expected.detach())
+    assert got.shape == expected.shape
+    assert np.abs(expected).max() > 1e-3, "the model says nothing"
+    assert np.abs(got - expected).max() <= MAX_ERROR * max(1.0, np.abs(expected).max())
+    if axis is not None:
+        assert (got.argmax(axis) == expected.argmax(axis)).mean() >= 0.9999
+
+
+def assert_scores(bundle: Bundle, own: Callable[[Any], Any]) -> None:
+    """The bundle gives the scores that the model's own forward leads to, at batch 1 and 4 and at another size."""
+    session = OnnxSession(bundle)
+    shapes = [(1, 0, 0), (4, 0, 0)]
+    if bundle.input.dynamic:
+        shapes.append((2, bundle.input.height + bundle.input.multiple, 3 * bundle.input.multiple))
+    for shape in shapes:
+        batch = images(bundle, *shape)
+        with torch.no_grad():
+            expected = own(torch.from_numpy(batch))
+        assert_same(session.run(batch)[0], expected)
+
+
+def folded(model: Any, image: Any, **inputs: Any) -> Any:
+    """P[c] = sum over queries of softmax[q, c] * sigmoid(mask q), void dropped."""
+    output = model(pixel_values=image, **inputs)
+    probabilities = output.class_queries_logits.softmax(-1)[..., :-1]
+    return torch.einsum("nqc,nqhw->nchw", probabilities, output.masks_queries_logits.sigmoid())
+
+
+def test_segformer(tmp_path: Path) -> None:
+    bundle, model = exported(tmp_path, "segformer", Choices(background="LABEL_2"))
+    assert (bundle.task, bundle.outputs[0].activation, bundle.background) == ("semantic", "softmax", 2)
+    spec = bundle.input
+    assert (spec.height, spec.width, spec.dynamic, spec.multiple) == (64, 96, True, 32)
+    assert (spec.resize, spec.resize_filter, spec.mean, spec.std) == ("stretch", "bilinear", tuple(MEAN), tuple(STD))
+    assert "transformers" in bundle.source.exporter
+    assert_scores(bundle, lambda image: model(pixel_values=image).logits)
+
+
+def test_sam(tmp_path: Path) -> None:
+    bundle, model = exported(tmp_path, "sam")
+    assert bundle.input.resize == "longest-side"
+    # padding is zero after normalising
+    np.testing.assert_allclose(bundle.input.pad_value, np.array(MEAN) * 255, rtol=1e-6)
+    assert bundle.prompt is not None
+    assert (bundle.prompt.num_masks, bundle.prompt.mask_height) == (3, 24)
+    assert_prompts(bundle, model, ("embedding",))
+
+
+def assert_prompts(bundle: Bundle, model: Any, names: tuple[str, ...], *, best: bool = False) -> None:
+    """Encoder and decoder give the masks of the model's own forward, for points and for boxes."""
+    encoder, decoder = (OnnxSession(bundle, role=role) for role in ("encoder", "decoder"))
+    batch = images(bundle, 4)
+    single, four = encoder.run(batch[:1]), encoder.run(batch)
+    side = bundle.input.width
+    points = np.random.default_rng(0).uniform(0, side, (4, 2, 2)).astype(np.float32)
+    corners = np.sort(points, axis=1)
+    # what SAM's own preparation adds: a padding point where there is no box; SAM 2 adds it to a box, too
+    pad_box = len(names) > 1
+    with_padding = np.concatenate([points, np.zeros((4, 1, 2), np.float32)], axis=1)
+    boxes = np.concatenate([corners, np.zeros((4, 1, 2), np.float32)], axis=1) if pad_box else corners
+    box_labels = [2, 3, -1] if pad_box else [2, 3]
+    for embeddings, num in ((single, 1), (four, 4)):
+        for prompt, labels, own in (
+            (with_padding, [1, 0, -1],
+             {"input_points": points[:num, None], "input_labels": np.tile([1, 0], (num, 1, 1))}),
+            (boxes, box_labels, {"input_boxes": corners[:num].reshape(num, 1, 4)}),
+        ):  # fmt: skip
+            feeds = dict(zip(names, embeddings, strict=True))
+            feeds |= {"points": prompt[:num], "labels": np.tile(np.float32(labels), (num, 1))}
+            masks, ious = decoder.run(feeds)
+            with torch.no_grad():
+                expected = model(
+                    pixel_values=torch.from_numpy(batch[:num]),
+                    **{name: torch.from_numpy(value) for name, value in own.items()},
+                )
+            all_masks, all_ious = expected.pred_masks[:, 0], expected.iou_scores[:, 0]
+            if best:
+                chosen = all_ious.argmax(1, keepdim=True)
+                all_ious = all_ious.gather(1, chosen)
+                all_masks = torch.take_along_dim(all_masks, chosen[..., None, None], 1)
+            assert_same(masks, all_masks, axis=None)
+            assert_same(ious, all_ious, axis=None)
+            assert ((masks > 0) == (all_masks.numpy() > 0)).mean() >= 0.9999
+
+
+@pytest.mark.slow
+def test_sam_with_the_best_mask_only(tmp_path: Path) -> None:
+    bundle, model = exported(tmp_path, "sam", Choices(masks="best"))
+    assert bundle.prompt is not None
+    assert bundle.prompt.num_masks == 1
+    assert_prompts(bundle, model, ("embedding",), best=True)
+
+
+@pytest.mark.slow
+def test_sam2(tmp_path: Path) -> None:
+    bundle, model = exported(tmp_path, "sam2")
+    assert bundle.input.resize == "stretch"
+    assert_prompts(bundle, model, ("embedding_0", "embedding_1", "embedding_2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["upernet", "dpt"])
+def test_models_with_a_class_map(tmp_path: Path, family: str) -> None:
+    bundle, model = exported(tmp_path, family)
+    assert (bundle.outputs[0].activation, bundle.input.dynamic) == ("softmax", False)
+    (scores,) = OnnxSession(bundle).run(images(bundle, 1))
+    size = scores.shape[2:]
+
+    def own(image: Any) -> Any:
+        logits = model(pixel_values=image).logits
+        # UperNet upsamples its head's logits to the image, which the bundle leaves to labelling
+        return logits if logits.shape[2:] == size else model.decode_head(model.backbone(image).feature_maps)
+
+    assert_scores(bundle, own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mask2former", "eomt", "oneformer"])
+def test_models_with_queries(tmp_path: Path, family: str) -> None:
+    bundle, model = exported(tmp_path, family)
+    assert (bundle.outputs[0].activation, len(bundle.classes)) == ("none", 5)
+    inputs: dict[str, Any] = {}
+
+    def own(image: Any) -> Any:
+        if family == "oneformer":
+            tokens = fetch(str(tmp_path / family)).tokenizer()
+            task = tokens("the task is semantic", padding="max_length", max_length=77, return_tensors="pt").input_ids
+            inputs["task_inputs"] = task.expand(len(image), -1)
+        return folded(model, image, **inputs)
+
+    assert_scores(bundle, own)
+
+
+@pytest.mark.slow
+def test_clipseg(tmp_path: Path) -> None:
+    bundle, model = exported(tmp_path, "clipseg", Choices(classes=CLASSES, template="a {}", background="other"))
+    assert bundle.classes == ("other", *CLASSES)
+    assert (bundle.background, bundle.outputs[0].activation) == (0, "sigmoid")
+    tokens = fetch(str(tmp_path / "clipseg")).tokenizer()
+
+    def own(image: Any) -> Any:
+        channels = []
+        for name in CLASSES:
+            ids = tokens(f"a {name}", return_tensors="pt").input_ids
+            channels.append(model(pixel_values=image, input_ids=ids.expand(len(image), -1)).logits)
+        found = torch.stack(channels, dim=1)
+        rest = 1 - found.sigmoid().amax(1, keepdim=True)
+        return torch.cat([torch.logit(rest), found], dim=1)
+
+    assert_scores(bundle, own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["resnet", "convnext", "efficientnet", "vit"])
+def test_classifiers(tmp_path: Path, family: str) -> None:
+    bundle, model = exported(tmp_path, family)
+    assert [(output.name, output.kind) for output in bundle.outputs] == [
+        ("cam", "cam"), ("logits", "logits"), ("features", "features")
+    ]  # fmt: skip
+    assert (bundle.outputs[1].activation, bundle.input.dynamic) == ("softmax", family != "vit")
+    head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
+    sizes = [(1, 0, 0), (4, 0, 0)] + ([(2, 128, 160)] if family != "vit" else [])
+    for shape in sizes:
+        batch = images(bundle, *shape)
+        maps, logits, features = OnnxSession(bundle).run(batch)
+        with torch.no_grad():
+            own = model(torch.from_numpy(batch), **({"interpolate_pos_encoding": True} if family == "vit" else {}))
+        assert_same(logits, own.logits)
+        np.testing.assert_allclose(maps, np.einsum("cd,ndhw->nchw", weight, features), atol=1e-3)
+        if family != "vit":
+            np.testing.assert_allclose(maps.mean((2, 3)) + bias, logits, atol=1e-3)
+
+
+def test_a_class_token_that_attends_to_one_patch_alone_sees_that_patchs_feature() -> None:
+    import transformers
+
+    from maskmill.export.pretrained.classifier import _vit
+
+    config = transformers.ViTConfig(
+        num_labels=3, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16,
+        patch_size=8, attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    image = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        maps, _, _ = _vit(model, image)
+        # all attention on patch 2: by a mask on everything else
+        layer, body = model.vit.layers[0], model.vit
+        mask = torch.full((1, 1, 5, 5), -1e9)
+        mask[..., 1 + 2] = 0
+        token = body.layernorm(layer(body.embeddings(image), mask))[:, 0]
+        expected = model.classifier(token) - model.classifier.bias
+    torch.testing.assert_close(maps[0, :, 1, 0], expected[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("background", [None, "rest", "void"])
+def test_queries_fold_to_the_sum_of_class_times_mask(background: Any) -> None:
+    # two queries on a map of two pixels; the second is void for the most part
+    probabilities = torch.tensor([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]])
+    masks = torch.tensor([[[[1.0, 0.0]], [[1.0, 1.0]]]])
+    scores = class_scores(probabilities.log(), torch.where(masks > 0, 100.0, -100.0), background)
+    expected = torch.tensor([[[[0.8, 0.1]], [[0.3, 0.1]]]])
+    first = {"rest": [[0.2, 0.9]], "void": [[0.9, 0.8]]}
+    if background is not None:
+        expected = torch.cat([torch.tensor([[first[background]]]), expected], dim=1)
+    torch.testing.assert_close(scores, expected)
+
+
+def test_the_family_follows_the_architecture_in_the_configuration(tmp_path: Path) -> None:
+    for family in ("segformer", "resnet"):
+        (tmp_path / family).mkdir()
+        assert family_of(fetch(str(CHECKPOINTS[family](tmp_path / family)))) == family
+
+
+def test_every_family_has_a_checkpoint_here() -> None:
+    assert set(CHECKPOINTS) == set(FAMILIES)
+
+
+def test_names_that_a_model_lists_twice_get_their_index(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ResNetConfig(
+        id2label={0: "crane", 1: "cat", 2: "crane"}, embedding_size=8, hidden_sizes=[8], depths=[1]
+    )
+    save(transformers.ResNetForImageClassification(config), tmp_path, size=square(32))
+    from maskmill.export.pretrained.folded import class_names
+
+    assert class_names(fetch(str(tmp_path)), Choices()) == ("crane (0)", "cat", "crane (2)")
+
+
+@pytest.mark.parametrize(
+    ("family", "choices", "message"),
+    [
+        ("segformer", Choices(size=(100, 100)), "multiple of 32"),
+        ("segformer", Choices(background="sky"), "background 'sky' is not one of the classes"),
+        ("segformer", Choices(classes=("a", "b")), "the model has 5 classes, 2 names are given"),
+        ("sam", Choices(size=(64, 64)), "takes 96x96 images only, not 64x64"),
+        ("clipseg", Choices(), "give the class names with --classes"),
+        ("clipseg", Choices(classes=CLASSES, size=(64, 96)), "square images only"),
+        ("clipseg", Choices(classes=CLASSES, background="x", background_score="void"), "can only be 'rest'"),
+    ],
+)
+def test_choices_that_a_model_does_not_have_are_refused(
+    tmp_path: Path, family: str, choices: Choices, message: str
+) -> None:
+    (tmp_path / family).mkdir()
+    CHECKPOINTS[family](tmp_path / family)
+    with pytest.raises(UsageError, match=message):
+        bundle_from_pretrained(str(tmp_path / family), tmp_path / "bundle", choices)
+    assert [path.name for path in tmp_path.iterdir()] == [family]
+
+
+def test_without_a_preprocessor_nothing_is_guessed(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["segformer"](tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UsageError, match=r"has no preprocessor_config.json"):
+        bundle_from_pretrained(str(folder), tmp_path / "bundle")
+
+
+def test_an_unfinished_eomt_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    CHECKPOINTS["eomt"](tmp_path)
+    model = fetch(str(tmp_path)).load("EomtForUniversalSegmentation")
+    assert isinstance(model, transformers.PreTrainedModel)
+    model.attn_mask_probs.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match="in the middle of training"):
+        bundle_from_pretrained(str(tmp_path), tmp_path / "bundle")

@@ -1,0 +1,89 @@
+"""The command line of the trainer, from labels to a measured student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+
+from maskmill.cli import app  # noqa: E402
+from maskmill.errors import UsageError  # noqa: E402
+
+from ...models import COLORS  # noqa: E402
+from ..builders import make_store, write_labelled  # noqa: E402
+
+TINY = [
+    "--set=model=tiny",
+    "--set=model.width=4",
+    "--set=crop=32",
+    "--set=batch=4",
+    "--set=steps=4",
+    "--set=log_every=2",
+]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_labelled(tmp_path / "photos", range(6))
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_student_is_trained_gone_on_with_and_measured(tmp_path: Path, photos: Path) -> None:
+    make_store(tmp_path / "store", photos, range(2, 6))
+    (tmp_path / "ids").write_text("0\n1\n")
+    train = (
+        "train", tmp_path / "store", "--labelled", photos, "--ids", tmp_path / "ids", "--recipe", "weighted",
+        "-o", tmp_path / "run", "--device", "cpu", "--workers", 0, *TINY,
+    )  # fmt: skip
+    said = call(*train)
+    assert "step 2 of 4, " in said
+    assert "4 of 4 steps" in said
+    assert "4 of 4 steps" in call(*train)
+    measured = call(
+        "evaluate", tmp_path / "run", "--images", photos / "images", "--labels", photos / "labels", "--json"
+    )
+    assert json.loads(measured)["num_images"] == 6
+
+
+def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "classes.txt").write_text("\n".join(COLORS))
+    (tmp_path / "ids").write_text("0\n1\n")
+    lines = call(
+        "train", "--labelled", photos, "--ids", tmp_path / "ids", "--unlabelled", photos / "images", "--classes",
+        tmp_path / "classes.txt", "--background", "green", "--recipe", "csl", "--set=labelled=2", "-o",
+        tmp_path / "run", "--device", "cpu", "--workers", 0, "--json", *TINY,
+    ).splitlines()  # fmt: skip
+    events = [json.loads(line) for line in lines]
+    assert [event["event"] for event in events] == ["progress", "progress", "summary"]
+    assert events[-1]["step"] == 4
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["background"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labelled", "photos"], "classes are not known"),
+        (["--labelled", "photos", "--background", "green"], "--background NAME goes with --classes"),
+        (["--classes", "classes.txt"], "needs labelled images or a label store"),
+        (["--classes", "gap.txt"], "without a gap"),
+        (["--set", "corp=3"], "no setting corp"),
+    ],
+)
+def test_a_wrong_call_says_what_is_missing(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classes.txt").write_text("\n".join(COLORS))
+    (tmp_path / "gap.txt").write_text("0 red\n2 blue\n")
+    with pytest.raises(UsageError, match=message):
+        call("train", "-o", tmp_path / "run", *TINY, *options)
+    assert not (tmp_path / "run").exists()

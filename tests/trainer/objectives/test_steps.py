@@ -1,0 +1,188 @@
+"""What a step minimises, from a student whose features and logits are in view."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from maskmill.trainer.objectives.steps import losses  # noqa: E402
+from maskmill.trainer.students.models import build_model  # noqa: E402
+from maskmill.trainer.objectives.steps import OBJECTIVES, Moment, mix  # noqa: E402
+from maskmill.trainer.recipes import ConformalSam, Csl, conformalsam, csl, stages, supervised, weighted  # noqa: E402
+
+CROP, IGNORE = 16, 255
+
+
+def batch(num: int = 2, seed: int = 0) -> dict:
+    draw = torch.Generator().manual_seed(seed)
+
+    def images() -> torch.Tensor:
+        return torch.randn(num, 3, CROP, CROP, generator=draw)
+
+    label = torch.randint(0, 3, (num, CROP, CROP), generator=draw, dtype=torch.uint8)
+    label[:, :2] = IGNORE
+    real = torch.ones(num, CROP, CROP, dtype=torch.bool)
+    real[0, :, 12:] = False
+    return {
+        "labelled": {
+            "image": images(),
+            "label": label,
+            "weight": torch.randint(0, 256, label.shape, generator=draw, dtype=torch.uint8),
+        },
+        "unlabelled": {
+            "image": images(),
+            "strong": images(),
+            "masked": images(),
+            "real": real,
+            "box": torch.tensor([[2, 3, 9, 12], [0, 0, 0, 0]])[:num],
+            "cells": torch.tensor([[[True, False], [False, True]], [[False, False], [False, False]]])[:num],
+        },
+    }
+
+
+def moment(recipe, step: int = 0, samples: dict | None = None) -> Moment:
+    samples = samples or batch()
+    return Moment(
+        recipe=recipe,
+        stage=next(stage for stage in stages(recipe) if step < stage.stop),
+        step=step,
+        ignore=IGNORE,
+        counts={
+            "labelled": float((samples["labelled"]["label"] != IGNORE).sum()),
+            "unlabelled": float(samples["unlabelled"]["real"].sum()),
+        },
+    )
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    return build_model("tiny", 3, width=4).train()
+
+
+def upsample(logits: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.interpolate(logits, size=(CROP, CROP), mode="bilinear", align_corners=False)
+
+
+def test_supervised_uses_labels_and_no_weights(student) -> None:
+    samples = batch()
+    found = OBJECTIVES["labels"](student, samples, moment(supervised()))
+    expected = losses.cross_entropy(
+        upsample(student(samples["labelled"]["image"])), samples["labelled"]["label"], ignore=IGNORE
+    )
+    assert float(found.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_weighted_multiplies_by_the_cached_weights(student) -> None:
+    samples = batch()
+    found = OBJECTIVES["labels"](student, samples, moment(weighted()))
+    weight = samples["labelled"]["weight"].float() / 255
+    expected = losses.cross_entropy(
+        upsample(student(samples["labelled"]["image"])), samples["labelled"]["label"], weight, ignore=IGNORE
+    )
+    assert float(found.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_self_reliance_learns_from_what_the_student_sees_in_eval_mode(student) -> None:
+    samples, recipe = batch(), conformalsam(steps=100, method=ConformalSam(initial=0.25))
+    own = losses.argmax_labels(
+        student.eval()(samples["unlabelled"]["image"]), samples["unlabelled"]["real"], ignore=IGNORE
+    )
+    student.train()
+    found = OBJECTIVES["self_reliance"](student, samples, moment(recipe, step=75))
+    both = torch.cat([samples["labelled"]["image"], samples["unlabelled"]["image"]])
+    logits = upsample(student(both))
+    supervised_loss = losses.cross_entropy(logits[:2], samples["labelled"]["label"], ignore=IGNORE)
+    consistent = losses.cross_entropy(logits[2:], own, ignore=IGNORE)
+    assert float(found.total.detach()) == pytest.approx(
+        0.75 * float(supervised_loss.detach()) + 0.25 * float(consistent.detach()), rel=1e-5
+    )
+    assert student.training
+
+
+@pytest.mark.parametrize("selection", ["pcos", "threshold"])
+def test_csl_is_the_sum_of_its_four_losses(student, selection: str) -> None:
+    samples = batch()
+    method = Csl(selection=selection, threshold=0.35, dropout=0.0)
+    found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))
+    labelled, unlabelled = samples["labelled"], samples["unlabelled"]
+    real = unlabelled["real"]
+
+    features = student.encode(torch.cat([labelled["image"], unlabelled["image"]]))
+    weak = student.decode([torch.cat([feature, feature[2:]]) for feature in features])
+    if selection == "pcos":
+        own = losses.pcos_labels(weak[2:4], real, denominator=8, ignore=IGNORE)
+    else:
+        own = losses.threshold_labels(weak[2:4], real, threshold=0.35, ignore=IGNORE)
+    mixed_image, mixed_label, mixed_weight = unlabelled["strong"].clone(), own.label.clone(), own.weight.clone()
+    for array, source in ((mixed_image, unlabelled["strong"]), (mixed_label, own.label), (mixed_weight, own.weight)):
+        array[0][..., 2:9, 3:12] = source[1][..., 2:9, 3:12]
+    covered = unlabelled["masked"].clone()
+    cells = torch.zeros(2, CROP, CROP, dtype=torch.bool)
+    cells[0, :8, :8] = cells[0, 8:, 8:] = True
+    covered.permute(0, 2, 3, 1)[cells & own.reliable] = 0
+    strong = upsample(student(torch.cat([mixed_image, covered])))
+
+    def loss(logits, label, weight):
+        return losses.cross_entropy(logits, label, weight, ignore=IGNORE, count=float(real.sum()))
+
+    expected = {
+        "labelled": losses.cross_entropy(upsample(weak[:2]), labelled["label"], ignore=IGNORE),
+        "strong": loss(strong[:2], mixed_label, mixed_weight),
+        "masked": loss(strong[2:], own.label, own.weight),
+        "features": loss(upsample(weak[4:]), own.label, own.weight),
+    }
+    for name, value in expected.items():
+        assert float(found.terms[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
+    total = 0.5 * (expected["labelled"] + expected["strong"] / 4 + expected["masked"] / 4 + expected["features"] / 2)
+    assert float(found.total.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+def test_the_strong_views_leave_no_trace_in_batch_statistics(student) -> None:
+    samples = batch()
+    OBJECTIVES["consistency"](student, samples, moment(csl()))
+    after = [buffer.clone() for buffer in student.buffers()]
+    torch.manual_seed(0)
+    other = build_model("tiny", 3, width=4).train()
+    samples["unlabelled"]["strong"] *= 100
+    samples["unlabelled"]["masked"] *= 100
+    OBJECTIVES["consistency"](other, samples, moment(csl()))
+    encoder_only = [name for name, _ in student.named_buffers() if name.startswith("encoder")]
+    for name, first, second in zip(dict(student.named_buffers()), after, other.buffers(), strict=True):
+        if name in encoder_only:
+            np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (20, 1.0), (39, 1.0)])
+def test_the_unlabelled_losses_rise_over_the_ramp(student, step: int, share: float) -> None:
+    recipe = csl(steps=40, method=Csl(ramp=0.5, dropout=0.0))
+    found = OBJECTIVES["consistency"](student, batch(), moment(recipe, step))
+    terms = {name: float(term.detach()) for name, term in found.terms.items()}
+    unlabelled = terms["strong"] / 8 + terms["masked"] / 8 + terms["features"] / 4
+    assert unlabelled > 0
+    assert float(found.total.detach()) == pytest.approx(terms["labelled"] / 2 + share * unlabelled, rel=1e-5)
+
+
+def test_pseudo_labels_carry_no_gradient(student) -> None:
+    method = Csl(labelled=0.0, strong=0.0, masked=0.0, features=0.0)
+    samples = batch()
+    own = losses.pcos_labels(
+        student(samples["unlabelled"]["image"]), samples["unlabelled"]["real"], denominator=8, ignore=IGNORE
+    )
+    assert not own.weight.requires_grad
+    found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))
+    found.total.backward()
+    assert all(float(parameter.grad.abs().sum()) == 0 for parameter in student.parameters())
+
+
+def test_cutmix_moves_images_labels_and_masks_alike() -> None:
+    boxes = torch.tensor([[1, 0, 3, 2], [0, 0, 0, 0], [0, 0, 4, 4]])
+    values = torch.arange(3).view(3, 1, 1).expand(3, 4, 4)
+    mixed = mix(values, boxes)
+    assert mixed[0].tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert (mixed[1] == 1).all()
+    assert (mixed[2] == 0).all()
+    image = values[:, None].expand(3, 3, 4, 4).float()
+    assert (mix(image, boxes) == mixed[:, None]).all()

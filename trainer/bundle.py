@@ -1,0 +1,70 @@
+"""Make a bundle from a trained student's run folder::
+
+bundle = bundle_from_run("run", "bundle", size=(512, 512))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..engine.model.bundle import Bundle, OutputSpec, Provenance
+from ..export.gate.compare import Photo
+from ..export.pretrained.torch_module import bundle_from_module
+
+_CAM_OUTPUTS = (
+    OutputSpec(name="cam", kind="cam", activation="none"),
+    OutputSpec(name="logits", kind="logits", activation="sigmoid"),
+    OutputSpec(name="features", kind="features", activation="none"),
+)
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a trainer's run."""
+    from .run import RUN_FILE
+
+    return (Path(folder) / RUN_FILE).is_file()
+
+
+def bundle_from_run(
+    run: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    size: tuple[int, int] | None = None,
+    licence: str = "",
+    images: Iterable[Photo] | None = None,
+) -> Bundle:
+    """Export the student of a run, at ``size`` (height, width) or the size that it was trained at.
+
+    A classifier (``cam:`` models, recipe ``s2c``) becomes a ``cam`` bundle of the classes other than the background.
+    ``images`` are what the export is compared on (see :func:`.torch.bundle_from_module`). Raises
+    :class:`TrainingError` where the folder holds no student, and what ``bundle_from_module`` raises.
+    """
+    from .students.models import load_run
+
+    student = load_run(run)
+    spec = student.input
+    if size is not None:
+        spec = dataclasses.replace(spec, height=size[0], width=size[1])
+    background = None if student.background is None else student.classes[student.background]
+    if student.run.recipe.model.startswith("cam:"):
+        from .students.classifier import as_cam_model
+
+        module, task, outputs = as_cam_model(student.module), "cam", _CAM_OUTPUTS
+        classes, background = [name for name in student.classes if name != background], None
+    else:
+        module, task, outputs = student.module, "semantic", (OutputSpec(name="scores"),)
+        classes = student.classes
+    return bundle_from_module(
+        module,
+        folder,
+        task=task,
+        input=spec,
+        outputs=outputs,
+        classes=classes,
+        background=background,
+        source=Provenance(id=Path(run).resolve().name, licence=licence),
+        images=images,
+    )

@@ -1,0 +1,148 @@
+"""What a run is trained on: label stores, labelled images, unlabelled ones, and the images that measure it.
+
+::
+
+    corpus = open_corpus(stores=["labels"], labelled="photos", validation="held-out")
+    corpus.streams()["union"]           # the labelled and the stored images
+
+All parts speak the same classes. An image that is labelled, or held out, is never taken from a store or from the
+unlabelled images as well: they are compared by name (uri).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...engine.store.label_store import LabelStore
+from ...engine.model.taxonomy import Taxonomy
+from ...errors import UsageError
+from .datasets import LabelledImages, Part, PlainImages, StoredImages
+from .weak_labels import WeakLabels
+
+Location = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The images of a run."""
+
+    taxonomy: Taxonomy
+    """The classes, and what the labels of the labelled folders mean."""
+    labelled: LabelledImages | None
+    """Images with true labels."""
+    stored: tuple[StoredImages, ...]
+    """Images with a teacher's labels."""
+    plain: PlainImages | None
+    """Images without labels."""
+    validation: LabelledImages | None
+    """Held-out images with true labels."""
+    weak: WeakLabels | None = None
+    """Segments and image-level labels of the images with labels, where they were given."""
+    record: Mapping[str, Any]
+    """What was given, for ``run.json``."""
+
+    def streams(self) -> dict[str, tuple[Part, ...]]:
+        """The parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
+        labelled: tuple[Part, ...] = () if self.labelled is None else (self.labelled,)
+        plain: tuple[Part, ...] = () if self.plain is None else (self.plain,)
+        return {
+            "union": labelled + self.stored,
+            "labelled": labelled,
+            "stored": self.stored,
+            "unlabelled": self.stored + plain,
+        }
+
+
+def classes_taxonomy(names: Sequence[str], background: str | None = None) -> Taxonomy:
+    """A taxonomy of plain class names, label i meaning class i."""
+    if background is not None and background not in names:
+        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(names)}")
+    indices = tuple(range(len(names)))
+    return Taxonomy(
+        targets=tuple(names),
+        background=None if background is None else list(names).index(background),
+        model=indices,
+        labels={index: index for index in indices},
+    )
+
+
+def open_corpus(
+    *,
+    stores: Sequence[Location] = (),
+    labelled: Location | None = None,
+    ids: Iterable[str] | None = None,
+    unlabelled: Location | None = None,
+    validation: Location | None = None,
+    validation_ids: Iterable[str] | None = None,
+    taxonomy: Taxonomy | None = None,
+    labels_of: Location | None = None,
+    segments: Location | None = None,
+    image_labels: Location | None = None,
+) -> Corpus:
+    """Open everything a run needs, once, before it starts.
+
+    Parameters
+    ----------
+    stores
+        Label stores, all of the same classes.
+    labelled, validation
+        Folders with ``images`` and ``labels``.
+    ids, validation_ids
+        Names of the images to take of the two; all where None.
+    unlabelled
+        A source of images without labels.
+    taxonomy
+        The classes where there is no store.
+    labels_of
+        A taxonomy file whose ``[labels]`` say what the labels of the folders mean, where the stores do not.
+    segments, image_labels
+        Of the images with labels: a store or folder of segment maps, and a file with the classes that each image shows
+        (without it those in its label map); see :mod:`.weak`.
+
+    Raises :class:`UsageError` where the classes are not known or differ, or a part is empty.
+    """
+    opened = [LabelStore.open(store) for store in stores]
+    found = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
+    if not found:
+        raise UsageError("the classes are not known: give a label store, or --classes FILE")
+    classes = found[0]
+    for other in found[1:]:
+        if (other.targets, other.background) != (classes.targets, classes.background):
+            names = f"{', '.join(classes.targets)} and {', '.join(other.targets)}"
+            raise UsageError(f"all labels must have the same classes, got {names}")
+    if taxonomy is not None:
+        classes = replace(classes, labels=taxonomy.labels)
+    if labels_of is not None:
+        classes = classes.with_labels_of(labels_of)
+    held_out = None if validation is None else LabelledImages.open(validation, classes, ids=validation_ids)
+    skip = set() if held_out is None else set(held_out.uris)
+    true = None if labelled is None else LabelledImages.open(labelled, classes, ids=ids, skip=skip)
+    skip |= set() if true is None else set(true.uris)
+    stored = tuple(StoredImages.open(store, skip=skip) for store in stores)
+    plain = None if unlabelled is None else PlainImages.open(unlabelled, classes, skip=skip)
+    record = {
+        "stores": [{"path": str(store.path), "run": store.run} for store in opened],
+        "labelled": _given(labelled, true),
+        "unlabelled": _given(unlabelled, plain),
+        "validation": _given(validation, held_out),
+        "segments": None if segments is None else str(segments),
+        "image_labels": None if image_labels is None else str(image_labels),
+        "images": {"stored": sum(len(part.uris) for part in stored)},
+    }
+    return Corpus(
+        taxonomy=classes,
+        labelled=true,
+        stored=stored,
+        plain=plain,
+        validation=held_out,
+        weak=None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels),
+        record=json.loads(json.dumps(record)),
+    )
+
+
+def _given(path: Location | None, part: Part | None) -> dict[str, Any] | None:
+    return None if path is None or part is None else {"path": str(path), "images": len(part.uris)}

@@ -1,0 +1,328 @@
+"""Training images: labelled folders, label stores and plain images, as one map-style dataset.
+
+::
+
+    labelled = LabelledImages.open("photos", taxonomy)           # photos/images, photos/labels
+    stored = StoredImages.open("labels", skip=set(labelled.uris))
+    data = TrainingImages({"union": (labelled, stored)}, crop=256, ignore=taxonomy.ignore_index)
+    sample = data[Draw("union", 3, 17)]
+
+A sample depends on the recipe's seed and on its draw alone, whichever process makes it. Datasets hold no open file:
+they pickle to worker processes, which open the stores when they first read. Lance and Numba's threads do not survive
+``fork``; :func:`maskmill.trainer.data.loading.open_loader` starts workers otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.inputs.images import decode_image
+from ...engine.inputs.label_maps import LabelFolder, read_label_map, select_ids
+from ...engine.store.png import decode_png
+from ...engine.inputs.sources import Item, Source, open_source
+from ...engine.store.label_store import LabelStore
+from ...engine.model.taxonomy import Taxonomy
+from ...errors import MaskmillError, TrainingError, UsageError
+from . import augment
+from ..recipes import Csl
+from ..run import import_torch
+from .weak_labels import WeakLabels
+
+STREAMS = ("union", "labelled", "stored", "unlabelled")
+"""Lists of images that a step draws from; a stream's place here is part of the seed of its draws."""
+
+
+class Photo(NamedTuple):
+    """One image with its maps, as it lies on the disk."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) uint8 RGB."""
+    label: NDArray[Any]
+    """(H, W) uint8 or uint16: class, or the ignore index; all ignored where the image has no labels."""
+    weight: NDArray[np.uint8]
+    """(H, W) uint8: 255 where a label counts in full, 0 where it does not count."""
+
+
+class Part(Protocol):
+    """Images of one kind."""
+
+    uris: list[str]
+    """Names of the images, in order."""
+
+    def read(self, index: int) -> Photo:
+        """One image with its maps; raises :class:`MaskmillError`."""
+        ...
+
+    def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
+        """As :meth:`read`, several one after the other; an error is raised at its image's place."""
+        ...
+
+
+class Draw(NamedTuple):
+    """One sample of a step."""
+
+    stream: str
+    """One of :data:`STREAMS`."""
+    image: int
+    """Number of the image in the stream."""
+    position: int
+    """Number of the draw, counted over the whole run: the seed of its augmentation."""
+
+
+class _OneByOne:
+    """Parts that gain nothing from reading several images at once."""
+
+    def read_all(self: Part, indices: Sequence[int]) -> Iterator[Photo]:
+        """See :class:`Part`."""
+        return map(self.read, indices)
+
+
+class LabelledImages(_OneByOne):
+    """Images with label maps of a taxonomy's dataset."""
+
+    def __init__(self, source: Source, pairs: Sequence[tuple[Item, Path]], taxonomy: Taxonomy) -> None:
+        self._source = source
+        self._pairs = list(pairs)
+        self._taxonomy = taxonomy
+        self.uris = [item.uri for item, _ in self._pairs]
+        """Names of the images, in order."""
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        taxonomy: Taxonomy,
+        *,
+        ids: Iterable[str] | None = None,
+        skip: Collection[str] = (),
+    ) -> LabelledImages:
+        """``folder/images`` and ``folder/labels``, paired by name; images without a label map are left out.
+
+        ``ids`` are the names to take, all where None; ``skip`` are uris to leave out.
+
+        Raises :class:`UsageError` where a folder is missing, nothing matches, or one of ``ids`` is not there.
+        """
+        path = Path(folder)
+        if not (path / "images").is_dir():
+            raise UsageError(f"labelled images are expected in {path / 'images'} and {path / 'labels'}")
+        return cls.pair(path / "images", path / "labels", taxonomy, ids=ids, skip=skip)
+
+    @classmethod
+    def pair(
+        cls,
+        images: str | os.PathLike[str],
+        labels: str | os.PathLike[str],
+        taxonomy: Taxonomy,
+        *,
+        ids: Iterable[str] | None = None,
+        skip: Collection[str] = (),
+    ) -> LabelledImages:
+        """The images of a source with the label maps of a folder; see :meth:`open`."""
+        source, maps = open_source(str(images)), LabelFolder(labels)
+        items = {item.uri: item for item in source}
+        chosen = [uri for uri in select_ids(items, ids) if uri not in skip]
+        pairs = [(items[uri], found) for uri in chosen if (found := maps.find(uri)) is not None]
+        if not pairs:
+            raise UsageError(f"no image in {images} has a label map in {labels}; names must match")
+        return cls(source, pairs, taxonomy)
+
+    def read(self, index: int) -> Photo:
+        """One image with its true classes and full weights."""
+        item, path = self._pairs[index]
+        image = decode_image(self._source.read(item))
+        label = self._taxonomy.encode(read_label_map(path), str(path))
+        if label.shape != image.shape[:2]:
+            raise TrainingError(
+                f"{path} is {label.shape[1]}x{label.shape[0]} px, its image {image.shape[1]}x{image.shape[0]}"
+            )
+        weight = np.where(label == self._taxonomy.ignore_index, np.uint8(0), np.uint8(255))
+        return Photo(image, label, weight)
+
+
+class StoredImages:
+    """Images with the labels and weights of a store."""
+
+    def __init__(self, store: LabelStore, source: Source, items: Sequence[Item], rows: NDArray[np.int64]) -> None:
+        self.store = store
+        """Where the labels are."""
+        self._source = source
+        self._items = list(items)
+        self._rows = rows
+        self.uris = [item.uri for item in self._items]
+        """Names of the images, in order."""
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], *, skip: Collection[str] = ()) -> StoredImages:
+        """The images of a store, each once however many names it has, without the names in ``skip``."""
+        store = LabelStore.open(folder)
+        rows = {id: row for row, id in enumerate(store.ids())}
+        skipped, names = set(), {}
+        for entry in store.inputs():
+            if entry.id is not None:
+                names.setdefault(entry.id, Item(entry.uri, entry.size, entry.stamp))
+                if entry.uri in skip:
+                    skipped.add(entry.id)
+        chosen = sorted((item, rows[id]) for id, item in names.items() if id not in skipped and id in rows)
+        if not chosen:
+            raise UsageError(f"the store {store.path} holds no image to train on")
+        source = Source(str(store.path))
+        return cls(store, source, _located([item for item, _ in chosen]), np.array([row for _, row in chosen]))
+
+    def read(self, index: int) -> Photo:
+        """One image with its stored labels and weights."""
+        return next(self.read_all([index]))
+
+    def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
+        """Several images; the store, where each look takes milliseconds, is asked once."""
+        maps = self.store.take(self._rows[list(indices)].tolist(), columns=["label", "weight"])
+        for index, *files in zip(indices, maps["label"], maps["weight"], strict=True):
+            item = self._items[index]
+            image = decode_image(self._source.read(item))
+            label, weight = (decode_png(file.as_py()) for file in files)
+            if label.shape != image.shape[:2]:
+                raise TrainingError(f"{item.uri} has changed since it was labelled; run `maskmill label` again")
+            yield Photo(image, label, weight)
+
+
+class PlainImages(_OneByOne):
+    """Images without labels."""
+
+    def __init__(self, source: Source, items: Sequence[Item], taxonomy: Taxonomy) -> None:
+        self._source = source
+        self._items = list(items)
+        self._taxonomy = taxonomy
+        self.uris = [item.uri for item in self._items]
+        """Names of the images, in order."""
+
+    @classmethod
+    def open(cls, spec: str | os.PathLike[str], taxonomy: Taxonomy, *, skip: Collection[str] = ()) -> PlainImages:
+        """The images of a source without the names in ``skip``; see :func:`maskmill.engine.inputs.sources.open_source`."""
+        source = open_source(spec)
+        items = [item for item in source if item.uri not in skip]
+        if not items:
+            raise UsageError(f"{spec} holds no image besides the labelled ones")
+        return cls(source, items, taxonomy)
+
+    def read(self, index: int) -> Photo:
+        """One image, every pixel ignored."""
+        image = decode_image(self._source.read(self._items[index]))
+        label = np.full(image.shape[:2], self._taxonomy.ignore_index, self._taxonomy.dtype)
+        return Photo(image, label, np.zeros(image.shape[:2], np.uint8))
+
+
+def _located(items: Sequence[Item]) -> list[Item]:
+    """The items with their places in the archives that hold them: a store keeps names only."""
+    archives = sorted({item.uri.split("::", 1)[0] for item in items if "::" in item.uri})
+    found = {member.uri: member for archive in archives for member in open_source(archive)}
+    return [found.get(item.uri, item) for item in items]
+
+
+class TrainingImages:
+    """Samples for :class:`Draw`; see the module's text.
+
+    A sample holds tensors, C the crop's side: ``image`` (3, C, C) uint8 RGB; ``label`` (C, C) uint8, or int32 beyond
+    255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
+
+    One of the stream ``unlabelled`` holds ``real`` (C, C) bool, the pixels that are not padding, instead of the maps.
+    With ``views`` it also holds ``strong`` and ``masked``, two recolored forms of the image; ``box`` (4,) int64, the
+    part that CutMix takes from another image; and ``cells`` bool (g, g), the cells that trusted mask perturbation
+    covers, none where the image is left alone.
+
+    With ``weak`` a sample with a label also holds ``segments`` (C, C) int32, 0 where there is none, and ``present``
+    (K,) bool, the classes that the whole image shows.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Sequence[Part]],
+        *,
+        crop: int,
+        ignore: int,
+        scale: tuple[float, float] = (1.0, 1.0),
+        flip: float = 0.0,
+        seed: int = 0,
+        views: Csl | None = None,
+        weak: WeakLabels | None = None,
+    ) -> None:
+        self._parts = {name: tuple(parts) for name, parts in streams.items()}
+        self._ends = {name: list(accumulate(len(part.uris) for part in parts)) for name, parts in streams.items()}
+        self._crop = crop
+        self._scale = scale
+        self._flip = flip
+        self._ignore = ignore
+        self._seed = seed
+        self._views = views
+        self._weak = weak
+
+    def sizes(self) -> dict[str, int]:
+        """Images of each stream."""
+        return {name: ends[-1] if ends else 0 for name, ends in self._ends.items()}
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any] | TrainingError:
+        """The sample of a draw, or why there is none: an exception would lose its message on the way to the loop."""
+        return self.__getitems__([draw])[-1]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any] | TrainingError]:
+        """The samples of a batch's draws, up to the first that there is none of; see :meth:`__getitem__`."""
+        places = [self._place(draw) for draw in draws]
+        parts = {id(part): part for part, _ in places}
+        photos = {
+            key: part.read_all([index for other, index in places if other is part]) for key, part in parts.items()
+        }
+        samples: list[dict[str, Any] | TrainingError] = []
+        for draw, (part, index) in zip(draws, places, strict=True):
+            try:
+                samples.append(self._sample(draw, part.uris[index], next(photos[id(part)])))
+            except MaskmillError as error:
+                return [*samples, TrainingError(f"{part.uris[index]} cannot be trained on: {error}")]
+        return samples
+
+    def _place(self, draw: Draw) -> tuple[Part, int]:
+        ends = self._ends[draw.stream]
+        number = bisect_right(ends, draw.image)
+        return self._parts[draw.stream][number], draw.image - (ends[number - 1] if number else 0)
+
+    def _sample(self, draw: Draw, uri: str, photo: Photo) -> dict[str, Any]:
+        torch = import_torch()
+        rng = np.random.default_rng([self._seed, STREAMS.index(draw.stream), draw.position])
+        move = augment.draw_move(rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip)
+        image = augment.move_image(photo.image, move)
+        sample: dict[str, Any] = {"stream": draw.stream, "image": _planes(image), "uri": uri}
+        if draw.stream != "unlabelled":
+            label = augment.move_map(photo.label, move, self._ignore)
+            weight = augment.move_map(photo.weight, move, 0)
+            wide = label if label.dtype == np.uint8 else label.astype(np.int32)
+            sample |= {"label": torch.tensor(np.ascontiguousarray(wide)), "weight": torch.tensor(weight.copy())}
+            if self._weak is not None:
+                segments, present = self._weak.read(uri, photo.label)
+                moved = augment.move_map(segments, move, 0).astype(np.int32)
+                sample |= {"segments": torch.tensor(moved), "present": torch.tensor(present)}
+            return sample
+        sample["real"] = torch.tensor(augment.inside(move).copy())
+        if self._views is not None:
+            sample |= self._unlabelled_views(image, rng, self._views)
+        return sample
+
+    def _unlabelled_views(self, image: NDArray[np.uint8], rng: np.random.Generator, views: Csl) -> dict[str, Any]:
+        torch = import_torch()
+        covers = rng.random() < views.cover_probability
+        cells = augment.draw_cells(rng, self._crop, cell=views.cell, cover=views.cover)
+        return {
+            "strong": _planes(augment.recolor(image, rng)),
+            "masked": _planes(augment.recolor(image, rng, augment.COVERED if covers else augment.STRONG)),
+            "box": torch.tensor(augment.draw_cutmix_box(rng, self._crop, views.cutmix)),
+            "cells": torch.tensor(cells & covers),
+        }
+
+
+def _planes(image: NDArray[np.uint8]) -> Any:
+    """(H, W, 3) → (3, H, W) tensor uint8."""
+    return import_torch().tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

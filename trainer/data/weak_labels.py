@@ -1,0 +1,88 @@
+"""What S2C knows of an image besides its pseudo-label: segments without classes, and the classes that it shows.
+
+::
+
+    weak = WeakLabels.open("segments", taxonomy, image_labels="labels.csv")
+    segments, present = weak.read(uri, photo.label)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.inputs.image_labels import ImageLabels
+from ...engine.inputs.label_maps import LabelFolder, read_label_map
+from ...engine.store.label_store import LabelStore
+from ...engine.store.run_record import RUN_FILE
+from ...engine.model.taxonomy import Taxonomy
+from ...errors import TrainingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakLabels:
+    """Segment maps and image-level labels, found by an image's uri; it pickles without an open file."""
+
+    maps: LabelStore | LabelFolder
+    """Where segment maps are."""
+    image_labels: ImageLabels | None
+    """The classes of each image; None: those in its label map."""
+    taxonomy: Taxonomy
+    """The classes."""
+    compat: bool = False
+    """Number a map's segments from 0, as the authors' code does: one is lost where every pixel is in a segment."""
+
+    @classmethod
+    def open(
+        cls,
+        segments: str | os.PathLike[str],
+        taxonomy: Taxonomy,
+        *,
+        image_labels: str | os.PathLike[str] | None = None,
+    ) -> WeakLabels:
+        """Segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no segment.
+
+        Raises :class:`UsageError` where there is neither, or the image-level labels name unknown classes.
+        """
+        is_store = (Path(segments) / RUN_FILE).is_file()
+        labels = None if image_labels is None else ImageLabels.load(image_labels)
+        if labels is not None:
+            labels.check(taxonomy.targets)
+        maps = LabelStore.open(segments) if is_store else LabelFolder(segments)
+        return cls(maps=maps, image_labels=labels, taxonomy=taxonomy)
+
+    def read(self, uri: str, label: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Segments (H, W), ids from 1 without a gap and 0 for none, and the K classes that the image shows (K,).
+
+        ``label`` (H, W) is the image's label map. Raises :class:`TrainingError` where there is no segment map, or one
+        of another size, and :class:`ImageError` where the image-level labels do not list the image.
+        """
+        raw = self._map(uri)
+        if raw.shape != label.shape:
+            raise TrainingError(
+                f"its segment map is {raw.shape[1]}x{raw.shape[0]} px, the image {label.shape[1]}x{label.shape[0]}"
+            )
+        ids, numbers = np.unique(raw, return_inverse=True)
+        first = 0 if self.compat or ids[0] == 0 else 1
+        targets = self.taxonomy.targets
+        present = np.zeros(len(targets), np.bool_)
+        if self.image_labels is None:
+            shown = np.unique(label)
+            present[shown[shown < len(targets)]] = True
+        else:
+            present[self.image_labels.classes_of(uri, targets)] = True
+        return (numbers.reshape(raw.shape) + first).astype(np.uint16), present
+
+    def _map(self, uri: str) -> NDArray[Any]:
+        """Ids (H, W), 0 where there is no segment."""
+        if isinstance(self.maps, LabelStore):
+            return self.maps.read(uri)[0]
+        path = self.maps.find(uri)
+        if path is None:
+            raise TrainingError(f"{self.maps.path} holds no segment map of it")
+        return read_label_map(path)

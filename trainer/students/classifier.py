@@ -1,0 +1,84 @@
+"""An image classifier with class activation maps, as S2C trains it.
+
+::
+
+    network = classifier(lite0(256), 256, num_classes=21, background=0)
+    features, maps = network.decoder.maps(network.encode(images))
+    logits = maps.mean(dim=(2, 3))               # (N, 20), of the image
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError
+from ..run import import_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BACKGROUND_SCORE = 0.3
+"""Normalised activation below which a pixel counts as background where a classifier labels by itself."""
+
+_EPSILON = 1e-5
+
+
+def classifier(body: nn.Module, width: int, num_classes: int, background: int | None) -> nn.Module:
+    """Make a classifier of a student with ``width`` output channels in place of classes; ``body`` is changed.
+
+    Its head is F = relu(body(images)), (N, width, h, w), and A = conv(F), one map (N, K, h, w) for each class other
+    than the background, in their order; the logits of an image are the means of its maps.
+
+    As a student it labels by these maps: a class scores what :func:`normalised_maps` gives, 0 where the image's logit
+    is not positive, and the background scores :data:`BACKGROUND_SCORE`.
+    """
+    torch = import_torch()
+    if not hasattr(body, "decoder"):
+        raise UsageError("a classifier needs a model that is an encoder and a decoder; choose another one")
+    num_maps = num_classes - (background is not None)
+
+    class ActivationHead(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.background = background
+            self.body = body.decoder
+            self.activate = torch.nn.Conv2d(width, num_maps, 1, bias=False)
+
+        def maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+            embedded = torch.relu(self.body(features))
+            return embedded, self.activate(embedded)
+
+        def forward(self, features: list[Tensor]) -> Tensor:
+            _, maps = self.maps(features)
+            present = maps.mean(dim=(2, 3), keepdim=True) > 0
+            scores = normalised_maps(maps) * present
+            if background is None:
+                return scores
+            outside = torch.full_like(scores[:, :1], BACKGROUND_SCORE)
+            return torch.cat([scores[:, :background], outside, scores[:, background:]], dim=1)
+
+    body.decoder = ActivationHead()
+    body.options["features"] = width
+    return body
+
+
+def as_cam_model(network: nn.Module) -> nn.Module:
+    """The classifier as a ``cam`` bundle has it: images → (maps (N, K, h, w), logits (N, K), features (N, D, h, w))."""
+    torch = import_torch()
+
+    class CamModel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            features, maps = self.network.decoder.maps(self.network.encode(images))
+            return maps, maps.mean(dim=(2, 3)), features
+
+    return CamModel()
+
+
+def normalised_maps(maps: Tensor) -> Tensor:
+    """relu(A_k) / (max relu(A_k) + 1e-5), (N, K, h, w) in [0, 1]: each class by its largest value in the image."""
+    positive = maps.relu()
+    return positive / (positive.amax(dim=(2, 3), keepdim=True) + _EPSILON)

@@ -1,0 +1,271 @@
+"""Students from other libraries: transformers, segmentation-models-pytorch, and any function by import path.
+
+::
+
+    segformer(21, size="b5")                       # the authors' nvidia/mit-b5 from the hub
+    segformer(21, weights="folder")                # any SegFormer, by hub id or from a folder
+    dpt_dinov2(21, size="small")
+    smp("DeepLabV3Plus", 21, encoder_name="resnet101")
+    by_path("package.module:function", 21)
+
+The transformers take ``pretrained`` weights from ``weights``, a hub id or a folder. Nothing is fetched without
+``pretrained``, or where a ``config`` is given, a configuration as plain data, and no ``weights``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...errors import MissingPackageError, UsageError
+from .networks import encoder_decoder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Config = Mapping[str, Any]
+
+_WIDE = {"hidden_sizes": (64, 128, 320, 512), "decoder_hidden_size": 768}
+_MIX_TRANSFORMERS: Mapping[str, Config] = {
+    "b0": {"depths": (2, 2, 2, 2), "hidden_sizes": (32, 64, 160, 256), "decoder_hidden_size": 256},
+    "b1": {"depths": (2, 2, 2, 2), "hidden_sizes": (64, 128, 320, 512), "decoder_hidden_size": 256},
+    "b2": {"depths": (3, 4, 6, 3), **_WIDE},
+    "b3": {"depths": (3, 4, 18, 3), **_WIDE},
+    "b4": {"depths": (3, 8, 27, 3), **_WIDE},
+    "b5": {"depths": (3, 6, 40, 3), **_WIDE},
+}
+_DINOV2: Mapping[str, Config] = {
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
+}
+
+
+def segformer(
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    size: str = "b0",
+    weights: str | None = None,
+    config: Config | None = None,
+) -> nn.Module:
+    """SegFormer: the mix transformer of ``size`` b0 to b5 with the all-MLP head; logits at stride 4.
+
+    The default weights are the authors' ImageNet encoder, ``nvidia/mit-SIZE``. Features are the four maps at strides 4
+    to 32; the transformer is the backbone.
+    """
+    transformers = _transformers("SegFormer")
+    wanted = config or _choice(size, _MIX_TRANSFORMERS)
+    family = transformers.SegformerForSemanticSegmentation
+    source = weights or (None if config else f"nvidia/mit-{size}")
+    whole = _network(family, transformers.SegformerConfig, num_classes, source if pretrained else None, wanted)
+    return encoder_decoder(
+        _calling(lambda body, images: body(images, output_hidden_states=True).hidden_states, whole.segformer),
+        whole.decode_head,
+        multiple=32,
+        options={"config": _plain(whole.config)},
+    )
+
+
+def deeplabv3plus_mobilenetv2(
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    weights: str | None = None,
+    config: Config | None = None,
+) -> nn.Module:
+    """MobileNetV2 with the DeepLab head of transformers; logits at the backbone's stride, 8 by default.
+
+    The default weights are ``google/deeplabv3_mobilenet_v2_1.0_513``, head included where it has as many classes. The
+    one feature map is the backbone's last. Pixels are scaled to [-1, 1], as those weights want them.
+    """
+    transformers = _transformers("MobileNetV2")
+    family = transformers.MobileNetV2ForSemanticSegmentation
+    wanted = config or {"output_stride": 8}
+    source = weights or (None if config else "google/deeplabv3_mobilenet_v2_1.0_513")
+    whole = _network(family, transformers.MobileNetV2Config, num_classes, source if pretrained else None, wanted)
+    body = whole.mobilenet_v2
+    body.conv_1x1 = _nothing()
+    return encoder_decoder(
+        _calling(lambda body, images: body(images, output_hidden_states=True).hidden_states[-1:], body),
+        _calling(lambda head, features: head(features[0]), whole.segmentation_head),
+        # what it pads by depends on the size otherwise, and a graph cannot
+        multiple=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        options={"config": _plain(whole.config)},
+    )
+
+
+def dpt_dinov2(
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    size: str = "small",
+    weights: str | None = None,
+    config: Config | None = None,
+) -> nn.Module:
+    """DINOv2 of ``size`` small to giant with the dense prediction head (DPT), as UniMatch V2 trains it.
+
+    The default weights are the authors', ``facebook/dinov2-SIZE``; ``config`` is a DPT configuration with its
+    ``backbone_config``, and starts at random. Features are the patch tokens, as maps at stride 14, after each quarter
+    of the layers, without the class token; logits come at stride 7/4.
+    """
+    transformers = _transformers("DINOv2")
+    if config is None:
+        layers = _choice(size, _DINOV2)["num_hidden_layers"]
+        stages = [f"stage{layers * quarter // 4}" for quarter in (1, 2, 3, 4)]
+        if pretrained:
+            source = weights or f"facebook/dinov2-{size}"
+            family = transformers.Dinov2Backbone
+            backbone = _from_hub(lambda: family.from_pretrained(source, out_features=stages), source)
+        else:
+            body = transformers.Dinov2Config(**_DINOV2[size], image_size=518, out_features=stages)
+            backbone = transformers.Dinov2Backbone(body)
+        width = backbone.config.hidden_size
+        wanted = transformers.DPTConfig(
+            backbone_config=backbone.config,
+            readout_type="ignore",
+            neck_hidden_sizes=[width // 8, width // 4, width // 2, width],
+            fusion_hidden_size=width // 6,
+            num_labels=num_classes,
+        )
+    else:
+        wanted = transformers.DPTConfig(**{**config, "num_labels": num_classes})
+        backbone = transformers.Dinov2Backbone(wanted.backbone_config)
+    for name, parameter in backbone.named_parameters():
+        # for pretraining only
+        parameter.requires_grad_(not name.endswith("mask_token"))
+    return encoder_decoder(
+        _calling(lambda body, images: body(images).feature_maps, backbone),
+        _dense_head(wanted),
+        multiple=wanted.backbone_config.patch_size,
+        # how maps are joined depends on whether the number of patches is even
+        dynamic=False,
+        options={"config": _plain(wanted)},
+    )
+
+
+def smp(architecture: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
+    """A network of segmentation-models-pytorch; ``options`` are those of its ``create_model``.
+
+    Features are the encoder's maps without the image itself, which is one of them there.
+    """
+    try:
+        import segmentation_models_pytorch as library
+    except ImportError as error:
+        raise MissingPackageError("segmentation-models-pytorch", "smp", f"the model smp:{architecture}") from error
+    name = options.setdefault("encoder_name", "resnet34")
+    given = {"encoder_weights": "imagenet" if pretrained else None, **options}
+    whole = library.create_model(architecture, classes=num_classes, **given)
+    scaling = library.encoders.get_preprocessing_params(name)
+
+    def decode(decoder: Any, head: Any, features: list[Tensor]) -> Tensor:
+        # the place of the image, which no decoder looks at
+        return head(decoder([features[0], *features]))
+
+    return encoder_decoder(
+        _calling(lambda encoder, images: encoder(images)[1:], whole.encoder),
+        _calling(decode, whole.decoder, whole.segmentation_head),
+        mean=tuple(scaling["mean"]),
+        std=tuple(scaling["std"]),
+        multiple=32,
+        options={key: value for key, value in options.items() if key != "encoder_weights"},
+    )
+
+
+def by_path(path: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
+    """What a function of your own makes: ``package.module:function``, called as the functions here are.
+
+    It may be a whole model, as :mod:`.models` describes it, or any module from images (N, 3, H, W), normalised with
+    ImageNet's mean and deviation, to logits (N, K, h, w); that is then all backbone and has no features.
+    """
+    name, _, function = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(name), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"cannot find the model {path}: {error}; write it as package.module:function") from error
+    model = factory(num_classes, pretrained=pretrained, **options)
+    if all(hasattr(model, method) for method in ("encode", "decode", "input_spec", "backbone_parameters", "options")):
+        return model
+    whole = _calling(lambda body, images: [body(images)], model)
+    return encoder_decoder(whole, _calling(lambda logits: logits[0]), options=options, has_features=False)
+
+
+def _transformers(purpose: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingPackageError("transformers", "train", purpose) from error
+    return transformers
+
+
+def _choice(size: str, table: Mapping[str, Config]) -> Config:
+    if size not in table:
+        raise UsageError(f"the size must be one of {', '.join(table)}, got {size!r}")
+    return table[size]
+
+
+def _from_hub(load: Callable[[], Any], source: str) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"cannot load {source}: {reason}; name a hub id or a folder with model.weights=…") from error
+
+
+def _network(family: Any, config_class: Any, num_classes: int, weights: str | None, config: Config) -> Any:
+    """A transformers network with a head for ``num_classes``: with the weights of a source, or random."""
+    if weights is None:
+        return family(config_class(**{**config, "num_labels": num_classes}))
+    return _from_hub(
+        lambda: family.from_pretrained(weights, num_labels=num_classes, ignore_mismatched_sizes=True), weights
+    )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A configuration as plain data without the class list, which a run holds itself."""
+    values = json.loads(config.to_json_string())
+    return {key: value for key, value in values.items() if key not in ("id2label", "label2id", "architectures")}
+
+
+def _calling(function: Callable[..., Any], *modules: nn.Module) -> nn.Module:
+    """The module that computes ``function(*modules, argument)``."""
+    from torch import nn
+
+    class Calling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(modules)
+
+        def forward(self, argument: Any) -> Any:
+            return function(*self.parts, argument)
+
+    return Calling()
+
+
+def _dense_head(config: Any) -> nn.Module:
+    """DPT's neck and head on maps of patch tokens, without the head's last enlargement."""
+    import torch
+    from transformers.models.dpt.modeling_dpt import DPTNeck, DPTSemanticSegmentationHead
+
+    def decode(neck: Any, head: Any, features: list[Tensor]) -> Tensor:
+        height, width = features[0].shape[-2:]
+        tokens = [feature.flatten(2).transpose(1, 2) for feature in features]
+        # a place for the class token, which the neck takes away ("ignore")
+        tokens = [torch.cat([row[:, :1], row], dim=1) for row in tokens]
+        return head(neck(tokens, height, width)[-1])
+
+    neck = DPTNeck(config)
+    neck.fusion_stage.layers[0].residual_layer1 = _nothing()
+    return _calling(decode, neck, DPTSemanticSegmentationHead(config).head[:-1])
+
+
+def _nothing() -> nn.Module:
+    """In place of layers that a forward pass does not need: distributed training waits for every gradient."""
+    from torch import nn
+
+    return nn.Identity()

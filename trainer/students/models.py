@@ -1,0 +1,145 @@
+"""Students: what is trained, by name, and what a finished run holds.
+
+::
+
+    model = build_model("lite0", num_classes=21)
+    logits = model(images)                  # (N, 3, H, W) float32, normalised → (N, 21, h, w)
+    student = load_run("run")
+    student.module, student.classes, student.input
+
+Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2`` and ``deeplabv3plus-mobilenetv2``
+(transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:function`` for any function of
+your own that takes the number of classes, ``pretrained`` and options, and returns a ``torch.nn.Module``. ``cam:NAME``
+makes a classifier with activation maps of any of them. Their options are the arguments of the functions in
+:mod:`.networks` and :mod:`.hub`.
+
+A model is ``decode(encode(images))`` with a list of feature maps between, knows its ``backbone_parameters()`` and
+``head_parameters()``, how an image becomes its input, ``input_spec(height, width)``, and the ``options`` that make it
+again with ``pretrained=False`` and without anything being fetched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ...errors import TrainingError, UsageError
+from ...engine.model.bundle import InputSpec
+from . import networks
+from .classifier import classifier
+from .libraries import by_path, deeplabv3plus_mobilenetv2, dpt_dinov2, segformer, smp
+from .networks import batchnorm_layers, lite0, tiny
+from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "lite0": lite0,
+    "tiny": tiny,
+    "segformer": segformer,
+    "dpt-dinov2": dpt_dinov2,
+    "deeplabv3plus-mobilenetv2": deeplabv3plus_mobilenetv2,
+}
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    background: int | None = None,
+    pretrained: bool = True,
+    freeze_batchnorm: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A new student for ``num_classes`` classes; its head is random, its backbone pretrained where ``pretrained``.
+
+    With ``freeze_batchnorm`` the backbone normalises by the statistics it has, as small batches need. ``background`` is
+    the index of the background class, of which a classifier (``cam:``) has no activation map.
+
+    Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
+    """
+    import_torch()
+    if num_classes < 2:
+        raise UsageError(f"a student needs at least 2 classes, got {num_classes}")
+    factory = _factory(name, background)
+    try:
+        model = factory(num_classes, pretrained=pretrained, **options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise UsageError(f"the model {name} does not take these options: {error}") from error
+    if freeze_batchnorm:
+        networks.freeze_batchnorm(model)
+    return model
+
+
+def _factory(name: str, background: int | None) -> Callable[..., nn.Module]:
+    if name.startswith("cam:"):
+        return partial(_classifier, name.removeprefix("cam:"), background)
+    if name in _MODELS:
+        return _MODELS[name]
+    if name.startswith("smp:"):
+        return partial(smp, name.removeprefix("smp:"))
+    if ":" in name:
+        return partial(by_path, name)
+    raise UsageError(
+        f"there is no model {name!r}; known are {', '.join(_MODELS)}, smp:Architecture and package.module:function"
+    )
+
+
+def _classifier(
+    name: str, background: int | None, num_classes: int, *, pretrained: bool, features: int = 256, **options: Any
+) -> nn.Module:
+    body = build_model(name, features, pretrained=pretrained, **options)
+    return classifier(body, features, num_classes, background)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A trained network and what is needed to use it."""
+
+    module: nn.Module
+    """In evaluation mode: images (N, 3, H, W) float32, as ``input`` makes them → logits (N, K, h, w)."""
+    classes: tuple[str, ...]
+    """Names of the K classes, in the order of the class axis."""
+    background: int | None
+    """Index of the background class, or None."""
+    input: InputSpec
+    """How an image becomes the input."""
+    run: Run
+    """The record of its training."""
+
+
+def load_run(path: str | os.PathLike[str]) -> Student:
+    """The student of a run: the best checkpoint where there was validation, else the last.
+
+    Raises :class:`TrainingError` where the folder holds no run, no checkpoint, or one of another network.
+    """
+    run = Run.load(path)
+    file = best_checkpoint(path)
+    module = build_model(
+        run.recipe.model, len(run.classes), background=run.background, pretrained=False, **run.model_options
+    )
+    try:
+        module.load_state_dict(dict(student_state(read_checkpoint(file))))
+    except RuntimeError as error:
+        raise TrainingError(f"{file} does not hold the weights of {run.recipe.model}: {error}") from error
+    return Student(module=module.eval(), classes=run.classes, background=run.background, input=run.input, run=run)
+
+
+@contextmanager
+def keep_batchnorm(model: nn.Module) -> Iterator[None]:
+    """Normalise by the batch in training mode as ever, and leave the running statistics as they are."""
+    layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
