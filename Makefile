@@ -28,10 +28,11 @@ test-export: $(VENV)/.dev-ready ## every model family: exported, compared with P
 test-gpu: $(VENV)/.dev-ready ## what needs an NVIDIA device; fails without one
 	MASKMILL_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
 
-check: $(VENV)/.dev-ready ## lint, format, types
+check: $(VENV)/.dev-ready ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .

@@ -16,16 +16,16 @@ from importlib.metadata import version as _version
 from typing import Any
 
 _EXPORTS = {
-    "Bundle": "export.bundle",
-    "LabelStore": "engine.store",
+    "Bundle": "engine.model.bundle",
+    "LabelStore": "engine.store.label_store",
     "MaskmillError": "errors",
-    "OnnxSession": "engine.session",
-    "ScoreMap": "engine.predict",
-    "SemanticPredictor": "engine.predict",
-    "Taxonomy": "engine.taxonomy",
-    "calibrate": "engine.calibrate",
-    "evaluate": "engine.evaluate",
-    "label": "engine.pipeline",
+    "OnnxSession": "engine.runtimes.onnx_runtime",
+    "ScoreMap": "engine.predictors.base",
+    "SemanticPredictor": "engine.predictors.semantic",
+    "Taxonomy": "engine.model.taxonomy",
+    "calibrate": "engine.calibration.calibrate",
+    "evaluate": "engine.report.evaluate",
+    "label": "engine.labeling.label_run",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -15,8 +15,9 @@ from .engine.cli.label import add_commands as add_engine_commands
 from .errors import MaskmillError
 from .export.cli.adopt import add_commands as add_export_commands
 from .export.cli.build import add_commands as add_build_commands
-from .export.cli.export import add_commands as add_model_commands
 from .export.cli.gate import add_commands as add_gate_commands
+from .trainer.cli.demo import add_commands as add_demo_commands
+from .trainer.cli.export import add_commands as add_model_commands
 from .trainer.cli.train import add_commands as add_trainer_commands
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ add_gate_commands(app)
 add_build_commands(app)
 add_engine_commands(app)
 add_trainer_commands(app)
+add_demo_commands(app)
 
 
 @app.callback(invoke_without_command=True)

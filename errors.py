@@ -92,7 +92,7 @@ class ImageError(MaskmillError):
     """One image cannot be decoded; the run records it and goes on.
 
     ``kind`` is one of ``empty``, ``not-an-image``, ``truncated``, ``too-large``, ``unsupported``, ``unreadable``; of an
-    image that is to be labelled by image-level labels and has none, ``no-labels``.
+    image that is to be labeled by image-level labels and has none, ``no-labels``.
     """
 
     def __init__(self, kind: str, message: str) -> None:

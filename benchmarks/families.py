@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, GateError
-from maskmill.engine.model.bundle import Bundle
 from maskmill.export.gate.compare import Side
-from maskmill.export.precision.convert import convert
-from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_folded, fold
 from maskmill.export.gate.judge import Photos, judge
-from maskmill.export.pretrained.checkpoint import fetch
 from maskmill.export.gate.parity import TOLERANCES, output_errors
+from maskmill.export.precision.convert import convert
+from maskmill.export.pretrained.checkpoint import fetch
+from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_folded, fold
 from maskmill.export.pretrained.torch_module import TorchSession
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def measure(family: str, photos: Photos, precisions: list[str], folder: Path) ->
         "raw_error": output_errors(bundle, originals, converted, list(photos.first(4))),
         "magnitude": magnitudes(bundle, originals),
         "fp32": {
-            roles_of[verdict.artefact]: {name: getattr(verdict.metrics, name) for name in METRICS}
+            roles_of[verdict.artifact]: {name: getattr(verdict.metrics, name) for name in METRICS}
             for verdict in verdicts
         },
         "images": len(photos),

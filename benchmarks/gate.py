@@ -31,21 +31,22 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.inputs.ordered_map import default_workers
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.files import write_atomically
+from maskmill.engine.model.verdicts import Tolerances, Verdict
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError
-from maskmill.export.precision.artifacts import save_graph, with_files
+from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.gate.bench import measure
-from maskmill.engine.model.bundle import Bundle, write_atomically
 from maskmill.export.gate.compare import Difference, Side, differences, summarize
-from maskmill.export.precision.convert import Conversion, convert
 from maskmill.export.gate.emulate import GraphSession, Memory, emulation
 from maskmill.export.gate.judge import Photos, verdicts_of
-from maskmill.export.adopt.promptable import promptable_from_onnx
-from maskmill.export.precision.sixteen_bit import in_16_bit
 from maskmill.export.gate.proof import roles_of
+from maskmill.export.precision.artifacts import save_graph, with_files
+from maskmill.export.precision.convert import Conversion, convert
 from maskmill.export.precision.eight_bit import Precision8, in_8_bit
-from maskmill.engine.model.verdicts import Tolerances, Verdict
+from maskmill.export.precision.sixteen_bit import in_16_bit
 
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -102,7 +103,7 @@ def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple
 
     def session(model: onnx.ModelProto, role: str, precision: str) -> GraphSession:
         kind = f"onnxruntime/cpu/{precision}"
-        return GraphSession(model, bundle, role=role, kind=kind, artefact="", threads=default_workers())
+        return GraphSession(model, bundle, role=role, kind=kind, artifact="", threads=default_workers())
 
     for precision in ("fp16", "bf16"):
         if not precision.startswith(only):

@@ -1,4 +1,4 @@
-"""How fast a labelling run is, against the bare model and against the obvious loop.
+"""How fast a labeling run is, against the bare model and against the obvious loop.
 
     python benchmarks/label_run.py [--json] [--images 296] [--rounds 7]
 
@@ -39,15 +39,16 @@ import onnxruntime
 
 from maskmill import kernels
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.labeling.label_run import label
-from maskmill.engine.store.png import encode_png
-from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.inputs.ordered_map import default_workers
-from maskmill.engine.model.bundle import Bundle, read_class_names
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.png import encode_png
 from maskmill.export.adopt.semantic import bundle_from_onnx
 
 PRODUCT_OPENVINO = "product, OpenVINO"
@@ -195,7 +196,7 @@ def main() -> None:
 
         def product(predictor: SemanticPredictor = predictor) -> None:
             run = label(predictor, open_source(listing), folder / f"store{next(store)}", taxonomy, selection)
-            assert run.images == len(photos), f"a round labelled {run.images} of {len(photos)} photos"
+            assert run.images == len(photos), f"a round labeled {run.images} of {len(photos)} photos"
 
         path = bundle.model_path()
         sides = {

@@ -30,18 +30,18 @@ import numpy as np
 import torch
 from msrc import find_data
 
-from maskmill.engine.store.dump import dump_store
 from maskmill.engine.inputs.label_maps import read_label_map
-from maskmill.engine.store.png import encode_png
+from maskmill.engine.store.dump import dump_store
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
-from maskmill.trainer.data.datasets import augment
+from maskmill.engine.store.png import encode_png
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
-from maskmill.trainer.data.datasets import TrainingImages
+from maskmill.trainer.data.datasets import TrainingImages, augment
 from maskmill.trainer.data.loading import Plan, count_pixels, open_loader, to_device
-from maskmill.trainer.students.models import build_model
-from maskmill.trainer.objectives.steps import OBJECTIVES, Moment
+from maskmill.trainer.objectives.base import Moment
+from maskmill.trainer.objectives.steps import OBJECTIVES
 from maskmill.trainer.optim import make_optimizer
 from maskmill.trainer.recipes import stages, weighted
+from maskmill.trainer.students.models import build_model
 
 NUM_CLASSES = 24
 GOAL = 1.03
@@ -82,7 +82,7 @@ class Trainer:
 
     def step(self, batch: dict[str, Any]) -> None:
         """One step on a batch as the loader gives it."""
-        counts = {"labelled": float(count_pixels([batch], 255)[0])}
+        counts = {"labeled": float(count_pixels([batch], 255)[0])}
         moment = Moment(recipe=RECIPE, stage=stages(RECIPE)[0], step=0, ignore=255, counts=counts)
         OBJECTIVES["labels"](self.student, to_device(batch, "cpu", self.spec), moment).total.backward()
         self.optimizer.step()
@@ -107,7 +107,7 @@ def plain_batches(files: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, Any
             )
             samples.append([torch.from_numpy(np.ascontiguousarray(array)) for array in moved])
         image, label, weight = (torch.stack(arrays) for arrays in zip(*samples, strict=True))
-        yield {"labelled": {"image": image.permute(0, 3, 1, 2), "label": label, "weight": weight}}
+        yield {"labeled": {"image": image.permute(0, 3, 1, 2), "label": label, "weight": weight}}
 
 
 def time_steps(next_batch: Callable[[], dict[str, Any]], trainer: Trainer, steps: int) -> tuple[float, float]:

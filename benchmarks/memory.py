@@ -1,4 +1,4 @@
-"""Does memory stay flat? Resident memory after 1,000 and after 20,000 labelled images.
+"""Does memory stay flat? Resident memory after 1,000 and after 20,000 labeled images.
 
     python benchmarks/memory.py [--json] [--images 20000]
 
@@ -17,13 +17,13 @@ import numpy as np
 import psutil
 from label_run import DATA, adopt  # the script beside this one
 
+from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
-from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.labeling.selection import Selection
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 
 FIRST = 1000
 

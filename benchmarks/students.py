@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from maskmill.trainer.data.corpus import Corpus
-from maskmill.trainer.data.datasets import LabelledImages
+from maskmill.trainer.data.datasets import LabeledImages
 from maskmill.trainer.evaluate import score_images
-from maskmill.trainer.students.models import load_run
 from maskmill.trainer.recipes import Recipe
 from maskmill.trainer.run import LAST
+from maskmill.trainer.students.models import load_run
 from maskmill.trainer.train import train
 
 
@@ -44,7 +44,7 @@ class Results:
         return json.loads(path.read_text()) if path.exists() else None
 
     def run(
-        self, row: str, seed: int, folder: Path, recipe: Recipe, corpus: Corpus, scored: LabelledImages
+        self, row: str, seed: int, folder: Path, recipe: Recipe, corpus: Corpus, scored: LabeledImages
     ) -> dict[str, Any]:
         """Train and score a student, unless it is done."""
         if (found := self.find(row, seed)) is not None:

@@ -1,12 +1,12 @@
-"""Students of CamVid without a teacher: what unlabelled images are worth, by how the student's own labels count.
+"""Students of CamVid without a teacher: what unlabeled images are worth, by how the student's own labels count.
 
     python benchmarks/students_camvid.py --work /tmp/students-camvid          # all rows and seeds, about 50 minutes
     python benchmarks/students_camvid.py --work /tmp/students-camvid --table  # print what is there, or --json
 
 Images are halved, to 240x180 pixels, so that a processor can train on them. For each of three seeds 37 of the 367
-training images are labelled and the others unlabelled; the 101 validation images are scored. Every student is the
-built-in ``lite0`` network and takes the same number of steps with 4 labelled images each; all but the first see 4
-unlabelled ones as well. Scores are those of the student after the last step.
+training images are labeled and the others unlabeled; the 101 validation images are scored. Every student is the
+built-in ``lite0`` network and takes the same number of steps with 4 labeled images each; all but the first see 4
+unlabeled ones as well. Scores are those of the student after the last step.
 
 A run that is done is not done again, and one that was stopped goes on; results are files in the work folder.
 
@@ -26,14 +26,14 @@ import torch
 from msrc import find_data
 from students import Results, write_halved
 
-from maskmill.engine.model.bundle import read_class_names
+from maskmill.engine.model.files import read_class_names
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
-from maskmill.trainer.data.datasets import LabelledImages
+from maskmill.trainer.data.datasets import LabeledImages
 from maskmill.trainer.recipes import Csl, Recipe, csl, supervised
 
 SEEDS = (0, 1, 2)
-NUM_LABELLED = 37
-UNLABELLED_INDEX = 11
+NUM_LABELED = 37
+UNLABELED_INDEX = 11
 COMMON: dict[str, Any] = {
     "steps": 480,
     "crop": 128,
@@ -49,18 +49,18 @@ CELL = 16
 
 
 def of_method(method: Csl | None) -> Recipe:
-    """The recipe of a row: labelled images alone, or a method."""
+    """The recipe of a row: labeled images alone, or a method."""
     if method is None:
         return supervised(**COMMON, batch=4)
-    return csl(**COMMON, batch=8, labelled=4, method=method)
+    return csl(**COMMON, batch=8, labeled=4, method=method)
 
 
 RAMP = 0.6
-"""Of the unlabelled losses. CSL trusts half of every image or more from the first step on, which drowned the rarest
+"""Of the unlabeled losses. CSL trusts half of every image or more from the first step on, which drowned the rarest
 class in seed 0 without a ramp: .503 mIoU with an IoU of 0 for bicyclists, .532 with it."""
 
 ROWS: dict[str, Csl | None] = {
-    "labelled images alone": None,
+    "labeled images alone": None,
     "confidence ≥ .95": Csl(selection="threshold", cover_probability=0.0, ramp=RAMP),
     "CSL without mask perturbation": Csl(cover_probability=0.0, ramp=RAMP),
     "CSL": Csl(cell=CELL, ramp=RAMP),
@@ -85,15 +85,15 @@ def main() -> int:
     train, val = (
         write_halved(data / part / "images", data / part / "labels", options.work / part) for part in ("train", "val")
     )
-    classes = [name for index, name in read_class_names(data / "classes.txt").items() if index != UNLABELLED_INDEX]
+    classes = [name for index, name in read_class_names(data / "classes.txt").items() if index != UNLABELED_INDEX]
     taxonomy = classes_taxonomy(classes)
-    taxonomy = dataclasses.replace(taxonomy, labels={**taxonomy.labels, UNLABELLED_INDEX: -1})
+    taxonomy = dataclasses.replace(taxonomy, labels={**taxonomy.labels, UNLABELED_INDEX: -1})
     images = sorted(path.stem for path in (train / "images").iterdir())
-    scored = LabelledImages.open(val, taxonomy)
+    scored = LabeledImages.open(val, taxonomy)
     rows = [names[int(number)] for number in options.rows.split(",")] if options.rows else names
     for seed in map(int, options.seeds.split(",")):
-        ids = [images[index] for index in np.random.default_rng(seed).permutation(len(images))[:NUM_LABELLED]]
-        corpus = open_corpus(labelled=train, ids=ids, unlabelled=train / "images", taxonomy=taxonomy)
+        ids = [images[index] for index in np.random.default_rng(seed).permutation(len(images))[:NUM_LABELED]]
+        corpus = open_corpus(labeled=train, ids=ids, unlabeled=train / "images", taxonomy=taxonomy)
         for row in rows:
             recipe = dataclasses.replace(of_method(ROWS[row]), seed=seed)
             results.run(row, seed, options.work / f"seed{seed}" / f"run{names.index(row)}", recipe, corpus, scored)

@@ -3,8 +3,8 @@
     python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds, about 75 minutes
     python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print what is there, or --json
 
-For each of three seeds 30 photos are labelled, 168 unlabelled, and 98, about a third, are scored. The teacher is
-DeepLabv3 (MobileNetV2, 257 px) as in ``msrc.py``. The 30 labelled photos calibrate it by class at ConformalSAM's alpha,
+For each of three seeds 30 photos are labeled, 168 unlabeled, and 98, about a third, are scored. The teacher is
+DeepLabv3 (MobileNetV2, 257 px) as in ``msrc.py``. The 30 labeled photos calibrate it by class at ConformalSAM's alpha,
 0.05, and as there a pixel gets the best foreground class of its prediction set and is left out where the set is empty;
 a class that is in fewer than 19 of the photos takes the pooled threshold. Every student is the built-in ``lite0``
 network and takes the same number of steps of the same size with the same optimizer: rows differ in the labels of the
@@ -31,21 +31,21 @@ from msrc import adopt, find_data
 from students import Results
 
 from maskmill.engine.calibration.calibrate import calibrate
-from maskmill.engine.report.evaluate import evaluate
 from maskmill.engine.inputs.label_maps import LabelFolder
-from maskmill.engine.labeling.label_run import label
-from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.labeling.selection import Selection
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.report.evaluate import evaluate
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.label_store import LabelStore
 from maskmill.trainer.data.corpus import open_corpus
-from maskmill.trainer.data.datasets import LabelledImages
+from maskmill.trainer.data.datasets import LabeledImages
 from maskmill.trainer.recipes import Recipe, conformalsam, supervised, weighted
 
 SEEDS = (0, 1, 2)
-NUM_LABELLED, NUM_SCORED = 30, 98
+NUM_LABELED, NUM_SCORED = 30, 98
 ALPHA, RULE, CONFIDENCE = "0.05", "foreground", 0.9
 COMMON: dict[str, Any] = {
     "steps": 480,
@@ -68,11 +68,11 @@ class Row:
     name: str
     recipe: Callable[..., Recipe]
     store: str | None
-    """Name of the store; None: the labelled photos alone."""
+    """Name of the store; None: the labeled photos alone."""
 
 
 ROWS = (
-    Row("labelled photos alone", supervised, None),
+    Row("labeled photos alone", supervised, None),
     Row("+ raw teacher labels", supervised, "raw"),
     Row(f"+ confidence ≥ {CONFIDENCE}", supervised, "confidence"),
     Row("+ conformal labels", supervised, "conformal"),
@@ -85,25 +85,25 @@ ROWS = (
 class Split:
     """The photos of a seed."""
 
-    labelled: list[Path]
-    unlabelled: list[Path]
+    labeled: list[Path]
+    unlabeled: list[Path]
     scored: list[Path]
 
     @classmethod
     def of_seed(cls, photos: list[Path], seed: int) -> Split:
         """A random split."""
         order = [photos[index] for index in np.random.default_rng(seed).permutation(len(photos))]
-        return cls(order[:NUM_LABELLED], order[NUM_LABELLED:-NUM_SCORED], order[-NUM_SCORED:])
+        return cls(order[:NUM_LABELED], order[NUM_LABELED:-NUM_SCORED], order[-NUM_SCORED:])
 
 
 def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[Taxonomy, dict[str, dict]]:
-    """Label the unlabelled photos in every way; returns the taxonomy and the labels' quality."""
+    """Label the unlabeled photos in every way; returns the taxonomy and the labels' quality."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "deeplabv3", ignore_errors=True)
     bundle, taxonomy = adopt(data, folder, antialias=True)
     predictor = SemanticPredictor(bundle, OnnxSession(bundle))
     source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
-    ids = frozenset(photo.stem for photo in split.labelled)
+    ids = frozenset(photo.stem for photo in split.labeled)
     found = calibrate(predictor, source, labels, taxonomy, alpha=ALPHA, group="class", rule=RULE, ids=ids)
     selections = {
         "raw": (Selection(), None),
@@ -113,8 +113,8 @@ def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[T
             found,
         ),
     }
-    listed = folder / "unlabelled.txt"
-    listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabelled))
+    listed = folder / "unlabeled.txt"
+    listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
     quality = {}
     for name, (selection, basis) in selections.items():
         label(predictor, open_source(listed), folder / name, taxonomy, selection, calibration=basis)
@@ -144,12 +144,12 @@ def main() -> int:
         split = Split.of_seed(sorted((photos / "images").glob("*.jpg")), seed)
         taxonomy, quality = make_stores(data, photos, folder, split)
         results.add("labels", seed, quality)
-        scored = LabelledImages.open(photos, taxonomy, ids=[photo.stem for photo in split.scored])
+        scored = LabeledImages.open(photos, taxonomy, ids=[photo.stem for photo in split.scored])
         for row in rows:
             corpus = open_corpus(
                 stores=[folder / row.store] if row.store else [],
-                labelled=photos,
-                ids=[photo.stem for photo in split.labelled],
+                labeled=photos,
+                ids=[photo.stem for photo in split.labeled],
                 taxonomy=taxonomy,
             )
             recipe = row.recipe(**COMMON, seed=seed)

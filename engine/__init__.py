@@ -1,1 +1,1 @@
-"""The labelling engine: decode → predict → select → weight → write, calibrated and resumable. Never imports torch."""
+"""The labeling engine: decode → predict → select → weight → write, calibrated and resumable. Never imports torch."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..engine.inputs.images import decode_image
-from ..engine.report.overlay import overlay, save_picture
-from ..engine.predictors.semantic import SemanticPredictor
 from ..engine.labeling.selection import Selection, select
-from ..engine.runtimes.onnx_runtime import OnnxSession
-from ..engine.model.taxonomy import Taxonomy
-from ..errors import UsageError
 from ..engine.model.bundle import Bundle
+from ..engine.model.taxonomy import Taxonomy
+from ..engine.predictors.semantic import SemanticPredictor
+from ..engine.report.overlay import overlay, save_picture
+from ..engine.runtimes.onnx_runtime import OnnxSession
+from ..errors import UsageError
 
 
 def write_preview(bundle: Bundle, image: Path) -> Path:

@@ -19,7 +19,7 @@ from fractions import Fraction
 import numpy as np
 
 from .arrays import dispatch
-from .reference.scores import conformal_rank
+from .plans.scores import conformal_rank
 from .types import UNREACHED, Activation, Array, ClassStats, Dispersion, Layout, Pcos, Peaks, Rule
 
 __all__ = [
@@ -301,9 +301,9 @@ def perturbation_cover(
     nearest: str = "pil",
     out: Array | None = None,
 ) -> Array:
-    """Spread a grid of cells, bool (..., g, g), over (H, W) pixels by nearest neighbour, where ``reliable``.
+    """Spread a grid of cells, bool (..., g, g), over (H, W) pixels by nearest neighbor, where ``reliable``.
 
-    ``nearest`` is ``pil`` (pixel centres) or ``torch`` (its mode ``nearest``). Source: CSL, trusted mask perturbation.
+    ``nearest`` is ``pil`` (pixel centers) or ``torch`` (its mode ``nearest``). Source: CSL, trusted mask perturbation.
     """
     return dispatch("perturbation_cover", cells, size, reliable, nearest=nearest, out=out)
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.engine.store.png import encode_png
 from maskmill.engine.store.label_store import InputRow, LabelRow, content_id
+from maskmill.engine.store.png import encode_png
 
 
 def photo(height: int = 12, width: int = 20, seed: int = 0) -> NDArray[np.uint8]:
@@ -51,7 +51,7 @@ def label_row(name: str, *, labels: NDArray[Any] | None = None, weights: NDArray
 
 
 def input_row(name: str, *, uri: str | None = None, size: int | None = 3, stamp: str = "1") -> InputRow:
-    """The labelled input ``uri`` with the bytes ``name``."""
+    """The labeled input ``uri`` with the bytes ``name``."""
     return InputRow(uri=uri or name, size=size, stamp=stamp, id=content_id(name.encode()), error=None, message=None)
 
 

@@ -12,9 +12,9 @@ import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
 from maskmill.engine.model.bundle import Bundle
-from maskmill.export.adopt.semantic import bundle_from_onnx
 from maskmill.export.adopt.classifier import cam_from_onnx
 from maskmill.export.adopt.promptable import promptable_from_onnx
+from maskmill.export.adopt.semantic import bundle_from_onnx
 
 COLORS = ("red", "green", "blue")
 
@@ -31,7 +31,7 @@ def color_graph(
 ) -> onnx.ModelProto:
     """Image in [0, 1] → logits ``gain * (r, g, b)``, optionally average-pooled by ``stride``.
 
-    ``through`` are operators with a number that the logits go through, nodes named after operator and place: ``Mul0``.
+    ``through`` are operators with a number that the logits go through, nodes named after operator and backend: ``Mul0``.
     """
     nodes, height, width = [], *size
     shape = [batch, 3, height, width] if layout == "NCHW" else [batch, height, width, 3]

@@ -97,7 +97,7 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     first = ok(*arguments, cwd=home)
     assert "CPUExecutionProvider" in first.splitlines()[0]
-    assert "24 images labelled" in first
+    assert "24 images labeled" in first
     assert "the bottleneck is" in first
     assert "nothing to do" in ok(*arguments, cwd=home)
 
@@ -216,10 +216,10 @@ def test_an_interrupt_stores_what_was_done_and_exits_130(home: Path, tmp_path: P
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted: what was under way is stored" in out
-    done = int(out.split(" images labelled")[0].split()[-1])
+    done = int(out.split(" images labeled")[0].split()[-1])
     assert 0 < done < 3000
     rest = ok("label", home / "bundle", "photos", "-o", "store", cwd=tmp_path)
-    assert f"{3000 - done} images labelled" in rest
+    assert f"{3000 - done} images labeled" in rest
 
 
 def test_a_terminal_shows_a_bar(home: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def bundle_from_run(
     folder: str | os.PathLike[str],
     *,
     size: tuple[int, int] | None = None,
-    licence: str = "",
+    license: str = "",
     images: Iterable[Photo] | None = None,
 ) -> Bundle:
     """Export the student of a run, at ``size`` (height, width) or the size that it was trained at.
@@ -65,6 +65,6 @@ def bundle_from_run(
         outputs=outputs,
         classes=classes,
         background=background,
-        source=Provenance(id=Path(run).resolve().name, licence=licence),
+        source=Provenance(id=Path(run).resolve().name, license=license),
         images=images,
     )

@@ -1,9 +1,9 @@
-"""Measure a student on labelled images, and label one image with it.
+"""Measure a student on labeled images, and label one image with it.
 
 ::
 
     student = load_run("run")
-    images = LabelledImages.open("photos", run_taxonomy(student.run))
+    images = LabeledImages.open("photos", run_taxonomy(student.run))
     scores = score_images(student.module, images, student.run, tile=320, overlap=107)
     scores.miou, scores.iou
 
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engine.predictors.semantic import SemanticPredictor
-from ..engine.model.taxonomy import Taxonomy
-from ..errors import MissingPackageError, TrainingError
 from ..engine.model.bundle import Bundle, OutputSpec
-from .data.datasets import LabelledImages
+from ..engine.model.taxonomy import Taxonomy
+from ..engine.predictors.semantic import SemanticPredictor
+from ..errors import MissingPackageError, TrainingError
+from .data.datasets import LabeledImages
 from .run import Run, import_torch
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Scores:
 
 def score_images(
     module: nn.Module,
-    images: LabelledImages,
+    images: LabeledImages,
     run: Run,
     *,
     device: Any = "cpu",
@@ -141,7 +141,7 @@ def label_image(
 
 
 def run_taxonomy(run: Run) -> Taxonomy:
-    """The classes of a run, and what the labels of its labelled folder mean."""
+    """The classes of a run, and what the labels of its labeled folder mean."""
     return Taxonomy(
         targets=run.classes, background=run.background, model=tuple(range(len(run.classes))), labels=run.labels
     )
@@ -150,7 +150,7 @@ def run_taxonomy(run: Run) -> Taxonomy:
 class StudentSession:
     """A student behind the engine's session protocol."""
 
-    artefact = ""
+    artifact = ""
     max_batch = None
 
     def __init__(self, module: nn.Module, device: Any = "cpu") -> None:
@@ -168,7 +168,7 @@ class StudentSession:
         return import_torch().get_num_threads()
 
     def run(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Images (N, 3, H, W) float32, normalised → logits (N, K, h, w)."""
+        """Images (N, 3, H, W) float32, normalized → logits (N, K, h, w)."""
         torch = import_torch()
         with torch.no_grad():
             return [self._module(torch.from_numpy(inputs).to(self._device)).float().cpu().numpy()]
@@ -189,7 +189,7 @@ def _confusion_matrix(num_classes: int, ignore: int, device: Any, *, shared: boo
         from torchmetrics.classification import MulticlassConfusionMatrix
     except ImportError as error:
         raise MissingPackageError("torchmetrics", "train", "measuring a student") from error
-    # not synchronised where one process measures alone: it would wait for the others forever
+    # not synchronized where one process measures alone: it would wait for the others forever
     matrix = MulticlassConfusionMatrix(num_classes, ignore_index=ignore, validate_args=False, sync_on_compute=shared)
     return matrix.to(device)
 

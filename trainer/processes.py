@@ -61,17 +61,17 @@ def joined(device: str | None) -> Iterator[Process]:
     if name == "cuda":
         name = f"cuda:{local}"
     try:
-        place = torch.device(name)
+        backend = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"a device is cpu, cuda or cuda:N, got {name!r}") from error
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    if backend.type == "cuda":
+        torch.cuda.set_device(backend)
     if world == 1:
-        yield Process(rank=0, world=1, device=place)
+        yield Process(rank=0, world=1, device=backend)
         return
-    torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if backend.type == "cuda" else "gloo")
     try:
-        yield Process(rank=rank, world=world, device=place)
+        yield Process(rank=rank, world=world, device=backend)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -28,10 +28,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """Cross-entropy on labels as they are: of the labelled images and, where given, of label stores."""
+    """Cross-entropy on labels as they are: of the labeled images and, where given, of label stores."""
 
     weighted: bool = False
-    """Multiply each pixel's loss by its weight in the store; pixels of labelled images have weight 1."""
+    """Multiply each pixel's loss by its weight in the store; pixels of labeled images have weight 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ConformalSam:
     self_reliance: float = 0.25
     """Share of the steps in stage II, at the end (the paper's 20 of 80 epochs)."""
     initial: float = 0.01
-    """lambda_0, the unlabelled loss's share at the start of stage II."""
+    """lambda_0, the unlabeled loss's share at the start of stage II."""
     decay: float = 5.0
     """lambda(t) = lambda_0 exp(-decay t / T) over the T steps of stage II."""
 
@@ -53,9 +53,9 @@ class ConformalSam:
 
 @dataclass(frozen=True, kw_only=True)
 class Csl:
-    """CSL: consistency between views of unlabelled images, weighted by PCOS, with trusted mask perturbation.
+    """CSL: consistency between views of unlabeled images, weighted by PCOS, with trusted mask perturbation.
 
-    ``L = labelled L_x + strong L_s + masked L_m + features L_fp``, the four weights below; their defaults are those of
+    ``L = labeled L_x + strong L_s + masked L_m + features L_fp``, the four weights below; their defaults are those of
     the authors' code, 1/2 [L_x + 1/4 L_s + 1/4 L_m + 1/2 L_fp].
     """
 
@@ -65,8 +65,8 @@ class Csl:
     """Lowest confidence that counts (``threshold`` only)."""
     denominator: float = 8.0
     """Of the squared distance in PCOS's exponent."""
-    labelled: float = 0.5
-    """Weight of the labelled loss L_x."""
+    labeled: float = 0.5
+    """Weight of the labeled loss L_x."""
     strong: float = 0.125
     """Weight of L_s, the strong view with CutMix."""
     masked: float = 0.125
@@ -74,7 +74,7 @@ class Csl:
     features: float = 0.25
     """Weight of L_fp, the weak view with dropped features."""
     ramp: float = 0.0
-    """Share of the steps in which the weights of the three unlabelled losses rise evenly from 0; none in the authors'
+    """Share of the steps in which the weights of the three unlabeled losses rise evenly from 0; none in the authors'
     code. For short runs: PCOS trusts most pixels of every image, however poor the first predictions are."""
     cover_probability: float = 0.5
     """Share of the images that are perturbed; 0 turns trusted mask perturbation off."""
@@ -90,7 +90,7 @@ class Csl:
     def __post_init__(self) -> None:
         for name in ("threshold", "ramp", "cover_probability", "cover", "cutmix"):
             _check(0 <= getattr(self, name) <= 1, f"method.{name}", "from 0 to 1", getattr(self, name))
-        for name in ("labelled", "strong", "masked", "features"):
+        for name in ("labeled", "strong", "masked", "features"):
             _check(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))
         _check(self.denominator > 0, "method.denominator", "above 0", self.denominator)
         _check(0 <= self.dropout < 1, "method.dropout", "at least 0 and below 1", self.dropout)
@@ -142,8 +142,8 @@ class Recipe:
     """Optimizer steps in all."""
     batch: int = 16
     """Images a step, over all processes."""
-    labelled: int | None = None
-    """How many of them are labelled images; None: labelled and stored images as they come, without balancing."""
+    labeled: int | None = None
+    """How many of them are labeled images; None: labeled and stored images as they come, without balancing."""
     accumulate: int = 1
     """Parts that a process's share of the batch is computed in, one after the other."""
 
@@ -189,8 +189,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "crop", "log_every", "validate_every", "save_every"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        if self.labelled is not None:
-            _check(0 < self.labelled <= self.batch, "labelled", f"from 1 to the batch of {self.batch}", self.labelled)
+        if self.labeled is not None:
+            _check(0 < self.labeled <= self.batch, "labeled", f"from 1 to the batch of {self.batch}", self.labeled)
         low, high = self.scale
         _check(0 < low <= high, "scale", "two positive numbers, the lower one first", self.scale)
         _check(0 <= self.flip <= 1, "flip", "from 0 to 1", self.flip)
@@ -220,14 +220,14 @@ class Stage:
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe, which follow on one another from step 0 to the last."""
-    method, half = recipe.method, recipe.labelled or max(1, recipe.batch // 2)
-    both = {"labelled": half, "unlabelled": recipe.batch - half}
+    method, half = recipe.method, recipe.labeled or max(1, recipe.batch // 2)
+    both = {"labeled": half, "unlabeled": recipe.batch - half}
     if isinstance(method, ConformalSam | Csl):
-        _check(half < recipe.batch, "labelled", f"below the batch of {recipe.batch}, the rest is unlabelled", half)
-    if recipe.labelled is None:
+        _check(half < recipe.batch, "labeled", f"below the batch of {recipe.batch}, the rest is unlabeled", half)
+    if recipe.labeled is None:
         with_labels = {"union": recipe.batch}
     else:
-        with_labels = {"labelled": recipe.labelled, "stored": recipe.batch - recipe.labelled}
+        with_labels = {"labeled": recipe.labeled, "stored": recipe.batch - recipe.labeled}
     if isinstance(method, Csl):
         return (Stage(objective="consistency", start=0, stop=recipe.steps, draws=both),)
     if isinstance(method, S2c):
@@ -242,12 +242,12 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
 
 
 def supervised(**settings: Any) -> Recipe:
-    """Labels as they are: of the labelled images alone, or with label stores, whose weights are not used."""
+    """Labels as they are: of the labeled images alone, or with label stores, whose weights are not used."""
     return Recipe(name="supervised", method=Supervised(), **settings)
 
 
 def weighted(**settings: Any) -> Recipe:
-    """Cached labels with cached weights, together with the labelled images: the recipe for production."""
+    """Cached labels with cached weights, together with the labeled images: the recipe for production."""
     return Recipe(name="weighted", method=Supervised(weighted=True), **settings)
 
 
@@ -260,8 +260,8 @@ def conformalsam(**settings: Any) -> Recipe:
 
 
 def csl(**settings: Any) -> Recipe:
-    """CSL on labelled and unlabelled images, as the authors train on VOC (8 and 8 a step, lr 0.001, heads 10x)."""
-    return Recipe(**{"name": "csl", "method": Csl(), "batch": 16, "labelled": 8, **settings})
+    """CSL on labeled and unlabeled images, as the authors train on VOC (8 and 8 a step, lr 0.001, heads 10x)."""
+    return Recipe(**{"name": "csl", "method": Csl(), "batch": 16, "labeled": 8, **settings})
 
 
 def s2c(**settings: Any) -> Recipe:

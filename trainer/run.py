@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..engine.model.bundle import InputSpec
+from ..engine.model.files import write_atomically
 from ..errors import MissingPackageError, TrainingError, UsageError
-from ..engine.model.bundle import InputSpec, write_atomically
 from .recipes import Recipe, recipe_from_json
 
 FORMAT_VERSION = 1
@@ -39,7 +40,7 @@ class Run:
     background: int | None
     """Index of the background class, or None."""
     labels: Mapping[int, int]
-    """Label index of the labelled folder → class, -1 for labels to ignore."""
+    """Label index of the labeled folder → class, -1 for labels to ignore."""
     input: InputSpec
     """How an image becomes the student's input."""
     data: Mapping[str, Any]

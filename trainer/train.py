@@ -2,8 +2,8 @@
 
 ::
 
-    maskmill train labels/ --labelled photos/ --recipe weighted -o run/
-    torchrun --nproc-per-node 4 -m maskmill train labels/ --labelled photos/ --recipe csl -o run/
+    maskmill train labels/ --labeled photos/ --recipe weighted -o run/
+    torchrun --nproc-per-node 4 -m maskmill train labels/ --labeled photos/ --recipe csl -o run/
 
 The same command goes on where a run stopped, with the losses that it would have had. A step's samples, its random
 numbers and its learning rate are functions of the step, so a checkpoint holds weights, optimizer and the step, and
@@ -26,16 +26,17 @@ import numpy as np
 from ..errors import TrainingError, UsageError
 from .data.corpus import Corpus
 from .data.datasets import TrainingImages
-from .evaluate import score_images
 from .data.loading import Plan, count_pixels, open_loader, stage_at, to_device
+from .data.weak_labels import WeakLabels
+from .evaluate import score_images
 from .log import RunLog
-from .students.models import build_model
-from .objectives.steps import OBJECTIVES, Losses, Moment
+from .objectives.base import Losses, Moment
+from .objectives.steps import OBJECTIVES
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .processes import Process, interrupts, joined
 from .recipes import Csl, Recipe, S2c, stages
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
-from .data.weak_labels import WeakLabels
+from .students.models import build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +285,7 @@ class _Loop:
         self.step, self.best, self.miou = state["step"], state["best"], state["miou"]
 
 
-_ROLES = ("labelled", "unlabelled")
+_ROLES = ("labeled", "unlabeled")
 
 
 def _parallel(student: Any, process: Process) -> Any:

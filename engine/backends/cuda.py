@@ -1,8 +1,8 @@
-"""The place of a predictor on an NVIDIA GPU: what comes down from there is label and weight maps.
+"""The backend of a predictor on an NVIDIA GPU: what comes down from there is label and weight maps.
 
 ::
 
-    predictor = SemanticPredictor(bundle, TensorRTSession(bundle), place=Device())
+    predictor = SemanticPredictor(bundle, TensorRTSession(bundle), backend=CudaBackend())
 
 Three streams. All kernels and the model work on one, in the order in which threads queue them, so that a stage may hand
 its arrays to another thread. Photos go up on a second one, through pinned memory, and results come down on a third:
@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ..inputs.images import MAX_PIXELS, decode_image, image_size, resized_size
 from ..model.bundle import InputSpec
 from ..runtimes.device_arrays import array_over, is_device_array
-from ..inputs.images import MAX_PIXELS, decode_image, image_size, resized_size
 from ..runtimes.nvidia import this_gpu
 
 
@@ -40,7 +40,7 @@ class _Staging:
     """Event: the kernel that reads ``device`` is done."""
 
 
-class Device:
+class CudaBackend:
     """CuPy's current device. Raises :class:`SessionError` where there is none, :class:`MissingPackageError`.
 
     JPEG files are decoded there by nvImageCodec where it is installed; everything else, and JPEG files that it does

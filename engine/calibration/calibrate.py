@@ -1,4 +1,4 @@
-"""From labelled images to thresholds: conformal calibration, with a coverage report.
+"""From labeled images to thresholds: conformal calibration, with a coverage report.
 
 The model runs once per image. Nonconformity scores of the true class are spilled to a temporary file; thresholds are
 exact order statistics of them, so memory does not depend on the number of pixels::
@@ -17,12 +17,8 @@ from the others, the same way as the final thresholds from all of them.
 
 from __future__ import annotations
 
-import base64
-import json
-import os
 import tempfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,133 +28,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...errors import CalibrationError, CalibrationMismatch, ImageError, UsageError
-from ..model.bundle import write_atomically
-from ..model.verdicts import shift_between
-from ...kernels.decode import RULES
+from ...errors import CalibrationError, ImageError, UsageError
+from ...kernels.plans.class_stats import RULES
 from ...kernels.types import Activation, Rule
-from .coverage import CoverageReport, SampleSpill
 from ..inputs.label_maps import LabelFolder, read_label_map, select_ids
-from ..predictors.semantic import Predictor, ScoreMap
-from ..labeling.selection import resample_nearest
+from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source
 from ..model.taxonomy import Taxonomy
-from .thresholds import GROUPS, NO_CLASS, UNITS, Group, ScoreSpill, Thresholds, Unit, fit_thresholds
-from ..inputs.ordered_map import ordered_map
+from ..predictors.base import Predictor, ScoreMap
+from ..predictors.resampling import resample_nearest
+from .calibration import Calibration, conditions, json_number
+from .coverage import CoverageReport, SampleSpill
+from .score_spill import NO_CLASS, ScoreSpill
+from .thresholds import GROUPS, UNITS, Group, Thresholds, Unit, fit_thresholds
 
-FORMAT_VERSION = 1
 DEFAULT_GRID = (512, 512)
 DEFAULT_FOLDS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Thresholds, the conditions they hold under, and what they do on images they were not computed from."""
-
-    alpha: str
-    """Miscoverage level, as it was written."""
-    group: Group
-    """What shares a threshold: every pixel, a class, or a position."""
-    unit: Unit
-    """What is exchangeable: pixels (heuristic) or images (guarantee)."""
-    rule: Rule
-    """How the prediction set decides the label."""
-    thresholds: NDArray[np.float32]
-    """One per scored class (Ke,), or one per cell of the grid (gh, gw)."""
-    pooled: float
-    """The threshold over everything."""
-    made_with: Mapping[str, Any]
-    """Bundle, session, tiling, taxonomy and kernel form: labelling must use the same."""
-    report: Mapping[str, Any]
-    """Sample sizes, thresholds and held-out coverage, overall and for each target."""
-
-    def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
-        """Raise :class:`CalibrationMismatch` naming every condition that differs.
-
-        Another artefact of the same bundle, or another runtime, is accepted where verdicts of the export gate say that
-        the quantiles of its scores moved by no more than the gate's tolerance.
-        """
-        now = conditions(predictor, taxonomy)
-        different = [key for key in sorted(set(now) | set(self.made_with)) if now.get(key) != self.made_with.get(key)]
-        if not different:
-            return
-        remedy = "calibrate again under these conditions"
-        if set(different) <= {"artefact", "session"} and "artefact" in self.made_with:
-            made, used = ((kept["artefact"], kept["session"]) for kept in (self.made_with, now))
-            shift = shift_between(predictor.bundle, made, used)
-            if shift is not None and shift.moved <= shift.allowed:
-                return
-            if shift is None:
-                remedy += ", or prove on photos with `maskmill gate` that the scores are the same"
-            else:
-                remedy += f"; its score quantiles moved by {shift.moved:.4f}, {shift.allowed:g} is allowed"
-        said = "; ".join(
-            f"{key}: calibrated with {_short(self.made_with.get(key))}, labelling with {_short(now.get(key))}"
-            for key in different
-        )
-        raise CalibrationMismatch(f"the calibration does not hold here ({said}); {remedy}")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the calibration as JSON, atomically."""
-        target = Path(path)
-        values = self.thresholds
-        packed: Any
-        if values.ndim == 1:
-            packed = [_finite(value) for value in values.tolist()]
-        else:
-            data = base64.b64encode(zlib.compress(np.ascontiguousarray(values, "<f4").tobytes())).decode()
-            packed = {"grid": list(values.shape), "float32_zlib_base64": data}
-        raw = {
-            "format_version": FORMAT_VERSION,
-            "alpha": self.alpha,
-            "group": self.group,
-            "unit": self.unit,
-            "rule": self.rule,
-            "thresholds": packed,
-            "pooled": _finite(self.pooled),
-            "made_with": dict(self.made_with),
-            "report": self.report,
-        }
-        try:
-            write_atomically(target, (json.dumps(raw, indent=2, allow_nan=False) + "\n").encode())
-        except OSError as error:
-            raise CalibrationError(f"cannot write the calibration {target}: {error}") from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read a calibration; raises :class:`CalibrationError`."""
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
-        if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-            raise CalibrationError(
-                f"{path} is not a calibration of format version {FORMAT_VERSION}; make one with `maskmill calibrate`"
-            )
-        try:
-            packed = raw["thresholds"]
-            if isinstance(packed, dict):
-                data = zlib.decompress(base64.b64decode(packed["float32_zlib_base64"]))
-                thresholds = np.frombuffer(data, "<f4").reshape(packed["grid"])
-            else:
-                thresholds = np.array([float(value) for value in packed], np.float32)
-            return cls(
-                alpha=raw["alpha"],
-                group=raw["group"],
-                unit=raw["unit"],
-                rule=raw["rule"],
-                thresholds=thresholds,
-                pooled=float(raw["pooled"]),
-                made_with=raw["made_with"],
-                report=raw["report"],
-            )
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
-            raise CalibrationError(f"the calibration {path} is damaged: {error}; calibrate again") from error
-
-
-def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
-    """What a calibration holds under: the predictor's settings, the taxonomy and the kernel form."""
-    return {**predictor.settings, "taxonomy": taxonomy.fingerprint, "kernels": predictor.place.form}
 
 
 @dataclass(frozen=True)
@@ -186,18 +71,18 @@ def calibrate(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Compute thresholds from labelled images.
+    """Compute thresholds from labeled images.
 
     Parameters
     ----------
     predictor, taxonomy
-        The model and the target classes; labelling must use the same.
+        The model and the target classes; labeling must use the same.
     source, labels
         Images, and the folder of their label maps (same name, same size). An image without a label map is an error.
     alpha
         Share of true classes that may miss the prediction set, above 0 and below 1; a string is taken literally.
     group, unit, rule
-        See the module's text; the rule is recorded for labelling.
+        See the module's text; the rule is recorded for labeling.
     ids
         Names of the images to calibrate on; all where None.
     min_images
@@ -228,7 +113,7 @@ def calibrate(
     def score(pair: tuple[Item, Path]) -> _Scored:
         item, label_path = pair
         try:
-            image = predictor.place.decode(source.read(item))
+            image = predictor.backend.decode(source.read(item))
             prepared = predictor.prepare(image, item.uri)
         except ImageError as error:
             raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; mend it or leave it out") from error
@@ -296,8 +181,8 @@ def calibrate(
 
 def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.float32]:
     """Nonconformity score of every pixel's true class (H, W) float32, NaN where ``truth`` is the ignore index."""
-    place = score_map.place
-    with place.queue():
+    backend = score_map.backend
+    with backend.queue():
         stats = kernels.class_stats(
             score_map.scores,
             truth.shape,
@@ -306,11 +191,11 @@ def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) ->
             groups=taxonomy.groups,
             num_targets=taxonomy.num_targets,
             region=score_map.region,
-            truth=place.xp.asarray(truth),
+            truth=backend.xp.asarray(truth),
             ignore=taxonomy.ignore_index,
             outputs=("true_score",),
         )
-        return place.download(stats.true_score)[0]
+        return backend.download(stats.true_score)[0]
 
 
 def _parse_alpha(alpha: str | float) -> Fraction:
@@ -330,7 +215,7 @@ def _pair(source: Source, labels: LabelFolder, ids: frozenset[str] | None) -> li
     pairs = []
     for uri in select_ids(items, ids):
         if (label_path := labels.find(uri)) is None:
-            raise UsageError(f"{uri} has no label map in {labels.path}; add it, or list the labelled images in --ids")
+            raise UsageError(f"{uri} has no label map in {labels.path}; add it, or list the labeled images in --ids")
         pairs.append((items[uri], label_path))
     return pairs
 
@@ -355,7 +240,7 @@ def _report(
             "held_out": held_out["classes"][index],
         }
         if final.values.ndim == 1:
-            row["threshold"] = _finite(final.values[index])
+            row["threshold"] = json_number(final.values[index])
         by_class.append(row)
     report: dict[str, Any] = {
         "num_images": num_images,
@@ -369,13 +254,3 @@ def _report(
     if group == "position":
         report["infinite_positions"] = int(np.isinf(final.values).sum())
     return report
-
-
-def _finite(value: float) -> float | str:
-    """A number for JSON, which has no infinity."""
-    return float(value) if np.isfinite(value) else "inf"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...kernels.decode import bilinear_taps
+from ...kernels.plans.class_stats import bilinear_taps
 from ...kernels.types import Activation
-from ..predictors.semantic import ScoreMap
 from ..model.taxonomy import Taxonomy
-from .thresholds import NO_CLASS, ScoreSpill, Thresholds
+from ..predictors.base import ScoreMap
+from .score_spill import NO_CLASS, ScoreSpill
+from .thresholds import Thresholds
 
 _SAMPLES_PER_IMAGE = 256
 _BOOTSTRAP_ROUNDS = 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from enum import StrEnum
 from functools import partial
@@ -12,33 +11,10 @@ from typing import Any
 import typer
 
 from ...errors import UsageError
-from .options import (
-    BATCH,
-    BUNDLE,
-    DEVICES,
-    ON_GPU,
-    OVERLAP,
-    PRECISION,
-    PROVIDER,
-    TAXONOMY,
-    THREADS,
-    TILE,
-    UNVERIFIED,
-    Provider,
-    load_taxonomy,
-    open_predictor,
-)
-from .prompted_options import (
-    CAM,
-    EMBEDDING_CACHE,
-    IMAGE_LABELS,
-    PROMPT,
-    SAM,
-    PromptedOptions,
-    open_everything,
-    open_prompted,
-    split_paths,
-)
+from ..predictors.open import PromptedOptions, load_taxonomy, open_everything, open_predictor, open_prompted
+from ..runtimes.open import ON_GPU
+from .options import BATCH, BUNDLE, DEVICES, OVERLAP, PRECISION, PROVIDER, TAXONOMY, THREADS, TILE, UNVERIFIED, Provider
+from .prompted_options import CAM, EMBEDDING_CACHE, IMAGE_LABELS, PROMPT, SAM, split_paths
 from .store import IDS, JSON, WORKERS, dump, evaluate_labels, print_json, show
 
 
@@ -90,7 +66,6 @@ def add_commands(app: typer.Typer) -> None:
     app.command("eval", rich_help_panel="Labels")(evaluate_labels)
     app.command("show", rich_help_panel="Labels")(show)
     app.command("dump", rich_help_panel="Labels")(dump)
-    app.command("demo")(demo)
 
 
 def draft_taxonomy(
@@ -104,10 +79,11 @@ def draft_taxonomy(
     """Draft a class mapping from the obvious name matches and list what did not match."""
     import numpy as np
 
-    from ..model.bundle import Bundle, read_class_names
-    from ..predictors.prompted.activation_maps import scored_bundle
     from ..inputs.label_maps import LabelFolder, read_label_map
+    from ..model.bundle import Bundle
+    from ..model.files import read_class_names
     from ..model.taxonomy import draft
+    from ..predictors.prompted.activation_maps import scored_bundle
 
     model = scored_bundle(Bundle.load(bundle))
     if output.exists():
@@ -129,7 +105,7 @@ def draft_taxonomy(
 
 def calibrate_thresholds(
     bundle: Path | None = typer.Argument(None, metavar="[BUNDLE]", help="The model, unless --cam and --sam are given."),
-    images: str = typer.Option(..., metavar="SOURCE", help="Labelled images: a folder, list, glob, tar or URL."),
+    images: str = typer.Option(..., metavar="SOURCE", help="Labeled images: a folder, list, glob, tar or URL."),
     labels: Path = typer.Option(..., metavar="DIR", help="Their label maps, under the same names."),
     output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="Calibration (JSON) to write."),
     alpha: str = typer.Option(..., help="Share of true classes that may miss the prediction set, e.g. 0.05."),
@@ -156,14 +132,14 @@ def calibrate_thresholds(
     workers: int | None = WORKERS,
     as_json: bool = JSON,
 ) -> None:
-    """Compute conformal thresholds from labelled images and report their coverage."""
-    from ..report import display
+    """Compute conformal thresholds from labeled images and report their coverage."""
     from ..calibration.calibrate import calibrate
     from ..inputs.label_maps import LabelFolder, read_ids
-    from ..inputs.sources import open_source
     from ..inputs.ordered_map import default_workers
+    from ..inputs.sources import open_source
+    from ..report import display
 
-    model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified}
+    model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified, "say": typer.echo}
     asked = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(prompt or ()))
     if (bundle is None) != (cam is not None):
         raise UsageError("expected a model bundle, or --cam BUNDLE and --sam BUNDLE")
@@ -235,13 +211,13 @@ def label_corpus(
 
     Exit status: 0 all inputs dealt with, 1 some could not be decoded, 130 interrupted.
     """
-    from ..report import display
+    from ..calibration.calibration import Calibration
+    from ..inputs.sources import open_source
     from ..labeling import label_run as pipeline
-    from ..calibration.calibrate import Calibration
     from ..labeling.multi_gpu import label_on_devices, label_share, segment_share
     from ..labeling.selection import Selection
-    from ..inputs.sources import open_source
     from ..model.taxonomy import Taxonomy
+    from ..report import display
 
     if (calibration is not None) != (select is Method.conformal):
         raise UsageError("--calibration FILE goes with --select conformal, and the other way round")
@@ -250,7 +226,11 @@ def label_corpus(
     if output is None and not dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified, "say": not as_json}
+    model: dict[str, Any] = {
+        "precision": precision,
+        "allow_unverified": allow_unverified,
+        "say": None if as_json else typer.echo,
+    }
     asked = PromptedOptions(
         cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(prompt or ()), embedding_cache=embedding_cache
     )
@@ -312,25 +292,6 @@ def label_corpus(
                 predictor, open_source(source), output, classes, selection, observer=observer, **common
             )
     _finish(progress, classes, output, as_json)
-
-
-def demo(
-    output: Path = typer.Option(Path("demo-output"), "-o", "--output", metavar="DIR", help="Folder for the results."),
-    student: bool = typer.Option(True, help="Train a student on the labels, too (about a minute)."),
-) -> None:
-    """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw, train."""
-    from rich.console import Console
-
-    from ...trainer.demo.run import run_demo
-
-    console = Console()
-    figures = run_demo(output, console=console)
-    if student and importlib.util.find_spec("torch") is None:
-        typer.echo("a student needs PyTorch: pip install 'maskmill[demo,train]', and run the demonstration again")
-    elif student:
-        from ...trainer.demo.student import run_student
-
-        run_student(output / "earth", figures, console=console)
 
 
 def _finish(progress: Any, classes: Any, store: Path, as_json: bool) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 
 from ...errors import UsageError
-from .prompted_options import CAM, IMAGE_LABELS, SAM, PromptedOptions
+from ..predictors.open import PromptedOptions
+from .prompted_options import CAM, IMAGE_LABELS, SAM
 
 STORE = typer.Argument(..., metavar="STORE", help="Folder of the label store.")
 WORKERS = typer.Option(None, min=1, help="Images in work at once.  [default: one a processor]")
@@ -28,12 +29,12 @@ def evaluate_labels(
     as_json: bool = JSON,
 ) -> None:
     """Measure labels against the truth: IoU, accuracy, kept share."""
+    from ..inputs.label_maps import LabelFolder, read_ids
+    from ..inputs.ordered_map import default_workers
+    from ..model.taxonomy import Taxonomy
     from ..report import display
     from ..report.evaluate import evaluate
-    from ..inputs.label_maps import LabelFolder, read_ids
     from ..store.label_store import LabelStore
-    from ..model.taxonomy import Taxonomy
-    from ..inputs.ordered_map import default_workers
 
     opened = LabelStore.open(store)
     classes = Taxonomy.from_json(opened.classes)

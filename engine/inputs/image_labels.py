@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ImageError, UsageError
-from .label_maps import NameIndex, place_of
+from .label_maps import NameIndex, pairing_key
 
 _NEGATIVE, _POSITIVE = ("", "0", "-1", "false", "no"), ("1", "true", "yes")
 
@@ -37,7 +37,7 @@ class ImageLabels:
         self.what = what
         self.names = frozenset().union(*names.values())
         """Every class that an image shows."""
-        self._index = NameIndex({place_of(image): shown for image, shown in names.items()}, f"images in {what}")
+        self._index = NameIndex({pairing_key(image): shown for image, shown in names.items()}, f"images in {what}")
 
     def __len__(self) -> int:
         return len(self._index)

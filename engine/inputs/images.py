@@ -5,7 +5,7 @@
     image = decode_image(data)                          # (H, W, 3) uint8 RGB, upright
     tensor, region = preprocess(image, bundle.input)    # float32 in the bundle's layout
 
-Everything heavy (decoding, resizing, normalising) runs without the interpreter lock.
+Everything heavy (decoding, resizing, normalizing) runs without the interpreter lock.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 def preprocess(
     image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.float32] | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Resize and normalise an (H, W, 3) uint8 RGB image as a bundle says; returns (tensor, region).
+    """Resize and normalize an (H, W, 3) uint8 RGB image as a bundle says; returns (tensor, region).
 
     The tensor is float32, (3, height, width) or (height, width, 3), without a batch axis, in ``out`` where given.
     ``region`` is the share of its height and of its width that the image covers: (1.0, 1.0) when stretched; with

@@ -1,4 +1,4 @@
-"""Labelled images: pairing a folder of label maps with images, and reading the maps.
+"""Labeled images: pairing a folder of label maps with images, and reading the maps.
 
 A label map belongs to the image with the same name up to the extension, at the same place below the two folders
 (``images/a/1.jpg`` and ``labels/a/1.png``) or, failing that, with the same file name anywhere.
@@ -73,7 +73,7 @@ class NameIndex(Generic[T]):
 
     def find(self, uri: str) -> T | None:
         """What belongs to an image, or None; :class:`UsageError` names the candidates where several might."""
-        parts = place_of(uri).split("/")
+        parts = pairing_key(uri).split("/")
         candidates = self._by_stem.get(parts[-1], [])
         if len(candidates) == 1:
             return self._by_place[candidates[0]]
@@ -89,7 +89,7 @@ class NameIndex(Generic[T]):
         return None
 
 
-def place_of(uri: str) -> str:
+def pairing_key(uri: str) -> str:
     """An image's path inside its archive, or its path or URL, with ``/`` and without the extension."""
     name = uri.rsplit("::", 1)[-1].replace("\\", "/")
     folder, _, file = name.rpartition("/")
@@ -134,7 +134,7 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
 
 def image_id(uri: str) -> str:
     """An image's file name without folder, archive and extension."""
-    return place_of(uri).rsplit("/", 1)[-1]
+    return pairing_key(uri).rsplit("/", 1)[-1]
 
 
 def select_ids(uris: Mapping[str, Any] | Iterable[str], ids: Iterable[str] | None) -> list[str]:

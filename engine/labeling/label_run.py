@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 
 from ...errors import ImageError, UsageError
-from ..calibration.calibrate import Calibration, conditions
-from ..predictors.segment_everything import SegmentEverything, SegmentMap, selected
-from .thread_stages import Flow
-from ..store.png import encode_png
-from ..predictors.semantic import Predictor, ScoreMap
-from .progress import Progress
-from .selection import Selected, Selection, select
-from ..inputs.sources import Item, Source, shard
-from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
-from ..model.taxonomy import Taxonomy
+from ..calibration.calibration import Calibration, conditions
 from ..inputs.ordered_map import default_workers
+from ..inputs.sources import Item, Source, shard
+from ..model.taxonomy import Taxonomy
+from ..predictors.base import Predictor, ScoreMap
+from ..predictors.segment_everything import SegmentEverything, SegmentMap
+from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
+from ..store.png import encode_png
+from .progress import Progress
+from .selection import Selected, Selection, select, select_segments
+from .thread_stages import Flow
 from .writer import Done, Writer
 
 DRY_RUN_IMAGES = 64
@@ -122,10 +122,10 @@ def segment(
     The store's run says ``maps: segments``: its maps hold numbers of segments, uint16 with 0 where there is none, and
     no classes.
     """
-    record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.place.form}
+    record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.backend.form}
     store = LabelStore.open_or_create(store_path, record)
     items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
-    run = _Run(predictor, source, selected, 1, workers, max_pixels)
+    run = _Run(predictor, source, select_segments, 1, workers, max_pixels)
     return run.execute(items, Writer(run.progress, store), observer)
 
 
@@ -211,7 +211,7 @@ class _Run:
             flow.stage(decode, predict, select, threads=self._workers)
         else:
             # one thread fills a device's queue; several would only tear batches apart
-            calls = 1 if self._predictor.place.queued else max(1, self._workers // self._predictor.threads)
+            calls = 1 if self._predictor.backend.queued else max(1, self._workers // self._predictor.threads)
             flow.stage(decode, threads=self._workers)
             flow.stage(predict, threads=calls, batch=self._predictor.batch)
             flow.stage(select, threads=self._workers)
@@ -253,7 +253,7 @@ class _Run:
                 self._claimed.add(id)
             if known:
                 return _Job(item=item, id=id, num_bytes=num_bytes)
-            image = self._predictor.place.decode(data, **self._decode_options)
+            image = self._predictor.backend.decode(data, **self._decode_options)
             prepared = self._predictor.prepare(image, item.uri)
         except ImageError as error:
             return _Job(item=item, id=id, num_bytes=num_bytes, error=error)

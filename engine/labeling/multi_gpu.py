@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import MaskmillError, SessionError, UsageError
-from .thread_stages import StageTime
 from .progress import Progress
+from .thread_stages import StageTime
 
 Work = Callable[..., Progress]
 """Labels a source into a store, in the process that calls it with both, ``shard_of``, ``observer`` and other options;

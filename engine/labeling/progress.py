@@ -1,4 +1,4 @@
-"""What a labelling run has done so far."""
+"""What a labeling run has done so far."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .thread_stages import StageTime
 from ..model.taxonomy import Taxonomy
+from .thread_stages import StageTime
 
 
 @dataclass
@@ -20,13 +20,13 @@ class Progress:
     planned: int = 0
     """Inputs that this run is to deal with."""
     images: int = 0
-    """Images labelled, duplicates not counted."""
+    """Images labeled, duplicates not counted."""
     duplicates: int = 0
     """Inputs whose bytes another input had already."""
     rejects: Counter[str] = field(default_factory=Counter)
     """Inputs that could not be decoded, by kind."""
     pixels: int = 0
-    """Pixels of the labelled images."""
+    """Pixels of the labeled images."""
     kept: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(K,): pixels that carry a label of each target."""
     input_bytes: int = 0
@@ -44,12 +44,12 @@ class Progress:
 
     @property
     def inputs(self) -> int:
-        """Inputs dealt with: labelled, duplicates and rejects."""
+        """Inputs dealt with: labeled, duplicates and rejects."""
         return self.images + self.duplicates + sum(self.rejects.values())
 
     @property
     def rate(self) -> float:
-        """Images labelled a second."""
+        """Images labeled a second."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -65,7 +65,7 @@ class Progress:
     def to_json(self, taxonomy: Taxonomy) -> dict[str, Any]:
         """Plain data."""
         busy = sum(stage.busy for stage in self.stages)
-        labelled = max(int(self.kept.sum()), 1)
+        labeled = max(int(self.kept.sum()), 1)
         return {
             "images": self.images,
             "duplicates": self.duplicates,
@@ -75,7 +75,7 @@ class Progress:
             "images_per_second": self.rate,
             "kept": self.kept_share,
             "classes": {
-                name: {"pixels": int(count), "share_of_kept": int(count) / labelled}
+                name: {"pixels": int(count), "share_of_kept": int(count) / labeled}
                 for name, count in zip(taxonomy.targets, self.kept, strict=True)
             },
             "bytes": {"read": self.input_bytes, "label_png": self.label_bytes, "weight_png": self.weight_bytes},

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import UsageError
-from ...kernels.decode import RULES
+from ...kernels.plans.class_stats import RULES
 from ...kernels.types import Rule
-from ..predictors.semantic import ScoreMap
 from ..model.taxonomy import Taxonomy
+from ..predictors.base import ScoreMap
+from ..predictors.resampling import resample_nearest
+from ..predictors.segment_everything import SegmentMap, paint
 
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos"]
@@ -76,11 +78,11 @@ class Selected:
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
     """Decode, select and weight one image where its scores lie; two maps and a sum come to the host."""
-    place, ignore = score_map.place, taxonomy.ignore_index
-    with place.queue():
+    backend, ignore = score_map.backend, taxonomy.ignore_index
+    with backend.queue():
         label, weight, confidence = _maps(score_map, taxonomy, selection)
-        total = place.xp.where(label == ignore, np.float32(0), confidence).sum(dtype=np.float64)
-        label, weight, total = place.download(label, weight, total)
+        total = backend.xp.where(label == ignore, np.float32(0), confidence).sum(dtype=np.float64)
+        label, weight, total = backend.download(label, weight, total)
     counts = np.bincount(label.ravel(), minlength=ignore + 1)
     num_kept = label.size - int(counts[ignore])
     return Selected(
@@ -93,8 +95,8 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
 
 
 def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tuple[Any, Any, Any]:
-    """Label, weight and top score of every pixel, in the scores' place."""
-    xp, ignore = score_map.place.xp, taxonomy.ignore_index
+    """Label, weight and top score of every pixel, in the scores' backend."""
+    xp, ignore = score_map.backend.xp, taxonomy.ignore_index
     thresholds = None if selection.thresholds is None else xp.asarray(selection.thresholds)
     grid = thresholds.shape if thresholds is not None and thresholds.ndim == 2 else None
     outputs: tuple[str, ...] = ("label", "confidence")
@@ -132,9 +134,14 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
     )
 
 
-def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> Any:
-    """Nearest-neighbour resampling of (H, W) with half-pixel centers; ``xp`` is the library of ``array``."""
-    rows, columns = (
-        (xp.arange(length) * 2 + 1) * cells // (2 * length) for length, cells in zip(size, array.shape, strict=True)
+def select_segments(segments: SegmentMap) -> Selected:
+    """A map of segments as the store keeps it: every pixel of a segment has the weight 255, others 0."""
+    label = paint(segments)
+    inside = label > 0
+    return Selected(
+        label=label,
+        weight=np.where(inside, np.uint8(255), np.uint8(0)),
+        counts=np.array([inside.sum()], np.int64),
+        kept=float(inside.mean()),
+        confidence=float(np.clip(segments.scores.mean(), 0, 1)) if len(segments.scores) else 0.0,
     )
-    return array[rows[:, None], columns]

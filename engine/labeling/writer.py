@@ -1,4 +1,4 @@
-"""The last stage of a labelling run: counting what arrives and committing it in batches."""
+"""The last stage of a labeling run: counting what arrives and committing it in batches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .progress import Progress
 from ..store.label_store import InputRow, LabelRow, LabelStore
+from .progress import Progress
 
 COMMIT_ROWS = 512
 """A commit holds at least this many rows …"""
@@ -36,7 +36,7 @@ class Writer:
         self._store = store
         self._labels: list[LabelRow] = []
         self._inputs: list[InputRow] = []
-        self._labelled: set[str] = set()
+        self._labeled: set[str] = set()
         self._rejected: dict[str, InputRow] = {}
         self._waiting: dict[str, list[InputRow]] = {}
         self._since: float | None = None
@@ -55,7 +55,7 @@ class Writer:
                 self._reject(done.input, done.id)
             elif done.id in self._rejected:
                 self._reject(_rejected_like(done.input, self._rejected[done.id]), None)
-            elif done.id in self._labelled or self.knows(done.id or ""):
+            elif done.id in self._labeled or self.knows(done.id or ""):
                 self._add_duplicate(done.input)
             else:
                 # It overtook the image it repeats: its row must not point to labels that are not there.
@@ -84,7 +84,7 @@ class Writer:
         progress.label_bytes += len(label.label)
         progress.weight_bytes += len(label.weight)
         self._labels.append(label)
-        self._labelled.add(label.id)
+        self._labeled.add(label.id)
         self._append(row)
         for repeated in self._waiting.pop(label.id, []):
             self._add_duplicate(repeated)

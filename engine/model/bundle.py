@@ -1,7 +1,7 @@
 """What a model is: a folder with ``bundle.json`` beside its ONNX files and engines.
 
-Everything that labelling needs to know about a model stands in the manifest: how an image becomes its input, what its
-output means, its classes, where it came from, and which artefacts were proved right where::
+Everything that labeling needs to know about a model stands in the manifest: how an image becomes its input, what its
+output means, its classes, where it came from, and which artifacts were proved right where::
 
     bundle = Bundle.load("deeplab")
     bundle.input.height, bundle.classes, bundle.model_path()
@@ -16,13 +16,13 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ...errors import BundleError, UsageError
+from .files import sha256, write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -78,7 +78,7 @@ class InputSpec:
     pad_value: float | tuple[float, float, float] = 0.0
     """Value of padded pixels, in [0, 255] before scaling; one a channel, in the order of ``channels``, or one for all.
 
-    SAM pads after normalising, with zeros: its value is the mean of each channel.
+    SAM pads after normalizing, with zeros: its value is the mean of each channel.
     """
     dynamic: bool = False
     """Whether the graph takes other heights and widths too; ``height`` and ``width`` are then what is used."""
@@ -189,8 +189,8 @@ class Provenance:
     """Revision at the origin, where there is one."""
     weights_sha256: str = ""
     """Hash of the weights it was made from."""
-    licence: str = ""
-    """Licence of the weights."""
+    license: str = ""
+    """License of the weights."""
     exporter: str = ""
     """What made the graphs and their ONNX opset, e.g. ``torch 2.13.0, transformers 5.24.0, opset 20``."""
 
@@ -218,7 +218,7 @@ class Bundle:
     source: Provenance = field(default_factory=Provenance)
     """Where the model came from."""
     verdicts: tuple[Mapping[str, Any], ...] = ()
-    """Reports of the export gate, one an artefact, runtime and device."""
+    """Reports of the export gate, one an artifact, runtime and device."""
     engines: tuple[Mapping[str, Any], ...] = ()
     """Engines built from the graphs: architecture, TensorRT version, precision, profile, sha256."""
 
@@ -321,50 +321,6 @@ class Bundle:
         decisive = {key: raw[key] for key in ("task", "input", "outputs", "classes", "background", "prompt")}
         decisive["files"] = [file for file in raw["files"] if not file["derived_from"]]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Read a class list: one name a line, or ``index name`` on every line; empty lines are skipped.
-
-    Raises :class:`UsageError` where the file cannot be read, is empty or names an index twice.
-    """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the class list {path}: {error}") from error
-    if not lines:
-        raise UsageError(f"the class list {path} is empty; it needs one class name a line")
-    parts = [line.split(maxsplit=1) for line in lines]
-    if all(len(part) == 2 and part[0].isdecimal() for part in parts):
-        names = {int(index): name for index, name in parts}
-        if len(names) != len(parts):
-            raise UsageError(f"the class list {path} names an index twice")
-        return names
-    return dict(enumerate(lines))
-
-
-def write_atomically(path: Path, data: bytes, *, sync: bool = False) -> None:
-    """Write a file that has its name only once it is whole; ``sync`` waits until its bytes are on the disk.
-
-    Raises :class:`OSError`, with no part of the file left behind.
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-        try:
-            stream.write(data)
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
-            os.chmod(stream.name, 0o644)
-            os.replace(stream.name, path)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _load(kind: type[T], raw: Mapping[str, Any]) -> T:

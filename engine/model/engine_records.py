@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from ...errors import BundleError, SessionError
 from .bundle import Bundle, ModelFile
-from ..runtimes.nvidia import Gpu
 
 AMPERE = 80
 """Lowest compute capability that a hardware-compatible engine runs on."""
@@ -125,3 +124,23 @@ def read_engine(bundle: Bundle, engine: Engine) -> bytes:
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdecimal()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One NVIDIA device."""
+
+    name: str
+    """Name as the driver gives it."""
+    capability: int
+    """Compute capability times ten: 90 for 9.0."""
+    memory: int
+    """Bytes of memory."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the architecture that code is compiled for, e.g. ``sm_90``."""
+        return f"sm_{self.capability}"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.architecture}"

@@ -1,4 +1,4 @@
-"""Which classes are labelled: model classes → target classes, and dataset labels → target classes.
+"""Which classes are labeled: model classes → target classes, and dataset labels → target classes.
 
 A taxonomy file is TOML::
 
@@ -273,7 +273,7 @@ def draft(bundle: Bundle, label_names: Mapping[int, str] | None = None) -> tuple
     used = {target for _, target in labels.values()} | {background} if label_names else set(classes)
     targets = [name for name in classes if name in used]
     lines = [
-        "# Which classes are labelled. Check every line: only names that match were mapped.",
+        "# Which classes are labeled. Check every line: only names that match were mapped.",
         f"targets = {json.dumps(targets, ensure_ascii=False)}",
     ]
     if background is not None:

@@ -1,8 +1,8 @@
 """What the gate found, and who needs it: verdicts stand in the bundle's manifest as plain dictionaries.
 
-A verdict belongs to an artefact (by its hash), a runtime and a device, the first two parts of a session's ``kind``::
+A verdict belongs to an artifact (by its hash), a runtime and a device, the first two parts of a session's ``kind``::
 
-    require_verdict(bundle, session.artefact, *place(session.kind))     # raises GateError unless it passed
+    require_verdict(bundle, session.artifact, *runtime_and_device(session.kind))     # raises GateError unless it passed
 
 Only the standard library is used, so that the engine can ask.
 """
@@ -25,7 +25,7 @@ _LISTS = ("failures", "faults", "kept_fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """How far an artefact may be from its original."""
+    """How far an artifact may be from its original."""
 
     mean_iou: float = 0.99
     """Lowest mean over images of the mask IoU."""
@@ -55,7 +55,7 @@ class Tolerances:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """How far one artefact was from another over real images, at the model's own resolution."""
+    """How far one artifact was from another over real images, at the model's own resolution."""
 
     images: int
     """Images that were compared."""
@@ -72,21 +72,21 @@ class Metrics:
     max_error: float
     """Largest absolute difference of a score."""
     nonfinite: int
-    """Images on which the artefact gave NaN or infinity."""
+    """Images on which the artifact gave NaN or infinity."""
     score_quantile_shift: float
     """Largest move of a quantile of the nonconformity scores, pooled or of a class seen often enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The gate's report on one artefact, runtime and device."""
+    """The gate's report on one artifact, runtime and device."""
 
-    artefact: str
+    artifact: str
     """SHA-256 of the ONNX file or engine that was judged."""
     reference: str
     """SHA-256 of the bundle's original that it was compared with."""
     precision: str
-    """Precision of the artefact."""
+    """Precision of the artifact."""
     runtime: str
     """What ran it, e.g. ``onnxruntime``."""
     device: str
@@ -102,7 +102,7 @@ class Verdict:
     faults: tuple[str, ...] = ()
     """Nodes that were found at fault, with what they did."""
     kept_fp32: tuple[str, ...] = ()
-    """Nodes that the artefact keeps in fp32."""
+    """Nodes that the artifact keeps in fp32."""
 
     @property
     def passed(self) -> bool:
@@ -151,20 +151,20 @@ def failures_of(metrics: Metrics, tolerances: Tolerances) -> tuple[str, ...]:
     return tuple(found)
 
 
-def place(kind: str) -> tuple[str, str]:
+def runtime_and_device(kind: str) -> tuple[str, str]:
     """(runtime, device) of a session's ``kind``, which is ``runtime/device/precision``."""
     runtime, _, rest = kind.partition("/")
     return runtime, rest.rpartition("/")[0]
 
 
-def find_verdict(bundle: Bundle, artefact: str, runtime: str, device: str) -> Mapping[str, Any] | None:
-    """The verdict on ``artefact`` run there against an original that the bundle has, as it stands in the manifest.
+def find_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> Mapping[str, Any] | None:
+    """The verdict on ``artifact`` run there against an original that the bundle has, as it stands in the manifest.
 
     A verdict against a file that the bundle no longer has is stale and is not found.
     """
     originals = _originals(bundle)
     for raw in bundle.verdicts:
-        same = (raw["artefact"], raw["runtime"], raw["device"]) == (artefact, runtime, device)
+        same = (raw["artifact"], raw["runtime"], raw["device"]) == (artifact, runtime, device)
         if same and raw["reference"] in originals:
             return raw
     return None
@@ -173,36 +173,36 @@ def find_verdict(bundle: Bundle, artefact: str, runtime: str, device: str) -> Ma
 def add_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
     """The bundle with ``verdict`` in place of an earlier one on the same comparison; not saved."""
     raw = verdict.to_dict()
-    key = ("artefact", "reference", "runtime", "device")
+    key = ("artifact", "reference", "runtime", "device")
     others = [entry for entry in bundle.verdicts if [entry[name] for name in key] != [raw[name] for name in key]]
     return dataclasses.replace(bundle, verdicts=(*others, raw))
 
 
-def require_verdict(bundle: Bundle, artefact: str, runtime: str, device: str) -> None:
-    """Raise :class:`GateError` unless ``artefact`` may be labelled with there.
+def require_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> None:
+    """Raise :class:`GateError` unless ``artifact`` may be labeled with there.
 
     An original needs no verdict where originals are what others are compared with (:data:`REFERENCE`); everything else
-    needs one that passed, on this artefact, runtime and device, against an original that the bundle still has.
+    needs one that passed, on this artifact, runtime and device, against an original that the bundle still has.
     """
-    if artefact in _originals(bundle) and (runtime, device) == REFERENCE:
+    if artifact in _originals(bundle) and (runtime, device) == REFERENCE:
         return
-    verdict = find_verdict(bundle, artefact, runtime, device)
+    verdict = find_verdict(bundle, artifact, runtime, device)
     where = f"{runtime} on {device}"
     if verdict is None:
         raise GateError(
-            f"{bundle.path}: the artefact {artefact[:12]} was not shown to equal its original in {where}; "
+            f"{bundle.path}: the artifact {artifact[:12]} was not shown to equal its original in {where}; "
             "prove it with `maskmill gate`, or take the risk with --allow-unverified"
         )
     if not verdict["passed"]:
         why = "; ".join(verdict.get("failures", ())) or "see its verdict in the bundle's manifest"
         raise GateError(
-            f"{bundle.path}: the {verdict['precision']} artefact {artefact[:12]} failed the gate in {where} ({why}); "
+            f"{bundle.path}: the {verdict['precision']} artifact {artifact[:12]} failed the gate in {where} ({why}); "
             "convert or build it anew, or take the risk with --allow-unverified"
         )
 
 
 class Shift(NamedTuple):
-    """How far score quantiles moved between two artefacts, at most."""
+    """How far score quantiles moved between two artifacts, at most."""
 
     moved: float
     """Largest move of a quantile."""
@@ -211,11 +211,11 @@ class Shift(NamedTuple):
 
 
 def shift_between(bundle: Bundle, one: tuple[str, str], other: tuple[str, str]) -> Shift | None:
-    """The shift from one (artefact, session kind) to another; None where no gate that passed measured it.
+    """The shift from one (artifact, session kind) to another; None where no gate that passed measured it.
 
     Both are compared through the original that their verdicts share, so their two moves add up.
     """
-    first, second = (_shifts(bundle, artefact, kind) for artefact, kind in (one, other))
+    first, second = (_shifts(bundle, artifact, kind) for artifact, kind in (one, other))
     sums = [
         Shift(first[name].moved + second[name].moved, min(first[name].allowed, second[name].allowed))
         for name in set(first) & set(second)
@@ -223,11 +223,11 @@ def shift_between(bundle: Bundle, one: tuple[str, str], other: tuple[str, str]) 
     return min(sums, default=None)
 
 
-def _shifts(bundle: Bundle, artefact: str, kind: str) -> dict[str, Shift]:
+def _shifts(bundle: Bundle, artifact: str, kind: str) -> dict[str, Shift]:
     """Original → shift from it."""
-    if artefact in _originals(bundle) and place(kind) == REFERENCE:
-        return {artefact: Shift(0.0, 1.0)}
-    verdict = find_verdict(bundle, artefact, *place(kind))
+    if artifact in _originals(bundle) and runtime_and_device(kind) == REFERENCE:
+        return {artifact: Shift(0.0, 1.0)}
+    verdict = find_verdict(bundle, artifact, *runtime_and_device(kind))
     if verdict is None or not verdict["passed"]:
         return {}
     moved, allowed = (verdict[part]["score_quantile_shift"] for part in ("metrics", "tolerances"))

@@ -9,7 +9,7 @@ Where segments overlap the smaller one lies on top, as in S2C, which contrasts f
 are those of Segment Anything: the model's own score of a mask, and its stability (the IoU of the mask at two thresholds
 of its logits); of masks that overlap nearly whole the one with the highest score stays.
 
-With ``place=Device()`` images, embeddings, logits and the painting stay on the device; scores, stabilities, areas and
+With ``backend=CudaBackend()`` images, embeddings, logits and the painting stay on the device; scores, stabilities, areas and
 which masks overlap come down, since they decide which masks stay, and at last the map of segments.
 """
 
@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ..backends.base import Backend
+from ..backends.host import HOST
 from ..model.bundle import Bundle
-from .prompted.activation_maps import bilinear_weights
-from .prompted.mask_decoder import PromptDecoder
+from ..runtimes.base import Session
 from .prompted.embedding_cache import rounded
-from ..backends.base import HOST, Place
+from .prompted.mask_decoder import PromptDecoder
 from .prompted.prompts import grid_prompts
-from ..labeling.selection import Selected
-from ..runtimes.onnx_runtime import Session
+from .resampling import bilinear_weights
 
 MAX_SEGMENTS = 65534
 """Segments that a map of 16 bits can hold beside 0 and the ignore index."""
@@ -64,21 +64,21 @@ class SegmentMap:
     """The segments of one image, the largest first."""
 
     logits: Any
-    """(n, rows, columns) float16, in ``place``: a segment is where its logits are positive."""
+    """(n, rows, columns) float16, on ``backend``: a segment is where its logits are positive."""
     scores: NDArray[np.float32]
     """(n,): the model's scores."""
     size: tuple[int, int]
     """(height, width) of the image, in pixels."""
     extent: tuple[float, float]
     """Rows and columns of the logits, from the first, that the image covers."""
-    place: Place = HOST
+    backend: Backend = HOST
     """Where the logits lie."""
 
 
 class SegmentEverything:
     """A promptable bundle that is asked for everything; prepares and runs as every predictor does.
 
-    ``place`` is where images and logits lie; the sessions must take arrays from there.
+    ``backend`` is where images and logits lie; the sessions must take arrays from there.
     """
 
     def __init__(
@@ -88,22 +88,22 @@ class SegmentEverything:
         decoder: Session,
         *,
         settings: EverythingSettings | None = None,
-        place: Place = HOST,
+        backend: Backend = HOST,
     ) -> None:
         self.bundle = bundle
         self._encoder = encoder
-        self._decoder = PromptDecoder(bundle, decoder, place=place)
-        self._place = place
+        self._decoder = PromptDecoder(bundle, decoder, backend=backend)
+        self._backend = backend
         self._options = settings or EverythingSettings()
-        self._decoder_kind, self._decoder_artefact = decoder.kind, decoder.artefact
+        self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
 
     @property
     def settings(self) -> dict[str, Any]:
         """Bundle, sessions, files and filters."""
         return {
             "bundle": self.bundle.fingerprint,
-            "encoder": {"session": self._encoder.kind, "artefact": self._encoder.artefact},
-            "decoder": {"session": self._decoder_kind, "artefact": self._decoder_artefact},
+            "encoder": {"session": self._encoder.kind, "artifact": self._encoder.artifact},
+            "decoder": {"session": self._decoder_kind, "artifact": self._decoder_artifact},
             "everything": {name: getattr(self._options, name) for name in EverythingSettings.__dataclass_fields__},
         }
 
@@ -118,24 +118,24 @@ class SegmentEverything:
         return self._encoder.threads
 
     @property
-    def place(self) -> Place:
+    def backend(self) -> Backend:
         """Where images are decoded and segments lie."""
-        return self._place
+        return self._backend
 
     def prepare(self, image: Any, uri: str = "") -> tuple[Any, tuple[float, float], tuple[int, int]]:
         """The encoder's input, the shares of it that the image covers, and the image's size."""
-        with self.place.queue():
-            tensor, covers = self.place.preprocess(image, self.bundle.input)
+        with self.backend.queue():
+            tensor, covers = self.backend.preprocess(image, self.bundle.input)
         return tensor, covers, (image.shape[0], image.shape[1])
 
     def run(self, prepared: Sequence[Any]) -> list[SegmentMap]:
         """The segments of prepared images."""
-        with self.place.queue():
+        with self.backend.queue():
             return [self._segments(*one) for one in prepared]
 
     def _segments(self, tensor: Any, covers: tuple[float, float], size: tuple[int, int]) -> SegmentMap:
         spec, mask, options = self.bundle.input, self._decoder.spec, self._options
-        place, xp = self.place, self.place.xp
+        backend, xp = self.backend, self.backend.xp
         batch = xp.repeat(tensor[None], self._encoder.max_batch or 1, axis=0)
         embeddings = rounded([output[:1] for output in self._encoder.run(batch)], xp)
         prompts = grid_prompts(options.side, covers[0] * spec.height, covers[1] * spec.width, xp)
@@ -143,28 +143,28 @@ class SegmentEverything:
         extent = mask.mask_height * covers[0], mask.mask_width * covers[1]
         rows, columns = max(1, int(np.ceil(extent[0]))), max(1, int(np.ceil(extent[1])))
         logits = logits[:, :, :rows, :columns].reshape(-1, rows, columns)
-        (known,) = place.download(scores.reshape(-1))
+        (known,) = backend.download(scores.reshape(-1))
         kept = self._kept(logits, known)
         return SegmentMap(
             logits=xp.clip(logits[xp.asarray(kept)], -1e4, 1e4).astype(np.float16),
             scores=known[kept],
             size=size,
             extent=extent,
-            place=place,
+            backend=backend,
         )
 
     def _kept(self, logits: Any, scores: NDArray[np.float32]) -> NDArray[np.int64]:
         """Indices of the masks (n, rows, columns) that become segments, the largest first."""
-        options, place, xp = self._options, self.place, self.place.xp
+        options, backend, xp = self._options, self.backend, self.backend.xp
         sound = np.flatnonzero(scores >= options.min_score)
         if len(sound) == 0:
             return sound
         logits = logits[xp.asarray(sound)]
-        stable, areas = place.download(stability(logits, xp=xp), (logits > 0).sum(axis=(1, 2)))
+        stable, areas = backend.download(stability(logits, xp=xp), (logits > 0).sum(axis=(1, 2)))
         least = max(1.0, options.min_area * logits.shape[1] * logits.shape[2])
         good = np.flatnonzero((stable >= options.min_stability) & (areas >= least))
         masks = logits[xp.asarray(good)] > 0
-        good = good[without_duplicates(masks, scores[sound[good]], options.max_overlap, place)[:MAX_SEGMENTS]]
+        good = good[without_duplicates(masks, scores[sound[good]], options.max_overlap, backend)[:MAX_SEGMENTS]]
         return sound[good[np.argsort(-areas[good], kind="stable")]]
 
 
@@ -179,20 +179,20 @@ def stability(logits: Any, offset: float = 1.0, xp: Any = np) -> Any:
 
 
 def without_duplicates(
-    masks: Any, scores: NDArray[np.float32], max_overlap: float, place: Place = HOST
+    masks: Any, scores: NDArray[np.float32], max_overlap: float, backend: Backend = HOST
 ) -> NDArray[np.int64]:
     """Indices of masks (n, rows, columns) by falling score, without those whose IoU with an earlier one is too high.
 
-    The masks, bool, lie in ``place``, scores and indices on the host.
+    The masks, bool, lie on ``backend``, scores and indices on the host.
     """
-    order, xp = np.argsort(-scores, kind="stable"), place.xp
+    order, xp = np.argsort(-scores, kind="stable"), backend.xp
     if len(order) == 0:
         return order
     flat = masks[xp.asarray(order)].reshape(len(order), -1).astype(np.float32)
     both = flat @ flat.T
     areas = xp.diagonal(both)
     overlap = both / xp.maximum(areas[:, None] + areas[None, :] - both, 1)
-    (same,) = place.download(overlap > max_overlap)
+    (same,) = backend.download(overlap > max_overlap)
     kept: list[int] = []
     for index in range(len(order)):
         if not same[index, kept].any():
@@ -205,8 +205,8 @@ def paint(segments: SegmentMap) -> NDArray[np.uint16]:
 
     It is painted where the segments lie, and comes down from there.
     """
-    xp = segments.place.xp
-    with segments.place.queue():
+    xp = segments.backend.xp
+    with segments.backend.queue():
         label = xp.zeros(segments.size, np.uint16)
         rows, columns = (
             xp.asarray(bilinear_weights(length, length, cells, extent / cells))
@@ -214,18 +214,5 @@ def paint(segments: SegmentMap) -> NDArray[np.uint16]:
         )
         for number, logits in enumerate(segments.logits, start=1):
             label[rows @ logits.astype(np.float32) @ columns.T > 0] = number
-        (painted,) = segments.place.download(label)
+        (painted,) = segments.backend.download(label)
     return painted
-
-
-def selected(segments: SegmentMap) -> Selected:
-    """A map of segments as the store keeps it: every pixel of a segment has the weight 255, others 0."""
-    label = paint(segments)
-    inside = label > 0
-    return Selected(
-        label=label,
-        weight=np.where(inside, np.uint8(255), np.uint8(0)),
-        counts=np.array([inside.sum()], np.int64),
-        kept=float(inside.mean()),
-        confidence=float(np.clip(segments.scores.mean(), 0, 1)) if len(segments.scores) else 0.0,
-    )

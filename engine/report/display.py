@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..calibration.calibrate import Calibration
-from .evaluate import Quality
+from ..calibration.calibration import Calibration
 from ..labeling.progress import Progress as RunProgress
-from ..store.label_store import LabelStore
 from ..model.taxonomy import Taxonomy
+from ..store.label_store import LabelStore
+from .evaluate import Quality
 
 LOG_SECONDS = 10.0
 """Seconds between lines in a log."""
@@ -39,18 +39,18 @@ def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
-    """An observer of a labelling run that fits where the output goes."""
+    """An observer of a labeling run that fits where the output goes."""
     console = Console(stderr=True)
     if console.is_terminal and not as_json:
         columns = (
-            TextColumn("labelling"),
+            TextColumn("labeling"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("labelling", total=None, note="")
+            task = bar.add_task("labeling", total=None, note="")
             yield lambda run: bar.update(task, completed=run.inputs, total=run.planned, note=_note(run))
         return
     last = [time.monotonic()]
@@ -72,7 +72,7 @@ def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
             }
             print(json.dumps(event), flush=True)
         else:
-            print(f"labelled {run.inputs} of {run.planned}, {_note(run)}", flush=True)
+            print(f"labeled {run.inputs} of {run.planned}, {_note(run)}", flush=True)
 
     yield line
 
@@ -83,11 +83,11 @@ def _note(run: RunProgress) -> str:
 
 
 def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
-    """The end of a labelling run."""
+    """The end of a labeling run."""
     console = Console()
     rejects = sum(run.rejects.values())
     say(
-        f"{store}: {run.images} images labelled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
+        f"{store}: {run.images} images labeled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
         f"{run.duplicates} duplicates, {rejects} rejected"
     )
     if run.inputs == 0:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import UsageError
 from ..inputs.label_maps import LabelFolder, read_label_map, select_ids
-from ..store.label_store import LabelStore
-from ..model.taxonomy import Taxonomy
 from ..inputs.ordered_map import ordered_map
+from ..model.taxonomy import Taxonomy
+from ..store.label_store import LabelStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def evaluate(
 ) -> Quality:
     """Compare a store's labels with a folder of label maps.
 
-    Images are matched to label maps by name. Without ``ids`` every labelled image that has a label map counts; with
+    Images are matched to label maps by name. Without ``ids`` every labeled image that has a label map counts; with
     ``ids`` a listed image without one is an error. Raises :class:`UsageError` where nothing matches or sizes differ.
     """
     image_of = {row.uri: row.id for row in store.inputs() if row.id is not None}
@@ -127,7 +127,7 @@ def evaluate(
         raise UsageError(f"{len(missing)} of the listed images have no label map in {labels.path}, e.g. {missing[0]}")
     matched = [(uri, path) for uri, path in found.items() if path is not None]
     if not matched:
-        raise UsageError(f"no labelled image of {store.path} has a label map in {labels.path}; names must match")
+        raise UsageError(f"no labeled image of {store.path} has a label map in {labels.path}; names must match")
 
     def load(match: tuple[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         uri, path = match

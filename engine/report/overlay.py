@@ -78,7 +78,7 @@ def overlay(
 
 def segment_overlay(image: NDArray[np.uint8], label: NDArray[Any], *, opacity: float = 0.6) -> Any:
     """Photo (H, W, 3) with numbered segments (H, W) over it, each in a color of its own and outlined; a PIL image."""
-    # steps of the golden ratio around the color circle: neighbouring numbers differ most
+    # steps of the golden ratio around the color circle: neighboring numbers differ most
     hues = (np.arange(int(label.max()) + 1) * 0.618034 % 1.0 * 255).astype(np.uint8)
     values = np.stack([hues, np.full_like(hues, 190), np.full_like(hues, 240)], axis=1)
     colors = np.asarray(Image.fromarray(values[None], "HSV").convert("RGB"))[0][label]

@@ -9,18 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MaskmillError, StoreError, UsageError
-from ..cli.options import Provider
-from ..cli.prompted_options import PromptedOptions, open_prompted, settings_texts
 from ..inputs.images import decode_image
 from ..inputs.label_maps import image_id
-from .overlay import overlay, save_picture, segment_overlay
 from ..inputs.sources import open_source
-from .stage_picture import stage_picture
+from ..predictors.open import PromptedOptions, open_prompted, settings_texts
 from ..store.label_store import SEGMENTS, LabelStore
+from .overlay import overlay, save_picture, segment_overlay
+from .stage_picture import stage_picture
 
 
 def find_uri(store: LabelStore, name: str) -> str:
-    """The uri of a labelled image, given as a uri or as a file name; raises :class:`UsageError`."""
+    """The uri of a labeled image, given as a uri or as a file name; raises :class:`UsageError`."""
     exact, matches = False, []
     for row in store.inputs():
         if row.uri == name:
@@ -69,17 +68,17 @@ def write_stages(store: LabelStore, name: str, output: Path | None, options: Pro
     """
     made = store.run.get("prompts")
     if made is None:
-        raise UsageError(f"{store.path} was not labelled with --cam and --sam, so there are no stages to show")
+        raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no stages to show")
     uri = find_uri(store, name)
     label, _ = store.read(uri)
     image = _photo(uri, label.shape)
-    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, Provider.cpu, 1, 1, say=False)
+    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, "cpu", 1, 1)
     for what, used, given in (
         ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
         ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
     ):
         if used != given:
-            raise UsageError(f"{store.path} was labelled with another {what} than the one given")
+            raise UsageError(f"{store.path} was labeled with another {what} than the one given")
     (stages,) = predictor.stages([predictor.prepare(image, uri)])
     classes = store.classes
     picture = stage_picture(
@@ -100,7 +99,7 @@ def write_stages(store: LabelStore, name: str, output: Path | None, options: Pro
 def _photo(uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     image = decode_image(_read(uri))
     if image.shape[:2] != shape:
-        raise StoreError(f"{uri} has changed since it was labelled; run `maskmill label` again")
+        raise StoreError(f"{uri} has changed since it was labeled; run `maskmill label` again")
     return image
 
 

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import MissingPackageError, SessionError
+from ..model.engine_records import Gpu
 
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|memory .*could not be allocated", re.IGNORECASE)
 """What TensorRT's messages say where device memory does not suffice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """One NVIDIA device."""
-
-    name: str
-    """Name as the driver gives it."""
-    capability: int
-    """Compute capability times ten: 90 for 9.0."""
-    memory: int
-    """Bytes of memory."""
-
-    @property
-    def architecture(self) -> str:
-        """Name of the architecture that code is compiled for, e.g. ``sm_90``."""
-        return f"sm_{self.capability}"
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.architecture}"
 
 
 def this_gpu() -> Gpu:

@@ -10,17 +10,16 @@ Providers are chosen by name and never replaced silently: a provider that this i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingPackageError, SessionError, UsageError
 from ..model.bundle import Bundle
-from ..model.verdicts import place, require_verdict
-from .device_arrays import is_device_array, run_on_device
+from .base import first_line, shapes_of
+from .device_arrays import array_over, is_device_array
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -28,80 +27,6 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 """Names on the command line → ONNX Runtime's names."""
-
-RUNTIMES = (*PROVIDERS, "engine", "openvino")
-"""What :func:`open_session` can run a bundle with; ``engine`` is a TensorRT engine that ``maskmill build`` made."""
-
-
-class Session(Protocol):
-    """What runs a graph. ``run`` may be called from several threads at once."""
-
-    @property
-    def kind(self) -> str:
-        """``runtime/device/precision``, e.g. ``onnxruntime/cpu/fp32``; recorded with everything made from it.
-
-        A verdict of the export gate belongs to the runtime and the device that stand here.
-        """
-        ...
-
-    @property
-    def artefact(self) -> str:
-        """SHA-256 of the file that it runs: an ONNX file of the bundle, or an engine."""
-        ...
-
-    @property
-    def max_batch(self) -> int | None:
-        """Largest batch that one call takes, or None where the batch axis is free."""
-        ...
-
-    @property
-    def threads(self) -> int:
-        """Threads that one call uses on the host."""
-        ...
-
-    def run(self, inputs: Any) -> list[Any]:
-        """Inputs (N, …) float32 → outputs, each (N, …), in the order of ``Bundle.outputs_of(role)``.
-
-        A graph with one input takes the array, one with several a mapping from their names. Sessions on a GPU take
-        CuPy arrays too: the outputs then stay on the device, ordered with CuPy's current stream.
-        """
-        ...
-
-
-def open_session(
-    bundle: Bundle,
-    *,
-    role: str = "model",
-    provider: str = "cpu",
-    threads: int = 1,
-    precision: str | None = None,
-    allow_unverified: bool = False,
-) -> Session:
-    """The session that runs a bundle's graph for ``role`` with ``provider``, one of :data:`RUNTIMES`.
-
-    ``precision`` picks among the bundle's files or engines, the first listed where None. Engines, and files that were
-    converted from the bundle's originals, are refused unless they passed the gate in this runtime on this device, or
-    with ``allow_unverified``.
-
-    Raises :class:`SessionError`, :class:`GateError`, :class:`MissingPackageError`; :class:`UsageError` for other names.
-    """
-    session: Session
-    if provider in PROVIDERS:
-        session = OnnxSession(bundle, role=role, provider=provider, threads=threads, precision=precision)
-    elif provider == "openvino":
-        from .openvino_runtime import OpenVINOSession
-
-        session = OpenVINOSession(bundle, role=role, threads=threads, precision=precision)
-    elif provider == "engine":
-        from .tensorrt_runtime import TensorRTSession
-
-        session = TensorRTSession(bundle, role=role, precision=precision)
-    else:
-        raise UsageError(f"provider must be one of {', '.join(RUNTIMES)}, got {provider!r}")
-    converted = provider == "engine" or bundle.file(role, precision).derived_from
-    if converted and not allow_unverified:
-        require_verdict(bundle, session.artefact, *place(session.kind))
-    return session
 
 
 class OnnxSession:
@@ -152,7 +77,7 @@ class OnnxSession:
         self._outputs = [output.name for output in bundle.outputs_of(role)]
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
         self._kind = f"onnxruntime/{provider}/{entry.precision}"
-        self._artefact = entry.sha256
+        self._artifact = entry.sha256
         batch = self._session.get_inputs()[0].shape[0]
         self._max_batch = batch if isinstance(batch, int) else None
         self._threads = threads
@@ -163,9 +88,9 @@ class OnnxSession:
         return self._kind
 
     @property
-    def artefact(self) -> str:
+    def artifact(self) -> str:
         """SHA-256 of the ONNX file."""
-        return self._artefact
+        return self._artifact
 
     @property
     def max_batch(self) -> int | None:
@@ -227,12 +152,35 @@ def session_settings(precision: str, threads: int, *, log_severity: int = 3) -> 
     return {"sess_options": options, "disabled_optimizers": ["ClipQuantRewrite", "ReluQuantRewrite"]}
 
 
-def shapes_of(feeds: Mapping[str, Any]) -> str:
-    """Names and shapes of a call's inputs, for messages."""
-    return ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
+def run_on_device(session: Any, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+    """Run an ``onnxruntime.InferenceSession`` on named CuPy arrays; the outputs are CuPy arrays over its own memory.
+
+    The calling thread waits for the inputs, since ONNX Runtime works on a stream of its own, and for the outputs.
+    """
+    import cupy
+
+    binding = session.io_binding()
+    arrays = {name: cupy.asarray(array, order="C") for name, array in feeds.items()}
+    for name, array in arrays.items():
+        binding.bind_input(name, "cuda", array.device.id, array.dtype.type, array.shape, array.data.ptr)
+    device = next(iter(arrays.values())).device.id
+    for name in outputs:
+        binding.bind_output(name, "cuda", device)
+    cupy.cuda.get_current_stream().synchronize()
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    return [
+        array_over(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()], value)
+        for value in binding.get_outputs()
+    ]
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an ONNX library's message, without ONNX Runtime's prefix."""
-    text = str(error).strip() or type(error).__name__
-    return re.sub(r"^\[ONNXRuntimeError\]\s*:\s*\d+\s*:\s*", "", text.splitlines()[0])
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...errors import MissingPackageError, SessionError, UsageError
 from ..model.bundle import Bundle
-from .onnx_runtime import shapes_of
+from .base import shapes_of
 
 
 class OpenVINOSession:
@@ -63,7 +63,7 @@ class OpenVINOSession:
         batch = self._model.inputs[0].partial_shape[0]
         self._max_batch = batch.get_length() if batch.is_static else None
         self._threads = threads
-        self._precision, self._artefact = entry.precision, entry.sha256
+        self._precision, self._artifact = entry.precision, entry.sha256
         version = __version__.split("-")[0]
         self._description = f"OpenVINO {version}, CPU, {entry.precision}, {threads} thread(s), {calls} call(s) at once"
         self._local = threading.local()
@@ -74,9 +74,9 @@ class OpenVINOSession:
         return f"openvino/cpu/{self._precision}"
 
     @property
-    def artefact(self) -> str:
+    def artifact(self) -> str:
         """SHA-256 of the ONNX file."""
-        return self._artefact
+        return self._artifact
 
     @property
     def max_batch(self) -> int | None:

@@ -22,8 +22,8 @@ import numpy as np
 
 from ...errors import SessionError
 from ..model.bundle import Bundle
-from .device_arrays import is_device_array
 from ..model.engine_records import choose_engine, read_engine
+from .device_arrays import is_device_array
 from .nvidia import load_tensorrt, message_log, this_gpu
 
 MAX_GRAPHS = 4
@@ -88,7 +88,7 @@ class TensorRTSession:
         self._context = self._new_context()
         self._image = bundle.input.name
         self._kind = f"tensorrt/{gpu}/{entry.precision}"
-        self._artefact = entry.sha256
+        self._artifact = entry.sha256
         self._description = (
             f"TensorRT {trt.__version__} on {gpu}, {entry.precision}, {self._path.name}, batches of "
             f"{self._smallest} to {self._largest}"
@@ -109,9 +109,9 @@ class TensorRTSession:
         return self._kind
 
     @property
-    def artefact(self) -> str:
+    def artifact(self) -> str:
         """SHA-256 of the engine."""
-        return self._artefact
+        return self._artifact
 
     @property
     def max_batch(self) -> int | None:

@@ -41,10 +41,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...errors import StoreError
+from ..inputs.identity import content_id
+from ..inputs.sources import Item
 from .digests import DIGEST_BYTES, DigestIndex, DigestSet, digest_table
 from .png import decode_png
-from ..inputs.sources import Item
-from .rows import INPUT_COLUMNS, SCHEMAS, InputRow, LabelRow, content_id, fingerprint, input_table, label_table
+from .rows import INPUT_COLUMNS, SCHEMAS, InputRow, LabelRow, fingerprint, input_table, label_table
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 
 __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "content_id"]
@@ -189,14 +190,14 @@ class LabelStore:
         changed. Raises :class:`StoreError`, with nothing lost of what earlier commits held; the same commit may be made
         again.
         """
-        labelled = list({row.id: row for row in labels}.values())
+        labeled = list({row.id: row for row in labels}.values())
         finished = list({row.uri: row for row in inputs}.values())
         with self._write_lock, _errors(f"cannot write to the label store {self.path}"):
             try:
-                if labelled:
-                    self._merge_labels(label_table(labelled))
+                if labeled:
+                    self._merge_labels(label_table(labeled))
                     if self._known is not None:
-                        for row in labelled:
+                        for row in labeled:
                             self._known.add(bytes.fromhex(row.id))
                 if finished:
                     self._merge_inputs(input_table(finished))
@@ -234,11 +235,11 @@ class LabelStore:
             raise StoreError(f"the maps of {id} in {self.path} cannot be read: {error}") from error
 
     def __len__(self) -> int:
-        """Number of labelled images."""
+        """Number of labeled images."""
         return self._dataset("labels").count_rows()
 
     def ids(self) -> list[str]:
-        """Ids of the labelled images, in row order."""
+        """Ids of the labeled images, in row order."""
         with _errors(f"cannot read the label store {self.path}"):
             return self._dataset("labels").to_table(columns=["id"])["id"].to_pylist()
 
@@ -264,7 +265,7 @@ class LabelStore:
                 yield from batch.to_pylist()
 
     def inputs(self) -> Iterator[InputRow]:
-        """Every input, labelled or rejected."""
+        """Every input, labeled or rejected."""
         return self._inputs(None)
 
     def rejects(self) -> Iterator[InputRow]:

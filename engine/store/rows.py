@@ -77,14 +77,9 @@ class InputRow:
     id: str | None
     """The image's labels; None for a reject."""
     error: str | None
-    """Kind of :class:`maskmill.errors.ImageError`; None for a labelled input."""
+    """Kind of :class:`maskmill.errors.ImageError`; None for a labeled input."""
     message: str | None
-    """What was wrong; None for a labelled input."""
-
-
-def content_id(data: bytes) -> str:
-    """The name of an image file's bytes: 32 hexadecimal digits of BLAKE2b."""
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+    """What was wrong; None for a labeled input."""
 
 
 def fingerprint(uri: str, size: int | None, stamp: str) -> bytes:

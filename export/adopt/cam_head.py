@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from ...engine.inputs.image_labels import ImageLabels
 from ...engine.inputs.images import decode_image, preprocess
-from ...engine.runtimes.onnx_runtime import OnnxSession, Session
 from ...engine.inputs.sources import Source
-from ...errors import MissingPackageError, UsageError
 from ...engine.model.bundle import Bundle, OutputSpec
+from ...engine.runtimes.base import Session
+from ...engine.runtimes.onnx_runtime import OnnxSession
+from ...errors import MissingPackageError, UsageError
+from ..staging import model_file, staged
 from .head import Head, with_head
-from .staging import model_file, staged
 
 FOLDS = 5
 """Parts of the images for the held-out precision."""

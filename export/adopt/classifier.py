@@ -22,12 +22,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, Provenance
+from ...engine.model.files import sha256
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
-from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, Provenance, sha256
-from .graph import external_files, image_input, load_checked, shape_of
+from ..graph import external_files, image_input, load_checked, shape_of
+from ..staging import copy_model, model_file, staged
 from .head import classifier_head, with_head
-from .staging import copy_model, model_file, staged
 
 _REBUILT = (("cam", "cam"), ("logits", "logits"), ("features", "features"))
 """Names and kinds of the outputs of :func:`maskmill.export.adopt.head.with_head`."""
@@ -42,7 +43,7 @@ def cam_from_onnx(
     layout: Literal["NCHW", "NHWC"] = "NCHW",
     size: tuple[int, int] | None = None,
     activation: str = "softmax",
-    licence: str = "",
+    license: str = "",
     **preprocessing: Any,
 ) -> Bundle:
     """Adopt a classifier.
@@ -60,8 +61,8 @@ def cam_from_onnx(
         Where the graph leaves it free, other sizes can be used as well.
     activation
         ``softmax`` or ``sigmoid``: what turns logits into probabilities.
-    licence
-        Licence of the weights, for the record.
+    license
+        License of the weights, for the record.
     preprocessing
         Further fields of :class:`InputSpec`.
 
@@ -102,7 +103,7 @@ def cam_from_onnx(
             outputs=outputs,
             classes=tuple(classes),
             background=None if background is None else list(classes).index(background),
-            source=Provenance(id=source.name, weights_sha256=sha256(source), licence=licence),
+            source=Provenance(id=source.name, weights_sha256=sha256(source), license=license),
         )
         _try_out(bundle, graph, source)
         bundle.save()

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec, Provenance
 from ...engine.predictors.prompted.mask_decoder import PromptDecoder, official_feeds
 from ...engine.predictors.prompted.prompts import PADDING, POSITIVE, point_prompts
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
-from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec, Provenance
-from .graph import external_files, image_input, inputs_of, load_checked, shape_of
-from .staging import copy_model, staged
+from ..graph import external_files, image_input, inputs_of, load_checked, shape_of
+from ..staging import copy_model, staged
 
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of RGB pixels in [0, 255]."""
@@ -48,7 +48,7 @@ def promptable_from_onnx(
     *,
     layout: Literal["NCHW", "NHWC"] = "NCHW",
     size: tuple[int, int] | None = None,
-    licence: str = "",
+    license: str = "",
     **preprocessing: Any,
 ) -> Bundle:
     """Adopt a promptable model.
@@ -62,8 +62,8 @@ def promptable_from_onnx(
     layout, size
         Order of the encoder input's axes, and its (height, width) in pixels; the size may be left out where the graph
         fixes it.
-    licence
-        Licence of the weights, for the record.
+    license
+        License of the weights, for the record.
     preprocessing
         Further fields of :class:`InputSpec`; those of SAM (:data:`SAM_PREPROCESSING`) where left out.
 
@@ -96,7 +96,7 @@ def promptable_from_onnx(
             input=spec,
             outputs=tuple(outputs),
             prompt=PromptSpec(signature=signature, mask_height=mask_size[0], mask_width=mask_size[1]),
-            source=Provenance(id=sources["encoder"].name, weights_sha256=files[0].sha256, licence=licence),
+            source=Provenance(id=sources["encoder"].name, weights_sha256=files[0].sha256, license=license),
         )
         bundle = dataclasses.replace(bundle, prompt=_try_out(bundle))
         bundle.save()

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, Provenance
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
-from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, Provenance
-from .graph import external_files, image_input, load_checked, shape_of
-from .staging import copy_model, staged
+from ..graph import external_files, image_input, load_checked, shape_of
+from ..staging import copy_model, staged
 
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic", 4: "area"}
 
@@ -36,7 +36,7 @@ def bundle_from_onnx(
     size: tuple[int, int] | None = None,
     activation: str = "softmax",
     output_name: str | None = None,
-    licence: str = "",
+    license: str = "",
     **preprocessing: Any,
 ) -> Bundle:
     """Adopt a semantic segmentation model.
@@ -55,8 +55,8 @@ def bundle_from_onnx(
         ``softmax``, ``sigmoid`` or ``none``: what turns the output into scores.
     output_name
         Name of the score output, where the graph has several.
-    licence
-        Licence of the weights, for the record.
+    license
+        License of the weights, for the record.
     preprocessing
         Further fields of :class:`InputSpec`: resize, resize_filter, antialias, channels, scale, mean, std, pad_value.
 
@@ -83,7 +83,7 @@ def bundle_from_onnx(
             outputs=(OutputSpec(name=scores.name, activation=activation, class_axis=class_axis),),  # type: ignore[arg-type]
             classes=tuple(classes),
             background=None if background is None else list(classes).index(background),
-            source=Provenance(id=source.name, weights_sha256=files[0].sha256, licence=licence),
+            source=Provenance(id=source.name, weights_sha256=files[0].sha256, license=license),
         )
         _try_out(bundle)
         bundle.save()
@@ -134,7 +134,7 @@ def preprocessing_of(
     if config.get("do_normalize", True):
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if theirs not in config:
-                raise UsageError(f"{path} normalises but has no {theirs}")
+                raise UsageError(f"{path} normalizes but has no {theirs}")
             value = config[theirs]
             fields[ours] = tuple(value) if isinstance(value, list) else (value,) * 3
     if config.get("do_flip_channel_order"):

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...engine.model.engine_records import Engine, engines_of, read_engine, with_engine
-from ...engine.runtimes.nvidia import OUT_OF_MEMORY, Gpu, load_tensorrt, message_log, this_gpu
+from ...engine.runtimes.nvidia import OUT_OF_MEMORY, load_tensorrt, message_log, this_gpu
+from ...engine.model.engine_records import Gpu
 from ...errors import ExportError, SessionError, UsageError
-from ...engine.model.bundle import Bundle, ModelFile, write_atomically
+from ...engine.model.bundle import Bundle, ModelFile
+from ...engine.model.files import write_atomically
 
 FOLDER = "engines"
 """Folder of engines and timing caches, inside the bundle."""
@@ -193,7 +195,7 @@ class _Build:
         self._trt, self._bundle, self._options = trt, bundle, options
         self.file, self.gpu = file, gpu
         self._observer = observer
-        self._cancelled = threading.Event()
+        self._canceled = threading.Event()
         self._timings = bundle.path / FOLDER / f"timing-{gpu.architecture}-{trt.__version__}.cache"
         self._messages = message_log(trt)
         try:
@@ -230,12 +232,12 @@ class _Build:
             config.set_timing_cache(config.create_timing_cache(b""), False)
         if self._observer is not None:
             # named, so that it lives until the build is done whatever the bindings hold on to
-            monitor = _progress_monitor(trt, self._observer, self._cancelled)
+            monitor = _progress_monitor(trt, self._observer, self._canceled)
             config.progress_monitor = monitor
         self._messages.clear()
-        with _interrupt_sets(self._cancelled):
+        with _interrupt_sets(self._canceled):
             plan = self._builder.build_serialized_network(self._network, config)
-        if self._cancelled.is_set():
+        if self._canceled.is_set():
             raise KeyboardInterrupt
         if plan is None:
             if (memory := self._messages.first(OUT_OF_MEMORY)) is not None:
@@ -285,7 +287,7 @@ class _Build:
         )
 
 
-def _progress_monitor(trt: Any, observer: BuildObserver, cancelled: threading.Event) -> Any:
+def _progress_monitor(trt: Any, observer: BuildObserver, canceled: threading.Event) -> Any:
     class Relay(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
@@ -295,7 +297,7 @@ def _progress_monitor(trt: Any, observer: BuildObserver, cancelled: threading.Ev
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             observer.step(phase_name, step + 1)
-            return not cancelled.is_set()
+            return not canceled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             observer.finish(phase_name)

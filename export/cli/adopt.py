@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-from ...errors import UsageError
 from ...engine.model.bundle import Bundle
+from ...errors import UsageError
 
 
 class Layout(StrEnum):
@@ -101,7 +101,7 @@ def import_model(
     preprocessor: Path | None = typer.Option(
         None, help="A Hugging Face preprocessor_config.json; options given as well take precedence."
     ),
-    licence: str = typer.Option("", help="Licence of the weights, for the record."),
+    license: str = typer.Option("", help="License of the weights, for the record."),
     preview: Path | None = typer.Option(
         None, metavar="IMAGE", help="Label this image and write the overlay BUNDLE/preview.png."
     ),
@@ -122,7 +122,7 @@ def import_model(
     }
     fields.update({name: value for name, value in given.items() if value is not None})
     common: dict[str, Any] = {"layout": layout.value, "size": parse_size(size) if size else input_size}
-    common["licence"] = licence
+    common["license"] = license
     if (task is ImportTask.promptable) != (decoder is not None):
         raise UsageError("--decoder DECODER.onnx goes with --task promptable, and the other way round")
     if decoder is not None:
@@ -219,7 +219,7 @@ def _three(text: str, option: str) -> tuple[float, float, float]:
 
 def class_list(path: Path) -> list[str]:
     """Names of the classes in their order; raises :class:`UsageError` where the file leaves one out."""
-    from ...engine.model.bundle import read_class_names
+    from ...engine.model.files import read_class_names
 
     names = read_class_names(path)
     if sorted(names) != list(range(len(names))):

@@ -62,8 +62,8 @@ def build(
     were given, proved; 1 otherwise.
     """
     from ...engine.model.bundle import Bundle
-    from ..gate.proof import roles_of
     from ..build.engine_builder import BuildOptions, build_engine
+    from ..gate.proof import roles_of
 
     model = Bundle.load(bundle)
     model.verify()
@@ -97,10 +97,10 @@ def _prove(model: Any, precision: str | None, source: str, limit: int) -> None:
     """Run the gate on the engine itself; the verdict is recorded whether it passes or not."""
     from ...engine.inputs.ordered_map import default_workers
     from ..gate.judge import Photos, describe, require_pass
-    from ..gate.proof import prove_artefact
+    from ..gate.proof import prove_artifact
 
     photos = Photos.open(source, limit=limit)
-    verdicts = prove_artefact(model, "engine", precision, photos, threads=default_workers())
+    verdicts = prove_artifact(model, "engine", precision, photos, threads=default_workers())
     for verdict in verdicts:
         typer.echo(describe(verdict))
     require_pass(*verdicts)

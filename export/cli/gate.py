@@ -1,4 +1,4 @@
-"""Commands that convert bundles, prove artefacts and compare what is installed."""
+"""Commands that convert bundles, prove artifacts and compare what is installed."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def convert_bundle(
     """Add a lower precision to a bundle where it is the same as the original on real images; else write nothing."""
     from ...engine.inputs.ordered_map import default_workers
     from ...engine.model.bundle import Bundle
-    from ..precision.convert import Conversion, convert
     from ..gate.judge import Photos
+    from ..precision.convert import Conversion, convert
 
     model = Bundle.load(bundle)
     model.verify()
@@ -106,7 +106,7 @@ def prove(
     images: str = IMAGES,
     limit: int = LIMIT,
     precision: str | None = typer.Option(
-        None, metavar="PRECISION", help="Which artefact.  [default: every conversion]"
+        None, metavar="PRECISION", help="Which artifact.  [default: every conversion]"
     ),
     provider: Provider = PROVIDER,
     reference: Path | None = typer.Option(
@@ -119,14 +119,14 @@ def prove(
     min_share: float | None = MIN_SHARE,
     score_quantile_shift: float | None = SHIFT,
 ) -> None:
-    """Prove that an artefact, run by a provider, is the same as the bundle's original on real images.
+    """Prove that an artifact, run by a provider, is the same as the bundle's original on real images.
 
     The verdict goes into the bundle's manifest; without one that passed, conversions and engines do not label.
     """
     from ...engine.inputs.ordered_map import default_workers
     from ...engine.model.bundle import Bundle
     from ..gate.judge import Photos, describe, require_pass
-    from ..gate.proof import prove_artefact, prove_same
+    from ..gate.proof import prove_artifact, prove_same
 
     model = Bundle.load(bundle)
     model.verify()
@@ -143,7 +143,7 @@ def prove(
         raise UsageError(f"{bundle} has no conversion to prove; make one with `maskmill convert`")
     failed = []
     for each in precisions:
-        verdicts = prove_artefact(model, provider.value, each, photos, tolerances, threads=default_workers())
+        verdicts = prove_artifact(model, provider.value, each, photos, tolerances, threads=default_workers())
         typer.echo(describe(verdicts[0]))
         failed += [verdict for verdict in verdicts if not verdict.passed]
     if failed:
@@ -160,8 +160,8 @@ def compare_installed(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Images a second of every runtime and precision that is there, and what the gate says of each."""
-    from ..gate.bench import measure, print_rows
     from ...engine.model.bundle import Bundle
+    from ..gate.bench import measure, print_rows
     from ..gate.judge import Photos
 
     model = Bundle.load(bundle)

@@ -5,7 +5,7 @@
     rows = measure(bundle, Photos.open("photos/"))
     print_rows(rows)
 
-Speed is what labelling gets: on a processor one image a call and one calling thread a core, elsewhere one caller.
+Speed is what labeling gets: on a processor one image a call and one calling thread a core, elsewhere one caller.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.runtimes.onnx_runtime import RUNTIMES, Session, open_session
 from ...engine.inputs.ordered_map import default_workers
-from ...errors import BundleError, MissingPackageError, SessionError
 from ...engine.model.bundle import Bundle
-from .judge import Photos
-from .proof import judge_artefact, roles_of
 from ...engine.model.verdicts import Tolerances, Verdict
+from ...engine.runtimes.base import Session
+from ...engine.runtimes.open import RUNTIMES, open_session
+from ...errors import BundleError, MissingPackageError, SessionError
+from .judge import Photos
+from .proof import judge_artifact, roles_of
 
 _HOST = ("cpu", "openvino")
 _PICTURES = 8
@@ -145,7 +146,7 @@ def _row(
 
 def _judged(row: Row, bundle: Bundle, images: Photos, tolerances: Tolerances | None) -> Row:
     try:
-        verdict = judge_artefact(bundle, row.provider, row.precision, images, tolerances, threads=default_workers())[0]
+        verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=default_workers())[0]
     except (SessionError, BundleError) as error:
         return dataclasses.replace(row, gate=str(error))
     said = "; ".join(verdict.failures) or ("passes, emulated" if verdict.emulated else "passes")

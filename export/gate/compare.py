@@ -1,4 +1,4 @@
-"""How far one artefact is from another on real images, at the model's own resolution.
+"""How far one artifact is from another on real images, at the model's own resolution.
 
 ::
 
@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.predictors.prompted.mask_decoder import PromptDecoder
 from ...engine.inputs.images import preprocess
-from ...engine.predictors.semantic import SemanticPredictor
-from ...engine.predictors.prompted.prompts import grid_prompts
-from ...engine.runtimes.onnx_runtime import Session
-from ...errors import GateError, SessionError
 from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Metrics
+from ...engine.predictors.prompted.mask_decoder import PromptDecoder
+from ...engine.predictors.prompted.prompts import grid_prompts
+from ...engine.predictors.semantic import SemanticPredictor
+from ...engine.runtimes.base import Session
+from ...errors import GateError, SessionError
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)
 """Levels 1 - alpha whose score quantiles are compared."""
@@ -45,7 +45,7 @@ Photo = tuple[str, NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two artefacts: what describes it and what runs it."""
+    """One of the two artifacts: what describes it and what runs it."""
 
     bundle: Bundle
     """How an image becomes its input, and what its outputs mean."""
@@ -66,11 +66,11 @@ class Difference:
     max_error: float
     """Largest absolute difference of a score."""
     finite: bool
-    """Whether every value of the artefact is finite."""
+    """Whether every value of the artifact is finite."""
     classes: NDArray[np.intp]
     """(n,): the reference's class of each sampled decision."""
     scores: NDArray[np.float32]
-    """(2, n): nonconformity score of that class, in the reference and in the artefact."""
+    """(2, n): nonconformity score of that class, in the reference and in the artifact."""
 
 
 def compare(
@@ -101,7 +101,7 @@ def differences(
         batch = 2 if free and _runs(run, reference, ahead) else 1
     limit = candidate.sessions[first].max_batch
     if limit is not None and limit < batch:
-        raise GateError(f"the artefact takes a batch of {limit} only, its reference any; its batch axis was frozen")
+        raise GateError(f"the artifact takes a batch of {limit} only, its reference any; its batch axis was frozen")
     found: list[tuple[str, Difference]] = []
     for chunk in _chunks(chain(ahead, images), batch):
         photos = [photo for _, photo in chunk]
@@ -109,7 +109,7 @@ def differences(
         try:
             got = list(run(candidate, photos))
         except SessionError as error:
-            raise GateError(f"the artefact does not run where its reference does: {error}") from error
+            raise GateError(f"the artifact does not run where its reference does: {error}") from error
         for (name, _), one, other in zip(chunk, expected, got, strict=True):
             found.append((name, differ(one, other, min_share)))
     return found
@@ -330,7 +330,7 @@ def _errors(expected: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str
 
 def _same_shape(what: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
     if expected.shape != got.shape:
-        raise GateError(f"the artefact gives {what} of shape {got.shape}, its reference {expected.shape}")
+        raise GateError(f"the artifact gives {what} of shape {got.shape}, its reference {expected.shape}")
 
 
 def _quantile_shift(found: Sequence[Difference]) -> float:

@@ -1,10 +1,10 @@
 """What a 16-bit graph would give on a device, computed on a processor; and how large every tensor becomes.
 
-ONNX Runtime's CPU provider computes fp16 graphs in fp32 and has no bf16 convolution, so running an artefact there says
-nothing about its range. Its emulation does: the same graph in fp32, every tensor that the artefact has in 16 bits cast
+ONNX Runtime's CPU provider computes fp16 graphs in fp32 and has no bf16 convolution, so running an artifact there says
+nothing about its range. Its emulation does: the same graph in fp32, every tensor that the artifact has in 16 bits cast
 there and back after the node that makes it, so that what overflows becomes infinite::
 
-    session = GraphSession(emulation(converted), bundle, role="model", kind="onnxruntime/cpu/fp16", artefact=digest)
+    session = GraphSession(emulation(converted), bundle, role="model", kind="onnxruntime/cpu/fp16", artifact=digest)
 
 What a device does inside a node (sums in fp32 or not) is not emulated; that is for the gate's run on the device.
 """
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.runtimes.onnx_runtime import Session, first_line, session_settings
-from ...errors import ExportError, MissingPackageError, SessionError
 from ...engine.model.bundle import Bundle
-from ..precision.sixteen_bit import LARGEST, float_tensors, node_name, tensor_types
+from ...engine.runtimes.base import Session, first_line
+from ...engine.runtimes.onnx_runtime import session_settings
+from ...errors import ExportError, MissingPackageError, SessionError
+from ..graph import LARGEST, float_tensors, node_name, tensor_types
 
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
 _LARGEST_MESSAGE = 2**31 - 1
@@ -104,12 +105,12 @@ def with_probes(model: Any) -> Any:
 class GraphSession:
     """A graph that is no file of a bundle, on ONNX Runtime's CPU provider: an emulation, or an original with probes.
 
-    ``kind`` and ``artefact`` are those of what it stands for. The largest magnitudes that probes saw so far are in
+    ``kind`` and ``artifact`` are those of what it stands for. The largest magnitudes that probes saw so far are in
     ``magnitudes``, by tensor.
     """
 
     def __init__(
-        self, model: Any, bundle: Bundle, *, role: str = "model", kind: str, artefact: str, threads: int = 1
+        self, model: Any, bundle: Bundle, *, role: str = "model", kind: str, artifact: str, threads: int = 1
     ) -> None:
         try:
             import onnxruntime
@@ -121,7 +122,7 @@ class GraphSession:
             self._session = _load(onnxruntime, model, settings)
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load the {kind} graph: {first_line(error)}") from error
-        self.kind, self.artefact, self.threads = kind, artefact, threads
+        self.kind, self.artifact, self.threads = kind, artifact, threads
         self.magnitudes: dict[str, float] = {}
         batch = self._session.get_inputs()[0].shape[0]
         self.max_batch = batch if isinstance(batch, int) else None
@@ -131,7 +132,7 @@ class GraphSession:
         self._probes = [name for name in names if name.startswith(_PROBE)]
 
     def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """As :meth:`maskmill.engine.runtimes.onnx_runtime.Session.run`."""
+        """As :meth:`maskmill.engine.runtimes.base.Session.run`."""
         feeds = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
         try:
             values = self._session.run([*self._outputs, *self._probes], dict(feeds))
@@ -148,12 +149,12 @@ class Memory:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.kind, self.artefact = session.kind, session.artefact
+        self.kind, self.artifact = session.kind, session.artifact
         self.max_batch, self.threads = session.max_batch, session.threads
         self._known: dict[bytes, list[NDArray[Any]]] = {}
 
     def run(self, inputs: Any) -> list[NDArray[Any]]:
-        """As :meth:`maskmill.engine.runtimes.onnx_runtime.Session.run`."""
+        """As :meth:`maskmill.engine.runtimes.base.Session.run`."""
         digest = hashlib.sha256()
         for array in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
             digest.update(np.ascontiguousarray(array).data)

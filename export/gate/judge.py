@@ -1,4 +1,4 @@
-"""The gate: an artefact passes where it is shown, on real images, to be the same as its original.
+"""The gate: an artifact passes where it is shown, on real images, to be the same as its original.
 
 Every conversion goes through it, to another format, precision or runtime::
 
@@ -11,7 +11,7 @@ Every conversion goes through it, to another format, precision or runtime::
     require_pass(verdict)                     # GateError: what falls short, with the numbers
     add_verdict(bundle, verdict).save()
 
-Artefact, runtime, device and precision of a verdict are those of the candidate's session. An artefact that cannot be
+Artifact, runtime, device and precision of a verdict are those of the candidate's session. An artifact that cannot be
 run at all, or gives other shapes, is a :class:`GateError` at once.
 """
 
@@ -24,9 +24,9 @@ import numpy as np
 
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.sources import Item, Source, open_source
+from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, runtime_and_device
 from ...errors import GateError, ImageError
 from .compare import Photo, Side, compare
-from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, place
 
 DEFAULT_IMAGES = 100
 """Images that the gate takes from a source unless told otherwise."""
@@ -84,7 +84,7 @@ def judge(
     faults: tuple[str, ...] = (),
     kept_fp32: tuple[str, ...] = (),
 ) -> tuple[Verdict, ...]:
-    """Verdicts on the candidate's artefacts, one for each role in which it is not the reference itself.
+    """Verdicts on the candidate's artifacts, one for each role in which it is not the reference itself.
 
     Parameters
     ----------
@@ -121,14 +121,14 @@ def verdicts_of(
     verdicts = []
     for role, session in candidate.sessions.items():
         original = reference.sessions[role]
-        same = (session.artefact, session.kind) == (original.artefact, original.kind)
+        same = (session.artifact, session.kind) == (original.artifact, original.kind)
         if same and candidate.bundle.path == reference.bundle.path:
             continue
-        runtime, device = place(session.kind)
+        runtime, device = runtime_and_device(session.kind)
         verdicts.append(
             Verdict(
-                artefact=session.artefact,
-                reference=original.artefact,
+                artifact=session.artifact,
+                reference=original.artifact,
                 precision=session.kind.rpartition("/")[2],
                 runtime=runtime,
                 device=device,
@@ -148,7 +148,7 @@ def require_pass(*verdicts: Verdict) -> None:
     for verdict in verdicts:
         if not verdict.passed:
             raise GateError(
-                f"the {verdict.precision} artefact differs from its original in {verdict.runtime} on "
+                f"the {verdict.precision} artifact differs from its original in {verdict.runtime} on "
                 f"{verdict.device}: {'; '.join((*verdict.failures, *verdict.faults))}"
             )
 

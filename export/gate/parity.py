@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.runtimes.onnx_runtime import OnnxSession, Session
-from ...errors import GateError, SessionError
 from ...engine.model.bundle import Bundle, InputSpec
+from ...engine.model.verdicts import Tolerances, add_verdict
+from ...engine.runtimes.base import Session
+from ...engine.runtimes.onnx_runtime import OnnxSession
+from ...errors import GateError, SessionError
 from .compare import Photo, Side
 from .judge import judge, require_pass
-from ...engine.model.verdicts import Tolerances, add_verdict
 
 MAX_ERROR = 1e-3
 """Largest error allowed of a raw output, as a share of its largest magnitude (of 1, where that is smaller)."""

@@ -2,7 +2,7 @@
 
 ::
 
-    verdicts = prove_artefact(bundle, "openvino", "int8", Photos.open("photos/"))   # recorded in the manifest
+    verdicts = prove_artifact(bundle, "openvino", "int8", Photos.open("photos/"))   # recorded in the manifest
 """
 
 # pyright takes the name onnx for the module beside this one:
@@ -10,19 +10,21 @@
 
 from __future__ import annotations
 
-from ...engine.runtimes.onnx_runtime import OnnxSession, Session, open_session
-from ...errors import UsageError
 from ...engine.model.bundle import Bundle
+from ...engine.model.verdicts import Tolerances, Verdict, add_verdict
+from ...engine.runtimes.base import Session
+from ...engine.runtimes.onnx_runtime import OnnxSession
+from ...engine.runtimes.open import open_session
+from ...errors import UsageError
 from .compare import Side
 from .emulate import GraphSession, emulation
 from .judge import Photos, judge
-from ...engine.model.verdicts import Tolerances, Verdict, add_verdict
 
 EMULATED = ("fp16", "bf16", "mixed")
 """Precisions that a processor does not execute: what runs there in place of the file is its emulation."""
 
 
-def prove_artefact(
+def prove_artifact(
     bundle: Bundle,
     provider: str,
     precision: str | None,
@@ -33,10 +35,10 @@ def prove_artefact(
 ) -> tuple[Verdict, ...]:
     """Judge the bundle's file or engine of ``precision`` as ``provider`` runs it, and record the verdicts.
 
-    The errors are those of :func:`judge_artefact`, and :class:`UsageError` where it is the original itself, run as
+    The errors are those of :func:`judge_artifact`, and :class:`UsageError` where it is the original itself, run as
     originals are. Verdicts that do not pass are recorded and returned like others.
     """
-    verdicts = judge_artefact(bundle, provider, precision, images, tolerances, threads=threads)
+    verdicts = judge_artifact(bundle, provider, precision, images, tolerances, threads=threads)
     if not verdicts:
         raise UsageError(f"{bundle.path} in {precision or 'its first precision'} on {provider} is the original itself")
     changed = Bundle.load(bundle.path)
@@ -46,7 +48,7 @@ def prove_artefact(
     return verdicts
 
 
-def judge_artefact(
+def judge_artifact(
     bundle: Bundle,
     provider: str,
     precision: str | None,
@@ -116,7 +118,7 @@ def emulated_session(bundle: Bundle, role: str, precision: str, threads: int) ->
         bundle,
         role=role,
         kind=f"onnxruntime/cpu/{precision}",
-        artefact=entry.sha256,
+        artifact=entry.sha256,
         threads=threads,
     )
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...engine.model.bundle import Bundle, ModelFile, sha256
+from ...engine.model.bundle import Bundle, ModelFile
+from ...engine.model.files import sha256
 
 _LARGEST_FILE = 2**31 - 1  # of a protobuf message
 
@@ -51,7 +52,7 @@ def with_files(bundle: Bundle, entries: Sequence[ModelFile]) -> Bundle:
     new = {(entry.role, entry.precision, entry.derived_from) for entry in entries}
     kept = [file for file in bundle.files if (file.role, file.precision, file.derived_from) not in new]
     gone = {file.sha256 for file in bundle.files} - {file.sha256 for file in (*kept, *entries)}
-    verdicts = tuple(verdict for verdict in bundle.verdicts if verdict["artefact"] not in gone)
+    verdicts = tuple(verdict for verdict in bundle.verdicts if verdict["artifact"] not in gone)
     return dataclasses.replace(bundle, files=(*kept, *entries), verdicts=verdicts)
 
 

@@ -21,16 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import ExportError, GateError, UsageError
-from .artifacts import remove_unlisted, save_graph, with_files
-from .bisect import smallest_subset
 from ...engine.model.bundle import Bundle
+from ...engine.model.verdicts import Tolerances, Verdict, add_verdict, failures_of
+from ...errors import ExportError, GateError, UsageError
 from ..gate.compare import Difference, Side, differences, summarize
 from ..gate.emulate import GraphSession, Memory, beyond_range, emulation, nodes_touching, with_probes
 from ..gate.judge import Photos, describe, require_pass, verdicts_of
-from .sixteen_bit import LARGEST, in_16_bit, node_name
+from ..graph import LARGEST, node_name
+from .artifacts import remove_unlisted, save_graph, with_files
+from .bisect import smallest_subset
 from .eight_bit import Method, in_8_bit
-from ...engine.model.verdicts import Tolerances, Verdict, add_verdict, failures_of
+from .sixteen_bit import in_16_bit
 
 OnFail = Literal["stop", "next"]
 Found = list[tuple[str, Difference]]
@@ -122,7 +123,7 @@ class _Converter:
                 bundle,
                 role=role,
                 kind="onnxruntime/cpu/fp32",
-                artefact=bundle.file(role).sha256,
+                artifact=bundle.file(role).sha256,
                 threads=how.threads,
             )
             for role, graph in self._originals.items()
@@ -197,7 +198,7 @@ class _Converter:
         return graphs, tuple(kept)
 
     def _sessions(
-        self, graphs: Mapping[str, Any], precision: str, artefacts: Mapping[str, str] | None = None
+        self, graphs: Mapping[str, Any], precision: str, artifacts: Mapping[str, str] | None = None
     ) -> dict[str, GraphSession]:
         """What runs the candidate: the reference itself for roles that are not converted."""
         sessions = dict(self._reference)
@@ -207,7 +208,7 @@ class _Converter:
                 self._bundle,
                 role=role,
                 kind=f"onnxruntime/cpu/{precision}",
-                artefact=(artefacts or {}).get(role, ""),
+                artifact=(artifacts or {}).get(role, ""),
                 threads=self._how.threads,
             )
         return sessions
@@ -227,10 +228,10 @@ class _Converter:
             staging, entries = Path(folder), []
             for role, graph in graphs.items():
                 entries += save_graph(graph, staging, bundle.file(role), precision, kept)
-            artefacts = {entry.role: entry.sha256 for entry in entries if entry.role in graphs}
+            artifacts = {entry.role: entry.sha256 for entry in entries if entry.role in graphs}
             verdicts = verdicts_of(
                 Side(bundle=bundle, sessions=self._reference),
-                Side(bundle=bundle, sessions=self._sessions(graphs, precision, artefacts)),
+                Side(bundle=bundle, sessions=self._sessions(graphs, precision, artifacts)),
                 summarize(found),
                 self._how.tolerances,
                 emulated=precision not in ("int8", "fp8"),

@@ -27,11 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.runtimes.onnx_runtime import OnnxSession, Session, first_line
-from ...errors import ExportError, MissingPackageError, UsageError
 from ...engine.model.bundle import Bundle
+from ...engine.runtimes.base import Session, first_line
+from ...engine.runtimes.onnx_runtime import OnnxSession
+from ...errors import ExportError, MissingPackageError, UsageError
 from ..gate.compare import Photo, Side, prompted_masks
-from .sixteen_bit import Converted, at_least_opset, node_name
+from ..graph import at_least_opset, node_name
+from .sixteen_bit import Converted
 
 Precision8 = Literal["int8", "fp8"]
 Method = Literal["minmax", "percentile"]
@@ -206,7 +208,7 @@ class _Recorder:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.kind, self.artefact = session.kind, session.artefact
+        self.kind, self.artifact = session.kind, session.artifact
         self.max_batch, self.threads = session.max_batch, session.threads
         self.asked: list[dict[str, NDArray[Any]]] = []
 

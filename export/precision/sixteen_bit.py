@@ -14,23 +14,20 @@ names stay, so that a node found at fault can be named in the original.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import ExportError, UsageError
+from ...errors import UsageError
+from ..graph import LARGEST, at_least_opset, captured_names, float_tensors, node_name
 
 Precision16 = Literal["fp16", "bf16"]
 
-LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
-"""Largest finite value of each 16-bit precision."""
 
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
 _TYPES = {"fp16": (_FLOAT16, "tensor(float16)"), "bf16": (_BFLOAT16, "tensor(bfloat16)")}
-_SMALL_WEIGHT = 1024  # elements: shapes and axes are read by type inference
 _BF16_OPSET = 22  # the first in which Conv and the poolings take bfloat16
 # their output type stands in an attribute, or they are what changes it
 _TYPED = frozenset(
@@ -84,60 +81,6 @@ def in_16_bit(model: Any, precision: Precision16, *, keep_fp32: Collection[str] 
             kept[node_name(node)] = reason
     converted = conversion.rewrite(kept)
     return Converted(model=result, converted=converted, kept=kept)
-
-
-def node_name(node: Any) -> str:
-    """A node's name, or that of its first output where it has none."""
-    return node.name or node.output[0]
-
-
-def float_tensors(model: Any) -> frozenset[str]:
-    """Names of the main graph's float32 tensors, initializers included; :class:`ExportError` where inference fails."""
-    return frozenset(name for name, code in tensor_types(model).items() if code == _FLOAT)
-
-
-def tensor_types(model: Any) -> dict[str, int]:
-    """Name → element type (TensorProto.DataType) of the main graph's tensors; :class:`ExportError` where unknown."""
-    import onnx.shape_inference
-
-    try:
-        graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
-    except Exception as error:
-        raise ExportError(f"the types of the graph's tensors cannot be inferred: {error}") from error
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        types[value.name] = value.type.tensor_type.elem_type
-    return types
-
-
-def _without_weights(model: Any) -> Any:
-    """The graph with its large weights as inputs: protobuf cannot pass more than 2 GB on."""
-    import onnx
-    from onnx import helper
-
-    graph = model.graph
-    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    small.graph.name = graph.name
-    small.graph.node.extend(graph.node)
-    small.graph.input.extend(graph.input)
-    small.graph.output.extend(graph.output)
-    declared = {value.name for value in graph.input}
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL_WEIGHT:
-            small.graph.initializer.append(tensor)
-        elif tensor.name not in declared:
-            small.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return small
-
-
-def captured_names(node: Any) -> Iterator[str]:
-    """Names that the subgraphs of a node use, their own included."""
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from captured_names(inner)
 
 
 class _Conversion:
@@ -286,19 +229,3 @@ def _lift_constants(graph: Any) -> None:
             others.append(node)
     del graph.node[:]
     graph.node.extend(others)
-
-
-def at_least_opset(model: Any, version: int, why: str) -> Any:
-    """The graph in opset ``version`` or the later one that it has; :class:`ExportError` with ``why`` if it cannot."""
-    import onnx.version_converter
-
-    current = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), version)
-    if current >= version:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, version)
-    except Exception as error:
-        raise ExportError(
-            f"the graph (opset {current}) cannot be brought to opset {version}, the first with {why}: {error}; "
-            "export the model with that opset"
-        ) from error

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...engine.runtimes.onnx_runtime import first_line
+from ...engine.model.bundle import Provenance
+from ...engine.model.files import sha256
+from ...engine.runtimes.base import first_line
 from ...errors import ExportError, MissingPackageError, UsageError
-from ...engine.model.bundle import Provenance, sha256
 
 _SAFE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
@@ -43,7 +44,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     """What ``config.json`` says."""
     source: Provenance
-    """Hub id or the folder's name, revision, hash of the weights, licence."""
+    """Hub id or the folder's name, revision, hash of the weights, license."""
     pickled: bool = False
     """Whether the weights are a pickle, which somebody asked for."""
 
@@ -100,7 +101,7 @@ class Checkpoint:
         return (_read_json(path).get("image_processor", {}) if path.is_file() else {}), path
 
 
-def fetch(model: str, *, revision: str | None = None, allow_pickle: bool = False, licence: str = "") -> Checkpoint:
+def fetch(model: str, *, revision: str | None = None, allow_pickle: bool = False, license: str = "") -> Checkpoint:
     """The checkpoint in the folder ``model``, or on the hub under the id ``model``, fetched into the hub's cache.
 
     Raises :class:`UsageError` where ``model`` is neither, :class:`ExportError` where the hub cannot be reached, does
@@ -129,7 +130,7 @@ def fetch(model: str, *, revision: str | None = None, allow_pickle: bool = False
         id=name,
         revision=revision or "",
         weights_sha256=_joint_sha256(weights),
-        licence=licence or _licence(folder / "README.md"),
+        license=license or _license(folder / "README.md"),
         exporter=f"transformers {transformers.__version__}",
     )
     return Checkpoint(folder=folder, config=_read_json(folder / "config.json"), source=source, pickled=pickled)
@@ -182,8 +183,8 @@ def _joint_sha256(files: list[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _licence(card: Path) -> str:
-    """The licence that a model card's header names, else nothing."""
+def _license(card: Path) -> str:
+    """The license that a model card's header names, else nothing."""
     if not card.is_file():
         return ""
     match = re.search(r"^license:[ \t]*(\S+)[ \t]*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...errors import ExportError
 from ...engine.model.bundle import OutputSpec
+from ...errors import ExportError
 from .checkpoint import Checkpoint
-from .torch_module import as_module
 from .folded import Choices, Folded, class_names, image_input
+from .torch_module import as_module
 
 
 def resnet(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
@@ -78,7 +78,7 @@ def _efficientnet_map(model: Any, image: Any) -> Any:
 
 
 def _convnext_map(model: Any, image: Any) -> Any:
-    """The last map after the layer norm of its mean: normalised with the mean's statistics, so linear in the map."""
+    """The last map after the layer norm of its mean: normalized with the mean's statistics, so linear in the map."""
     found, norm = model.convnext(image).last_hidden_state, model.convnext.layernorm
     variance = found.mean((2, 3), keepdim=True).var(1, keepdim=True, correction=0)
     scaled = (found - found.mean(1, keepdim=True)) / (variance + norm.eps).sqrt()

@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
 from ...engine.model.bundle import Bundle, Provenance
+from ...errors import UsageError
 from ..gate.compare import Photo
 from .checkpoint import Checkpoint, fetch
-from .torch_module import bundle_from_module
 from .folded import Choices, Folded
+from .torch_module import bundle_from_module
 
 __all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_folded", "bundle_from_pretrained", "family_of", "fold"]
 
@@ -54,7 +54,7 @@ def bundle_from_pretrained(
     family: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
-    licence: str = "",
+    license: str = "",
     images: Iterable[Photo] | None = None,
 ) -> Bundle:
     """Export a model from a local folder or the hub to a new bundle in ``folder``.
@@ -67,7 +67,7 @@ def bundle_from_pretrained(
     """
     if Path(folder).exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
-    checkpoint = fetch(model, revision=revision, allow_pickle=allow_pickle, licence=licence)
+    checkpoint = fetch(model, revision=revision, allow_pickle=allow_pickle, license=license)
     folded = fold(checkpoint, choices or Choices(), family=family)
     return bundle_from_folded(folded, folder, source=checkpoint.source, images=images)
 
@@ -78,7 +78,7 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
     if family not in FAMILIES:
         raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     module, architecture = FAMILIES[family]
-    function = getattr(importlib.import_module(f".{module}", __name__), family)
+    function = getattr(importlib.import_module(f".{module}", __package__), family)
     return function(checkpoint, checkpoint.load(architecture), choices)
 
 

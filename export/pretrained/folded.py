@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import UsageError
 from ...engine.model.bundle import InputSpec, OutputSpec, PromptSpec, Task
-from .checkpoint import Checkpoint
+from ...errors import UsageError
 from ..adopt.semantic import preprocessing_of
+from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn

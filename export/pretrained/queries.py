@@ -2,7 +2,7 @@
 
 A query says how likely each class is, or none (void), and how likely each pixel is in its mask. The score of a class at
 a pixel is the sum over queries of the product, as SEEM and Mask2Former infer semantic maps (arXiv 2112.01527 §3.4). It
-is not normalised over classes and may exceed 1, so the output's activation is ``none``.
+is not normalized over classes and may exceed 1, so the output's activation is ``none``.
 """
 
 # pyright takes the name torch for export/torch.py:
@@ -13,11 +13,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ...errors import ExportError
 from ...engine.model.bundle import OutputSpec
+from ...errors import ExportError
 from .checkpoint import Checkpoint
-from .torch_module import as_module
 from .folded import Background, Choices, Folded, class_names, image_input, with_background
+from .torch_module import as_module
 
 
 def class_scores(class_logits: Any, mask_logits: Any, background: Background | None = None) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from ...engine.model.bundle import OutputSpec, PromptSpec
 from .checkpoint import Checkpoint
-from .torch_module import as_module
 from .folded import Choices, Folded, image_input
+from .torch_module import as_module
 
 
 def sam(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
@@ -80,7 +80,7 @@ def _folded(
     checkpoint: Checkpoint, model: Any, choices: Choices, encoder: Any, embeddings: list[str], side: int
 ) -> Folded:
     spec = image_input(checkpoint, choices, fixed=(side, side))
-    # padded after normalising, with zeros
+    # padded after normalizing, with zeros
     spec = dataclasses.replace(spec, pad_value=tuple(mean / spec.scale for mean in spec.mean))
     config = model.config.mask_decoder_config
     grid = 4 * model.get_image_wide_positional_embeddings().shape[-1]

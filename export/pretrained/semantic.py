@@ -7,8 +7,8 @@ from typing import Any
 
 from ...engine.model.bundle import OutputSpec
 from .checkpoint import Checkpoint
-from .torch_module import as_module
 from .folded import Choices, Folded, class_names, image_input
+from .torch_module import as_module
 
 
 def segformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ...errors import UsageError
 from ...engine.model.bundle import OutputSpec
+from ...errors import UsageError
 from .checkpoint import Checkpoint
-from .torch_module import as_module
 from .folded import Choices, Folded, image_input, with_background
+from .torch_module import as_module
 
 
 def clipseg(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:

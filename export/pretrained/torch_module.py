@@ -34,13 +34,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.runtimes.onnx_runtime import first_line
-from ...errors import ExportError, MissingPackageError, SessionError, UsageError
 from ...engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Task
+from ...engine.runtimes.base import first_line
+from ...errors import ExportError, MissingPackageError, SessionError, UsageError
 from ..gate.compare import Photo
-from ..adopt.graph import load_checked
 from ..gate.parity import prove
-from ..adopt.staging import model_file, staged
+from ..graph import load_checked
+from ..staging import model_file, staged
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -153,15 +153,15 @@ def as_module(forward: Callable[..., Any], *models: nn.Module) -> nn.Module:
 class TorchSession:
     """A module behind the session protocol, on the processor: the original that conversions are compared with.
 
-    ``artefact`` is the hash of its weights.
+    ``artifact`` is the hash of its weights.
     """
 
     kind = "torch/cpu/fp32"
     max_batch: int | None = None
 
-    def __init__(self, module: nn.Module, artefact: str = "") -> None:
+    def __init__(self, module: nn.Module, artifact: str = "") -> None:
         self._module = module
-        self.artefact = artefact
+        self.artifact = artifact
 
     @property
     def threads(self) -> int:

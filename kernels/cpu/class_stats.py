@@ -9,10 +9,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import UsageError
-from ..decode import ACTIVATIONS, RULES, DecodePlan, Taps, decode_plan
+from ..plans.class_stats import ACTIVATIONS, RULES, DecodePlan, Taps, decode_plan
+from ..plans.outputs import output
 from ..types import ClassStats
 from .decode import decode_bands, decode_rows
-from .outputs import output
 from .simd import LANES
 from .threads import in_numba_threads, num_threads, numba_threads_are_safe, share
 
@@ -149,7 +149,7 @@ def _source(scores: np.ndarray, plan: DecodePlan) -> tuple:
     """One map as memory: a 1-D view that spans it, 16-bit values as bits, with its (y, x, class) strides.
 
     The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read columns or classes that
-    are neighbours in memory; a map where neither are is copied, and so is one that runs backwards.
+    are neighbors in memory; a map where neither are is copied, and so is one that runs backwards.
     """
     words, is_bfloat16 = scores, False
     if scores.dtype != np.float32:

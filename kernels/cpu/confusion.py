@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..reference.confusion import check_maps
+from ..plans.confusion import check_maps
+from ..plans.outputs import output
 from .compiled import compiled
-from .outputs import output
 from .threads import num_threads, share
 
 _WORTH_THREADS = 1 << 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..reference.cover import cell_of_pixel
+from ..plans.cover import cell_of_pixel
+from ..plans.outputs import output, spread
 from .compiled import compiled
-from .outputs import output, spread
 
 
 @compiled()

@@ -2,8 +2,8 @@
 
 A source row is sampled at a tile's columns once and kept, sixteen pixels of each class together, while output rows
 still use it; an output row blends two such rows. From there on the sixteen pixels are the lanes of vectors and loops
-run over the classes, so that a pixel's result does not depend on its neighbours, on the rows it is computed with or on
-the outputs asked for: calibration and labelling see the same scores to the bit.
+run over the classes, so that a pixel's result does not depend on its neighbors, on the rows it is computed with or on
+the outputs asked for: calibration and labeling see the same scores to the bit.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def decode_rows(
         taps = (starts, column_lower[left:right], column_upper[left:right], column_weight[left:right])
         held = np.array([-1, -1])
         for y in range(first_row, last_row):
-            # Source row s lives in slot s % 2: an output row's two taps are neighbours, or one and the same.
+            # Source row s lives in slot s % 2: an output row's two taps are neighbors, or one and the same.
             above, below = row_lower[y] % 2, row_upper[y] % 2
             for tap in (row_lower[y], row_upper[y]):
                 slot = tap % 2

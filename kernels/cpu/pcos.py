@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from ...errors import UsageError
-from ..reference.pcos import DEGENERATE, TIE
+from ..plans.outputs import output, spread
+from ..plans.pcos import DEGENERATE, TIE
 from ..types import Pcos
 from . import threads
 from .compiled import compiled
-from .outputs import output, spread
 
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""

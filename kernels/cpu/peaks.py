@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
-from ..reference.peaks import border_widths, cam_distance, check_maps
+from ..plans.outputs import output
+from ..plans.peaks import border_widths, cam_distance, check_maps
 from ..types import Peaks
 from . import threads
 from .compiled import compiled
-from .outputs import output
 
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""

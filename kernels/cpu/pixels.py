@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..reference.pixels import axis_weights, check_resize
+from ..plans.outputs import output
+from ..plans.pixels import axis_weights, check_resize
 from . import threads
 from .compiled import compiled
-from .outputs import output
 
 _WORTH_THREADS = 1 << 20
 """Pixels, of the photo or of the result, below which starting threads costs more than it saves."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..reference.quantize import check_levels
+from ..plans.outputs import output, spread
+from ..plans.quantize import check_levels
 from .compiled import compiled
-from .outputs import output, spread
 
 
 @compiled(error_model="numpy")

@@ -35,7 +35,7 @@ def padded(count):
 
 @_compiled
 def _copy_pixels(flat, is_bfloat16, start, class_stride, count, channels, span, pitch):
-    """Copy a source row whose pixels are neighbours in memory."""
+    """Copy a source row whose pixels are neighbors in memory."""
     for c in range(channels):
         at = start + c * class_stride
         for x in range(0, count, LANES):
@@ -47,7 +47,7 @@ def _copy_pixels(flat, is_bfloat16, start, class_stride, count, channels, span, 
 
 @_compiled
 def _turn_classes(flat, is_bfloat16, start, column_stride, count, channels, block, span, pitch):
-    """Copy a source row whose classes are neighbours in memory."""
+    """Copy a source row whose classes are neighbors in memory."""
     if count >= LANES and channels >= LANES:
         # The last blocks of pixels and of classes overlap those before them.
         for left in range(0, count, LANES):
@@ -92,7 +92,7 @@ def sample_row(source, start, in_place, taps, channels, block, span, row, check)
     """Sample the row of ``source``, as decode_rows takes it, that begins at ``start``, at a tile's columns.
 
     ``taps`` are starts, lower, upper and weight: column i blends pixels starts[i // 16] + lower[i] and
-    starts[i // 16] + upper[i], the upper one with the weight. With ``in_place`` the row's pixels are neighbours in
+    starts[i // 16] + upper[i], the upper one with the weight. With ``in_place`` the row's pixels are neighbors in
     memory and each sixteen columns' taps lie within sixteen pixels of it; otherwise the part of the row that the tile
     needs is copied to ``span`` first.
 

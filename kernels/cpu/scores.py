@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
-from ..reference.scores import BINS, conformal_rank, kth_score, select_prefix
+from ..plans.outputs import output
+from ..plans.scores import BINS, conformal_rank, kth_score, select_prefix
 from .compiled import compiled
-from .outputs import output
 from .threads import num_threads, share
 
 __all__ = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..decode import MAX_CLASSES
+from ..plans.class_stats import MAX_CLASSES
 from .compiled import compiled
 from .simd import (
     LANES,

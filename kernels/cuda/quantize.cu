@@ -5,8 +5,8 @@
 
 #include "common.cuh"
 
-// Grey value of one weight: 255 only where reliable, 0 only where there is no weight, else the nearest level between.
-__device__ __forceinline__ uint8 grey_of_weight(float weight, bool reliable, bool ignored, int levels) {
+// Gray value of one weight: 255 only where reliable, 0 only where there is no weight, else the nearest level between.
+__device__ __forceinline__ uint8 gray_of_weight(float weight, bool reliable, bool ignored, int levels) {
     // Positive by its bits: a subnormal weight is one.
     if (ignored || is_nan(weight) || static_cast<int>(__float_as_uint(weight)) <= 0) return 0;
     if (reliable) return 255;
@@ -15,19 +15,19 @@ __device__ __forceinline__ uint8 grey_of_weight(float weight, bool reliable, boo
     return static_cast<uint8>(rintf(static_cast<float>(level) * 255.0f / static_cast<float>(levels - 1)));
 }
 
-// Weights to grey values.
+// Weights to gray values.
 //
 //   weight    (count,) float32
 //   reliable  (count,) bool, or null: weight >= 1
 //   label     (count,) integers of the given code, or null: none is ignored
-//   grey      (count,) uint8
-//   levels    3..256 evenly spaced grey values, 0 and 255 included
+//   gray      (count,) uint8
+//   levels    3..256 evenly spaced gray values, 0 and 255 included
 //   ignore    label of a pixel without a weight
 //
 // One thread for V neighboring pixels.
 template <int V>
 __global__ void __launch_bounds__(256)
-    quantize_weights(const float* weight, const bool* reliable, const void* label, int label_code, uint8* grey,
+    quantize_weights(const float* weight, const bool* reliable, const void* label, int label_code, uint8* gray,
                      int64 count, int levels, int64 ignore) {
     const int64 index = (blockIdx.x * 256ll + threadIdx.x) * V;
     if (index + V <= count) {
@@ -37,16 +37,16 @@ __global__ void __launch_bounds__(256)
             trusted = *reinterpret_cast<const Pack<bool, V>*>(reliable + index);
         else
             for (int i = 0; i < V; ++i) trusted.value[i] = weights.value[i] >= 1;
-        Pack<uint8, V> greys;
+        Pack<uint8, V> grays;
         for (int i = 0; i < V; ++i) {
             const bool ignored = label != nullptr && load_integer(label, label_code, index + i) == ignore;
-            greys.value[i] = grey_of_weight(weights.value[i], trusted.value[i], ignored, levels);
+            grays.value[i] = gray_of_weight(weights.value[i], trusted.value[i], ignored, levels);
         }
-        store_pack(grey + index, greys);
+        store_pack(gray + index, grays);
         return;
     }
     for (int64 i = index; i < count; ++i) {
         const bool ignored = label != nullptr && load_integer(label, label_code, i) == ignore;
-        grey[i] = grey_of_weight(weight[i], reliable != nullptr ? reliable[i] : weight[i] >= 1, ignored, levels);
+        gray[i] = gray_of_weight(weight[i], reliable != nullptr ? reliable[i] : weight[i] >= 1, ignored, levels);
     }
 }

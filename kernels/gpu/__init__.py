@@ -4,7 +4,7 @@ Every function queues its launches on CuPy's current stream and returns without 
 package needs no CuPy and touches no device.
 """
 
-from ..reference.scores import conformal_rank
+from ..plans.scores import conformal_rank
 from .class_stats import class_stats
 from .confusion import confusion_counts
 from .cover import perturbation_cover

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
-from ..decode import DecodePlan, decode_plan
+from ..plans.class_stats import DecodePlan, decode_plan
 from ..types import ClassStats
 from .device import ACTIVATIONS, ELEMENTS, NULL, aligned, ceil_div, integers, launch, output, upload
 

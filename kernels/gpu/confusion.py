@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..reference.confusion import check_maps
+from ..plans.confusion import check_maps
 from .device import ceil_div, integers, launch, output, zeros
 
 THREADS = 256

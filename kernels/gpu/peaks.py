@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
-from ..reference.peaks import border_widths, cam_distance
+from ..plans.peaks import border_widths, cam_distance
 from ..types import Peaks
 from .device import NULL, ceil_div, contiguous, empty, launch, output, zeros
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..reference.pixels import axis_weights, check_resize
+from ..plans.pixels import axis_weights, check_resize
 from .device import ceil_div, contiguous, empty, launch, output, upload
 
 BLOCK = (32, 8)

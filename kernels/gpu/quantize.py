@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..reference.quantize import check_levels
+from ..plans.quantize import check_levels
 from .device import NULL, aligned, ceil_div, contiguous, integers, launch, output, spread
 
 THREADS = 256
@@ -17,13 +17,13 @@ def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=25
     shape = weight.shape
     reliable = NULL if reliable is None else contiguous(spread(reliable, shape), np.bool_)
     label, code = (NULL, np.int32(0)) if label is None else integers(spread(label, shape), "label")
-    grey = output(out, shape, np.uint8)
-    pack = 4 if aligned(4, weight, reliable, grey) else 1
+    gray = output(out, shape, np.uint8)
+    pack = 4 if aligned(4, weight, reliable, gray) else 1
     launch(
         "quantize",
         f"quantize_weights<{pack}>",
         (ceil_div(weight.size, THREADS * pack),),
         (THREADS,),
-        (weight, reliable, label, code, grey, np.int64(weight.size), np.int32(levels), np.int64(ignore)),
+        (weight, reliable, label, code, gray, np.int64(weight.size), np.int32(levels), np.int64(ignore)),
     )
-    return grey
+    return gray

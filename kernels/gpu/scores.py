@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from ...errors import UsageError
-from ..reference.scores import BINS, conformal_rank
+from ..plans.scores import BINS, conformal_rank
 from .device import NULL, ceil_div, contiguous, empty, integers, launch, output, spread, upload, zeros
 
 THREADS = 256

@@ -1,5 +1,6 @@
 """The kernels in NumPy and float64: readable, without regard to speed, the specification of the other forms."""
 
+from ..plans.scores import conformal_rank, kth_score, select_prefix
 from .class_stats import class_stats
 from .confusion import confusion_counts
 from .cover import perturbation_cover
@@ -7,14 +8,7 @@ from .pcos import pcos
 from .peaks import cam_peaks, peak_local_max
 from .pixels import resize_normalize
 from .quantize import quantize_weights
-from .scores import (
-    conformal_rank,
-    kth_score,
-    position_quantiles,
-    score_counts,
-    select_prefix,
-    weighted_score_counts,
-)
+from .scores import position_quantiles, score_counts, weighted_score_counts
 
 __all__ = [
     "cam_peaks",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..decode import DecodePlan, decode_plan
+from ..plans.class_stats import DecodePlan, decode_plan
 from ..types import UNREACHED, ClassStats
 
 

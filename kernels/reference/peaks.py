@@ -5,37 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
+from ..plans.peaks import border_widths, cam_distance, check_maps
 from ..types import Peaks
-
-
-def cam_distance(mode: str, min_distance: int | None) -> int:
-    """min_distance of :func:`cam_peaks`: as given, or that of the mode.
-
-    Raises:
-        UsageError: the mode is unknown.
-    """
-    distances = {"paper": 10, "official": 20}
-    if mode not in distances:
-        raise UsageError(f"mode must be 'paper' or 'official', got {mode!r}")
-    return distances[mode] if min_distance is None else min_distance
-
-
-def border_widths(exclude_border, min_distance: int) -> tuple[int, int]:
-    """Rows and columns at each side in which no peak is reported.
-
-    Raises:
-        UsageError: a width is negative or there is not one for each axis; min_distance is less than 1.
-    """
-    if min_distance < 1:
-        raise UsageError(f"min_distance must be at least 1, got {min_distance}")
-    if isinstance(exclude_border, (bool, np.bool_)):
-        return (min_distance, min_distance) if exclude_border else (0, 0)
-    widths = exclude_border if isinstance(exclude_border, tuple) else (exclude_border, exclude_border)
-    if len(widths) != 2 or min(widths) < 0:
-        raise UsageError(
-            f"exclude_border must be a bool, a width >= 0 or a pair (rows, columns) of them, got {exclude_border!r}"
-        )
-    return int(widths[0]), int(widths[1])
 
 
 def threshold_of(values: np.ndarray, threshold_abs, threshold_rel) -> np.float32:
@@ -46,16 +17,6 @@ def threshold_of(values: np.ndarray, threshold_abs, threshold_rel) -> np.float32
         # Not maximum(): 0 times an infinite maximum is NaN, and takes no part.
         threshold = relative if relative > threshold else threshold
     return threshold
-
-
-def check_maps(shape: tuple[int, ...]) -> None:
-    """Refuse what is not maps of at least one pixel.
-
-    Raises:
-        UsageError: the shape is not (H, W) or (N, H, W), or H or W is 0.
-    """
-    if len(shape) not in (2, 3) or min(shape[-2:]) < 1:
-        raise UsageError(f"maps must be (H, W) or (N, H, W) with at least one pixel, got shape {shape}")
 
 
 def _window_max(values: np.ndarray, radius: int) -> np.ndarray:

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import UsageError
-
-
-def check_levels(levels: int) -> None:
-    """Refuse a number of levels that leaves none between 0 and 255, or more than there are grey values.
-
-    Raises:
-        UsageError: it is not in 3..256.
-    """
-    if not 3 <= levels <= 256:
-        raise UsageError(f"levels must lie in 3..256, got {levels}")
+from ..plans.quantize import check_levels
 
 
 def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=255, out=None):

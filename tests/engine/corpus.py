@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling import writer
 from maskmill.engine.labeling.label_run import label
-from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.labeling.selection import Selection
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 
 
 def write_photos(folder: Path, num: int, *, size: tuple[int, int] = (12, 16), seed: int = 0) -> list[Path]:

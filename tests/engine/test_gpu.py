@@ -8,27 +8,28 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from maskmill.engine.backends.cuda import Device
-from maskmill.engine.predictors.segment_everything import EverythingSettings, SegmentEverything, paint
+from maskmill.engine.backends.cuda import CudaBackend
+from maskmill.engine.backends.host import HOST
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image, preprocess
+from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
-from maskmill.engine.backends.base import HOST
-from maskmill.engine.predictors.semantic import ScoreMap, SemanticPredictor
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.model.bundle import Bundle, InputSpec
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import ScoreMap
 from maskmill.engine.predictors.prompted.predictor import PromptedPredictor
 from maskmill.engine.predictors.prompted.prompts import PromptSettings
-from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.runtimes.onnx_runtime import open_session
-from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.predictors.segment_everything import EverythingSettings, SegmentEverything, paint
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.open import open_session
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.model.bundle import Bundle, InputSpec
 
 from ..builders import encoded, photo
 from ..models import COLORS, cam_bundle, color_bundle, sam_bundle
 from .corpus import label_folder, write_photos
-from .test_prompted import BLUE, GREEN, RED, SIZE, picture
-from .test_prompted_device import sessions
+from .predictors.prompted.test_on_device import sessions
+from .predictors.prompted.test_predictor import BLUE, GREEN, RED, SIZE, picture
 
 pytestmark = pytest.mark.gpu
 
@@ -52,12 +53,12 @@ def images(num: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("resize", ["stretch", "longest-side"])
 def test_photos_become_the_same_input(cupy, resize) -> None:
     spec = InputSpec(name="image", height=96, width=128, resize=resize, channels="BGR", std=(0.2, 0.2, 0.2))
-    place = Device()
+    backend = CudaBackend()
     for seed in range(20):  # the staging memory is used again, and grows
         image = photo(100 + 7 * seed, 90 + 11 * seed, seed=seed)
-        with place.queue():
-            tensor, _ = place.preprocess(image, spec)
-            (found,) = place.download(tensor)
+        with backend.queue():
+            tensor, _ = backend.preprocess(image, spec)
+            (found,) = backend.download(tensor)
         np.testing.assert_allclose(found, preprocess(image, spec)[0], atol=1 / 255 / 0.2)
 
 
@@ -65,12 +66,12 @@ def test_photos_become_the_same_input(cupy, resize) -> None:
 def test_labels_and_weights_are_those_of_the_host(cupy, tmp_path: Path, weight) -> None:
     taxonomy = Taxonomy.of_model(color_bundle(tmp_path))
     scores = np.random.default_rng(0).normal(0, 2, (3, 33, 47)).astype(np.float32)
-    place = Device()
-    with place.queue():
+    backend = CudaBackend()
+    with backend.queue():
         on_device = cupy.asarray(scores)
     shared = {"layout": "CHW", "activation": "softmax", "size": (240, 320), "region": (0.0, 0.0, 33.0, 47.0)}
     selection = Selection(method="conformal", rule="agree", thresholds=np.full(3, 0.4, np.float32), weight=weight)
-    found = select(ScoreMap(scores=on_device, place=place, **shared), taxonomy, selection)
+    found = select(ScoreMap(scores=on_device, backend=backend, **shared), taxonomy, selection)
     expected = select(ScoreMap(scores=scores, **shared), taxonomy, selection)
     assert (found.label != expected.label).mean() < 1e-3
     assert (np.abs(found.weight.astype(int) - expected.weight) > 1).mean() < 1e-3
@@ -107,7 +108,7 @@ def test_a_label_run_fills_the_same_store(cupy, tmp_path: Path, batch: int) -> N
     paths = write_photos(photos, 40)
     label_folder(bundle, str(photos), tmp_path / "host")
     session = open_session(bundle, provider="engine", allow_unverified=True)
-    predictor = SemanticPredictor(bundle, session, place=Device(), batch=batch)
+    predictor = SemanticPredictor(bundle, session, backend=CudaBackend(), batch=batch)
     label(predictor, open_source(str(photos)), tmp_path / "device", Taxonomy.of_model(bundle), Selection(weight="pcos"))
     host, device = (LabelStore.open(tmp_path / name) for name in ("host", "device"))
     for path in paths:
@@ -122,15 +123,15 @@ def test_prompted_labels_and_segments_are_those_of_the_host(cupy, tmp_path: Path
     labels = ImageLabels({"a": frozenset(COLORS), "b": frozenset({"red"}), "c": frozenset()}, "labels")
     images = {"a": picture(RED, GREEN, BLUE), "b": picture(RED, GREEN), "c": picture(RED)}
     found, segments = [], []
-    for library, place in ((None, HOST), (cupy, Device())):
+    for library, backend in ((None, HOST), (cupy, CudaBackend())):
         # the models run on the processor, so that everything else is compared
         given = sessions(cam, sam, library, down=cupy.asnumpy)
         settings = PromptSettings(min_distance=3, mode=mode)
-        predictor = PromptedPredictor(cam, sam, *given, prompts=settings, labels=labels, batch=3, place=place)
+        predictor = PromptedPredictor(cam, sam, *given, prompts=settings, labels=labels, batch=3, backend=backend)
         maps = predictor.run([predictor.prepare(image, name) for name, image in images.items()])
         found.append([one.on_host().scores for one in maps])
         everything = EverythingSettings(side=8, min_score=0.6)
-        model = SegmentEverything(sam, *given[1:], settings=everything, place=place)
+        model = SegmentEverything(sam, *given[1:], settings=everything, backend=backend)
         segments.append(paint(model.run([model.prepare(images["a"])])[0]))
     for expected, scores in zip(*found, strict=True):
         np.testing.assert_allclose(scores, expected, atol=1e-4)
@@ -147,8 +148,8 @@ def test_onnx_runtime_takes_arrays_on_the_device(cupy, tmp_path: Path) -> None:
 
 def test_jpeg_decoded_on_the_device_is_the_hosts_within_a_few_levels(cupy) -> None:
     pytest.importorskip("nvidia.nvimgcodec")
-    place = Device()
+    backend = CudaBackend()
     data = encoded(photo(120, 160), "JPEG", quality=95, subsampling=0)
-    image = place.decode(data)
+    image = backend.decode(data)
     assert isinstance(image, cupy.ndarray)
     assert np.abs(cupy.asnumpy(image).astype(int) - decode_image(data)).max() <= 3

@@ -302,7 +302,7 @@ class Builder(metaclass=_Recording):
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
         if not self._watched(config._monitor):
-            _say(self._logger, "WARNING", "cancelled by the progress monitor")
+            _say(self._logger, "WARNING", "canceled by the progress monitor")
             return None
         profile = config._profile._shapes
         largest = max(shapes[2][0] for shapes in profile.values())

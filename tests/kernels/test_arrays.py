@@ -129,7 +129,7 @@ class DeviceArray:
 
 @pytest.fixture
 def device_calls(monkeypatch):
-    """Calls that reach the GPU form, with a stand-in for CuPy in its place."""
+    """Calls that reach the GPU form, with a stand-in for CuPy in its backend."""
     cupy = ModuleType("cupy")
     cupy.ndarray = DeviceArray
     monkeypatch.setitem(sys.modules, "cupy", cupy)

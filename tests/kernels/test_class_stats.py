@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from maskmill import kernels
 from maskmill.errors import UsageError
 from maskmill.kernels import cpu, reference
-from maskmill.kernels.decode import OUTPUTS, decode_plan
+from maskmill.kernels.plans.class_stats import OUTPUTS, decode_plan
 from maskmill.kernels.reference.class_stats import class_scores, upsample
 from maskmill.kernels.types import UNREACHED, ClassStats
 

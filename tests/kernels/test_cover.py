@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskmill.errors import UsageError
 from maskmill.kernels.cpu.cover import perturbation_cover as cpu
-from maskmill.kernels.reference.cover import cell_of_pixel
+from maskmill.kernels.plans.cover import cell_of_pixel
 from maskmill.kernels.reference.cover import perturbation_cover as reference
 
 FORMS = pytest.mark.parametrize("form", [reference, cpu], ids=["reference", "cpu"])

@@ -8,8 +8,8 @@ import pytest
 
 from maskmill.errors import UsageError
 from maskmill.kernels import reference
-from maskmill.kernels.decode import OUTPUTS, decode_plan
 from maskmill.kernels.gpu.device import ACTIVATIONS, ELEMENTS, INSTANTIATIONS, WALKS
+from maskmill.kernels.plans.class_stats import OUTPUTS, decode_plan
 from maskmill.kernels.reference.class_stats import class_scores, upsample
 from maskmill.kernels.types import ClassStats
 

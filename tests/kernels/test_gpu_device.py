@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from maskmill.kernels import gpu, reference
-from maskmill.kernels.decode import OUTPUTS
 from maskmill.kernels.gpu.device import ACTIVATIONS
+from maskmill.kernels.plans.class_stats import OUTPUTS
 
 pytestmark = pytest.mark.gpu
 

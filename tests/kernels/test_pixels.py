@@ -1,4 +1,4 @@
-"""Resize and normalize: equal to torch in floating point, to Pillow and OpenCV within a grey level on photos."""
+"""Resize and normalize: equal to torch in floating point, to Pillow and OpenCV within a gray level on photos."""
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ def photo(seed=0, size=(53, 71), low=0, high=256):
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
 def test_filters_are_torchs(form, filter, antialias, size):
-    # A narrow range of grey, so that the cubic's overshoot, which torch keeps, is not cut.
+    # A narrow range of gray, so that the cubic's overshoot, which torch keeps, is not cut.
     image = photo(low=100, high=140)
     tensor = torch.from_numpy(image).double().permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(
@@ -49,7 +49,7 @@ def test_filters_are_torchs(form, filter, antialias, size):
 @FORMS
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("filter", PILLOW)
-def test_antialiased_filters_are_pillows_to_the_grey_level(form, filter, size):
+def test_antialiased_filters_are_pillows_to_the_gray_level(form, filter, size):
     image = photo()
     result = np.rint(form(image, size, filter=filter, layout="HWC", **PLAIN))
     assert np.abs(result - pillow(image, size, filter)).max() <= 1

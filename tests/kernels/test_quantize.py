@@ -81,13 +81,13 @@ def test_a_label_of_another_shape_is_refused(form):
     ),
     levels=st.sampled_from([3, 4, 16, 17, 100, 255, 256]),
     flagged=st.booleans(),
-    labelled=st.booleans(),
+    labeled=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_cpu_form_is_the_reference(weight, levels, flagged, labelled, seed):
+def test_cpu_form_is_the_reference(weight, levels, flagged, labeled, seed):
     rng = np.random.default_rng(seed)
     reliable = rng.random(weight.shape) < 0.5 if flagged else None
-    label = rng.choice(np.array([0, 1, 255], np.uint8), weight.shape) if labelled else None
+    label = rng.choice(np.array([0, 1, 255], np.uint8), weight.shape) if labeled else None
     expected = reference(weight, reliable, levels=levels, label=label)
     out = np.empty(weight.shape, np.uint8)
     assert cpu(weight, reliable, levels=levels, label=label, out=out) is out

@@ -14,12 +14,13 @@ from scipy import stats
 
 from maskmill.errors import UsageError
 from maskmill.kernels.cpu import scores as cpu
-from maskmill.kernels.reference import scores as reference
+from maskmill.kernels import reference
+from maskmill.kernels.plans.scores import order_key
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["conformal"]
 FORMS = pytest.mark.parametrize("form", [reference, cpu], ids=["reference", "cpu"])
 
-# Table of the 5 %, 10 % and 1 % ranks for the usual sizes of the labelled set.
+# Table of the 5 %, 10 % and 1 % ranks for the usual sizes of the labeled set.
 RANKS = {
     92: (89, 84, 93),
     183: (175, 166, 183),
@@ -157,7 +158,7 @@ def test_a_class_beyond_the_last_counts_in_the_pooled_row_only(form):
 @FORMS
 def test_a_negative_prefix_skips_its_row(form):
     scores, classes = as_scores([0.5, 0.5, 0.5]), np.array([0, 1, 1])
-    high = int(reference.order_key(scores)[0] >> 16)
+    high = int(order_key(scores)[0] >> 16)
     low = form.score_counts(scores, classes=classes, num_classes=2, prefix=np.array([-1, high, -1]))
     np.testing.assert_array_equal(low.sum(axis=1), [0, 2, 0])
     np.testing.assert_array_equal(

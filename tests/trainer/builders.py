@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.engine.store.png import encode_png
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
+from maskmill.engine.store.png import encode_png
 from maskmill.trainer.data.corpus import classes_taxonomy
 
 from ..models import COLORS, color_image
@@ -26,7 +26,7 @@ def blocks(seed: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
     return np.kron(cells, np.ones((8, 8), np.uint8))[: size[0], : size[1]]
 
 
-def write_labelled(folder: Path, seeds: range, size: tuple[int, int] = SIZE) -> Path:
+def write_labeled(folder: Path, seeds: range, size: tuple[int, int] = SIZE) -> Path:
     """``images/N.png`` and ``labels/N.png`` for each seed."""
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -17,15 +17,15 @@ torchmetrics = pytest.importorskip("torchmetrics")
 from maskmill.cli import app  # noqa: E402
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
-from maskmill.trainer.data.datasets import LabelledImages  # noqa: E402
+from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
 from maskmill.trainer.evaluate import Scores, label_image, run_taxonomy, score_images  # noqa: E402
-from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402
+from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
 from maskmill.trainer.train import train  # noqa: E402
 
 from ..models import COLORS, color_image  # noqa: E402
-from .builders import TAXONOMY, write_labelled  # noqa: E402
+from .builders import TAXONOMY, write_labeled  # noqa: E402
 
 
 def strongest_color(num_classes: int, *, pretrained: bool) -> Any:
@@ -46,7 +46,7 @@ def color_student(crop: int = 8) -> tuple[Any, Run]:
     return module, run
 
 
-def labelled_folder(folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Path:
+def labeled_folder(folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Path:
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
     for number, (shown, truth) in enumerate(pairs):
@@ -58,9 +58,9 @@ def labelled_folder(folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) ->
 def test_scores_are_those_of_the_definition(tmp_path: Path) -> None:
     shown = np.array([[0, 0, 1, 1], [0, 0, 1, 2]])
     truth = np.array([[0, 0, 0, 1], [255, 0, 1, 1]])
-    folder = labelled_folder(tmp_path / "data", [(shown, truth)])
+    folder = labeled_folder(tmp_path / "data", [(shown, truth)])
     module, run = color_student()
-    scores = score_images(module, LabelledImages.open(folder, run_taxonomy(run)), run)
+    scores = score_images(module, LabeledImages.open(folder, run_taxonomy(run)), run)
     assert scores.confusion.tolist() == [[3, 1, 0], [0, 2, 1], [0, 0, 0]]
     assert scores.iou[:2].tolist() == [3 / 4, 2 / 4]
     assert np.isnan(scores.iou[2])
@@ -72,7 +72,7 @@ def test_ious_are_those_of_torchmetrics(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(0, 3, (16, 24)), rng.choice([0, 1, 2, 255], (16, 24))) for _ in range(3)]
     module, run = color_student()
-    images = LabelledImages.open(labelled_folder(tmp_path / "data", pairs), run_taxonomy(run))
+    images = LabeledImages.open(labeled_folder(tmp_path / "data", pairs), run_taxonomy(run))
     metric = torchmetrics.classification.MulticlassJaccardIndex(3, average="none", ignore_index=255)
     for shown, truth in pairs:
         metric.update(torch.from_numpy(shown), torch.from_numpy(truth))
@@ -83,7 +83,7 @@ def test_the_parts_of_two_processes_make_the_whole(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     pairs = [(rng.integers(0, 3, (8, 8)), rng.integers(0, 3, (8, 8))) for _ in range(5)]
     module, run = color_student()
-    images = LabelledImages.open(labelled_folder(tmp_path / "data", pairs), run_taxonomy(run))
+    images = LabeledImages.open(labeled_folder(tmp_path / "data", pairs), run_taxonomy(run))
     whole = score_images(module, images, run)
     # without a process group nothing is added up
     parts = [score_images(module, images, run, share=(rank, 2)).confusion for rank in (0, 1)]
@@ -93,7 +93,7 @@ def test_the_parts_of_two_processes_make_the_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(20, 30), (5, 30), (7, 6)])
 @pytest.mark.parametrize(("tile", "overlap"), [(None, 0), (8, 0), (8, 3)])
-def test_an_image_of_any_size_is_labelled_whole_and_in_tiles(
+def test_an_image_of_any_size_is_labeled_whole_and_in_tiles(
     size: tuple[int, int], tile: int | None, overlap: int
 ) -> None:
     shown = np.random.default_rng(2).integers(0, 3, size)
@@ -117,21 +117,21 @@ def test_the_size_is_the_nearest_that_the_network_takes() -> None:
 def test_a_student_whose_numbers_are_not_finite_is_not_scored(tmp_path: Path) -> None:
     module, run = color_student()
     module.encoder.parts[0].weight.data.fill_(float("nan"))
-    folder = labelled_folder(tmp_path / "data", [(np.zeros((8, 8)).astype(int), np.zeros((8, 8)))])
+    folder = labeled_folder(tmp_path / "data", [(np.zeros((8, 8)).astype(int), np.zeros((8, 8)))])
     with pytest.raises(TrainingError, match=r"0\.png are not finite"):
-        score_images(module, LabelledImages.open(folder, run_taxonomy(run)), run)
+        score_images(module, LabeledImages.open(folder, run_taxonomy(run)), run)
 
 
 def test_an_exported_student_labels_as_the_run_does(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    from maskmill.engine.predictors.semantic import SemanticPredictor
     from maskmill.engine.labeling.selection import Selection, select
+    from maskmill.engine.predictors.semantic import SemanticPredictor
     from maskmill.engine.runtimes.onnx_runtime import OnnxSession
     from maskmill.trainer.bundle import bundle_from_run
 
-    photos = write_labelled(tmp_path / "photos", range(4))
+    photos = write_labeled(tmp_path / "photos", range(4))
     options = {"model": "tiny", "batch": 4, "crop": 32, "scale": (1.0, 1.0), "lr": 0.02}
-    corpus = open_corpus(labelled=photos, taxonomy=TAXONOMY)
+    corpus = open_corpus(labeled=photos, taxonomy=TAXONOMY)
     train(tmp_path / "run", supervised(**options, steps=30), corpus, device="cpu", workers=0)
     student = load_run(tmp_path / "run")
     bundle = bundle_from_run(tmp_path / "run", tmp_path / "bundle")
@@ -144,9 +144,9 @@ def test_an_exported_student_labels_as_the_run_does(tmp_path: Path) -> None:
 
 
 def test_commands_measure_a_run_and_show_what_it_sees(tmp_path: Path) -> None:
-    photos = write_labelled(tmp_path / "photos", range(3))
+    photos = write_labeled(tmp_path / "photos", range(3))
     recipe = supervised(model="tiny", steps=1, batch=2, crop=32)
-    train(tmp_path / "run", recipe, open_corpus(labelled=photos, taxonomy=TAXONOMY), device="cpu", workers=0)
+    train(tmp_path / "run", recipe, open_corpus(labeled=photos, taxonomy=TAXONOMY), device="cpu", workers=0)
     run, images, labels = (str(tmp_path / "run"), str(photos / "images"), str(photos / "labels"))
     options = ["--images", images, "--labels", labels]
     shown = CliRunner().invoke(app, ["evaluate", run, *options])

@@ -6,9 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.trainer.students.models import build_model  # noqa: E402
 from maskmill.trainer.optim import learning_rate, make_optimizer, set_learning_rate  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
+from maskmill.trainer.students.models import build_model  # noqa: E402
 
 
 def test_poly_falls_with_the_power_of_nine_tenths() -> None:

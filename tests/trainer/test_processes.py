@@ -21,7 +21,7 @@ from maskmill.trainer.log import read_log  # noqa: E402
 from maskmill.trainer.processes import joined  # noqa: E402
 from maskmill.trainer.run import read_checkpoint  # noqa: E402
 
-from .builders import make_store, write_labelled  # noqa: E402
+from .builders import make_store, write_labeled  # noqa: E402
 from .plain_network import plain  # noqa: E402
 
 
@@ -39,7 +39,7 @@ def finish(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    photos = write_labelled(tmp_path / "photos", range(6))
+    photos = write_labeled(tmp_path / "photos", range(6))
     make_store(tmp_path / "store", photos, range(2, 6), weight=128)
     (tmp_path / "ids.txt").write_text("0\n1\n")
     (tmp_path / "held-out.txt").write_text("2\n3\n")
@@ -54,7 +54,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
         "ema=0.5",
     ]
     common = [
-        str(tmp_path / "store"), "--labelled", str(photos), "--ids", str(tmp_path / "ids.txt"), "--validation",
+        str(tmp_path / "store"), "--labeled", str(photos), "--ids", str(tmp_path / "ids.txt"), "--validation",
         str(photos), "--validation-ids", str(tmp_path / "held-out.txt"), "--recipe", "weighted", "--device", "cpu",
         "--workers", "0", *(f"--set={setting}" for setting in settings),
     ]  # fmt: skip

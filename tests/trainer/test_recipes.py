@@ -25,9 +25,9 @@ def test_a_recipe_survives_the_way_through_its_record(name: str) -> None:
 
 
 def test_settings_are_read_as_the_types_of_their_fields_say() -> None:
-    settings = ["crop=64", "lr=1e-2", "compile=true", "labelled=none", "method.selection=threshold", "model.width=8"]
+    settings = ["crop=64", "lr=1e-2", "compile=true", "labeled=none", "method.selection=threshold", "model.width=8"]
     recipe = with_settings(csl(), settings)
-    assert (recipe.crop, recipe.lr, recipe.compile, recipe.labelled) == (64, 0.01, True, None)
+    assert (recipe.crop, recipe.lr, recipe.compile, recipe.labeled) == (64, 0.01, True, None)
     assert recipe.method.selection == "threshold"
     assert recipe.model_options == {"width": 8}
 
@@ -45,7 +45,7 @@ def test_settings_are_read_as_the_types_of_their_fields_say() -> None:
         ("scale=2,1", "lower one first"),
         ("precision=int8", "one of fp32, bf16, fp16"),
         ("method.cover=1.5", "from 0 to 1"),
-        ("labelled=17", "from 1 to the batch of 16"),
+        ("labeled=17", "from 1 to the batch of 16"),
         ("method=x", "cannot be set"),
         ("lr=nan", "lr must be above 0"),
     ],
@@ -58,22 +58,22 @@ def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
 def test_the_loss_weights_of_csl_are_those_of_the_authors() -> None:
     method = csl().method
     # 1/2 [L_x + 1/4 L_s + 1/4 L_m + 1/2 L_fp]
-    assert (method.labelled, method.strong, method.masked, method.features) == (0.5, 0.125, 0.125, 0.25)
+    assert (method.labeled, method.strong, method.masked, method.features) == (0.5, 0.125, 0.125, 0.25)
 
 
 def test_stages_draw_what_their_losses_are_over() -> None:
     assert stages(supervised(batch=4, steps=10))[0].draws == {"union": 4}
-    assert stages(weighted(batch=4, labelled=1, steps=10))[0].draws == {"labelled": 1, "stored": 3}
-    assert stages(csl(batch=16))[0].draws == {"labelled": 8, "unlabelled": 8}
+    assert stages(weighted(batch=4, labeled=1, steps=10))[0].draws == {"labeled": 1, "stored": 3}
+    assert stages(csl(batch=16))[0].draws == {"labeled": 8, "unlabeled": 8}
 
 
 def test_conformalsam_relies_on_itself_in_its_last_steps() -> None:
     first, second = stages(conformalsam(batch=4, steps=80, method=ConformalSam(self_reliance=0.25)))
     assert (first.objective, first.start, first.stop, first.draws) == ("labels", 0, 60, {"union": 4})
     assert (second.objective, second.start, second.stop) == ("self_reliance", 60, 80)
-    assert second.draws == {"labelled": 2, "unlabelled": 2}
+    assert second.draws == {"labeled": 2, "unlabeled": 2}
 
 
-def test_a_batch_of_labelled_images_alone_is_no_batch_for_consistency() -> None:
-    with pytest.raises(UsageError, match="labelled must be below the batch of 8"):
-        stages(csl(batch=8, labelled=8))
+def test_a_batch_of_labeled_images_alone_is_no_batch_for_consistency() -> None:
+    with pytest.raises(UsageError, match="labeled must be below the batch of 8"):
+        stages(csl(batch=8, labeled=8))

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.engine.model.bundle import InputSpec  # noqa: E402
+from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.recipes import csl  # noqa: E402
 from maskmill.trainer.run import LAST, Run, best_checkpoint, open_run, read_checkpoint, write_checkpoint  # noqa: E402
 

@@ -16,20 +16,20 @@ torch = pytest.importorskip("torch")
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import Corpus, open_corpus  # noqa: E402
 from maskmill.trainer.log import read_log  # noqa: E402
-from maskmill.trainer.students.models import load_run  # noqa: E402
 from maskmill.trainer.recipes import RECIPES, Recipe, with_settings  # noqa: E402
 from maskmill.trainer.run import Run, read_checkpoint  # noqa: E402
+from maskmill.trainer.students.models import load_run  # noqa: E402
 from maskmill.trainer.train import Progress, train  # noqa: E402
 
-from .builders import make_store, write_labelled  # noqa: E402
+from .builders import make_store, write_labeled  # noqa: E402
 from .plain_network import plain  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden.json"
 SETTINGS = {
     "supervised": [],
-    "weighted": ["labelled=2", "optimizer=adamw", "schedule=cosine", "warmup=2", "clip=0.5"],
+    "weighted": ["labeled=2", "optimizer=adamw", "schedule=cosine", "warmup=2", "clip=0.5"],
     "conformalsam": ["method.initial=0.25", "ema=0.5"],
-    "csl": ["labelled=2", "method.cell=8", "method.cover_probability=1", "method.cutmix=1"],
+    "csl": ["labeled=2", "method.cell=8", "method.cover_probability=1", "method.cutmix=1"],
 }
 
 
@@ -40,10 +40,10 @@ def recipe_of(name: str, *settings: str) -> Recipe:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    photos = write_labelled(tmp_path / "photos", range(8))
+    photos = write_labeled(tmp_path / "photos", range(8))
     make_store(tmp_path / "store", photos, range(2, 6), weight=128)
     return open_corpus(
-        stores=[tmp_path / "store"], labelled=photos, ids=["0", "1"], validation=photos, validation_ids=["6", "7"]
+        stores=[tmp_path / "store"], labeled=photos, ids=["0", "1"], validation=photos, validation_ids=["6", "7"]
     )
 
 
@@ -185,7 +185,7 @@ def test_the_record_says_what_was_trained_on(tmp_path: Path, corpus: Corpus) -> 
     run(tmp_path / "run", recipe, corpus)
     found = Run.load(tmp_path / "run")
     assert found.recipe == recipe
-    assert found.data["labelled"]["images"] == 2
+    assert found.data["labeled"]["images"] == 2
     assert found.data["images"] == {"stored": 4}
     assert found.classes == ("red", "green", "blue")
     assert (found.input.height, found.input.width) == (32, 32)

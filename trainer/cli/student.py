@@ -15,11 +15,11 @@ DEVICE = typer.Option("cpu", metavar="DEVICE", help="cpu, cuda or cuda:N.")
 
 def evaluate_student(
     run: Path = RUN,
-    images: str = typer.Option(..., metavar="SOURCE", help="Labelled images: a folder, list, glob, tar or URL."),
+    images: str = typer.Option(..., metavar="SOURCE", help="Labeled images: a folder, list, glob, tar or URL."),
     labels: Path = typer.Option(..., metavar="DIR", help="Their label maps, under the same names."),
     ids: Path | None = typer.Option(None, "--ids", metavar="FILE", help="Names of the images to use, one a line."),
     taxonomy: Path | None = typer.Option(
-        None, metavar="FILE", help="Class mapping, for other [labels] than those of the run's labelled folder."
+        None, metavar="FILE", help="Class mapping, for other [labels] than those of the run's labeled folder."
     ),
     tile: int | None = TILE,
     overlap: int = OVERLAP,
@@ -27,22 +27,22 @@ def evaluate_student(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Measure a student against true labels: IoU of each class, mIoU and accuracy."""
-    from ...engine.report.display import counter
     from ...engine.inputs.label_maps import read_ids
-    from ..data.datasets import LabelledImages
-    from ..training_display import print_scores
+    from ...engine.report.display import counter
+    from ..data.datasets import LabeledImages
     from ..evaluate import run_taxonomy, score_images
     from ..students.models import load_run
+    from ..training_display import print_scores
 
     student = load_run(run)
     classes = run_taxonomy(student.run)
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
-    labelled = LabelledImages.pair(images, labels, classes, ids=read_ids(ids) if ids else None)
+    labeled = LabeledImages.pair(images, labels, classes, ids=read_ids(ids) if ids else None)
     with counter("measuring", quiet=as_json) as progress:
         scores = score_images(
             student.module.to(device),
-            labelled,
+            labeled,
             student.run,
             device=device,
             tile=tile,

@@ -35,11 +35,11 @@ def train_student(
     stores: list[Path] | None = typer.Argument(None, metavar="[STORE]...", help="Label stores to train on."),
     recipe: RecipeName = typer.Option(RecipeName.weighted, help="What is trained, and how."),
     output: Path = typer.Option(..., "-o", "--output", metavar="RUN", help="Folder of the run, made or gone on with."),
-    labelled: Path | None = typer.Option(
+    labeled: Path | None = typer.Option(
         None, metavar="DIR", help="Folder with images/ and labels/: photos with true labels."
     ),
-    ids: Path | None = typer.Option(None, metavar="FILE", help="Names of the labelled images to use, one a line."),
-    unlabelled: str | None = typer.Option(None, metavar="SOURCE", help="Images without labels (csl, conformalsam)."),
+    ids: Path | None = typer.Option(None, metavar="FILE", help="Names of the labeled images to use, one a line."),
+    unlabeled: str | None = typer.Option(None, metavar="SOURCE", help="Images without labels (csl, conformalsam)."),
     validation: Path | None = typer.Option(
         None, metavar="DIR", help="Folder with images/ and labels/ to measure on; the best student is kept."
     ),
@@ -67,11 +67,11 @@ def train_student(
     Exit status: 0 trained, 130 interrupted (the run is saved).
     """
     from ...engine.inputs.label_maps import read_ids
-    from ...engine.model.bundle import read_class_names
+    from ...engine.model.files import read_class_names
     from ..data.corpus import classes_taxonomy, open_corpus
-    from ..training_display import observing, print_summary
     from ..recipes import RECIPES, with_settings
     from ..train import train
+    from ..training_display import observing, print_summary
 
     if background is not None and classes is None:
         raise UsageError("--background NAME goes with --classes FILE")
@@ -81,9 +81,9 @@ def train_student(
         raise UsageError(f"{classes} must name every class from 0 on, without a gap")
     corpus = open_corpus(
         stores=stores or (),
-        labelled=labelled,
+        labeled=labeled,
         ids=read_ids(ids) if ids else None,
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
         validation=validation,
         validation_ids=read_ids(validation_ids) if validation_ids else None,
         taxonomy=None if names is None else classes_taxonomy([names[index] for index in sorted(names)], background),

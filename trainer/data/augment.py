@@ -4,7 +4,7 @@
 
     moved = draw_move(rng, image.shape[:2], crop=256, scale=(0.5, 2.0), flip=0.5)
     view = move_image(image, moved)                       # (256, 256, 3) uint8
-    label = move_map(label, moved, fill=ignore)           # (256, 256), nearest neighbour
+    label = move_map(label, moved, fill=ignore)           # (256, 256), nearest neighbor
     strong = strong_view(view, rng)
 
 Everything random comes from the generator that is passed in, so that a sample depends on its seed alone.
@@ -67,7 +67,7 @@ COVERED = ColorSettings(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, g
 
 
 def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[float, float], flip: float) -> Move:
-    """Draw a scale in a range, the place of a square crop and a flip for an image of ``size`` (H, W)."""
+    """Draw a scale in a range, the position of a square crop and a flip for an image of ``size`` (H, W)."""
     factor = rng.uniform(*scale)
     height, width = (max(1, round(length * factor)) for length in size)
     return Move(
@@ -89,7 +89,7 @@ def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] 
 
 
 def move_map(values: NDArray[Any], move: Move, fill: int) -> NDArray[Any]:
-    """The same for a class or weight map (H, W), by nearest neighbour with half-pixel centers → (crop, crop)."""
+    """The same for a class or weight map (H, W), by nearest neighbor with half-pixel centers → (crop, crop)."""
     rows, columns = (
         (np.arange(start, min(start + move.crop, length)) * 2 + 1) * cells // (2 * length)
         for start, length, cells in zip((move.top, move.left), move.size, values.shape, strict=True)

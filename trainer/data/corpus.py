@@ -1,12 +1,12 @@
-"""What a run is trained on: label stores, labelled images, unlabelled ones, and the images that measure it.
+"""What a run is trained on: label stores, labeled images, unlabeled ones, and the images that measure it.
 
 ::
 
-    corpus = open_corpus(stores=["labels"], labelled="photos", validation="held-out")
-    corpus.streams()["union"]           # the labelled and the stored images
+    corpus = open_corpus(stores=["labels"], labeled="photos", validation="held-out")
+    corpus.streams()["union"]           # the labeled and the stored images
 
-All parts speak the same classes. An image that is labelled, or held out, is never taken from a store or from the
-unlabelled images as well: they are compared by name (uri).
+All parts speak the same classes. An image that is labeled, or held out, is never taken from a store or from the
+unlabeled images as well: they are compared by name (uri).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...engine.store.label_store import LabelStore
 from ...engine.model.taxonomy import Taxonomy
+from ...engine.store.label_store import LabelStore
 from ...errors import UsageError
-from .datasets import LabelledImages, Part, PlainImages, StoredImages
+from .datasets import LabeledImages, Part, PlainImages, StoredImages
 from .weak_labels import WeakLabels
 
 Location = str | os.PathLike[str]
@@ -31,14 +31,14 @@ class Corpus:
     """The images of a run."""
 
     taxonomy: Taxonomy
-    """The classes, and what the labels of the labelled folders mean."""
-    labelled: LabelledImages | None
+    """The classes, and what the labels of the labeled folders mean."""
+    labeled: LabeledImages | None
     """Images with true labels."""
     stored: tuple[StoredImages, ...]
     """Images with a teacher's labels."""
     plain: PlainImages | None
     """Images without labels."""
-    validation: LabelledImages | None
+    validation: LabeledImages | None
     """Held-out images with true labels."""
     weak: WeakLabels | None = None
     """Segments and image-level labels of the images with labels, where they were given."""
@@ -47,13 +47,13 @@ class Corpus:
 
     def streams(self) -> dict[str, tuple[Part, ...]]:
         """The parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
-        labelled: tuple[Part, ...] = () if self.labelled is None else (self.labelled,)
+        labeled: tuple[Part, ...] = () if self.labeled is None else (self.labeled,)
         plain: tuple[Part, ...] = () if self.plain is None else (self.plain,)
         return {
-            "union": labelled + self.stored,
-            "labelled": labelled,
+            "union": labeled + self.stored,
+            "labeled": labeled,
             "stored": self.stored,
-            "unlabelled": self.stored + plain,
+            "unlabeled": self.stored + plain,
         }
 
 
@@ -73,9 +73,9 @@ def classes_taxonomy(names: Sequence[str], background: str | None = None) -> Tax
 def open_corpus(
     *,
     stores: Sequence[Location] = (),
-    labelled: Location | None = None,
+    labeled: Location | None = None,
     ids: Iterable[str] | None = None,
-    unlabelled: Location | None = None,
+    unlabeled: Location | None = None,
     validation: Location | None = None,
     validation_ids: Iterable[str] | None = None,
     taxonomy: Taxonomy | None = None,
@@ -89,11 +89,11 @@ def open_corpus(
     ----------
     stores
         Label stores, all of the same classes.
-    labelled, validation
+    labeled, validation
         Folders with ``images`` and ``labels``.
     ids, validation_ids
         Names of the images to take of the two; all where None.
-    unlabelled
+    unlabeled
         A source of images without labels.
     taxonomy
         The classes where there is no store.
@@ -118,16 +118,16 @@ def open_corpus(
         classes = replace(classes, labels=taxonomy.labels)
     if labels_of is not None:
         classes = classes.with_labels_of(labels_of)
-    held_out = None if validation is None else LabelledImages.open(validation, classes, ids=validation_ids)
+    held_out = None if validation is None else LabeledImages.open(validation, classes, ids=validation_ids)
     skip = set() if held_out is None else set(held_out.uris)
-    true = None if labelled is None else LabelledImages.open(labelled, classes, ids=ids, skip=skip)
+    true = None if labeled is None else LabeledImages.open(labeled, classes, ids=ids, skip=skip)
     skip |= set() if true is None else set(true.uris)
     stored = tuple(StoredImages.open(store, skip=skip) for store in stores)
-    plain = None if unlabelled is None else PlainImages.open(unlabelled, classes, skip=skip)
+    plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
     record = {
         "stores": [{"path": str(store.path), "run": store.run} for store in opened],
-        "labelled": _given(labelled, true),
-        "unlabelled": _given(unlabelled, plain),
+        "labeled": _given(labeled, true),
+        "unlabeled": _given(unlabeled, plain),
         "validation": _given(validation, held_out),
         "segments": None if segments is None else str(segments),
         "image_labels": None if image_labels is None else str(image_labels),
@@ -135,7 +135,7 @@ def open_corpus(
     }
     return Corpus(
         taxonomy=classes,
-        labelled=true,
+        labeled=true,
         stored=stored,
         plain=plain,
         validation=held_out,

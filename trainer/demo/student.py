@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.corpus import open_corpus
-from ..data.datasets import LabelledImages
+from ..data.datasets import LabeledImages
 from ..evaluate import run_taxonomy, score_images
-from ..students.models import load_run
 from ..recipes import weighted
 from ..run import import_torch
+from ..students.models import load_run
 from ..train import train
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SETTINGS: dict[str, Any] = {
     "steps": 500,
     "batch": 8,
-    "labelled": 4,
+    "labeled": 4,
     "crop": 96,
     "scale": (0.8, 1.4),
     "optimizer": "adamw",
@@ -52,7 +52,7 @@ def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -
     run, store = folder / "student", folder / "labels" / "conformal"
     shutil.rmtree(run, ignore_errors=True)
     recipe = weighted(**_SETTINGS)
-    corpus = open_corpus(stores=[store], labelled=folder / "calibration")
+    corpus = open_corpus(stores=[store], labeled=folder / "calibration")
     console.print(
         f"Training a student on the vouched labels and on the calibration tiles: {recipe.steps} steps of "
         f"{recipe.batch} tiles (about a minute)"
@@ -60,9 +60,7 @@ def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -
     if train(run, recipe, corpus, device="cpu", workers=0).interrupted:
         raise KeyboardInterrupt
     student = load_run(run)
-    scores = score_images(
-        student.module, LabelledImages.open(folder / "scored", run_taxonomy(student.run)), student.run
-    )
+    scores = score_images(student.module, LabeledImages.open(folder / "scored", run_taxonomy(student.run)), student.run)
     found = {"accuracy": scores.accuracy, "miou": scores.miou, "seconds": time.perf_counter() - started}
     _print_table(figures, found, console)
     return found

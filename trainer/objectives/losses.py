@@ -39,9 +39,9 @@ def self_reliance_weight(step: int, steps: int, *, initial: float, decay: float)
     return initial * math.exp(-decay * step / steps)
 
 
-def self_reliance(labelled: Tensor, unlabelled: Tensor, weight: float) -> Tensor:
+def self_reliance(labeled: Tensor, unlabeled: Tensor, weight: float) -> Tensor:
     """ConformalSAM, stage II: L = (1 - lambda) L_s + lambda L_u."""
-    return (1 - weight) * labelled + weight * unlabelled
+    return (1 - weight) * labeled + weight * unlabeled
 
 
 class PseudoLabels(NamedTuple):

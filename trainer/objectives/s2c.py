@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import losses
-from ..students.classifier import normalised_maps
-from .steps import Losses, Moment
 from ..recipes import S2c
 from ..run import import_torch
+from ..students.classifier import normalized_maps
+from . import losses
+from .base import Losses, Moment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """The losses of a batch of images with segments, the prompted predictor's labels and the classes that they show."""
-    torch, method, samples = import_torch(), moment.recipe.method, batch["labelled"]
+    torch, method, samples = import_torch(), moment.recipe.method, batch["labeled"]
     assert isinstance(method, S2c), "the stage belongs to this method"
     features, maps = student.decoder.maps(student.encode(samples["image"]))
     background, present = student.decoder.background, samples["present"]
@@ -42,7 +42,7 @@ def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses
     if moment.step >= method.warmup * moment.recipe.steps:
         scores = map_scores(maps, present, tuple(samples["label"].shape[-2:]), background)
         terms["prompted"] = losses.cross_entropy(
-            scores, samples["label"], ignore=moment.ignore, count=moment.counts["labelled"]
+            scores, samples["label"], ignore=moment.ignore, count=moment.counts["labeled"]
         )
         total = total + method.prompted * terms["prompted"]
     return Losses(total=total, terms=terms)
@@ -96,7 +96,7 @@ def map_scores(maps: Tensor, present: Tensor, size: tuple[int, int], background:
     (N, K, h, w) and ``present`` t (N, K), both without the background → (N, K or K + 1, H, W) in [0, 1].
     """
     torch = import_torch()
-    scores = normalised_maps(maps.float()) * present.float()[:, :, None, None]
+    scores = normalized_maps(maps.float()) * present.float()[:, :, None, None]
     scores = torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     if background is None:
         return scores

@@ -1,59 +1,32 @@
-"""What a step minimises: from the student and a batch to the loss and its terms.
+"""What a step minimizes: from the student and a batch to the loss and its terms.
 
-An objective is a function ``(student, batch, moment) -> Losses``. A batch maps the roles ``labelled`` and
-``unlabelled`` to samples as :class:`~maskmill.trainer.data.datasets.TrainingImages` makes them, stacked, images normalised.
+An objective is a function ``(student, batch, moment) -> Losses``. A batch maps the roles ``labeled`` and
+``unlabeled`` to samples as :class:`~maskmill.trainer.data.datasets.TrainingImages` makes them, stacked, images normalized.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ... import kernels
-from . import losses
-from ..students.models import keep_batchnorm
-from ..recipes import ConformalSam, Csl, Recipe, Stage, Supervised
+from ..recipes import ConformalSam, Csl, Supervised
 from ..run import import_torch
+from ..students.models import keep_batchnorm
+from . import losses
+from .base import Losses, Moment
+from .s2c import s2c_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """The losses of a batch, float32 scalars."""
-
-    total: Tensor
-    """What is minimised; it carries the gradient."""
-    terms: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the total is made of; like it, the parts of a step add up to the step's."""
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
-    """Other numbers worth a look, whose mean over the parts of a step is the step's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moment:
-    """Where in a run a batch stands."""
-
-    recipe: Recipe
-    """The whole recipe."""
-    stage: Stage
-    """The stage of the step."""
-    step: int
-    """Number of the step, from 0."""
-    ignore: int
-    """Index of pixels without a label."""
-    counts: Mapping[str, float]
-    """What the loss of a role is divided by: its pixels in the whole step, a process."""
-
-
 def labels(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """Cross-entropy on the labels, with their weights where the recipe says so."""
-    samples, method = batch["labelled"], moment.recipe.method
+    samples, method = batch["labeled"], moment.recipe.method
     weight = samples["weight"].float() / 255 if isinstance(method, Supervised) and method.weighted else None
     logits = _upsample(student(samples["image"]), samples["label"])
-    count = moment.counts["labelled"]
+    count = moment.counts["labeled"]
     return Losses(total=losses.cross_entropy(logits, samples["label"], weight, ignore=moment.ignore, count=count))
 
 
@@ -61,21 +34,21 @@ def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Los
     """ConformalSAM's stage II: true labels, and the student's own ones from the same view in eval mode."""
     torch, method = import_torch(), moment.recipe.method
     assert isinstance(method, ConformalSam), "the stage belongs to this method"
-    labelled, unlabelled = batch["labelled"], batch["unlabelled"]
-    own = losses.argmax_labels(_predict(student, unlabelled["image"]), unlabelled["real"], ignore=moment.ignore)
-    num = len(labelled["image"])
-    logits = _upsample(student(torch.cat([labelled["image"], unlabelled["image"]])), own)
+    labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+    own = losses.argmax_labels(_predict(student, unlabeled["image"]), unlabeled["real"], ignore=moment.ignore)
+    num = len(labeled["image"])
+    logits = _upsample(student(torch.cat([labeled["image"], unlabeled["image"]])), own)
     supervised = losses.cross_entropy(
-        logits[:num], labelled["label"], ignore=moment.ignore, count=moment.counts["labelled"]
+        logits[:num], labeled["label"], ignore=moment.ignore, count=moment.counts["labeled"]
     )
-    consistent = losses.cross_entropy(logits[num:], own, ignore=moment.ignore, count=moment.counts["unlabelled"])
+    consistent = losses.cross_entropy(logits[num:], own, ignore=moment.ignore, count=moment.counts["unlabeled"])
     stage = moment.stage
     weight = losses.self_reliance_weight(
         moment.step - stage.start, stage.stop - stage.start, initial=method.initial, decay=method.decay
     )
     return Losses(
         total=losses.self_reliance(supervised, consistent, weight),
-        terms={"labelled": supervised, "unlabelled": consistent},
+        terms={"labeled": supervised, "unlabeled": consistent},
         figures={"lambda": torch.tensor(weight, device=supervised.device)},
     )
 
@@ -83,17 +56,17 @@ def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Los
 def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """CSL: L = a L_x + b L_s + c L_m + d L_fp, with the weights of :class:`~maskmill.trainer.recipes.Csl`.
 
-    L_x on labelled images; on unlabelled ones, with the labels and weights that the weak view gives: L_s on the strong
+    L_x on labeled images; on unlabeled ones, with the labels and weights that the weak view gives: L_s on the strong
     view with CutMix, L_m on the covered view, L_fp on the weak view with dropped feature channels. Weak views of both
     kinds go through the student together, and so do the two strong ones, whose statistics leave no trace in batch
-    normalisation. CutMix takes its part from the next image of the same batch, which saves the authors' second pass
+    normalization. CutMix takes its part from the next image of the same batch, which saves the authors' second pass
     over other images.
     """
     torch, method = import_torch(), moment.recipe.method
     assert isinstance(method, Csl), "the stage belongs to this method"
-    labelled, unlabelled = batch["labelled"], batch["unlabelled"]
-    real, num = unlabelled["real"], len(labelled["image"])
-    features = student.encode(torch.cat([labelled["image"], unlabelled["image"]]))
+    labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+    real, num = unlabeled["real"], len(labeled["image"])
+    features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))
     dropped = [torch.nn.functional.dropout2d(feature[num:], method.dropout) for feature in features]
     weak = student.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)])
     both = num + len(real)
@@ -101,19 +74,19 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
         own = losses.pcos_labels(weak[num:both], real, denominator=method.denominator, ignore=moment.ignore)
     else:
         own = losses.threshold_labels(weak[num:both], real, threshold=method.threshold, ignore=moment.ignore)
-    mixed = losses.PseudoLabels(*(mix(values, unlabelled["box"]) for values in own))
-    covered = kernels.perturbation_cover(unlabelled["cells"], tuple(real.shape[-2:]), own.reliable)
-    images = [mix(unlabelled["strong"], unlabelled["box"]), unlabelled["masked"].masked_fill(covered[:, None], 0)]
+    mixed = losses.PseudoLabels(*(mix(values, unlabeled["box"]) for values in own))
+    covered = kernels.perturbation_cover(unlabeled["cells"], tuple(real.shape[-2:]), own.reliable)
+    images = [mix(unlabeled["strong"], unlabeled["box"]), unlabeled["masked"].masked_fill(covered[:, None], 0)]
     with keep_batchnorm(student):
         strong = _upsample(student(torch.cat(images)), real)
 
     def loss(logits: Tensor, pseudo: losses.PseudoLabels) -> Tensor:
-        count = moment.counts["unlabelled"]
+        count = moment.counts["unlabeled"]
         return losses.cross_entropy(logits, pseudo.label, pseudo.weight, ignore=moment.ignore, count=count)
 
     terms = {
-        "labelled": losses.cross_entropy(
-            _upsample(weak[:num], real), labelled["label"], ignore=moment.ignore, count=moment.counts["labelled"]
+        "labeled": losses.cross_entropy(
+            _upsample(weak[:num], real), labeled["label"], ignore=moment.ignore, count=moment.counts["labeled"]
         ),
         "strong": loss(strong[: len(real)], mixed),
         "masked": loss(strong[len(real) :], own),
@@ -123,25 +96,18 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
     ramp = min(1.0, moment.step / ramped) if ramped else 1.0
     return Losses(
         total=torch.stack(
-            [getattr(method, name) * (1 if name == "labelled" else ramp) * term for name, term in terms.items()]
+            [getattr(method, name) * (1 if name == "labeled" else ramp) * term for name, term in terms.items()]
         ).sum(),
         terms=terms,
         figures={"weight": own.weight.sum() / num_real, "reliable": own.reliable.sum() / num_real},
     )
 
 
-def segments(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
-    """S2C's losses; see :mod:`maskmill.trainer.objectives.s2c`."""
-    from .s2c import s2c_losses
-
-    return s2c_losses(student, batch, moment)
-
-
 OBJECTIVES: Mapping[str, Callable[[Any, Mapping[str, Any], Moment], Losses]] = {
     "labels": labels,
     "self_reliance": self_reliance,
     "consistency": consistency,
-    "segments": segments,
+    "segments": s2c_losses,
 }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BACKGROUND_SCORE = 0.3
-"""Normalised activation below which a pixel counts as background where a classifier labels by itself."""
+"""Normalized activation below which a pixel counts as background where a classifier labels by itself."""
 
 _EPSILON = 1e-5
 
@@ -29,7 +29,7 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
     Its head is F = relu(body(images)), (N, width, h, w), and A = conv(F), one map (N, K, h, w) for each class other
     than the background, in their order; the logits of an image are the means of its maps.
 
-    As a student it labels by these maps: a class scores what :func:`normalised_maps` gives, 0 where the image's logit
+    As a student it labels by these maps: a class scores what :func:`normalized_maps` gives, 0 where the image's logit
     is not positive, and the background scores :data:`BACKGROUND_SCORE`.
     """
     torch = import_torch()
@@ -51,7 +51,7 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
         def forward(self, features: list[Tensor]) -> Tensor:
             _, maps = self.maps(features)
             present = maps.mean(dim=(2, 3), keepdim=True) > 0
-            scores = normalised_maps(maps) * present
+            scores = normalized_maps(maps) * present
             if background is None:
                 return scores
             outside = torch.full_like(scores[:, :1], BACKGROUND_SCORE)
@@ -78,7 +78,7 @@ def as_cam_model(network: nn.Module) -> nn.Module:
     return CamModel()
 
 
-def normalised_maps(maps: Tensor) -> Tensor:
+def normalized_maps(maps: Tensor) -> Tensor:
     """relu(A_k) / (max relu(A_k) + 1e-5), (N, K, h, w) in [0, 1]: each class by its largest value in the image."""
     positive = maps.relu()
     return positive / (positive.amax(dim=(2, 3), keepdim=True) + _EPSILON)

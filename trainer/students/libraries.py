@@ -164,7 +164,7 @@ def smp(architecture: str, num_classes: int, *, pretrained: bool = True, **optio
     scaling = library.encoders.get_preprocessing_params(name)
 
     def decode(decoder: Any, head: Any, features: list[Tensor]) -> Tensor:
-        # the place of the image, which no decoder looks at
+        # the backend of the image, which no decoder looks at
         return head(decoder([features[0], *features]))
 
     return encoder_decoder(
@@ -180,7 +180,7 @@ def smp(architecture: str, num_classes: int, *, pretrained: bool = True, **optio
 def by_path(path: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
     """What a function of your own makes: ``package.module:function``, called as the functions here are.
 
-    It may be a whole model, as :mod:`.models` describes it, or any module from images (N, 3, H, W), normalised with
+    It may be a whole model, as :mod:`.models` describes it, or any module from images (N, 3, H, W), normalized with
     ImageNet's mean and deviation, to logits (N, K, h, w); that is then all backbone and has no features.
     """
     name, _, function = path.partition(":")
@@ -255,7 +255,7 @@ def _dense_head(config: Any) -> nn.Module:
     def decode(neck: Any, head: Any, features: list[Tensor]) -> Tensor:
         height, width = features[0].shape[-2:]
         tokens = [feature.flatten(2).transpose(1, 2) for feature in features]
-        # a place for the class token, which the neck takes away ("ignore")
+        # a backend for the class token, which the neck takes away ("ignore")
         tokens = [torch.cat([row[:, :1], row], dim=1) for row in tokens]
         return head(neck(tokens, height, width)[-1])
 
@@ -265,7 +265,7 @@ def _dense_head(config: Any) -> nn.Module:
 
 
 def _nothing() -> nn.Module:
-    """In place of layers that a forward pass does not need: distributed training waits for every gradient."""
+    """In backend of layers that a forward pass does not need: distributed training waits for every gradient."""
     from torch import nn
 
     return nn.Identity()

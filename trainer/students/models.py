@@ -3,7 +3,7 @@
 ::
 
     model = build_model("lite0", num_classes=21)
-    logits = model(images)                  # (N, 3, H, W) float32, normalised → (N, 21, h, w)
+    logits = model(images)                  # (N, 3, H, W) float32, normalized → (N, 21, h, w)
     student = load_run("run")
     student.module, student.classes, student.input
 
@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...errors import TrainingError, UsageError
 from ...engine.model.bundle import InputSpec
+from ...errors import TrainingError, UsageError
+from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 from . import networks
 from .classifier import classifier
 from .libraries import by_path, deeplabv3plus_mobilenetv2, dpt_dinov2, segformer, smp
 from .networks import batchnorm_layers, lite0, tiny
-from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def build_model(
 ) -> nn.Module:
     """A new student for ``num_classes`` classes; its head is random, its backbone pretrained where ``pretrained``.
 
-    With ``freeze_batchnorm`` the backbone normalises by the statistics it has, as small batches need. ``background`` is
+    With ``freeze_batchnorm`` the backbone normalizes by the statistics it has, as small batches need. ``background`` is
     the index of the background class, of which a classifier (``cam:``) has no activation map.
 
     Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
@@ -134,7 +134,7 @@ def load_run(path: str | os.PathLike[str]) -> Student:
 
 @contextmanager
 def keep_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Normalise by the batch in training mode as ever, and leave the running statistics as they are."""
+    """Normalize by the batch in training mode as ever, and leave the running statistics as they are."""
     layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False

@@ -3,7 +3,7 @@
 ::
 
     network = lite0(num_classes=21)
-    features = network.encode(images)   # (N, 3, H, W) float32, normalised → maps at strides 4, 8, 16 and 32
+    features = network.encode(images)   # (N, 3, H, W) float32, normalized → maps at strides 4, 8, 16 and 32
     logits = network.decode(features)   # (N, 21, H / 4, W / 4)
 
 Networks are classes of torch, which is optional: they are defined inside the functions that make them.
@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingPackageError, UsageError
 from ...engine.model.bundle import InputSpec
+from ...errors import MissingPackageError, UsageError
 from ..run import import_torch
 
 if TYPE_CHECKING:
@@ -90,19 +90,19 @@ def encoder_decoder(
 
 
 def batchnorm_layers(module: nn.Module) -> list[Any]:
-    """The batch normalisation layers of a module, synchronised ones included."""
+    """The batch normalization layers of a module, synchronized ones included."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
 def freeze_batchnorm(network: nn.Module) -> None:
-    """Let a student's backbone normalise by the statistics it has, and train neither them nor scale and shift.
+    """Let a student's backbone normalize by the statistics it has, and train neither them nor scale and shift.
 
     For batches of a few images, whose statistics say little.
     """
     if not hasattr(network, "batchnorm_frozen"):
-        raise UsageError("batch normalisation can be frozen in models that maskmill builds; freeze it in your own")
+        raise UsageError("batch normalization can be frozen in models that maskmill builds; freeze it in your own")
     network.batchnorm_frozen = True
     network.options["freeze_batchnorm"] = True
     for layer in batchnorm_layers(network.encoder):

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ....errors import SessionError, UsageError
+from ...backends.base import Backend
+from ...backends.host import HOST
 from ...model.bundle import Bundle
-from ...backends.base import HOST, Place
-from ...runtimes.onnx_runtime import Session
+from ...runtimes.base import Session
+from ..resampling import bilinear_weights
 
 _EPSILON = 1e-5
 
@@ -34,7 +35,7 @@ class CamInput:
 
     tensors: tuple[Any, ...]
     """One a scale, and after each its mirrored twin where asked for: float32, without the batch axis, in the model's
-    place."""
+    backend."""
     covers: tuple[tuple[float, float], ...]
     """Of each tensor the share of its height and width that the image covers."""
 
@@ -44,23 +45,23 @@ class Cams:
     """What the classifier says of one image."""
 
     maps: tuple[Any, ...]
-    """Class activation maps, one a tensor, each (C, h, w), as the model gives them, in ``place``."""
+    """Class activation maps, one a tensor, each (C, h, w), as the model gives them, on ``backend``."""
     covers: tuple[tuple[float, float], ...]
     """As :attr:`CamInput.covers`."""
     flipped: tuple[bool, ...]
     """Which of the maps are of the mirrored image."""
     probabilities: Any
-    """(C,) float32: each class's probability, the mean over scales, in ``place``."""
-    place: Place = HOST
+    """(C,) float32: each class's probability, the mean over scales, on ``backend``."""
+    backend: Backend = HOST
     """Where the maps lie."""
 
     def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> Any:
         """Maps of some classes, (len(classes), rows, columns) float32 in [0, 1]; all 0 where none of it is positive.
 
-        They lie in ``place``. The grid has ``size`` = (rows, columns) unit cells, of which the image covers the first
+        They lie on ``backend``. The grid has ``size`` = (rows, columns) unit cells, of which the image covers the first
         ``extent``, a real number of rows and columns.
         """
-        xp = self.place.xp
+        xp = self.backend.xp
         total = xp.zeros((len(classes), *size), np.float32)
         if not len(classes):
             return total
@@ -84,7 +85,7 @@ class CamModel:
         Input sizes as multiples of the bundle's own.
     flip
         Whether the mirrored image is looked at, too.
-    place
+    backend
         Where images and maps lie; the session must take arrays from there.
     """
 
@@ -95,7 +96,7 @@ class CamModel:
         *,
         scales: Sequence[float] = (1.0,),
         flip: bool = True,
-        place: Place = HOST,
+        backend: Backend = HOST,
     ) -> None:
         if bundle.task != "cam":
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; activation maps need a cam one")
@@ -107,7 +108,7 @@ class CamModel:
         self.bundle = bundle
         self.session = session
         self.flip = flip
-        self.place = place
+        self.backend = backend
         self.scales = tuple(scales)
         self._specs = [self._spec(scale) for scale in scales]
         self._cam, self._logits = kinds.index("cam"), kinds.index("logits")
@@ -123,12 +124,12 @@ class CamModel:
         return self.bundle.at_size(height, width).input
 
     def prepare(self, image: Any) -> CamInput:
-        """Resize and normalise an HWC uint8 RGB image, which lies in the model's place, at every scale."""
+        """Resize and normalize an HWC uint8 RGB image, which lies in the model's backend, at every scale."""
         tensors, covers = [], []
-        views = (image, self.place.xp.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
+        views = (image, self.backend.xp.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
         for spec in self._specs:
             for view in views:
-                tensor, covered = self.place.preprocess(view, spec)
+                tensor, covered = self.backend.preprocess(view, spec)
                 tensors.append(tensor)
                 covers.append(covered)
         return CamInput(tensors=tuple(tensors), covers=tuple(covers))
@@ -156,13 +157,13 @@ class CamModel:
                 covers=one.covers,
                 flipped=(False, True)[:views] * len(self._specs),
                 probabilities=self._probabilities(logits[index]),
-                place=self.place,
+                backend=self.backend,
             )
             for index, one in enumerate(prepared)
         ]
 
     def _call(self, tensors: list[Any]) -> tuple[Any, Any]:
-        num, xp = len(tensors), self.place.xp
+        num, xp = len(tensors), self.backend.xp
         if (fixed := self.session.max_batch) and num < fixed:
             tensors = tensors + [xp.zeros(tensors[0].shape, np.float32)] * (fixed - num)
         outputs = self.session.run(xp.stack(tensors))
@@ -177,7 +178,7 @@ class CamModel:
         return (xp.moveaxis(cams, 3, 1) if axis == 3 else cams)[:num], logits[:num]
 
     def _probabilities(self, logits: list[Any]) -> Any:
-        xp = self.place.xp
+        xp = self.backend.xp
         values = xp.stack(logits).astype(np.float64)
         if self.bundle.outputs[self._logits].activation == "softmax":
             values = xp.exp(values - values.max(axis=1, keepdims=True))
@@ -185,25 +186,6 @@ class CamModel:
         elif self.bundle.outputs[self._logits].activation == "sigmoid":
             values = 1 / (1 + xp.exp(-xp.clip(values, -80, 80)))
         return values.mean(axis=0).astype(np.float32)
-
-
-def bilinear_weights(
-    cells: int, extent: float, samples: int, covered: float, *, mirrored: bool = False
-) -> NDArray[np.float32]:
-    """(cells, samples): weights that resample a map along one axis; sampled beyond its middle, an edge value repeats.
-
-    The image covers the first ``extent`` cells and the first ``covered`` share of the samples.
-    """
-    share = np.minimum((np.arange(cells) + 0.5) / extent, 1.0)
-    share = 1.0 - share if mirrored else share
-    position = np.clip(share * covered * samples - 0.5, 0, samples - 1)
-    below = np.minimum(position.astype(np.int64), max(samples - 2, 0))
-    fraction = (position - below).astype(np.float32)
-    weights = np.zeros((cells, samples), np.float32)
-    row = np.arange(cells)
-    weights[row, below] = 1 - fraction
-    weights[row, np.minimum(below + 1, samples - 1)] += fraction
-    return weights
 
 
 def scored_bundle(cam: Bundle) -> Bundle:

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import UsageError
-from ...backends.base import HOST, Place
+from ...backends.base import Backend
+from ...backends.host import HOST
 from .prompts import Prompts
 
 _STEEPEST = 30.0  # logits beyond are as good as certain, and exp() stays finite
@@ -113,20 +114,20 @@ def confidence(masks: Any, maps: Any, xp: Any = np) -> Any:
 
 
 def merge_masks(
-    images: Sequence[Answered], *, keep: float, threshold: float, place: Place = HOST
+    images: Sequence[Answered], *, keep: float, threshold: float, backend: Backend = HOST
 ) -> list[list[ClassMask]]:
     """The masks of each class of each image as one, in the order of the classes.
 
     Of several groups of a class the one whose masks together agree best with its map is taken. Masks that are empty,
     or not as confident as :attr:`MaskSettings.keep` asks, are left out; a class of which nothing is left is not in the
-    result. ``place`` is where masks and maps lie: from a device come down, once for all images, the masks' confidences,
+    result. ``backend`` is where masks and maps lie: from a device come down, once for all images, the masks' confidences,
     and the agreements of groups where a class has several.
     """
     if not images:
         return []
-    xp = place.xp
+    xp = backend.xp
     sure = [confidence(one.masks, one.maps, xp) for one in images]
-    kept = [_groups(one.prompts, known, keep) for one, known in zip(images, place.download(*sure), strict=True)]
+    kept = [_groups(one.prompts, known, keep) for one, known in zip(images, backend.download(*sure), strict=True)]
     rivals = [
         agreement(one.masks[xp.asarray(rows)].max(axis=0), one.maps[int(rows[0])], threshold, xp)
         for one, classes in zip(images, kept, strict=True)
@@ -134,7 +135,7 @@ def merge_masks(
         for rows in groups
         if len(groups) > 1
     ]
-    agrees = iter(place.download(xp.stack(rivals))[0] if rivals else ())
+    agrees = iter(backend.download(xp.stack(rivals))[0] if rivals else ())
     found = []
     for one, of_masks, classes in zip(images, sure, kept, strict=True):
         found.append([])

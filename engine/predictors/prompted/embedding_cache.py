@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import UsageError
-from ...model.bundle import write_atomically
-from ...store.rows import content_id
+from ...inputs.identity import content_id
+from ...model.files import write_atomically
 
 _SPARE = 0.1  # share of the limit that a clean-up frees, so that it is rare
 

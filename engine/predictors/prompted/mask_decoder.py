@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import SessionError, UsageError
+from ...backends.base import Backend
+from ...backends.host import HOST
 from ...model.bundle import Bundle
-from ...backends.base import HOST, Place
+from ...runtimes.base import Session
 from .prompts import BOX_END, PADDING, Prompts
-from ...runtimes.onnx_runtime import Session
 
 MAX_PROMPTS = 16
 """Prompts in one call: an embedding of SAM's takes 4 MB for each."""
@@ -33,11 +34,11 @@ MAX_PROMPTS = 16
 class PromptDecoder:
     """A promptable bundle's decoder and what runs it; any number of threads may ask.
 
-    ``place`` is where embeddings, points and masks lie; the session must take arrays from there.
+    ``backend`` is where embeddings, points and masks lie; the session must take arrays from there.
     """
 
     def __init__(
-        self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS, place: Place = HOST
+        self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS, backend: Backend = HOST
     ) -> None:
         if bundle.prompt is None:
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
@@ -50,7 +51,7 @@ class PromptDecoder:
         kinds = [output.kind for output in bundle.outputs_of("decoder")]
         self._masks, self._scores = kinds.index("masks"), kinds.index("mask_scores")
         self._max_prompts = session.max_batch or max_prompts
-        self._place = place
+        self._backend = backend
         self._lock = threading.Lock()
         self.calls = 0
         """Calls of the session so far."""
@@ -60,10 +61,10 @@ class PromptDecoder:
 
         ``embeddings`` are the encoder's outputs, each (images, …), float32 or float16. Returns logits
         (N, M, mask_height, mask_width), which cover the whole encoder input, and scores (N, M), both float32, in the
-        decoder's place. Raises :class:`SessionError` where the decoder fails or gives other shapes than its bundle
+        decoder's backend. Raises :class:`SessionError` where the decoder fails or gives other shapes than its bundle
         says.
         """
-        spec, xp = self.spec, self._place.xp
+        spec, xp = self.spec, self._backend.xp
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
         scores = xp.empty((len(prompts), spec.num_masks), np.float32)
         # without a box SAM expects one padding point, and no more
@@ -79,7 +80,7 @@ class PromptDecoder:
         return masks, scores
 
     def _batched(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
-        num, fixed, xp = len(rows), self._session.max_batch, self._place.xp
+        num, fixed, xp = len(rows), self._session.max_batch, self._backend.xp
         if fixed and num < fixed:
             rows = rows[np.minimum(np.arange(fixed), num - 1)]
         images = xp.asarray(prompts.image[rows])
@@ -92,7 +93,7 @@ class PromptDecoder:
         return [output[:num] for output in found]
 
     def _official(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
-        xp, spec = self._place.xp, self._bundle.input
+        xp, spec = self._backend.xp, self._bundle.input
         points, labels = _with_points(prompts, rows, number, xp)
         found = [
             self._call(

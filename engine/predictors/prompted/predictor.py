@@ -11,7 +11,7 @@ The score map has the classifier's classes behind a background, at the resolutio
 predictor. The encoder runs once an image, and not at all where nothing is asked; prompts of all images and classes of a
 batch go to the decoder together.
 
-All arrays lie in the predictor's place (:mod:`maskmill.engine.backends.base`). With ``place=Device()`` images, activation maps,
+All arrays lie in the predictor's backend (:mod:`maskmill.engine.backends.base`). With ``backend=CudaBackend()`` images, activation maps,
 points, embeddings, masks and scores stay on the device; what a batch brings down is how many peaks each map has and how
 confident each mask is, the probabilities of classes where no image-level labels are given, and with modes that draw
 boxes the maps and their peaks. Kept embeddings go up and down, and so does an image that was decoded there, for its
@@ -33,23 +33,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import UsageError
-from ...model.bundle import Bundle
-from ...runtimes.device_arrays import is_device_array
-from .activation_maps import CamInput, CamModel, Cams, scored_bundle
-from .mask_decoder import PromptDecoder
-from .embedding_cache import EmbeddingCache, rounded
+from ...backends.base import Backend
+from ...backends.host import HOST
 from ...inputs.image_labels import ImageLabels
 from ...inputs.images import image_covers
+from ...model.bundle import Bundle
+from ...runtimes.base import Session
+from ...runtimes.device_arrays import is_device_array
+from ..base import ScoreMap
+from .activation_maps import CamInput, CamModel, Cams, scored_bundle
 from .class_masks import Answered, ClassMask, MaskSettings, merge_masks, pick_masks, score_map
-from ...backends.base import HOST, Place
-from ..semantic import ScoreMap
+from .embedding_cache import EmbeddingCache, rounded
+from .mask_decoder import PromptDecoder
 from .prompts import Prompts, PromptSettings, join_prompts, prompts_of
-from ...runtimes.onnx_runtime import Session
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPrompted:
-    """One image, ready for the classifier and the encoder, in the predictor's place."""
+    """One image, ready for the classifier and the encoder, in the predictor's backend."""
 
     cam: CamInput
     """What the classifier takes."""
@@ -83,7 +84,7 @@ class Stages:
     masks: list[ClassMask]
     """The merged masks of each class; ``target`` is the class's channel in the score map."""
     score_map: ScoreMap
-    """What labelling goes on with."""
+    """What labeling goes on with."""
 
 
 class PromptedPredictor:
@@ -108,7 +109,7 @@ class PromptedPredictor:
         Where embeddings are kept, if anywhere.
     batch
         Images that the pipeline hands over together.
-    place
+    backend
         Where everything lies but what decides how much is asked; the sessions must take arrays from there.
     """
 
@@ -128,7 +129,7 @@ class PromptedPredictor:
         class_threshold: float = 0.5,
         cache: EmbeddingCache | None = None,
         batch: int = 1,
-        place: Place = HOST,
+        backend: Backend = HOST,
     ) -> None:
         if batch < 1:
             raise UsageError(f"the batch must be at least 1, got {batch}")
@@ -136,8 +137,8 @@ class PromptedPredictor:
             raise UsageError(f"the class threshold is a probability, got {class_threshold}")
         if labels is not None:
             labels.check([*cam.classes, "background"])
-        self.cam = CamModel(cam, cam_session, scales=scales, flip=flip, place=place)
-        self.decoder = PromptDecoder(sam, decoder, place=place)
+        self.cam = CamModel(cam, cam_session, scales=scales, flip=flip, backend=backend)
+        self.decoder = PromptDecoder(sam, decoder, backend=backend)
         self.bundle = scored_bundle(cam)
         """The classifier's bundle with the classes of the score maps."""
         self.sam = sam
@@ -148,11 +149,11 @@ class PromptedPredictor:
         self._class_threshold = class_threshold
         self._cache = cache
         self._batch = batch
-        self._place = place
+        self._backend = backend
         self.first = len(self.bundle.classes) - len(cam.classes)
         """Channel of the classifier's first class."""
         self._lock = threading.Lock()
-        self._decoder_kind, self._decoder_artefact = decoder.kind, decoder.artefact
+        self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
         self.seconds: dict[str, float] = dict.fromkeys(("cam", "prompts", "encoder", "decoder", "masks"), 0.0)
         """Wall time inside each stage of ``run`` so far, summed over threads; on a device that of queueing its work and
         of waiting for what comes down."""
@@ -166,11 +167,11 @@ class PromptedPredictor:
         return {
             "bundle": cam.bundle.fingerprint,
             "session": cam.session.kind,
-            "artefact": cam.session.artefact,
+            "artifact": cam.session.artifact,
             "promptable": {
                 "bundle": self.sam.fingerprint,
-                "encoder": {"session": self.encoder.kind, "artefact": self.encoder.artefact},
-                "decoder": {"session": self._decoder_kind, "artefact": self._decoder_artefact},
+                "encoder": {"session": self.encoder.kind, "artifact": self.encoder.artifact},
+                "decoder": {"session": self._decoder_kind, "artifact": self._decoder_artifact},
             },
             "prompts": {
                 "scales": list(cam.scales),
@@ -192,31 +193,31 @@ class PromptedPredictor:
         return max(self.cam.session.threads, self.encoder.threads)
 
     @property
-    def place(self) -> Place:
+    def backend(self) -> Backend:
         """Where images are decoded and scores lie."""
-        return self._place
+        return self._backend
 
     def predict(self, image: NDArray[np.uint8], uri: str = "") -> ScoreMap:
         """Scores of one image, HWC uint8 RGB; ``uri`` names it in the image-level labels."""
         return self.run([self.prepare(image, uri)])[0]
 
     def prepare(self, image: Any, uri: str = "") -> PreparedPrompted:
-        """Resize and normalise one image, HWC uint8 RGB, for the classifier and the encoder.
+        """Resize and normalize one image, HWC uint8 RGB, for the classifier and the encoder.
 
-        The image lies on the host or in ``place``. Raises :class:`ImageError` of the kind ``no-labels`` where the
+        The image lies on the host or on ``backend``. Raises :class:`ImageError` of the kind ``no-labels`` where the
         image-level labels do not list ``uri``.
         """
         classes = None if self._labels is None else self._labels.classes_of(uri, self.cam.bundle.classes)
         cache = self._cache
-        key, kept, tensor, spec, xp = None, None, None, self.sam.input, self.place.xp
-        with self.place.queue():
+        key, kept, tensor, spec, xp = None, None, None, self.sam.input, self.backend.xp
+        with self.backend.queue():
             if cache is not None:
-                (pixels,) = self.place.download(image) if is_device_array(image) else (image,)
+                (pixels,) = self.backend.download(image) if is_device_array(image) else (image,)
                 key = cache.key(pixels)
                 kept = cache.get(key)
             image = xp.asarray(image)  # once, for all that look at it
             if kept is None:
-                tensor, covers = self.place.preprocess(image, spec)
+                tensor, covers = self.backend.preprocess(image, spec)
             else:
                 covers = image_covers(image.shape[0], image.shape[1], spec)
                 kept = [xp.asarray(values).astype(np.float32) for values in kept]
@@ -237,7 +238,7 @@ class PromptedPredictor:
 
     def stages(self, prepared: Sequence[PreparedPrompted]) -> list[Stages]:
         """What every stage gives for prepared images."""
-        with self.place.queue():
+        with self.backend.queue():
             with self._timed("cam"):
                 cams = self.cam.run([one.cam for one in prepared], self._batch)
             with self._timed("prompts"):
@@ -247,8 +248,8 @@ class PromptedPredictor:
                     found.on_grid(size, extent, classes)
                     for found, (size, extent), classes in zip(cams, grids, shown, strict=True)
                 ]
-                asked = prompts_of(maps, self.prompts, scale=self.cell, place=self.place)
-                prompts = join_prompts(asked, self.place.xp)
+                asked = prompts_of(maps, self.prompts, scale=self.cell, backend=self.backend)
+                prompts = join_prompts(asked, self.backend.xp)
             with self._timed("encoder"):
                 embeddings = self._embed(prepared, [len(one) > 0 for one in asked])
             with self._timed("decoder"):
@@ -263,9 +264,9 @@ class PromptedPredictor:
                 ]
 
     def _shown(self, prepared: Sequence[PreparedPrompted], cams: Sequence[Cams]) -> list[list[int]]:
-        """The classes that each image is taken to show, as it is labelled or as its probabilities say."""
+        """The classes that each image is taken to show, as it is labeled or as its probabilities say."""
         unknown = [found.probabilities for one, found in zip(prepared, cams, strict=True) if one.classes is None]
-        probabilities = iter(self.place.download(*unknown) if unknown else ())
+        probabilities = iter(self.backend.download(*unknown) if unknown else ())
         shown = [
             np.flatnonzero(next(probabilities) > self._class_threshold).tolist() if one.classes is None else one.classes
             for one in prepared
@@ -286,7 +287,7 @@ class PromptedPredictor:
 
     def _embed(self, prepared: Sequence[PreparedPrompted], needed: Sequence[bool]) -> list[Any]:
         """Embeddings of the images that something is asked of, each (images, …); others have none."""
-        xp = self.place.xp
+        xp = self.backend.xp
         found: list[list[Any]] = [one.embeddings or [] for one in prepared]
         missing = [
             index
@@ -304,7 +305,7 @@ class PromptedPredictor:
         for index in missing:
             key = prepared[index].key
             if self._cache is not None and key is not None:
-                self._cache.put(key, self.place.download(*found[index]))
+                self._cache.put(key, self.backend.download(*found[index]))
         with self._lock:
             self.encoded += len(missing)
         used = [embeddings for embeddings, need in zip(found, needed, strict=True) if need]
@@ -318,7 +319,7 @@ class PromptedPredictor:
 
     def _merged(self, asked: Sequence[Prompts], maps: Sequence[Any], masks: Any, scores: Any) -> list[list[ClassMask]]:
         """The masks of each image's classes, of all prompts' (N, M, …) and their scores (N, M)."""
-        answered, end, xp = [], 0, self.place.xp
+        answered, end, xp = [], 0, self.backend.xp
         threshold = self.prompts.box_threshold
         for prompts, cams in zip(asked, maps, strict=True):
             rows = slice(end, end + len(prompts))
@@ -328,7 +329,7 @@ class PromptedPredictor:
                 covered = masks[rows, :, : cams.shape[1], : cams.shape[2]]
                 picked = pick_masks(covered, scores[rows], of_class, pick=self.masks.pick, threshold=threshold, xp=xp)
                 answered.append(Answered(prompts=prompts, masks=picked, maps=of_class))
-        merged = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, place=self.place))
+        merged = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, backend=self.backend))
         return [next(merged) if len(prompts) else [] for prompts in asked]
 
     def _stages(
@@ -348,12 +349,12 @@ class PromptedPredictor:
             prompts=prompts,
             masks=masks,
             score_map=ScoreMap(
-                scores=score_map(masks, size, len(self.bundle.classes), background, self.place.xp),
+                scores=score_map(masks, size, len(self.bundle.classes), background, self.backend.xp),
                 layout="CHW",
                 activation="none",
                 size=one.size,
                 region=(0.0, 0.0, *extent),
-                place=self.place,
+                backend=self.backend,
             ),
         )
 

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from .... import kernels
 from ....errors import UsageError
-from ...backends.base import HOST, Place
+from ...backends.base import Backend
+from ...backends.host import HOST
 
 POSITIVE, BOX_START, BOX_END, PADDING = 1.0, 2.0, 3.0, -1.0
 """Labels of points: on the object, a box's top left and bottom right corner, and no point at all."""
@@ -121,7 +122,7 @@ def grid_prompts(side: int, height: float, width: float, xp: Any = np) -> Prompt
 
 
 NO_PROMPTS = point_prompts(np.zeros((0, 1, 2)))
-"""No prompt at all; may be joined with those of any place."""
+"""No prompt at all; may be joined with those of any backend."""
 
 
 def join_prompts(images: Sequence[Prompts], xp: Any = np) -> Prompts:
@@ -141,14 +142,14 @@ def prompts_of(
     settings: PromptSettings,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
-    place: Place = HOST,
+    backend: Backend = HOST,
 ) -> list[Prompts]:
     """Prompts for each image from the maps of its classes, (classes, rows, columns) float32, maximum 1 or all 0.
 
     A class without a positive value is not asked for. ``scale`` is the size of a grid cell in pixels of the encoder's
     input, (vertical, horizontal); a peak lies in the middle of its cell. ``target`` counts the maps given.
 
-    ``place`` is where the maps lie and the points will. What comes down from a device, once for all images, is how many
+    ``backend`` is where the maps lie and the points will. What comes down from a device, once for all images, is how many
     peaks each map has; for modes with boxes maps and peaks come down as well, since OpenCV finds a map's parts.
     """
     asked = [NO_PROMPTS for _ in images]
@@ -157,15 +158,15 @@ def prompts_of(
         return asked
     modes = MODES[:-1] if settings.mode == "best" else (settings.mode,)
     with_boxes = any(mode.startswith("box") for mode in modes)
-    found = [find_peaks(images[index], settings, place.xp) for index in shown]
+    found = [find_peaks(images[index], settings, backend.xp) for index in shown]
     wanted = [
         (counts, images[index], peaks) if with_boxes else (counts,)
         for index, (peaks, counts) in zip(shown, found, strict=True)
     ]
-    down = iter(place.download(*chain.from_iterable(wanted)))
+    down = iter(backend.download(*chain.from_iterable(wanted)))
     for index, (peaks, _), one in zip(shown, found, wanted, strict=True):
         known = [next(down) for _ in one]
-        asked[index] = _asked(peaks, *known, settings=settings, modes=modes, scale=scale, xp=place.xp)
+        asked[index] = _asked(peaks, *known, settings=settings, modes=modes, scale=scale, xp=backend.xp)
     return asked
 
 

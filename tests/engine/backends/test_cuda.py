@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskmill.engine.calibration.calibrate import calibrate, conditions, true_scores
-from maskmill.engine.backends.cuda import Device
+from maskmill.engine.backends.cuda import CudaBackend
+from maskmill.engine.backends.host import HOST
+from maskmill.engine.calibration.calibrate import calibrate, true_scores
+from maskmill.engine.calibration.calibration import conditions
 from maskmill.engine.inputs.images import decode_image, preprocess
 from maskmill.engine.inputs.label_maps import LabelFolder
-from maskmill.engine.labeling.label_run import label
-from maskmill.engine.backends.base import HOST
-from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.runtimes.onnx_runtime import open_session
 from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.runtimes.tensorrt_runtime import TensorRTSession
-from maskmill.errors import CalibrationMismatch, ImageError, SessionError
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.bundle import Bundle, InputSpec
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.open import open_session
+from maskmill.engine.runtimes.tensorrt_runtime import TensorRTSession
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import CalibrationMismatch, ImageError, SessionError
 from maskmill.export.build.engine_builder import BuildOptions, build_engine
 
 from ... import cupy_fake
@@ -39,7 +40,7 @@ def built(folder: Path, **options: Any) -> Bundle:
 
 
 def on_device(bundle: Bundle, **options: Any) -> SemanticPredictor:
-    return SemanticPredictor(bundle, TensorRTSession(bundle), place=Device(), **options)
+    return SemanticPredictor(bundle, TensorRTSession(bundle), backend=CudaBackend(), **options)
 
 
 def on_host(bundle: Bundle, **options: Any) -> SemanticPredictor:
@@ -53,22 +54,22 @@ def test_photos_become_the_same_input(cupy: Any, layout: Any, resize: Any) -> No
         name="image", layout=layout, height=24, width=32, resize=resize, channels="BGR", pad_value=(9, 99, 199),
         mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
     )  # fmt: skip
-    place = Device()
+    backend = CudaBackend()
     for image in (photo(40, 30), photo(20, 70, seed=1), photo(9, 9, seed=2)):
         expected, covers = preprocess(image, spec)
-        with place.queue():
-            found, found_covers = place.preprocess(image, spec)
+        with backend.queue():
+            found, found_covers = backend.preprocess(image, spec)
         # Pillow rounds to whole levels after each pass, the kernel does not: less than a level apart
         np.testing.assert_allclose(np.asarray(found), expected, atol=1 / 255 / 0.2)
         assert found_covers == covers
 
 
 def test_a_buffer_is_not_overwritten_while_it_is_read(cupy: Any) -> None:
-    place, spec = Device(), InputSpec(name="image", height=8, width=8)
+    backend, spec = CudaBackend(), InputSpec(name="image", height=8, width=8)
     cupy_fake.events.clear()
-    with place.queue() as compute:
+    with backend.queue() as compute:
         for seed in range(2):
-            place.preprocess(photo(20, 20, seed=seed), spec)
+            backend.preprocess(photo(20, 20, seed=seed), spec)
     what = [(event[0] is compute, event[1]) for event in cupy_fake.events]
     once = [(False, "upload"), (False, "record"), (True, "wait"), (True, "record")]
     assert what == [*once, (False, "synchronize"), *once]
@@ -144,7 +145,7 @@ def test_a_calibration_made_on_the_device_holds_there_only(cupy: Any, tmp_path: 
     made = calibrate(predictor, open_source(str(images)), LabelFolder(labels), taxonomy, alpha="0.2", workers=2)
     assert made.made_with["kernels"] == "cuda"
     made.check(predictor, taxonomy)
-    with pytest.raises(CalibrationMismatch, match="kernels: calibrated with cuda, labelling with cpu"):
+    with pytest.raises(CalibrationMismatch, match="kernels: calibrated with cuda, labeling with cpu"):
         made.check(on_host(bundle), taxonomy)
 
 
@@ -197,43 +198,43 @@ def codec(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> Codec:
 
 
 def test_jpeg_is_decoded_on_the_device_where_the_codec_is_installed(codec: Codec, tmp_path: Path) -> None:
-    place = Device()
+    backend = CudaBackend()
     jpeg = encoded(photo(20, 30), "JPEG")
-    image = place.decode(jpeg)
+    image = backend.decode(jpeg)
     assert type(image) is cupy_fake.CupyArray
-    assert (codec.decoded, place.form) == (1, "cuda, nvImageCodec")
-    assert "JPEG decoded by nvImageCodec" in repr(place)
+    assert (codec.decoded, backend.form) == (1, "cuda, nvImageCodec")
+    assert "JPEG decoded by nvImageCodec" in repr(backend)
     predictor = dataclasses.replace(on_device(built(tmp_path)).predict(image)).on_host()
-    assert predictor.place is HOST
+    assert predictor.backend is HOST
 
 
 def test_what_the_codec_does_not_take_is_decoded_on_the_host(codec: Codec) -> None:
-    place = Device()
+    backend = CudaBackend()
     for name, data in (
         ("progressive", encoded(photo(20, 30), "JPEG", progressive=True)),
         ("png", encoded(photo(20, 30), "PNG")),
     ):
-        np.testing.assert_array_equal(place.decode(data), decode_image(data), err_msg=name)
+        np.testing.assert_array_equal(backend.decode(data), decode_image(data), err_msg=name)
     assert codec.decoded == 0
 
 
 def test_hostile_jpegs_are_refused_as_on_the_host(codec: Codec) -> None:
-    place, jpeg = Device(), encoded(photo(20, 30), "JPEG")
+    backend, jpeg = CudaBackend(), encoded(photo(20, 30), "JPEG")
     with pytest.raises(ImageError, match="cut short"):
-        place.decode(jpeg[: len(jpeg) // 2])
+        backend.decode(jpeg[: len(jpeg) // 2])
     with pytest.raises(ImageError, match="where at most 100 are read"):
-        place.decode(jpeg, max_pixels=100)
+        backend.decode(jpeg, max_pixels=100)
     assert codec.decoded == 0
 
 
 def test_without_a_device_there_is_no_such_place(cupy: Any) -> None:
     cupy_fake.machine.devices = 0
     with pytest.raises(SessionError, match="no NVIDIA GPU"):
-        Device()
+        CudaBackend()
 
 
 def test_the_first_line_says_what_works_where(cupy: Any) -> None:
-    assert repr(Device()) == (
+    assert repr(CudaBackend()) == (
         "images and kernels on NVIDIA H100 80GB HBM3 sm_90 (CUDA), JPEG decoded on the processor "
         "(nvImageCodec is not installed)"
     )

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill.engine.calibration.calibrate import Calibration, calibrate
+from maskmill.engine.calibration.calibrate import calibrate
+from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.inputs.label_maps import LabelFolder
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.errors import CalibrationError, CalibrationMismatch, TaxonomyError, UsageError
-from maskmill.engine.model.bundle import Bundle
 
 from ...models import color_bundle, color_image
 
@@ -136,7 +137,7 @@ def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos:
     calibration = run(bundle, photos)
     taxonomy = Taxonomy.of_model(bundle)
     calibration.check(SemanticPredictor(bundle, OnnxSession(bundle)), taxonomy)
-    with pytest.raises(CalibrationMismatch, match="tile: calibrated with None, labelling with 64"):
+    with pytest.raises(CalibrationMismatch, match="tile: calibrated with None, labeling with 64"):
         calibration.check(SemanticPredictor(bundle, OnnxSession(bundle), tile=64), taxonomy)
     with pytest.raises(CalibrationMismatch, match="taxonomy: calibrated with"):
         calibration.check(
@@ -224,4 +225,4 @@ def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) ->
     run(bundle, photos, alpha="0.0001").save(tmp_path / "calibration.json")
     raw = json.loads((tmp_path / "calibration.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert raw["thresholds"] == ["inf"] * 3
-    assert set(raw["made_with"]) == {"bundle", "session", "artefact", "tile", "overlap", "taxonomy", "kernels"}
+    assert set(raw["made_with"]) == {"bundle", "session", "artifact", "tile", "overlap", "taxonomy", "kernels"}

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmill.engine.calibration.thresholds import NO_CLASS, ScoreSpill, Thresholds, fit_thresholds
+from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
+from maskmill.engine.calibration.thresholds import Thresholds, fit_thresholds
 
 ALPHA = Fraction(1, 10)
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from maskmill.engine.store.png import decode_png
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.png import decode_png
 from maskmill.errors import StoreError
 
 from ...models import color_cam_graph, color_decoder_graph, color_encoder_graph, color_image
@@ -78,7 +78,7 @@ def test_other_prompts_are_refused_for_a_store_and_for_a_calibration(home: Path)
     assert "prompts.tau: 0.5 there, 0.7 now" in other.stderr
 
 
-def test_an_image_without_a_row_is_a_reject_and_the_rest_is_labelled(home: Path) -> None:
+def test_an_image_without_a_row_is_a_reject_and_the_rest_is_labeled(home: Path) -> None:
     (home / "few.csv").write_text("image,labels\n0.png,red\n")
     options = ("--cam", "cam", "--sam", "sam", "--image-labels", "few.csv")
     result = maskmill("label", *options, *PROMPTS, "photos", "-o", "few", cwd=home)
@@ -152,4 +152,4 @@ def test_stages_of_other_models_are_refused(home: Path) -> None:
        "--activation", "sigmoid", cwd=home)  # fmt: skip
     result = maskmill("show", "stored", "0.png", "--stages", "--cam", "other", "--sam", "sam", cwd=home)
     assert result.returncode == 2
-    assert "was labelled with another classifier" in result.stderr
+    assert "was labeled with another classifier" in result.stderr

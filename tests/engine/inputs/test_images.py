@@ -13,8 +13,8 @@ from PIL import Image
 
 from maskmill.engine.inputs.images import decode_image, image_size, preprocess
 from maskmill.engine.inputs.sources import open_source
-from maskmill.errors import ImageError, UsageError
 from maskmill.engine.model.bundle import InputSpec
+from maskmill.errors import ImageError, UsageError
 
 from ...builders import encoded, hostile_files, hostile_paths, photo
 
@@ -266,7 +266,7 @@ def test_longest_side_pads_at_the_right_and_the_bottom(
 
 
 @pytest.mark.parametrize(("channels", "value"), [("RGB", (1, 2, 3)), ("BGR", (3, 2, 1))])
-def test_padding_with_the_mean_of_each_channel_is_zero_after_normalising(
+def test_padding_with_the_mean_of_each_channel_is_zero_after_normalizing(
     channels: str, value: tuple[int, int, int]
 ) -> None:
     chosen = spec(height=8, width=8, resize="longest-side", channels=channels, pad_value=value, mean=value)

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskmill.engine.calibration.calibration import Calibration, conditions
+from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling import label_run as pipeline
-from maskmill.engine.calibration.calibrate import Calibration, conditions
 from maskmill.engine.labeling.label_run import dry_run
-from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.labeling.selection import Selection
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.errors import CalibrationMismatch, SessionError, StoreMismatch
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import CalibrationMismatch, SessionError, StoreMismatch
 
 from ...builders import hostile_files
 from ...conftest import ROOT
@@ -56,7 +56,7 @@ def test_a_second_run_has_nothing_to_do(bundle: Bundle, tmp_path: Path) -> None:
     assert label_folder(bundle, tmp_path / "photos", tmp_path / "store").inputs == 0
 
 
-def test_new_and_changed_photos_are_labelled_by_the_next_run(bundle: Bundle, tmp_path: Path) -> None:
+def test_new_and_changed_photos_are_labeled_by_the_next_run(bundle: Bundle, tmp_path: Path) -> None:
     paths = write_photos(tmp_path / "photos", 5)
     label_folder(bundle, tmp_path / "photos", tmp_path / "store")
     Image.fromarray(np.full((12, 16, 3), 7, np.uint8)).save(paths[2])
@@ -67,7 +67,7 @@ def test_new_and_changed_photos_are_labelled_by_the_next_run(bundle: Bundle, tmp
     assert len(store) == 7  # the old content's labels stay
 
 
-def test_equal_bytes_are_labelled_once(bundle: Bundle, tmp_path: Path) -> None:
+def test_equal_bytes_are_labeled_once(bundle: Bundle, tmp_path: Path) -> None:
     paths = write_photos(tmp_path / "photos", 8)
     for index, path in enumerate(paths):
         (tmp_path / "photos" / f"copy{index}.png").write_bytes(path.read_bytes())
@@ -137,7 +137,7 @@ def test_a_calibration_made_with_another_model_is_refused(bundle: Bundle, tmp_pa
         made_with={**conditions(predictor, taxonomy), "bundle": "f" * 64}, report={},
     )  # fmt: skip
     write_photos(tmp_path / "photos", 1)
-    with pytest.raises(CalibrationMismatch, match="bundle: calibrated with ffffffffffff…, labelling with"):
+    with pytest.raises(CalibrationMismatch, match="bundle: calibrated with ffffffffffff…, labeling with"):
         label_folder(
             bundle, tmp_path / "photos", tmp_path / "store", calibration=calibration,
             selection=Selection(method="conformal", thresholds=thresholds),
@@ -148,7 +148,7 @@ def test_a_calibration_made_with_another_model_is_refused(bundle: Bundle, tmp_pa
 class _Failing:
     """A session that fails at the nth image."""
 
-    kind, artefact, max_batch, threads = "failing", "", 1, 1
+    kind, artifact, max_batch, threads = "failing", "", 1, 1
 
     def __init__(self, bundle: Bundle, after: int) -> None:
         self._session, self._left = OnnxSession(bundle), after

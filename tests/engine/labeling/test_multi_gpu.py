@@ -24,7 +24,7 @@ import os
 from pathlib import Path
 
 from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.runtimes.onnx_runtime import open_session
+from maskmill.engine.runtimes.open import open_session
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.errors import SessionError
 from maskmill.engine.model.bundle import Bundle
@@ -53,7 +53,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     del sys.modules["opening_predictors"]
 
 
-def test_every_image_is_labelled_once_on_one_of_the_devices(make: Any, tmp_path: Path) -> None:
+def test_every_image_is_labeled_once_on_one_of_the_devices(make: Any, tmp_path: Path) -> None:
     looks: list[Progress] = []
     progress = label_on_devices(
         make,

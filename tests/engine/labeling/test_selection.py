@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskmill.engine.predictors.semantic import ScoreMap
-from maskmill.engine.labeling.selection import Selection, resample_nearest, select
+from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import ScoreMap
+from maskmill.engine.predictors.resampling import resample_nearest
 from maskmill.errors import UsageError
 
 # Three model classes; the last is dropped, so it competes as "none of these".
@@ -93,7 +94,7 @@ def test_nothing_kept_has_no_confidence() -> None:
 
 
 @pytest.mark.parametrize("weight", ["none", "confidence", "pcos"])
-def test_weights_are_zero_exactly_where_nothing_is_labelled(weight: str) -> None:
+def test_weights_are_zero_exactly_where_nothing_is_labeled(weight: str) -> None:
     selected = select(score_map(), TAXONOMY, Selection(weight=weight))
     assert selected.weight.dtype == np.uint8
     np.testing.assert_array_equal(selected.weight == 0, selected.label == 255)

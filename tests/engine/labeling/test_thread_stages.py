@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from maskmill.engine.labeling.thread_stages import Flow
 from maskmill.engine.inputs.ordered_map import ordered_map
+from maskmill.engine.labeling.thread_stages import Flow
 
 
 def run(items: Any, *stages: tuple[Any, dict[str, Any]]) -> Flow:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec
+from maskmill.engine.model.files import read_class_names
 from maskmill.errors import BundleError, UsageError
-from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec, read_class_names
 
 from ...models import color_bundle
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy, draft
 from maskmill.errors import TaxonomyError
-from maskmill.engine.model.bundle import Bundle
 
 from ...models import color_bundle
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.errors import SessionError, UsageError
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.errors import SessionError, UsageError
 
 from ...models import color_bundle, color_image
 

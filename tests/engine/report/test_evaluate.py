@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskmill.engine.report.evaluate import confusion, quality
 from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.report.evaluate import confusion, quality
 
 TAXONOMY = Taxonomy(targets=("a", "b", "c"), background=None, model=(0, 1, 2))
 IGNORE = 255

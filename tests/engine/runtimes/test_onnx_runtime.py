@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from maskmill.engine.runtimes.onnx_runtime import RUNTIMES, OnnxSession, open_session
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.runtimes.open import RUNTIMES, open_session
 from maskmill.errors import GateError, MissingPackageError, SessionError, UsageError
 
 from ...cupy_fake import CupyArray, fake_cupy

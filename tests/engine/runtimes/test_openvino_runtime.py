@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill.engine.runtimes.onnx_runtime import open_session
+from maskmill.engine.runtimes.open import open_session
 from maskmill.errors import SessionError, UsageError
 from maskmill.export.adopt.semantic import bundle_from_onnx
 
@@ -28,7 +28,7 @@ def test_scores_are_those_of_onnx_runtime(tmp_path: Path, layout: str, batch: in
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert (found.dtype, session.max_batch) == (np.float32, 4 if batch == 4 else None)
     assert session.kind == "openvino/cpu/fp32"
-    assert session.artefact == bundle.file().sha256
+    assert session.artifact == bundle.file().sha256
 
 
 def test_several_threads_may_call(tmp_path: Path) -> None:

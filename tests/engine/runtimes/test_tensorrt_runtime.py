@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.predictors.prompted.mask_decoder import PromptDecoder
 from maskmill.engine.predictors.prompted.prompts import Prompts
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession, open_session
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.runtimes.open import open_session
 from maskmill.engine.runtimes.tensorrt_runtime import TensorRTSession
 from maskmill.errors import MissingPackageError, SessionError
-from maskmill.engine.model.bundle import Bundle
 from maskmill.export.build.engine_builder import BuildOptions, build_engine
 
 from ... import cupy_fake

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.store.label_store import LabelStore
 
 from ...conftest import ROOT
 from ...models import color_bundle
@@ -63,7 +63,7 @@ def test_a_run_killed_at_twenty_random_moments_labels_every_image_once(tmp_path:
         if (store / "run.json").exists():
             progress.append(len(LabelStore.open(store)))
     assert progress == sorted(progress)  # nothing that was committed is lost
-    assert len(set(progress)) > 5  # the kills fell into the labelling
+    assert len(set(progress)) > 5  # the kills fell into the labeling
     finish(start(bundle, tmp_path / "photos", store))
     assert_exactly_once(LabelStore.open(store), paths)
 

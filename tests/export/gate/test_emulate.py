@@ -86,7 +86,7 @@ def test_16_bit_tensors_within_a_subgraph_are_refused() -> None:
 def test_probes_give_the_largest_magnitude_of_every_tensor_over_all_calls(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path, through=[("Mul", -1e4), ("Mul", 1e-4)])
     original = onnx.load(bundle.model_path())
-    session = GraphSession(with_probes(original), bundle, kind="onnxruntime/cpu/fp32", artefact="a")
+    session = GraphSession(with_probes(original), bundle, kind="onnxruntime/cpu/fp32", artifact="a")
     for strength in (0.5, 0.9, 0.2):
         (scores,) = session.run(np.full((1, 3, 16, 24), strength, np.float32))
         assert scores.shape == (1, 3, 16, 24)
@@ -100,7 +100,7 @@ def test_probes_give_the_largest_magnitude_of_every_tensor_over_all_calls(tmp_pa
 def test_infinity_is_in_no_precisions_way(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path, through=[("Div", 0.0), ("Min", 7.0)])
     original = onnx.load(bundle.model_path())
-    session = GraphSession(with_probes(original), bundle, kind="onnxruntime/cpu/fp32", artefact="a")
+    session = GraphSession(with_probes(original), bundle, kind="onnxruntime/cpu/fp32", artifact="a")
     session.run(np.full((1, 3, 16, 24), 0.5, np.float32))
     assert {name: session.magnitudes[name] for name in ("logits", "through0", "through1")} == {
         "logits": 5.0, "through0": 0.0, "through1": 7.0,
@@ -111,19 +111,19 @@ def test_infinity_is_in_no_precisions_way(tmp_path: Path) -> None:
 def test_a_graph_session_says_what_it_stands_for_and_names_what_failed(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path)
     model = emulation(in_16_bit(onnx.load(bundle.model_path()), "fp16").model)
-    session = GraphSession(model, bundle, kind="onnxruntime/cpu/fp16", artefact="abc")
-    assert (session.kind, session.artefact, session.max_batch, session.threads) == (
+    session = GraphSession(model, bundle, kind="onnxruntime/cpu/fp16", artifact="abc")
+    assert (session.kind, session.artifact, session.max_batch, session.threads) == (
         "onnxruntime/cpu/fp16", "abc", None, 1,
     )  # fmt: skip
     with pytest.raises(SessionError, match="the onnxruntime/cpu/fp16 graph failed"):
         session.run(np.zeros((1, 4, 16, 24), np.float32))
     with pytest.raises(SessionError, match="cannot load the onnxruntime/cpu/fp16 graph"):
-        GraphSession(onnx.ModelProto(), bundle, kind="onnxruntime/cpu/fp16", artefact="")
+        GraphSession(onnx.ModelProto(), bundle, kind="onnxruntime/cpu/fp16", artifact="")
 
 
 def test_a_memory_runs_a_session_once_for_equal_inputs(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path)
-    session = GraphSession(with_probes(color_graph()), bundle, kind="onnxruntime/cpu/fp32", artefact="")
+    session = GraphSession(with_probes(color_graph()), bundle, kind="onnxruntime/cpu/fp32", artifact="")
     memory = Memory(session)
     one, other = (np.full((1, 3, 16, 24), value, np.float32) for value in (0.25, 0.75))
     first = memory.run(one)

@@ -14,18 +14,18 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.verdicts import Tolerances, Verdict, add_verdict, require_verdict, shift_between
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError, MissingPackageError, UsageError
+from maskmill.export.adopt.semantic import bundle_from_onnx
+from maskmill.export.gate.compare import Side, compare
+from maskmill.export.gate.judge import Photos, describe, judge, require_pass
+from maskmill.export.gate.proof import prove_artifact, prove_same
 from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.bisect import smallest_subset
-from maskmill.engine.model.bundle import Bundle
-from maskmill.export.gate.compare import Side, compare
 from maskmill.export.precision.convert import Conversion, convert
-from maskmill.export.gate.judge import Photos, describe, judge, require_pass
-from maskmill.export.adopt.semantic import bundle_from_onnx
 from maskmill.export.precision.sixteen_bit import in_16_bit
-from maskmill.export.gate.proof import prove_artefact, prove_same
-from maskmill.engine.model.verdicts import Tolerances, Verdict, add_verdict, require_verdict, shift_between
 
 from ...models import COLORS, color_bundle, color_graph, color_image
 
@@ -58,7 +58,7 @@ def photos(tmp_path: Path) -> Photos:
 
 
 def side(bundle: Bundle, graph: onnx.ModelProto | None = None, folder: Path | None = None) -> Side:
-    """The bundle's model, or another graph in its place."""
+    """The bundle's model, or another graph in its backend."""
     if graph is not None and folder is not None:
         folder.mkdir()
         (entry,) = save_graph(graph, folder, bundle.file(), "fp32")
@@ -224,7 +224,7 @@ def test_fp16_is_written_with_its_verdict(tmp_path: Path, photos: Photos) -> Non
     assert Bundle.load(bundle.path) == converted
     converted.verify()
     (verdict,) = (Verdict.from_dict(raw) for raw in converted.verdicts)
-    assert (verdict.artefact, verdict.reference) == (entry.sha256, original.sha256)
+    assert (verdict.artifact, verdict.reference) == (entry.sha256, original.sha256)
     assert verdict.passed
     assert verdict.emulated
     assert lines == [describe(verdict)]
@@ -386,41 +386,41 @@ def test_a_verdict_survives_the_manifest(tmp_path: Path, photos: Photos) -> None
     add_verdict(bundle, verdict).save()
     (raw,) = Bundle.load(bundle.path).verdicts
     assert Verdict.from_dict(raw) == verdict
-    assert {"artefact", "reference", "precision", "runtime", "device", "emulated", "passed", "images"} <= set(raw)
+    assert {"artifact", "reference", "precision", "runtime", "device", "emulated", "passed", "images"} <= set(raw)
     assert "tolerances changed: mean_iou 0.9, min_images 3" in describe(verdict)
 
 
 def test_only_what_passed_on_this_runtime_and_device_may_label(tmp_path: Path, photos: Photos) -> None:
     bundle = convert(color_bundle(tmp_path), "fp16", photos)
-    original, artefact = bundle.file().sha256, bundle.file(precision="fp16").sha256
+    original, artifact = bundle.file().sha256, bundle.file(precision="fp16").sha256
     require_verdict(bundle, original, "onnxruntime", "cpu")
-    require_verdict(bundle, artefact, "onnxruntime", "cpu")
-    for place in (("onnxruntime", "cuda"), ("tensorrt", "NVIDIA H100 sm_90")):
+    require_verdict(bundle, artifact, "onnxruntime", "cpu")
+    for runtime_device in (("onnxruntime", "cuda"), ("tensorrt", "NVIDIA H100 sm_90")):
         with pytest.raises(GateError, match="was not shown to equal its original in .*--allow-unverified"):
-            require_verdict(bundle, artefact, *place)
+            require_verdict(bundle, artifact, *runtime_device)
     (verdict,) = (Verdict.from_dict(raw) for raw in bundle.verdicts)
     failed = add_verdict(bundle, dataclasses.replace(verdict, failures=("mean mask IoU 0.5 is below 0.99",)))
     with pytest.raises(GateError, match=r"failed the gate in onnxruntime on cpu \(mean mask IoU 0.5 is below"):
-        require_verdict(failed, artefact, "onnxruntime", "cpu")
+        require_verdict(failed, artifact, "onnxruntime", "cpu")
 
 
 def test_a_verdict_against_another_original_is_stale(tmp_path: Path, photos: Photos) -> None:
     bundle = convert(color_bundle(tmp_path), "fp16", photos)
-    artefact = bundle.file(precision="fp16").sha256
+    artifact = bundle.file(precision="fp16").sha256
     files = tuple(file if file.derived_from else dataclasses.replace(file, sha256="f" * 64) for file in bundle.files)
     with pytest.raises(GateError, match="was not shown to equal its original"):
-        require_verdict(dataclasses.replace(bundle, files=files), artefact, "onnxruntime", "cpu")
+        require_verdict(dataclasses.replace(bundle, files=files), artifact, "onnxruntime", "cpu")
 
 
-def test_an_artefact_that_stands_there_is_judged_anew(tmp_path: Path, photos: Photos) -> None:
+def test_an_artifact_that_stands_there_is_judged_anew(tmp_path: Path, photos: Photos) -> None:
     bundle = convert(color_bundle(tmp_path), "fp16", photos)
     strict = Tolerances(min_images=51)
-    (verdict,) = prove_artefact(bundle, "cpu", "fp16", photos, strict)
+    (verdict,) = prove_artifact(bundle, "cpu", "fp16", photos, strict)
     assert verdict.emulated
     assert not verdict.passed
     assert [raw["passed"] for raw in Bundle.load(bundle.path).verdicts] == [False]
     with pytest.raises(UsageError, match="is the original itself"):
-        prove_artefact(bundle, "cpu", "fp32", photos)
+        prove_artifact(bundle, "cpu", "fp32", photos)
 
 
 def test_shifts_add_up_through_the_original(tmp_path: Path, photos: Photos) -> None:

@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from maskmill.errors import UsageError
-from maskmill.export.precision.sixteen_bit import LARGEST, in_16_bit, node_name
+from maskmill.export.graph import LARGEST, node_name
+from maskmill.export.precision.sixteen_bit import in_16_bit
 
 from ...models import color_graph
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from maskmill.engine.model.files import sha256
 from maskmill.errors import ExportError, UsageError
-from maskmill.engine.model.bundle import sha256
 from maskmill.export.pretrained.checkpoint import fetch
 
 torch = pytest.importorskip("torch")
@@ -107,7 +107,7 @@ def test_a_hub_id_is_fetched_once_with_what_is_needed(checkpoint: Path, monkeypa
         found = fetch("someone/segformer")
         assert (found.source.id, found.source.revision) == ("someone/segformer", COMMIT)
         assert found.source.weights_sha256 == sha256(checkpoint / "model.safetensors")
-        assert found.source.licence == "apache-2.0"
+        assert found.source.license == "apache-2.0"
         assert found.load("SegformerForSemanticSegmentation").config.num_labels == 5
         assert "training_state.bin" not in asked
         num = len(asked)

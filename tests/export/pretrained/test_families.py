@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, UsageError
-from maskmill.engine.model.bundle import Bundle
+from maskmill.export.pretrained.checkpoint import fetch
 from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_pretrained, family_of
 from maskmill.export.pretrained.queries import class_scores
-from maskmill.export.pretrained.checkpoint import fetch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -84,7 +84,7 @@ def test_segformer(tmp_path: Path) -> None:
 def test_sam(tmp_path: Path) -> None:
     bundle, model = exported(tmp_path, "sam")
     assert bundle.input.resize == "longest-side"
-    # padding is zero after normalising
+    # padding is zero after normalizing
     np.testing.assert_allclose(bundle.input.pad_value, np.array(MEAN) * 255, rtol=1e-6)
     assert bundle.prompt is not None
     assert (bundle.prompt.num_masks, bundle.prompt.mask_height) == (3, 24)
@@ -153,7 +153,7 @@ def test_models_with_a_class_map(tmp_path: Path, family: str) -> None:
 
     def own(image: Any) -> Any:
         logits = model(pixel_values=image).logits
-        # UperNet upsamples its head's logits to the image, which the bundle leaves to labelling
+        # UperNet upsamples its head's logits to the image, which the bundle leaves to labeling
         return logits if logits.shape[2:] == size else model.decode_head(model.backbone(image).feature_maps)
 
     assert_scores(bundle, own)

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, GateError, SessionError, UsageError
-from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec
 from maskmill.export.pretrained.torch_module import bundle_from_module
 
 torch = pytest.importorskip("torch")
@@ -52,7 +52,7 @@ def test_a_module_becomes_a_bundle_that_runs_at_other_batches_and_sizes(tmp_path
 def test_the_first_verdict_compares_the_file_with_the_module(tmp_path: Path) -> None:
     (verdict,) = export(tmp_path, segmenter()).verdicts
     bundle = Bundle.load(tmp_path / "bundle")
-    assert verdict["artefact"] == bundle.files[0].sha256
+    assert verdict["artifact"] == bundle.files[0].sha256
     assert verdict["reference"] == bundle.source.weights_sha256
     assert verdict["passed"]
     assert not verdict["emulated"]
@@ -100,7 +100,7 @@ def test_a_promptable_model_is_exported_as_encoder_and_decoder(tmp_path: Path) -
         prompt=PromptSpec(num_masks=2, mask_height=16, mask_width=16),
     )
     assert [file.role for file in bundle.files] == ["encoder", "decoder"]
-    assert [verdict["artefact"] for verdict in bundle.verdicts] == [file.sha256 for file in bundle.files]
+    assert [verdict["artifact"] for verdict in bundle.verdicts] == [file.sha256 for file in bundle.files]
     feeds = {
         "embedding": np.zeros((5, 4, 16, 16), np.float32),
         "points": np.ones((5, 7, 2), np.float32),

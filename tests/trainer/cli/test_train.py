@@ -14,7 +14,7 @@ from maskmill.cli import app  # noqa: E402
 from maskmill.errors import UsageError  # noqa: E402
 
 from ...models import COLORS  # noqa: E402
-from ..builders import make_store, write_labelled  # noqa: E402
+from ..builders import make_store, write_labeled  # noqa: E402
 
 TINY = [
     "--set=model=tiny",
@@ -28,7 +28,7 @@ TINY = [
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    return write_labelled(tmp_path / "photos", range(6))
+    return write_labeled(tmp_path / "photos", range(6))
 
 
 def call(*arguments: object) -> str:
@@ -41,7 +41,7 @@ def test_a_student_is_trained_gone_on_with_and_measured(tmp_path: Path, photos: 
     make_store(tmp_path / "store", photos, range(2, 6))
     (tmp_path / "ids").write_text("0\n1\n")
     train = (
-        "train", tmp_path / "store", "--labelled", photos, "--ids", tmp_path / "ids", "--recipe", "weighted",
+        "train", tmp_path / "store", "--labeled", photos, "--ids", tmp_path / "ids", "--recipe", "weighted",
         "-o", tmp_path / "run", "--device", "cpu", "--workers", 0, *TINY,
     )  # fmt: skip
     said = call(*train)
@@ -58,8 +58,8 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
     (tmp_path / "classes.txt").write_text("\n".join(COLORS))
     (tmp_path / "ids").write_text("0\n1\n")
     lines = call(
-        "train", "--labelled", photos, "--ids", tmp_path / "ids", "--unlabelled", photos / "images", "--classes",
-        tmp_path / "classes.txt", "--background", "green", "--recipe", "csl", "--set=labelled=2", "-o",
+        "train", "--labeled", photos, "--ids", tmp_path / "ids", "--unlabeled", photos / "images", "--classes",
+        tmp_path / "classes.txt", "--background", "green", "--recipe", "csl", "--set=labeled=2", "-o",
         tmp_path / "run", "--device", "cpu", "--workers", 0, "--json", *TINY,
     ).splitlines()  # fmt: skip
     events = [json.loads(line) for line in lines]
@@ -71,9 +71,9 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--labelled", "photos"], "classes are not known"),
-        (["--labelled", "photos", "--background", "green"], "--background NAME goes with --classes"),
-        (["--classes", "classes.txt"], "needs labelled images or a label store"),
+        (["--labeled", "photos"], "classes are not known"),
+        (["--labeled", "photos", "--background", "green"], "--background NAME goes with --classes"),
+        (["--classes", "classes.txt"], "needs labeled images or a label store"),
         (["--classes", "gap.txt"], "without a gap"),
         (["--set", "corp=3"], "no setting corp"),
     ],

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmill.engine.labeling.selection import resample_nearest
-from maskmill.trainer.data.datasets import augment
+from maskmill.engine.predictors.resampling import resample_nearest
 from maskmill.trainer.data.augment import ColorSettings, Move
+from maskmill.trainer.data.datasets import augment
 
 HEIGHT, WIDTH, CROP = 6, 9, 4
 
@@ -36,7 +36,7 @@ def test_without_scaling_image_class_map_and_weights_move_alike(seed: int) -> No
 
 @pytest.mark.parametrize("size", [(6, 9), (12, 18), (3, 5), (7, 10), (23, 4)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_maps_are_scaled_by_nearest_neighbour_with_half_pixel_centers(size: tuple[int, int], dtype: type) -> None:
+def test_maps_are_scaled_by_nearest_neighbor_with_half_pixel_centers(size: tuple[int, int], dtype: type) -> None:
     label = position_image()[..., 2].astype(dtype)
     side = max(size)
     move = Move(size=size, top=0, left=0, crop=side, flip=False)

@@ -11,34 +11,34 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 
-from maskmill.engine.store.png import encode_png  # noqa: E402
 from maskmill.engine.inputs.sources import open_source  # noqa: E402
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id  # noqa: E402
+from maskmill.engine.store.png import encode_png  # noqa: E402
 from maskmill.errors import StoreError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
-from maskmill.trainer.data.datasets import Draw, LabelledImages, StoredImages, TrainingImages  # noqa: E402
+from maskmill.trainer.data.datasets import Draw, LabeledImages, StoredImages, TrainingImages  # noqa: E402
 from maskmill.trainer.recipes import Csl  # noqa: E402
 
 from ...models import color_image  # noqa: E402
-from ..builders import SIZE, TAXONOMY, blocks, make_store, write_labelled  # noqa: E402
+from ..builders import SIZE, TAXONOMY, blocks, make_store, write_labeled  # noqa: E402
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    return write_labelled(tmp_path / "photos", range(5))
+    return write_labeled(tmp_path / "photos", range(5))
 
 
 def images(photos: Path, store: Path | None = None, **options) -> TrainingImages:
     corpus = open_corpus(
-        stores=[] if store is None else [store], labelled=photos, ids=["0", "1"],
-        unlabelled=photos / "images", taxonomy=TAXONOMY,
+        stores=[] if store is None else [store], labeled=photos, ids=["0", "1"],
+        unlabeled=photos / "images", taxonomy=TAXONOMY,
     )  # fmt: skip
     return TrainingImages(corpus.streams(), **{"crop": 32, "ignore": 255, **options})
 
 
-def test_a_labelled_image_comes_with_its_classes_and_full_weight(photos: Path) -> None:
-    labelled = LabelledImages.open(photos, TAXONOMY, ids=["3"])
-    photo = labelled.read(0)
+def test_a_labeled_image_comes_with_its_classes_and_full_weight(photos: Path) -> None:
+    labeled = LabeledImages.open(photos, TAXONOMY, ids=["3"])
+    photo = labeled.read(0)
     np.testing.assert_array_equal(photo.label, blocks(3))
     np.testing.assert_array_equal(photo.image, color_image(blocks(3), strength=200))
     assert (photo.weight == 255).all()
@@ -63,13 +63,13 @@ def test_an_image_with_two_names_is_taken_once(photos: Path, tmp_path: Path) -> 
     assert len(StoredImages.open(tmp_path / "store").uris) == 2
 
 
-def test_labelled_and_held_out_images_are_never_taken_from_a_store_or_the_unlabelled(
+def test_labeled_and_held_out_images_are_never_taken_from_a_store_or_the_unlabeled(
     photos: Path, tmp_path: Path
 ) -> None:
     make_store(tmp_path / "store", photos, range(5))
     corpus = open_corpus(
-        stores=[tmp_path / "store"], labelled=photos, ids=["0"], validation=photos, validation_ids=["1"],
-        unlabelled=photos / "images",
+        stores=[tmp_path / "store"], labeled=photos, ids=["0"], validation=photos, validation_ids=["1"],
+        unlabeled=photos / "images",
     )  # fmt: skip
     names = {
         stream: sorted(Path(uri).stem for part in parts for uri in part.uris)
@@ -77,7 +77,7 @@ def test_labelled_and_held_out_images_are_never_taken_from_a_store_or_the_unlabe
     }
     assert names["union"] == ["0", "2", "3", "4"]
     assert names["stored"] == ["2", "3", "4"]
-    assert names["unlabelled"] == ["2", "2", "3", "3", "4", "4"]
+    assert names["unlabeled"] == ["2", "2", "3", "3", "4", "4"]
 
 
 def test_images_in_an_archive_are_found_by_their_place(photos: Path, tmp_path: Path) -> None:
@@ -99,19 +99,19 @@ def test_images_in_an_archive_are_found_by_their_place(photos: Path, tmp_path: P
     np.testing.assert_array_equal(stored.read(2).image, color_image(blocks(2), strength=200))
 
 
-def test_an_image_that_changed_since_it_was_labelled_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_an_image_that_changed_since_it_was_labeled_is_refused(photos: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "store", photos, range(3))
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photos / "images" / "2.png")
     found = images(photos, tmp_path / "store")[Draw("stored", 0, 0)]
     assert isinstance(found, TrainingError)
     assert "2.png" in str(found)
-    assert "has changed since it was labelled" in str(found)
+    assert "has changed since it was labeled" in str(found)
 
 
 def test_datasets_pickle_without_open_handles(photos: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "store", photos, range(5))
     used = images(photos, tmp_path / "store", scale=(0.5, 2.0), flip=0.5, views=Csl(cell=8))
-    draws = [Draw("union", 3, 7), Draw("unlabelled", 2, 1)]
+    draws = [Draw("union", 3, 7), Draw("unlabeled", 2, 1)]
     before = [used[draw] for draw in draws]
     copy = pickle.loads(pickle.dumps(used))
     for draw, first in zip(draws, before, strict=True):
@@ -123,13 +123,13 @@ def test_datasets_pickle_without_open_handles(photos: Path, tmp_path: Path) -> N
 
 def test_a_sample_depends_on_its_draw(photos: Path) -> None:
     data = images(photos, scale=(0.5, 2.0), flip=0.5)
-    same = [data[Draw("labelled", 0, 3)]["image"] for _ in range(2)]
+    same = [data[Draw("labeled", 0, 3)]["image"] for _ in range(2)]
     assert (same[0] == same[1]).all()
-    assert (data[Draw("labelled", 0, 4)]["image"] != same[0]).any()
+    assert (data[Draw("labeled", 0, 4)]["image"] != same[0]).any()
 
 
-def test_a_labelled_sample_has_image_label_and_weight_of_the_same_crop(photos: Path) -> None:
-    sample = images(photos, crop=24, flip=0.5)[Draw("labelled", 1, 5)]
+def test_a_labeled_sample_has_image_label_and_weight_of_the_same_crop(photos: Path) -> None:
+    sample = images(photos, crop=24, flip=0.5)[Draw("labeled", 1, 5)]
     assert {
         name: (value.dtype, tuple(value.shape)) for name, value in sample.items() if name not in ("uri", "stream")
     } == {
@@ -142,20 +142,20 @@ def test_a_labelled_sample_has_image_label_and_weight_of_the_same_crop(photos: P
 
 def test_padding_has_no_label_and_is_not_real(photos: Path) -> None:
     data = images(photos, crop=64)
-    labelled, unlabelled = data[Draw("labelled", 0, 0)], data[Draw("unlabelled", 0, 0)]
-    assert (labelled["label"][40:] == 255).all()
-    assert (labelled["weight"][:, 48:] == 0).all()
-    assert unlabelled["real"].sum() == 40 * 48
-    assert "label" not in unlabelled
+    labeled, unlabeled = data[Draw("labeled", 0, 0)], data[Draw("unlabeled", 0, 0)]
+    assert (labeled["label"][40:] == 255).all()
+    assert (labeled["weight"][:, 48:] == 0).all()
+    assert unlabeled["real"].sum() == 40 * 48
+    assert "label" not in unlabeled
 
 
-def test_an_unlabelled_sample_has_its_views(photos: Path) -> None:
-    sample = images(photos, views=Csl(cell=8, cover_probability=1.0, cutmix=1.0))[Draw("unlabelled", 0, 0)]
+def test_an_unlabeled_sample_has_its_views(photos: Path) -> None:
+    sample = images(photos, views=Csl(cell=8, cover_probability=1.0, cutmix=1.0))[Draw("unlabeled", 0, 0)]
     assert sample["strong"].shape == sample["masked"].shape == (3, 32, 32)
     assert tuple(sample["cells"].shape) == (4, 4)
     assert sample["cells"].any()
     assert (sample["box"][2:] > sample["box"][:2]).all()
-    plain = images(photos, views=Csl(cell=8, cover_probability=0.0, cutmix=0.0))[Draw("unlabelled", 0, 0)]
+    plain = images(photos, views=Csl(cell=8, cover_probability=0.0, cutmix=0.0))[Draw("unlabeled", 0, 0)]
     assert not plain["cells"].any()
     assert not plain["box"].any()
 
@@ -164,13 +164,13 @@ def test_an_unlabelled_sample_has_its_views(photos: Path) -> None:
     ("options", "message"),
     [
         ({}, "classes are not known"),
-        ({"labelled": "nowhere", "taxonomy": TAXONOMY}, "labelled images are expected in"),
-        ({"labelled": "photos", "ids": ["9"], "taxonomy": TAXONOMY}, "1 of the 1 listed images are not there: 9"),
+        ({"labeled": "nowhere", "taxonomy": TAXONOMY}, "labeled images are expected in"),
+        ({"labeled": "photos", "ids": ["9"], "taxonomy": TAXONOMY}, "1 of the 1 listed images are not there: 9"),
     ],
 )
 def test_a_corpus_that_cannot_be_opened_says_why(tmp_path: Path, photos: Path, options: dict, message: str) -> None:
-    if "labelled" in options:
-        options = {**options, "labelled": tmp_path / options["labelled"]}
+    if "labeled" in options:
+        options = {**options, "labeled": tmp_path / options["labeled"]}
     with pytest.raises(UsageError, match=message):
         open_corpus(**options)
 

@@ -15,13 +15,13 @@ from maskmill.trainer.data.datasets import TrainingImages  # noqa: E402
 from maskmill.trainer.data.loading import Plan, open_loader  # noqa: E402
 from maskmill.trainer.recipes import conformalsam, csl, stages, supervised  # noqa: E402
 
-from ..builders import make_store, write_labelled  # noqa: E402
+from ..builders import make_store, write_labeled  # noqa: E402
 
-SIZES = {"union": 10, "labelled": 3, "stored": 7, "unlabelled": 7}
+SIZES = {"union": 10, "labeled": 3, "stored": 7, "unlabeled": 7}
 
 
 def plan(recipe=None, **options) -> Plan:
-    recipe = recipe or csl(steps=20, batch=8, labelled=4)
+    recipe = recipe or csl(steps=20, batch=8, labeled=4)
     return Plan(stages=stages(recipe), sizes=SIZES, seed=recipe.seed, **options)
 
 
@@ -54,8 +54,8 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn() -> None:
 
 
 def test_a_stage_goes_on_in_the_order_of_the_one_before() -> None:
-    recipe = conformalsam(steps=8, batch=4, labelled=2)
-    positions = [draw.position for batch in plan(recipe) for draw in batch if draw.stream == "labelled"]
+    recipe = conformalsam(steps=8, batch=4, labeled=2)
+    positions = [draw.position for batch in plan(recipe) for draw in batch if draw.stream == "labeled"]
     assert positions == list(range(16))
 
 
@@ -67,7 +67,7 @@ def test_another_seed_is_another_order() -> None:
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (csl(batch=8, labelled=3), {"world": 2}, "3 labelled images a step cannot be shared by 2 processes"),
+        (csl(batch=8, labeled=3), {"world": 2}, "3 labeled images a step cannot be shared by 2 processes"),
         (supervised(batch=8), {"accumulate": 3}, "in 3 parts each; choose a multiple of 3"),
     ],
 )
@@ -77,20 +77,20 @@ def test_a_batch_that_cannot_be_shared_is_refused(recipe, options: dict, message
 
 
 def test_a_recipe_without_its_images_says_which_it_needs() -> None:
-    with pytest.raises(UsageError, match="unlabelled images: give a STORE or --unlabelled"):
-        Plan(stages=stages(csl()), sizes={"labelled": 3, "unlabelled": 0}, seed=0)
+    with pytest.raises(UsageError, match="unlabeled images: give a STORE or --unlabeled"):
+        Plan(stages=stages(csl()), sizes={"labeled": 3, "unlabeled": 0}, seed=0)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> TrainingImages:
-    photos = write_labelled(tmp_path / "photos", range(6))
+    photos = write_labeled(tmp_path / "photos", range(6))
     make_store(tmp_path / "store", photos, range(2, 6))
-    corpus = open_corpus(stores=[tmp_path / "store"], labelled=photos, ids=["0", "1"])
+    corpus = open_corpus(stores=[tmp_path / "store"], labeled=photos, ids=["0", "1"])
     return TrainingImages(corpus.streams(), crop=32, ignore=255, scale=(0.5, 2), flip=0.5)
 
 
 def batches(data: TrainingImages, workers: int) -> list[dict]:
-    recipe = csl(steps=3, batch=4, labelled=2)
+    recipe = csl(steps=3, batch=4, labeled=2)
     return list(open_loader(data, Plan(stages=stages(recipe), sizes=data.sizes(), seed=0), workers=workers))
 
 
@@ -101,10 +101,10 @@ def test_two_workers_after_a_kernel_call_give_the_batches_of_the_loop_itself(dat
     together = batches(data, 2)
     assert len(alone) == len(together) == 3
     for first, second in zip(alone, together, strict=True):
-        for role in ("labelled", "unlabelled"):
+        for role in ("labeled", "unlabeled"):
             assert first[role]["uri"] == second[role]["uri"]
             assert (first[role]["image"] == second[role]["image"]).all()
-        assert (first["labelled"]["label"] == second["labelled"]["label"]).all()
+        assert (first["labeled"]["label"] == second["labeled"]["label"]).all()
 
 
 def test_an_image_that_cannot_be_read_ends_the_batches_with_its_name(data: TrainingImages, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from maskmill.trainer.demo.student import earth
-from maskmill.trainer.demo.run import NUM_CALIBRATION, run_demo
-from maskmill.trainer.demo.picture import draw_earth
 from maskmill.engine.inputs.label_maps import read_label_map
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import MissingPackageError
+from maskmill.trainer.demo import earth
+from maskmill.trainer.demo.picture import draw_earth
+from maskmill.trainer.demo.run import NUM_CALIBRATION, run_demo
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_no_tile_is_both_calibrated_on_and_scored(run):
     assert (len(calibration), len(scored)) == (NUM_CALIBRATION, 110 - NUM_CALIBRATION)
     assert not calibration & scored
     for name in ("argmax", "threshold", "conformal"):
-        labelled = {row.uri.rsplit("/", 1)[-1] for row in LabelStore.open(folder / "labels" / name).inputs()}
-        assert labelled == scored
+        labeled = {row.uri.rsplit("/", 1)[-1] for row in LabelStore.open(folder / "labels" / name).inputs()}
+        assert labeled == scored
 
 
 def test_vouched_labels_are_better_than_raw_ones(run):

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 
 from maskmill.cli import app  # noqa: E402
-from maskmill.trainer.demo.student import student as demo
+from maskmill.trainer.demo import student as demo
 
-from ..builders import make_store, write_labelled  # noqa: E402
+from ..builders import make_store, write_labeled  # noqa: E402
 
 FIGURES = {
     "argmax": {"accuracy_kept": 0.8, "miou_kept": 0.5, "kept": 1.0},
@@ -27,8 +27,8 @@ FIGURES = {
 def test_the_student_is_measured_on_the_scored_tiles_and_shown_beside_its_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_labelled(tmp_path / "calibration", range(2))
-    scored = write_labelled(tmp_path / "scored", range(2, 6))
+    write_labeled(tmp_path / "calibration", range(2))
+    scored = write_labeled(tmp_path / "scored", range(2, 6))
     make_store(tmp_path / "labels" / "conformal", scored, range(2, 6))
     small = {"model": "tiny", "steps": 40, "batch": 4, "crop": 32, "lr": 0.03, "optimizer": "sgd"}
     monkeypatch.setattr(demo, "_SETTINGS", small)

@@ -37,7 +37,7 @@ def maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return random_logits(2, 3, 4, 5), label, rng.random((2, 4, 5)).astype(np.float32)
 
 
-def test_cross_entropy_is_the_mean_over_the_labelled_pixels(maps) -> None:
+def test_cross_entropy_is_the_mean_over_the_labeled_pixels(maps) -> None:
     logits, label, _ = maps
     expected = pixel_losses(logits, label).sum() / (label != IGNORE).sum()
     found = losses.cross_entropy(torch.tensor(logits), torch.tensor(label), ignore=IGNORE)

@@ -13,15 +13,15 @@ torch = pytest.importorskip("torch")
 from maskmill.engine.inputs.label_maps import LabelFolder  # noqa: E402
 from maskmill.errors import MaskmillError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
-from maskmill.trainer.evaluate import label_image  # noqa: E402
-from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
-from maskmill.trainer.recipes import s2c, with_settings  # noqa: E402
-from maskmill.trainer.objectives.s2c import classification, map_scores, segment_contrast  # noqa: E402
-from maskmill.trainer.train import train  # noqa: E402
 from maskmill.trainer.data.weak_labels import WeakLabels  # noqa: E402
+from maskmill.trainer.evaluate import label_image  # noqa: E402
+from maskmill.trainer.objectives.s2c import classification, map_scores, segment_contrast  # noqa: E402
+from maskmill.trainer.recipes import s2c, with_settings  # noqa: E402
+from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
+from maskmill.trainer.train import train  # noqa: E402
 
 from ...models import COLORS  # noqa: E402
-from ..builders import TAXONOMY, blocks, make_store, write_labelled  # noqa: E402
+from ..builders import TAXONOMY, blocks, make_store, write_labeled  # noqa: E402
 
 
 def test_classification_is_the_mean_over_images_and_classes() -> None:
@@ -136,7 +136,7 @@ def test_the_authors_numbering_loses_a_segment_where_every_pixel_is_in_one(tmp_p
 
 
 def test_segments_come_from_a_store_as_well(tmp_path: Path) -> None:
-    photos = write_labelled(tmp_path / "photos", range(1))
+    photos = write_labeled(tmp_path / "photos", range(1))
     make_store(tmp_path / "segments", photos, range(1), label=lambda seed: 4 * blocks(seed))
     found = WeakLabels.open(tmp_path / "segments", TAXONOMY)
     segments, _ = found.read(str(photos / "images" / "0.png"), blocks(0))
@@ -167,7 +167,7 @@ def test_image_level_labels_say_what_an_image_shows(tmp_path: Path) -> None:
 
 
 def test_a_run_trains_a_classifier_that_labels(tmp_path: Path) -> None:
-    photos = write_labelled(tmp_path / "photos", range(6))
+    photos = write_labeled(tmp_path / "photos", range(6))
     for seed in range(6):
         (tmp_path / "segments").mkdir(exist_ok=True)
         ids = np.arange(30, dtype=np.uint8).reshape(5, 6).repeat(8, 0).repeat(8, 1)
@@ -193,9 +193,9 @@ def test_a_classifier_leaves_as_a_cam_bundle_of_the_classes_that_have_maps(tmp_p
     from maskmill.engine.runtimes.onnx_runtime import OnnxSession
     from maskmill.trainer.bundle import bundle_from_run
 
-    photos = write_labelled(tmp_path / "photos", range(2))
+    photos = write_labeled(tmp_path / "photos", range(2))
     classes = classes_taxonomy(COLORS, background="green")
-    corpus = open_corpus(labelled=photos, taxonomy=classes, segments=photos / "labels")
+    corpus = open_corpus(labeled=photos, taxonomy=classes, segments=photos / "labels")
     recipe = s2c(model="cam:tiny", model_options={"features": 6}, steps=1, batch=2, crop=32)
     train(tmp_path / "run", recipe, corpus, device="cpu", workers=0)
     bundle = bundle_from_run(tmp_path / "run", tmp_path / "bundle")
@@ -212,6 +212,6 @@ def test_a_classifier_leaves_as_a_cam_bundle_of_the_classes_that_have_maps(tmp_p
 
 
 def test_a_run_without_segments_is_refused(tmp_path: Path) -> None:
-    corpus = open_corpus(labelled=write_labelled(tmp_path / "photos", range(2)), taxonomy=TAXONOMY)
+    corpus = open_corpus(labeled=write_labeled(tmp_path / "photos", range(2)), taxonomy=TAXONOMY)
     with pytest.raises(UsageError, match="--segments"):
         train(tmp_path / "run", s2c(model="cam:tiny", steps=1, batch=2, crop=32), corpus, device="cpu", workers=0)

@@ -1,4 +1,4 @@
-"""What a step minimises, from a student whose features and logits are in view."""
+"""What a step minimizes, from a student whose features and logits are in view."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.trainer.objectives.steps import losses  # noqa: E402
-from maskmill.trainer.students.models import build_model  # noqa: E402
-from maskmill.trainer.objectives.steps import OBJECTIVES, Moment, mix  # noqa: E402
+from maskmill.trainer.objectives.base import Moment
+from maskmill.trainer.objectives.steps import OBJECTIVES, losses, mix
 from maskmill.trainer.recipes import ConformalSam, Csl, conformalsam, csl, stages, supervised, weighted  # noqa: E402
+from maskmill.trainer.students.models import build_model  # noqa: E402
 
 CROP, IGNORE = 16, 255
 
@@ -26,12 +26,12 @@ def batch(num: int = 2, seed: int = 0) -> dict:
     real = torch.ones(num, CROP, CROP, dtype=torch.bool)
     real[0, :, 12:] = False
     return {
-        "labelled": {
+        "labeled": {
             "image": images(),
             "label": label,
             "weight": torch.randint(0, 256, label.shape, generator=draw, dtype=torch.uint8),
         },
-        "unlabelled": {
+        "unlabeled": {
             "image": images(),
             "strong": images(),
             "masked": images(),
@@ -50,8 +50,8 @@ def moment(recipe, step: int = 0, samples: dict | None = None) -> Moment:
         step=step,
         ignore=IGNORE,
         counts={
-            "labelled": float((samples["labelled"]["label"] != IGNORE).sum()),
-            "unlabelled": float(samples["unlabelled"]["real"].sum()),
+            "labeled": float((samples["labeled"]["label"] != IGNORE).sum()),
+            "unlabeled": float(samples["unlabeled"]["real"].sum()),
         },
     )
 
@@ -70,7 +70,7 @@ def test_supervised_uses_labels_and_no_weights(student) -> None:
     samples = batch()
     found = OBJECTIVES["labels"](student, samples, moment(supervised()))
     expected = losses.cross_entropy(
-        upsample(student(samples["labelled"]["image"])), samples["labelled"]["label"], ignore=IGNORE
+        upsample(student(samples["labeled"]["image"])), samples["labeled"]["label"], ignore=IGNORE
     )
     assert float(found.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
@@ -78,9 +78,9 @@ def test_supervised_uses_labels_and_no_weights(student) -> None:
 def test_weighted_multiplies_by_the_cached_weights(student) -> None:
     samples = batch()
     found = OBJECTIVES["labels"](student, samples, moment(weighted()))
-    weight = samples["labelled"]["weight"].float() / 255
+    weight = samples["labeled"]["weight"].float() / 255
     expected = losses.cross_entropy(
-        upsample(student(samples["labelled"]["image"])), samples["labelled"]["label"], weight, ignore=IGNORE
+        upsample(student(samples["labeled"]["image"])), samples["labeled"]["label"], weight, ignore=IGNORE
     )
     assert float(found.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
@@ -88,13 +88,13 @@ def test_weighted_multiplies_by_the_cached_weights(student) -> None:
 def test_self_reliance_learns_from_what_the_student_sees_in_eval_mode(student) -> None:
     samples, recipe = batch(), conformalsam(steps=100, method=ConformalSam(initial=0.25))
     own = losses.argmax_labels(
-        student.eval()(samples["unlabelled"]["image"]), samples["unlabelled"]["real"], ignore=IGNORE
+        student.eval()(samples["unlabeled"]["image"]), samples["unlabeled"]["real"], ignore=IGNORE
     )
     student.train()
     found = OBJECTIVES["self_reliance"](student, samples, moment(recipe, step=75))
-    both = torch.cat([samples["labelled"]["image"], samples["unlabelled"]["image"]])
+    both = torch.cat([samples["labeled"]["image"], samples["unlabeled"]["image"]])
     logits = upsample(student(both))
-    supervised_loss = losses.cross_entropy(logits[:2], samples["labelled"]["label"], ignore=IGNORE)
+    supervised_loss = losses.cross_entropy(logits[:2], samples["labeled"]["label"], ignore=IGNORE)
     consistent = losses.cross_entropy(logits[2:], own, ignore=IGNORE)
     assert float(found.total.detach()) == pytest.approx(
         0.75 * float(supervised_loss.detach()) + 0.25 * float(consistent.detach()), rel=1e-5
@@ -107,19 +107,19 @@ def test_csl_is_the_sum_of_its_four_losses(student, selection: str) -> None:
     samples = batch()
     method = Csl(selection=selection, threshold=0.35, dropout=0.0)
     found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))
-    labelled, unlabelled = samples["labelled"], samples["unlabelled"]
-    real = unlabelled["real"]
+    labeled, unlabeled = samples["labeled"], samples["unlabeled"]
+    real = unlabeled["real"]
 
-    features = student.encode(torch.cat([labelled["image"], unlabelled["image"]]))
+    features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))
     weak = student.decode([torch.cat([feature, feature[2:]]) for feature in features])
     if selection == "pcos":
         own = losses.pcos_labels(weak[2:4], real, denominator=8, ignore=IGNORE)
     else:
         own = losses.threshold_labels(weak[2:4], real, threshold=0.35, ignore=IGNORE)
-    mixed_image, mixed_label, mixed_weight = unlabelled["strong"].clone(), own.label.clone(), own.weight.clone()
-    for array, source in ((mixed_image, unlabelled["strong"]), (mixed_label, own.label), (mixed_weight, own.weight)):
+    mixed_image, mixed_label, mixed_weight = unlabeled["strong"].clone(), own.label.clone(), own.weight.clone()
+    for array, source in ((mixed_image, unlabeled["strong"]), (mixed_label, own.label), (mixed_weight, own.weight)):
         array[0][..., 2:9, 3:12] = source[1][..., 2:9, 3:12]
-    covered = unlabelled["masked"].clone()
+    covered = unlabeled["masked"].clone()
     cells = torch.zeros(2, CROP, CROP, dtype=torch.bool)
     cells[0, :8, :8] = cells[0, 8:, 8:] = True
     covered.permute(0, 2, 3, 1)[cells & own.reliable] = 0
@@ -129,14 +129,14 @@ def test_csl_is_the_sum_of_its_four_losses(student, selection: str) -> None:
         return losses.cross_entropy(logits, label, weight, ignore=IGNORE, count=float(real.sum()))
 
     expected = {
-        "labelled": losses.cross_entropy(upsample(weak[:2]), labelled["label"], ignore=IGNORE),
+        "labeled": losses.cross_entropy(upsample(weak[:2]), labeled["label"], ignore=IGNORE),
         "strong": loss(strong[:2], mixed_label, mixed_weight),
         "masked": loss(strong[2:], own.label, own.weight),
         "features": loss(upsample(weak[4:]), own.label, own.weight),
     }
     for name, value in expected.items():
         assert float(found.terms[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
-    total = 0.5 * (expected["labelled"] + expected["strong"] / 4 + expected["masked"] / 4 + expected["features"] / 2)
+    total = 0.5 * (expected["labeled"] + expected["strong"] / 4 + expected["masked"] / 4 + expected["features"] / 2)
     assert float(found.total.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
 
 
@@ -146,8 +146,8 @@ def test_the_strong_views_leave_no_trace_in_batch_statistics(student) -> None:
     after = [buffer.clone() for buffer in student.buffers()]
     torch.manual_seed(0)
     other = build_model("tiny", 3, width=4).train()
-    samples["unlabelled"]["strong"] *= 100
-    samples["unlabelled"]["masked"] *= 100
+    samples["unlabeled"]["strong"] *= 100
+    samples["unlabeled"]["masked"] *= 100
     OBJECTIVES["consistency"](other, samples, moment(csl()))
     encoder_only = [name for name, _ in student.named_buffers() if name.startswith("encoder")]
     for name, first, second in zip(dict(student.named_buffers()), after, other.buffers(), strict=True):
@@ -156,20 +156,20 @@ def test_the_strong_views_leave_no_trace_in_batch_statistics(student) -> None:
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (20, 1.0), (39, 1.0)])
-def test_the_unlabelled_losses_rise_over_the_ramp(student, step: int, share: float) -> None:
+def test_the_unlabeled_losses_rise_over_the_ramp(student, step: int, share: float) -> None:
     recipe = csl(steps=40, method=Csl(ramp=0.5, dropout=0.0))
     found = OBJECTIVES["consistency"](student, batch(), moment(recipe, step))
     terms = {name: float(term.detach()) for name, term in found.terms.items()}
-    unlabelled = terms["strong"] / 8 + terms["masked"] / 8 + terms["features"] / 4
-    assert unlabelled > 0
-    assert float(found.total.detach()) == pytest.approx(terms["labelled"] / 2 + share * unlabelled, rel=1e-5)
+    unlabeled = terms["strong"] / 8 + terms["masked"] / 8 + terms["features"] / 4
+    assert unlabeled > 0
+    assert float(found.total.detach()) == pytest.approx(terms["labeled"] / 2 + share * unlabeled, rel=1e-5)
 
 
 def test_pseudo_labels_carry_no_gradient(student) -> None:
-    method = Csl(labelled=0.0, strong=0.0, masked=0.0, features=0.0)
+    method = Csl(labeled=0.0, strong=0.0, masked=0.0, features=0.0)
     samples = batch()
     own = losses.pcos_labels(
-        student(samples["unlabelled"]["image"]), samples["unlabelled"]["real"], denominator=8, ignore=IGNORE
+        student(samples["unlabeled"]["image"]), samples["unlabeled"]["real"], denominator=8, ignore=IGNORE
     )
     assert not own.weight.requires_grad
     found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))

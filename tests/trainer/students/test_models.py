@@ -199,7 +199,7 @@ def test_batch_statistics_can_be_used_without_being_recorded() -> None:
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_frozen_batch_normalisation_neither_learns_nor_moves() -> None:
+def test_frozen_batch_normalization_neither_learns_nor_moves() -> None:
     model = build_model("tiny", 3, freeze_batchnorm=True).train()
     norms = [layer for layer in model.encoder.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     before = copy.deepcopy([layer.state_dict() for layer in norms])

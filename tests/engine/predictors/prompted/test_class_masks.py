@@ -20,8 +20,9 @@ from maskmill.engine.predictors.prompted.class_masks import (
     score_map,
 )
 from maskmill.engine.predictors.prompted.prompts import Prompts
-from maskmill.engine.s2c import SENTINEL, official_labels, official_scores
 from maskmill.errors import UsageError
+
+from .official_s2c import SENTINEL, official_labels, official_scores
 
 SIZE = (8, 10)
 

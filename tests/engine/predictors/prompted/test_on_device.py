@@ -1,4 +1,4 @@
-"""Labelling with prompts on a device, as on the host: over the stand-in for CuPy, the CUDA sources run on the CPU."""
+"""Labeling with prompts on a device, as on the host: over the stand-in for CuPy, the CUDA sources run on the CPU."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskmill.engine.cli.label import label as cli
+from maskmill.engine.backends.base import Backend
+from maskmill.engine.backends.cuda import CudaBackend
+from maskmill.engine.backends.host import HOST
+from maskmill.engine.cli import label as cli
 from maskmill.engine.cli.options import Provider
-from maskmill.engine.cli.prompted_options import PromptedOptions, open_everything, open_prompted
-from maskmill.engine.backends.cuda import Device
-from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
-from maskmill.engine.predictors.segment_everything import EverythingSettings, SegmentEverything, paint
 from maskmill.engine.inputs.image_labels import ImageLabels
-from maskmill.engine.predictors.prompted.class_masks import MaskSettings
+from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label, segment
-from maskmill.engine.backends.base import HOST, Place
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.open import PromptedOptions, open_everything, open_prompted
+from maskmill.engine.predictors.prompted.class_masks import MaskSettings
+from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
 from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, Stages
 from maskmill.engine.predictors.prompted.prompts import PromptSettings
-from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.predictors.segment_everything import EverythingSettings, SegmentEverything, paint
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.model.bundle import Bundle
 from maskmill.export.build.engine_builder import BuildOptions, build_engine
 
 from .... import cupy_fake
@@ -66,7 +67,7 @@ class DeviceSession:
 
     def __init__(self, session: OnnxSession, up: Callable[[Any], Any], down: Callable[[Any], Any]) -> None:
         self._session, self._up, self._down = session, up, down
-        self.kind, self.artefact = session.kind, session.artefact
+        self.kind, self.artifact = session.kind, session.artifact
         self.max_batch, self.threads = session.max_batch, session.threads
 
     def run(self, inputs: Any) -> list[Any]:
@@ -91,8 +92,8 @@ def predictors(bundles: dict[str, Bundle], cupy: Any, *, sam: str = "batched", *
     cam = bundles["cam"]
     options = {"class_threshold": 0.4, "scales": (1.0, 2.0), "batch": 4, **options}
     options.setdefault("prompts", PromptSettings(min_distance=3))
-    for library, place in ((None, HOST), (cupy, Device())):
-        yield PromptedPredictor(cam, bundles[sam], *sessions(cam, bundles[sam], library), place=place, **options)
+    for library, backend in ((None, HOST), (cupy, CudaBackend())):
+        yield PromptedPredictor(cam, bundles[sam], *sessions(cam, bundles[sam], library), backend=backend, **options)
 
 
 def stages(predictor: PromptedPredictor, names: tuple[str, ...] = tuple(IMAGES)) -> list[Stages]:
@@ -226,12 +227,12 @@ def test_a_label_run_on_the_device_fills_the_same_store(cupy: Any, bundles: dict
 def segmenters(bundles: dict[str, Bundle], cupy: Any, sam: str = "batched", **options: Any) -> list[SegmentEverything]:
     """The same on the host and on the device."""
     settings = EverythingSettings(**{"side": 8, "min_score": 0.6, **options})
-    places: list[tuple[Any, Place]] = [(None, HOST), (cupy, Device())]
+    backends: list[tuple[Any, Backend]] = [(None, HOST), (cupy, CudaBackend())]
     return [
         SegmentEverything(
-            bundles[sam], *sessions(None, bundles[sam], library), settings=settings, place=place
+            bundles[sam], *sessions(None, bundles[sam], library), settings=settings, backend=backend
         )
-        for library, place in places
+        for library, backend in backends
     ]  # fmt: skip
 
 
@@ -286,15 +287,15 @@ def test_engines_are_opened_with_the_device_as_their_place(cupy: Any, tmp_path: 
     )
     scores = []
     for provider in (Provider.cpu, Provider.engine):
-        predictor, _ = open_prompted(options, None, provider, 1, 1, allow_unverified=True, say=False)
-        assert predictor.place.form == {"cpu": "cpu", "engine": "cuda"}[provider]
+        predictor, _ = open_prompted(options, None, provider, 1, 1, allow_unverified=True)
+        assert predictor.backend.form == {"cpu": "cpu", "engine": "cuda"}[provider]
         scores.append(predictor.predict(IMAGES["two"], "two").on_host().scores)
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
     alone = PromptedOptions(cam=None, sam=sam.path, prompt=("min_score=0.5", "side=4"))
     labels = []
     for provider in (Provider.cpu, Provider.engine):
-        model = open_everything(alone, provider, 1, allow_unverified=True, say=False)
-        assert model.place.form == {"cpu": "cpu", "engine": "cuda"}[provider]
+        model = open_everything(alone, provider, 1, allow_unverified=True)
+        assert model.backend.form == {"cpu": "cpu", "engine": "cuda"}[provider]
         labels.append(paint(model.run([model.prepare(IMAGES["two"])])[0]))
     np.testing.assert_array_equal(labels[1], labels[0])
 
@@ -313,8 +314,7 @@ OPENING = """
 import os
 from pathlib import Path
 
-from maskmill.engine import cli_prompted
-from maskmill.engine.cli.options import Provider
+from maskmill.engine.predictors import open as opening
 
 
 def _seen(options):
@@ -323,12 +323,12 @@ def _seen(options):
 
 def open_prompted(options, taxonomy, provider, *rest, **more):
     _seen(options)
-    return cli_prompted.open_prompted(options, taxonomy, Provider.cpu, *rest, **more)
+    return opening.open_prompted(options, taxonomy, "cpu", *rest, **more)
 
 
 def open_everything(options, provider, *rest, **more):
     _seen(options)
-    return cli_prompted.open_everything(options, Provider.cpu, *rest, **more)
+    return opening.open_everything(options, "cpu", *rest, **more)
 """
 """What each device's process calls: notes which device it was given, and works on the processor."""
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
 from maskmill.engine.inputs.image_labels import ImageLabels
+from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.prompted.class_masks import MaskSettings
+from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
 from maskmill.engine.predictors.prompted.predictor import PromptedPredictor
 from maskmill.engine.predictors.prompted.prompts import PromptSettings
-from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.errors import ImageError, UsageError
 
 from ....models import COLORS, cam_bundle, color_image, sam_bundle
@@ -59,7 +59,7 @@ RED, GREEN, BLUE = (0, slice(4, 20), slice(4, 20)), (1, slice(12, 28), slice(26,
 
 @pytest.mark.parametrize("signature", ["batched", "official"])
 @pytest.mark.parametrize("mode", ["points", "peaks", "box", "box+points", "best"])
-def test_the_colors_that_an_image_shows_are_labelled_as_they_lie(
+def test_the_colors_that_an_image_shows_are_labeled_as_they_lie(
     bundles: dict[str, Any], signature: str, mode: Any
 ) -> None:
     labels = ImageLabels({"a": frozenset({"red", "green"})}, "labels")
@@ -71,7 +71,7 @@ def test_the_colors_that_an_image_shows_are_labelled_as_they_lie(
     assert (found != expected).mean() < 0.04
 
 
-def test_a_class_that_is_not_shown_is_never_labelled(bundles: dict[str, Any]) -> None:
+def test_a_class_that_is_not_shown_is_never_labeled(bundles: dict[str, Any]) -> None:
     labels = ImageLabels({"a": frozenset({"green"})}, "labels")
     found = label(predictor(bundles, labels=labels), picture(RED, GREEN), "a.jpg")
     assert set(np.unique(found)) == {0, 2}

@@ -5,11 +5,13 @@ One clear error for each fault, before anything is run or written.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...engine.runtimes.onnx_runtime import first_line
-from ...errors import BundleError, UsageError
+from ..engine.runtimes.base import first_line
+from ..errors import BundleError, ExportError, UsageError
 
 
 def load_checked(path: Path) -> Any:
@@ -106,3 +108,82 @@ def _tensors(graph: Any) -> list[Any]:
                 pending.extend([attribute.g] if attribute.HasField("g") else [])
                 pending.extend(attribute.graphs)
     return tensors
+
+
+_FLOAT = 1  # TensorProto.DataType
+
+LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
+"""Largest finite value of each 16-bit precision."""
+
+
+_SMALL_WEIGHT = 1024  # elements: shapes and axes are read by type inference
+
+
+def node_name(node: Any) -> str:
+    """A node's name, or that of its first output where it has none."""
+    return node.name or node.output[0]
+
+
+def float_tensors(model: Any) -> frozenset[str]:
+    """Names of the main graph's float32 tensors, initializers included; :class:`ExportError` where inference fails."""
+    return frozenset(name for name, code in tensor_types(model).items() if code == _FLOAT)
+
+
+def tensor_types(model: Any) -> dict[str, int]:
+    """Name → element type (TensorProto.DataType) of the main graph's tensors; :class:`ExportError` where unknown."""
+    import onnx.shape_inference
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    except Exception as error:
+        raise ExportError(f"the types of the graph's tensors cannot be inferred: {error}") from error
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def _without_weights(model: Any) -> Any:
+    """The graph with its large weights as inputs: protobuf cannot pass more than 2 GB on."""
+    import onnx
+    from onnx import helper
+
+    graph = model.graph
+    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    small.graph.name = graph.name
+    small.graph.node.extend(graph.node)
+    small.graph.input.extend(graph.input)
+    small.graph.output.extend(graph.output)
+    declared = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL_WEIGHT:
+            small.graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            small.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return small
+
+
+def captured_names(node: Any) -> Iterator[str]:
+    """Names that the subgraphs of a node use, their own included."""
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from inner.input
+                yield from captured_names(inner)
+
+
+def at_least_opset(model: Any, version: int, why: str) -> Any:
+    """The graph in opset ``version`` or the later one that it has; :class:`ExportError` with ``why`` if it cannot."""
+    import onnx.version_converter
+
+    current = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), version)
+    if current >= version:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, version)
+    except Exception as error:
+        raise ExportError(
+            f"the graph (opset {current}) cannot be brought to opset {version}, the first with {why}: {error}; "
+            "export the model with that opset"
+        ) from error

@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from maskmill.cli import app  # noqa: E402
-from maskmill.errors import ExportError, GateError, UsageError  # noqa: E402
 from maskmill.engine.model.bundle import Bundle, InputSpec  # noqa: E402
-from maskmill.trainer.students.models import build_model  # noqa: E402
+from maskmill.errors import ExportError, GateError, UsageError  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import LAST, Run, write_checkpoint  # noqa: E402
+from maskmill.trainer.students.models import build_model  # noqa: E402
 
 from ...builders import photo  # noqa: E402
 

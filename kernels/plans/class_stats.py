@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from .types import Activation, Dispersion, Layout, Rule
+from ...errors import UsageError
+from ..types import Activation, Dispersion, Layout, Rule
 
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)

@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from ...errors import UsageError
-from .adopt import class_list, parse_size
-from .gate import LIMIT, OnFail
+from ...export.cli.adopt import class_list, parse_size
+from ...export.cli.gate import LIMIT, OnFail
 
 
 class Wanted(StrEnum):
@@ -68,13 +68,13 @@ def export_model(
     limit: int = LIMIT,
     on_fail: OnFail = typer.Option(OnFail.stop, help="Stop, or walk on: fp16, bf16, fp16 with some nodes in fp32."),
     allow_pickle: bool = typer.Option(False, help="Read weights from a pickle, which can run any code."),
-    licence: str = typer.Option("", help="Licence of the weights.  [default: what the model card says]"),
+    license: str = typer.Option("", help="License of the weights.  [default: what the model card says]"),
 ) -> None:
     """Export a model, compare it with the original, and write a bundle; where they differ nothing is written."""
-    from ..pretrained.families import Choices, bundle_from_pretrained
-    from ..gate.judge import Photos, describe
-    from ...trainer.bundle import bundle_from_run, is_run
     from ...engine.model.verdicts import Verdict
+    from ...export.gate.judge import Photos, describe
+    from ...export.pretrained.families import Choices, bundle_from_pretrained
+    from ..bundle import bundle_from_run, is_run
 
     if precision is not Wanted.fp32 and gate_images is None:
         raise UsageError(f"{precision.value} is proven on real images; give them with --gate-images")
@@ -83,7 +83,7 @@ def export_model(
     photos = None if gate_images is None else Photos.open(gate_images, limit=limit)
     wanted_size = parse_size(size) if size else None
     if is_run(model):
-        bundle = bundle_from_run(model, output, size=wanted_size, licence=licence, images=photos)
+        bundle = bundle_from_run(model, output, size=wanted_size, license=license, images=photos)
     else:
         choices = Choices(
             classes=None if classes is None else tuple(class_list(classes)),
@@ -100,7 +100,7 @@ def export_model(
             family=family,
             revision=revision,
             allow_pickle=allow_pickle,
-            licence=licence,
+            license=license,
             images=photos,
         )
     spec = bundle.input
@@ -112,7 +112,7 @@ def export_model(
     typer.echo(describe(Verdict.from_dict(bundle.verdicts[0])))
     if photos is not None and precision is not Wanted.fp32:
         from ...engine.inputs.ordered_map import default_workers
-        from ..precision.convert import Conversion, convert
+        from ...export.precision.convert import Conversion, convert
 
         calibration = None if calibration_images is None else Photos.open(calibration_images, limit=limit)
         how = Conversion(calibration=calibration, threads=default_workers())

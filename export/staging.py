@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import UsageError
-from ...engine.model.bundle import ModelFile, sha256
+from ..engine.model.bundle import ModelFile
+from ..engine.model.files import sha256
+from ..errors import UsageError
 
 
 @contextmanager

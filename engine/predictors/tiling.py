@@ -1,0 +1,85 @@
+"""Cut an image into tiles and blend the score maps of its tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One image, ready for the session."""
+
+    tensors: tuple[Any, ...]
+    """Inputs without the batch axis, one a tile, float32, where the predictor's backend is."""
+    size: tuple[int, int]
+    """(height, width) of the image."""
+    covers: tuple[float, float]
+    """Fractions of the input's height and width that the image (or tile) covers."""
+    tile: tuple[int, int]
+    """(height, width) of a tile in image pixels; the image's size where it was not cut."""
+    corners: tuple[tuple[int, int], ...]
+    """(top, left) of each tile, in image pixels."""
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First pixels of the fewest tiles that cover ``length`` with at least ``overlap`` in common, evenly spaced."""
+    if length <= tile:
+        return [0]
+    num = -(-(length - overlap) // (tile - overlap))
+    return [round(index * (length - tile) / (num - 1)) for index in range(num)]
+
+
+def blend_tiles(image: Prepared, scores: list[Any], layout: str, overlap: int, xp: Any) -> Any:
+    """Tiles' score maps → one (h, w, C) float32 map over the whole image, as fine as the tiles' own.
+
+    ``xp`` is the array library of the scores.
+    """
+    tiles = [xp.asarray(tile, np.float32) if layout == "HWC" else xp.moveaxis(tile, 0, -1) for tile in scores]
+    num_y, num_x = tiles[0].shape[0] * image.covers[0], tiles[0].shape[1] * image.covers[1]
+    height = max(1, round(image.size[0] / image.tile[0] * num_y))
+    width = max(1, round(image.size[1] / image.tile[1] * num_x))
+    total = xp.zeros((height, width, tiles[0].shape[2]), np.float32)
+    weights = xp.zeros((height, width, 1), np.float32)
+    for (top, left), tile in zip(image.corners, tiles, strict=True):
+        rows, row_weights, row_matrix = _placement(height, image.size[0], top, image.tile[0], num_y, len(tile), overlap)
+        columns, column_weights, column_matrix = _placement(
+            width, image.size[1], left, image.tile[1], num_x, tile.shape[1], overlap
+        )
+        resampled = xp.einsum("yh,hwc->ywc", xp.asarray(row_matrix), tile, optimize=True)
+        resampled = xp.einsum("xw,ywc->yxc", xp.asarray(column_matrix), resampled, optimize=True)
+        weight = xp.asarray(row_weights[:, None, None] * column_weights[None, :, None])
+        total[rows, columns] += weight * resampled
+        weights[rows, columns] += weight
+    return total / weights
+
+
+def _placement(
+    cells: int, length: int, start: int, tile: int, covered: float, samples: int, overlap: int
+) -> tuple[slice, NDArray[np.float32], NDArray[np.float32]]:
+    """Along one axis: the cells of the whole map that a tile covers, their blend weights, and the interpolation matrix.
+
+    ``cells`` of the whole map cover ``length`` pixels; the tile covers ``tile`` pixels from ``start`` with the first
+    ``covered`` of its ``samples``. Weights fall linearly over ``overlap`` pixels towards inner edges.
+    """
+    centers = (np.arange(cells) + 0.5) * length / cells
+    inside = np.flatnonzero((centers >= start) & (centers < start + tile))
+    chosen = slice(int(inside[0]), int(inside[-1]) + 1)
+    offset = centers[chosen] - start
+    weights = np.ones(len(offset))
+    ramp = max(overlap, 1)
+    if start > 0:
+        weights = np.minimum(weights, offset / ramp)
+    if start + tile < length:
+        weights = np.minimum(weights, (tile - offset) / ramp)
+    position = np.clip(offset / tile * covered - 0.5, 0, samples - 1)
+    below = np.minimum(position.astype(np.int64), max(samples - 2, 0))
+    fraction = position - below
+    matrix = np.zeros((len(offset), samples), np.float32)
+    row = np.arange(len(offset))
+    matrix[row, below] = 1 - fraction
+    matrix[row, np.minimum(below + 1, samples - 1)] += fraction
+    return chosen, np.maximum(weights, 1e-3).astype(np.float32), matrix

@@ -1,0 +1,1 @@
+"""Argument checks, constants and tables that every form of a kernel shares."""
