@@ -31,7 +31,8 @@ def color_graph(
 ) -> onnx.ModelProto:
     """Image in [0, 1] → logits ``gain * (r, g, b)``, optionally average-pooled by ``stride``.
 
-    ``through`` are operators with a number that the logits go through, nodes named after operator and backend: ``Mul0``.
+    ``through`` are operators with a number that the logits go through, nodes named after operator and backend:
+    ``Mul0``.
     """
     nodes, height, width = [], *size
     shape = [batch, 3, height, width] if layout == "NCHW" else [batch, height, width, 3]

@@ -7,7 +7,8 @@
     scores = score_images(student.module, images, student.run, tile=320, overlap=107)
     scores.miou, scores.iou
 
-A student labels as its exported bundle does, by :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the whole image at
+A student labels as its exported bundle does, by :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the
+whole image at
 its own resolution, at the nearest size that the network takes, or in overlapping tiles of the size it was trained on.
 """
 

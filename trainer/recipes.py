@@ -99,7 +99,8 @@ class Csl:
 
 @dataclass(frozen=True, kw_only=True)
 class S2c:
-    """S2C: a classifier whose activation maps learn from a promptable model; see :mod:`maskmill.trainer.objectives.s2c`.
+    """S2C: a classifier whose activation maps learn from a promptable model; see
+    :mod:`maskmill.trainer.objectives.s2c`.
 
     ``L = L_cls + segments L_SSC + prompted L_CPM``.
     """

@@ -1,6 +1,7 @@
 """Where a predictor's images and scores lie: on the host here, on a GPU in :mod:`maskmill.engine.backends.cuda`.
 
-The stages ask their backend for what differs between the two and are otherwise the same code: decoding, preprocessing, an
+The stages ask their backend for what differs between the two and are otherwise the same code: decoding,
+preprocessing, an
 array library, and the way back to the host::
 
     image = backend.decode(data)

@@ -9,7 +9,8 @@ Where segments overlap the smaller one lies on top, as in S2C, which contrasts f
 are those of Segment Anything: the model's own score of a mask, and its stability (the IoU of the mask at two thresholds
 of its logits); of masks that overlap nearly whole the one with the highest score stays.
 
-With ``backend=CudaBackend()`` images, embeddings, logits and the painting stay on the device; scores, stabilities, areas and
+With ``backend=CudaBackend()`` images, embeddings, logits and the painting stay on the device; scores, stabilities,
+areas and
 which masks overlap come down, since they decide which masks stay, and at last the map of segments.
 """
 

@@ -94,7 +94,9 @@ class SemanticPredictor:
         return self.run([self.prepare(image)])[0]
 
     def prepare(self, image: Any, uri: str = "") -> Prepared:
-        """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; its name does not matter."""
+        """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; its name does not
+        matter.
+        """
         height, width = image.shape[:2]
         tile = (height, width) if self.tile is None else (min(height, self.tile), min(width, self.tile))
         corners = [

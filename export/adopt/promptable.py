@@ -5,7 +5,8 @@
     promptable_from_onnx("encoder.onnx", "decoder.onnx", "sam")
 
 The encoder takes an image and gives one or more embeddings. Two kinds of decoders are known by their inputs: SAM's own
-ONNX signature, one prompt a call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`. Preprocessing is
+ONNX signature, one prompt a call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`.
+Preprocessing is
 SAM's unless other is given.
 """
 

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from maskmill.errors import UsageError
-from maskmill.kernels.cpu import scores as cpu
 from maskmill.kernels import reference
+from maskmill.kernels.cpu import scores as cpu
 from maskmill.kernels.plans.scores import order_key
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["conformal"]

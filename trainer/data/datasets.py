@@ -204,7 +204,9 @@ class PlainImages(_OneByOne):
 
     @classmethod
     def open(cls, spec: str | os.PathLike[str], taxonomy: Taxonomy, *, skip: Collection[str] = ()) -> PlainImages:
-        """The images of a source without the names in ``skip``; see :func:`maskmill.engine.inputs.sources.open_source`."""
+        """The images of a source without the names in ``skip``; see
+        :func:`maskmill.engine.inputs.sources.open_source`.
+        """
         source = open_source(spec)
         items = [item for item in source if item.uri not in skip]
         if not items:

@@ -1,7 +1,8 @@
 """What a step minimizes: from the student and a batch to the loss and its terms.
 
 An objective is a function ``(student, batch, moment) -> Losses``. A batch maps the roles ``labeled`` and
-``unlabeled`` to samples as :class:`~maskmill.trainer.data.datasets.TrainingImages` makes them, stacked, images normalized.
+``unlabeled`` to samples as :class:`~maskmill.trainer.data.datasets.TrainingImages` makes them, stacked, images
+normalized.
 """
 
 from __future__ import annotations

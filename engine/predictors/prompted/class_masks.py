@@ -120,7 +120,8 @@ def merge_masks(
 
     Of several groups of a class the one whose masks together agree best with its map is taken. Masks that are empty,
     or not as confident as :attr:`MaskSettings.keep` asks, are left out; a class of which nothing is left is not in the
-    result. ``backend`` is where masks and maps lie: from a device come down, once for all images, the masks' confidences,
+    result. ``backend`` is where masks and maps lie: from a device come down, once for all images, the masks'
+    confidences,
     and the agreements of groups where a class has several.
     """
     if not images:

@@ -7,11 +7,13 @@ A classifier says where in the image each class that it shows is, a promptable m
     score_map = predictor.predict(image, "1.jpg")
 
 The score map has the classifier's classes behind a background, at the resolution of the promptable model's masks;
-:mod:`maskmill.engine.predictors.prompted.class_masks` says what a score is. Selection, calibration, weights, store and resume are those of every
+:mod:`maskmill.engine.predictors.prompted.class_masks` says what a score is. Selection, calibration, weights, store
+and resume are those of every
 predictor. The encoder runs once an image, and not at all where nothing is asked; prompts of all images and classes of a
 batch go to the decoder together.
 
-All arrays lie in the predictor's backend (:mod:`maskmill.engine.backends.base`). With ``backend=CudaBackend()`` images, activation maps,
+All arrays lie in the predictor's backend (:mod:`maskmill.engine.backends.base`). With ``backend=CudaBackend()``
+images, activation maps,
 points, embeddings, masks and scores stay on the device; what a batch brings down is how many peaks each map has and how
 confident each mask is, the probabilities of classes where no image-level labels are given, and with modes that draw
 boxes the maps and their peaks. Kept embeddings go up and down, and so does an image that was decoded there, for its

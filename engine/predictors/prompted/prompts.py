@@ -6,7 +6,8 @@ decoder can take them together::
     asked = prompts_of([cams], settings, scale=(4.0, 4.0))      # cams: (classes, rows, columns), one an image
     masks, scores = decoder.run(embeddings, join_prompts(asked))
 
-Maps, peaks and points lie in one place, the host or a device (:mod:`maskmill.engine.backends.base`). How many prompts of how
+Maps, peaks and points lie in one place, the host or a device (:mod:`maskmill.engine.backends.base`). How many prompts
+of how
 many points there are is known on the host: the counts of peaks come down from a device, the peaks themselves do not.
 
 Modes: ``points`` asks once a class, with all its peaks; ``peaks`` once a peak; ``box`` once for each part of the map
@@ -149,7 +150,8 @@ def prompts_of(
     A class without a positive value is not asked for. ``scale`` is the size of a grid cell in pixels of the encoder's
     input, (vertical, horizontal); a peak lies in the middle of its cell. ``target`` counts the maps given.
 
-    ``backend`` is where the maps lie and the points will. What comes down from a device, once for all images, is how many
+    ``backend`` is where the maps lie and the points will. What comes down from a device, once for all images, is how
+    many
     peaks each map has; for modes with boxes maps and peaks come down as well, since OpenCV finds a map's parts.
     """
     asked = [NO_PROMPTS for _ in images]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 
 from maskmill.cli import app  # noqa: E402
-from maskmill.trainer.demo import student as demo
+from maskmill.trainer.demo import student as demo  # noqa: E402
 
 from ..builders import make_store, write_labeled  # noqa: E402
 

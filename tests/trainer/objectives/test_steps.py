@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.trainer.objectives.base import Moment
-from maskmill.trainer.objectives.steps import OBJECTIVES, losses, mix
+from maskmill.trainer.objectives.base import Moment  # noqa: E402
+from maskmill.trainer.objectives.steps import OBJECTIVES, losses, mix  # noqa: E402
 from maskmill.trainer.recipes import ConformalSam, Csl, conformalsam, csl, stages, supervised, weighted  # noqa: E402
 from maskmill.trainer.students.models import build_model  # noqa: E402
 

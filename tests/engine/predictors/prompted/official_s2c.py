@@ -1,6 +1,7 @@
 """Scores and pseudo-labels as S2C's authors compute them, at the image's size: a reference to compare with.
 
-Labeling uses :mod:`maskmill.engine.predictors.prompted.class_masks` instead: here a pixel outside its class's mask holds -1e5, a sentinel that
+Labeling uses :mod:`maskmill.engine.predictors.prompted.class_masks` instead: here a pixel outside its class's mask
+holds -1e5, a sentinel that
 must not be interpolated, so these scores exist at full resolution only.
 """
 

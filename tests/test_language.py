@@ -1,0 +1,92 @@
+"""Documents, docstrings, help texts and messages are plain engineering English: "per", "if" and "when"."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+UNITS = (
+    "pixel|image|class|process|device|thread|call|core|second|row|file|batch|step|map|photo|processor|machine|shard|"
+    "channel|tile|scale|tensor|line|prompt|mask|run|epoch|axis|millisecond|minute|hour"
+)
+COUNTED = (
+    "bytes?|images?|one|two|process(?:es)?|threads?|pixels?|calls?|rows?|times|seconds|numbers?|maps?|masks?|points?|"
+    "cop(?:y|ies)|peaks?|scores?|values?|weights?|index|name|id|file|box(?:es)?|class(?:es)?|labels?|score"
+)
+PATTERNS = {
+    'write "per", not "a"': re.compile(rf"\b(?:{COUNTED}) an? (?:{UNITS})\b(?! of)", re.IGNORECASE),
+    'write "if" or "when", not "where"': re.compile(
+        r"\b(?:None|empty|nothing|refused?|raises?|raised|error|only|False|True|except|but|even|zero|0|-1) where "
+        r"(?!the\b.{0,20}\blies\b)|"
+        r"\bwhere (?:there (?:is|are)|it (?:is|has|does|can)|they|not|None|asked|given|possible)\b",
+    ),
+    "write the verb that engineers use": re.compile(
+        r"\b(?:vouch(?:es|ed)? for|vouched|made-up|by a hair|with open eyes|goes on (?:from|where|as)|comes? down"
+        r"|is told|says aloud|mends?\b|mended)",
+        re.IGNORECASE,
+    ),
+    "spell it the American way": re.compile(
+        r"\b\w*(?:labell(?:ed|ing|er)|artefact|licence|neighbour|behaviour|colour|centre[ds]?\b|normalis|optimis|initialis"
+        r"|minimis|summaris|recognis|organis|quantis|serialis|synchronis)\w*",
+        re.IGNORECASE,
+    ),
+}
+START = re.compile(r"\s*(?:What|Where|Whether|How many|How much|Which)\b")
+DOCUMENTS = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not {".venv", "results", "node_modules", "site"} & set(path.relative_to(ROOT).parts)
+]
+MODULES = sorted(
+    [path for name in ("engine", "export", "kernels", "trainer", "benchmarks") for path in (ROOT / name).rglob("*.py")]
+    + list(ROOT.glob("*.py"))
+)
+SOURCES = sorted((ROOT / "kernels" / "cuda").glob("*.cu*"))
+
+
+def texts_of(path: Path) -> list[tuple[int, str, bool]]:
+    """(line, text, whether it is a docstring) of every text a reader may meet in a file."""
+    if path.suffix == ".md":
+        prose = re.sub(r"```.*?```", lambda block: "\n" * block[0].count("\n"), path.read_text(), flags=re.DOTALL)
+        return [(number, line, False) for number, line in enumerate(prose.splitlines(), 1)]
+    if path.suffix != ".py":
+        return [(number, line, False) for number, line in enumerate(path.read_text().splitlines(), 1) if "//" in line]
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    texts = []
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for index, child in enumerate(body if isinstance(body, list) else ()):
+            value = child.value if isinstance(child, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                owner = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
+                texts.append((child.lineno, " ".join(value.value.split()), owner and index == 0))
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            texts.append((node.lineno, " ".join("".join(map(str, parts)).split()), False))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            texts.append((node.lineno, " ".join(node.value.split()), False))
+    comments = [
+        (number, line.split("#", 1)[1], False) for number, line in enumerate(source.splitlines(), 1) if "# " in line
+    ]
+    return texts + comments
+
+
+@pytest.mark.parametrize("path", DOCUMENTS + MODULES + SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_texts_are_plain_english(path: Path) -> None:
+    faults = []
+    for line, text, docstring in texts_of(path):
+        if docstring and START.match(text):
+            faults.append(f"{path.name}:{line}: start with a verb or a noun: {text[:80]}")
+        faults += [
+            f"{path.name}:{line}: {advice}: …{text[max(0, match.start() - 30) : match.end() + 30]}…"
+            for advice, pattern in PATTERNS.items()
+            for match in [pattern.search(text)]
+            if match
+        ]
+    assert not faults, "\n".join(dict.fromkeys(faults))
