@@ -31,7 +31,6 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from maskmill.engine.inputs.ordered_map import default_workers
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.files import write_atomically
 from maskmill.engine.model.verdicts import Tolerances, Verdict
@@ -47,6 +46,7 @@ from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.convert import Conversion, convert
 from maskmill.export.precision.eight_bit import Precision8, in_8_bit
 from maskmill.export.precision.sixteen_bit import in_16_bit
+from maskmill.kernels.processors import usable_processors
 
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -103,7 +103,7 @@ def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple
 
     def session(model: onnx.ModelProto, role: str, precision: str) -> GraphSession:
         kind = f"onnxruntime/cpu/{precision}"
-        return GraphSession(model, bundle, role=role, kind=kind, artifact="", threads=default_workers())
+        return GraphSession(model, bundle, role=role, kind=kind, artifact="", threads=usable_processors())
 
     for precision in ("fp16", "bf16"):
         if not precision.startswith(only):
@@ -115,8 +115,8 @@ def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple
     for precision, name, settings in settings_8_bit(bundle):
         if not precision.startswith(only):
             continue
-        quantized = in_8_bit(bundle, roles[0], precision, calibration, threads=default_workers(), **settings)
-        sessions = {role: OnnxSession(bundle, role=role, threads=default_workers()) for role in roles}
+        quantized = in_8_bit(bundle, roles[0], precision, calibration, threads=usable_processors(), **settings)
+        sessions = {role: OnnxSession(bundle, role=role, threads=usable_processors()) for role in roles}
         sessions = {**sessions, roles[0]: session(quantized.model, roles[0], precision)}
         yield f"{precision}, {name}", Side(bundle=bundle, sessions=sessions), False, len(quantized.converted), total
 
@@ -138,7 +138,7 @@ def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) ->
 
 def verdicts(bundle: Bundle, num: int, min_share: float, only: str, work: Path | None) -> dict[str, Any]:
     images = photos(num)
-    reference = {role: Memory(OnnxSession(bundle, role=role, threads=default_workers())) for role in roles_of(bundle)}
+    reference = {role: Memory(OnnxSession(bundle, role=role, threads=usable_processors())) for role in roles_of(bundle)}
     rows = []
     tolerances = Tolerances(min_share=min_share)
     num_calibration = 16 if bundle.task == "promptable" else 32
@@ -172,7 +172,7 @@ def walk(bundle: Bundle, num: int, min_share: float) -> dict[str, Any]:
     """`maskmill convert --precision fp16 --on-fail next`."""
     lines: list[str] = []
     start = time.perf_counter()
-    how = Conversion(threads=default_workers(), tolerances=Tolerances(min_share=min_share))
+    how = Conversion(threads=usable_processors(), tolerances=Tolerances(min_share=min_share))
     try:
         converted = convert(bundle, "fp16", photos(num), how=how, on_fail="next", say=lines.append)
     except GateError as error:
@@ -193,7 +193,7 @@ def speed(bundle: Bundle, seconds: float) -> dict[str, Any]:
     original, graph = bundle.file(role), onnx.load(bundle.model_path(role))
     for precision in ("fp16", "bf16", "int8"):
         if precision == "int8":
-            graph = in_8_bit(bundle, role, "int8", photos(8), threads=default_workers()).model
+            graph = in_8_bit(bundle, role, "int8", photos(8), threads=usable_processors()).model
             bundle = with_files(bundle, save_graph(graph, bundle.path, original, precision))
         else:
             converted = in_16_bit(graph, precision).model  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def main() -> None:
         else:
             result = speed(bundle, arguments.seconds)
     result = json.loads(json.dumps(result).replace(folder + os.sep, ""))
-    machine = f"{platform.processor() or platform.machine()}, {default_workers()} processors"
+    machine = f"{platform.processor() or platform.machine()}, {usable_processors()} processors"
     versions = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
     print(json.dumps({"model": arguments.model, **result, "machine": machine, "versions": versions}, indent=2))
 

@@ -39,7 +39,6 @@ import onnxruntime
 
 from maskmill import kernels
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.inputs.ordered_map import default_workers
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection, select
@@ -50,6 +49,7 @@ from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.png import encode_png
 from maskmill.export.adopt.semantic import bundle_from_onnx
+from maskmill.kernels.processors import usable_processors
 
 PRODUCT_OPENVINO = "product, OpenVINO"
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -76,7 +76,7 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 def bare_all_threads(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]:
-    model = session(path, default_workers())
+    model = session(path, usable_processors())
     name = model.get_inputs()[0].name
 
     def run() -> None:
@@ -87,7 +87,7 @@ def bare_all_threads(path: Path, tensors: list[np.ndarray]) -> Callable[[], None
 
 
 def bare_one_a_core(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]:
-    models = [session(path, 1) for _ in range(default_workers())]
+    models = [session(path, 1) for _ in range(usable_processors())]
     name = models[0].get_inputs()[0].name
 
     def part(index: int) -> None:
@@ -103,7 +103,7 @@ def bare_one_a_core(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]
 
 def obvious(path: Path, photos: list[Path], folder: Path) -> Callable[[], None]:
     """What one writes first."""
-    model = session(path, default_workers())
+    model = session(path, usable_processors())
     name = model.get_inputs()[0].name
 
     def run() -> None:
@@ -231,7 +231,7 @@ def main() -> None:
             "stages": stage_times(bundle, photos, selection, taxonomy),
             "images": len(photos),
             "rounds": arguments.rounds,
-            "machine": f"{platform.processor() or platform.machine()}, {default_workers()} processors",
+            "machine": f"{platform.processor() or platform.machine()}, {usable_processors()} processors",
             "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
         }
     if not arguments.no_resume:

@@ -42,7 +42,7 @@ from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
 from maskmill.engine.calibration.thresholds import fit_thresholds
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
-from maskmill.engine.inputs.ordered_map import default_workers, ordered_map
+from maskmill.engine.inputs.ordered_map import ordered_map
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection, select
@@ -54,6 +54,7 @@ from maskmill.engine.report.evaluate import Quality, confusion, evaluate
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.export.adopt.semantic import bundle_from_onnx
+from maskmill.kernels.processors import usable_processors
 
 NUM_SPLITS, NUM_CALIBRATION = 10, 92
 TOLERANCE = {"half": 0.003, "full": 0.02}
@@ -228,7 +229,7 @@ def predict_all(predictor, taxonomy: Taxonomy, photos: list[Path], labels: Label
         return FullPhoto(score_map, truth)
 
     found = []
-    for index, photo in enumerate(ordered_map(predict, photos, default_workers())):
+    for index, photo in enumerate(ordered_map(predict, photos, usable_processors())):
         if isinstance(photo, FullPhoto):
             scores = photo.score_map.scores
             if cache is None:
@@ -295,7 +296,7 @@ def score_rows(samples, taxonomy: Taxonomy, rows: list[Row], thresholds, splits)
         return counts
 
     total = 0
-    for counts in ordered_map(score, range(len(samples)), default_workers()):
+    for counts in ordered_map(score, range(len(samples)), usable_processors()):
         total = total + counts
     return total
 
@@ -307,13 +308,13 @@ def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], 
     source, labels = open_source(data / "msrc" / "images"), LabelFolder(data / "msrc" / "labels")
     found = calibrate(
         predictor, source, labels, taxonomy, alpha="0.05", group="class", rule="agree", ids=calibration, min_images=1,
-        folds=2, workers=default_workers(),
+        folds=2, workers=usable_processors(),
     )  # fmt: skip
     listed = folder / "scored.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in photos if photo.stem in scored))
     selection = Selection(method="conformal", rule=found.rule, thresholds=found.thresholds)
     label(predictor, open_source(listed), folder / "store", taxonomy, selection, calibration=found)
-    return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=default_workers())
+    return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=usable_processors())
 
 
 def summarize(rows: list[Row], counts: np.ndarray, taxonomy: Taxonomy) -> list[dict]:
@@ -373,7 +374,7 @@ def main() -> int:
         report = {
             "benchmark": "msrc",
             "command": " ".join(["benchmarks/msrc.py", *sys.argv[1:]]),
-            "machine": f"{platform.processor() or platform.machine()}, {default_workers()} processors",
+            "machine": f"{platform.processor() or platform.machine()}, {usable_processors()} processors",
             "resolution": options.resolution,
             "antialias": options.antialias,
             "photos": len(photos),

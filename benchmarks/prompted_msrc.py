@@ -51,7 +51,6 @@ from maskmill.engine.calibration.thresholds import Group, fit_thresholds
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
-from maskmill.engine.inputs.ordered_map import default_workers
 from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec
 from maskmill.engine.model.files import read_class_names, write_atomically
@@ -67,6 +66,7 @@ from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import content_id
 from maskmill.export.adopt.cam_head import REGULARIZATION, fit_logistic, head_bundle
 from maskmill.export.adopt.promptable import promptable_from_onnx
+from maskmill.kernels.processors import usable_processors
 
 CLASSES = (
     "cow", "horse", "sheep", "aeroplane", "car", "bicycle", "flower", "sign", "bird", "book", "chair", "cat", "dog",
@@ -215,7 +215,7 @@ def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -
         shown = tuple(CLASSES[index - 1] for index in np.unique(truth) if 0 < index < 255)
         return Photo(path, truth, shown, tuple(np.load(file) for file in files))
 
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(usable_processors()) as pool:
         return list(pool.map(load, sorted((data / "msrc" / "images").glob("*.jpg"))))
 
 
@@ -296,7 +296,7 @@ class Split:
         def run(photo: Photo) -> Stages:
             return predictor.stages([predictor.prepare(self._images[photo.path], photo.path.name)])[0]
 
-        with ThreadPoolExecutor(default_workers()) as pool:
+        with ThreadPoolExecutor(usable_processors()) as pool:
             return list(pool.map(run, photos))
 
     def label(self, photos: list[Photo], found: list[Stages], selection: Selection) -> Labeled:
@@ -424,7 +424,7 @@ def measure_speed(split: Split, folder: Path, sam: Bundle, chosen: dict[str, Any
             image = decode_image(photo.path.read_bytes())
             select(predictor.run([predictor.prepare(image, photo.path.name)])[0], split.taxonomy, Selection())
 
-        with ThreadPoolExecutor(default_workers()) as pool:
+        with ThreadPoolExecutor(usable_processors()) as pool:
             list(pool.map(run, photos))
         return predictor
 
@@ -522,7 +522,7 @@ def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: 
             cache.put(key, rounded([output[0] for output in outputs]))
 
     started = time.perf_counter()
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(usable_processors()) as pool:
         list(pool.map(embed, photos))
     return time.perf_counter() - started
 
@@ -614,7 +614,7 @@ def report_of(rows: list[dict[str, Labeled]], choices: list[dict[str, Any]], spe
     return {
         "benchmark": "prompted_msrc",
         "command": " ".join(["benchmarks/prompted_msrc.py", *sys.argv[1:]]),
-        "machine": f"{platform.processor() or platform.machine()}, {default_workers()} processors",
+        "machine": f"{platform.processor() or platform.machine()}, {usable_processors()} processors",
         "miou_cam": table["cam"]["miou"]["mean"],
         "miou_one_peak": table["one_peak"]["miou"]["mean"],
         "miou_peaks": table["peaks"]["miou"]["mean"],

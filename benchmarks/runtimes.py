@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from label_run import adopt  # the script beside this one
 
-from maskmill.engine.inputs.ordered_map import default_workers
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.open import open_session
 from maskmill.export.gate.bench import throughput
+from maskmill.kernels.processors import usable_processors
 
 RUNTIMES = ("cpu", "openvino")
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    processors = default_workers()
+    processors = usable_processors()
     with tempfile.TemporaryDirectory() as folder:
         bundle = adopt(Path(folder))
         cases = dict.fromkeys([(processors, 1), (1, processors), (1, 1)])

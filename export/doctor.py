@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from ..kernels.processors import usable_processors
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def findings() -> list[Finding]:
     """Look at the machine; imports nothing heavier than ONNX Runtime."""
     report = [
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        Finding("processors", f"{len(os.sched_getaffinity(0))} usable"),
+        Finding("processors", f"{usable_processors()} usable"),
         _gpu(),
     ]
     for purpose, module, distributions, extra in _PACKAGES:

@@ -133,9 +133,9 @@ def calibrate_thresholds(
     as_json: bool = JSON,
 ) -> None:
     """Compute conformal thresholds from labeled images and report their coverage."""
+    from ...kernels.processors import usable_processors
     from ..calibration.calibrate import calibrate
     from ..inputs.label_maps import LabelFolder, read_ids
-    from ..inputs.ordered_map import default_workers
     from ..inputs.sources import open_source
     from ..report import display
 
@@ -163,7 +163,7 @@ def calibrate_thresholds(
             min_images=min_images,
             folds=folds,
             grid=(grid, grid),
-            workers=workers or default_workers(),
+            workers=workers or usable_processors(),
             progress=progress,
         )
     calibration.save(output)

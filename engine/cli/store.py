@@ -29,8 +29,8 @@ def evaluate_labels(
     as_json: bool = JSON,
 ) -> None:
     """Measure labels against the truth: IoU, accuracy, kept share."""
+    from ...kernels.processors import usable_processors
     from ..inputs.label_maps import LabelFolder, read_ids
-    from ..inputs.ordered_map import default_workers
     from ..model.taxonomy import Taxonomy
     from ..report import display
     from ..report.evaluate import evaluate
@@ -45,7 +45,7 @@ def evaluate_labels(
         LabelFolder(labels),
         classes,
         ids=read_ids(ids) if ids else None,
-        workers=workers or default_workers(),
+        workers=workers or usable_processors(),
     )
     if as_json:
         print_json(quality.to_json())

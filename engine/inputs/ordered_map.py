@@ -1,8 +1,7 @@
-"""How many threads, and running a function over many items on a few of them, in order and with bounded memory."""
+"""Run a function over many items on a few threads, in order and with bounded memory."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,11 +9,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def default_workers() -> int:
-    """Images in work at once: one a processor that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import ImageError, UsageError
+from ...kernels.processors import usable_processors
 from ..calibration.calibration import Calibration, conditions
-from ..inputs.ordered_map import default_workers
 from ..inputs.sources import Item, Source, shard
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
@@ -194,7 +194,7 @@ class _Run:
         self._predictor = predictor
         self._source = source
         self._select_maps = select
-        self._workers = workers or default_workers()
+        self._workers = workers or usable_processors()
         self._decode_options = {} if max_pixels is None else {"max_pixels": max_pixels}
         self._claimed: set[str] = set()
         self._claim_lock = threading.Lock()

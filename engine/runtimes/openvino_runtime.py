@@ -11,7 +11,6 @@ scores do not depend on the processor.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingPackageError, SessionError, UsageError
+from ...kernels.processors import usable_processors
 from ..model.bundle import Bundle
 from .base import shapes_of
 
@@ -44,7 +44,7 @@ class OpenVINOSession:
             raise MissingPackageError("openvino", "openvino", "running a model with OpenVINO") from error
         entry = bundle.file(role, precision)
         path = bundle.path / entry.path
-        calls = max(1, len(os.sched_getaffinity(0)) // threads)
+        calls = max(1, usable_processors() // threads)
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": calls,

@@ -95,12 +95,12 @@ def build(
 
 def _prove(model: Any, precision: str | None, source: str, limit: int) -> None:
     """Run the gate on the engine itself; the verdict is recorded whether it passes or not."""
-    from ...engine.inputs.ordered_map import default_workers
+    from ...kernels.processors import usable_processors
     from ..gate.judge import Photos, describe, require_pass
     from ..gate.proof import prove_artifact
 
     photos = Photos.open(source, limit=limit)
-    verdicts = prove_artifact(model, "engine", precision, photos, threads=default_workers())
+    verdicts = prove_artifact(model, "engine", precision, photos, threads=usable_processors())
     for verdict in verdicts:
         typer.echo(describe(verdict))
     require_pass(*verdicts)

@@ -77,8 +77,8 @@ def convert_bundle(
     score_quantile_shift: float | None = SHIFT,
 ) -> None:
     """Add a lower precision to a bundle where it is the same as the original on real images; else write nothing."""
-    from ...engine.inputs.ordered_map import default_workers
     from ...engine.model.bundle import Bundle
+    from ...kernels.processors import usable_processors
     from ..gate.judge import Photos
     from ..precision.convert import Conversion, convert
 
@@ -92,7 +92,7 @@ def convert_bundle(
         method=method.value,
         symmetric=symmetric,
         tolerances=tolerances,
-        threads=default_workers(),
+        threads=usable_processors(),
     )
     photos = Photos.open(images, limit=limit)
     converted = convert(model, precision.value, photos, how=how, on_fail=on_fail.value, say=typer.echo)
@@ -123,8 +123,8 @@ def prove(
 
     The verdict goes into the bundle's manifest; without one that passed, conversions and engines do not label.
     """
-    from ...engine.inputs.ordered_map import default_workers
     from ...engine.model.bundle import Bundle
+    from ...kernels.processors import usable_processors
     from ..gate.judge import Photos, describe, require_pass
     from ..gate.proof import prove_artifact, prove_same
 
@@ -133,7 +133,7 @@ def prove(
     tolerances = _tolerances(mean_iou, worst_iou, agreement, min_images, min_share, score_quantile_shift)
     photos = Photos.open(images, limit=limit)
     if reference is not None:
-        verdicts = prove_same(Bundle.load(reference), model, photos, tolerances, threads=default_workers())
+        verdicts = prove_same(Bundle.load(reference), model, photos, tolerances, threads=usable_processors())
         typer.echo(describe(verdicts[0]))
         require_pass(*verdicts)
         return
@@ -143,7 +143,7 @@ def prove(
         raise UsageError(f"{bundle} has no conversion to prove; make one with `maskmill convert`")
     failed = []
     for each in precisions:
-        verdicts = prove_artifact(model, provider.value, each, photos, tolerances, threads=default_workers())
+        verdicts = prove_artifact(model, provider.value, each, photos, tolerances, threads=usable_processors())
         typer.echo(describe(verdicts[0]))
         failed += [verdict for verdict in verdicts if not verdict.passed]
     if failed:

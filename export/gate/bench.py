@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.inputs.ordered_map import default_workers
 from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Tolerances, Verdict
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.open import RUNTIMES, open_session
 from ...errors import BundleError, MissingPackageError, SessionError
+from ...kernels.processors import usable_processors
 from .judge import Photos
 from .proof import judge_artifact, roles_of
 
@@ -139,14 +139,16 @@ def _row(
     bundle: Bundle, role: str, provider: str, precision: str, inputs: Sequence[NDArray[np.float32]], seconds: float
 ) -> Row:
     session = open_session(bundle, role=role, provider=provider, precision=precision, allow_unverified=True)
-    callers = default_workers() if provider in _HOST else 1
+    callers = usable_processors() if provider in _HOST else 1
     speed = throughput(session, inputs, callers=callers, seconds=seconds)
     return Row(provider=provider, precision=precision, images_per_second=speed)
 
 
 def _judged(row: Row, bundle: Bundle, images: Photos, tolerances: Tolerances | None) -> Row:
     try:
-        verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=default_workers())[0]
+        verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=usable_processors())[
+            0
+        ]
     except (SessionError, BundleError) as error:
         return dataclasses.replace(row, gate=str(error))
     said = "; ".join(verdict.failures) or ("passes, emulated" if verdict.emulated else "passes")

@@ -39,11 +39,11 @@ def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[Pho
     ``images`` are names and (H, W, 3) uint8 RGB pixels; smooth made-up pictures where None. Raises
     :class:`GateError` where the files do not give what the originals give.
     """
-    from ...engine.inputs.ordered_map import default_workers
+    from ...kernels.processors import usable_processors
 
     photos = made_up_photos(bundle.input) if images is None else images
     converted: dict[str, Session] = {
-        role: OnnxSession(bundle, role=role, threads=default_workers()) for role in originals
+        role: OnnxSession(bundle, role=role, threads=usable_processors()) for role in originals
     }
     output_errors(bundle, originals, converted, list(islice(photos, _BATCH)))
     reference = Side(bundle=bundle, sessions=originals)

@@ -22,16 +22,24 @@ from typing import Any
 
 from numba import config
 
+from ..processors import usable_processors
+
 _PROCESS = os.getpid()
 
 
 def num_threads(work: int, worth: int) -> int:
-    """Threads for ``work``: all (``NUMBA_NUM_THREADS``) where it is ``worth`` them, on the main thread; otherwise 1.
+    """Threads for ``work``: all (``NUMBA_NUM_THREADS``) if it is ``worth`` them, on the main thread; otherwise 1.
 
     A child process is a data worker and gets 1 as well.
     """
     direct = threading.current_thread() is threading.main_thread() and multiprocessing.parent_process() is None
-    return config.NUMBA_NUM_THREADS if direct and work >= worth else 1
+    return _most_threads() if direct and work >= worth else 1
+
+
+def _most_threads() -> int:
+    """Number of threads that Numba starts, within the CPU quota unless the user set the number."""
+    number = config.NUMBA_NUM_THREADS
+    return number if "NUMBA_NUM_THREADS" in os.environ else min(number, usable_processors())
 
 
 def numba_threads_are_safe() -> bool:

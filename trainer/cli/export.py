@@ -111,9 +111,9 @@ def export_model(
     )
     typer.echo(describe(Verdict.from_dict(bundle.verdicts[0])))
     if photos is not None and precision is not Wanted.fp32:
-        from ...engine.inputs.ordered_map import default_workers
         from ...export.precision.convert import Conversion, convert
+        from ...kernels.processors import usable_processors
 
         calibration = None if calibration_images is None else Photos.open(calibration_images, limit=limit)
-        how = Conversion(calibration=calibration, threads=default_workers())
+        how = Conversion(calibration=calibration, threads=usable_processors())
         convert(bundle, precision.value, photos, how=how, on_fail=on_fail.value, say=typer.echo)

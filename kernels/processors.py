@@ -1,0 +1,58 @@
+"""Number of processors that this process may use: the affinity mask, limited by the CPU quotas of its control groups.
+
+Containers usually limit CPU time by a quota and leave the affinity mask at all processors of the machine. Thread pools
+that are sized by the mask alone are then throttled: their threads wait, often spinning, for one another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_ROOT = Path("/")
+
+
+def usable_processors(root: Path = _ROOT) -> int:
+    """Return the number of processors that this process may keep busy, at least 1.
+
+    A quota of 1.5 processors counts as 2. ``root`` is the folder that holds ``proc`` and ``sys``.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [-(-quota // period) for quota, period in _quotas(root) if quota > 0 and period > 0]
+    return max(1, min([available, *quotas]))
+
+
+def _quotas(root: Path) -> Iterator[tuple[int, int]]:
+    """CPU quota and period, in microseconds, of every control group that this process belongs to."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            for folder in _with_parents(group, root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"):
+                limits = _text(folder / "cpu.max").split()
+                if len(limits) == 2 and limits[0] != "max":
+                    yield int(limits[0]), int(limits[1])
+        elif "cpu" in controllers.split(","):  # version 1
+            for folder in _with_parents(group, root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup/cpu"):
+                quota, period = (_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+                if quota and period:
+                    yield int(quota), int(period)
+
+
+def _with_parents(group: str, *mounts: Path) -> Iterator[Path]:
+    """Folders of a control group and of all groups around it: each of their quotas applies.
+
+    The mount's own folder is included, since a container without a namespace of its own sees its group there.
+    """
+    path = PurePosixPath(group.lstrip("/"))
+    for mount in mounts:
+        for folder in (path, *path.parents):
+            yield mount / folder
+
+
+def _text(path: Path) -> str:
+    """Contents of a file, empty if it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
