@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Sessions that run the graphs of a bundle: ONNX Runtime, OpenVINO and TensorRT."""

@@ -22,12 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...engine.model.engine_records import Engine, engines_of, read_engine, with_engine
-from ...engine.runtimes.nvidia import OUT_OF_MEMORY, load_tensorrt, message_log, this_gpu
-from ...engine.model.engine_records import Gpu
-from ...errors import ExportError, SessionError, UsageError
 from ...engine.model.bundle import Bundle, ModelFile
+from ...engine.model.engine_records import Engine, Gpu, engines_of, read_engine, with_engine
 from ...engine.model.files import write_atomically
+from ...engine.runtimes.nvidia import OUT_OF_MEMORY, load_tensorrt, message_log, this_gpu
+from ...errors import ExportError, SessionError, UsageError
 
 FOLDER = "engines"
 """Folder of engines and timing caches, inside the bundle."""

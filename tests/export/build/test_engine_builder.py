@@ -15,9 +15,9 @@ import onnx
 import pytest
 
 from maskmill.engine.backends.cuda import CudaBackend
+from maskmill.engine.model.bundle import Bundle, ModelFile
 from maskmill.engine.runtimes.tensorrt_runtime import TensorRTSession
 from maskmill.errors import ExportError, MissingPackageError, SessionError, UsageError
-from maskmill.engine.model.bundle import Bundle, ModelFile
 from maskmill.export.build.engine_builder import BuildOptions, build_engine
 
 from ... import cupy_fake

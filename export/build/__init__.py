@@ -1,0 +1,1 @@
+"""Build TensorRT engines from the ONNX files of a bundle."""
