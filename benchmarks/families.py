@@ -31,7 +31,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, GateError
 from maskmill.export.gate.compare import Side
-from maskmill.export.gate.judge import Photos, judge
+from maskmill.export.gate.judge import GateImages, judge
 from maskmill.export.gate.parity import TOLERANCES, output_errors
 from maskmill.export.precision.convert import convert
 from maskmill.export.pretrained.checkpoint import fetch
@@ -46,7 +46,7 @@ CHOICES = {"clipseg": Choices(classes=("cow", "tree", "building"), background="o
 METRICS = ("agreement", "mean_iou", "worst_iou", "mean_error", "max_error")
 
 
-def measure(family: str, photos: Photos, precisions: list[str], folder: Path) -> dict[str, Any]:
+def measure(family: str, photos: GateImages, precisions: list[str], folder: Path) -> dict[str, Any]:
     """One row of the table."""
     (folder / "checkpoint").mkdir()
     checkpoint = fetch(str(CHECKPOINTS[family](folder / "checkpoint")))
@@ -89,7 +89,7 @@ def magnitudes(bundle: Bundle, originals: dict[str, TorchSession]) -> dict[str, 
     return {name: float(np.abs(value).max()) for name, value in zip(names, originals[role].run(noise), strict=True)}
 
 
-def outcome(bundle: Bundle, precision: str, photos: Photos) -> str:
+def outcome(bundle: Bundle, precision: str, photos: GateImages) -> str:
     """``passes`` with its mean IoU, or why the precision is refused."""
     try:
         converted = convert(bundle, precision, photos)
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp16,bf16,int8")
     options = parser.parse_args()
     data = Path(os.environ.get("MASKMILL_DATA", ROOT.parent / "shared" / "data"))
-    photos = Photos.open(str(data / "msrc" / "images"), limit=50)
+    photos = GateImages.open(str(data / "msrc" / "images"), limit=50)
     rows = []
     for family in options.families.split(","):
         started = time.perf_counter()

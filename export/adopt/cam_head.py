@@ -8,9 +8,6 @@ The bundle's graph gives the map of features that its own head sees. A logistic 
 class and images showing any number of classes, becomes the new head; the graph up to the features stays as it is.
 """
 
-# pyright takes the names onnx and torch for the modules beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import dataclasses

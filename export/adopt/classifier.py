@@ -9,9 +9,6 @@ follow from its head, where that is a mean over all positions and a linear layer
 position (arXiv 1512.04150), and their mean plus the bias is the logits again.
 """
 
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import dataclasses

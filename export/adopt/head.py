@@ -1,8 +1,5 @@
 """Surgery on a classifier: find the linear layer behind the mean over positions, and put another in its place."""
 
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from dataclasses import dataclass

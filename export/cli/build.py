@@ -96,10 +96,10 @@ def build(
 def _prove(model: Any, precision: str | None, source: str, limit: int) -> None:
     """Run the gate on the engine itself; the verdict is recorded whether it passes or not."""
     from ...kernels.processors import usable_processors
-    from ..gate.judge import Photos, describe, require_pass
+    from ..gate.judge import GateImages, describe, require_pass
     from ..gate.proof import prove_artifact
 
-    photos = Photos.open(source, limit=limit)
+    photos = GateImages.open(source, limit=limit)
     verdicts = prove_artifact(model, "engine", precision, photos, threads=usable_processors())
     for verdict in verdicts:
         typer.echo(describe(verdict))

@@ -79,7 +79,7 @@ def convert_bundle(
     """Add a lower precision to a bundle where it is the same as the original on real images; else write nothing."""
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
-    from ..gate.judge import Photos
+    from ..gate.judge import GateImages
     from ..precision.convert import Conversion, convert
 
     model = Bundle.load(bundle)
@@ -88,13 +88,13 @@ def convert_bundle(
     how = Conversion(
         roles=tuple(role),
         keep_fp32=tuple(keep_fp32),
-        calibration=None if calibration_images is None else Photos.open(calibration_images, limit=limit),
+        calibration=None if calibration_images is None else GateImages.open(calibration_images, limit=limit),
         method=method.value,
         symmetric=symmetric,
         tolerances=tolerances,
         threads=usable_processors(),
     )
-    photos = Photos.open(images, limit=limit)
+    photos = GateImages.open(images, limit=limit)
     converted = convert(model, precision.value, photos, how=how, on_fail=on_fail.value, say=typer.echo)
     for entry in converted.files:
         if entry.derived_from and entry not in model.files:
@@ -125,13 +125,13 @@ def prove(
     """
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
-    from ..gate.judge import Photos, describe, require_pass
+    from ..gate.judge import GateImages, describe, require_pass
     from ..gate.proof import prove_artifact, prove_same
 
     model = Bundle.load(bundle)
     model.verify()
     tolerances = _tolerances(mean_iou, worst_iou, agreement, min_images, min_share, score_quantile_shift)
-    photos = Photos.open(images, limit=limit)
+    photos = GateImages.open(images, limit=limit)
     if reference is not None:
         verdicts = prove_same(Bundle.load(reference), model, photos, tolerances, threads=usable_processors())
         typer.echo(describe(verdicts[0]))
@@ -162,11 +162,11 @@ def compare_installed(
     """Images a second of every runtime and precision that is there, and what the gate says of each."""
     from ...engine.model.bundle import Bundle
     from ..gate.bench import measure, print_rows
-    from ..gate.judge import Photos
+    from ..gate.judge import GateImages
 
     model = Bundle.load(bundle)
     model.verify()
-    rows = measure(model, Photos.open(images, limit=limit) if images else None, seconds=seconds)
+    rows = measure(model, GateImages.open(images, limit=limit) if images else None, seconds=seconds)
     print_rows(rows, as_json=as_json)
 
 

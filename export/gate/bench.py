@@ -2,7 +2,7 @@
 
 ::
 
-    rows = measure(bundle, Photos.open("photos/"))
+    rows = measure(bundle, GateImages.open("photos/"))
     print_rows(rows)
 
 Speed is what labeling gets: on a processor one image a call and one calling thread a core, elsewhere one caller.
@@ -27,7 +27,7 @@ from ...engine.runtimes.base import Session
 from ...engine.runtimes.open import RUNTIMES, open_session
 from ...errors import BundleError, MissingPackageError, SessionError
 from ...kernels.processors import usable_processors
-from .judge import Photos
+from .judge import GateImages
 from .proof import judge_artifact, roles_of
 
 _HOST = ("cpu", "openvino")
@@ -53,7 +53,7 @@ class Row:
 
 
 def measure(
-    bundle: Bundle, images: Photos | None = None, *, seconds: float = 5.0, tolerances: Tolerances | None = None
+    bundle: Bundle, images: GateImages | None = None, *, seconds: float = 5.0, tolerances: Tolerances | None = None
 ) -> list[Row]:
     """A row for each provider that is installed and each precision that the bundle has; nothing is recorded.
 
@@ -144,7 +144,7 @@ def _row(
     return Row(provider=provider, precision=precision, images_per_second=speed)
 
 
-def _judged(row: Row, bundle: Bundle, images: Photos, tolerances: Tolerances | None) -> Row:
+def _judged(row: Row, bundle: Bundle, images: GateImages, tolerances: Tolerances | None) -> Row:
     try:
         verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=usable_processors())[
             0
@@ -155,7 +155,7 @@ def _judged(row: Row, bundle: Bundle, images: Photos, tolerances: Tolerances | N
     return dataclasses.replace(row, gate=said, verdict=verdict)
 
 
-def _inputs(bundle: Bundle, images: Photos | None) -> list[NDArray[np.float32]]:
+def _inputs(bundle: Bundle, images: GateImages | None) -> list[NDArray[np.float32]]:
     spec = bundle.input
     if images is not None:
         found = [preprocess(photo, spec)[0][None] for _, photo in images.first(_PICTURES)]

@@ -39,7 +39,7 @@ SAMPLES = 16_384
 CLASS_IMAGES = 10
 """Images a class must be seen in for quantiles of its own."""
 
-Photo = tuple[str, NDArray[np.uint8]]
+GateImage = tuple[str, NDArray[np.uint8]]
 """Name and pixels, (H, W, 3) uint8 RGB, of an image."""
 
 
@@ -74,7 +74,7 @@ class Difference:
 
 
 def compare(
-    reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None, min_share: float = 0.0
+    reference: Side, candidate: Side, images: Iterable[GateImage], *, batch: int | None = None, min_share: float = 0.0
 ) -> Metrics:
     """Run both over ``images`` and measure.
 
@@ -89,7 +89,7 @@ def compare(
 
 
 def differences(
-    reference: Side, candidate: Side, images: Iterable[Photo], *, batch: int | None = None, min_share: float = 0.0
+    reference: Side, candidate: Side, images: Iterable[GateImage], *, batch: int | None = None, min_share: float = 0.0
 ) -> list[tuple[str, Difference]]:
     """Name and difference of every image; see :func:`compare`."""
     first = "encoder" if reference.bundle.task == "promptable" else "model"
@@ -251,7 +251,7 @@ _TASKS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _runs(run: Any, side: Side, images: Sequence[Photo]) -> bool:
+def _runs(run: Any, side: Side, images: Sequence[GateImage]) -> bool:
     """Whether a graph whose batch axis is free by its signature takes these images in one call."""
     try:
         list(run(side, [photo for _, photo in images]))
@@ -260,7 +260,7 @@ def _runs(run: Any, side: Side, images: Sequence[Photo]) -> bool:
     return True
 
 
-def _chunks(images: Iterable[Photo], size: int) -> Iterator[tuple[Photo, ...]]:
+def _chunks(images: Iterable[GateImage], size: int) -> Iterator[tuple[GateImage, ...]]:
     iterator = iter(images)
     while chunk := tuple(islice(iterator, size)):
         yield chunk

@@ -9,9 +9,6 @@ there and back after the node that makes it, so that what overflows becomes infi
 What a device does inside a node (sums in fp32 or not) is not emulated; that is for the gate's run on the device.
 """
 
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Every conversion goes through it, to another format, precision or runtime::
 
-    photos = Photos.open("photos/")
+    photos = GateImages.open("photos/")
     (verdict,) = judge(
         Side(bundle=bundle, sessions={"model": OnnxSession(bundle)}),
         Side(bundle=bundle, sessions={"model": engine_session}),
@@ -26,14 +26,14 @@ from ...engine.inputs.images import decode_image
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, runtime_and_device
 from ...errors import GateError, ImageError
-from .compare import Photo, Side, compare
+from .compare import GateImage, Side, compare
 
 DEFAULT_IMAGES = 100
 """Images that the gate takes from a source unless told otherwise."""
 
 
 @dataclass(frozen=True)
-class Photos:
+class GateImages:
     """Images of a source, evenly spaced through it, decoded anew each time that they are iterated over.
 
     An image that cannot be decoded is left out.
@@ -45,7 +45,7 @@ class Photos:
     """Which ones."""
 
     @classmethod
-    def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES) -> Photos:
+    def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES) -> GateImages:
         """At most ``limit`` images of the folder, list, glob, archive or URL that ``spec`` names."""
         source = open_source(spec)
         items = tuple(source)
@@ -56,27 +56,27 @@ class Photos:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[Photo]:
+    def __iter__(self) -> Iterator[GateImage]:
         for item in self.items:
             try:
                 yield item.uri, decode_image(self.source.read(item))
             except ImageError:
                 continue
 
-    def first(self, num: int) -> Photos:
+    def first(self, num: int) -> GateImages:
         """The first ``num`` of them."""
-        return Photos(self.source, self.items[:num])
+        return GateImages(self.source, self.items[:num])
 
-    def only(self, names: Iterable[str]) -> Photos:
+    def only(self, names: Iterable[str]) -> GateImages:
         """Those of them that are named."""
         wanted = frozenset(names)
-        return Photos(self.source, tuple(item for item in self.items if item.uri in wanted))
+        return GateImages(self.source, tuple(item for item in self.items if item.uri in wanted))
 
 
 def judge(
     reference: Side,
     candidate: Side,
-    images: Iterable[Photo],
+    images: Iterable[GateImage],
     *,
     tolerances: Tolerances | None = None,
     emulated: bool = False,

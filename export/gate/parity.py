@@ -21,7 +21,7 @@ from ...engine.model.verdicts import Tolerances, add_verdict
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import GateError, SessionError
-from .compare import Photo, Side
+from .compare import GateImage, Side
 from .judge import judge, require_pass
 
 MAX_ERROR = 1e-3
@@ -33,7 +33,7 @@ TOLERANCES = Tolerances(agreement=0.999, min_images=1, min_share=0.01)
 _BATCH = 4
 
 
-def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[Photo] | None = None) -> Bundle:
+def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[GateImage] | None = None) -> Bundle:
     """The bundle with verdicts on its fp32 files, from their comparison with ``originals`` (role → session).
 
     ``images`` are names and (H, W, 3) uint8 RGB pixels; smooth made-up pictures where None. Raises
@@ -55,7 +55,7 @@ def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[Pho
 
 
 def output_errors(
-    bundle: Bundle, originals: Mapping[str, Session], converted: Mapping[str, Session], photos: Sequence[Photo]
+    bundle: Bundle, originals: Mapping[str, Session], converted: Mapping[str, Session], photos: Sequence[GateImage]
 ) -> dict[str, float]:
     """Largest absolute error of each raw output, by its name, on at most four photos.
 
@@ -77,7 +77,7 @@ def output_errors(
     return worst
 
 
-def made_up_photos(spec: InputSpec, num: int = 2) -> list[Photo]:
+def made_up_photos(spec: InputSpec, num: int = 2) -> list[GateImage]:
     """Smooth pictures of the input's size with something at every scale; always the same."""
     return [(f"made-up {seed}", _made_up(spec.height, spec.width, seed)) for seed in range(num)]
 
@@ -94,7 +94,7 @@ def _made_up(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return (picture * (255 / picture.max())).astype(np.uint8)
 
 
-def _batches(spec: InputSpec, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
+def _batches(spec: InputSpec, photos: Sequence[GateImage]) -> Iterator[NDArray[np.float32]]:
     """One image, a batch, and where the size is free a batch of another size."""
     chosen = [photos[index % len(photos)][1] for index in range(_BATCH)]
     yield preprocess(chosen[0], spec)[0][None]
@@ -107,7 +107,7 @@ def _batches(spec: InputSpec, photos: Sequence[Photo]) -> Iterator[NDArray[np.fl
 
 
 def _prompts(
-    bundle: Bundle, originals: Mapping[str, Session], photos: Sequence[Photo]
+    bundle: Bundle, originals: Mapping[str, Session], photos: Sequence[GateImage]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
     """One point on an image, then several prompts of points on and off, boxes and padding."""
     spec, rng = bundle.input, np.random.default_rng(0)

@@ -2,11 +2,8 @@
 
 ::
 
-    verdicts = prove_artifact(bundle, "openvino", "int8", Photos.open("photos/"))   # recorded in the manifest
+    verdicts = prove_artifact(bundle, "openvino", "int8", GateImages.open("photos/"))   # recorded in the manifest
 """
-
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from ...engine.runtimes.open import open_session
 from ...errors import UsageError
 from .compare import Side
 from .emulate import GraphSession, emulation
-from .judge import Photos, judge
+from .judge import GateImages, judge
 
 EMULATED = ("fp16", "bf16", "mixed")
 """Precisions that a processor does not execute: what runs there in place of the file is its emulation."""
@@ -28,7 +25,7 @@ def prove_artifact(
     bundle: Bundle,
     provider: str,
     precision: str | None,
-    images: Photos,
+    images: GateImages,
     tolerances: Tolerances | None = None,
     *,
     threads: int = 1,
@@ -52,7 +49,7 @@ def judge_artifact(
     bundle: Bundle,
     provider: str,
     precision: str | None,
-    images: Photos,
+    images: GateImages,
     tolerances: Tolerances | None = None,
     *,
     threads: int = 1,
@@ -89,7 +86,7 @@ def judge_artifact(
 
 
 def prove_same(
-    reference: Bundle, bundle: Bundle, images: Photos, tolerances: Tolerances | None = None, *, threads: int = 1
+    reference: Bundle, bundle: Bundle, images: GateImages, tolerances: Tolerances | None = None, *, threads: int = 1
 ) -> tuple[Verdict, ...]:
     """Judge a bundle's originals, with its own preprocessing, against another's; records nothing.
 

@@ -6,9 +6,6 @@
     bundle = with_files(bundle, entries)
 """
 
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import dataclasses

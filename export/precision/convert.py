@@ -2,14 +2,11 @@
 
 ::
 
-    bundle = convert(bundle, "fp16", Photos.open("photos/"), on_fail="next", say=print)
+    bundle = convert(bundle, "fp16", GateImages.open("photos/"), on_fail="next", say=print)
 
 ``on_fail="next"`` walks on: fp8 or int8, fp16, bf16, then ``mixed``, which is fp16 with the few nodes in fp32 that make
 it pass: those that make or take values beyond fp16's range, and what bisection finds.
 """
-
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from ...engine.model.verdicts import Tolerances, Verdict, add_verdict, failures_
 from ...errors import ExportError, GateError, UsageError
 from ..gate.compare import Difference, Side, differences, summarize
 from ..gate.emulate import GraphSession, Memory, beyond_range, emulation, nodes_touching, with_probes
-from ..gate.judge import Photos, describe, require_pass, verdicts_of
+from ..gate.judge import GateImages, describe, require_pass, verdicts_of
 from ..graph import LARGEST, node_name
 from .artifacts import remove_unlisted, save_graph, with_files
 from .bisect import smallest_subset
@@ -54,7 +51,7 @@ class Conversion:
     """Graphs to convert; all where empty."""
     keep_fp32: tuple[str, ...] = ()
     """Names of nodes that stay in fp32, in whichever graph has them."""
-    calibration: Photos | None = None
+    calibration: GateImages | None = None
     """Images that 8-bit ranges are taken from; those of the gate where None."""
     method: Method = "minmax"
     """How a range follows from what was seen (8-bit precisions)."""
@@ -69,7 +66,7 @@ class Conversion:
 def convert(
     bundle: Bundle,
     precision: str,
-    images: Photos,
+    images: GateImages,
     *,
     how: Conversion | None = None,
     on_fail: OnFail = "stop",
@@ -105,7 +102,7 @@ def convert(
 class _Converter:
     """One bundle, its originals with probes as the reference, and the images."""
 
-    def __init__(self, bundle: Bundle, images: Photos, how: Conversion) -> None:
+    def __init__(self, bundle: Bundle, images: GateImages, how: Conversion) -> None:
         import onnx
 
         self._bundle, self._images, self._how = bundle, images, how

@@ -8,9 +8,6 @@ int8 is ONNX Runtime's static quantizer: weights by channel, activations with a 
 ModelOpt's, where that is installed. Shapes and names of inputs and outputs stay, float32.
 """
 
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import io
@@ -31,7 +28,7 @@ from ...engine.model.bundle import Bundle
 from ...engine.runtimes.base import Session, first_line
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import ExportError, MissingPackageError, UsageError
-from ..gate.compare import Photo, Side, prompted_masks
+from ..gate.compare import GateImage, Side, prompted_masks
 from ..graph import at_least_opset, node_name
 from .sixteen_bit import Converted
 
@@ -50,7 +47,7 @@ def in_8_bit(
     bundle: Bundle,
     role: str,
     precision: Precision8,
-    images: Iterable[Photo],
+    images: Iterable[GateImage],
     *,
     keep_fp32: Collection[str] = (),
     method: Method = "minmax",
@@ -217,7 +214,7 @@ class _Recorder:
         return self._session.run(inputs)
 
 
-def _feeds(bundle: Bundle, role: str, images: Iterable[Photo], threads: int) -> Iterator[dict[str, NDArray[Any]]]:
+def _feeds(bundle: Bundle, role: str, images: Iterable[GateImage], threads: int) -> Iterator[dict[str, NDArray[Any]]]:
     """What a graph is asked for each image: the image, or of a decoder the points of the gate's grid."""
     if role != "decoder":
         for _, photo in images:

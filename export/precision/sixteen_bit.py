@@ -9,9 +9,6 @@ A tensor's name always stands for its float32 form; its 16-bit form is called af
 names stay, so that a node found at fault can be named in the original.
 """
 
-# pyright takes the name onnx for the module beside this one:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping

@@ -5,9 +5,6 @@ the class's row of the head (arXiv 1512.04150): the map's mean plus the bias is 
 the head would be given at each place, so that another head can be fitted on it.
 """
 
-# pyright takes the name torch for export/torch.py:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ from typing import Any
 
 from ...engine.model.bundle import Bundle, Provenance
 from ...errors import UsageError
-from ..gate.compare import Photo
+from ..gate.compare import GateImage
 from .checkpoint import Checkpoint, fetch
 from .folded import Choices, Folded
 from .torch_module import bundle_from_module
@@ -55,7 +55,7 @@ def bundle_from_pretrained(
     revision: str | None = None,
     allow_pickle: bool = False,
     license: str = "",
-    images: Iterable[Photo] | None = None,
+    images: Iterable[GateImage] | None = None,
 ) -> Bundle:
     """Export a model from a local folder or the hub to a new bundle in ``folder``.
 
@@ -87,7 +87,7 @@ def bundle_from_folded(
     folder: str | os.PathLike[str],
     *,
     source: Provenance,
-    images: Iterable[Photo] | None = None,
+    images: Iterable[GateImage] | None = None,
 ) -> Bundle:
     """Export what :func:`fold` gave; the errors are those of :func:`.torch.bundle_from_module`."""
     arguments: dict[str, Any] = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}

@@ -1,8 +1,5 @@
 """What every family gives to the exporter, and what they share in reading a checkpoint's description."""
 
-# pyright takes the name torch for export/torch.py:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping

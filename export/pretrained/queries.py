@@ -5,9 +5,6 @@ a pixel is the sum over queries of the product, as SEEM and Mask2Former infer se
 is not normalized over classes and may exceed 1, so the output's activation is ``none``.
 """
 
-# pyright takes the name torch for export/torch.py:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from functools import partial

@@ -1,8 +1,5 @@
 """Segment Anything, 1 and 2: an encoder, and a decoder that takes prompts of several images in one call."""
 
-# pyright takes the name torch for export/torch.py:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import dataclasses

@@ -1,8 +1,5 @@
 """Models that are asked in words: CLIPSeg. The class names are encoded at export and are constants of the graph."""
 
-# pyright takes the name torch for export/torch.py:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from functools import partial

@@ -16,9 +16,6 @@ A promptable bundle takes its encoder as ``module`` and its decoder as ``decoder
 exporter with a free batch axis; the fp32 file must give what the module gives (:mod:`.parity`), or nothing is written.
 """
 
-# pyright takes the name torch for this very module:
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -37,7 +34,7 @@ from numpy.typing import NDArray
 from ...engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Task
 from ...engine.runtimes.base import first_line
 from ...errors import ExportError, MissingPackageError, SessionError, UsageError
-from ..gate.compare import Photo
+from ..gate.compare import GateImage
 from ..gate.parity import prove
 from ..graph import load_checked
 from ..staging import model_file, staged
@@ -67,7 +64,7 @@ def bundle_from_module(
     decoder: nn.Module | None = None,
     prompt: PromptSpec | None = None,
     source: Provenance | None = None,
-    images: Iterable[Photo] | None = None,
+    images: Iterable[GateImage] | None = None,
 ) -> Bundle:
     """Export a module and adopt it; the bundle's first verdict is its comparison with the module.
 
@@ -89,7 +86,7 @@ def bundle_from_module(
         (N, P), float32, as :class:`PromptSpec` says for ``batched``; gives the other outputs in their order.
     images
         Names and (H, W, 3) uint8 RGB pixels of photos that the comparison runs on, such as a
-        :class:`.gate.Photos`; iterated over twice. Made-up pictures where None.
+        :class:`.gate.GateImages`; iterated over twice. Made-up pictures where None.
 
     Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` where torch cannot
     export the module, :class:`SessionError` where the module itself fails on a batch of 1 or 4, :class:`GateError`

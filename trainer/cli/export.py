@@ -72,7 +72,7 @@ def export_model(
 ) -> None:
     """Export a model, compare it with the original, and write a bundle; where they differ nothing is written."""
     from ...engine.model.verdicts import Verdict
-    from ...export.gate.judge import Photos, describe
+    from ...export.gate.judge import GateImages, describe
     from ...export.pretrained.families import Choices, bundle_from_pretrained
     from ..bundle import bundle_from_run, is_run
 
@@ -80,7 +80,7 @@ def export_model(
         raise UsageError(f"{precision.value} is proven on real images; give them with --gate-images")
     if "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
-    photos = None if gate_images is None else Photos.open(gate_images, limit=limit)
+    photos = None if gate_images is None else GateImages.open(gate_images, limit=limit)
     wanted_size = parse_size(size) if size else None
     if is_run(model):
         bundle = bundle_from_run(model, output, size=wanted_size, license=license, images=photos)
@@ -114,6 +114,6 @@ def export_model(
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors
 
-        calibration = None if calibration_images is None else Photos.open(calibration_images, limit=limit)
+        calibration = None if calibration_images is None else GateImages.open(calibration_images, limit=limit)
         how = Conversion(calibration=calibration, threads=usable_processors())
         convert(bundle, precision.value, photos, how=how, on_fail=on_fail.value, say=typer.echo)

@@ -11,7 +11,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.verdicts import Tolerances
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError
-from maskmill.export.gate.compare import Photo, Side, compare
+from maskmill.export.gate.compare import GateImage, Side, compare
 from maskmill.export.gate.proof import prove_artifact, prove_same, roles_of
 from maskmill.export.precision.convert import Conversion, convert
 
@@ -26,7 +26,7 @@ def side(bundle: Bundle) -> Side:
     return Side(bundle=bundle, sessions=sessions)
 
 
-def halves(first: int, second: int, *, size: tuple[int, int] = (32, 48), strength: int = 255) -> Photo:
+def halves(first: int, second: int, *, size: tuple[int, int] = (32, 48), strength: int = 255) -> GateImage:
     """A photo whose left third has one color, the rest another."""
     label = np.full(size, second)
     label[:, : size[1] // 3] = first

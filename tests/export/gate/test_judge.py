@@ -20,7 +20,7 @@ from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError, MissingPackageError, UsageError
 from maskmill.export.adopt.semantic import bundle_from_onnx
 from maskmill.export.gate.compare import Side, compare
-from maskmill.export.gate.judge import Photos, describe, judge, require_pass
+from maskmill.export.gate.judge import GateImages, describe, judge, require_pass
 from maskmill.export.gate.proof import prove_artifact, prove_same
 from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.bisect import smallest_subset
@@ -32,28 +32,28 @@ from ...models import COLORS, color_bundle, color_graph, color_image
 SIZE = (16, 24)
 
 
-def write_colors(folder: Path, strengths: list[int]) -> Photos:
+def write_colors(folder: Path, strengths: list[int]) -> GateImages:
     """Photos of patches in the three colors, one for each strength."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index, strength in enumerate(strengths):
         label = rng.integers(0, 3, (4, 6)).repeat(4, axis=0).repeat(4, axis=1)
         Image.fromarray(color_image(label, strength=strength)).save(folder / f"{index:03d}.png")
-    return Photos.open(str(folder))
+    return GateImages.open(str(folder))
 
 
-def write_close_colors(folder: Path) -> Photos:
+def write_close_colors(folder: Path) -> GateImages:
     """Photos whose strongest channel is one level above the others: fp16 tells the logits apart, bf16 does not."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(50):
         label = rng.integers(0, 3, SIZE)
         Image.fromarray(232 + color_image(label, strength=1)).save(folder / f"{index:03d}.png")
-    return Photos.open(str(folder))
+    return GateImages.open(str(folder))
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Photos:
+def photos(tmp_path: Path) -> GateImages:
     return write_colors(tmp_path / "photos", [100 + 3 * index for index in range(50)])
 
 
@@ -66,12 +66,12 @@ def side(bundle: Bundle, graph: onnx.ModelProto | None = None, folder: Path | No
     return Side(bundle=bundle, sessions={"model": OnnxSession(bundle)})
 
 
-def verdict_on(bundle: Bundle, candidate: Side, photos: Photos, **options: Any) -> Verdict:
+def verdict_on(bundle: Bundle, candidate: Side, photos: GateImages, **options: Any) -> Verdict:
     (verdict,) = judge(side(bundle), candidate, photos, **options)
     return verdict
 
 
-def test_the_same_model_passes_with_nothing_between(tmp_path: Path, photos: Photos) -> None:
+def test_the_same_model_passes_with_nothing_between(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     verdict = verdict_on(bundle, side(bundle, color_graph(), tmp_path / "other"), photos)
     metrics = verdict.metrics
@@ -103,7 +103,7 @@ def test_mask_iou_is_the_mean_over_the_classes_present_in_either(tmp_path: Path)
     assert without_specks.mean_iou == pytest.approx((191 / 192 + 1) / 2)
 
 
-def test_a_swapped_channel_order_is_caught(tmp_path: Path, photos: Photos) -> None:
+def test_a_swapped_channel_order_is_caught(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     swapped = color_bundle(tmp_path, name="swapped", channels="BGR")
     (verdict,) = prove_same(bundle, swapped, photos)
@@ -114,14 +114,14 @@ def test_a_swapped_channel_order_is_caught(tmp_path: Path, photos: Photos) -> No
         require_pass(verdict)
 
 
-def test_a_wrong_mean_is_caught(tmp_path: Path, photos: Photos) -> None:
+def test_a_wrong_mean_is_caught(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
     (verdict,) = prove_same(bundle, color_bundle(tmp_path, name="wrong", mean=(0.9, 0.4, 0.4)), photos)
     assert not verdict.passed
     assert verdict.metrics.worst_iou < 0.95
 
 
-def test_a_wrong_std_is_caught_where_it_tips_a_class(tmp_path: Path, photos: Photos) -> None:
+def test_a_wrong_std_is_caught_where_it_tips_a_class(tmp_path: Path, photos: GateImages) -> None:
     # values are negative, so that a divisor of 20 makes red the largest
     bundle = color_bundle(tmp_path, mean=(1.0, 1.0, 1.0))
     (verdict,) = prove_same(bundle, color_bundle(tmp_path, name="wrong", mean=(1.0,) * 3, std=(20, 1, 1)), photos)
@@ -129,20 +129,20 @@ def test_a_wrong_std_is_caught_where_it_tips_a_class(tmp_path: Path, photos: Pho
     assert verdict.metrics.mean_iou < 0.2
 
 
-def test_a_wrong_scale_that_keeps_every_class_moves_the_score_quantiles(tmp_path: Path, photos: Photos) -> None:
+def test_a_wrong_scale_that_keeps_every_class_moves_the_score_quantiles(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     (verdict,) = prove_same(bundle, color_bundle(tmp_path, name="softer", std=(4, 4, 4)), photos)
     assert verdict.metrics.mean_iou == 1
     assert verdict.metrics.score_quantile_shift > 0.1
 
 
-def test_a_batch_axis_frozen_in_the_signature_is_caught(tmp_path: Path, photos: Photos) -> None:
+def test_a_batch_axis_frozen_in_the_signature_is_caught(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     with pytest.raises(GateError, match="takes a batch of 1 only, its reference any; its batch axis was frozen"):
         judge(side(bundle), side(bundle, color_graph(batch=1), tmp_path / "frozen"), photos)
 
 
-def test_a_batch_axis_frozen_inside_is_caught(tmp_path: Path, photos: Photos) -> None:
+def test_a_batch_axis_frozen_inside_is_caught(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     frozen = color_graph()
     frozen.graph.initializer.append(numpy_helper.from_array(np.int64([1, 3, *SIZE]), "shape"))
@@ -151,7 +151,7 @@ def test_a_batch_axis_frozen_inside_is_caught(tmp_path: Path, photos: Photos) ->
         judge(side(bundle), side(bundle, frozen, tmp_path / "frozen"), photos)
 
 
-def test_an_original_that_is_itself_frozen_inside_is_compared_one_by_one(tmp_path: Path, photos: Photos) -> None:
+def test_an_original_that_is_itself_frozen_inside_is_compared_one_by_one(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     frozen = color_graph()
     frozen.graph.initializer.append(numpy_helper.from_array(np.int64([1, 3, *SIZE]), "shape"))
@@ -160,12 +160,12 @@ def test_an_original_that_is_itself_frozen_inside_is_compared_one_by_one(tmp_pat
     assert judge(reference, side(bundle), photos)[0].passed
 
 
-def test_an_original_with_a_fixed_batch_is_compared_one_by_one(tmp_path: Path, photos: Photos) -> None:
+def test_an_original_with_a_fixed_batch_is_compared_one_by_one(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path, batch=1)
     assert verdict_on(bundle, side(bundle, color_graph(batch=1), tmp_path / "other"), photos).passed
 
 
-def test_a_map_of_another_shape_is_caught(tmp_path: Path, photos: Photos) -> None:
+def test_a_map_of_another_shape_is_caught(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     with pytest.raises(GateError, match=r"score maps of shape \(3, 8, 12\), its reference \(3, 16, 24\)"):
         judge(side(bundle), side(bundle, color_graph(stride=2), tmp_path / "small"), photos)
@@ -207,14 +207,14 @@ def test_fewer_images_than_asked_for_do_not_pass(tmp_path: Path) -> None:
 def test_images_are_spaced_evenly_and_broken_ones_do_not_count(tmp_path: Path) -> None:
     write_colors(tmp_path / "photos", [200] * 9)
     (tmp_path / "photos" / "004.png").write_bytes(b"not an image")
-    chosen = Photos.open(str(tmp_path / "photos"), limit=5)
+    chosen = GateImages.open(str(tmp_path / "photos"), limit=5)
     assert [Path(name).name for name, _ in chosen] == ["000.png", "002.png", "006.png", "008.png"]
 
 
 # conversions
 
 
-def test_fp16_is_written_with_its_verdict(tmp_path: Path, photos: Photos) -> None:
+def test_fp16_is_written_with_its_verdict(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     original, fingerprint = bundle.file(), bundle.fingerprint
     lines: list[str] = []
@@ -231,7 +231,7 @@ def test_fp16_is_written_with_its_verdict(tmp_path: Path, photos: Photos) -> Non
     require_verdict(converted, entry.sha256, "onnxruntime", "cpu")
 
 
-def test_converting_again_replaces_the_earlier_file_and_its_verdict(tmp_path: Path, photos: Photos) -> None:
+def test_converting_again_replaces_the_earlier_file_and_its_verdict(tmp_path: Path, photos: GateImages) -> None:
     bundle = convert(color_bundle(tmp_path, through=[("Mul", 2.0)]), "fp16", photos)
     again = convert(bundle, "fp16", photos, how=Conversion(keep_fp32=("Mul0",)))
     assert [file.precision for file in again.files] == ["fp32", "fp16"]
@@ -240,7 +240,7 @@ def test_converting_again_replaces_the_earlier_file_and_its_verdict(tmp_path: Pa
     assert len(list(again.path.glob("*.onnx"))) == 2
 
 
-def test_a_range_beyond_fp16_names_the_node_and_walks_to_bf16(tmp_path: Path, photos: Photos) -> None:
+def test_a_range_beyond_fp16_names_the_node_and_walks_to_bf16(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path, through=[("Mul", 1e5), ("Mul", 1e-5)])
     lines: list[str] = []
     converted = convert(bundle, "fp16", photos, on_fail="next", say=lines.append)
@@ -271,7 +271,7 @@ def test_nodes_that_lose_digits_are_found_by_bisection(tmp_path: Path) -> None:
     assert set(verdict.kept_fp32) == {"Add1", "Sub2"}
 
 
-def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, photos: Photos) -> None:
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path, through=[("Mul", 1e5), ("Mul", 1e-5)])
     before = {path: path.read_bytes() for path in bundle.path.iterdir()}
     with pytest.raises(GateError, match="stays in fp32; fp16 is refused: .* the node Mul0 makes values"):
@@ -279,7 +279,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, photos: Photos) 
     assert {path: path.read_bytes() for path in bundle.path.iterdir()} == before
 
 
-def test_int8_is_executed_and_not_emulated(tmp_path: Path, photos: Photos) -> None:
+def test_int8_is_executed_and_not_emulated(tmp_path: Path, photos: GateImages) -> None:
     bundle = convert(color_bundle(tmp_path), "int8", photos)
     (verdict,) = (Verdict.from_dict(raw) for raw in bundle.verdicts)
     assert (verdict.precision, verdict.emulated, verdict.passed) == ("int8", False, True)
@@ -288,7 +288,7 @@ def test_int8_is_executed_and_not_emulated(tmp_path: Path, photos: Photos) -> No
     OnnxSession(bundle, precision="int8")
 
 
-def test_a_graph_too_old_for_scales_by_channel_is_brought_forward(tmp_path: Path, photos: Photos) -> None:
+def test_a_graph_too_old_for_scales_by_channel_is_brought_forward(tmp_path: Path, photos: GateImages) -> None:
     old = color_graph()
     old.opset_import[0].version = 12
     onnx.save(old, tmp_path / "old.onnx")
@@ -296,7 +296,7 @@ def test_a_graph_too_old_for_scales_by_channel_is_brought_forward(tmp_path: Path
     assert convert(bundle, "int8", photos).verdicts[-1]["passed"]
 
 
-def test_int8_ranges_are_those_of_the_calibration_images(tmp_path: Path, photos: Photos) -> None:
+def test_int8_ranges_are_those_of_the_calibration_images(tmp_path: Path, photos: GateImages) -> None:
     dark = write_colors(tmp_path / "dark", [10] * 8)
     bundle = color_bundle(tmp_path, gain=1.0)
     loose = Tolerances(mean_iou=0, worst_iou=0, agreement=0)
@@ -334,7 +334,7 @@ def quantize_as_modelopt(*, onnx_path: str, output_path: str, **_: Any) -> None:
 
 
 def test_an_fp8_graph_runs_as_it_is_written_and_the_original_stays(
-    tmp_path: Path, photos: Photos, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photos: GateImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("modelopt", "modelopt.onnx", "modelopt.onnx.quantization"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -348,12 +348,12 @@ def test_an_fp8_graph_runs_as_it_is_written_and_the_original_stays(
     assert OnnxSession(converted, precision="fp8").kind == "onnxruntime/cpu/fp8"
 
 
-def test_fp8_says_what_to_install(tmp_path: Path, photos: Photos) -> None:
+def test_fp8_says_what_to_install(tmp_path: Path, photos: GateImages) -> None:
     with pytest.raises(MissingPackageError, match="nvidia-modelopt"):
         convert(color_bundle(tmp_path), "fp8", photos)
 
 
-def test_unknown_nodes_roles_and_precisions_are_refused(tmp_path: Path, photos: Photos) -> None:
+def test_unknown_nodes_roles_and_precisions_are_refused(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     with pytest.raises(UsageError, match="no graph that is converted has a node named nothing"):
         convert(bundle, "fp16", photos, how=Conversion(keep_fp32=("nothing",)))
@@ -378,7 +378,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatc
 # verdicts
 
 
-def test_a_verdict_survives_the_manifest(tmp_path: Path, photos: Photos) -> None:
+def test_a_verdict_survives_the_manifest(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path)
     tolerances = Tolerances(mean_iou=0.9, min_images=3)
     verdict = verdict_on(bundle, side(bundle, color_graph(), tmp_path / "other"), photos, tolerances=tolerances)
@@ -390,7 +390,7 @@ def test_a_verdict_survives_the_manifest(tmp_path: Path, photos: Photos) -> None
     assert "tolerances changed: mean_iou 0.9, min_images 3" in describe(verdict)
 
 
-def test_only_what_passed_on_this_runtime_and_device_may_label(tmp_path: Path, photos: Photos) -> None:
+def test_only_what_passed_on_this_runtime_and_device_may_label(tmp_path: Path, photos: GateImages) -> None:
     bundle = convert(color_bundle(tmp_path), "fp16", photos)
     original, artifact = bundle.file().sha256, bundle.file(precision="fp16").sha256
     require_verdict(bundle, original, "onnxruntime", "cpu")
@@ -404,7 +404,7 @@ def test_only_what_passed_on_this_runtime_and_device_may_label(tmp_path: Path, p
         require_verdict(failed, artifact, "onnxruntime", "cpu")
 
 
-def test_a_verdict_against_another_original_is_stale(tmp_path: Path, photos: Photos) -> None:
+def test_a_verdict_against_another_original_is_stale(tmp_path: Path, photos: GateImages) -> None:
     bundle = convert(color_bundle(tmp_path), "fp16", photos)
     artifact = bundle.file(precision="fp16").sha256
     files = tuple(file if file.derived_from else dataclasses.replace(file, sha256="f" * 64) for file in bundle.files)
@@ -412,7 +412,7 @@ def test_a_verdict_against_another_original_is_stale(tmp_path: Path, photos: Pho
         require_verdict(dataclasses.replace(bundle, files=files), artifact, "onnxruntime", "cpu")
 
 
-def test_an_artifact_that_stands_there_is_judged_anew(tmp_path: Path, photos: Photos) -> None:
+def test_an_artifact_that_stands_there_is_judged_anew(tmp_path: Path, photos: GateImages) -> None:
     bundle = convert(color_bundle(tmp_path), "fp16", photos)
     strict = Tolerances(min_images=51)
     (verdict,) = prove_artifact(bundle, "cpu", "fp16", photos, strict)
@@ -423,7 +423,7 @@ def test_an_artifact_that_stands_there_is_judged_anew(tmp_path: Path, photos: Ph
         prove_artifact(bundle, "cpu", "fp32", photos)
 
 
-def test_shifts_add_up_through_the_original(tmp_path: Path, photos: Photos) -> None:
+def test_shifts_add_up_through_the_original(tmp_path: Path, photos: GateImages) -> None:
     bundle = convert(convert(color_bundle(tmp_path), "fp16", photos), "int8", photos)
     kinds = {name: (bundle.file(precision=name).sha256, f"onnxruntime/cpu/{name}") for name in ("fp32", "fp16", "int8")}
     moved = {raw["precision"]: raw["metrics"]["score_quantile_shift"] for raw in bundle.verdicts}
