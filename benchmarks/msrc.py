@@ -159,7 +159,7 @@ class FullPhoto:
     def label(self, row: Row, thresholds: np.ndarray | None, taxonomy: Taxonomy) -> np.ndarray:
         """The row's labels, in the shape of ``truth``."""
         if row.confidence is not None:
-            selection = Selection.of_threshold(row.confidence, taxonomy)
+            selection = Selection.threshold(row.confidence)
         elif thresholds is None:
             selection = Selection()
         elif row.rule == "best":
@@ -312,8 +312,7 @@ def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], 
     )  # fmt: skip
     listed = folder / "scored.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in photos if photo.stem in scored))
-    selection = Selection(method="conformal", rule=found.rule, thresholds=found.thresholds)
-    label(predictor, open_source(listed), folder / "store", taxonomy, selection, calibration=found)
+    label(predictor, open_source(listed), folder / "store", taxonomy, Selection.conformal(found))
     return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=usable_processors())
 
 

@@ -106,18 +106,15 @@ def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[T
     ids = frozenset(photo.stem for photo in split.labeled)
     found = calibrate(predictor, source, labels, taxonomy, alpha=ALPHA, group="class", rule=RULE, ids=ids)
     selections = {
-        "raw": (Selection(), None),
-        "confidence": (Selection.of_threshold(CONFIDENCE, taxonomy), None),
-        "conformal": (
-            Selection(method="conformal", rule=found.rule, thresholds=found.thresholds, weight="pcos"),
-            found,
-        ),
+        "raw": Selection.argmax(),
+        "confidence": Selection.threshold(CONFIDENCE),
+        "conformal": Selection.conformal(found, weight="pcos"),
     }
     listed = folder / "unlabeled.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
     quality = {}
-    for name, (selection, basis) in selections.items():
-        label(predictor, open_source(listed), folder / name, taxonomy, selection, calibration=basis)
+    for name, selection in selections.items():
+        label(predictor, open_source(listed), folder / name, taxonomy, selection)
         measured = evaluate(LabelStore.open(folder / name), labels, taxonomy)
         quality[name] = {key: getattr(measured, key) for key in ("miou_kept", "accuracy_kept", "kept")}
     return taxonomy, quality

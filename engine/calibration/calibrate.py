@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import kernels
 from ...errors import CalibrationError, ImageError, UsageError
 from ...kernels.plans.class_stats import RULES
 from ...kernels.types import Activation, Rule
@@ -180,21 +179,13 @@ def calibrate(
 
 
 def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.float32]:
-    """Nonconformity score of every pixel's true class (H, W) float32, NaN where ``truth`` is the ignore index."""
+    """Compute the nonconformity score of every pixel's true class, (H, W) float32; NaN for ignored pixels.
+
+    ``truth`` (H, W) holds target indices or the ignore index; its shape decides the resolution.
+    """
     backend = score_map.backend
     with backend.queue():
-        stats = kernels.class_stats(
-            score_map.scores,
-            truth.shape,
-            layout=score_map.layout,
-            activation=score_map.activation,
-            groups=taxonomy.groups,
-            num_targets=taxonomy.num_targets,
-            region=score_map.region,
-            truth=backend.xp.asarray(truth),
-            ignore=taxonomy.ignore_index,
-            outputs=("true_score",),
-        )
+        stats = score_map.decode(taxonomy, size=truth.shape, truth=truth, outputs=("true_score",))
         return backend.download(stats.true_score)[0]
 
 

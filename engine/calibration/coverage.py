@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...kernels.plans.class_stats import bilinear_taps
 from ...kernels.types import Activation
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import ScoreMap
+from ..predictors.resampling import sample_pixels
 from .score_spill import NO_CLASS, ScoreSpill
 from .thresholds import Thresholds
 
@@ -55,7 +55,8 @@ class SampleSpill:
             cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
             weights.append(np.full(share, count / share))
         chosen = np.concatenate([np.empty(0, np.int64), *cells])
-        values = interpolate(score_map, size, chosen)
+        scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
+        values = sample_pixels(scores, size, score_map.region, chosen)
         self._stream.write(np.ascontiguousarray(values, np.float32).tobytes())
         self._cells.append(chosen)
         self._classes.append(flat[chosen].astype(np.uint16))
@@ -78,21 +79,6 @@ class SampleSpill:
             np.concatenate([self._classes[index] for index in indices]),
             np.concatenate([self._weights[index] for index in indices]),
         )
-
-
-def interpolate(score_map: ScoreMap, size: tuple[int, int], cells: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Stored values (S, C) at the flat pixel indices ``cells`` of the map decoded to ``size``, half-pixel bilinear."""
-    scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
-    taps, fractions = [], []
-    for axis, index in enumerate(np.divmod(cells, size[1])):
-        along = bilinear_taps(scores.shape[axis], size[axis], score_map.region[axis], score_map.region[axis + 2])
-        taps.append((along.lower[index], along.upper[index]))
-        fractions.append(along.weight[index].astype(np.float32)[:, None])
-    (above, below), (left, right) = taps
-    fy, fx = fractions
-    top = scores[above, left] * (1 - fx) + scores[above, right] * fx
-    bottom = scores[below, left] * (1 - fx) + scores[below, right] * fx
-    return (top * (1 - fy) + bottom * fy).astype(np.float32)
 
 
 class CoverageReport:

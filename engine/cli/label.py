@@ -270,19 +270,17 @@ def label_corpus(
     thresholds = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {"weight": weight.value, "weight_levels": weight_levels}
     if thresholds is not None:
-        selection = Selection(method="conformal", rule=thresholds.rule, thresholds=thresholds.thresholds, **options)
+        selection = Selection.conformal(thresholds, **options)
     elif threshold is not None:
-        selection = Selection.of_threshold(threshold, classes, **options)
+        selection = Selection.threshold(threshold, **options)
     else:
         selection = Selection(**options)
     if dry_run:
-        if thresholds is not None:
-            thresholds.check(predictor, classes)
         progress, total = pipeline.dry_run(predictor, open_source(source), classes, selection, **common)
         display.print_estimate(progress, total, as_json=as_json)
         return
     assert output is not None, "checked above"
-    common |= {"calibration": thresholds, "retry_rejects": retry_rejects}
+    common["retry_rejects"] = retry_rejects
     with display.run_display(as_json=as_json) as observer:
         if gpus:
             work = partial(label_share, opening, selection)

@@ -3,7 +3,7 @@
 read and decode → predict → select, weight, encode → write. Each stage has its threads, queues between them are short,
 and only the last one touches the store::
 
-    summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection(), observer=print)
+    summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection.argmax(), observer=print)
 
 Work that is finished is never lost: the writer commits every few seconds, an interrupt finishes what is under way, and
 an error elsewhere still commits what was done before it is raised. Running the same command again goes on from there.
@@ -25,7 +25,7 @@ import numpy as np
 
 from ...errors import ImageError, UsageError
 from ...kernels.processors import usable_processors
-from ..calibration.calibration import Calibration, conditions
+from ..calibration.calibration import conditions
 from ..inputs.sources import Item, Source, shard
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
@@ -60,7 +60,6 @@ def label(
     taxonomy: Taxonomy,
     selection: Selection,
     *,
-    calibration: Calibration | None = None,
     shard_of: tuple[int, int] | None = None,
     workers: int | None = None,
     limit: int | None = None,
@@ -78,8 +77,6 @@ def label(
         Inputs; see :func:`maskmill.engine.inputs.sources.open_source`.
     store_path
         The label store, made if it does not exist. One that was made with other options is refused.
-    calibration
-        Where the thresholds came from; checked against predictor and taxonomy.
     shard_of
         (I, N): take only the inputs that fall into part I of N, from 0.
     workers
@@ -97,9 +94,8 @@ def label(
     ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
     :class:`SessionError`, :class:`SourceError`.
     """
-    if calibration is not None:
-        calibration.check(predictor, taxonomy)
-    store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection, calibration))
+    selection.check(predictor, taxonomy)
+    store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
     items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
     run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
     return run.execute(items, Writer(run.progress, store), observer)
@@ -141,6 +137,7 @@ def dry_run(
     max_pixels: int | None = None,
 ) -> tuple[Progress, int]:
     """Label a sample spread over the source without a store; returns (what it took, inputs in the whole source)."""
+    selection.check(predictor, taxonomy)
     items = list(islice(_chosen(source, shard_of), limit))
     step = max(1, len(items) // DRY_RUN_IMAGES)
     run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
@@ -148,25 +145,9 @@ def dry_run(
     return progress, len(items)
 
 
-def run_record(
-    predictor: Predictor, taxonomy: Taxonomy, selection: Selection, calibration: Calibration | None
-) -> dict[str, Any]:
-    """What decides the labels of a store; two runs with different records are never mixed."""
-    record: dict[str, Any] = {
-        **conditions(predictor, taxonomy),
-        "classes": taxonomy.to_json(),
-        "select": selection.method,
-        "rule": selection.rule,
-        "weight": selection.weight,
-        "weight_levels": selection.weight_levels,
-    }
-    if calibration is not None:
-        record["calibration"] = {key: getattr(calibration, key) for key in ("alpha", "group", "unit", "rule")} | {
-            "thresholds": content_id(np.ascontiguousarray(calibration.thresholds).tobytes())
-        }
-    elif selection.thresholds is not None:
-        record["threshold"] = float(1 - selection.thresholds[0])
-    return record
+def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
+    """Collect all that decides the labels of a store; two runs with different records are never mixed."""
+    return {**conditions(predictor, taxonomy), "classes": taxonomy.to_json(), **selection.record()}
 
 
 def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:

@@ -1,6 +1,9 @@
-"""From a score map to what the store keeps: a label map, a weight map and their counts.
+"""Select and weight the pixels of a score map: one decode kernel, PCOS if requested, weights in 8 bits.
 
-Thin over the kernels: one fused decode, PCOS where asked for, quantization to 8 bits.
+Usage::
+
+    selection = Selection.conformal(Calibration.load("calibration.json"), weight="pcos")
+    labels = select(predictor.predict(image), taxonomy, selection)
 """
 
 from __future__ import annotations
@@ -13,51 +16,117 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import UsageError
-from ...kernels.plans.class_stats import RULES
 from ...kernels.types import Rule
+from ..calibration.calibration import Calibration
+from ..inputs.identity import content_id
 from ..model.taxonomy import Taxonomy
-from ..predictors.base import ScoreMap
+from ..predictors.base import Predictor, ScoreMap
 from ..predictors.resampling import resample_nearest
 from ..predictors.segment_everything import SegmentMap, paint
 
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos"]
 
-METHODS: tuple[str, ...] = get_args(Method)
-WEIGHTS: tuple[str, ...] = get_args(Weight)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How pixels are selected and weighted."""
+    """How pixels are selected and weighted.
+
+    Use :meth:`argmax`, :meth:`threshold` or :meth:`conformal`; the constructor itself takes thresholds of your own,
+    which are recorded by their hash.
+    """
 
     method: Method = "argmax"
-    """``argmax`` keeps every pixel, ``threshold`` those whose top score is high, ``conformal`` those vouched for."""
+    """``argmax`` keeps every pixel, ``threshold`` those with a high top score, ``conformal`` those that the
+    prediction set supports."""
     rule: Rule = "argmax"
     """How the prediction set decides the label (``conformal`` only)."""
     thresholds: NDArray[np.float32] | None = None
-    """Largest nonconformity score in the prediction set: one per scored class, or a map over a fixed grid (gh, gw)."""
+    """Largest nonconformity score in the prediction set: a scalar (), one per scored class (Ke,), or a map over a
+    fixed grid (gh, gw); -inf keeps a class out of every set."""
+    calibration: Calibration | None = None
+    """Source of the thresholds; checked against the predictor before labeling."""
     weight: Weight = "none"
     """``none``: 1 for every kept pixel; ``confidence``: the top score; ``pcos``: CSL's weight."""
     weight_levels: int = 256
-    """Distinct values in the weight map; fewer make smaller files."""
+    """Number of distinct values in the weight map; fewer make smaller files."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("rule", RULES), ("weight", WEIGHTS)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, choices in (("method", Method), ("rule", Rule), ("weight", Weight)):
+            if getattr(self, name) not in get_args(choices):
+                raise UsageError(
+                    f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}"
+                )
         if (self.method == "argmax") != (self.thresholds is None):
             raise UsageError("argmax takes no thresholds, threshold and conformal need them")
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", np.asarray(self.thresholds, np.float32))
+            check_thresholds(self.thresholds)
         if not 2 <= self.weight_levels <= 256:
             raise UsageError(f"weight levels must be from 2 to 256, got {self.weight_levels}")
 
     @classmethod
-    def of_threshold(cls, confidence: float, taxonomy: Taxonomy, **options: Any) -> Selection:
-        """Keep the argmax where its nonconformity score is at most ``1 - confidence``."""
+    def argmax(cls, *, weight: Weight = "none", weight_levels: int = 256) -> Selection:
+        """Keep the top class of every pixel."""
+        return cls(weight=weight, weight_levels=weight_levels)
+
+    @classmethod
+    def threshold(cls, confidence: float, *, weight: Weight = "none", weight_levels: int = 256) -> Selection:
+        """Keep the top class if its nonconformity score is at most ``1 - confidence``, with a confidence in (0, 1]."""
         if not 0 < confidence <= 1:
             raise UsageError(f"the confidence threshold must be above 0 and at most 1, got {confidence}")
-        thresholds = np.full(taxonomy.num_scored, 1 - confidence, np.float32)
-        return cls(method="threshold", rule="argmax", thresholds=thresholds, **options)
+        return cls(
+            method="threshold",
+            thresholds=np.asarray(1 - confidence, np.float32),
+            weight=weight,
+            weight_levels=weight_levels,
+        )
+
+    @classmethod
+    def conformal(
+        cls, calibration: Calibration, *, rule: Rule | None = None, weight: Weight = "none", weight_levels: int = 256
+    ) -> Selection:
+        """Keep the pixels that the calibration's prediction sets support; ``rule`` is the calibration's if None."""
+        return cls(
+            method="conformal",
+            rule=rule or calibration.rule,
+            thresholds=calibration.thresholds,
+            calibration=calibration,
+            weight=weight,
+            weight_levels=weight_levels,
+        )
+
+    def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
+        """Raise :class:`CalibrationMismatch` if the calibration was made under other conditions."""
+        if self.calibration is not None:
+            self.calibration.check(predictor, taxonomy)
+
+    def record(self) -> dict[str, Any]:
+        """Return all that decides labels and weights, as plain data for the run record."""
+        record: dict[str, Any] = {
+            "select": self.method,
+            "rule": self.rule,
+            "weight": self.weight,
+            "weight_levels": self.weight_levels,
+        }
+        if self.method == "threshold" and self.thresholds is not None and self.thresholds.ndim == 0:
+            record["threshold"] = round(1 - float(self.thresholds), 7)
+        elif self.thresholds is not None:
+            digest = content_id(np.ascontiguousarray(self.thresholds).tobytes())
+            record["thresholds"] = {"shape": list(self.thresholds.shape), "sha": digest}
+        if self.calibration is not None:
+            record["calibration"] = {key: getattr(self.calibration, key) for key in ("alpha", "group", "unit")}
+        return record
+
+
+def check_thresholds(thresholds: NDArray[np.float32]) -> None:
+    """Raise :class:`UsageError` if a threshold is NaN, or negative and not -inf."""
+    faults = np.isnan(thresholds) | ((thresholds < 0) & ~np.isneginf(thresholds))
+    if faults.any():
+        raise UsageError(
+            f"thresholds are nonconformity scores of at least 0, or -inf for a class that is never emitted; "
+            f"got {float(thresholds[faults].ravel()[0])}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +136,17 @@ class Selected:
     label: NDArray[Any]
     """(H, W) uint8 or uint16: target class, or the ignore index."""
     weight: NDArray[np.uint8]
-    """(H, W): 255 where the label is reliable, 0 where it is ignored."""
+    """(H, W): 0 for ignored pixels, 255 for reliable ones."""
     counts: NDArray[np.int64]
-    """(K,): kept pixels of each target."""
+    """(K,): number of kept pixels of each target."""
     kept: float
     """Share of pixels that carry a label."""
     confidence: float
-    """Mean score of the top class over the kept pixels; 0 where none is kept."""
+    """Mean score of the top class over the kept pixels; 0 if no pixel is kept."""
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
-    """Decode, select and weight one image where its scores lie; two maps and a sum come to the host."""
+    """Decode, select and weight one image on the device of its scores; only two maps and a sum reach the host."""
     backend, ignore = score_map.backend, taxonomy.ignore_index
     with backend.queue():
         label, weight, confidence = _maps(score_map, taxonomy, selection)
@@ -95,27 +164,15 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
 
 
 def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tuple[Any, Any, Any]:
-    """Label, weight and top score of every pixel, in the scores' backend."""
-    xp, ignore = score_map.backend.xp, taxonomy.ignore_index
-    thresholds = None if selection.thresholds is None else xp.asarray(selection.thresholds)
+    """Compute label, weight and top score of every pixel, on the scores' backend."""
+    xp, ignore, thresholds = score_map.backend.xp, taxonomy.ignore_index, selection.thresholds
+    if thresholds is not None and thresholds.ndim == 0:
+        thresholds = np.full(taxonomy.num_scored, thresholds, np.float32)
     grid = thresholds.shape if thresholds is not None and thresholds.ndim == 2 else None
     outputs: tuple[str, ...] = ("label", "confidence")
     if selection.weight == "pcos":
         outputs += ("share", "dispersion")
-    stats = kernels.class_stats(
-        score_map.scores,
-        grid or score_map.size,
-        layout=score_map.layout,
-        activation=score_map.activation,
-        groups=taxonomy.groups,
-        num_targets=taxonomy.num_targets,
-        region=score_map.region,
-        thresholds=thresholds,
-        rule=selection.rule,
-        background=taxonomy.background,
-        ignore=ignore,
-        outputs=outputs,
-    )
+    stats = score_map.decode(taxonomy, size=grid, thresholds=thresholds, rule=selection.rule, outputs=outputs)
     label, confidence = stats.label, stats.confidence
     quantized = {"levels": selection.weight_levels, "label": label, "ignore": ignore}
     if selection.weight == "pcos":
@@ -135,7 +192,7 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
 
 
 def select_segments(segments: SegmentMap) -> Selected:
-    """A map of segments as the store keeps it: every pixel of a segment has the weight 255, others 0."""
+    """Convert a map of segments to stored form: weight 255 inside a segment, 0 elsewhere."""
     label = paint(segments)
     inside = label > 0
     return Selected(

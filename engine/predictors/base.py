@@ -1,4 +1,4 @@
-"""What every predictor returns and offers: score maps and the predictor protocol."""
+"""Score maps, and the protocol of the predictors that make them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ...kernels.types import Activation, Layout
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...kernels.types import Activation, ClassStats, Layout, Rule
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import Bundle
+from ..model.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -21,16 +26,63 @@ class ScoreMap:
     layout: Layout
     """Order of the axes of ``scores``."""
     activation: Activation
-    """What turns the values into scores."""
+    """Function that turns the values into scores."""
     size: tuple[int, int]
     """(height, width) of the image, in pixels."""
     region: tuple[float, float, float, float]
     """(y0, x0, y1, x1) in score-map pixels: the part that covers the image."""
     backend: Backend = HOST
-    """Where ``scores`` lies."""
+    """Device that holds ``scores``."""
+
+    def decode(
+        self,
+        taxonomy: Taxonomy,
+        *,
+        size: tuple[int, int] | None = None,
+        thresholds: NDArray[Any] | None = None,
+        rule: Rule = "argmax",
+        truth: Any = None,
+        outputs: Sequence[str] = ("label", "confidence"),
+    ) -> ClassStats:
+        """Decode the scores to pixels of target classes in one pass; the arrays stay on ``backend``.
+
+        Call it inside ``backend.queue()``; :func:`maskmill.kernels.class_stats` describes the outputs.
+
+        Parameters
+        ----------
+        taxonomy
+            Maps the model's classes to targets.
+        size
+            (height, width) of the outputs; the image's if None.
+        thresholds
+            Largest nonconformity score in the prediction set, on the host: a scalar, one per scored class (Ke,), or a
+            map of ``size``. None: no prediction set.
+        rule
+            How the prediction set decides the label.
+        truth
+            (H, W) target indices of ``size``, on the host or on ``backend``, for ``true_score``.
+        outputs
+            Names of the :class:`~maskmill.kernels.types.ClassStats` fields to fill.
+        """
+        xp = self.backend.xp
+        return kernels.class_stats(
+            self.scores,
+            size or self.size,
+            layout=self.layout,
+            activation=self.activation,
+            groups=taxonomy.groups,
+            num_targets=taxonomy.num_targets,
+            region=self.region,
+            thresholds=None if thresholds is None else xp.asarray(thresholds, np.float32),
+            rule=rule,
+            background=taxonomy.background,
+            ignore=taxonomy.ignore_index,
+            truth=None if truth is None else xp.asarray(truth),
+            outputs=outputs,
+        )
 
     def on_host(self) -> ScoreMap:
-        """The same map with its scores in main memory."""
+        """Copy the map to main memory."""
         with self.backend.queue():
             (scores,) = self.backend.download(self.scores)
         return replace(self, scores=scores, backend=HOST)
@@ -43,37 +95,37 @@ class ScoreMap:
 
 
 class Predictor(Protocol):
-    """What the pipeline drives: ``prepare`` on decode threads, ``run`` on model threads."""
+    """Model that a labeling run drives: ``prepare`` on decode threads, ``run`` on model threads."""
 
     @property
     def bundle(self) -> Bundle:
-        """The model whose scores are thresholded; its verdicts may prove a calibration of another artifact."""
+        """Bundle of the model; its gate verdicts may allow a calibration made with another artifact."""
         ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the scores besides the bundle's files: recorded with labels and calibrations."""
+        """Options that decide the scores, recorded with labels and calibrations."""
         ...
 
     @property
     def batch(self) -> int:
-        """How many prepared images one ``run`` should get."""
+        """Number of prepared images per call of ``run``."""
         ...
 
     @property
     def threads(self) -> int:
-        """Threads that one ``run`` uses on the host."""
+        """Number of host threads that one call of ``run`` uses."""
         ...
 
     @property
     def backend(self) -> Backend:
-        """Where images are decoded and scores lie."""
+        """Device that decodes images and holds scores."""
         ...
 
     def prepare(self, image: Any, uri: str = "") -> Any:
-        """HWC uint8 RGB, on the host or on ``backend`` → what ``run`` takes; ``uri`` names the image."""
+        """Prepare one image for ``run``: HWC uint8 RGB, on the host or on ``backend``; ``uri`` names it."""
         ...
 
     def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
-        """Score maps of the prepared images."""
+        """Compute the score maps of prepared images."""
         ...

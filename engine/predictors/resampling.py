@@ -1,4 +1,4 @@
-"""Bilinear and nearest resampling of maps."""
+"""Bilinear and nearest resampling of maps, at the positions and with the rounding of the decode kernel."""
 
 from __future__ import annotations
 
@@ -7,28 +7,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.plans.class_stats import bilinear_taps
+
+
+def bilinear_matrix(position: NDArray[np.float64], samples: int) -> NDArray[np.float32]:
+    """Build the (len(position), samples) matrix that interpolates ``samples`` values at ``position``.
+
+    Positions are in samples, 0 at the center of the first; outside the middle of the map an edge value repeats. The
+    weights are computed in float64 and rounded once, as the decode kernel computes them.
+    """
+    position = np.clip(position, 0, samples - 1)
+    lower = position.astype(np.int64)
+    weight = position - lower
+    matrix = np.zeros((len(position), samples), np.float32)
+    row = np.arange(len(position))
+    matrix[row, lower] = 1 - weight
+    matrix[row, np.minimum(lower + 1, samples - 1)] += weight.astype(np.float32)
+    return matrix
+
 
 def bilinear_weights(
     cells: int, extent: float, samples: int, covered: float, *, mirrored: bool = False
 ) -> NDArray[np.float32]:
-    """(cells, samples): weights that resample a map along one axis; sampled beyond its middle, an edge value repeats.
+    """Build the (cells, samples) matrix that resamples a map along one axis.
 
-    The image covers the first ``extent`` cells and the first ``covered`` share of the samples.
+    The image covers the first ``extent`` cells and the first ``covered`` share of the samples; ``mirrored`` reads the
+    samples from the image's other edge.
     """
     share = np.minimum((np.arange(cells) + 0.5) / extent, 1.0)
     share = 1.0 - share if mirrored else share
-    position = np.clip(share * covered * samples - 0.5, 0, samples - 1)
-    below = np.minimum(position.astype(np.int64), max(samples - 2, 0))
-    fraction = (position - below).astype(np.float32)
-    weights = np.zeros((cells, samples), np.float32)
-    row = np.arange(cells)
-    weights[row, below] = 1 - fraction
-    weights[row, np.minimum(below + 1, samples - 1)] += fraction
-    return weights
+    return bilinear_matrix(share * covered * samples - 0.5, samples)
+
+
+def sample_pixels(
+    scores: NDArray[Any], size: tuple[int, int], region: tuple[float, float, float, float], cells: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Interpolate the values (S, C) of a map (h, w, C) at the flat pixel indices ``cells`` of the map decoded to
+    ``size``; ``region`` (y0, x0, y1, x1) is the part of the map that covers the pixels.
+    """
+    taps = []
+    for axis, index in enumerate(np.divmod(cells, size[1])):
+        along = bilinear_taps(scores.shape[axis], size[axis], region[axis], region[axis + 2])
+        taps.append((along.lower[index], along.upper[index], along.weight[index][:, None]))
+    (above, below, down), (left, right, across) = taps
+    upper = (1 - across) * scores[above, left] + across * scores[above, right]
+    lower = (1 - across) * scores[below, left] + across * scores[below, right]
+    return ((1 - down) * upper + down * lower).astype(np.float32)
 
 
 def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> Any:
-    """Nearest-neighbor resampling of (H, W) with half-pixel centers; ``xp`` is the library of ``array``."""
+    """Resample (H, W) to ``size`` by nearest neighbor with half-pixel centers; ``xp`` is the library of ``array``."""
     rows, columns = (
         (xp.arange(length) * 2 + 1) * cells // (2 * length) for length, cells in zip(size, array.shape, strict=True)
     )

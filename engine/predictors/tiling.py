@@ -8,25 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .resampling import bilinear_matrix
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """One image, ready for the session."""
+    """One preprocessed image."""
 
     tensors: tuple[Any, ...]
-    """Inputs without the batch axis, one a tile, float32, where the predictor's backend is."""
+    """One input per tile, float32, without the batch axis, on the predictor's backend."""
     size: tuple[int, int]
     """(height, width) of the image."""
     covers: tuple[float, float]
     """Fractions of the input's height and width that the image (or tile) covers."""
     tile: tuple[int, int]
-    """(height, width) of a tile in image pixels; the image's size where it was not cut."""
+    """(height, width) of a tile in image pixels; the image's size if it was not cut."""
     corners: tuple[tuple[int, int], ...]
     """(top, left) of each tile, in image pixels."""
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First pixels of the fewest tiles that cover ``length`` with at least ``overlap`` in common, evenly spaced."""
+    """Return the first pixels of the fewest evenly spaced tiles that cover ``length`` and overlap by ``overlap``."""
     if length <= tile:
         return [0]
     num = -(-(length - overlap) // (tile - overlap))
@@ -34,7 +36,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def blend_tiles(image: Prepared, scores: list[Any], layout: str, overlap: int, xp: Any) -> Any:
-    """Tiles' score maps → one (h, w, C) float32 map over the whole image, as fine as the tiles' own.
+    """Blend the tiles' score maps into one (h, w, C) float32 map of the whole image, at the tiles' resolution.
 
     ``xp`` is the array library of the scores.
     """
@@ -60,7 +62,7 @@ def blend_tiles(image: Prepared, scores: list[Any], layout: str, overlap: int, x
 def _placement(
     cells: int, length: int, start: int, tile: int, covered: float, samples: int, overlap: int
 ) -> tuple[slice, NDArray[np.float32], NDArray[np.float32]]:
-    """Along one axis: the cells of the whole map that a tile covers, their blend weights, and the interpolation matrix.
+    """Place one tile along one axis: the cells of the whole map it covers, their blend weights, interpolation matrix.
 
     ``cells`` of the whole map cover ``length`` pixels; the tile covers ``tile`` pixels from ``start`` with the first
     ``covered`` of its ``samples``. Weights fall linearly over ``overlap`` pixels towards inner edges.
@@ -75,11 +77,5 @@ def _placement(
         weights = np.minimum(weights, offset / ramp)
     if start + tile < length:
         weights = np.minimum(weights, (tile - offset) / ramp)
-    position = np.clip(offset / tile * covered - 0.5, 0, samples - 1)
-    below = np.minimum(position.astype(np.int64), max(samples - 2, 0))
-    fraction = position - below
-    matrix = np.zeros((len(offset), samples), np.float32)
-    row = np.arange(len(offset))
-    matrix[row, below] = 1 - fraction
-    matrix[row, np.minimum(below + 1, samples - 1)] += fraction
+    matrix = bilinear_matrix(offset / tile * covered - 0.5, samples)
     return chosen, np.maximum(weights, 1e-3).astype(np.float32), matrix

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..predictors.prompted.predictor import Stages
 from ..predictors.prompted.prompts import BOX_END, BOX_START, POSITIVE
+from ..predictors.resampling import bilinear_weights
 from .overlay import class_colors, overlay
 
 PANEL = 360
@@ -73,9 +74,11 @@ def _nearest(label: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 def _resized(values: NDArray[np.float32], extent: tuple[float, float], size: tuple[int, int]) -> NDArray[np.float32]:
     """A map on the grid, of which the image covers ``extent`` cells, at the panel's size."""
-    x = ((np.arange(size[0]) + 0.5) * extent[1] / size[0] - 0.5).astype(np.float32)
-    y = ((np.arange(size[1]) + 0.5) * extent[0] / size[1] - 0.5).astype(np.float32)
-    return cv2.remap(values, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    rows, columns = (
+        bilinear_weights(pixels, pixels, cells, covered / cells)
+        for pixels, cells, covered in zip(size[::-1], values.shape, extent, strict=True)
+    )
+    return rows @ values @ columns.T
 
 
 def _heat(photo: NDArray[np.uint8], cam: NDArray[np.float32], extent: tuple[float, float]) -> Any:

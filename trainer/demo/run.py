@@ -86,19 +86,16 @@ def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
     calibration.save(folder / "calibration.json")
     print_calibration(calibration, folder / "calibration.json")
     selections = {
-        "argmax": (Selection(), None),
-        "threshold": (Selection.of_threshold(CONFIDENCE, taxonomy), None),
-        "conformal": (
-            Selection(method="conformal", rule=calibration.rule, thresholds=calibration.thresholds),
-            calibration,
-        ),
+        "argmax": Selection.argmax(),
+        "threshold": Selection.threshold(CONFIDENCE),
+        "conformal": Selection.conformal(calibration),
     }
     source = open_source(str(folder / "scored" / "images"))
     truth = LabelFolder(folder / "scored" / "labels")
     quality: dict[str, Quality] = {}
-    for name, (selection, basis) in selections.items():
+    for name, selection in selections.items():
         store = folder / "labels" / name
-        label(predictor, source, store, taxonomy, selection, calibration=basis)
+        label(predictor, source, store, taxonomy, selection)
         quality[name] = evaluate(LabelStore.open(store), truth, taxonomy)
     _print_table(quality, console)
 

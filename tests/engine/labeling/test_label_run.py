@@ -139,8 +139,7 @@ def test_a_calibration_made_with_another_model_is_refused(bundle: Bundle, tmp_pa
     write_photos(tmp_path / "photos", 1)
     with pytest.raises(CalibrationMismatch, match="bundle: calibrated with ffffffffffff…, labeling with"):
         label_folder(
-            bundle, tmp_path / "photos", tmp_path / "store", calibration=calibration,
-            selection=Selection(method="conformal", thresholds=thresholds),
+            bundle, tmp_path / "photos", tmp_path / "store", selection=Selection.conformal(calibration),
         )  # fmt: skip
     assert not (tmp_path / "store").exists()
 

@@ -39,7 +39,7 @@ def test_argmax_keeps_all_but_dropped_classes() -> None:
 
 
 def test_a_confidence_threshold_keeps_the_sure_ones() -> None:
-    selection = Selection.of_threshold(0.6, TAXONOMY)
+    selection = Selection.threshold(0.6)
     assert select(score_map(), TAXONOMY, selection).label[0].tolist() == [0, 255, 1, 255, 255]
 
 
@@ -82,7 +82,7 @@ def test_a_coarser_grid_is_spread_over_the_image() -> None:
 
 
 def test_counts_kept_share_and_confidence_are_of_kept_pixels() -> None:
-    selected = select(score_map(), TAXONOMY, Selection.of_threshold(0.6, TAXONOMY))
+    selected = select(score_map(), TAXONOMY, Selection.threshold(0.6))
     assert selected.counts.tolist() == [1, 1]
     assert selected.kept == pytest.approx(2 / 5)
     assert selected.confidence == pytest.approx((0.9 + 0.75) / 2, abs=1e-5)
@@ -136,9 +136,28 @@ def test_a_contradictory_selection_is_refused(options, message: str) -> None:
 @pytest.mark.parametrize("confidence", [0.0, 1.5, -1.0])
 def test_a_threshold_outside_its_range_is_refused(confidence: float) -> None:
     with pytest.raises(UsageError, match="above 0 and at most 1"):
-        Selection.of_threshold(confidence, TAXONOMY)
+        Selection.threshold(confidence)
 
 
 def test_nearest_resampling_uses_half_pixel_centers() -> None:
     assert resample_nearest(np.arange(4)[None], (1, 8))[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert resample_nearest(np.arange(9)[None], (1, 3))[0].tolist() == [1, 4, 7]
+
+
+def test_two_selections_with_different_thresholds_have_different_records() -> None:
+    records = [
+        Selection(method="conformal", thresholds=np.array([0.5, *rest], np.float32)).record()
+        for rest in ([0.2, 0.3], [0.2, 0.4])
+    ]
+    assert records[0] != records[1]
+    assert Selection.threshold(0.7).record()["threshold"] == 0.7
+
+
+@pytest.mark.parametrize("value", [np.nan, -0.1])
+def test_thresholds_that_are_no_scores_are_refused(value: float) -> None:
+    with pytest.raises(UsageError, match="thresholds are nonconformity scores of at least 0"):
+        Selection(method="conformal", thresholds=np.array([0.5, value, 0.5], np.float32))
+
+
+def test_a_class_with_a_threshold_below_every_score_is_never_emitted() -> None:
+    assert labels(method="conformal", thresholds=np.array([1, -np.inf, 1], np.float32)) == [0, 0, 255, 255, 0]
