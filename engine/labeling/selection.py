@@ -54,9 +54,7 @@ class Selection:
     def __post_init__(self) -> None:
         for name, choices in (("method", Method), ("rule", Rule), ("weight", Weight)):
             if getattr(self, name) not in get_args(choices):
-                raise UsageError(
-                    f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}"
-                )
+                raise UsageError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if (self.method == "argmax") != (self.thresholds is None):
             raise UsageError("argmax takes no thresholds, threshold and conformal need them")
         if self.thresholds is not None:
