@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ...engine.model.bundle import Bundle, OutputSpec
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import MissingPackageError, UsageError
+from ...kernels.processors import usable_processors
 from ..staging import model_file, staged
 from .head import Head, with_head
 
@@ -34,6 +36,12 @@ FOLDS = 5
 """Parts of the images for the held-out precision."""
 REGULARIZATION = 1e-2
 """Weight of half the squared norm of the head, whose features have a standard deviation of 1 in the mean."""
+
+WORTH_THREADS = 1 << 28
+"""Multiplications per evaluation of the loss, from which on the fit uses all processors.
+
+Smaller evaluations take less time than waking threads on busy processors: their pool would spin instead of compute.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +147,22 @@ def fit_logistic(
         value.backward()
         return value
 
-    optimizer.step(loss)
+    with _torch_threads(1 if inputs.numel() * truth.shape[1] < WORTH_THREADS else usable_processors()):
+        optimizer.step(loss)
     return weight.detach().numpy() / scale, bias.detach().numpy()
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Limit torch to ``number`` threads per operation inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def held_out_precision(features: NDArray[Any], truth: NDArray[np.bool_], regularization: float) -> list[float | None]:

@@ -13,7 +13,8 @@ from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import BundleError, UsageError
-from maskmill.export.adopt.cam_head import fit_cam_head
+from maskmill.export.adopt import cam_head
+from maskmill.export.adopt.cam_head import fit_cam_head, fit_logistic
 from maskmill.export.adopt.classifier import cam_from_onnx
 
 from ...models import COLORS, cam_bundle, color_cam_graph, color_graph
@@ -119,3 +120,22 @@ def test_a_bundle_without_features_is_refused(tmp_path: Path) -> None:
     bundle = cam_from_onnx(tmp_path / "model.onnx", tmp_path / "cam", classes=COLORS)
     with pytest.raises(UsageError, match="gives cam, logits; fitting a head needs a cam bundle with features"):
         fit_cam_head(bundle, open_source(str(tmp_path)), ImageLabels({}, "labels"), tmp_path / "head")
+
+
+@pytest.mark.parametrize(("worth", "expected"), [(1 << 28, 1), (1, 3)], ids=["small", "large"])
+def test_a_small_fit_runs_on_one_thread_and_a_large_one_on_all_processors(
+    monkeypatch: pytest.MonkeyPatch, worth: int, expected: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(cam_head, "usable_processors", lambda: 3)
+    monkeypatch.setattr(cam_head, "WORTH_THREADS", worth)
+    threads = []
+    step = torch.optim.LBFGS.step
+    monkeypatch.setattr(
+        torch.optim.LBFGS, "step", lambda *args: (threads.append(torch.get_num_threads()), step(*args))[1]
+    )
+    before = torch.get_num_threads()
+    rng = np.random.default_rng(0)
+    fit_logistic(rng.normal(size=(20, 5)), rng.random((20, 2)) < 0.5, 1e-2)
+    assert threads == [expected]
+    assert torch.get_num_threads() == before, "torch is left as it was"
