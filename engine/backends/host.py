@@ -1,4 +1,4 @@
-"""The host backend: processor and main memory."""
+"""The backend of a CPU: images and scores in main memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..model.bundle import InputSpec
 
 
 class HostBackend:
-    """Processor and main memory: Pillow, OpenCV, NumPy, Numba."""
+    """Decoding by Pillow, resizing by OpenCV and Pillow, NumPy arrays, Numba kernels."""
 
     form = "cpu"
     xp = np
@@ -28,16 +28,16 @@ class HostBackend:
         return preprocess(image, spec)
 
     def queue(self) -> AbstractContextManager[Any]:
-        """Nothing: work is done when a call returns."""
+        """Return a context that does nothing: each call finishes its work before it returns."""
         return nullcontext()
 
     def download(self, *arrays: Any) -> list[NDArray[Any]]:
-        """The arrays themselves."""
+        """Return the arrays themselves."""
         return list(arrays)
 
     def __repr__(self) -> str:
-        return "images and kernels on the processor (Numba)"
+        return "images and kernels on the CPU (Numba)"
 
 
 HOST = HostBackend()
-"""The backend of every predictor whose session runs on the processor."""
+"""The backend of every predictor whose session runs on the CPU."""

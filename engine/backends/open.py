@@ -1,15 +1,16 @@
-"""Choose the backend that images and scores of a model live on."""
+"""Choose the backend that holds a model's images and scores."""
 
 from __future__ import annotations
 
-from typing import Any
+from ..runtimes.open import ON_GPU, Provider
+from .base import Backend
+from .host import HOST
 
-from ..runtimes.open import ON_GPU
 
+def open_backend(provider: Provider) -> Backend:
+    """Return the backend beside ``provider``'s session; raises :class:`MissingPackageError` for a GPU without CuPy."""
+    if provider not in ON_GPU:
+        return HOST
+    from .cuda import CudaBackend
 
-def open_backend(provider: str) -> Any:
-    """Where images and scores of a model that ``provider`` runs lie: beside it. CuPy must be there for a GPU."""
-    from ..backends.cuda import CudaBackend
-    from ..backends.host import HOST
-
-    return CudaBackend() if provider in ON_GPU else HOST
+    return CudaBackend()

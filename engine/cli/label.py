@@ -12,8 +12,8 @@ import typer
 
 from ...errors import UsageError
 from ..predictors.open import PromptedOptions, load_taxonomy, open_everything, open_predictor, open_prompted
-from ..runtimes.open import ON_GPU
-from .options import BATCH, BUNDLE, DEVICES, OVERLAP, PRECISION, PROVIDER, TAXONOMY, THREADS, TILE, UNVERIFIED, Provider
+from ..runtimes.open import ON_GPU, Provider
+from .options import BATCH, BUNDLE, DEVICES, OVERLAP, PRECISION, PROVIDER, TAXONOMY, THREADS, TILE, UNVERIFIED
 from .prompted_options import CAM, EMBEDDING_CACHE, IMAGE_LABELS, PROMPT, SAM, split_paths
 from .store import IDS, JSON, WORKERS, dump, evaluate_labels, print_json, show
 

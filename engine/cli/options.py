@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import typer
-
-
-class Provider(StrEnum):
-    """What runs the model."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
-    engine = "engine"
-    openvino = "openvino"
-
 
 BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
 TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
-PROVIDER = typer.Option(Provider.cpu, help="What runs the model; never replaced silently.")
+PROVIDER = typer.Option("cpu", help="What runs the model; never replaced silently.")
 PRECISION = typer.Option(
     None, metavar="PRECISION", help="Which of the bundle's files or engines.  [default: its first]"
 )

@@ -9,12 +9,13 @@ from typing import Any
 
 from ...errors import UsageError
 from ..backends.open import open_backend
+from ..runtimes.open import Provider
 
 
 def open_predictor(
     bundle: Path,
     taxonomy: Path | None,
-    provider: str,
+    provider: Provider,
     threads: int,
     tile: int | None,
     overlap: int,
@@ -78,7 +79,7 @@ class PromptedOptions:
 def open_prompted(
     options: PromptedOptions,
     taxonomy: Path | None,
-    provider: str,
+    provider: Provider,
     threads: int,
     batch: int,
     *,
@@ -124,7 +125,7 @@ def open_prompted(
 
 def open_everything(
     options: PromptedOptions,
-    provider: str,
+    provider: Provider,
     threads: int,
     *,
     precision: str | None = None,

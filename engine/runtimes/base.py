@@ -8,46 +8,46 @@ from typing import Any, Protocol
 
 
 class Session(Protocol):
-    """What runs a graph. ``run`` may be called from several threads at once."""
+    """A graph that is ready to run. Several threads may call ``run`` at once."""
 
     @property
     def kind(self) -> str:
-        """``runtime/device/precision``, e.g. ``onnxruntime/cpu/fp32``; recorded with everything made from it.
+        """``runtime/device/precision``, e.g. ``onnxruntime/cpu/fp32``; recorded with labels and calibrations.
 
-        A verdict of the export gate belongs to the runtime and the device that stand here.
+        A verdict of the export gate holds for this runtime and this device only.
         """
         ...
 
     @property
     def artifact(self) -> str:
-        """SHA-256 of the file that it runs: an ONNX file of the bundle, or an engine."""
+        """SHA-256 of the file that this session runs: an ONNX file of the bundle, or an engine."""
         ...
 
     @property
     def max_batch(self) -> int | None:
-        """Largest batch that one call takes, or None where the batch axis is free."""
+        """The only batch size that a call accepts, or None if the batch size is free."""
         ...
 
     @property
     def threads(self) -> int:
-        """Threads that one call uses on the host."""
+        """Threads per call on the host."""
         ...
 
     def run(self, inputs: Any) -> list[Any]:
-        """Inputs (N, …) float32 → outputs, each (N, …), in the order of ``Bundle.outputs_of(role)``.
+        """Compute the outputs, each (N, …), of float32 inputs (N, …), in the order of ``Bundle.outputs_of(role)``.
 
-        A graph with one input takes the array, one with several a mapping from their names. Sessions on a GPU take
-        CuPy arrays too: the outputs then stay on the device, ordered with CuPy's current stream.
+        A graph with one input accepts an array, a graph with several a mapping from input names to arrays. Sessions on
+        a GPU also accept CuPy arrays: then the outputs are CuPy arrays, computed in the order of CuPy's current stream.
         """
         ...
 
 
 def shapes_of(feeds: Mapping[str, Any]) -> str:
-    """Names and shapes of a call's inputs, for messages."""
+    """Format names and shapes of a call's inputs for a message."""
     return ", ".join(f"{name!r} of shape {tuple(array.shape)}" for name, array in feeds.items())
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an ONNX library's message, without ONNX Runtime's prefix."""
+    """Return the first line of an ONNX library's message, without ONNX Runtime's prefix."""
     text = str(error).strip() or type(error).__name__
     return re.sub(r"^\[ONNXRuntimeError\]\s*:\s*\d+\s*:\s*", "", text.splitlines()[0])

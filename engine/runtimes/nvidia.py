@@ -1,4 +1,4 @@
-"""What NVIDIA's packages say: the GPU of this machine, TensorRT and its messages. Imports them only when asked."""
+"""Find the GPU of this machine, load TensorRT and collect its messages. NVIDIA's packages are imported when used."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ...errors import MissingPackageError, SessionError
 from ..model.engine_records import Gpu
 
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|memory .*could not be allocated", re.IGNORECASE)
-"""What TensorRT's messages say where device memory does not suffice."""
+"""Matches TensorRT's messages about too little device memory."""
 
 
 def this_gpu() -> Gpu:
-    """CuPy's current device. Raises :class:`SessionError` where there is none."""
+    """Describe CuPy's current device. Raises :class:`SessionError` if there is none, :class:`MissingPackageError`."""
     try:
         import cupy
     except ImportError as error:
@@ -23,7 +23,7 @@ def this_gpu() -> Gpu:
         properties = cupy.cuda.runtime.getDeviceProperties(device.id)
         capability = int(device.compute_capability)
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise SessionError(f"no NVIDIA GPU can be used here ({error}); `maskmill doctor` says what is seen") from error
+        raise SessionError(f"no usable NVIDIA GPU ({error}); run `maskmill doctor` to see what was detected") from error
     return Gpu(name=properties["name"].decode(), capability=capability, memory=int(properties["totalGlobalMem"]))
 
 

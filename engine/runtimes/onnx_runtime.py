@@ -1,11 +1,11 @@
-"""Run a bundle's graph: the session protocol, the one place where a runtime is chosen, and ONNX Runtime.
+"""Run a bundle's graph with ONNX Runtime, on NumPy arrays or on CuPy arrays.
 
-A session takes a batch of prepared inputs and gives the graph's outputs; it knows nothing of images or classes::
+::
 
-    session = open_session(Bundle.load("deeplab"), provider="cpu")
+    session = OnnxSession(Bundle.load("deeplab"), provider="cpu")
     (scores,) = session.run(batch)
 
-Providers are chosen by name and never replaced silently: a provider that this installation lacks is an error.
+A provider that this installation lacks is an error, never replaced by another.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..model.bundle import Bundle
 from .base import first_line, shapes_of
 from .device_arrays import array_over, is_device_array
 
-PROVIDERS = {
+EXECUTION_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-"""Names on the command line → ONNX Runtime's names."""
+"""Our provider names → ONNX Runtime's names."""
 
 
 class OnnxSession:
     """ONNX Runtime on one provider.
 
     With ``threads=1`` (the default) a call runs on the calling thread alone, so that a pipeline with one calling
-    thread a core keeps every core busy with independent images; with more, one call uses a pool of its own.
+    thread per core keeps every core busy with independent images. With more threads, each call uses a pool.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class OnnxSession:
         threads: int = 1,
         precision: str | None = None,
     ) -> None:
-        if provider not in PROVIDERS:
-            raise UsageError(f"provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
+        if provider not in EXECUTION_PROVIDERS:
+            raise UsageError(f"provider must be one of {', '.join(EXECUTION_PROVIDERS)}, got {provider!r}")
         if threads < 1:
             raise UsageError(f"a session needs at least one thread, got {threads}")
         try:
@@ -55,10 +55,10 @@ class OnnxSession:
             extra = "cpu" if provider == "cpu" else "gpu"
             raise MissingPackageError("onnxruntime", extra, "running an ONNX model") from error
         available = onnxruntime.get_available_providers()
-        if PROVIDERS[provider] not in available:
-            names = ", ".join(name for name, full in PROVIDERS.items() if full in available)
+        if EXECUTION_PROVIDERS[provider] not in available:
+            names = ", ".join(name for name, full in EXECUTION_PROVIDERS.items() if full in available)
             raise SessionError(
-                f"ONNX Runtime {onnxruntime.__version__} here has no {provider} provider (it has {names}); "
+                f"ONNX Runtime {onnxruntime.__version__} here has no {provider} provider, only {names}; "
                 "install it with: pip uninstall onnxruntime && pip install 'maskmill[gpu]'"
             )
         entry = bundle.file(role, precision)
@@ -71,8 +71,8 @@ class OnnxSession:
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
         used = self._session.get_providers()[0]
-        if used != PROVIDERS[provider]:
-            raise SessionError(f"asked for the {provider} provider, ONNX Runtime chose {used}; see its log above")
+        if used != EXECUTION_PROVIDERS[provider]:
+            raise SessionError(f"expected the {provider} provider, ONNX Runtime chose {used}; see its log above")
         self._input = bundle.input.name
         self._outputs = [output.name for output in bundle.outputs_of(role)]
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
@@ -94,12 +94,12 @@ class OnnxSession:
 
     @property
     def max_batch(self) -> int | None:
-        """The graph's batch size where it is fixed, else None."""
+        """The graph's batch size, or None if it is free."""
         return self._max_batch
 
     @property
     def threads(self) -> int:
-        """Threads that one call uses on the host."""
+        """Threads per call on the host."""
         return self._threads
 
     def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -117,12 +117,12 @@ class OnnxSession:
 
 
 def _with_options(provider: str, bundle: Bundle) -> list[Any]:
-    """ONNX Runtime's providers with their options; TensorRT's engines and timings are kept in the bundle's folder.
+    """Return ONNX Runtime's providers with their options; TensorRT caches engines and timings in the bundle's folder.
 
-    What TensorRT cannot take goes to CUDA: both are the device that was asked for.
+    Nodes that TensorRT does not support run on CUDA: both providers use the requested device.
     """
     if provider != "tensorrt":
-        return [PROVIDERS[provider]]
+        return [EXECUTION_PROVIDERS[provider]]
     cache = bundle.path / "engines" / "onnxruntime"
     cache.mkdir(parents=True, exist_ok=True)
     options = {
@@ -131,14 +131,14 @@ def _with_options(provider: str, bundle: Bundle) -> list[Any]:
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(cache),
     }
-    return [(PROVIDERS[provider], options), PROVIDERS["cuda"]]
+    return [(EXECUTION_PROVIDERS[provider], options), EXECUTION_PROVIDERS["cuda"]]
 
 
 def session_settings(precision: str, threads: int, *, log_severity: int = 3) -> dict[str, Any]:
-    """Arguments of an ``onnxruntime.InferenceSession`` for a graph in a precision.
+    """Return the arguments of an ``onnxruntime.InferenceSession`` for a graph in a precision.
 
-    An fp8 graph is left as it is written, fp32 nodes between quantizers: ONNX Runtime 1.31 fuses them into nodes that
-    take no fp8.
+    An fp8 graph stays as written, fp32 nodes between quantizers: ONNX Runtime 1.31 would fuse them into nodes that
+    do not support fp8.
     """
     import onnxruntime
 

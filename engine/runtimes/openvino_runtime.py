@@ -1,12 +1,12 @@
-"""Run a bundle's graph with OpenVINO on processors: often faster there than ONNX Runtime, and much so in int8.
+"""Run a bundle's graph with OpenVINO on a CPU, often faster than ONNX Runtime, above all in int8.
 
 ::
 
     session = OpenVINOSession(Bundle.load("deeplab"), threads=1)
     (scores,) = session.run(batch)
 
-OpenVINO computes in bfloat16 by itself where the processor can. Here it is told to keep what the graph says, so that
-scores do not depend on the processor.
+By default OpenVINO computes in bfloat16 on processors that have it. This session sets the precision of the graph, so
+that scores do not depend on the processor.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from .base import shapes_of
 
 
 class OpenVINOSession:
-    """OpenVINO on the processor.
+    """OpenVINO on the CPU.
 
-    Calls from several threads run side by side, each with ``threads`` threads of OpenVINO's own, as many calls as
-    there are processors for; further ones wait.
+    Calls from several threads run in parallel, each on ``threads`` threads of OpenVINO's pool. At most as many calls
+    run at once as there are processors for; further calls wait.
     """
 
     def __init__(self, bundle: Bundle, *, role: str = "model", threads: int = 1, precision: str | None = None) -> None:
         if threads < 1:
             raise UsageError(f"a session needs at least one thread, got {threads}")
-        # OpenVINO's package reports its use to its makers, from a forked process; without this one it does not
+        # openvino_telemetry sends usage data from a forked process; OpenVINO runs without it if it cannot be imported
         sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
         try:
-            # pyright takes the name for this very module
-            from openvino import Core, __version__  # pyright: ignore[reportAttributeAccessIssue]
+            from openvino import Core, __version__
         except ImportError as error:
             raise MissingPackageError("openvino", "openvino", "running a model with OpenVINO") from error
         entry = bundle.file(role, precision)
@@ -59,7 +58,7 @@ class OpenVINOSession:
         try:
             self._outputs = [position[output.name] for output in bundle.outputs_of(role)]
         except KeyError as error:
-            raise SessionError(f"{path} has no output {error}; make the bundle again") from error
+            raise SessionError(f"{path} has no output {error}; export the bundle again") from error
         batch = self._model.inputs[0].partial_shape[0]
         self._max_batch = batch.get_length() if batch.is_static else None
         self._threads = threads
@@ -80,12 +79,12 @@ class OpenVINOSession:
 
     @property
     def max_batch(self) -> int | None:
-        """The graph's batch size where it is fixed, else None."""
+        """The graph's batch size, or None if it is free."""
         return self._max_batch
 
     @property
     def threads(self) -> int:
-        """Threads that one call uses on the host."""
+        """Threads per call on the host."""
         return self._threads
 
     def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -104,6 +103,6 @@ class OpenVINOSession:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of OpenVINO's message; the ones before it are where in its sources it was raised."""
+    """Return the last line of OpenVINO's message; the lines before it name places in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

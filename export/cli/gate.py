@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from ...engine.cli.options import BUNDLE, PROVIDER, Provider
+from ...engine.cli.options import BUNDLE, PROVIDER
+from ...engine.runtimes.open import Provider
 from ...errors import UsageError
 
 
@@ -138,12 +139,12 @@ def prove(
         require_pass(*verdicts)
         return
     known = sorted({file.precision for file in model.files if file.derived_from and file.role != "external-data"})
-    precisions: list[str | None] = [precision] if precision or provider is not Provider.cpu else [*known]
+    precisions: list[str | None] = [precision] if precision or provider != "cpu" else [*known]
     if not precisions:
         raise UsageError(f"{bundle} has no conversion to prove; make one with `maskmill convert`")
     failed = []
     for each in precisions:
-        verdicts = prove_artifact(model, provider.value, each, photos, tolerances, threads=usable_processors())
+        verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors())
         typer.echo(describe(verdicts[0]))
         failed += [verdict for verdict in verdicts if not verdict.passed]
     if failed:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from ...engine.inputs.images import preprocess
 from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Tolerances, Verdict
 from ...engine.runtimes.base import Session
-from ...engine.runtimes.open import RUNTIMES, open_session
+from ...engine.runtimes.open import Provider, open_session
 from ...errors import BundleError, MissingPackageError, SessionError
 from ...kernels.processors import usable_processors
 from .judge import GateImages
@@ -38,7 +39,7 @@ _PICTURES = 8
 class Row:
     """One runtime and precision."""
 
-    provider: str
+    provider: Provider
     """What runs it."""
     precision: str
     """Precision of the file."""
@@ -65,7 +66,7 @@ def measure(
     original = bundle.file(role)
     precisions = dict.fromkeys(file.precision for file in bundle.files if file.role == role)
     rows: list[Row] = []
-    for provider in RUNTIMES:
+    for provider in get_args(Provider):
         for precision in precisions:
             try:
                 row = _row(bundle, role, provider, precision, inputs, seconds)
@@ -136,7 +137,7 @@ def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, calle
 
 
 def _row(
-    bundle: Bundle, role: str, provider: str, precision: str, inputs: Sequence[NDArray[np.float32]], seconds: float
+    bundle: Bundle, role: str, provider: Provider, precision: str, inputs: Sequence[NDArray[np.float32]], seconds: float
 ) -> Row:
     session = open_session(bundle, role=role, provider=provider, precision=precision, allow_unverified=True)
     callers = usable_processors() if provider in _HOST else 1
@@ -146,9 +147,8 @@ def _row(
 
 def _judged(row: Row, bundle: Bundle, images: GateImages, tolerances: Tolerances | None) -> Row:
     try:
-        verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=usable_processors())[
-            0
-        ]
+        threads = usable_processors()
+        verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=threads)[0]
     except (SessionError, BundleError) as error:
         return dataclasses.replace(row, gate=str(error))
     said = "; ".join(verdict.failures) or ("passes, emulated" if verdict.emulated else "passes")

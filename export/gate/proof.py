@@ -11,7 +11,7 @@ from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Tolerances, Verdict, add_verdict
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession
-from ...engine.runtimes.open import open_session
+from ...engine.runtimes.open import Provider, open_session
 from ...errors import UsageError
 from .compare import Side
 from .emulate import GraphSession, emulation
@@ -23,7 +23,7 @@ EMULATED = ("fp16", "bf16", "mixed")
 
 def prove_artifact(
     bundle: Bundle,
-    provider: str,
+    provider: Provider,
     precision: str | None,
     images: GateImages,
     tolerances: Tolerances | None = None,
@@ -47,7 +47,7 @@ def prove_artifact(
 
 def judge_artifact(
     bundle: Bundle,
-    provider: str,
+    provider: Provider,
     precision: str | None,
     images: GateImages,
     tolerances: Tolerances | None = None,

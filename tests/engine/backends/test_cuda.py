@@ -229,7 +229,7 @@ def test_hostile_jpegs_are_refused_as_on_the_host(codec: Codec) -> None:
 
 def test_without_a_device_there_is_no_such_place(cupy: Any) -> None:
     cupy_fake.machine.devices = 0
-    with pytest.raises(SessionError, match="no NVIDIA GPU"):
+    with pytest.raises(SessionError, match="no usable NVIDIA GPU"):
         CudaBackend()
 
 

@@ -1,18 +1,19 @@
-"""The one place where a runtime is chosen."""
+"""Opening a session by the name of its provider, and ONNX Runtime's sessions."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.runtimes.open import RUNTIMES, open_session
+from maskmill.engine.runtimes.open import Provider, open_session
 from maskmill.errors import GateError, MissingPackageError, SessionError, UsageError
 
 from ...cupy_fake import CupyArray, fake_cupy
@@ -27,13 +28,13 @@ def test_the_same_call_opens_every_runtime(tmp_path: Path, provider: str) -> Non
 
 
 def test_an_unknown_provider_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=", ".join(RUNTIMES)):
+    with pytest.raises(UsageError, match=", ".join(get_args(Provider))):
         open_session(color_bundle(tmp_path), provider="quantum")
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = color_bundle(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'maskmill\[openvino\]'"):
         open_session(bundle, provider="openvino")
 

@@ -222,7 +222,7 @@ def test_without_a_device_or_the_packages_the_reason_is_said(
 ) -> None:
     bundle = built(tmp_path)
     cupy_fake.machine.devices = 0
-    with pytest.raises(SessionError, match="no NVIDIA GPU can be used here"):
+    with pytest.raises(SessionError, match="no usable NVIDIA GPU"):
         TensorRTSession(bundle)
     for name in ("cupy", "tensorrt"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -206,7 +206,7 @@ def test_what_is_missing_is_named(cupy: Any, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ExportError, match="TensorRT cannot start"):
         build_engine(bundle)
     cupy_fake.machine.devices = 0
-    with pytest.raises(SessionError, match="no NVIDIA GPU"):
+    with pytest.raises(SessionError, match="no usable NVIDIA GPU"):
         build_engine(bundle)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingPackageError, match=r"maskmill\[gpu\]"):

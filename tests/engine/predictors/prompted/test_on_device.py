@@ -15,7 +15,6 @@ from maskmill.engine.backends.base import Backend
 from maskmill.engine.backends.cuda import CudaBackend
 from maskmill.engine.backends.host import HOST
 from maskmill.engine.cli import label as cli
-from maskmill.engine.cli.options import Provider
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label, segment
@@ -286,14 +285,14 @@ def test_engines_are_opened_with_the_device_as_their_place(cupy: Any, tmp_path: 
         cam=cam.path, sam=sam.path, image_labels=tmp_path / "labels.csv", prompt=("min_distance=3",)
     )
     scores = []
-    for provider in (Provider.cpu, Provider.engine):
+    for provider in ("cpu", "engine"):
         predictor, _ = open_prompted(options, None, provider, 1, 1, allow_unverified=True)
         assert predictor.backend.form == {"cpu": "cpu", "engine": "cuda"}[provider]
         scores.append(predictor.predict(IMAGES["two"], "two").on_host().scores)
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
     alone = PromptedOptions(cam=None, sam=sam.path, prompt=("min_score=0.5", "side=4"))
     labels = []
-    for provider in (Provider.cpu, Provider.engine):
+    for provider in ("cpu", "engine"):
         model = open_everything(alone, provider, 1, allow_unverified=True)
         assert model.backend.form == {"cpu": "cpu", "engine": "cuda"}[provider]
         labels.append(paint(model.run([model.prepare(IMAGES["two"])])[0]))
