@@ -1,12 +1,12 @@
-"""Label a corpus: the one place where the order of stages is decided.
+"""Label a corpus: this module alone decides the order of stages.
 
-read and decode → predict → select, weight, encode → write. Each stage has its threads, queues between them are short,
-and only the last one touches the store::
+read and decode → predict → select, weight, encode → write. Each stage has its own threads, the queues between stages
+are short, and only the last stage writes to the store::
 
     summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection.argmax(), observer=print)
 
-Work that is finished is never lost: the writer commits every few seconds, an interrupt finishes what is under way, and
-an error elsewhere still commits what was done before it is raised. Running the same command again goes on from there.
+Finished work is never lost: the writer commits every few seconds, an interrupt finishes the images in progress, and an
+error is raised only after the images finished before it are committed. The same command resumes an incomplete run.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, conten
 from ..store.png import encode_png
 from .progress import Progress
 from .selection import Selected, Selection, select, select_segments
-from .thread_stages import Flow
+from .thread_stages import Pipeline
 from .writer import Done, Writer
 
 DRY_RUN_IMAGES = 64
-"""Images that a dry run labels."""
+"""Number of images that a dry run labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One input on its way through the stages."""
+    """State of one input between two stages."""
 
     item: Item
     id: str | None
@@ -76,22 +76,22 @@ def label(
     source
         Inputs; see :func:`maskmill.engine.inputs.sources.open_source`.
     store_path
-        The label store, made if it does not exist. One that was made with other options is refused.
+        Folder of the label store, created if it does not exist. A store made with other options is refused.
     shard_of
-        (I, N): take only the inputs that fall into part I of N, from 0.
+        (I, N): label only the inputs of part I of N, counted from 0.
     workers
-        Images in work at once; the number of processors where None.
+        Number of images processed at once; None: the number of usable processors.
     limit
-        Label at most so many inputs.
+        Largest number of inputs to label in this run.
     retry_rejects
-        Try inputs again that could not be decoded before.
+        Retry inputs that were rejected before.
     max_pixels
-        Refuse larger images.
+        Largest image to accept, in pixels.
     observer
-        Called about twice a second, and at the end, with the counts so far.
+        Called about twice per second and at the end with the counts so far.
 
-    An interrupt (``KeyboardInterrupt`` in the calling thread) finishes and commits what is under way and returns with
-    ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
+    An interrupt (``KeyboardInterrupt`` in the calling thread) finishes and commits the images in progress and returns
+    with ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
     :class:`SessionError`, :class:`SourceError`.
     """
     selection.check(predictor, taxonomy)
@@ -113,10 +113,10 @@ def segment(
     max_pixels: int | None = None,
     observer: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Segment every input of ``source`` that the store does not hold yet; the rest as :func:`label`.
+    """Segment every input of ``source`` that the store does not hold yet; parameters and errors as :func:`label`.
 
-    The store's run says ``maps: segments``: its maps hold numbers of segments, uint16 with 0 where there is none, and
-    no classes.
+    The store's run record says ``maps: segments``: its maps hold segment numbers (uint16, 0 outside every segment)
+    instead of classes.
     """
     record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.backend.form}
     store = LabelStore.open_or_create(store_path, record)
@@ -136,7 +136,7 @@ def dry_run(
     limit: int | None = None,
     max_pixels: int | None = None,
 ) -> tuple[Progress, int]:
-    """Label a sample spread over the source without a store; returns (what it took, inputs in the whole source)."""
+    """Label an evenly spaced sample of the source without a store; returns (its counts and times, number of inputs)."""
     selection.check(predictor, taxonomy)
     items = list(islice(_chosen(source, shard_of), limit))
     step = max(1, len(items) // DRY_RUN_IMAGES)
@@ -146,7 +146,7 @@ def dry_run(
 
 
 def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
-    """Collect all that decides the labels of a store; two runs with different records are never mixed."""
+    """Return everything that decides the labels of a store; runs with different records never share a store."""
     return {**conditions(predictor, taxonomy), "classes": taxonomy.to_json(), **selection.record()}
 
 
@@ -159,7 +159,7 @@ def _select(taxonomy: Taxonomy, selection: Selection, score_map: ScoreMap) -> Se
 
 
 class _Run:
-    """The stages' functions and what they share."""
+    """Functions of the stages and their shared state."""
 
     def __init__(
         self,
@@ -184,25 +184,25 @@ class _Run:
     def execute(self, items: Sequence[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
         progress = self.progress
         progress.planned = len(items)
-        flow = Flow(items)
+        pipeline = Pipeline(items)
         self._known = writer.knows
         decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
         if self._predictor.threads == 1 and self._predictor.batch == 1:
-            # an image stays with one thread, and its scores in one processor's cache
-            flow.stage(decode, predict, select, threads=self._workers)
+            # one thread does all steps of an image, so its scores stay in one core's cache
+            pipeline.add_stage(decode, predict, select, threads=self._workers)
         else:
-            # one thread fills a device's queue; several would only tear batches apart
+            # one thread keeps a device's queue full; several would split batches
             calls = 1 if self._predictor.backend.queued else max(1, self._workers // self._predictor.threads)
-            flow.stage(decode, threads=self._workers)
-            flow.stage(predict, threads=calls, batch=self._predictor.batch)
-            flow.stage(select, threads=self._workers)
-        flow.stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
-        progress.stages = flow.times
+            pipeline.add_stage(decode, threads=self._workers)
+            pipeline.add_stage(predict, threads=calls, batch=self._predictor.batch)
+            pipeline.add_stage(select, threads=self._workers)
+        pipeline.add_stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
+        progress.stages = pipeline.times
         started = time.perf_counter()
-        flow.start()
+        pipeline.start()
         while True:
             try:
-                ended = flow.wait(0.5)
+                ended = pipeline.wait(0.5)
                 progress.seconds = time.perf_counter() - started
                 if observer is not None:
                     observer(progress)
@@ -210,11 +210,11 @@ class _Run:
                     break
             except KeyboardInterrupt:
                 if progress.interrupted:
-                    raise  # asked twice: give up what is under way
+                    raise  # a second interrupt gives up the images in progress
                 progress.interrupted = True
-                flow.stop()
+                pipeline.stop()
         try:
-            flow.join()
+            pipeline.join()
         except BaseException:
             with suppress(Exception):  # the first error is the one to report
                 writer.flush()

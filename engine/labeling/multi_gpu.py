@@ -1,12 +1,13 @@
-"""Several GPUs: one process a device, each of which labels its share of the source into the same store.
+"""Label on several GPUs: one process per device, each labeling its part of the source into the same store.
 
 ::
 
     work = partial(label_share, open_predictor, selection)
     progress = label_on_devices(work, "photos/", "labels", devices=(0, 1), observer=print)
 
-A process sees its own device alone (``CUDA_VISIBLE_DEVICES``) and is an ordinary label run over part I of N, so nothing
-else knows of several devices; the store takes several writers. An interrupt reaches every process once.
+Each process sees only its own device (``CUDA_VISIBLE_DEVICES``) and does an ordinary label run over part I of N, so no
+other module needs to know about several devices. The store supports several writers. An interrupt is passed to every
+process once.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from .progress import Progress
 from .thread_stages import StageTime
 
 Work = Callable[..., Progress]
-"""Labels a source into a store, in the process that calls it with both, ``shard_of``, ``observer`` and other options;
-must be importable there by its name."""
+"""Function that labels a source into a store: called in each process with source, store path, ``shard_of``,
+``observer`` and the remaining options. It must be importable by name in that process."""
 
 
 def label_share(
@@ -39,7 +40,7 @@ def label_share(
     store_path: str | os.PathLike[str],
     **options: Any,
 ) -> Progress:
-    """Work: label by classes what ``options`` leave of ``source``; ``open_predictor`` makes predictor and taxonomy."""
+    """Label one device's part of ``source`` by classes; ``open_predictor`` returns predictor and taxonomy."""
     from .label_run import label
 
     predictor, taxonomy = open_predictor()
@@ -49,7 +50,7 @@ def label_share(
 def segment_share(
     open_everything: Callable[[], Any], source: Any, store_path: str | os.PathLike[str], **options: Any
 ) -> Progress:
-    """Work: segment everything, without classes, in what ``options`` leave of ``source``."""
+    """Segment one device's part of ``source``, without classes."""
     from .label_run import segment
 
     return segment(open_everything(), source, store_path, **options)
@@ -65,39 +66,42 @@ def label_on_devices(
     observer: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Progress:
-    """Label ``source`` on the GPUs ``devices``; the counts of all processes together.
+    """Label ``source`` on the GPUs ``devices`` and return the summed counts of all processes.
 
-    ``options`` are those of ``work``. The first error of a process stops the others,
-    which commit what they have done, and is raised as :class:`SessionError` with its text.
+    ``options`` are passed to ``work``. The first error in a process stops the other processes, which commit their
+    finished images; it is raised as :class:`SessionError`. Raises :class:`UsageError` for devices that do not exist.
     """
     if len(set(devices)) != len(devices) or not devices or min(devices) < 0:
-        raise UsageError(f"devices are different numbers from 0, as in 0,1; got {','.join(map(str, devices))}")
+        raise UsageError(
+            f"expected distinct device numbers counted from 0, as in 0,1; got {','.join(map(str, devices))!r}"
+        )
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if visible and max(devices) >= len(visible):
         raise UsageError(
-            f"CUDA_VISIBLE_DEVICES shows {len(visible)} devices, counted from 0; there is no {max(devices)}"
+            f"expected device numbers below {len(visible)}, the number of devices in CUDA_VISIBLE_DEVICES; "
+            f"got {max(devices)}"
         )
     context = multiprocessing.get_context("spawn")
     channel: Any = context.Queue()
     index, count = shard_of or (0, 1)
     processes = []
     for part, device in enumerate(devices):
-        options_here = {**options, "shard_of": (index + count * part, count * len(devices))}
-        shown = visible[device] if visible else str(device)
-        arguments = (shown, part, channel, work, source, os.fspath(store_path), options_here)
+        share_options = {**options, "shard_of": (index + count * part, count * len(devices))}
+        device_name = visible[device] if visible else str(device)
+        arguments = (device_name, part, channel, work, source, os.fspath(store_path), share_options)
         processes.append(context.Process(target=_work, args=arguments, name=f"maskmill-device-{device}"))
         processes[-1].start()
     parts = [Progress(planned=0) for _ in devices]
     failure: str | None = None
     while any(process.is_alive() for process in processes) or not channel.empty():
         try:
-            part, news = channel.get(timeout=0.5)
-            if isinstance(news, Progress):
-                parts[part] = news
+            part, message = channel.get(timeout=0.5)
+            if isinstance(message, Progress):
+                parts[part] = message
                 if observer is not None:
-                    observer(_together(parts))
+                    observer(_total(parts))
             else:
-                failure = failure or f"device {devices[part]}: {news}"
+                failure = failure or f"device {devices[part]}: {message}"
                 _interrupt(processes)
         except queue.Empty:
             continue
@@ -106,10 +110,10 @@ def label_on_devices(
     for process, device in zip(processes, devices, strict=True):
         process.join()
         if process.exitcode != 0 and failure is None:
-            failure = f"the process of device {device} ended with status {process.exitcode}; see above"
+            failure = f"the process of device {device} ended with status {process.exitcode}; its output above says why"
     if failure is not None:
         raise SessionError(failure)
-    return _together(parts)
+    return _total(parts)
 
 
 def _work(
@@ -121,9 +125,9 @@ def _work(
     store_path: str,
     options: dict[str, Any],
 ) -> None:
-    """One process: everything that touches a device is imported after the device was chosen."""
+    """Run ``work`` in a child process; modules that touch a device are imported after the device is chosen."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device
-    # a group of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on
+    # in a process group of its own, Ctrl-C in a terminal reaches only the parent, which passes it on
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from ..inputs.sources import open_source
@@ -149,8 +153,8 @@ def _interrupt(processes: Sequence[Any]) -> None:
                 os.kill(process.pid, signal.SIGINT)
 
 
-def _together(parts: Sequence[Progress]) -> Progress:
-    """The counts of several runs that went on side by side."""
+def _total(parts: Sequence[Progress]) -> Progress:
+    """Sum the counts of runs that ran at the same time."""
     num_targets = max(len(part.kept) for part in parts)
     kept = np.zeros(num_targets, np.int64)
     stages: dict[str, StageTime] = {}

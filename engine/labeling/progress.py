@@ -1,4 +1,4 @@
-"""What a labeling run has done so far."""
+"""Counts and times of a labeling run."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from .thread_stages import StageTime
 
 @dataclass
 class Progress:
-    """Counts of a run so far, and the times of its stages."""
+    """Counts of a run so far and the times of its stages."""
 
     planned: int = 0
-    """Inputs that this run is to deal with."""
+    """Number of inputs that this run will process."""
     images: int = 0
-    """Images labeled, duplicates not counted."""
+    """Number of images labeled, without duplicates."""
     duplicates: int = 0
-    """Inputs whose bytes another input had already."""
+    """Number of inputs with the same content as an image labeled before."""
     rejects: Counter[str] = field(default_factory=Counter)
-    """Inputs that could not be decoded, by kind."""
+    """Number of rejected inputs per kind of error."""
     pixels: int = 0
-    """Pixels of the labeled images."""
+    """Number of pixels in the labeled images."""
     kept: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(K,): pixels that carry a label of each target."""
+    """(K,): number of pixels labeled with each target class."""
     input_bytes: int = 0
-    """Bytes read."""
+    """Number of bytes read."""
     label_bytes: int = 0
-    """Bytes of label maps written."""
+    """Size of the label maps written, in bytes."""
     weight_bytes: int = 0
-    """Bytes of weight maps written."""
+    """Size of the weight maps written, in bytes."""
     seconds: float = 0.0
-    """Time since the first image was asked for."""
+    """Time since the stages started."""
     stages: list[StageTime] = field(default_factory=list)
-    """What each stage has done."""
+    """Counts and times of each stage."""
     interrupted: bool = False
-    """The run was stopped before its end."""
+    """True if the run was stopped before its end."""
 
     @property
     def inputs(self) -> int:
-        """Inputs dealt with: labeled, duplicates and rejects."""
+        """Number of inputs processed: labeled, duplicates and rejects."""
         return self.images + self.duplicates + sum(self.rejects.values())
 
     @property
     def rate(self) -> float:
-        """Images labeled a second."""
+        """Images labeled per second."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def kept_share(self) -> float:
-        """Share of pixels that carry a label."""
+        """Share of pixels with a label, in [0, 1]."""
         return float(self.kept.sum() / self.pixels) if self.pixels else 0.0
 
     @property
     def bottleneck(self) -> str:
-        """The stage whose threads were busy for the largest share of the time."""
+        """Name of the stage whose threads were busy for the largest share of the time."""
         return max(self.stages, key=lambda stage: stage.busy / stage.threads).name if self.stages else ""
 
     def to_json(self, taxonomy: Taxonomy) -> dict[str, Any]:
-        """Plain data."""
+        """Return the counts and times as plain data."""
         busy = sum(stage.busy for stage in self.stages)
-        labeled = max(int(self.kept.sum()), 1)
+        num_kept = max(int(self.kept.sum()), 1)
         return {
             "images": self.images,
             "duplicates": self.duplicates,
@@ -75,7 +75,7 @@ class Progress:
             "images_per_second": self.rate,
             "kept": self.kept_share,
             "classes": {
-                name: {"pixels": int(count), "share_of_kept": int(count) / labeled}
+                name: {"pixels": int(count), "share_of_kept": int(count) / num_kept}
                 for name, count in zip(taxonomy.targets, self.kept, strict=True)
             },
             "bytes": {"read": self.input_bytes, "label_png": self.label_bytes, "weight_png": self.weight_bytes},
@@ -83,8 +83,8 @@ class Progress:
                 stage.name: {
                     "threads": stage.threads,
                     "items": stage.items,
-                    "ms_an_item": 1000 * stage.busy / max(stage.items, 1),
-                    "cpu_ms_an_item": 1000 * stage.cpu / max(stage.items, 1),
+                    "ms_per_item": 1000 * stage.busy / max(stage.items, 1),
+                    "cpu_ms_per_item": 1000 * stage.cpu / max(stage.items, 1),
                     "share": stage.busy / busy if busy else 0.0,
                 }
                 for stage in self.stages

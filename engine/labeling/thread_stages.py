@@ -1,8 +1,8 @@
-"""Stages of threads joined by bounded queues.
+"""Pipeline of stages: threads connected by bounded queues.
 
-A stage takes items from one queue, works on them with a number of threads and puts what comes out into the next. The
-queues are short, so a slow stage holds up the ones before it and memory stays flat. The first error stops everything
-and is raised where the flow is joined.
+A stage takes items from one queue, processes them in its threads and puts the results into the next queue. The queues
+are short, so a slow stage slows down the stages before it and memory stays flat. The first error stops all stages and
+is raised by ``join``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-_POLL = 0.2  # seconds between looks at the stop flag while a queue is full or empty
+_POLL = 0.2  # seconds between checks of the stop flag while a queue is full or empty
 _END = object()
 
 Step = Callable[[list[Any]], list[Any]]
@@ -22,25 +22,25 @@ Step = Callable[[list[Any]], list[Any]]
 
 @dataclass
 class StageTime:
-    """What one stage has done so far."""
+    """Counts and times of one stage."""
 
     name: str
     threads: int
     items: int = 0
     busy: float = 0.0
-    """Seconds of wall time inside the stage's function, summed over threads."""
+    """Wall time inside the stage's function, in seconds, summed over threads."""
     cpu: float = 0.0
-    """Seconds of processor time of the same threads while inside it."""
+    """Processor time of the same threads inside it, in seconds."""
 
 
-class Flow:
-    """A chain of stages, fed from an iterable::
+class Pipeline:
+    """Chain of stages, fed from an iterable::
 
-    flow = Flow(items)
-    flow.stage(("decode", decode), ("predict", predict), threads=2)
-    flow.stage(("write", write), threads=1)
-    flow.start()
-    flow.join()
+    pipeline = Pipeline(items)
+    pipeline.add_stage(("decode", decode), ("predict", predict), threads=2)
+    pipeline.add_stage(("write", write), threads=1)
+    pipeline.start()
+    pipeline.join()
     """
 
     def __init__(self, items: Iterable[Any], *, depth: int = 2) -> None:
@@ -54,7 +54,7 @@ class Flow:
         self.times: list[StageTime] = []
         self._add("maskmill-feed", self._feed, items, self._queue)
 
-    def stage(
+    def add_stage(
         self,
         *steps: tuple[str, Step],
         threads: int,
@@ -62,10 +62,10 @@ class Flow:
         finish: Callable[[], None] | None = None,
         idle: Callable[[], None] | None = None,
     ) -> None:
-        """Append a stage of one or more named steps, which an item passes on the same thread.
+        """Append a stage of one or more named steps; an item passes all of them on the same thread.
 
-        The first step takes up to ``batch`` items that are there without waiting; a step gives a list of what goes on
-        to the next. ``finish`` runs once, after the last item; ``idle`` runs while there is nothing to do.
+        The first step receives up to ``batch`` items that are available without waiting; each step returns the list
+        of items for the next one. ``finish`` runs once, after the last item; ``idle`` runs while the queue is empty.
         """
         timed = [(StageTime(name, threads), function) for name, function in steps]
         self.times.extend(record for record, _ in timed)
@@ -77,23 +77,23 @@ class Flow:
         self._queue = sink
 
     def start(self) -> None:
-        """Start every thread; the last stage's output is dropped."""
+        """Start all threads; the output of the last stage is dropped."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Take no further items; what is under way is finished."""
+        """Take no further items; items in progress are finished."""
         self._stopping.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end; True when every thread has ended."""
+        """Wait for at most ``seconds``; returns True if every thread has ended."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def join(self) -> None:
-        """Wait for the end and raise the first error."""
+        """Wait for all threads and raise the first error."""
         while not self.wait(60.0):
             pass
         if self._error is not None:
@@ -118,7 +118,7 @@ class Flow:
         self._put(sink, _END)
 
     def _put(self, sink: queue.Queue[Any], item: Any) -> bool:
-        if sink is self._queue:  # nobody reads what the last stage gives
+        if sink is self._queue:  # nothing reads the output of the last stage
             return not self._failed.is_set()
         while not self._failed.is_set():
             try:
@@ -178,7 +178,7 @@ class Flow:
             remaining[0] -= 1
             last = remaining[0] == 0
         if not last:
-            self._put(source, _END)  # for the stage's other threads
+            self._put(source, _END)  # for the other threads of this stage
         elif not self._failed.is_set():
             if finish is not None:
                 finish()

@@ -1,4 +1,4 @@
-"""The last stage of a labeling run: counting what arrives and committing it in batches."""
+"""Count finished images and commit them in batches: the last stage of a labeling run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..store.label_store import InputRow, LabelRow, LabelStore
 from .progress import Progress
 
 COMMIT_ROWS = 512
-"""A commit holds at least this many rows …"""
+"""Commit when this many rows are waiting …"""
 COMMIT_SECONDS = 10.0
-"""… or this much time, in seconds."""
+"""… or when a row has waited this long, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """One input, ready for the store."""
+    """One finished input."""
 
     input: InputRow
     num_bytes: int
@@ -26,7 +26,7 @@ class Done:
 
 
 class Writer:
-    """Counts what arrives and commits it in batches, every label before the inputs that point to it.
+    """Counts finished inputs and commits them in batches, labels before the inputs that point to them.
 
     Without a store it only counts.
     """
@@ -42,11 +42,11 @@ class Writer:
         self._since: float | None = None
 
     def knows(self, id: str) -> bool:
-        """Whether the store holds labels for these bytes already."""
+        """Return True if the store holds the labels of an image."""
         return self._store is not None and self._store.has_id(id)
 
     def write(self, jobs: list[Done]) -> list[Any]:
-        """Take finished inputs."""
+        """Accept finished inputs; commits when a batch is full or old enough."""
         for done in jobs:
             self._progress.input_bytes += done.num_bytes
             if done.label is not None:
@@ -58,7 +58,7 @@ class Writer:
             elif done.id in self._labeled or self.knows(done.id or ""):
                 self._add_duplicate(done.input)
             else:
-                # It overtook the image it repeats: its row must not point to labels that are not there.
+                # this duplicate overtook its original: its row must not point to labels that are not there yet
                 self._waiting.setdefault(done.id or "", []).append(done.input)
         if len(self._inputs) >= COMMIT_ROWS:
             self.flush()
@@ -66,12 +66,12 @@ class Writer:
         return []
 
     def idle(self) -> None:
-        """Commit what has waited long enough."""
+        """Commit if the oldest row has waited long enough."""
         if self._since is not None and time.monotonic() - self._since >= COMMIT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Commit everything that arrived."""
+        """Commit every row that is waiting."""
         if self._store is not None and self._inputs:
             self._store.commit(self._labels, self._inputs)
         self._labels, self._inputs, self._since = [], [], None
@@ -86,8 +86,8 @@ class Writer:
         self._labels.append(label)
         self._labeled.add(label.id)
         self._append(row)
-        for repeated in self._waiting.pop(label.id, []):
-            self._add_duplicate(repeated)
+        for duplicate in self._waiting.pop(label.id, []):
+            self._add_duplicate(duplicate)
 
     def _add_duplicate(self, row: InputRow) -> None:
         self._progress.duplicates += 1
@@ -98,8 +98,8 @@ class Writer:
         self._append(row)
         if id is not None:
             self._rejected[id] = row
-            for repeated in self._waiting.pop(id, []):
-                self._reject(_rejected_like(repeated, row), None)
+            for duplicate in self._waiting.pop(id, []):
+                self._reject(_rejected_like(duplicate, row), None)
 
     def _append(self, row: InputRow) -> None:
         self._inputs.append(row)

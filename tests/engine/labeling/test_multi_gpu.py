@@ -78,5 +78,5 @@ def test_an_error_on_one_device_is_raised_and_named(make: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize("devices", [(), (0, 0), (-1,)])
 def test_devices_are_different_numbers(make: Any, tmp_path: Path, devices: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="different numbers from 0"):
+    with pytest.raises(UsageError, match="distinct device numbers"):
         label_on_devices(make, str(tmp_path / "photos"), tmp_path / "store", devices=devices)

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from maskmill.engine.inputs.ordered_map import ordered_map
-from maskmill.engine.labeling.thread_stages import Flow
+from maskmill.engine.labeling.thread_stages import Pipeline
 
 
-def run(items: Any, *stages: tuple[Any, dict[str, Any]]) -> Flow:
-    flow = Flow(items)
+def run(items: Any, *stages: tuple[Any, dict[str, Any]]) -> Pipeline:
+    pipeline = Pipeline(items)
     for index, (function, options) in enumerate(stages):
-        flow.stage((f"stage{index}", function), **{"threads": 1, **options})
-    flow.start()
-    return flow
+        pipeline.add_stage((f"stage{index}", function), **{"threads": 1, **options})
+    pipeline.start()
+    return pipeline
 
 
 def collect(into: list[Any]) -> Any:
@@ -28,10 +28,10 @@ def collect(into: list[Any]) -> Any:
 
 def test_every_item_passes_every_stage_once() -> None:
     seen: list[int] = []
-    flow = run(range(200), (lambda items: [2 * item for item in items], {"threads": 3}), (collect(seen), {}))
-    flow.join()
+    pipeline = run(range(200), (lambda items: [2 * item for item in items], {"threads": 3}), (collect(seen), {}))
+    pipeline.join()
     assert sorted(seen) == list(range(0, 400, 2))
-    assert [stage.items for stage in flow.times] == [200, 200]
+    assert [stage.items for stage in pipeline.times] == [200, 200]
 
 
 def test_a_stage_may_drop_or_add_items() -> None:
@@ -71,9 +71,9 @@ def test_an_error_stops_everything_and_is_raised(where: int) -> None:
 
     started = time.monotonic()
     functions = [(fail if index == where else (lambda items: items), {"threads": 2}) for index in range(3)]
-    flow = run(iter(range(10**9)), *functions)
+    pipeline = run(iter(range(10**9)), *functions)
     with pytest.raises(ValueError, match="five"):
-        flow.join()
+        pipeline.join()
     assert time.monotonic() - started < 10
 
 
@@ -95,10 +95,10 @@ def test_stopping_finishes_what_is_under_way() -> None:
         time.sleep(0.02)
         return items
 
-    flow = run(iter(range(10**9)), (slow, {"threads": 2}), (collect(seen), {}))
+    pipeline = run(iter(range(10**9)), (slow, {"threads": 2}), (collect(seen), {}))
     begun.wait()
-    flow.stop()
-    flow.join()
+    pipeline.stop()
+    pipeline.join()
     assert 0 < len(seen) < 20
     assert sorted(seen) == list(range(len(seen)))
 
@@ -118,11 +118,11 @@ def test_a_slow_stage_holds_up_the_ones_before_it() -> None:
         release.wait()
         return items
 
-    flow = run(items(), (lambda items: items, {}), (blocked, {}))
+    pipeline = run(items(), (lambda items: items, {}), (blocked, {}))
     time.sleep(0.3)
     assert handed_out < 12
     release.set()
-    flow.join()
+    pipeline.join()
     assert handed_out == 999
 
 
@@ -153,7 +153,7 @@ def test_ordered_map_keeps_the_order_and_raises_in_place() -> None:
 
 def test_the_steps_of_a_stage_run_on_one_thread_and_are_timed_apart() -> None:
     seen: list[tuple[int, str]] = []
-    flow = Flow(range(40))
+    pipeline = Pipeline(range(40))
 
     def named(items: list[int]) -> list[tuple[int, str]]:
         return [(item, threading.current_thread().name) for item in items if item % 2]
@@ -162,9 +162,9 @@ def test_the_steps_of_a_stage_run_on_one_thread_and_are_timed_apart() -> None:
         assert all(name == threading.current_thread().name for _, name in items)
         return items
 
-    flow.stage(("odd", named), ("check", check), threads=3)
-    flow.stage(("take", collect(seen)), threads=1)
-    flow.start()
-    flow.join()
+    pipeline.add_stage(("odd", named), ("check", check), threads=3)
+    pipeline.add_stage(("take", collect(seen)), threads=1)
+    pipeline.start()
+    pipeline.join()
     assert sorted(item for item, _ in seen) == list(range(1, 40, 2))
-    assert [(stage.name, stage.items) for stage in flow.times] == [("odd", 40), ("check", 20), ("take", 20)]
+    assert [(stage.name, stage.items) for stage in pipeline.times] == [("odd", 40), ("check", 20), ("take", 20)]
