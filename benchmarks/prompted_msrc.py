@@ -59,7 +59,7 @@ from maskmill.engine.predictors.prompted.activation_maps import CamModel, Cams
 from maskmill.engine.predictors.prompted.class_masks import MaskSettings
 from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
 from maskmill.engine.predictors.prompted.mask_decoder import MAX_PROMPTS
-from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, Stages
+from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, PromptedSteps
 from maskmill.engine.predictors.prompted.prompts import PromptSettings, join_prompts
 from maskmill.engine.report.evaluate import Quality, confusion
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
@@ -289,17 +289,17 @@ class Split:
         predictor.cam = self._cams
         return predictor
 
-    def stages(self, photos: list[Photo], prompts: PromptSettings, masks: MaskSettings) -> list[Stages]:
+    def steps(self, photos: list[Photo], prompts: PromptSettings, masks: MaskSettings) -> list[PromptedSteps]:
         """What the predictor makes of some photos."""
         predictor = self.predictor(prompts, masks)
 
-        def run(photo: Photo) -> Stages:
-            return predictor.stages([predictor.prepare(self._images[photo.path], photo.path.name)])[0]
+        def run(photo: Photo) -> PromptedSteps:
+            return predictor.steps([predictor.prepare(self._images[photo.path], photo.path.name)])[0]
 
         with ThreadPoolExecutor(usable_processors()) as pool:
             return list(pool.map(run, photos))
 
-    def label(self, photos: list[Photo], found: list[Stages], selection: Selection) -> Labeled:
+    def label(self, photos: list[Photo], found: list[PromptedSteps], selection: Selection) -> Labeled:
         """Labels at the photos' size, counted."""
         return Labeled(
             np.stack(
@@ -310,10 +310,10 @@ class Split:
             )
         )
 
-    def run(self, photos: list[Photo], **options: Any) -> tuple[Labeled, list[Stages]]:
+    def run(self, photos: list[Photo], **options: Any) -> tuple[Labeled, list[PromptedSteps]]:
         """A variant, every pixel kept; options of PromptSettings and MaskSettings."""
         masks = MaskSettings(**{key: options.pop(key) for key in ("pick", "keep") if key in options})
-        found = self.stages(photos, PromptSettings(**options), masks)
+        found = self.steps(photos, PromptSettings(**options), masks)
         return self.label(photos, found, Selection()), found
 
     def _maps(self, photo: Photo, chosen: list[int]) -> np.ndarray:
@@ -379,7 +379,7 @@ def run_split(split: Split) -> tuple[dict[str, Labeled], dict[str, Any]]:
     return rows, {"cam_threshold": threshold, **chosen, "fit_seconds": split.fit_seconds, **calls}
 
 
-def count_calls(found: list[Stages]) -> dict[str, int]:
+def count_calls(found: list[PromptedSteps]) -> dict[str, int]:
     """Prompts of some images, and the calls that a batched decoder needs for eight images at a time."""
     batched = 0
     for start in range(0, len(found), 8):

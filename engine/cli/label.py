@@ -11,10 +11,10 @@ from typing import Any
 import typer
 
 from ...errors import UsageError
-from ..predictors.open import PromptedOptions, load_taxonomy, open_everything, open_predictor, open_prompted
+from ..predictors.open import ModelOptions, load_taxonomy, open_everything, open_predictor, open_prompted
 from ..runtimes.open import ON_GPU, Provider
 from .options import BATCH, BUNDLE, DEVICES, OVERLAP, PRECISION, PROVIDER, TAXONOMY, THREADS, TILE, UNVERIFIED
-from .prompted_options import CAM, EMBEDDING_CACHE, IMAGE_LABELS, PROMPT, SAM, split_paths
+from .prompted_options import CAM, EMBEDDING_CACHE, IMAGE_LABELS, PROMPT, SAM, prompted_options, split_paths
 from .store import IDS, JSON, WORKERS, dump, evaluate_labels, print_json, show
 
 
@@ -139,14 +139,23 @@ def calibrate_thresholds(
     from ..inputs.sources import open_source
     from ..report import display
 
-    model: dict[str, Any] = {"precision": precision, "allow_unverified": allow_unverified, "say": typer.echo}
-    asked = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(prompt or ()))
-    if (bundle is None) != (cam is not None):
+    options = ModelOptions(
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        tile=tile,
+        overlap=overlap,
+        allow_unverified=allow_unverified,
+    )
+    prompted = prompted_options(cam, sam, image_labels, prompt)
+    if (bundle is None) == (prompted is None):
         raise UsageError("expected a model bundle, or --cam BUNDLE and --sam BUNDLE")
-    if bundle is None:
-        predictor, classes = open_prompted(asked, taxonomy, provider, threads, 1, **model)
+    predictor: Any
+    if prompted is not None:
+        predictor, classes = open_prompted(prompted, taxonomy, options=options, say=typer.echo)
     else:
-        predictor, classes = open_predictor(bundle, taxonomy, provider, threads, tile, overlap, 1, **model)
+        assert bundle is not None, "checked above"
+        predictor, classes = open_predictor(bundle, taxonomy, options=options, say=typer.echo)
     if output.suffix != ".json" or not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: the calibration must be a .json file in an existing folder")
     with display.counter("calibrating", quiet=as_json) as progress:
@@ -226,15 +235,18 @@ def label_corpus(
     if output is None and not dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    model: dict[str, Any] = {
-        "precision": precision,
-        "allow_unverified": allow_unverified,
-        "say": None if as_json else typer.echo,
-    }
-    asked = PromptedOptions(
-        cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(prompt or ()), embedding_cache=embedding_cache
+    model = ModelOptions(
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        batch=batch,
+        tile=tile,
+        overlap=overlap,
+        allow_unverified=allow_unverified,
     )
-    bundle, source = split_paths(paths, asked)
+    say = None if as_json else typer.echo
+    prompted = prompted_options(cam, sam, image_labels, prompt, embedding_cache)
+    bundle, source = split_paths(paths, prompted)
     common: dict[str, Any] = {
         "shard_of": _shard(shard),
         "workers": workers,
@@ -242,10 +254,10 @@ def label_corpus(
         "max_pixels": max_pixels,
     }
     gpus = _devices(devices, provider, dry_run)
-    if sam is not None and cam is None:
+    if prompted is not None and prompted.cam is None:
         if select is not Method.argmax or weight is not Weight.none or taxonomy or output is None or dry_run:
             raise UsageError("segments have no classes: --select, --weight, --taxonomy and --dry-run go with --cam")
-        opening = partial(open_everything, asked, provider, threads, **model)
+        opening = partial(open_everything, prompted, options=model, say=say)
         segments = None if gpus else opening()
         common["retry_rejects"] = retry_rejects
         with display.run_display(as_json=as_json) as observer:
@@ -256,10 +268,11 @@ def label_corpus(
                 progress = pipeline.segment(segments, open_source(source), output, observer=observer, **common)
         _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
         return
-    if bundle is None:
-        opening = partial(open_prompted, asked, taxonomy, provider, threads, batch, store=output, **model)
+    opening: Any
+    if prompted is not None:
+        opening = partial(open_prompted, prompted, taxonomy, options=model, store=output, say=say)
     else:
-        opening = partial(open_predictor, bundle, taxonomy, provider, threads, tile, overlap, batch, **model)
+        opening = partial(open_predictor, bundle, taxonomy, options=model, say=say)
     predictor: Any = None
     if gpus:  # each device's process opens its own; this one keeps away from them
         named = bundle or cam

@@ -30,9 +30,28 @@ EMBEDDING_CACHE = typer.Option(
 )
 
 
-def split_paths(paths: list[str], options: PromptedOptions) -> tuple[Path | None, str]:
-    """The bundle and the source among the arguments; no bundle where ``--sam`` names the models."""
-    if options.sam is None:
+def prompted_options(
+    cam: Path | None,
+    sam: Path | None,
+    image_labels: Path | None,
+    prompt: list[str] | None = None,
+    embedding_cache: float | None = None,
+) -> PromptedOptions | None:
+    """Collect the options of prompted labeling; None without ``--sam``."""
+    if sam is None:
+        if cam is not None:
+            raise UsageError("--cam BUNDLE needs --sam BUNDLE as well")
+        if image_labels or prompt or embedding_cache:
+            raise UsageError("--image-labels, --prompt and --embedding-cache need --sam BUNDLE")
+        return None
+    return PromptedOptions(
+        sam=sam, cam=cam, image_labels=image_labels, prompt=tuple(prompt or ()), embedding_cache=embedding_cache
+    )
+
+
+def split_paths(paths: list[str], prompted: PromptedOptions | None) -> tuple[Path | None, str]:
+    """Return the bundle and the source among the arguments; no bundle if ``--sam`` names the models."""
+    if prompted is None:
         if len(paths) != 2:
             raise UsageError(
                 f"expected a model bundle and a source, or --sam BUNDLE and a source; got {' '.join(paths)}"

@@ -9,8 +9,7 @@ from typing import Any
 import typer
 
 from ...errors import UsageError
-from ..predictors.open import PromptedOptions
-from .prompted_options import CAM, IMAGE_LABELS, SAM
+from .prompted_options import CAM, IMAGE_LABELS, SAM, prompted_options
 
 STORE = typer.Argument(..., metavar="STORE", help="Folder of the label store.")
 WORKERS = typer.Option(None, min=1, help="Images in work at once.  [default: one a processor]")
@@ -57,9 +56,9 @@ def show(
     store: Path = STORE,
     uri: str | None = typer.Argument(None, metavar="[URI]", help="An image of the store: its uri or file name."),
     output: Path | None = typer.Option(None, "-o", "--output", metavar="PNG", help="Picture to write."),
-    stages: bool = typer.Option(
+    steps: bool = typer.Option(
         False,
-        "--stages",
+        "--steps",
         help="Draw how the image got its labels: maps, prompts, masks; needs --cam and --sam.",
     ),
     cam: Path | None = CAM,
@@ -68,15 +67,16 @@ def show(
 ) -> None:
     """Print what a store holds; with an image, write its labels over the photo, or every stage of how it got them."""
     from ..report import display
-    from ..report.show import write_overlay, write_stages
+    from ..report.show import write_overlay, write_steps
     from ..store.label_store import LabelStore
 
-    if stages and (uri is None or cam is None or sam is None):
-        raise UsageError("--stages goes with an image of the store, --cam BUNDLE and --sam BUNDLE")
+    if steps and (uri is None or cam is None or sam is None):
+        raise UsageError("--steps goes with an image of the store, --cam BUNDLE and --sam BUNDLE")
     opened = LabelStore.open(store)
-    if stages and uri is not None:
-        options = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels)
-        typer.echo(f"wrote {write_stages(opened, uri, output, options)}")
+    if steps and uri is not None:
+        options = prompted_options(cam, sam, image_labels)
+        assert options is not None, "checked above"
+        typer.echo(f"wrote {write_steps(opened, uri, output, options)}")
         return
     if uri is None:
         display.print_store(opened)

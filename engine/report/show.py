@@ -12,10 +12,11 @@ from ...errors import MaskmillError, StoreError, UsageError
 from ..inputs.images import decode_image
 from ..inputs.label_maps import image_id
 from ..inputs.sources import open_source
-from ..predictors.open import PromptedOptions, open_prompted, settings_texts
+from ..predictors.open import PromptedOptions, open_prompted
+from ..predictors.prompted.setting_texts import format_settings
 from ..store.label_store import SEGMENTS, LabelStore
 from .overlay import overlay, save_picture, segment_overlay
-from .stage_picture import stage_picture
+from .prompted_picture import prompted_picture
 
 
 def find_uri(store: LabelStore, name: str) -> str:
@@ -60,30 +61,30 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     return path
 
 
-def write_stages(store: LabelStore, name: str, output: Path | None, options: PromptedOptions) -> Path:
-    """Write how one image got its labels, ``NAME-stages.png`` in the current folder if not told otherwise.
+def write_steps(store: LabelStore, name: str, output: Path | None, options: PromptedOptions) -> Path:
+    """Write how one image got its labels, ``NAME-steps.png`` in the current folder if not told otherwise.
 
-    The stages are computed again as the store says, with the models of ``options``; :class:`UsageError` where these are
+    The steps are computed again as the store says, with the models of ``options``; :class:`UsageError` where these are
     not the ones that the store was made with.
     """
     made = store.run.get("prompts")
     if made is None:
-        raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no stages to show")
+        raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
     uri = find_uri(store, name)
     label, _ = store.read(uri)
     image = _photo(uri, label.shape)
-    predictor, _ = open_prompted(replace(options, prompt=settings_texts(made)), None, "cpu", 1, 1)
+    predictor, _ = open_prompted(replace(options, prompt=format_settings(made)))
     for what, used, given in (
         ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
         ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
     ):
         if used != given:
             raise UsageError(f"{store.path} was labeled with another {what} than the one given")
-    (stages,) = predictor.stages([predictor.prepare(image, uri)])
+    (steps,) = predictor.steps([predictor.prepare(image, uri)])
     classes = store.classes
-    picture = stage_picture(
+    picture = prompted_picture(
         image,
-        stages,
+        steps,
         label,
         classes["targets"],
         predictor.bundle.classes,
@@ -91,7 +92,7 @@ def write_stages(store: LabelStore, name: str, output: Path | None, options: Pro
         background=classes["background"],
         cell=predictor.cell,
     )
-    path = output or Path(f"{image_id(uri)}-stages.png")
+    path = output or Path(f"{image_id(uri)}-steps.png")
     save_picture(picture, path)
     return path
 

@@ -71,7 +71,7 @@ class PreparedPrompted:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Stages:
+class PromptedSteps:
     """What each stage gave for one image: for pictures, and for those who want to look inside.
 
     Maps, points of prompts and masks lie where the score map does.
@@ -236,9 +236,9 @@ class PromptedPredictor:
 
     def run(self, prepared: Sequence[PreparedPrompted]) -> list[ScoreMap]:
         """Score maps of prepared images."""
-        return [stages.score_map for stages in self.stages(prepared)]
+        return [steps.score_map for steps in self.steps(prepared)]
 
-    def stages(self, prepared: Sequence[PreparedPrompted]) -> list[Stages]:
+    def steps(self, prepared: Sequence[PreparedPrompted]) -> list[PromptedSteps]:
         """What every stage gives for prepared images."""
         with self.backend.queue():
             with self._timed("cam"):
@@ -259,7 +259,7 @@ class PromptedPredictor:
             with self._timed("masks"):
                 merged = self._merged(asked, maps, masks, scores)
                 return [
-                    self._stages(one, classes, cams, prompts, found, extent)
+                    self._steps_of(one, classes, cams, prompts, found, extent)
                     for one, classes, cams, prompts, found, (_, extent) in zip(
                         prepared, shown, maps, asked, merged, grids, strict=True
                     )
@@ -334,7 +334,7 @@ class PromptedPredictor:
         merged = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, backend=self.backend))
         return [next(merged) if len(prompts) else [] for prompts in asked]
 
-    def _stages(
+    def _steps_of(
         self,
         one: PreparedPrompted,
         shown: list[int],
@@ -342,10 +342,10 @@ class PromptedPredictor:
         prompts: Prompts,
         merged: list[ClassMask],
         extent: tuple[float, float],
-    ) -> Stages:
+    ) -> PromptedSteps:
         masks = [dataclasses.replace(mask, target=shown[mask.target] + self.first) for mask in merged]
         size, background = (maps.shape[1], maps.shape[2]), self.bundle.background or 0
-        return Stages(
+        return PromptedSteps(
             classes=shown,
             cams=maps,
             prompts=prompts,

@@ -65,9 +65,9 @@ def test_from_image_level_labels_to_measured_labels(home: Path) -> None:
     assert quality["kept"] > 0.8
     assert "nothing to do" in ok("label", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration",
                                  "thresholds.json", "--embedding-cache", "0.1", cwd=home)  # fmt: skip
-    picture = ok("show", "store", "1.png", "--stages", *MODELS[:6], "-o", "stages.png", cwd=home)
-    assert picture == "wrote stages.png\n"
-    with Image.open(home / "stages.png") as image:
+    picture = ok("show", "store", "1.png", "--steps", *MODELS[:6], "-o", "steps.png", cwd=home)
+    assert picture == "wrote steps.png\n"
+    with Image.open(home / "steps.png") as image:
         assert image.width > 4 * 360
 
 
@@ -131,9 +131,9 @@ def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
     [
         (("photos",), "expected a model bundle and a source"),
         (("cam", "photos", "--cam", "cam", "--sam", "sam"), "with --sam BUNDLE only the source is expected"),
-        (("photos", "--cam", "cam"), "--cam BUNDLE goes with --sam BUNDLE"),
-        (("photos", "--sam", "sam", "--image-labels", "labels.csv"), "go with --cam BUNDLE and --sam BUNDLE"),
-        (("cam", "photos", "--prompt", "tau=1"), "go with --sam BUNDLE"),
+        (("photos", "--cam", "cam"), "--cam BUNDLE needs --sam BUNDLE"),
+        (("photos", "--sam", "sam", "--image-labels", "labels.csv"), "need --cam BUNDLE together with --sam BUNDLE"),
+        (("cam", "photos", "--prompt", "tau=1"), "need --sam BUNDLE"),
         (("photos", "--cam", "cam", "--sam", "sam", "--prompt", "tau"), "--prompt is NAME=VALUE with one of the names"),
         (("photos", "--cam", "cam", "--sam", "sam", "--prompt", "tau=high"), "--prompt tau takes a number, got 'high'"),
         (("photos", "--sam", "sam", "--select", "threshold", "--threshold", "0.5"), "segments have no classes"),
@@ -146,10 +146,10 @@ def test_options_that_do_not_fit_are_refused_in_one_line(home: Path, arguments: 
     assert result.stderr.count("\n") == 1
 
 
-def test_stages_of_other_models_are_refused(home: Path) -> None:
+def test_steps_of_other_models_are_refused(home: Path) -> None:
     ok("label", *MODELS, "photos", "-o", "stored", "--limit", "1", cwd=home)
     ok("import", "cam.onnx", "-o", "other", "--task", "cam", "--classes", "classes.txt", "--size", "32x48",
        "--activation", "sigmoid", cwd=home)  # fmt: skip
-    result = maskmill("show", "stored", "0.png", "--stages", "--cam", "other", "--sam", "sam", cwd=home)
+    result = maskmill("show", "stored", "0.png", "--steps", "--cam", "other", "--sam", "sam", cwd=home)
     assert result.returncode == 2
     assert "was labeled with another classifier" in result.stderr

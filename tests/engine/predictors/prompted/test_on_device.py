@@ -21,10 +21,10 @@ from maskmill.engine.labeling.label_run import label, segment
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.predictors.open import PromptedOptions, open_everything, open_prompted
+from maskmill.engine.predictors.open import ModelOptions, PromptedOptions, open_everything, open_prompted
 from maskmill.engine.predictors.prompted.class_masks import MaskSettings
 from maskmill.engine.predictors.prompted.embedding_cache import EmbeddingCache
-from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, Stages
+from maskmill.engine.predictors.prompted.predictor import PromptedPredictor, PromptedSteps
 from maskmill.engine.predictors.prompted.prompts import PromptSettings
 from maskmill.engine.predictors.segment_everything import EverythingSettings, SegmentEverything, paint
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
@@ -95,11 +95,11 @@ def predictors(bundles: dict[str, Bundle], cupy: Any, *, sam: str = "batched", *
         yield PromptedPredictor(cam, bundles[sam], *sessions(cam, bundles[sam], library), backend=backend, **options)
 
 
-def stages(predictor: PromptedPredictor, names: tuple[str, ...] = tuple(IMAGES)) -> list[Stages]:
-    return predictor.stages([predictor.prepare(IMAGES[name], name) for name in names])
+def steps(predictor: PromptedPredictor, names: tuple[str, ...] = tuple(IMAGES)) -> list[PromptedSteps]:
+    return predictor.steps([predictor.prepare(IMAGES[name], name) for name in names])
 
 
-def assert_same(host: list[Stages], device: list[Stages]) -> None:
+def assert_same(host: list[PromptedSteps], device: list[PromptedSteps]) -> None:
     for expected, found in zip(host, device, strict=True):
         assert found.classes == expected.classes
         assert type(found.score_map.scores) is cupy_fake.CupyArray
@@ -119,7 +119,7 @@ def test_every_way_to_prompt_gives_the_hosts_scores(
     cupy: Any, bundles: dict[str, Bundle], sam: str, mode: Any, peaks: Any
 ) -> None:
     prompts = PromptSettings(min_distance=3, mode=mode, peaks=peaks)
-    host, device = (stages(one) for one in predictors(bundles, cupy, sam=sam, prompts=prompts, labels=LABELS))
+    host, device = (steps(one) for one in predictors(bundles, cupy, sam=sam, prompts=prompts, labels=LABELS))
     assert [len(one.masks) for one in host] == [3, 2, 0, 0]
     assert_same(host, device)
 
@@ -130,13 +130,13 @@ def test_every_choice_of_masks_gives_the_hosts_scores(
     cupy: Any, bundles: dict[str, Bundle], pick: Any, labels: ImageLabels | None
 ) -> None:
     options = {"prompts": PromptSettings(min_distance=3, mode="best"), "masks": MaskSettings(pick=pick)}
-    host, device = (stages(one) for one in predictors(bundles, cupy, labels=labels, **options))
+    host, device = (steps(one) for one in predictors(bundles, cupy, labels=labels, **options))
     assert any(one.masks for one in host)
     assert_same(host, device)
 
 
 def test_masks_of_nothing_leave_the_background(cupy: Any, bundles: dict[str, Bundle]) -> None:
-    host, device = (stages(one) for one in predictors(bundles, cupy, sam="empty", labels=LABELS))
+    host, device = (steps(one) for one in predictors(bundles, cupy, sam="empty", labels=LABELS))
     assert_same(host, device)
     assert (np.asarray(device[0].score_map.scores)[0] == 1).all()
 
@@ -198,13 +198,13 @@ def test_a_photo_goes_up_once_and_may_lie_there_already(cupy: Any, bundles: dict
 
 
 def test_kept_embeddings_come_down_once_and_go_up_again(cupy: Any, bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    (expected,) = stages(next(predictors(bundles, cupy, labels=LABELS)), ("two",))
+    (expected,) = steps(next(predictors(bundles, cupy, labels=LABELS)), ("two",))
     for encoded, shapes in ((1, [(2,), (3, 16, 24), (2,)]), (0, [(2,), (2,)])):
         cache = EmbeddingCache(tmp_path / "kept", encoder="e" * 64, max_bytes=1 << 20)
         _, predictor = predictors(bundles, cupy, labels=LABELS, cache=cache)
         prepared = [predictor.prepare(cupy.asarray(IMAGES["two"]), "two")]
-        found: list[Stages] = []
-        assert downloads(lambda: found.extend(predictor.stages(prepared)))[0] == shapes  # noqa: B023
+        found: list[PromptedSteps] = []
+        assert downloads(lambda: found.extend(predictor.steps(prepared)))[0] == shapes  # noqa: B023
         assert_same([expected], found)
         assert predictor.encoded == encoded
 
@@ -286,14 +286,14 @@ def test_engines_are_opened_with_the_device_as_their_place(cupy: Any, tmp_path: 
     )
     scores = []
     for provider in ("cpu", "engine"):
-        predictor, _ = open_prompted(options, None, provider, 1, 1, allow_unverified=True)
+        predictor, _ = open_prompted(options, options=ModelOptions(provider=provider, allow_unverified=True))
         assert predictor.backend.form == {"cpu": "cpu", "engine": "cuda"}[provider]
         scores.append(predictor.predict(IMAGES["two"], "two").on_host().scores)
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
-    alone = PromptedOptions(cam=None, sam=sam.path, prompt=("min_score=0.5", "side=4"))
+    alone = PromptedOptions(sam=sam.path, prompt=("min_score=0.5", "side=4"))
     labels = []
     for provider in ("cpu", "engine"):
-        model = open_everything(alone, provider, 1, allow_unverified=True)
+        model = open_everything(alone, options=ModelOptions(provider=provider, allow_unverified=True))
         assert model.backend.form == {"cpu": "cpu", "engine": "cuda"}[provider]
         labels.append(paint(model.run([model.prepare(IMAGES["two"])])[0]))
     np.testing.assert_array_equal(labels[1], labels[0])
@@ -302,7 +302,7 @@ def test_engines_are_opened_with_the_device_as_their_place(cupy: Any, tmp_path: 
 def test_everything_asked_of_cupy_is_in_the_true_one(cupy: Any, bundles: dict[str, Bundle]) -> None:
     cupy_fake.used.clear()
     _, predictor = predictors(bundles, cupy, prompts=PromptSettings(min_distance=3, mode="best", max_peaks=3))
-    stages(predictor)
+    steps(predictor)
     _, model = segmenters(bundles, cupy)
     paint(model.run([model.prepare(IMAGES["all"])])[0])
     assert len(cupy_fake.used) > 20
@@ -320,14 +320,14 @@ def _seen(options):
     (options.sam.parent / "seen" / os.environ["CUDA_VISIBLE_DEVICES"]).touch()
 
 
-def open_prompted(options, taxonomy, provider, *rest, **more):
-    _seen(options)
-    return opening.open_prompted(options, taxonomy, "cpu", *rest, **more)
+def open_prompted(prompted, taxonomy, **more):
+    _seen(prompted)
+    return opening.open_prompted(prompted, taxonomy, **{**more, "options": opening.ModelOptions()})
 
 
-def open_everything(options, provider, *rest, **more):
-    _seen(options)
-    return opening.open_everything(options, "cpu", *rest, **more)
+def open_everything(prompted, **more):
+    _seen(prompted)
+    return opening.open_everything(prompted, **{**more, "options": opening.ModelOptions()})
 """
 """What each device's process calls: notes which device it was given, and works on the processor."""
 

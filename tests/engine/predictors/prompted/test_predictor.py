@@ -80,8 +80,8 @@ def test_a_class_that_is_not_shown_is_never_labeled(bundles: dict[str, Any]) -> 
 def test_without_labels_the_classifier_says_what_is_shown(bundles: dict[str, Any]) -> None:
     model = predictor(bundles, class_threshold=0.4)
     big = (2, slice(0, 30), slice(0, 40))
-    stages = model.stages([model.prepare(picture(big))])[0]
-    assert stages.classes == [2]
+    steps = model.steps([model.prepare(picture(big))])[0]
+    assert steps.classes == [2]
     assert set(np.unique(label(model, picture(big)))) == {0, 3}
 
 
@@ -156,9 +156,9 @@ def test_twenty_classes_in_one_image(tmp_path: Path) -> None:
     sessions = [OnnxSession(cam), *(OnnxSession(sam, role=role) for role in ("encoder", "decoder"))]
     labels = ImageLabels({"a": frozenset(names)}, "labels")
     model = PromptedPredictor(cam, sam, *sessions, labels=labels, prompts=PromptSettings(min_distance=2))
-    stages = model.stages([model.prepare(picture(RED, GREEN, BLUE), "a")])[0]
-    assert [mask.target for mask in stages.masks] == list(range(1, 21))
-    assert stages.score_map.scores.shape[0] == 21
+    steps = model.steps([model.prepare(picture(RED, GREEN, BLUE), "a")])[0]
+    assert [mask.target for mask in steps.masks] == list(range(1, 21))
+    assert steps.score_map.scores.shape[0] == 21
 
 
 def many_class_bundle(folder: Path, names: list[str]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..predictors.prompted.predictor import Stages
+from ..predictors.prompted.predictor import PromptedSteps
 from ..predictors.prompted.prompts import BOX_END, BOX_START, POSITIVE
 from ..predictors.resampling import bilinear_weights
 from .overlay import class_colors, overlay
@@ -24,9 +24,9 @@ _GAP, _CAPTION = 8, 22
 _PAPER, _INK = (250, 250, 250), (30, 30, 30)
 
 
-def stage_picture(
+def prompted_picture(
     image: NDArray[np.uint8],
-    stages: Stages,
+    steps: PromptedSteps,
     label: NDArray[Any],
     targets: Sequence[str],
     classes: Sequence[str],
@@ -45,18 +45,18 @@ def stage_picture(
     scale = PANEL / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     photo = np.asarray(Image.fromarray(image).resize(size))
-    extent = stages.score_map.region[2:]
+    extent = steps.score_map.region[2:]
     per_cell = size[0] / extent[1], size[1] / extent[0]
-    covered = {mask.target: mask for mask in stages.masks}
+    covered = {mask.target: mask for mask in steps.masks}
     # a background stands in front of the classifier's classes, unless it is one of them
-    channels = [index + first for index in stages.classes]
+    channels = [index + first for index in steps.classes]
     areas = [float((covered[channel].claim > 0.5).mean()) if channel in covered else 0.0 for channel in channels]
     shown = sorted(range(len(channels)), key=lambda index: -areas[index])[:MAX_CLASSES]
     rows = []
     for index in shown:
         name, channel = classes[channels[index]], channels[index]
-        heat = _heat(photo, stages.cams[index], extent)
-        _draw_prompts(heat, stages, index, cell, per_cell)
+        heat = _heat(photo, steps.cams[index], extent)
+        _draw_prompts(heat, steps, index, cell, per_cell)
         if channel in covered:
             mask = covered[channel]
             masked = _masked(photo, mask.score, extent, tuple(class_colors(channel + 1)[channel].tolist()))
@@ -102,9 +102,9 @@ def _masked(
 
 
 def _draw_prompts(
-    panel: Any, stages: Stages, index: int, cell: tuple[float, float], per_cell: tuple[float, float]
+    panel: Any, steps: PromptedSteps, index: int, cell: tuple[float, float], per_cell: tuple[float, float]
 ) -> None:
-    draw, prompts = ImageDraw.Draw(panel), stages.prompts
+    draw, prompts = ImageDraw.Draw(panel), steps.prompts
     for row in np.flatnonzero(prompts.target == index):
         places = prompts.points[row] / np.array([cell[1], cell[0]]) * np.array(per_cell)
         kinds = prompts.labels[row]
