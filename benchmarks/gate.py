@@ -32,7 +32,7 @@ import onnx
 import onnxruntime
 
 from maskmill.engine.model.bundle import Bundle
-from maskmill.engine.model.files import write_atomically
+from maskmill.engine.model.publishing import write_atomically
 from maskmill.engine.model.verdicts import Tolerances, Verdict
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError

@@ -53,7 +53,8 @@ from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
 from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec
-from maskmill.engine.model.files import read_class_names, write_atomically
+from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.publishing import write_atomically
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.prompted.activation_maps import CamModel, Cams
 from maskmill.engine.predictors.prompted.class_masks import MaskSettings

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..engine.model.bundle import ModelFile
 from ..engine.model.files import sha256
+from ..engine.model.publishing import published_folder
 from ..errors import UsageError
 
 
@@ -23,14 +22,8 @@ def staged(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with published_folder(folder) as staging:
         yield staging
-        staging.chmod(0o755)
-        os.replace(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def model_file(path: Path, *, role: str = "model") -> ModelFile:

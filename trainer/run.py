@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.model.bundle import InputSpec
-from ..engine.model.files import write_atomically
+from ..engine.model.publishing import remove_leftovers, write_atomically
 from ..errors import MissingPackageError, TrainingError, UsageError
 from .recipes import Recipe, recipe_from_json
 
@@ -117,6 +117,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     try:
+        remove_leftovers(path.parent)  # checkpoints that a killed process had not finished
         write_atomically(path, buffer.getvalue(), sync=True)
     except OSError as error:
         raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error

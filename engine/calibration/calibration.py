@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import CalibrationError, CalibrationMismatch
 from ...kernels.types import Rule
-from ..model.files import write_atomically
+from ..model.publishing import write_atomically
 from ..model.taxonomy import Taxonomy
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor

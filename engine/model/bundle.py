@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ...errors import BundleError, UsageError
-from .files import sha256, write_atomically
+from .files import sha256
+from .publishing import write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"

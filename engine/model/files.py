@@ -1,10 +1,9 @@
-"""Files of a model: atomic writes, hashes and class lists."""
+"""Files of a model: hashes and class lists."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 from ...errors import UsageError
@@ -28,24 +27,6 @@ def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
             raise UsageError(f"the class list {path} names an index twice")
         return names
     return dict(enumerate(lines))
-
-
-def write_atomically(path: Path, data: bytes, *, sync: bool = False) -> None:
-    """Write a file that has its name only once it is whole; ``sync`` waits until its bytes are on the disk.
-
-    Raises :class:`OSError`, with no part of the file left behind.
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-        try:
-            stream.write(data)
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
-            os.chmod(stream.name, 0o644)
-            os.replace(stream.name, path)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import StoreError
-from ..model.files import write_atomically
+from ..model.publishing import write_atomically
 from .label_store import LabelStore
 
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from ...engine.model.bundle import Bundle, ModelFile
 from ...engine.model.engine_records import Engine, Gpu, engines_of, read_engine, with_engine
-from ...engine.model.files import write_atomically
+from ...engine.model.publishing import write_atomically
 from ...engine.runtimes.nvidia import OUT_OF_MEMORY, load_tensorrt, message_log, this_gpu
 from ...errors import ExportError, SessionError, UsageError
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ....errors import UsageError
 from ...inputs.identity import content_id
-from ...model.files import write_atomically
+from ...model.publishing import write_atomically
 
 _SPARE = 0.1  # share of the limit that a clean-up frees, so that it is rare
 
