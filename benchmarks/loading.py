@@ -40,7 +40,7 @@ from maskmill.trainer.data.loading import Plan, count_pixels, open_loader, to_de
 from maskmill.trainer.objectives.base import Moment
 from maskmill.trainer.objectives.steps import OBJECTIVES
 from maskmill.trainer.optim import make_optimizer
-from maskmill.trainer.recipes import stages, weighted
+from maskmill.trainer.recipes import phases, weighted
 from maskmill.trainer.students.models import build_model
 
 NUM_CLASSES = 24
@@ -83,7 +83,7 @@ class Trainer:
     def step(self, batch: dict[str, Any]) -> None:
         """One step on a batch as the loader gives it."""
         counts = {"labeled": float(count_pixels([batch], 255)[0])}
-        moment = Moment(recipe=RECIPE, stage=stages(RECIPE)[0], step=0, ignore=255, counts=counts)
+        moment = Moment(recipe=RECIPE, phase=phases(RECIPE)[0], step=0, ignore=255, counts=counts)
         OBJECTIVES["labels"](self.student, to_device(batch, "cpu", self.spec), moment).total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -141,7 +141,7 @@ def main() -> int:
         }
         corpus = open_corpus(stores=[folder / "store"])
         images = TrainingImages(corpus.streams(), crop=RECIPE.crop, ignore=255, scale=RECIPE.scale, flip=RECIPE.flip)
-        plan = Plan(stages=stages(RECIPE), sizes=images.sizes(), seed=0)
+        plan = Plan(phases=phases(RECIPE), sizes=images.sizes(), seed=0)
         loader, plain, trainer = open_loader(images, plan, workers=1), plain_batches(maps), Trainer()
         for _ in range(4):
             trainer.step(next(loader))

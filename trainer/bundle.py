@@ -1,6 +1,6 @@
-"""Make a bundle from a trained student's run folder::
+"""Export the student of a training run as a bundle::
 
-bundle = bundle_from_run("run", "bundle", size=(512, 512))
+    bundle = bundle_from_run("run", "bundle", size=(512, 512))
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CAM_OUTPUTS = (
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a trainer's run."""
+    """Return True if a folder holds a training run."""
     from .run import RUN_FILE
 
     return (Path(folder) / RUN_FILE).is_file()
@@ -36,11 +36,12 @@ def bundle_from_run(
     license: str = "",
     images: Iterable[GateImage] | None = None,
 ) -> Bundle:
-    """Export the student of a run, at ``size`` (height, width) or the size that it was trained at.
+    """Export the student of a run with inputs of ``size`` (height, width), by default the training crop.
 
-    A classifier (``cam:`` models, recipe ``s2c``) becomes a ``cam`` bundle of the classes other than the background.
-    ``images`` are what the export is compared on (see :func:`.torch.bundle_from_module`). Raises
-    :class:`TrainingError` where the folder holds no student, and what ``bundle_from_module`` raises.
+    A classifier (``cam:`` models, recipe ``s2c``) becomes a ``cam`` bundle with the classes other than the background.
+    The exported graph is compared with the student on ``images``, pairs of a name and (H, W, 3) uint8 RGB (see
+    :func:`maskmill.export.pretrained.torch_module.bundle_from_module`). Raises :class:`TrainingError` if the folder
+    holds no student, and the errors of ``bundle_from_module``.
     """
     from .students.models import load_run
 

@@ -1,4 +1,4 @@
-"""Measure a student on labeled images, and label one image with it.
+"""Measure a student on labeled images, and label an image with it.
 
 ::
 
@@ -7,9 +7,8 @@
     scores = score_images(student.module, images, student.run, tile=320, overlap=107)
     scores.miou, scores.iou
 
-A student labels as its exported bundle does, by :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the
-whole image at
-its own resolution, at the nearest size that the network takes, or in overlapping tiles of the size it was trained on.
+A student labels like its exported bundle, through :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the
+whole image at its own resolution (the nearest size that the network accepts), or overlapping tiles.
 """
 
 from __future__ import annotations
@@ -36,36 +35,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How a student's labels agree with the truth, over a set of images; NaN where undefined."""
+    """Agreement of labels with the truth over a set of images; undefined figures are NaN."""
 
     confusion: NDArray[np.int64]
-    """(K, K): pixels of true class (row) and label (column); pixels without a true class are left out."""
+    """(K, K) int64: number of pixels by true class (row) and label (column), without pixels of the ignore index."""
     classes: tuple[str, ...]
     """Names of the K classes."""
     num_images: int
-    """Images measured."""
+    """Number of images."""
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """(K,) in [0, 1]: intersection over union of each class; NaN where the truth has none of it."""
+        """Return (K,) in [0, 1], the intersection over union of each class; NaN for a class without a true pixel."""
         hit, true = np.diagonal(self.confusion), self.confusion.sum(axis=1)
         union = true + self.confusion.sum(axis=0) - hit
         return np.where(true > 0, hit / np.maximum(union, 1), np.nan)
 
     @property
     def miou(self) -> float:
-        """Mean of :attr:`iou` over the classes in the truth."""
+        """Return the mean of :attr:`iou` over the classes with true pixels."""
         return float(np.nanmean(self.iou)) if self.confusion.any() else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Share of the pixels whose label is the truth."""
+        """Return the share of pixels whose label is the true class."""
         return float(np.trace(self.confusion) / self.confusion.sum()) if self.confusion.any() else float("nan")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; None where a figure is undefined."""
-        shown = {"miou": self.miou, "accuracy": self.accuracy, **dict(zip(self.classes, self.iou, strict=True))}
-        plain = {name: None if np.isnan(value) else float(value) for name, value in shown.items()}
+        """Return plain data, with None for undefined figures."""
+        figures = {"miou": self.miou, "accuracy": self.accuracy, **dict(zip(self.classes, self.iou, strict=True))}
+        plain = {name: None if np.isnan(value) else float(value) for name, value in figures.items()}
         return {
             "num_images": self.num_images,
             "miou": plain.pop("miou"),
@@ -85,36 +84,36 @@ def score_images(
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Label images with a student and compare with the truth.
+    """Label images with a student and compare the labels with the truth.
 
     Parameters
     ----------
     module, device
-        The student in eval mode, and where it lies.
+        The student in eval mode, and its device.
     images, run
-        What is measured, in the classes of the run.
+        The labeled images, in the classes of the run.
     tile, overlap
-        Side of overlapping square tiles, in image pixels; whole images where None.
+        Side and overlap of square tiles, in image pixels; None labels whole images.
     share
-        (rank, processes) of a process group: each process labels its part, and all get the scores of the whole.
+        (rank, processes) of a process group: each process labels its part, and all get the scores over all images.
     progress
-        Called with the images done and the images in all.
+        Called with the number of finished images and the total.
 
-    Raises :class:`TrainingError` where a student gives numbers that are not finite.
+    Raises :class:`TrainingError` if the logits of the student are not finite.
     """
     rank, world = share
-    chosen = range(rank, len(images.uris), world)
+    indices = range(rank, len(images.uris), world)
     matrix = _confusion_matrix(len(run.classes), run.ignore, device, shared=world > 1)
-    for done, index in enumerate(chosen, start=1):
-        photo = images.read(index)
-        label = label_image(module, photo.image, run, device=device, tile=tile, overlap=overlap)
+    for done, index in enumerate(indices, start=1):
+        sample = images.read(index)
+        label = label_image(module, sample.image, run, device=device, tile=tile, overlap=overlap)
         if label.max(initial=0) >= len(run.classes):
             raise TrainingError(
                 f"the student's logits of {images.uris[index]} are not finite; train it with a lower lr"
             )
-        matrix.update(*(_tensor(values, device) for values in (label, photo.label)))
+        matrix.update(*(_tensor(values, device) for values in (label, sample.label)))
         if progress is not None:
-            progress(done, len(chosen))
+            progress(done, len(indices))
     confusion = matrix.compute().cpu().numpy().astype(np.int64)
     return Scores(confusion=confusion, classes=run.classes, num_images=len(images.uris))
 
@@ -128,28 +127,28 @@ def label_image(
     tile: int | None = None,
     overlap: int = 0,
 ) -> NDArray[Any]:
-    """The classes (H, W) uint8 or uint16 that a student in eval mode sees in an image (H, W, 3) uint8 RGB."""
+    """Label an image (H, W, 3) uint8 RGB with a student in eval mode; returns classes (H, W) uint8 or uint16."""
     height, width = image.shape[:2] if tile is None else (min(tile, length) for length in image.shape[:2])
     predictor = SemanticPredictor(
         _bundle(run, height, width), StudentSession(module, device), tile=tile, overlap=overlap
     )
-    found = predictor.predict(image)
+    scores = predictor.predict(image)
     stats = kernels.class_stats(
-        found.scores, found.size, layout=found.layout, activation=found.activation, region=found.region,
+        scores.scores, scores.size, layout=scores.layout, activation=scores.activation, region=scores.region,
         outputs=("label",),
     )  # fmt: skip
     return np.asarray(stats.label)
 
 
 def run_taxonomy(run: Run) -> Taxonomy:
-    """The classes of a run, and what the labels of its labeled folder mean."""
+    """Return the classes of a run, with the classes of the label indices of its labeled folder."""
     return Taxonomy(
         targets=run.classes, background=run.background, model=tuple(range(len(run.classes))), labels=run.labels
     )
 
 
 class StudentSession:
-    """A student behind the engine's session protocol."""
+    """Adapter from a student to the session protocol of the engine."""
 
     artifact = ""
     max_batch = None
@@ -160,12 +159,12 @@ class StudentSession:
 
     @property
     def kind(self) -> str:
-        """Runtime, device and precision."""
+        """Return runtime, device and precision."""
         return f"torch/{self._device.type}/fp32"
 
     @property
     def threads(self) -> int:
-        """Threads that one call uses on the host."""
+        """Return the number of host threads of a call."""
         return import_torch().get_num_threads()
 
     def run(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -176,7 +175,7 @@ class StudentSession:
 
 
 def _bundle(run: Run, height: int, width: int) -> Bundle:
-    """What the student exported with the nearest size that it takes will say of itself; there are no files yet."""
+    """Describe the student as a bundle without files, with the nearest input size that the network accepts."""
     step = run.input.multiple
     height, width = (max(1, round(length / step)) * step for length in (height, width))
     return Bundle(
@@ -190,7 +189,7 @@ def _confusion_matrix(num_classes: int, ignore: int, device: Any, *, shared: boo
         from torchmetrics.classification import MulticlassConfusionMatrix
     except ImportError as error:
         raise MissingPackageError("torchmetrics", "train", "measuring a student") from error
-    # not synchronized where one process measures alone: it would wait for the others forever
+    # synchronizing without the other processes would wait for them forever
     matrix = MulticlassConfusionMatrix(num_classes, ignore_index=ignore, validate_args=False, sync_on_compute=shared)
     return matrix.to(device)
 

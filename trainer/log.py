@@ -1,9 +1,10 @@
-"""The log of a run: ``log.csv``, and the same figures as TensorBoard events.
+"""Training log: ``log.csv``, and the same figures as TensorBoard events.
 
-Columns of ``log.csv``: ``step`` (finished steps), ``lr`` (of the backbone), ``loss`` (of that step), a column for each
-term and figure of the recipe's objectives (empty in stages that do not have it), ``images_per_second`` and ``waited``
-(share of the time spent waiting for data) since the row before, and ``miou`` on the validation images, where they were
-evaluated at that step. Rows after the checkpoint that a run goes on from are dropped.
+Columns of ``log.csv``: ``step`` (finished steps), ``lr`` (of the backbone), ``loss`` (of that step), a column per term
+and figure of the objectives (empty in phases without it), ``images_per_second`` and ``waited`` (share of the time spent
+waiting for data) since the previous row, and, in rows with an evaluation, the figures on the validation images:
+``miou``, ``accuracy``, ``confidence`` (mean of the highest probability), ``ece`` (expected calibration error) and
+``temperature`` (which minimizes the negative log-likelihood). When a run resumes, rows after its checkpoint are dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LOG_FILE, EVENTS = "log.csv", "tensorboard"
 
 
 class RunLog:
-    """Adds rows to the log of a run that goes on from ``step``; use it in a ``with`` statement."""
+    """Context manager that appends rows to the log of a run that starts or resumes at ``step``."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         try:
@@ -41,11 +42,11 @@ class RunLog:
         return file
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """A row for a finished step."""
+        """Append a row for a finished step."""
         row = {"step": step, **values}
         self._rows.append(row)
         if new := [name for name in row if name not in self._columns]:
-            # another stage has other terms
+            # a new phase has other terms
             self._columns += new
             self._file.close()
             self._file = self._rewritten()
@@ -64,7 +65,7 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log, as text; none where it has no log yet."""
+    """Read the rows of the log of a run, as text; an empty list if it has no log yet."""
     path = folder / LOG_FILE
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe and its learning rates."""
+"""Optimizer and learning rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLY_POWER = 0.9
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The backbone's learning rate at a step t of T: a linear warm-up, then ``poly`` or ``cosine`` over the whole run.
+    """Return the learning rate of the backbone at step t of T: linear warm-up, then ``poly`` or ``cosine``.
 
     ``poly``: lr (1 - t/T)^0.9; ``cosine``: lr (1 + cos(pi t/T)) / 2.
     """
@@ -26,7 +26,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def make_optimizer(student: Any, recipe: Recipe) -> Any:
-    """SGD or AdamW over the trained parameters; a group's ``multiple`` is its share of the learning rate."""
+    """Make SGD or AdamW over the trainable parameters; ``multiple`` of a group is its factor of the learning rate."""
     optim = import_torch().optim
     groups = [
         {"params": [parameter for parameter in parameters if parameter.requires_grad], "multiple": multiple}
@@ -43,6 +43,6 @@ def make_optimizer(student: Any, recipe: Recipe) -> Any:
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Set the backbone's rate, and the other groups' by their multiples."""
+    """Set the rate of each group to ``rate`` times its multiple."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiple"]

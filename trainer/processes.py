@@ -1,4 +1,4 @@
-"""The processes that train together, as ``torchrun`` starts them, and what stops them; one alone needs no launcher."""
+"""Distributed processes started by ``torchrun``, or a single process without a launcher; and interrupts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .run import import_torch
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One of the processes."""
+    """This process among those that train together."""
 
     rank: int
-    """Number of the process, from 0; the first one writes the run's folder."""
+    """Number of the process, from 0; process 0 writes the folder of the run."""
     world: int
-    """How many there are."""
+    """Number of processes."""
     device: Any
     """The ``torch.device`` that it computes on."""
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes."""
+        """True for process 0, which writes files and prints."""
         return self.rank == 0
 
     def mean(self, values: Sequence[Any]) -> list[float]:
-        """Means over the processes of some numbers or scalar tensors; everyone must ask at the same time."""
+        """Return means over the processes of numbers or scalar tensors; every process must call it at the same point."""
         torch = import_torch()
         packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
         if self.world > 1:
@@ -40,30 +40,30 @@ class Process:
         return packed.tolist()
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.world > 1:
             import_torch().distributed.barrier()
 
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Process]:
-    """The process among those of its launcher (``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` of ``torchrun``).
+    """Join the processes of the launcher (``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` of ``torchrun``).
 
-    ``device`` is ``cpu``, ``cuda`` or ``cuda:N``; None takes a CUDA device where there is one. Processes exchange
-    gradients by NCCL on CUDA devices and by Gloo otherwise. Raises :class:`UsageError`.
+    ``device`` is ``cpu``, ``cuda`` or ``cuda:N``; None uses a CUDA device if there is one. Processes exchange gradients
+    with NCCL on CUDA devices and with Gloo otherwise. Raises :class:`UsageError`.
     """
     torch = import_torch()
     rank, world, local = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
     available = torch.cuda.is_available()
     name = device or ("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
-        raise UsageError("there is no CUDA device here; leave --device out, or give --device cpu")
+        raise UsageError("this machine has no CUDA device; omit --device or use --device cpu")
     if name == "cuda":
         name = f"cuda:{local}"
     try:
         backend = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"a device is cpu, cuda or cuda:N, got {name!r}") from error
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
     if backend.type == "cuda":
         torch.cuda.set_device(backend)
     if world == 1:
@@ -78,22 +78,22 @@ def joined(device: str | None) -> Iterator[Process]:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come; a second one stops at once."""
-    came = threading.Event()
+    """Yield a function that tells if SIGINT or SIGTERM has arrived; a second signal stops the process at once."""
+    arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield arrived.is_set
         return
 
     def handle(number: int, frame: Any) -> None:
-        if came.is_set():
+        if arrived.is_set():
             raise KeyboardInterrupt
-        came.set()
+        arrived.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield came.is_set
+        yield arrived.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

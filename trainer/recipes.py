@@ -36,14 +36,14 @@ class Supervised:
 
 @dataclass(frozen=True, kw_only=True)
 class ConformalSam:
-    """ConformalSAM: stage I on the labels of a store, stage II on the student's own labels."""
+    """ConformalSAM: phase I on the labels of a store, phase II on the student's own labels."""
 
     self_reliance: float = 0.25
-    """Share of the steps in stage II, at the end (the paper's 20 of 80 epochs)."""
+    """Share of the steps in phase II, at the end (the paper's 20 of 80 epochs)."""
     initial: float = 0.01
-    """lambda_0, the unlabeled loss's share at the start of stage II."""
+    """lambda_0, the unlabeled loss's share at the start of phase II."""
     decay: float = 5.0
-    """lambda(t) = lambda_0 exp(-decay t / T) over the T steps of stage II."""
+    """lambda(t) = lambda_0 exp(-decay t / T) over the T steps of phase II."""
 
     def __post_init__(self) -> None:
         _check(0 < self.self_reliance < 1, "method.self_reliance", "above 0 and below 1", self.self_reliance)
@@ -206,7 +206,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Phase:
     """A run of steps with the same losses."""
 
     objective: Literal["labels", "self_reliance", "consistency", "segments"]
@@ -219,8 +219,8 @@ class Stage:
     """Images a step, over all processes, of each stream (:data:`maskmill.trainer.data.datasets.STREAMS`)."""
 
 
-def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages of a recipe, which follow on one another from step 0 to the last."""
+def phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """The phases of a recipe, which follow on one another from step 0 to the last."""
     method, half = recipe.method, recipe.labeled or max(1, recipe.batch // 2)
     both = {"labeled": half, "unlabeled": recipe.batch - half}
     if isinstance(method, ConformalSam | Csl):
@@ -230,16 +230,16 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     else:
         with_labels = {"labeled": recipe.labeled, "stored": recipe.batch - recipe.labeled}
     if isinstance(method, Csl):
-        return (Stage(objective="consistency", start=0, stop=recipe.steps, draws=both),)
+        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=both),)
     if isinstance(method, S2c):
-        return (Stage(objective="segments", start=0, stop=recipe.steps, draws=with_labels),)
+        return (Phase(objective="segments", start=0, stop=recipe.steps, draws=with_labels),)
     if isinstance(method, ConformalSam):
         turn = recipe.steps - round(recipe.steps * method.self_reliance)
         return (
-            Stage(objective="labels", start=0, stop=turn, draws=with_labels),
-            Stage(objective="self_reliance", start=turn, stop=recipe.steps, draws=both),
+            Phase(objective="labels", start=0, stop=turn, draws=with_labels),
+            Phase(objective="self_reliance", start=turn, stop=recipe.steps, draws=both),
         )
-    return (Stage(objective="labels", start=0, stop=recipe.steps, draws=with_labels),)
+    return (Phase(objective="labels", start=0, stop=recipe.steps, draws=with_labels),)
 
 
 def supervised(**settings: Any) -> Recipe:
@@ -253,7 +253,7 @@ def weighted(**settings: Any) -> Recipe:
 
 
 def conformalsam(**settings: Any) -> Recipe:
-    """ConformalSAM's two stages; the store should hold conformal labels.
+    """ConformalSAM's two phases; the store should hold conformal labels.
 
     Batch and learning rate are the paper's (4 and 0.003); optimizer and schedule those of AllSpark, which it builds on.
     """

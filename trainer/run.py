@@ -1,4 +1,4 @@
-"""The folder of a run: its record ``run.json`` and its checkpoints; see the package's text for the layout.
+"""The folder of a training run: its record ``run.json`` and its checkpoints; the package docstring has the layout.
 
 ::
 
@@ -29,12 +29,12 @@ RUN_FILE, LAST, BEST = "run.json", "last.pt", "best.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is trained: all that decides the student, and what is needed to use it."""
+    """Record of a training run: everything that determines the student, and what its users need."""
 
     recipe: Recipe
     """The whole recipe."""
     model_options: Mapping[str, Any]
-    """Options that make the student's network again without anything being fetched."""
+    """Options that build the network of the student again without a download."""
     classes: tuple[str, ...]
     """Names of the K classes."""
     background: int | None
@@ -42,19 +42,19 @@ class Run:
     labels: Mapping[int, int]
     """Label index of the labeled folder → class, -1 for labels to ignore."""
     input: InputSpec
-    """How an image becomes the student's input."""
+    """Preprocessing of an image."""
     data: Mapping[str, Any]
-    """What it is trained on: the sources as given, the stores' own records, and how many images."""
+    """Training data: sources, records of the label stores, numbers of images, and the run that ``--init`` names."""
     versions: Mapping[str, str]
     """Versions of maskmill and torch."""
 
     @property
     def ignore(self) -> int:
-        """Index of pixels without a label: 255, or 65535 beyond 255 classes."""
+        """Return the index of pixels without a label: 255, or 65535 for more than 255 classes."""
         return 255 if len(self.classes) <= 255 else 65535
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the record as plain data."""
         raw = {
             "format_version": FORMAT_VERSION,
             "recipe": self.recipe.to_json(),
@@ -70,20 +70,20 @@ class Run:
         return json.loads(json.dumps(raw))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``run.json`` atomically, making the folder."""
+        """Write ``run.json`` atomically; create the folder if needed."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / RUN_FILE, (json.dumps(self.to_json(), indent=2) + "\n").encode(), sync=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Run:
-        """Read ``run.json``; raises :class:`TrainingError` where there is none that this program can read."""
+        """Read ``run.json``; raises :class:`TrainingError` if it is missing or this version of maskmill cannot read it."""
         path = Path(folder) / RUN_FILE
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw["format_version"]
         except FileNotFoundError:
-            raise TrainingError(f"{folder} is not a training run: it has no {RUN_FILE}") from None
+            raise TrainingError(f"{folder} is not a training run: it has no {RUN_FILE}; make one with `maskmill train`") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"cannot read {path}: {error}") from error
         if version != FORMAT_VERSION:
@@ -104,7 +104,7 @@ class Run:
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """``best.pt``, or ``last.pt`` where there was no validation; raises :class:`TrainingError` where neither is."""
+    """Return ``best.pt``, or ``last.pt`` if there was no validation; raises :class:`TrainingError` if neither exists."""
     for name in (BEST, LAST):
         if (path := Path(folder) / name).is_file():
             return path
@@ -112,7 +112,7 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint that has its name only once it is whole and on the disk."""
+    """Write a checkpoint atomically: the file gets its name only after all bytes are on disk."""
     torch = import_torch()
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -129,19 +129,19 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise TrainingError(f"there is no checkpoint {path}") from None
+        raise TrainingError(f"the checkpoint {path} does not exist") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise TrainingError(f"cannot read the checkpoint {path}, it is damaged or not one: {reason}") from error
+        raise TrainingError(f"cannot read the checkpoint {path}, which is damaged or not a checkpoint: {reason}") from error
 
 
 def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights to use of a checkpoint: the moving average where the recipe keeps one."""
+    """Return the weights of the student in a checkpoint: the moving average if the recipe keeps one."""
     return state["model"] if state["ema"] is None else state["ema"]
 
 
 def import_torch() -> Any:
-    """``torch``, or a :class:`MissingPackageError` that says how to install it."""
+    """Import and return ``torch``; raises :class:`MissingPackageError` with the install command."""
     try:
         import torch
     except ImportError as error:
@@ -149,9 +149,9 @@ def import_torch() -> Any:
     return torch
 
 
-def run_differences(stored: Run, wanted: Run) -> list[str]:
-    """What differs between two runs' records, ``key: stored there, wanted now``; versions may differ."""
-    before, now = dict(_leaves("", stored.to_json())), dict(_leaves("", wanted.to_json()))
+def run_differences(stored: Run, requested: Run) -> list[str]:
+    """List the differences between two records as ``key: old value there, new value now``, except versions."""
+    before, now = dict(_leaves("", stored.to_json())), dict(_leaves("", requested.to_json()))
     keys = [key for key in dict.fromkeys([*before, *now]) if not key.startswith("versions.")]
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys if before.get(key) != now.get(key)
@@ -164,17 +164,17 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
     return [(prefix, value)]
 
 
-def open_run(folder: Path, wanted: Run) -> bool:
-    """Start or continue ``wanted`` in a folder; True where it holds a checkpoint to go on from.
+def open_run(folder: Path, requested: Run) -> bool:
+    """Start or resume a run in a folder; return True if the folder holds a checkpoint to resume from.
 
-    Raises :class:`UsageError` where the folder holds another run or other things.
+    Raises :class:`UsageError` if the folder holds another run or other files.
     """
     if (folder / RUN_FILE).is_file():
-        if differences := run_differences(Run.load(folder), wanted):
-            shown = "; ".join(differences[:5])
-            raise UsageError(f"{folder} holds another run ({shown}); use the same options, or another folder")
+        if differences := run_differences(Run.load(folder), requested):
+            summary = "; ".join(differences[:5])
+            raise UsageError(f"{folder} holds another run ({summary}); use the same options, or another folder")
         return (folder / LAST).is_file()
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty and not a training run; choose a new folder")
-    wanted.save(folder)
+    requested.save(folder)
     return False

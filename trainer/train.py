@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import TrainingError, UsageError
 from .data.corpus import Corpus
 from .data.datasets import TrainingImages
-from .data.loading import Plan, count_pixels, open_loader, stage_at, to_device
+from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
 from .data.weak_labels import WeakLabels
 from .evaluate import score_images
 from .log import RunLog
@@ -34,13 +34,13 @@ from .objectives.base import Losses, Moment
 from .objectives.steps import OBJECTIVES
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .processes import Process, interrupts, joined
-from .recipes import Csl, Recipe, S2c, stages
+from .recipes import Csl, Recipe, S2c, phases
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
 from .students.models import build_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far a run is; the last one is its summary."""
 
     step: int
@@ -68,8 +68,8 @@ def train(
     *,
     device: str | None = None,
     workers: int = 2,
-    observer: Callable[[Progress], None] | None = None,
-) -> Progress:
+    observer: Callable[[TrainingProgress], None] | None = None,
+) -> TrainingProgress:
     """Train a student into ``folder``, or go on where the same run stopped.
 
     Parameters
@@ -97,7 +97,7 @@ def train(
         run = _record(recipe, corpus, student)
         data = _samples(recipe, corpus, run.ignore)
         plan = Plan(
-            stages=stages(recipe),
+            phases=phases(recipe),
             sizes=data.sizes(),
             seed=recipe.seed,
             accumulate=recipe.accumulate,
@@ -166,14 +166,14 @@ class _Loop:
         if recipe.compile:
             self.student.encode, self.student.decode = map(torch.compile, (self.student.encode, self.student.decode))
         self.losses = _parallel(self.student, process)
-        self.stages = stages(recipe)
+        self.phases = phases(recipe)
 
-    def execute(self, loader: Iterator[dict[str, Any]], observer: Callable[[Progress], None] | None) -> Progress:
+    def execute(self, loader: Iterator[dict[str, Any]], observer: Callable[[TrainingProgress], None] | None) -> TrainingProgress:
         """Train from the batches of the steps that are left."""
         recipe, process = self.recipe, self.process
         started = since = time.perf_counter()
         waited, logged = 0.0, self.step
-        progress = Progress(
+        progress = TrainingProgress(
             step=self.step, steps=recipe.steps, loss=None, images_per_second=0.0, miou=self.miou,
             best=self.best, seconds=0.0,
         )  # fmt: skip
@@ -199,7 +199,7 @@ class _Loop:
                     row |= {"images_per_second": num_images / seconds, "waited": waited / seconds}
                     if validates:
                         row["miou"] = self._validate()
-                    progress = Progress(
+                    progress = TrainingProgress(
                         step=self.step, steps=recipe.steps, loss=row["loss"], miou=self.miou, best=self.best,
                         images_per_second=row["images_per_second"], seconds=time.perf_counter() - started,
                     )  # fmt: skip
@@ -220,7 +220,7 @@ class _Loop:
         # drawn anew each step, so that a run that goes on draws what it would have drawn
         torch.manual_seed(_seed(self.recipe.seed, self.step, process.rank))
         moment = Moment(
-            recipe=self.recipe, stage=stage_at(self.stages, self.step), step=self.step, ignore=self.run.ignore,
+            recipe=self.recipe, phase=phase_at(self.phases, self.step), step=self.step, ignore=self.run.ignore,
             counts=counts,
         )  # fmt: skip
         found: dict[str, Any] = {}
@@ -300,7 +300,7 @@ def _parallel(student: Any, process: Process) -> Any:
         def forward(self, batch: Mapping[str, Any], moment: Moment) -> Losses:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(moment.recipe.precision)
             with torch.autocast(process.device.type, dtype=dtype, enabled=dtype is not None):
-                return OBJECTIVES[moment.stage.objective](self.student, batch, moment)
+                return OBJECTIVES[moment.phase.objective](self.student, batch, moment)
 
     if process.world == 1:
         return Objectives()

@@ -1,4 +1,4 @@
-"""What a training run prints: a bar on a terminal, lines in a log, JSON lines for programs."""
+"""Output of a training run: a progress bar on a terminal, lines in a log file, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from .evaluate import Scores
-from .train import Progress
+from .train import TrainingProgress
 
 
 @contextmanager
-def observing(*, as_json: bool) -> Iterator[Callable[[Progress], None]]:
-    """An observer of a run that fits where the output goes."""
+def observing(*, as_json: bool) -> Iterator[Callable[[TrainingProgress], None]]:
+    """Yield an observer of a run: a bar on a terminal, JSON lines if ``as_json``, otherwise plain lines."""
     console = Console(stderr=True)
     if as_json:
         yield lambda run: print(json.dumps({"event": "progress", **dataclasses.asdict(run)}), flush=True)
@@ -36,8 +36,8 @@ def observing(*, as_json: bool) -> Iterator[Callable[[Progress], None]]:
             yield lambda run: bar.update(task, completed=run.step, total=run.steps, note=_note(run))
 
 
-def print_summary(run: Progress, folder: Path, *, as_json: bool) -> None:
-    """The end of a run, printed by the first process."""
+def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None:
+    """Print the summary of a run; only the first process prints."""
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
@@ -46,11 +46,11 @@ def print_summary(run: Progress, folder: Path, *, as_json: bool) -> None:
     best = "" if run.best is None else f", best mIoU {run.best:.3f}"
     print(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
     if run.interrupted:
-        print("interrupted: the run is saved; run the same command to go on")
+        print("interrupted: the run is saved; run the same command again to resume")
 
 
 def print_scores(scores: Scores) -> None:
-    """How well a student does, by class and in all."""
+    """Print the IoU of each class, and mIoU and accuracy."""
     table = Table(box=None)
     for name, side in (("class", "left"), ("pixels", "right"), ("IoU", "right")):
         table.add_column(name, justify=side, no_wrap=True)
@@ -61,10 +61,10 @@ def print_scores(scores: Scores) -> None:
     print(f"{scores.num_images} images: mIoU {scores.miou:.3f}, accuracy {scores.accuracy:.3f}")
 
 
-def _note(run: Progress) -> str:
+def _note(run: TrainingProgress) -> str:
     miou = "" if run.miou is None else f", mIoU {run.miou:.3f}"
     return f"{run.images_per_second:.1f} images/s{_loss(run)}{miou}"
 
 
-def _loss(run: Progress) -> str:
+def _loss(run: TrainingProgress) -> str:
     return "" if run.loss is None else f", loss {run.loss:.4f}"

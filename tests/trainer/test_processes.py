@@ -85,7 +85,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
             np.testing.assert_allclose(two[key][name], value, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("device", "message"), [("cuda", "no CUDA device here"), ("toaster", "a device is cpu, cuda")])
+@pytest.mark.parametrize(("device", "message"), [("cuda", "has no CUDA device"), ("toaster", "must be cpu, cuda")])
 def test_a_device_that_is_not_there_is_refused(device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=message), joined(device):

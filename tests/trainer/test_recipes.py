@@ -11,7 +11,7 @@ from maskmill.trainer.recipes import (
     conformalsam,
     csl,
     recipe_from_json,
-    stages,
+    phases,
     supervised,
     weighted,
     with_settings,
@@ -62,13 +62,13 @@ def test_the_loss_weights_of_csl_are_those_of_the_authors() -> None:
 
 
 def test_stages_draw_what_their_losses_are_over() -> None:
-    assert stages(supervised(batch=4, steps=10))[0].draws == {"union": 4}
-    assert stages(weighted(batch=4, labeled=1, steps=10))[0].draws == {"labeled": 1, "stored": 3}
-    assert stages(csl(batch=16))[0].draws == {"labeled": 8, "unlabeled": 8}
+    assert phases(supervised(batch=4, steps=10))[0].draws == {"union": 4}
+    assert phases(weighted(batch=4, labeled=1, steps=10))[0].draws == {"labeled": 1, "stored": 3}
+    assert phases(csl(batch=16))[0].draws == {"labeled": 8, "unlabeled": 8}
 
 
 def test_conformalsam_relies_on_itself_in_its_last_steps() -> None:
-    first, second = stages(conformalsam(batch=4, steps=80, method=ConformalSam(self_reliance=0.25)))
+    first, second = phases(conformalsam(batch=4, steps=80, method=ConformalSam(self_reliance=0.25)))
     assert (first.objective, first.start, first.stop, first.draws) == ("labels", 0, 60, {"union": 4})
     assert (second.objective, second.start, second.stop) == ("self_reliance", 60, 80)
     assert second.draws == {"labeled": 2, "unlabeled": 2}
@@ -76,4 +76,4 @@ def test_conformalsam_relies_on_itself_in_its_last_steps() -> None:
 
 def test_a_batch_of_labeled_images_alone_is_no_batch_for_consistency() -> None:
     with pytest.raises(UsageError, match="labeled must be below the batch of 8"):
-        stages(csl(batch=8, labeled=8))
+        phases(csl(batch=8, labeled=8))

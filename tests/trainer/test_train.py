@@ -19,7 +19,7 @@ from maskmill.trainer.log import read_log  # noqa: E402
 from maskmill.trainer.recipes import RECIPES, Recipe, with_settings  # noqa: E402
 from maskmill.trainer.run import Run, read_checkpoint  # noqa: E402
 from maskmill.trainer.students.models import load_run  # noqa: E402
-from maskmill.trainer.train import Progress, train  # noqa: E402
+from maskmill.trainer.train import TrainingProgress, train  # noqa: E402
 
 from .builders import make_store, write_labeled  # noqa: E402
 from .plain_network import plain  # noqa: E402
@@ -47,7 +47,7 @@ def corpus(tmp_path: Path) -> Corpus:
     )
 
 
-def run(folder: Path, recipe: Recipe, corpus: Corpus, **options: Any) -> Progress:
+def run(folder: Path, recipe: Recipe, corpus: Corpus, **options: Any) -> TrainingProgress:
     return train(folder, recipe, corpus, device="cpu", workers=0, **options)
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path, c
     recipe = recipe_of(name, "save_every=3", "validate_every=4", "accumulate=2")
     run(tmp_path / "whole", recipe, corpus)
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, corpus: C
     recipe = recipe_of("csl", "save_every=3", "validate_every=100")
     run(tmp_path / "whole", recipe, corpus)
 
-    def die(progress: Progress) -> None:
+    def die(progress: TrainingProgress) -> None:
         if progress.step == 5:
             raise ZeroDivisionError
 

@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Training data: labeled folders, label stores and unlabeled images, drawn, augmented and collated into batches."""

@@ -1,4 +1,4 @@
-"""Augmentation of one image on the processor that decoded it: geometry for image and maps together, then colors.
+"""Augmentation of one image: geometry for the image and its maps together, then colors.
 
 ::
 
@@ -7,7 +7,7 @@
     label = move_map(label, moved, fill=ignore)           # (256, 256), nearest neighbor
     strong = strong_view(view, rng)
 
-Everything random comes from the generator that is passed in, so that a sample depends on its seed alone.
+All randomness comes from the generator that is passed in, so that a sample depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class ColorSettings:
-    """How strongly colors change; the defaults are those of UniMatch, which CSL builds on."""
+    """Strength and probability of color changes; the defaults are those of UniMatch, which CSL builds on."""
 
     brightness: float = 0.5
     """Factor from 1 - b to 1 + b."""
@@ -63,7 +63,7 @@ class ColorSettings:
 
 STRONG = ColorSettings()
 COVERED = ColorSettings(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, gray=0.0)
-"""Milder, and never gray: of images that trusted mask perturbation covers."""
+"""Milder and never gray: the colors of images that trusted mask perturbation covers, as in CSL's code."""
 
 
 def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[float, float], flip: float) -> Move:
@@ -89,7 +89,7 @@ def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] 
 
 
 def move_map(values: NDArray[Any], move: Move, fill: int) -> NDArray[Any]:
-    """The same for a class or weight map (H, W), by nearest neighbor with half-pixel centers → (crop, crop)."""
+    """Scale, crop and flip a class or weight map (H, W), by nearest neighbor with half-pixel centers → (crop, crop)."""
     rows, columns = (
         (np.arange(start, min(start + move.crop, length)) * 2 + 1) * cells // (2 * length)
         for start, length, cells in zip((move.top, move.left), move.size, values.shape, strict=True)
@@ -104,10 +104,10 @@ def _padded(array: NDArray[Any], move: Move, fill: Any) -> NDArray[Any]:
 
 
 def inside(move: Move) -> NDArray[np.bool_]:
-    """(crop, crop) bool: the pixels that show the image, not its padding."""
-    found = np.zeros((move.crop, move.crop), np.bool_)
-    found[: move.size[0] - move.top, : move.size[1] - move.left] = True
-    return found[:, ::-1] if move.flip else found
+    """Return (crop, crop) bool: True on pixels of the image, False on padding."""
+    mask = np.zeros((move.crop, move.crop), np.bool_)
+    mask[: move.size[0] - move.top, : move.size[1] - move.left] = True
+    return mask[:, ::-1] if move.flip else mask
 
 
 def recolor(image: NDArray[np.uint8], rng: Generator, settings: ColorSettings = STRONG) -> NDArray[np.uint8]:
@@ -147,7 +147,7 @@ def _turn_hue(picture: Image.Image, turns: float) -> Image.Image:
 
 
 def draw_cutmix_box(rng: Generator, size: int, probability: float) -> tuple[int, int, int, int]:
-    """The part that CutMix takes from another image: (top, left, bottom, right) in pixels, empty where it is not done.
+    """Draw the box that CutMix takes from another image: (top, left, bottom, right) in pixels, empty if not mixed.
 
     Its area is 2 % to 40 % of the square, its aspect ratio 0.3 to 1/0.3, as in UniMatch.
     """
@@ -163,6 +163,6 @@ def draw_cutmix_box(rng: Generator, size: int, probability: float) -> tuple[int,
 
 
 def draw_cells(rng: Generator, size: int, *, cell: int, cover: float) -> NDArray[np.bool_]:
-    """A grid of about ``size / cell`` cells a side, bool (g, g), each covered with the probability ``cover``."""
+    """Draw a grid (g, g) bool of cells, each covered with the probability ``cover``; g = round(size / cell)."""
     side = max(1, round(size / cell))
     return rng.random((side, side)) < cover

@@ -1,12 +1,12 @@
-"""What a run is trained on: label stores, labeled images, unlabeled ones, and the images that measure it.
+"""The images of a training run: label stores, labeled and unlabeled images, and validation images.
 
 ::
 
     corpus = open_corpus(stores=["labels"], labeled="photos", validation="held-out")
     corpus.streams()["union"]           # the labeled and the stored images
 
-All parts speak the same classes. An image that is labeled, or held out, is never taken from a store or from the
-unlabeled images as well: they are compared by name (uri).
+All parts have the same classes. An image of the labeled or of the validation images is never also taken from a store or
+from the unlabeled images: images are compared by name (uri).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Location = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The images of a run."""
+    """The images of a training run, by their role."""
 
     taxonomy: Taxonomy
-    """The classes, and what the labels of the labeled folders mean."""
+    """The classes, and the class of each label index of the labeled folders."""
     labeled: LabeledImages | None
     """Images with true labels."""
     stored: tuple[StoredImages, ...]
-    """Images with a teacher's labels."""
+    """Images with the labels of a teacher, one part per store."""
     plain: PlainImages | None
     """Images without labels."""
     validation: LabeledImages | None
     """Held-out images with true labels."""
     weak: WeakLabels | None = None
-    """Segments and image-level labels of the images with labels, where they were given."""
+    """Segments and image-level labels of the images with labels (S2C); None without ``segments``."""
     record: Mapping[str, Any]
-    """What was given, for ``run.json``."""
+    """Sources and numbers of images, as plain data for ``run.json``."""
 
     def streams(self) -> dict[str, tuple[Part, ...]]:
-        """The parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
+        """Return the parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
         labeled: tuple[Part, ...] = () if self.labeled is None else (self.labeled,)
         plain: tuple[Part, ...] = () if self.plain is None else (self.plain,)
         return {
@@ -58,7 +58,7 @@ class Corpus:
 
 
 def classes_taxonomy(names: Sequence[str], background: str | None = None) -> Taxonomy:
-    """A taxonomy of plain class names, label i meaning class i."""
+    """Make a taxonomy from class names: label index i is class i."""
     if background is not None and background not in names:
         raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(names)}")
     indices = tuple(range(len(names)))
@@ -83,7 +83,7 @@ def open_corpus(
     segments: Location | None = None,
     image_labels: Location | None = None,
 ) -> Corpus:
-    """Open everything a run needs, once, before it starts.
+    """Open all images of a run, once, before it starts.
 
     Parameters
     ----------
@@ -92,25 +92,26 @@ def open_corpus(
     labeled, validation
         Folders with ``images`` and ``labels``.
     ids, validation_ids
-        Names of the images to take of the two; all where None.
+        Names of the images to use from these folders; all if None.
     unlabeled
         A source of images without labels.
     taxonomy
-        The classes where there is no store.
+        The classes, needed if there is no store.
     labels_of
-        A taxonomy file whose ``[labels]`` say what the labels of the folders mean, where the stores do not.
+        A taxonomy file whose ``[labels]`` table gives the classes of the label indices of the folders, in place of the
+        table of the stores.
     segments, image_labels
-        Of the images with labels: a store or folder of segment maps, and a file with the classes that each image shows
-        (without it those in its label map); see :mod:`.weak`.
+        For images with labels: a store or folder of segment maps, and a file with the classes of each image (default:
+        the classes in its label map); see :mod:`.weak_labels`.
 
-    Raises :class:`UsageError` where the classes are not known or differ, or a part is empty.
+    Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty.
     """
     opened = [LabelStore.open(store) for store in stores]
-    found = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
-    if not found:
+    taxonomies = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
+    if not taxonomies:
         raise UsageError("the classes are not known: give a label store, or --classes FILE")
-    classes = found[0]
-    for other in found[1:]:
+    classes = taxonomies[0]
+    for other in taxonomies[1:]:
         if (other.targets, other.background) != (classes.targets, classes.background):
             names = f"{', '.join(classes.targets)} and {', '.join(other.targets)}"
             raise UsageError(f"all labels must have the same classes, got {names}")
@@ -126,9 +127,9 @@ def open_corpus(
     plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
     record = {
         "stores": [{"path": str(store.path), "run": store.run} for store in opened],
-        "labeled": _given(labeled, true),
-        "unlabeled": _given(unlabeled, plain),
-        "validation": _given(validation, held_out),
+        "labeled": _source_record(labeled, true),
+        "unlabeled": _source_record(unlabeled, plain),
+        "validation": _source_record(validation, held_out),
         "segments": None if segments is None else str(segments),
         "image_labels": None if image_labels is None else str(image_labels),
         "images": {"stored": sum(len(part.uris) for part in stored)},
@@ -144,5 +145,5 @@ def open_corpus(
     )
 
 
-def _given(path: Location | None, part: Part | None) -> dict[str, Any] | None:
+def _source_record(path: Location | None, part: Part | None) -> dict[str, Any] | None:
     return None if path is None or part is None else {"path": str(path), "images": len(part.uris)}

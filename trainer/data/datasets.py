@@ -7,8 +7,8 @@
     data = TrainingImages({"union": (labeled, stored)}, crop=256, ignore=taxonomy.ignore_index)
     sample = data[Draw("union", 3, 17)]
 
-A sample depends on the recipe's seed and on its draw alone, whichever process makes it. Datasets hold no open file:
-they pickle to worker processes, which open the stores when they first read. Lance and Numba's threads do not survive
+A sample depends only on the seed of the recipe and on its draw, not on the process that makes it. Datasets hold no open
+file: they pickle to worker processes, which open the stores when they first read. Lance and Numba's threads do not survive
 ``fork``; :func:`maskmill.trainer.data.loading.open_loader` starts workers otherwise.
 """
 
@@ -37,32 +37,32 @@ from . import augment
 from .weak_labels import WeakLabels
 
 STREAMS = ("union", "labeled", "stored", "unlabeled")
-"""Lists of images that a step draws from; a stream's backend here is part of the seed of its draws."""
+"""Lists of images that a step draws from. The position of a stream in this tuple is part of the seed of its draws."""
 
 
-class Photo(NamedTuple):
-    """One image with its maps, as it lies on the disk."""
+class AnnotatedImage(NamedTuple):
+    """One image with its label and weight maps, before augmentation."""
 
     image: NDArray[np.uint8]
     """(H, W, 3) uint8 RGB."""
     label: NDArray[Any]
-    """(H, W) uint8 or uint16: class, or the ignore index; all ignored where the image has no labels."""
+    """(H, W) uint8 or uint16: class, or the ignore index; an image without labels is all ignore index."""
     weight: NDArray[np.uint8]
-    """(H, W) uint8: 255 where a label counts in full, 0 where it does not count."""
+    """(H, W) uint8: weight of each pixel's loss, from 0 (no loss) to 255 (full weight)."""
 
 
 class Part(Protocol):
-    """Images of one kind."""
+    """A list of images of one kind, read by index."""
 
     uris: list[str]
     """Names of the images, in order."""
 
-    def read(self, index: int) -> Photo:
+    def read(self, index: int) -> AnnotatedImage:
         """One image with its maps; raises :class:`MaskmillError`."""
         ...
 
-    def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
-        """As :meth:`read`, several one after the other; an error is raised at its image's backend."""
+    def read_all(self, indices: Sequence[int]) -> Iterator[AnnotatedImage]:
+        """Read several images in order; an error is raised when the iterator reaches the image that causes it."""
         ...
 
 
@@ -77,16 +77,16 @@ class Draw(NamedTuple):
     """Number of the draw, counted over the whole run: the seed of its augmentation."""
 
 
-class _OneByOne:
-    """Parts that gain nothing from reading several images at once."""
+class _SequentialReads:
+    """Mixin for parts that read one image at a time."""
 
-    def read_all(self: Part, indices: Sequence[int]) -> Iterator[Photo]:
+    def read_all(self: Part, indices: Sequence[int]) -> Iterator[AnnotatedImage]:
         """See :class:`Part`."""
         return map(self.read, indices)
 
 
-class LabeledImages(_OneByOne):
-    """Images with label maps of a taxonomy's dataset."""
+class LabeledImages(_SequentialReads):
+    """Images with true label maps, whose indices a taxonomy maps to classes."""
 
     def __init__(self, source: Source, pairs: Sequence[tuple[Item, Path]], taxonomy: Taxonomy) -> None:
         self._source = source
@@ -104,11 +104,11 @@ class LabeledImages(_OneByOne):
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
     ) -> LabeledImages:
-        """``folder/images`` and ``folder/labels``, paired by name; images without a label map are left out.
+        """Pair the files of ``folder/images`` and ``folder/labels`` by name; images without a label map are left out.
 
-        ``ids`` are the names to take, all where None; ``skip`` are uris to leave out.
+        ``ids`` are the names of the images to use (all if None); ``skip`` are uris to leave out.
 
-        Raises :class:`UsageError` where a folder is missing, nothing matches, or one of ``ids`` is not there.
+        Raises :class:`UsageError` if a folder is missing, no image has a label map, or one of ``ids`` has no image.
         """
         path = Path(folder)
         if not (path / "images").is_dir():
@@ -125,17 +125,17 @@ class LabeledImages(_OneByOne):
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
     ) -> LabeledImages:
-        """The images of a source with the label maps of a folder; see :meth:`open`."""
+        """Pair the images of a source with the label maps of a folder; see :meth:`open`."""
         source, maps = open_source(str(images)), LabelFolder(labels)
         items = {item.uri: item for item in source}
         chosen = [uri for uri in select_ids(items, ids) if uri not in skip]
-        pairs = [(items[uri], found) for uri in chosen if (found := maps.find(uri)) is not None]
+        pairs = [(items[uri], path) for uri in chosen if (path := maps.find(uri)) is not None]
         if not pairs:
             raise UsageError(f"no image in {images} has a label map in {labels}; names must match")
         return cls(source, pairs, taxonomy)
 
-    def read(self, index: int) -> Photo:
-        """One image with its true classes and full weights."""
+    def read(self, index: int) -> AnnotatedImage:
+        """Read one image with its true classes and full weights."""
         item, path = self._pairs[index]
         image = decode_image(self._source.read(item))
         label = self._taxonomy.encode(read_label_map(path), str(path))
@@ -144,15 +144,15 @@ class LabeledImages(_OneByOne):
                 f"{path} is {label.shape[1]}x{label.shape[0]} px, its image {image.shape[1]}x{image.shape[0]}"
             )
         weight = np.where(label == self._taxonomy.ignore_index, np.uint8(0), np.uint8(255))
-        return Photo(image, label, weight)
+        return AnnotatedImage(image, label, weight)
 
 
 class StoredImages:
-    """Images with the labels and weights of a store."""
+    """Images with the labels and weights of a label store."""
 
     def __init__(self, store: LabelStore, source: Source, items: Sequence[Item], rows: NDArray[np.int64]) -> None:
         self.store = store
-        """Where the labels are."""
+        """The label store."""
         self._source = source
         self._items = list(items)
         self._rows = rows
@@ -161,7 +161,7 @@ class StoredImages:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, skip: Collection[str] = ()) -> StoredImages:
-        """The images of a store, each once however many names it has, without the names in ``skip``."""
+        """Open the images of a store; an image with several names is used once, and images named in ``skip`` are left out."""
         store = LabelStore.open(folder)
         rows = {id: row for row, id in enumerate(store.ids())}
         skipped, names = set(), {}
@@ -176,12 +176,12 @@ class StoredImages:
         source = Source(str(store.path))
         return cls(store, source, _located([item for item, _ in chosen]), np.array([row for _, row in chosen]))
 
-    def read(self, index: int) -> Photo:
-        """One image with its stored labels and weights."""
+    def read(self, index: int) -> AnnotatedImage:
+        """Read one image with its stored labels and weights."""
         return next(self.read_all([index]))
 
-    def read_all(self, indices: Sequence[int]) -> Iterator[Photo]:
-        """Several images; the store, where each look takes milliseconds, is asked once."""
+    def read_all(self, indices: Sequence[int]) -> Iterator[AnnotatedImage]:
+        """Read several images with a single query of the store, since each query takes milliseconds."""
         maps = self.store.take(self._rows[list(indices)].tolist(), columns=["label", "weight"])
         for index, *files in zip(indices, maps["label"], maps["weight"], strict=True):
             item = self._items[index]
@@ -189,10 +189,10 @@ class StoredImages:
             label, weight = (decode_png(file.as_py()) for file in files)
             if label.shape != image.shape[:2]:
                 raise TrainingError(f"{item.uri} has changed since it was labeled; run `maskmill label` again")
-            yield Photo(image, label, weight)
+            yield AnnotatedImage(image, label, weight)
 
 
-class PlainImages(_OneByOne):
+class PlainImages(_SequentialReads):
     """Images without labels."""
 
     def __init__(self, source: Source, items: Sequence[Item], taxonomy: Taxonomy) -> None:
@@ -204,42 +204,41 @@ class PlainImages(_OneByOne):
 
     @classmethod
     def open(cls, spec: str | os.PathLike[str], taxonomy: Taxonomy, *, skip: Collection[str] = ()) -> PlainImages:
-        """The images of a source without the names in ``skip``; see
-        :func:`maskmill.engine.inputs.sources.open_source`.
-        """
+        """Open the images of a source (:func:`maskmill.engine.inputs.sources.open_source`) that are not in ``skip``."""
         source = open_source(spec)
         items = [item for item in source if item.uri not in skip]
         if not items:
             raise UsageError(f"{spec} holds no image besides the labeled ones")
         return cls(source, items, taxonomy)
 
-    def read(self, index: int) -> Photo:
-        """One image, every pixel ignored."""
+    def read(self, index: int) -> AnnotatedImage:
+        """Read one image; every pixel of its label map is the ignore index."""
         image = decode_image(self._source.read(self._items[index]))
         label = np.full(image.shape[:2], self._taxonomy.ignore_index, self._taxonomy.dtype)
-        return Photo(image, label, np.zeros(image.shape[:2], np.uint8))
+        return AnnotatedImage(image, label, np.zeros(image.shape[:2], np.uint8))
 
 
 def _located(items: Sequence[Item]) -> list[Item]:
-    """The items with their places in the archives that hold them: a store keeps names only."""
+    """Find the offsets of items inside archives, which a store does not keep."""
     archives = sorted({item.uri.split("::", 1)[0] for item in items if "::" in item.uri})
-    found = {member.uri: member for archive in archives for member in open_source(archive)}
-    return [found.get(item.uri, item) for item in items]
+    members = {member.uri: member for archive in archives for member in open_source(archive)}
+    return [members.get(item.uri, item) for item in items]
 
 
 class TrainingImages:
-    """Samples for :class:`Draw`; see the module's text.
+    """Map-style dataset from :class:`Draw` to augmented samples; see the module docstring.
 
     A sample holds tensors, C the crop's side: ``image`` (3, C, C) uint8 RGB; ``label`` (C, C) uint8, or int32 beyond
     255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
 
-    One of the stream ``unlabeled`` holds ``real`` (C, C) bool, the pixels that are not padding, instead of the maps.
+    A sample of the stream ``unlabeled`` holds ``real`` (C, C) bool, True on pixels that are not padding, instead of the
+    maps.
     With ``views`` it also holds ``strong`` and ``masked``, two recolored forms of the image; ``box`` (4,) int64, the
     part that CutMix takes from another image; and ``cells`` bool (g, g), the cells that trusted mask perturbation
     covers, none where the image is left alone.
 
-    With ``weak`` a sample with a label also holds ``segments`` (C, C) int32, 0 where there is none, and ``present``
-    (K,) bool, the classes that the whole image shows.
+    With ``weak`` a sample with a label also holds ``segments`` (C, C) int32, 0 on pixels without a segment, and
+    ``present`` (K,) bool, the classes in the whole image.
     """
 
     def __init__(
@@ -265,16 +264,16 @@ class TrainingImages:
         self._weak = weak
 
     def sizes(self) -> dict[str, int]:
-        """Images of each stream."""
+        """Return the number of images of each stream."""
         return {name: ends[-1] if ends else 0 for name, ends in self._ends.items()}
 
     def __getitem__(self, draw: Draw) -> dict[str, Any] | TrainingError:
-        """The sample of a draw, or why there is none: an exception would lose its message on the way to the loop."""
+        """Return the sample of a draw, or the error: an exception of a worker process would lose its message."""
         return self.__getitems__([draw])[-1]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any] | TrainingError]:
-        """The samples of a batch's draws, up to the first that there is none of; see :meth:`__getitem__`."""
-        places = [self._backend(draw) for draw in draws]
+        """Return the samples of the draws of a batch, up to and including the first error; see :meth:`__getitem__`."""
+        places = [self._locate(draw) for draw in draws]
         parts = {id(part): part for part, _ in places}
         photos = {
             key: part.read_all([index for other, index in places if other is part]) for key, part in parts.items()
@@ -287,12 +286,12 @@ class TrainingImages:
                 return [*samples, TrainingError(f"{part.uris[index]} cannot be trained on: {error}")]
         return samples
 
-    def _backend(self, draw: Draw) -> tuple[Part, int]:
+    def _locate(self, draw: Draw) -> tuple[Part, int]:
         ends = self._ends[draw.stream]
         number = bisect_right(ends, draw.image)
         return self._parts[draw.stream][number], draw.image - (ends[number - 1] if number else 0)
 
-    def _sample(self, draw: Draw, uri: str, photo: Photo) -> dict[str, Any]:
+    def _sample(self, draw: Draw, uri: str, photo: AnnotatedImage) -> dict[str, Any]:
         torch = import_torch()
         rng = np.random.default_rng([self._seed, STREAMS.index(draw.stream), draw.position])
         move = augment.draw_move(rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip)

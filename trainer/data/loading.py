@@ -1,8 +1,8 @@
 """From a plan of draws to batches: which images each step takes, and the worker processes that make them.
 
-The plan is a pure function of the step: nothing needs to be kept to go on with a run. The draws of a step depend on
-the seed and the global batch; processes and accumulated parts share them out, so that the same global batch is made of
-the same samples whatever the number of processes.
+The plan is a pure function of the step, so that resuming a run needs no saved state. The draws of a step depend on the
+seed and the global batch only; processes and accumulated parts divide them, so that a global batch holds the same
+samples for any number of processes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 
 from ...engine.model.bundle import InputSpec
 from ...errors import TrainingError, UsageError
-from ..recipes import Stage
+from ..recipes import Phase
 from ..run import import_torch
 from .datasets import STREAMS, Draw, TrainingImages
 
 ROLES = {"union": "labeled", "labeled": "labeled", "stored": "labeled", "unlabeled": "unlabeled"}
-"""What the samples of a stream are to the losses."""
+"""Role of the samples of each stream in the losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The draws of one process, one list a part of a step, from step ``start`` on."""
+    """The draws of one process from step ``start`` on: one list per part of a step."""
 
-    stages: tuple[Stage, ...]
-    """What each step draws."""
+    phases: tuple[Phase, ...]
+    """The phases of the recipe, which say how many images a step draws from each stream."""
     sizes: Mapping[str, int]
     """Images of each stream."""
     seed: int
@@ -46,41 +46,41 @@ class Plan:
 
     def __post_init__(self) -> None:
         parts = self.world * self.accumulate
-        for stage in self.stages:
-            for stream, count in stage.draws.items():
+        for phase in self.phases:
+            for stream, count in phase.draws.items():
                 if count % parts:
                     raise UsageError(
-                        f"{count} {stream} images a step cannot be shared by {self.world} processes in "
+                        f"{count} {stream} images per step cannot be divided among {self.world} processes with "
                         f"{self.accumulate} parts each; choose a multiple of {parts}"
                     )
                 if count and not self.sizes.get(stream):
                     raise UsageError(f"this recipe needs {_NEEDED[stream]}")
 
     def __len__(self) -> int:
-        """Batches."""
-        return (self.stages[-1].stop - self.start) * self.accumulate
+        """Return the number of batches."""
+        return (self.phases[-1].stop - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
         orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
-        for step in range(self.start, self.stages[-1].stop):
+        for step in range(self.start, self.phases[-1].stop):
             for part in range(self.accumulate):
                 yield list(self._draws(step, part, orders))
 
     def draws(self, step: int, part: int = 0) -> list[Draw]:
-        """What this process draws for a part of a step."""
+        """Return the draws of this process for a part of a step."""
         return list(self._draws(step, part, {}))
 
     def _draws(self, step: int, part: int, orders: dict[str, tuple[int, NDArray[np.int64]]]) -> Iterator[Draw]:
-        for stream, count in stage_at(self.stages, step).draws.items():
+        for stream, count in phase_at(self.phases, step).draws.items():
             share = count // (self.world * self.accumulate)
-            # counted from the run's first step: a stream goes on in the next stage where it stopped in the last
-            first = _drawn_before(self.stages, stream, step) + (self.rank * self.accumulate + part) * share
+            # counted from the first step of the run: a stream continues across phases
+            first = _drawn_before(self.phases, stream, step) + (self.rank * self.accumulate + part) * share
             for position in range(first, first + share):
-                epoch, backend = divmod(position, self.sizes[stream])
+                epoch, index = divmod(position, self.sizes[stream])
                 if orders.get(stream, (-1, None))[0] != epoch:
                     rng = np.random.default_rng([self.seed, STREAMS.index(stream), epoch])
                     orders[stream] = epoch, rng.permutation(self.sizes[stream])
-                yield Draw(stream, int(orders[stream][1][backend]), position)
+                yield Draw(stream, int(orders[stream][1][index]), position)
 
 
 _NEEDED = {
@@ -91,24 +91,24 @@ _NEEDED = {
 }
 
 
-def stage_at(stages: Sequence[Stage], step: int) -> Stage:
-    """The stage that a step belongs to."""
-    return next(stage for stage in stages if step < stage.stop)
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """Return the phase that a step belongs to."""
+    return next(phase for phase in phases if step < phase.stop)
 
 
-def _drawn_before(stages: Sequence[Stage], stream: str, step: int) -> int:
+def _drawn_before(phases: Sequence[Phase], stream: str, step: int) -> int:
     return sum(
-        (min(step, stage.stop) - stage.start) * stage.draws.get(stream, 0) for stage in stages if stage.start < step
+        (min(step, phase.stop) - phase.start) * phase.draws.get(stream, 0) for phase in phases if phase.start < step
     )
 
 
 def open_loader(
     data: TrainingImages, plan: Plan, *, workers: int, pin_memory: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Batches of a plan, in order; with ``workers`` processes, or in this one where it is 0.
+    """Yield the batches of a plan in order, made by ``workers`` processes, or by this process if ``workers`` is 0.
 
-    A batch maps a role to its samples: tensors stacked, uris as a list. Raises the :class:`TrainingError` of a sample
-    that cannot be made.
+    A batch maps a role to its samples: tensors stacked, uris as a list. Raises :class:`TrainingError` if a sample
+    cannot be made.
     """
     torch = import_torch()
     options: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def open_loader(
 
 
 def collate(samples: Sequence[dict[str, Any] | TrainingError]) -> dict[str, Any] | TrainingError:
-    """Samples → a batch by role; the first error where there is one."""
+    """Collate samples into a batch by role; return the first error among them, if any."""
     torch = import_torch()
     roles: dict[str, list[dict[str, Any]]] = {}
     for sample in samples:
@@ -133,8 +133,8 @@ def collate(samples: Sequence[dict[str, Any] | TrainingError]) -> dict[str, Any]
             return sample
         roles.setdefault(ROLES[sample["stream"]], []).append(sample)
     batch: dict[str, Any] = {}
-    for role, chosen in roles.items():
-        columns = {key: [sample[key] for sample in chosen] for key in chosen[0]}
+    for role, members in roles.items():
+        columns = {key: [sample[key] for sample in members] for key in members[0]}
         batch[role] = {
             key: values if isinstance(values[0], str) else torch.stack(values) for key, values in columns.items()
         }
@@ -142,7 +142,7 @@ def collate(samples: Sequence[dict[str, Any] | TrainingError]) -> dict[str, Any]
 
 
 def count_pixels(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]:
-    """Pixels that the losses of each role are over, in all parts of a step: labeled ones, then unlabeled ones."""
+    """Count the pixels that enter the losses in all parts of a step: labeled pixels, then unlabeled pixels."""
     return [
         sum(int((batch["labeled"]["label"] != ignore).sum()) for batch in batches if "labeled" in batch),
         sum(int(batch["unlabeled"]["real"].sum()) for batch in batches if "unlabeled" in batch),
@@ -150,7 +150,7 @@ def count_pixels(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]
 
 
 def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec) -> dict[str, Any]:
-    """A batch with its tensors on the device, and its images normalized."""
+    """Move the tensors of a batch to a device and normalize its images."""
     torch = import_torch()
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))
 
@@ -167,5 +167,5 @@ def _start_worker(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
-    # an interrupt is the loop's affair: it finishes its step and saves
+    # the training loop handles interrupts: it finishes its step and saves
     signal.signal(signal.SIGINT, signal.SIG_IGN)

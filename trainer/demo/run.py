@@ -1,7 +1,7 @@
-"""The demonstration: label the eastern hemisphere with a teacher that was fitted on the western one.
+"""The demonstration: label the eastern hemisphere with a teacher that was fitted on the western hemisphere.
 
-Everything goes through the product: the teacher's ONNX file is adopted as a bundle, thirty eastern tiles calibrate it,
-the eighty others are labeled into stores and measured. No tile is both calibrated on and scored::
+It uses the public steps of maskmill: the ONNX file of the teacher is imported as a bundle, thirty eastern tiles calibrate
+it, and the eighty other tiles are labeled into stores and measured. No tile is used for both::
 
     figures = run_demo(Path("demo-output"), console=rich.console.Console())
 """
@@ -40,15 +40,15 @@ CONFIDENCE = 0.9
 NUM_CALIBRATION = 30
 PICTURE = "earth.jpg"
 _MADE = ("teacher.onnx", "taxonomy.toml", "calibration.json", "bundle", "calibration", "scored", "labels", PICTURE)
-"""What a run leaves in its folder, and the next one replaces."""
+"""Files and folders of a run, which the next run replaces."""
 
 
 def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
     """Run the demonstration into ``output / "earth"``; returns its figures.
 
     ``argmax``, ``threshold`` and ``conformal`` hold ``accuracy_kept``, ``miou_kept`` and ``kept`` of the scored tiles;
-    ``coverage`` and ``coverage_shifted`` are the shares of true classes in the prediction sets, on the photo and on a
-    drawn relief of the same tiles; ``seconds`` is the whole time, ``picture`` the path of the picture.
+    ``coverage`` and ``coverage_shifted`` are the shares of pixels whose prediction set contains the true class, on the
+    photo and on a drawn relief of the same tiles; ``seconds`` is the total time, ``picture`` the path of the picture.
 
     Raises :class:`MissingPackageError` without the packages of the ``demo`` extra.
     """
@@ -100,25 +100,26 @@ def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
     _print_table(quality, console)
 
     figures: dict[str, Any] = {
-        name: {"accuracy_kept": found.accuracy_kept, "miou_kept": found.miou_kept, "kept": found.kept}
-        for name, found in quality.items()
+        name: {"accuracy_kept": labels.accuracy_kept, "miou_kept": labels.miou_kept, "kept": labels.kept}
+        for name, labels in quality.items()
     }
     figures["coverage"] = _coverage(predictor, picture, zones, scored_tiles, taxonomy, calibration)
     relief = earth.load_picture("shadedrelief.jpg")
     figures["coverage_shifted"] = _coverage(predictor, relief, zones, scored_tiles, taxonomy, calibration)
     console.print(
-        f"The prediction sets hold the true class on {figures['coverage']:.0%} of the pixels ({1 - float(ALPHA):.0%} "
-        f"wanted). On a drawn relief of the same tiles they hold it on {figures['coverage_shifted']:.0%}: thresholds "
-        "are good for pictures like those they were calibrated on, so measure coverage on yours."
+        f"The prediction sets contain the true class on {figures['coverage']:.0%} of the pixels (target "
+        f"{1 - float(ALPHA):.0%}). On a drawn relief of the same tiles they contain it on "
+        f"{figures['coverage_shifted']:.0%}: thresholds are valid for images like those of the calibration, so measure "
+        "coverage on your own images."
     )
     figures["picture"] = str(_draw(folder, picture, zones, calibration_tiles, scored_tiles, figures))
     figures["seconds"] = time.perf_counter() - started
-    console.print(f"Picture: {figures['picture']} ({figures['seconds']:.0f} s in all)")
+    console.print(f"Picture: {figures['picture']} ({figures['seconds']:.0f} s in total)")
     return figures
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run left."""
+    """Remove the results of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _MADE:
         if (folder / name).is_dir():
@@ -128,7 +129,7 @@ def _clear(folder: Path) -> None:
 
 
 def _adopt(folder: Path, picture: NDArray[np.uint8], zones: NDArray[np.uint8]) -> Bundle:
-    """Fit the teacher and adopt its ONNX file, as `maskmill import` would."""
+    """Fit the teacher and import its ONNX file, as `maskmill import` does."""
     import onnx
 
     from ...export.adopt.semantic import bundle_from_onnx
@@ -146,7 +147,7 @@ def _coverage(
     taxonomy: Taxonomy,
     calibration: Calibration,
 ) -> float:
-    """Share of the tiles' pixels with a true class whose prediction set holds it."""
+    """Return the share of labeled pixels whose prediction set contains the true class."""
     covered = total = 0
     for tile in tiles:
         truth = taxonomy.encode(zones[tile.window], tile.name)
@@ -170,8 +171,8 @@ def _print_table(quality: dict[str, Quality], console: Console) -> None:
     table.add_column("labels")
     for column in ("accuracy of kept", "mIoU of kept", "kept"):
         table.add_column(column, justify="right")
-    for name, found in quality.items():
-        table.add_row(titles[name], f"{found.accuracy_kept:.3f}", f"{found.miou_kept:.3f}", f"{found.kept:.3f}")
+    for name, labels in quality.items():
+        table.add_row(titles[name], f"{labels.accuracy_kept:.3f}", f"{labels.miou_kept:.3f}", f"{labels.kept:.3f}")
     console.print(table)
 
 
@@ -185,13 +186,13 @@ def _draw(
 ) -> Path:
     from .picture import draw_earth
 
-    raw, vouched = (_world(folder, name, scored_tiles) for name in ("argmax", "conformal"))
-    right, kept = figures["conformal"]["accuracy_kept"], figures["conformal"]["kept"]
+    raw, conformal = (_world(folder, name, scored_tiles) for name in ("argmax", "conformal"))
+    accuracy, share = figures["conformal"]["accuracy_kept"], figures["conformal"]["kept"]
     panels = [
         ("Photo (NASA Blue Marble)", None),
         ("Truth (land-sea mask and Koeppen climate zones)", earth.target_map(zones)),
         (f"Raw labels of a small teacher: {figures['argmax']['accuracy_kept']:.1%} right", raw),
-        (f"Labels it can vouch for: {right:.1%} right, {kept:.0%} kept", vouched),
+        (f"Conformal labels: {accuracy:.1%} right, {share:.0%} of the pixels", conformal),
     ]
     target = folder / PICTURE
     draw_earth(picture, panels, calibration_tiles).save(target, quality=88)
@@ -199,7 +200,7 @@ def _draw(
 
 
 def _world(folder: Path, name: str, tiles: Sequence[earth.Tile]) -> NDArray[np.uint8]:
-    """A store's labels, put together to a world map; 255 elsewhere."""
+    """Assemble the labels of a store into a world map, 255 elsewhere."""
     store = LabelStore.open(folder / "labels" / name)
     uris = {Path(row.uri).stem: row.uri for row in store.inputs()}
     world = np.full((earth.HEIGHT, earth.WIDTH), 255, np.uint8)

@@ -1,7 +1,7 @@
-"""The demonstration's last part: a student trained on the labels that were vouched for.
+"""Last part of the demonstration: train a student on the conformal labels.
 
-It learns from the thirty tiles with true labels that calibrated the teacher and from the vouched labels of the eighty
-others, whose truth it never sees, and is measured on those against what the teacher itself said::
+The student learns from the true labels of the thirty calibration tiles and from the conformal labels of the eighty other
+tiles, and is measured on the true labels of these eighty, which it never sees::
 
     figures = run_demo(output, console=console)
     figures["student"] = run_student(output / "earth", figures, console=console)
@@ -38,13 +38,13 @@ _SETTINGS: dict[str, Any] = {
     "weight_decay": 0.01,
     "warmup": 20,
 }
-"""For about a minute on two cores; half of each step has true labels, which alone show all of the rare zones."""
+"""About a minute on two cores. Half of each batch has true labels, the only ones with all rare zones."""
 
 
 def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -> dict[str, float]:
-    """Train a student in the demonstration's folder, measure it, and print one table of teacher, labels and student.
+    """Train and measure a student in the folder of the demonstration; print a table of teacher, labels and student.
 
-    ``figures`` are those of the demonstration, whose labels are in the folder. Returns ``accuracy``, ``miou`` and
+    ``figures`` are the result of :func:`.run.run_demo`. Returns ``accuracy``, ``miou`` and
     ``seconds``. Raises :class:`MissingPackageError` without the packages of the ``train`` extra.
     """
     import_torch()
@@ -54,27 +54,27 @@ def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -
     recipe = weighted(**_SETTINGS)
     corpus = open_corpus(stores=[store], labeled=folder / "calibration")
     console.print(
-        f"Training a student on the vouched labels and on the calibration tiles: {recipe.steps} steps of "
+        f"Training a student on the conformal labels and the calibration tiles: {recipe.steps} steps of "
         f"{recipe.batch} tiles (about a minute)"
     )
     if train(run, recipe, corpus, device="cpu", workers=0).interrupted:
         raise KeyboardInterrupt
     student = load_run(run)
     scores = score_images(student.module, LabeledImages.open(folder / "scored", run_taxonomy(student.run)), student.run)
-    found = {"accuracy": scores.accuracy, "miou": scores.miou, "seconds": time.perf_counter() - started}
-    _print_table(figures, found, console)
-    return found
+    quality = {"accuracy": scores.accuracy, "miou": scores.miou, "seconds": time.perf_counter() - started}
+    _print_table(figures, quality, console)
+    return quality
 
 
 def _print_table(figures: Mapping[str, Any], student: Mapping[str, float], console: Console) -> None:
     from rich.table import Table
 
-    table = Table(title="Teacher, labels and student on the tiles whose truth none of them was shown")
-    table.add_column("who says it")
-    for column in ("accuracy", "mIoU", "of the pixels"):
+    table = Table(title="Teacher, labels and student on the 80 tiles whose true labels none of them saw")
+    table.add_column("labels of")
+    for column in ("accuracy", "mIoU", "share of pixels"):
         table.add_column(column, justify="right")
-    for title, name in (("the teacher", "argmax"), ("the labels it can vouch for", "conformal")):
-        found = figures[name]
-        table.add_row(title, f"{found['accuracy_kept']:.3f}", f"{found['miou_kept']:.3f}", f"{found['kept']:.3f}")
-    table.add_row("a student of these labels", f"{student['accuracy']:.3f}", f"{student['miou']:.3f}", "1.000")
+    for title, name in (("the teacher", "argmax"), ("the conformal labels", "conformal")):
+        labels = figures[name]
+        table.add_row(title, *(f"{labels[key]:.3f}" for key in ("accuracy_kept", "miou_kept", "kept")))
+    table.add_row("a student trained on these labels", f"{student['accuracy']:.3f}", f"{student['miou']:.3f}", "1.000")
     console.print(table)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..recipes import Recipe, Stage
+from ..recipes import Recipe, Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,8 @@ class Moment:
 
     recipe: Recipe
     """The whole recipe."""
-    stage: Stage
-    """The stage of the step."""
+    phase: Phase
+    """The phase of the step."""
     step: int
     """Number of the step, from 0."""
     ignore: int

@@ -35,12 +35,12 @@ def cross_entropy(
 
 
 def self_reliance_weight(step: int, steps: int, *, initial: float, decay: float) -> float:
-    """ConformalSAM, stage II: lambda(t) = lambda_0 exp(-decay t / T), with t from 0 to T - 1."""
+    """ConformalSAM, phase II: lambda(t) = lambda_0 exp(-decay t / T), with t from 0 to T - 1."""
     return initial * math.exp(-decay * step / steps)
 
 
 def self_reliance(labeled: Tensor, unlabeled: Tensor, weight: float) -> Tensor:
-    """ConformalSAM, stage II: L = (1 - lambda) L_s + lambda L_u."""
+    """ConformalSAM, phase II: L = (1 - lambda) L_s + lambda L_u."""
     return (1 - weight) * labeled + weight * unlabeled
 
 
@@ -73,7 +73,7 @@ def threshold_labels(logits: Tensor, real: Tensor, *, threshold: float, ignore: 
 
 
 def argmax_labels(logits: Tensor, real: Tensor, *, ignore: int) -> Tensor:
-    """ConformalSAM, stage II: y_n = argmax_k p_n(k) without a filter, (N, H, W) int64; see :func:`pcos_labels`."""
+    """ConformalSAM, phase II: y_n = argmax_k p_n(k) without a filter, (N, H, W) int64; see :func:`pcos_labels`."""
     return _on_real(_stats(logits, real, ("label",)).label, real, ignore)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """The losses of a batch of images with segments, the prompted predictor's labels and the classes that they show."""
     torch, method, samples = import_torch(), moment.recipe.method, batch["labeled"]
-    assert isinstance(method, S2c), "the stage belongs to this method"
+    assert isinstance(method, S2c), "the phase belongs to this method"
     features, maps = student.decoder.maps(student.encode(samples["image"]))
     background, present = student.decoder.background, samples["present"]
     if background is not None:

@@ -32,9 +32,9 @@ def labels(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
 
 
 def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
-    """ConformalSAM's stage II: true labels, and the student's own ones from the same view in eval mode."""
+    """ConformalSAM's phase II: true labels, and the student's own ones from the same view in eval mode."""
     torch, method = import_torch(), moment.recipe.method
-    assert isinstance(method, ConformalSam), "the stage belongs to this method"
+    assert isinstance(method, ConformalSam), "the phase belongs to this method"
     labeled, unlabeled = batch["labeled"], batch["unlabeled"]
     own = losses.argmax_labels(_predict(student, unlabeled["image"]), unlabeled["real"], ignore=moment.ignore)
     num = len(labeled["image"])
@@ -43,9 +43,9 @@ def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Los
         logits[:num], labeled["label"], ignore=moment.ignore, count=moment.counts["labeled"]
     )
     consistent = losses.cross_entropy(logits[num:], own, ignore=moment.ignore, count=moment.counts["unlabeled"])
-    stage = moment.stage
+    phase = moment.phase
     weight = losses.self_reliance_weight(
-        moment.step - stage.start, stage.stop - stage.start, initial=method.initial, decay=method.decay
+        moment.step - phase.start, phase.stop - phase.start, initial=method.initial, decay=method.decay
     )
     return Losses(
         total=losses.self_reliance(supervised, consistent, weight),
@@ -64,7 +64,7 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
     over other images.
     """
     torch, method = import_torch(), moment.recipe.method
-    assert isinstance(method, Csl), "the stage belongs to this method"
+    assert isinstance(method, Csl), "the phase belongs to this method"
     labeled, unlabeled = batch["labeled"], batch["unlabeled"]
     real, num = unlabeled["real"], len(labeled["image"])
     features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))

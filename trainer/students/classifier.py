@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BACKGROUND_SCORE = 0.3
-"""Normalized activation below which a pixel counts as background where a classifier labels by itself."""
+"""Initial score of the background when a classifier labels by its own maps: normalized activations lie in [0, 1]."""
 
 _EPSILON = 1e-5
 
 
 def classifier(body: nn.Module, width: int, num_classes: int, background: int | None) -> nn.Module:
-    """Make a classifier of a student with ``width`` output channels in place of classes; ``body`` is changed.
+    """Turn a student with ``width`` output channels into a classifier; changes ``body`` in place.
 
-    Its head is F = relu(body(images)), (N, width, h, w), and A = conv(F), one map (N, K, h, w) for each class other
-    than the background, in their order; the logits of an image are the means of its maps.
+    The head computes F = relu(body(images)), (N, width, h, w), and A = conv(F), one map (N, K, h, w) per class other
+    than the background, in class order; the logits of an image are the means of its maps.
 
-    As a student it labels by these maps: a class scores what :func:`normalized_maps` gives, 0 where the image's logit
-    is not positive, and the background scores :data:`BACKGROUND_SCORE`.
+    As a student it labels by these maps: the score of a class is its map after :func:`normalized_maps`, or 0 if the
+    logit of the image is not positive. The background has a constant score.
     """
     torch = import_torch()
     if not hasattr(body, "decoder"):
-        raise UsageError("a classifier needs a model that is an encoder and a decoder; choose another one")
+        raise UsageError("a classifier needs a model with an encoder and a decoder; choose lite0, segformer or another such model")
     num_maps = num_classes - (background is not None)
 
     class ActivationHead(torch.nn.Module):
@@ -63,7 +63,7 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
 
 
 def as_cam_model(network: nn.Module) -> nn.Module:
-    """The classifier as a ``cam`` bundle has it: images → (maps (N, K, h, w), logits (N, K), features (N, D, h, w))."""
+    """Return the classifier with the outputs of a ``cam`` bundle: maps (N, K, h, w), logits (N, K), features (N, D, h, w)."""
     torch = import_torch()
 
     class CamModel(torch.nn.Module):
@@ -79,6 +79,6 @@ def as_cam_model(network: nn.Module) -> nn.Module:
 
 
 def normalized_maps(maps: Tensor) -> Tensor:
-    """relu(A_k) / (max relu(A_k) + 1e-5), (N, K, h, w) in [0, 1]: each class by its largest value in the image."""
+    """Divide each map by its largest value: relu(A_k) / (max relu(A_k) + 1e-5), (N, K, h, w) in [0, 1]."""
     positive = maps.relu()
     return positive / (positive.amax(dim=(2, 3), keepdim=True) + _EPSILON)

@@ -2,14 +2,14 @@
 
 ::
 
-    segformer(21, size="b5")                       # the authors' nvidia/mit-b5 from the hub
+    segformer(21, size="b5")                       # downloads the authors' nvidia/mit-b5
     segformer(21, weights="folder")                # any SegFormer, by hub id or from a folder
     dpt_dinov2(21, size="small")
     smp("DeepLabV3Plus", 21, encoder_name="resnet101")
     by_path("package.module:function", 21)
 
-The transformers take ``pretrained`` weights from ``weights``, a hub id or a folder. Nothing is fetched without
-``pretrained``, or where a ``config`` is given, a configuration as plain data, and no ``weights``.
+The networks of transformers take ``pretrained`` weights from ``weights``, a hub id or a folder. Nothing is downloaded
+without ``pretrained``, or with a ``config`` (a configuration as plain data) and no ``weights``.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def segformer(
     to 32; the transformer is the backbone.
     """
     transformers = _transformers("SegFormer")
-    wanted = config or _choice(size, _MIX_TRANSFORMERS)
     family = transformers.SegformerForSemanticSegmentation
     source = weights or (None if config else f"nvidia/mit-{size}")
-    whole = _network(family, transformers.SegformerConfig, num_classes, source if pretrained else None, wanted)
+    config = config or _choice(size, _MIX_TRANSFORMERS)
+    network = _network(family, transformers.SegformerConfig, num_classes, source if pretrained else None, config)
     return encoder_decoder(
-        _calling(lambda body, images: body(images, output_hidden_states=True).hidden_states, whole.segformer),
-        whole.decode_head,
+        _calling(lambda body, images: body(images, output_hidden_states=True).hidden_states, network.segformer),
+        network.decode_head,
         multiple=32,
-        options={"config": _plain(whole.config)},
+        options={"config": _plain(network.config)},
     )
 
 
@@ -79,24 +79,24 @@ def deeplabv3plus_mobilenetv2(
 ) -> nn.Module:
     """MobileNetV2 with the DeepLab head of transformers; logits at the backbone's stride, 8 by default.
 
-    The default weights are ``google/deeplabv3_mobilenet_v2_1.0_513``, head included where it has as many classes. The
-    one feature map is the backbone's last. Pixels are scaled to [-1, 1], as those weights want them.
+    The default weights are ``google/deeplabv3_mobilenet_v2_1.0_513``, with the head if its number of classes is the
+    same. The only feature map is the last one of the backbone. Pixels are scaled to [-1, 1], as these weights expect.
     """
     transformers = _transformers("MobileNetV2")
     family = transformers.MobileNetV2ForSemanticSegmentation
-    wanted = config or {"output_stride": 8}
     source = weights or (None if config else "google/deeplabv3_mobilenet_v2_1.0_513")
-    whole = _network(family, transformers.MobileNetV2Config, num_classes, source if pretrained else None, wanted)
-    body = whole.mobilenet_v2
+    config = config or {"output_stride": 8}
+    network = _network(family, transformers.MobileNetV2Config, num_classes, source if pretrained else None, config)
+    body = network.mobilenet_v2
     body.conv_1x1 = _nothing()
     return encoder_decoder(
         _calling(lambda body, images: body(images, output_hidden_states=True).hidden_states[-1:], body),
-        _calling(lambda head, features: head(features[0]), whole.segmentation_head),
-        # what it pads by depends on the size otherwise, and a graph cannot
+        _calling(lambda head, features: head(features[0]), network.segmentation_head),
+        # at other sizes its padding depends on the size, which an exported graph cannot express
         multiple=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        options={"config": _plain(whole.config)},
+        options={"config": _plain(network.config)},
     )
 
 
@@ -110,9 +110,9 @@ def dpt_dinov2(
 ) -> nn.Module:
     """DINOv2 of ``size`` small to giant with the dense prediction head (DPT), as UniMatch V2 trains it.
 
-    The default weights are the authors', ``facebook/dinov2-SIZE``; ``config`` is a DPT configuration with its
-    ``backbone_config``, and starts at random. Features are the patch tokens, as maps at stride 14, after each quarter
-    of the layers, without the class token; logits come at stride 7/4.
+    The default weights are the authors', ``facebook/dinov2-SIZE``; a ``config``, a DPT configuration with its
+    ``backbone_config``, starts at random weights. Features are the patch tokens after each quarter of the layers, as
+    maps at stride 14 without the class token; logits have stride 7/4.
     """
     transformers = _transformers("DINOv2")
     if config is None:
@@ -126,7 +126,7 @@ def dpt_dinov2(
             body = transformers.Dinov2Config(**_DINOV2[size], image_size=518, out_features=stages)
             backbone = transformers.Dinov2Backbone(body)
         width = backbone.config.hidden_size
-        wanted = transformers.DPTConfig(
+        config = transformers.DPTConfig(
             backbone_config=backbone.config,
             readout_type="ignore",
             neck_hidden_sizes=[width // 8, width // 4, width // 2, width],
@@ -134,42 +134,42 @@ def dpt_dinov2(
             num_labels=num_classes,
         )
     else:
-        wanted = transformers.DPTConfig(**{**config, "num_labels": num_classes})
-        backbone = transformers.Dinov2Backbone(wanted.backbone_config)
+        config = transformers.DPTConfig(**{**config, "num_labels": num_classes})
+        backbone = transformers.Dinov2Backbone(config.backbone_config)
     for name, parameter in backbone.named_parameters():
-        # for pretraining only
+        # used in pretraining only
         parameter.requires_grad_(not name.endswith("mask_token"))
     return encoder_decoder(
         _calling(lambda body, images: body(images).feature_maps, backbone),
-        _dense_head(wanted),
-        multiple=wanted.backbone_config.patch_size,
-        # how maps are joined depends on whether the number of patches is even
+        _dense_head(config),
+        multiple=config.backbone_config.patch_size,
+        # the fusion of maps depends on whether the number of patches is even
         dynamic=False,
-        options={"config": _plain(wanted)},
+        options={"config": _plain(config)},
     )
 
 
 def smp(architecture: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
     """A network of segmentation-models-pytorch; ``options`` are those of its ``create_model``.
 
-    Features are the encoder's maps without the image itself, which is one of them there.
+    Features are the maps of the encoder; the image itself, which the library lists first, is left out.
     """
     try:
         import segmentation_models_pytorch as library
     except ImportError as error:
         raise MissingPackageError("segmentation-models-pytorch", "smp", f"the model smp:{architecture}") from error
     name = options.setdefault("encoder_name", "resnet34")
-    given = {"encoder_weights": "imagenet" if pretrained else None, **options}
-    whole = library.create_model(architecture, classes=num_classes, **given)
+    arguments = {"encoder_weights": "imagenet" if pretrained else None, **options}
+    network = library.create_model(architecture, classes=num_classes, **arguments)
     scaling = library.encoders.get_preprocessing_params(name)
 
     def decode(decoder: Any, head: Any, features: list[Tensor]) -> Tensor:
-        # the backend of the image, which no decoder looks at
+        # the first element stands in for the image, which no decoder uses
         return head(decoder([features[0], *features]))
 
     return encoder_decoder(
-        _calling(lambda encoder, images: encoder(images)[1:], whole.encoder),
-        _calling(decode, whole.decoder, whole.segmentation_head),
+        _calling(lambda encoder, images: encoder(images)[1:], network.encoder),
+        _calling(decode, network.decoder, network.segmentation_head),
         mean=tuple(scaling["mean"]),
         std=tuple(scaling["std"]),
         multiple=32,
@@ -178,10 +178,10 @@ def smp(architecture: str, num_classes: int, *, pretrained: bool = True, **optio
 
 
 def by_path(path: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
-    """What a function of your own makes: ``package.module:function``, called as the functions here are.
+    """Build a network with a function of your own, ``package.module:function``, called like the functions here.
 
-    It may be a whole model, as :mod:`.models` describes it, or any module from images (N, 3, H, W), normalized with
-    ImageNet's mean and deviation, to logits (N, K, h, w); that is then all backbone and has no features.
+    It may return a complete model as :mod:`.models` describes it, or any module from images (N, 3, H, W), normalized
+    with ImageNet's mean and deviation, to logits (N, K, h, w). Such a module counts as backbone and has no features.
     """
     name, _, function = path.partition(":")
     try:
@@ -191,8 +191,8 @@ def by_path(path: str, num_classes: int, *, pretrained: bool = True, **options: 
     model = factory(num_classes, pretrained=pretrained, **options)
     if all(hasattr(model, method) for method in ("encode", "decode", "input_spec", "backbone_parameters", "options")):
         return model
-    whole = _calling(lambda body, images: [body(images)], model)
-    return encoder_decoder(whole, _calling(lambda logits: logits[0]), options=options, has_features=False)
+    encoder = _calling(lambda body, images: [body(images)], model)
+    return encoder_decoder(encoder, _calling(lambda logits: logits[0]), options=options, has_features=False)
 
 
 def _transformers(purpose: str) -> Any:
@@ -218,7 +218,7 @@ def _from_hub(load: Callable[[], Any], source: str) -> Any:
 
 
 def _network(family: Any, config_class: Any, num_classes: int, weights: str | None, config: Config) -> Any:
-    """A transformers network with a head for ``num_classes``: with the weights of a source, or random."""
+    """Build a network of transformers with a head for ``num_classes``, with the weights of a source or random ones."""
     if weights is None:
         return family(config_class(**{**config, "num_labels": num_classes}))
     return _from_hub(
@@ -227,13 +227,13 @@ def _network(family: Any, config_class: Any, num_classes: int, weights: str | No
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as plain data without the class list, which a run holds itself."""
+    """Return a configuration as plain data, without the class list, which a run records itself."""
     values = json.loads(config.to_json_string())
     return {key: value for key, value in values.items() if key not in ("id2label", "label2id", "architectures")}
 
 
 def _calling(function: Callable[..., Any], *modules: nn.Module) -> nn.Module:
-    """The module that computes ``function(*modules, argument)``."""
+    """Return a module that computes ``function(*modules, argument)``."""
     from torch import nn
 
     class Calling(nn.Module):
@@ -248,14 +248,14 @@ def _calling(function: Callable[..., Any], *modules: nn.Module) -> nn.Module:
 
 
 def _dense_head(config: Any) -> nn.Module:
-    """DPT's neck and head on maps of patch tokens, without the head's last enlargement."""
+    """Return DPT's neck and head for maps of patch tokens, without the last upsampling of the head."""
     import torch
     from transformers.models.dpt.modeling_dpt import DPTNeck, DPTSemanticSegmentationHead
 
     def decode(neck: Any, head: Any, features: list[Tensor]) -> Tensor:
         height, width = features[0].shape[-2:]
         tokens = [feature.flatten(2).transpose(1, 2) for feature in features]
-        # a backend for the class token, which the neck takes away ("ignore")
+        # a stand-in for the class token, which the neck drops ("ignore")
         tokens = [torch.cat([row[:, :1], row], dim=1) for row in tokens]
         return head(neck(tokens, height, width)[-1])
 
@@ -265,7 +265,7 @@ def _dense_head(config: Any) -> nn.Module:
 
 
 def _nothing() -> nn.Module:
-    """In backend of layers that a forward pass does not need: distributed training waits for every gradient."""
+    """Replace layers that a forward pass does not use: distributed training waits for the gradient of every parameter."""
     from torch import nn
 
     return nn.Identity()

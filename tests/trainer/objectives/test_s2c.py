@@ -145,7 +145,7 @@ def test_segments_come_from_a_store_as_well(tmp_path: Path) -> None:
 
 def test_segments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     found = weak(tmp_path / "segments", np.ones((2, 2)))
-    with pytest.raises(TrainingError, match="2x2 px, the image 3x2"):
+    with pytest.raises(TrainingError, match="2x2 px, but the image is 3x2"):
         found.read("7.jpg", np.zeros((2, 3), np.uint8))
     with pytest.raises(TrainingError, match="holds no segment map"):
         found.read("8.jpg", np.zeros((2, 2), np.uint8))

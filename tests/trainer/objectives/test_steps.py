@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from maskmill.trainer.objectives.base import Moment  # noqa: E402
 from maskmill.trainer.objectives.steps import OBJECTIVES, losses, mix  # noqa: E402
-from maskmill.trainer.recipes import ConformalSam, Csl, conformalsam, csl, stages, supervised, weighted  # noqa: E402
+from maskmill.trainer.recipes import ConformalSam, Csl, conformalsam, csl, phases, supervised, weighted  # noqa: E402
 from maskmill.trainer.students.models import build_model  # noqa: E402
 
 CROP, IGNORE = 16, 255
@@ -46,7 +46,7 @@ def moment(recipe, step: int = 0, samples: dict | None = None) -> Moment:
     samples = samples or batch()
     return Moment(
         recipe=recipe,
-        stage=next(stage for stage in stages(recipe) if step < stage.stop),
+        phase=next(phase for phase in phases(recipe) if step < phase.stop),
         step=step,
         ignore=IGNORE,
         counts={

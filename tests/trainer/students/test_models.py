@@ -208,5 +208,5 @@ def test_frozen_batch_normalization_neither_learns_nor_moves() -> None:
     for layer, state in zip(norms, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
     assert build_model("tiny", 3, **model.options).batchnorm_frozen
-    with pytest.raises(UsageError, match="freeze it in your own"):
+    with pytest.raises(UsageError, match="freeze it in the code of your own"):
         build_model(f"{__name__}:whole_of_its_own", 3, freeze_batchnorm=True)
