@@ -1,6 +1,6 @@
 """Export the student of a training run as a bundle::
 
-    bundle = bundle_from_run("run", "bundle", size=(512, 512))
+bundle = bundle_from_run("run", "bundle", size=(512, 512))
 """
 
 from __future__ import annotations

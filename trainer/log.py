@@ -4,7 +4,8 @@ Columns of ``log.csv``: ``step`` (finished steps), ``lr`` (of the backbone), ``l
 and figure of the objectives (empty in phases without it), ``images_per_second`` and ``waited`` (share of the time spent
 waiting for data) since the previous row, and, in rows with an evaluation, the figures on the validation images:
 ``miou``, ``accuracy``, ``confidence`` (mean of the highest probability), ``ece`` (expected calibration error) and
-``temperature`` (which minimizes the negative log-likelihood). When a run resumes, rows after its checkpoint are dropped.
+``temperature`` (which minimizes the negative log-likelihood). When a run resumes, rows after its checkpoint are
+dropped.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .run import import_torch
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """This process among those that train together."""
+    """A process among those that train together."""
 
     rank: int
     """Number of the process, from 0; process 0 writes the folder of the run."""
@@ -31,7 +31,9 @@ class Process:
         return self.rank == 0
 
     def mean(self, values: Sequence[Any]) -> list[float]:
-        """Return means over the processes of numbers or scalar tensors; every process must call it at the same point."""
+        """Return means over the processes of numbers or scalar tensors; every process must call it at the same
+        point.
+        """
         torch = import_torch()
         packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
         if self.world > 1:

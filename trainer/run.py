@@ -77,13 +77,17 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Run:
-        """Read ``run.json``; raises :class:`TrainingError` if it is missing or this version of maskmill cannot read it."""
+        """Read ``run.json``; raises :class:`TrainingError` if it is missing or this version of maskmill cannot read
+        it.
+        """
         path = Path(folder) / RUN_FILE
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw["format_version"]
         except FileNotFoundError:
-            raise TrainingError(f"{folder} is not a training run: it has no {RUN_FILE}; make one with `maskmill train`") from None
+            raise TrainingError(
+                f"{folder} is not a training run: it has no {RUN_FILE}; make one with `maskmill train`"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"cannot read {path}: {error}") from error
         if version != FORMAT_VERSION:
@@ -104,7 +108,9 @@ class Run:
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """Return ``best.pt``, or ``last.pt`` if there was no validation; raises :class:`TrainingError` if neither exists."""
+    """Return ``best.pt``, or ``last.pt`` if there was no validation; raises :class:`TrainingError` if neither
+    exists.
+    """
     for name in (BEST, LAST):
         if (path := Path(folder) / name).is_file():
             return path
@@ -132,7 +138,9 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
         raise TrainingError(f"the checkpoint {path} does not exist") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise TrainingError(f"cannot read the checkpoint {path}, which is damaged or not a checkpoint: {reason}") from error
+        raise TrainingError(
+            f"cannot read the checkpoint {path}, which is damaged or not a checkpoint: {reason}"
+        ) from error
 
 
 def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:

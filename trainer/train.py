@@ -168,7 +168,9 @@ class _Loop:
         self.losses = _parallel(self.student, process)
         self.phases = phases(recipe)
 
-    def execute(self, loader: Iterator[dict[str, Any]], observer: Callable[[TrainingProgress], None] | None) -> TrainingProgress:
+    def execute(
+        self, loader: Iterator[dict[str, Any]], observer: Callable[[TrainingProgress], None] | None
+    ) -> TrainingProgress:
         """Train from the batches of the steps that are left."""
         recipe, process = self.recipe, self.process
         started = since = time.perf_counter()

@@ -8,7 +8,8 @@
     sample = data[Draw("union", 3, 17)]
 
 A sample depends only on the seed of the recipe and on its draw, not on the process that makes it. Datasets hold no open
-file: they pickle to worker processes, which open the stores when they first read. Lance and Numba's threads do not survive
+file: they pickle to worker processes, which open the stores when they first read. Lance and Numba's threads do not
+survive
 ``fork``; :func:`maskmill.trainer.data.loading.open_loader` starts workers otherwise.
 """
 
@@ -161,7 +162,9 @@ class StoredImages:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, skip: Collection[str] = ()) -> StoredImages:
-        """Open the images of a store; an image with several names is used once, and images named in ``skip`` are left out."""
+        """Open the images of a store; an image with several names is used once, and images named in ``skip`` are left
+        out.
+        """
         store = LabelStore.open(folder)
         rows = {id: row for row, id in enumerate(store.ids())}
         skipped, names = set(), {}

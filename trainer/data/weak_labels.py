@@ -46,7 +46,8 @@ class WeakLabels:
         *,
         image_labels: str | os.PathLike[str] | None = None,
     ) -> WeakLabels:
-        """Open the segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no segment.
+        """Open the segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no
+        segment.
 
         Raises :class:`UsageError` if there is neither, or if the image-level labels name unknown classes.
         """
@@ -58,7 +59,8 @@ class WeakLabels:
         return cls(maps=maps, image_labels=labels, taxonomy=taxonomy)
 
     def read(self, uri: str, label: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """Return segments (H, W) uint16, ids from 1 without a gap and 0 for none, and (K,) bool, the classes of the image.
+        """Return segments (H, W) uint16, ids from 1 without a gap and 0 for none, and (K,) bool, the classes of the
+        image.
 
         ``label`` (H, W) is the label map of the image. Raises :class:`TrainingError` if the segment map is missing or
         has another size, and :class:`ImageError` if the image-level labels do not list the image.
@@ -66,7 +68,8 @@ class WeakLabels:
         raw = self._map(uri)
         if raw.shape != label.shape:
             raise TrainingError(
-                f"its segment map is {raw.shape[1]}x{raw.shape[0]} px, but the image is {label.shape[1]}x{label.shape[0]}; "
+                f"its segment map is {raw.shape[1]}x{raw.shape[0]} px, but the image is "
+                f"{label.shape[1]}x{label.shape[0]}; "
                 "make the segments from the same images"
             )
         ids, numbers = np.unique(raw, return_inverse=True)

@@ -1,1 +1,3 @@
-"""The demonstration: a small teacher labels the eastern hemisphere of the Earth, and a student learns from its labels."""
+"""The demonstration: a small teacher labels the eastern hemisphere of the Earth, and a student learns from its
+labels.
+"""

@@ -167,7 +167,9 @@ def _package(module: str, package: str) -> Path:
 
 
 def _fit(x: NDArray[np.float32], y: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-    """Fit a softmax regression with a hidden layer by Adam; returns W1 (F,32), b1, W2 (32,6), b2 for unscaled features."""
+    """Fit a softmax regression with a hidden layer by Adam; returns W1 (F,32), b1, W2 (32,6), b2 for unscaled
+    features.
+    """
     rng = np.random.default_rng(0)
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
     x = (x - mean) / std

@@ -1,7 +1,7 @@
 """The demonstration: label the eastern hemisphere with a teacher that was fitted on the western hemisphere.
 
-It uses the public steps of maskmill: the ONNX file of the teacher is imported as a bundle, thirty eastern tiles calibrate
-it, and the eighty other tiles are labeled into stores and measured. No tile is used for both::
+It uses the public steps of maskmill: the ONNX file of the teacher is imported as a bundle, thirty eastern tiles
+calibrate it, and the eighty other tiles are labeled into stores and measured. No tile is used for both::
 
     figures = run_demo(Path("demo-output"), console=rich.console.Console())
 """

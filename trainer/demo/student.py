@@ -1,7 +1,7 @@
 """Last part of the demonstration: train a student on the conformal labels.
 
-The student learns from the true labels of the thirty calibration tiles and from the conformal labels of the eighty other
-tiles, and is measured on the true labels of these eighty, which it never sees::
+The student learns from the true labels of the thirty calibration tiles and from the conformal labels of the eighty
+other tiles, and is measured on the true labels of these eighty, which it never sees::
 
     figures = run_demo(output, console=console)
     figures["student"] = run_student(output / "earth", figures, console=console)

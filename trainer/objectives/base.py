@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..recipes import Recipe, Phase
+from ..recipes import Phase, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

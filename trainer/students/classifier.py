@@ -34,7 +34,9 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
     """
     torch = import_torch()
     if not hasattr(body, "decoder"):
-        raise UsageError("a classifier needs a model with an encoder and a decoder; choose lite0, segformer or another such model")
+        raise UsageError(
+            "a classifier needs a model with an encoder and a decoder; choose lite0, segformer or another such model"
+        )
     num_maps = num_classes - (background is not None)
 
     class ActivationHead(torch.nn.Module):
@@ -63,7 +65,9 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
 
 
 def as_cam_model(network: nn.Module) -> nn.Module:
-    """Return the classifier with the outputs of a ``cam`` bundle: maps (N, K, h, w), logits (N, K), features (N, D, h, w)."""
+    """Return the classifier with the outputs of a ``cam`` bundle: maps (N, K, h, w), logits (N, K), features (N, D, h,
+    w).
+    """
     torch = import_torch()
 
     class CamModel(torch.nn.Module):

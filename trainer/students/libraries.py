@@ -265,7 +265,9 @@ def _dense_head(config: Any) -> nn.Module:
 
 
 def _nothing() -> nn.Module:
-    """Replace layers that a forward pass does not use: distributed training waits for the gradient of every parameter."""
+    """Replace layers that a forward pass does not use: distributed training waits for the gradient of every
+    parameter.
+    """
     from torch import nn
 
     return nn.Identity()

@@ -64,7 +64,8 @@ def encoder_decoder(
         def encode(self, images: Tensor) -> list[Tensor]:
             if not has_features:
                 raise UsageError(
-                    "this model is not an encoder and a decoder, which the recipe needs; choose lite0, segformer or another such model"
+                    "this model is not an encoder and a decoder, which the recipe needs; choose lite0, segformer or "
+                    "another such model"
                 )
             return list(self.encoder(images))
 
@@ -102,7 +103,10 @@ def freeze_batchnorm(network: nn.Module) -> None:
     For batches of a few images, whose statistics are unreliable.
     """
     if not hasattr(network, "batchnorm_frozen"):
-        raise UsageError("batch normalization can be frozen only in models that maskmill builds; freeze it in the code of your own model")
+        raise UsageError(
+            "batch normalization can be frozen only in models that maskmill builds; freeze it in the code of your own "
+            "model"
+        )
     network.batchnorm_frozen = True
     network.options["freeze_batchnorm"] = True
     for layer in batchnorm_layers(network.encoder):
