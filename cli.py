@@ -1,45 +1,39 @@
-"""The command line: one application, each package's commands added to it.
+"""The command line: one application, to which each package adds its commands.
 
-Commands import what they need when they run, so ``maskmill --help`` is quick and works without optional packages.
+Commands import what they need when they run, so that ``maskmill --help`` is quick and works without optional packages.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from . import __version__
-from .engine.cli.label import add_commands as add_engine_commands
+from .engine.cli import COMMANDS as ENGINE
 from .errors import MaskmillError
-from .export.cli.adopt import add_commands as add_export_commands
-from .export.cli.build import add_commands as add_build_commands
-from .export.cli.gate import add_commands as add_gate_commands
-from .trainer.cli.demo import add_commands as add_demo_commands
-from .trainer.cli.export import add_commands as add_model_commands
-from .trainer.cli.train import add_commands as add_trainer_commands
+from .export.cli import COMMANDS as EXPORT
+from .trainer.cli import COMMANDS as TRAINER
 
 app = typer.Typer(
     name="maskmill",
-    help="Calibrated, weighted pseudo-labels from foundation segmentation models.",
+    help="Label images with a foundation model, keep the pixels that calibration supports, and train a student.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-add_model_commands(app)
-add_export_commands(app)
-add_gate_commands(app)
-add_build_commands(app)
-add_engine_commands(app)
-add_trainer_commands(app)
-add_demo_commands(app)
+for _panel in ("Models", "Calibration", "Labels", "Looking", "Exchange", "Students", "Setup"):
+    for _commands in (EXPORT, ENGINE, TRAINER):
+        for _name, _function in _commands.get(_panel, {}).items():
+            app.command(_name, rich_help_panel=_panel)(_function)
 
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),  # read by main
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # read by main
 ) -> None:
     if version:
         typer.echo(__version__)
@@ -47,8 +41,8 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors a user can act on are one line on standard error."""
-    # Lance reports on standard error when two writers tidy up at once, which is no news to a user
+    """Run the command line; print an error that a user can act on as one line on standard error."""
+    # Lance reports on standard error when two writers compact at the same time, which is harmless
     os.environ.setdefault("LANCE_LOG", "error")
     try:
         app()

@@ -101,11 +101,11 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
     assert "the bottleneck is" in first
     assert "nothing to do" in ok(*arguments, cwd=home)
 
-    quality = json.loads(ok("eval", store, "--labels", "labels", "--json", cwd=home))
+    quality = json.loads(ok("evaluate", store, "--labels", "labels", "--json", cwd=home))
     assert quality["num_images"] == 24
     assert quality["accuracy_kept"] > 0.9
     assert 0.5 < quality["kept"] < 1
-    assert "mIoU of kept pixels" in ok("eval", store, "--labels", "labels", cwd=home)
+    assert "mIoU of kept pixels" in ok("evaluate", store, "--labels", "labels", cwd=home)
 
     assert "24 images" in ok("show", store, cwd=home)
     ok("show", store, "3", "-o", tmp_path / "three.png", cwd=home)
@@ -153,8 +153,8 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
         ("label nowhere photos -o store", 1, "nowhere is not a model bundle"),
         ("label bundle nowhere -o store", 1, "nowhere"),
         ("label bundle photos", 2, "labels need a store: give -o STORE"),
-        ("label bundle photos -o store --select conformal", 2, "--calibration FILE goes with --select conformal"),
-        ("label bundle photos -o store --threshold 0.5", 2, "--threshold T goes with --select threshold"),
+        ("label bundle photos -o store --select conformal", 2, "--calibration FILE and --select conformal go together"),
+        ("label bundle photos -o store --threshold 0.5", 2, "--threshold SCORE and --select threshold go together"),
         ("label bundle photos -o store --shard 3/3", 2, "--shard must be I/N"),
         ("label bundle photos -o store --taxonomy nowhere.toml", 2, "cannot read the taxonomy nowhere.toml"),
         ("label bundle photos -o store --select threshold --threshold 2", 2, "above 0 and at most 1"),
@@ -166,7 +166,7 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
         ),
         ("calibrate bundle --images photos --labels no --alpha .1 -o c.json", 2, "the label folder no does not exist"),
         ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
-        ("eval nowhere --labels labels", 1, "nowhere is not a label store"),
+        ("evaluate nowhere --labels labels", 1, "nowhere is not a label store"),
         ("show nowhere", 1, "nowhere is not a label store"),
         ("dump nowhere files", 1, "nowhere is not a label store"),
         ("import nowhere.onnx -o new --classes classes.txt", 2, "the model nowhere.onnx does not exist"),

@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .run import import_torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,22 @@ class Process:
             import_torch().distributed.barrier()
 
 
+def resolve_device(name: str | None, *, index: int = 0) -> torch.device:
+    """Choose the device of a student: ``cpu``, ``cuda`` (GPU number ``index``) or ``cuda:N``; by default a GPU if any.
+
+    Raises :class:`UsageError` for another name, or if there is no GPU.
+    """
+    torch = import_torch()
+    available = torch.cuda.is_available()
+    name = name or ("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise UsageError("this machine has no CUDA device; omit --device or use --device cpu")
+    try:
+        return torch.device(f"cuda:{index}" if name == "cuda" else name)
+    except RuntimeError as error:
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
+
+
 @contextmanager
 def joined(device: str | None) -> Iterator[Process]:
     """Join the processes of the launcher (``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` of ``torchrun``).
@@ -56,24 +75,15 @@ def joined(device: str | None) -> Iterator[Process]:
     """
     torch = import_torch()
     rank, world, local = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
-    available = torch.cuda.is_available()
-    name = device or ("cuda" if available else "cpu")
-    if name.startswith("cuda") and not available:
-        raise UsageError("this machine has no CUDA device; omit --device or use --device cpu")
-    if name == "cuda":
-        name = f"cuda:{local}"
-    try:
-        backend = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
-    if backend.type == "cuda":
-        torch.cuda.set_device(backend)
+    chosen = resolve_device(device, index=local)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if world == 1:
-        yield Process(rank=0, world=1, device=backend)
+        yield Process(rank=0, world=1, device=chosen)
         return
-    torch.distributed.init_process_group("nccl" if backend.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Process(rank=rank, world=world, device=backend)
+        yield Process(rank=rank, world=world, device=chosen)
     finally:
         torch.distributed.destroy_process_group()
 

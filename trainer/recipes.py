@@ -275,6 +275,8 @@ def s2c(**settings: Any) -> Recipe:
     return Recipe(**{"name": "s2c", "method": S2c(), **defaults, **settings})
 
 
+RecipeName = Literal["supervised", "weighted", "conformalsam", "csl", "s2c"]
+
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     function.__name__: function for function in (supervised, weighted, conformalsam, csl, s2c)
 }

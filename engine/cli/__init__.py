@@ -1,1 +1,18 @@
-"""PLACEHOLDER"""
+"""Commands of the engine: class mapping, calibration, labeling, and looking at a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .calibrate import calibrate_thresholds
+from .label import label_corpus, label_prompted, segment_corpus
+from .store import dump, show
+from .taxonomy import draft_taxonomy
+
+COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
+    "Calibration": {"taxonomy": draft_taxonomy, "calibrate": calibrate_thresholds},
+    "Labels": {"label": label_corpus, "label-prompted": label_prompted, "segment": segment_corpus},
+    "Looking": {"show": show},
+    "Exchange": {"dump": dump},
+}
+"""Commands by the panel of the root help that lists them: panel → name → function."""

@@ -1,241 +1,169 @@
-"""Commands that calibrate and label."""
+"""Commands that label a corpus: by a model's class scores, by prompts, or into segments without classes."""
 
 from __future__ import annotations
 
 import signal
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from ...errors import UsageError
-from ..predictors.open import ModelOptions, load_taxonomy, open_everything, open_predictor, open_prompted
+from ..labeling.selection import Method, Weight
+from ..predictors.open import (
+    ModelOptions,
+    PromptedOptions,
+    load_taxonomy,
+    open_everything,
+    open_predictor,
+    open_prompted,
+)
 from ..runtimes.open import ON_GPU, Provider
-from .options import BATCH, BUNDLE, DEVICES, OVERLAP, PRECISION, PROVIDER, TAXONOMY, THREADS, TILE, UNVERIFIED
-from .prompted_options import CAM, EMBEDDING_CACHE, IMAGE_LABELS, PROMPT, SAM, prompted_options, split_paths
-from .store import IDS, JSON, WORKERS, dump, evaluate_labels, print_json, show
+from .options import (
+    BatchOption,
+    BundleArgument,
+    DevicesOption,
+    ImageLabelsOption,
+    JsonOption,
+    OverlapOption,
+    PrecisionOption,
+    PromptSettings,
+    ProviderOption,
+    SourceArgument,
+    TaxonomyOption,
+    ThreadsOption,
+    TileOption,
+    UnverifiedOption,
+    WorkersOption,
+    print_json,
+)
 
-
-class Group(StrEnum):
-    """What shares a threshold."""
-
-    pooled = "pooled"
-    by_class = "class"
-    position = "position"
-
-
-class Unit(StrEnum):
-    """What is taken as exchangeable."""
-
-    pixel = "pixel"
-    image = "image"
-
-
-class Rule(StrEnum):
-    """How the prediction set decides the label."""
-
-    argmax = "argmax"
-    foreground = "foreground"
-    single = "single"
-    agree = "agree"
-
-
-class Method(StrEnum):
-    """How pixels are selected."""
-
-    argmax = "argmax"
-    threshold = "threshold"
-    conformal = "conformal"
-
-
-class Weight(StrEnum):
-    """How kept pixels are weighted."""
-
-    none = "none"
-    confidence = "confidence"
-    pcos = "pcos"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the engine's commands to the application."""
-    app.command("taxonomy", rich_help_panel="Labels")(draft_taxonomy)
-    app.command("calibrate", rich_help_panel="Labels")(calibrate_thresholds)
-    app.command("label", rich_help_panel="Labels")(label_corpus)
-    app.command("eval", rich_help_panel="Labels")(evaluate_labels)
-    app.command("show", rich_help_panel="Labels")(show)
-    app.command("dump", rich_help_panel="Labels")(dump)
-
-
-def draft_taxonomy(
-    bundle: Path = BUNDLE,
-    output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="TOML file to write."),
-    labels: Path | None = typer.Option(None, metavar="DIR", help="Label maps whose indices are to be mapped."),
-    label_names: Path | None = typer.Option(
-        None, metavar="FILE", help="The dataset's class names.  [default: classes.txt in or beside the label folder]"
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+]
+SelectOption = Annotated[
+    Method,
+    typer.Option(
+        metavar="METHOD",
+        help="Pixels to keep: all (argmax), confident ones (threshold), or those whose class calibration supports "
+        "(conformal).",
     ),
-) -> None:
-    """Draft a class mapping from the obvious name matches and list what did not match."""
-    import numpy as np
-
-    from ..inputs.label_maps import LabelFolder, read_label_map
-    from ..model.bundle import Bundle
-    from ..model.files import read_class_names
-    from ..model.taxonomy import draft
-    from ..predictors.prompted.activation_maps import scored_bundle
-
-    model = scored_bundle(Bundle.load(bundle))
-    if output.exists():
-        raise UsageError(f"{output} exists already; remove it or choose another name")
-    names: dict[int, str] | None = None
-    if labels is not None:
-        present = {int(index) for path in LabelFolder(labels).files() for index in np.unique(read_label_map(path))}
-        candidates = [label_names] if label_names else [labels / "classes.txt", labels.parent / "classes.txt"]
-        known = next((read_class_names(path) for path in candidates if label_names or path.is_file()), {})
-        names = {index: known.get(index, f"label {index}") for index in sorted(present - {255} | set(known))}
-    elif label_names is not None:
-        names = read_class_names(label_names)
-    text, unmatched = draft(model, names)
-    output.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {output}; check every line before you use it")
-    if unmatched:
-        typer.echo("no obvious match:\n  " + "\n  ".join(unmatched))
-
-
-def calibrate_thresholds(
-    bundle: Path | None = typer.Argument(None, metavar="[BUNDLE]", help="The model, unless --cam and --sam are given."),
-    images: str = typer.Option(..., metavar="SOURCE", help="Labeled images: a folder, list, glob, tar or URL."),
-    labels: Path = typer.Option(..., metavar="DIR", help="Their label maps, under the same names."),
-    output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="Calibration (JSON) to write."),
-    alpha: str = typer.Option(..., help="Share of true classes that may miss the prediction set, e.g. 0.05."),
-    group: Group = typer.Option(Group.by_class, help="One threshold for all pixels, a class, or a position."),
-    unit: Unit = typer.Option(Unit.pixel, help="Pixels (heuristic), or images (finite-sample guarantee)."),
-    rule: Rule = typer.Option(Rule.agree, help="How the prediction set decides the label."),
-    taxonomy: Path | None = TAXONOMY,
-    ids: Path | None = IDS,
-    min_images: int | None = typer.Option(
-        None, min=1, help="Fewest images for a threshold of its own.  [default: ceil(1/alpha) - 1]"
+]
+CalibrationOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Calibration to select with (--select conformal).")
+]
+ThresholdOption = Annotated[
+    float | None, typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).")
+]
+WeightOption = Annotated[
+    Weight, typer.Option(metavar="NAME", help="Weight of each kept pixel: none (1), confidence or pcos.")
+]
+LevelsOption = Annotated[
+    int, typer.Option(min=2, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
+]
+ShardOption = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after this many inputs.")]
+RetryOption = Annotated[bool, typer.Option("--retry-rejects", help="Try rejected inputs again.")]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Reject larger images.", show_default="178,956,970")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Label a sample; print hours and gigabytes for the whole source.")
+]
+EmbeddingCacheOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        metavar="GIGABYTES",
+        help="Keep the encoder's results in the store, up to this size.",
+        show_default="not kept",
     ),
-    folds: int = typer.Option(5, min=2, help="Parts of the images for the held-out coverage."),
-    grid: int = typer.Option(512, min=1, help="Side of the position grid (--group position)."),
-    provider: Provider = PROVIDER,
-    precision: str | None = PRECISION,
-    allow_unverified: bool = UNVERIFIED,
-    threads: int = THREADS,
-    tile: int | None = TILE,
-    overlap: int = OVERLAP,
-    cam: Path | None = CAM,
-    sam: Path | None = SAM,
-    image_labels: Path | None = IMAGE_LABELS,
-    prompt: list[str] | None = PROMPT,
-    workers: int | None = WORKERS,
-    as_json: bool = JSON,
-) -> None:
-    """Compute conformal thresholds from labeled images and report their coverage."""
-    from ...kernels.processors import usable_processors
-    from ..calibration.calibrate import calibrate
-    from ..inputs.label_maps import LabelFolder, read_ids
-    from ..inputs.sources import open_source
-    from ..report import display
+]
+RequiredCam = Annotated[Path, typer.Option("--cam", metavar="BUNDLE", help="Classifier with class activation maps.")]
+RequiredSam = Annotated[
+    Path, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
+]
 
-    options = ModelOptions(
-        provider=provider,
-        precision=precision,
-        threads=threads,
-        tile=tile,
-        overlap=overlap,
-        allow_unverified=allow_unverified,
-    )
-    prompted = prompted_options(cam, sam, image_labels, prompt)
-    if (bundle is None) == (prompted is None):
-        raise UsageError("expected a model bundle, or --cam BUNDLE and --sam BUNDLE")
-    predictor: Any
-    if prompted is not None:
-        predictor, classes = open_prompted(prompted, taxonomy, options=options, say=typer.echo)
-    else:
-        assert bundle is not None, "checked above"
-        predictor, classes = open_predictor(bundle, taxonomy, options=options, say=typer.echo)
-    if output.suffix != ".json" or not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: the calibration must be a .json file in an existing folder")
-    with display.counter("calibrating", quiet=as_json) as progress:
-        calibration = calibrate(
-            predictor,
-            open_source(images),
-            LabelFolder(labels),
-            classes,
-            alpha=alpha,
-            group=group.value,
-            unit=unit.value,
-            rule=rule.value,
-            ids=read_ids(ids) if ids else None,
-            min_images=min_images,
-            folds=folds,
-            grid=(grid, grid),
-            workers=workers or usable_processors(),
-            progress=progress,
-        )
-    calibration.save(output)
-    if as_json:
-        print_json(dict(calibration.report))
-    else:
-        display.print_calibration(calibration, output)
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Options that every labeling command shares, as given."""
+
+    output: Path | None
+    shard: str | None
+    workers: int | None
+    limit: int | None
+    retry_rejects: bool
+    max_pixels: int | None
+    provider: Provider
+    device: str | None
+    as_json: bool
+    dry_run: bool = False
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments of ``label``, ``segment`` and ``dry_run``."""
+        return {
+            "shard_of": _shard(self.shard),
+            "workers": self.workers,
+            "limit": self.limit,
+            "max_pixels": self.max_pixels,
+        }
+
+    @property
+    def say(self) -> Callable[[str], None] | None:
+        """Printer of the line that states which runtime and backend are used."""
+        return None if self.as_json else typer.echo
 
 
 def label_corpus(
-    paths: list[str] = typer.Argument(
-        ...,
-        metavar="[BUNDLE] SOURCE",
-        help="The model, unless --cam and --sam are given; and a folder, list, glob, WebDataset tar or URL.",
-    ),
-    output: Path | None = typer.Option(None, "-o", "--output", metavar="STORE", help="Label store to make or go on."),
-    select: Method = typer.Option(Method.argmax, help="Keep every pixel, confident ones, or those vouched for."),
-    calibration: Path | None = typer.Option(None, metavar="FILE", help="Calibration (--select conformal)."),
-    threshold: float | None = typer.Option(None, help="Lowest confidence to keep (--select threshold)."),
-    taxonomy: Path | None = TAXONOMY,
-    weight: Weight = typer.Option(Weight.none, help="Weights of kept pixels."),
-    weight_levels: int = typer.Option(256, min=2, max=256, help="Distinct weights; fewer make smaller files."),
-    tile: int | None = TILE,
-    overlap: int = OVERLAP,
-    cam: Path | None = CAM,
-    sam: Path | None = SAM,
-    image_labels: Path | None = IMAGE_LABELS,
-    prompt: list[str] | None = PROMPT,
-    embedding_cache: float | None = EMBEDDING_CACHE,
-    shard: str | None = typer.Option(None, metavar="I/N", help="Take part I of N (0 to N-1), by a hash of the uri."),
-    workers: int | None = WORKERS,
-    limit: int | None = typer.Option(None, min=1, help="Label at most so many inputs."),
-    retry_rejects: bool = typer.Option(False, help="Try inputs again that could not be decoded before."),
-    max_pixels: int | None = typer.Option(None, min=1, help="Refuse larger images.  [default: 178,956,970]"),
-    provider: Provider = PROVIDER,
-    precision: str | None = PRECISION,
-    allow_unverified: bool = UNVERIFIED,
-    threads: int = THREADS,
-    batch: int = BATCH,
-    devices: str | None = DEVICES,
-    dry_run: bool = typer.Option(False, help="Label a sample; print hours and gigabytes for the whole."),
-    as_json: bool = JSON,
+    bundle: BundleArgument,
+    source: SourceArgument,
+    output: OutputOption = None,
+    select: SelectOption = "argmax",
+    calibration: CalibrationOption = None,
+    threshold: ThresholdOption = None,
+    taxonomy: TaxonomyOption = None,
+    weight: WeightOption = "none",
+    weight_levels: LevelsOption = 256,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0,
+    shard: ShardOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    retry_rejects: RetryOption = False,
+    max_pixels: MaxPixelsOption = None,
+    provider: ProviderOption = "cpu",
+    device: DevicesOption = None,
+    precision: PrecisionOption = None,
+    allow_unverified: UnverifiedOption = False,
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Label a corpus. Running the same command again goes on where it stopped.
+    """Label a corpus with a model. The same command again continues where the run stopped.
 
-    Exit status: 0 all inputs dealt with, 1 some could not be decoded, 130 interrupted.
+    Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
     """
-    from ..calibration.calibration import Calibration
-    from ..inputs.sources import open_source
-    from ..labeling import label_run as pipeline
-    from ..labeling.multi_gpu import label_on_devices, label_share, segment_share
-    from ..labeling.selection import Selection
-    from ..model.taxonomy import Taxonomy
-    from ..report import display
-
-    if (calibration is not None) != (select is Method.conformal):
-        raise UsageError("--calibration FILE goes with --select conformal, and the other way round")
-    if (threshold is not None) != (select is Method.threshold):
-        raise UsageError("--threshold T goes with --select threshold, and the other way round")
-    if output is None and not dry_run:
-        raise UsageError("labels need a store: give -o STORE (or --dry-run)")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    model = ModelOptions(
+    run = _Run(
+        output=output,
+        shard=shard,
+        workers=workers,
+        limit=limit,
+        retry_rejects=retry_rejects,
+        max_pixels=max_pixels,
+        provider=provider,
+        device=device,
+        as_json=as_json,
+        dry_run=dry_run,
+    )
+    options = ModelOptions(
         provider=provider,
         precision=precision,
         threads=threads,
@@ -244,69 +172,199 @@ def label_corpus(
         overlap=overlap,
         allow_unverified=allow_unverified,
     )
-    say = None if as_json else typer.echo
-    prompted = prompted_options(cam, sam, image_labels, prompt, embedding_cache)
-    bundle, source = split_paths(paths, prompted)
-    common: dict[str, Any] = {
-        "shard_of": _shard(shard),
-        "workers": workers,
-        "limit": limit,
-        "max_pixels": max_pixels,
-    }
-    gpus = _devices(devices, provider, dry_run)
-    if prompted is not None and prompted.cam is None:
-        if select is not Method.argmax or weight is not Weight.none or taxonomy or output is None or dry_run:
-            raise UsageError("segments have no classes: --select, --weight, --taxonomy and --dry-run go with --cam")
-        opening = partial(open_everything, prompted, options=model, say=say)
-        segments = None if gpus else opening()
-        common["retry_rejects"] = retry_rejects
-        with display.run_display(as_json=as_json) as observer:
-            if segments is None:
-                work = partial(segment_share, opening)
-                progress = label_on_devices(work, source, output, devices=gpus, observer=observer, **common)
-            else:
-                progress = pipeline.segment(segments, open_source(source), output, observer=observer, **common)
-        _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
-        return
-    opening: Any
-    if prompted is not None:
-        opening = partial(open_prompted, prompted, taxonomy, options=model, store=output, say=say)
-    else:
-        opening = partial(open_predictor, bundle, taxonomy, options=model, say=say)
+    opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
+    _label(run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels)
+
+
+def label_prompted(
+    source: SourceArgument,
+    cam: RequiredCam,
+    sam: RequiredSam,
+    output: OutputOption = None,
+    image_labels: ImageLabelsOption = None,
+    settings: PromptSettings = None,
+    embedding_cache: EmbeddingCacheOption = None,
+    select: SelectOption = "argmax",
+    calibration: CalibrationOption = None,
+    threshold: ThresholdOption = None,
+    taxonomy: TaxonomyOption = None,
+    weight: WeightOption = "none",
+    weight_levels: LevelsOption = 256,
+    shard: ShardOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    retry_rejects: RetryOption = False,
+    max_pixels: MaxPixelsOption = None,
+    provider: ProviderOption = "cpu",
+    device: DevicesOption = None,
+    precision: PrecisionOption = None,
+    allow_unverified: UnverifiedOption = False,
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Label a corpus with a classifier and a promptable model: activation maps give points, points give masks.
+
+    The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
+    rejected, 130 if interrupted.
+    """
+    run = _Run(
+        output=output,
+        shard=shard,
+        workers=workers,
+        limit=limit,
+        retry_rejects=retry_rejects,
+        max_pixels=max_pixels,
+        provider=provider,
+        device=device,
+        as_json=as_json,
+        dry_run=dry_run,
+    )
+    prompts = PromptedOptions(
+        cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()), embedding_cache=embedding_cache
+    )
+    options = ModelOptions(
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        batch=batch,
+        allow_unverified=allow_unverified,
+    )
+    opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
+    _label(run, opening, cam, source, taxonomy, select, calibration, threshold, weight, weight_levels)
+
+
+def segment_corpus(
+    source: SourceArgument,
+    sam: RequiredSam,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Setting; repeat for several: side, min_score, min_stability, max_overlap, min_area.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: ShardOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    retry_rejects: RetryOption = False,
+    max_pixels: MaxPixelsOption = None,
+    provider: ProviderOption = "cpu",
+    device: DevicesOption = None,
+    precision: PrecisionOption = None,
+    allow_unverified: UnverifiedOption = False,
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut every image into segments without classes, with a promptable model and a grid of points.
+
+    The same command again continues where the run stopped. Exit status: 0 if every input is segmented, 1 if some were
+    rejected, 130 if interrupted.
+    """
+    from ..inputs.sources import open_source
+    from ..labeling.label_run import segment
+    from ..labeling.multi_gpu import label_on_devices, segment_share
+    from ..model.taxonomy import Taxonomy
+    from ..report import display
+
+    run = _Run(
+        output=output,
+        shard=shard,
+        workers=workers,
+        limit=limit,
+        retry_rejects=retry_rejects,
+        max_pixels=max_pixels,
+        provider=provider,
+        device=device,
+        as_json=as_json,
+    )
+    common = {**run.common, "retry_rejects": retry_rejects}
+    gpus = _devices(run)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    prompts = PromptedOptions(sam=sam, prompt=tuple(settings or ()))
+    options = ModelOptions(
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        allow_unverified=allow_unverified,
+    )
+    opening = partial(open_everything, prompts, options=options, say=run.say)
+    predictor = None if gpus else opening()
+    with display.run_display(as_json=as_json) as observer:
+        if predictor is None:
+            work = partial(segment_share, opening)
+            progress = label_on_devices(work, source, output, devices=gpus, observer=observer, **common)
+        else:
+            progress = segment(predictor, open_source(source), output, observer=observer, **common)
+    _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
+
+
+def _label(
+    run: _Run,
+    opening: Callable[[], tuple[Any, Any]],
+    classes_of: Path,
+    source: str,
+    taxonomy: Path | None,
+    select: Method,
+    calibration: Path | None,
+    threshold: float | None,
+    weight: Weight,
+    weight_levels: int,
+) -> None:
+    """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes."""
+    from ..calibration.calibration import Calibration
+    from ..inputs.sources import open_source
+    from ..labeling import label_run
+    from ..labeling.multi_gpu import label_on_devices, label_share
+    from ..labeling.selection import Selection
+    from ..report import display
+
+    if (calibration is not None) != (select == "conformal"):
+        raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
+    if (threshold is not None) != (select == "threshold"):
+        raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
+    if run.output is None and not run.dry_run:
+        raise UsageError("labels need a store: give -o STORE (or --dry-run)")
+    common = run.common
+    gpus = _devices(run)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     predictor: Any = None
-    if gpus:  # each device's process opens its own; this one keeps away from them
-        named = bundle or cam
-        assert named is not None, "checked above"
-        classes = load_taxonomy(named, taxonomy)
+    if gpus:  # each GPU's process opens its own predictor; this process opens none
+        classes = load_taxonomy(classes_of, taxonomy)
     else:
         predictor, classes = opening()
     thresholds = Calibration.load(calibration) if calibration else None
-    options: dict[str, Any] = {"weight": weight.value, "weight_levels": weight_levels}
+    options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels}
     if thresholds is not None:
         selection = Selection.conformal(thresholds, **options)
     elif threshold is not None:
         selection = Selection.threshold(threshold, **options)
     else:
-        selection = Selection(**options)
-    if dry_run:
-        progress, total = pipeline.dry_run(predictor, open_source(source), classes, selection, **common)
-        display.print_estimate(progress, total, as_json=as_json)
+        selection = Selection.argmax(**options)
+    if run.dry_run:
+        progress, total = label_run.dry_run(predictor, open_source(source), classes, selection, **common)
+        display.print_estimate(progress, total, as_json=run.as_json)
         return
-    assert output is not None, "checked above"
-    common["retry_rejects"] = retry_rejects
-    with display.run_display(as_json=as_json) as observer:
+    assert run.output is not None, "checked above"
+    common["retry_rejects"] = run.retry_rejects
+    with display.run_display(as_json=run.as_json) as observer:
         if gpus:
             work = partial(label_share, opening, selection)
-            progress = label_on_devices(work, source, output, devices=gpus, observer=observer, **common)
+            progress = label_on_devices(work, source, run.output, devices=gpus, observer=observer, **common)
         else:
-            progress = pipeline.label(
-                predictor, open_source(source), output, classes, selection, observer=observer, **common
-            )
-    _finish(progress, classes, output, as_json)
+            images = open_source(source)
+            progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
+    _finish(progress, classes, run.output, run.as_json)
 
 
 def _finish(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
-    """Print the end of a run, and leave with its exit status."""
+    """Print the summary of a run and exit with its status."""
     from ..report import display
 
     if as_json:
@@ -319,15 +377,17 @@ def _finish(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _devices(text: str | None, provider: Provider, dry_run: bool) -> tuple[int, ...]:
-    """The GPUs of ``--devices``; none where it was not given."""
-    if text is None:
+def _devices(run: _Run) -> tuple[int, ...]:
+    """GPU numbers of ``--device``; empty if the option was not given."""
+    if run.device is None:
         return ()
-    if provider not in ON_GPU or dry_run:
-        raise UsageError(f"--devices goes with --provider {' or '.join(ON_GPU)}, and not with --dry-run")
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--devices must be numbers separated by commas, as in 0,1, got {text!r}")
+    if run.provider not in ON_GPU or run.dry_run:
+        raise UsageError(
+            f"--device applies to --provider {' or '.join(ON_GPU)}, and not to --dry-run; leave it out or change them"
+        )
+    parts = [part.strip().removeprefix("cuda:") for part in run.device.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--device must list GPUs, such as cuda:0,cuda:1, got {run.device!r}")
     return tuple(int(part) for part in parts)
 
 
@@ -336,5 +396,5 @@ def _shard(text: str | None) -> tuple[int, int] | None:
         return None
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UsageError(f"--shard must be I/N with I from 0 to N-1, as in 0/8, got {text!r}")
+        raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/8, got {text!r}")
     return int(index), int(count)

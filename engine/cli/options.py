@@ -1,22 +1,133 @@
-"""The command-line options that say what labels, and the predictor they make."""
+"""Command-line arguments and options that several commands share, so that each has one name, one help and one default.
+
+Each alias is the annotation of a parameter; the default stands in the command's signature::
+
+    def calibrate(bundle: BundleArgument, workers: WorkersOption = None) -> None: ...
+"""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Folder of the model bundle.")
-TAXONOMY = typer.Option(None, "--taxonomy", metavar="FILE", help="Class mapping; the model's own classes if left out.")
-PROVIDER = typer.Option("cpu", help="What runs the model; never replaced silently.")
-PRECISION = typer.Option(
-    None, metavar="PRECISION", help="Which of the bundle's files or engines.  [default: its first]"
-)
-UNVERIFIED = typer.Option(
-    False, "--allow-unverified", help="Run a conversion or engine that the gate did not pass, or never saw."
-)
-THREADS = typer.Option(1, min=1, help="Threads of one model call; 1 runs one image a processor.")
-BATCH = typer.Option(1, min=1, help="Images in one model call.")
-DEVICES = typer.Option(
-    None, metavar="N,N", help="Label on these GPUs, one process each, as in 0,1.  [default: the first, in this process]"
-)
-TILE = typer.Option(None, min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.")
-OVERLAP = typer.Option(0, min=0, metavar="PIXELS", help="What neighboring tiles share.")
+from ...errors import UsageError
+from ..runtimes.open import Provider
+
+SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the model bundle.")]
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the label store.")]
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images to label: {SOURCE_HELP}.")]
+
+ImagesOption = Annotated[str, typer.Option("--images", metavar="SOURCE", help=f"Labeled images: {SOURCE_HELP}.")]
+LabelsOption = Annotated[
+    Path, typer.Option("--labels", metavar="DIR", help="Their label maps, under the same names as the images.")
+]
+TaxonomyOption = Annotated[
+    Path | None,
+    typer.Option("--taxonomy", metavar="FILE", help="Class mapping (TOML).", show_default="the model's own classes"),
+]
+IdsOption = Annotated[
+    Path | None,
+    typer.Option("--ids", metavar="FILE", help="Names of the images to use, one per line.", show_default="all"),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, metavar="N", help="Images in progress at the same time.", show_default="one per core"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+ProviderOption = Annotated[
+    Provider,
+    typer.Option(
+        "--provider",
+        metavar="RUNTIME",
+        help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino. It is never replaced by another.",
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="NAME", help="Precision of the bundle's file or engine to run.", show_default="the first"
+    ),
+]
+UnverifiedOption = Annotated[
+    bool,
+    typer.Option("--allow-unverified", help="Run a converted file or an engine without a passing gate verdict."),
+]
+ThreadsOption = Annotated[
+    int,
+    typer.Option(
+        "--threads",
+        min=1,
+        metavar="N",
+        help="Threads per model call; with 1, several images run in parallel, one per core.",
+    ),
+]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images per model call.")]
+TileOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tile", min=16, metavar="PIXELS", help="Cut larger images into square tiles of this side.", show_default="off"
+    ),
+]
+OverlapOption = Annotated[
+    int, typer.Option("--overlap", min=0, metavar="PIXELS", help="Overlap of neighboring tiles (with --tile).")
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="CUDA:N,...",
+        help="GPUs to use, one process per GPU, such as cuda:0,cuda:1.",
+        show_default="the first GPU, if the provider runs on one",
+    ),
+]
+
+CamOption = Annotated[
+    Path | None,
+    typer.Option("--cam", metavar="BUNDLE", help="Classifier with class activation maps; use it together with --sam."),
+]
+SamOption = Annotated[
+    Path | None, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
+]
+ImageLabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--image-labels",
+        metavar="FILE",
+        help="Classes that each image shows: CSV, JSON lines or COCO.",
+        show_default="as the classifier predicts",
+    ),
+]
+PromptSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Prompt setting; repeat for several: mode, peaks, tau, min_distance, max_peaks, box_threshold, pick, "
+        "keep, scales, flip, class_threshold.",
+        show_default=False,
+    ),
+]
+
+
+def print_json(raw: object, indent: int | None = 2) -> None:
+    """Print plain data as JSON on standard output."""
+    import json
+
+    typer.echo(json.dumps(raw, indent=indent))
+
+
+def writable_file(path: Path, suffix: str) -> None:
+    """Refuse an output file that cannot be written, before any work is done.
+
+    Raises :class:`UsageError` if the suffix differs, or the folder does not exist or cannot be written to.
+    """
+    if path.suffix != suffix or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: expected a {suffix} file in an existing folder")

@@ -29,6 +29,11 @@ FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 
 Task = Literal["semantic", "cam", "promptable"]
+Layout = Literal["NCHW", "NHWC"]
+Resize = Literal["stretch", "longest-side"]
+ResizeFilter = Literal["bilinear", "bicubic", "area"]
+Channels = Literal["RGB", "BGR"]
+Activation = Literal["softmax", "sigmoid", "none"]
 
 _CHOICES = {
     "task": ("semantic", "cam", "promptable"),
@@ -56,19 +61,19 @@ class InputSpec:
 
     name: str
     """Name of the graph's input tensor."""
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    layout: Layout = "NCHW"
     """Order of the input's axes."""
     height: int
     """Rows of the input, in pixels."""
     width: int
     """Columns of the input, in pixels."""
-    resize: Literal["stretch", "longest-side"] = "stretch"
+    resize: Resize = "stretch"
     """``stretch`` fills the input; ``longest-side`` keeps the aspect ratio and pads at the right and the bottom."""
-    resize_filter: Literal["bilinear", "bicubic", "area"] = "bilinear"
+    resize_filter: ResizeFilter = "bilinear"
     """Interpolation filter of the resize."""
     antialias: bool = True
     """Widen the filter when shrinking (Pillow's and torchvision's antialias)."""
-    channels: Literal["RGB", "BGR"] = "RGB"
+    channels: Channels = "RGB"
     """Order of the color channels."""
     scale: float = 1.0 / 255.0
     """Factor applied to a pixel first."""
@@ -115,7 +120,7 @@ class OutputSpec:
     """Name of the graph's output tensor."""
     kind: Literal["scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"] = "scores"
     """``scores``: per-class score maps; the other kinds belong to the cam and promptable tasks."""
-    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    activation: Activation = "softmax"
     """What turns the stored values into scores; ``none``: they are scores already."""
     class_axis: int = 1
     """Axis of the classes in the batched tensor: 1 (N,C,h,w) or 3 (N,h,w,C)."""

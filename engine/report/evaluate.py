@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from ... import kernels
 from ...errors import UsageError
 from ..inputs.label_maps import LabelFolder, read_label_map, select_ids
 from ..inputs.ordered_map import ordered_map
+from ..inputs.sources import Item, Source
+from ..labeling.selection import Selection, select
 from ..model.taxonomy import Taxonomy
+from ..predictors.base import Predictor
 from ..store.label_store import LabelStore
 
 
@@ -137,6 +141,45 @@ def evaluate(
             raise UsageError(
                 f"{path} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
                 f"{label.shape[1]}x{label.shape[0]} px; they must be the same size"
+            )
+        return label, truth
+
+    return quality(ordered_map(load, matched, workers), taxonomy)
+
+
+def evaluate_predictor(
+    predictor: Predictor,
+    source: Source,
+    labels: LabelFolder,
+    taxonomy: Taxonomy,
+    selection: Selection,
+    *,
+    ids: frozenset[str] | None = None,
+    workers: int = 1,
+) -> Quality:
+    """Label images with a predictor and compare the labels with a folder of label maps; nothing is stored.
+
+    Images are matched to label maps by name; with ``ids`` a listed image without one is an error. Raises
+    :class:`UsageError` if nothing matches or sizes differ, :class:`ImageError` if an image cannot be decoded.
+    """
+    items = {item.uri: item for item in source}
+    pairs = [(items[uri], labels.find(uri)) for uri in select_ids(items, ids)]
+    if ids is not None and (missing := [item.uri for item, path in pairs if path is None]):
+        raise UsageError(f"{len(missing)} of the listed images have no label map in {labels.path}, e.g. {missing[0]}")
+    matched = [(item, path) for item, path in pairs if path is not None]
+    if not matched:
+        raise UsageError(f"no image has a label map in {labels.path}; names must match")
+
+    def load(match: tuple[Item, Path]) -> tuple[NDArray[Any], NDArray[Any]]:
+        item, path = match
+        image = predictor.backend.decode(source.read(item))
+        (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
+        label = select(score_map, taxonomy, selection).label
+        truth = taxonomy.encode(read_label_map(path), str(path))
+        if truth.shape != label.shape:
+            raise UsageError(
+                f"{path} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is {label.shape[1]}x{label.shape[0]} "
+                "px; they must be the same size"
             )
         return label, truth
 

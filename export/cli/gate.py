@@ -1,83 +1,98 @@
-"""Commands that convert bundles, prove artifacts and compare what is installed."""
+"""Commands that convert bundles, prove artifacts, and compare the installed runtimes."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ...engine.cli.options import BUNDLE, PROVIDER
-from ...engine.runtimes.open import Provider
+from ...engine.cli.options import SOURCE_HELP, BundleArgument, JsonOption, ProviderOption
 from ...errors import UsageError
+from ..precision.convert import OnFail
+from ..precision.eight_bit import Method
 
-
-class Precision(StrEnum):
-    """What a bundle can be converted to."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    fp8 = "fp8"
-
-
-class OnFail(StrEnum):
-    """What follows a precision that does not pass."""
-
-    stop = "stop"
-    next = "next"
-
-
-class Method(StrEnum):
-    """How an int8 activation's range follows from what was seen."""
-
-    minmax = "minmax"
-    percentile = "percentile"
-
-
-IMAGES = typer.Option(..., metavar="SOURCE", help="Real images to compare on: a folder, list, glob, archive or URL.")
-LIMIT = typer.Option(100, min=1, help="Images taken from the source, evenly spaced.")
-MEAN_IOU = typer.Option(None, min=0, max=1, help="Lowest mean over images of the mask IoU.  [default: 0.99]")
-WORST_IOU = typer.Option(None, min=0, max=1, help="Lowest mask IoU of any image.  [default: 0.95]")
-AGREEMENT = typer.Option(None, min=0, max=1, help="Lowest share of pixels with the same class.  [default: 0.995]")
-MIN_IMAGES = typer.Option(None, min=1, help="Fewest images to compare on.  [default: 50]")
-MIN_SHARE = typer.Option(
-    None, min=0, max=1, help="Share of an image that a class must cover to have an IoU of its own.  [default: 0]"
-)
-SHIFT = typer.Option(
-    None, min=0, max=1, help="Largest move of a score quantile with which calibrations still serve.  [default: 0.01]"
-)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add ``convert``, ``gate`` and ``bench`` to the application."""
-    app.command("convert", rich_help_panel="Models")(convert_bundle)
-    app.command("gate", rich_help_panel="Models")(prove)
-    app.command("bench", rich_help_panel="Models")(compare_installed)
+GateImagesOption = Annotated[
+    str, typer.Option("--images", metavar="SOURCE", help=f"Real images to compare on: {SOURCE_HELP}.")
+]
+NumImagesOption = Annotated[
+    int, typer.Option("--num-images", min=1, help="Images taken from the source, evenly spaced.")
+]
+CalibrationImagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration-images",
+        metavar="SOURCE",
+        help="Images that 8-bit ranges are computed from.",
+        show_default="the images compared on",
+    ),
+]
+OnFailOption = Annotated[
+    OnFail,
+    typer.Option(
+        "--on-fail",
+        help="If the precision fails: stop, or try the next one (fp16, bf16, fp16 with some nodes in fp32).",
+    ),
+]
+MeanIouOption = Annotated[
+    float | None, typer.Option("--mean-iou", min=0, max=1, help="Lowest mean mask IoU.", show_default="0.99")
+]
+WorstIouOption = Annotated[
+    float | None,
+    typer.Option("--worst-iou", min=0, max=1, help="Lowest mask IoU of any image.", show_default="0.95"),
+]
+AgreementOption = Annotated[
+    float | None,
+    typer.Option("--agreement", min=0, max=1, help="Lowest share of pixels with the same class.", show_default="0.995"),
+]
+MinImagesOption = Annotated[
+    int | None, typer.Option("--min-images", min=1, help="Fewest images to compare on.", show_default="50")
+]
+MinShareOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-share", min=0, max=1, help="Smallest share of an image for a class to count in it.", show_default="0"
+    ),
+]
+ShiftOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-shift",
+        min=0,
+        max=1,
+        help="Largest shift of a score quantile for calibrations to stay valid.",
+        show_default="0.01",
+    ),
+]
 
 
 def convert_bundle(
-    bundle: Path = BUNDLE,
-    precision: Precision = typer.Option(..., help="What to convert to."),
-    images: str = IMAGES,
-    limit: int = LIMIT,
-    calibration_images: str | None = typer.Option(
-        None, metavar="SOURCE", help="Images that 8-bit ranges are taken from.  [default: those of --images]"
-    ),
-    method: Method = typer.Option(Method.minmax, help="int8 ranges: all that was seen, or all but the last 0.01 %."),
-    symmetric: bool = typer.Option(False, help="int8 ranges around 0, as TensorRT asks for."),
-    keep_fp32: list[str] = typer.Option([], metavar="NODE", help="A node that stays in fp32; may be given again."),
-    role: list[str] = typer.Option([], metavar="ROLE", help="Convert this graph only, e.g. encoder; may be repeated."),
-    on_fail: OnFail = typer.Option(OnFail.stop, help="Stop, or walk on: fp16, bf16, fp16 with some nodes in fp32."),
-    mean_iou: float | None = MEAN_IOU,
-    worst_iou: float | None = WORST_IOU,
-    agreement: float | None = AGREEMENT,
-    min_images: int | None = MIN_IMAGES,
-    min_share: float | None = MIN_SHARE,
-    score_quantile_shift: float | None = SHIFT,
+    bundle: BundleArgument,
+    images: GateImagesOption,
+    precision: Annotated[Literal["fp16", "bf16", "int8", "fp8"], typer.Option(help="Precision to convert to.")],
+    num_images: NumImagesOption = 100,
+    calibration_images: CalibrationImagesOption = None,
+    method: Annotated[
+        Method, typer.Option(help="int8 ranges: every value seen, or all but the last 0.01 %.")
+    ] = "minmax",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="int8 ranges around 0, which TensorRT needs.")] = False,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Node that stays in fp32; repeat for several.", show_default=False),
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE", help="Graph to convert, such as encoder; repeat for several.", show_default="all"),
+    ] = None,
+    on_fail: OnFailOption = "stop",
+    mean_iou: MeanIouOption = None,
+    worst_iou: WorstIouOption = None,
+    agreement: AgreementOption = None,
+    min_images: MinImagesOption = None,
+    min_share: MinShareOption = None,
+    score_quantile_shift: ShiftOption = None,
 ) -> None:
-    """Add a lower precision to a bundle where it is the same as the original on real images; else write nothing."""
+    """Convert a bundle to a lower precision; keep the result only if it gives the original's masks on real images."""
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
     from ..gate.judge import GateImages
@@ -87,42 +102,46 @@ def convert_bundle(
     model.verify()
     tolerances = _tolerances(mean_iou, worst_iou, agreement, min_images, min_share, score_quantile_shift)
     how = Conversion(
-        roles=tuple(role),
-        keep_fp32=tuple(keep_fp32),
-        calibration=None if calibration_images is None else GateImages.open(calibration_images, limit=limit),
-        method=method.value,
+        roles=tuple(role or ()),
+        keep_fp32=tuple(keep_fp32 or ()),
+        calibration=None if calibration_images is None else GateImages.open(calibration_images, limit=num_images),
+        method=method,
         symmetric=symmetric,
         tolerances=tolerances,
         threads=usable_processors(),
     )
-    photos = GateImages.open(images, limit=limit)
-    converted = convert(model, precision.value, photos, how=how, on_fail=on_fail.value, say=typer.echo)
+    photos = GateImages.open(images, limit=num_images)
+    converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=typer.echo)
     for entry in converted.files:
         if entry.derived_from and entry not in model.files:
             typer.echo(f"wrote {converted.path / entry.path} ({entry.bytes:,} bytes)")
 
 
 def prove(
-    bundle: Path = BUNDLE,
-    images: str = IMAGES,
-    limit: int = LIMIT,
-    precision: str | None = typer.Option(
-        None, metavar="PRECISION", help="Which artifact.  [default: every conversion]"
-    ),
-    provider: Provider = PROVIDER,
-    reference: Path | None = typer.Option(
-        None, metavar="BUNDLE", help="Compare with this bundle's originals instead; prints, and records nothing."
-    ),
-    mean_iou: float | None = MEAN_IOU,
-    worst_iou: float | None = WORST_IOU,
-    agreement: float | None = AGREEMENT,
-    min_images: int | None = MIN_IMAGES,
-    min_share: float | None = MIN_SHARE,
-    score_quantile_shift: float | None = SHIFT,
+    bundle: BundleArgument,
+    images: GateImagesOption,
+    num_images: NumImagesOption = 100,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Artifact to prove.", show_default="every conversion"),
+    ] = None,
+    provider: ProviderOption = "cpu",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="Compare with the originals of this bundle instead, and record no verdict."
+        ),
+    ] = None,
+    mean_iou: MeanIouOption = None,
+    worst_iou: WorstIouOption = None,
+    agreement: AgreementOption = None,
+    min_images: MinImagesOption = None,
+    min_share: MinShareOption = None,
+    score_quantile_shift: ShiftOption = None,
 ) -> None:
-    """Prove that an artifact, run by a provider, is the same as the bundle's original on real images.
+    """Compare an artifact with the bundle's original on real images, and record the verdict.
 
-    The verdict goes into the bundle's manifest; without one that passed, conversions and engines do not label.
+    Conversions and engines label only after a verdict that passed.
     """
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
@@ -132,7 +151,7 @@ def prove(
     model = Bundle.load(bundle)
     model.verify()
     tolerances = _tolerances(mean_iou, worst_iou, agreement, min_images, min_share, score_quantile_shift)
-    photos = GateImages.open(images, limit=limit)
+    photos = GateImages.open(images, limit=num_images)
     if reference is not None:
         verdicts = prove_same(Bundle.load(reference), model, photos, tolerances, threads=usable_processors())
         typer.echo(describe(verdicts[0]))
@@ -152,22 +171,28 @@ def prove(
 
 
 def compare_installed(
-    bundle: Path = BUNDLE,
-    images: str | None = typer.Option(
-        None, metavar="SOURCE", help="Real images to time and compare on.  [default: made-up pictures, no comparison]"
-    ),
-    limit: int = LIMIT,
-    seconds: float = typer.Option(5.0, min=0.1, help="Seconds that each is timed for."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+    bundle: BundleArgument,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            metavar="SOURCE",
+            help="Real images to time and compare on.",
+            show_default="generated, not compared",
+        ),
+    ] = None,
+    num_images: NumImagesOption = 100,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds to time each combination for.")] = 5.0,
+    as_json: JsonOption = False,
 ) -> None:
-    """Images a second of every runtime and precision that is there, and what the gate says of each."""
+    """Measure images per second of every installed runtime and precision, and compare their masks."""
     from ...engine.model.bundle import Bundle
     from ..gate.bench import measure, print_rows
     from ..gate.judge import GateImages
 
     model = Bundle.load(bundle)
     model.verify()
-    rows = measure(model, GateImages.open(images, limit=limit) if images else None, seconds=seconds)
+    rows = measure(model, GateImages.open(images, limit=num_images) if images else None, seconds=seconds)
     print_rows(rows, as_json=as_json)
 
 
@@ -179,10 +204,10 @@ def _tolerances(
     min_share: float | None,
     score_quantile_shift: float | None,
 ) -> Any:
-    """The defaults with what was given in their place, which is printed."""
+    """Build the tolerances: the defaults, replaced by the given values, which are printed."""
     from ...engine.model.verdicts import Tolerances
 
-    given = {
+    values = {
         "mean_iou": mean_iou,
         "worst_iou": worst_iou,
         "agreement": agreement,
@@ -190,7 +215,7 @@ def _tolerances(
         "min_share": min_share,
         "score_quantile_shift": score_quantile_shift,
     }
-    tolerances = Tolerances(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    tolerances = Tolerances(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     if overrides := tolerances.overrides():
         typer.echo(f"tolerances changed: {', '.join(f'{name} {value:g}' for name, value in overrides.items())}")
     return tolerances

@@ -14,7 +14,8 @@ from .checkpoint import Checkpoint
 if TYPE_CHECKING:
     from torch import nn
 
-Background = Literal["rest", "void"]
+BackgroundScore = Literal["rest", "void"]
+Masks = Literal["all", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,13 @@ class Choices:
     """Class names: of a model that takes text what it is asked for, of another model new names for its classes."""
     background: str | None = None
     """Name of the background class. Models made of masks and texts get that class, first, where they have none."""
-    background_score: Background = "rest"
+    background_score: BackgroundScore = "rest"
     """Score of a class so added: ``rest`` is what the best class leaves of 1, ``void`` what queries give no class."""
     size: tuple[int, int] | None = None
     """(height, width) of the input in pixels."""
     template: str = "a photo of a {}."
     """The sentence that a class name stands in, for models that take text."""
-    masks: Literal["all", "best"] = "all"
+    masks: Masks = "all"
     """Masks that a prompt gives: all of them, or the one that the model thinks best."""
 
 
@@ -99,7 +100,7 @@ def class_names(checkpoint: Checkpoint, choices: Choices) -> tuple[str, ...]:
     return tuple(f"{name} ({index})" if own.count(name) > 1 else name for index, name in enumerate(own))
 
 
-def with_background(classes: tuple[str, ...], choices: Choices) -> tuple[tuple[str, ...], Background | None]:
+def with_background(classes: tuple[str, ...], choices: Choices) -> tuple[tuple[str, ...], BackgroundScore | None]:
     """The classes with the background first where it has to be added, and the score it then gets."""
     if choices.background is None or choices.background in classes:
         return classes, None

@@ -13,11 +13,11 @@ from typing import Any
 from ...engine.model.bundle import OutputSpec
 from ...errors import ExportError
 from .checkpoint import Checkpoint
-from .folded import Background, Choices, Folded, class_names, image_input, with_background
+from .folded import BackgroundScore, Choices, Folded, class_names, image_input, with_background
 from .torch_module import as_module
 
 
-def class_scores(class_logits: Any, mask_logits: Any, background: Background | None = None) -> Any:
+def class_scores(class_logits: Any, mask_logits: Any, background: BackgroundScore | None = None) -> Any:
     """Queries to scores: (N, Q, C + 1) with void last, (N, Q, h, w) → (N, C, h, w), [0, Q].
 
     With ``background`` a channel comes first: ``rest`` is max(0, 1 - the best class), ``void`` the sum over queries of
@@ -64,12 +64,12 @@ def eomt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     return _folded(checkpoint, model, choices, _scores, fixed=(side, side))
 
 
-def _scores(model: Any, image: Any, *, background: Background | None) -> Any:
+def _scores(model: Any, image: Any, *, background: BackgroundScore | None) -> Any:
     output = model(pixel_values=image)
     return class_scores(output.class_queries_logits, output.masks_queries_logits, background)
 
 
-def _scores_of_task(model: Any, image: Any, *, background: Background | None, task: Any) -> Any:
+def _scores_of_task(model: Any, image: Any, *, background: BackgroundScore | None, task: Any) -> Any:
     output = model(pixel_values=image, task_inputs=task.expand(image.shape[0], -1))
     return class_scores(output.class_queries_logits, output.masks_queries_logits, background)
 

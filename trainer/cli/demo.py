@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``demo`` to the application."""
-    app.command("demo")(demo)
-
-
 def demo(
-    output: Path = typer.Option(Path("demo-output"), "-o", "--output", metavar="DIR", help="Folder for the results."),
-    student: bool = typer.Option(True, help="Train a student on the labels, too (about a minute)."),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.")] = Path(
+        "demo-output"
+    ),
+    student: Annotated[
+        bool, typer.Option("--student/--no-student", help="Train a student on the labels as well (about a minute).")
+    ] = True,
 ) -> None:
     """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw, train."""
     from rich.console import Console
@@ -25,7 +25,9 @@ def demo(
     console = Console()
     figures = run_demo(output, console=console)
     if student and importlib.util.find_spec("torch") is None:
-        typer.echo("a student needs PyTorch: pip install 'maskmill[demo,train]', and run the demonstration again")
+        typer.echo(
+            "the student needs PyTorch; install it with: pip install '.[demo,train]', then run the demonstration again"
+        )
     elif student:
         from ..demo.student import run_student
 

@@ -2,96 +2,109 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ...errors import UsageError
-from ...export.cli.adopt import class_list, parse_size
-from ...export.cli.gate import LIMIT, OnFail
-
-
-class Wanted(StrEnum):
-    """Precisions that a bundle can be exported in."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    fp8 = "fp8"
-
-
-class BackgroundScore(StrEnum):
-    """Where the score of an added background class comes from."""
-
-    rest = "rest"
-    void = "void"
-
-
-class Masks(StrEnum):
-    """Masks that a prompt gives."""
-
-    all = "all"
-    best = "best"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add ``export`` to the application."""
-    app.command("export", rich_help_panel="Models")(export_model)
+from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
+from ...export.cli.import_model import class_list, parse_size
+from ...export.pretrained.folded import BackgroundScore, Masks
 
 
 def export_model(
-    model: str = typer.Argument(..., metavar="MODEL", help="Hub id, folder with a checkpoint, or a trainer's run."),
-    output: Path = typer.Option(..., "-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make."),
-    family: str | None = typer.Option(None, metavar="NAME", help="Family of models.  [default: what config.json says]"),
-    revision: str | None = typer.Option(None, help="Branch, tag or commit at the hub."),
-    classes: Path | None = typer.Option(
-        None, metavar="FILE", help="Class names, one a line: new names, or what a model that takes text is asked for."
-    ),
-    background: str | None = typer.Option(
-        None, metavar="NAME", help="The background class; added first where a model of masks or texts has none."
-    ),
-    background_score: BackgroundScore = typer.Option(
-        BackgroundScore.rest, help="Score of an added background: what the best class leaves of 1, or the void mass."
-    ),
-    template: str = typer.Option("a photo of a {}.", help="The sentence that a class name stands in."),
-    masks: Masks = typer.Option(Masks.all, help="Masks a prompt gives: all, or the one with the best predicted IoU."),
-    size: str | None = typer.Option(None, metavar="HEIGHTxWIDTH", help="Input size.  [default: the model's own]"),
-    precision: Wanted = typer.Option(Wanted.fp32, help="A precision to convert to; fp32 is always written as well."),
-    gate_images: str | None = typer.Option(
-        None, metavar="SOURCE", help="Real images to compare on; needed for a lower precision.  [default: made-up]"
-    ),
-    calibration_images: str | None = typer.Option(
-        None, metavar="SOURCE", help="Images that 8-bit ranges are taken from.  [default: those of --gate-images]"
-    ),
-    limit: int = LIMIT,
-    on_fail: OnFail = typer.Option(OnFail.stop, help="Stop, or walk on: fp16, bf16, fp16 with some nodes in fp32."),
-    allow_pickle: bool = typer.Option(False, help="Read weights from a pickle, which can run any code."),
-    license: str = typer.Option("", help="License of the weights.  [default: what the model card says]"),
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder with a checkpoint, or training run.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Family of models.", show_default="read from config.json"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit at the hub.", show_default="main")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names, one per line: new names, or the prompts of a model that takes text.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The background class; added in front if the model has none.",
+            show_default="none added",
+        ),
+    ] = None,
+    background_score: Annotated[
+        BackgroundScore,
+        typer.Option(help="Score of an added background: 1 minus the best class, or the void probability."),
+    ] = "rest",
+    template: Annotated[
+        str, typer.Option(metavar="TEXT", help="Sentence around a class name, for models that take text.")
+    ] = "a photo of a {}.",
+    masks: Annotated[
+        Masks, typer.Option(help="Masks per prompt: all, or the one with the best predicted IoU.")
+    ] = "all",
+    size: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Input size.", show_default="the model's own")
+    ] = None,
+    precision: Annotated[
+        Literal["fp16", "bf16", "int8", "fp8"] | None,
+        typer.Option(help="Precision to convert to as well; fp32 is always written.", show_default="fp32 only"),
+    ] = None,
+    gate_images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Real images to compare on; needed for a lower precision.",
+            show_default="2 generated images",
+        ),
+    ] = None,
+    calibration_images: CalibrationImagesOption = None,
+    num_images: NumImagesOption = 100,
+    on_fail: OnFailOption = "stop",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights from a pickle, which can run any code.")
+    ] = False,
+    license: Annotated[
+        str, typer.Option(metavar="TEXT", help="License of the weights, if the model card does not say it.")
+    ] = "",
 ) -> None:
-    """Export a model, compare it with the original, and write a bundle; where they differ nothing is written."""
+    """Export a model, compare it with the original, and write a bundle; nothing is written if they differ."""
     from ...engine.model.verdicts import Verdict
     from ...export.gate.judge import GateImages, describe
     from ...export.pretrained.families import Choices, bundle_from_pretrained
     from ..bundle import bundle_from_run, is_run
 
-    if precision is not Wanted.fp32 and gate_images is None:
-        raise UsageError(f"{precision.value} is proven on real images; give them with --gate-images")
+    if precision is not None and gate_images is None:
+        raise UsageError(f"{precision} is proven on real images; give them with --gate-images")
     if "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
-    photos = None if gate_images is None else GateImages.open(gate_images, limit=limit)
+    photos = None if gate_images is None else GateImages.open(gate_images, limit=num_images)
     wanted_size = parse_size(size) if size else None
     if is_run(model):
+        _refuse_for_a_run(
+            {
+                "--family": family,
+                "--revision": revision,
+                "--classes": classes,
+                "--background": background,
+                "--allow-pickle": allow_pickle or None,
+            }
+        )
         bundle = bundle_from_run(model, output, size=wanted_size, license=license, images=photos)
     else:
         choices = Choices(
             classes=None if classes is None else tuple(class_list(classes)),
             background=background,
-            background_score=background_score.value,
+            background_score=background_score,
             size=wanted_size,
             template=template,
-            masks=masks.value,
+            masks=masks,
         )
         bundle = bundle_from_pretrained(
             model,
@@ -110,10 +123,16 @@ def export_model(
         f"{spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
     typer.echo(describe(Verdict.from_dict(bundle.verdicts[0])))
-    if photos is not None and precision is not Wanted.fp32:
+    if photos is not None and precision is not None:
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors
 
-        calibration = None if calibration_images is None else GateImages.open(calibration_images, limit=limit)
+        calibration = None if calibration_images is None else GateImages.open(calibration_images, limit=num_images)
         how = Conversion(calibration=calibration, threads=usable_processors())
-        convert(bundle, precision.value, photos, how=how, on_fail=on_fail.value, say=typer.echo)
+        convert(bundle, precision, photos, how=how, on_fail=on_fail, say=typer.echo)
+
+
+def _refuse_for_a_run(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)} does not apply to a training run, which knows its classes; leave it out")

@@ -1,70 +1,80 @@
-"""Commands that train, measure and use students."""
+"""The command that trains a student."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from ...engine.cli.options import IdsOption, JsonOption
 from ...errors import UsageError
-from .student import evaluate_student, predict_image
-
-
-class RecipeName(StrEnum):
-    """What is trained, and how."""
-
-    supervised = "supervised"
-    weighted = "weighted"
-    conformalsam = "conformalsam"
-    csl = "csl"
-    s2c = "s2c"
-
-
-DEVICE = typer.Option(None, metavar="DEVICE", help="cpu, cuda or cuda:N.  [default: a CUDA device where there is one]")
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the trainer's commands to the application."""
-    app.command("train", rich_help_panel="Students")(train_student)
-    app.command("evaluate", rich_help_panel="Students")(evaluate_student)
-    app.command("predict", rich_help_panel="Students")(predict_image)
+from ..recipes import RecipeName
+from .options import DeviceOption
 
 
 def train_student(
-    stores: list[Path] | None = typer.Argument(None, metavar="[STORE]...", help="Label stores to train on."),
-    recipe: RecipeName = typer.Option(RecipeName.weighted, help="What is trained, and how."),
-    output: Path = typer.Option(..., "-o", "--output", metavar="RUN", help="Folder of the run, made or gone on with."),
-    labeled: Path | None = typer.Option(
-        None, metavar="DIR", help="Folder with images/ and labels/: photos with true labels."
-    ),
-    ids: Path | None = typer.Option(None, metavar="FILE", help="Names of the labeled images to use, one a line."),
-    unlabeled: str | None = typer.Option(None, metavar="SOURCE", help="Images without labels (csl, conformalsam)."),
-    validation: Path | None = typer.Option(
-        None, metavar="DIR", help="Folder with images/ and labels/ to measure on; the best student is kept."
-    ),
-    validation_ids: Path | None = typer.Option(None, metavar="FILE", help="Names of the validation images to use."),
-    classes: Path | None = typer.Option(None, metavar="FILE", help="Class names, one a line, where there is no store."),
-    background: str | None = typer.Option(None, metavar="NAME", help="The background class of --classes."),
-    taxonomy: Path | None = typer.Option(
-        None, metavar="FILE", help="Class mapping, for other [labels] than those the stores were made with."
-    ),
-    segments: Path | None = typer.Option(
-        None, metavar="STORE|DIR", help="Segment maps of the images with labels (s2c)."
-    ),
-    image_labels: Path | None = typer.Option(
-        None, metavar="FILE", help="Classes of each image (s2c).  [default: those in its label map]"
-    ),
-    settings: list[str] | None = typer.Option(
-        None, "--set", metavar="KEY=VALUE", help="A setting of the recipe, e.g. crop=256, model=tiny, method.cover=0.5."
-    ),
-    device: str | None = DEVICE,
-    workers: int = typer.Option(2, min=0, help="Processes that load images, for each training process."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON lines instead of a progress bar."),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run to make or continue.")
+    ],
+    stores: Annotated[
+        list[Path] | None, typer.Argument(metavar="[STORE]...", help="Label stores to train on.", show_default=False)
+    ] = None,
+    recipe: Annotated[RecipeName, typer.Option(help="Training recipe.")] = "weighted",
+    labeled: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with images/ and labels/: photos with true labels.")
+    ] = None,
+    ids: IdsOption = None,
+    unlabeled: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Images without labels (recipes csl and conformalsam).")
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with images/ and labels/ to measure on; the best student is kept."),
+    ] = None,
+    validation_ids: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Names of the validation images to use.", show_default="all"),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Class names, one per line.", show_default="the label stores' classes"),
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The background class of --classes.", show_default="no background"),
+    ] = None,
+    taxonomy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Class mapping whose \\[labels] table reads --labeled.", show_default="the stores'"
+        ),
+    ] = None,
+    segments: Annotated[
+        Path | None, typer.Option(metavar="STORE|DIR", help="Segment maps of the labeled images (recipe s2c).")
+    ] = None,
+    image_labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Classes of each image (recipe s2c).", show_default="the classes in its label map"
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Recipe setting, such as crop=256, model=tiny or method.cover=0.5; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images, per training process.")] = 2,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a student. Running the same command again goes on where it stopped; so does torchrun with it.
+    """Train a student. The same command again continues where the run stopped, under torchrun as well.
 
-    Exit status: 0 trained, 130 interrupted (the run is saved).
+    Exit status: 0 if trained, 130 if interrupted (the run is saved).
     """
     from ...engine.inputs.label_maps import read_ids
     from ...engine.model.files import read_class_names
@@ -74,11 +84,11 @@ def train_student(
     from ..training_display import observing, print_summary
 
     if background is not None and classes is None:
-        raise UsageError("--background NAME goes with --classes FILE")
-    chosen = with_settings(RECIPES[recipe.value](), settings or ())
+        raise UsageError("--background NAME needs --classes FILE")
+    chosen = with_settings(RECIPES[recipe](), settings or ())
     names = None if classes is None else read_class_names(classes)
     if names is not None and sorted(names) != list(range(len(names))):
-        raise UsageError(f"{classes} must name every class from 0 on, without a gap")
+        raise UsageError(f"{classes} must name every class from 0 on, with none left out")
     corpus = open_corpus(
         stores=stores or (),
         labeled=labeled,

@@ -31,12 +31,12 @@ def parse_settings(
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or name not in owners:
-            raise UsageError(f"--prompt is NAME=VALUE with one of the names {', '.join(owners)}; got {text!r}")
+            raise UsageError(f"--set takes NAME=VALUE with one of the names {', '.join(owners)}; got {text!r}")
         owner, kind = owners[name]
         try:
             values[owner][name] = _parse(value.strip(), kind)
         except ValueError:
-            raise UsageError(f"--prompt {name} takes {_READABLE.get(kind, 'a number')}, got {value!r}") from None
+            raise UsageError(f"--set {name} takes {_READABLE.get(kind, 'a number')}, got {value!r}") from None
     return values
 
 

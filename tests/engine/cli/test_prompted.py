@@ -17,7 +17,7 @@ from maskmill.errors import StoreError
 from ...models import color_cam_graph, color_decoder_graph, color_encoder_graph, color_image
 from ...test_cli import maskmill, ok
 
-PROMPTS = ("--prompt", "min_distance=3", "--prompt", "mode=peaks")
+PROMPTS = ("--set", "min_distance=3", "--set", "mode=peaks")
 RECTANGLES = ((0, slice(4, 20), slice(4, 20)), (1, slice(12, 28), slice(26, 42)))
 
 
@@ -56,15 +56,16 @@ def test_from_image_level_labels_to_measured_labels(home: Path) -> None:
     output = ok("calibrate", *MODELS, "--images", "photos", "--labels", "labels", "--alpha", "0.1", "--min-images", "1",
                 "-o", "thresholds.json", cwd=home)  # fmt: skip
     assert "thresholds.json: alpha 0.1" in output
-    ok("label", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration", "thresholds.json",
+    ok("label-prompted", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration", "thresholds.json",
        "--embedding-cache", "0.1", cwd=home)  # fmt: skip
     assert list((home / "store" / "embeddings").rglob("*.npz"))
-    quality = json.loads(ok("eval", "store", "--labels", "labels", "--json", cwd=home))
+    quality = json.loads(ok("evaluate", "store", "--labels", "labels", "--json", cwd=home))
     assert quality["num_images"] == 12
     assert quality["accuracy_kept"] > 0.97
     assert quality["kept"] > 0.8
-    assert "nothing to do" in ok("label", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration",
-                                 "thresholds.json", "--embedding-cache", "0.1", cwd=home)  # fmt: skip
+    again = ok("label-prompted", *MODELS, "photos", "-o", "store", "--select", "conformal", "--calibration",
+               "thresholds.json", "--embedding-cache", "0.1", cwd=home)  # fmt: skip
+    assert "nothing to do" in again
     picture = ok("show", "store", "1.png", "--steps", *MODELS[:6], "-o", "steps.png", cwd=home)
     assert picture == "wrote steps.png\n"
     with Image.open(home / "steps.png") as image:
@@ -72,8 +73,8 @@ def test_from_image_level_labels_to_measured_labels(home: Path) -> None:
 
 
 def test_other_prompts_are_refused_for_a_store_and_for_a_calibration(home: Path) -> None:
-    ok("label", *MODELS, "photos", "-o", "one", "--limit", "2", cwd=home)
-    other = maskmill("label", *MODELS, "--prompt", "tau=0.7", "photos", "-o", "one", cwd=home)
+    ok("label-prompted", *MODELS, "photos", "-o", "one", "--limit", "2", cwd=home)
+    other = maskmill("label-prompted", *MODELS, "--set", "tau=0.7", "photos", "-o", "one", cwd=home)
     assert other.returncode == 1
     assert "prompts.tau: 0.5 there, 0.7 now" in other.stderr
 
@@ -81,14 +82,14 @@ def test_other_prompts_are_refused_for_a_store_and_for_a_calibration(home: Path)
 def test_an_image_without_a_row_is_a_reject_and_the_rest_is_labeled(home: Path) -> None:
     (home / "few.csv").write_text("image,labels\n0.png,red\n")
     options = ("--cam", "cam", "--sam", "sam", "--image-labels", "few.csv")
-    result = maskmill("label", *options, *PROMPTS, "photos", "-o", "few", cwd=home)
+    result = maskmill("label-prompted", *options, *PROMPTS, "photos", "-o", "few", cwd=home)
     assert result.returncode == 1
     assert "rejected as no-labels: 11" in result.stdout
     assert len(LabelStore.open(home / "few")) == 1
 
 
 def test_a_promptable_model_alone_segments_everything(home: Path) -> None:
-    ok("label", "--sam", "sam", "photos", "-o", "segments", "--prompt", "min_score=0.5", "--prompt", "side=8", cwd=home)
+    ok("segment", "--sam", "sam", "photos", "-o", "segments", "--set", "min_score=0.5", "--set", "side=8", cwd=home)
     store = LabelStore.open(home / "segments")
     assert store.run["maps"] == "segments"
     for row in store.iter_rows(["label"]):
@@ -97,7 +98,7 @@ def test_a_promptable_model_alone_segments_everything(home: Path) -> None:
         assert label[10, 10] != label[30, 2] != 0
     shown = ok("show", "segments", "1.png", "-o", "segments.png", cwd=home)
     assert shown == "wrote segments.png\n"
-    refused = maskmill("eval", "segments", "--labels", "labels", cwd=home)
+    refused = maskmill("evaluate", "segments", "--labels", "labels", cwd=home)
     assert refused.returncode == 1
     assert "holds segments without classes" in refused.stderr
     with pytest.raises(StoreError, match="holds segments without classes"):
@@ -110,7 +111,7 @@ def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
     output = ok("cam-head", "cam", "--images", "photos", "--image-labels", "own.csv", "-o", "own", cwd=home)
     assert "own: 2 classes from 12 images (0 not listed)" in output
     ok(
-        "label",
+        "label-prompted",
         "--cam",
         "own",
         "--sam",
@@ -127,27 +128,37 @@ def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (("photos",), "expected a model bundle and a source"),
-        (("cam", "photos", "--cam", "cam", "--sam", "sam"), "with --sam BUNDLE only the source is expected"),
-        (("photos", "--cam", "cam"), "--cam BUNDLE needs --sam BUNDLE"),
-        (("photos", "--sam", "sam", "--image-labels", "labels.csv"), "need --cam BUNDLE together with --sam BUNDLE"),
-        (("cam", "photos", "--prompt", "tau=1"), "need --sam BUNDLE"),
-        (("photos", "--cam", "cam", "--sam", "sam", "--prompt", "tau"), "--prompt is NAME=VALUE with one of the names"),
-        (("photos", "--cam", "cam", "--sam", "sam", "--prompt", "tau=high"), "--prompt tau takes a number, got 'high'"),
-        (("photos", "--sam", "sam", "--select", "threshold", "--threshold", "0.5"), "segments have no classes"),
+        ("calibrate --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
+        (
+            "calibrate --cam cam --images photos --labels labels --alpha .1 -o c.json",
+            "use --cam BUNDLE together with --sam",
+        ),
+        ("calibrate cam --cam cam --sam sam --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
+        (
+            "calibrate --cam cam --sam sam --tile 32 --images photos --labels labels --alpha .1 -o c.json",
+            "--tile and --overlap do not apply",
+        ),
+        (
+            "label-prompted photos --cam cam --sam sam --set tau -o refused",
+            "--set takes NAME=VALUE with one of the names",
+        ),
+        ("label-prompted photos --cam cam --sam sam --set tau=high -o refused", "--set tau takes a number, got 'high'"),
+        ("segment photos --sam sam --set tau=1 -o refused", "--set takes NAME=VALUE with one of the names"),
+        ("show store --cam cam", "apply to --steps only"),
+        ("show store -o picture.png", "needs an IMAGE"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_in_one_line(home: Path, arguments: tuple[str, ...], message: str) -> None:
-    result = maskmill("label", *arguments, "-o", "refused", cwd=home)
+def test_options_that_do_not_apply_are_refused_in_one_line(home: Path, command: str, message: str) -> None:
+    result = maskmill(*command.split(), cwd=home)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 def test_steps_of_other_models_are_refused(home: Path) -> None:
-    ok("label", *MODELS, "photos", "-o", "stored", "--limit", "1", cwd=home)
+    ok("label-prompted", *MODELS, "photos", "-o", "stored", "--limit", "1", cwd=home)
     ok("import", "cam.onnx", "-o", "other", "--task", "cam", "--classes", "classes.txt", "--size", "32x48",
        "--activation", "sigmoid", cwd=home)  # fmt: skip
     result = maskmill("show", "stored", "0.png", "--steps", "--cam", "other", "--sam", "sam", cwd=home)

@@ -25,7 +25,7 @@ def run(*arguments: Any) -> Result:
 def test_an_engine_is_built_proved_and_labels(cupy: Any, tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path).path
     photos = write_photos(tmp_path / "photos", 52)[0].parent
-    result = run("build", bundle, "--batch", "1,2,4", "--workspace", "2G", "--gate-images", photos)
+    result = run("build", bundle, "--batches", "1,2,4", "--workspace", "2G", "--gate-images", photos)
     assert result.exit_code == 0, result.output
     assert "built: " in result.output
     assert "fp32 (tensorrt on NVIDIA H100 80GB HBM3 sm_90) passes on 52 images" in result.output
@@ -35,7 +35,7 @@ def test_an_engine_is_built_proved_and_labels(cupy: Any, tmp_path: Path) -> None
     assert labeled.exit_code == 0, labeled.output
     assert "TensorRT 11.4.0 on NVIDIA H100 80GB HBM3 sm_90, fp32" in labeled.output
     assert "images and kernels on NVIDIA H100 80GB HBM3 sm_90 (CUDA)" in labeled.output
-    assert "there already: " in run("build", bundle, "--batch", "1,2,4", "--workspace", "2G").output
+    assert "there already: " in run("build", bundle, "--batches", "1,2,4", "--workspace", "2G").output
 
 
 def test_an_engine_that_was_not_proved_is_refused(cupy: Any, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_smaller_batch_is_said_aloud(cupy: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--batch", "1,8"), ("--batch", "many"), ("--workspace", "4X"), ("--height", "8,4,2")]
+    ("option", "value"), [("--batches", "1,8"), ("--batches", "many"), ("--workspace", "4X"), ("--height", "8,4,2")]
 )
 def test_options_that_make_no_sense_are_refused(cupy: Any, tmp_path: Path, option: str, value: str) -> None:
     assert isinstance(run("build", color_bundle(tmp_path).path, option, value).exception, UsageError)
@@ -82,5 +82,5 @@ def test_options_that_make_no_sense_are_refused(cupy: Any, tmp_path: Path, optio
 
 def test_devices_go_with_a_gpu(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path).path
-    for options in (("--devices", "0,1"), ("--provider", "engine", "--devices", "first")):
+    for options in (("--device", "0,1"), ("--provider", "engine", "--device", "first")):
         assert isinstance(run("label", bundle, tmp_path, "-o", tmp_path / "store", *options).exception, UsageError)

@@ -44,7 +44,7 @@ def test_convert_walks_on_and_prints_and_stores_what_was_overridden(tmp_path: Pa
     bundle = color_bundle(tmp_path, through=[("Mul", 1e5), ("Mul", 1e-5)])
     output = run(
         "convert", bundle.path, "--precision", "fp16", "--images", images, "--on-fail", "next", "--min-images", "10",
-        "--limit", "10",
+        "--num-images", "10",
     ).output  # fmt: skip
     assert output.startswith("tolerances changed: min_images 10\nfp16 is refused: ")
     assert "the node Mul0 makes values up to" in output

@@ -72,9 +72,9 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
     ("options", "message"),
     [
         (["--labeled", "photos"], "classes are not known"),
-        (["--labeled", "photos", "--background", "green"], "--background NAME goes with --classes"),
+        (["--labeled", "photos", "--background", "green"], "--background NAME needs --classes"),
         (["--classes", "classes.txt"], "needs labeled images or a label store"),
-        (["--classes", "gap.txt"], "without a gap"),
+        (["--classes", "gap.txt"], "with none left out"),
         (["--set", "corp=3"], "no setting corp"),
     ],
 )

@@ -341,14 +341,15 @@ def test_a_process_a_device_labels_with_prompts(tmp_path: Path, monkeypatch: pyt
     write_photos(tmp_path / "photos", 8, size=SIZE)
     models = ["--sam", str(sam_bundle(tmp_path, size=SIZE).path)]
     if command == "cam and sam":
-        models += ["--cam", str(cam_bundle(tmp_path).path), "--prompt", "class_threshold=0.2"]
+        models += ["--cam", str(cam_bundle(tmp_path).path), "--set", "class_threshold=0.2"]
+    verb = "label-prompted" if command == "cam and sam" else "segment"
     monkeypatch.setattr(cli, "open_prompted", opening.open_prompted)
     monkeypatch.setattr(cli, "open_everything", opening.open_everything)
-    gpus = ("--provider", "engine", "--devices", "3,5")
-    ok("label", *models, "photos", "-o", "store", *gpus, cwd=tmp_path)
+    gpus = ("--provider", "engine", "--device", "3,5")
+    ok(verb, *models, "photos", "-o", "store", *gpus, cwd=tmp_path)
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {"3", "5"}
     assert len(LabelStore.open(tmp_path / "store")) == 8
-    refused = maskmill("label", *models, "photos", "--devices", "0,1", "-o", "store", cwd=tmp_path)
+    refused = maskmill(verb, *models, "photos", "--device", "0,1", "-o", "store", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     del sys.modules["opening_prompted"]

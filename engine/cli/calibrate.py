@@ -1,0 +1,154 @@
+"""The command that computes conformal thresholds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...errors import UsageError
+from ...kernels.types import Rule
+from ..calibration.thresholds import Group, Unit
+from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
+from .options import (
+    CamOption,
+    IdsOption,
+    ImageLabelsOption,
+    ImagesOption,
+    JsonOption,
+    LabelsOption,
+    OverlapOption,
+    PrecisionOption,
+    PromptSettings,
+    ProviderOption,
+    SamOption,
+    TaxonomyOption,
+    ThreadsOption,
+    TileOption,
+    UnverifiedOption,
+    WorkersOption,
+    print_json,
+    writable_file,
+)
+
+
+def calibrate_thresholds(
+    images: ImagesOption,
+    labels: LabelsOption,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) to write.")],
+    alpha: Annotated[
+        str,
+        typer.Option(
+            metavar="RATE",
+            help="Error rate to aim for: with 0.05, the true class is ruled out on up to 5 % of the pixels.",
+        ),
+    ],
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --cam and --sam are given.")
+    ] = None,
+    group: Annotated[
+        Group,
+        typer.Option(
+            metavar="NAME", help="Pixels that share a threshold: all (pooled), those of a class, or of a position."
+        ),
+    ] = "class",
+    unit: Annotated[
+        Unit,
+        typer.Option(
+            metavar="NAME", help="Unit that is exchangeable: pixel (heuristic) or image (finite-sample guarantee)."
+        ),
+    ] = "pixel",
+    rule: Annotated[
+        Rule,
+        typer.Option(
+            metavar="NAME", help="How the prediction set decides the label: argmax, foreground, single or agree."
+        ),
+    ] = "agree",
+    taxonomy: TaxonomyOption = None,
+    ids: IdsOption = None,
+    min_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Fewest images for a threshold of its own.", show_default="ceil(1/alpha) - 1"
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, metavar="N", help="Parts of the images for held-out coverage.")] = 5,
+    grid: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="CELLS", help="Side of the grid of --group position.", show_default="512"),
+    ] = None,
+    provider: ProviderOption = "cpu",
+    precision: PrecisionOption = None,
+    allow_unverified: UnverifiedOption = False,
+    threads: ThreadsOption = 1,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0,
+    cam: CamOption = None,
+    sam: SamOption = None,
+    image_labels: ImageLabelsOption = None,
+    settings: PromptSettings = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute conformal thresholds from labeled images, and report how well they hold.
+
+    Columns of the report: pixels and images that show the class; threshold, the largest nonconformity score in the
+    prediction set; coverage, the share of held-out pixels whose true class is in the set, with a 95 % interval over
+    images; set size, the mean number of classes in the set.
+    """
+    from ...kernels.processors import usable_processors
+    from ..calibration.calibrate import calibrate
+    from ..inputs.label_maps import LabelFolder, read_ids
+    from ..inputs.sources import open_source
+    from ..report import display
+
+    if cam is not None and sam is None:
+        raise UsageError("use --cam BUNDLE together with --sam BUNDLE: the first gives points, the second masks")
+    if (bundle is None) != (sam is not None):
+        raise UsageError("expected a model: give BUNDLE, or --cam BUNDLE together with --sam BUNDLE")
+    if sam is None and (image_labels or settings):
+        raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
+    if grid is not None and group != "position":
+        raise UsageError("--grid applies to --group position only; leave it out")
+    if bundle is None and (tile is not None or overlap):
+        raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
+    writable_file(output, ".json")
+    options = ModelOptions(
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        tile=tile,
+        overlap=overlap,
+        allow_unverified=allow_unverified,
+    )
+    say = None if as_json else typer.echo
+    predictor: Any
+    if bundle is not None:
+        predictor, classes = open_predictor(bundle, taxonomy, options=options, say=say)
+    else:
+        assert sam is not None, "checked above"
+        prompted = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()))
+        predictor, classes = open_prompted(prompted, taxonomy, options=options, say=say)
+    with display.counter("calibrating", quiet=as_json) as progress:
+        calibration = calibrate(
+            predictor,
+            open_source(images),
+            LabelFolder(labels),
+            classes,
+            alpha=alpha,
+            group=group,
+            unit=unit,
+            rule=rule,
+            ids=read_ids(ids) if ids else None,
+            min_images=min_images,
+            folds=folds,
+            grid=(grid or 512, grid or 512),
+            workers=workers or usable_processors(),
+            progress=progress,
+        )
+    calibration.save(output)
+    if as_json:
+        print_json(dict(calibration.report))
+    else:
+        display.print_calibration(calibration, output)

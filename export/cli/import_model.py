@@ -1,0 +1,232 @@
+"""Commands that adopt ONNX models, fit a head on a classifier, and inspect the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...engine.cli.options import BundleArgument, ImagesOption
+from ...engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter, Task
+from ...errors import UsageError
+
+
+def import_model(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file; for a promptable model its encoder.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Class names in the order of the class axis, one per line; not for promptable models."
+        ),
+    ] = None,
+    task: Annotated[
+        Task,
+        typer.Option(
+            help="semantic: class scores per pixel; cam: classifier with class activation maps; promptable: prompts to "
+            "masks."
+        ),
+    ] = "semantic",
+    decoder: Annotated[
+        Path | None, typer.Option(metavar="DECODER.onnx", help="Decoder of a promptable model (--task promptable).")
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the background class.", show_default="no background")
+    ] = None,
+    layout: Annotated[Layout, typer.Option(help="Order of the input's axes.")] = "NCHW",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Input size, if the graph leaves it open.", show_default="the graph's"
+        ),
+    ] = None,
+    resize: Annotated[
+        Resize | None,
+        typer.Option(help="Stretch to the input size, or keep the aspect ratio and pad.", show_default="stretch"),
+    ] = None,
+    resize_filter: Annotated[
+        ResizeFilter | None, typer.Option(help="Interpolation filter of the resize.", show_default="bilinear")
+    ] = None,
+    antialias: Annotated[
+        bool | None,
+        typer.Option("--antialias/--no-antialias", help="Widen the filter when shrinking.", show_default="antialias"),
+    ] = None,
+    channels: Annotated[Channels | None, typer.Option(help="Order of the color channels.", show_default="RGB")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Factor on pixels (0 to 255), a number or a fraction such as 1/255.",
+            show_default="1/255",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M[,M,M]",
+            help="Subtracted after scaling: x = (pixel * scale - mean) / std.",
+            show_default="0",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="S[,S,S]", help="Divisor after subtracting.", show_default="1")
+    ] = None,
+    pad_value: Annotated[
+        str | None,
+        typer.Option(
+            metavar="V[,V,V]", help="Value of padded pixels, 0 to 255.", show_default="0; SAM's mean for promptable"
+        ),
+    ] = None,
+    activation: Annotated[Activation, typer.Option(help="Function that turns the output into scores.")] = "softmax",
+    output_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the score output.", show_default="the only output"),
+    ] = None,
+    preprocessor: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Hugging Face preprocessor file (JSON); options given beside it take precedence."
+        ),
+    ] = None,
+    license: Annotated[str, typer.Option(metavar="TEXT", help="License of the weights, for the record.")] = "",
+    preview: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Label this image and write preview.png into the bundle.")
+    ] = None,
+) -> None:
+    """Adopt an ONNX model: check the graph, run it once, record its hashes."""
+    from ..adopt.semantic import bundle_from_onnx, preprocessing_from_config
+
+    fields, input_size = preprocessing_from_config(preprocessor) if preprocessor else ({}, None)
+    fields_given = {
+        "resize": resize,
+        "resize_filter": resize_filter,
+        "antialias": antialias,
+        "channels": channels,
+        "scale": None if scale is None else _number(scale, "--scale"),
+        "mean": None if mean is None else _three(mean, "--mean"),
+        "std": None if std is None else _three(std, "--std"),
+        "pad_value": None if pad_value is None else _pad_value(pad_value),
+    }
+    fields.update({name: value for name, value in fields_given.items() if value is not None})
+    common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else input_size}
+    common["license"] = license
+    if (task == "promptable") != (decoder is not None):
+        raise UsageError("--decoder DECODER.onnx and --task promptable go together; give both or neither")
+    if decoder is not None:
+        from ..adopt.promptable import promptable_from_onnx
+
+        bundle = promptable_from_onnx(model, decoder, output, **common, **fields)
+    else:
+        if classes is None:
+            raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
+        common |= {"classes": class_list(classes), "background": background, "activation": activation}
+        if task == "cam":
+            from ..adopt.classifier import cam_from_onnx
+
+            bundle = cam_from_onnx(model, output, **common, **fields)
+        else:
+            bundle = bundle_from_onnx(model, output, output_name=output_name, **common, **fields)
+    spec = bundle.input
+    typer.echo(
+        f"{bundle.path}: {_meaning(bundle)}, "
+        f"input {spec.height}x{spec.width} {spec.layout} {spec.channels}, "
+        f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
+        f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
+    )
+    if preview is not None:
+        from ..preview import write_preview
+
+        typer.echo(f"look at {write_preview(bundle, preview)}: labels must follow the objects in the photo")
+
+
+def cam_head(
+    bundle: BundleArgument,
+    images: ImagesOption,
+    image_labels: Annotated[
+        Path, typer.Option(metavar="FILE", help="Classes that each image shows: CSV, JSON lines or COCO.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    regularization: Annotated[float, typer.Option(min=0, help="Weight of the head's squared norm.")] = 0.01,
+) -> None:
+    """Fit a classifier of your classes on the frozen features of a cam bundle, from image-level labels."""
+    from ...engine.inputs.image_labels import ImageLabels
+    from ...engine.inputs.sources import open_source
+    from ..adopt.cam_head import fit_cam_head
+
+    fitted, report = fit_cam_head(
+        Bundle.load(bundle),
+        open_source(images),
+        ImageLabels.load(image_labels),
+        output,
+        regularization=regularization,
+    )
+    for name, count in report.counts.items():
+        precision = report.precision[name]
+        typer.echo(f"  {name}: {count} images, average precision {'-' if precision is None else f'{precision:.3f}'}")
+    typer.echo(
+        f"{fitted.path}: {len(fitted.classes)} classes from {report.num_images} images ({report.skipped} not listed); "
+        f"mean average precision on held-out images {report.mean_precision:.3f}"
+    )
+
+
+def doctor() -> None:
+    """Print the packages and devices found here, and the command that installs each missing one."""
+    from ..doctor import print_report
+
+    print_report()
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        numerator, _, denominator = text.partition("/")
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{option} must be a number or a fraction such as 1/255, got {text!r}") from None
+
+
+def _meaning(bundle: Bundle) -> str:
+    """Describe the outputs of a bundle in a few words."""
+    if bundle.prompt is not None:
+        return f"{bundle.prompt.num_masks} mask(s) per prompt, {bundle.prompt.signature} decoder"
+    activation = next(output.activation for output in bundle.outputs if output.kind in ("scores", "logits"))
+    return f"{len(bundle.classes)} classes, {activation}"
+
+
+def _pad_value(text: str) -> float | tuple[float, float, float]:
+    values = _three(text, "--pad-value")
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _three(text: str, option: str) -> tuple[float, float, float]:
+    parts = [_number(part, option) for part in text.split(",")]
+    if len(parts) == 1:
+        parts *= 3
+    if len(parts) != 3:
+        raise UsageError(f"{option} must be one number or three separated by commas, got {text!r}")
+    return parts[0], parts[1], parts[2]
+
+
+def class_list(path: Path) -> list[str]:
+    """Read class names in the order of their indices; raise :class:`UsageError` if the file leaves an index out."""
+    from ...engine.model.files import read_class_names
+
+    names = read_class_names(path)
+    if sorted(names) != list(range(len(names))):
+        raise UsageError(f"{path} must name every class from 0 to {max(names)}, with none left out")
+    return [names[index] for index in range(len(names))]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse ``HEIGHTxWIDTH``, or one number for both, into (height, width) in pixels."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--size must be HEIGHTxWIDTH or one number, as in 512x1024, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _tuple(values: tuple[float, ...]) -> str:
+    shown = [f"{value:g}" for value in values]
+    return shown[0] if len(set(shown)) == 1 else f"({', '.join(shown)})"
