@@ -68,7 +68,7 @@ def test_an_engine_that_differs_fails_and_the_verdict_stays(
 
 def test_a_smaller_batch_is_said_aloud(cupy: Any, tmp_path: Path) -> None:
     trt_fake.world.memory_for = 9
-    result = run("build", color_bundle(tmp_path).path, "--batch", "1,4,16")
+    result = run("build", color_bundle(tmp_path).path, "--batches", "1,4,16")
     assert "out of memory with batches of up to 16" in result.output
     assert "trying 8" in result.output
 

@@ -112,7 +112,7 @@ def test_a_calibration_serves_another_artifact_where_its_scores_were_shown_to_st
     convert = ["convert", bundle.path, "--precision", "int8", "--images", images]
     run(*convert)
     assert run(*command, "-o", tmp_path / "proven").exit_code == 0
-    run(*convert, "--score-quantile-shift", "0")
+    run(*convert, "--max-shift", "0")
     with pytest.raises(CalibrationMismatch, match=r"its score quantiles moved by 0\.\d+, 0 is allowed"):
         run(*command, "-o", tmp_path / "moved")
     with pytest.raises(CalibrationMismatch, match="or prove on photos with `maskmill gate`"):
