@@ -3,15 +3,14 @@
 ::
 
     model = SegmentEverything(bundle, encoder_session, decoder_session)
-    label = paint(model.run([model.prepare(image)])[0])      # (H, W) uint16, 0 where no segment is, then 1, 2, …
+    label = paint(model.run([model.prepare(image)])[0])      # (H, W) uint16: 0 outside all segments, then 1, 2, …
 
-Where segments overlap the smaller one lies on top, as in S2C, which contrasts features of such segments. The filters
-are those of Segment Anything: the model's own score of a mask, and its stability (the IoU of the mask at two thresholds
-of its logits); of masks that overlap nearly whole the one with the highest score stays.
+Smaller segments are painted over larger ones, as in S2C, which contrasts features of such segments. The filters are
+those of Segment Anything: the model's own score of a mask, and its stability (the IoU of the mask at two thresholds of
+its logits); of several masks that cover nearly the same pixels the one with the highest score stays.
 
-With ``backend=CudaBackend()`` images, embeddings, logits and the painting stay on the device; scores, stabilities,
-areas and
-which masks overlap come down, since they decide which masks stay, and at last the map of segments.
+With ``backend=CudaBackend()`` images, embeddings, logits and the painting stay on the device. Scores, stabilities,
+areas and overlaps are downloaded, since they decide which masks stay, and finally the map of segments.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ MAX_SEGMENTS = 65534
 
 @dataclass(frozen=True, kw_only=True)
 class EverythingSettings:
-    """Which masks become segments."""
+    """Filters that decide which masks become segments."""
 
     side: int = 16
-    """Points a side of the grid."""
+    """Grid points per side."""
     min_score: float = 0.88
     """Masks that the model scores lower are dropped."""
     min_stability: float = 0.95
@@ -50,11 +49,11 @@ class EverythingSettings:
     max_overlap: float = 0.7
     """A mask whose IoU with a better one is higher is dropped."""
     min_area: float = 0.0005
-    """Share of the image that a mask covers at least."""
+    """Smallest share of the image that a mask covers."""
 
     def __post_init__(self) -> None:
         if self.side < 1:
-            raise UsageError(f"the grid needs at least one point a side, got {self.side}")
+            raise UsageError(f"the grid needs at least one point per side, got {self.side}")
         for name in ("min_stability", "max_overlap", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name.replace('_', ' ')} is a share from 0 to 1, got {getattr(self, name)}")
@@ -65,7 +64,7 @@ class SegmentMap:
     """The segments of one image, the largest first."""
 
     logits: Any
-    """(n, rows, columns) float16, on ``backend``: a segment is where its logits are positive."""
+    """(n, rows, columns) float16, on ``backend``; positive inside a segment."""
     scores: NDArray[np.float32]
     """(n,): the model's scores."""
     size: tuple[int, int]
@@ -73,13 +72,13 @@ class SegmentMap:
     extent: tuple[float, float]
     """Rows and columns of the logits, from the first, that the image covers."""
     backend: Backend = HOST
-    """Where the logits lie."""
+    """Device that holds the logits."""
 
 
 class SegmentEverything:
-    """A promptable bundle that is asked for everything; prepares and runs as every predictor does.
+    """Segments all objects of an image with a promptable bundle.
 
-    ``backend`` is where images and logits lie; the sessions must take arrays from there.
+    ``backend`` holds images and logits; the sessions must accept its arrays.
     """
 
     def __init__(
@@ -110,29 +109,29 @@ class SegmentEverything:
 
     @property
     def batch(self) -> int:
-        """Images in one ``run``."""
+        """Number of images per call of ``run``."""
         return 1
 
     @property
     def threads(self) -> int:
-        """Threads that one ``run`` uses on the host."""
+        """Number of host threads that one call of ``run`` uses."""
         return self._encoder.threads
 
     @property
     def backend(self) -> Backend:
-        """Where images are decoded and segments lie."""
+        """Device that decodes images and holds segments."""
         return self._backend
 
     def prepare(self, image: Any, uri: str = "") -> tuple[Any, tuple[float, float], tuple[int, int]]:
-        """The encoder's input, the shares of it that the image covers, and the image's size."""
+        """Return the encoder's input, the shares of it that the image covers, and the image's size."""
         with self.backend.queue():
             tensor, covers = self.backend.preprocess(image, self.bundle.input)
         return tensor, covers, (image.shape[0], image.shape[1])
 
     def run(self, prepared: Sequence[Any]) -> list[SegmentMap]:
-        """The segments of prepared images."""
+        """Segment prepared images."""
         with self.backend.queue():
-            return [self._segments(*one) for one in prepared]
+            return [self._segments(*image) for image in prepared]
 
     def _segments(self, tensor: Any, covers: tuple[float, float], size: tuple[int, int]) -> SegmentMap:
         spec, mask, options = self.bundle.input, self._decoder.spec, self._options
@@ -170,7 +169,7 @@ class SegmentEverything:
 
 
 def stability(logits: Any, offset: float = 1.0, xp: Any = np) -> Any:
-    """(n,) float64: IoU of each mask at logits (n, rows, columns) above ``offset`` and above its negative.
+    """Compute (n,) float64: IoU of each mask at logits (n, rows, columns) above ``offset`` and above its negative.
 
     It is 0 for an empty mask. ``xp`` is the library of the logits.
     """
@@ -182,9 +181,9 @@ def stability(logits: Any, offset: float = 1.0, xp: Any = np) -> Any:
 def without_duplicates(
     masks: Any, scores: NDArray[np.float32], max_overlap: float, backend: Backend = HOST
 ) -> NDArray[np.int64]:
-    """Indices of masks (n, rows, columns) by falling score, without those whose IoU with an earlier one is too high.
+    """Return indices of masks (n, rows, columns) by falling score, without those that overlap an earlier one too much.
 
-    The masks, bool, lie on ``backend``, scores and indices on the host.
+    The masks, bool, are on ``backend``, scores and indices on the host. The overlap is the IoU.
     """
     order, xp = np.argsort(-scores, kind="stable"), backend.xp
     if len(order) == 0:
@@ -202,9 +201,9 @@ def without_duplicates(
 
 
 def paint(segments: SegmentMap) -> NDArray[np.uint16]:
-    """(H, W) uint16 at the image's size: 0 where no segment is, then 1 for the largest and so on, smaller on top.
+    """Paint segments at the image's size, (H, W) uint16: 0 outside all segments, 1 for the largest, smaller on top.
 
-    It is painted where the segments lie, and comes down from there.
+    The painting runs on the segments' device; the result is on the host.
     """
     xp = segments.backend.xp
     with segments.backend.queue():

@@ -1,4 +1,4 @@
-"""From an image to a :class:`ScoreMap`: preprocessing, the session, tiles.
+"""Predict a :class:`ScoreMap` from an image: preprocessing, session, tiles.
 
 A score map stays at the model's own resolution; decoding to the image's size happens in one fused kernel pass
 (:mod:`maskmill.engine.labeling.selection`)::
@@ -30,14 +30,14 @@ class SemanticPredictor:
     Parameters
     ----------
     bundle, session
-        The model and what runs it.
+        The model and its session.
     tile, overlap
-        Side of a square tile and how much neighbors share, in image pixels. Images no larger than a tile are not cut.
-        Tiles are blended with weights that fall linearly across the overlap, on a grid as fine as the model's output.
+        Side of a square tile and overlap of neighbors, in image pixels. Images no larger than a tile are not cut.
+        Tiles are blended with weights that fall linearly across the overlap, at the resolution of the model's output.
     batch
-        Images that the pipeline hands over together (a bundle with a fixed batch of 1 runs them one by one).
+        Images per call of the model (a bundle with a fixed batch of 1 runs them one by one).
     backend
-        Where images and scores lie; the session must take arrays from there.
+        Device that holds images and scores; the session must accept its arrays.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SemanticPredictor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Bundle, session kind, the file it runs and tiling."""
+        """Bundle, session kind, artifact and tiling."""
         return {
             "bundle": self.bundle.fingerprint,
             "session": self.session.kind,
@@ -76,27 +76,25 @@ class SemanticPredictor:
 
     @property
     def batch(self) -> int:
-        """How many prepared images one ``run`` should get."""
+        """Number of prepared images per call of ``run``."""
         return self._batch
 
     @property
     def threads(self) -> int:
-        """Threads that one ``run`` uses on the host: the session's."""
+        """Number of host threads that one call of ``run`` uses: the session's."""
         return self.session.threads
 
     @property
     def backend(self) -> Backend:
-        """Where images are decoded and scores lie."""
+        """Device that decodes images and holds scores."""
         return self._backend
 
     def predict(self, image: NDArray[np.uint8]) -> ScoreMap:
-        """Scores of one image, HWC uint8 RGB."""
+        """Compute the scores of one image, HWC uint8 RGB."""
         return self.run([self.prepare(image)])[0]
 
     def prepare(self, image: Any, uri: str = "") -> Prepared:
-        """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; its name does not
-        matter.
-        """
+        """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; ``uri`` is not used."""
         height, width = image.shape[:2]
         tile = (height, width) if self.tile is None else (min(height, self.tile), min(width, self.tile))
         corners = [
@@ -113,7 +111,7 @@ class SemanticPredictor:
         return Prepared(tensors=tuple(tensors), size=(height, width), covers=covers, tile=tile, corners=tuple(corners))
 
     def run(self, prepared: Sequence[Prepared]) -> list[ScoreMap]:
-        """Score maps of prepared images; every tile of every image goes through the session once."""
+        """Compute the score maps of prepared images; every tile goes through the session once."""
         tensors = [tensor for image in prepared for tensor in image.tensors]
         limit = self.session.max_batch or max(self._batch, 1)
         scores: list[Any] = []

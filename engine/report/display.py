@@ -1,4 +1,4 @@
-"""What runs print: a progress bar on a terminal, plain lines in a log, JSON lines for programs; and the tables."""
+"""Output of the commands: a progress bar on a terminal, plain lines in a log, JSON lines for programs, and tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG_SECONDS = 10.0
 
 @contextmanager
 def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar for (done, total) on a terminal, nothing elsewhere."""
+    """Show a bar of (done, total) on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda done, total: None
@@ -39,7 +39,7 @@ def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
-    """An observer of a labeling run that fits where the output goes."""
+    """Yield an observer of a labeling run: a bar on a terminal, lines elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal and not as_json:
         columns = (
@@ -83,7 +83,7 @@ def _note(run: RunProgress) -> str:
 
 
 def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
-    """The end of a labeling run."""
+    """Print the summary of a labeling run."""
     console = Console()
     rejects = sum(run.rejects.values())
     say(
@@ -109,11 +109,11 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
     for kind, count in sorted(run.rejects.items()):
         say(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
     if run.interrupted:
-        say("interrupted: what was under way is stored; run the same command to go on")
+        say("interrupted: finished images are stored; run the same command to resume")
 
 
 def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
-    """What a dry run says about the whole."""
+    """Print the estimate of a dry run for the whole source."""
     scale = total / max(run.inputs, 1)
     hours = run.seconds * scale / 3600
     gigabytes = (run.label_bytes + run.weight_bytes) * scale / 1e9
@@ -136,7 +136,7 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
 
 
 def print_calibration(calibration: Calibration, path: Path) -> None:
-    """Thresholds and held-out coverage of every class."""
+    """Print thresholds and held-out coverage of every class."""
     console, report = Console(), calibration.report
     table = _table("class", "images", "pixels", "threshold", "coverage", "95 %", "set size", "single")
     target, unseen = 1 - float(calibration.alpha), []
@@ -183,7 +183,7 @@ def _coverage_cells(held_out: dict[str, Any] | None, target: float) -> list[str]
 
 
 def say(text: str) -> None:
-    """Print a sentence: never broken into lines, so that a log can be searched."""
+    """Print a sentence on one line, so that a log can be searched."""
     Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -196,7 +196,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def print_quality(quality: Quality) -> None:
-    """Label quality by class and in all."""
+    """Print label quality per class and overall."""
     console, raw = Console(), quality.to_json()
     table = _table("class", "pixels", "kept", "IoU of kept", "IoU of all")
     for row in raw["classes"]:
@@ -212,7 +212,7 @@ def print_quality(quality: Quality) -> None:
 
 
 def print_store(store: LabelStore) -> None:
-    """What a store holds and how it was made."""
+    """Print the contents of a store and how it was made."""
     summary = store.summary()
     rejects = ", ".join(f"{count} {kind}" for kind, count in summary["rejects"].items()) or "none"
     say(

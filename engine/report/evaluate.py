@@ -34,11 +34,11 @@ class Quality:
     targets: tuple[str, ...]
     """Names of the K classes."""
     num_images: int
-    """Images measured."""
+    """Number of images measured."""
 
     @property
     def iou_kept(self) -> NDArray[np.float64]:
-        """(K,): IoU over kept pixels; 0 for a class of the truth without a kept pixel, NaN where it is not in it."""
+        """(K,): IoU over kept pixels; 0 for a class without a kept pixel, NaN for a class that is not in the truth."""
         kept = self.confusion[:, :-1]
         return self._iou(kept, kept.sum(axis=1))
 
@@ -76,7 +76,7 @@ class Quality:
         return int(self.confusion[:, :-1].sum()) / total if total else float("nan")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; None where a figure is undefined."""
+        """Return plain data; None for undefined figures."""
         iou_kept, iou_all, true = self.iou_kept, self.iou_all, self.confusion.sum(axis=1)
         return {
             "num_images": self.num_images,
@@ -99,12 +99,12 @@ class Quality:
 
 
 def confusion(label: NDArray[Any], truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.int64]:
-    """Pixel counts (K, K + 1) of one image; ``label`` and ``truth`` (H, W) hold target indices or the ignore index."""
+    """Count the pixels (K, K + 1) of one image; ``label``, ``truth`` (H, W) hold target indices or the ignore index."""
     return kernels.confusion_counts(label, truth, num_classes=taxonomy.num_targets, ignore=taxonomy.ignore_index)
 
 
 def quality(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], taxonomy: Taxonomy) -> Quality:
-    """Quality of (label, truth) pairs of target maps."""
+    """Measure the quality of (label, truth) pairs of target maps."""
     total, num_images = np.zeros((taxonomy.num_targets, taxonomy.num_targets + 1), np.int64), 0
     for label, truth in pairs:
         total += confusion(label, truth, taxonomy)
@@ -123,7 +123,7 @@ def evaluate(
     """Compare a store's labels with a folder of label maps.
 
     Images are matched to label maps by name. Without ``ids`` every labeled image that has a label map counts; with
-    ``ids`` a listed image without one is an error. Raises :class:`UsageError` where nothing matches or sizes differ.
+    ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ.
     """
     image_of = {row.uri: row.id for row in store.inputs() if row.id is not None}
     found = {uri: labels.find(uri) for uri in select_ids(sorted(image_of), ids)}

@@ -1,4 +1,4 @@
-"""Pictures of labels: class colors over a photo."""
+"""Draw labels over photos in class colors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEGEND_ROW = 18  # pixels
 
 
 def class_colors(num_classes: int) -> NDArray[np.uint8]:
-    """RGB color of each class (num_classes, 3) uint8, as in PASCAL VOC's palette (class 0 black)."""
+    """Return the RGB color of each class (num_classes, 3) uint8, as in PASCAL VOC's palette (class 0 black)."""
     index = np.arange(num_classes)
     colors = np.zeros((num_classes, 3), np.uint8)
     for bit in range(8):
@@ -27,7 +27,7 @@ def class_colors(num_classes: int) -> NDArray[np.uint8]:
 
 
 def colorize(label: NDArray[Any], num_classes: int, ignored: tuple[int, int, int] = (255, 255, 255)) -> NDArray[Any]:
-    """Label map (H, W) → (H, W, 3) uint8 RGB; everything that is not a class gets the ``ignored`` color."""
+    """Color a label map (H, W) as (H, W, 3) uint8 RGB; values that are no class get the ``ignored`` color."""
     table = np.vstack([class_colors(num_classes), np.array([ignored], np.uint8)])
     return table[np.minimum(label.astype(np.int64), num_classes)]
 
@@ -40,9 +40,9 @@ def overlay(
     background: int | None = None,
     opacity: float = 0.6,
 ) -> Any:
-    """Photo (H, W, 3) with labels (H, W) over it and a legend of the classes present below; a PIL image.
+    """Draw labels (H, W) over a photo (H, W, 3), with a legend of the classes below, as a PIL image.
 
-    The background shows the photo as it is; ignored pixels are hatched in white.
+    The background shows the photo; ignored pixels are hatched in white.
     """
     num = len(targets)
     height, width = label.shape
@@ -77,8 +77,8 @@ def overlay(
 
 
 def segment_overlay(image: NDArray[np.uint8], label: NDArray[Any], *, opacity: float = 0.6) -> Any:
-    """Photo (H, W, 3) with numbered segments (H, W) over it, each in a color of its own and outlined; a PIL image."""
-    # steps of the golden ratio around the color circle: neighboring numbers differ most
+    """Draw numbered segments (H, W) over a photo (H, W, 3), each outlined and in a color of its own, as a PIL image."""
+    # steps of the golden ratio around the color circle: consecutive numbers get distant hues
     hues = (np.arange(int(label.max()) + 1) * 0.618034 % 1.0 * 255).astype(np.uint8)
     values = np.stack([hues, np.full_like(hues, 190), np.full_like(hues, 240)], axis=1)
     colors = np.asarray(Image.fromarray(values[None], "HSV").convert("RGB"))[0][label]
@@ -92,7 +92,7 @@ def segment_overlay(image: NDArray[np.uint8], label: NDArray[Any], *, opacity: f
 
 
 def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
-    """Write a PIL image; the extension decides the format."""
+    """Write a PIL image in the format of the extension."""
     try:
         picture.save(Path(path))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A picture of how one image got its labels: activation maps with their prompts, masks by class, final labels."""
+"""Draw the steps that made one image's labels: activation maps with prompts, masks per class, final labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .overlay import class_colors, overlay
 PANEL = 360
 """Longer side of a panel, in pixels."""
 MAX_CLASSES = 6
-"""Classes that get a row, those with the largest masks first."""
+"""Number of classes with a row, those with the largest masks first."""
 
 _GAP, _CAPTION = 8, 22
 _PAPER, _INK = (250, 250, 250), (30, 30, 30)
@@ -35,7 +35,7 @@ def prompted_picture(
     background: int | None,
     cell: tuple[float, float],
 ) -> Any:
-    """A PIL image: a row a class with its map and masks, the photo (H, W, 3) at the left and the labels at the right.
+    """Compose a PIL image: one row per class with map and masks, the photo (H, W, 3) at the left, labels at the right.
 
     ``label`` (H, W) holds indices of ``targets``; ``classes`` are the names of the score map's channels, of which the
     classifier's own begin at ``first``. ``cell`` is the size of a mask's cell in pixels of the encoder's input,
@@ -73,7 +73,7 @@ def _nearest(label: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def _resized(values: NDArray[np.float32], extent: tuple[float, float], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map on the grid, of which the image covers ``extent`` cells, at the panel's size."""
+    """Resample a map, of which the image covers ``extent`` cells, to the panel's size (width, height)."""
     rows, columns = (
         bilinear_weights(pixels, pixels, cells, covered / cells)
         for pixels, cells, covered in zip(size[::-1], values.shape, extent, strict=True)
@@ -90,7 +90,7 @@ def _heat(photo: NDArray[np.uint8], cam: NDArray[np.float32], extent: tuple[floa
 def _masked(
     photo: NDArray[np.uint8], score: NDArray[np.float32], extent: tuple[float, float], color: tuple[int, ...]
 ) -> Any:
-    """The photo in gray, with the mask in color where it is; the surer, the more color, with an outline."""
+    """Draw the photo in gray and the mask in color with an outline; a higher score gives more color."""
     values = _resized(score, extent, (photo.shape[1], photo.shape[0]))
     inside = (values > values.max() / 2) if values.max() > 0 else np.zeros(values.shape, bool)
     gray = np.repeat(photo.mean(axis=2, keepdims=True), 3, axis=2) * 0.8 + 40
@@ -116,7 +116,7 @@ def _draw_prompts(
 
 
 def _compose(photo: Any, labeled: Any, rows: Sequence[Any], size: tuple[int, int]) -> Any:
-    """Photo, rows of two panels each, labels; captions above the panels."""
+    """Arrange photo, rows of two panels each, and labels, with captions above the panels."""
     step = size[1] + _CAPTION + _GAP
     height = max(step * max(len(rows), 1), labeled.height + _CAPTION + _GAP) + _GAP
     canvas = Image.new("RGB", (4 * (size[0] + _GAP) + _GAP, height), _PAPER)
@@ -129,5 +129,5 @@ def _compose(photo: Any, labeled: Any, rows: Sequence[Any], size: tuple[int, int
         draw.text((left, top), caption, fill=_INK, font=font)
         canvas.paste(panel, (left, top + _CAPTION))
     if not rows:
-        draw.text((2 * _GAP + size[0], _GAP), "no class was asked for", fill=_INK, font=font)
+        draw.text((2 * _GAP + size[0], _GAP), "no class was prompted for", fill=_INK, font=font)
     return canvas

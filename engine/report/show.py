@@ -1,4 +1,4 @@
-"""Look at one image of a store: its labels over the photo."""
+"""Draw one image of a store: its labels over the photo, or the steps that made them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .prompted_picture import prompted_picture
 
 
 def find_uri(store: LabelStore, name: str) -> str:
-    """The uri of a labeled image, given as a uri or as a file name; raises :class:`UsageError`."""
+    """Find the uri of a labeled image by its uri or file name; raises :class:`UsageError`."""
     exact, matches = False, []
     for row in store.inputs():
         if row.uri == name:
@@ -40,9 +40,9 @@ def find_uri(store: LabelStore, name: str) -> str:
 
 
 def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
-    """Write the labels of one image over its photo, ``NAME-labels.png`` in the current folder if not told otherwise.
+    """Draw the labels of one image over its photo; the default file is ``NAME-labels.png`` in the current folder.
 
-    A photo that is no longer there is replaced by gray.
+    A photo that no longer exists is replaced by gray.
     """
     uri = find_uri(store, name)
     label, _ = store.read(uri)
@@ -62,10 +62,10 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
 
 
 def write_steps(store: LabelStore, name: str, output: Path | None, options: PromptedOptions) -> Path:
-    """Write how one image got its labels, ``NAME-steps.png`` in the current folder if not told otherwise.
+    """Draw the steps that made one image's labels; the default file is ``NAME-steps.png`` in the current folder.
 
-    The steps are computed again as the store says, with the models of ``options``; :class:`UsageError` where these are
-    not the ones that the store was made with.
+    The steps are computed again with the store's settings and the models of ``options``; :class:`UsageError` if these
+    are not the models that the store was made with.
     """
     made = store.run.get("prompts")
     if made is None:
@@ -109,4 +109,4 @@ def _read(uri: str) -> bytes:
     for item in source:
         if item.uri == uri:
             return source.read(item)
-    raise UsageError(f"{uri} is not there any more")
+    raise UsageError(f"{uri} no longer exists")

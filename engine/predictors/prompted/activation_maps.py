@@ -1,10 +1,10 @@
-"""Class activation maps of images: several scales and both ways round, on one grid, each class scaled to its maximum.
+"""Compute class activation maps: several scales, mirrored as well, on one grid, each class scaled to its maximum.
 
 ::
 
     cams = CamModel(bundle, session, scales=(1.0, 1.5), flip=True)
-    found = cams.run([cams.prepare(image)])[0]
-    maps = found.on_grid((256, 171), (256, 170.7), classes=[3, 7])      # (2, 256, 171) float32 in [0, 1]
+    activations = cams.run([cams.prepare(image)])[0]
+    maps = activations.on_grid((256, 171), (256, 170.7), classes=[3, 7])      # (2, 256, 171) float32 in [0, 1]
 
 As S2C: each map is resampled bilinearly, negative values are dropped, the maps of all scales and of the mirrored image
 are summed, and a class's sum is divided by its maximum (plus 1e-5).
@@ -31,35 +31,35 @@ _EPSILON = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class CamInput:
-    """One image, ready for the classifier."""
+    """One preprocessed image for the classifier."""
 
     tensors: tuple[Any, ...]
-    """One a scale, and after each its mirrored twin where asked for: float32, without the batch axis, in the model's
-    backend."""
+    """One tensor per scale, each followed by its mirrored version if requested: float32, without the batch axis, on
+    the model's backend."""
     covers: tuple[tuple[float, float], ...]
-    """Of each tensor the share of its height and width that the image covers."""
+    """Shares of each tensor's height and width that the image covers."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Cams:
-    """What the classifier says of one image."""
+    """Activation maps and class probabilities of one image."""
 
     maps: tuple[Any, ...]
-    """Class activation maps, one a tensor, each (C, h, w), as the model gives them, on ``backend``."""
+    """Class activation maps, one per tensor, each (C, h, w) as the model returns them, on ``backend``."""
     covers: tuple[tuple[float, float], ...]
     """As :attr:`CamInput.covers`."""
     flipped: tuple[bool, ...]
-    """Which of the maps are of the mirrored image."""
+    """True for maps of the mirrored image."""
     probabilities: Any
-    """(C,) float32: each class's probability, the mean over scales, on ``backend``."""
+    """(C,) float32: probability of each class, averaged over scales, on ``backend``."""
     backend: Backend = HOST
-    """Where the maps lie."""
+    """Device that holds the maps."""
 
     def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> Any:
-        """Maps of some classes, (len(classes), rows, columns) float32 in [0, 1]; all 0 where none of it is positive.
+        """Resample the maps of some classes to a grid: (len(classes), rows, columns) float32 in [0, 1], on ``backend``.
 
-        They lie on ``backend``. The grid has ``size`` = (rows, columns) unit cells, of which the image covers the first
-        ``extent``, a real number of rows and columns.
+        The map of a class without a positive value is 0. The grid has ``size`` = (rows, columns) unit cells, of which
+        the image covers the first ``extent``, a real number of rows and columns.
         """
         xp = self.backend.xp
         total = xp.zeros((len(classes), *size), np.float32)
@@ -75,18 +75,18 @@ class Cams:
 
 
 class CamModel:
-    """A ``cam`` bundle and what runs it.
+    """Runs a ``cam`` bundle.
 
     Parameters
     ----------
     bundle, session
-        The classifier; its session takes other input sizes than the bundle's where there are other scales.
+        The classifier; with scales other than 1 its session must accept other input sizes than the bundle's.
     scales
         Input sizes as multiples of the bundle's own.
     flip
-        Whether the mirrored image is looked at, too.
+        Also compute the maps of the mirrored image.
     backend
-        Where images and maps lie; the session must take arrays from there.
+        Device that holds images and maps; the session must accept its arrays.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CamModel:
             raise UsageError(f"scales must be positive numbers, at least one, got {tuple(scales)}")
         kinds = [output.kind for output in bundle.outputs]
         if "cam" not in kinds or "logits" not in kinds:
-            raise UsageError(f"{bundle.path} gives {', '.join(kinds)}; a cam bundle gives cam and logits")
+            raise UsageError(f"{bundle.path} returns {', '.join(kinds)}; a cam bundle returns cam and logits")
         self.bundle = bundle
         self.session = session
         self.flip = flip
@@ -124,7 +124,7 @@ class CamModel:
         return self.bundle.at_size(height, width).input
 
     def prepare(self, image: Any) -> CamInput:
-        """Resize and normalize an HWC uint8 RGB image, which lies in the model's backend, at every scale."""
+        """Resize and normalize an HWC uint8 RGB image, which is on the model's backend, at every scale."""
         tensors, covers = [], []
         views = (image, self.backend.xp.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
         for spec in self._specs:
@@ -135,15 +135,15 @@ class CamModel:
         return CamInput(tensors=tuple(tensors), covers=tuple(covers))
 
     def run(self, prepared: Sequence[CamInput], batch: int = 1) -> list[Cams]:
-        """Maps of prepared images, at most ``batch`` of one size in a call of the session."""
+        """Compute the maps of prepared images, at most ``batch`` of one size per call of the session."""
         views = 2 if self.flip else 1
         maps: list[list[Any]] = [[] for _ in prepared]
         logits: list[list[Any]] = [[] for _ in prepared]
         for number in range(len(self._specs)):
             sized = [
                 (index, tensor)
-                for index, one in enumerate(prepared)
-                for tensor in one.tensors[number * views : (number + 1) * views]
+                for index, image in enumerate(prepared)
+                for tensor in image.tensors[number * views : (number + 1) * views]
             ]
             limit = self.session.max_batch or max(batch, 1) * views
             for start in range(0, len(sized), limit):
@@ -154,12 +154,12 @@ class CamModel:
         return [
             Cams(
                 maps=tuple(maps[index]),
-                covers=one.covers,
+                covers=image.covers,
                 flipped=(False, True)[:views] * len(self._specs),
                 probabilities=self._probabilities(logits[index]),
                 backend=self.backend,
             )
-            for index, one in enumerate(prepared)
+            for index, image in enumerate(prepared)
         ]
 
     def _call(self, tensors: list[Any]) -> tuple[Any, Any]:
@@ -172,7 +172,7 @@ class CamModel:
         axis = self.bundle.outputs[self._cam].class_axis
         if cams.ndim != 4 or cams.shape[axis] != classes or logits.shape[1:] != (classes,):
             raise SessionError(
-                f"the classifier gave maps {tuple(cams.shape)} with logits {tuple(logits.shape)}; "
+                f"the classifier returned maps {tuple(cams.shape)} with logits {tuple(logits.shape)}; "
                 f"its bundle has {classes} classes"
             )
         return (xp.moveaxis(cams, 3, 1) if axis == 3 else cams)[:num], logits[:num]
@@ -189,7 +189,7 @@ class CamModel:
 
 
 def scored_bundle(cam: Bundle) -> Bundle:
-    """A bundle with the classes of its score maps: of a cam bundle a background in front, unless it has one."""
+    """Return the bundle with the classes of its score maps: a cam bundle gets a background in front if it has none."""
     if cam.task != "cam" or cam.background is not None:
         return cam
     return dataclasses.replace(cam, classes=("background", *cam.classes), background=0)

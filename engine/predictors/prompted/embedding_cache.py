@@ -7,9 +7,9 @@
     if (embeddings := cache.get(key)) is None:
         cache.put(key, embeddings := rounded(encode(image)))
 
-Embeddings are kept as float16 under the hash of the decoded pixels, in a folder for each encoder. Past the limit those
-that were used longest ago go. Any number of threads and processes may share a folder. Everything here is in main memory
-but what :func:`rounded` is given.
+Embeddings are kept as float16 under the hash of the decoded pixels, in one folder per encoder. Beyond the limit the
+least recently used are removed. Any number of threads and processes may share a folder. Everything here is in main
+memory, except the arguments of :func:`rounded`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SPARE = 0.1  # share of the limit that a clean-up frees, so that it is rare
 
 
 def rounded(embeddings: Sequence[Any], xp: Any = np) -> list[Any]:
-    """An image's embeddings as float32 values that 16 bits hold, or as they are where one is too large for them.
+    """Round an image's embeddings to float32 values that 16 bits hold; unchanged if one of them is too large.
 
-    Decoders get these whether they are kept or not: labels do not depend on what a cache holds. ``xp`` is the library
-    of the embeddings; nothing of a device's is waited for.
+    Decoders receive rounded embeddings with and without a cache, so that labels do not depend on it. ``xp`` is the
+    library of the embeddings; the call does not synchronize with a device.
     """
     with np.errstate(over="ignore"):
         half = [values.astype(np.float16) for values in embeddings]
@@ -46,16 +46,16 @@ def rounded(embeddings: Sequence[Any], xp: Any = np) -> list[Any]:
 
 
 class EmbeddingCache:
-    """Embeddings of one encoder in ``folder``, which is made when the first is kept.
+    """Stores the embeddings of one encoder in ``folder``, which is created with the first of them.
 
     Parameters
     ----------
     folder
-        Where the embeddings of all encoders lie.
+        Folder of the embeddings of all encoders.
     encoder
         Hash of the encoder's file.
     max_bytes
-        Most bytes that ``folder`` may hold.
+        Limit of ``folder`` in bytes.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, encoder: str, max_bytes: int) -> None:
@@ -69,31 +69,31 @@ class EmbeddingCache:
         self.hits = 0
         """Embeddings found so far."""
         self.misses = 0
-        """Embeddings asked for and not found."""
+        """Requests without a stored embedding so far."""
 
     @staticmethod
     def key(image: NDArray[np.uint8]) -> str:
-        """The name of an image's pixels, (H, W, 3) uint8."""
+        """Hash an image's pixels, (H, W, 3) uint8."""
         return content_id(str(image.shape).encode() + np.ascontiguousarray(image).tobytes())
 
     def get(self, key: str) -> list[NDArray[np.float16]] | None:
-        """The embeddings of an image, without the batch axis; None where they are not kept, or damaged."""
+        """Load the embeddings of an image, without the batch axis; None if they are absent or damaged."""
         path = self._folder / f"{key}.npz"
-        found = None
+        embeddings = None
         with (
             suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
             np.load(io.BytesIO(path.read_bytes())) as arrays,
         ):
-            found = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
+            embeddings = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
             os.utime(path)
         with self._lock:
-            self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
-        return found
+            self.hits, self.misses = self.hits + (embeddings is not None), self.misses + (embeddings is None)
+        return embeddings
 
     def put(self, key: str, embeddings: Sequence[NDArray[Any]]) -> None:
-        """Keep the embeddings of an image, as :func:`rounded` gives them; those that 16 bits do not hold are not kept.
+        """Store the embeddings of an image, as :func:`rounded` returns them, unless one is too large for 16 bits.
 
-        A full disk is no error: the cache is left as it is.
+        A full disk is not an error: the cache stays as it is.
         """
         with np.errstate(over="ignore"):
             half = [values.astype(np.float16) for values in embeddings]
@@ -113,13 +113,13 @@ class EmbeddingCache:
                 self._bytes += len(data)
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of everything in the folder, oldest first."""
-        found = []
+        """List (time of last use, bytes, path) of all files, least recently used first."""
+        files = []
         for path in self._root.glob("*/*.npz"):
             with suppress(OSError):  # another process may have dropped it
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        return sorted(found)
+                files.append((status.st_mtime, status.st_size, path))
+        return sorted(files)
 
     def _make_room(self, needed: int) -> None:
         files = self._files()

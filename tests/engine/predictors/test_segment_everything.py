@@ -91,7 +91,7 @@ def test_smaller_segments_lie_on_top() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UsageError, match="at least one point a side"):
+    with pytest.raises(UsageError, match="at least one point per side"):
         EverythingSettings(side=0)
     with pytest.raises(UsageError, match="max overlap is a share"):
         EverythingSettings(max_overlap=2)

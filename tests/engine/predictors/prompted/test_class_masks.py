@@ -77,7 +77,7 @@ def test_one_mask_of_a_prompt_is_picked(pick, expected) -> None:
 
 
 def test_an_index_that_the_model_has_no_mask_for_is_refused() -> None:
-    with pytest.raises(UsageError, match="gives 1 mask\\(s\\) a prompt, so there is none with the index 2"):
+    with pytest.raises(UsageError, match="returns 1 mask\\(s\\) per prompt, so there is none with the index 2"):
         pick_masks(LEFT[None, None], np.ones((1, 1)), cams(LEFT > 0), pick=2, threshold=0.5)
 
 
