@@ -1,18 +1,18 @@
 """The array contract: NumPy, CuPy and torch in, the caller's library and device out, nothing copied or moved.
 
-A call's arrays must share one device; its first array decides the library of the result. The forms see NumPy arrays
-on a CPU and CuPy arrays on a GPU: a torch tensor is detached and its memory viewed (bfloat16 as
-``ml_dtypes.bfloat16``), and on a GPU the work runs on the tensor's device and torch's current stream. Neither torch
-nor CuPy is imported unless one of its arrays is met.
+All arrays of a call must be on one device; the first array decides the library of the result. The forms see NumPy
+arrays on a CPU and CuPy arrays on a GPU: a torch tensor is detached and its memory is viewed (bfloat16 as
+``ml_dtypes.bfloat16``); on a GPU the work runs on the tensor's device and on torch's current stream. Neither torch nor
+CuPy is imported unless a call receives one of its arrays.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +22,11 @@ from ..errors import UsageError
 Library = Literal["numpy", "cupy", "torch"]
 
 _PLAIN = (type(None), bool, int, float, str, tuple)
-"""Options that are no arrays and hold none: most of a call's, so told apart first."""
+"""Types of options that are not arrays and contain none; most options are, so they are tested first."""
 
 
 def library_of(value: object) -> Library | None:
-    """The library of an array; None for anything else."""
+    """Return the library of an array, or None for any other value."""
     if isinstance(value, np.ndarray):
         return "numpy"
     if value is None or isinstance(value, (str, int, float, tuple)):
@@ -40,7 +40,7 @@ def library_of(value: object) -> Library | None:
 
 
 def device_of(array: Any) -> str:
-    """``cpu`` or ``cuda:<index>``.
+    """Return the device of an array: ``cpu`` or ``cuda:<index>``.
 
     Raises:
         UsageError: the array is on a device of another kind.
@@ -56,57 +56,71 @@ def device_of(array: Any) -> str:
     return str(device)
 
 
-def dispatch(name: str, /, *arguments: Any, host: tuple[str, ...] = (), **options: Any) -> Any:
-    """Call the form of kernel ``name`` that runs where its arrays are, and give its arrays back as the caller's kind.
+def dispatch(name: str, /, *arguments: Any, host: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """Call the form of a kernel that runs on the arrays' device, and return its arrays in the caller's library.
 
-    The options named in ``host`` are read on the host by every form.
+    ``host`` holds options that every form reads on the host; they are passed on unchanged.
 
     Raises:
-        UsageError: the arrays lie on different devices, or none of the arguments is an array.
+        UsageError: the arrays are on different devices, or none of the arguments is an array.
     """
-    hosted = {key: _host_array(key, options.pop(key)) for key in host}
+    host = host or {}
     arrays = [*_arrays(arguments), *_arrays(options.values())]
     if not arrays:
         raise UsageError(f"{name} takes NumPy, CuPy or torch arrays, got {type(arguments[0]).__name__}")
     if all(isinstance(array, np.ndarray) for array in arrays):
-        return getattr(importlib.import_module(".cpu", __package__), name)(*arguments, **options, **hosted)
+        return getattr(_form("cpu"), name)(*arguments, **options, **host)
     devices = sorted({device_of(array) for array in arrays})
     if len(devices) > 1:
         raise UsageError(f"the arrays of {name} are on {' and '.join(devices)}: move them to one device first")
     on_cpu = devices == ["cpu"]
-    form = importlib.import_module(".cpu" if on_cpu else ".gpu", __package__)
+    form = _form("cpu" if on_cpu else "gpu")
     library = library_of(arrays[0])
 
-    given: dict[int, Any] = {}
+    originals: dict[int, Any] = {}
 
     def native(array: Any) -> Any:
         view = _numpy_view(array) if on_cpu else _cupy_view(array)
-        given[id(view)] = array
+        originals[id(view)] = array
         return view
 
     def back(array: Any) -> Any:
-        return given[id(array)] if id(array) in given else _as_library(array, library)
+        return originals[id(array)] if id(array) in originals else _as_library(array, library)
 
     arguments = tuple(_mapped(native, value) for value in arguments)
     options = {key: _mapped(native, value) for key, value in options.items()}
     with _stream_of(arrays[0], library, on_cpu):
-        return _mapped(back, getattr(form, name)(*arguments, **options, **hosted))
+        return _mapped(back, getattr(form, name)(*arguments, **options, **host))
 
 
-def _host_array(name: str, value: Any) -> Any:
-    """A small option as NumPy array; None and scalars stay.
+def _form(name: Literal["cpu", "gpu"]) -> ModuleType:
+    """Import one form of the kernels; the CPU form loads Numba."""
+    if name == "cpu":
+        from . import cpu
+
+        return cpu
+    from . import gpu
+
+    return gpu
+
+
+def host_array(name: str, value: Any) -> Any:
+    """Convert a small option to a NumPy array; None and scalars are returned unchanged.
 
     Raises:
-        UsageError: it lies on a GPU, where reading it would wait for the device.
+        UsageError: the option is on a GPU, and reading it would wait for the device.
     """
     if library_of(value) is None:
         return value if value is None or np.isscalar(value) else np.asarray(value)
     if device_of(value) != "cpu":
-        raise UsageError(f"{name} is read on the host: give a sequence or a NumPy array, not one on {device_of(value)}")
+        raise UsageError(
+            f"{name} is read on the host: pass a sequence or a NumPy array, not an array on {device_of(value)}"
+        )
     return _numpy_view(value)
 
 
-def _arrays(values: Any) -> Iterator[Any]:
+def _arrays(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the arrays among the values and in their result containers."""
     for value in values:
         if isinstance(value, _PLAIN):
             continue
@@ -117,7 +131,7 @@ def _arrays(values: Any) -> Iterator[Any]:
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """``value`` with ``function`` applied to it, or to the arrays of a tuple or a result container."""
+    """Apply a function to an array, or to the arrays of a tuple or a result container."""
     if library_of(value) is not None:
         return function(value)
     if isinstance(value, tuple):
@@ -166,7 +180,7 @@ def _as_library(array: Any, library: Library | None) -> Any:
 
 @contextmanager
 def _stream_of(array: Any, library: Library | None, on_cpu: bool) -> Iterator[None]:
-    """The device of the arrays and, for torch, its current stream, so that the work is ordered with the caller's."""
+    """Select the arrays' device and, for torch, its current stream, so that the work follows the caller's."""
     if on_cpu:
         yield
         return

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from maskmill import kernels
-from maskmill.kernels import gpu
 from maskmill.kernels.gpu import device
+
+from .kernels.forms import gpu
 
 from .simt.harness import DeviceArray, simt_device
 

@@ -1,19 +1,20 @@
-"""Fused decode of class scores on the CPU: prepares the arguments of the compiled loops and shares out the rows."""
+"""Fused decode of class scores on the CPU: prepare the arguments of the compiled loops and share out the rows."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...errors import UsageError
-from ..plans.class_stats import ACTIVATIONS, RULES, DecodePlan, Taps, decode_plan
+from ..plans.class_stats import ACTIVATIONS, DEFAULTS, RULES, DecodeOptions, DecodePlan, Taps, decode_plan
 from ..plans.outputs import output
 from ..types import ClassStats
-from .decode import decode_bands, decode_rows
-from .simd import LANES
+from .decode.rows import decode_bands, decode_rows
+from .decode.simd import LANES
 from .threads import in_numba_threads, num_threads, numba_threads_are_safe, share
 
 _WORTH_THREADS = 1 << 20
@@ -21,9 +22,9 @@ _WORTH_THREADS = 1 << 20
 
 _FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
 _INDICES = ("top", "second", "set_size", "label")
-"""The loops' outputs, in their order; an 8-bit label is given apart."""
+"""The loops' outputs, in their order; an 8-bit label is passed separately."""
 
-# What stands for an argument that is not there.
+# Stand-ins for arguments that are absent.
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_INDICES = np.empty(0, np.uint16)
 _NO_LABELS = np.empty(0, np.uint8)
@@ -33,76 +34,51 @@ _NO_TRUTH = np.empty((0, 0), np.int64)
 
 
 def class_stats(
-    scores,
-    size,
+    scores: np.ndarray,
+    size: tuple[int, int],
+    options: DecodeOptions = DEFAULTS,
     *,
-    layout="CHW",
-    activation="softmax",
-    groups=None,
-    num_targets=None,
-    region=None,
-    truth=None,
-    thresholds=None,
-    rule="argmax",
-    background=None,
-    ignore=None,
-    dispersion="official",
-    outputs=("label", "confidence"),
-    out=None,
-    threads=None,
-) -> ClassStats:
-    """As :func:`maskmill.kernels.class_stats`, for NumPy arrays.
+    truth: np.ndarray | None = None,
+    thresholds: float | np.ndarray | None = None,
+    out: ClassStats[np.ndarray] | None = None,
+    threads: int | None = None,
+) -> ClassStats[np.ndarray]:
+    """Run :func:`maskmill.kernels.class_stats` on NumPy arrays.
 
-    ``threads`` is the number of threads that share the rows; None takes all (``NUMBA_NUM_THREADS``) for a large map
+    ``threads`` is the number of threads that share the rows; None uses all (``NUMBA_NUM_THREADS``) for a large map
     when called on the main thread, and one otherwise. The result is the same to the bit.
     """
-    plan = decode_plan(
-        scores.shape,
-        size,
-        layout=layout,
-        activation=activation,
-        groups=groups,
-        num_targets=num_targets,
-        region=region,
-        truth_shape=None if truth is None else truth.shape,
-        thresholds_shape=None if thresholds is None else np.shape(thresholds),
-        rule=rule,
-        background=background,
-        ignore=ignore,
-        dispersion=dispersion,
-        outputs=outputs,
-    )
+    plan = decode_plan(scores.shape, size, options, truth, thresholds)
     if truth is not None and truth.dtype.kind not in "iu":
         raise UsageError(f"truth must hold integers, got {truth.dtype}")
     result = {
         name: output(getattr(out, name, None), plan.shape, plan.dtype_of(name), f"out.{name}") for name in plan.outputs
     }
-    options = _options(plan, thresholds)
-    exact = plan.dispersion == "exact" and plan.num_scored > 2
-    maps = []
-    for n in range(1 if plan.batch is None else plan.batch):
-        one = {name: _of_batch(array, plan, n) for name, array in result.items()}
-        true = _NO_TRUTH if truth is None else _of_batch(truth, plan, n).astype(np.int64)
-        maps.append((_source(_of_batch(scores, plan, n), plan), *options, true, exact, _outputs(one)))
+    shared_inputs = _shared_inputs(plan, thresholds)
+    calls = []
+    for n in range(plan.maps):
+        outputs = _outputs({name: _map_of_batch(array, plan, n) for name, array in result.items()})
+        classes = _NO_TRUTH if truth is None else _map_of_batch(truth, plan, n).astype(np.int64)
+        source = _source(_map_of_batch(scores, plan, n), plan)
+        calls.append((source, *shared_inputs, classes, plan.exact_dispersion, outputs))
     rows = plan.size[0]
-    work = len(maps) * plan.channels * rows * plan.size[1]
     if threads is None:
-        threads = num_threads(work, _WORTH_THREADS)
+        threads = num_threads(plan.maps * plan.channels * rows * plan.size[1], _WORTH_THREADS)
     bounds = np.arange(threads + 1) * rows // threads
     if threads > 1 and numba_threads_are_safe():
-        for *inputs, outputs in maps:
+        for *inputs, outputs in calls:
             in_numba_threads(decode_bands, bounds, *inputs, *outputs)
     else:
-        share(decode_rows, [(*band, *one) for one in maps for band in pairwise(bounds.tolist())], threads)
+        share(decode_rows, [(*band, *call) for call in calls for band in pairwise(bounds.tolist())], threads)
     return ClassStats(**result)
 
 
-def _of_batch(array, plan: DecodePlan, n: int):
+def _map_of_batch(array: np.ndarray, plan: DecodePlan, n: int) -> np.ndarray:
     return array if plan.batch is None else array[n]
 
 
-def _outputs(arrays: dict[str, np.ndarray]) -> tuple:
-    """Float, index and 8-bit label outputs of one map."""
+def _outputs(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], np.ndarray]:
+    """Return the float, index and 8-bit label outputs of one map."""
     flat = {name: array.reshape(-1) for name, array in arrays.items()}
     labels = flat.pop("label") if "label" in flat and flat["label"].dtype == np.uint8 else _NO_LABELS
     floats = tuple(flat.get(name, _NO_FLOATS) for name in _FLOATS)
@@ -116,9 +92,10 @@ def _weights(taps: Taps) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _windows(taps: Taps, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Where each sixteen columns' taps begin, the taps from there on, and their weights; the last column repeated.
+    """Return the start of the taps of each sixteen columns, the taps relative to it, and their weights.
 
-    The last item says whether sixteen pixels from each beginning lie on the axis and hold the taps.
+    The last column is repeated to fill sixteen. The last item tells if the sixteen pixels from each start are on the
+    axis and contain the taps.
     """
     missing = (0, -taps.lower.size % LANES)
     lower, upper, weight = (np.pad(array, missing, "edge") for array in (taps.lower, taps.upper, _weights(taps)))
@@ -127,15 +104,15 @@ def _windows(taps: Taps, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return starts, lower, upper, weight, bool(source >= LANES > upper.max())
 
 
-def _options(plan: DecodePlan, thresholds) -> tuple:
-    """Row taps, column taps, classes and selection, as the loops take them."""
+def _shared_inputs(plan: DecodePlan, thresholds: float | np.ndarray | None) -> tuple[Any, ...]:
+    """Return row taps, column taps, classes and selection in the form that the loops take."""
     limits, limit_map = _NO_FLOATS, _NO_MAP
     if thresholds is not None:
-        given = np.asarray(thresholds, np.float32)
-        if given.ndim == 2:
-            limits, limit_map = np.empty(plan.num_scored, np.float32), np.ascontiguousarray(given)
+        values = np.asarray(thresholds, np.float32)
+        if values.ndim == 2:
+            limits, limit_map = np.empty(plan.num_scored, np.float32), np.ascontiguousarray(values)
         else:
-            limits = np.full(plan.num_scored, given)
+            limits = np.full(plan.num_scored, values)
     rows, groups = plan.rows, _NO_GROUPS if plan.groups is None else plan.groups
     return (
         (rows.lower, rows.upper, _weights(rows)),
@@ -145,11 +122,11 @@ def _options(plan: DecodePlan, thresholds) -> tuple:
     )
 
 
-def _source(scores: np.ndarray, plan: DecodePlan) -> tuple:
-    """One map as memory: a 1-D view that spans it, 16-bit values as bits, with its (y, x, class) strides.
+def _source(scores: np.ndarray, plan: DecodePlan) -> tuple[Any, ...]:
+    """Describe one map as memory: a 1-D view that spans it (16-bit values as bits) and its (y, x, class) strides.
 
-    The loops are compiled once for 16 and once for 32 bits, whatever the strides. They read columns or classes that
-    are neighbors in memory; a map where neither are is copied, and so is one that runs backwards.
+    The loops are compiled once for 16 and once for 32 bits, for any strides. They read columns or classes that are
+    adjacent in memory; a map in which neither are adjacent is copied, and so is a map with a negative stride.
     """
     words, is_bfloat16 = scores, False
     if scores.dtype != np.float32:

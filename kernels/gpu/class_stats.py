@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
-from ..plans.class_stats import DecodePlan, decode_plan
+from ..plans.class_stats import DEFAULTS, DecodeOptions, DecodePlan, decode_plan
 from ..types import ClassStats
-from .device import ACTIVATIONS, ELEMENTS, NULL, aligned, ceil_div, integers, launch, output, upload
+from .device import ACTIVATIONS, ELEMENTS, NULL, DeviceArray, aligned, ceil_div, integers, launch, output, upload
 
 RULE_CODES = {"argmax": 0, "foreground": 1, "single": 2, "agree": 3}
 """Rules, as class_stats.cu's Rule."""
@@ -17,52 +17,25 @@ TILE = (8, 32)
 
 
 def class_stats(
-    scores,
-    size,
+    scores: DeviceArray,
+    size: tuple[int, int],
+    options: DecodeOptions = DEFAULTS,
     *,
-    layout="CHW",
-    activation="softmax",
-    groups=None,
-    num_targets=None,
-    region=None,
-    truth=None,
-    thresholds=None,
-    rule="argmax",
-    background=None,
-    ignore=None,
-    dispersion="official",
-    outputs=("label", "confidence"),
-    out=None,
-) -> ClassStats:
-    """As :func:`maskmill.kernels.class_stats`, for CuPy arrays.
-
-    ``groups`` stays on the host: its largest value sizes the outputs.
-    """
-    plan = decode_plan(
-        scores.shape,
-        size,
-        layout=layout,
-        activation=activation,
-        groups=groups,
-        num_targets=num_targets,
-        region=region,
-        truth_shape=None if truth is None else truth.shape,
-        thresholds_shape=None if thresholds is None else np.shape(thresholds),
-        rule=rule,
-        background=background,
-        ignore=ignore,
-        dispersion=dispersion,
-        outputs=outputs,
-    )
+    truth: DeviceArray | None = None,
+    thresholds: float | DeviceArray | None = None,
+    out: ClassStats[DeviceArray] | None = None,
+) -> ClassStats[DeviceArray]:
+    """Run :func:`maskmill.kernels.class_stats` on CuPy arrays."""
+    plan = decode_plan(scores.shape, size, options, truth, thresholds)
     if scores.dtype.name not in ELEMENTS:
         raise UsageError(f"scores must be {', '.join(ELEMENTS)}, got {scores.dtype}")
-    if layout == "CHW":
+    if plan.layout == "CHW":
         item, row, column = scores.strides[-3:]
     else:
         row, column, item = scores.strides[-3:]
     strides = [step // scores.dtype.itemsize for step in (scores.strides[0] if plan.batch else 0, item, row, column)]
     height, width = plan.size
-    y0, x0, y1, x1 = (0, 0, *plan.source) if region is None else region
+    y0, x0, y1, x1 = plan.region
     walk, order, first = _classes(scores, plan, strides)
     limit, limit_strides = _thresholds(thresholds)
     actual, actual_code = (NULL, np.int32(0)) if truth is None else integers(truth, "truth")
@@ -75,8 +48,8 @@ def class_stats(
         labels[plan.label_dtype == np.uint16] = fields["label"]
     launch(
         "class_stats",
-        f"class_stats<{ELEMENTS[scores.dtype.name]}, {ACTIVATIONS[activation]}, {walk}>",
-        (ceil_div(width, TILE[1]), ceil_div(height, TILE[0]), 1 if plan.batch is None else plan.batch),
+        f"class_stats<{ELEMENTS[scores.dtype.name]}, {ACTIVATIONS[plan.activation]}, {walk}>",
+        (ceil_div(width, TILE[1]), ceil_div(height, TILE[0]), plan.maps),
         (TILE[0] * TILE[1],),
         (
             scores,
@@ -95,10 +68,10 @@ def class_stats(
             np.int32(plan.num_targets),
             limit,
             *map(np.int64, limit_strides),
-            np.int32(RULE_CODES[rule]),
-            np.int32(-1 if background is None else background),
+            np.int32(RULE_CODES[plan.rule]),
+            np.int32(-1 if plan.background is None else plan.background),
             np.int32(plan.ignore),
-            np.bool_(dispersion == "exact"),
+            np.bool_(plan.exact_dispersion),
             actual,
             actual_code,
             *labels,

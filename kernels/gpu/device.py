@@ -1,7 +1,7 @@
-"""The CUDA sources as CuPy kernels: what can be compiled, compiling it once, launching it.
+"""The CUDA sources as CuPy kernels: the list of kernels, their compilation and their launch.
 
-Everything a launcher asks of a device passes through :func:`arrays`, :func:`address` and :func:`kernel`, so that the
-same launchers, geometry and argument lists included, also run over the sources compiled for a CPU.
+The launchers reach a device only through :func:`arrays`, :func:`address` and :func:`kernel`, so that tests can run the
+same launchers, with their geometry and argument lists, on the sources compiled for a CPU.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ SOURCES = Path(__file__).resolve().parent.parent / "cuda"
 """Folder of the .cu files."""
 
 OPTIONS = ("--std=c++17", "--fmad=false", f"-I{SOURCES}")
-"""Compiler options. Without contraction an expression gives the same bits wherever the compiler inlines it."""
+"""Compiler options. Without contraction an expression gives the same bits at every place where it is inlined."""
 
 ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", "float32": "float"}
 """Element types of scores: dtype name to the name in common.cuh."""
@@ -29,7 +29,7 @@ ACTIVATIONS = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID", "none": "NONE"}
 """Activations: name to the enumerator in class_stats.cu."""
 
 WALKS = ("STRIDED", "VECTOR", "GROUPED")
-"""Ways class_stats.cu walks the classes of a pixel."""
+"""Ways in which class_stats.cu walks through the classes of a pixel."""
 
 INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "class_stats": tuple(
@@ -56,7 +56,7 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "quantize": ("quantize_weights<1>", "quantize_weights<4>"),
     "pixels": ("resize_columns", "resize_rows_normalize"),
 }
-"""Every kernel that is ever launched: file name to name expressions."""
+"""All kernels: file name to name expressions."""
 
 INTEGER_CODES = {
     np.dtype(name): np.int32(code)
@@ -65,14 +65,37 @@ INTEGER_CODES = {
 """Codes of integer types, as common.cuh's IntegerCode."""
 
 NULL = np.uint64(0)
-"""The argument for a pointer to nothing."""
+"""The null pointer as an argument."""
 
-Array = Any
 Kernel = Callable[[tuple[int, ...], tuple[int, ...], Sequence[Any]], None]
 
 
+class DeviceArray(Protocol):
+    """The part of ``cupy.ndarray`` that the launchers use."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    ndim: int
+    size: int
+    flags: Any
+    data: Any
+
+    def view(self, dtype: Any) -> DeviceArray:
+        """Reinterpret the elements as another type."""
+        ...
+
+    def reshape(self, shape: tuple[int, ...]) -> DeviceArray:
+        """Return the elements in another shape."""
+        ...
+
+
+Pointer = DeviceArray | np.uint64
+"""An argument for a pointer parameter: an array, or :data:`NULL`."""
+
+
 def arrays() -> Any:
-    """The array library of the device: CuPy.
+    """Import CuPy, the array library of the device.
 
     Raises:
         MissingPackageError: CuPy is not installed.
@@ -84,19 +107,19 @@ def arrays() -> Any:
     return cupy
 
 
-def address(array: Array) -> int:
-    """Device address of the array's first element."""
+def address(array: DeviceArray) -> int:
+    """Return the device address of the array's first element."""
     return array.data.ptr
 
 
 def kernel(source: str, name: str) -> Kernel:
-    """The kernel ``name`` of ``cuda/<source>.cu``, compiled for the current device the first time it is asked for."""
+    """Return the kernel ``name`` of ``cuda/<source>.cu``, compiled for the current device on first use."""
     return _compiled(arrays().cuda.Device().id, source, name)
 
 
 @cache
 def _compiled(device: int, source: str, name: str) -> Kernel:
-    # CuPy keys its cache of compiled files by the source and the options, not by what the source includes.
+    # CuPy's cache of compiled files is keyed by the source and the options, not by the included files.
     shared = hashlib.sha256((SOURCES / "common.cuh").read_bytes()).hexdigest()[:16]
     module = arrays().RawModule(
         code=(SOURCES / f"{source}.cu").read_text(),
@@ -107,12 +130,12 @@ def _compiled(device: int, source: str, name: str) -> Kernel:
 
 
 def launch(source: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any]) -> None:
-    """Queue one kernel on the current stream; nothing is queued for an empty grid.
+    """Queue one kernel on the current stream; an empty grid queues nothing.
 
     ``arguments`` are device arrays and NumPy scalars of exactly the parameters' types.
 
     Raises:
-        UsageError: the grid is larger than a device takes.
+        UsageError: the grid is larger than a device allows.
     """
     if 0 in grid:
         return
@@ -123,45 +146,47 @@ def launch(source: str, name: str, grid: tuple[int, ...], block: tuple[int, ...]
 
 
 def ceil_div(count: int, size: int) -> int:
-    """Blocks of ``size`` that hold ``count``."""
+    """Return the number of blocks of ``size`` that hold ``count``."""
     return -(-count // size)
 
 
-def aligned(pack: int, *operands: Array) -> bool:
-    """Whether ``pack`` elements of each array can be read in one load from its first element on."""
-    return all(address(array) % (pack * array.dtype.itemsize) == 0 for array in operands if array is not NULL)
+def aligned(pack: int, *operands: Pointer) -> bool:
+    """Tell if ``pack`` elements of each array can be read in one load from its first element on."""
+    return all(
+        address(array) % (pack * array.dtype.itemsize) == 0 for array in operands if not isinstance(array, np.uint64)
+    )
 
 
-def empty(shape: Any, dtype: Any) -> Array:
-    """A new array on the device, its values undefined."""
+def empty(shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
+    """Allocate an array on the device; its values are undefined."""
     return arrays().empty(shape, dtype)
 
 
-def zeros(shape: Any, dtype: Any) -> Array:
-    """A new array of zeros on the device."""
+def zeros(shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
+    """Allocate an array of zeros on the device."""
     return arrays().zeros(shape, dtype)
 
 
-def upload(values: Any, dtype: Any = None) -> Array:
-    """The values on the device: CuPy copies host arrays through pinned memory, in the order of the stream."""
+def upload(values: Any, dtype: Any = None) -> DeviceArray:
+    """Copy values to the device: CuPy copies host arrays through pinned memory, in stream order."""
     return arrays().asarray(values, dtype=dtype)
 
 
-def contiguous(array: Array, dtype: Any = None) -> Array:
-    """The array in C order, converted on the device where it has to be."""
+def contiguous(array: DeviceArray, dtype: Any = None) -> DeviceArray:
+    """Return the array in C order and of the dtype, converted on the device if necessary."""
     return arrays().ascontiguousarray(array, dtype=dtype)
 
 
-def spread(array: Array, shape: tuple[int, ...]) -> Array:
-    """A view of the array broadcast to a shape."""
+def spread(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
+    """Return a view of the array broadcast to a shape."""
     return arrays().broadcast_to(array, shape)
 
 
-def integers(array: Array, name: str) -> tuple[Array, np.int32]:
-    """An integer or bool map in C order, and the code of its type.
+def integers(array: DeviceArray, name: str) -> tuple[DeviceArray, np.int32]:
+    """Return an integer or bool map in C order, and the code of its type.
 
     Raises:
-        UsageError: the array holds no integers.
+        UsageError: the array does not hold integers.
     """
     array = contiguous(array)
     if array.dtype == np.bool_:
@@ -171,17 +196,17 @@ def integers(array: Array, name: str) -> tuple[Array, np.int32]:
     return array, INTEGER_CODES[array.dtype]
 
 
-def output(given: Array | None, shape: tuple[int, ...], dtype: Any, name: str = "out") -> Array:
-    """An array to fill: the one given, or a new one.
+def output(out: DeviceArray | None, shape: tuple[int, ...], dtype: Any, name: str = "out") -> DeviceArray:
+    """Return ``out``, or a new array if it is None.
 
     Raises:
-        UsageError: the one given has another shape or dtype, or is not in C order.
+        UsageError: ``out`` has another shape or dtype, or is not in C order.
     """
-    if given is None:
+    if out is None:
         return empty(shape, dtype)
-    if given.shape != tuple(shape) or given.dtype != np.dtype(dtype) or not given.flags.c_contiguous:
+    if out.shape != tuple(shape) or out.dtype != np.dtype(dtype) or not out.flags.c_contiguous:
         raise UsageError(
             f"{name} must be a C-contiguous {np.dtype(dtype)} array of shape {tuple(shape)}, "
-            f"got {given.dtype} of shape {given.shape}"
+            f"got {out.dtype} of shape {out.shape}"
         )
-    return given
+    return out

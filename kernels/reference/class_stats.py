@@ -8,63 +8,39 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..plans.class_stats import DecodePlan, decode_plan
+from ..plans.class_stats import DEFAULTS, DecodeOptions, DecodePlan, decode_plan
 from ..types import UNREACHED, ClassStats
 
 
 def class_stats(
-    scores,
-    size,
+    scores: np.ndarray,
+    size: tuple[int, int],
+    options: DecodeOptions = DEFAULTS,
     *,
-    layout="CHW",
-    activation="softmax",
-    groups=None,
-    num_targets=None,
-    region=None,
-    truth=None,
-    thresholds=None,
-    rule="argmax",
-    background=None,
-    ignore=None,
-    dispersion="official",
-    outputs=("label", "confidence"),
-    out=None,
-) -> ClassStats:
-    """As :func:`maskmill.kernels.class_stats`, for NumPy arrays."""
-    plan = decode_plan(
-        scores.shape,
-        size,
-        layout=layout,
-        activation=activation,
-        groups=groups,
-        num_targets=num_targets,
-        region=region,
-        truth_shape=None if truth is None else truth.shape,
-        thresholds_shape=None if thresholds is None else np.shape(thresholds),
-        rule=rule,
-        background=background,
-        ignore=ignore,
-        dispersion=dispersion,
-        outputs=outputs,
-    )
+    truth: np.ndarray | None = None,
+    thresholds: float | np.ndarray | None = None,
+    out: ClassStats[np.ndarray] | None = None,
+) -> ClassStats[np.ndarray]:
+    """Specify :func:`maskmill.kernels.class_stats`, for NumPy arrays."""
+    plan = decode_plan(scores.shape, size, options, truth, thresholds)
     if plan.batch is None:
-        found = _stats_of_one(scores, plan, truth, thresholds)
+        stats = _stats_of_map(scores, plan, truth, thresholds)
     else:
         maps = [
-            _stats_of_one(scores[n], plan, None if truth is None else truth[n], thresholds) for n in range(plan.batch)
+            _stats_of_map(scores[n], plan, None if truth is None else truth[n], thresholds) for n in range(plan.batch)
         ]
-        found = {name: np.array([one[name] for one in maps]).reshape(plan.shape) for name in plan.outputs}
-    filled = {}
+        stats = {name: np.array([fields[name] for fields in maps]).reshape(plan.shape) for name in plan.outputs}
+    arrays = {}
     for name in plan.outputs:
-        filled[name] = getattr(out, name, None)
-        if filled[name] is None:
-            filled[name] = np.empty(plan.shape, plan.dtype_of(name))
-        filled[name][...] = found[name]
-    return ClassStats(**filled)
+        arrays[name] = getattr(out, name, None)
+        if arrays[name] is None:
+            arrays[name] = np.empty(plan.shape, plan.dtype_of(name))
+        arrays[name][...] = stats[name]
+    return ClassStats(**arrays)
 
 
-def upsample(scores, plan: DecodePlan) -> np.ndarray:
-    """(H, W, C) float64: one score map sampled at the output's pixels."""
+def upsample(scores: np.ndarray, plan: DecodePlan) -> np.ndarray:
+    """Sample one score map at the output's pixels: float64 (H, W, C)."""
     source = np.asarray(scores).astype(np.float64)
     if plan.layout == "CHW":
         source = source.transpose(1, 2, 0)
@@ -75,11 +51,11 @@ def upsample(scores, plan: DecodePlan) -> np.ndarray:
         return (1 - down) * wide[rows.lower] + down * wide[rows.upper]
 
 
-def class_scores(values, plan: DecodePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rank, score and nonconformity score, (..., Ke) float64 each, of finite upsampled values (..., C).
+def class_scores(values: np.ndarray, plan: DecodePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute rank, score and nonconformity score, float64 (..., Ke) each, of finite upsampled values (..., C).
 
-    The rank orders the classes as the score does, also where scores have saturated; -inf for a class that no model
-    class maps to, whose score is 0 and whose nonconformity score is +inf.
+    The rank orders the classes as the score does, even if scores have saturated. A class that no model class maps to
+    has rank -inf, score 0 and nonconformity score +inf.
     """
     members = [
         np.arange(plan.channels) == k if plan.groups is None else plan.groups == k for k in range(plan.num_scored)
@@ -99,17 +75,19 @@ def class_scores(values, plan: DecodePlan) -> tuple[np.ndarray, np.ndarray, np.n
     return rank, score, np.where(plan.reached, nonconformity, np.inf)
 
 
-def _sigmoid(x):
+def _sigmoid(x: np.ndarray) -> np.ndarray:
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, small) / (1 + small)
 
 
-def _stats_of_one(scores, plan: DecodePlan, truth, thresholds) -> dict[str, np.ndarray]:
-    """Every field asked for, (H, W) each, of one map."""
+def _stats_of_map(
+    scores: np.ndarray, plan: DecodePlan, truth: np.ndarray | None, thresholds: float | np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Compute the requested fields of one map, (H, W) each."""
     values = upsample(scores, plan)
     finite: np.ndarray = np.all(np.isfinite(values), axis=-1)
     rank, score, nonconformity = class_scores(np.where(finite[..., None], values, 0), plan)
-    # The precision in which calibration stores the scores, so that a threshold holds the score it was taken from.
+    # Calibration stores float32 scores, so a threshold taken from a score includes that score.
     nonconformity = nonconformity.astype(np.float32)
 
     top = rank.argmax(-1)
@@ -143,31 +121,31 @@ def _stats_of_one(scores, plan: DecodePlan, truth, thresholds) -> dict[str, np.n
         label = _rule(rank, member, top, plan)
     emitted = finite & (label >= 0) & (label < plan.num_targets)
     result["label"] = np.where(emitted, label, plan.ignore)
-    if "true_score" in plan.outputs:
+    if truth is not None and "true_score" in plan.outputs:
         inside = (truth >= 0) & (truth < plan.num_scored) & (truth != plan.ignore)
         true = _pick(nonconformity, np.where(inside, truth, 0).astype(np.int64))
         result["true_score"] = np.where(inside, np.where(finite, true, np.inf), np.nan)
     return result
 
 
-def _pick(values, index):
+def _pick(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, index[..., None], -1)[..., 0]
 
 
-def _dispersion(shares, top, plan: DecodePlan):
-    """Variance of the other classes' shares about their mean; the official form lets the top's empty slot count."""
+def _dispersion(shares: np.ndarray, top: np.ndarray, plan: DecodePlan) -> np.ndarray:
+    """Compute the variance of the other classes' shares; the official form also counts the top's empty slot."""
     others = plan.num_scored - 1
     mean = (1 - _pick(shares, top)) / others
     deviation = (shares - mean[..., None]) ** 2
     np.put_along_axis(deviation, top[..., None], 0, -1)
     squares = deviation.sum(-1)
-    if plan.dispersion == "official" or plan.num_scored == 2:
+    if not plan.exact_dispersion:
         squares = squares + mean**2
     return squares / others
 
 
-def _rule(rank, member, top, plan: DecodePlan):
-    """Class the rule takes from the prediction set, -1 where it takes none."""
+def _rule(rank: np.ndarray, member: np.ndarray, top: np.ndarray, plan: DecodePlan) -> np.ndarray:
+    """Return the class that the rule selects from the prediction set, -1 for none."""
     in_set = np.where(member, rank, -np.inf)
     if plan.rule == "argmax":
         return np.where(_pick(member, top), top, -1)

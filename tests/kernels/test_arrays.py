@@ -14,8 +14,9 @@ import torch
 
 from maskmill import kernels
 from maskmill.errors import UsageError
-from maskmill.kernels import reference
 from maskmill.kernels.types import ClassStats
+
+from .forms import reference
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (4, 5, 6)).astype(np.float32)
 OUTPUTS = ("label", "top", "confidence", "dispersion")
@@ -135,7 +136,7 @@ def device_calls(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     calls = []
     form = SimpleNamespace(class_stats=lambda *arguments, **options: calls.append((arguments, options)))
-    monkeypatch.setattr("maskmill.kernels.arrays.importlib", SimpleNamespace(import_module=lambda name, package: form))
+    monkeypatch.setattr("maskmill.kernels.arrays._form", lambda name: form)
     return calls
 
 
@@ -145,7 +146,7 @@ def test_device_arrays_go_to_the_gpu_form_as_they_are(device_calls):
     arguments, options = device_calls[0]
     assert arguments[0] is scores
     assert options["thresholds"] is thresholds
-    assert options["groups"].tolist() == [0, 1, -1]
+    assert options["options"].groups.tolist() == [0, 1, -1]
 
 
 def test_arrays_on_different_devices_are_refused(device_calls):

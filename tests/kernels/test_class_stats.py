@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from maskmill import kernels
 from maskmill.errors import UsageError
-from maskmill.kernels import cpu, reference
-from maskmill.kernels.plans.class_stats import OUTPUTS, decode_plan
+from maskmill.kernels.plans.class_stats import OUTPUTS, DecodeOptions, decode_plan
 from maskmill.kernels.reference.class_stats import class_scores, upsample
 from maskmill.kernels.types import UNREACHED, ClassStats
+
+from .forms import cpu, reference
 
 IGNORE = 255
 RULES = ("argmax", "foreground", "single", "agree")
@@ -429,11 +430,8 @@ def rearranged(scores, how):
 
 def undecided(scores, size, options):
     """Pixels where two scores, or a score and its threshold, lie so close that float32 may decide otherwise."""
-    arguments = {"groups": None, "num_targets": None, "region": None, "rule": "argmax", "background": None}
-    arguments |= {key: value for key, value in options.items() if key not in ("truth", "thresholds", "outputs")}
-    plan = decode_plan(
-        scores.shape, size, truth_shape=None, thresholds_shape=None, ignore=None, outputs=("top",), **arguments
-    )
+    settings = {key: value for key, value in options.items() if key not in ("truth", "thresholds", "outputs")}
+    plan = decode_plan(scores.shape, size, DecodeOptions(**settings, outputs=("top",)))
     close = []
     for one in scores if plan.batch else [scores]:
         values = upsample(one, plan)
@@ -558,7 +556,7 @@ def test_memory_stays_far_below_the_upsampled_scores():
         ({"groups": [0, 1, -2]}, "-1 for a dropped class"),
         ({"groups": [0, 1, 2], "num_targets": 2}, "name target 2, but there are 2 targets"),
         ({"groups": [-1, -1, -1]}, "0 targets"),
-        ({"num_targets": 5}, "give groups as well"),
+        ({"num_targets": 5}, "pass groups as well"),
         ({"region": (0, 0, 0, 4)}, "region must be"),
         ({"region": (0, 0, np.nan, 4)}, "region must be"),
         ({"thresholds": np.zeros(4, np.float32)}, "thresholds must be"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from maskmill import kernels
 from maskmill.kernels import cpu, gpu, reference
+from maskmill.kernels.plans.class_stats import DEFAULTS, DecodeOptions
 
 ROOT = Path(kernels.__file__).parent
 KERNELS = sorted(path.stem for path in (ROOT / "cuda").glob("*.cu"))
@@ -16,7 +18,7 @@ FUNCTIONS = sorted(name for name in kernels.__all__ if inspect.isfunction(getatt
 FORMS = (reference, cpu, gpu)
 
 OWN = {(cpu, "class_stats"): {"threads"}}
-"""Parameters that one form has beyond the public ones."""
+"""Parameters that one form has beyond those of the others."""
 
 
 def parameters(function) -> list[tuple]:
@@ -30,7 +32,8 @@ def files_with_public_functions(form) -> set[str]:
 
 def test_every_kernel_has_a_file_in_every_folder():
     assert "class_stats" in KERNELS
-    assert {path.stem for path in (ROOT / "reference").glob("[!_]*.py")} == set(KERNELS)
+    for folder in ("api", "reference"):
+        assert {path.stem for path in (ROOT / folder).glob("[!_]*.py")} == set(KERNELS)
     for folder in ("cpu", "gpu"):
         # Here there may be helpers beside the kernels.
         assert set(KERNELS) <= {path.stem for path in (ROOT / folder).glob("*.py")}
@@ -43,9 +46,21 @@ def test_every_kernel_has_tests_of_its_cpu_and_its_cuda_form():
     assert {f"test_{name}" for name in KERNELS} | {f"test_gpu_{name}" for name in KERNELS} <= here
 
 
+def public_parameters(name: str) -> list[tuple]:
+    """Parameters that the forms must have: the options of ``class_stats`` reach them as one object."""
+    public = parameters(getattr(kernels, name))
+    if name != "class_stats":
+        return public
+    options = {field.name: field.default for field in fields(DecodeOptions)}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    assert [p for p in public if p[0] in options] == [(name, keyword, value) for name, value in options.items()]
+    bundle = ("options", inspect.Parameter.POSITIONAL_OR_KEYWORD, DEFAULTS)
+    return [*public[:2], bundle, *(p for p in public[2:] if p[0] not in options)]
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_has_the_same_parameters_in_every_form(name):
-    public = parameters(getattr(kernels, name))
+    public = public_parameters(name)
     for form in FORMS:
         own = OWN.get((form, name), set())
         found = parameters(getattr(form, name))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from maskmill.errors import UsageError
-from maskmill.kernels import reference
 from maskmill.kernels.gpu.device import ACTIVATIONS, ELEMENTS, INSTANTIATIONS, WALKS
-from maskmill.kernels.plans.class_stats import OUTPUTS, decode_plan
+from maskmill.kernels.plans.class_stats import OUTPUTS, DecodeOptions, decode_plan
 from maskmill.kernels.reference.class_stats import class_scores, upsample
 from maskmill.kernels.types import ClassStats
 
 from ..simt.harness import cuda, launched
+from .forms import reference
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 RULES = ("argmax", "foreground", "single", "agree")
@@ -74,11 +74,8 @@ def random_case(rng, dtype, activation, walk):
 
 def undecided(scores, size, options):
     """Pixels where two scores, or a score and its threshold, differ by less than 1e-5, relatively."""
-    arguments = {"groups": None, "num_targets": None, "region": None, "rule": "argmax", "background": None}
-    arguments |= {key: value for key, value in options.items() if key not in ("truth", "thresholds", "outputs")}
-    plan = decode_plan(
-        scores.shape, size, truth_shape=None, thresholds_shape=None, ignore=None, outputs=("top",), **arguments
-    )
+    settings = {key: value for key, value in options.items() if key not in ("truth", "thresholds", "outputs")}
+    plan = decode_plan(scores.shape, size, DecodeOptions(**settings, outputs=("top",)))
     close = []
     for one in scores if plan.batch else [scores]:
         values = upsample(one, plan)

@@ -4,9 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskmill.kernels import gpu, reference
 from maskmill.kernels.gpu.device import ACTIVATIONS
 from maskmill.kernels.plans.class_stats import OUTPUTS
+
+from .forms import gpu, reference
 
 pytestmark = pytest.mark.gpu
 

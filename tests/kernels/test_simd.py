@@ -21,7 +21,7 @@ def test_lanes_move_as_they_should(processor, tmp_path):
     program = """
         import numpy as np
         from numba import njit
-        from maskmill.kernels.cpu.simd import (
+        from maskmill.kernels.cpu.decode.simd import (
             as_ints, gather_scores, in_every_lane, load, load_first_scores, load_ints, look_up, permute, splat, store,
             store_first, transpose,
         )

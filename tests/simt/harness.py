@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill.kernels import gpu
 from maskmill.kernels.gpu import device
+
+from ..kernels.forms import gpu
 
 HERE = Path(__file__).parent
 GUARD = 256

@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskmill.kernels import gpu
 from maskmill.kernels.gpu import device
 
+from ..kernels.forms import gpu
 from .harness import FORWARD, HERE, SCHEDULES, SimtKernel, on_device, simt_device
 
 KERNELS = (

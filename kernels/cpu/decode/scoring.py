@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..plans.class_stats import MAX_CLASSES
-from .compiled import compiled
+from ...plans.class_stats import MAX_CLASSES
+from ..compiled import compiled
 from .simd import (
     LANES,
     add_exponent,

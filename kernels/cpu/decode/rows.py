@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..types import UNREACHED
-from .compiled import compiled
+from ...types import UNREACHED
+from ..compiled import compiled
 from .sampling import blend_rows, padded, sample_row
 from .scoring import (
     NO_CLASS,

@@ -1,0 +1,1 @@
+"""Public kernel functions, one module per kernel; import them from :mod:`maskmill.kernels`."""
