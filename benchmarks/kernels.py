@@ -1,11 +1,11 @@
-"""How fast the CPU kernels are, each against what a user would call instead, in one run.
+"""Measure the CPU kernels, each against the function that a user would call instead, in one run.
 
     python benchmarks/kernels.py [--json] [--only KEY ...] [--rounds 9]
 
 The two sides of a claim alternate; a round repeats a short call until it lasts 50 ms. A figure is the median over the
-rounds of the peer's time over ours, with its range. Each claim's function says what both sides do; a claim with
-several cases (both layouts, say) reports the smallest of their medians. Compilation is not timed: ``startup_s`` is the
-time a fresh process takes to import the kernels and decode a small map with the disk cache warm.
+rounds of the peer's time divided by ours, with its range. Each claim's function describes both sides; a claim with
+several cases (such as both layouts) reports the smallest of their medians. Compilation is not timed: ``startup_s`` is
+the time in which a fresh process imports the kernels and decodes a small map with a warm disk cache.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Claim:
 
 
 def decode(classes: int, source: tuple[int, int], size: tuple[int, int], layouts: tuple[str, ...]) -> Iterator[Case]:
-    """Float32 logits to full size.
+    """Decode float32 logits to full size.
 
-    Ours: label (the top class where it is in its class's prediction set), confidence and residual dispersion.
-    Peer: torch ``interpolate``, ``softmax`` and ``max`` with all threads; of an HWC map the faster of its strided view
-    and a contiguous copy made first.
+    Ours: label (the top class if it is in its class's prediction set), confidence and residual dispersion.
+    Peer: torch ``interpolate``, ``softmax`` and ``max`` with all threads; for an HWC map, the faster of its strided
+    view and a contiguous copy made first.
     """
     rng = np.random.default_rng(0)
     thresholds = np.full(classes, 0.3, np.float32)
@@ -81,7 +81,7 @@ def decode(classes: int, source: tuple[int, int], size: tuple[int, int], layouts
 
 
 def pcos() -> Iterator[Case]:
-    """Weights of one 512 x 512 map of 21 classes.
+    """Weight the pixels of one 512 x 512 map of 21 classes.
 
     Ours: statistics, weights and reliable mask. Peer: the paper's pseudo-code in NumPy, the singular vectors of the
     2 x N matrix by ``numpy.linalg.svd`` and masks, in float32 as the scores are.
@@ -102,13 +102,13 @@ def pcos() -> Iterator[Case]:
         weight[(z_share > 0) | (z_dispersion > 0)] = 1
         return weight.reshape(512, 512)
 
-    # A pixel at the mean weighs 1 or less by the last bit of a float32 sum.
+    # The last bit of a float32 sum decides if a pixel at the mean has weight 1.
     assert np.mean(np.abs(kernels.pcos(stats.share, stats.dispersion).weight - peer()) > 1e-3) < 1e-4
     yield Case("512", lambda: kernels.pcos(stats.share, stats.dispersion), peer)
 
 
 def peaks() -> Iterator[Case]:
-    """Peaks of 20 maps of 512 x 512, min_distance 10: activation maps with a threshold, and noise.
+    """Find peaks in 20 maps of 512 x 512, min_distance 10: activation maps with a threshold, and noise.
 
     Peer: scikit-image, map by map. Both find the same peaks in the same order.
     """
@@ -124,14 +124,14 @@ def peaks() -> Iterator[Case]:
         def peer(maps=maps, threshold=threshold):
             return [peak_local_max(values, min_distance=10, threshold_abs=threshold) for values in maps]
 
-        found = ours()
-        for count, coordinates, expected in zip(found.count, found.coordinates, peer(), strict=True):
+        result = ours()
+        for count, coordinates, expected in zip(result.count, result.coordinates, peer(), strict=True):
             np.testing.assert_array_equal(coordinates[:count], expected)
         yield Case(name, ours, peer)
 
 
 def quantile(peer: Callable[[np.ndarray, int], np.ndarray]) -> Iterator[Case]:
-    """The exact 95 % conformal threshold of 10^8 nonconformity scores, which are near 0 mostly.
+    """Find the exact 95 % conformal threshold of 10^8 nonconformity scores, most of them near 0.
 
     Ours: two passes of counting, without a copy. Peer: ``numpy.sort`` or ``numpy.partition``, which copy.
     """
@@ -168,7 +168,7 @@ def seconds_of(call: Call, repeats: int = 1) -> float:
 
 
 def measure(case: Case, rounds: int) -> dict[str, float]:
-    """Milliseconds of both sides and their ratio, medians over the rounds, with the ratio's range."""
+    """Return the medians over the rounds of both sides' milliseconds and of their ratio, with the ratio's range."""
     repeats = [max(1, round(0.05 / min(seconds_of(call) for _ in range(3)))) for call in (case.ours, case.peer)]
     ours, peer = [], []
     for _ in range(rounds):
@@ -185,7 +185,7 @@ def measure(case: Case, rounds: int) -> dict[str, float]:
 
 
 def startup_seconds() -> float:
-    """Median of three fresh processes, less the time of one that imports NumPy alone."""
+    """Return the median time of three fresh processes, less the time of processes that import only NumPy."""
     setup = "import numpy as np; scores = np.zeros((3, 4, 4), np.float32)"
     decode = f"{setup}; from maskmill import kernels; kernels.class_stats(scores, (8, 8))"
 
@@ -193,8 +193,8 @@ def startup_seconds() -> float:
         subprocess.run([sys.executable, "-c", program], check=True)
 
     run(decode)
-    whole, bare = (statistics.median(seconds_of(lambda p=p: run(p)) for _ in range(3)) for p in (decode, setup))
-    return round(whole - bare, 2)
+    total, bare = (statistics.median(seconds_of(lambda p=p: run(p)) for _ in range(3)) for p in (decode, setup))
+    return round(total - bare, 2)
 
 
 def main() -> None:

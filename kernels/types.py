@@ -83,7 +83,7 @@ class Pcos(_Arrays, Generic[ArrayT]):
     """float32 in [0, 1]; 0 outside the mask."""
     reliable: ArrayT
     """bool: better than the reliable cluster's mean in confidence or in dispersion, or weight 1 in float32."""
-    cluster: ArrayT = _NOT_REQUESTED
+    cluster: ArrayT | None = None
     """uint8: 0 or 1; 255 outside the mask. None if not requested."""
     statistics: ArrayT = _NOT_REQUESTED
     """float64 (8,) or (N, 8): Gram matrix a, b, c; mean of x and v, unbiased variance of x and v in the reliable

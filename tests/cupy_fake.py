@@ -24,7 +24,6 @@ from maskmill import kernels
 from maskmill.kernels.gpu import device
 
 from .kernels.forms import gpu
-
 from .simt.harness import DeviceArray, simt_device
 
 used: set[tuple[str, int, tuple[str, ...]]] = set()

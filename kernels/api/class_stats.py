@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..arrays import dispatch, host_array
 from ..plans.class_stats import DecodeOptions
 from ..types import Activation, Array, ArrayT, ClassStats, Dispersion, Layout, Rule

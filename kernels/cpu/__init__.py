@@ -1,7 +1,7 @@
 """The kernels on the CPU, compiled by Numba: fused, in float32, cached on disk.
 
-A call on the main thread with much to do shares it with threads of its own; any other call, from a pipeline's thread
-or a data worker, runs where it is called, without Python's lock.
+A large call on the main thread shares its work with threads of the kernels; any other call, from a pipeline's thread or
+a data worker, runs on the calling thread. Python's lock is released in both cases.
 """
 
 from .class_stats import class_stats

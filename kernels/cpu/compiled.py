@@ -1,10 +1,10 @@
-"""Numba's ``njit`` as the kernels use it: without Python's lock, and with machine code kept on disk.
+"""Numba's ``njit`` as the kernels use it: Python's lock released, and machine code cached on disk.
 
     @compiled(error_model="numpy")
     def loop(values): ...
 
-Numba takes kept machine code for valid while the file of its function is unchanged. The kernels' loops inline functions
-of other files and take constants from more, so here the sources of the whole package decide.
+Numba considers cached machine code valid as long as the file of its function is unchanged. The kernels' loops inline
+functions and constants of other files, so here a change of any source of the package invalidates it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 @cache
 def sources_stamp() -> bytes:
-    """Digest of the names and contents of every Python file of :mod:`maskmill.kernels`."""
+    """Return a digest of the names and contents of every Python file of :mod:`maskmill.kernels`."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -31,13 +31,13 @@ def sources_stamp() -> bytes:
 
 
 def _by_sources(locator: type) -> type:
-    """The locator of cache files, with the stamp of all sources beside its own."""
+    """Extend Numba's locator of cache files: its stamp includes the stamp of all sources."""
 
-    class Located(locator):
+    class PackageLocator(locator):
         def get_source_stamp(self):
             return super().get_source_stamp(), sources_stamp()
 
-    return Located
+    return PackageLocator
 
 
 class _CacheFiles(CompileResultCacheImpl):
@@ -49,11 +49,11 @@ class _PackageCache(FunctionCache):
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``njit(nogil=True, **options)`` whose disk cache sees a change of any source of the kernels."""
+    """Apply ``njit(nogil=True, **options)`` with a disk cache that any change of the kernels' sources invalidates."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(nogil=True, **options)(function)
-        # What the dispatcher's enable_caching() does with Numba's own cache.
+        # The dispatcher's enable_caching() does the same with Numba's own cache.
         dispatcher._cache = _PackageCache(function)
         return dispatcher
 

@@ -1,4 +1,4 @@
-"""Counts of true class against label with Numba."""
+"""Confusion counts with Numba."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .compiled import compiled
 from .threads import num_threads, share
 
 _WORTH_THREADS = 1 << 20
-"""Pixels below which handing them out costs more than it saves."""
+"""Pixels below which sharing them costs more than it saves."""
 
 
 @compiled()
 def _count(label, truth, ignore, counts):
-    """Adds to counts (rows, rows + 1) the pixels of flat maps."""
+    """Add the pixels of flat maps to counts (rows, rows + 1)."""
     num_classes = counts.shape[0]
     for i in range(truth.size):
         row = np.int64(truth[i])
@@ -26,8 +26,10 @@ def _count(label, truth, ignore, counts):
             counts[row, column] += 1
 
 
-def confusion_counts(label, truth, *, num_classes, ignore=255, out=None):
-    """As :func:`maskmill.kernels.confusion_counts`, for NumPy arrays."""
+def confusion_counts(
+    label: np.ndarray, truth: np.ndarray, *, num_classes: int, ignore: int = 255, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.confusion_counts` on NumPy arrays."""
     check_maps(label, truth, num_classes)
     shape = (num_classes, num_classes + 1)
     counts = np.zeros(shape, np.int64) if out is None else output(out, shape, np.int64)
@@ -38,6 +40,6 @@ def confusion_counts(label, truth, *, num_classes, ignore=255, out=None):
         return counts
     partial = np.zeros((threads, *shape), np.int64)
     pieces = zip(np.array_split(label, threads), np.array_split(truth, threads), partial, strict=True)
-    share(_count, [(own_label, own_truth, ignore, own) for own_label, own_truth, own in pieces], threads)
+    share(_count, [(labels, truths, ignore, row) for labels, truths, row in pieces], threads)
     counts += partial.sum(axis=0)
     return counts

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..plans.cover import cell_of_pixel
 from ..plans.outputs import output, spread
+from ..types import Nearest
 from .compiled import compiled
 
 
@@ -21,8 +22,15 @@ def _cover(cells, rows, columns, reliable, out):
                 out[n, y, x] = line[x] if reliable is None else line[x] & reliable[n, y, x]
 
 
-def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):
-    """As :func:`maskmill.kernels.perturbation_cover`, for NumPy arrays."""
+def perturbation_cover(
+    cells: np.ndarray,
+    size: tuple[int, int],
+    reliable: np.ndarray | None = None,
+    *,
+    nearest: Nearest = "pil",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.perturbation_cover` on NumPy arrays."""
     shape = (*cells.shape[:-2], *size)
     result = output(out, shape, np.bool_)
     maps = (-1, *size)

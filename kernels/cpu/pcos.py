@@ -1,4 +1,4 @@
-"""PCOS weights with Numba: two reductions in float64 and one pass of weights in float32, a map at a time."""
+"""PCOS weights with Numba: per map, two reductions in float64 and one pass of weights in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .compiled import compiled
 _WORTH_THREADS = 1 << 20
 """Pixels below which starting threads costs more than it saves."""
 
-# Sums may be taken in any order, and so in vectors.
+# Sums may be evaluated in any order, and therefore in vectors.
 _sums = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 _LOG2E = np.float32(1.4426950408889634)
@@ -34,7 +34,7 @@ _ZERO, _ONE, _INF = np.float32(0), np.float32(1), np.float32(np.inf)
 
 @_sums
 def _gram(x, v, mask):
-    """Pixels, sums of x and v, and the Gram matrix a, b, c."""
+    """Return the number of pixels, the sums of x and v, and the Gram matrix a, b, c."""
     n, sum_x, sum_v, a, b, c = 0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(x.size):
         part = x[i] > 0 if mask is None else (x[i] > 0) & mask[i]
@@ -50,9 +50,9 @@ def _gram(x, v, mask):
 
 @compiled()
 def _wedge(a, b, c):
-    """Rows (s, t): a pixel is in cluster 1 where |across . (x, v)| > |along . (x, v)|.
+    """Compute the scaled singular vectors (along, across) of the 2xN matrix from its Gram matrix; see the reference.
 
-    The scaled singular vectors of the 2xN matrix from its Gram matrix; see the reference.
+    A pixel is in cluster 1 if |across . (x, v)| > |along . (x, v)|.
     """
     determinant = a * c - b * b
     if c == 0 or determinant <= DEGENERATE * a * c:
@@ -69,9 +69,9 @@ def _wedge(a, b, c):
 
 @_sums
 def _moments(x, v, mask, mean_x, mean_v, wedge):
-    """Sums of dx² and dv² of all pixels, of x and v of cluster 0; pixels and all four sums of cluster 1.
+    """Sum dx² and dv² over all pixels, x and v over cluster 0, and all four, with the pixel count, over cluster 1.
 
-    The differences are those from the means of all pixels. No mask: every pixel takes part.
+    dx and dv are the differences from the means of all pixels. Without a mask every pixel takes part.
     """
     along_x, along_v, across_x, across_v = wedge
     xx, vv, x0, v0 = 0.0, 0.0, 0.0, 0.0
@@ -79,15 +79,15 @@ def _moments(x, v, mask, mean_x, mean_v, wedge):
     for i in range(x.size):
         part = True if mask is None else (x[i] > 0) & mask[i]
         p, q = np.float64(x[i] if part else 0.0), np.float64(v[i] if part else 0.0)
-        one = part & (abs(across_x * p + across_v * q) > abs(along_x * p + along_v * q))
-        p0, q0, p1, q1 = 0.0 if one else p, 0.0 if one else q, p if one else 0.0, q if one else 0.0
+        other = part & (abs(across_x * p + across_v * q) > abs(along_x * p + along_v * q))
+        p0, q0, p1, q1 = 0.0 if other else p, 0.0 if other else q, p if other else 0.0, q if other else 0.0
         dx, dv = p - mean_x if part else 0.0, q - mean_v if part else 0.0
-        dx1, dv1 = dx if one else 0.0, dv if one else 0.0
+        dx1, dv1 = dx if other else 0.0, dv if other else 0.0
         x0 += p0
         v0 += q0
         xx += dx * dx
         vv += dv * dv
-        n1 += 1.0 if one else 0.0
+        n1 += 1.0 if other else 0.0
         x1 += p1
         v1 += q1
         xx1 += dx1 * dx1
@@ -97,13 +97,13 @@ def _moments(x, v, mask, mean_x, mean_v, wedge):
 
 @compiled()
 def _variance(n, difference, squares):
-    """Unbiased variance of n values whose mean and squares are taken as differences from some value."""
+    """Compute the unbiased variance of n values; mean and squares are of their differences from some value."""
     return max(squares - difference * difference * n, 0.0) / (n - 1) if n > 1 else 0.0
 
 
 @compiled()
 def _statistics(x, v, mask, gram):
-    """Statistics of one map, in the order of :class:`Pcos`, and the wedge that splits its pixels."""
+    """Compute the statistics of one map, in the order of :class:`Pcos`, and the wedge that splits its pixels."""
     n, sum_x, sum_v, a, b, c = gram
     wedge = _wedge(a, b, c)
     if n == 0:
@@ -123,7 +123,7 @@ def _statistics(x, v, mask, gram):
 
 @compiled()
 def _limits(mean_x, mean_v):
-    """Largest float32 x and smallest float32 v that are not better than the means."""
+    """Return the largest float32 x and the smallest float32 v that are not better than the means."""
     above, below = mean_x * (1 + TIE), mean_v * (1 - TIE)
     x, v = np.float32(above), np.float32(below)
     if x > above:
@@ -138,7 +138,7 @@ def _weigh(x, v, mask, statistics, denominator, epsilon, weight, reliable):
     limit_x, limit_v = _limits(statistics[3], statistics[4])
     scale_x = np.float32(1 / math.sqrt((statistics[5] + epsilon) * denominator))
     scale_v = np.float32(1 / math.sqrt((statistics[6] + epsilon) * denominator))
-    # The means as two float32 each, so that a small difference keeps its digits.
+    # Each mean is split into two float32, so that a small difference keeps its digits.
     mean_x, mean_v = np.float32(statistics[3]), np.float32(statistics[4])
     rest_x, rest_v = np.float32(statistics[3] - mean_x), np.float32(statistics[4] - mean_v)
     for i in range(x.size):
@@ -159,7 +159,7 @@ def _weigh(x, v, mask, statistics, denominator, epsilon, weight, reliable):
 
 @_sums
 def _assign(x, v, mask, wedge, cluster):
-    """Clusters by the arithmetic of :func:`_moments`: a tie that rounding decides falls on the same side."""
+    """Assign clusters by the arithmetic of :func:`_moments`, so that rounding decides a tie the same way."""
     along_x, along_v, across_x, across_v = wedge
     for i in range(x.size):
         p, q = np.float64(x[i]), np.float64(v[i])
@@ -168,19 +168,28 @@ def _assign(x, v, mask, wedge, cluster):
         cluster[i] = np.uint8(other) if part else np.uint8(255)
 
 
-def _pcos_of_one(x, v, mask, denominator, epsilon, weight, reliable, cluster, statistics):
+def _pcos_of_map(x, v, mask, denominator, epsilon, weight, reliable, cluster, statistics):
     gram = _gram(x, v, mask)
     if mask is None and gram[0] < x.size:
         mask = np.ones(x.size, np.bool_)
-    found, wedge = _statistics(x, v, mask, gram)
-    statistics[:] = found
-    _weigh(x, v, mask, found, denominator, epsilon, weight, reliable)
+    values, wedge = _statistics(x, v, mask, gram)
+    statistics[:] = values
+    _weigh(x, v, mask, values, denominator, epsilon, weight, reliable)
     if cluster is not None:
         _assign(x, v, mask, wedge, cluster)
 
 
-def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cluster=False, out=None):
-    """As :func:`maskmill.kernels.pcos`, for NumPy arrays."""
+def pcos(
+    share: np.ndarray,
+    dispersion: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    denominator: float = 8.0,
+    epsilon: float = 1e-8,
+    want_cluster: bool = False,
+    out: Pcos[np.ndarray] | None = None,
+) -> Pcos[np.ndarray]:
+    """Run :func:`maskmill.kernels.pcos` on NumPy arrays."""
     shape = share.shape
     if dispersion.shape != shape:
         raise UsageError(f"dispersion must have the shape of the share, {shape}, got {dispersion.shape}")
@@ -191,12 +200,12 @@ def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cl
     cluster = output(out and out.cluster, shape, np.uint8, "out.cluster") if want_cluster else None
     x = np.ascontiguousarray(share, np.float32).reshape(pixels)
     v = np.ascontiguousarray(dispersion, np.float32).reshape(pixels)
-    held = None if mask is None else spread(mask, shape, np.bool_).reshape(pixels)
+    masks = None if mask is None else spread(mask, shape, np.bool_).reshape(pixels)
     maps = [
         (
             x[n],
             v[n],
-            None if held is None else held[n],
+            None if masks is None else masks[n],
             float(denominator),
             float(epsilon),
             weight.reshape(pixels)[n],
@@ -206,5 +215,5 @@ def pcos(share, dispersion, *, mask=None, denominator=8.0, epsilon=1e-8, want_cl
         )
         for n in range(len(x))
     ]
-    threads.share(_pcos_of_one, maps, min(threads.num_threads(x.size, _WORTH_THREADS), max(len(maps), 1)))
+    threads.share(_pcos_of_map, maps, min(threads.num_threads(x.size, _WORTH_THREADS), max(len(maps), 1)))
     return Pcos(weight, reliable, cluster, statistics)

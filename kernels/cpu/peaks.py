@@ -1,13 +1,15 @@
-"""Local maxima of maps with Numba: one look at every pixel, then around the few that lead their band of rows."""
+"""Local maxima of maps with Numba: one pass over all pixels, then a search around the maxima of bands of rows."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from ...errors import UsageError
 from ..plans.outputs import output
 from ..plans.peaks import border_widths, cam_distance, check_maps
-from ..types import Peaks
+from ..types import CamMode, Peaks
 from . import threads
 from .compiled import compiled
 
@@ -19,10 +21,10 @@ _INF = 0x7F800000
 
 @compiled()
 def _range(bits):
-    """Smallest and largest value of float32 bits seen as int32, and whether any is NaN.
+    """Return the smallest and the largest value of float32 bits viewed as int32, and if any is NaN.
 
-    By integer keys in the order of the values, all bits but the sign inverted in negative numbers: so it runs in
-    vectors, and NaN lies beyond the infinities.
+    The loop compares integer keys in the order of the values (in negative numbers all bits but the sign are inverted):
+    it runs in vectors, and NaN sorts beyond the infinities.
     """
     lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for i in range(bits.size):
@@ -39,14 +41,14 @@ def _of_key(key):
 
 @compiled()
 def _larger(first, second, out):
-    # Never called with one array for two: a loop that overwrites what it reads does not become vectors.
+    # The three arrays are distinct: LLVM does not vectorize a loop that overwrites its input.
     for x in range(out.size):
         out[x] = first[x] if first[x] > second[x] else second[x]
 
 
 @compiled()
 def _column_maxima(values, start, stop, maxima, spare):
-    """Maxima down the columns of rows start..stop-1; in ``maxima`` or ``spare``, whichever is returned."""
+    """Compute the column maxima of rows start..stop-1, in ``maxima`` or ``spare``, and return that array."""
     maxima[:] = values[start]
     for y in range(start + 1, stop):
         _larger(values[y], maxima, spare)
@@ -56,11 +58,11 @@ def _column_maxima(values, start, stop, maxima, spare):
 
 @compiled()
 def _spread(line, spare, other, window, out):
-    """Maxima of line[x : x + window], by doubling what is seen; both spare lines are overwritten."""
-    step, seen = 1, out.size + window - 1
+    """Compute the maxima of line[x : x + window] by doubling the window; both spare lines are overwritten."""
+    step, length = 1, out.size + window - 1
     while 2 * step <= window:
-        seen -= step
-        _larger(line, line[step:], spare[:seen])
+        length -= step
+        _larger(line, line[step:], spare[:length])
         line, spare, other = spare, other, spare
         step *= 2
     _larger(line, line[window - step :], out)
@@ -74,7 +76,7 @@ def _flag(values, maxima, threshold, flags):
 
 @compiled()
 def _leads_other_rows(values, y, x, radius, start, stop):
-    """Whether nothing within ``radius`` (Chebyshev) of a pixel exceeds it, in rows before start or from stop on."""
+    """Tell if no pixel within ``radius`` (Chebyshev), in rows before start or from stop on, exceeds a pixel."""
     value = values[y, x]
     left, right = max(x - radius, 0), min(x + radius + 1, values.shape[1])
     for distance in range(1, radius + 1):
@@ -87,13 +89,13 @@ def _leads_other_rows(values, y, x, radius, start, stop):
 
 
 @compiled()
-def _candidates(values, radius, threshold, highest, inside, found):
-    """Fill ``found`` with the raster indices of pixels that equal the largest within ``radius`` of them (Chebyshev).
+def _candidates(values, radius, threshold, highest, inside, indices):
+    """Find the pixels that equal the maximum within ``radius`` of them (Chebyshev), and return their number.
 
-    Only of pixels in ``inside`` = (top, bottom, left, right) that exceed the threshold; their number is returned, their
-    order is that of the search. In a band of radius + 1 rows such a pixel leads its column, and its column's maximum
-    leads those within ``radius``, which leaves few; of these only what is not the map's highest value must look at the
-    rows beyond its band.
+    Fills ``indices`` with their raster indices, in the order of the search. Only pixels in ``inside`` = (top, bottom,
+    left, right) that exceed the threshold count. In a band of radius + 1 rows such a pixel is the maximum of its
+    column, and the column's maximum is the largest within ``radius`` columns. Few pixels pass this test; those that are
+    not the map's maximum are then compared with the rows beyond the band.
     """
     width, window = values.shape[1], 2 * radius + 1
     top, bottom, left, right = inside
@@ -119,16 +121,16 @@ def _candidates(values, radius, threshold, highest, inside, found):
                     if values[y, x] == maxima[x] and (
                         maxima[x] == highest or _leads_other_rows(values, y, x, radius, start, stop)
                     ):
-                        found[count] = y * width + x
+                        indices[count] = y * width + x
                         count += 1
     return count
 
 
 @compiled()
 def _spaced(order, height, width, distance, limit, accepted):
-    """Fill ``accepted`` with the indices of ``order`` that keep their distance from earlier ones; return their number.
+    """Fill ``accepted`` with the indices that are far enough from all earlier ones, and return their number.
 
-    Cells as wide as the distance hold one accepted peak at most, so that only nine are looked at.
+    A cell as wide as the distance holds at most one accepted peak, so nine cells are checked per index.
     """
     cells = np.full((height // distance + 3, width // distance + 3), -1, np.int64)
     count = 0
@@ -150,10 +152,10 @@ def _spaced(order, height, width, distance, limit, accepted):
     return count
 
 
-def _threshold(lowest, highest, threshold_abs, threshold_rel) -> np.float32:
+def _threshold(lowest: float, highest: float, threshold_abs: float | None, threshold_rel: float | None) -> np.float32:
     threshold = np.float32(lowest if threshold_abs is None else threshold_abs)
     if threshold_rel is not None:
-        # Not maximum(): 0 times an infinite maximum is NaN, and takes no part.
+        # Not maximum(): 0 times an infinite maximum is NaN, which must not win.
         relative = np.float32(threshold_rel) * np.float32(highest)
         threshold = relative if relative > threshold else threshold
     return threshold
@@ -166,87 +168,99 @@ class _Finder:
         height, width = shape
         self.distance, self.limit = min_distance, limit
         self.inside = (border[0], height - border[0], border[1], width - border[1])
-        self.found, self.accepted = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
+        self.indices, self.accepted = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
 
-    def peaks(self, values: np.ndarray, threshold_abs, threshold_rel) -> np.ndarray:
-        """int64 (count,): raster indices of the first peaks of a map, strongest first; a view of the buffers."""
+    def peaks(self, values: np.ndarray, threshold_abs: float | None, threshold_rel: float | None) -> np.ndarray:
+        """Return the raster indices of the first peaks of a map, int64 (count,), strongest first: a buffer's view."""
         lowest, highest, has_nan = _range(values.reshape(-1).view(np.int32))
         if has_nan:
             raise UsageError("a map holds NaN; peaks are defined on numbers and infinities only")
         top, bottom, left, right = self.inside
         if (lowest == highest and values.size > 1) or top >= bottom or left >= right:
-            return self.found[:0]
+            return self.indices[:0]
         threshold = _threshold(lowest, highest, threshold_abs, threshold_rel)
-        found = self.found[: _candidates(values, self.distance, threshold, highest, self.inside, self.found)]
-        found.sort()
-        order = found[np.argsort(-values.reshape(-1)[found], kind="stable")]
+        count = _candidates(values, self.distance, threshold, highest, self.inside, self.indices)
+        candidates = self.indices[:count]
+        candidates.sort()
+        order = candidates[np.argsort(-values.reshape(-1)[candidates], kind="stable")]
         if self.distance == 1:
             return order[: self.limit]
         height, width = values.shape
         return self.accepted[: _spaced(order, height, width, self.distance, self.limit, self.accepted)]
 
 
-def _batch(maps) -> np.ndarray:
+def _batch(maps: np.ndarray) -> np.ndarray:
     maps = np.ascontiguousarray(maps, np.float32)
     check_maps(maps.shape)
     return maps.reshape((-1, *maps.shape[-2:]))
 
 
-def _in_threads(find, maps: np.ndarray) -> list[np.ndarray]:
-    """What ``find(some maps)`` yields for every map, in order."""
+def _in_threads(find: Callable[[np.ndarray], Iterable[np.ndarray]], maps: np.ndarray) -> list[np.ndarray]:
+    """Call ``find`` on parts of the maps, in threads, and return its results of all maps, in order."""
     parts = np.array_split(maps, min(threads.num_threads(maps.size, _WORTH_THREADS), max(len(maps), 1)))
-    found: list[list[np.ndarray]] = [[] for _ in parts]
-    threads.share(lambda part, into: into.extend(find(part)), list(zip(parts, found, strict=True)), len(parts))
-    return [indices for part in found for indices in part]
+    results: list[list[np.ndarray]] = [[] for _ in parts]
+    threads.share(lambda part, into: into.extend(find(part)), list(zip(parts, results, strict=True)), len(parts))
+    return [indices for part in results for indices in part]
 
 
-def _buffer(found: list[np.ndarray], width: int, capacity: int | None, out: Peaks | None) -> Peaks:
+def _buffer(
+    peaks: list[np.ndarray], width: int, capacity: int | None, out: Peaks[np.ndarray] | None
+) -> Peaks[np.ndarray]:
+    """Write the raster indices of each map's peaks to a buffer of fixed capacity."""
     if capacity is None:
-        capacity = int(max(map(len, found), default=0) if out is None else out.coordinates.shape[1])
-    number = len(found)
+        capacity = int(max(map(len, peaks), default=0) if out is None else out.coordinates.shape[1])
+    number = len(peaks)
     coordinates = output(out and out.coordinates, (number, capacity, 2), np.int64, "out.coordinates")
     count = output(out and out.count, (number,), np.int64, "out.count")
     overflow = output(out and out.overflow, (number,), np.bool_, "out.overflow")
-    for n, indices in enumerate(found):
+    for n, indices in enumerate(peaks):
         count[n], overflow[n] = min(len(indices), capacity), len(indices) > capacity
-        kept = coordinates[n, : count[n]]
-        np.floor_divide(indices[:capacity], width, out=kept[:, 0])
-        np.remainder(indices[:capacity], width, out=kept[:, 1])
+        points = coordinates[n, : count[n]]
+        np.floor_divide(indices[:capacity], width, out=points[:, 0])
+        np.remainder(indices[:capacity], width, out=points[:, 1])
         coordinates[n, count[n] :] = -1
     return Peaks(coordinates, count, overflow)
 
 
 def peak_local_max(
-    maps,
+    maps: np.ndarray,
     *,
-    min_distance=1,
-    threshold_abs=None,
-    threshold_rel=None,
-    exclude_border=True,
-    num_peaks=None,
-    capacity=None,
-    out=None,
-):
-    """As :func:`maskmill.kernels.peak_local_max`, for NumPy arrays."""
+    min_distance: int = 1,
+    threshold_abs: float | None = None,
+    threshold_rel: float | None = None,
+    exclude_border: bool | int | tuple[int, int] = True,
+    num_peaks: int | None = None,
+    capacity: int | None = None,
+    out: Peaks[np.ndarray] | None = None,
+) -> Peaks[np.ndarray]:
+    """Run :func:`maskmill.kernels.peak_local_max` on NumPy arrays."""
     maps = _batch(maps)
     border = border_widths(exclude_border, min_distance)
     limit = maps.shape[1] * maps.shape[2] if num_peaks is None else num_peaks
 
-    def find(part):
-        finder = _Finder(part.shape[1:], min_distance, border, limit)
+    def find(part: np.ndarray) -> list[np.ndarray]:
+        finder = _Finder((part.shape[1], part.shape[2]), min_distance, border, limit)
         return [finder.peaks(values, threshold_abs, threshold_rel).copy() for values in part]
 
     return _buffer(_in_threads(find, maps), maps.shape[2], capacity, out)
 
 
-def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_argmax=False, capacity=256):
-    """As :func:`maskmill.kernels.cam_peaks`, for NumPy arrays."""
+def cam_peaks(
+    cams: np.ndarray,
+    *,
+    mode: CamMode = "paper",
+    threshold: float = 0.5,
+    min_distance: int | None = None,
+    always_argmax: bool = False,
+    capacity: int = 256,
+) -> Peaks[np.ndarray]:
+    """Run :func:`maskmill.kernels.cam_peaks` on NumPy arrays."""
     cams = _batch(cams)
     distance = cam_distance(mode, min_distance)
-    width = cams.shape[2]
 
-    def find(part):
-        finder = _Finder(part.shape[1:], distance, border_widths(True, distance), part.shape[1] * part.shape[2])
+    def find(part: np.ndarray) -> Iterator[np.ndarray]:
+        height, width = part.shape[1:]
+        finder = _Finder((height, width), distance, border_widths(True, distance), height * width)
         for values in part:
             flat = values.reshape(-1)
             if mode == "paper":
@@ -262,4 +276,4 @@ def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_ar
                 points = np.concatenate([[flat.argmax()], points[1:]])
             yield points.copy()
 
-    return _buffer(_in_threads(find, cams), width, capacity, None)
+    return _buffer(_in_threads(find, cams), cams.shape[2], capacity, None)

@@ -1,25 +1,28 @@
-"""Resize and normalize a photo with Numba: rows are resized across as they are needed, then down the columns."""
+"""Resize and normalize an image with Numba: rows are resized horizontally as needed, then vertically."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from ..plans.outputs import output
 from ..plans.pixels import axis_weights, check_resize
+from ..types import Channels, Filter, Layout
 from . import threads
 from .compiled import compiled
 
 _WORTH_THREADS = 1 << 20
-"""Pixels, of the photo or of the result, below which starting threads costs more than it saves."""
+"""Pixels, of the image or of the result, below which starting threads costs more than it saves."""
 
 _ZERO, _WHITE = np.float32(0), np.float32(255)
 
 
 @compiled(error_model="numpy", fastmath={"contract"})
 def _resize_row(pixels, first, weights, clip, wide, row):
-    """One row of the photo, (width * 3,) uint8, resized across; ``wide`` is room for it as float32."""
+    """Resize one row of the image, (width * 3,) uint8, horizontally; ``wide`` is a float32 buffer of its size."""
     for i in range(pixels.size):
         wide[i] = pixels[i]
     for x in range(first.size):
@@ -39,7 +42,7 @@ def _resize_row(pixels, first, weights, clip, wide, row):
 
 @compiled(error_model="numpy", fastmath={"contract"})
 def _blend_rows(rows, first, weights, blended):
-    """Weighted sum of the rows first, first + 1, ... of the photo; row y is kept at y modulo their number."""
+    """Compute the weighted sum of rows first, first + 1, ... of the image; row y is stored at y modulo their number."""
     blended[:] = _ZERO
     for k in range(weights.size):
         row, w = rows[(first + k) % rows.shape[0]], weights[k]
@@ -51,13 +54,13 @@ def _blend_rows(rows, first, weights, blended):
 
 @compiled(error_model="numpy", fastmath={"contract"})
 def _resize(image, top, bottom, columns, column_weights, lines, line_weights, clip, gain, offset, out):
-    """Rows top..bottom-1 of out (3, H, W): the photo (h, w * 3) resized, times gain, plus offset."""
+    """Fill rows top..bottom-1 of out (3, H, W): the image (h, w * 3) resized, times gain, plus offset."""
     rows = np.empty((line_weights.shape[1], 3 * columns.size), np.float32)
     wide, blended = np.empty(image.shape[1], np.float32), np.empty(3 * columns.size, np.float32)
     ready = lines[top]
     for y in range(top, bottom):
         while ready < lines[y] + rows.shape[0]:
-            # Rows that no later one reads either are passed over.
+            # Rows that no output row reads are skipped.
             if ready >= lines[y]:
                 _resize_row(image[ready], columns, column_weights, clip, wide, rows[ready % rows.shape[0]])
             ready += 1
@@ -68,50 +71,50 @@ def _resize(image, top, bottom, columns, column_weights, lines, line_weights, cl
 
 
 @lru_cache(maxsize=64)
-def _taps(source: int, target: int, filter: str, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
+def _taps(source: int, target: int, filter: Filter, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
     first, weights = axis_weights(source, target, filter, antialias)
     return first, weights.astype(np.float32)
 
 
 def resize_normalize(
-    image,
-    size,
+    image: np.ndarray,
+    size: tuple[int, int],
     *,
-    filter="bilinear",
-    antialias=True,
-    scale,
-    mean,
-    std,
-    channels="RGB",
-    layout="CHW",
-    pad_to=None,
-    pad_value=0,
-    out=None,
-):
-    """As :func:`maskmill.kernels.resize_normalize`, for NumPy arrays."""
+    filter: Filter = "bilinear",
+    antialias: bool = True,
+    scale: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    channels: Channels = "RGB",
+    layout: Layout = "CHW",
+    pad_to: tuple[int, int] | None = None,
+    pad_value: float | Sequence[float] = 0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.resize_normalize` on a NumPy array."""
     height, width = check_resize(size, pad_to, filter, antialias)
-    mean, std, pad_value = (np.broadcast_to(np.asarray(v, np.float64), 3) for v in (mean, std, pad_value))
-    gain, offset = (scale / std).astype(np.float32), (-mean / std).astype(np.float32)
+    means, deviations, padding = (np.broadcast_to(np.asarray(v, np.float64), 3) for v in (mean, std, pad_value))
+    gain, offset = (scale / deviations).astype(np.float32), (-means / deviations).astype(np.float32)
     result = output(out, (3, height, width) if layout == "CHW" else (height, width, 3), np.float32)
     planes = result if layout == "CHW" else result.transpose(2, 0, 1)
     if (height, width) != tuple(size):
-        padding = ((pad_value * scale - mean) / std).astype(np.float32)[:, None, None]
+        padding = ((padding * scale - means) / deviations).astype(np.float32)[:, None, None]
         planes[:, size[0] :, :] = padding
         planes[:, : size[0], size[1] :] = padding
     if channels == "BGR":
-        # The loops write channel by channel in the photo's order.
+        # The loops write channel by channel in the image's order.
         planes, gain, offset = planes[::-1], gain[::-1], offset[::-1]
-    photo = np.ascontiguousarray(image, np.uint8)
+    pixels = np.ascontiguousarray(image, np.uint8)
     arguments = (
-        *_taps(photo.shape[1], size[1], filter, antialias),
-        *_taps(photo.shape[0], size[0], filter, antialias),
+        *_taps(pixels.shape[1], size[1], filter, antialias),
+        *_taps(pixels.shape[0], size[0], filter, antialias),
         antialias and filter == "bicubic",
         gain.copy(),
         offset.copy(),
         planes,
     )
-    photo = photo.reshape(photo.shape[0], -1)
-    number = threads.num_threads(max(photo.size // 3, size[0] * size[1]), _WORTH_THREADS)
+    pixels = pixels.reshape(pixels.shape[0], -1)
+    number = threads.num_threads(max(pixels.size // 3, size[0] * size[1]), _WORTH_THREADS)
     cuts = [size[0] * i // number for i in range(number + 1)]
-    threads.share(_resize, [(photo, *cut, *arguments) for cut in zip(cuts, cuts[1:], strict=False)], number)
+    threads.share(_resize, [(pixels, *band, *arguments) for band in pairwise(cuts)], number)
     return result

@@ -18,12 +18,20 @@ def _quantize(weight, reliable, label, ignore, levels, out):
         level = np.rint(min(max(np.float64(w) * last, 1.0), last - 1.0))
         value = np.int32(np.rint(level * 255.0 / last))
         sure = w >= 1 if reliable is None else reliable[i]
-        kept = w > 0 if label is None else (w > 0) & (label[i] != ignore)
-        out[i] = np.uint8((np.int32(255) if sure else value) if kept else np.int32(0))
+        weighted = w > 0 if label is None else (w > 0) & (label[i] != ignore)
+        out[i] = np.uint8((np.int32(255) if sure else value) if weighted else np.int32(0))
 
 
-def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=255, out=None):
-    """As :func:`maskmill.kernels.quantize_weights`, for NumPy arrays."""
+def quantize_weights(
+    weight: np.ndarray,
+    reliable: np.ndarray | None = None,
+    *,
+    levels: int = 256,
+    label: np.ndarray | None = None,
+    ignore: int = 255,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.quantize_weights` on NumPy arrays."""
     check_levels(levels)
     result = output(out, weight.shape, np.uint8)
     _quantize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ...errors import UsageError
 from ..plans.outputs import output
@@ -22,7 +27,7 @@ __all__ = [
 _WORTH_THREADS = 1 << 22
 """Scores below which starting threads costs more than it saves."""
 
-_PIECES_A_THREAD = 4
+_PIECES_PER_THREAD = 4
 
 _SIGN = np.uint32(1 << 31)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -40,8 +45,8 @@ def _is_nan(bits):
 
 @compiled()
 def _key(bits):
-    """Order-preserving key of a float32's bits; -0.0 has the key of +0.0."""
-    # Numba widens what it computes from 32 bits; only the conversions keep it to 32.
+    """Return the order-preserving key of a float32's bits; -0.0 has the key of +0.0."""
+    # Numba widens 32-bit arithmetic; only the conversions keep it at 32 bits.
     if bits & _SIGN:
         return _SIGN if bits == _SIGN else np.uint32(bits ^ _ALL)
     return np.uint32(bits | _SIGN)
@@ -49,14 +54,14 @@ def _key(bits):
 
 @compiled()
 def _count_high(bits, counts):
-    """Adds to counts, int64 (65536,), the high halves of the bits."""
+    """Count the high halves of the bits in counts, int64 (65536,)."""
     for i in range(bits.size):
         counts[np.uint64(bits[i] >> np.uint32(16))] += 1
 
 
 @compiled()
 def _count_low(bits, high, counts):
-    """Adds to counts, int64 (65536,), the low halves of the bits whose high half is ``high``."""
+    """Count the low halves of the bits whose high half is ``high`` in counts, int64 (65536,)."""
     base = np.uint32(high << 16)
     for i in range(bits.size):
         low = np.uint32(bits[i] - base)
@@ -66,7 +71,7 @@ def _count_low(bits, high, counts):
 
 @compiled()
 def _count_equal(bits, value, counts):
-    """Adds to counts, int64 (1,), the bits equal to ``value``."""
+    """Count the bits equal to ``value`` in counts, int64 (1,)."""
     equal = 0
     for i in range(bits.size):
         equal += bits[i] == value
@@ -75,32 +80,34 @@ def _count_equal(bits, value, counts):
 
 @compiled()
 def _count_classes(bits, weights, classes, prefix, counts):
-    """Adds to counts (rows, 65536), the row of each score's class and the last row. None: not given."""
+    """Count each score in the row of its class and in the last row of counts (rows, 65536)."""
     pooled = counts.shape[0] - 1
     for i in range(bits.size):
         if _is_nan(bits[i]):
             continue
         key = _key(bits[i])
         high, low = np.int64(key >> np.uint32(16)), np.int64(key & np.uint32(0xFFFF))
-        one = counts.dtype.type(1) if weights is None else weights[i]
+        weight = counts.dtype.type(1) if weights is None else weights[i]
         if prefix is None:
-            counts[pooled, high] += one
+            counts[pooled, high] += weight
         elif prefix[pooled] == high:
-            counts[pooled, low] += one
+            counts[pooled, low] += weight
         if classes is not None:
             row = np.int64(classes[i])
             if 0 <= row < pooled:
                 if prefix is None:
-                    counts[row, high] += one
+                    counts[row, high] += weight
                 elif prefix[row] == high:
-                    counts[row, low] += one
+                    counts[row, low] += weight
 
 
-def _flat(scores, classes, num_classes: int, prefix) -> tuple:
-    """Scores as bits, their classes and the prefix, flat; None for what is not given or not needed.
+def _flat(
+    scores: np.ndarray, classes: np.ndarray | None, num_classes: int, prefix: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return the scores as bits, their classes and the prefix, flat; None for those that are absent or unused.
 
     Raises:
-        UsageError: the shapes do not fit.
+        UsageError: the shapes do not match.
     """
     bits = np.ascontiguousarray(scores, np.float32).reshape(-1).view(np.uint32)
     if classes is not None and classes.shape != scores.shape:
@@ -108,32 +115,32 @@ def _flat(scores, classes, num_classes: int, prefix) -> tuple:
     if prefix is not None:
         prefix = np.ascontiguousarray(prefix, np.int64)
         if prefix.shape != (num_classes + 1,):
-            raise UsageError(f"prefix must have shape {(num_classes + 1,)}, one a row, got {prefix.shape}")
+            raise UsageError(f"prefix must have shape {(num_classes + 1,)}, one value per row, got {prefix.shape}")
     members = None if classes is None or num_classes == 0 else np.ascontiguousarray(classes).reshape(-1)
     return bits, members, prefix
 
 
-def _counts(out, num_classes: int, dtype) -> np.ndarray:
+def _counts(out: np.ndarray | None, num_classes: int, dtype: DTypeLike) -> np.ndarray:
     shape = (num_classes + 1, BINS)
     return np.zeros(shape, dtype) if out is None else output(out, shape, dtype)
 
 
-def _in_threads(count, bits, *arguments, bins=BINS) -> np.ndarray:
-    """int64 (bins,): what ``count`` adds up over all the bits."""
+def _in_threads(count: Callable[..., None], bits: np.ndarray, *arguments: Any, bins: int = BINS) -> np.ndarray:
+    """Run ``count`` on pieces of the bits, in threads, and return the sum of the counts, int64 (bins,)."""
     threads = num_threads(bits.size, _WORTH_THREADS)
-    # More pieces than threads, so that one that is held up does not hold up the others.
-    number = 1 if threads == 1 else _PIECES_A_THREAD * threads
+    # More pieces than threads, so that a delayed thread does not delay the others.
+    number = 1 if threads == 1 else _PIECES_PER_THREAD * threads
     partial = np.zeros((number, bins), np.int64)
     pieces = np.array_split(bits, number)
     share(count, [(piece, *arguments, row) for piece, row in zip(pieces, partial, strict=True)], threads)
     return partial.sum(axis=0)
 
 
-def _pooled_high(bits) -> np.ndarray:
-    """int64 (65536,): scores a high half of their keys.
+def _pooled_high(bits: np.ndarray) -> np.ndarray:
+    """Count the high halves of the scores' keys, int64 (65536,).
 
-    The loop counts the bits as they are, which runs at about the speed of memory; NaN and -0.0 are put right in the
-    bins, and looked for among the scores only where a bin may hold them.
+    The loop counts the unchanged bits, at about the speed of memory. The bins of NaN and -0.0 are corrected afterwards;
+    the scores are searched for these values only if a bin may hold them.
     """
     counts = _in_threads(_count_high, bits)
     for infinity in (_INF, _SIGN | _INF):
@@ -145,12 +152,12 @@ def _pooled_high(bits) -> np.ndarray:
         zeros = _in_threads(_count_equal, bits, _SIGN, bins=1)[0]
         counts[_SIGN >> 16] -= zeros
         counts[0] += zeros
-    # From the order of the bits to that of the keys: the negative half turned around, then the positive half.
+    # Reorder from bits to keys: the negative half reversed, then the positive half.
     return np.concatenate([counts[: BINS // 2 - 1 : -1], counts[: BINS // 2]])
 
 
-def _pooled_low(bits, prefix: int) -> np.ndarray:
-    """int64 (65536,): scores a low half of their keys, of those whose high half is ``prefix``."""
+def _pooled_low(bits: np.ndarray, prefix: int) -> np.ndarray:
+    """Count the low halves of the keys whose high half is ``prefix``, int64 (65536,)."""
     high = prefix ^ 0x8000 if prefix & 0x8000 else prefix ^ 0xFFFF
     counts = _in_threads(_count_low, bits, high)
     if high & 0x7FFF >= _INF >> 16:
@@ -162,8 +169,15 @@ def _pooled_low(bits, prefix: int) -> np.ndarray:
     return counts if prefix & 0x8000 else counts[::-1]
 
 
-def score_counts(scores, *, classes=None, num_classes=0, prefix=None, out=None):
-    """As :func:`maskmill.kernels.score_counts`, for NumPy arrays."""
+def score_counts(
+    scores: np.ndarray,
+    *,
+    classes: np.ndarray | None = None,
+    num_classes: int = 0,
+    prefix: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.score_counts` on NumPy arrays."""
     counts = _counts(out, num_classes, np.uint64)
     bits, members, prefix = _flat(scores, classes, num_classes, prefix)
     if members is not None:
@@ -175,8 +189,16 @@ def score_counts(scores, *, classes=None, num_classes=0, prefix=None, out=None):
     return counts
 
 
-def weighted_score_counts(scores, weights, *, classes=None, num_classes=0, prefix=None, out=None):
-    """As :func:`maskmill.kernels.weighted_score_counts`, for NumPy arrays."""
+def weighted_score_counts(
+    scores: np.ndarray,
+    weights: np.ndarray,
+    *,
+    classes: np.ndarray | None = None,
+    num_classes: int = 0,
+    prefix: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.weighted_score_counts` on NumPy arrays."""
     counts = _counts(out, num_classes, np.float64)
     bits, members, prefix = _flat(scores, classes, num_classes, prefix)
     weights = np.ascontiguousarray(weights, np.float64)
@@ -188,16 +210,16 @@ def weighted_score_counts(scores, weights, *, classes=None, num_classes=0, prefi
 
 @compiled()
 def _select(bits, first, last, ranks, fallback, out):
-    """Thresholds of positions first..last-1 from bits (n, positions) of float32 scores.
+    """Select the thresholds of positions first..last-1 from bits (n, positions) of float32 scores.
 
-    The k-th smallest key, from its highest bit down: a bit is set while fewer than k keys lie below the value with it.
-    All positions of a tile at once, so that the counting runs in vectors.
+    The k-th smallest key is built from its highest bit down: a bit is set if fewer than k keys are below the value with
+    that bit. All positions of a tile are processed together, so that the counting runs in vectors.
     """
     n = bits.shape[0]
     keys = np.empty((n, _TILE), np.uint32)
     for start in range(first, last, _TILE):
         width = min(_TILE, last - start)
-        keys[:] = _ALL  # above every score's key: not seen
+        keys[:] = _ALL  # above every score's key: no score
         seen = np.zeros(_TILE, np.int64)
         for i in range(n):
             for j in range(width):
@@ -225,12 +247,14 @@ def _select(bits, first, last, ranks, fallback, out):
                 out[start + j] = chosen[j] ^ (_SIGN if chosen[j] & _SIGN else _ALL)
 
 
-def position_quantiles(scores, alpha, *, fallback=np.inf, out=None):
-    """As :func:`maskmill.kernels.position_quantiles`, for NumPy arrays."""
+def position_quantiles(
+    scores: np.ndarray, alpha: float | str | Fraction, *, fallback: float = np.inf, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Run :func:`maskmill.kernels.position_quantiles` on NumPy arrays."""
     scores = np.ascontiguousarray(scores, np.float32)
     n, height, width = scores.shape
     result = output(out, (height, width), np.float32)
-    ranks = np.array([conformal_rank(seen, alpha) for seen in range(n + 1)], np.int64)
+    ranks = np.array([conformal_rank(count, alpha) for count in range(n + 1)], np.int64)
     positions = height * width
     threads = num_threads(scores.size, _WORTH_THREADS)
     step = -(-positions // (threads * _TILE)) * _TILE or _TILE

@@ -1,9 +1,9 @@
-"""Threads of a kernel called directly; pipelines and data workers already have a thread for each image.
+"""Threads of a kernel called directly; pipelines and data workers already have a thread per image.
 
-Two kinds. Numba's own, by OpenMP or TBB, take over within microseconds, since they look for work for a while before
-they sleep: for maps that take less than a millisecond. Python's, for larger pieces and where Numba has neither: waking
-one takes a tenth of a millisecond. Numba's third layer, ``workqueue``, is not used: it aborts the process when two
-Python threads enter a parallel function.
+There are two kinds. Numba's threads (OpenMP or TBB) start within microseconds, since they poll for work before they
+sleep; they serve maps that take less than a millisecond. Python's threads serve larger pieces, and all work if Numba
+has neither library; waking one takes a tenth of a millisecond. Numba's third layer, ``workqueue``, is not used: it
+aborts the process if two Python threads enter a parallel function.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PROCESS = os.getpid()
 
 
 def num_threads(work: int, worth: int) -> int:
-    """Threads for ``work``: all (``NUMBA_NUM_THREADS``) if it is ``worth`` them, on the main thread; otherwise 1.
+    """Return the number of threads for ``work``: all if it is at least ``worth``, on the main thread; otherwise 1.
 
     A child process is a data worker and gets 1 as well.
     """
@@ -36,14 +36,15 @@ def num_threads(work: int, worth: int) -> int:
     return _most_threads() if direct and work >= worth else 1
 
 
+@cache
 def _most_threads() -> int:
-    """Number of threads that Numba starts, within the CPU quota unless the user set the number."""
+    """Return the number of threads that Numba starts, within the CPU quota unless the user set the number."""
     number = config.NUMBA_NUM_THREADS
     return number if "NUMBA_NUM_THREADS" in os.environ else min(number, usable_processors())
 
 
 def numba_threads_are_safe() -> bool:
-    """Whether :func:`in_numba_threads` may be used: OpenMP takes calls of several threads, but ends a forked child."""
+    """Tell if :func:`in_numba_threads` may be used: OpenMP accepts several calling threads, but kills forks."""
     known = config.THREADING_LAYER in ("default", "threadsafe", "omp")
     return known and os.getpid() == _PROCESS and bool(_openmp())
 
@@ -51,7 +52,7 @@ def numba_threads_are_safe() -> bool:
 def in_numba_threads(function: Callable[..., object], *arguments: object) -> None:
     """Call a compiled function with parallel loops.
 
-    Numba sets OpenMP's number of threads for the calling thread and leaves it so; torch goes by that number.
+    Numba sets OpenMP's number of threads for the calling thread, and torch uses that number: it is restored here.
     """
     libraries = _openmp()
     numbers = [library.omp_get_max_threads() for library in libraries]
@@ -64,7 +65,7 @@ def in_numba_threads(function: Callable[..., object], *arguments: object) -> Non
 
 @cache
 def _openmp() -> list[Any]:
-    """The OpenMP libraries that Numba may use: the one it was linked with, and one loaded for all, as by torch."""
+    """Return the OpenMP libraries that Numba may use: the one it links to, and one loaded globally, as by torch."""
     if sys.platform != "linux":
         return []
     try:
@@ -77,12 +78,12 @@ def _openmp() -> list[Any]:
 
 @cache
 def _helpers(process: int, count: int) -> ThreadPoolExecutor:
-    """Threads that wait for work: starting one takes longer than a small map. A forked child needs its own."""
+    """Return a pool of idle threads: starting one takes longer than a small map. A forked child needs its own pool."""
     return ThreadPoolExecutor(count, thread_name_prefix="maskmill-kernel")
 
 
-def share(function: Callable[..., object], tasks: Iterable[tuple], threads: int) -> None:
-    """Call ``function(*task)`` for every task, in this thread and in ``threads`` - 1 of our own."""
+def share(function: Callable[..., object], tasks: Iterable[tuple[Any, ...]], threads: int) -> None:
+    """Call ``function(*task)`` for every task, in this thread and in ``threads`` - 1 helpers."""
     if threads == 1:
         for task in tasks:
             function(*task)

@@ -124,7 +124,7 @@ struct Tally {
     bool finite = true;
 
     // Adds a model class to the class being visited. For SOFTMAX in one pass: masses are rescaled only when a value
-    // exceeds the reference by so much that they could overflow, which happens a few times a pixel. The classes that
+    // exceeds the reference by so much that they could overflow, which happens a few times per pixel. The classes that
     // tie for the top are always counted in the same units.
     __device__ void add(float value, bool begins) {
         finite = finite && fabsf(value) <= LARGEST;
@@ -189,7 +189,7 @@ __device__ __forceinline__ float rank_with(float rank, float value, bool begins,
     return begins ? value : rank + value;
 }
 
-// Thresholds of the prediction set: one, one a class, or one a pixel, by which stride is not 0.
+// Thresholds of the prediction set: one value, one per class or one per pixel; the strides tell which.
 struct Thresholds {
     const float* values;  // at this pixel
     int64 per_class;
@@ -261,14 +261,14 @@ __device__ __forceinline__ float dispersion_of(float rest, float squares, float 
 //   scale_*, start_*   position of the samples, in pixels of the scores
 //   order, first       classes sorted by target, GROUPED only
 //   scored, targets    classes with a score Ke; those that can be emitted K
-//   thresholds, per_*  float32 with strides 0 where an axis does not count; null: no prediction set
-//   rule, background   background is -1 where there is none
+//   thresholds, per_*  float32 with stride 0 along an axis on which they do not depend; null: no prediction set
+//   rule, background   background is -1 for none
 //   exact              dispersion without the official form's extra term
 //   truth, truth_code  (N, height, width) integers; null without true_score
 //
-// Outputs (N, height, width), each null where it is not asked for: label as uint8 or uint16; the others as ClassStats.
+// Outputs (N, height, width), null if not requested: label as uint8 or uint16; the others as ClassStats.
 //
-// One thread a pixel, blocks of 32 x 8 pixels; grid (columns of blocks, rows of blocks, N).
+// One thread per pixel, blocks of 32 x 8 pixels; grid (columns of blocks, rows of blocks, N).
 template <typename T, Activation A, Walk W>
 __global__ void __launch_bounds__(THREADS, 3)
     class_stats(const T* scores, int64 stride_map, int64 stride_class, int64 stride_row, int64 stride_column,

@@ -1,9 +1,9 @@
-// What the kernels share: element types, order-preserving keys, reductions of fixed shape.
+// Code that the kernels share: element types, order-preserving keys, reductions of fixed shape.
 //
-// Compiled by NVRTC with --std=c++17 --fmad=false. Without contraction every sum and product is rounded as written, so
-// an expression gives the same bits wherever it is inlined, and fused operations stand in the code as fmaf and fma.
-// CuPy adds -ftz=true: single precision subnormals are zero in arithmetic and comparisons, which is why values that
-// must be exact are compared as integer keys.
+// Compiled by NVRTC with --std=c++17 --fmad=false. Without contraction every sum and product is rounded as written: an
+// expression gives the same bits wherever it is inlined, and fused operations are explicit calls of fmaf and fma. CuPy
+// adds -ftz=true: subnormal floats are zero in arithmetic and comparisons, so values that must be exact are compared as
+// integer keys.
 
 #pragma once
 
@@ -15,7 +15,7 @@ typedef long long int64;
 
 constexpr uint32 ALL_LANES = 0xffffffffu;
 
-// Functions, since the language has no names for these values.
+// The language has no names for these values.
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
@@ -46,7 +46,7 @@ struct alignas(sizeof(T) * V) Pack {
     T value[V];
 };
 
-// Writes a pack in one store. Of four floats by its instruction: in a loop the compiler may lose their alignment.
+// Writes a pack in one store; 16 bytes through an intrinsic, since in a loop the compiler may lose their alignment.
 template <typename T, int V>
 __device__ __forceinline__ void store_pack(T* address, const Pack<T, V>& pack) {
     if constexpr (sizeof(pack) == sizeof(uint4))
@@ -57,7 +57,7 @@ __device__ __forceinline__ void store_pack(T* address, const Pack<T, V>& pack) {
 
 // ---- integers of any width ---------------------------------------------------------------------------------------
 
-// Codes of the integer types an index map may have, in the order of gpu/device.py's INTEGER_CODES.
+// Codes of the integer types of index maps, in the order of gpu/device.py's INTEGER_CODES.
 enum IntegerCode { UINT8, INT8, UINT16, INT16, UINT32, INT32, UINT64, INT64 };
 
 __device__ __forceinline__ int64 load_integer(const void* values, int code, int64 index) {
@@ -86,13 +86,13 @@ __device__ __forceinline__ float value_of_key(uint32 key) {
     return __uint_as_float(key >> 31 ? key ^ 0x80000000u : ~key);
 }
 
-// By its bits: also right under any floating point mode.
+// Tests the bits: correct in every floating point mode.
 __device__ __forceinline__ bool is_nan(float value) { return (__float_as_uint(value) & 0x7fffffffu) > 0x7f800000u; }
 
 // ---- reductions --------------------------------------------------------------------------------------------------
 
-// Sums N values over the THREADS threads of a block, in place and for every thread. The tree does not depend on the
-// device or the schedule, so the sums are the same bits every time.
+// Sums N values over the THREADS threads of a block, in place and for every thread. The tree is fixed, so the sums have
+// the same bits on every device and under every schedule.
 template <int N, int THREADS>
 __device__ __forceinline__ void block_sum(double (&values)[N]) {
     __shared__ double warps[N][THREADS / 32];

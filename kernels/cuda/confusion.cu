@@ -1,20 +1,20 @@
-// Counts of true class against label.
+// Confusion counts.
 //
-// Instantiations: confusion_counts<SHARED>, SHARED where the counts fit in SHARED_CELLS.
+// Instantiations: confusion_counts<SHARED>, SHARED if the counts fit in SHARED_CELLS.
 
 #include "common.cuh"
 
 constexpr int THREADS = 256;
-constexpr int RUN = 8;              // neighboring pixels a thread takes at once
+constexpr int RUN = 8;              // adjacent pixels that a thread processes together
 constexpr int SHARED_CELLS = 8192;  // counts in shared memory
 
-// Index of a pixel's count, or -1 where its truth leaves it out.
+// Index of a pixel's count, or -1 if its truth excludes it.
 __device__ __forceinline__ int64 cell_of_pixel(int64 label, int64 truth, int num_classes, int64 ignore) {
     if (truth < 0 || truth >= num_classes || truth == ignore) return -1;
     return truth * (num_classes + 1ll) + (label < 0 || label > num_classes ? num_classes : label);
 }
 
-// Adds to one count, where the cell is one.
+// Adds to one count, unless the cell is -1.
 template <bool SHARED>
 __device__ __forceinline__ void add(uint32* held, uint64* total, int64 cell, uint32 pixels) {
     if (cell < 0) return;
@@ -24,16 +24,16 @@ __device__ __forceinline__ void add(uint32* held, uint64* total, int64 cell, uin
         atomicAdd(&total[cell], static_cast<uint64>(pixels));
 }
 
-// Pixels of true class (row) and label (column), added to what counts holds.
+// Adds the pixels of each true class (row) and label (column) to counts.
 //
 //   label   (count,) integers of the given code; those outside [0, num_classes) count in the last column
-//   truth   (count,) integers of the given code; ignore and those outside [0, num_classes) are left out
+//   truth   (count,) integers of the given code; ignore and those outside [0, num_classes) are excluded
 //   counts  (num_classes, num_classes + 1)
 //
-// A thread adds once for each run of equal pixels among its RUN, since neighbors in label maps are mostly equal, and
-// strides over the maps. With SHARED a block adds into counts of its own, and those to the result at its end: 32 bits
-// hold them while a block sees fewer than 2^32 pixels, which would be maps of terabytes. Integer additions commute, so
-// the counts do not depend on the order. Room for four blocks a multiprocessor: left to itself, ptxas takes 40
+// A thread adds once per run of equal pixels among its RUN, since adjacent pixels of label maps are mostly equal, and
+// strides over the maps. With SHARED a block adds to its own counts, and adds those to the result at its end; 32 bits
+// suffice below 2^32 pixels per block, that is, for maps smaller than terabytes. Integer additions commute, so the
+// counts do not depend on the order. The bounds name four blocks per multiprocessor: without them ptxas chooses 40
 // registers for sm_90 and spills.
 template <bool SHARED>
 __global__ void __launch_bounds__(THREADS, 4)

@@ -1,24 +1,24 @@
 // Cover of trusted mask perturbation.
 //
-// Instantiations: perturbation_cover<V>, V = 4 where width is a multiple of 4 and the addresses are aligned, else 1.
+// Instantiations: perturbation_cover<V>, V = 4 if width is a multiple of 4 and the addresses are aligned, else 1.
 
 #include "common.cuh"
 
-// Cell that covers a pixel of an axis: "pil" takes the one at the pixel's middle, "torch" floor(i * cells / size) in
-// float32.
+// Cell that covers a pixel of an axis: "pil" selects the cell at the pixel's center, "torch" floor(i * cells / size)
+// in float32.
 __device__ __forceinline__ uint32 cell_of_pixel(uint32 pixel, uint32 size, uint32 cells, bool torch_like) {
     if (!torch_like) return (2 * pixel + 1) * cells / (2 * size);
     const float scale = static_cast<float>(cells) / static_cast<float>(size);
     return min(static_cast<uint32>(static_cast<float>(pixel) * scale), cells - 1);
 }
 
-// Cells spread over the pixels of maps, only where they are reliable.
+// Spreads cells over the pixels of maps; pixels that are not reliable are not covered.
 //
 //   cells     (maps, cell_rows, cell_columns) bool
 //   reliable  (maps, height, width) bool, or (height, width) for all of them with reliable_stride 0, or null
 //   cover     (maps, height, width) bool
 //
-// 2 * size * cells < 2^32 on both axes. One thread for V neighboring pixels of a row, blocks of 32 x 8 threads; grid
+// 2 * size * cells < 2^32 on both axes. One thread for V adjacent pixels of a row, blocks of 32 x 8 threads; grid
 // (columns of blocks, rows of blocks, maps).
 // Source: CSL (Liu et al.), trusted mask perturbation.
 template <int V>

@@ -219,7 +219,7 @@ __device__ __forceinline__ void sort_keys(uint64* keys, int64 size) {
 // How select_peaks turns the spaced candidates into peaks.
 enum PeakMode {
     PLAIN,          // as they are
-    APPEND_MAXIMUM, // and the map's first maximum after them, where it is not among them
+    APPEND_MAXIMUM, // and the map's first maximum after them, if it is not among them
     OFFICIAL,       // the S2C code: those where the unfiltered map exceeds keep_above; the map's first maximum in the
                     // place of the strongest
 };

@@ -1,18 +1,18 @@
-// Resize and normalize a photo: two passes, columns then rows, no rounding between them.
+// Resizes and normalizes an image: two passes, columns then rows, without rounding in between.
 //
 // Instantiations: resize_columns, resize_rows_normalize.
 //
-// The taps of both axes are tables made by the caller, so every form of the kernel resamples with the same weights.
+// The caller provides the taps of both axes as tables, so every form of the kernel resamples with the same weights.
 
 #include "common.cuh"
 
 __device__ __forceinline__ float clip_pixel(float value) { return fminf(fmaxf(value, 0.0f), 255.0f); }
 
-// First pass: every row of the photo resampled to the new width.
+// First pass: resamples every row of the image to the new width.
 //
 //   image    (height, width, 3) uint8
 //   first    (new_width,) int32 first tap;  weights  (new_width, taps) float32
-//   clip     cut what the filter overshoots to [0, 255]
+//   clip     clip the filter's overshoot to [0, 255]
 //   resized  (height, new_width, 3) float32
 //
 // One thread for the three channels of a pixel, blocks of 32 x 8; grid (columns of blocks, rows of blocks).
@@ -31,13 +31,13 @@ __global__ void __launch_bounds__(256)
     for (int c = 0; c < 3; ++c) resized[3 * index + c] = clip ? clip_pixel(sum[c]) : sum[c];
 }
 
-// Second pass: the columns resampled to the new height, clipped to [0, 255], normalized and padded.
+// Second pass: resamples the columns to the new height, clips to [0, 255], normalizes and pads.
 //
 //   resized            (source_height, new_width, 3) float32 of the first pass
 //   first, weights     taps of the rows, as in the first pass
 //   canvas_*           size with the padding, below and to the right
 //   factor, offset     x = pixel * factor + offset, for each channel in the order of the output
-//   padding            x where there is no photo
+//   padding            x outside the image
 //   reverse_channels   the output is BGR
 //   channels_last      the output is (canvas_height, canvas_width, 3), else (3, canvas_height, canvas_width)
 //

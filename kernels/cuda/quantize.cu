@@ -1,13 +1,13 @@
 // Weights as 8-bit maps.
 //
-// Instantiations: quantize_weights<V>, V = 4 where the addresses are aligned (the last threads take what is left one
-// by one), else 1.
+// Instantiations: quantize_weights<V>, V = 4 if the addresses are aligned (the last threads process the remainder one by
+// one), else 1.
 
 #include "common.cuh"
 
-// Gray value of one weight: 255 only where reliable, 0 only where there is no weight, else the nearest level between.
+// Gray value of one weight: 255 if reliable, 0 without a weight, otherwise the nearest level in between.
 __device__ __forceinline__ uint8 gray_of_weight(float weight, bool reliable, bool ignored, int levels) {
-    // Positive by its bits: a subnormal weight is one.
+    // The sign is tested on the bits: a subnormal weight is positive.
     if (ignored || is_nan(weight) || static_cast<int>(__float_as_uint(weight)) <= 0) return 0;
     if (reliable) return 255;
     // The product of a float and an integer below 2^9 is exact in double precision, so a half is a half.
@@ -15,16 +15,16 @@ __device__ __forceinline__ uint8 gray_of_weight(float weight, bool reliable, boo
     return static_cast<uint8>(rintf(static_cast<float>(level) * 255.0f / static_cast<float>(levels - 1)));
 }
 
-// Weights to gray values.
+// Converts weights to gray values.
 //
 //   weight    (count,) float32
 //   reliable  (count,) bool, or null: weight >= 1
-//   label     (count,) integers of the given code, or null: none is ignored
+//   label     (count,) integers of the given code, or null: no pixel is ignored
 //   gray      (count,) uint8
 //   levels    3..256 evenly spaced gray values, 0 and 255 included
 //   ignore    label of a pixel without a weight
 //
-// One thread for V neighboring pixels.
+// One thread for V adjacent pixels.
 template <int V>
 __global__ void __launch_bounds__(256)
     quantize_weights(const float* weight, const bool* reliable, const void* label, int label_code, uint8* gray,

@@ -1,7 +1,7 @@
 """The kernels as CUDA, launched through CuPy: the functions of :mod:`maskmill.kernels` for arrays on a device.
 
 Every function queues its launches on CuPy's current stream and returns without waiting for the device. Importing this
-package needs no CuPy and touches no device.
+package neither needs CuPy nor touches a device.
 """
 
 from ..plans.scores import conformal_rank

@@ -7,7 +7,19 @@ import numpy as np
 from ...errors import UsageError
 from ..plans.class_stats import DEFAULTS, DecodeOptions, DecodePlan, decode_plan
 from ..types import ClassStats
-from .device import ACTIVATIONS, ELEMENTS, NULL, DeviceArray, aligned, ceil_div, integers, launch, output, upload
+from .device import (
+    ACTIVATIONS,
+    ELEMENTS,
+    NULL,
+    DeviceArray,
+    Pointer,
+    aligned,
+    ceil_div,
+    integers,
+    launch,
+    output,
+    upload,
+)
 
 RULE_CODES = {"argmax": 0, "foreground": 1, "single": 2, "agree": 3}
 """Rules, as class_stats.cu's Rule."""
@@ -43,7 +55,7 @@ def class_stats(
         name: output(out and getattr(out, name), plan.shape, plan.dtype_of(name), f"out.{name}")
         for name in plan.outputs
     }
-    labels = [NULL, NULL]
+    labels: list[Pointer] = [NULL, NULL]
     if "label" in fields:
         labels[plan.label_dtype == np.uint16] = fields["label"]
     launch(
@@ -82,8 +94,8 @@ def class_stats(
     return ClassStats(**fields)
 
 
-def _classes(scores, plan: DecodePlan, strides):
-    """How the kernel walks the classes, and for grouped ones their order and where each scored class starts in it."""
+def _classes(scores: DeviceArray, plan: DecodePlan, strides: list[int]) -> tuple[str, Pointer, Pointer]:
+    """Return the kernel's walk through the classes; for grouped ones, their order and each scored class's start."""
     if plan.groups is not None:
         order = np.argsort(plan.groups, kind="stable").astype(np.int32)
         first = np.searchsorted(plan.groups[order], np.arange(plan.num_scored + 1)).astype(np.int32)
@@ -94,8 +106,8 @@ def _classes(scores, plan: DecodePlan, strides):
     return "VECTOR" if vector and plan.channels >= pack else "STRIDED", NULL, NULL
 
 
-def _thresholds(thresholds):
-    """Thresholds on the device and their strides over (class, row, column)."""
+def _thresholds(thresholds: float | DeviceArray | None) -> tuple[Pointer, tuple[int, ...]]:
+    """Return the thresholds on the device and their strides over (class, row, column)."""
     if thresholds is None:
         return NULL, (0, 0, 0)
     limit = upload(thresholds, dtype=np.float32)

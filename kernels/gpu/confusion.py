@@ -1,32 +1,34 @@
-"""Counts of true class against label on a device: ``cuda/confusion.cu``."""
+"""Confusion counts on a device: ``cuda/confusion.cu``."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..plans.confusion import check_maps
-from .device import ceil_div, integers, launch, output, zeros
+from .device import DeviceArray, ceil_div, integers, launch, output, zeros
 
 THREADS = 256
 RUN = 8
-"""Neighboring pixels that a thread takes at once, as confusion.cu's RUN."""
+"""Adjacent pixels that a thread processes together, as confusion.cu's RUN."""
 SHARED_CELLS = 8192
-"""Counts that a block holds in shared memory, as confusion.cu's SHARED_CELLS: up to 90 classes."""
+"""Counts that fit in a block's shared memory, as confusion.cu's SHARED_CELLS: up to 90 classes."""
 MOST_BLOCKS = 1024
 """Blocks that fill the largest device; each adds its counts to the result once."""
 
 
-def confusion_counts(label, truth, *, num_classes, ignore=255, out=None):
-    """As :func:`maskmill.kernels.confusion_counts`, for CuPy arrays."""
+def confusion_counts(
+    label: DeviceArray, truth: DeviceArray, *, num_classes: int, ignore: int = 255, out: DeviceArray | None = None
+) -> DeviceArray:
+    """Run :func:`maskmill.kernels.confusion_counts` on CuPy arrays."""
     check_maps(label, truth, num_classes)
     shape = (num_classes, num_classes + 1)
     counts = zeros(shape, np.int64) if out is None else output(out, shape, np.int64)
     label, label_code = integers(label, "label")
     truth, truth_code = integers(truth, "truth")
-    held = "true" if counts.size <= SHARED_CELLS else "false"
+    shared = "true" if counts.size <= SHARED_CELLS else "false"
     launch(
         "confusion",
-        f"confusion_counts<{held}>",
+        f"confusion_counts<{shared}>",
         (min(ceil_div(truth.size, THREADS * RUN), MOST_BLOCKS),),
         (THREADS,),
         (

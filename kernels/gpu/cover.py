@@ -7,32 +7,39 @@ import math
 import numpy as np
 
 from ...errors import UsageError
-from .device import NULL, aligned, ceil_div, contiguous, launch, output, spread
+from ..plans.cover import check_nearest
+from ..types import Nearest
+from .device import NULL, DeviceArray, Pointer, aligned, ceil_div, contiguous, launch, output, spread
 
 BLOCK = (32, 8)
-"""Threads of a block, along columns and rows."""
+"""Threads of a block along columns and rows."""
 
 
-def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):
-    """As :func:`maskmill.kernels.perturbation_cover`, for CuPy arrays."""
-    if nearest not in ("pil", "torch"):
-        raise UsageError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
+def perturbation_cover(
+    cells: DeviceArray,
+    size: tuple[int, int],
+    reliable: DeviceArray | None = None,
+    *,
+    nearest: Nearest = "pil",
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """Run :func:`maskmill.kernels.perturbation_cover` on CuPy arrays."""
+    check_nearest(nearest)
     height, width = (int(length) for length in size)
     rows, columns = cells.shape[-2:]
     if max(height * rows, width * columns) >= 2**31:
         raise UsageError(f"a grid of {rows} x {columns} cells over {height} x {width} pixels is too fine")
     lead = cells.shape[:-2]
-    one_for_all = False
+    mask: Pointer = NULL
+    mask_stride = 0
     if reliable is not None:
-        one_for_all = reliable.ndim == 2
         lead = np.broadcast_shapes(lead, reliable.shape[:-2])
-        reliable_shape = (height, width) if one_for_all else (*lead, height, width)
-        reliable = contiguous(spread(reliable, reliable_shape), np.bool_)
-    else:
-        reliable = NULL
+        if reliable.ndim > 2:
+            mask_stride = height * width
+        mask = contiguous(spread(reliable, (*lead, height, width) if mask_stride else (height, width)), np.bool_)
     cells = contiguous(spread(cells, (*lead, rows, columns)), np.bool_)
     cover = output(out, (*lead, height, width), np.bool_)
-    pack = 4 if width % 4 == 0 and aligned(4, cover, reliable) else 1
+    pack = 4 if width % 4 == 0 and aligned(4, cover, mask) else 1
     launch(
         "cover",
         f"perturbation_cover<{pack}>",
@@ -42,8 +49,8 @@ def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):
             cells,
             np.int32(rows),
             np.int32(columns),
-            reliable,
-            np.int64(0 if one_for_all else height * width),
+            mask,
+            np.int64(mask_stride),
             cover,
             np.int32(height),
             np.int32(width),

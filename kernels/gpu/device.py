@@ -20,7 +20,7 @@ SOURCES = Path(__file__).resolve().parent.parent / "cuda"
 """Folder of the .cu files."""
 
 OPTIONS = ("--std=c++17", "--fmad=false", f"-I{SOURCES}")
-"""Compiler options. Without contraction an expression gives the same bits at every place where it is inlined."""
+"""Compiler options. Without contraction an expression gives the same bits wherever it is inlined."""
 
 ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", "float32": "float"}
 """Element types of scores: dtype name to the name in common.cuh."""
@@ -153,7 +153,7 @@ def ceil_div(count: int, size: int) -> int:
 def aligned(pack: int, *operands: Pointer) -> bool:
     """Tell if ``pack`` elements of each array can be read in one load from its first element on."""
     return all(
-        address(array) % (pack * array.dtype.itemsize) == 0 for array in operands if not isinstance(array, np.uint64)
+        address(array) % (pack * array.dtype.itemsize) == 0 for array in operands if not isinstance(array, np.generic)
     )
 
 

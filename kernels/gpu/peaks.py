@@ -1,4 +1,4 @@
-"""Local maxima on a device: ``cuda/peaks.cu``. A map that holds NaN has no peaks: refusing it would wait."""
+"""Local maxima on a device: ``cuda/peaks.cu``. A map with NaN has no peaks: an error would wait for the device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from ...errors import UsageError
 from ..plans.peaks import border_widths, cam_distance
-from ..types import Peaks
-from .device import NULL, ceil_div, contiguous, empty, launch, output, zeros
+from ..types import CamMode, Peaks
+from .device import NULL, DeviceArray, ceil_div, contiguous, empty, launch, output, zeros
 
 BLOCK = (32, 8)
 """Pixels of a block, columns and rows."""
@@ -20,13 +20,13 @@ PLAIN, APPEND_MAXIMUM, OFFICIAL = 0, 1, 2
 ANY_NUMBER = 2**62
 
 
-def _tiles(maps) -> tuple[int, int, int]:
+def _tiles(maps: DeviceArray) -> tuple[int, int, int]:
     count, height, width = maps.shape
     return ceil_div(width, BLOCK[0]), ceil_div(height, BLOCK[1]), count
 
 
-def _extremes(maps):
-    """uint64 (N, 2): largest value with its first pixel, and the smallest, of each map."""
+def _extremes(maps: DeviceArray) -> DeviceArray:
+    """Find the largest value with its first pixel, and the smallest, of each map: uint64 (N, 2)."""
     count, height, width = maps.shape
     extremes = zeros((count, 2), np.uint64)
     parts = min(ceil_div(height * width, 256 * 8), 256)
@@ -34,8 +34,8 @@ def _extremes(maps):
     return extremes
 
 
-def _maps(maps):
-    """float32 (N, H, W) in C order."""
+def _maps(maps: DeviceArray) -> DeviceArray:
+    """Return the maps as float32 (N, H, W) in C order."""
     maps = contiguous(maps, np.float32)
     if not 0 < maps.shape[-2] * maps.shape[-1] < 2**32:
         raise UsageError(f"maps must have from 1 to 2**32 - 1 pixels, got {maps.shape[-2:]}")
@@ -43,20 +43,20 @@ def _maps(maps):
 
 
 def _select(
-    maps,
+    maps: DeviceArray,
     *,
-    distance,
-    border,
-    threshold_abs=None,
-    threshold_rel=None,
-    num_peaks=None,
-    mode=PLAIN,
-    unfiltered=None,
-    keep_above=0.0,
-    capacity=None,
-    out=None,
-) -> Peaks:
-    """Peaks of (N, H, W) maps; ``unfiltered``: what OFFICIAL made the maps from."""
+    distance: int,
+    border: tuple[int, int],
+    threshold_abs: float | None = None,
+    threshold_rel: float | None = None,
+    num_peaks: int | None = None,
+    mode: int = PLAIN,
+    unfiltered: DeviceArray | None = None,
+    keep_above: float = 0.0,
+    capacity: int | None = None,
+    out: Peaks[DeviceArray] | None = None,
+) -> Peaks[DeviceArray]:
+    """Find the peaks of (N, H, W) maps; ``unfiltered``: maps before the filter of OFFICIAL."""
     count, height, width = maps.shape
     rows, columns = (max(length - 2 * edge, 0) for length, edge in zip((height, width), border, strict=True))
     # Peaks are min_distance apart, so a square of that side holds one at most.
@@ -121,19 +121,19 @@ def _select(
 
 
 def peak_local_max(
-    maps,
+    maps: DeviceArray,
     *,
-    min_distance=1,
-    threshold_abs=None,
-    threshold_rel=None,
-    exclude_border=True,
-    num_peaks=None,
-    capacity=None,
-    out=None,
-) -> Peaks:
-    """As :func:`maskmill.kernels.peak_local_max`, for CuPy arrays.
+    min_distance: int = 1,
+    threshold_abs: float | None = None,
+    threshold_rel: float | None = None,
+    exclude_border: bool | int | tuple[int, int] = True,
+    num_peaks: int | None = None,
+    capacity: int | None = None,
+    out: Peaks[DeviceArray] | None = None,
+) -> Peaks[DeviceArray]:
+    """Run :func:`maskmill.kernels.peak_local_max` on CuPy arrays.
 
-    Without a capacity there is room for as many peaks as can be ``min_distance`` apart.
+    The default capacity is the largest number of peaks that can be ``min_distance`` apart.
     """
     return _select(
         _maps(maps),
@@ -147,8 +147,16 @@ def peak_local_max(
     )
 
 
-def cam_peaks(cams, *, mode="paper", threshold=0.5, min_distance=None, always_argmax=False, capacity=256) -> Peaks:
-    """As :func:`maskmill.kernels.cam_peaks`, for CuPy arrays."""
+def cam_peaks(
+    cams: DeviceArray,
+    *,
+    mode: CamMode = "paper",
+    threshold: float = 0.5,
+    min_distance: int | None = None,
+    always_argmax: bool = False,
+    capacity: int = 256,
+) -> Peaks[DeviceArray]:
+    """Run :func:`maskmill.kernels.cam_peaks` on CuPy arrays."""
     distance = cam_distance(mode, min_distance)
     cams, border = _maps(cams), border_widths(True, distance)
     if mode == "paper":

@@ -1,11 +1,14 @@
-"""Resize and normalize a photo on a device: two launches of ``cuda/pixels.cu``."""
+"""Resize and normalize an image on a device: two launches of ``cuda/pixels.cu``."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..plans.pixels import axis_weights, check_resize
-from .device import ceil_div, contiguous, empty, launch, output, upload
+from ..types import Channels, Filter, Layout
+from .device import DeviceArray, ceil_div, contiguous, empty, launch, output, upload
 
 BLOCK = (32, 8)
 """Pixels of a block, columns and rows."""
@@ -15,35 +18,37 @@ def _tiles(height: int, width: int) -> tuple[int, int]:
     return ceil_div(width, BLOCK[0]), ceil_div(height, BLOCK[1])
 
 
-def _taps(source: int, target: int, filter: str, antialias: bool):
-    """First taps, weights and their number on the device, from the tables that every form resamples with."""
+def _taps(source: int, target: int, filter: Filter, antialias: bool) -> tuple[DeviceArray, DeviceArray, np.int32]:
+    """Return first taps, weights and the number of weights on the device, from the tables of all forms."""
     first, weights = axis_weights(source, target, filter, antialias)
     on_device = upload(first.astype(np.int32)), upload(weights.astype(np.float32))
     return (*on_device, np.int32(weights.shape[1]))
 
 
 def resize_normalize(
-    image,
-    size,
+    image: DeviceArray,
+    size: tuple[int, int],
     *,
-    filter="bilinear",
-    antialias=True,
-    scale,
-    mean,
-    std,
-    channels="RGB",
-    layout="CHW",
-    pad_to=None,
-    pad_value=0,
-    out=None,
-):
-    """As :func:`maskmill.kernels.resize_normalize`, for CuPy arrays."""
+    filter: Filter = "bilinear",
+    antialias: bool = True,
+    scale: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    channels: Channels = "RGB",
+    layout: Layout = "CHW",
+    pad_to: tuple[int, int] | None = None,
+    pad_value: float | Sequence[float] = 0,
+    out: DeviceArray | None = None,
+) -> DeviceArray:
+    """Run :func:`maskmill.kernels.resize_normalize` on a CuPy array."""
     canvas = check_resize(size, pad_to, filter, antialias)
     height, width = (int(length) for length in size)
     image = contiguous(image, np.uint8)
-    # x = pixel * factor + offset, a rounding less than (pixel * scale - mean) / std.
-    scale, mean, std, padding = (np.broadcast_to(np.asarray(v, np.float64), 3) for v in (scale, mean, std, pad_value))
-    affine = np.concatenate([scale / std, -mean / std, (padding * scale - mean) / std]).astype(np.float32)
+    # x = pixel * factor + offset, one rounding less than (pixel * scale - mean) / std.
+    scales, means, deviations, padding = (
+        np.broadcast_to(np.asarray(v, np.float64), 3) for v in (scale, mean, std, pad_value)
+    )
+    affine = np.concatenate([scales / deviations, -means / deviations, (padding * scales - means) / deviations])
 
     source_height, source_width = image.shape[:2]
     resized = empty((source_height, width, 3), np.float32)
@@ -74,7 +79,7 @@ def resize_normalize(
             np.int32(width),
             *_taps(source_height, height, filter, antialias),
             *map(np.int32, canvas),
-            *affine,
+            *affine.astype(np.float32),
             np.bool_(channels == "BGR"),
             np.bool_(layout == "HWC"),
             result,

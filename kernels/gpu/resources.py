@@ -1,4 +1,4 @@
-"""What the compiled kernels occupy on an architecture: compiled by NVRTC, which needs no device and no driver."""
+"""Registers and memory of the compiled kernels, compiled by NVRTC, which needs neither a device nor a driver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .device import INSTANTIATIONS, OPTIONS, SOURCES, arrays
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-"""Compute capabilities that every kernel compiles for, without the point: Turing to Blackwell."""
+"""Compute capabilities, without the point, for which every kernel compiles: Turing to Blackwell."""
 
 CUPY_OPTIONS = ("--device-as-default-execution-space", "-ftz=true")
 """Options that CuPy adds to every compilation."""
@@ -16,20 +16,20 @@ CUPY_OPTIONS = ("--device-as-default-execution-space", "-ftz=true")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel occupies."""
+    """Registers and memory of one kernel."""
 
     registers: int
-    """Registers a thread."""
+    """Registers per thread."""
     shared: int
-    """Shared memory a block in bytes."""
+    """Shared memory per block in bytes."""
     spilled: int
-    """Bytes a thread of registers stored to and loaded from local memory."""
+    """Bytes per thread of registers stored to and loaded from local memory."""
     stack: int
-    """Bytes a thread of local memory, spills included."""
+    """Bytes per thread of local memory, spills included."""
 
 
 def compiled_resources(source: str, architecture: int, names: tuple[str, ...] | None = None) -> dict[str, Resources]:
-    """Resources of the kernels of ``cuda/<source>.cu``, all or those named, as compiled for ``sm_<architecture>``.
+    """Compile kernels of ``cuda/<source>.cu`` (default: all) for ``sm_<architecture>`` and return their resources.
 
     Raises:
         RuntimeError: a kernel does not compile; the message is the compiler's.
@@ -56,12 +56,12 @@ def compiled_resources(source: str, architecture: int, names: tuple[str, ...] | 
 
 
 def _resources_in(log: str, lowered: str) -> Resources:
-    """What ptxas reports of one kernel."""
+    """Read the resources of one kernel from the report of ptxas."""
     report = log.split(f"Compiling entry function '{lowered}'", 1)[1].split("Compiling entry function", 1)[0]
 
     def number(pattern: str) -> int:
-        found = re.search(pattern, report)
-        return int(found[1]) if found else 0
+        match = re.search(pattern, report)
+        return int(match[1]) if match else 0
 
     return Resources(
         registers=number(r"Used (\d+) registers"),

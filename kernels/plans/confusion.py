@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ...errors import UsageError
+from ..types import Array
 
 
-def check_maps(label, truth, num_classes: int) -> None:
-    """Refuse maps that cannot be compared pixel by pixel.
+def check_maps(label: Array, truth: Array, num_classes: int) -> None:
+    """Check that two maps can be compared pixel by pixel.
 
     Raises:
-        UsageError: the shapes differ, a map holds no integers, or ``num_classes`` is not positive.
+        UsageError: the shapes differ, a map does not hold integers, or ``num_classes`` is not positive.
     """
     if label.shape != truth.shape:
         raise UsageError(f"label and truth must have the same shape, got {label.shape} and {truth.shape}")

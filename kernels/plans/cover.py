@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 
 from ...errors import UsageError
+from ..types import Nearest
 
 
-def cell_of_pixel(size: int, cells: int, nearest: str) -> np.ndarray:
-    """int64 (size,): the cell that covers each pixel of an axis.
+def check_nearest(nearest: Nearest) -> None:
+    """Check the name of the nearest-neighbor rule.
 
-    ``pil``: floor((i + 1/2) cells / size), where the middle of the pixel lies, as Pillow and the official code. (Where
-    a middle lies on a seam, Pillow's running sum falls on either side of it; here it is the later cell.)
-    ``torch``: floor(i cells / size) in float32, as torch's ``nearest`` and the paper's pseudo-code.
+    Raises:
+        UsageError: the name is unknown.
     """
+    if nearest not in get_args(Nearest):
+        raise UsageError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
+
+
+def cell_of_pixel(size: int, cells: int, nearest: Nearest) -> np.ndarray:
+    """Return the cell that covers each pixel of an axis, int64 (size,).
+
+    ``pil``: floor((i + 1/2) cells / size), the cell at the pixel's center, as in Pillow and the official code. (If a
+    center is on the border of two cells, Pillow's running sum may choose either cell; this function chooses the later.)
+    ``torch``: floor(i cells / size) in float32, as torch's ``nearest`` and the paper's pseudo-code.
+
+    Raises:
+        UsageError: ``nearest`` is unknown.
+    """
+    check_nearest(nearest)
     pixel = np.arange(size)
     if nearest == "pil":
         return (2 * pixel + 1) * cells // (2 * size)
-    if nearest == "torch":
-        cell = (pixel.astype(np.float32) * (np.float32(cells) / np.float32(size))).astype(np.int64)
-        return np.minimum(cell, cells - 1)
-    raise UsageError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
+    cell = (pixel.astype(np.float32) * (np.float32(cells) / np.float32(size))).astype(np.int64)
+    return np.minimum(cell, cells - 1)

@@ -1,14 +1,15 @@
-"""Arrays as the compiled loops take them: C-contiguous, of the right shape and dtype."""
+"""Arrays in the form that the compiled loops need: C-contiguous, of the right shape and dtype."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ...errors import UsageError
 
 
-def output(out: np.ndarray | None, shape: tuple[int, ...], dtype, name: str = "out") -> np.ndarray:
-    """``out`` itself, or a new array of the shape and dtype.
+def output(out: np.ndarray | None, shape: tuple[int, ...], dtype: DTypeLike, name: str = "out") -> np.ndarray:
+    """Return ``out``, or a new array of the shape and dtype if it is None.
 
     Raises:
         UsageError: ``out`` has another shape or dtype, or is not C-contiguous.
@@ -22,6 +23,6 @@ def output(out: np.ndarray | None, shape: tuple[int, ...], dtype, name: str = "o
     return out
 
 
-def spread(array: np.ndarray, shape: tuple[int, ...], dtype=None) -> np.ndarray:
-    """``array``, broadcast to the shape."""
+def spread(array: np.ndarray, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray:
+    """Broadcast an array to the shape, as a C-contiguous array of the dtype."""
     return np.ascontiguousarray(np.broadcast_to(array, shape), dtype)

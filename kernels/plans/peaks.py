@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UsageError
+from ..types import CamMode
 
 
-def cam_distance(mode: str, min_distance: int | None) -> int:
-    """min_distance of :func:`cam_peaks`: as given, or that of the mode.
+def cam_distance(mode: CamMode, min_distance: int | None) -> int:
+    """Return ``min_distance`` of ``cam_peaks``, or the mode's default if it is None.
 
     Raises:
         UsageError: the mode is unknown.
@@ -19,11 +20,11 @@ def cam_distance(mode: str, min_distance: int | None) -> int:
     return distances[mode] if min_distance is None else min_distance
 
 
-def border_widths(exclude_border, min_distance: int) -> tuple[int, int]:
-    """Rows and columns at each side in which no peak is reported.
+def border_widths(exclude_border: bool | int | tuple[int, int], min_distance: int) -> tuple[int, int]:
+    """Return the numbers of rows and columns at each side in which no peak is reported.
 
     Raises:
-        UsageError: a width is negative or there is not one for each axis; min_distance is less than 1.
+        UsageError: a width is negative, the number of widths is not two, or min_distance is less than 1.
     """
     if min_distance < 1:
         raise UsageError(f"min_distance must be at least 1, got {min_distance}")
@@ -38,7 +39,7 @@ def border_widths(exclude_border, min_distance: int) -> tuple[int, int]:
 
 
 def check_maps(shape: tuple[int, ...]) -> None:
-    """Refuse what is not maps of at least one pixel.
+    """Check that a shape is that of maps of at least one pixel.
 
     Raises:
         UsageError: the shape is not (H, W) or (N, H, W), or H or W is 0.

@@ -7,15 +7,16 @@ from functools import lru_cache
 import numpy as np
 
 from ...errors import UsageError
+from ..types import Filter
 
 
 @lru_cache(maxsize=64)
-def axis_weights(source: int, target: int, filter: str, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
-    """First tap, int64 (target,), and weights, float64 (target, taps), of the resampling of one axis.
+def axis_weights(source: int, target: int, filter: Filter, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the resampling of one axis: first tap, int64 (target,), and weights, float64 (target, taps).
 
-    With ``antialias`` as Pillow: the filter's support is scaled by source/target when shrinking (never when enlarging),
-    taps outside the photo are left out and the rest sum to 1. Without it as OpenCV: two or four taps around the
-    half-pixel position, taps outside the photo read its edge; the cubic's parameter is -0.75 instead of -0.5.
+    With ``antialias``, as Pillow: the filter's support is scaled by source/target when shrinking (not when enlarging),
+    taps outside the image are excluded and the other weights sum to 1. Without it, as OpenCV: two or four taps around
+    the half-pixel position, taps outside the image read its edge; the cubic's parameter is -0.75 instead of -0.5.
     """
     scale = source / target
     center = (np.arange(target) + 0.5) * scale
@@ -32,7 +33,7 @@ def axis_weights(source: int, target: int, filter: str, antialias: bool) -> tupl
         taps = np.floor(center - 0.5).astype(np.int64)[:, None] + np.arange(1 - radius, 1 + radius)
         distance = taps + 0.5 - center[:, None]
         weights = _triangle(distance) if filter == "bilinear" else _cubic(distance, -0.75)
-    # As many taps for every pixel, all inside the photo: the weight of a tap beyond an edge goes to the edge.
+    # The same number of taps for every pixel, all inside the image: an outside tap's weight goes to the edge.
     width = min(taps.shape[1], source)
     first = np.clip(taps[:, 0], 0, source - width)
     inside = np.clip(taps, 0, source - 1) - first[:, None]
@@ -42,8 +43,10 @@ def axis_weights(source: int, target: int, filter: str, antialias: bool) -> tupl
     return first, folded
 
 
-def check_resize(size, pad_to, filter: str, antialias: bool) -> tuple[int, int]:
-    """(H, W) of the result.
+def check_resize(
+    size: tuple[int, int], pad_to: tuple[int, int] | None, filter: Filter, antialias: bool
+) -> tuple[int, int]:
+    """Check the options of ``resize_normalize`` and return (H, W) of the result.
 
     Raises:
         UsageError: an unknown filter, area without antialias, an empty size, or ``pad_to`` smaller than ``size``.
@@ -51,26 +54,26 @@ def check_resize(size, pad_to, filter: str, antialias: bool) -> tuple[int, int]:
     if filter not in _SHAPES:
         raise UsageError(f"filter must be one of {', '.join(_SHAPES)}, got {filter!r}")
     if filter == "area" and not antialias:
-        raise UsageError("the area filter averages: it cannot be had without antialias")
+        raise UsageError("the area filter needs antialias: pass antialias=True")
     height, width = size if pad_to is None else pad_to
     if min(size) < 1 or height < size[0] or width < size[1]:
-        raise UsageError(f"size {tuple(size)} must be at least 1 x 1 and fit in pad_to, got {pad_to}")
+        raise UsageError(f"size {tuple(size)} must be at least 1 x 1 and fit into pad_to, got {pad_to}")
     return int(height), int(width)
 
 
-def _triangle(x):
+def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(x), 0)
 
 
-def _cubic(x, a):
-    """Keys' cubic convolution kernel."""
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Evaluate Keys' cubic convolution kernel."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def _box(x):
+def _box(x: np.ndarray) -> np.ndarray:
     return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
 
 

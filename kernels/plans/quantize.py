@@ -6,10 +6,10 @@ from ...errors import UsageError
 
 
 def check_levels(levels: int) -> None:
-    """Refuse a number of levels that leaves none between 0 and 255, or more than there are gray values.
+    """Check that there is a level between 0 and 255, and at most one level per gray value.
 
     Raises:
-        UsageError: it is not in 3..256.
+        UsageError: the number of levels is not in 3..256.
     """
     if not 3 <= levels <= 256:
-        raise UsageError(f"levels must lie in 3..256, got {levels}")
+        raise UsageError(f"levels must be in 3..256, got {levels}")

@@ -1,4 +1,4 @@
-"""The kernels in NumPy and float64: readable, without regard to speed, the specification of the other forms."""
+"""The kernels in NumPy and float64: the readable specification of the other forms, without regard to speed."""
 
 from ..plans.scores import conformal_rank, kth_score, select_prefix
 from .class_stats import class_stats

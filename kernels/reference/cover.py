@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from ..plans.cover import cell_of_pixel
+from ..types import Nearest
 
 
-def perturbation_cover(cells, size, reliable=None, *, nearest="pil", out=None):
-    """Cells (..., g, g) spread over ``size`` = (H, W): bool (..., H, W), only where ``reliable`` if that is given."""
+def perturbation_cover(
+    cells: np.ndarray,
+    size: tuple[int, int],
+    reliable: np.ndarray | None = None,
+    *,
+    nearest: Nearest = "pil",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Spread cells (..., g, g) over ``size`` = (H, W): bool (..., H, W); if given, ``reliable`` limits the cover."""
     cells = np.asarray(cells, bool)
     rows = cell_of_pixel(size[0], cells.shape[-2], nearest)
     columns = cell_of_pixel(size[1], cells.shape[-1], nearest)

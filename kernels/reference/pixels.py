@@ -1,42 +1,45 @@
-"""Resize and normalize a photo for a model: the specification, in float64."""
+"""Resize and normalize an image for a model: the specification, in float64."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..plans.pixels import axis_weights, check_resize
+from ..types import Channels, Filter, Layout
 
 
-def _resample(pixels, target, axis, filter, antialias):
+def _resample(pixels: np.ndarray, target: int, axis: int, filter: Filter, antialias: bool) -> np.ndarray:
     first, weights = axis_weights(pixels.shape[axis], target, filter, antialias)
-    taken = np.take(pixels, first[:, None] + np.arange(weights.shape[1]), axis=axis)
-    result = np.einsum("ytxc,yt->yxc" if axis == 0 else "yxtc,xt->yxc", taken, weights)
-    # Pillow stores bytes after each axis, which cuts what the cubic overshoots. Across comes first, as in Pillow before
-    # version 13, which goes down first where height shrinks more than width.
+    taps = np.take(pixels, first[:, None] + np.arange(weights.shape[1]), axis=axis)
+    result = np.einsum("ytxc,yt->yxc" if axis == 0 else "yxtc,xt->yxc", taps, weights)
+    # Pillow stores bytes after each axis, which clips the overshoot of the cubic filter. Columns come first, as in
+    # Pillow before version 13; since then rows come first if the height shrinks more than the width.
     return np.clip(result, 0, 255) if antialias else result
 
 
 def resize_normalize(
-    image,
-    size,
+    image: np.ndarray,
+    size: tuple[int, int],
     *,
-    filter="bilinear",
-    antialias=True,
-    scale,
-    mean,
-    std,
-    channels="RGB",
-    layout="CHW",
-    pad_to=None,
-    pad_value=0,
-    out=None,
-):
-    """float32 (3, H, W) or (H, W, 3) of an HWC uint8 RGB photo, resized to ``size`` = (H, W).
+    filter: Filter = "bilinear",
+    antialias: bool = True,
+    scale: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    channels: Channels = "RGB",
+    layout: Layout = "CHW",
+    pad_to: tuple[int, int] | None = None,
+    pad_value: float | Sequence[float] = 0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Resize an HWC uint8 RGB image to ``size`` = (H, W) and normalize it: float32 (3, H, W) or (H, W, 3).
 
     x = (pixel * scale - mean) / std; ``mean``, ``std`` and ``pad_value`` (in pixel units) are one number or three in
     the order of ``channels``. ``pad_to`` = (H, W) adds rows below and columns to the right. The filters are Pillow's
-    BILINEAR, BICUBIC and BOX without rounding; without ``antialias``, OpenCV's INTER_LINEAR and INTER_CUBIC. What the
-    cubic overshoots is cut to [0, 255].
+    BILINEAR, BICUBIC and BOX without rounding; without ``antialias``, OpenCV's INTER_LINEAR and INTER_CUBIC. The
+    overshoot of the cubic filter is clipped to [0, 255].
 
     Raises:
         UsageError: see :func:`check_resize`.

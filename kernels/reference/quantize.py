@@ -7,12 +7,20 @@ import numpy as np
 from ..plans.quantize import check_levels
 
 
-def quantize_weights(weight, reliable=None, *, levels=256, label=None, ignore=255, out=None):
-    """uint8 map, shaped as ``weight``: 255 only where reliable, 0 only where there is no weight.
+def quantize_weights(
+    weight: np.ndarray,
+    reliable: np.ndarray | None = None,
+    *,
+    levels: int = 256,
+    label: np.ndarray | None = None,
+    ignore: int = 255,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Quantize weights to a uint8 map, shaped like ``weight``.
 
-    0 where ``label`` is ``ignore`` or the weight is not positive (NaN included); else 255 where ``reliable`` (default:
-    weight >= 1); else the nearest of the levels between, never 0 or 255: level l = rint(weight * (levels - 1)), the
-    product exact, written as rint(l * 255 / (levels - 1)). A half goes to the even neighbor.
+    0 if ``label`` is ``ignore`` or the weight is not positive (NaN included); otherwise 255 if ``reliable`` (default:
+    weight >= 1); otherwise the nearest of the levels in between, never 0 or 255: level l = rint(weight * (levels - 1))
+    with an exact product, stored as rint(l * 255 / (levels - 1)). A half rounds to the even neighbor.
     """
     weight = np.asarray(weight, np.float32)
     check_levels(levels)

@@ -50,7 +50,7 @@ def test_out_is_filled_and_returned():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"filter": "area", "antialias": False}, "cannot be had without antialias"),
+        ({"filter": "area", "antialias": False}, "needs antialias"),
         ({"pad_to": (3, 9)}, "fit in pad_to"),
     ],
 )

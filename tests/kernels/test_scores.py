@@ -219,7 +219,7 @@ def test_cpu_counts_of_many_scores_in_threads_and_any_memory_layout():
     ("options", "message"),
     [
         ({"classes": np.zeros(3, np.uint8), "num_classes": 2}, r"shape of the scores, \(4,\), got \(3,\)"),
-        ({"prefix": np.zeros(2, np.int64)}, r"prefix must have shape \(1,\), one a row, got \(2,\)"),
+        ({"prefix": np.zeros(2, np.int64)}, r"prefix must have shape \(1,\), one value per row, got \(2,\)"),
         ({"out": np.zeros((2, 65536), np.uint64)}, r"of shape \(1, 65536\), got uint64 of shape \(2, 65536\)"),
     ],
 )

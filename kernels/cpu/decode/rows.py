@@ -1,9 +1,9 @@
 """The compiled loop of ``class_stats``: one thread, float32, sixteen pixels of a row at a time.
 
-A source row is sampled at a tile's columns once and kept, sixteen pixels of each class together, while output rows
-still use it; an output row blends two such rows. From there on the sixteen pixels are the lanes of vectors and loops
-run over the classes, so that a pixel's result does not depend on its neighbors, on the rows it is computed with or on
-the outputs asked for: calibration and labeling see the same scores to the bit.
+A source row is sampled once at a tile's columns and kept, sixteen pixels of each class together, while output rows
+use it; an output row blends two such rows. The sixteen pixels are then the lanes of vectors, and the loops run over the
+classes. A pixel's result therefore does not depend on its neighbors, on the rows computed with it or on the requested
+outputs: calibration and labeling see the same scores to the bit.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from .simd import LANES, fma, in_every_lane, load, splat, store_first, where
 _TILE = 1 << 14
 """Class-columns of a sampled row that are kept together: two rows of them stay in the second cache."""
 
-# As the names in ..decode.RULES.
+# Indices of plans.class_stats.RULES.
 ARGMAX, FOREGROUND, SINGLE, AGREE = range(4)
 
-# The outputs in their order: float32 ones, then those of 16 bits.
+# Indices of the float32 outputs, then of the 16-bit outputs.
 _CONFIDENCE, _SHARE, _DISPERSION, _SECOND_CONFIDENCE, _TRUE_SCORE = range(5)
 _TOP, _SECOND, _SET_SIZE, _LABEL = range(4)
 
@@ -51,7 +51,7 @@ _compiled = compiled(error_model="numpy")
 
 @_compiled
 def _widest(starts, upper, tile):
-    """Return the most source pixels that the columns of a tile span."""
+    """Return the largest number of source pixels that the columns of a tile span."""
     widest = 0
     for left in range(0, upper.size, tile):
         last = min(left + tile, upper.size) - 1
@@ -68,18 +68,18 @@ def decode_rows(
     Args:
         first_row: first row to fill.
         last_row: row to stop before.
-        source: the map as 1-D memory, whether its 16 bits are bfloat16, and its row, column and class strides, of which
-            the column's or the class's is 1.
-        row_taps: lower and upper source row and the weight of the upper, for each row.
-        column_taps: as :func:`sample_row` takes them, padded to a multiple of 16; whether each sixteen columns' lie
-            within sixteen pixels of the source; the number of columns.
-        classes: number of model classes; activation; scored class of each model class, empty where they are scored one
-            to one; which scored classes are reached; number of targets.
-        selection: thresholds of the scored classes, empty where there are none; position map that replaces them, or one
-            of no rows; rule; background; ignore.
-        truth: true classes, or no rows.
-        exact_dispersion: the dispersion's form.
-        outputs: float32, uint16 and uint8 outputs as 1-D arrays, empty where not asked for.
+        source: the map as 1-D memory, a flag that its 16 bits are bfloat16, and its row, column and class strides;
+            the column's or the class's stride is 1.
+        row_taps: lower and upper source row and the weight of the upper one, for each row.
+        column_taps: taps as in :func:`sample_row`, padded to a multiple of 16; a flag that the taps of each sixteen
+            columns are within sixteen pixels of the source; the number of columns.
+        classes: number of model classes; activation; scored class of each model class, empty for one to one; flags of
+            the scored classes that are reached; number of targets.
+        selection: thresholds of the scored classes, empty if there are none; position map that replaces them, or a map
+            without rows; rule; background; ignore.
+        truth: true classes, or a map without rows.
+        exact_dispersion: the dispersion does not count the top class's empty slot.
+        outputs: float32, uint16 and uint8 outputs as 1-D arrays, empty if not requested.
     """
     _, _, row_stride, column_stride, class_stride = source
     row_lower, row_upper, row_weight = row_taps
@@ -92,9 +92,9 @@ def decode_rows(
     tile = max(4, _TILE // (LANES * channels)) * LANES
     columns = min(tile, column_lower.size)
     widest = _widest(column_starts, column_upper, tile)
-    # Classes a multiple of 4 KiB apart share one cache set: there a row's classes are worth copying together.
+    # Classes a multiple of 4 KiB apart share one cache set; in that case copying a row's classes together pays.
     in_place = windows_fit and column_stride == 1 and class_stride % 1024 != 0
-    # Room for whole vectors: windows and transposed blocks may end past the last pixel and the last class.
+    # Space for full vectors: windows and transposed blocks may extend past the last pixel and the last class.
     span = np.zeros(0 if in_place else padded(channels) * (padded(widest) + LANES), np.float32)
     block = np.zeros(LANES * LANES, np.float32)
     rows, checks = np.empty((2, columns * channels), np.float32), np.empty((2, columns), np.float32)
@@ -114,14 +114,14 @@ def decode_rows(
         right = min(left + tile, column_lower.size)
         starts = column_starts[left // LANES : right // LANES]
         taps = (starts, column_lower[left:right], column_upper[left:right], column_weight[left:right])
-        held = np.array([-1, -1])
+        slots = np.array([-1, -1])
         for y in range(first_row, last_row):
-            # Source row s lives in slot s % 2: an output row's two taps are neighbors, or one and the same.
+            # Source row s is stored in slot s % 2: the two taps of an output row are adjacent or equal.
             above, below = row_lower[y] % 2, row_upper[y] % 2
             for tap in (row_lower[y], row_upper[y]):
                 slot = tap % 2
-                if held[slot] != tap:
-                    held[slot] = tap
+                if slots[slot] != tap:
+                    slots[slot] = tap
                     sample_row(
                         source, tap * row_stride, in_place, taps, channels, block, span, rows[slot], checks[slot]
                     )
@@ -157,7 +157,7 @@ def decode_rows(
                         limit = limit_of(limits, where(finite_mask, top, zero))
                     holds_top = nonconformity(activation, top_value, one == one, best, rest, inverse) <= limit
                     if want_size or rule in (SINGLE, AGREE):
-                        # The score of any other class is at least the top's share, but for rounding.
+                        # The score of any other class is at least the top's share, except for rounding.
                         if activation == SOFTMAX and in_every_lane(best * inverse > highest_limit * margin):
                             size, last = where(holds_top, one, zero), where(holds_top, top, no_class)
                         else:
@@ -199,13 +199,13 @@ def decode_rows(
                         spread = fma(mean, mean, spread)
                     store_first(floats[_DISPERSION], out, n, where(finite_mask, spread * of_others, zero))
                 if want_second:
-                    found = where(finite_mask, second, no_class) > no_class
+                    has_second = where(finite_mask, second, no_class) > no_class
                     if activation == SOFTMAX:
                         second_best = second_best * inverse
                     if indices[_SECOND].size > 0:
-                        store_first(indices[_SECOND], out, n, where(found, second, splat(_UNREACHED)))
+                        store_first(indices[_SECOND], out, n, where(has_second, second, splat(_UNREACHED)))
                     if floats[_SECOND_CONFIDENCE].size > 0:
-                        store_first(floats[_SECOND_CONFIDENCE], out, n, where(found, second_best, zero))
+                        store_first(floats[_SECOND_CONFIDENCE], out, n, where(has_second, second_best, zero))
                 if floats[_TRUE_SCORE].size > 0:
                     score = true_scores(
                         scores, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch
@@ -217,7 +217,7 @@ def decode_rows(
 def decode_bands(
     bounds, source, row_taps, column_taps, classes, selection, truth, exact_dispersion, floats, indices, labels
 ):
-    """Fill the rows between each two of ``bounds`` in a thread of Numba's, as :func:`decode_rows` does."""
+    """Run :func:`decode_rows` on the rows between each two of ``bounds``, in Numba's threads."""
     for band in prange(bounds.size - 1):
         decode_rows(
             bounds[band],

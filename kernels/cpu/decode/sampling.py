@@ -1,4 +1,4 @@
-"""Compiled loops of ``class_stats``: source rows sampled at an output row's columns, and blended."""
+"""Compiled loops of ``class_stats`` that sample source rows at an output row's columns and blend them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def padded(count):
 
 @_compiled
 def _copy_pixels(flat, is_bfloat16, start, class_stride, count, channels, span, pitch):
-    """Copy a source row whose pixels are neighbors in memory."""
+    """Copy a source row whose pixels are adjacent in memory."""
     for c in range(channels):
         at = start + c * class_stride
         for x in range(0, count, LANES):
@@ -47,7 +47,7 @@ def _copy_pixels(flat, is_bfloat16, start, class_stride, count, channels, span, 
 
 @_compiled
 def _turn_classes(flat, is_bfloat16, start, column_stride, count, channels, block, span, pitch):
-    """Copy a source row whose classes are neighbors in memory."""
+    """Copy a source row whose classes are adjacent in memory."""
     if count >= LANES and channels >= LANES:
         # The last blocks of pixels and of classes overlap those before them.
         for left in range(0, count, LANES):
@@ -67,12 +67,12 @@ def _turn_classes(flat, is_bfloat16, start, column_stride, count, channels, bloc
 
 @_compiled
 def _sample(array, is_bfloat16, base, pitch, taps, channels, row, check):
-    """Sample a source row, pixel x of class c at base + x + c * pitch of the array."""
+    """Sample a source row; pixel x of class c is at base + x + c * pitch of the array."""
     starts, lower, upper, weight = taps
     for v in range(starts.size):
         left = v * LANES
         a, b, across = load_ints(lower, left), load_ints(upper, left), load(weight, left)
-        keep, seen = splat(_ONE) - across, splat(_ZERO)
+        keep, sums = splat(_ONE) - across, splat(_ZERO)
         within = upper[left + LANES - 1] < LANES
         for c in range(channels):
             at = base + starts[v] + c * pitch
@@ -83,21 +83,21 @@ def _sample(array, is_bfloat16, base, pitch, taps, channels, row, check):
                 value = keep * gather_scores(array, at, a, is_bfloat16)
                 value = fma(across, gather_scores(array, at, b, is_bfloat16), value)
             store(row, left * channels + c * LANES, value)
-            seen = fma(value, splat(_ZERO), seen)
-        store(check, left, seen)
+            sums = fma(value, splat(_ZERO), sums)
+        store(check, left, sums)
 
 
 @_compiled
 def sample_row(source, start, in_place, taps, channels, block, span, row, check):
-    """Sample the row of ``source``, as decode_rows takes it, that begins at ``start``, at a tile's columns.
+    """Sample the row of ``source`` (see decode_rows) that begins at ``start``, at a tile's columns.
 
     ``taps`` are starts, lower, upper and weight: column i blends pixels starts[i // 16] + lower[i] and
-    starts[i // 16] + upper[i], the upper one with the weight. With ``in_place`` the row's pixels are neighbors in
-    memory and each sixteen columns' taps lie within sixteen pixels of it; otherwise the part of the row that the tile
-    needs is copied to ``span`` first.
+    starts[i // 16] + upper[i], the upper one with the weight. With ``in_place`` the row's pixels are adjacent in memory
+    and the taps of each sixteen columns are within sixteen pixels; otherwise the part of the row that the tile needs is
+    copied to ``span`` first.
 
-    ``row`` gets class c of column i at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN where a class is not
-    finite and 0 elsewhere.
+    Class c of column i is written to ``row`` at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN for a column
+    with a class that is not finite, and 0 for the others.
     """
     flat, is_bfloat16, _, column_stride, class_stride = source
     if in_place:

@@ -1,6 +1,6 @@
-"""Compiled loops of ``class_stats``: from sixteen pixels' upsampled values to scores, top classes and prediction sets.
+"""Compiled loops of ``class_stats`` from sixteen pixels' upsampled values to scores, top classes and prediction sets.
 
-Values and scores of class k lie at k * 16 of their arrays; what a pixel has one of is a vector.
+Arrays hold the values and scores of class k from k * 16 on; vectors hold one value per pixel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .simd import (
     where,
 )
 
-# As the names in ..decode.ACTIVATIONS.
+# Indices of plans.class_stats.ACTIVATIONS.
 SOFTMAX, SIGMOID, NONE = range(3)
 NO_CLASS = np.float32(-1)
 
@@ -48,13 +48,13 @@ _compiled = compiled(error_model="numpy")
 
 @_compiled
 def class_index(k):
-    """Return the class's index in every lane; a load, where converting it would take the units that compute."""
+    """Return the class's index in every lane: a load, since a conversion would occupy the arithmetic units."""
     return splat(_INDICES[k])
 
 
 @_compiled
 def exp_negative(x):
-    """Return exp(x), x <= 0, to a relative 2e-7 from -1 on, 6e-7 from -30, 2e-6 from -86; 0 below, and 1 at 0."""
+    """Return exp(x) for x <= 0; relative error 2e-7 from -1 on, 6e-7 from -30, 2e-6 from -86; 0 below, 1 at 0."""
     shifted = fma(x, splat(_LOG2E), splat(_SHIFT))
     f = fma(x, splat(_LOG2E), splat(_SHIFT) - shifted)
     series = fma(f, splat(_C5), splat(_C4))
@@ -76,7 +76,7 @@ def sigmoid(z):
 
 @_compiled
 def nonconformity(activation, value, is_top, best, rest, inverse):
-    """Return the score of one class: the mass of all others over the total, for the top class summed apart."""
+    """Return the score of one class: the mass of all others over the total, summed separately for the top class."""
     if activation == SOFTMAX:
         return where(is_top, rest, (best + rest) - value) * inverse
     if activation == SIGMOID:
@@ -86,7 +86,7 @@ def nonconformity(activation, value, is_top, best, rest, inverse):
 
 @_compiled
 def softmax(values, channels, best, top):
-    """exp(value - best) in place; return the mass and the squared mass of the classes other than the top."""
+    """Compute exp(value - best) in place; return the mass and the squared mass of all classes but the top."""
     rest, squares = splat(_ZERO), splat(_ZERO)
     for c in range(channels):
         mass = exp_negative(load(values, c * LANES) - best)
@@ -99,24 +99,24 @@ def softmax(values, channels, best, top):
 
 @_compiled
 def group_scores(values, groups, num_scored, activation, best, grouped):
-    """Each scored class's mass (softmax), highest value (sigmoid) or sum (none) over its model classes."""
+    """Compute each scored class's mass (softmax), highest value (sigmoid) or sum (none) over its model classes."""
     start = splat(-_INF) if activation == SIGMOID else splat(_ZERO)
     for k in range(num_scored):
         store(grouped, k * LANES, start)
     for c in range(groups.size):
         at = groups[c] * LANES
-        value, held = load(values, c * LANES), load(grouped, at)
+        value, group = load(values, c * LANES), load(grouped, at)
         if activation == SOFTMAX:
-            store(grouped, at, held + exp_negative(value - best))
+            store(grouped, at, group + exp_negative(value - best))
         elif activation == SIGMOID:
-            store(grouped, at, where(value > held, value, held))
+            store(grouped, at, where(value > group, value, group))
         else:
-            store(grouped, at, held + value)
+            store(grouped, at, group + value)
 
 
 @_compiled
 def highest(values, reached, excluded):
-    """Return the highest value of the classes but ``excluded``, and its class; -inf and -1 where there is none."""
+    """Return the highest value of all classes but ``excluded``, and its class; -inf and -1 if there is none."""
     best, top = splat(-_INF), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
@@ -130,13 +130,13 @@ def highest(values, reached, excluded):
 
 @_compiled
 def score_of(activation, value):
-    """Return the score of a scored class's value, but for the common total of softmax."""
+    """Return the score of a scored class's value, without softmax's common total."""
     return sigmoid(value) if activation == SIGMOID else value
 
 
 @_compiled
 def sum_others(values, reached, activation, top):
-    """Return the sum and the squared sum of the scores of the classes other than the top."""
+    """Return the sum of the scores, and of their squares, of all classes but the top."""
     rest, squares = splat(_ZERO), splat(_ZERO)
     for k in range(reached.size):
         if reached[k]:
@@ -163,7 +163,7 @@ def count_members(values, reached, activation, limits, has_map, map_limit, top, 
 
 @_compiled
 def best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, rest, inverse):
-    """Return the best member of the prediction set but the background; the background where alone, -1 for none."""
+    """Return the best member of the prediction set but the background; the background if alone, -1 for none."""
     rank, chosen, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
@@ -182,7 +182,7 @@ def best_member(values, reached, activation, limits, has_map, map_limit, backgro
 
 @_compiled
 def true_scores(values, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch):
-    """Return the true classes' scores; NaN where the truth is left out, +inf where its class cannot be scored."""
+    """Return the true classes' scores; NaN if the truth is excluded, +inf if its class cannot be scored."""
     for i in range(LANES):
         k = truth[y, x + i] if x + i < truth.shape[1] else -1
         inside = 0 <= k < reached.size and k != ignore
@@ -198,7 +198,7 @@ def true_scores(values, reached, activation, truth, y, x, ignore, top, best, res
 
 @_compiled
 def limit_of(limits, top):
-    """Return the thresholds of sixteen classes; up to 32 classes' are picked from registers."""
+    """Return the thresholds of sixteen classes; up to 32 thresholds are permuted in registers."""
     if limits.size > 2 * LANES:
         return look_up(limits, top)
     upper = top > splat(_LAST_LANE)

@@ -28,7 +28,7 @@ _BOOLS = ir.VectorType(ir.IntType(1), LANES)
 
 
 def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Numba's, for type checkers: what it decorates is called without the first parameter."""
+    """Declare Numba's ``intrinsic`` for type checkers: the result is called without the first parameter."""
     return intrinsic(function)
 
 
@@ -74,22 +74,22 @@ def _pointer(context, builder, array_type, array, offset, kind):
 
 
 def _lanes_of(array_type):
-    """Sixteen of the array's elements."""
+    """Return the LLVM type of sixteen of the array's elements."""
     return _FLOATS if array_type.dtype == types.float32 else ir.VectorType(ir.IntType(array_type.dtype.bitwidth), LANES)
 
 
 def _suffix(lanes) -> str:
-    """What LLVM appends to the names of its functions for these lanes."""
+    """Return the suffix of LLVM's function names for these lanes."""
     return f"v{LANES}f32" if lanes == _FLOATS else f"v{LANES}i{lanes.element.width}"
 
 
 def _inside(builder, count):
-    """The first ``count`` lanes."""
+    """Return the mask of the first ``count`` lanes."""
     return builder.icmp_signed("<", ir.Constant(_WIDES, list(range(LANES))), _splat(builder, count, _WIDES))
 
 
 def _read(context, builder, array_type, array, offset, count=None):
-    """Sixteen elements of the array's own type; past ``count`` zeros, whose memory is not touched."""
+    """Read sixteen elements of the array's type; from ``count`` on zeros, without touching their memory."""
     lanes, align = _lanes_of(array_type), array_type.dtype.bitwidth // 8
     pointer = _pointer(context, builder, array_type, array, offset, lanes)
     if count is None:
@@ -100,7 +100,7 @@ def _read(context, builder, array_type, array, offset, count=None):
 
 
 def _widen(builder, value, is_bfloat16):
-    """float32 of the bits of float16 or bfloat16, in integer arithmetic: not every processor has an instruction."""
+    """Convert float16 or bfloat16 bits to float32 in integer arithmetic: some processors have no instruction."""
     bits = builder.zext(value, _INTS)
     brain = builder.shl(bits, _every_lane(16))
     magnitude = builder.shl(builder.and_(bits, _every_lane(0x7FFF)), _every_lane(13))
@@ -116,7 +116,7 @@ def _widen(builder, value, is_bfloat16):
 
 @_intrinsic
 def load(typingctx, array, offset):
-    """Sixteen consecutive elements of a float32 array."""
+    """Load sixteen consecutive elements of a float32 array."""
 
     def emit(context, builder, signature, arguments):
         return _read(context, builder, signature.args[0], *arguments)
@@ -126,7 +126,7 @@ def load(typingctx, array, offset):
 
 @_intrinsic
 def load_scores(typingctx, array, offset, is_bfloat16):
-    """Sixteen consecutive elements of a float32 array, or of the bits of float16 or bfloat16."""
+    """Load sixteen consecutive elements of a float32 array, or of the bits of float16 or bfloat16."""
 
     def emit(context, builder, signature, arguments):
         value = _read(context, builder, signature.args[0], *arguments[:2])
@@ -137,7 +137,7 @@ def load_scores(typingctx, array, offset, is_bfloat16):
 
 @_intrinsic
 def load_first_scores(typingctx, array, offset, count, is_bfloat16):
-    """As :func:`load_scores`, zeros from the ``count``-th on, whose memory is not touched."""
+    """Load as :func:`load_scores`, with zeros from the ``count``-th on, whose memory is not touched."""
 
     def emit(context, builder, signature, arguments):
         value = _read(context, builder, signature.args[0], *arguments[:3])
@@ -148,7 +148,7 @@ def load_first_scores(typingctx, array, offset, count, is_bfloat16):
 
 @_intrinsic
 def load_ints(typingctx, array, offset):
-    """Sixteen consecutive elements of an int32 array."""
+    """Load sixteen consecutive elements of an int32 array."""
 
     def emit(context, builder, signature, arguments):
         return _read(context, builder, signature.args[0], *arguments)
@@ -158,13 +158,13 @@ def load_ints(typingctx, array, offset):
 
 @_intrinsic
 def as_ints(typingctx, value):
-    """The integers that the lanes hold."""
+    """Convert the lanes to integers."""
     return ints(vector), lambda context, builder, signature, arguments: builder.fptosi(arguments[0], _INTS)
 
 
 @_intrinsic
 def in_every_lane(typingctx, condition):
-    """Whether the condition holds in all sixteen lanes."""
+    """Tell if the condition holds in all sixteen lanes."""
 
     def emit(context, builder, signature, arguments):
         bits = builder.bitcast(arguments[0], ir.IntType(LANES))
@@ -175,12 +175,12 @@ def in_every_lane(typingctx, condition):
 
 @_intrinsic
 def permute(typingctx, value, index):
-    """Lane i of the result is lane ``index[i]`` of ``value``, 0 to 15."""
+    """Permute the lanes: lane i of the result is lane ``index[i]`` (0 to 15) of ``value``."""
 
     def emit(context, builder, signature, arguments):
         value, index = arguments
         features = context.codegen().magic_tuple()[2].split(",")
-        # LLVM has no generic form; it makes a store and sixteen loads of the extractions below.
+        # LLVM has no generic form; it turns the extractions below into a store and sixteen loads.
         if "+avx512f" in features:
             return _call(builder, "llvm.x86.avx512.permvar.sf.512", _FLOATS, value, index)
         if "+avx2" in features:
@@ -195,7 +195,7 @@ def permute(typingctx, value, index):
 
 
 def _permute_halves(builder, value, index):
-    """The permutation in eights, the instruction taking the lowest three bits of an index."""
+    """Permute in halves of eight: the instruction reads the lowest three bits of an index."""
 
     def half(lanes, first):
         chosen = ir.Constant(ir.VectorType(_INT, 8), list(range(first, first + 8)))
@@ -213,7 +213,7 @@ def _permute_halves(builder, value, index):
 
 @_intrinsic
 def gather_scores(typingctx, array, start, index, is_bfloat16):
-    """Sixteen elements, each at ``start`` plus its index, of an array as :func:`load_scores` takes."""
+    """Gather sixteen elements, each at ``start`` plus its index, of an array as in :func:`load_scores`."""
 
     def emit(context, builder, signature, arguments):
         array, start, index, is_bfloat16 = arguments
@@ -232,17 +232,17 @@ def gather_scores(typingctx, array, start, index, is_bfloat16):
 
 @_intrinsic
 def look_up(typingctx, array, index):
-    """Sixteen elements of a float32 array, at the integers that the lanes of ``index`` hold."""
+    """Gather sixteen elements of a float32 array at the integers in the lanes of ``index``."""
 
     def emit(context, builder, signature, arguments):
         array, index = arguments
         data = context.make_array(signature.args[0])(context, builder, array).data
         index = builder.fptosi(index, _INTS)
-        found = ir.Constant(_FLOATS, ir.Undefined)
+        elements = ir.Constant(_FLOATS, ir.Undefined)
         for lane in range(LANES):
             at = builder.sext(builder.extract_element(index, _INT(lane)), _WIDE)
-            found = builder.insert_element(found, builder.load(builder.gep(data, [at])), _INT(lane))
-        return found
+            elements = builder.insert_element(elements, builder.load(builder.gep(data, [at])), _INT(lane))
+        return elements
 
     return vector(array, vector), emit
 
@@ -269,8 +269,8 @@ def store_first(typingctx, array, offset, count, value):
         if lanes != _FLOATS:
             value = builder.trunc(builder.fptosi(value, _INTS), lanes)
         pointer = _pointer(context, builder, signature.args[0], array, offset, lanes)
-        with builder.if_else(builder.icmp_signed(">=", count, count.type(LANES))) as (whole, part):
-            with whole:
+        with builder.if_else(builder.icmp_signed(">=", count, count.type(LANES))) as (full, part):
+            with full:
                 builder.store(value, pointer, align=align)
             with part:
                 name = f"llvm.masked.store.{_suffix(lanes)}.p0"
@@ -282,9 +282,9 @@ def store_first(typingctx, array, offset, count, value):
 
 @_intrinsic
 def transpose(typingctx, target, target_offset, target_stride, source, source_offset, source_stride, is_bfloat16):
-    """Transpose 16 x 16 elements of an array as :func:`load_scores` takes into a float32 one.
+    """Transpose 16 x 16 elements of an array as in :func:`load_scores` into a float32 array.
 
-    The strides are those from row to row.
+    The strides are the distances between rows.
     """
 
     def emit(context, builder, signature, arguments):
@@ -316,7 +316,7 @@ def transpose(typingctx, target, target_offset, target_stride, source, source_of
 
 @_intrinsic
 def splat(typingctx, scalar):
-    """The same float32 in every lane."""
+    """Copy a float32 to every lane."""
     return vector(types.float32), lambda context, builder, signature, arguments: _splat(builder, *arguments, _FLOATS)
 
 
@@ -332,13 +332,13 @@ def fma(typingctx, a, b, c):
 
 @_intrinsic
 def where(typingctx, condition, yes, no):
-    """``yes`` in the lanes where the condition holds, ``no`` in the others."""
+    """Select ``yes`` in the lanes in which the condition holds, ``no`` in the others."""
     return vector(mask, vector, vector), lambda context, builder, signature, arguments: builder.select(*arguments)
 
 
 @_intrinsic
 def add_exponent(typingctx, value, power):
-    """``value`` * 2^n, for normal results; n is the integer that the lowest bits of ``power`` = 1.5 * 2^23 + n hold."""
+    """Return ``value`` * 2^n for normal results; ``power`` = 1.5 * 2^23 + n holds the integer n in its low bits."""
 
     def emit(context, builder, signature, arguments):
         value, power = (builder.bitcast(argument, _INTS) for argument in arguments)
