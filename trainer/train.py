@@ -112,7 +112,10 @@ def train(
         loader = open_loader(
             data, replace(plan, start=loop.step), workers=workers, pin_memory=process.device.type == "cuda"
         )
-        return loop.execute(loader, observer)
+        progress = loop.execute(loader, observer)
+        if process.first and not progress.interrupted:
+            corpus.release()
+        return progress
 
 
 def _record(recipe: Recipe, corpus: Corpus, student: Any) -> Run:

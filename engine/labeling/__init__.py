@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Label runs: stages of threads that decode, predict, select and write."""

@@ -17,18 +17,20 @@ def dump_store(
 ) -> tuple[int, int]:
     """Write ``labels/ID.png``, ``weights/ID.png`` and ``index.csv`` (uri, id, kept); returns (written, already there).
 
-    ID is the content hash, so an image that occurs twice is written once. Files are complete once they have their
-    name; the table is written last. Raises :class:`StoreError` where the folder cannot be written.
+    An image that occurs twice is written once. Everything is read at one moment of the store, which may grow meanwhile.
+    Files are complete when they have their name; the table is written last. Raises :class:`StoreError` if the folder
+    cannot be written.
     """
+    store = LabelStore.open(store.path, moment=store.moment)
     written = present = 0
-    kept: dict[str, float] = {}
+    kept_shares: dict[str, float] = {}
     try:
         for folder in ("labels", "weights"):
             (output / folder).mkdir(parents=True, exist_ok=True)
         total = len(store)
-        for row in store.iter_rows(["id", "label", "weight", "kept"]):
-            kept[row["id"]] = row["kept"]
-            targets = {output / f"{kind}s" / f"{row['id']}.png": row[kind] for kind in ("label", "weight")}
+        for row in store.iter_rows():
+            kept_shares[row.id] = row.kept
+            targets = {output / "labels" / f"{row.id}.png": row.label, output / "weights" / f"{row.id}.png": row.weight}
             missing = {path: data for path, data in targets.items() if not path.exists()}
             for path, data in missing.items():
                 write_atomically(path, data)
@@ -40,8 +42,8 @@ def dump_store(
         rows.writerow(["uri", "id", "kept"])
         for entry in store.inputs():
             if entry.id is not None:
-                rows.writerow([entry.uri, entry.id, f"{kept[entry.id]:.6f}"])
+                rows.writerow([entry.uri, entry.id, f"{kept_shares[entry.id]:.6f}"])
         write_atomically(output / "index.csv", table.getvalue().encode())
     except OSError as error:
-        raise StoreError(f"cannot write to {output}: {error}; what was written stays, run it again to go on") from error
+        raise StoreError(f"cannot write to {output}: {error}; run the command again to resume") from error
     return written, present

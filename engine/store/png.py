@@ -1,7 +1,7 @@
-"""PNG for label and weight maps: a grayscale image of 8 or 16 bits, bit exact, readable by anything.
+"""Encode label and weight maps as PNG: grayscale, 8 or 16 bits, lossless, readable by any program.
 
 Maps are runs of equal values: zlib's run-length strategy without a row filter gave the smallest files in the least
-time, for label maps and for weight maps, among OpenCV's settings, Pillow's, and other filters, strategies and levels.
+time, compared with OpenCV's and Pillow's settings and with other filters, strategies and levels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """A PNG file holding an (H, W) uint8 or uint16 map; zlib runs without the interpreter lock."""
+    """Encode an (H, W) uint8 or uint16 map as a PNG file; zlib releases the interpreter lock."""
     if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16) or 0 in values.shape:
         raise ValueError(f"a map must be (H, W) uint8 or uint16 and not empty, got {values.dtype}{values.shape}")
     height, width = values.shape
     depth = values.dtype.itemsize
-    # every row starts with the number of its filter, 0: none
+    # every row starts with the number of its filter; 0 is none
     rows = np.zeros((height, 1 + width * depth), dtype=np.uint8)
     rows[:, 1:] = values if depth == 1 else values.astype(">u2", order="C").view(np.uint8).reshape(height, -1)
     compressor = zlib.compressobj(level=1, memLevel=9, strategy=zlib.Z_RLE)
@@ -32,7 +32,7 @@ def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
 
 
 def decode_png(data: bytes) -> NDArray[Any]:
-    """The (H, W) uint8 or uint16 map in a file of :func:`encode_png`; ValueError for any other or damaged file."""
+    """Decode a file of :func:`encode_png` to its (H, W) uint8 or uint16 map; ValueError for any other file."""
     if data[:8] != _SIGNATURE or data[12:16] != b"IHDR" or data[37:41] != b"IDAT":
         raise ValueError("not a map written by encode_png")
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)

@@ -1,101 +1,192 @@
-"""Rows of the label store: what they hold, and the Arrow schemas they are kept in."""
+"""Rows of the label store as dataclasses, their hashes, and conversion to Arrow tables; see :mod:`.schema`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .digests import DIGEST_BYTES
+from .schema import HASH_BYTES, SCHEMAS, Verdict, covered_columns
 
-# Lance compares keys of rows that are written at the same time only where the field says so
-_KEY = {"lance-schema:unenforced-primary-key": "true"}
-SCHEMAS = {
-    "labels": pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False, metadata=_KEY),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field("label", pa.binary(), nullable=False),
-            pa.field("weight", pa.binary(), nullable=False),
-            pa.field("counts", pa.list_(pa.int64()), nullable=False),
-            pa.field("kept", pa.float64(), nullable=False),
-            pa.field("confidence", pa.float64(), nullable=False),
-        ]
-    ),
-    "inputs": pa.schema(
-        [
-            pa.field("uri", pa.string(), nullable=False, metadata=_KEY),
-            pa.field("size", pa.int64()),
-            pa.field("stamp", pa.string(), nullable=False),
-            pa.field("id", pa.string()),
-            pa.field("error", pa.string()),
-            pa.field("message", pa.string()),
-            pa.field("fingerprint", pa.binary(DIGEST_BYTES), nullable=False),
-        ]
-    ),
-}
-INPUT_COLUMNS = ["uri", "size", "stamp", "id", "error", "message"]
+_COVERED = {name: covered_columns(schema) for name, schema in SCHEMAS.items()}
+_EXTRAS = covered_columns(SCHEMAS["labels"], "extra_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRow:
-    """The labels of one image."""
+    """Labels of one image."""
 
     id: str
-    """Hash of the image file's bytes, see :func:`content_id`."""
+    """Id of the labels, see :func:`maskmill.engine.inputs.identity.labels_id`."""
     width: int
-    """Columns of the image and its maps, in pixels."""
+    """Width of the image and its maps, in pixels."""
     height: int
-    """Rows, in pixels."""
+    """Height, in pixels."""
     label: bytes
     """Label map, a PNG of (H, W) uint8 or uint16 target indices or the ignore index."""
     weight: bytes
     """Weight map, a PNG of (H, W) uint8."""
     counts: Sequence[int] | NDArray[np.int64]
-    """(K,): pixels that carry a label of each target."""
+    """(K,): number of pixels labeled with each target class."""
     kept: float
-    """Share of pixels that carry a label, in [0, 1]."""
+    """Share of pixels with a label, in [0, 1]."""
     confidence: float
-    """Mean confidence over the pixels that carry a label, in [0, 1]; 0 where there are none."""
+    """Mean confidence of the pixels with a label, in [0, 1]; 0 if there are none."""
+    scores: bytes | None = None
+    """Encoded scores for later selections, if the run keeps them."""
+    instances: bytes | None = None
+    """Encoded objects of the image, if the run stores them."""
+    features: Sequence[float] | NDArray[np.float32] | None = None
+    """Feature vector of the model, if it has one."""
+    drift: float | None = None
+    """Number that the drift watch compares with calibration."""
+    statistics: str | None = None
+    """JSON object of further numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputRow:
-    """What became of one input."""
+    """Outcome of one input."""
 
     uri: str
-    """The input's name, see :class:`maskmill.engine.inputs.sources.Item`."""
+    """Name of the input, see :class:`maskmill.engine.inputs.sources.Item`."""
     size: int | None
-    """Bytes, where the source knew them without reading."""
+    """Size in bytes, if the source knew it without reading."""
     stamp: str
     """The source's mark of the content's age."""
+    condition: str = ""
+    """Text that decides the labels besides the pixels, for instance image-level labels."""
     id: str | None
-    """The image's labels; None for a reject."""
+    """Id of the image's labels; None for a reject."""
     error: str | None
     """Kind of :class:`maskmill.errors.ImageError`; None for a labeled input."""
     message: str | None
-    """What was wrong; None for a labeled input."""
+    """Cause of the error; None for a labeled input."""
+    time: int = field(default=0, compare=False)
+    """Time of the row, microseconds since 1970 UTC; set by the commit if 0."""
 
 
-def fingerprint(uri: str, size: int | None, stamp: str) -> bytes:
-    """What a resume compares."""
-    return hashlib.blake2b(f"{uri}\0{size}\0{stamp}".encode(), digest_size=DIGEST_BYTES).digest()
+@dataclass(frozen=True, kw_only=True)
+class ReviewRow:
+    """Decision of a person on the labels of one image."""
+
+    id: str
+    """Id of the reviewed labels."""
+    reviewer: str
+    """Name of the person."""
+    time: int
+    """Microseconds since 1970 UTC."""
+    verdict: Verdict
+    """Decision; the latest row of an image wins, and "withdrawn" restores the labels."""
+    label: bytes | None = None
+    """Corrected label map, a PNG; None unless corrected."""
+    region: bytes | None = None
+    """PNG of (H, W) uint8, 255 where the corrected map holds; None: everywhere."""
+    instances: bytes | None = None
+    """Encoded corrected objects."""
+    origin: str | None = None
+    """File or program that the review came from."""
+    note: str | None = None
+    """Remark of the reviewer."""
+
+
+def fingerprint(uri: str, size: int | None, stamp: str, condition: str = "") -> bytes:
+    """Return the 16-byte digest of (uri, size, stamp, condition), used to skip finished inputs."""
+    text = f"{uri}\0{size}\0{stamp}\0{condition}"
+    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+
+def row_hash(columns: Sequence[str], row: Mapping[str, Any]) -> bytes:
+    """Return the 16-byte digest of the named columns of a row; names, lengths and nulls are part of it."""
+    parts: list[bytes] = []
+    for name in columns:
+        data = _encoded(row[name])
+        parts += [f"{name}:-;".encode()] if data is None else [f"{name}:{len(data)};".encode(), data]
+    return hashlib.blake2b(b"".join(parts), digest_size=HASH_BYTES).digest()
+
+
+def extra_hash(row: Mapping[str, Any]) -> bytes | None:
+    """Return the digest of a label row's optional columns; None if all of them are null."""
+    return None if all(row[name] is None for name in _EXTRAS) else row_hash(_EXTRAS, row)
+
+
+def _encoded(value: Any) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, int | np.integer):
+        return b"%d" % int(value)
+    if isinstance(value, float | np.floating):
+        return struct.pack("<d", float(value))
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return value.astype("<f4").tobytes()
+    return np.asarray(value, "<i8").tobytes()
 
 
 def label_table(rows: Sequence[LabelRow]) -> pa.Table:
-    """Rows as ``labels.lance`` keeps them."""
-    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMAS["labels"].names}
-    columns["counts"] = [np.asarray(counts, dtype=np.int64) for counts in columns["counts"]]
+    """Convert rows to a table of ``labels.lance``, with their hashes."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMAS["labels"].names}
+    for row in rows:
+        values = {**vars(row), "counts": np.asarray(row.counts, np.int64)}
+        if row.features is not None:
+            values["features"] = np.asarray(row.features, np.float32)
+        values["row_hash"] = row_hash(_COVERED["labels"], values)
+        values["extra_hash"] = extra_hash(values)
+        for name, column in columns.items():
+            column.append(values[name])
     return pa.table(columns, schema=SCHEMAS["labels"])
 
 
 def input_table(rows: Sequence[InputRow]) -> pa.Table:
-    """Rows as ``inputs.lance`` keeps them, with what a resume compares."""
-    columns = {name: [getattr(row, name) for row in rows] for name in INPUT_COLUMNS}
-    columns["fingerprint"] = [fingerprint(row.uri, row.size, row.stamp) for row in rows]
-    return pa.table(columns, schema=SCHEMAS["inputs"])
+    """Convert rows to a table of ``inputs.lance``, with their fingerprints, hashes and, if missing, the time."""
+    now = time.time_ns() // 1000
+    records = []
+    for row in rows:
+        values = {**vars(row), "time": row.time or now}
+        values["fingerprint"] = fingerprint(row.uri, row.size, row.stamp, row.condition)
+        values["row_hash"] = row_hash(_COVERED["inputs"], values)
+        records.append(values)
+    return pa.Table.from_pylist(records, schema=SCHEMAS["inputs"])
+
+
+def review_table(rows: Sequence[ReviewRow]) -> pa.Table:
+    """Convert rows to a table of ``reviews.lance``, with their hashes."""
+    records = [{**vars(row), "row_hash": row_hash(_COVERED["reviews"], vars(row))} for row in rows]
+    return pa.Table.from_pylist(records, schema=SCHEMAS["reviews"])
+
+
+def row_fault(name: str, columns: Sequence[str], row: dict[str, Any]) -> str | None:
+    """Return what is wrong with a row as read from the dataset ``name``; None if its hash matches.
+
+    ``columns`` are those that its hash covers; the extra columns of a label row are checked if they were read.
+    """
+    if row_hash(columns, row) != row["row_hash"]:
+        return "its content does not match its hash"
+    if name == "labels" and "extra_hash" in row:
+        features = row["features"]
+        values = row if features is None else {**row, "features": np.asarray(features, np.float32)}
+        if extra_hash(values) != row["extra_hash"]:
+            return "its scores, instances, features or statistics do not match their hash"
+    if name == "inputs" and row["fingerprint"] != fingerprint(row["uri"], row["size"], row["stamp"], row["condition"]):
+        return "its fingerprint does not match its columns"
+    return None
+
+
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(item.name for item in fields(kind))
+
+
+_FIELDS = {kind: _names(kind) for kind in (LabelRow, InputRow, ReviewRow)}
+
+
+def to_row(kind: Any, record: Mapping[str, Any]) -> Any:
+    """Make a row of the dataclass ``kind`` from a record that may hold further columns."""
+    return kind(**{name: value for name, value in record.items() if name in _FIELDS[kind]})

@@ -1,68 +1,58 @@
-"""``run.json``: what decided the labels of a store, written once and never changed."""
+"""``run.json``: everything that decides the labels of a store, written once and never changed."""
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
-import os
 import reprlib
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import StoreError, StoreMismatch
+from ..model.publishing import write_once
 
-FORMAT_VERSION = 1
-"""Of the folder's layout and the datasets' columns."""
+FORMAT_VERSION = 2
+"""Version of the folder's layout and of the datasets' columns."""
 RUN_FILE = "run.json"
 
 
 def publish_run(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``run.json`` in one step; where another process was faster, agree with it or raise StoreMismatch."""
-    text = json.dumps({"format_version": FORMAT_VERSION, "run": dict(run)}, indent=2, allow_nan=False) + "\n"
-    target = folder / RUN_FILE
-    temporary = folder / f"{RUN_FILE}.{secrets.token_hex(4)}"
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            # unlike a rename, a link never replaces the file of another process
-            os.link(temporary, target)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                raise
-            os.replace(temporary, target)  # a filesystem without links
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    """Write ``run.json`` in one step; if another process was faster, agree with it or raise StoreMismatch."""
+    manifest = {"format_version": FORMAT_VERSION, "hash": _digest(run), "run": dict(run)}
+    write_once(folder / RUN_FILE, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
     published = read_run(folder)
     check_run(folder, published, run)
     return published
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run of the store in ``folder``; raises StoreError where it is no store that this program can read."""
+    """Read the run record of a store. Raises :class:`StoreError` if ``folder`` holds no store of this format."""
     try:
         manifest = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        version, run = manifest["format_version"], manifest["run"]
+        version = manifest["format_version"]
     except FileNotFoundError as error:
         missing = "it has no run.json" if folder.is_dir() else "it does not exist"
         raise StoreError(f"{folder} is not a label store: {missing}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} cannot be read ({error})") from error
+    if version == 1:
+        raise StoreError(
+            f"the label store {folder} has format 1, whose rows have no hashes; this maskmill reads format "
+            f"{FORMAT_VERSION}. Label its images again into a new folder: maskmill label BUNDLE SOURCE -o NEW"
+        )
     if version != FORMAT_VERSION:
         raise StoreError(
             f"the label store {folder} has format {version}, this maskmill reads format {FORMAT_VERSION}; "
-            "use the version of maskmill that made it, or a newer one"
+            "use the version of maskmill that created it"
+        )
+    try:
+        run, recorded = manifest["run"], manifest["hash"]
+    except KeyError as error:
+        raise StoreError(f"{folder} is not a label store: its {RUN_FILE} has no {error}") from error
+    if recorded != _digest(run):
+        raise StoreError(
+            f"{folder / RUN_FILE} was damaged or edited: it does not match its hash; restore it, or label again"
         )
     return run
 
@@ -72,12 +62,17 @@ def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -
     before, now = dict(_leaves("", stored)), dict(_leaves("", json.loads(json.dumps(run))))
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name, ...) != now.get(name, ...)]
     if names:
-        differences = "; ".join(f"{name}: {_shown(before, name)} there, {_shown(now, name)} now" for name in names[:8])
+        differences = "; ".join(f"{name}: {_text(before, name)} there, {_text(now, name)} now" for name in names[:8])
         more = f"; and {len(names) - 8} more" if len(names) > 8 else ""
         raise StoreMismatch(
             f"the labels in {folder} were made with other options ({differences}{more}); "
             "use the same options, or another folder"
         )
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    text = json.dumps(run, sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -88,5 +83,5 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _shown(values: Mapping[str, Any], name: str) -> str:
+def _text(values: Mapping[str, Any], name: str) -> str:
     return reprlib.repr(values[name]) if name in values else "not set"

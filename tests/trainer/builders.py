@@ -42,6 +42,12 @@ def make_store(
 ) -> LabelStore:
     """A store of the photos ``images/N.png``; labels are the true ones unless ``label`` (seed → map) says otherwise."""
     store = LabelStore.create(folder, {"classes": TAXONOMY.to_json(), **(run or {})})
+    add_labels(store, photos, seeds, weight=weight, label=label)
+    return store
+
+
+def add_labels(store: LabelStore, photos: Path, seeds: range, *, weight: int = 255, label: Any = None) -> None:
+    """Add the labels of the photos ``images/N.png`` to a store; see :func:`make_store`."""
     labels, inputs = [], []
     for seed in seeds:
         path = photos / "images" / f"{seed}.png"
@@ -71,4 +77,3 @@ def make_store(
             )
         )
     store.commit(labels, inputs)
-    return store

@@ -100,6 +100,7 @@ def train_student(
         labels_of=taxonomy,
         segments=segments,
         image_labels=image_labels,
+        run=output,
     )
     with observing(as_json=as_json) as observer:
         progress = train(output, chosen, corpus, device=device, workers=workers, observer=observer)

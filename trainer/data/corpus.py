@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...engine.inputs.identity import content_id
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
 from ...errors import UsageError
@@ -44,6 +45,17 @@ class Corpus:
     """Segments and image-level labels of the images with labels (S2C); None without ``segments``."""
     record: Mapping[str, Any]
     """Sources and numbers of images, as plain data for ``run.json``."""
+
+    pin: str | None = None
+    """Name under which the stores keep the moment that is read; None if they keep none."""
+
+    def release(self) -> None:
+        """Let the stores drop the moment that this corpus reads; call it when the training run is complete."""
+        stores = [part.store for part in self.stored]
+        if self.weak is not None and isinstance(self.weak.maps, LabelStore):
+            stores.append(self.weak.maps)
+        for store in stores if self.pin else ():
+            store.unpin(self.pin or "")
 
     def streams(self) -> dict[str, tuple[Part, ...]]:
         """Return the parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
@@ -82,6 +94,7 @@ def open_corpus(
     labels_of: Location | None = None,
     segments: Location | None = None,
     image_labels: Location | None = None,
+    run: Location | None = None,
 ) -> Corpus:
     """Open all images of a run, once, before it starts.
 
@@ -104,8 +117,13 @@ def open_corpus(
         For images with labels: a store or folder of segment maps, and a file with the classes of each image (default:
         the classes in its label map); see :mod:`.weak_labels`.
 
+    run
+        Folder of the training run: the stores are read at one moment, kept until :meth:`Corpus.release`, and a run
+        that is resumed reads the same moment.
+
     Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty.
     """
+    pin = None if run is None else f"train-{content_id(os.path.abspath(run).encode())[:16]}"
     opened = [LabelStore.open(store) for store in stores]
     taxonomies = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
     if not taxonomies:
@@ -123,7 +141,7 @@ def open_corpus(
     skip = set() if held_out is None else set(held_out.uris)
     true = None if labeled is None else LabeledImages.open(labeled, classes, ids=ids, skip=skip)
     skip |= set() if true is None else set(true.uris)
-    stored = tuple(StoredImages.open(store, skip=skip) for store in stores)
+    stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
     plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
     record = {
         "stores": [{"path": str(store.path), "run": store.run} for store in opened],
@@ -140,7 +158,8 @@ def open_corpus(
         stored=stored,
         plain=plain,
         validation=held_out,
-        weak=None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels),
+        weak=None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels, pin=pin),
+        pin=pin,
         record=json.loads(json.dumps(record)),
     )
 

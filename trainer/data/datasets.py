@@ -25,11 +25,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.inputs.identity import labels_id
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.label_maps import LabelFolder, read_label_map, select_ids
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.model.taxonomy import Taxonomy
-from ...engine.store.label_store import LabelStore
+from ...engine.store.label_store import InputRow, LabelStore
 from ...engine.store.png import decode_png
 from ...errors import MaskmillError, TrainingError, UsageError
 from ..recipes import Csl
@@ -149,49 +150,64 @@ class LabeledImages(_SequentialReads):
 
 
 class StoredImages:
-    """Images with the labels and weights of a label store."""
+    """Images with the labels and weights of a label store, read at one moment of it."""
 
-    def __init__(self, store: LabelStore, source: Source, items: Sequence[Item], rows: NDArray[np.int64]) -> None:
+    def __init__(self, store: LabelStore, source: Source, items: Sequence[Item], rows: Sequence[InputRow]) -> None:
         self.store = store
         """The label store."""
         self._source = source
         self._items = list(items)
-        self._rows = rows
+        self._labels = [(row.id or "", row.condition) for row in rows]
         self.uris = [item.uri for item in self._items]
         """Names of the images, in order."""
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, skip: Collection[str] = ()) -> StoredImages:
+    def open(
+        cls, folder: str | os.PathLike[str], *, skip: Collection[str] = (), pin: str | None = None
+    ) -> StoredImages:
         """Open the images of a store; an image with several names is used once, and images named in ``skip`` are left
         out.
+
+        With ``pin``, the moment that is read is kept under this name until :meth:`LabelStore.unpin`, and found again
+        when the same name is given; without it, the store may drop it after an hour.
         """
         store = LabelStore.open(folder)
-        rows = {id: row for row, id in enumerate(store.ids())}
-        skipped, names = set(), {}
-        for entry in store.inputs():
-            if entry.id is not None:
-                names.setdefault(entry.id, Item(entry.uri, entry.size, entry.stamp))
-                if entry.uri in skip:
-                    skipped.add(entry.id)
-        chosen = sorted((item, rows[id]) for id, item in names.items() if id not in skipped and id in rows)
-        if not chosen:
+        store = store.pin(pin) if pin else LabelStore.open(folder, moment=store.moment)
+        labeled = set(store.ids())
+        skipped: set[str] = set()
+        first_rows: dict[str, InputRow] = {}
+        for row in store.inputs():
+            if row.id in labeled:
+                first_rows.setdefault(row.id, row)
+                if row.uri in skip:
+                    skipped.add(row.id)
+        rows = sorted((row for id, row in first_rows.items() if id not in skipped), key=lambda row: row.uri)
+        if not rows:
             raise UsageError(f"the store {store.path} holds no image to train on")
-        source = Source(str(store.path))
-        return cls(store, source, _located([item for item, _ in chosen]), np.array([row for _, row in chosen]))
+        items = _located([Item(row.uri, row.size, row.stamp) for row in rows])
+        return cls(store, Source(str(store.path)), items, rows)
 
     def read(self, index: int) -> AnnotatedImage:
         """Read one image with its stored labels and weights."""
         return next(self.read_all([index]))
 
     def read_all(self, indices: Sequence[int]) -> Iterator[AnnotatedImage]:
-        """Read several images with a single query of the store, since each query takes milliseconds."""
-        maps = self.store.take(self._rows[list(indices)].tolist(), columns=["label", "weight"])
-        for index, *files in zip(indices, maps["label"], maps["weight"], strict=True):
-            item = self._items[index]
-            image = decode_image(self._source.read(item))
-            label, weight = (decode_png(file.as_py()) for file in files)
-            if label.shape != image.shape[:2]:
+        """Read several images with a single query of the store, since each query takes milliseconds.
+
+        Raises :class:`TrainingError` for an image whose content is not the one that was labeled.
+        """
+        rows = self.store.take([self._labels[index][0] for index in indices])
+        for index, row in zip(indices, rows, strict=True):
+            item, (id, condition) = self._items[index], self._labels[index]
+            data = self._source.read(item)
+            if not row.id == id == labels_id(data, condition):
                 raise TrainingError(f"{item.uri} has changed since it was labeled; run `maskmill label` again")
+            image, label, weight = decode_image(data), decode_png(row.label), decode_png(row.weight)
+            if label.shape != image.shape[:2]:
+                raise TrainingError(
+                    f"the labels of {item.uri} are {label.shape[1]}x{label.shape[0]} px, the image is "
+                    f"{image.shape[1]}x{image.shape[0]} px; label it again"
+                )
             yield AnnotatedImage(image, label, weight)
 
 

@@ -45,9 +45,10 @@ class WeakLabels:
         taxonomy: Taxonomy,
         *,
         image_labels: str | os.PathLike[str] | None = None,
+        pin: str | None = None,
     ) -> WeakLabels:
         """Open the segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no
-        segment.
+        segment. ``pin`` keeps the moment of the store that is read; see :meth:`StoredImages.open`.
 
         Raises :class:`UsageError` if there is neither, or if the image-level labels name unknown classes.
         """
@@ -56,6 +57,8 @@ class WeakLabels:
         if labels is not None:
             labels.check(taxonomy.targets)
         maps = LabelStore.open(segments) if is_store else LabelFolder(segments)
+        if isinstance(maps, LabelStore) and pin is not None:
+            maps = maps.pin(pin)
         return cls(maps=maps, image_labels=labels, taxonomy=taxonomy)
 
     def read(self, uri: str, label: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:

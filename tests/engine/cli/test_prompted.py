@@ -92,8 +92,8 @@ def test_a_promptable_model_alone_segments_everything(home: Path) -> None:
     ok("segment", "--sam", "sam", "photos", "-o", "segments", "--set", "min_score=0.5", "--set", "side=8", cwd=home)
     store = LabelStore.open(home / "segments")
     assert store.run["maps"] == "segments"
-    for row in store.iter_rows(["label"]):
-        label = decode_png(row["label"])
+    for row in store.iter_rows():
+        label = decode_png(row.label)
         assert label.dtype == np.uint16
         assert label[10, 10] != label[30, 2] != 0
     shown = ok("show", "segments", "1.png", "-o", "segments.png", cwd=home)

@@ -65,8 +65,8 @@ def test_what_is_committed_is_read_back(store: LabelStore) -> None:
             np.testing.assert_array_equal(read[1], weights)
         assert by_uri(reader) == [reject_row("/b.jpg"), input_row("a", uri="/it's/a.jpg")]
         assert list(reader.rejects()) == [reject_row("/b.jpg")]
-        (found,) = reader.iter_rows()
-        assert found == {**vars(row), "counts": row.counts.tolist()}  # type: ignore[union-attr]
+        (found,) = reader.iter_rows(extras=True)
+        assert vars(found) == {**vars(row), "counts": row.counts.tolist()}  # type: ignore[union-attr]
 
 
 def test_16_bit_labels_survive(store: LabelStore) -> None:
@@ -77,14 +77,30 @@ def test_16_bit_labels_survive(store: LabelStore) -> None:
     np.testing.assert_array_equal(read, labels)
 
 
-def test_rows_are_taken_by_number_in_the_order_asked_for(store: LabelStore) -> None:
+def test_rows_are_taken_by_id_in_the_order_of_the_ids(store: LabelStore) -> None:
     for name in "abc":
         store.commit([label_row(name)], [input_row(name)])
-    ids = store.ids()
-    assert store.take([2, 0, 2], columns=["id"])["id"].to_pylist() == [ids[2], ids[0], ids[2]]
-    assert [store.row_of(id) for id in ids] == [0, 1, 2]
-    assert store.row_of(content_id(b"unknown")) is None
-    assert store.take([1]).column_names == list(vars(label_row("a")))
+    ids = [content_id(name) for name in (b"c", b"a", b"c")]
+    assert [row.id for row in store.take(ids)] == ids
+    with pytest.raises(StoreError, match=f"holds no labels of {content_id(b'unknown')}; label the image again"):
+        store.take([ids[0], content_id(b"unknown")])
+
+
+def test_optional_columns_are_kept(store: LabelStore) -> None:
+    row = replace(
+        label_row("a"),
+        scores=b"\x01scores",
+        instances=b"\x01",
+        features=np.array([0.1, -2], np.float32),
+        drift=0.25,
+        statistics='{"set_size": 1.5}',
+    )
+    store.commit([row, label_row("b")], [])
+    read, empty = store.take([row.id, content_id(b"b")], extras=True)
+    assert (read.scores, read.instances, read.drift, read.statistics) == (row.scores, b"\x01", 0.25, row.statistics)
+    np.testing.assert_array_equal(np.float32(read.features), row.features)
+    assert empty.scores is empty.features is empty.drift is None
+    assert store.take([row.id])[0].scores is None
 
 
 def test_a_duplicated_image_is_labeled_once(store: LabelStore) -> None:
@@ -201,15 +217,14 @@ def test_the_summary_counts(store: LabelStore) -> None:
     )
     summary = store.summary()
     assert summary.pop("bytes") > 1000
-    assert summary == {"inputs": 4, "images": 1, "rejects": {"empty": 1, "truncated": 1}}
+    assert summary == {"inputs": 4, "images": 1, "rejects": {"empty": 1, "truncated": 1}, "reviewed": 0}
 
 
 def test_an_empty_store_reads_as_empty(store: LabelStore) -> None:
     assert len(store) == 0
-    assert store.ids() == list(store.inputs()) == list(store.iter_rows()) == []
+    assert store.ids() == list(store.inputs()) == list(store.iter_rows()) == list(store.reviews()) == []
     assert list(store.plan([Item("a")])) == [Item("a")]
     assert not store.has_id(content_id(b"a"))
-    assert store.row_of(content_id(b"a")) is None
 
 
 def test_reading_what_is_not_there_says_so(store: LabelStore) -> None:
@@ -251,14 +266,17 @@ def test_folders_that_are_no_store_are_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(StoreError, match=r"not empty \(it holds holiday\.jpg\)"):
         LabelStore.open_or_create(tmp_path, RUN)
-    with pytest.raises(StoreError, match="cannot make a label store"):
+    with pytest.raises(StoreError, match="cannot create a label store"):
         LabelStore.create(tmp_path / "holiday.jpg" / "store", RUN)
 
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ('{"format_version": 99, "run": {}}', "has format 99, this maskmill reads format 1"),
+        ('{"format_version": 99, "run": {}}', "has format 99, this maskmill reads format 2"),
+        ('{"format_version": 1, "run": {}}', "has format 1, .* Label its images again into a new folder"),
+        ('{"format_version": 2, "hash": "", "run": {"select": "argmax"}}', "damaged or edited"),
+        ('{"format_version": 2}', "has no 'run'"),
         ('{"format_version": 1', r"run\.json cannot be read"),
         ("[]", r"run\.json cannot be read"),
         ("{}", r"run\.json cannot be read"),
@@ -271,7 +289,7 @@ def test_manifests_that_cannot_be_read_are_refused(store: LabelStore, manifest: 
 
 
 def test_a_store_is_created_once(store: LabelStore) -> None:
-    with pytest.raises(StoreError, match="holds a label store already"):
+    with pytest.raises(StoreError, match="already holds a label store"):
         LabelStore.create(store.path, RUN)
 
 
@@ -284,7 +302,7 @@ def test_labels_without_a_manifest_are_never_adopted(store: LabelStore) -> None:
 
 def test_an_interrupted_creation_is_finished(store: LabelStore) -> None:
     (store.path / "run.json").unlink()
-    (store.path / "run.json.0123abcd").write_text("half")
+    (store.path / ".run.json.elsewhere.1.0123abcd.tmp").write_text("half")
     store = LabelStore.open_or_create(store.path, RUN)
     store.commit([label_row("a")], [input_row("a")])
     assert len(store) == 1
@@ -385,7 +403,7 @@ def test_threads_may_read_while_one_writes(store: LabelStore) -> None:
         try:
             while not done.is_set():
                 assert store.read("0")[0].shape == (2, 3)
-                assert len(store.take([0], columns=["id"])) == 1
+                assert store.take([content_id(b"0")])[0].width == 3
         except BaseException as error:
             failures.append(error)
 
@@ -407,7 +425,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 from tests.builders import input_row, label_row
-from maskmill.engine import store as store_module
+from maskmill.engine.store import label_store as store_module
 from maskmill.engine.store.label_store import LabelStore
 
 store_module.COMPACT_EVERY = 4
@@ -511,7 +529,12 @@ def test_processes_that_create_a_store_at_once_agree(tmp_path: Path) -> None:
             for writer in writers:
                 wait_for(writer, "done")
             assert check_whole(tmp_path / str(number))[1] == {"0", "1", "2", "3"}
-            assert sorted(os.listdir(tmp_path / str(number))) == ["inputs.lance", "labels.lance", "run.json"]
+            assert sorted(os.listdir(tmp_path / str(number))) == [
+                "inputs.lance",
+                "labels.lance",
+                "reviews.lance",
+                "run.json",
+            ]
     finally:
         for writer in writers:
             end(writer)
@@ -573,4 +596,5 @@ def test_a_read_only_folder_is_an_error_not_a_loss(store: LabelStore, monkeypatc
 
 
 def test_the_manifest_is_readable_json(store: LabelStore) -> None:
-    assert json.loads((store.path / "run.json").read_text()) == {"format_version": 1, "run": RUN}
+    manifest = json.loads((store.path / "run.json").read_text())
+    assert (manifest["format_version"], manifest["run"]) == (2, RUN)

@@ -20,7 +20,7 @@ from maskmill.trainer.data.datasets import Draw, LabeledImages, StoredImages, Tr
 from maskmill.trainer.recipes import Csl  # noqa: E402
 
 from ...models import color_image  # noqa: E402
-from ..builders import SIZE, TAXONOMY, blocks, make_store, write_labeled  # noqa: E402
+from ..builders import SIZE, TAXONOMY, add_labels, blocks, make_store, write_labeled  # noqa: E402
 
 
 @pytest.fixture
@@ -106,6 +106,29 @@ def test_an_image_that_changed_since_it_was_labeled_is_refused(photos: Path, tmp
     assert isinstance(found, TrainingError)
     assert "2.png" in str(found)
     assert "has changed since it was labeled" in str(found)
+
+
+def test_another_image_of_the_same_size_is_refused(photos: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", photos, range(3))
+    (photos / "images" / "2.png").write_bytes((photos / "images" / "1.png").read_bytes())
+    stored = StoredImages.open(tmp_path / "store")
+    index = next(index for index, uri in enumerate(stored.uris) if uri.endswith("2.png"))
+    with pytest.raises(TrainingError, match=r"2\.png has changed since it was labeled"):
+        stored.read(index)
+
+
+def test_a_run_reads_one_moment_of_a_store_until_it_is_complete(photos: Path, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", photos, range(3))
+    corpus = open_corpus(stores=[store.path], run=tmp_path / "run")
+    write_labeled(tmp_path / "more", range(10, 12))
+    add_labels(store, tmp_path / "more", range(10, 12))
+    for reader in (corpus, open_corpus(stores=[store.path], run=tmp_path / "run")):
+        (part,) = reader.stored
+        assert len(part.uris) == len(part.store) == 3
+        assert corpus.pin in part.store._tables["labels"].open().tags.list()
+    corpus.release()
+    (part,) = open_corpus(stores=[store.path], run=tmp_path / "run").stored
+    assert len(part.uris) == 5
 
 
 def test_datasets_pickle_without_open_handles(photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,182 @@
+"""One Lance dataset of a label store: opening at a version, merging on the key, compaction, tags.
+
+Lance keeps no checksums. The rows of a dataset carry their own hashes (:mod:`.schema`); the files that say which rows
+there are, the manifest and the deletion files of a version, have theirs in ``_checks/VERSION``, written after every
+commit and compared when a version is opened. A version without that file (its writer was killed after the commit) is
+read as it is until the next commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+
+from ...errors import MaskmillError, StoreError
+from ..model.publishing import published_folder, write_atomically
+from .schema import KEYS, SCHEMAS
+
+# fragments of this size are left alone, so that a row is rewritten about once however large the store grows
+FRAGMENT_ROWS = 16_384
+_CHECKS = "_checks"
+_LAST_VERSION = (1 << 64) - 1
+
+
+class Table:
+    """One dataset of a store; every method may be called from any thread."""
+
+    def __init__(self, folder: Path, name: str, session: Any) -> None:
+        self.name = name
+        """Name of the dataset: labels, inputs or reviews."""
+        self.path = folder / f"{name}.lance"
+        """Folder of the dataset."""
+        self._session = session
+        self._process = os.getpid()
+        self._hashes: dict[str, str] = {}
+
+    @staticmethod
+    def create(folder: Path, name: str) -> None:
+        """Create an empty dataset unless it exists; processes that do so at once agree on one."""
+        path = folder / f"{name}.lance"
+        if path.exists():
+            return
+        # written aside and renamed: of two processes that create in place, the second would overwrite the first's rows
+        try:
+            with published_folder(path) as aside:
+                lance.write_dataset(SCHEMAS[name].empty_table(), aside, mode="create", enable_stable_row_ids=True)
+        except OSError:
+            if not path.exists():
+                raise
+
+    def open(self, version: int | str | None = None) -> Any:
+        """Open a version by number or tag, or the newest; raises :class:`StoreError` if its manifest is damaged.
+
+        A writer needs a handle of its own: Lance blocks other users of the handle meanwhile.
+        """
+        if os.getpid() != self._process:
+            raise StoreError("a label store does not survive fork: start workers with spawn or forkserver")
+        dataset = lance.dataset(self.path, version=version, session=self._session)
+        if damaged := self.damaged_file(dataset):
+            raise StoreError(f"{self.path / damaged} does not match its recorded hash; {REPAIR}")
+        return dataset
+
+    def merge(self, rows: pa.Table, *, replace: str | None = None) -> None:
+        """Insert the rows whose keys are new; with ``replace``, a condition on source and target, also update.
+
+        Other writers may commit meanwhile: Lance repeats the merge, with a growing pause.
+        """
+        num_inserted = self._merge(rows, None)
+        if replace is not None and num_inserted < len(rows):
+            # separate, because an insertion never blocks another writer's compaction and an update does
+            self._merge(rows, replace)
+
+    def _merge(self, rows: pa.Table, replace: str | None) -> int:
+        dataset = self.open()
+        merge = dataset.merge_insert(KEYS[self.name]).conflict_retries(100).retry_timeout(timedelta(minutes=5))
+        merge = merge.when_not_matched_insert_all() if replace is None else merge.when_matched_update_all(replace)
+        counts = merge.execute(rows)
+        self.record(dataset)
+        return counts["num_inserted_rows"]
+
+    def num_small_fragments(self) -> int:
+        """Count the fragments that a compaction would merge."""
+        return self.open().stats.dataset_stats(FRAGMENT_ROWS)["num_small_files"]
+
+    def compact(self) -> None:
+        """Merge small fragments and drop untagged versions older than an hour."""
+        dataset = self.open()
+        dataset.optimize.compact_files(
+            target_rows_per_fragment=FRAGMENT_ROWS,
+            num_threads=1,
+            # pages are copied as they are: no time and memory for decoding them
+            compaction_mode="try_binary_copy",
+            binary_copy_read_batch_bytes=4 << 20,
+            batch_size=256,
+        )
+        self.record(dataset)
+        dataset.cleanup_old_versions(timedelta(hours=1), error_if_tagged_old_versions=False)
+        for check in (self.path / _CHECKS).iterdir():
+            if check.name.isdecimal() and not self.manifest(int(check.name)).exists():
+                check.unlink(missing_ok=True)
+
+    def manifest(self, version: int) -> Path:
+        """Return the path of a version's manifest."""
+        return self.path / "_versions" / f"{_LAST_VERSION - version:020d}.manifest"
+
+    def record(self, dataset: Any) -> None:
+        """Write the hashes of a version's structural files."""
+        lines = "".join(f"{self._hash(name)} {name}\n" for name in self._structure(dataset))
+        (self.path / _CHECKS).mkdir(exist_ok=True)
+        write_atomically(self._check(dataset.version), f"{_digest(lines.encode())}\n{lines}".encode())
+
+    def damaged_file(self, dataset: Any) -> str | None:
+        """Return the first structural file of a version that does not match its recorded hash; None if all match."""
+        recorded = self._recorded(dataset.version)
+        if recorded is None:
+            return None
+        for name in self._structure(dataset):
+            if recorded.get(name) != self._hash(name, fresh=True):
+                return name
+        return None
+
+    def _recorded(self, version: int) -> dict[str, str] | None:
+        try:
+            head, _, lines = self._check(version).read_text(encoding="ascii").partition("\n")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        if head != _digest(lines.encode()):
+            return None  # the record itself is damaged, and proves nothing
+        return {name: digest for digest, _, name in (line.partition(" ") for line in lines.splitlines())}
+
+    def _check(self, version: int) -> Path:
+        return self.path / _CHECKS / str(version)
+
+    def _structure(self, dataset: Any) -> Iterator[str]:
+        """Paths below the dataset of the files that decide which rows a version has."""
+        yield self.manifest(dataset.version).relative_to(self.path).as_posix()
+        for fragment in dataset.get_fragments():
+            if deletions := fragment.deletion_file():
+                yield deletions
+
+    def _hash(self, name: str, *, fresh: bool = False) -> str:
+        if fresh or name not in self._hashes:
+            digest = _digest((self.path / name).read_bytes())
+            if fresh:
+                return digest
+            self._hashes[name] = digest
+        return self._hashes[name]
+
+
+REPAIR = "run `maskmill verify STORE --repair`, and label again what it removes"
+"""Advice of messages about damage."""
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+@contextmanager
+def store_errors(action: str) -> Iterator[None]:
+    """Turn errors of Lance, panics of its Rust code included, into :class:`StoreError`: ACTION: reason."""
+    try:
+        yield
+    except MaskmillError:
+        raise
+    except BaseException as error:
+        # a Rust panic arrives as a class of its own, which derives from BaseException
+        panic = type(error).__name__ == "PanicException"
+        if not panic and not isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException):
+            raise
+        text = str(error)
+        if "No space left" in text or "Disk quota exceeded" in text or "File too large" in text:
+            text = "the disk is full. What was committed is safe: free some space and run the same command again"
+        elif panic:
+            text = f"its files are damaged ({text}); {REPAIR}"
+        raise StoreError(f"{action}: {text.partition(', /')[0]}") from error
