@@ -1,0 +1,1 @@
+"""Label file formats: reads and writes label maps; knows neither store nor pipeline."""
