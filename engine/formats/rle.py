@@ -54,7 +54,9 @@ def encode_classes(label: NDArray[Any]) -> list[ClassMask]:
         raise ValueError(f"a label map must not be empty, got {label.shape}")
     height = label.shape[0]
     columns = cv2.transpose(label).reshape(-1)
-    text, ends, areas, boxes = _encode(columns, height)
+    per_word = 8 // columns.itemsize
+    words = columns[: columns.size // per_word * per_word].view(np.uint64)
+    text, ends, areas, boxes = _encode(columns, words, per_word, height)
     return [
         ClassMask(
             value,
@@ -209,25 +211,44 @@ def _from_string(raw):
 
 
 @compiled()
-def _encode(columns, height):
+def _run_starts(columns, words, per_word):
+    """Start of every run of equal values and, after the last, the size; ``words`` are the values, 64 bits at a time."""
+    total = columns.size
+    starts = np.empty(total + 1, np.int32)
+    starts[0], count = 0, 1
+    value = columns[0]
+    bits = np.uint64(64 // per_word)
+    repeat = np.uint64(0)
+    for _ in range(per_word):
+        repeat = repeat << bits | np.uint64(1)
+    for word in range(words.size):
+        if words[word] == repeat * np.uint64(value):
+            continue
+        for i in range(word * per_word, (word + 1) * per_word):
+            if columns[i] != value:
+                value = columns[i]
+                starts[count] = i
+                count += 1
+    for i in range(words.size * per_word, total):
+        if columns[i] != value:
+            value = columns[i]
+            starts[count] = i
+            count += 1
+    starts[count] = total
+    return starts, count
+
+
+@compiled()
+def _encode(columns, words, per_word, height):
     """Strings, their ends, areas and boxes of every value in a map stored down the columns."""
     total = columns.size
-    num_runs, largest = 1, np.int64(columns[0])
-    for i in range(1, total):
-        if columns[i] != columns[i - 1]:
-            num_runs += 1
-            if columns[i] > largest:
-                largest = np.int64(columns[i])
-    starts = np.empty(num_runs + 1, np.int64)
+    starts, num_runs = _run_starts(columns, words, per_word)
+    largest = np.int64(0)
+    for run in range(num_runs):
+        largest = max(largest, np.int64(columns[starts[run]]))
     runs_of = np.zeros(largest + 1, np.int64)
-    starts[0], run = 0, 1
-    runs_of[columns[0]] += 1
-    for i in range(1, total):
-        if columns[i] != columns[i - 1]:
-            starts[run] = i
-            runs_of[columns[i]] += 1
-            run += 1
-    starts[num_runs] = total
+    for run in range(num_runs):
+        runs_of[columns[starts[run]]] += 1
     ends = np.zeros((largest + 1, 2), np.int64)
     room = np.int64(0)
     for value in range(largest + 1):

@@ -1,0 +1,212 @@
+"""COCO instances: ``instances.json`` with polygons and run-length encoded masks.
+
+Reading: an annotation's polygons are filled as pycocotools fills them and united; ``iscrowd`` regions are ignored; of
+overlapping annotations the smaller is on top, or the later one. Writing: one annotation per class and image, run-length
+encoded (``coco``), or one per region as a polygon (``coco-polygons``); ignored pixels are an ``iscrowd`` annotation of
+a category named ``ignore``. Weights do not fit into COCO files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UsageError
+from .base import (
+    IGNORE,
+    FileSink,
+    LabeledImage,
+    LabelReader,
+    Shape,
+    ShapeClasses,
+    ShapeOptions,
+    Writer,
+    check_size,
+    paint_shapes,
+)
+from .files import json_document, json_elements, json_members, load_json, read_bytes
+from .polygons import outlines, runs_of_polygon
+from .rle import encode_classes, runs_of_counts, string_to_counts
+
+FILE = "annotations/instances.json"
+_IMAGE = re.compile(rb'"image_id"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
+_CATEGORY = re.compile(rb'"category_id"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
+
+
+class CocoReader(LabelReader):
+    """Reads a COCO instances file; it stays a mapped file, and only an image's own annotations are decoded."""
+
+    format = "coco"
+
+    def __init__(self, location: str, options: ShapeOptions) -> None:
+        self.location, self._overlaps = location, options.overlaps or "smaller"
+        self._raw = read_bytes(location)
+        members = json_members(self._raw, location)
+        if missing := {"images", "annotations", "categories"} - set(members):
+            raise UsageError(f"{location} is not a COCO file: it has no {', '.join(sorted(missing))}")
+        categories = load_json(self._raw, members["categories"], f"the categories of {location}")
+        try:
+            self._categories = {_key(category["id"]): str(category["name"]) for category in categories}
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"{location}: every category needs an id and a name ({error!r})") from error
+        self._images: dict[str, tuple[int, int, int]] = {}
+        numbers: dict[str, int] = {}
+        for number, span in enumerate(json_elements(self._raw, members["images"], "images").tolist()):
+            image = load_json(self._raw, span, f"image {number} of {location}")
+            try:
+                name, key = str(image["file_name"]).replace("\\", "/"), _key(image["id"])
+            except (TypeError, KeyError) as error:
+                raise UsageError(f"{location}, image {number}: it needs an id and a file_name") from error
+            if name in self._images or key in numbers:
+                raise UsageError(f"{location} lists the image {name} or its id {key} twice")
+            height, width = check_size(image.get("height"), image.get("width"), f"{location}, {name}")
+            self._images[name] = number, height, width
+            numbers[key] = number
+        self._spans = json_elements(self._raw, members["annotations"], "annotations")
+        owners, drawn = self._owners(numbers)
+        self._order = np.argsort(owners, kind="stable")
+        self._first = np.searchsorted(owners[self._order], np.arange(len(numbers) + 1))
+        self._classes = ShapeClasses(self._categories.values(), options, drawn=drawn)
+        self.classes = self._classes.by_value
+        self.names = list(self._images)
+        self.notes = (self._classes.note, "iscrowd regions are ignored", f"overlaps: {self._overlaps} on top")
+
+    def _owners(self, numbers: dict[str, int]) -> tuple[NDArray[np.int64], set[str]]:
+        """Find the image of every annotation, and the names of the classes that are drawn."""
+        owners, drawn = np.empty(len(self._spans), np.int64), set()
+        for index, (start, stop) in enumerate(self._spans.tolist()):
+            text = self._raw[start:stop]
+            images, categories = _IMAGE.findall(text), _CATEGORY.findall(text)
+            if len(images) == len(categories) == 1:
+                image, category = _literal(images[0]), _literal(categories[0])
+            else:
+                annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.location}")
+                try:
+                    image, category = _key(annotation["image_id"]), _key(annotation["category_id"])
+                except (TypeError, KeyError) as error:
+                    raise UsageError(
+                        f"{self.location}, annotation {index}: it needs an image_id and a category_id"
+                    ) from error
+            if image not in numbers or category not in self._categories:
+                raise UsageError(
+                    f"{self.location}, annotation {index}: image {image} or category {category} is not in the file"
+                )
+            owners[index] = numbers[image]
+            drawn.add(category)
+        return owners, {self._categories[category] for category in drawn}
+
+    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+        """Rasterize the annotations of an image."""
+        number, height, width = self._images[name]
+        shapes = []
+        for index in self._order[self._first[number] : self._first[number + 1]].tolist():
+            where = f"{self.location}, annotation {index} ({name})"
+            annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
+            label = IGNORE if annotation.get("iscrowd") else self._categories[_key(annotation["category_id"])]
+            runs = _runs(annotation.get("segmentation"), height, width, where)
+            shapes.append(Shape(self._classes.values[label], runs))
+        return paint_shapes(shapes, height, width, self._classes, self._overlaps)
+
+
+def _runs(segmentation: Any, height: int, width: int, where: str) -> NDArray[np.int64]:
+    try:
+        if isinstance(segmentation, list) and segmentation:
+            return np.concatenate([runs_of_polygon(part, height, width) for part in segmentation])
+        if isinstance(segmentation, dict):
+            size, counts = segmentation.get("size"), segmentation.get("counts")
+            if size is not None and list(size) != [height, width]:
+                raise UsageError(f"the mask is {size} (height, width), the image {[height, width]}")
+            if isinstance(counts, str):
+                counts = string_to_counts(counts)
+            if counts is not None:
+                return runs_of_counts(counts, height * width)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    raise UsageError(
+        f"{where}: expected polygons or a run-length encoded mask in `segmentation`; boxes alone are no label map"
+    )
+
+
+def _key(value: Any) -> str:
+    return str(value)
+
+
+def _literal(text: bytes) -> str:
+    return str(json.loads(text)) if text[:1] == b'"' else text.decode("ascii", "replace")
+
+
+class CocoWriter(Writer):
+    """Writes ``annotations/instances.json``, with photos under ``images/``; one run-length mask per class."""
+
+    format = "coco"
+    marks_ignored = True
+
+    def write(self, index: int, images: Sequence[LabeledImage], sink: FileSink) -> str:
+        """Return the image's entry and annotations; ids are given at the end."""
+        (image,) = images
+        self.place_image(sink, image, f"images/{image.name}")
+        height, width = image.label.shape
+        entry = {"file_name": image.name, "height": height, "width": width}
+        return json.dumps({"image": entry, "annotations": self._annotations(image)}, ensure_ascii=False)
+
+    def _annotations(self, image: LabeledImage) -> list[dict[str, Any]]:
+        size = list(image.label.shape)
+        return [
+            self._annotation(mask.value, mask.area, mask.box) | {"segmentation": {"size": size, "counts": mask.counts}}
+            for mask in encode_classes(image.label)
+        ]
+
+    def _annotation(self, value: int, area: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
+        ignored = value == self.options.classes.ignore
+        category = len(self.names) + 1 if ignored else value + 1
+        return {"category_id": category, "iscrowd": int(ignored), "area": area, "bbox": list(box)}
+
+    def finish(self, parts: Callable[[], Iterator[str]], sink: FileSink) -> None:
+        """Number images and annotations from 1 and write the file."""
+        categories = [{"id": index, "name": name} for index, name in enumerate(self.names, start=1)]
+        categories.append({"id": len(self.names) + 1, "name": IGNORE, "supercategory": "void"})
+        head = {"info": {"description": "labels made with maskmill"}, "licenses": [], "categories": categories}
+        (sink.folder / "annotations").mkdir(parents=True, exist_ok=True)
+        temporary = sink.folder / f"{FILE}.tmp"
+        start = json.dumps(head, ensure_ascii=False)[:-1]
+        json_document(_image_entries(parts()), temporary, f'{start}, "images": [', "\n],")
+        with temporary.open("a", encoding="utf-8") as stream:
+            stream.write('\n"annotations": [')
+            for number, text in enumerate(_annotation_entries(parts())):
+                stream.write((",\n" if number else "\n") + text)
+            stream.write("\n]}\n")
+        sink.adopt(FILE, temporary)
+
+
+class CocoPolygonWriter(CocoWriter):
+    """Writes one polygon annotation per region; ignored pixels are run-length encoded."""
+
+    format = "coco-polygons"
+
+    def _annotations(self, image: LabeledImage) -> list[dict[str, Any]]:
+        ignore = self.options.classes.ignore
+        shapes = [
+            self._annotation(outline.value, outline.area, outline.box)
+            | {"segmentation": [outline.points.reshape(-1).tolist()]}
+            for outline in outlines(image.label)
+            if outline.value != ignore
+        ]
+        return shapes + [shape for shape in super()._annotations(image) if shape["iscrowd"]]
+
+
+def _image_entries(parts: Iterator[str]) -> Iterator[str]:
+    for number, part in enumerate(parts, start=1):
+        yield json.dumps({"id": number} | json.loads(part)["image"], ensure_ascii=False)
+
+
+def _annotation_entries(parts: Iterator[str]) -> Iterator[str]:
+    number = 0
+    for image, part in enumerate(parts, start=1):
+        for annotation in json.loads(part)["annotations"]:
+            number += 1
+            yield json.dumps({"id": number, "image_id": image} | annotation)

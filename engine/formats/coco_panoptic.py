@@ -1,0 +1,117 @@
+"""COCO panoptic: a JSON file and one PNG per image whose colors are segment ids (red + 256 green + 65536 blue).
+
+Pixels of id 0 have no label, and neither have ``iscrowd`` segments. Written segments are the regions of a class for
+stuff and things alike: a label map does not tell instances of one class apart.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...errors import UsageError
+from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Writer
+from .coco import _annotation_entries, _image_entries
+from .files import FileTree, json_document, json_elements, json_members, load_json, read_bytes
+from .rle import encode_classes
+
+FILE = "annotations/panoptic.json"
+FOLDER = "annotations/panoptic"
+
+
+class CocoPanopticReader(LabelReader):
+    """Reads a panoptic JSON file and the PNGs in the folder of the same name beside it."""
+
+    format = "coco-panoptic"
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._raw = read_bytes(location)
+        members = json_members(self._raw, location)
+        categories = load_json(self._raw, members["categories"], f"the categories of {location}")
+        names = list(dict.fromkeys(str(category["name"]) for category in categories))
+        self._table = LabelClasses(names=tuple(names))
+        self._values = {category["id"]: names.index(str(category["name"])) for category in categories}
+        images = {}
+        for span in json_elements(self._raw, members["images"], "images").tolist():
+            image = load_json(self._raw, span, f"an image of {location}")
+            images[image["id"]] = str(image["file_name"]).replace("\\", "/")
+        self._spans: dict[str, tuple[int, int]] = {}
+        for start, stop in json_elements(self._raw, members["annotations"], "annotations").tolist():
+            annotation = load_json(self._raw, (start, stop), f"an annotation of {location}")
+            if annotation["image_id"] not in images:
+                raise UsageError(f"{location}: an annotation names the image {annotation['image_id']}, which is absent")
+            self._spans[images[annotation["image_id"]]] = start, stop
+        self._maps = FileTree(location.removesuffix(".json"))
+        self.names = list(self._spans)
+        self.classes = dict(enumerate(names))
+        self.notes = ("pixels without a segment and iscrowd segments are ignored",)
+
+    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+        """Translate the segment ids of an image to classes."""
+        annotation = load_json(self._raw, self._spans[name], f"the annotation of {name}")
+        file = annotation["file_name"]
+        with Image.open(io.BytesIO(self._maps.read(file))) as image:
+            colors = np.asarray(image.convert("RGB"), dtype=np.uint32)
+        segments = colors[..., 0] | colors[..., 1] << 8 | colors[..., 2] << 16
+        ids, index = np.unique(segments, return_inverse=True)
+        values = {0: self._table.ignore}
+        for segment in annotation["segments_info"]:
+            ignored = segment.get("iscrowd") or segment["category_id"] not in self._values
+            values[segment["id"]] = self._table.ignore if ignored else self._values[segment["category_id"]]
+        if unknown := set(ids.tolist()) - set(values):
+            raise UsageError(f"{self._maps.path(file)} holds the segment {min(unknown)}, which {self.location} lacks")
+        table = np.array([values[number] for number in ids.tolist()], dtype=self._table.dtype)
+        return table[index].reshape(segments.shape)
+
+
+class CocoPanopticWriter(Writer):
+    """Writes ``annotations/panoptic.json`` and its PNGs; one segment per class of an image, its id the class plus 1."""
+
+    format = "coco-panoptic"
+    marks_ignored = True
+
+    def write(self, index: int, images: Sequence[LabeledImage], sink: FileSink) -> str:
+        """Write the PNG; return the image's entry and its segments."""
+        (image,) = images
+        self.place_image(sink, image, f"images/{image.name}")
+        ignore = self.options.classes.ignore
+        ids = np.where(image.label == ignore, 0, image.label.astype(np.uint32) + 1)
+        colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(colors).save(buffer, "PNG", compress_level=1)
+        sink.save(f"{FOLDER}/{image.stem}.png", buffer.getvalue())
+        segments = [
+            {"id": mask.value + 1, "category_id": mask.value + 1, "iscrowd": 0, "area": mask.area, "bbox": mask.box}
+            for mask in encode_classes(image.label)
+            if mask.value != ignore
+        ]
+        height, width = image.label.shape
+        entry = {"file_name": image.name, "height": height, "width": width}
+        annotation = {"file_name": f"{PurePosixPath(image.stem)}.png", "segments_info": segments}
+        return json.dumps({"image": entry, "annotations": [annotation]}, ensure_ascii=False)
+
+    def finish(self, parts: Callable[[], Iterator[str]], sink: FileSink) -> None:
+        """Number the images from 1 and write the file."""
+        background = self.options.classes.background
+        categories = [
+            {"id": index + 1, "name": name, "isthing": int(index != background), "color": color}
+            for index, (name, color) in enumerate(zip(self.names, self.options.classes.colors.tolist(), strict=True))
+        ]
+        (sink.folder / "annotations").mkdir(parents=True, exist_ok=True)
+        temporary = sink.folder / f"{FILE}.tmp"
+        head = json.dumps({"categories": categories}, ensure_ascii=False)[:-1]
+        json_document(_image_entries(parts()), temporary, f'{head}, "images": [', "\n],")
+        with temporary.open("a", encoding="utf-8") as stream:
+            stream.write('\n"annotations": [')
+            for number, text in enumerate(_annotation_entries(parts())):
+                stream.write((",\n" if number else "\n") + text)
+            stream.write("\n]}\n")
+        sink.adopt(FILE, temporary)

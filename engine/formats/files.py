@@ -1,0 +1,198 @@
+"""Files behind any fsspec URL, and indices into large JSON files that are never decoded as a whole."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import MissingPackageError, UsageError
+from ...kernels.cpu.compiled import compiled
+
+
+_KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
+
+
+class FileTree:
+    """The files below a local folder or fsspec URL, by relative names with ``/``."""
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.location = os.fspath(location)
+        self._filesystem, root = filesystem_of(self.location)
+        self._root = root.rstrip("/")
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every file, sorted; hidden files and macOS resource forks are left out."""
+        try:
+            paths = self._filesystem.find(self._root)
+        except Exception as error:
+            # every fsspec filesystem raises exceptions of its own
+            raise UsageError(f"cannot list {self.location}: {error}") from error
+        relative = (path[len(self._root) :].lstrip("/") for path in paths)
+        return sorted(name for name in relative if not any(part.startswith(".") for part in name.split("/")))
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """Names that end in one of ``suffixes``, in any case."""
+        return [name for name in self.names if name.lower().endswith(suffixes)]
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file; raises :class:`UsageError`."""
+        try:
+            return self._filesystem.cat_file(f"{self._root}/{name}")
+        except Exception as error:
+            # every fsspec filesystem raises exceptions of its own
+            raise UsageError(f"cannot read {self.path(name)}: {error}") from error
+
+    def path(self, name: str) -> str:
+        """Full name of a file, for messages."""
+        return f"{self.location.rstrip('/')}/{name}"
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._set
+
+    @cached_property
+    def _set(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+
+def filesystem_of(location: str) -> tuple[Any, str]:
+    """Open the filesystem of a path or URL; raises :class:`UsageError` if no installed package serves it."""
+    try:
+        return fsspec.core.url_to_fs(location if "://" in location else os.path.abspath(os.path.expanduser(location)))
+    except ImportError as error:
+        if location.startswith("http"):
+            raise MissingPackageError("aiohttp", "http", f"reading {location}") from error
+        raise UsageError(f"reading {location} needs another package: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"cannot open {location}: {error}") from error
+
+
+def is_folder(location: str) -> bool:
+    """Whether a path or URL is a folder; raises :class:`UsageError` if there is nothing."""
+    filesystem, path = filesystem_of(location)
+    try:
+        if filesystem.isdir(path):
+            return True
+        if filesystem.exists(path):
+            return False
+    except Exception as error:
+        raise UsageError(f"cannot open {location}: {error}") from error
+    raise UsageError(f"no labels at {location}: no such file or folder")
+
+
+def read_bytes(location: str) -> bytes | mmap.mmap:
+    """Bytes of a file: mapped if it is local, else downloaded; raises :class:`UsageError`."""
+    filesystem, path = filesystem_of(location)
+    try:
+        if "://" not in location and os.path.getsize(path):
+            with open(path, "rb") as stream:
+                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return filesystem.cat_file(path)
+    except Exception as error:
+        raise UsageError(f"cannot read {location}: {error}") from error
+
+
+def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, int]]:
+    """Spans of the values of a JSON object's members; raises :class:`UsageError` if it is not an object."""
+    start = _first(raw)
+    if start is None or raw[start : start + 1] != b"{":
+        raise UsageError(f"{location} is not a JSON object")
+    members = {}
+    for begin, end in _elements(np.frombuffer(raw, np.uint8), start + 1).tolist():
+        key = _KEY.match(raw, begin, end)
+        if key is None:
+            raise UsageError(f"{location} is not valid JSON: expected a member at byte {begin:,}")
+        members[str(json.loads(key[1]))] = key.end(), end
+    return members
+
+
+def json_elements(raw: bytes | mmap.mmap, span: tuple[int, int], what: str) -> NDArray[np.int64]:
+    """Spans (n, 2) of the elements of the JSON array in ``span``; raises :class:`UsageError` if it is none."""
+    start, stop = span
+    while start < stop and raw[start : start + 1].isspace():
+        start += 1
+    if raw[start : start + 1] != b"[":
+        raise UsageError(f"{what} must be a JSON list")
+    return _elements(np.frombuffer(raw, np.uint8), start + 1)
+
+
+def load_json(raw: bytes | mmap.mmap, span: tuple[int, int], what: str) -> Any:
+    """Decode one span; raises :class:`UsageError` naming ``what``."""
+    try:
+        return json.loads(raw[span[0] : span[1]])
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{what} is not valid JSON: {error}") from error
+
+
+def json_start(raw: bytes | mmap.mmap) -> str:
+    """First character of a JSON document that is not white space; empty for an empty file."""
+    start = _first(raw)
+    return "" if start is None else raw[start : start + 1].decode("latin-1")
+
+
+def json_document(parts: Iterator[str], path: Path, head: str, tail: str) -> None:
+    """Write ``head``, the parts joined by commas and ``tail`` to a file, one part in memory at a time."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(head)
+        for number, part in enumerate(parts):
+            stream.write((",\n" if number else "\n") + part)
+        stream.write(tail)
+
+
+def _first(raw: bytes | mmap.mmap) -> int | None:
+    head = bytes(raw[: 1 << 16])
+    body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return len(head) - len(body) if body else None
+
+
+@compiled()
+def _elements(raw, start):
+    """Spans of the elements of an array or object whose opening bracket is before ``start``."""
+    spans = np.empty((16, 2), np.int64)
+    count, depth, begin, in_string, filled = 0, 0, start, False, False
+    position = start
+    while position < raw.size:
+        byte = raw[position]
+        if in_string:
+            if byte == 92:
+                position += 1
+            elif byte == 34:
+                in_string = False
+        elif byte == 34:
+            in_string, filled = True, True
+        elif byte == 91 or byte == 123:
+            depth, filled = depth + 1, True
+        elif byte == 93 or byte == 125 or (byte == 44 and depth == 0):
+            if byte != 44 and depth > 0:
+                depth -= 1
+            else:
+                if filled:
+                    if count == spans.shape[0]:
+                        larger = np.empty((2 * count, 2), np.int64)
+                        larger[:count] = spans
+                        spans = larger
+                    spans[count, 0], spans[count, 1] = begin, position
+                    count += 1
+                begin, filled = position + 1, False
+                if byte != 44:
+                    return spans[:count]
+        elif byte > 32:
+            filled = True
+        position += 1
+    # the closing bracket is missing: whoever decodes the rest reports it
+    if filled:
+        larger = np.empty((count + 1, 2), np.int64)
+        larger[:count] = spans[:count]
+        larger[count, 0], larger[count, 1] = begin, raw.size
+        return larger
+    return spans[:count]
