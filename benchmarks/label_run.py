@@ -47,7 +47,7 @@ from maskmill.engine.model.files import read_class_names
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.store.png import encode_png
+from maskmill.engine.model.png import encode_png
 from maskmill.export.adopt.semantic import bundle_from_onnx
 from maskmill.kernels.processors import usable_processors
 

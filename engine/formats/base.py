@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
-from ..model.files import write_atomically
+from ..model.publishing import write_atomically
 from .rle import paint_runs
 
 BACKGROUND = "background"

@@ -31,7 +31,7 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.segment_everything import SegmentEverything, SegmentMap
 from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
-from ..store.png import encode_png
+from ..model.png import encode_png
 from .progress import Progress
 from .selection import Selected, Selection, select, select_segments
 from .thread_stages import Pipeline

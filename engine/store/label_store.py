@@ -41,10 +41,10 @@ from numpy.typing import NDArray
 from ...errors import StoreError
 from ..inputs.identity import content_id
 from ..inputs.sources import Item
+from ..model.png import decode_png
 from ..model.publishing import is_temporary, remove_leftovers
 from .digests import DIGEST_BYTES, DigestIndex, DigestSet, digest_table
 from .moments import Moment, moment_of, open_moment, pin_moment, unpin_moment
-from .png import decode_png
 from .rows import InputRow, LabelRow, ReviewRow, fingerprint, input_table, label_table, review_table, row_fault, to_row
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 from .schema import KEYS, SCHEMAS, covered_columns

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
-from maskmill.engine.store.png import encode_png
+from maskmill.engine.model.png import encode_png
 from maskmill.trainer.data.corpus import classes_taxonomy
 
 from ..models import COLORS, color_image

@@ -29,9 +29,9 @@ from ...engine.inputs.identity import labels_id
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.label_maps import LabelFolder, read_label_map, select_ids
 from ...engine.inputs.sources import Item, Source, open_source
+from ...engine.model.png import decode_png
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import InputRow, LabelStore
-from ...engine.store.png import decode_png
 from ...errors import MaskmillError, TrainingError, UsageError
 from ..recipes import Csl
 from ..run import import_torch

@@ -1,4 +1,4 @@
-"""Encode label and weight maps as PNG: grayscale, 8 or 16 bits, lossless, readable by any program.
+"""Encode label and weight maps as PNG: 8 or 16 bits, lossless, readable by any program.
 
 Maps are runs of equal values: zlib's run-length strategy without a row filter gave the smallest files in the least
 time, compared with OpenCV's and Pillow's settings and with other filters, strategies and levels.
@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """Encode an (H, W) uint8 or uint16 map as a PNG file; zlib releases the interpreter lock."""
+def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16], palette: NDArray[np.uint8] | None = None) -> bytes:
+    """Encode an (H, W) uint8 or uint16 map as a PNG file; zlib releases the interpreter lock.
+
+    The file is grayscale. With ``palette``, (256, 3) uint8 RGB, an 8-bit map becomes an image whose pixels are indices
+    and whose colors people can tell apart; 16-bit maps have no palette.
+    """
     if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16) or 0 in values.shape:
         raise ValueError(f"a map must be (H, W) uint8 or uint16 and not empty, got {values.dtype}{values.shape}")
     height, width = values.shape
@@ -27,8 +31,10 @@ def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     rows[:, 1:] = values if depth == 1 else values.astype(">u2", order="C").view(np.uint8).reshape(height, -1)
     compressor = zlib.compressobj(level=1, memLevel=9, strategy=zlib.Z_RLE)
     data = compressor.compress(rows.data) + compressor.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8 * depth, 0, 0, 0, 0)
-    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
+    colored = palette is not None and depth == 1
+    header = struct.pack(">IIBBBBB", width, height, 8 * depth, 3 if colored else 0, 0, 0, 0)
+    colors = _chunk(b"PLTE", palette.tobytes()) if palette is not None and colored else b""
+    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
 
 
 def decode_png(data: bytes) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as stn
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.engine.store.png import decode_png, encode_png
+from maskmill.engine.model.png import decode_png, encode_png
 
 maps = stn.arrays(st.sampled_from([np.uint8, np.uint16]), stn.array_shapes(min_dims=2, max_dims=2, max_side=40))
 
@@ -68,3 +68,12 @@ def test_damage_is_noticed() -> None:
         decode_png(bytes(flipped))
     with pytest.raises(ValueError, match="not a map"):
         decode_png(cv2.imencode(".jpg", values)[1].tobytes())
+
+
+def test_a_palette_shows_colors_and_keeps_indices() -> None:
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    palette = np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(256, 3)
+    with Image.open(io.BytesIO(encode_png(values, palette))) as image:
+        assert image.mode == "P"
+        assert (np.asarray(image) == values).all()
+        assert (np.asarray(image.convert("RGB")) == palette[values]).all()
