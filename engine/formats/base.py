@@ -302,4 +302,3 @@ def voc_palette(number: int) -> NDArray[np.uint8]:
         for channel in range(3):
             colors[:, channel] |= ((index >> (3 * bit + channel)) & 1).astype(np.uint8) << np.uint8(7 - bit)
     return colors
-

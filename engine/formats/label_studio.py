@@ -133,7 +133,9 @@ def image_name(task: dict[str, Any], location: str) -> str:
     """Name of a task's image: ``data.name`` if there is one, else the image's path without Label Studio's prefixes."""
     data = task.get("data")
     if not isinstance(data, dict):
-        raise UsageError(f"{location} is not Label Studio's JSON export: a task has no `data` (JSON-MIN cannot be read)")
+        raise UsageError(
+            f"{location} is not Label Studio's JSON export: a task has no `data` (JSON-MIN cannot be read)"
+        )
     if isinstance(data.get("name"), str):
         return data["name"]
     url = next((value for key, value in data.items() if key in ("image", "img", "photo", "url")), None)
