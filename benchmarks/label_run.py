@@ -44,10 +44,10 @@ from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.png import encode_png
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.model.png import encode_png
 from maskmill.export.adopt.semantic import bundle_from_onnx
 from maskmill.kernels.processors import usable_processors
 

@@ -31,9 +31,9 @@ import torch
 from msrc import find_data
 
 from maskmill.engine.inputs.label_maps import read_label_map
+from maskmill.engine.model.png import encode_png
 from maskmill.engine.store.dump import dump_store
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
-from maskmill.engine.model.png import encode_png
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
 from maskmill.trainer.data.datasets import TrainingImages, augment
 from maskmill.trainer.data.loading import Plan, count_pixels, open_loader, to_device

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.engine.store.label_store import InputRow, LabelRow, content_id
 from maskmill.engine.model.png import encode_png
+from maskmill.engine.store.label_store import InputRow, LabelRow, content_id
 
 
 def photo(height: int = 12, width: int = 20, seed: int = 0) -> NDArray[np.uint8]:

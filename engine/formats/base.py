@@ -169,7 +169,9 @@ class Writer(ABC):
         classes, fate = self.options.classes, self.options.ignored
         if fate not in ("background", "class"):
             return image.label
-        value = classes.background if fate == "background" else len(classes.names)
+        value = len(classes.names)
+        if fate == "background" and classes.background is not None:
+            value = classes.background
         if value == classes.ignore:
             # 255 classes and one more need 16 bits
             return np.where(image.label == classes.ignore, np.uint16(value), image.label.astype(np.uint16))
@@ -195,7 +197,7 @@ class Writer(ABC):
 class LabelReader(ABC):
     """Base of all readers."""
 
-    format: ClassVar[str]
+    format: str
 
     location: str
     """The file, folder or URL that was opened."""
@@ -213,7 +215,8 @@ class LabelReader(ABC):
     def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the label map (H, W) uint8 or uint16 of one image of :attr:`names`.
 
-        ``size`` is the image's (height, width), for formats that may not state it. Raises :class:`UsageError` if its labels are damaged or name a class that was not declared.
+        ``size`` is the image's (height, width), for formats that may not state it. Raises :class:`UsageError` if the
+        labels are damaged or name an unknown class.
         """
 
 

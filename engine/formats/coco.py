@@ -22,6 +22,7 @@ from .base import (
     FileSink,
     LabeledImage,
     LabelReader,
+    Overlaps,
     Shape,
     ShapeClasses,
     ShapeOptions,
@@ -44,7 +45,8 @@ class CocoReader(LabelReader):
     format = "coco"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location, self._overlaps = location, options.overlaps or "smaller"
+        self.location = location
+        self._overlaps: Overlaps = options.overlaps or "smaller"
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
         if missing := {"images", "annotations", "categories"} - set(members):

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from ...errors import MissingPackageError, UsageError
 from ...kernels.cpu.compiled import compiled
 
-
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
 
@@ -78,7 +77,7 @@ def filesystem_of(location: str) -> tuple[Any, str]:
 
 
 def is_folder(location: str) -> bool:
-    """Whether a path or URL is a folder; raises :class:`UsageError` if there is nothing."""
+    """Return True for a folder, False for a file; raises :class:`UsageError` if there is nothing."""
     filesystem, path = filesystem_of(location)
     try:
         if filesystem.isdir(path):

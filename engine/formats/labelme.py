@@ -21,6 +21,7 @@ from .base import (
     FileSink,
     LabeledImage,
     LabelReader,
+    Overlaps,
     Shape,
     ShapeClasses,
     ShapeOptions,
@@ -43,7 +44,8 @@ class LabelmeReader(LabelReader):
     format = "labelme"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location, self._overlaps = location, options.overlaps or "later"
+        self.location = location
+        self._overlaps: Overlaps = options.overlaps or "later"
         self._tree = FileTree(location)
         self._files: dict[str, str] = {}
         drawn: set[str] = set()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import UsageError
-from .base import FileSink, LabeledImage, LabelReader, Shape, ShapeClasses, ShapeOptions, Writer, paint_shapes
+from .base import FileSink, LabeledImage, LabelReader, Overlaps, Shape, ShapeClasses, ShapeOptions, Writer, paint_shapes
 from .files import FileTree
 from .polygons import outlines, runs_of_polygon
 
@@ -30,7 +30,8 @@ class YoloReader(LabelReader):
     format = "yolo-seg"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location, self._overlaps = location, options.overlaps or "smaller"
+        self.location = location
+        self._overlaps: Overlaps = options.overlaps or "smaller"
         self._tree = FileTree(location)
         config = next((name for name in self._tree.names if name.endswith(("data.yaml", "data.yml"))), None)
         if config is None:

@@ -27,11 +27,11 @@ from ...errors import ImageError, UsageError
 from ...kernels.processors import usable_processors
 from ..calibration.calibration import conditions
 from ..inputs.sources import Item, Source, shard
+from ..model.png import encode_png
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.segment_everything import SegmentEverything, SegmentMap
 from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
-from ..model.png import encode_png
 from .progress import Progress
 from .selection import Selected, Selection, select, select_segments
 from .thread_stages import Pipeline

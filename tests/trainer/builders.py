@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
 from maskmill.engine.model.png import encode_png
+from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
 from maskmill.trainer.data.corpus import classes_taxonomy
 
 from ..models import COLORS, color_image

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.model.png import decode_png
+from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import StoreError
 
 from ...models import color_cam_graph, color_decoder_graph, color_encoder_graph, color_image

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
 from maskmill.engine.inputs.sources import open_source  # noqa: E402
-from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id  # noqa: E402
 from maskmill.engine.model.png import encode_png  # noqa: E402
+from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id  # noqa: E402
 from maskmill.errors import StoreError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
 from maskmill.trainer.data.datasets import Draw, LabeledImages, StoredImages, TrainingImages  # noqa: E402
