@@ -5,8 +5,8 @@ All masks of a label map are encoded in one pass over its pixels::
     for mask in encode_classes(label):              # (H, W) uint8 or uint16
         mask.value, mask.counts, mask.area, mask.box
 
-The common form of a mask is its *runs*: (n, 2) int64, the first position and the position after the last of every run of set
-pixels, counted down the columns (position = x * height + y), as COCO counts them.
+The common form of a mask is its *runs*: (n, 2) int64, the first position and the position after the last of every run
+of set pixels, counted down the columns (position = x * height + y), as COCO counts them.
 
 Sources: COCO, ``maskApi.c`` of pycocotools; CVAT, "mask" elements of CVAT for images 1.1; Label Studio, ``brush.py`` of
 label-studio-sdk.
