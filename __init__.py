@@ -1,39 +1,81 @@
-"""maskmill: calibrated, weighted pseudo-labels from foundation segmentation models.
+"""maskmill: label images with a foundation segmentation model, and keep the pixels that calibration supports.
 
-The public names are imported when they are first used, so ``import maskmill`` touches no device, no network and no
+The public names are imported when they are first used, so that ``import maskmill`` needs no device, no network and no
 optional package::
 
     import maskmill
 
+    model = maskmill.adopt("deeplab.onnx", "deeplab", classes="voc.txt", background="background", scale=1 / 255)
+    calibration = maskmill.calibrate(model, images="labeled/images", labels="labeled/labels", alpha=0.05)
+    maskmill.label(model, "photos", "labels", calibration=calibration, weight="pcos")
     store = maskmill.LabelStore.open("labels")
-    label, weight = store.read("photos/0001.jpg")
+    label, weight = store.read("0001.jpg")  # (H, W) uint8 each; 255 in `label` is ignored
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.metadata import version as _version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
-    "Bundle": "engine.model.bundle",
-    "LabelStore": "engine.store.label_store",
-    "MaskmillError": "errors",
-    "OnnxSession": "engine.runtimes.onnx_runtime",
-    "ScoreMap": "engine.predictors.base",
-    "SemanticPredictor": "engine.predictors.semantic",
-    "Taxonomy": "engine.model.taxonomy",
-    "calibrate": "engine.calibration.calibrate",
-    "evaluate": "engine.report.evaluate",
-    "label": "engine.labeling.label_run",
+if TYPE_CHECKING:
+    from .api import adopt, calibrate, draft_taxonomy, evaluate, export, label, overlay, predict, train
+    from .engine.calibration.calibration import Calibration
+    from .engine.inputs.sources import Item, Source
+    from .engine.labeling.progress import Progress
+    from .engine.labeling.selection import Selection
+    from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
+    from .engine.model.taxonomy import Taxonomy
+    from .engine.predictors.base import Predictor, ScoreMap
+    from .engine.predictors.semantic import SemanticPredictor
+    from .engine.report.evaluate import Quality
+    from .engine.report.overlay import Overlay
+    from .engine.runtimes.base import Session
+    from .engine.runtimes.open import open_session
+    from .engine.store.label_store import LabelStore
+    from .engine.store.rows import InputRow
+    from .errors import MaskmillError
+    from .trainer.train import TrainingProgress
+
+_MODULES = {
+    "api": ("adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "label", "overlay", "predict", "train"),
+    "engine.calibration.calibration": ("Calibration",),
+    "engine.inputs.sources": ("Item", "Source"),
+    "engine.labeling.progress": ("Progress",),
+    "engine.labeling.selection": ("Selection",),
+    "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
+    "engine.model.taxonomy": ("Taxonomy",),
+    "engine.predictors.base": ("Predictor", "ScoreMap"),
+    "engine.predictors.semantic": ("SemanticPredictor",),
+    "engine.report.evaluate": ("Quality",),
+    "engine.report.overlay": ("Overlay",),
+    "engine.runtimes.base": ("Session",),
+    "engine.runtimes.open": ("open_session",),
+    "engine.store.label_store": ("LabelStore",),
+    "engine.store.rows": ("InputRow",),
+    "errors": ("MaskmillError",),
+    "trainer.train": ("TrainingProgress",),
 }
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = [
+    "Bundle", "Calibration", "InputRow", "InputSpec", "Item", "LabelStore", "MaskmillError", "ModelFile", "OutputSpec",
+    "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance", "Quality", "ScoreMap", "Selection",
+    "SemanticPredictor", "Session", "Source", "Taxonomy", "TrainingProgress", "__version__", "adopt", "calibrate",
+    "draft_taxonomy", "evaluate", "export", "label", "open_session", "overlay", "predict", "train",
+]  # fmt: skip
 
 __version__ = _version("maskmill")
 
 
-def __getattr__(name: str) -> Any:
+if any(Path(entry or ".").resolve() == Path(__file__).resolve().parent for entry in sys.path):
+    # Python was started in the checkout: transformers looks for a package named `kernels` and would import this one's
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+
+
+def __getattr__(name: str) -> object:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'maskmill' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -339,68 +339,27 @@ def evaluate(
     workers: int | None = None,
     progress: bool = False,
 ) -> Quality:
-    """Measure a label store, a training run or a model against true labels.
+    """Measure a label store, a training run or a model against true labels; ``progress`` shows a progress bar.
 
-    Parameters
-    ----------
-    target
-        A label store, a run's folder, or a bundle. A run labels ``images`` with its student, a bundle with its model,
-        every pixel kept.
-    labels, images
-        Folder of the true label maps; source of the images, needed for a run or a bundle.
-    ids, taxonomy
-        Names of the images to use (all if None); class mapping, whose ``[labels]`` table reads ``labels`` of a store
-        or a run.
-    tile, overlap
-        Side and overlap of tiles in pixels, for a run or a bundle.
-    provider, precision, device
-        Runtime and precision of a bundle; device of a run.
-    workers
-        Images in progress at the same time; one per core if None.
-    progress
-        Show a progress bar.
-
-    Raises :class:`UsageError` if nothing matches, sizes differ, or an option does not apply to the target.
+    The other parameters and the errors are those of :func:`maskmill.trainer.measure.evaluate`.
     """
-    from .engine.model.bundle import MANIFEST, Bundle
-    from .engine.store.label_store import LabelStore
-    from .trainer.bundle import is_run
+    from .trainer import measure
 
-    chosen = None if ids is None else frozenset(ids)
-    num_workers = workers or usable_processors()
-    if isinstance(target, Bundle) or (not isinstance(target, LabelStore) and (Path(target) / MANIFEST).is_file()):
-        _refuse({"device": device}, "a bundle; choose its runtime with provider")
-        from .engine.inputs.label_maps import LabelFolder
-        from .engine.inputs.sources import open_source
-        from .engine.labeling.selection import Selection
-        from .engine.report.evaluate import evaluate_predictor
-
-        predictor, classes = _predictor(target, taxonomy, provider, tile, overlap, precision)
-        source = open_source(_needed(images, "a bundle"))
-        folder = LabelFolder(labels)
-        return evaluate_predictor(
-            predictor, source, folder, classes, Selection.argmax(), ids=chosen, workers=num_workers
+    with _counter("measuring", progress) as observer:
+        return measure.evaluate(
+            target,
+            labels,
+            images=images,
+            ids=ids,
+            taxonomy=taxonomy,
+            tile=tile,
+            overlap=overlap,
+            provider=provider,
+            precision=precision,
+            device=device,
+            workers=workers,
+            progress=observer,
         )
-    if not isinstance(target, LabelStore) and is_run(target) and not (Path(target) / "labels.lance").exists():
-        _refuse({"precision": precision, "provider": None if provider == "cpu" else provider}, "a training run")
-        from .trainer.evaluate import evaluate_run
-
-        with _counter("measuring", progress) as observer:
-            return evaluate_run(
-                target, _needed(images, "a run"), labels, ids=chosen, taxonomy=taxonomy, tile=tile, overlap=overlap,
-                device=device, progress=observer,
-            )  # fmt: skip
-    given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision, "device": device}
-    _refuse(given, "a label store")
-    from .engine.inputs.label_maps import LabelFolder
-    from .engine.model.taxonomy import Taxonomy
-    from .engine.report import evaluate as evaluation
-
-    store = target if isinstance(target, LabelStore) else LabelStore.open(target)
-    classes = Taxonomy.from_json(store.classes)
-    if taxonomy is not None:
-        classes = classes.with_labels_of(taxonomy)
-    return evaluation.evaluate(store, LabelFolder(labels), classes, ids=chosen, workers=num_workers)
 
 
 def train(
@@ -543,18 +502,6 @@ def _predictor(
     if isinstance(taxonomy, Taxonomy):
         return model, taxonomy
     return model, load_taxonomy(model.bundle.path, None if taxonomy is None else Path(taxonomy))
-
-
-def _refuse(options: Mapping[str, object], target: str) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise UsageError(f"{', '.join(given)} does not apply to {target}; leave it out")
-
-
-def _needed(images: Location | None, target: str) -> Location:
-    if images is None:
-        raise UsageError(f"{target} needs images to label: give images=SOURCE")
-    return images
 
 
 def _image(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -50,7 +50,7 @@ from maskmill.engine.model.files import read_class_names
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
 from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.report.evaluate import Quality, confusion, evaluate
+from maskmill.engine.report.evaluate import Quality, confusion, evaluate_store
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.export.adopt.semantic import bundle_from_onnx
@@ -313,7 +313,7 @@ def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], 
     listed = folder / "scored.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in photos if photo.stem in scored))
     label(predictor, open_source(listed), folder / "store", taxonomy, Selection.conformal(found))
-    return evaluate(LabelStore.open(folder / "store"), labels, taxonomy, workers=usable_processors())
+    return evaluate_store(LabelStore.open(folder / "store"), labels, taxonomy, workers=usable_processors())
 
 
 def summarize(rows: list[Row], counts: np.ndarray, taxonomy: Taxonomy) -> list[dict]:

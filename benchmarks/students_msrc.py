@@ -37,7 +37,7 @@ from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.report.evaluate import evaluate
+from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.trainer.data.corpus import open_corpus
@@ -115,7 +115,7 @@ def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[T
     quality = {}
     for name, selection in selections.items():
         label(predictor, open_source(listed), folder / name, taxonomy, selection)
-        measured = evaluate(LabelStore.open(folder / name), labels, taxonomy)
+        measured = evaluate_store(LabelStore.open(folder / name), labels, taxonomy)
         quality[name] = {key: getattr(measured, key) for key in ("miou_kept", "accuracy_kept", "kept")}
     return taxonomy, quality
 

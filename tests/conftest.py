@@ -12,9 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# `python -m pytest` lists this folder first: libraries that ask for a package named `kernels` would find ours
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-
 
 @pytest.fixture(scope="session")
 def data() -> Path:

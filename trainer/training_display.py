@@ -12,9 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
-from .evaluate import Scores
 from .train import TrainingProgress
 
 
@@ -47,18 +45,6 @@ def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None
     print(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
     if run.interrupted:
         print("interrupted: the run is saved; run the same command again to resume")
-
-
-def print_scores(scores: Scores) -> None:
-    """Print the IoU of each class, and mIoU and accuracy."""
-    table = Table(box=None)
-    for name, side in (("class", "left"), ("pixels", "right"), ("IoU", "right")):
-        table.add_column(name, justify=side, no_wrap=True)
-    for name, pixels, iou in zip(scores.classes, scores.confusion.sum(axis=1), scores.iou, strict=True):
-        if pixels:
-            table.add_row(name, f"{pixels:,}", f"{iou:.3f}")
-    Console().print(table)
-    print(f"{scores.num_images} images: mIoU {scores.miou:.3f}, accuracy {scores.accuracy:.3f}")
 
 
 def _note(run: TrainingProgress) -> str:

@@ -112,7 +112,7 @@ def quality(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], taxonomy: Taxono
     return Quality(confusion=total, targets=taxonomy.targets, num_images=num_images)
 
 
-def evaluate(
+def evaluate_store(
     store: LabelStore,
     labels: LabelFolder,
     taxonomy: Taxonomy,

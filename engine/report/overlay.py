@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,21 @@ def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
         picture.save(Path(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write the picture {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A picture of labels over a photo; a notebook shows it, :meth:`save` writes it."""
+
+    picture: Image.Image
+    """The picture, RGB, with a legend below the photo."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture; the extension decides the format. Raises :class:`UsageError` if it cannot be written."""
+        save_picture(self.picture, path)
+
+    def _repr_png_(self) -> bytes:
+        """Encode the picture for a notebook."""
+        stream = io.BytesIO()
+        self.picture.save(stream, "PNG")
+        return stream.getvalue()

@@ -27,7 +27,7 @@ from ...engine.model.bundle import Bundle
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.predictors.semantic import SemanticPredictor
 from ...engine.report.display import print_calibration
-from ...engine.report.evaluate import Quality, evaluate
+from ...engine.report.evaluate import Quality, evaluate_store
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...engine.store.label_store import LabelStore
 from . import earth
@@ -96,7 +96,7 @@ def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
     for name, selection in selections.items():
         store = folder / "labels" / name
         label(predictor, source, store, taxonomy, selection)
-        quality[name] = evaluate(LabelStore.open(store), truth, taxonomy)
+        quality[name] = evaluate_store(LabelStore.open(store), truth, taxonomy)
     _print_table(quality, console)
 
     figures: dict[str, Any] = {

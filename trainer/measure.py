@@ -1,0 +1,129 @@
+"""Measure labels against true labels: those of a label store, of a training run's student, or of a model.
+
+::
+
+    quality = evaluate("labels", labels="held-out/labels")                         # a store
+    quality = evaluate("run", labels="held-out/labels", images="held-out/images")  # a student
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.inputs.label_maps import LabelFolder
+from ..engine.inputs.sources import open_source
+from ..engine.labeling.selection import Selection
+from ..engine.model.bundle import MANIFEST, Bundle
+from ..engine.model.taxonomy import Taxonomy
+from ..engine.predictors.open import ModelOptions, open_predictor
+from ..engine.report.evaluate import Quality, evaluate_predictor, evaluate_store
+from ..engine.runtimes.open import Provider
+from ..engine.store.label_store import LabelStore
+from ..errors import UsageError
+from ..kernels.processors import usable_processors
+from .bundle import is_run
+from .data.datasets import LabeledImages
+from .evaluate import run_taxonomy, score_images
+from .processes import resolve_device
+from .students.models import load_run
+
+
+def evaluate(
+    target: str | os.PathLike[str] | LabelStore | Bundle,
+    labels: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    ids: Collection[str] | None = None,
+    taxonomy: str | os.PathLike[str] | None = None,
+    tile: int | None = None,
+    overlap: int = 0,
+    provider: Provider = "cpu",
+    precision: str | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Quality:
+    """Measure a label store, a training run or a model against true labels.
+
+    Parameters
+    ----------
+    target
+        A label store, the folder of a run, or a bundle. A run labels ``images`` with its student, a bundle with its
+        model; both keep every pixel.
+    labels, images
+        Folder of the true label maps; source of the images, needed for a run or a bundle.
+    ids, taxonomy
+        Names of the images to use (all if None); class mapping, whose ``[labels]`` table reads ``labels`` of a store
+        or a run.
+    tile, overlap
+        Side and overlap of tiles in pixels, for a run or a bundle.
+    provider, precision, device
+        Runtime and precision of a bundle; device of a run.
+    workers
+        Images in progress at the same time; one per core if None.
+    progress
+        Called with the number of finished images and the total, for a run.
+
+    Raises :class:`UsageError` if nothing matches, sizes differ, or an option does not apply to the target.
+    """
+    names = None if ids is None else frozenset(ids)
+    folder = target.path if isinstance(target, Bundle | LabelStore) else Path(target)
+    num_workers = workers or usable_processors()
+    if isinstance(target, Bundle) or (folder / MANIFEST).is_file():
+        _refuse({"device": device}, "a bundle; choose its runtime with provider")
+        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
+        predictor, classes = open_predictor(folder, None if taxonomy is None else Path(taxonomy), options=options)
+        source = open_source(_needed(images, "a bundle"))
+        return evaluate_predictor(
+            predictor, source, LabelFolder(labels), classes, Selection.argmax(), ids=names, workers=num_workers
+        )
+    if not isinstance(target, LabelStore) and is_run(folder) and not (folder / "labels.lance").exists():
+        _refuse({"precision": precision, "provider": None if provider == "cpu" else provider}, "a training run")
+        return _evaluate_run(folder, _needed(images, "a run"), labels, names, taxonomy, tile, overlap, device, progress)
+    options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
+    _refuse({**options_given, "device": device}, "a label store")
+    store = target if isinstance(target, LabelStore) else LabelStore.open(folder)
+    classes = Taxonomy.from_json(store.classes)
+    if taxonomy is not None:
+        classes = classes.with_labels_of(taxonomy)
+    return evaluate_store(store, LabelFolder(labels), classes, ids=names, workers=num_workers)
+
+
+def _evaluate_run(
+    run: Path,
+    images: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    ids: frozenset[str] | None,
+    taxonomy: str | os.PathLike[str] | None,
+    tile: int | None,
+    overlap: int,
+    device: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> Quality:
+    student = load_run(run)
+    chosen = resolve_device(device)
+    classes = run_taxonomy(student.run)
+    if taxonomy is not None:
+        classes = classes.with_labels_of(taxonomy)
+    labeled = LabeledImages.pair(images, labels, classes, ids=ids)
+    scores = score_images(
+        student.module.to(chosen), labeled, student.run, device=chosen, tile=tile, overlap=overlap, progress=progress
+    )
+    confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student ignores no pixel
+    return Quality(confusion=confusion, targets=scores.classes, num_images=scores.num_images)
+
+
+def _refuse(options: Mapping[str, object], target: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)} does not apply to {target}; leave it out")
+
+
+def _needed(images: str | os.PathLike[str] | None, target: str) -> str | os.PathLike[str]:
+    if images is None:
+        raise UsageError(f"{target} needs images to label: give images=SOURCE (--images SOURCE)")
+    return images
