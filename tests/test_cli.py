@@ -215,7 +215,7 @@ def test_an_interrupt_stores_what_was_done_and_exits_130(home: Path, tmp_path: P
     process.send_signal(stop)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "interrupted: what was under way is stored" in out
+    assert "interrupted: finished images are stored" in out
     done = int(out.split(" images labeled")[0].split()[-1])
     assert 0 < done < 3000
     rest = ok("label", home / "bundle", "photos", "-o", "store", cwd=tmp_path)

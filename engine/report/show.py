@@ -19,32 +19,12 @@ from .overlay import overlay, save_picture, segment_overlay
 from .prompted_picture import prompted_picture
 
 
-def find_uri(store: LabelStore, name: str) -> str:
-    """Find the uri of a labeled image by its uri or file name; raises :class:`UsageError`."""
-    exact, matches = False, []
-    for row in store.inputs():
-        if row.uri == name:
-            exact = True
-            if row.id is None:
-                raise UsageError(f"{name} was rejected ({row.error}: {row.message}); it has no labels")
-            break
-        if row.id is not None and (row.uri.endswith("/" + name) or image_id(row.uri) == name):
-            matches.append(row.uri)
-    if exact:
-        return name
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise UsageError(f"{name} matches {len(matches)} images ({matches[0]}, {matches[1]}, …); give the whole uri")
-    raise UsageError(f"{store.path} holds no image {name}")
-
-
 def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     """Draw the labels of one image over its photo; the default file is ``NAME-labels.png`` in the current folder.
 
     A photo that no longer exists is replaced by gray.
     """
-    uri = find_uri(store, name)
+    uri = store.find(name).uri
     label, _ = store.read(uri)
     try:
         image = _photo(uri, label.shape)
@@ -70,7 +50,7 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
     made = store.run.get("prompts")
     if made is None:
         raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
-    uri = find_uri(store, name)
+    uri = store.find(name).uri
     label, _ = store.read(uri)
     image = _photo(uri, label.shape)
     predictor, _ = open_prompted(replace(options, prompt=format_settings(made)))

@@ -38,8 +38,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...errors import StoreError
+from ...errors import StoreError, UsageError
 from ..inputs.identity import content_id
+from ..inputs.label_maps import image_id
 from ..inputs.sources import Item
 from ..model.png import decode_png
 from ..model.publishing import is_temporary, remove_leftovers
@@ -243,15 +244,34 @@ class LabelStore:
             with self._writing():
                 self._tables["reviews"].merge(review_table(distinct))
 
-    def read(self, uri: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Read label and weight map, (H, W) each, of an input. Raises :class:`StoreError` if it has no labels."""
-        quoted = uri.replace("'", "''")
+    def find(self, name: str) -> InputRow:
+        """Find a labeled input by its uri, by the end of its path, or by its file name with or without extension.
+
+        Raises :class:`UsageError` if no input or more than one matches, or the input was rejected.
+        """
+        quoted = name.replace("'", "''")
         rows = list(self._inputs(f"uri = '{quoted}'"))
         if not rows:
-            raise StoreError(f"{self.path} knows no input {uri}")
+            rows = [
+                row
+                for row in self._inputs("id IS NOT NULL")
+                if row.uri.endswith("/" + name) or image_id(row.uri) == name
+            ]
+        if not rows:
+            raise UsageError(f"{self.path} holds no image {name}")
+        if len(rows) > 1:
+            raise UsageError(
+                f"{name} matches {len(rows)} images of {self.path} ({rows[0].uri}, {rows[1].uri}, …); give the uri"
+            )
         if rows[0].id is None:
-            raise StoreError(f"{uri} has no labels: it was rejected as {rows[0].error}: {rows[0].message}")
-        return self.read_id(rows[0].id)
+            raise UsageError(f"{rows[0].uri} was rejected ({rows[0].error}: {rows[0].message}); it has no labels")
+        return rows[0]
+
+    def read(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Read the label map and the weight map, (H, W) each, of one input, found as by :meth:`find`."""
+        id = self.find(name).id
+        assert id is not None, "found inputs have labels"
+        return self.read_id(id)
 
     def read_id(self, id: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Read label and weight map, (H, W) each, of an image. Raises :class:`StoreError` if there are none."""

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from maskmill.engine.inputs.sources import Item
 from maskmill.engine.store import label_store as store_module
 from maskmill.engine.store.label_store import InputRow, LabelStore, content_id
-from maskmill.errors import StoreError, StoreMismatch
+from maskmill.errors import StoreError, StoreMismatch, UsageError
 
 from ...builders import input_row, label_row, reject_row
 
@@ -229,9 +229,9 @@ def test_an_empty_store_reads_as_empty(store: LabelStore) -> None:
 
 def test_reading_what_is_not_there_says_so(store: LabelStore) -> None:
     store.commit([], [reject_row("bad.jpg")])
-    with pytest.raises(StoreError, match=r"knows no input x\.jpg"):
+    with pytest.raises(UsageError, match=r"holds no image x\.jpg"):
         store.read("x.jpg")
-    with pytest.raises(StoreError, match=r"bad\.jpg has no labels: it was rejected as truncated: cut short"):
+    with pytest.raises(UsageError, match=r"bad\.jpg was rejected \(truncated: cut short\)"):
         store.read("bad.jpg")
     with pytest.raises(StoreError, match="holds no labels of"):
         store.read_id(content_id(b"a"))
