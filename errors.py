@@ -1,28 +1,32 @@
 """Every error a user can meet.
 
-Each message says what was expected, what was got and what to do. The command line prints it on one line and exits
-with 2 where the call was wrong (:class:`UsageError`) and 1 where the work failed; ``--debug`` shows the traceback.
+Each message says what was expected, what was found and what to do. The command line prints it on one line and exits
+with 2 if the call was wrong (:class:`UsageError`) and with 1 if the work failed; ``--debug`` shows the traceback.
 
 ::
 
     MaskmillError
-    ├── UsageError            an option, argument or file does not say what it must
-    │   ├── TaxonomyError     the class mapping is inconsistent, or does not know a label
-    │   └── MissingPackageError   an optional package is needed (names the extra to install)
+    ├── UsageError            an option, argument or file is wrong
+    │   ├── TaxonomyError     a class mapping is inconsistent, or does not know a label
+    │   └── MissingPackageError   an optional package is needed (the message holds the install command)
     ├── BundleError           a model bundle cannot be made, read or trusted
     │   ├── ExportError       a model cannot be exported, converted or built
-    │   └── GateError         a converted model is not the same as its original, or was not shown to be
+    │   └── GateError         a converted model differs from its original, or was never compared with it
     ├── SessionError          a model cannot be loaded or run
-    ├── SourceError           a source of images cannot be listed or read at all
-    ├── ImageError            one image cannot be decoded (carries a kind; recorded, the run goes on)
+    ├── SourceError           a source of images cannot be listed or read
+    ├── ImageError            one image cannot be decoded (recorded with its kind; the run continues)
     ├── CalibrationError      thresholds cannot be computed
-    │   └── CalibrationMismatch   a calibration was made under other conditions than it is used
-    ├── StoreError            the label store cannot be opened, read or written
+    │   └── CalibrationMismatch   a calibration was made under other conditions than it is used in
+    ├── StoreError            a label store cannot be opened, read or written
     │   └── StoreMismatch     the store holds labels made with other options
     └── TrainingError         a student cannot be trained, resumed or read
 """
 
 from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+from urllib.parse import unquote, urlsplit
 
 __all__ = [
     "BundleError",
@@ -40,30 +44,31 @@ __all__ = [
     "TaxonomyError",
     "TrainingError",
     "UsageError",
+    "install_command",
 ]
 
 
 class MaskmillError(Exception):
-    """Base of every error maskmill raises for a reason a user can act on."""
+    """Base of every error that maskmill raises for a reason a user can act on."""
 
     exit_code = 1
 
 
 class UsageError(MaskmillError, ValueError):
-    """An option, argument or input file does not say what it must."""
+    """An option, argument or input file is wrong."""
 
     exit_code = 2
 
 
 class TaxonomyError(UsageError):
-    """The class mapping is inconsistent, or does not know a label it met."""
+    """A class mapping is inconsistent, or does not know a label that it met."""
 
 
 class MissingPackageError(UsageError, ImportError):
-    """An optional package is needed; the message holds the line that installs it."""
+    """An optional package is needed; the message holds the command that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}'; install it with: pip install 'maskmill[{extra}]'")
+        super().__init__(f"{purpose} needs the package '{package}'; install it with: {install_command(extra)}")
         self.package = package
         self.extra = extra
 
@@ -77,7 +82,7 @@ class ExportError(BundleError):
 
 
 class GateError(BundleError):
-    """A converted model differs from its original beyond tolerance, or was never shown not to."""
+    """A converted model differs from its original beyond tolerance, or was never compared with it."""
 
 
 class SessionError(MaskmillError):
@@ -89,10 +94,10 @@ class SourceError(MaskmillError):
 
 
 class ImageError(MaskmillError):
-    """One image cannot be decoded; the run records it and goes on.
+    """One image cannot be labeled; the run records it as a reject and continues.
 
-    ``kind`` is one of ``empty``, ``not-an-image``, ``truncated``, ``too-large``, ``unsupported``, ``unreadable``; of an
-    image that is to be labeled by image-level labels and has none, ``no-labels``.
+    ``kind`` names the reason in a word or two, such as ``empty``, ``not-an-image``, ``truncated``, ``too-large``,
+    ``unsupported`` or ``unreadable``; summaries count rejects by kind.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -101,7 +106,7 @@ class ImageError(MaskmillError):
 
 
 class CalibrationError(MaskmillError):
-    """Thresholds cannot be computed from the images and labels given."""
+    """Thresholds cannot be computed from the given images and labels."""
 
 
 class CalibrationMismatch(CalibrationError):
@@ -109,7 +114,7 @@ class CalibrationMismatch(CalibrationError):
 
 
 class StoreError(MaskmillError):
-    """The label store cannot be opened, read or written."""
+    """A label store cannot be opened, read or written."""
 
 
 class StoreMismatch(StoreError):
@@ -118,3 +123,16 @@ class StoreMismatch(StoreError):
 
 class TrainingError(MaskmillError):
     """A student cannot be trained, resumed or read."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: from the checkout if maskmill was installed from one."""
+    try:
+        origin = json.loads(distribution("maskmill").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, json.JSONDecodeError):
+        origin = {}
+    url = urlsplit(str(origin.get("url", "")))
+    if url.scheme != "file":
+        return f"pip install 'maskmill[{extra}]'"
+    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+    return f"pip install {editable}'{unquote(url.path)}[{extra}]'"

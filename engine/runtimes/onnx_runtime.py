@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import MissingPackageError, SessionError, UsageError
+from ...errors import MissingPackageError, SessionError, UsageError, install_command
 from ..model.bundle import Bundle
 from .base import first_line, shapes_of
 from .device_arrays import array_over, is_device_array
@@ -59,7 +59,7 @@ class OnnxSession:
             names = ", ".join(name for name, full in EXECUTION_PROVIDERS.items() if full in available)
             raise SessionError(
                 f"ONNX Runtime {onnxruntime.__version__} here has no {provider} provider, only {names}; "
-                "install it with: pip uninstall onnxruntime && pip install 'maskmill[gpu]'"
+                f"install it with: pip uninstall onnxruntime && {install_command('gpu')}"
             )
         entry = bundle.file(role, precision)
         path = bundle.path / entry.path

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ...errors import install_command
+
 
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.")] = Path(
@@ -26,7 +28,7 @@ def demo(
     figures = run_demo(output, console=console)
     if student and importlib.util.find_spec("torch") is None:
         typer.echo(
-            "the student needs PyTorch; install it with: pip install '.[demo,train]', then run the demonstration again"
+            f"the student needs PyTorch; install it with: {install_command('demo,train')}, then run the demo again"
         )
     elif student:
         from ..demo.student import run_student
