@@ -62,7 +62,7 @@ WeightOption = Annotated[
     Weight, typer.Option(metavar="NAME", help="Weight of each kept pixel: none (1), confidence or pcos.")
 ]
 LevelsOption = Annotated[
-    int, typer.Option(min=2, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
+    int, typer.Option(min=3, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
 ]
 ShardOption = Annotated[
     str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")

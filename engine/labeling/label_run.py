@@ -26,12 +26,13 @@ import numpy as np
 from ...errors import ImageError, UsageError
 from ...kernels.processors import usable_processors
 from ..calibration.calibration import conditions
+from ..inputs.identity import labels_id
 from ..inputs.sources import Item, Source, shard
 from ..model.png import encode_png
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.segment_everything import SegmentEverything, SegmentMap
-from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore, content_id
+from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore
 from .progress import Progress
 from .selection import Selected, Selection, select, select_segments
 from .thread_stages import Pipeline
@@ -46,8 +47,9 @@ class _Job:
     """State of one input between two stages."""
 
     item: Item
-    id: str | None
-    num_bytes: int
+    condition: str = ""
+    id: str | None = None
+    num_bytes: int = 0
     prepared: Any = None
     score_map: ScoreMap | SegmentMap | None = None
     error: ImageError | None = None
@@ -96,7 +98,7 @@ def label(
     """
     selection.check(predictor, taxonomy)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
-    items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
+    items = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
     return run.execute(items, Writer(run.progress, store), observer)
 
@@ -120,7 +122,7 @@ def segment(
     """
     record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.backend.form}
     store = LabelStore.open_or_create(store_path, record)
-    items = list(islice(store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects), limit))
+    items = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     run = _Run(predictor, source, select_segments, 1, workers, max_pixels)
     return run.execute(items, Writer(run.progress, store), observer)
 
@@ -148,6 +150,18 @@ def dry_run(
 def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
     """Return everything that decides the labels of a store; runs with different records never share a store."""
     return {**conditions(predictor, taxonomy), "classes": taxonomy.to_json(), **selection.record()}
+
+
+def _plan(
+    store: LabelStore,
+    predictor: Predictor | SegmentEverything,
+    source: Source,
+    shard_of: tuple[int, int] | None,
+    retry_rejects: bool,
+    limit: int | None,
+) -> list[Item]:
+    items = store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects, condition=predictor.condition)
+    return list(islice(items, limit))
 
 
 def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
@@ -225,41 +239,47 @@ class _Run:
         return [self._open(item) for item in items]
 
     def _open(self, item: Item) -> _Job:
-        id, num_bytes = None, 0
+        job = _Job(item=item, condition=self._predictor.condition(item.uri))
         try:
             data = self._source.read(item)
-            id, num_bytes = content_id(data), len(data)
+            id = labels_id(data, job.condition)
+            job = replace(job, id=id, num_bytes=len(data))
             with self._claim_lock:
                 known = id in self._claimed or self._known(id)
                 self._claimed.add(id)
             if known:
-                return _Job(item=item, id=id, num_bytes=num_bytes)
+                return job
             image = self._predictor.backend.decode(data, **self._decode_options)
-            prepared = self._predictor.prepare(image, item.uri)
+            return replace(job, prepared=self._predictor.prepare(image, item.uri))
         except ImageError as error:
-            return _Job(item=item, id=id, num_bytes=num_bytes, error=error)
-        return _Job(item=item, id=id, num_bytes=num_bytes, prepared=prepared)
+            return replace(job, error=error)
 
     def _predict(self, jobs: list[_Job]) -> list[_Job]:
         ready = [job for job in jobs if job.prepared is not None]
         maps = iter(self._predictor.run([job.prepared for job in ready])) if ready else iter(())
-        return [
-            job
-            if job.prepared is None
-            else _Job(item=job.item, id=job.id, num_bytes=job.num_bytes, score_map=next(maps))
-            for job in jobs
-        ]
+        return [job if job.prepared is None else replace(job, prepared=None, score_map=next(maps)) for job in jobs]
 
     def _select(self, jobs: list[_Job]) -> list[Done]:
         return [self._finish(job) for job in jobs]
 
     def _finish(self, job: _Job) -> Done:
-        row = InputRow(uri=job.item.uri, size=job.item.size, stamp=job.item.stamp, id=job.id, error=None, message=None)
-        if job.error is not None:
-            row = replace(row, id=None, error=job.error.kind, message=str(job.error))
-        if job.score_map is None or job.id is None:
+        item, error, selected = job.item, job.error, None
+        if job.score_map is not None:
+            try:
+                selected = self._select_maps(job.score_map)
+            except ImageError as fault:
+                error = fault
+        row = InputRow(
+            uri=item.uri,
+            size=item.size,
+            stamp=item.stamp,
+            condition=job.condition,
+            id=job.id if error is None else None,
+            error=None if error is None else error.kind,
+            message=None if error is None else str(error),
+        )
+        if selected is None or job.id is None:
             return Done(input=row, num_bytes=job.num_bytes, id=job.id)
-        selected = self._select_maps(job.score_map)
         height, width = selected.label.shape
         labels = LabelRow(
             id=job.id,

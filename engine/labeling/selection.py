@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...errors import UsageError
+from ...errors import ImageError, UsageError
+from ...kernels.plans.quantize import check_levels
 from ...kernels.types import Rule
 from ..calibration.calibration import Calibration
 from ..inputs.identity import content_id
@@ -26,6 +27,8 @@ from ..predictors.segment_everything import SegmentMap, paint
 
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos"]
+
+_NOT_FINITE = "the model gave scores that are NaN or infinite for this image; check the model, or its precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +63,7 @@ class Selection:
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", np.asarray(self.thresholds, np.float32))
             check_thresholds(self.thresholds)
-        if not 2 <= self.weight_levels <= 256:
-            raise UsageError(f"weight levels must be from 2 to 256, got {self.weight_levels}")
+        check_levels(self.weight_levels)
 
     @classmethod
     def argmax(cls, *, weight: Weight = "none", weight_levels: int = 256) -> Selection:
@@ -144,12 +146,18 @@ class Selected:
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
-    """Decode, select and weight one image on the device of its scores; only two maps and a sum reach the host."""
+    """Decode, select and weight one image on the device of its scores; only two maps and two numbers reach the host.
+
+    Raises :class:`ImageError` of the kind ``not-finite`` for scores with NaN or infinity.
+    """
     backend, ignore = score_map.backend, taxonomy.ignore_index
     with backend.queue():
         label, weight, confidence = _maps(score_map, taxonomy, selection)
         total = backend.xp.where(label == ignore, np.float32(0), confidence).sum(dtype=np.float64)
-        label, weight, total = backend.download(label, weight, total)
+        numbers = backend.xp.stack([total, confidence.min().astype(np.float64)])
+        label, weight, (total, lowest) = backend.download(label, weight, numbers)
+        if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
+            raise ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels
     counts = np.bincount(label.ravel(), minlength=ignore + 1)
     num_kept = label.size - int(counts[ignore])
     return Selected(
@@ -190,7 +198,12 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
 
 
 def select_segments(segments: SegmentMap) -> Selected:
-    """Convert a map of segments to stored form: weight 255 inside a segment, 0 elsewhere."""
+    """Convert a map of segments to stored form: weight 255 inside a segment, 0 elsewhere.
+
+    Raises :class:`ImageError` of the kind ``not-finite`` if the model's scores were not finite.
+    """
+    if not segments.finite:
+        raise ImageError("not-finite", _NOT_FINITE)
     label = paint(segments)
     inside = label > 0
     return Selected(

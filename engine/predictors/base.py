@@ -122,6 +122,10 @@ class Predictor(Protocol):
         """Device that decodes images and holds scores."""
         ...
 
+    def condition(self, uri: str) -> str:
+        """Return the text that decides the scores of this image besides its pixels, "" if nothing does."""
+        ...
+
     def prepare(self, image: Any, uri: str = "") -> Any:
         """Prepare one image for ``run``: HWC uint8 RGB, on the host or on ``backend``; ``uri`` names it."""
         ...

@@ -73,6 +73,8 @@ class SegmentMap:
     """Rows and columns of the logits, from the first, that the image covers."""
     backend: Backend = HOST
     """Device that holds the logits."""
+    finite: bool = True
+    """False if the model gave scores that are not finite, of which no segment is made."""
 
 
 class SegmentEverything:
@@ -122,6 +124,10 @@ class SegmentEverything:
         """Device that decodes images and holds segments."""
         return self._backend
 
+    def condition(self, uri: str) -> str:
+        """Return "": only the pixels decide."""
+        return ""
+
     def prepare(self, image: Any, uri: str = "") -> tuple[Any, tuple[float, float], tuple[int, int]]:
         """Return the encoder's input, the shares of it that the image covers, and the image's size."""
         with self.backend.queue():
@@ -151,6 +157,7 @@ class SegmentEverything:
             size=size,
             extent=extent,
             backend=backend,
+            finite=bool(np.isfinite(known).all()),
         )
 
     def _kept(self, logits: Any, scores: NDArray[np.float32]) -> NDArray[np.int64]:

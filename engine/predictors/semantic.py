@@ -93,6 +93,10 @@ class SemanticPredictor:
         """Compute the scores of one image, HWC uint8 RGB."""
         return self.run([self.prepare(image)])[0]
 
+    def condition(self, uri: str) -> str:
+        """Return "": only the pixels decide."""
+        return ""
+
     def prepare(self, image: Any, uri: str = "") -> Prepared:
         """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; ``uri`` is not used."""
         height, width = image.shape[:2]

@@ -58,7 +58,7 @@ Later features fill columns that are empty today; they add none.
 ===============  ====================================================================================================
 
 Several writers may commit at once: every commit is a merge on the key, nothing is appended. Row numbers change when
-fragments are compacted; the keys are the only way to name a row.
+fragments are compacted; rows are named by their keys alone.
 """
 
 from __future__ import annotations

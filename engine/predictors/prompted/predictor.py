@@ -21,6 +21,7 @@ on the device are downloaded for their hash.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import threading
 import time
@@ -201,6 +202,11 @@ class PromptedPredictor:
     def predict(self, image: NDArray[np.uint8], uri: str = "") -> ScoreMap:
         """Compute the scores of one image, HWC uint8 RGB; ``uri`` names it in the image-level labels."""
         return self.run([self.prepare(image, uri)])[0]
+
+    def condition(self, uri: str) -> str:
+        """Return the image-level labels of an image as text, "" without them."""
+        names = None if self._labels is None else self._labels.find(uri)
+        return "" if names is None else f"image-level labels: {json.dumps(sorted(names), ensure_ascii=False)}"
 
     def prepare(self, image: Any, uri: str = "") -> PreparedPrompted:
         """Resize and normalize one image, HWC uint8 RGB, for the classifier and the encoder.

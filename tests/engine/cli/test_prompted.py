@@ -72,6 +72,25 @@ def test_from_image_level_labels_to_measured_labels(home: Path) -> None:
         assert image.width > 4 * 360
 
 
+def test_the_same_photo_with_other_image_level_labels_is_another_image(home: Path) -> None:
+    folder = home / "twice"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / name).write_bytes((home / "photos" / "1.png").read_bytes())
+    command = ("label-prompted", "--cam", "cam", "--sam", "sam", "--image-labels", "twice.csv", *PROMPTS, "twice",
+               "-o", "twice-store")  # fmt: skip
+    (home / "twice.csv").write_text("image,labels\na.png,red\nb.png,red;green\nc.png,red\n")
+    ok(*command, cwd=home)
+    store = LabelStore.open(home / "twice-store")
+    ids = {Path(row.uri).name: row.id for row in store.inputs()}
+    assert ids["a.png"] == ids["c.png"] != ids["b.png"]
+    labels = {name: set(np.unique(store.read_id(id)[0])) for name, id in ids.items()}
+    assert labels == {"a.png": {0, 1}, "b.png": {0, 1, 2}, "c.png": {0, 1}}
+    (home / "twice.csv").write_text("image,labels\na.png,red\nb.png,green\nc.png,red\n")  # corrected: labeled again
+    ok(*command, cwd=home)
+    assert set(np.unique(LabelStore.open(store.path).read(str(folder / "b.png"))[0])) == {0, 2}
+
+
 def test_other_prompts_are_refused_for_a_store_and_for_a_calibration(home: Path) -> None:
     ok("label-prompted", *MODELS, "photos", "-o", "one", "--limit", "2", cwd=home)
     other = maskmill("label-prompted", *MODELS, "--set", "tau=0.7", "photos", "-o", "one", cwd=home)

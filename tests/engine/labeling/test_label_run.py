@@ -144,6 +144,36 @@ def test_a_calibration_made_with_another_model_is_refused(bundle: Bundle, tmp_pa
     assert not (tmp_path / "store").exists()
 
 
+class _NotFinite:
+    """A session whose scores of dark images are NaN or infinite."""
+
+    kind, artifact, max_batch, threads = "not-finite", "", 1, 1
+
+    def __init__(self, bundle: Bundle, value: float) -> None:
+        self._session, self._value = OnnxSession(bundle), value
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        (scores,) = self._session.run(batch)
+        if batch.mean() < 0.1:
+            scores = scores.copy()
+            scores[0, 1, 5, 5] = self._value
+        return [scores]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_with_scores_that_are_not_finite_is_a_reject(bundle: Bundle, tmp_path: Path, value: float) -> None:
+    write_photos(tmp_path / "photos", 3)
+    for name in ("dark.png", "dark-again.png"):
+        Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(tmp_path / "photos" / name)
+    predictor = SemanticPredictor(bundle, _NotFinite(bundle, value))
+    source = open_source(tmp_path / "photos")
+    run = pipeline.label(predictor, source, tmp_path / "store", Taxonomy.of_model(bundle), Selection.argmax())
+    assert (run.images, run.rejects) == (3, {"not-finite": 2})
+    store = LabelStore.open(tmp_path / "store")
+    assert len(store) == 3
+    assert {"NaN or infinite" in (row.message or "") for row in store.rejects()} == {True}
+
+
 class _Failing:
     """A session that fails at the nth image."""
 
