@@ -25,7 +25,7 @@ with 2 if the call was wrong (:class:`UsageError`) and with 1 if the work failed
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from urllib.parse import unquote, urlsplit
 
 __all__ = [
@@ -127,10 +127,8 @@ class TrainingError(MaskmillError):
 
 def install_command(extra: str) -> str:
     """Return the command that installs an extra: from the checkout if maskmill was installed from one."""
-    try:
-        origin = json.loads(distribution("maskmill").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, json.JSONDecodeError):
-        origin = {}
+    origins = [found.read_text("direct_url.json") for found in distributions(name="maskmill")]
+    origin = next((json.loads(text) for text in origins if text), {})
     url = urlsplit(str(origin.get("url", "")))
     if url.scheme != "file":
         return f"pip install 'maskmill[{extra}]'"
