@@ -8,10 +8,16 @@ from .calibrate import calibrate_thresholds
 from .label import label_corpus, label_prompted, segment_corpus
 from .store import dump, show
 from .taxonomy import draft_taxonomy
+from .verify import verify_store
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Calibration": {"taxonomy": draft_taxonomy, "calibrate": calibrate_thresholds},
-    "Labels": {"label": label_corpus, "label-prompted": label_prompted, "segment": segment_corpus},
+    "Labels": {
+        "label": label_corpus,
+        "label-prompted": label_prompted,
+        "segment": segment_corpus,
+        "verify": verify_store,
+    },
     "Looking": {"show": show},
     "Exchange": {"dump": dump},
 }

@@ -55,6 +55,12 @@ class Table:
             if not path.exists():
                 raise
 
+    def at(self, path: Path) -> Table:
+        """Return the table of another folder with the same schema."""
+        table = Table(path.parent, self.name, self._session)
+        table.path = path
+        return table
+
     def open(self, version: int | str | None = None) -> Any:
         """Open a version by number or tag, or the newest; raises :class:`StoreError` if its manifest is damaged.
 
