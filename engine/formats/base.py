@@ -3,8 +3,8 @@
 A reader opens a label file or folder, lists its images and rasterizes the map of one image when it is asked for::
 
     reader = open_labels("instances.json")          # any format, see maskmill.engine.formats.open
-    reader.classes                                  # {0: "background", 1: "cow", …}: values of the maps
-    label = reader.read(reader.names[0])            # (H, W) uint8 or uint16
+    reader.class_names                              # {0: "background", 1: "cow", …}: values of the maps
+    label = reader.read_labels(reader.names()[0])   # (H, W) uint8 or uint16
 
 A writer is given one batch of labeled images at a time, in any order and from any thread, and assembles what belongs to
 all images at the end. In every format the class name ``ignore`` means: these pixels have no label.
@@ -199,21 +199,25 @@ class LabelReader(ABC):
 
     format: str
 
-    location: str
-    """The file, folder or URL that was opened."""
-    classes: Mapping[int, str]
+    path: str
+    """File, folder or URL that was opened."""
+    class_names: Mapping[int, str]
     """Name of every value that the maps may hold; the ignore value has none."""
-    names: Sequence[str]
+    image_names: Sequence[str]
     """Images with labels, by their names in the file or folder."""
     notes: tuple[str, ...] = ()
     """Decisions that a reader should tell its user, as in "pixels without a shape are background"."""
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.image_names)
+
+    def names(self) -> Sequence[str]:
+        """Return the names of the images that have labels, as the format writes them."""
+        return self.image_names
 
     @abstractmethod
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Rasterize the label map (H, W) uint8 or uint16 of one image of :attr:`names`.
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+        """Rasterize the label map (H, W) uint8 or uint16 of one image of :meth:`names`.
 
         ``size`` is the image's (height, width), for formats that may not state it. Raises :class:`UsageError` if the
         labels are damaged or name an unknown class.

@@ -40,7 +40,7 @@ class CityscapesReader(LabelReader):
     format = "cityscapes"
 
     def __init__(self, location: str) -> None:
-        self.location, self._tree = location, FileTree(location)
+        self.path, self._tree = location, FileTree(location)
         self._files: dict[str, str] = {}
         for suffix in (_POLYGONS, _IDS):
             for name in self._tree.with_suffix(suffix.lower()):
@@ -51,11 +51,11 @@ class CityscapesReader(LabelReader):
         if "labels.json" in self._tree:
             names |= {int(key): value for key, value in json.loads(self._tree.read("labels.json")).items()}
         self._values = {name: value for value, name in names.items()}
-        self.classes = {value: name for value, name in names.items() if value not in _IGNORED}
-        self.names = list(self._files)
+        self.class_names = {value: name for value, name in names.items() if value not in _IGNORED}
+        self.image_names = list(self._files)
         self.notes = ("ids 0 to 3 are ignored",)
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read the ids of an image, or fill its polygons in the order of the file."""
         file = self._files[name]
         where = self._tree.path(file)
@@ -67,7 +67,7 @@ class CityscapesReader(LabelReader):
         else:
             label = self._filled(json.loads(self._tree.read(file)), where)
         label[label < len(_IGNORED)] = 255
-        if unknown := [value for value in np.unique(label).tolist() if value not in self.classes and value != 255]:
+        if unknown := [value for value in np.unique(label).tolist() if value not in self.class_names and value != 255]:
             raise UsageError(f"{where} holds the id {unknown[0]}, which Cityscapes does not have")
         return label
 

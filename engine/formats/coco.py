@@ -45,7 +45,7 @@ class CocoReader(LabelReader):
     format = "coco"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location = location
+        self.path = location
         self._overlaps: Overlaps = options.overlaps or "smaller"
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
@@ -74,8 +74,8 @@ class CocoReader(LabelReader):
         self._order = np.argsort(owners, kind="stable")
         self._first = np.searchsorted(owners[self._order], np.arange(len(numbers) + 1))
         self._classes = ShapeClasses(self._categories.values(), options, drawn=drawn)
-        self.classes = self._classes.by_value
-        self.names = list(self._images)
+        self.class_names = self._classes.by_value
+        self.image_names = list(self._images)
         self.notes = (self._classes.note, "iscrowd regions are ignored", f"overlaps: {self._overlaps} on top")
 
     def _owners(self, numbers: dict[str, int]) -> tuple[NDArray[np.int64], set[str]]:
@@ -87,27 +87,27 @@ class CocoReader(LabelReader):
             if len(images) == len(categories) == 1:
                 image, category = _literal(images[0]), _literal(categories[0])
             else:
-                annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.location}")
+                annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.path}")
                 try:
                     image, category = _key(annotation["image_id"]), _key(annotation["category_id"])
                 except (TypeError, KeyError) as error:
                     raise UsageError(
-                        f"{self.location}, annotation {index}: it needs an image_id and a category_id"
+                        f"{self.path}, annotation {index}: it needs an image_id and a category_id"
                     ) from error
             if image not in numbers or category not in self._categories:
                 raise UsageError(
-                    f"{self.location}, annotation {index}: image {image} or category {category} is not in the file"
+                    f"{self.path}, annotation {index}: image {image} or category {category} is not in the file"
                 )
             owners[index] = numbers[image]
             drawn.add(category)
         return owners, {self._categories[category] for category in drawn}
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the annotations of an image."""
         number, height, width = self._images[name]
         shapes = []
         for index in self._order[self._first[number] : self._first[number + 1]].tolist():
-            where = f"{self.location}, annotation {index} ({name})"
+            where = f"{self.path}, annotation {index} ({name})"
             annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
             label = IGNORE if annotation.get("iscrowd") else self._categories[_key(annotation["category_id"])]
             runs = _runs(annotation.get("segmentation"), height, width, where)

@@ -32,7 +32,7 @@ class CocoPanopticReader(LabelReader):
     format = "coco-panoptic"
 
     def __init__(self, location: str) -> None:
-        self.location = location
+        self.path = location
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
         categories = load_json(self._raw, members["categories"], f"the categories of {location}")
@@ -50,11 +50,11 @@ class CocoPanopticReader(LabelReader):
                 raise UsageError(f"{location}: an annotation names the image {annotation['image_id']}, which is absent")
             self._spans[images[annotation["image_id"]]] = start, stop
         self._maps = FileTree(location.removesuffix(".json"))
-        self.names = list(self._spans)
-        self.classes = dict(enumerate(names))
+        self.image_names = list(self._spans)
+        self.class_names = dict(enumerate(names))
         self.notes = ("pixels without a segment and iscrowd segments are ignored",)
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Translate the segment ids of an image to classes."""
         annotation = load_json(self._raw, self._spans[name], f"the annotation of {name}")
         file = annotation["file_name"]
@@ -67,7 +67,7 @@ class CocoPanopticReader(LabelReader):
             ignored = segment.get("iscrowd") or segment["category_id"] not in self._values
             values[segment["id"]] = self._table.ignore if ignored else self._values[segment["category_id"]]
         if unknown := set(ids.tolist()) - set(values):
-            raise UsageError(f"{self._maps.path(file)} holds the segment {min(unknown)}, which {self.location} lacks")
+            raise UsageError(f"{self._maps.path(file)} holds the segment {min(unknown)}, which {self.path} lacks")
         table = np.array([values[number] for number in ids.tolist()], dtype=self._table.dtype)
         return table[index].reshape(segments.shape)
 

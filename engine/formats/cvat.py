@@ -46,14 +46,14 @@ class CvatReader(LabelReader):
     format = "cvat"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location = location
+        self.path = location
         self._raw = _annotations(location)
         self._spans: dict[str, tuple[int, int]] = {}
         declared, drawn = self._index()
         # labels of shapes that the task did not declare come last
         self._classes = ShapeClasses([*declared, *sorted(drawn)], options, drawn=drawn)
-        self.classes = self._classes.by_value
-        self.names = list(self._spans)
+        self.class_names = self._classes.by_value
+        self.image_names = list(self._spans)
         self.notes = (self._classes.note, "overlaps: the higher z_order on top")
 
     def _index(self) -> tuple[list[str], set[str]]:
@@ -77,7 +77,7 @@ class CvatReader(LabelReader):
             if tag == "image":
                 name, begin = current
                 if not name or name in self._spans:
-                    raise UsageError(f"{self.location}: the image {name!r} has no name, or occurs twice")
+                    raise UsageError(f"{self.path}: the image {name!r} has no name, or occurs twice")
                 self._spans[name] = begin, self._raw.find(b">", parser.CurrentByteIndex) + 1
             path.pop()
 
@@ -87,13 +87,13 @@ class CvatReader(LabelReader):
         try:
             parser.Parse(bytes(self._raw), True)
         except expat.ExpatError as error:
-            raise UsageError(f"{self.location} is not valid XML: {error}") from error
+            raise UsageError(f"{self.path} is not valid XML: {error}") from error
         return declared, drawn
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the shapes of an image."""
         begin, end = self._spans[name]
-        where = f"{self.location}, image {name}"
+        where = f"{self.path}, image {name}"
         try:
             image = ElementTree.fromstring(self._raw[begin:end])
         except ElementTree.ParseError as error:

@@ -47,7 +47,7 @@ class LabelStudioReader(LabelReader):
     format = "label-studio"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location = location
+        self.path = location
         self._raw = read_bytes(location)
         if json_start(self._raw) != "[":
             raise UsageError(f"{location} is not a list of Label Studio tasks; export the project as JSON")
@@ -69,17 +69,17 @@ class LabelStudioReader(LabelReader):
                     raise UsageError(f"{location} holds two tasks for the image {name}")
                 self._tasks[name] = span, annotated
         self._classes = ShapeClasses(sorted(drawn), options, drawn=drawn)
-        self.classes = self._classes.by_value
-        self.names = list(self._tasks)
+        self.class_names = self._classes.by_value
+        self.image_names = list(self._tasks)
         source = "annotations" if edited else "predictions, since nothing was annotated"
         self.notes = (self._classes.note, "overlaps: the later region on top", f"labels are the tasks' {source}")
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the regions of a task; one without regions needs ``size``."""
         span, annotated = self._tasks[name]
         task = load_json(self._raw, span, f"the task of {name}")
         result = (_annotation(task) if annotated else _latest(task.get("predictions"))) or {}
-        where, shapes = f"{self.location}, task of {name}", []
+        where, shapes = f"{self.path}, task of {name}", []
         for region in result.get("result") or ():
             if (labels := _labels(region)) is None:
                 continue

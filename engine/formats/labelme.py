@@ -44,7 +44,7 @@ class LabelmeReader(LabelReader):
     format = "labelme"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location = location
+        self.path = location
         self._overlaps: Overlaps = options.overlaps or "later"
         self._tree = FileTree(location)
         self._files: dict[str, str] = {}
@@ -60,8 +60,8 @@ class LabelmeReader(LabelReader):
         if not self._files:
             raise UsageError(f"{location} holds no labelme file (JSON with `shapes` and `imagePath`)")
         self._classes = ShapeClasses(sorted(drawn), options, drawn=drawn)
-        self.classes = self._classes.by_value
-        self.names = list(self._files)
+        self.class_names = self._classes.by_value
+        self.image_names = list(self._files)
         self.notes = (self._classes.note, f"overlaps: {self._overlaps} on top")
 
     def _load(self, file: str) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ class LabelmeReader(LabelReader):
             raise UsageError(f"{self._tree.path(file)} is not valid JSON: {error}") from error
         return raw if isinstance(raw, dict) and isinstance(raw.get("shapes"), list) else None
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the shapes of an image."""
         file = self._files[name]
         raw, where = self._load(file) or {}, self._tree.path(file)

@@ -39,25 +39,25 @@ class VocReader(LabelReader):
     format = "voc"
 
     def __init__(self, location: str) -> None:
-        self.location, self._tree = location, FileTree(location)
+        self.path, self._tree = location, FileTree(location)
         files = [name for name in self._tree.with_suffix(".png") if "SegmentationClass" in name.split("/")[:-1]]
         if not files:
             raise UsageError(f"{location} has no SegmentationClass/*.png")
         self._files = {_below(name, "SegmentationClass"): name for name in files}
-        self.names = list(self._files)
+        self.image_names = list(self._files)
         maps = [name for name in self._tree.names if name.rsplit("/", 1)[-1] == "labelmap.txt"]
         self._colors: dict[int, int] | None = None
         if maps:
             entries = _labelmap(self._tree.read(maps[0]).decode("utf-8"), self._tree.path(maps[0]))
             self._colors = {_packed(color): value for value, (_, color) in enumerate(entries)}
             self._colors.setdefault(_packed(_BORDER), 255)
-            self.classes = {value: name for value, (name, _) in enumerate(entries)}
+            self.class_names = {value: name for value, (name, _) in enumerate(entries)}
             self.notes = (f"class names and colors come from {maps[0]}",)
         else:
-            self.classes = dict(enumerate(VOC_NAMES))
+            self.class_names = dict(enumerate(VOC_NAMES))
             self.notes = ("class names are those of PASCAL VOC; 255 is ignored",)
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read an index map, or translate the colors of a color map."""
         file = self._files[name]
         with _open(self._tree, file) as image:
@@ -70,7 +70,7 @@ class VocReader(LabelReader):
                     f"{self._tree.path(file)} holds colors ({image.mode}); add labelmap.txt with a line "
                     "`name:red,green,blue::` for each class"
                 )
-        _check_values(label, self.classes, self._tree.path(file))
+        _check_values(label, self.class_names, self._tree.path(file))
         return label
 
 
@@ -78,24 +78,24 @@ class IndexReader(LabelReader):
     """Reads ``labels/*.png`` as :class:`PngWriter` and :class:`FiftyoneWriter` write them."""
 
     def __init__(self, location: str, format: Literal["png", "fiftyone"]) -> None:
-        self.location, self._tree = location, FileTree(location)
+        self.path, self._tree = location, FileTree(location)
         self.format = format
         if format == "png":
             lines = self._tree.read("classes.txt").decode("utf-8").splitlines()
-            self.classes = {int(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in lines if line}
+            self.class_names = {int(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in lines if line}
         else:
             targets = json.loads(self._tree.read("mask_targets.json"))
-            self.classes = {int(value): str(name) for value, name in targets.items()}
+            self.class_names = {int(value): str(name) for value, name in targets.items()}
         self._files = {_below(name, "labels"): name for name in self._tree.names if name.startswith("labels/")}
-        self.names = list(self._files)
-        self.notes = (f"{65535 if len(self.classes) > 255 else 255} is ignored",)
+        self.image_names = list(self._files)
+        self.notes = (f"{65535 if len(self.class_names) > 255 else 255} is ignored",)
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read a map of class indices."""
         with _open(self._tree, self._files[name]) as image:
             label = np.asarray(image)
         label = label if label.dtype == np.uint8 else label.astype(np.uint16)
-        _check_values(label, self.classes, self._tree.path(self._files[name]))
+        _check_values(label, self.class_names, self._tree.path(self._files[name]))
         return label
 
 
@@ -105,24 +105,24 @@ class Ade20kReader(LabelReader):
     format = "ade20k"
 
     def __init__(self, location: str) -> None:
-        self.location, self._tree = location, FileTree(location)
+        self.path, self._tree = location, FileTree(location)
         files = [name for name in self._tree.with_suffix(".png") if "annotations" in name.split("/")[:-1]]
         lists = [name for name in self._tree.names if name.rsplit("/", 1)[-1] == "objectInfo150.txt"]
         if not files or not lists:
             raise UsageError(f"{location} needs annotations/*.png and objectInfo150.txt (the scene parsing challenge)")
         rows = self._tree.read(lists[0]).decode("utf-8").splitlines()[1:]
-        self.classes = {int(row.split("\t")[0]): row.split("\t")[-1].split(",")[0].strip() for row in rows if row}
+        self.class_names = {int(row.split("\t")[0]): row.split("\t")[-1].split(",")[0].strip() for row in rows if row}
         self._files = {_below(name, "annotations"): name for name in files}
-        self.names = list(self._files)
+        self.image_names = list(self._files)
         self.notes = ("value 0 is ignored, values 1 to 150 are the classes of objectInfo150.txt",)
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read a map; 0 becomes 255."""
         file = self._files[name]
         with _open(self._tree, file) as image:
             label = np.array(image.convert("L") if image.mode == "P" and image.palette is None else image)
         label[label == 0] = 255
-        _check_values(label, self.classes, self._tree.path(file))
+        _check_values(label, self.class_names, self._tree.path(file))
         return label
 
 

@@ -144,7 +144,7 @@ class HuggingFaceReader(LabelReader):
     format = "huggingface"
 
     def __init__(self, location: str) -> None:
-        self.location = location
+        self.path = location
         self._lock = threading.Lock()
         self._tree = FileTree(location) if is_folder(location) else None
         files = self._tree.with_suffix(".parquet") if self._tree else [location]
@@ -169,8 +169,8 @@ class HuggingFaceReader(LabelReader):
                                 f"{file}, row {number}: the image's name {name!r} is missing or not unique"
                             )
                         self._rows[name] = file, group, number
-        self.names = list(self._rows)
-        self.classes = dict(enumerate(classes or ()))
+        self.image_names = list(self._rows)
+        self.class_names = dict(enumerate(classes or ()))
         self.notes = (f"label maps come from the column {self._column}",)
 
     def _open(self, file: str) -> pq.ParquetFile:
@@ -182,7 +182,7 @@ class HuggingFaceReader(LabelReader):
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"cannot read {file}: {error}") from error
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Decode the label map of an image."""
         file, group, number = self._rows[name]
         with self._lock:

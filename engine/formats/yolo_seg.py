@@ -30,7 +30,7 @@ class YoloReader(LabelReader):
     format = "yolo-seg"
 
     def __init__(self, location: str, options: ShapeOptions) -> None:
-        self.location = location
+        self.path = location
         self._overlaps: Overlaps = options.overlaps or "smaller"
         self._tree = FileTree(location)
         config = next((name for name in self._tree.names if name.endswith(("data.yaml", "data.yml"))), None)
@@ -44,12 +44,12 @@ class YoloReader(LabelReader):
         drawn = {class_names.get(number, "") for name in files for number in _class_numbers(self._tree.read(name))}
         self._names = class_names
         self._classes = ShapeClasses(class_names.values(), options, drawn=drawn)
-        self.classes = self._classes.by_value
-        self.names = list(self._files)
+        self.class_names = self._classes.by_value
+        self.image_names = list(self._files)
         self.notes = (self._classes.note, f"overlaps: {self._overlaps} on top")
         self._images = {name.rsplit(".", 1)[0]: name for name in self._tree.with_suffix(*IMAGE_SUFFIXES)}
 
-    def read(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the polygons of an image; its size is read from the image beside the labels unless given."""
         file = self._files[name]
         height, width = size or self._size_of(file)
