@@ -31,8 +31,9 @@ import torch
 from msrc import find_data
 
 from maskmill.engine.inputs.label_maps import read_label_map
+from maskmill.engine.labeling.export_labels import export_labels
+from maskmill.engine.labeling.export_names import export_names
 from maskmill.engine.model.png import encode_png
-from maskmill.engine.store.dump import dump_store
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
 from maskmill.trainer.data.datasets import TrainingImages, augment
@@ -133,11 +134,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="maskmill-loading-") as name:
         folder = Path(name)
         store = make_store(data, folder / "store")
-        dump_store(store, folder / "files")
-        ids = {row.uri: row.id for row in store.inputs()}
+        export_labels(store, folder / "files", "png", weights=True)
+        uris = sorted(row.uri for row in store.inputs())
         maps = {
-            uri: (folder / "files" / "labels" / f"{id}.png", folder / "files" / "weights" / f"{id}.png")
-            for uri, id in ids.items()
+            uri: (folder / "files" / "labels" / f"{stem}.png", folder / "files" / "weights" / f"{stem}.png")
+            for uri, (_, stem) in zip(uris, export_names(uris), strict=True)
         }
         corpus = open_corpus(stores=[folder / "store"])
         images = TrainingImages(corpus.streams(), crop=RECIPE.crop, ignore=255, scale=RECIPE.scale, flip=RECIPE.flip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -112,15 +111,13 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "three.png") as picture:
         assert picture.width == 24
 
-    assert "24 label and weight maps written" in ok("dump", store, tmp_path / "files", cwd=home)
-    assert "0 label and weight maps written, 24 there already" in ok("dump", store, tmp_path / "files", cwd=home)
-    with (tmp_path / "files" / "index.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert {Path(row["uri"]).name for row in rows} == {f"{index}.png" for index in range(24)}
-    for row in rows:
-        with Image.open(tmp_path / "files" / "labels" / f"{row['id']}.png") as image:
-            label = np.asarray(image)
-        assert (label != 255).mean() == pytest.approx(float(row["kept"]), abs=1e-5)
+    files = tmp_path / "files"
+    arguments = ("export-labels", store, "--format", "png", "-o", files, "--weights")
+    assert "labels of 24 images written as png" in ok(*arguments, cwd=home)
+    assert "holds a finished export" in maskmill(*arguments, cwd=home).stderr
+    with Image.open(files / "labels" / "3.png") as image, Image.open(files / "weights" / "3.png") as weights:
+        assert image.size == weights.size == (24, 16)
+    assert (files / "classes.txt").read_text().splitlines()[0].startswith("0 ")
 
 
 def test_json_lines_end_with_the_summary(home: Path, tmp_path: Path) -> None:
@@ -168,7 +165,7 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
         ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
         ("evaluate nowhere --labels labels", 1, "nowhere is not a label store"),
         ("show nowhere", 1, "nowhere is not a label store"),
-        ("dump nowhere files", 1, "nowhere is not a label store"),
+        ("export-labels nowhere --format png -o files", 1, "nowhere is not a label store"),
         ("import nowhere.onnx -o new --classes classes.txt", 2, "the model nowhere.onnx does not exist"),
         ("import model.onnx -o bundle --classes classes.txt", 2, "bundle exists already"),
         ("import model.onnx -o new --classes classes.txt --mean 1,2", 2, "--mean must be one number or three"),

@@ -179,7 +179,7 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     ).stdout
     commands = (
         "import", "export", "cam-head", "convert", "gate", "bench", "build", "doctor", "taxonomy", "calibrate", "label",
-        "label-prompted", "segment", "show", "dump", "demo", "train", "evaluate", "predict",
+        "label-prompted", "segment", "show", "export-labels", "demo", "train", "evaluate", "predict",
     )  # fmt: skip
     for command in commands:
         assert command in help_text

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .calibrate import calibrate_thresholds
+from .export_labels import export_labels
 from .label import label_corpus, label_prompted, segment_corpus
-from .store import dump, show
+from .store import show
 from .taxonomy import draft_taxonomy
 from .verify import verify_store
 
@@ -19,6 +20,6 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "verify": verify_store,
     },
     "Looking": {"show": show},
-    "Exchange": {"dump": dump},
+    "Exchange": {"export-labels": export_labels},
 }
 """Commands by the panel of the root help that lists them: panel → name → function."""

@@ -9,7 +9,7 @@ import typer
 
 from ...errors import UsageError
 from ..predictors.open import PromptedOptions
-from .options import CamOption, ImageLabelsOption, JsonOption, SamOption, StoreArgument, print_json
+from .options import CamOption, ImageLabelsOption, SamOption, StoreArgument
 
 
 def show(
@@ -49,24 +49,3 @@ def show(
         typer.echo(f"wrote {write_steps(opened, uri, output, options)}")
     else:
         typer.echo(f"wrote {write_overlay(opened, uri, output)}")
-
-
-def dump(
-    store: StoreArgument,
-    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Write ordinary files: labels/*.png, weights/*.png and index.csv (uri, id, kept).
-
-    The same command again continues where it stopped.
-    """
-    from ..report import display
-    from ..store.dump import dump_store
-    from ..store.label_store import LabelStore
-
-    with display.counter("writing", quiet=as_json) as progress:
-        written, present = dump_store(LabelStore.open(store), output, progress=progress)
-    if as_json:
-        print_json({"written": written, "already_there": present})
-    else:
-        typer.echo(f"{output}: {written} label and weight maps written, {present} there already")

@@ -29,7 +29,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...errors import StoreError, UsageError
+from ...errors import StoreError
 from ..inputs.identity import content_id
-from ..inputs.label_maps import image_id
 from ..inputs.sources import Item
-from ..model.png import decode_png
 from ..model.publishing import is_temporary, remove_leftovers
-from .digests import DIGEST_BYTES, DigestIndex, DigestSet, digest_table
+from .digests import DigestIndex, DigestSet, digest_table
+from .lookup import only_match, unfinished
 from .moments import Moment, moment_of, open_moment, pin_moment, unpin_moment
-from .rows import InputRow, LabelRow, ReviewRow, fingerprint, input_table, label_table, review_table, row_fault, to_row
+from .reviews import current, reviewed_maps
+from .rows import InputRow, LabelRow, ReviewRow, input_table, label_table, review_table, row_fault, to_row
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 from .schema import KEYS, SCHEMAS, covered_columns
 from .table import REPAIR, Table, store_errors
@@ -61,7 +60,6 @@ COMPACT_EVERY = 64
 
 # Lance keeps metadata of versions that are gone; its own limits let a long run grow by hundreds of megabytes
 _CACHE_BYTES = 16 << 20
-_PLAN_CHUNK = 1024
 # input rows that a commit replaces: the file changed, or it was rejected before and is tried again
 _OUTDATED = "source.fingerprint <> target.fingerprint OR target.error IS NOT NULL"
 
@@ -83,6 +81,7 @@ class LabelStore:
         session = lance.Session(index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES)
         self._tables = {name: Table(self.path, name, session) for name in SCHEMAS}
         self._datasets: dict[str, Any] | None = None
+        self._reviews: dict[str, ReviewRow] | None = None
         self._known: DigestSet | None = None
         self._rows: tuple[int, DigestIndex] | None = None
         self._commits = -1
@@ -194,23 +193,10 @@ class LabelStore:
         Only ``inputs.lance`` is read, 16 bytes per input. With ``retry_rejects``, rejects are processed again.
         ``condition`` returns the condition of a uri.
         """
-        digests = []
+        where = "error IS NULL" if retry_rejects else None
         with store_errors(f"cannot read the label store {self.path}"):
-            where = "error IS NULL" if retry_rejects else None
-            for batch in self._dataset("inputs").to_batches(columns=["fingerprint"], filter=where):
-                column = batch.column(0)
-                start = column.offset * DIGEST_BYTES
-                digests.append(column.buffers()[1][start : start + len(column) * DIGEST_BYTES].to_pybytes())
-        finished = DigestIndex(digest_table(b"".join(digests)))
-        del digests
-        return self._unfinished(iter(items), finished, condition or (lambda _: ""))
-
-    @staticmethod
-    def _unfinished(items: Iterator[Item], finished: DigestIndex, condition: Callable[[str], str]) -> Iterator[Item]:
-        while chunk := list(islice(items, _PLAN_CHUNK)):
-            digests = [fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in chunk]
-            for index in np.flatnonzero(finished.find(digest_table(b"".join(digests))) < 0):
-                yield chunk[index]
+            batches = self._dataset("inputs").to_batches(columns=["fingerprint"], filter=where)
+            return unfinished(items, (batch.column(0) for batch in batches), condition or (lambda _: ""))
 
     def has_id(self, id: str) -> bool:
         """Return True if the store holds these labels, as far as this object has seen."""
@@ -251,21 +237,7 @@ class LabelStore:
         """
         quoted = name.replace("'", "''")
         rows = list(self._inputs(f"uri = '{quoted}'"))
-        if not rows:
-            rows = [
-                row
-                for row in self._inputs("id IS NOT NULL")
-                if row.uri.endswith("/" + name) or image_id(row.uri) == name
-            ]
-        if not rows:
-            raise UsageError(f"{self.path} holds no image {name}")
-        if len(rows) > 1:
-            raise UsageError(
-                f"{name} matches {len(rows)} images of {self.path} ({rows[0].uri}, {rows[1].uri}, …); give the uri"
-            )
-        if rows[0].id is None:
-            raise UsageError(f"{rows[0].uri} was rejected ({rows[0].error}: {rows[0].message}); it has no labels")
-        return rows[0]
+        return only_match(self.path, name, rows or self._inputs("id IS NOT NULL"))
 
     def read(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Read the label map and the weight map, (H, W) each, of one input, found as by :meth:`find`."""
@@ -274,12 +246,24 @@ class LabelStore:
         return self.read_id(id)
 
     def read_id(self, id: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Read label and weight map, (H, W) each, of an image. Raises :class:`StoreError` if there are none."""
+        """Read label and weight map as :meth:`maps` does. Raises :class:`StoreError` if there are none."""
         (row,) = self.take([id])
+        return self.maps(row)
+
+    def maps(self, row: LabelRow, *, reviewed: bool = True) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Decode label and weight map, (H, W) each, of a row of :meth:`take`.
+
+        Pixels that a person corrected win, with full weight; ``reviewed=False`` returns what the model made. Raises
+        :class:`StoreError` if the row is damaged.
+        """
+        reviews = self._reviews
+        if reviews is None:
+            with self._lock:
+                reviews = self._reviews = self.current_reviews()
         try:
-            return decode_png(row.label), decode_png(row.weight)
+            return reviewed_maps(row, reviews.get(row.id) if reviewed else None, self.run.get("classes"))
         except ValueError as error:
-            raise StoreError(f"the maps of {id} in {self.path} cannot be read: {error}; {REPAIR}") from error
+            raise StoreError(f"the maps of {row.id} in {self.path} cannot be read: {error}; {REPAIR}") from error
 
     def __len__(self) -> int:
         """Return the number of labeled images."""
@@ -341,10 +325,7 @@ class LabelStore:
 
     def current_reviews(self) -> dict[str, ReviewRow]:
         """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
-        latest: dict[str, ReviewRow] = {}
-        for row in sorted(self.reviews(), key=lambda row: (row.time, row.reviewer)):
-            latest[row.id] = row
-        return {id: row for id, row in latest.items() if row.verdict != "withdrawn"}
+        return current(self.reviews())
 
     def summary(self) -> dict[str, Any]:
         """Count ``inputs``, ``images``, ``rejects`` by kind, ``reviewed`` images and ``bytes`` on disk."""
@@ -404,7 +385,7 @@ class LabelStore:
             try:
                 yield
             finally:
-                self._datasets = None
+                self._datasets = self._reviews = None
             if self._commits < 0:
                 # short runs leave fragments as well
                 self._commits = self._tables["inputs"].num_small_fragments() - 1

@@ -29,7 +29,6 @@ from ...engine.inputs.identity import labels_id
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.label_maps import LabelFolder, read_label_map, select_ids
 from ...engine.inputs.sources import Item, Source, open_source
-from ...engine.model.png import decode_png
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import InputRow, LabelStore
 from ...errors import MaskmillError, TrainingError, UsageError
@@ -202,7 +201,8 @@ class StoredImages:
             data = self._source.read(item)
             if not row.id == id == labels_id(data, condition):
                 raise TrainingError(f"{item.uri} has changed since it was labeled; run `maskmill label` again")
-            image, label, weight = decode_image(data), decode_png(row.label), decode_png(row.weight)
+            image = decode_image(data)
+            label, weight = self.store.maps(row)
             if label.shape != image.shape[:2]:
                 raise TrainingError(
                     f"the labels of {item.uri} are {label.shape[1]}x{label.shape[0]} px, the image is "

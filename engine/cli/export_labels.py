@@ -1,0 +1,77 @@
+"""Commands that exchange labels with other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..formats.base import Ignored, ImageMode
+from ..formats.open import OutputFormat
+from .options import JsonOption, StoreArgument, WorkersOption, print_json
+
+
+def export_labels(
+    store: StoreArgument,
+    format: Annotated[
+        OutputFormat, typer.Option("--format", metavar="FORMAT", help="Format to write; docs/formats.md lists them.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the files.")],
+    images: Annotated[
+        ImageMode | None,
+        typer.Option(
+            "--images", metavar="MODE", help="Photos beside the labels: copy, link or none.", show_default="by format"
+        ),
+    ] = None,
+    min_kept: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Leave out images with fewer labeled pixels.")
+    ] = 0.0,
+    weights: Annotated[bool, typer.Option("--weights", help="Write the weight maps as well.")] = False,
+    ignored: Annotated[
+        Ignored | None,
+        typer.Option(
+            metavar="FATE",
+            help="Pixels without a label, in formats that cannot mark them: drop (no shape), background, or class "
+            "(a class named ignore).",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Calibration of the labels; its report goes into the certificate.", show_default=False
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write labels as COCO, VOC, YOLO, CVAT, Label Studio or other files, with a certificate.
+
+    The same command again continues where it stopped. `maskmill verify DIR` compares the files with the certificate.
+    """
+    from ..calibration.calibration import Calibration
+    from ..labeling.export_labels import export_labels as export
+    from ..report import display
+    from ..store.label_store import LabelStore
+
+    with display.counter("exporting", quiet=as_json) as progress:
+        summary = export(
+            LabelStore.open(store),
+            output,
+            format,
+            images=images,
+            min_kept=min_kept,
+            weights=weights,
+            ignored=ignored,
+            calibration=Calibration.load(calibration) if calibration else None,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"images": summary.num_images, "before": summary.num_before, "skipped": dict(summary.skipped)})
+        return
+    before = f" ({summary.num_before} of them before an interruption)" if summary.num_before else ""
+    typer.echo(f"{output}: labels of {summary.num_images} images written as {format}{before}")
+    for reason, number in sorted(summary.skipped.items()):
+        typer.echo(f"left out, {reason}: {number}")

@@ -1,0 +1,155 @@
+"""The certificate of an export: promises, calibration, origin and hashes, checked where the labels arrive.
+
+``labels.cert.json`` lies beside the labels. ``labels.sha256`` lists the hash of every other file in the form of
+``sha256sum``, and the certificate holds the hash of that list and a seal over its own text. A seal shows that a file
+changed; it does not prove who wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...errors import StoreError, UsageError
+from ..calibration.calibration import Calibration
+from ..formats.open import CERTIFICATE
+from ..inputs.identity import content_id
+from ..model.files import sha256
+from ..model.publishing import write_atomically
+from ..store.label_store import LabelStore
+
+HASHES = "labels.sha256"
+FORMAT_VERSION = 1
+
+_PIXEL = (
+    "Heuristic: each prediction set misses the true class on about {alpha} of the pixels of images like those of the "
+    "calibration. Pixels of one image depend on each other, so this is measured and not guaranteed. It does not bound "
+    "the error of the labels."
+)
+_IMAGE = (
+    "Guarantee: averaged over images exchangeable with those of the calibration, at most {alpha} of an image's pixels "
+    "have a prediction set that misses the true class (conformal risk control). It does not bound the error of the "
+    "labels."
+)
+_IMAGE_BY_CLASS = (
+    "Guarantee per class with a threshold of its own: averaged over images exchangeable with those of the calibration, "
+    "at most {alpha} of the class's pixels in an image have a prediction set that misses it. Classes seen in too few "
+    "images share a threshold, without a guarantee. It does not bound the error of the labels."
+)
+
+
+def make_certificate(
+    store: LabelStore, export: Mapping[str, Any], calibration: Calibration | None = None
+) -> dict[str, Any]:
+    """Return the certificate of an export as plain data, without hashes of files.
+
+    Raises :class:`UsageError` if ``calibration`` is not the one that the labels were made with.
+    """
+    run = store.run
+    reviews = store.current_reviews().values()
+    if calibration is not None:
+        _check_same(run, calibration)
+    return {
+        "format_version": FORMAT_VERSION,
+        "maskmill": version("maskmill"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "export": dict(export),
+        "promise": promise(run),
+        "calibration": {
+            "record": run.get("calibration"),
+            "thresholds": run.get("thresholds"),
+            "report": None if calibration is None else calibration.report,
+        },
+        "drift": None,
+        "reviews": {
+            "images": len(reviews),
+            "reviewers": sorted({review.reviewer for review in reviews}),
+        },
+        "origin": {key: value for key, value in run.items() if key not in ("calibration", "thresholds")},
+    }
+
+
+def promise(run: Mapping[str, Any]) -> str:
+    """Return what a store's labels promise, in words."""
+    if run.get("select") != "conformal":
+        kind = "above a confidence that was chosen by hand" if run.get("select") == "threshold" else "of every pixel"
+        return f"None: the labels are the model's best class {kind}; nothing was calibrated."
+    record = run.get("calibration") or {}
+    alpha = record.get("alpha", "the calibration's alpha")
+    if record.get("unit") != "image":
+        return _PIXEL.format(alpha=alpha)
+    return (_IMAGE if record.get("group") == "pooled" else _IMAGE_BY_CLASS).format(alpha=alpha)
+
+
+def write_certificate(folder: Path, certificate: Mapping[str, Any], hashes: Iterator[tuple[str, str]]) -> None:
+    """Write ``labels.sha256`` from (file, hash) pairs, then the sealed certificate, which completes the export."""
+    temporary = folder / f"{HASHES}.tmp"
+    digest, number = hashlib.sha256(), 0
+    with temporary.open("wb") as stream:
+        for name, value in hashes:
+            line = f"{value}  {name}\n".encode()
+            stream.write(line)
+            digest.update(line)
+            number += 1
+    os.replace(temporary, folder / HASHES)
+    record = {**certificate, "files": {"list": HASHES, "number": number, "sha256": digest.hexdigest()}}
+    text = json.dumps({**record, "seal": _seal(record)}, indent=2, ensure_ascii=False)
+    write_atomically(folder / CERTIFICATE, f"{text}\n".encode())
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """Result of :func:`verify_export`."""
+
+    certificate: Mapping[str, Any]
+    """The certificate."""
+    num_files: int
+    """Files that were compared with their hashes."""
+    faults: tuple[str, ...]
+    """One line per damaged or missing file; empty if everything is as it was written."""
+
+
+def verify_export(folder: Path) -> ExportCheck:
+    """Compare every file of an export with the hashes it was written with; raises :class:`StoreError` without them."""
+    try:
+        raw = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
+        seal = raw.pop("seal")
+        lines = (folder / HASHES).read_bytes()
+        files = raw["files"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise StoreError(f"{folder} has no certificate that can be read: {error}; ask for the export again") from error
+    faults = []
+    if seal != _seal(raw):
+        faults.append(f"{CERTIFICATE} was changed after it was written")
+    if hashlib.sha256(lines).hexdigest() != files["sha256"]:
+        faults.append(f"{HASHES} was changed after it was written")
+    number = 0
+    for line in lines.decode("utf-8", "replace").splitlines():
+        value, _, name = line.partition("  ")
+        number += 1
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif sha256(path) != value:
+            faults.append(f"{name} was changed after it was written")
+    return ExportCheck(raw, number, tuple(faults))
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _check_same(run: Mapping[str, Any], calibration: Calibration) -> None:
+    made_with = (run.get("thresholds") or {}).get("sha")
+    if made_with != content_id(calibration.thresholds.tobytes()):
+        raise UsageError(
+            "the calibration is not the one that the labels were made with: its thresholds differ; give that one, or "
+            "leave out --calibration"
+        )

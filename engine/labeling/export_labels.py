@@ -1,0 +1,282 @@
+"""Write the labels of a store as files that other tools read.
+
+::
+
+    summary = export_labels(LabelStore.open("labels"), "out", "coco")
+    summary.num_images, summary.skipped
+
+The images go through a writer of :mod:`maskmill.engine.formats` in batches, on several threads and in a fixed order.
+What a batch adds to files of the whole export (a COCO file's annotations) goes to ``OUT/.export/parts.jsonl`` until the
+end, so that memory does not grow and the same call continues after an interruption. The certificate is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+from ...errors import StoreError, UsageError
+from ...kernels.processors import usable_processors
+from ..calibration.calibration import Calibration
+from ..formats.base import FileSink, Ignored, ImageMode, LabelClasses, LabeledImage, Writer, WriterOptions
+from ..formats.open import CERTIFICATE, WRITERS, OutputFormat
+from ..inputs.identity import labels_id
+from ..inputs.ordered_map import ordered_map
+from ..inputs.sources import Item, Source, open_source
+from ..model.publishing import write_atomically
+from ..store.label_store import LabelStore
+from .certificate import make_certificate, write_certificate
+from .export_names import export_names
+
+_STATE = ".export"
+_CHUNK = 64
+"""Images that one task of a thread reads from the store with one query."""
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """Result of an export."""
+
+    num_images: int
+    """Images in the export."""
+    num_before: int
+    """Those of them that an earlier, interrupted call had written."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Images left out, by reason."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    uri: str
+    id: str
+    condition: str
+    name: str
+    stem: str
+
+
+def export_labels(
+    store: LabelStore,
+    output: str | os.PathLike[str],
+    format: OutputFormat,
+    *,
+    images: ImageMode | None = None,
+    min_kept: float = 0.0,
+    weights: bool = False,
+    ignored: Ignored | None = None,
+    calibration: Calibration | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportSummary:
+    """Export the labels of a store, reviewed pixels included.
+
+    Parameters
+    ----------
+    store
+        The label store.
+    output
+        A new or empty folder, or that of an interrupted export with the same options, which is continued.
+    format
+        One of :data:`maskmill.engine.formats.open.OutputFormat`.
+    images
+        Photos beside the labels; None: the format's own default (none, or copies in formats that embed photos).
+    min_kept
+        Smallest share of pixels with a label, in [0, 1]; images below it are left out, reviewed images never are.
+    weights
+        Write the weight maps as well, if the format has a place for them.
+    ignored
+        Fate of pixels without a label in formats that cannot mark them.
+    calibration
+        The calibration of the labels, whose coverage report goes into the certificate.
+    workers
+        Images in progress at once; None: the number of usable processors.
+    progress
+        Called with (images done, images in all).
+
+    Raises :class:`UsageError` for options that the format cannot follow or a folder that holds something else, and
+    :class:`StoreError` if the store cannot be read or the folder cannot be written.
+    """
+    if format not in WRITERS:
+        raise UsageError(f"unknown format {format!r}; expected one of {', '.join(get_args(OutputFormat))}")
+    kind = WRITERS[format]
+    classes = LabelClasses(names=tuple(store.classes["targets"]), background=store.classes["background"])
+    options = WriterOptions(classes=classes, images=images or kind.image_modes[0], weights=weights, ignored=ignored)
+    writer = kind(options)
+    covers_background = ignored in ("background", "class") and classes.background is not None
+    record = {
+        "format": format,
+        "images": options.images,
+        "min_kept": min_kept,
+        "weights": weights,
+        "ignored": ignored,
+        "uncovered": "background" if covers_background else "ignore",
+        "background": None if classes.background is None else classes.names[classes.background],
+        "classes": list(classes.names),
+        "ignore": classes.ignore,
+    }
+    certificate = make_certificate(store, record, calibration)
+    folder = Path(output)
+    try:
+        job = _Job(store, folder, writer, record, min_kept)
+        job.run(workers or usable_processors(), progress)
+        writer.finish(job.parts, job.sink)
+        certificate["export"].update(num_images=len(job.entries), skipped=dict(job.skipped))
+        write_certificate(folder, certificate, job.hashes())
+        shutil.rmtree(folder / _STATE)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder}: {error}; the files so far are kept, run the same command again to continue"
+        ) from error
+    return ExportSummary(len(job.entries), job.num_before, job.skipped)
+
+
+class _Job:
+    """The plan of an export and its journal."""
+
+    def __init__(
+        self, store: LabelStore, folder: Path, writer: Writer, record: dict[str, Any], min_kept: float
+    ) -> None:
+        self._store, self._folder, self._writer = store, folder, writer
+        self._state = folder / _STATE
+        self._journal = self._state / "parts.jsonl"
+        self.sink = FileSink(folder)
+        self.skipped: Counter[str] = Counter()
+        self._check_folder(record)
+        if not (self._state / "plan.jsonl").is_file():
+            self._make_plan(min_kept)
+        plan = (self._state / "plan.jsonl").read_text(encoding="utf-8").splitlines()
+        self.skipped.update(json.loads(plan[0]))
+        self.entries = [_Entry(*json.loads(line)) for line in plan[1:]]
+        if not self.entries:
+            counts = ", ".join(f"{reason}: {number}" for reason, number in self.skipped.items())
+            raise UsageError(f"{store.path} holds no image to export ({counts or 'it is empty'})")
+        self._batches = [
+            self.entries[start : start + writer.batch] for start in range(0, len(self.entries), writer.batch)
+        ]
+        self._num_done = self._repair_journal()
+        self.num_before = min(self._num_done * writer.batch, len(self.entries))
+
+    def _check_folder(self, record: dict[str, Any]) -> None:
+        """Make the folder, or check that it holds the same export, interrupted."""
+        made_with = {"export": record, "run": self._store.run, "store": str(self._store.path.resolve())}
+        text = json.dumps(made_with, sort_keys=True)
+        options = self._state / "options.json"
+        if options.is_file():
+            if options.read_text(encoding="utf-8") != text:
+                raise UsageError(
+                    f"{self._folder} holds an interrupted export of another store or with other options; choose "
+                    "another folder, or delete it"
+                )
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if any(self._folder.iterdir()):
+            done = (self._folder / CERTIFICATE).is_file()
+            raise UsageError(
+                f"{self._folder} {'holds a finished export' if done else 'is not empty'}; choose a new folder"
+            )
+        self._state.mkdir()
+        write_atomically(options, text.encode())
+
+    def _make_plan(self, min_kept: float) -> None:
+        """Write the list of images; a continued export keeps it, even if the store has grown."""
+        table = self._store.table(["id", "kept"])
+        kept = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
+        reviews = self._store.current_reviews()
+        labeled, skipped = [], Counter()
+        for row in self._store.inputs():
+            if row.id is None:
+                skipped["rejected input"] += 1
+            elif row.id in reviews and reviews[row.id].verdict == "rejected":
+                skipped["rejected by a reviewer"] += 1
+            elif row.id not in reviews and kept[row.id] < min_kept:
+                skipped["below --min-kept"] += 1
+            else:
+                labeled.append((row.uri, row.id, row.condition))
+        labeled.sort()
+        names = export_names([uri for uri, _, _ in labeled])
+        lines = [json.dumps(skipped)]
+        lines += [json.dumps([*entry, *name]) for entry, name in zip(labeled, names, strict=True)]
+        write_atomically(self._state / "plan.jsonl", "\n".join(lines).encode())
+
+    def _repair_journal(self) -> int:
+        """Cut off a line that was not finished; returns the number of whole lines."""
+        if not self._journal.exists():
+            return 0
+        number = size = 0
+        with self._journal.open("rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                number, size = number + 1, size + len(line)
+        os.truncate(self._journal, size)
+        return number
+
+    def run(self, workers: int, progress: Callable[[int, int], None] | None) -> None:
+        """Write the batches that the journal lacks."""
+        size = self._writer.batch
+        per_chunk = max(1, _CHUNK // size)
+        starts = range(self._num_done, len(self._batches), per_chunk)
+        done = self.num_before
+        source = Source(str(self._store.path))
+        with self._journal.open("a", encoding="utf-8") as stream:
+            write = lambda start: self._write(start, start + per_chunk, source)  # noqa: E731
+            for lines in ordered_map(write, starts, workers):
+                stream.writelines(lines)
+                stream.flush()
+                done = min(done + len(lines) * size, len(self.entries))
+                if progress is not None:
+                    progress(done, len(self.entries))
+
+    def _write(self, start: int, stop: int, source: Source) -> list[str]:
+        batches = self._batches[start:stop]
+        rows = iter(self._store.take([entry.id for batch in batches for entry in batch]))
+        lines = []
+        for index, batch in enumerate(batches, start=start):
+            sink = FileSink(self._folder)
+            part = self._writer.write(index, [self._image(entry, next(rows), source) for entry in batch], sink)
+            lines.append(json.dumps({"part": part, "files": sink.files}, ensure_ascii=False) + "\n")
+        return lines
+
+    def _image(self, entry: _Entry, row: Any, source: Source) -> LabeledImage:
+        label, weight = self._store.maps(row)
+        options = self._writer.options
+        return LabeledImage(
+            name=entry.name,
+            stem=entry.stem,
+            label=label,
+            weight=weight if options.weights else None,
+            score=row.confidence,
+            data=self._photo(entry, source) if options.images == "copy" else None,
+            path=entry.uri if "://" not in entry.uri and "::" not in entry.uri else None,
+        )
+
+    def _photo(self, entry: _Entry, source: Source) -> bytes:
+        data = source.read(self._members.get(entry.uri, Item(entry.uri)))
+        if labels_id(data, entry.condition) != entry.id:
+            raise StoreError(f"{entry.uri} has changed since it was labeled; run `maskmill label` again")
+        return data
+
+    @cached_property
+    def _members(self) -> dict[str, Item]:
+        """Photos in archives, whose offsets a store does not keep."""
+        archives = sorted({entry.uri.split("::", 1)[0] for entry in self.entries if "::" in entry.uri})
+        return {item.uri: item for archive in archives for item in open_source(archive)}
+
+    def parts(self) -> Iterator[str]:
+        """Yield the parts of all batches, in order."""
+        with self._journal.open(encoding="utf-8") as stream:
+            for line in stream:
+                yield json.loads(line)["part"]
+
+    def hashes(self) -> Iterator[tuple[str, str]]:
+        """Yield (file, sha256) of every file of the export."""
+        with self._journal.open(encoding="utf-8") as stream:
+            for line in stream:
+                yield from json.loads(line)["files"].items()
+        yield from self.sink.files.items()
