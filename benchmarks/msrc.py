@@ -41,7 +41,8 @@ from maskmill.engine.calibration.calibrate import calibrate, true_scores
 from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
 from maskmill.engine.calibration.thresholds import fit_thresholds
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
+from maskmill.engine.inputs.label_maps import read_label_map
+from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.ordered_map import ordered_map
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label

@@ -50,7 +50,8 @@ from maskmill.engine.calibration.score_spill import ScoreSpill
 from maskmill.engine.calibration.thresholds import Group, fit_thresholds
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.inputs.label_maps import LabelFolder, read_label_map
+from maskmill.engine.inputs.label_maps import read_label_map
+from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec
 from maskmill.engine.model.files import read_class_names

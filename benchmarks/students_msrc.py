@@ -31,7 +31,7 @@ from msrc import adopt, find_data
 from students import Results
 
 from maskmill.engine.calibration.calibrate import calibrate
-from maskmill.engine.inputs.label_maps import LabelFolder
+from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection

@@ -1,4 +1,4 @@
-"""Which classes an image shows, as somebody wrote down: image-level labels.
+"""Image-level labels: the classes that each image shows, as a person wrote them down.
 
 ::
 
@@ -6,18 +6,19 @@
     labels.classes_of("/photos/1.jpg", ("cow", "horse"))      # indices of the classes it shows
 
 =================  ==================================================================================================
-``labels.csv``     a row an image, its name in the column ``image``: names separated by ``;`` in a column ``labels``, or
-                   a column of 0 and 1 for each class
-``labels.jsonl``   a line an image: ``{"image": "1.jpg", "labels": ["cow", "horse"]}``
+``labels.csv``     a row per image, its name in the column ``image``: class names separated by ``;`` in a column
+                   ``labels``, or a column of 0 and 1 per class
+``labels.jsonl``   a line per image: ``{"image": "1.jpg", "labels": ["cow", "horse"]}``
 ``instances.json`` a COCO file: an image shows the categories of its annotations
 =================  ==================================================================================================
 
-Images are found as label maps are: at the same place below any folder or, failing that, by file name.
+Names are compared by their tails, see :mod:`.names`.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,39 +26,38 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ImageError, UsageError
-from .label_maps import NameIndex, pairing_key
+from ..model.files import read_text
+from .names import NameIndex
 
 _NEGATIVE, _POSITIVE = ("", "0", "-1", "false", "no"), ("1", "true", "yes")
 
 
 class ImageLabels:
-    """Class names of images; ``what`` says in errors where they come from."""
+    """Class names of images; ``origin`` names their file in messages."""
 
-    def __init__(self, names: Mapping[str, frozenset[str]], what: str) -> None:
-        self.what = what
+    def __init__(self, names: Mapping[str, frozenset[str]], origin: str) -> None:
+        self.origin = origin
+        """File of the labels."""
         self.names = frozenset().union(*names.values())
         """Every class that an image shows."""
-        self._index = NameIndex({pairing_key(image): shown for image, shown in names.items()}, f"images in {what}")
+        self._index = NameIndex(names, f"images in {origin}")
 
     def __len__(self) -> int:
         return len(self._index)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImageLabels:
-        """Read a file; :class:`UsageError` says which line is not as it must be."""
+        """Read a file; raises :class:`UsageError` naming the line that is not as expected."""
         file = Path(path)
         reader = {".csv": _read_csv, ".jsonl": _read_lines, ".json": _read_coco}.get(file.suffix.lower())
         if reader is None:
             raise UsageError(f"image-level labels are a .csv, .jsonl or COCO .json file, got {file.name}")
         names: dict[str, frozenset[str]] = {}
-        try:
-            with file.open(encoding="utf-8-sig", newline="") as stream:
-                for image, shown in reader(file, stream):
-                    if image in names:
-                        raise UsageError(f"{file} lists the image {image} twice")
-                    names[image] = frozenset(shown)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the image-level labels {file}: {error}") from error
+        text = read_text(file, "the image-level labels")
+        for image, classes in reader(file, io.StringIO(text, newline="")):
+            if image in names:
+                raise UsageError(f"{file} lists the image {image} twice")
+            names[image] = frozenset(classes)
         if not names:
             raise UsageError(f"{file} lists no image")
         return cls(names, str(file))
@@ -66,40 +66,44 @@ class ImageLabels:
         """Raise :class:`UsageError` unless every class that an image shows is one of ``classes``."""
         if unknown := sorted(self.names - set(classes)):
             raise UsageError(
-                f"{self.what} names classes that the model does not have: {', '.join(unknown[:8])}; "
+                f"{self.origin} names classes that the model does not have: {', '.join(unknown[:8])}; "
                 f"it has {', '.join(classes)}"
             )
 
     def find(self, uri: str) -> frozenset[str] | None:
-        """Names of the classes that an image shows; None for an image that is not listed."""
+        """Return the names of the classes that an image shows; None for an image that is not listed."""
         return self._index.find(uri)
 
     def classes_of(self, uri: str, classes: Sequence[str]) -> list[int]:
-        """Indices in ``classes`` of those that an image shows, ascending.
+        """Return the indices in ``classes`` of those that an image shows, ascending.
 
         Raises :class:`ImageError` of the kind ``no-labels`` for an image that is not listed.
         """
-        shown = self.find(uri)
-        if shown is None:
-            raise ImageError("no-labels", f"{self.what} does not list {uri}; add it, with no classes if it shows none")
-        return [index for index, name in enumerate(classes) if name in shown]
+        names = self.find(uri)
+        if names is None:
+            similar = self._index.similar(uri)
+            hint = f" (it lists {similar[0]})" if similar else ""
+            raise ImageError(
+                "no-labels", f"{self.origin} does not list {uri}{hint}; add it, with no classes if it shows none"
+            )
+        return [index for index, name in enumerate(classes) if name in names]
 
 
 def _read_csv(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     reader = csv.DictReader(stream)
     columns = list(reader.fieldnames or ())
     if "image" not in columns or len(columns) < 2:
-        raise UsageError(f"{path} needs a first line with `image,labels`, or `image` and a column for each class")
+        raise UsageError(f"{path} needs a first line with `image,labels`, or `image` and a column per class")
     for row in reader:
-        where = f"{path}, line {reader.line_num}"
+        place = f"{path}, line {reader.line_num}"
         if not row["image"] or None in row:
-            raise UsageError(f"{where}: expected {len(columns)} values, the first an image's name")
+            raise UsageError(f"{place}: expected {len(columns)} values, the first an image's name")
         if columns == ["image", "labels"]:
             yield row["image"], [name.strip() for name in (row["labels"] or "").split(";") if name.strip()]
             continue
         values = {name: (row[name] or "").strip().lower() for name in columns if name != "image"}
-        if odd := [name for name, value in values.items() if value not in _NEGATIVE + _POSITIVE]:
-            raise UsageError(f"{where}: {odd[0]} is {values[odd[0]]!r}, expected 0 or 1")
+        if faulty := [name for name, value in values.items() if value not in _NEGATIVE + _POSITIVE]:
+            raise UsageError(f"{place}: {faulty[0]} is {values[faulty[0]]!r}, expected 0 or 1")
         yield row["image"], [name for name, value in values.items() if value in _POSITIVE]
 
 
@@ -121,10 +125,10 @@ def _read_coco(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     try:
         raw = json.load(stream)
         categories = {category["id"]: category["name"] for category in raw["categories"]}
-        shown: dict[Any, set[str]] = {image["id"]: set() for image in raw["images"]}
+        classes: dict[Any, set[str]] = {image["id"]: set() for image in raw["images"]}
         for annotation in raw["annotations"]:
-            shown[annotation["image_id"]].add(categories[annotation["category_id"]])
+            classes[annotation["image_id"]].add(categories[annotation["category_id"]])
         names = {image["id"]: image["file_name"] for image in raw["images"]}
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is not a COCO file of images, annotations and categories ({error!r})") from error
-    yield from ((names[image], labels) for image, labels in shown.items())
+    yield from ((names[image], labels) for image, labels in classes.items())

@@ -1,4 +1,4 @@
-"""One image: bytes → HWC uint8 RGB → the model's input. Hostile bytes end in an :class:`ImageError` and nothing else.
+"""One image: bytes → HWC uint8 RGB → the model's input. Hostile bytes raise :class:`ImageError` and nothing else.
 
 ::
 
@@ -10,28 +10,23 @@ Everything heavy (decoding, resizing, normalizing) runs without the interpreter 
 
 from __future__ import annotations
 
-import io
-import re
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ...errors import ImageError, UsageError
 from ..model.bundle import InputSpec
+from .image_formats import damage, open_image, orientation, pixels_of, quiet_pillow
 
 MAX_PIXELS = 178_956_970
 """Default limit on an image's pixels: half a gigabyte as RGB."""
 
-# formats of photos only: Pillow also opens formats that run other programs (EPS) or hold no photos
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+LOW_RANGE_SHARE = 1 / 16
+"""Share of a sample type's range below which an image is suspected to fill fewer bits than its type has."""
 
 _PIL_FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -40,49 +35,54 @@ _PIL_FILTERS = {
 }
 _CV2_FILTERS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
-_ROTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
-
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> NDArray[np.uint8]:
     """Decode a photo's bytes to an (H, W, 3) uint8 RGB array, [0, 255], turned upright by its EXIF orientation.
 
-    JPEG (progressive and CMYK too), PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and JPEG 2000. Of an animation the first frame
-    is taken. Gray and palette images are expanded; alpha is dropped and the stored colors kept, as OpenCV and
-    torchvision do; of 16-bit samples the high byte is kept; float samples are read as [0, 1] where none exceeds 1, else
-    as [0, 255], and clipped. The size is checked in the header, before memory is taken.
+    JPEG (progressive and CMYK too), PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and JPEG 2000; HEIC and JPEG XL if their
+    packages are installed. Of an animation the first frame is decoded. Gray and palette images are expanded; alpha is
+    dropped and the stored colors kept, as OpenCV and torchvision do.
+
+    Samples of more than 8 bits keep the highest 8 of ``bit_depth`` bits (9 to 32), by default of all value bits of
+    their type; ``warn`` is called with a text if an image uses less than 1/16 of its type's range. Float samples are
+    read as [0, 1] if none exceeds 1, else as [0, 255], and clipped.
+
+    The size is checked in the header, before memory is allocated; decoding takes at most about 15 bytes per pixel.
 
     Raises :class:`ImageError` with the kind ``empty``, ``not-an-image``, ``truncated`` (cut short or damaged),
     ``too-large`` (more than ``max_pixels``) or ``unsupported``.
     """
-    with _quiet_pillow():
-        image, orientation = _open(data, max_pixels)
+    if bit_depth is not None and not 9 <= bit_depth <= 32:
+        raise UsageError(f"the bit depth must be from 9 to 32, got {bit_depth}")
+    with quiet_pillow():
+        image = open_image(data, max_pixels)
         try:
-            image.load()
-            # TIFF is turned by Pillow itself
-            if orientation in _ROTATIONS and image.format != "TIFF":
-                return np.array(_to_rgb(image).transpose(_ROTATIONS[orientation]))
-            return np.array(_to_rgb(image))
+            pixels, share = pixels_of(image, data, bit_depth)
         except ImageError:
             raise
         except Exception as error:
             # damaged files raise nearly every exception from inside Pillow's decoders
-            raise _damaged(image.format, error) from error
+            raise damage(image.format, error) from error
+    if warn is not None and bit_depth is None and share < LOW_RANGE_SHARE:
+        warn(
+            f"it uses {share:.1%} of its type's range and becomes nearly black; state the bits that are used with "
+            "--bit-depth"
+        )
+    return pixels
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) that :func:`decode_image` would return, from the header alone; the same errors."""
-    with _quiet_pillow():
-        image, orientation = _open(data, max_pixels)
+    """Return the (height, width) that :func:`decode_image` would give, from the header alone; the same errors."""
+    with quiet_pillow():
+        image = open_image(data, max_pixels)
         width, height = image.size
-        turned = orientation >= 5 and image.format != "TIFF"
+        turned = orientation(image) >= 5 and image.format != "TIFF"
         return (width, height) if turned else (height, width)
 
 
@@ -156,99 +156,3 @@ def _lookup(spec: InputSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     levels = np.concatenate([np.broadcast_to(np.arange(256, dtype=np.float64), (3, 256)), padding], axis=1)
     values = ((levels * spec.scale - mean) / std).astype(np.float32)
     return np.ascontiguousarray(values[:, :256]), values[:, 256]
-
-
-def _open(data: bytes, max_pixels: int) -> tuple[Any, int]:
-    """The image with its header read and its size checked, and its EXIF orientation (1 to 8)."""
-    if not data:
-        raise ImageError("empty", "the file is empty (0 bytes)")
-    Image.init()
-    # not Image.open(): it warns, or refuses, by a limit that is global to the process
-    for name in filter(Image.OPEN.__contains__, _FORMATS):
-        factory, accept = Image.OPEN[name]
-        accepted = accept(data[:16]) if accept else True
-        if isinstance(accepted, str):
-            raise ImageError("unsupported", f"this installation of Pillow cannot read {name}: {accepted}")
-        if accepted:
-            try:
-                image = factory(io.BytesIO(data), "")
-            except Exception as error:
-                # damaged headers raise nearly every exception from inside Pillow's parsers
-                raise _damaged(name, error) from error
-            break
-    else:
-        raise ImageError(
-            "not-an-image", f"no image format that is read ({', '.join(_FORMATS)}) starts with {data[:8]!r}"
-        )
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError("truncated", f"damaged {name} file: its size is {width}x{height}")
-    if width * height > max_pixels:
-        raise ImageError(
-            "too-large",
-            f"the image is {width}x{height} pixels, {width * height:,} where at most {max_pixels:,} are read",
-        )
-    return image, _orientation(image)
-
-
-def _orientation(image: Any) -> int:
-    try:
-        # not image.getexif(): PNG would decode the pixels to look behind them
-        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        # a damaged EXIF block does not make the pixels worse: the image is taken as it lies
-        return 1
-    return value if value in _ROTATIONS else 1
-
-
-def _to_rgb(image: Any) -> Any:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0.0)
-        levels = values * 255.0 if values.max() <= 1.0 else values
-        return Image.fromarray(np.rint(np.clip(levels, 0.0, 255.0)).astype(np.uint8)).convert("RGB")
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise ImageError("unsupported", f"{image.format} pixels of the kind {image.mode!r} are not read") from error
-
-
-def _damaged(name: str | None, error: Exception) -> ImageError:
-    if isinstance(error, Image.DecompressionBombError | MemoryError):
-        return ImageError("too-large", f"the {name} image is too large: {error}")
-    text = str(error) or type(error).__name__
-    if "not identified by this driver" in text:
-        text = "its header makes no sense"
-    if isinstance(error, NotImplementedError) or re.search(r"unknown pixel mode|[Uu]nsupported|not available", text):
-        return ImageError("unsupported", f"this kind of {name} file is not read: {text}")
-    return ImageError("truncated", f"the {name} file is cut short or damaged: {text}")
-
-
-_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-_quiet_lock = threading.Lock()
-_quiet_depth = 0
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Ignore Pillow's warnings (damaged EXIF, odd palettes) while any thread decodes.
-
-    ``warnings.catch_warnings`` is not for threads: leaving it in another order than entering loses the filters.
-    Here one entry is added by the first thread and taken away by the last.
-    """
-    global _quiet_depth
-    with _quiet_lock:
-        _quiet_depth += 1
-        if _PILLOW_WARNINGS not in warnings.filters:
-            warnings.filters.insert(0, _PILLOW_WARNINGS)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0 and _PILLOW_WARNINGS in warnings.filters:
-                warnings.filters.remove(_PILLOW_WARNINGS)  # type: ignore[attr-defined]

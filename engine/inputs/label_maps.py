@@ -1,150 +1,112 @@
-"""Labeled images: pairing a folder of label maps with images, and reading the maps.
+"""Reading one label map: an image file that holds a class index, or a color, per pixel.
 
-A label map belongs to the image with the same name up to the extension, at the same place below the two folders
-(``images/a/1.jpg`` and ``labels/a/1.png``) or, failing that, with the same file name anywhere.
+Indices are read as they are stored: palette images give their indices, gray images of 1, 2 or 4 bits are not scaled to
+8 bits, gray stored as RGB gives its one channel. Colors need a :class:`maskmill.engine.model.color_tables.ColorTable`.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffTags, UnidentifiedImageError
 
 from ...errors import UsageError
-
-T = TypeVar("T")
+from ..model.color_tables import TABLE_NAMES, ColorTable
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+"""Endings of label maps; lossy formats change indices and colors."""
+
+_GRAY = ("L", "1", "I;16", "I;16B", "I;16L", "I", "F", "LA")
+_PHOTOMETRIC, _BITS = 262, 258
+assert TiffTags.TAGS_V2[_BITS].name == "BitsPerSample"
 
 
-class LabelFolder:
-    """Label maps of a folder (recursive), found by an image's uri.
-
-    Raises :class:`UsageError` where the folder is missing or holds no label map.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise UsageError(f"the label folder {self.path} does not exist")
-        files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in LABEL_EXTENSIONS)
-        if not files:
-            raise UsageError(f"{self.path} holds no label map ({', '.join(LABEL_EXTENSIONS)})")
-        places = {file.relative_to(self.path).with_suffix("").as_posix(): file for file in files}
-        self._index = NameIndex(places, f"label maps in {self.path}")
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def files(self) -> list[Path]:
-        """Every label map, sorted."""
-        return sorted(self._index.values())
-
-    def find(self, uri: str) -> Path | None:
-        """The label map of an image, or None; an ambiguous file name is an error naming the candidates."""
-        return self._index.find(uri)
+def read_label_map(path: str | os.PathLike[str], colors: ColorTable | None = None) -> NDArray[Any]:
+    """Read a label map file as label indices (H, W), uint8 or uint16; see :func:`decode_label_map`."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the label map {path}: {error.strerror or error}") from error
+    return decode_label_map(data, str(path), colors)
 
 
-class NameIndex(Generic[T]):
-    """What belongs to images, found by an image's uri; ``what`` names it in errors, as in "label maps in labels/".
+def decode_label_map(data: bytes, name: str, colors: ColorTable | None = None) -> NDArray[Any]:
+    """Decode a label map's bytes to label indices (H, W), uint8 or uint16.
 
-    ``places`` are paths without extensions. A thing belongs to the image at the same place below any folder or,
-    failing that, with the same file name anywhere.
-    """
+    With ``colors`` every pixel's color is looked up, in palette images too. ``name`` is the file in messages.
 
-    def __init__(self, places: Mapping[str, T], what: str) -> None:
-        self._by_place = dict(places)
-        self._what = what
-        self._by_stem: dict[str, list[str]] = {}
-        for place in self._by_place:
-            self._by_stem.setdefault(place.rsplit("/", 1)[-1], []).append(place)
-
-    def __len__(self) -> int:
-        return len(self._by_place)
-
-    def values(self) -> Iterable[T]:
-        """What is indexed, in the order given."""
-        return self._by_place.values()
-
-    def find(self, uri: str) -> T | None:
-        """What belongs to an image, or None; :class:`UsageError` names the candidates where several might."""
-        parts = pairing_key(uri).split("/")
-        candidates = self._by_stem.get(parts[-1], [])
-        if len(candidates) == 1:
-            return self._by_place[candidates[0]]
-        # The longest tail of the uri that is a place decides among equal file names.
-        for start in range(len(parts)):
-            if (place := "/".join(parts[start:])) in self._by_place:
-                return self._by_place[place]
-        if candidates:
-            raise UsageError(
-                f"{uri} matches {len(candidates)} {self._what} ({candidates[0]}, {candidates[1]}, …); "
-                "give images and labels the same folder structure"
-            )
-        return None
-
-
-def pairing_key(uri: str) -> str:
-    """An image's path inside its archive, or its path or URL, with ``/`` and without the extension."""
-    name = uri.rsplit("::", 1)[-1].replace("\\", "/")
-    folder, _, file = name.rpartition("/")
-    stem = file.rsplit(".", 1)[0] if "." in file else file
-    return f"{folder}/{stem}" if folder else stem
-
-
-def read_label_map(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Read a label map as class indices (H, W), uint8 or uint16; palette images give their indices, not colors.
-
-    Raises :class:`UsageError` for a file that cannot be read or holds colors.
+    Raises :class:`UsageError` for a file that cannot be read, holds colors without a table or values that are no
+    indices, and :class:`TaxonomyError` for a color that the table does not list.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1", "I;16", "I;16B", "I;16L", "I"):
-                raise UsageError(f"{path} is a {image.mode} image; a label map holds one class index a pixel (L or P)")
-            labels = np.asarray(image)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            labels = _indices(image, name, data) if colors is None else _from_colors(image, name, colors)
+    except UsageError:
+        raise
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"cannot read the label map {path}: {error}") from error
-    if labels.dtype == np.bool_:
-        return labels.astype(np.uint8)
-    if labels.dtype != np.uint8:
-        if labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
-            raise UsageError(f"{path} holds values outside 0 to 65535; a label map holds one class index a pixel")
-        return labels.astype(np.uint16)
+        raise UsageError(f"cannot read the label map {name}: {error}") from error
     return labels
 
 
-def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
-    """Read a list of image names, one a line; each is compared without folder and extension."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the list of images {path}: {error}") from error
-    names = frozenset(image_id(line.strip()) for line in lines if line.strip())
-    if not names:
-        raise UsageError(f"the list of images {path} is empty")
-    return names
+def _from_colors(image: Any, name: str, colors: ColorTable) -> NDArray[Any]:
+    if image.mode in _GRAY:
+        raise UsageError(
+            f"{name} holds gray values, but the taxonomy reads colors; remove `colors` from the taxonomy if the "
+            "values are label indices"
+        )
+    return colors.encode(np.asarray(image.convert("RGB")), name)
 
 
-def image_id(uri: str) -> str:
-    """An image's file name without folder, archive and extension."""
-    return pairing_key(uri).rsplit("/", 1)[-1]
+def _indices(image: Any, name: str, data: bytes) -> NDArray[Any]:
+    if image.mode == "P":
+        return np.array(image)
+    if image.mode in ("RGB", "RGBA", "LA"):
+        return _one_channel(np.asarray(image), name, alpha=image.mode.endswith("A"))
+    if image.mode not in _GRAY:
+        raise UsageError(f"{name} is a {image.mode} image; a label map holds one label index per pixel (L or P)")
+    values = np.asarray(image)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if values.dtype == np.uint8:
+        return _unscaled(image, values, data)
+    if image.mode == "F" and not np.array_equal(values, np.trunc(values)):
+        raise UsageError(f"{name} holds fractions; a label map holds one label index per pixel")
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise UsageError(f"{name} holds values outside 0 to 65535; a label map holds one label index per pixel")
+    return values.astype(np.uint16)
 
 
-def select_ids(uris: Mapping[str, Any] | Iterable[str], ids: Iterable[str] | None) -> list[str]:
-    """The uris whose :func:`image_id` is in ``ids`` (all where None); an id that matches nothing is an error."""
-    uris = list(uris)
-    if ids is None:
-        return uris
-    wanted = {image_id(name) for name in ids}
-    chosen = [uri for uri in uris if image_id(uri) in wanted]
-    if missing := wanted - {image_id(uri) for uri in chosen}:
-        some = ", ".join(sorted(missing)[:5])
-        raise UsageError(f"{len(missing)} of the {len(wanted)} listed images are not there: {some}")
-    return chosen
+def _one_channel(pixels: NDArray[np.uint8], name: str, *, alpha: bool) -> NDArray[np.uint8]:
+    """Return the channel of gray that is stored as RGB."""
+    if alpha and (pixels[..., -1] != 255).any():
+        raise UsageError(
+            f"{name} has transparent pixels; a label map holds one label index per pixel: save it without alpha"
+        )
+    channels = pixels[..., :-1] if alpha else pixels
+    different = (channels != channels[..., :1]).any(axis=-1)
+    if different.any():
+        red, green, blue = channels[different][0].tolist()
+        raise UsageError(
+            f"{name} holds colors, e.g. {red}, {green}, {blue}; give their classes in the taxonomy, with [colors] and "
+            "lines "
+            f'like "{red}, {green}, {blue}" = "TARGET", or colors = "{TABLE_NAMES[0]}" ({", ".join(TABLE_NAMES)})'
+        )
+    return np.ascontiguousarray(channels[..., 0])
+
+
+def _unscaled(image: Any, values: NDArray[np.uint8], data: bytes) -> NDArray[np.uint8]:
+    """Undo what Pillow does to gray for display: scaling of 2 and 4 bits to 8, and inverting TIFF's white-is-zero."""
+    bits = 8
+    if image.format == "PNG":
+        bits = data[24]
+    elif image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS, (8,))[0]
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:
+            values = 255 - values
+    return values if bits == 8 else values // np.uint8(255 // ((1 << bits) - 1))

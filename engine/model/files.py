@@ -1,35 +1,68 @@
-"""Files of a model: hashes and class lists."""
+"""Reading files: text, lists, class lists and hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import UsageError
+from ...errors import MaskmillError, UsageError
+
+
+def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[MaskmillError] = UsageError) -> str:
+    """Read a UTF-8 text file without its byte order mark, and with ``\\n`` for every line ending.
+
+    ``purpose`` names the file in the message, as in "the class list". Raises ``error`` if the file cannot be read or is
+    not UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise error(f"cannot read {purpose} {path}: {problem.strerror or problem}") from problem
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"cannot read {purpose} {path}: it is not UTF-8 text (byte {problem.start:,}); save it as UTF-8"
+        ) from (problem)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def list_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the entries of a list with one entry per line.
+
+    Blanks around an entry and quotes that enclose it are removed; empty lines and lines that start with ``#`` are
+    passed over. A name that starts with ``#`` or ends in a blank is written in quotes.
+    """
+    for line in lines:
+        entry = line.lstrip("\ufeff").strip()
+        if not entry or entry.startswith("#"):
+            continue
+        if len(entry) >= 2 and entry[0] == entry[-1] and entry[0] in "\"'":
+            entry = entry[1:-1]
+        if entry:
+            yield entry
 
 
 def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Read a class list: one name a line, or ``index name`` on every line; empty lines are skipped.
+    """Read a class list: one name per line, or ``index name`` on every line; see :func:`list_lines` for comments.
 
-    Raises :class:`UsageError` where the file cannot be read, is empty or names an index twice.
+    Raises :class:`UsageError` if the file cannot be read, is empty or names an index twice.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the class list {path}: {error}") from error
-    if not lines:
-        raise UsageError(f"the class list {path} is empty; it needs one class name a line")
-    parts = [line.split(maxsplit=1) for line in lines]
+    entries = list(list_lines(read_text(path, "the class list").split("\n")))
+    if not entries:
+        raise UsageError(f"the class list {path} is empty; it needs one class name per line")
+    parts = [entry.split(maxsplit=1) for entry in entries]
     if all(len(part) == 2 and part[0].isdecimal() for part in parts):
         names = {int(index): name for index, name in parts}
         if len(names) != len(parts):
-            raise UsageError(f"the class list {path} names an index twice")
+            raise UsageError(f"the class list {path} names an index twice; give each index one name")
         return names
-    return dict(enumerate(lines))
+    return dict(enumerate(entries))
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes as hexadecimal digits."""
+    """Return the hash of a file's bytes as hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Which classes are labeled: model classes → target classes, and dataset labels → target classes.
+"""Taxonomy: the mapping of a model's classes, and of a data set's labels, to the target classes that are labeled.
 
 A taxonomy file is TOML::
 
@@ -17,9 +17,19 @@ A taxonomy file is TOML::
     22 = "person"
 
 Scores of model classes that share a target are summed (softmax) or maxed (sigmoid). Dropped classes form one
-pseudo-class "none of these" with index K after the K targets: it competes, and is never emitted. With a
-``label_names`` list (in index order) the keys of ``[labels]`` may be names. Label 255 (65535 in 16-bit maps) is
-ignored unless ``[labels]`` says otherwise. Without a file the model's own classes are the targets.
+pseudo-class "none of these" with index K after the K targets: it can win a pixel, and that pixel stays unlabeled. With
+a ``label_names`` list (in index order) the keys of ``[labels]`` may be names. Label 255 (65535 in 16-bit maps) is
+ignored unless ``[labels]`` says otherwise.
+
+Label maps that store colors need a color table: ``colors = "voc"`` (or ``cityscapes``, ``ade20k``, ``camvid``; the keys
+of ``[labels]`` are then indices or names of that data set), or a table of their own in place of ``[labels]``::
+
+    [colors]                        # every color of the label maps: a target, or "ignore"
+    "128, 0, 0" = "person"
+    "#000000" = "ignore"
+
+Without a file the model's own classes are the targets, and label i is assumed to mean class i; label i + 1 for models
+whose preprocessor says ``do_reduce_labels`` (ADE20K: label 0 is unlabeled).
 """
 
 from __future__ import annotations
@@ -29,10 +39,9 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,25 +49,11 @@ from numpy.typing import NDArray
 
 from ...errors import TaxonomyError
 from .bundle import Bundle
+from .color_tables import ColorTable, named_table, parse_color
+from .files import read_text
 
 DROPPED = "dropped"
 IGNORE = "ignore"
-
-_ALIASES = {
-    "airplane": "aeroplane",
-    "plane": "aeroplane",
-    "bike": "bicycle",
-    "motorcycle": "motorbike",
-    "tv": "tvmonitor",
-    "tv monitor": "tvmonitor",
-    "couch": "sofa",
-    "dining table": "diningtable",
-    "potted plant": "pottedplant",
-    "people": "person",
-    "pedestrian": "person",
-}
-"""The same things under the names of VOC, COCO and CamVid."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Taxonomy:
@@ -72,6 +67,10 @@ class Taxonomy:
     """Target index of every model class, -1 for dropped classes."""
     labels: Mapping[int, int] = field(default_factory=dict)
     """Target index of every dataset label, -1 for labels to ignore."""
+    colors: ColorTable | None = None
+    """Color table of label maps that store colors; None if they store indices."""
+    assumed: bool = False
+    """Whether ``labels`` is only assumed to be the model's order, for want of a taxonomy file."""
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -85,13 +84,18 @@ class Taxonomy:
 
     @classmethod
     def of_model(cls, bundle: Bundle) -> Taxonomy:
-        """The model's own classes as targets, label i meaning class i."""
+        """Return the model's own classes as targets, label i assumed to mean class i (i + 1 with reduced labels).
+
+        Raises :class:`TaxonomyError` if the model has only one class.
+        """
         indices = tuple(range(len(bundle.classes)))
+        _check_several(bundle.classes)
         return cls(
             targets=bundle.classes,
             background=bundle.background,
             model=indices,
-            labels={index: index for index in indices},
+            labels=model_labels(bundle),
+            assumed=True,
         )
 
     @classmethod
@@ -99,23 +103,32 @@ class Taxonomy:
         """Read a taxonomy file and check it against the model's classes; raises :class:`TaxonomyError`."""
         raw = _read(path)
         try:
-            targets, background, labels = _parse(raw)
+            targets, background = _parse_targets(raw)
+            _check_several(targets)
+            labels, colors = _parse_labels(raw, targets)
+            if background is not None and labels and set(labels.values()) <= {background, -1}:
+                raise TaxonomyError(
+                    f"[labels] maps no label to another target than the background {targets[background]!r}, so that "
+                    "nothing could be measured; map the labels of the other targets"
+                )
             model = _parse_model(raw, bundle.classes, targets)
-            return cls(targets=targets, background=background, model=model, labels=labels)
+            return cls(targets=targets, background=background, model=model, labels=labels, colors=colors)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
 
     def with_labels_of(self, path: str | os.PathLike[str]) -> Taxonomy:
-        """The same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
+        """Return the same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
         try:
-            targets, _, labels = _parse(_read(path))
+            raw = _read(path)
+            targets, _ = _parse_targets(raw)
+            labels, colors = _parse_labels(raw, targets)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
             raise TaxonomyError(
                 f"{path} has the targets {', '.join(targets)}; the labels were made with {', '.join(self.targets)}"
             )
-        return replace(self, labels=labels)
+        return replace(self, labels=labels, colors=colors, assumed=False)
 
     @property
     def num_targets(self) -> int:
@@ -124,7 +137,7 @@ class Taxonomy:
 
     @property
     def num_scored(self) -> int:
-        """Classes that compete for a pixel: K, and one more where model classes are dropped."""
+        """Classes that compete for a pixel: K, and one more if model classes are dropped."""
         return self.num_targets + any(target < 0 for target in self.model)
 
     @property
@@ -139,7 +152,7 @@ class Taxonomy:
 
     @cached_property
     def groups(self) -> NDArray[np.int32] | None:
-        """Target of every model class (C,) int32, or None where the targets are the model's classes."""
+        """Target of every model class (C,) int32, or None if the targets are the model's classes."""
         if self.model == tuple(range(self.num_targets)):
             return None
         return np.asarray(self.model, dtype=np.int32)
@@ -154,89 +167,161 @@ class Taxonomy:
         return table
 
     def encode(self, labels: NDArray[np.integer[Any]], file: str) -> NDArray[Any]:
-        """Dataset labels (H, W) → target indices (H, W) in :attr:`dtype`, ignored pixels at :attr:`ignore_index`.
+        """Map dataset labels (H, W) to target indices (H, W) in :attr:`dtype`, ignored pixels to :attr:`ignore_index`.
 
-        ``file`` names the map in the error for a label that the taxonomy does not know.
+        Raises :class:`TaxonomyError` for a label that the taxonomy does not know, naming ``file`` and its pixels.
         """
         targets = self._lookup[labels]
         if (unknown := targets == -2).any():
             index = int(labels[unknown][0])
+            number = int(np.count_nonzero(labels == index))
             known = ", ".join(map(str, sorted(self.labels))) or "none"
+            if self.assumed:
+                raise TaxonomyError(
+                    f"{file} holds the label {index} on {number:,} pixels, and the model has no class for it (its "
+                    f"classes are taken for the labels {known}); draft a class mapping with `maskmill taxonomy`, and "
+                    "give it as --taxonomy"
+                )
             raise TaxonomyError(
-                f"{file} holds the label {index}, which the taxonomy does not know (it knows {known} and 255); "
-                f'add `{index} = "TARGET"` or `{index} = "{IGNORE}"` under [labels]'
+                f"{file} holds the label {index}, which the taxonomy does not know (it knows {known} and 255), on "
+                f'{number:,} pixels; add `{index} = "TARGET"` or `{index} = "{IGNORE}"` under [labels]'
             )
         return np.where(targets < 0, self.ignore_index, targets).astype(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for run and calibration records."""
-        return {
+        """Return plain data, for run and calibration records."""
+        raw: dict[str, Any] = {
             "targets": list(self.targets),
             "background": self.background,
             "model": list(self.model),
             "labels": {str(index): target for index, target in sorted(self.labels.items())},
         }
+        if self.colors is not None:
+            raw["colors"] = self.colors.to_json()
+        if self.assumed:
+            raw["assumed"] = True
+        return raw
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Taxonomy:
-        """The inverse of :meth:`to_json`."""
+        """Return the taxonomy of :meth:`to_json`'s data."""
+        colors = raw.get("colors")
         return cls(
             targets=tuple(raw["targets"]),
             background=raw["background"],
             model=tuple(raw["model"]),
             labels={int(index): target for index, target in raw["labels"].items()},
+            colors=None if colors is None else ColorTable.from_json(colors),
+            assumed=raw.get("assumed", False),
         )
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides scores and thresholds: targets, background and the model's mapping."""
-        decisive = {key: value for key, value in self.to_json().items() if key != "labels"}
+        """Hash of the parts that decide scores and thresholds: targets, background and the model's mapping."""
+        decisive = {key: value for key, value in self.to_json().items() if key in ("targets", "background", "model")}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def model_labels(bundle: Bundle) -> dict[int, int]:
+    """Return the target of each label of the data set that a model was trained on, if its classes are the targets.
+
+    Label i means class i. If the model's preprocessor reduces labels, label 0 is ignored and label i + 1 means class i.
+    """
+    classes = range(len(bundle.classes))
+    if getattr(bundle, "reduced_labels", False):
+        return {0: -1} | {index + 1: index for index in classes}
+    return {index: index for index in classes}
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the choice that is nearest to a name; empty if none is near."""
+    by_plain = {choice.casefold(): choice for choice in choices}
+    matches = difflib.get_close_matches(name.casefold(), by_plain, n=1)
+    return f"; did you mean {by_plain[matches[0]]}?" if matches else ""
+
+
+def _check_several(targets: Sequence[str]) -> None:
+    if len(targets) == 1:
+        raise TaxonomyError(
+            f"{targets[0]} is the only class, so that every pixel would get it; give at least two targets, e.g. a "
+            "background"
+        )
+
+
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    text = read_text(path, "the taxonomy", error=TaxonomyError)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaxonomyError(f"cannot read the taxonomy {path}: {error}") from error
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
 
 
-def _parse(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None, dict[int, int]]:
-    """Targets, background index and label mapping."""
-    if unknown := set(raw) - {"targets", "background", "model", "labels", "label_names"}:
-        raise TaxonomyError(f"unknown entries: {', '.join(sorted(unknown))}")
+def _parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
+    """Targets and background index."""
+    entries = {"targets", "background", "model", "labels", "label_names", "colors"}
+    if unknown := sorted(set(raw) - entries):
+        raise TaxonomyError(f"unknown entries: {', '.join(unknown)}{did_you_mean(unknown[0], entries)}")
     targets = raw.get("targets")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise TaxonomyError('`targets` must be a list of names, as in targets = ["background", "person"]')
     background = raw.get("background")
     if background is not None and background not in targets:
-        raise TaxonomyError(f"the background {background!r} is not one of the targets: {', '.join(targets)}")
-    names = raw.get("label_names", [])
-    labels: dict[int, int] = {}
+        raise TaxonomyError(
+            f"the background {background!r} is not one of the targets: {', '.join(targets)}"
+            f"{did_you_mean(str(background), targets)}"
+        )
+    return tuple(targets), None if background is None else targets.index(background)
+
+
+def _parse_labels(raw: Mapping[str, Any], targets: Sequence[str]) -> tuple[dict[int, int], ColorTable | None]:
+    """Target index of every label, and the color table."""
+    colors = raw.get("colors")
+    table = None
+    names = {name: index for index, name in enumerate(raw.get("label_names", []))}
+    if isinstance(colors, str):
+        table = named_table(colors)
+        names = {name: index for index, name in table.names.items()}
+    elif colors is not None:
+        if not isinstance(colors, dict) or "labels" in raw:
+            raise TaxonomyError('give `colors = "voc"` with [labels], or [colors] in place of [labels]')
+        rgb = [parse_color(color) for color in colors]
+        if len(set(rgb)) != len(rgb):
+            raise TaxonomyError("[colors] lists a color twice")
+        labels = {
+            index: _target("colors", color, value, targets, IGNORE) for index, (color, value) in
+            enumerate(colors.items()) }
+        return labels, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
+    labels = {}
     for key, value in raw.get("labels", {}).items():
         if key in names:
-            index = names.index(key)
+            index = names[key]
         elif key.isdecimal() and int(key) < 65536:
             index = int(key)
         else:
-            raise TaxonomyError(f"[labels] {key!r} is neither a label index (0 to 65535) nor one of `label_names`")
+            raise TaxonomyError(
+                f"[labels] {key!r} is neither a label index (0 to 65535) nor one of the label names"
+                f"{did_you_mean(key, names)}"
+            )
         if index in labels:
             raise TaxonomyError(f"[labels] gives label {index} twice")
         labels[index] = _target("labels", key, value, targets, IGNORE)
-    return tuple(targets), None if background is None else targets.index(background), labels
+    return labels, table
 
 
 def _parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
     """Target index of every model class."""
     model = dict(raw.get("model", {}))
-    if missing := [name for name in classes if name not in model]:
+    missing = [name for name in classes if name not in model]
+    if unknown := sorted(set(model) - set(classes)):
+        names = ", ".join(unknown)
+        raise TaxonomyError(
+            f"[model] {names} {'is' if len(unknown) == 1 else 'are'} unknown"
+            f"{did_you_mean(unknown[0], missing or classes)}"
+        )
+    if missing:
         raise TaxonomyError(
             f'[model] lacks the model classes {", ".join(missing)}; map each to a target or to "{DROPPED}"'
         )
-    if extra := set(model) - set(classes):
-        raise TaxonomyError(f"[model] names classes that the model does not have: {', '.join(sorted(extra))}")
     return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
 
 
@@ -244,53 +329,8 @@ def _target(section: str, key: str, value: Any, targets: Sequence[str], escape: 
     if value == escape:
         return -1
     if value not in targets:
-        raise TaxonomyError(f"[{section}] {key!r} = {value!r} is neither a target nor {escape!r}")
+        raise TaxonomyError(
+            f"[{section}] {key!r} = {value!r} is neither a target nor "
+            f"{escape!r}{did_you_mean(str(value), [*targets, escape])}"
+        )
     return targets.index(value)
-
-
-def draft(bundle: Bundle, label_names: Mapping[int, str] | None = None) -> tuple[str, list[str]]:
-    """A taxonomy file for a model and, where given, a dataset's ``{index: name}``; returns (TOML text, unmatched).
-
-    Targets are the model's background and the classes whose names match a dataset class; without a dataset, all
-    classes. Dataset classes without a match become background where the model has one and are listed in ``unmatched``;
-    so are model classes that were dropped.
-    """
-    classes, unmatched = bundle.classes, []
-    by_name = {_normalized(name): name for name in classes}
-    background = None if bundle.background is None else classes[bundle.background]
-    labels: dict[int, tuple[str, str]] = {}
-    for index, name in sorted((label_names or {}).items()):
-        match = by_name.get(_normalized(name))
-        if _normalized(name) in {"void", "unlabelled", "unlabeled", "ignore", "unlabelled(ignore)"}:
-            labels[index] = (name, IGNORE)
-        elif match is not None:
-            labels[index] = (name, match)
-        else:
-            labels[index] = (name, background or IGNORE)
-            similar = difflib.get_close_matches(_normalized(name), by_name, n=1)
-            hint = f"; like the model's {by_name[similar[0]]}" if similar else ""
-            unmatched.append(f"label {index} ({name}) → {background or IGNORE}{hint}")
-    used = {target for _, target in labels.values()} | {background} if label_names else set(classes)
-    targets = [name for name in classes if name in used]
-    lines = [
-        "# Which classes are labeled. Check every line: only names that match were mapped.",
-        f"targets = {json.dumps(targets, ensure_ascii=False)}",
-    ]
-    if background is not None:
-        lines.append(f"background = {json.dumps(background, ensure_ascii=False)}")
-    lines += ["", f'[model]  # a class of the model = a target, or "{DROPPED}" (it competes, and is never emitted)']
-    for name in classes:
-        lines.append(f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(name if name in used else DROPPED)}")
-        if name not in used:
-            unmatched.append(f"model class {name} → {DROPPED}")
-    lines += ["", f'[labels]  # a label index of the dataset = a target, or "{IGNORE}"; 255 is ignored']
-    if label_names is None:
-        lines += [f"{index} = {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(classes)]
-    for index, (name, target) in labels.items():
-        lines.append(f"{index} = {json.dumps(target, ensure_ascii=False)}  # {name}")
-    return "\n".join(lines) + "\n", unmatched
-
-
-def _normalized(name: str) -> str:
-    plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-    return _ALIASES.get(plain, plain)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import MaskmillError, StoreError, UsageError
 from ..inputs.images import decode_image
-from ..inputs.label_maps import image_id
+from ..inputs.names import image_id
 from ..inputs.sources import open_source
 from ..predictors.open import PromptedOptions, open_prompted
 from ..predictors.prompted.setting_texts import format_settings

@@ -76,7 +76,7 @@ def train_student(
 
     Exit status: 0 if trained, 130 if interrupted (the run is saved).
     """
-    from ...engine.inputs.label_maps import read_ids
+    from ...engine.inputs.names import read_ids
     from ...engine.model.files import read_class_names
     from ..data.corpus import classes_taxonomy, open_corpus
     from ..recipes import RECIPES, with_settings

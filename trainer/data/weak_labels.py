@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.image_labels import ImageLabels
-from ...engine.inputs.label_maps import LabelFolder, read_label_map
+from ...engine.inputs.labels import LabelSource, open_labels
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
 from ...engine.store.run_record import RUN_FILE
@@ -28,7 +28,7 @@ from ...errors import TrainingError
 class WeakLabels:
     """Segment maps and image-level labels, found by the uri of an image; pickles without an open file."""
 
-    maps: LabelStore | LabelFolder
+    maps: LabelStore | LabelSource
     """Source of the segment maps."""
     image_labels: ImageLabels | None
     """The classes of each image; None: the classes in its label map."""
@@ -56,7 +56,7 @@ class WeakLabels:
         labels = None if image_labels is None else ImageLabels.load(image_labels)
         if labels is not None:
             labels.check(taxonomy.targets)
-        maps = LabelStore.open(segments) if is_store else LabelFolder(segments)
+        maps = LabelStore.open(segments) if is_store else open_labels(segments)
         if isinstance(maps, LabelStore) and pin is not None:
             maps = maps.pin(pin)
         return cls(maps=maps, image_labels=labels, taxonomy=taxonomy)
@@ -90,7 +90,7 @@ class WeakLabels:
         """Return segment ids (H, W), 0 on pixels without a segment."""
         if isinstance(self.maps, LabelStore):
             return self.maps.read(uri)[0]
-        path = self.maps.find(uri)
-        if path is None:
+        entry = self.maps.find(uri)
+        if entry is None:
             raise TrainingError(f"{self.maps.path} holds no segment map of it; make one with `maskmill label --sam`")
-        return read_label_map(path)
+        return self.maps.read(entry)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...engine.calibration.calibrate import calibrate, true_scores
 from ...engine.calibration.calibration import Calibration
-from ...engine.inputs.label_maps import LabelFolder
+from ...engine.inputs.labels import LabelFolder
 from ...engine.inputs.sources import open_source
 from ...engine.labeling.label_run import label
 from ...engine.labeling.selection import Selection

@@ -16,7 +16,7 @@ from maskmill.engine.backends.host import HOST
 from maskmill.engine.calibration.calibrate import calibrate, true_scores
 from maskmill.engine.calibration.calibration import conditions
 from maskmill.engine.inputs.images import decode_image, preprocess
-from maskmill.engine.inputs.label_maps import LabelFolder
+from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection, select

@@ -10,7 +10,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from maskmill.engine.inputs.label_maps import LabelFolder  # noqa: E402
+from maskmill.engine.inputs.labels import LabelFolder  # noqa: E402
 from maskmill.errors import MaskmillError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
 from maskmill.trainer.data.weak_labels import WeakLabels  # noqa: E402

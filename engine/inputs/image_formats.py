@@ -1,0 +1,321 @@
+"""Image formats: opening a file's bytes with Pillow, and converting any pixel type to 8-bit RGB.
+
+Samples of more than 8 bits keep the highest 8 bits of their type, or of a bit depth that is stated, as in 12 for a
+camera that fills 12 of 16 bits. What Pillow reads wrongly is read otherwise: 16-bit colors by OpenCV, since Pillow
+keeps their high bytes only, and uncompressed TIFF with separate planes here.
+
+HEIC and JPEG XL are read if pillow-heif and pillow-jxl-plugin are installed (``pip install 'maskmill[heif]'``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from ...errors import ImageError
+
+# formats of photos only: Pillow also opens formats that run other programs (EPS) or hold no photos
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+OPTIONAL_ENDINGS = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".jxl": "JPEG XL"}
+"""Endings of formats that another package reads."""
+_PLUGINS = {"HEIC": ("pillow_heif", "HEIF"), "JPEG XL": ("pillow_jxl", "JXL")}
+"""Package of each of these formats, and its name in Pillow."""
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+BAND_PIXELS = 1 << 20
+"""Pixels that are converted at once, so that a conversion takes little memory besides its result."""
+
+
+@cache
+def optional_formats() -> dict[str, str]:
+    """Load the packages of optional formats that are installed; returns Pillow's name of each format."""
+    names = {}
+    for format, (package, pillow_name) in _PLUGINS.items():
+        try:
+            module = importlib.import_module(package)
+        except ImportError:
+            continue
+        if package == "pillow_heif":
+            module.register_heif_opener()
+        names[format] = pillow_name
+    return names
+
+
+@cache
+def readable_endings() -> frozenset[str]:
+    """Return the endings of optional formats that can be read here."""
+    return frozenset(ending for ending, format in OPTIONAL_ENDINGS.items() if format in optional_formats())
+
+
+def open_image(data: bytes, max_pixels: int) -> Any:
+    """Open an image with Pillow: its header is read and its size checked, its pixels are not decoded.
+
+    Raises :class:`ImageError`.
+    """
+    if not data:
+        raise ImageError("empty", "the file is empty (0 bytes)")
+    Image.init()
+    names = (*FORMATS, *optional_formats().values())
+    _silence_libraries()
+    # not Image.open(): it warns, or refuses, by a limit that is global to the process
+    for name in filter(Image.OPEN.__contains__, names):
+        factory, accept = Image.OPEN[name]
+        accepted = accept(data[:16]) if accept else True
+        if isinstance(accepted, str):
+            raise ImageError("unsupported", f"this installation of Pillow cannot read {name}: {accepted}")
+        if accepted:
+            try:
+                image = factory(io.BytesIO(data), "")
+            except Exception as error:
+                # damaged headers raise nearly every exception from inside Pillow's parsers
+                raise damage(name, error) from error
+            break
+    else:
+        raise _no_format(data)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError("truncated", f"damaged {name} file: its size is {width}x{height}")
+    if width * height > max_pixels:
+        raise ImageError(
+            "too-large",
+            f"the image is {width}x{height} pixels, {width * height:,} in all; at most {max_pixels:,} are read "
+            "(--max-pixels)",
+        )
+    return image
+
+
+def _no_format(data: bytes) -> ImageError:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        format = "HEIC"
+    elif data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n" or data[:2] == b"\xff\x0a":
+        format = "JPEG XL"
+    else:
+        return ImageError(
+            "not-an-image", f"no image format that is read ({', '.join(FORMATS)}) starts with {data[:8]!r}"
+        )
+    return ImageError(
+        "unsupported", f"{format} files need another package; install it with: pip install 'maskmill[heif]'"
+    )
+
+
+def orientation(image: Any) -> int:
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it has none that makes sense."""
+    try:
+        # not image.getexif(): PNG would decode the pixels to look behind them
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # a damaged EXIF block does not make the pixels worse: they are used as stored
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def orientation_of(data: bytes) -> int:
+    """Return the EXIF orientation of an image file's bytes, 1 to 8; raises :class:`ImageError`."""
+    with quiet_pillow():
+        return orientation(open_image(data, 1 << 62))
+
+
+def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn pixels (H, W, …) as stored upright, by their image's EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[np.uint8], float]:
+    """Decode an opened image to upright (H, W, 3) uint8 RGB; returns it with the share of its type's range it uses.
+
+    The share is 1.0 for 8-bit and float images. Raises :class:`ImageError`, and anything that Pillow raises for damage.
+    """
+    turn = orientation(image)
+    layout = _TiffLayout(image) if image.format == "TIFF" else None
+    image.load()
+    if image.mode == "F":
+        return _from_float(image, turn)
+    if (samples := _deep_samples(image, data, layout)) is None:
+        # Pillow turns TIFF itself
+        return turn_upright(_from_bytes(image), 1 if layout else turn), 1.0
+    bits = 16 if layout is None else layout.value_bits
+    pixels, highest = _from_deep(samples, bit_depth or bits, inverted=layout is not None and layout.white_is_zero)
+    # Pillow turns what it reads of a TIFF itself
+    turned = layout is not None and samples.ndim == 2
+    return turn_upright(pixels, 1 if turned else turn), highest / float((1 << bits) - 1)
+
+
+def _from_bytes(image: Any) -> NDArray[np.uint8]:
+    width, height = image.size
+    out = np.empty((height, width, 3), np.uint8)
+    for rows, band in _bands(image):
+        try:
+            out[rows] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+        except ValueError as error:
+            raise ImageError("unsupported", f"{image.format} pixels of the kind {image.mode!r} are not read") from error
+    return out
+
+
+def _from_float(image: Any, turn: int) -> tuple[NDArray[np.uint8], float]:
+    width, height = image.size
+    out = np.empty((height, width, 3), np.uint8)
+    largest = max(float(np.nan_to_num(np.asarray(band), nan=0.0).max()) for _, band in _bands(image))
+    scale = 255.0 if largest <= 1.0 else 1.0
+    for rows, band in _bands(image):
+        levels = np.nan_to_num(np.asarray(band), nan=0.0) * scale
+        out[rows] = np.rint(np.clip(levels, 0.0, 255.0)).astype(np.uint8)[..., None]
+    return turn_upright(out, 1 if image.format == "TIFF" else turn), 1.0
+
+
+def _bands(image: Any) -> Iterator[tuple[slice, Any]]:
+    """Yield rows of a decoded image, and the image of these rows, about a million pixels at a time."""
+    width, height = image.size
+    step = max(1, BAND_PIXELS // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        yield slice(top, bottom), image if step >= height else image.crop((0, top, width, bottom))
+
+
+class _TiffLayout:
+    """Tags of an opened TIFF that Pillow does not heed."""
+
+    def __init__(self, image: Any) -> None:
+        tags = image.tag_v2
+        self.bits = int(tags.get(258, (8,))[0])
+        self.value_bits = self.bits - 1 if tags.get(339, (1,))[0] == 2 else self.bits
+        """Bits of a sample, without the sign."""
+        self.signed = self.value_bits < self.bits
+        self.white_is_zero = tags.get(262) == 0
+        self.samples = int(tags.get(277, 1))
+        self.size = (image.size[1], image.size[0])
+        self.separate_planes = self.bits > 8 and self.samples > 1 and tags.get(284, 1) == 2 and tags.get(259, 1) == 1
+        self.strips = list(zip(tags.get(273, ()), tags.get(279, ()), strict=False))
+        self.little_endian = image.tag_v2.prefix == b"II"
+        self.stored_size = (int(tags.get(257, 0)), int(tags.get(256, 0)))
+
+
+def _deep_samples(image: Any, data: bytes, layout: _TiffLayout | None) -> NDArray[Any] | None:
+    """Samples of more than 8 bits, (H, W) or as stored (H, W, 3); None for an image of 8 bits."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if layout is not None and layout.bits == 32 and not layout.signed:
+            return values.view(np.uint32)
+        return np.maximum(values, 0)
+    if layout is not None and layout.bits == 16 and image.mode in ("RGB", "RGBA", "RGBX"):
+        if layout.separate_planes:
+            return _planes(layout, data)
+        return _opencv_samples(data)
+    if image.format == "PNG" and data[24] == 16 and image.mode in ("RGB", "RGBA"):
+        return _opencv_samples(data)
+    return None
+
+
+def _planes(layout: _TiffLayout, data: bytes) -> NDArray[np.uint16]:
+    if not layout.strips:
+        raise ImageError("unsupported", "an uncompressed TIFF of 16 bits with tiles and separate planes is not read")
+    height, width = layout.stored_size
+    raw = b"".join(data[start : start + size] for start, size in layout.strips)
+    samples = np.frombuffer(raw, "<u2" if layout.little_endian else ">u2")
+    if samples.size < layout.samples * height * width:
+        raise ImageError("truncated", "the TIFF file is cut short or damaged: its planes are incomplete")
+    planes = samples[: layout.samples * height * width].reshape(layout.samples, height, width)[:3]
+    return np.ascontiguousarray(planes.transpose(1, 2, 0)).astype(np.uint16)
+
+
+def _opencv_samples(data: bytes) -> NDArray[np.uint16] | None:
+    """16-bit RGB samples as stored; Pillow has decoded the file before, so that it is not damaged."""
+    samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
+        return None
+    return np.ascontiguousarray(samples[:, :, 2::-1])
+
+
+def _from_deep(samples: NDArray[Any], bits: int, *, inverted: bool) -> tuple[NDArray[np.uint8], float]:
+    """(H, W) or (H, W, 3) samples of ``bits`` bits → (H, W, 3) uint8 RGB and the largest sample."""
+    height, width = samples.shape[:2]
+    out = np.empty((height, width, 3), np.uint8)
+    step = max(1, BAND_PIXELS // width)
+    highest = 0
+    for top in range(0, height, step):
+        values = samples[top : top + step].astype(np.int64)
+        highest = max(highest, int(values.max(initial=0)))
+        if inverted:
+            values = (1 << bits) - 1 - values
+        levels = np.clip(values >> (bits - 8), 0, 255).astype(np.uint8)
+        out[top : top + step] = levels if levels.ndim == 3 else levels[..., None]
+    return out, float(highest)
+
+
+def damage(name: str | None, error: Exception) -> ImageError:
+    """Return the :class:`ImageError` for an exception of Pillow's: unsupported, too large, or cut short or damaged."""
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return ImageError("too-large", f"the {name} image is too large: {error}")
+    text = str(error) or type(error).__name__
+    if "not identified by this driver" in text:
+        text = "its header makes no sense"
+    if isinstance(error, KeyError):
+        # Pillow looks a compression or a pixel type up in a table
+        text = f"its kind {text} is not known"
+    if isinstance(error, NotImplementedError | KeyError) or _UNSUPPORTED.search(text):
+        return ImageError("unsupported", f"this kind of {name} file is not read: {text}")
+    return ImageError("truncated", f"the {name} file is cut short or damaged: {text}")
+
+
+_UNSUPPORTED = re.compile(
+    r"unknown pixel mode|[Uu]nsupported|not supported|not available|[Cc]annot handle|samples per pixel|not implemented"
+)
+
+
+@cache
+def _silence_libraries() -> None:
+    """Stop OpenCV and Pillow's own copy of libtiff from writing to stderr, naming no file; errors are raised anyway."""
+    cv2.setLogLevel(0)
+    for library in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*"):
+        libtiff = ctypes.CDLL(str(library))
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            function = getattr(libtiff, name)
+            function.restype = ctypes.c_void_p
+            function(None)
+
+
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Ignore Pillow's warnings (damaged EXIF, odd palettes) while any thread decodes.
+
+    ``warnings.catch_warnings`` is not for threads: leaving it in another order than entering loses the filters.
+    Here one entry is added by the first thread and removed by the last.
+    """
+    global _quiet_depth
+    with _quiet_lock:
+        _quiet_depth += 1
+        if _PILLOW_WARNINGS not in warnings.filters:
+            warnings.filters.insert(0, _PILLOW_WARNINGS)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0 and _PILLOW_WARNINGS in warnings.filters:
+                warnings.filters.remove(_PILLOW_WARNINGS)  # type: ignore[attr-defined]

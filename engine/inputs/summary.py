@@ -1,0 +1,129 @@
+"""Summary of a read data set: images used, files skipped, photos without a map, maps without a photo."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .image_formats import OPTIONAL_ENDINGS
+
+NUM_EXAMPLES = 3
+"""Names that a summary gives per kind."""
+LARGE_IGNORED_SHARE = 0.25
+"""Share of ignored label pixels from which the summary says so."""
+
+
+@dataclass(kw_only=True)
+class SourceSummary:
+    """Counts of the files that a command used and passed over."""
+
+    images: int = 0
+    """Images used."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Files passed over, by kind: an ending such as ``.heic``, ``resource forks`` or ``label maps``."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Images that could not be read, by the kind of :class:`maskmill.errors.ImageError`."""
+    without_map: Sequence[str] = ()
+    """Images without a label map."""
+    without_image: Sequence[str] = ()
+    """Label maps without an image."""
+    hint: str = ""
+    """Reason why an image has no map, with both names, if a map is similar."""
+    rules: Mapping[str, int] = field(default_factory=dict)
+    """Images paired by each naming rule; empty if there are no label maps."""
+    turned: int = 0
+    """Images that their EXIF orientation turned, while their maps have none."""
+    as_stored: bool = False
+    """Whether the maps were turned like their images."""
+    label_pixels: int = 0
+    """Pixels of the label maps read so far."""
+    ignored_pixels: int = 0
+    """Pixels among them that the taxonomy ignores."""
+
+    @property
+    def ignored_share(self) -> float | None:
+        """Share of label pixels that are ignored; None before a map is read."""
+        return self.ignored_pixels / self.label_pixels if self.label_pixels else None
+
+    def count_labels(self, targets: NDArray[Any], ignore: int) -> None:
+        """Add the pixels of a map of target indices (H, W); ``ignore`` is the ignore index."""
+        self.label_pixels += targets.size
+        self.ignored_pixels += int(np.count_nonzero(targets == ignore))
+
+    def line(self) -> str:
+        """Return everything in one line of text."""
+        parts = [f"{self.images:,} images used"]
+        unusual = {rule: number for rule, number in self.rules.items() if rule != "same name"}
+        if unusual:
+            parts.append("paired by " + ", ".join(f"{rule} ({number:,})" for rule, number in unusual.items()))
+        if self.skipped:
+            kinds = ", ".join(f"{number:,} {_kind(kind)}" for kind, number in self.skipped.most_common())
+            parts.append(f"files skipped: {kinds}")
+        if self.rejected:
+            parts.append("not readable: " + ", ".join(f"{number:,} {kind}" for kind, number in self.rejected.items()))
+        if self.without_map:
+            parts.append(f"photos without a map: {_some(self.without_map)}{self.hint and f' ({self.hint})'}")
+        if self.without_image:
+            parts.append(f"maps without a photo: {_some(self.without_image)}")
+        if self.ignored_share is not None:
+            parts.append(f"{self.ignored_share:.1%} of the label pixels ignored")
+            if self.ignored_share >= LARGE_IGNORED_SHARE:
+                parts[-1] += ", a large share: check [labels] in the taxonomy"
+        if self.as_stored:
+            parts.append("maps turned like their photos (--labels-as-stored)")
+        elif self.turned:
+            parts.append(
+                f"{self.turned:,} photos turned by their EXIF orientation and their maps not: if the maps show the "
+                "photos as stored, give --labels-as-stored"
+            )
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, with every name."""
+        return {
+            "images": self.images,
+            "skipped": dict(self.skipped),
+            "rejected": dict(self.rejected),
+            "without_map": list(self.without_map),
+            "without_image": list(self.without_image),
+            "hint": self.hint,
+            "rules": dict(self.rules),
+            "turned": self.turned,
+            "labels_as_stored": self.as_stored,
+            "label_pixels": self.label_pixels,
+            "ignored_share": self.ignored_share,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> SourceSummary:
+        """Return the summary of :meth:`to_json`'s data."""
+        share = raw["ignored_share"] or 0.0
+        return cls(
+            images=raw["images"],
+            skipped=Counter(raw["skipped"]),
+            rejected=Counter(raw["rejected"]),
+            without_map=raw["without_map"],
+            without_image=raw["without_image"],
+            hint=raw["hint"],
+            rules=raw["rules"],
+            turned=raw["turned"],
+            as_stored=raw["labels_as_stored"],
+            label_pixels=raw["label_pixels"],
+            ignored_pixels=round(share * raw["label_pixels"]),
+        )
+
+
+def _kind(kind: str) -> str:
+    if kind in OPTIONAL_ENDINGS:
+        return f"{kind} ({OPTIONAL_ENDINGS[kind]}: pip install 'maskmill[heif]')"
+    return kind
+
+
+def _some(names: Sequence[str]) -> str:
+    examples = ", ".join(names[:NUM_EXAMPLES])
+    return f"{len(names):,}, e.g. {examples}" if len(names) > NUM_EXAMPLES else f"{len(names):,}: {examples}"

@@ -1,0 +1,121 @@
+"""Drafting a taxonomy file: names of a data set matched with names of a model."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from ...errors import TaxonomyError, UsageError
+from .bundle import Bundle
+from .color_tables import TABLE_NAMES, named_table
+from .files import read_class_names
+from .taxonomy import DROPPED, IGNORE, model_labels
+
+Unmatched = Literal["ignore", "background"]
+"""Target of data set classes whose name no model class has."""
+
+_ALIASES = {
+    "airplane": "aeroplane",
+    "plane": "aeroplane",
+    "bike": "bicycle",
+    "motorcycle": "motorbike",
+    "tv": "tvmonitor",
+    "tv monitor": "tvmonitor",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "potted plant": "pottedplant",
+    "people": "person",
+    "pedestrian": "person",
+}
+"""Names of one thing in VOC, COCO and CamVid."""
+_VOID = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored", "unlabelled(ignore)", "other"})
+"""Names of labels that stand for no class."""
+
+
+def same_class(first: str, second: str) -> bool:
+    """Tell whether two names stand for one class: equal up to case, blanks, ``_``, ``-`` and known aliases."""
+    return _normalized(first) == _normalized(second)
+
+
+def means_nothing(name: str) -> bool:
+    """Tell whether a label's name says that it stands for no class, as ``void`` does."""
+    return _normalized(name) in _VOID
+
+
+def read_label_names(source: str | os.PathLike[str]) -> dict[int, str]:
+    """Read the class name of each label index: a class list, or the name of a data set (``voc``, ``ade20k``, …)."""
+    if str(source) in TABLE_NAMES:
+        return dict(named_table(str(source)).names)
+    return read_class_names(source)
+
+
+def draft(
+    bundle: Bundle, label_names: Mapping[int, str] | None = None, *, unmatched: Unmatched = "ignore"
+) -> tuple[str, list[str]]:
+    """Write a taxonomy for a model and, if given, a data set's ``{index: name}``; returns (TOML text, unmatched names).
+
+    Targets are the model's background and the classes whose names match a data set class; without a data set, all
+    classes. Data set classes without a match become ``unmatched`` and are listed; so are model classes that were
+    dropped.
+
+    Raises :class:`TaxonomyError` if fewer than two targets remain.
+    """
+    if unmatched not in get_args(Unmatched):
+        raise UsageError(f"unmatched names become {' or '.join(get_args(Unmatched))}, got {unmatched!r}")
+    classes, notes = bundle.classes, []
+    by_name = {_normalized(name): name for name in classes}
+    background = None if bundle.background is None else classes[bundle.background]
+    if unmatched == "background" and background is None:
+        raise UsageError("the model has no background class for unmatched names; leave them ignored")
+    rest = background if unmatched == "background" and background is not None else IGNORE
+    labels: dict[int, tuple[str, str]] = {}
+    for index, name in sorted((label_names or {}).items()):
+        match = by_name.get(_normalized(name))
+        if match is not None:
+            labels[index] = (name, match)
+        elif means_nothing(name):
+            labels[index] = (name, IGNORE)
+        else:
+            labels[index] = (name, rest)
+            similar = difflib.get_close_matches(_normalized(name), by_name, n=1)
+            hint = f"; like the model's {by_name[similar[0]]}" if similar else ""
+            notes.append(f"label {index} ({name}) → {rest}{hint}")
+    matched = {target for _, target in labels.values()} - {IGNORE}
+    used = matched | {background} if label_names else set(classes)
+    targets = [name for name in classes if name in used]
+    if len(targets) < 2 or (label_names and not matched - {background}):
+        names = ", ".join(name for name, _ in labels.values()) or "none"
+        raise TaxonomyError(
+            f"no name of the labels is a class of the model, so that nothing could be labeled: the labels are "
+            f"{names}; the model has {', '.join(classes)}; write the mapping by hand, or give other names with "
+            "--label-names"
+        )
+    lines = [
+        "# Target classes. Check every line: only names that match were mapped.",
+        f"targets = {json.dumps(targets, ensure_ascii=False)}",
+    ]
+    if background is not None:
+        lines.append(f"background = {json.dumps(background, ensure_ascii=False)}")
+    lines += [
+        "",
+        f'[model]  # a class of the model = a target, or "{DROPPED}" (it can win a pixel, which then stays unlabeled)',
+    ]
+    for name in classes:
+        lines.append(f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(name if name in used else DROPPED)}")
+        if name not in used:
+            notes.append(f"model class {name} → {DROPPED}")
+    lines += ["", f'[labels]  # a label index of the data set = a target, or "{IGNORE}"; 255 is ignored']
+    if label_names is None:
+        for index, target in model_labels(bundle).items():
+            lines.append(f"{index} = {json.dumps(IGNORE if target < 0 else classes[target], ensure_ascii=False)}")
+    for index, (name, target) in labels.items():
+        lines.append(f"{index} = {json.dumps(target, ensure_ascii=False)}  # {name}")
+    return "\n".join(lines) + "\n", notes
+
+
+def _normalized(name: str) -> str:
+    plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    return _ALIASES.get(plain, plain)
