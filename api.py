@@ -179,11 +179,10 @@ def draft_taxonomy(model: Location | Bundle, label_names: Location | Mapping[int
 
     ``label_names`` are the names of a dataset's label values, or a file of them; None maps the model's own classes.
     """
-    from .engine.model.files import read_class_names
-    from .engine.model.taxonomy import draft
+    from .engine.model.taxonomy_draft import draft, read_label_names
     from .engine.predictors.prompted.activation_maps import scored_bundle
 
-    names = label_names if label_names is None or isinstance(label_names, Mapping) else read_class_names(label_names)
+    names = label_names if label_names is None or isinstance(label_names, Mapping) else read_label_names(label_names)
     return draft(scored_bundle(_bundle(model)), names)[0]
 
 
@@ -232,7 +231,7 @@ def calibrate(
     Raises :class:`CalibrationError`, :class:`UsageError`, :class:`TaxonomyError`.
     """
     from .engine.calibration import calibrate as calibration_module
-    from .engine.inputs.label_maps import LabelFolder
+    from .engine.inputs.labels import open_labels
     from .engine.inputs.sources import open_source
 
     predictor, classes = _predictor(model, taxonomy, provider, tile, overlap)
@@ -240,7 +239,7 @@ def calibrate(
         return calibration_module.calibrate(
             predictor,
             open_source(images),
-            LabelFolder(labels),
+            open_labels(labels),
             classes,
             alpha=alpha,
             group=group,

@@ -41,7 +41,6 @@ from maskmill.engine.calibration.calibrate import calibrate, true_scores
 from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
 from maskmill.engine.calibration.thresholds import fit_thresholds
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.inputs.label_maps import read_label_map
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.ordered_map import ordered_map
 from maskmill.engine.inputs.sources import open_source
@@ -222,8 +221,8 @@ def predict_all(predictor, taxonomy: Taxonomy, photos: list[Path], labels: Label
     cache = None
 
     def predict(photo: Path):
-        label_path = labels.find(photo.name)
-        truth = taxonomy.encode(read_label_map(label_path), str(label_path))
+        entry = labels.find(photo.name)
+        truth = taxonomy.encode(labels.read(entry), entry.name)
         score_map = predictor.predict(decode_image(photo.read_bytes()))
         if resolution == "half":
             return HalfPhoto.of_logits(score_map.scores, truth, taxonomy)

@@ -50,7 +50,6 @@ from maskmill.engine.calibration.score_spill import ScoreSpill
 from maskmill.engine.calibration.thresholds import Group, fit_thresholds
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.inputs.label_maps import read_label_map
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec
@@ -208,7 +207,7 @@ def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
 
     def load(path: Path) -> Photo:
-        truth = table[read_label_map(labels.find(path.name) or path)]
+        truth = table[labels.read(labels.find(path.name))]
         files = [folder / f"{path.stem}-{view}.npy" for view in range(2 * len(SCALES))]
         if not all(file.exists() for file in files):
             prepared = model.prepare(decode_image(path.read_bytes()))

@@ -34,6 +34,15 @@ def encoded(pixels: NDArray[Any] | Image.Image, format: str, **options: Any) -> 
     return buffer.getvalue()
 
 
+def gray_png(values: NDArray[np.uint8], bits: int) -> bytes:
+    """A gray PNG of 1, 2, 4 or 8 bits per sample, which Pillow does not write."""
+    height, width = values.shape
+    samples = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(height, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(samples, axis=1))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return _PNG + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+
+
 def label_row(name: str, *, labels: NDArray[Any] | None = None, weights: NDArray[np.uint8] | None = None) -> LabelRow:
     """Labels of the image whose bytes are ``name``."""
     labels = np.full((2, 3), 7, dtype=np.uint8) if labels is None else labels

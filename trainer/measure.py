@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.inputs.label_maps import LabelFolder
+from ..engine.inputs.labels import LabelSource, open_labels
 from ..engine.inputs.sources import open_source
 from ..engine.labeling.selection import Selection
 from ..engine.model.bundle import MANIFEST, Bundle
@@ -34,7 +34,7 @@ from .students.models import load_run
 
 def evaluate(
     target: str | os.PathLike[str] | LabelStore | Bundle,
-    labels: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | LabelSource,
     *,
     images: str | os.PathLike[str] | None = None,
     ids: Collection[str] | None = None,
@@ -71,6 +71,7 @@ def evaluate(
     Raises :class:`UsageError` if nothing matches, sizes differ, or an option does not apply to the target.
     """
     names = None if ids is None else frozenset(ids)
+    truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
     folder = target.path if isinstance(target, Bundle | LabelStore) else Path(target)
     num_workers = workers or usable_processors()
     if isinstance(target, Bundle) or (folder / MANIFEST).is_file():
@@ -78,25 +79,23 @@ def evaluate(
         options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
         predictor, classes = open_predictor(folder, None if taxonomy is None else Path(taxonomy), options=options)
         source = open_source(_needed(images, "a bundle"))
-        return evaluate_predictor(
-            predictor, source, LabelFolder(labels), classes, Selection.argmax(), ids=names, workers=num_workers
-        )
+        return evaluate_predictor(predictor, source, truth, classes, Selection.argmax(), ids=names, workers=num_workers)
     if not isinstance(target, LabelStore) and is_run(folder) and not (folder / "labels.lance").exists():
         _refuse({"precision": precision, "provider": None if provider == "cpu" else provider}, "a training run")
-        return _evaluate_run(folder, _needed(images, "a run"), labels, names, taxonomy, tile, overlap, device, progress)
+        return _evaluate_run(folder, _needed(images, "a run"), truth, names, taxonomy, tile, overlap, device, progress)
     options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
     _refuse({**options_given, "device": device}, "a label store")
     store = target if isinstance(target, LabelStore) else LabelStore.open(folder)
     classes = Taxonomy.from_json(store.classes)
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
-    return evaluate_store(store, LabelFolder(labels), classes, ids=names, workers=num_workers)
+    return evaluate_store(store, truth, classes, ids=names, workers=num_workers)
 
 
 def _evaluate_run(
     run: Path,
     images: str | os.PathLike[str],
-    labels: str | os.PathLike[str],
+    labels: LabelSource,
     ids: frozenset[str] | None,
     taxonomy: str | os.PathLike[str] | None,
     tile: int | None,
@@ -114,7 +113,7 @@ def _evaluate_run(
         student.module.to(chosen), labeled, student.run, device=chosen, tile=tile, overlap=overlap, progress=progress
     )
     confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student ignores no pixel
-    return Quality(confusion=confusion, targets=scores.classes, num_images=scores.num_images)
+    return Quality(confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=labeled.summary)
 
 
 def _refuse(options: Mapping[str, object], target: str) -> None:

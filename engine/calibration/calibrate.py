@@ -3,7 +3,7 @@
 The model runs once per image. Nonconformity scores of the true class are spilled to a temporary file; thresholds are
 exact order statistics of them, so memory does not depend on the number of pixels::
 
-    calibration = calibrate(predictor, source, LabelFolder("labels"), taxonomy, alpha="0.05", group="class")
+    calibration = calibrate(predictor, source, open_labels("labels"), taxonomy, alpha="0.05", group="class")
     calibration.save("calibration.json")
 
 Groups: ``pooled`` has one threshold, ``class`` one for each target (Mondrian), ``position`` one for each cell of a
@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from ...errors import CalibrationError, ImageError, UsageError
 from ...kernels.plans.class_stats import RULES
 from ...kernels.types import Activation, Rule
-from ..inputs.label_maps import LabelFolder, read_label_map, select_ids
+from ..inputs.labeled_source import pair_images
+from ..inputs.labels import LabelSource
 from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source
 from ..model.taxonomy import Taxonomy
@@ -56,7 +57,7 @@ class _Scored:
 def calibrate(
     predictor: Predictor,
     source: Source,
-    labels: LabelFolder,
+    labels: LabelSource,
     taxonomy: Taxonomy,
     *,
     alpha: str | float,
@@ -77,7 +78,8 @@ def calibrate(
     predictor, taxonomy
         The model and the target classes; labeling must use the same.
     source, labels
-        Images, and the folder of their label maps (same name, same size). An image without a label map is an error.
+        Images, and the folder of their label maps (same name, same size). Images without a label map are left
+        out and counted.
     alpha
         Share of true classes that may miss the prediction set, above 0 and below 1; a string is taken literally.
     group, unit, rule
@@ -106,21 +108,22 @@ def calibrate(
         raise UsageError(f"the coverage report needs at least 2 folds, got {folds}")
     if min_images is None:
         min_images = -(-level.denominator // level.numerator) - 1
-    pairs = _pair(source, labels, ids)
+    labeled = pair_images(source, labels, taxonomy, ids=ids)
+    num_images = len(labeled.items)
     position = group == "position"
 
-    def score(pair: tuple[Item, Path]) -> _Scored:
-        item, label_path = pair
+    def score(item: Item) -> _Scored:
         try:
-            image = predictor.backend.decode(source.read(item))
+            photo = source.read(item)
+            image = predictor.backend.decode(photo)
             prepared = predictor.prepare(image, item.uri)
         except ImageError as error:
             raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; mend it or leave it out") from error
-        truth = taxonomy.encode(read_label_map(label_path), str(label_path))
+        truth = labeled.read(item.uri, photo)
         if truth.shape != image.shape[:2]:
             raise CalibrationError(
-                f"{label_path} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
-                f"{image.shape[1]}x{image.shape[0]} px; they must be the same size"
+                f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
+                f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, photo)}"
             )
         score_map = predictor.run([prepared])[0]
         size = grid if position else truth.shape
@@ -135,7 +138,7 @@ def calibrate(
         SampleSpill(Path(folder), len(taxonomy.model)) as samples,
     ):
         activation: Activation = "softmax"
-        for done, scored in enumerate(ordered_map(score, pairs, workers), start=1):
+        for done, scored in enumerate(ordered_map(score, labeled.items, workers), start=1):
             activation = scored.score_map.activation
             classes = scored.truth.ravel().astype(np.uint16)
             classes[scored.truth.ravel() == taxonomy.ignore_index] = NO_CLASS
@@ -143,10 +146,10 @@ def calibrate(
             spill.append(scored.scores.ravel()[kept], classes[kept])
             samples.append(scored.score_map, scored.size, scored.truth, taxonomy.ignore_index)
             if progress is not None:
-                progress(done, len(pairs))
+                progress(done, num_images)
         spill.finish()
         samples.finish()
-        everything = list(range(len(pairs)))
+        everything = list(range(num_images))
         options: dict[str, Any] = {
             "num_targets": taxonomy.num_targets,
             "num_scored": taxonomy.num_scored,
@@ -158,14 +161,15 @@ def calibrate(
         final = fit_thresholds(spill, everything, **options)
         if not final.num_pixels.any():
             raise CalibrationError("no pixel of the label maps has a target class; check [labels] in the taxonomy")
-        coverage = CoverageReport(taxonomy, activation, len(pairs))
-        fold_of = np.random.default_rng(0).permutation(len(pairs)) % folds
-        if len(pairs) >= 2:
-            for fold in range(min(folds, len(pairs))):
+        coverage = CoverageReport(taxonomy, activation, num_images)
+        fold_of = np.random.default_rng(0).permutation(num_images) % folds
+        if num_images >= 2:
+            for fold in range(min(folds, num_images)):
                 held_out = np.flatnonzero(fold_of == fold).tolist()
                 rest = np.flatnonzero(fold_of != fold).tolist()
                 coverage.add(fit_thresholds(spill, rest, **options), spill, samples, held_out)
-        report = _report(final, coverage, taxonomy, len(pairs), folds, min_images, group)
+        report = _report(final, coverage, taxonomy, num_images, folds, min_images, group)
+        report["source"] = labeled.summary.to_json()
     return Calibration(
         alpha=str(alpha),
         group=group,
@@ -197,18 +201,6 @@ def _parse_alpha(alpha: str | float) -> Fraction:
     if not 0 < level < 1:
         raise UsageError(f"alpha must be above 0 and below 1, got {alpha}")
     return level
-
-
-def _pair(source: Source, labels: LabelFolder, ids: frozenset[str] | None) -> list[tuple[Item, Path]]:
-    items = {item.uri: item for item in source}
-    if not items:
-        raise UsageError("there is no image to calibrate on")
-    pairs = []
-    for uri in select_ids(items, ids):
-        if (label_path := labels.find(uri)) is None:
-            raise UsageError(f"{uri} has no label map in {labels.path}; add it, or list the labeled images in --ids")
-        pairs.append((items[uri], label_path))
-    return pairs
 
 
 def _report(

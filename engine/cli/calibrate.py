@@ -12,13 +12,16 @@ from ...kernels.types import Rule
 from ..calibration.thresholds import Group, Unit
 from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from .options import (
+    AsStoredOption,
     CamOption,
+    EndingOption,
     IdsOption,
     ImageLabelsOption,
     ImagesOption,
     JsonOption,
     LabelsOption,
     OverlapOption,
+    PairingOption,
     PrecisionOption,
     PromptSettings,
     ProviderOption,
@@ -67,6 +70,9 @@ def calibrate_thresholds(
     ] = "agree",
     taxonomy: TaxonomyOption = None,
     ids: IdsOption = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
+    image_ending: EndingOption = None,
     min_images: Annotated[
         int | None,
         typer.Option(
@@ -99,7 +105,8 @@ def calibrate_thresholds(
     """
     from ...kernels.processors import usable_processors
     from ..calibration.calibrate import calibrate
-    from ..inputs.label_maps import LabelFolder, read_ids
+    from ..inputs.labels import open_labels
+    from ..inputs.names import read_ids
     from ..inputs.sources import open_source
     from ..report import display
 
@@ -133,8 +140,8 @@ def calibrate_thresholds(
     with display.counter("calibrating", quiet=as_json) as progress:
         calibration = calibrate(
             predictor,
-            open_source(images),
-            LabelFolder(labels),
+            open_source(images, image_ending=image_ending),
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored),
             classes,
             alpha=alpha,
             group=group,

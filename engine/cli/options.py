@@ -34,6 +34,28 @@ IdsOption = Annotated[
     Path | None,
     typer.Option("--ids", metavar="FILE", help="Names of the images to use, one per line.", show_default="all"),
 ]
+PairingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pairing",
+        metavar="IMAGE=LABEL",
+        help="Names of label maps, with * for the part that is equal, such as '*_photo=*_truth'.",
+        show_default="known names are recognized",
+    ),
+]
+AsStoredOption = Annotated[
+    bool,
+    typer.Option("--labels-as-stored", help="Label maps show photos as stored, before their EXIF orientation is used."),
+]
+EndingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-ending",
+        metavar="ENDING",
+        help="Take only the files of folders and archives that end like this, such as jpg.",
+        show_default="every image ending",
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import UsageError
+from ..model.taxonomy_draft import Unmatched
 from .options import BundleArgument
 
 
@@ -18,34 +19,36 @@ def draft_taxonomy(
         Path | None, typer.Option(metavar="DIR", help="Label maps of the dataset, to map their values as well.")
     ] = None,
     label_names: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="Names of the label values.", show_default="classes.txt in or beside --labels"
+            metavar="FILE|SET",
+            help="Names of the label values: a file, or voc, cityscapes, ade20k or camvid.",
+            show_default="classes.txt in or above --labels",
         ),
     ] = None,
+    unmatched: Annotated[
+        Unmatched,
+        typer.Option(metavar="NAME", help="Target of names without a match: ignore or background."),
+    ] = "ignore",
 ) -> None:
     """Draft a class mapping from matching names, and list the names that did not match."""
-    import numpy as np
-
-    from ..inputs.label_maps import LabelFolder, read_label_map
+    from ..inputs.labeled_source import value_names
+    from ..inputs.labels import open_labels
+    from ..inputs.summary import SourceSummary
     from ..model.bundle import Bundle
-    from ..model.files import read_class_names
-    from ..model.taxonomy import draft
+    from ..model.taxonomy_draft import draft, read_label_names
     from ..predictors.prompted.activation_maps import scored_bundle
 
     model = scored_bundle(Bundle.load(bundle))
     if output.exists():
         raise UsageError(f"{output} exists already; remove it or choose another name")
-    names: dict[int, str] | None = None
+    names = None if label_names is None else read_label_names(label_names)
     if labels is not None:
-        present = {int(index) for path in LabelFolder(labels).files() for index in np.unique(read_label_map(path))}
-        candidates = [label_names] if label_names else [labels / "classes.txt", labels.parent / "classes.txt"]
-        known = next((read_class_names(path) for path in candidates if label_names or path.is_file()), {})
-        names = {index: known.get(index, f"label {index}") for index in sorted(present - {255} | set(known))}
-    elif label_names is not None:
-        names = read_class_names(label_names)
-    text, unmatched = draft(model, names)
+        source = open_labels(labels)
+        names = value_names(source, names)
+        typer.echo(SourceSummary(images=len(source), skipped=source.skipped).line("label maps"))
+    text, notes = draft(model, names, unmatched=unmatched)
     output.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {output}; check every line before you use it")
-    if unmatched:
-        typer.echo("no matching name:\n  " + "\n  ".join(unmatched))
+    if notes:
+        typer.echo("no matching name:\n  " + "\n  ".join(notes))

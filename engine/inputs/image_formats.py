@@ -23,7 +23,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
@@ -286,8 +285,8 @@ _UNSUPPORTED = re.compile(
 @cache
 def _silence_libraries() -> None:
     """Stop OpenCV and Pillow's own copy of libtiff from writing to stderr, naming no file; errors are raised anyway."""
-    cv2.setLogLevel(0)
-    for library in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*"):
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    for library in (Path(Image.__file__).parents[1] / "pillow.libs").glob("libtiff*"):
         libtiff = ctypes.CDLL(str(library))
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             function = getattr(libtiff, name)

@@ -89,12 +89,12 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 def preprocess(
     image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.float32] | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Resize and normalize an (H, W, 3) uint8 RGB image as a bundle says; returns (tensor, region).
+    """Resize and normalize an (H, W, 3) uint8 RGB image for a model; returns (tensor, region).
 
-    The tensor is float32, (3, height, width) or (height, width, 3), without a batch axis, in ``out`` where given.
+    The tensor is float32, (3, height, width) or (height, width, 3), without a batch axis, in ``out`` if given.
     ``region`` is the share of its height and of its width that the image covers: (1.0, 1.0) when stretched; with
-    ``longest-side`` the image lies at the top left and the rest holds the padding value. With antialiasing the resize
-    is Pillow's, else OpenCV's half-pixel interpolation.
+    ``longest-side`` the image is at the top left and the rest holds the padding value. With antialiasing the resize
+    is Pillow's, else OpenCV's half-pixel interpolation. Raises :class:`UsageError` for arrays of another shape or type.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise UsageError(f"an image must be (H, W, 3) uint8 and not empty, got {image.dtype}{image.shape}")
@@ -110,7 +110,7 @@ def preprocess(
     if (height, width) != (spec.height, spec.width):
         rows, columns = (out[height:], out[:height, width:]) if nhwc else (out[:, height:], out[:, :height, width:])
         rows[...] = columns[...] = padding if nhwc else padding[:, None, None]
-    # a table of 256 values a channel: exact, and faster than arithmetic on widened pixels
+    # a table of 256 values per channel: exact, and faster than arithmetic on widened pixels
     if nhwc:
         ordered = resized if spec.channels == "RGB" else cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
         cv2.LUT(ordered, table.T[None], dst=out[:height, :width])
@@ -123,13 +123,13 @@ def preprocess(
 
 
 def image_covers(height: int, width: int, spec: InputSpec) -> tuple[float, float]:
-    """The ``region`` that :func:`preprocess` gives for an image of this size, without touching pixels."""
+    """Return the ``region`` that :func:`preprocess` gives for an image of this size, from the size alone."""
     rows, columns = resized_size(height, width, spec)
     return rows / spec.height, columns / spec.width
 
 
 def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
-    """(height, width) that an image of this size has in the model's input, before padding, in pixels."""
+    """Return the (height, width) of an image of this size in the model's input, before padding, in pixels."""
     if spec.resize == "stretch":
         return spec.height, spec.width
     scale = min(spec.height / height, spec.width / width)
@@ -149,7 +149,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int, spec: InputSpec) 
 
 @lru_cache(maxsize=16)
 def _lookup(spec: InputSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The value of every pixel level, (3, 256), and of the padding, (3,), in the model's channel order."""
+    """Return the value of every pixel level, (3, 256), and of the padding, (3,), in the model's channel order."""
     mean = np.asarray(spec.mean, dtype=np.float64)[:, None]
     std = np.asarray(spec.std, dtype=np.float64)[:, None]
     padding = np.broadcast_to(np.asarray(spec.pad_value, np.float64), 3)[:, None]

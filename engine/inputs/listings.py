@@ -45,7 +45,7 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
 
 
 def _csv_entries(file: IO[bytes], name: str) -> Iterator[str]:
-    rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    rows = csv.reader(_text_lines(file, name))
     try:
         header = [column.strip() for column in next(rows, [])]
         columns = [column for column in COLUMNS if column in header]
@@ -61,8 +61,8 @@ def _csv_entries(file: IO[bytes], name: str) -> Iterator[str]:
             if len(row) <= place or not row[place].strip():
                 raise SourceError(f"{name}, line {rows.line_num}: the column {columns[0]} is empty")
             yield row[place].strip()
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{name} is not a CSV file in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise SourceError(f"{name} is not a CSV file: {error}") from error
 
 
 def _parquet_entries(file: IO[bytes], name: str) -> Iterator[str]:

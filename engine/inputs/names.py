@@ -157,7 +157,7 @@ def _matches(name: str, by_file: Mapping[str, Sequence[str]], by_stem: Mapping[s
 
 
 def _hint(name: str, by_stem: Mapping[str, Sequence[str]]) -> str:
-    """Name an image that a faulty entry may mean."""
+    """Suggest the image that an entry without a match may mean."""
     candidates = by_stem.get(image_id(name)) or by_stem.get(file_key(name).rsplit("/", 1)[-1])
     return f" ({file_key(candidates[0]).rsplit('/', 1)[-1]} is there)" if candidates else ""
 

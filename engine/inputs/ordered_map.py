@@ -12,9 +12,9 @@ R = TypeVar("R")
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Results in the order of ``items``, computed by ``workers`` threads, at most ``2 * workers`` ahead.
+    """Yield results in the order of ``items``, computed by ``workers`` threads, at most ``2 * workers`` ahead.
 
-    An error is raised at its item's place; what was not started by then is dropped.
+    An error is raised at its item's place; items that were not started by then are dropped.
     """
     pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="maskmill")

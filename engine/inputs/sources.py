@@ -91,10 +91,10 @@ class Source:
             empty = False
             yield item
         if empty:
-            endings = (f".{self._ending}",) if self._ending else self._endings or EXTENSIONS
+            endings = (f".{self._ending}",) if self._ending else sorted(self._endings or ()) or EXTENSIONS
             others = ", ".join(f"{number} {kind}" for kind, number in self.skipped.most_common(4))
             raise SourceError(
-                f"no images in {self.spec}; folders and archives are searched for {', '.join(sorted(endings))}"
+                f"no images in {self.spec}; folders and archives are searched for {', '.join(endings)}"
                 + (f", and it holds {others}" if others else "")
             )
 

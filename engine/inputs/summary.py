@@ -55,9 +55,9 @@ class SourceSummary:
         self.label_pixels += targets.size
         self.ignored_pixels += int(np.count_nonzero(targets == ignore))
 
-    def line(self) -> str:
-        """Return everything in one line of text."""
-        parts = [f"{self.images:,} images used"]
+    def line(self, noun: str = "images") -> str:
+        """Return everything in one line of text; ``noun`` names what was used."""
+        parts = [f"{self.images:,} {noun} used"]
         unusual = {rule: number for rule, number in self.rules.items() if rule != "same name"}
         if unusual:
             parts.append("paired by " + ", ".join(f"{rule} ({number:,})" for rule, number in unusual.items()))

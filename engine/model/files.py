@@ -11,7 +11,7 @@ from ...errors import MaskmillError, UsageError
 
 
 def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[MaskmillError] = UsageError) -> str:
-    """Read a UTF-8 text file without its byte order mark, and with ``\\n`` for every line ending.
+    """Read a UTF-8 text file without its byte order mark, and with newlines for every line ending.
 
     ``purpose`` names the file in the message, as in "the class list". Raises ``error`` if the file cannot be read or is
     not UTF-8.

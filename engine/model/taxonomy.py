@@ -55,6 +55,7 @@ from .files import read_text
 DROPPED = "dropped"
 IGNORE = "ignore"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Taxonomy:
     """The mapping from a model's classes and a dataset's labels to the target classes."""
@@ -288,8 +289,9 @@ def _parse_labels(raw: Mapping[str, Any], targets: Sequence[str]) -> tuple[dict[
         if len(set(rgb)) != len(rgb):
             raise TaxonomyError("[colors] lists a color twice")
         labels = {
-            index: _target("colors", color, value, targets, IGNORE) for index, (color, value) in
-            enumerate(colors.items()) }
+            index: _target("colors", color, value, targets, IGNORE)
+            for index, (color, value) in enumerate(colors.items())
+        }
         return labels, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
     labels = {}
     for key, value in raw.get("labels", {}).items():
@@ -316,7 +318,7 @@ def _parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequen
         names = ", ".join(unknown)
         raise TaxonomyError(
             f"[model] {names} {'is' if len(unknown) == 1 else 'are'} unknown"
-            f"{did_you_mean(unknown[0], missing or classes)}"
+            + (did_you_mean(unknown[0], missing or classes) or f"; the model has {', '.join(classes)}")
         )
     if missing:
         raise TaxonomyError(

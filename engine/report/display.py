@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..calibration.calibration import Calibration
+from ..inputs.summary import SourceSummary
 from ..labeling.progress import Progress as RunProgress
 from ..model.taxonomy import Taxonomy
 from ..store.label_store import LabelStore
@@ -157,6 +158,8 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         f"rule {calibration.rule}; coverage on held-out images ({report['folds']} folds), "
         f"mean over images {_share(report['image_mean_coverage'])}"
     )
+    if "source" in report:
+        say(SourceSummary.from_json(report["source"]).line())
     if unseen:
         say(f"without a pixel: {', '.join(unseen)}")
     starved = [row["class"] for row in report["classes"] if row["starved"] and row["pixels"]]
@@ -209,6 +212,8 @@ def print_quality(quality: Quality) -> None:
         f"{raw['num_images']} images: mIoU of kept pixels {_share(raw['miou_kept'])}, accuracy of kept "
         f"{_share(raw['accuracy_kept'])}, kept {_share(raw['kept'])}, mIoU of all {_share(raw['miou_all'])}"
     )
+    if quality.source is not None:
+        say(quality.source.line())
 
 
 def print_store(store: LabelStore) -> None:

@@ -7,8 +7,7 @@ with no kept pixel counting 0. ``miou_all`` counts ignored pixels as wrong: they
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,11 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import UsageError
-from ..inputs.label_maps import LabelFolder, read_label_map, select_ids
+from ..inputs.labeled_source import pair_images, pair_uris
+from ..inputs.labels import LabelSource
 from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source
+from ..inputs.summary import SourceSummary
 from ..labeling.selection import Selection, select
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
@@ -35,6 +36,8 @@ class Quality:
     """Names of the K classes."""
     num_images: int
     """Number of images measured."""
+    source: SourceSummary | None = None
+    """Files that were used and passed over, if labels were read."""
 
     @property
     def iou_kept(self) -> NDArray[np.float64]:
@@ -80,6 +83,7 @@ class Quality:
         iou_kept, iou_all, true = self.iou_kept, self.iou_all, self.confusion.sum(axis=1)
         return {
             "num_images": self.num_images,
+            "source": None if self.source is None else self.source.to_json(),
             "num_pixels": int(true.sum()),
             "miou_kept": _plain(self.miou_kept),
             "accuracy_kept": _plain(self.accuracy_kept),
@@ -114,7 +118,7 @@ def quality(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], taxonomy: Taxono
 
 def evaluate_store(
     store: LabelStore,
-    labels: LabelFolder,
+    labels: LabelSource,
     taxonomy: Taxonomy,
     *,
     ids: frozenset[str] | None = None,
@@ -126,31 +130,25 @@ def evaluate_store(
     ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ.
     """
     image_of = {row.uri: row.id for row in store.inputs() if row.id is not None}
-    found = {uri: labels.find(uri) for uri in select_ids(sorted(image_of), ids)}
-    if ids is not None and (missing := [uri for uri, path in found.items() if path is None]):
-        raise UsageError(f"{len(missing)} of the listed images have no label map in {labels.path}, e.g. {missing[0]}")
-    matched = [(uri, path) for uri, path in found.items() if path is not None]
-    if not matched:
-        raise UsageError(f"no labeled image of {store.path} has a label map in {labels.path}; names must match")
+    labeled = pair_uris(sorted(image_of), labels, taxonomy, ids=ids)
 
-    def load(match: tuple[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        uri, path = match
-        truth = taxonomy.encode(read_label_map(path), str(path))
+    def load(uri: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        truth = labeled.read(uri)
         label, _ = store.read_id(image_of[uri])
         if truth.shape != label.shape:
             raise UsageError(
-                f"{path} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
-                f"{label.shape[1]}x{label.shape[0]} px; they must be the same size"
+                f"{labeled.name_of(uri)} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
+                f"{label.shape[1]}x{label.shape[0]} px; {labeled.size_hint(uri)}"
             )
         return label, truth
 
-    return quality(ordered_map(load, matched, workers), taxonomy)
+    return replace(quality(ordered_map(load, labeled.uris, workers), taxonomy), source=labeled.summary)
 
 
 def evaluate_predictor(
     predictor: Predictor,
     source: Source,
-    labels: LabelFolder,
+    labels: LabelSource,
     taxonomy: Taxonomy,
     selection: Selection,
     *,
@@ -162,28 +160,22 @@ def evaluate_predictor(
     Images are matched to label maps by name; with ``ids`` a listed image without one is an error. Raises
     :class:`UsageError` if nothing matches or sizes differ, :class:`ImageError` if an image cannot be decoded.
     """
-    items = {item.uri: item for item in source}
-    pairs = [(items[uri], labels.find(uri)) for uri in select_ids(items, ids)]
-    if ids is not None and (missing := [item.uri for item, path in pairs if path is None]):
-        raise UsageError(f"{len(missing)} of the listed images have no label map in {labels.path}, e.g. {missing[0]}")
-    matched = [(item, path) for item, path in pairs if path is not None]
-    if not matched:
-        raise UsageError(f"no image has a label map in {labels.path}; names must match")
+    labeled = pair_images(source, labels, taxonomy, ids=ids)
 
-    def load(match: tuple[Item, Path]) -> tuple[NDArray[Any], NDArray[Any]]:
-        item, path = match
-        image = predictor.backend.decode(source.read(item))
+    def load(item: Item) -> tuple[NDArray[Any], NDArray[Any]]:
+        photo = source.read(item)
+        image = predictor.backend.decode(photo)
         (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
         label = select(score_map, taxonomy, selection).label
-        truth = taxonomy.encode(read_label_map(path), str(path))
+        truth = labeled.read(item.uri, photo)
         if truth.shape != label.shape:
             raise UsageError(
-                f"{path} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is {label.shape[1]}x{label.shape[0]} "
-                "px; they must be the same size"
+                f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is "
+                f"{label.shape[1]}x{label.shape[0]} px; {labeled.size_hint(item.uri, photo)}"
             )
         return label, truth
 
-    return quality(ordered_map(load, matched, workers), taxonomy)
+    return replace(quality(ordered_map(load, labeled.items, workers), taxonomy), source=labeled.summary)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

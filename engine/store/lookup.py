@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import UsageError
-from ..inputs.label_maps import image_id
+from ..inputs.names import image_id
 from ..inputs.sources import Item
 from .digests import DIGEST_BYTES, DigestIndex, digest_table
 from .rows import InputRow, fingerprint

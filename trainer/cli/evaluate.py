@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from ...engine.cli.options import (
+    AsStoredOption,
     IdsOption,
     JsonOption,
     LabelsOption,
     OverlapOption,
+    PairingOption,
     PrecisionOption,
     ProviderOption,
     TileOption,
@@ -31,6 +33,8 @@ def evaluate_target(
         typer.Option(metavar="SOURCE", help="Images to label and measure; needed for a run or a bundle."),
     ] = None,
     ids: IdsOption = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
     taxonomy: Annotated[
         Path | None,
         typer.Option(
@@ -52,14 +56,15 @@ def evaluate_target(
     A store is measured by the labels it holds; a run labels --images with its student, a bundle with its model (argmax,
     every pixel kept).
     """
-    from ...engine.inputs.label_maps import read_ids
+    from ...engine.inputs.labels import open_labels
+    from ...engine.inputs.names import read_ids
     from ...engine.report.display import counter, print_quality
     from ..measure import evaluate
 
     with counter("measuring", quiet=as_json) as progress:
         quality = evaluate(
             target,
-            labels,
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored),
             images=images,
             ids=read_ids(ids) if ids else None,
             taxonomy=taxonomy,

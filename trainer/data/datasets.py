@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from ...engine.inputs.identity import labels_id
 from ...engine.inputs.images import decode_image
-from ...engine.inputs.label_maps import LabelFolder, read_label_map, select_ids
+from ...engine.inputs.labeled_source import LabeledSource, pair_images
+from ...engine.inputs.labels import LabelSource, open_labels
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import InputRow, LabelStore
@@ -89,12 +90,17 @@ class _SequentialReads:
 class LabeledImages(_SequentialReads):
     """Images with true label maps, whose indices a taxonomy maps to classes."""
 
-    def __init__(self, source: Source, pairs: Sequence[tuple[Item, Path]], taxonomy: Taxonomy) -> None:
+    def __init__(
+        self, source: Source, labeled: LabeledSource, taxonomy: Taxonomy, *, skip: Collection[str] = ()
+    ) -> None:
         self._source = source
-        self._pairs = list(pairs)
+        self._labeled = labeled
         self._taxonomy = taxonomy
-        self.uris = [item.uri for item, _ in self._pairs]
+        self._items = [item for item in labeled.items if item.uri not in skip]
+        self.uris = [item.uri for item in self._items]
         """Names of the images, in order."""
+        self.summary = labeled.summary
+        """Files that were used and passed over."""
 
     @classmethod
     def open(
@@ -120,29 +126,30 @@ class LabeledImages(_SequentialReads):
     def pair(
         cls,
         images: str | os.PathLike[str],
-        labels: str | os.PathLike[str],
+        labels: str | os.PathLike[str] | LabelSource,
         taxonomy: Taxonomy,
         *,
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
     ) -> LabeledImages:
         """Pair the images of a source with the label maps of a folder; see :meth:`open`."""
-        source, maps = open_source(str(images)), LabelFolder(labels)
-        items = {item.uri: item for item in source}
-        chosen = [uri for uri in select_ids(items, ids) if uri not in skip]
-        pairs = [(items[uri], path) for uri in chosen if (path := maps.find(uri)) is not None]
-        if not pairs:
-            raise UsageError(f"no image in {images} has a label map in {labels}; names must match")
-        return cls(source, pairs, taxonomy)
+        source = open_source(str(images))
+        maps = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
+        labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip)
+        if not labeled.uris:
+            raise UsageError(f"every image in {images} is used for something else already, e.g. validation")
+        return labeled
 
     def read(self, index: int) -> AnnotatedImage:
         """Read one image with its true classes and full weights."""
-        item, path = self._pairs[index]
-        image = decode_image(self._source.read(item))
-        label = self._taxonomy.encode(read_label_map(path), str(path))
+        item = self._items[index]
+        photo = self._source.read(item)
+        image = decode_image(photo)
+        label = self._labeled.read(item.uri, photo)
         if label.shape != image.shape[:2]:
             raise TrainingError(
-                f"{path} is {label.shape[1]}x{label.shape[0]} px, its image {image.shape[1]}x{image.shape[0]}"
+                f"{self._labeled.name_of(item.uri)} is {label.shape[1]}x{label.shape[0]} px, its image "
+                f"{image.shape[1]}x{image.shape[0]}; {self._labeled.size_hint(item.uri, photo)}"
             )
         weight = np.where(label == self._taxonomy.ignore_index, np.uint8(0), np.uint8(255))
         return AnnotatedImage(image, label, weight)

@@ -184,8 +184,10 @@ def test_images_without_labels_of_another_size_or_damaged_are_errors(
     with pytest.raises(CalibrationError, match=r"1\.png is 5x3 px and its image .* is 24x16 px"):
         run(bundle, few)
     (few / "labels" / "1.png").unlink()
-    with pytest.raises(UsageError, match="has no label map in"):
-        run(bundle, few)
+    source = run(bundle, few, min_images=1).report["source"]
+    assert (source["images"], source["without_map"]) == (1, [str(few / "images" / "1.png")])
+    with pytest.raises(UsageError, match="1 of the listed images have no label map in"):
+        run(bundle, few, ids=frozenset({"0.png", "1.png"}))
     (few / "images" / "1.png").unlink()
     (few / "images" / "0.png").write_bytes(b"")
     with pytest.raises(CalibrationError, match="cannot calibrate on .*0.png"):

@@ -28,8 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(color_cam_graph(size=("H", "W")), folder / "cam.onnx")
     onnx.save(color_encoder_graph(), folder / "encoder.onnx")
     onnx.save(color_decoder_graph(), folder / "decoder.onnx")
-    (folder / "classes.txt").write_text("red\ngreen\nblue\n")
-    ok("import", "cam.onnx", "-o", "cam", "--task", "cam", "--classes", "classes.txt", "--size", "16x24",
+    (folder / "model-classes.txt").write_text("red\ngreen\nblue\n")
+    ok("import", "cam.onnx", "-o", "cam", "--task", "cam", "--classes", "model-classes.txt", "--size", "16x24",
        "--activation", "sigmoid", cwd=folder)  # fmt: skip
     ok("import", "encoder.onnx", "-o", "sam", "--task", "promptable", "--decoder", "decoder.onnx", "--scale", "1/255",
        "--mean", "0", "--std", "1", "--pad-value", "0", cwd=folder)  # fmt: skip
@@ -178,7 +178,7 @@ def test_options_that_do_not_apply_are_refused_in_one_line(home: Path, command: 
 
 def test_steps_of_other_models_are_refused(home: Path) -> None:
     ok("label-prompted", *MODELS, "photos", "-o", "stored", "--limit", "1", cwd=home)
-    ok("import", "cam.onnx", "-o", "other", "--task", "cam", "--classes", "classes.txt", "--size", "32x48",
+    ok("import", "cam.onnx", "-o", "other", "--task", "cam", "--classes", "model-classes.txt", "--size", "32x48",
        "--activation", "sigmoid", cwd=home)  # fmt: skip
     result = maskmill("show", "stored", "0.png", "--steps", "--cam", "other", "--sam", "sam", cwd=home)
     assert result.returncode == 2

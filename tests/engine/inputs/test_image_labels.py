@@ -50,8 +50,13 @@ def test_every_format_says_the_same(tmp_path: Path, name: str, text: str) -> Non
 def test_equal_file_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     labels = load(tmp_path, "labels.csv", "image,labels\na/1.jpg,cow\nb/1.jpg,horse\n")
     assert labels.classes_of("/photos/b/1.jpg", CLASSES) == [1]
-    with pytest.raises(UsageError, match="matches 2 images in .*labels.csv"):
+    with pytest.raises(ImageError, match=r"does not list /photos/1\.jpg \(it lists a/1\.jpg\)"):
         labels.classes_of("/photos/1.jpg", CLASSES)
+
+
+def test_a_name_with_an_ending_means_that_file(tmp_path: Path) -> None:
+    labels = load(tmp_path, "labels.csv", "image,labels\n1.jpg,cow\n1.png,horse\n")
+    assert labels.classes_of("/photos/1.png", CLASSES) == [1]
 
 
 def test_an_image_that_is_not_listed_is_an_image_error(tmp_path: Path) -> None:

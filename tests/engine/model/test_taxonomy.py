@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maskmill.engine.model.bundle import Bundle
-from maskmill.engine.model.taxonomy import Taxonomy, draft
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.model.taxonomy_draft import draft
 from maskmill.errors import TaxonomyError
 
 from ...models import color_bundle
@@ -75,7 +77,8 @@ def test_a_label_that_is_not_known_names_file_and_index(bundle: Bundle, tmp_path
         (('7 = "warm"', '7 = "hot"'), "neither a target nor 'ignore'"),
         (('7 = "warm"', 'seven = "warm"'), "neither a label index"),
         (('7 = "warm"', '70000 = "warm"'), "neither a label index"),
-        (('red = "warm"', 'red = "warm"\npink = "warm"'), "model does not have: pink"),
+        (('red = "warm"', 'rde = "warm"'), "rde is unknown; did you mean red"),
+        (('red = "warm"', 'red = "warm"\npink = "warm"'), r"\[model\] pink is unknown; the model has red, green, blue"),
         (('background = "blue"', 'background = "sky"'), "the background 'sky' is not one of the targets"),
         (('background = "blue"', 'backdrop = "blue"'), "unknown entries: backdrop"),
         (('"warm", "blue"', '"warm", "blue", "warm"'), "target names must be unique"),
@@ -124,14 +127,14 @@ def test_the_draft_maps_equal_names_and_lists_the_rest(tmp_path: Path) -> None:
     text, unmatched = draft(bundle, {0: "void", 1: "Airplane", 2: "potted_plants"})
     taxonomy = Taxonomy.load(write(tmp_path, text), bundle)
     assert taxonomy.targets == ("background", "aeroplane")
-    assert dict(taxonomy.labels) == {0: -1, 1: 1, 2: 0}
+    assert dict(taxonomy.labels) == {0: -1, 1: 1, 2: -1}
     assert unmatched == [
-        "label 2 (potted_plants) → background; like the model's potted plant",
+        "label 2 (potted_plants) → ignore; like the model's potted plant",
         "model class potted plant → dropped",
     ]
 
 
 def test_the_draft_without_a_dataset_is_the_model_itself(bundle: Bundle, tmp_path: Path) -> None:
     text, unmatched = draft(bundle)
-    assert Taxonomy.load(write(tmp_path, text), bundle) == Taxonomy.of_model(bundle)
+    assert Taxonomy.load(write(tmp_path, text), bundle) == replace(Taxonomy.of_model(bundle), assumed=False)
     assert unmatched == []

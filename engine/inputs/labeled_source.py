@@ -1,0 +1,215 @@
+"""Labeled images: pairing images with their labels, reading true classes, and counting what was used.
+
+::
+
+    labeled = pair_images(open_source("photos"), open_labels("labels"), taxonomy)
+    for item in labeled.items:
+        truth = labeled.read(item.uri)                        # (H, W) target indices
+    print(labeled.summary.line())
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UsageError
+from ..model.taxonomy import Taxonomy
+from ..model.taxonomy_draft import means_nothing, same_class
+from .image_formats import orientation_of, turn_upright
+from .labels import NAMES_FILE, LabelEntry, LabelSource
+from .names import select_ids
+from .sources import Item, Source, read_uri
+from .summary import SourceSummary
+
+_BINARY = frozenset({0, 255})
+_count_lock = threading.Lock()
+
+
+class LabeledSource:
+    """Images with their labels, one to one, and what was read and passed over; see :func:`pair_images`."""
+
+    def __init__(
+        self,
+        entries: Mapping[str, LabelEntry],
+        labels: LabelSource,
+        taxonomy: Taxonomy,
+        summary: SourceSummary,
+        items: Mapping[str, Item],
+    ) -> None:
+        self.labels = labels
+        self.summary = summary
+        """Counts; those of pixels grow as maps are read."""
+        self.items = [items[uri] for uri in entries if uri in items]
+        """The images, in their source's order; empty if only uris were paired."""
+        self.uris = list(entries)
+        """Names of the images, in order."""
+        self._entries = dict(entries)
+        self._taxonomy = taxonomy
+
+    def name_of(self, uri: str) -> str:
+        """Return the file of an image's labels, for messages."""
+        return self._entries[uri].name
+
+    def read(self, uri: str, photo: bytes | None = None) -> NDArray[Any]:
+        """Read the target indices (H, W) of an image and count its pixels; from any thread.
+
+        ``photo`` is the image file's bytes, for its EXIF orientation; it is read if needed. Raises :class:`UsageError`,
+        :class:`TaxonomyError`, or :class:`ImageError` if a photo is needed and cannot be read.
+        """
+        entry = self._entries[uri]
+        raw = self.labels.read(entry, self._taxonomy.colors)
+        turned = False
+        if photo is None and self.labels.as_stored:
+            photo = read_uri(uri)
+        if photo is not None and (orientation := orientation_of(photo)) != 1:
+            turned = True
+            if self.labels.as_stored:
+                raw = turn_upright(raw, orientation)
+        targets = self._taxonomy.encode(raw, entry.name)
+        with _count_lock:
+            self.summary.turned += turned
+            self.summary.count_labels(targets, self._taxonomy.ignore_index)
+        return targets
+
+    def size_hint(self, uri: str, photo: bytes | None = None) -> str:
+        """Return what to do if a map's size is not its image's."""
+        if self.labels.as_stored or photo is None or orientation_of(photo) == 1:
+            return "they must be the same size"
+        return "the photo is turned by its EXIF orientation; if the map shows it as stored, give --labels-as-stored"
+
+
+def pair_images(
+    source: Source, labels: LabelSource, taxonomy: Taxonomy, *, ids: Iterable[str] | None = None
+) -> LabeledSource:
+    """Pair the images of a source with their labels; files that serve as label maps are no images.
+
+    Images without labels are left out and counted, unless ``ids`` names them. Raises :class:`UsageError` if nothing
+    matches, a match is ambiguous, or the labels' values cannot be what they seem (see :func:`check_labels`).
+    """
+    items = {item.uri: item for item in source}
+    root = source.spec if "://" in source.spec or os.path.isdir(source.spec) else ""
+    return _pair(list(items), labels, taxonomy, ids, root, items, source.skipped)
+
+
+def pair_uris(
+    uris: Sequence[str], labels: LabelSource, taxonomy: Taxonomy, *, ids: Iterable[str] | None = None
+) -> LabeledSource:
+    """Pair images, given by their uris, with their labels; see :func:`pair_images`."""
+    return _pair(uris, labels, taxonomy, ids, "", {}, Counter())
+
+
+def _pair(
+    uris: Sequence[str],
+    labels: LabelSource,
+    taxonomy: Taxonomy,
+    ids: Iterable[str] | None,
+    root: str,
+    items: Mapping[str, Item],
+    skipped: Counter[str],
+) -> LabeledSource:
+    selection = select_ids(uris, ids)
+    pairs = labels.pair(selection, root)
+    maps = {entry.name for entry in pairs.labels.values()}
+    others = {entry.name for entry in labels.entries()} - maps
+    inside = bool(root) and labels.path != root and labels.path.startswith(f"{root.rstrip('/')}/")
+    # one file is a label map or an image of a run, never both
+    shared = {uri for uri in pairs.without_label if uri in maps or (inside and uri in others)}
+    without = [uri for uri in pairs.without_label if uri not in shared]
+    chosen = {uri: entry for uri, entry in pairs.labels.items() if uri not in maps}
+    hint = next((text for uri in without[:20] if (text := labels.similar(uri))), "")
+    if ids is not None and without:
+        raise UsageError(
+            f"{len(without)} of the listed images have no label map in {labels.path}, e.g. {without[0]}"
+            f"{hint and f' ({hint})'}; add it, or take the image off the list"
+        )
+    if not chosen:
+        example = f", e.g. {without[0]}" if without else ""
+        raise UsageError(
+            f"no image has a label map in {labels.path}{example}: {hint or 'the names must be equal up to the ending'}"
+        )
+    images = set(uris)
+    summary = SourceSummary(
+        images=len(chosen),
+        skipped=skipped + labels.skipped + Counter({"label maps": len(shared)}),
+        without_map=without,
+        without_image=[] if ids is not None else [name for name in pairs.unused if not _is_photo(name, labels, images)],
+        hint=hint,
+        rules=dict(pairs.rules),
+        as_stored=labels.as_stored,
+    )
+    check_labels(labels, list(chosen.values()), taxonomy)
+    return LabeledSource(chosen, labels, taxonomy, summary, items)
+
+
+def _is_photo(name: str, labels: LabelSource, images: set[str]) -> bool:
+    return os.path.join(labels.path, name) in images
+
+
+def check_labels(labels: LabelSource, entries: Sequence[LabelEntry], taxonomy: Taxonomy) -> None:
+    """Check what label values seem to mean before anything is computed with them.
+
+    A set whose only values are 0 and 255 is refused unless the taxonomy says what 255 is: it may be the object or the
+    pixels to ignore. Without a taxonomy file label i is taken as the model's class i; if the labels' class names are
+    known they must be the model's. Raises :class:`UsageError`.
+    """
+    if taxonomy.assumed:
+        _check_names(labels, taxonomy)
+    if 255 in taxonomy.labels or taxonomy.colors is not None:
+        return
+    marked = total = 0
+    for entry in entries:
+        values = labels.read(entry)
+        if not _BINARY.issuperset(np.unique(values).tolist()):
+            return
+        marked += int(np.count_nonzero(values == 255))
+        total += values.size
+    if 0 < marked < total:
+        raise UsageError(
+            f"the label maps in {labels.path} hold only 0 and 255, and 255 on {marked / total:.0%} of the pixels; say "
+            "in a "
+            'taxonomy what 255 is, under [labels]: 255 = "TARGET" if it is the object, 255 = "ignore" if it is '
+            "unlabeled"
+        )
+
+
+def value_names(labels: LabelSource, names: Mapping[int, str] | None = None) -> dict[int, str]:
+    """Return the name of every label value that occurs, for drafting a taxonomy.
+
+    ``names`` are the names by index, by default those of the labels' own class list. 255 needs none unless the only
+    other value is 0: it is ignored then. Raises :class:`UsageError` if a value has no name, saying which names to give.
+    """
+    names = dict(labels.class_names if names is None else names)
+    present: set[int] = set()
+    for entry in labels.entries():
+        present.update(np.unique(labels.read(entry)).tolist())
+    needed = present if present <= _BINARY else present - {255, 65535}
+    if missing := sorted(needed - set(names)):
+        some = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+        raise UsageError(
+            f"the label maps in {labels.path} hold {some}, and no name is known for "
+            f"{'it' if len(missing) == 1 else 'them'}; give the names of the label values with --label-names FILE (a "
+            f"line `INDEX NAME` per value), as {NAMES_FILE} beside the label folder, or by the name of a data set, as "
+            "in --label-names voc"
+        )
+    return {index: name for index, name in sorted(names.items()) if index in present or index not in (255, 65535)}
+
+
+def _check_names(labels: LabelSource, taxonomy: Taxonomy) -> None:
+    for index, name in labels.class_names.items():
+        if index in (255, 65535) or means_nothing(name):
+            continue
+        target = taxonomy.labels.get(index, -1)
+        if target >= 0 and same_class(name, taxonomy.targets[target]):
+            continue
+        other = f"it is the model's {taxonomy.targets[target]}" if target >= 0 else "the model has no class for it"
+        raise UsageError(
+            f"label {index} of {labels.path} is {name}, but without a taxonomy {other}; draft a class mapping with "
+            f"`maskmill taxonomy BUNDLE --labels {labels.path} -o taxonomy.toml` and give it as --taxonomy"
+        )
