@@ -24,13 +24,19 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine.model.bundle import Bundle, OutputSpec
 from ..engine.model.taxonomy import Taxonomy
+from ..engine.predictors.base import ScoreMap
 from ..engine.predictors.semantic import SemanticPredictor
-from ..errors import MissingPackageError, TrainingError
+from ..errors import TrainingError
 from .data.datasets import LabeledImages
+from .methods import Consistency
+from .objectives.pseudo_labels import select
+from .reliability import NUM_BINS, Reliability, SelectedLabels, bin_confidence, fit_temperature, measure_selection
 from .run import Run, import_torch
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..kernels.types import ClassStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,10 @@ class Scores:
     """Names of the K classes."""
     num_images: int
     """Number of images."""
+    reliability: Reliability
+    """Calibration of the confidence."""
+    selected: SelectedLabels | None = None
+    """Quality of the pseudo-labels that the method of the run selects; None for a method without a selection."""
 
     @property
     def iou(self) -> NDArray[np.float64]:
@@ -63,14 +73,28 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, with None for undefined figures."""
-        figures = {"miou": self.miou, "accuracy": self.accuracy, **dict(zip(self.classes, self.iou, strict=True))}
-        plain = {name: None if np.isnan(value) else float(value) for name, value in figures.items()}
-        return {
-            "num_images": self.num_images,
-            "miou": plain.pop("miou"),
-            "accuracy": plain.pop("accuracy"),
-            "iou": plain,
+        figures = {
+            "miou": self.miou,
+            "accuracy": self.accuracy,
+            "confidence": self.reliability.confidence if self.confusion.any() else float("nan"),
+            "ece": self.reliability.ece if self.confusion.any() else float("nan"),
+            "temperature": self.reliability.temperature,
         }
+        document: dict[str, Any] = {
+            "num_images": self.num_images,
+            **{key: _plain(value) for key, value in figures.items()},
+        }
+        document["iou"] = {name: _plain(value) for name, value in zip(self.classes, self.iou, strict=True)}
+        if self.selected is not None:
+            document["pseudo_labels"] = {
+                measure: {
+                    "all": _plain(getattr(self.selected.total(), measure)[0]),
+                    **{name: _plain(value) for name, value in zip(self.classes, values, strict=True)},
+                }
+                for measure in ("sampling", "accuracy", "recall")
+                for values in [getattr(self.selected, measure)]
+            }
+        return document
 
 
 def score_images(
@@ -102,20 +126,58 @@ def score_images(
     Raises :class:`TrainingError` if the logits of the student are not finite.
     """
     rank, world = share
+    num_classes, method = len(run.classes), run.recipe.method
     indices = range(rank, len(images.uris), world)
-    matrix = _confusion_matrix(len(run.classes), run.ignore, device, shared=world > 1)
+    sums = _Sums(num_classes)
     for done, index in enumerate(indices, start=1):
         sample = images.read(index)
-        label = label_image(module, sample.image, run, device=device, tile=tile, overlap=overlap)
-        if label.max(initial=0) >= len(run.classes):
+        scores = _predict(module, sample.image, run, device=device, tile=tile, overlap=overlap)
+        stats = _decode(scores, ("label", "confidence"))
+        label, confidence = np.asarray(stats.label), np.asarray(stats.confidence)
+        if label.max(initial=0) >= num_classes:
             raise TrainingError(
                 f"the student's logits of {images.uris[index]} are not finite; train it with a lower lr"
             )
-        matrix.update(*(_tensor(values, device) for values in (label, sample.label)))
+        sums.add(label, confidence, sample.label)
+        sums.add_logits(scores, sample.label)
+        if isinstance(method, Consistency):
+            sums.add_selection(scores, sample.label, method, run.ignore)
         if progress is not None:
             progress(done, len(indices))
-    confusion = matrix.compute().cpu().numpy().astype(np.int64)
-    return Scores(confusion=confusion, classes=run.classes, num_images=len(images.uris))
+    sums = sums.over_processes(device) if world > 1 else sums
+    return sums.scores(run.classes, len(images.uris), with_selection=isinstance(method, Consistency))
+
+
+def search_background(module: nn.Module, images: LabeledImages, run: Run, *, device: Any = "cpu") -> float:
+    """Find the background score of a classifier (``cam:`` models) with the highest mIoU, set it, and return it.
+
+    Tries 0.00 to 0.49 in steps of 0.01, as the authors of S2C do; equal scores are background. ``module`` is in eval
+    mode. Returns NaN, and changes nothing, if the classes have no background.
+    """
+    decoder: Any = module.decoder
+    background, num_classes = decoder.background, len(run.classes)
+    if background is None:
+        return float("nan")
+    candidates = np.arange(50) / 100
+    confusion = np.zeros((len(candidates), num_classes, num_classes), np.int64)
+    decoder.background_score.fill_(0.0)
+    for index in range(len(images.uris)):
+        sample = images.read(index)
+        predicted = _predict(module, sample.image, run, device=device, tile=None, overlap=0)
+        upsampled = _upsample(predicted.scores, sample.label.shape)
+        upsampled[background] = -1
+        best, label = upsampled.max(axis=0), upsampled.argmax(axis=0)
+        valid = sample.label < num_classes
+        best, label, truth = best[valid], label[valid], sample.label[valid].astype(np.int64)
+        for number, score in enumerate(candidates):
+            pairs = truth * num_classes + np.where(best <= score, background, label)
+            confusion[number] += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    hit, true = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=2)
+    union = np.maximum(true + confusion.sum(axis=1) - hit, 1)
+    means = np.nanmean(np.where(true > 0, hit / union, np.nan), axis=1)
+    score = float(candidates[int(np.argmax(means))])
+    decoder.background_score.fill_(score)
+    return score
 
 
 def label_image(
@@ -128,16 +190,8 @@ def label_image(
     overlap: int = 0,
 ) -> NDArray[Any]:
     """Label an image (H, W, 3) uint8 RGB with a student in eval mode; returns classes (H, W) uint8 or uint16."""
-    height, width = image.shape[:2] if tile is None else (min(tile, length) for length in image.shape[:2])
-    predictor = SemanticPredictor(
-        _bundle(run, height, width), StudentSession(module, device), tile=tile, overlap=overlap
-    )
-    scores = predictor.predict(image)
-    stats = kernels.class_stats(
-        scores.scores, scores.size, layout=scores.layout, activation=scores.activation, region=scores.region,
-        outputs=("label",),
-    )  # fmt: skip
-    return np.asarray(stats.label)
+    scores = _predict(module, image, run, device=device, tile=tile, overlap=overlap)
+    return np.asarray(_decode(scores, ("label",)).label)
 
 
 def run_taxonomy(run: Run) -> Taxonomy:
@@ -184,15 +238,113 @@ def _bundle(run: Run, height: int, width: int) -> Bundle:
     )  # fmt: skip
 
 
-def _confusion_matrix(num_classes: int, ignore: int, device: Any, *, shared: bool) -> Any:
-    try:
-        from torchmetrics.classification import MulticlassConfusionMatrix
-    except ImportError as error:
-        raise MissingPackageError("torchmetrics", "train", "measuring a student") from error
-    # synchronizing without the other processes would wait for them forever
-    matrix = MulticlassConfusionMatrix(num_classes, ignore_index=ignore, validate_args=False, sync_on_compute=shared)
-    return matrix.to(device)
+def _predict(
+    module: nn.Module, image: NDArray[np.uint8], run: Run, *, device: Any, tile: int | None, overlap: int
+) -> ScoreMap:
+    height, width = image.shape[:2] if tile is None else (min(tile, length) for length in image.shape[:2])
+    session = StudentSession(module, device)
+    return SemanticPredictor(_bundle(run, height, width), session, tile=tile, overlap=overlap).predict(image)
 
 
-def _tensor(values: NDArray[Any], device: Any) -> Any:
-    return import_torch().from_numpy(values.astype(np.int64)).to(device)
+def _upsample(scores: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """Upsample scores (K, h, w) to (K, H, W), bilinear."""
+    torch = import_torch()
+    maps = torch.from_numpy(np.array(scores, np.float32))[None]
+    return torch.nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[0].numpy()
+
+
+def _decode(scores: ScoreMap, outputs: tuple[str, ...]) -> ClassStats:
+    return kernels.class_stats(
+        scores.scores, scores.size, layout=scores.layout, activation=scores.activation, region=scores.region,
+        outputs=outputs,
+    )  # fmt: skip
+
+
+class _Sums:
+    """Sums over the images of a process."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.arrays: dict[str, NDArray[Any]] = {
+            "confusion": np.zeros((num_classes, num_classes), np.int64),
+            **{name: np.zeros(NUM_BINS, np.int64) for name in ("counts", "right_pixels")},
+            "confidence_sums": np.zeros(NUM_BINS),
+            **{name: np.zeros(num_classes, np.int64) for name in _SELECTION},
+        }
+        self.logits: list[NDArray[np.float32]] = []
+        self.truth: list[NDArray[np.int64]] = []
+
+    def add(self, label: NDArray[Any], confidence: NDArray[Any], truth: NDArray[Any]) -> None:
+        valid = truth < self.num_classes
+        pairs = truth[valid].astype(np.int64) * self.num_classes + label[valid]
+        counts = np.bincount(pairs, minlength=self.num_classes**2)
+        self.arrays["confusion"] += counts.reshape(self.num_classes, -1)
+        bins = bin_confidence(confidence[valid].astype(np.float64), (label == truth)[valid])
+        for name, values in zip(("counts", "confidence_sums", "right_pixels"), bins, strict=True):
+            self.arrays[name] += values
+
+    def add_logits(self, scores: ScoreMap, truth: NDArray[Any]) -> None:
+        """Keep the logits of some pixels of the score map, each with the true class of the nearest image pixel."""
+        logits = np.moveaxis(scores.scores, 0, -1) if scores.layout == "CHW" else scores.scores
+        (top, left, bottom, right), (height, width) = scores.region, logits.shape[:2]
+        rows = np.arange(int(np.ceil(top)), min(int(bottom), height))
+        columns = np.arange(int(np.ceil(left)), min(int(right), width))
+        step = max(1, round((len(rows) * len(columns) / _TEMPERATURE_PIXELS) ** 0.5))
+        rows, columns = rows[step // 2 :: step], columns[step // 2 :: step]
+        y = ((rows + 0.5 - top) / (bottom - top) * truth.shape[0]).astype(np.int64)
+        x = ((columns + 0.5 - left) / (right - left) * truth.shape[1]).astype(np.int64)
+        sampled = truth[y[:, None], x]
+        valid = sampled < self.num_classes
+        self.logits.append(np.asarray(logits[rows[:, None], columns][valid], np.float32))
+        self.truth.append(sampled[valid].astype(np.int64))
+
+    def add_selection(self, scores: ScoreMap, truth: NDArray[Any], method: Consistency, ignore: int) -> None:
+        """Select pseudo-labels on the score map enlarged to the image, as in training."""
+        torch = import_torch()
+        logits = scores.scores if scores.layout == "CHW" else np.moveaxis(scores.scores, -1, 0)
+        real = torch.ones((1, *truth.shape), dtype=torch.bool)
+        own = select(torch.from_numpy(np.array(logits, np.float32))[None], real, method, ignore=ignore)
+        measured = measure_selection(own.label[0].numpy(), own.reliable[0].numpy(), truth, self.num_classes)
+        for name in _SELECTION:
+            self.arrays[name] += getattr(measured, name)
+
+    def over_processes(self, device: Any) -> _Sums:
+        """Return the sums over all processes; the logits of all processes are concatenated."""
+        torch, total = import_torch(), _Sums(self.num_classes)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self
+        packed = torch.tensor(np.concatenate([values.ravel() for values in self.arrays.values()]), device=device)
+        torch.distributed.all_reduce(packed)
+        values, start = packed.cpu().numpy(), 0
+        for name, array in self.arrays.items():
+            total.arrays[name] = values[start : start + array.size].reshape(array.shape).astype(array.dtype)
+            start += array.size
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, (self.logits, self.truth))
+        total.logits = [logits for part, _ in gathered for logits in part]
+        total.truth = [truth for _, part in gathered for truth in part]
+        return total
+
+    def scores(self, classes: tuple[str, ...], num_images: int, *, with_selection: bool) -> Scores:
+        arrays = self.arrays
+        logits = np.concatenate(self.logits) if self.logits else np.zeros((0, self.num_classes), np.float32)
+        truth = np.concatenate(self.truth) if self.truth else np.zeros(0, np.int64)
+        return Scores(
+            confusion=arrays["confusion"],
+            classes=classes,
+            num_images=num_images,
+            reliability=Reliability(
+                counts=arrays["counts"], confidence_sums=arrays["confidence_sums"], right=arrays["right_pixels"],
+                temperature=fit_temperature(logits, truth),
+            ),
+            selected=SelectedLabels(**{name: arrays[name] for name in _SELECTION}) if with_selection else None,
+        )  # fmt: skip
+
+
+_SELECTION = ("predicted", "selected", "right", "selected_right")
+_TEMPERATURE_PIXELS = 2000
+"""Pixels per image, at most, that the temperature is fitted on."""
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .phases import num_steps
 from .recipes import Recipe
 from .run import import_torch
 
@@ -19,7 +20,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
-    done = step / recipe.steps
+    done = step / num_steps(recipe)
     if recipe.schedule == "poly":
         return recipe.lr * (1 - done) ** POLY_POWER
     return recipe.lr * (1 + math.cos(math.pi * done)) / 2
@@ -46,3 +47,27 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
     """Set the rate of each group to ``rate`` times its multiple."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiple"]
+
+
+def make_average(student: Any, recipe: Recipe) -> Any:
+    """Make the exponential moving average of weights and buffers, an ``AveragedModel`` whose ``module`` is in eval
+    mode.
+
+    With ``ema_warmup`` the decay of update t is min(1 - 1/(t + 1), ema), as in UniMatch V2's code. Integer buffers are
+    copied.
+    """
+    torch = import_torch()
+
+    def update(averages: Any, values: Any, num_averaged: Any) -> None:
+        decay = recipe.ema
+        if recipe.ema_warmup:
+            decay = min(1 - 1 / (int(num_averaged) + 1), decay)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
+
+    average = torch.optim.swa_utils.AveragedModel(student, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+    average.module.eval()
+    return average

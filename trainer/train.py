@@ -5,9 +5,9 @@
     maskmill train labels/ --labeled photos/ --recipe weighted -o run/
     torchrun --nproc-per-node 4 -m maskmill train labels/ --labeled photos/ --recipe csl -o run/
 
-The same command goes on where a run stopped, with the losses that it would have had. A step's samples, its random
-numbers and its learning rate are functions of the step, so a checkpoint holds weights, optimizer and the step, and
-nothing else. An interrupt finishes the step and saves.
+The same command resumes a run that was stopped, with the losses of an uninterrupted run: samples, random numbers and
+learning rate are functions of the step, so that a checkpoint holds weights, optimizer and step, and nothing else. An
+interrupt finishes the step and saves.
 """
 
 from __future__ import annotations
@@ -19,46 +19,64 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..engine.model.files import sha256
+from ..engine.model.taxonomy import Taxonomy
 from ..errors import TrainingError, UsageError
+from ..kernels.processors import usable_processors
 from .data.corpus import Corpus
 from .data.datasets import TrainingImages
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
 from .data.weak_labels import WeakLabels
-from .evaluate import score_images
+from .evaluate import score_images, search_background
 from .log import RunLog
+from .methods import Consistency, S2c
 from .objectives.base import Losses, Moment
 from .objectives.steps import OBJECTIVES
-from .optim import learning_rate, make_optimizer, set_learning_rate
+from .optim import learning_rate, make_average, make_optimizer, set_learning_rate
+from .phases import num_steps, phases, with_epochs
 from .processes import Process, interrupts, joined
-from .recipes import Csl, Recipe, S2c, phases
-from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
+from .recipes import Recipe
+from .run import (
+    BEST,
+    LAST,
+    Run,
+    best_checkpoint,
+    import_torch,
+    open_run,
+    read_checkpoint,
+    student_state,
+    write_checkpoint,
+)  # fmt: skip
 from .students.models import build_model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """How far a run is; the last one is its summary."""
+    """Progress of a training run; the last one is its summary."""
 
     step: int
     """Finished steps."""
     steps: int
-    """Steps in all."""
+    """Total number of steps."""
     loss: float | None
-    """Loss of the last logged step; None where there was nothing left to do."""
+    """Loss of the last logged step; None if the run was finished before."""
     images_per_second: float
-    """Since the row of the log before."""
+    """Since the previous row of the log."""
     miou: float | None
-    """Last mIoU on the validation images, where there are any."""
+    """Last mIoU on the validation images; None without them."""
     best: float | None
-    """Best of them."""
+    """Best mIoU so far."""
     seconds: float
-    """Since this process began to train."""
+    """Since the process began to train."""
     interrupted: bool = False
-    """Whether it was stopped before the last step."""
+    """True if an interrupt stopped the run before the last step."""
 
 
 def train(
@@ -66,22 +84,25 @@ def train(
     recipe: Recipe,
     corpus: Corpus,
     *,
+    init: str | os.PathLike[str] | None = None,
     device: str | None = None,
     workers: int = 2,
     observer: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingProgress:
-    """Train a student into ``folder``, or go on where the same run stopped.
+    """Train a student into ``folder``, or resume the same run.
 
     Parameters
     ----------
     folder
-        The run's folder, made where it is new.
+        Folder of the run; created if needed.
     recipe, corpus
-        How, and on what; both are recorded, and a folder with another record is refused.
+        Configuration and images; both are recorded, and a folder with another record is refused.
+    init
+        A finished run with the same network and classes, whose student is the start (warm start).
     device
-        ``cpu``, ``cuda`` or ``cuda:N``; a CUDA device where there is one if None.
+        ``cpu``, ``cuda`` or ``cuda:N``; None uses a CUDA device if there is one.
     workers
-        Processes that make samples, for each training process; 0 makes them in the loop.
+        Loader processes per training process; 0 makes samples in the training process.
     observer
         Called after each row of the log, in the first process.
 
@@ -90,12 +111,13 @@ def train(
     """
     torch = import_torch()
     with joined(device) as process:
+        _limit_threads()
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
-        classes = corpus.taxonomy
-        student = build_model(recipe.model, classes.num_targets, background=classes.background, **recipe.model_options)
-        run = _record(recipe, corpus, student)
-        data = _samples(recipe, corpus, run.ignore)
+        student = _build(recipe, corpus.taxonomy)
+        data = _samples(recipe, corpus)
+        recipe = with_epochs(recipe, data.sizes())
+        run = _record(recipe, corpus, student, init)
         plan = Plan(
             phases=phases(recipe),
             sizes=data.sizes(),
@@ -104,7 +126,7 @@ def train(
             rank=process.rank,
             world=process.world,
         )
-        # everything that can be refused has been by now: a folder is made for a run that can start
+        # all checks are done: create the folder only for a run that can start
         if process.first:
             open_run(Path(folder), run)
         process.wait()
@@ -118,7 +140,25 @@ def train(
         return progress
 
 
-def _record(recipe: Recipe, corpus: Corpus, student: Any) -> Run:
+def _limit_threads() -> None:
+    """Use no more threads than the process may keep busy: idle OpenMP threads spin and slow all others down."""
+    torch, limit = import_torch(), usable_processors()
+    if torch.get_num_threads() > limit:
+        torch.set_num_threads(limit)
+
+
+def _build(recipe: Recipe, classes: Taxonomy) -> nn.Module:
+    options = dict(recipe.model_options)
+    if recipe.model.startswith("allspark:"):
+        # its memory holds feature maps of the size that the training crop gives
+        options.setdefault("crop", recipe.crop)
+    return build_model(recipe.model, classes.num_targets, background=classes.background, **options)
+
+
+def _record(recipe: Recipe, corpus: Corpus, student: Any, init: str | os.PathLike[str] | None) -> Run:
+    data = dict(corpus.record)
+    if init is not None:
+        data["init"] = {"path": str(init), "sha256": _load_weights(student, init, corpus.taxonomy)}
     return Run(
         recipe=recipe,
         model_options=student.options,
@@ -126,26 +166,46 @@ def _record(recipe: Recipe, corpus: Corpus, student: Any) -> Run:
         background=corpus.taxonomy.background,
         labels=corpus.taxonomy.labels,
         input=student.input_spec(recipe.crop, recipe.crop),
-        data=corpus.record,
+        data=data,
         versions={name: version(name) for name in ("maskmill", "torch")},
     )
 
 
-def _samples(recipe: Recipe, corpus: Corpus, ignore: int) -> TrainingImages:
+def _load_weights(student: nn.Module, init: str | os.PathLike[str], classes: Taxonomy) -> str:
+    """Load the weights of another run into a student; returns the SHA-256 of their checkpoint."""
+    run, path = Run.load(init), best_checkpoint(init)
+    if run.classes != classes.targets:
+        raise UsageError(
+            f"--init {init} has the classes {', '.join(run.classes)}, this run {', '.join(classes.targets)}; "
+            "choose a run with the same classes"
+        )
+    try:
+        student.load_state_dict(dict(student_state(read_checkpoint(path))))
+    except RuntimeError as error:
+        raise UsageError(
+            f"--init {init} holds the weights of {run.recipe.model}, which do not fit this network; use the same model "
+            "and options"
+        ) from error
+    return sha256(path)
+
+
+def _samples(recipe: Recipe, corpus: Corpus) -> TrainingImages:
     return TrainingImages(
         corpus.streams(),
         crop=recipe.crop,
-        ignore=ignore,
+        ignore=corpus.taxonomy.ignore_index,
         scale=recipe.scale,
         flip=recipe.flip,
         seed=recipe.seed,
-        views=recipe.method if isinstance(recipe.method, Csl) else None,
+        colors=recipe.colors,
+        padding=recipe.padding,
+        views=recipe.method if isinstance(recipe.method, Consistency) else None,
         weak=_weak_labels(corpus, recipe),
     )
 
 
 class _Loop:
-    """A run in this process."""
+    """The part of a run in one process."""
 
     def __init__(self, folder: Path, run: Run, corpus: Corpus, student: Any, process: Process) -> None:
         torch, recipe = import_torch(), run.recipe
@@ -155,37 +215,30 @@ class _Loop:
         self.student = student.to(process.device)
         self.optimizer = make_optimizer(self.student, recipe)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16")
-        averaging = torch.optim.swa_utils
-        self.average = (
-            averaging.AveragedModel(
-                self.student, multi_avg_fn=averaging.get_ema_multi_avg_fn(recipe.ema), use_buffers=True
-            )
-            if recipe.ema
-            else None
-        )
+        self.average = make_average(self.student, recipe) if recipe.ema else None
         self.step, self.best, self.miou = 0, None, None
         if (folder / LAST).is_file():
             self._restore(read_checkpoint(folder / LAST, str(process.device)))
         if recipe.compile:
             self.student.encode, self.student.decode = map(torch.compile, (self.student.encode, self.student.decode))
         self.losses = _parallel(self.student, process)
-        self.phases = phases(recipe)
+        self.phases, self.steps = phases(recipe), num_steps(recipe)
 
     def execute(
         self, loader: Iterator[dict[str, Any]], observer: Callable[[TrainingProgress], None] | None
     ) -> TrainingProgress:
-        """Train from the batches of the steps that are left."""
+        """Train on the batches of the remaining steps."""
         recipe, process = self.recipe, self.process
         started = since = time.perf_counter()
         waited, logged = 0.0, self.step
         progress = TrainingProgress(
-            step=self.step, steps=recipe.steps, loss=None, images_per_second=0.0, miou=self.miou,
+            step=self.step, steps=self.steps, loss=None, images_per_second=0.0, miou=self.miou,
             best=self.best, seconds=0.0,
         )  # fmt: skip
         self.student.train()
         logging = RunLog(self.folder, step=self.step) if process.first else nullcontext()
         with interrupts() as interrupted, logging as log:
-            while self.step < recipe.steps:
+            while self.step < self.steps:
                 begun = time.perf_counter()
                 batches = [next(loader) for _ in range(recipe.accumulate)]
                 waited += time.perf_counter() - begun
@@ -196,16 +249,16 @@ class _Loop:
                 rate = learning_rate(recipe, self.step)
                 losses = self._update(batches, dict(zip(_ROLES, counts, strict=True)), rate)
                 self.step += 1
-                last = self.step == recipe.steps
+                last = self.step == self.steps
                 validates = self.corpus.validation is not None and (last or self.step % recipe.validate_every == 0)
                 if last or validates or self.step % recipe.log_every == 0:
                     row = dict(zip(losses, process.mean(list(losses.values())), strict=True))
                     seconds, num_images = time.perf_counter() - since, (self.step - logged) * recipe.batch
                     row |= {"images_per_second": num_images / seconds, "waited": waited / seconds}
                     if validates:
-                        row["miou"] = self._validate()
+                        row |= self._validate()
                     progress = TrainingProgress(
-                        step=self.step, steps=recipe.steps, loss=row["loss"], miou=self.miou, best=self.best,
+                        step=self.step, steps=self.steps, loss=row["loss"], miou=self.miou, best=self.best,
                         images_per_second=row["images_per_second"], seconds=time.perf_counter() - started,
                     )  # fmt: skip
                     if log is not None:
@@ -222,13 +275,13 @@ class _Loop:
     def _update(self, batches: Sequence[Any], counts: Mapping[str, float], rate: float) -> dict[str, Any]:
         """One optimizer step on all parts of a batch; returns the step's loss, terms and figures in this process."""
         torch, process = import_torch(), self.process
-        # drawn anew each step, so that a run that goes on draws what it would have drawn
+        # seeded at each step, so that a resumed run draws the same numbers
         torch.manual_seed(_seed(self.recipe.seed, self.step, process.rank))
         moment = Moment(
             recipe=self.recipe, phase=phase_at(self.phases, self.step), step=self.step, ignore=self.run.ignore,
-            counts=counts,
+            counts=counts, teacher=None if self.average is None else self.average.module,
         )  # fmt: skip
-        found: dict[str, Any] = {}
+        sums: dict[str, Any] = {}
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             with nullcontext() if is_last or process.world == 1 else self.losses.no_sync():
@@ -236,9 +289,9 @@ class _Loop:
                 if not bool(torch.isfinite(losses.total)):
                     raise TrainingError(_not_finite(losses, self.step, batch))
                 self.scaler.scale(losses.total).backward()
-            shown = {"loss": losses.total, **losses.terms}
-            shown |= {name: figure / len(batches) for name, figure in losses.figures.items()}
-            found = {name: found.get(name, 0) + value.detach() for name, value in shown.items()}
+            values = {"loss": losses.total, **losses.terms}
+            values |= {name: figure / len(batches) for name, figure in losses.figures.items()}
+            sums = {name: sums.get(name, 0) + value.detach() for name, value in values.items()}
         set_learning_rate(self.optimizer, rate)
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
@@ -248,21 +301,34 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.student)
-        return found
+        return sums
 
-    def _validate(self) -> float:
-        """The mIoU on the validation images, of which each process labels its share; keeps the best student."""
-        assert self.corpus.validation is not None, "asked only where there are images"
-        process = self.process
+    def _validate(self) -> dict[str, float]:
+        """Measure the student on the validation images, which the processes share; keep the best student.
+
+        Returns the figures for the log.
+        """
+        validation, process = self.corpus.validation, self.process
+        assert validation is not None, "called only with validation images"
         module = self.student if self.average is None else self.average.module
         module.eval()
+        if isinstance(self.recipe.method, S2c) and process.world == 1:
+            search_background(module, validation, self.run, device=process.device)
         share = (process.rank, process.world)
-        self.miou = score_images(module, self.corpus.validation, self.run, device=process.device, share=share).miou
+        scores = score_images(module, validation, self.run, device=process.device, share=share)
         self.student.train()
+        self.miou = scores.miou
         if self.best is None or self.miou > self.best:
             self.best = self.miou
             self._save(BEST)
-        return self.miou
+        figures = {
+            "miou": scores.miou, "accuracy": scores.accuracy, "confidence": scores.reliability.confidence,
+            "ece": scores.reliability.ece, "temperature": scores.reliability.temperature,
+        }  # fmt: skip
+        if scores.selected is not None:
+            total = scores.selected.total()
+            figures |= {f"pseudo_{name}": float(getattr(total, name)[0]) for name in ("sampling", "accuracy", "recall")}
+        return figures
 
     def _save(self, name: str) -> None:
         if self.process.first:
@@ -294,7 +360,7 @@ _ROLES = ("labeled", "unlabeled")
 
 
 def _parallel(student: Any, process: Process) -> Any:
-    """The objectives as a module of the student, so that all of a step's passes are one for DistributedDataParallel."""
+    """Wrap the objectives as a module, so that DistributedDataParallel sees all passes of a step as one."""
     torch = import_torch()
 
     class Objectives(torch.nn.Module):
@@ -317,7 +383,7 @@ def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
     if not isinstance(recipe.method, S2c):
         return None
     if corpus.weak is None:
-        raise UsageError("this recipe needs segment maps: give --segments STORE or DIR")
+        raise UsageError("this recipe needs segment maps; add --segments STORE or --segments DIR")
     return replace(corpus.weak, compat=recipe.method.compat)
 
 
@@ -331,6 +397,6 @@ def _not_finite(losses: Losses, step: int, batch: Mapping[str, Any]) -> str:
     )
     images = ", ".join(uri for samples in batch.values() for uri in samples["uri"])
     return (
-        f"the loss of step {step} is not finite ({values}); try a lower lr, clip=1, or bf16 in place of fp16. "
+        f"the loss of step {step} is not finite ({values}); try a lower lr, clip=1, or bf16 instead of fp16. "
         f"Its images: {images}"
     )

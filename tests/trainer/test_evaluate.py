@@ -20,6 +20,7 @@ from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: 
 from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
 from maskmill.trainer.evaluate import Scores, label_image, run_taxonomy, score_images  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
+from maskmill.trainer.reliability import Reliability  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402
 from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
 from maskmill.trainer.train import train  # noqa: E402
@@ -165,6 +166,12 @@ def test_commands_measure_a_run_and_show_what_it_sees(tmp_path: Path) -> None:
 
 
 def test_nothing_to_score_is_undefined_not_zero() -> None:
-    scores = Scores(confusion=np.zeros((2, 2), np.int64), classes=("a", "b"), num_images=1)
+    empty = Reliability(
+        counts=np.zeros(15, int), confidence_sums=np.zeros(15), right=np.zeros(15, int), temperature=np.nan
+    )
+    scores = Scores(confusion=np.zeros((2, 2), np.int64), classes=("a", "b"), num_images=1, reliability=empty)
     assert np.isnan(scores.miou)
-    assert scores.to_json() == {"num_images": 1, "miou": None, "accuracy": None, "iou": {"a": None, "b": None}}
+    assert scores.to_json() == {
+        "num_images": 1, "miou": None, "accuracy": None, "confidence": None, "ece": None, "temperature": None,
+        "iou": {"a": None, "b": None},
+    }  # fmt: skip

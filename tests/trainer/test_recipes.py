@@ -5,12 +5,13 @@ import json
 import pytest
 
 from maskmill.errors import UsageError
+from maskmill.trainer.methods import ConformalSam, Consistency
+from maskmill.trainer.phases import num_steps, phases, with_epochs
+from maskmill.trainer.provenance import provenance
 from maskmill.trainer.recipes import (
     RECIPES,
-    ConformalSam,
     conformalsam,
     csl,
-    phases,
     recipe_from_json,
     supervised,
     weighted,
@@ -36,8 +37,8 @@ def test_settings_are_read_as_the_types_of_their_fields_say() -> None:
     ("setting", "message"),
     [
         ("crop", "KEY=VALUE"),
-        ("corp=3", "no setting corp; this recipe knows .*crop"),
-        ("method.corp=3", "no setting method.corp; this recipe knows method.selection"),
+        ("corp=3", "no setting corp; this recipe has .*crop"),
+        ("method.corp=3", "no setting method.corp; this recipe has method.selection"),
         ("crop=big", "crop must be an integer, got 'big'"),
         ("crop=0", "crop must be at least 1"),
         ("compile=yes", "true or false"),
@@ -58,7 +59,7 @@ def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
 def test_the_loss_weights_of_csl_are_those_of_the_authors() -> None:
     method = csl().method
     # 1/2 [L_x + 1/4 L_s + 1/4 L_m + 1/2 L_fp]
-    assert (method.labeled, method.strong, method.masked, method.features) == (0.5, 0.125, 0.125, 0.25)
+    assert (method.labeled, method.strong, method.second, method.features) == (0.5, 0.125, 0.125, 0.25)
 
 
 def test_stages_draw_what_their_losses_are_over() -> None:
@@ -67,11 +68,44 @@ def test_stages_draw_what_their_losses_are_over() -> None:
     assert phases(csl(batch=16))[0].draws == {"labeled": 8, "unlabeled": 8}
 
 
-def test_conformalsam_relies_on_itself_in_its_last_steps() -> None:
-    first, second = phases(conformalsam(batch=4, steps=80, method=ConformalSam(self_reliance=0.25)))
+def test_conformalsam_adds_phase_two_after_the_steps_of_phase_one() -> None:
+    first, second = phases(conformalsam(batch=4, steps=60, method=ConformalSam(self_reliance=0.25)))
     assert (first.objective, first.start, first.stop, first.draws) == ("labels", 0, 60, {"union": 4})
     assert (second.objective, second.start, second.stop) == ("self_reliance", 60, 80)
     assert second.draws == {"labeled": 2, "unlabeled": 2}
+
+
+@pytest.mark.parametrize(("labeled", "share"), [(92, 0.398), (732, 0.383)])
+def test_epochs_of_conformalsam_give_the_shares_of_the_paper(labeled: int, share: float) -> None:
+    # VOC has 10,582 training images
+    sizes = {"union": 10582, "labeled": labeled, "unlabeled": 10582 - labeled}
+    recipe = with_epochs(conformalsam(epochs=60), sizes)
+    assert recipe.steps == 60 * 10582 / 4
+    assert num_steps(recipe) - recipe.steps == -(-20 * (10582 - labeled) // 2)
+    assert recipe.method.self_reliance == pytest.approx(share, abs=0.002)
+    assert abs(conformalsam().method.self_reliance - share) < 0.01
+
+
+def test_an_epoch_is_a_pass_over_the_unlabeled_images() -> None:
+    assert with_epochs(csl(epochs=80), {"unlabeled": 10490, "labeled": 92}).steps == 104_900
+    assert with_epochs(supervised(epochs=3, batch=4), {"union": 10}).steps == 8
+    assert with_epochs(csl(steps=7), {}).steps == 7
+    with pytest.raises(UsageError, match="images are missing"):
+        with_epochs(csl(epochs=1), {"unlabeled": 0})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_value_of_a_recipe_has_a_source(name: str) -> None:
+    sources = provenance(RECIPES[name]())
+    method = RECIPES[name]().method
+    assert {key for key in sources if key.startswith("method.")} == {f"method.{field}" for field in vars(method)}
+    assert set(sources.values()) <= {"paper", "code", "guess", "ours"}
+
+
+def test_a_changed_value_is_ours_and_a_missing_one_a_guess() -> None:
+    assert provenance(conformalsam())["method.decay"] == "guess"
+    assert provenance(csl())["method.cover"] == "code"
+    assert provenance(csl(method=Consistency(cover=0.5)))["method.cover"] == "ours"
 
 
 def test_a_batch_of_labeled_images_alone_is_no_batch_for_consistency() -> None:

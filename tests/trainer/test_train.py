@@ -30,11 +30,15 @@ SETTINGS = {
     "weighted": ["labeled=2", "optimizer=adamw", "schedule=cosine", "warmup=2", "clip=0.5"],
     "conformalsam": ["method.initial=0.25", "ema=0.5"],
     "csl": ["labeled=2", "method.cell=8", "method.cover_probability=1", "method.cutmix=1"],
+    "unimatch": ["labeled=2", "method.threshold=0.4", "labeled_loss=ohem", "ohem_pixels=500"],
+    "unimatch-v2": ["labeled=2", "method.threshold=0.4", "method.cutmix=1", "head_lr=1"],
+    "allspark": ["labeled=2", "model=allspark:tiny", "method.memory_start=0.5"],
 }
 
 
 def recipe_of(name: str, *settings: str) -> Recipe:
     common = ["model=tiny", "model.width=4", "crop=32", "batch=4", "steps=8", "lr=0.01", "log_every=1"]
+    # settings of a name override those before it
     return with_settings(RECIPES[name](), [*common, *SETTINGS[name], *settings])
 
 

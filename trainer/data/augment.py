@@ -12,7 +12,8 @@ All randomness comes from the generator that is passed in, so that a sample depe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -21,8 +22,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-PADDING = (124, 116, 104)
-"""RGB of pixels outside the image: ImageNet's mean."""
+from ..methods import MaskedColors
+
+PADDING = {"mean": (124, 116, 104), "black": (0, 0, 0)}
+"""RGB of pixels outside the image by its name in a recipe; ``mean`` is ImageNet's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,15 @@ class ColorSettings:
 
 
 STRONG = ColorSettings()
-COVERED = ColorSettings(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, gray=0.0)
-"""Milder and never gray: the colors of images that trusted mask perturbation covers, as in CSL's code."""
+S2C = ColorSettings(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.02, blur=0.0)
+"""Colors of S2C's code."""
+MASKED: Mapping[MaskedColors, ColorSettings | None] = {
+    "none": None,
+    "strong": STRONG,
+    "strong-without-gray": replace(STRONG, gray=0.0),
+    "mild-without-gray": ColorSettings(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, gray=0.0),
+}
+"""Colors of images before trusted mask perturbation; the last entry is CSL's code."""
 
 
 def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[float, float], flip: float) -> Move:
@@ -79,7 +89,7 @@ def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[
     )
 
 
-def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] = PADDING) -> NDArray[np.uint8]:
+def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] = PADDING["mean"]) -> NDArray[np.uint8]:
     """Scale (bilinear, by areas when shrinking), crop and flip an image (H, W, 3) uint8 → (crop, crop, 3)."""
     height, width = move.size
     if (height, width) != image.shape[:2]:
@@ -162,7 +172,10 @@ def draw_cutmix_box(rng: Generator, size: int, probability: float) -> tuple[int,
             return top, left, top + height, left + width
 
 
-def draw_cells(rng: Generator, size: int, *, cell: int, cover: float) -> NDArray[np.bool_]:
-    """Draw a grid (g, g) bool of cells, each covered with the probability ``cover``; g = round(size / cell)."""
-    side = max(1, round(size / cell))
+def draw_cells(rng: Generator, size: int, *, cell: int, cover: float, floor: bool = False) -> NDArray[np.bool_]:
+    """Draw a grid (g, g) bool of cells, each masked with the probability ``cover``.
+
+    g is ``size / cell`` rounded to the nearest integer, as in CSL's code, or down if ``floor``, as in its supplement.
+    """
+    side = max(1, size // cell if floor else round(size / cell))
     return rng.random((side, side)) < cover

@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,15 @@ from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import InputRow, LabelStore
 from ...errors import MaskmillError, TrainingError, UsageError
-from ..recipes import Csl
+from ..methods import Consistency
+from ..recipes import Colors, Padding
 from ..run import import_torch
 from . import augment
+from .augment import ColorSettings
 from .weak_labels import WeakLabels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STREAMS = ("union", "labeled", "stored", "unlabeled")
 """Lists of images that a step draws from. The position of a stream in this tuple is part of the seed of its draws."""
@@ -258,10 +263,11 @@ class TrainingImages:
     255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
 
     A sample of the stream ``unlabeled`` holds ``real`` (C, C) bool, True on pixels that are not padding, instead of the
-    maps.
-    With ``views`` it also holds ``strong`` and ``masked``, two recolored forms of the image; ``box`` (4,) int64, the
-    part that CutMix takes from another image; and ``cells`` bool (g, g), the cells that trusted mask perturbation
-    covers, none where the image is left alone.
+    maps. With ``views`` it also holds ``strong`` and ``second`` (3, C, C) uint8, two recolored forms of the image;
+    ``box`` and
+    ``second_box`` (4,) int64, their CutMix boxes; and ``cells`` bool (g, g), the cells of ``second`` that trusted mask
+    perturbation masks, all False for an image without it. Labeled samples hold ``second`` and ``cells`` if the method
+    masks labeled images. ``colors`` changes the colors of images with labels; ``padding`` is the color outside images.
 
     With ``weak`` a sample with a label also holds ``segments`` (C, C) int32, 0 on pixels without a segment, and
     ``present`` (K,) bool, the classes in the whole image.
@@ -276,7 +282,9 @@ class TrainingImages:
         scale: tuple[float, float] = (1.0, 1.0),
         flip: float = 0.0,
         seed: int = 0,
-        views: Csl | None = None,
+        colors: Colors = "none",
+        padding: Padding = "mean",
+        views: Consistency | None = None,
         weak: WeakLabels | None = None,
     ) -> None:
         self._parts = {name: tuple(parts) for name, parts in streams.items()}
@@ -286,6 +294,8 @@ class TrainingImages:
         self._flip = flip
         self._ignore = ignore
         self._seed = seed
+        self._colors: Colors = colors
+        self._fill = augment.PADDING[padding]
         self._views = views
         self._weak = weak
 
@@ -321,35 +331,53 @@ class TrainingImages:
         torch = import_torch()
         rng = np.random.default_rng([self._seed, STREAMS.index(draw.stream), draw.position])
         move = augment.draw_move(rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip)
-        image = augment.move_image(photo.image, move)
-        sample: dict[str, Any] = {"stream": draw.stream, "image": _planes(image), "uri": uri}
+        image = augment.move_image(photo.image, move, self._fill)
+        sample: dict[str, Any] = {"stream": draw.stream, "uri": uri}
+        views, inside = self._views, augment.inside(move)
         if draw.stream != "unlabeled":
             label = augment.move_map(photo.label, move, self._ignore)
             weight = augment.move_map(photo.weight, move, 0)
-            wide = label if label.dtype == np.uint8 else label.astype(np.int32)
-            sample |= {"label": torch.tensor(np.ascontiguousarray(wide)), "weight": torch.tensor(weight.copy())}
+            # int32 beyond 255 classes: PyTorch has few operations on uint16
+            label = label if label.dtype == np.uint8 else label.astype(np.int32)
+            sample |= {"label": torch.tensor(np.ascontiguousarray(label)), "weight": torch.tensor(weight.copy())}
             if self._weak is not None:
                 segments, present = self._weak.read(uri, photo.label)
                 moved = augment.move_map(segments, move, 0).astype(np.int32)
                 sample |= {"segments": torch.tensor(moved), "present": torch.tensor(present)}
-            return sample
-        sample["real"] = torch.tensor(augment.inside(move).copy())
-        if self._views is not None:
-            sample |= self._unlabeled_views(image, rng, self._views)
+            if views is not None and views.masked_images != "unlabeled":
+                sample |= self._second_view(image, inside, rng, views)
+            if self._colors != "none":
+                settings = augment.STRONG if self._colors == "strong" else augment.S2C
+                image = self._recolor(image, inside, rng, settings)
+            return sample | {"image": _planes(image)}
+        sample |= {"image": _planes(image), "real": torch.tensor(inside.copy())}
+        if views is not None:
+            sample |= {
+                "strong": _planes(self._recolor(image, inside, rng, augment.STRONG)),
+                "box": torch.tensor(augment.draw_cutmix_box(rng, self._crop, views.cutmix)),
+                **self._second_view(image, inside, rng, views),
+                "second_box": torch.tensor(augment.draw_cutmix_box(rng, self._crop, views.cutmix)),
+            }
         return sample
 
-    def _unlabeled_views(self, image: NDArray[np.uint8], rng: np.random.Generator, views: Csl) -> dict[str, Any]:
+    def _second_view(
+        self, image: NDArray[np.uint8], inside: NDArray[np.bool_], rng: np.random.Generator, views: Consistency
+    ) -> dict[str, Any]:
         torch = import_torch()
-        covers = rng.random() < views.cover_probability
-        cells = augment.draw_cells(rng, self._crop, cell=views.cell, cover=views.cover)
-        return {
-            "strong": _planes(augment.recolor(image, rng)),
-            "masked": _planes(augment.recolor(image, rng, augment.COVERED if covers else augment.STRONG)),
-            "box": torch.tensor(augment.draw_cutmix_box(rng, self._crop, views.cutmix)),
-            "cells": torch.tensor(cells & covers),
-        }
+        exact = views.mask_form == "supplement"
+        masks = views.second_view == "masked" and (exact or rng.random() < views.cover_probability)
+        cells = augment.draw_cells(rng, self._crop, cell=views.cell, cover=views.cover, floor=exact)
+        settings = augment.MASKED[views.masked_colors] if masks else augment.STRONG
+        second = image if settings is None else self._recolor(image, inside, rng, settings)
+        return {"second": _planes(second), "cells": torch.tensor(cells & masks)}
+
+    def _recolor(
+        self, image: NDArray[np.uint8], inside: NDArray[np.bool_], rng: np.random.Generator, colors: ColorSettings
+    ) -> NDArray[np.uint8]:
+        """Change the colors of the image and leave its padding as it is."""
+        return np.where(inside[..., None], augment.recolor(image, rng, colors), np.array(self._fill, np.uint8))
 
 
-def _planes(image: NDArray[np.uint8]) -> Any:
+def _planes(image: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) → (3, H, W) tensor uint8."""
     return import_torch().tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...engine.model.bundle import InputSpec
 from ...errors import TrainingError, UsageError
-from ..recipes import Phase
+from ..phases import Phase
 from ..run import import_torch
 from .datasets import STREAMS, Draw, TrainingImages
 
@@ -158,7 +158,7 @@ def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec) -> dict[st
         if name in ("uri", "stream"):
             return value
         value = value.to(device, non_blocking=True)
-        return (value.float() * spec.scale - mean) / std if name in ("image", "strong", "masked") else value
+        return (value.float() * spec.scale - mean) / std if name in ("image", "strong", "second") else value
 
     return {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
 

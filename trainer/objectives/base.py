@@ -1,4 +1,4 @@
-"""What a training objective takes and returns: the moment of a run and the losses of a batch."""
+"""Arguments and results of a training objective: the moment of a run, and the losses of a batch."""
 
 from __future__ import annotations
 
@@ -6,35 +6,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..recipes import Phase, Recipe
+from ..phases import Phase
+from ..recipes import Recipe
+from ..run import import_torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The losses of a batch, float32 scalars."""
+    """Losses of a batch, float32 scalars."""
 
     total: Tensor
-    """What is minimized; it carries the gradient."""
+    """Minimized loss, with a gradient."""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the total is made of; like it, the parts of a step add up to the step's."""
+    """Terms of the total. Terms of the parts of a step add up to the term of the step."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
-    """Other numbers worth a look, whose mean over the parts of a step is the step's."""
+    """Other figures for the log. The figure of a step is the mean over its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Where in a run a batch stands."""
+    """Position of a batch in a run."""
 
     recipe: Recipe
-    """The whole recipe."""
+    """The recipe."""
     phase: Phase
-    """The phase of the step."""
+    """Phase of the step."""
     step: int
     """Number of the step, from 0."""
     ignore: int
     """Index of pixels without a label."""
     counts: Mapping[str, float]
-    """What the loss of a role is divided by: its pixels in the whole step, a process."""
+    """Pixels per role in all parts of the step, averaged over processes: the divisors of the losses."""
+    teacher: nn.Module | None = None
+    """Moving average of the student, in eval mode; None if the recipe keeps none."""
+
+
+def upsample(logits: Tensor, like: Tensor) -> Tensor:
+    """Upsample logits (N, K, h, w) to float32 at the size of maps (..., H, W), bilinear with half-pixel centers."""
+    size = tuple(like.shape[-2:])
+    if tuple(logits.shape[-2:]) == size:
+        return logits.float()
+    return import_torch().nn.functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def predict(module: nn.Module, images: Tensor) -> Tensor:
+    """Compute logits in eval mode without a gradient; the module returns to its mode."""
+    training = module.training
+    module.eval()
+    try:
+        with import_torch().no_grad():
+            return module(images)
+    finally:
+        module.train(training)

@@ -4,9 +4,10 @@
 
     maskmill train labels/ --recipe s2c --segments segments/ --image-labels labels.csv -o run/
 
-``labels/`` holds the prompted predictor's labels, ``segments/`` maps of segments without classes. The authors prompt
-the model in the training step; here its labels are cached like any other teacher's, and the trained classifier makes
-the next ones. The loss is L_cls + a L_SSC + b L_CPM, with the weights of :class:`~maskmill.trainer.recipes.S2c`.
+``labels/`` holds the labels of the prompted predictor, ``segments/`` maps of segments without classes. The authors
+prompt the model in every training step; here its labels are stored like those of any teacher, and the trained
+classifier makes the labels of the next round. The loss is L_cls + a L_SSC + b L_CPM, with the weights of
+:class:`~maskmill.trainer.methods.S2c`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..recipes import S2c
+from ..methods import S2c
 from ..run import import_torch
 from ..students.classifier import normalized_maps
 from . import losses
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
-    """The losses of a batch of images with segments, the prompted predictor's labels and the classes that they show."""
+    """Compute the losses of images with segments, labels of the prompted predictor, and image-level labels."""
     torch, method, samples = import_torch(), moment.recipe.method, batch["labeled"]
     assert isinstance(method, S2c), "the phase belongs to this method"
     features, maps = student.decoder.maps(student.encode(samples["image"]))
@@ -40,7 +41,8 @@ def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses
     }
     total = terms["classes"] + method.segments * terms["segments"]
     if moment.step >= method.warmup * moment.recipe.steps:
-        scores = map_scores(maps, present, tuple(samples["label"].shape[-2:]), background)
+        size = (samples["label"].shape[-2], samples["label"].shape[-1])
+        scores = map_scores(maps, present, size, background)
         terms["prompted"] = losses.cross_entropy(
             scores, samples["label"], ignore=moment.ignore, count=moment.counts["labeled"]
         )
@@ -58,41 +60,44 @@ def classification(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def segment_contrast(features: Tensor, segments: Tensor, *, temperature: float = 1.0, compat: bool = False) -> Tensor:
-    """L_SSC: the features of a pixel are most like the mean of its own segment.
+    """L_SSC: a pixel's features should be most similar to the mean features of its own segment.
 
     L = -1/N sum_i 1/P_i sum_n log softmax_j(f_n . p_j / T)[segment of n], over the P_i pixels of image i that are in a
-    segment. f_n is the feature (N, D, h, w) enlarged bilinearly to the maps, of length 1; p_j the mean of f over
-    segment j of the same image, of length 1 and without a gradient. ``segments`` (N, H, W) holds ids from 1, and 0
-    where there is no segment. An image without a segment counts 0.
+    segment. f_n is the feature (N, D, h, w), upsampled bilinearly to the maps and normalized to length 1; p_j is the
+    mean of f over segment j of the same image, normalized to length 1 and without a gradient. ``segments`` (N, H, W)
+    holds ids from 1, and 0 for pixels without a segment. An image without a segment counts as 0.
 
-    With ``compat`` as in the authors' code: the softmax also has a column, of logit 0, for each id up to the largest of
-    the batch that the image lacks, and for 0; T multiplies; the mean is over all pixels of the batch.
+    ``compat`` follows the authors' code: the softmax has a column per id from 0 to the largest id of the batch; the
+    prototype of id 0 is the mean of the pixels without a segment; ids that an image lacks have logit 0; T multiplies;
+    the mean is over all pixels of the batch.
     """
     torch = import_torch()
-    largest, sums, counts = int(segments.max()), [], []
+    columns, sums, counts = int(segments.max()) + 1, [], []
     for feature, ids in zip(features.float(), segments.long(), strict=True):
-        enlarged = torch.nn.functional.interpolate(feature[None], size=ids.shape, mode="bilinear", align_corners=False)
+        size = (ids.shape[-2], ids.shape[-1])
+        upsampled = torch.nn.functional.interpolate(feature[None], size=size, mode="bilinear", align_corners=False)
+        unit = torch.nn.functional.normalize(upsampled[0], dim=0)
         inside = ids > 0
-        unit = torch.nn.functional.normalize(enlarged[0, :, inside], dim=0)
-        found, own = torch.unique(ids[inside], return_inverse=True)
-        means = torch.zeros(len(found), len(unit), device=unit.device).index_add_(0, own, unit.detach().T)
-        prototypes = torch.nn.functional.normalize(means, dim=1)
-        if compat:
-            every = torch.zeros(largest + 1, len(unit), device=unit.device)
-            prototypes, own = every.index_copy_(0, found, prototypes), ids[inside]
-        logits = unit.T @ prototypes.T * (temperature if compat else 1 / temperature)
-        sums.append(torch.nn.functional.cross_entropy(logits, own, reduction="sum"))
-        counts.append(max(own.numel(), 1))
+        pixels = unit.flatten(1) if compat else unit[:, inside]
+        own = ids.flatten() if compat else torch.unique(ids[inside], return_inverse=True)[1]
+        rows = columns if compat else int(own.max()) + 1 if own.numel() else 0
+        sizes = torch.bincount(own, minlength=rows).clamp(min=1).to(pixels)
+        means = torch.zeros(rows, len(pixels), device=pixels.device).index_add_(0, own, pixels.detach().T)
+        prototypes = torch.nn.functional.normalize(means / sizes[:, None], dim=1)
+        scores = pixels.T @ prototypes.T * (temperature if compat else 1 / temperature)
+        ignored = 0 if compat else -100
+        sums.append(torch.nn.functional.cross_entropy(scores, own, reduction="sum", ignore_index=ignored))
+        counts.append(max(int(inside.sum()), 1))
     if compat:
         return torch.stack(sums).sum() / sum(counts)
     return torch.stack([total / count for total, count in zip(sums, counts, strict=True)]).mean()
 
 
 def map_scores(maps: Tensor, present: Tensor, size: tuple[int, int], background: int | None) -> Tensor:
-    """What L_CPM takes for logits: L_CPM = 1/N sum_n -log softmax(c_n)[y_n], y the prompted predictor's label.
+    """Compute the logits of L_CPM = 1/N sum_n -log softmax(c_n)[y_n], y the labels of the prompted predictor.
 
-    c_k = t_k relu(A_k) / (max relu(A_k) + 1e-5), enlarged bilinearly to ``size``, is 0 for classes that the image does
-    not show (t = 0); the background's channel is 1 - max_k c_k, inserted at its index where there is one. ``maps`` A
+    c_k = t_k relu(A_k) / (max relu(A_k) + 1e-5), upsampled bilinearly to ``size``, is 0 for classes that are not in the
+    image (t = 0); the channel of the background, if there is one, is 1 - max_k c_k at its index. ``maps`` A
     (N, K, h, w) and ``present`` t (N, K), both without the background → (N, K or K + 1, H, W) in [0, 1].
     """
     torch = import_torch()

@@ -43,6 +43,8 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
         def __init__(self) -> None:
             super().__init__()
             self.background = background
+            # a buffer, so that a checkpoint holds the score that validation found
+            self.register_buffer("background_score", torch.tensor(BACKGROUND_SCORE))
             self.body = body.decoder
             self.activate = torch.nn.Conv2d(width, num_maps, 1, bias=False)
 
@@ -56,7 +58,7 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
             scores = normalized_maps(maps) * present
             if background is None:
                 return scores
-            outside = torch.full_like(scores[:, :1], BACKGROUND_SCORE)
+            outside = torch.ones_like(scores[:, :1]) * self.background_score
             return torch.cat([scores[:, :background], outside, scores[:, background:]], dim=1)
 
     body.decoder = ActivationHead()

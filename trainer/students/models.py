@@ -10,8 +10,8 @@
 Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2`` and ``deeplabv3plus-mobilenetv2``
 (transformers), ``smp:Architecture`` (segmentation-models-pytorch), and ``package.module:function`` for any function of
 your own that takes the number of classes, ``pretrained`` and options, and returns a ``torch.nn.Module``. ``cam:NAME``
-turns any of them into a classifier with activation maps. Their options are the arguments of the functions in
-:mod:`.networks` and :mod:`.libraries`.
+turns any of them into a classifier with activation maps, ``allspark:NAME`` inserts the AllSpark block. Their options
+are the arguments of the functions in :mod:`.networks` and :mod:`.libraries`.
 
 A model is ``decode(encode(images))`` with a list of feature maps between the two. It has ``backbone_parameters()`` and
 ``head_parameters()``; ``input_spec(height, width)``, the preprocessing of its input; and the ``options`` that build it
@@ -31,6 +31,7 @@ from ...engine.model.bundle import InputSpec
 from ...errors import TrainingError, UsageError
 from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 from . import networks
+from .allspark import allspark
 from .classifier import classifier
 from .libraries import by_path, deeplabv3plus_mobilenetv2, dpt_dinov2, segformer, smp
 from .networks import batchnorm_layers, lite0, tiny
@@ -81,6 +82,8 @@ def build_model(
 def _factory(name: str, background: int | None) -> Callable[..., nn.Module]:
     if name.startswith("cam:"):
         return partial(_classifier, name.removeprefix("cam:"), background)
+    if name.startswith("allspark:"):
+        return partial(_allspark, name.removeprefix("allspark:"))
     if name in _MODELS:
         return _MODELS[name]
     if name.startswith("smp:"):
@@ -88,7 +91,8 @@ def _factory(name: str, background: int | None) -> Callable[..., nn.Module]:
     if ":" in name:
         return partial(by_path, name)
     raise UsageError(
-        f"there is no model {name!r}; known are {', '.join(_MODELS)}, smp:Architecture and package.module:function"
+        f"there is no model {name!r}; choose one of {', '.join(_MODELS)}, smp:Architecture, package.module:function, "
+        "or cam:NAME or allspark:NAME with one of these"
     )
 
 
@@ -97,6 +101,14 @@ def _classifier(
 ) -> nn.Module:
     body = build_model(name, features, pretrained=pretrained, **options)
     return classifier(body, features, num_classes, background)
+
+
+def _allspark(
+    name: str, num_classes: int, *, pretrained: bool, crop: int = 512, heads: int = 2, dropout: float = 0.1,
+    temperature: float = 1.0, **options: Any,
+) -> nn.Module:  # fmt: skip
+    body = build_model(name, num_classes, pretrained=pretrained, **options)
+    return allspark(body, num_classes, crop=crop, heads=heads, dropout=dropout, temperature=temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

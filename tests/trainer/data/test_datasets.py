@@ -17,7 +17,7 @@ from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, co
 from maskmill.errors import StoreError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
 from maskmill.trainer.data.datasets import Draw, LabeledImages, StoredImages, TrainingImages  # noqa: E402
-from maskmill.trainer.recipes import Csl  # noqa: E402
+from maskmill.trainer.methods import Consistency  # noqa: E402
 
 from ...models import color_image  # noqa: E402
 from ..builders import SIZE, TAXONOMY, add_labels, blocks, make_store, write_labeled  # noqa: E402
@@ -133,7 +133,7 @@ def test_a_run_reads_one_moment_of_a_store_until_it_is_complete(photos: Path, tm
 
 def test_datasets_pickle_without_open_handles(photos: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "store", photos, range(5))
-    used = images(photos, tmp_path / "store", scale=(0.5, 2.0), flip=0.5, views=Csl(cell=8))
+    used = images(photos, tmp_path / "store", scale=(0.5, 2.0), flip=0.5, views=Consistency(cell=8))
     draws = [Draw("union", 3, 7), Draw("unlabeled", 2, 1)]
     before = [used[draw] for draw in draws]
     copy = pickle.loads(pickle.dumps(used))
@@ -173,12 +173,12 @@ def test_padding_has_no_label_and_is_not_real(photos: Path) -> None:
 
 
 def test_an_unlabeled_sample_has_its_views(photos: Path) -> None:
-    sample = images(photos, views=Csl(cell=8, cover_probability=1.0, cutmix=1.0))[Draw("unlabeled", 0, 0)]
-    assert sample["strong"].shape == sample["masked"].shape == (3, 32, 32)
+    sample = images(photos, views=Consistency(cell=8, cover_probability=1.0, cutmix=1.0))[Draw("unlabeled", 0, 0)]
+    assert sample["strong"].shape == sample["second"].shape == (3, 32, 32)
     assert tuple(sample["cells"].shape) == (4, 4)
     assert sample["cells"].any()
     assert (sample["box"][2:] > sample["box"][:2]).all()
-    plain = images(photos, views=Csl(cell=8, cover_probability=0.0, cutmix=0.0))[Draw("unlabeled", 0, 0)]
+    plain = images(photos, views=Consistency(cell=8, cover_probability=0.0, cutmix=0.0))[Draw("unlabeled", 0, 0)]
     assert not plain["cells"].any()
     assert not plain["box"].any()
 

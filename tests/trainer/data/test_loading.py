@@ -13,7 +13,8 @@ from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
 from maskmill.trainer.data.datasets import TrainingImages  # noqa: E402
 from maskmill.trainer.data.loading import Plan, open_loader  # noqa: E402
-from maskmill.trainer.recipes import conformalsam, csl, phases, supervised  # noqa: E402
+from maskmill.trainer.phases import num_steps, phases  # noqa: E402
+from maskmill.trainer.recipes import conformalsam, csl, supervised  # noqa: E402
 
 from ..builders import make_store, write_labeled  # noqa: E402
 
@@ -53,10 +54,11 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn() -> None:
         assert list(plan(recipe, accumulate=2, start=start)) == whole[2 * start :]
 
 
-def test_a_stage_goes_on_in_the_order_of_the_one_before() -> None:
+def test_a_phase_continues_the_order_of_the_previous_one() -> None:
     recipe = conformalsam(steps=8, batch=4, labeled=2)
+    steps = num_steps(recipe)
     positions = [draw.position for batch in plan(recipe) for draw in batch if draw.stream == "labeled"]
-    assert positions == list(range(16))
+    assert positions == list(range(2 * steps))
 
 
 def test_another_seed_is_another_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from maskmill.kernels import reference  # noqa: E402
-from maskmill.trainer.objectives.steps import losses  # noqa: E402
+from maskmill.trainer.objectives import losses, pseudo_labels  # noqa: E402
 
 IGNORE = 255
 
@@ -87,7 +87,7 @@ def test_pcos_labels_are_the_argmax_with_the_kernels_weights() -> None:
     logits = random_logits(2, 4, 12, 10, seed=3)
     real = np.ones((2, 12, 10), bool)
     real[1, :, 7:] = False
-    found = losses.pcos_labels(torch.tensor(logits), torch.tensor(real), denominator=8, ignore=IGNORE)
+    found = pseudo_labels.pcos_labels(torch.tensor(logits), torch.tensor(real), ignore=IGNORE)
     p = softmax(logits)
     top = p.max(axis=1)
     others = np.where(np.arange(4)[:, None, None] == p.argmax(axis=1)[:, None], 0, p)
@@ -106,7 +106,7 @@ def test_threshold_labels_count_confident_pixels_in_full_and_others_not_at_all()
     probabilities = np.array([[0.96, 0.03, 0.01], [0.5, 0.3, 0.2], [0.01, 0.01, 0.98], [0.97, 0.02, 0.01]])
     logits = torch.tensor(np.log(probabilities).T[None, :, None].astype(np.float32))
     real = torch.tensor([[[True, True, True, False]]])
-    found = losses.threshold_labels(logits, real, threshold=0.95, ignore=IGNORE)
+    found = pseudo_labels.threshold_labels(logits, real, threshold=0.95, ignore=IGNORE)
     assert found.label.tolist() == [[[0, 0, 2, IGNORE]]]
     assert found.weight.tolist() == [[[1, 0, 1, 0]]]
 
@@ -115,5 +115,5 @@ def test_argmax_labels_are_upsampled_like_the_logits_of_the_loss() -> None:
     logits = torch.tensor(random_logits(2, 5, 4, 6))
     real = torch.ones(2, 16, 24, dtype=torch.bool)
     upsampled = torch.nn.functional.interpolate(logits, size=(16, 24), mode="bilinear", align_corners=False)
-    found = losses.argmax_labels(logits, real, ignore=IGNORE)
+    found = pseudo_labels.argmax_labels(logits, real, ignore=IGNORE)
     assert (found == upsampled.argmax(dim=1)).float().mean() > 0.999

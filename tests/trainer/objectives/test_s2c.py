@@ -43,9 +43,9 @@ def unit(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def contrast_of_pixels(feature: np.ndarray, ids: np.ndarray, columns: list[int], factor: float) -> np.ndarray:
-    """-log softmax of each pixel in a segment; columns without a pixel have logit 0."""
+    """-log softmax of each pixel in a segment; a column's prototype is the mean of its pixels, 0 without any."""
     pixels, own = unit(feature.reshape(2, -1), 0).T, ids.ravel()
-    means = [pixels[own == i].mean(0) if i and (own == i).any() else np.zeros(2) for i in columns]
+    means = [pixels[own == i].mean(0) if (own == i).any() else np.zeros(2) for i in columns]
     prototypes = np.array([unit(mean, 0) if mean.any() else mean for mean in means])
     logits = factor * pixels @ prototypes.T
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -64,6 +64,23 @@ def test_segment_contrast_as_the_authors_code_counts_ids_that_are_not_there() ->
     pixels = [contrast_of_pixels(FEATURES[i], SEGMENTS[i], columns, 2.0) for i in (0, 1)]
     found = segment_contrast(torch.tensor(FEATURES), torch.tensor(SEGMENTS), temperature=2.0, compat=True)
     assert float(found) == pytest.approx(np.concatenate(pixels).mean(), rel=1e-6)
+
+
+def test_unassigned_pixels_have_a_prototype_in_the_authors_code() -> None:
+    # as torch_scatter.scatter_mean over all ids, 0 included, then cross-entropy that ignores the target 0
+    rng = np.random.default_rng(3)
+    feature, ids = rng.normal(size=(1, 5, 6, 7)), rng.integers(0, 4, (1, 6, 7))
+    pixels = unit(feature[0].reshape(5, -1), 0)
+    scattered = np.zeros((4, 5))
+    np.add.at(scattered, ids.ravel(), pixels.T)
+    prototypes = unit(scattered / np.bincount(ids.ravel())[:, None], 1)
+    logits = pixels.T @ prototypes.T
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(42), ids.ravel()]
+    found = segment_contrast(torch.tensor(feature), torch.tensor(ids), compat=True)
+    assert float(found) == pytest.approx(losses[ids.ravel() > 0].mean(), rel=1e-6)
+    prototypes[0] = 0
+    without = np.log(np.exp(pixels.T @ prototypes.T).sum(1)) - logits[np.arange(42), ids.ravel()]
+    assert abs(without[ids.ravel() > 0].mean() - float(found)) > 0.01
 
 
 def test_segment_contrast_has_no_gradient_through_the_prototypes() -> None:

@@ -7,9 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from maskmill.trainer.methods import ConformalSam, Consistency  # noqa: E402
+from maskmill.trainer.objectives import losses, pseudo_labels  # noqa: E402
 from maskmill.trainer.objectives.base import Moment  # noqa: E402
-from maskmill.trainer.objectives.steps import OBJECTIVES, losses, mix  # noqa: E402
-from maskmill.trainer.recipes import ConformalSam, Csl, conformalsam, csl, phases, supervised, weighted  # noqa: E402
+from maskmill.trainer.objectives.consistency import mix  # noqa: E402
+from maskmill.trainer.objectives.steps import OBJECTIVES  # noqa: E402
+from maskmill.trainer.phases import phases  # noqa: E402
+from maskmill.trainer.recipes import conformalsam, csl, supervised, weighted  # noqa: E402
 from maskmill.trainer.students.models import build_model  # noqa: E402
 
 CROP, IGNORE = 16, 255
@@ -34,7 +38,7 @@ def batch(num: int = 2, seed: int = 0) -> dict:
         "unlabeled": {
             "image": images(),
             "strong": images(),
-            "masked": images(),
+            "second": images(),
             "real": real,
             "box": torch.tensor([[2, 3, 9, 12], [0, 0, 0, 0]])[:num],
             "cells": torch.tensor([[[True, False], [False, True]], [[False, False], [False, False]]])[:num],
@@ -87,11 +91,11 @@ def test_weighted_multiplies_by_the_cached_weights(student) -> None:
 
 def test_self_reliance_learns_from_what_the_student_sees_in_eval_mode(student) -> None:
     samples, recipe = batch(), conformalsam(steps=100, method=ConformalSam(initial=0.25))
-    own = losses.argmax_labels(
+    own = pseudo_labels.argmax_labels(
         student.eval()(samples["unlabeled"]["image"]), samples["unlabeled"]["real"], ignore=IGNORE
     )
     student.train()
-    found = OBJECTIVES["self_reliance"](student, samples, moment(recipe, step=75))
+    found = OBJECTIVES["self_reliance"](student, samples, moment(recipe, step=100))
     both = torch.cat([samples["labeled"]["image"], samples["unlabeled"]["image"]])
     logits = upsample(student(both))
     supervised_loss = losses.cross_entropy(logits[:2], samples["labeled"]["label"], ignore=IGNORE)
@@ -105,25 +109,26 @@ def test_self_reliance_learns_from_what_the_student_sees_in_eval_mode(student) -
 @pytest.mark.parametrize("selection", ["pcos", "threshold"])
 def test_csl_is_the_sum_of_its_four_losses(student, selection: str) -> None:
     samples = batch()
-    method = Csl(selection=selection, threshold=0.35, dropout=0.0)
+    method = Consistency(selection=selection, threshold=0.35, dropout=0.0)
     found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))
     labeled, unlabeled = samples["labeled"], samples["unlabeled"]
     real = unlabeled["real"]
 
     features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))
-    weak = student.decode([torch.cat([feature, feature[2:]]) for feature in features])
+    # the authors' code drops channels of both halves, and decodes all of it in a single pass
+    weak = student.decode([torch.cat([feature, feature]) for feature in features])
     if selection == "pcos":
-        own = losses.pcos_labels(weak[2:4], real, denominator=8, ignore=IGNORE)
+        own = pseudo_labels.pcos_labels(weak[2:4], real, ignore=IGNORE)
     else:
-        own = losses.threshold_labels(weak[2:4], real, threshold=0.35, ignore=IGNORE)
+        own = pseudo_labels.threshold_labels(weak[2:4], real, threshold=0.35, ignore=IGNORE)
     mixed_image, mixed_label, mixed_weight = unlabeled["strong"].clone(), own.label.clone(), own.weight.clone()
     for array, source in ((mixed_image, unlabeled["strong"]), (mixed_label, own.label), (mixed_weight, own.weight)):
         array[0][..., 2:9, 3:12] = source[1][..., 2:9, 3:12]
-    covered = unlabeled["masked"].clone()
+    masked = unlabeled["second"].clone()
     cells = torch.zeros(2, CROP, CROP, dtype=torch.bool)
     cells[0, :8, :8] = cells[0, 8:, 8:] = True
-    covered.permute(0, 2, 3, 1)[cells & own.reliable] = 0
-    strong = upsample(student(torch.cat([mixed_image, covered])))
+    masked.permute(0, 2, 3, 1)[cells & own.reliable] = 0
+    strong = upsample(student(torch.cat([mixed_image, masked])))
 
     def loss(logits, label, weight):
         return losses.cross_entropy(logits, label, weight, ignore=IGNORE, count=float(real.sum()))
@@ -131,12 +136,12 @@ def test_csl_is_the_sum_of_its_four_losses(student, selection: str) -> None:
     expected = {
         "labeled": losses.cross_entropy(upsample(weak[:2]), labeled["label"], ignore=IGNORE),
         "strong": loss(strong[:2], mixed_label, mixed_weight),
-        "masked": loss(strong[2:], own.label, own.weight),
-        "features": loss(upsample(weak[4:]), own.label, own.weight),
+        "second": loss(strong[2:], own.label, own.weight),
+        "features": loss(upsample(weak[6:]), own.label, own.weight),
     }
     for name, value in expected.items():
         assert float(found.terms[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
-    total = 0.5 * (expected["labeled"] + expected["strong"] / 4 + expected["masked"] / 4 + expected["features"] / 2)
+    total = 0.5 * (expected["labeled"] + expected["strong"] / 4 + expected["second"] / 4 + expected["features"] / 2)
     assert float(found.total.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
 
 
@@ -147,7 +152,7 @@ def test_the_strong_views_leave_no_trace_in_batch_statistics(student) -> None:
     torch.manual_seed(0)
     other = build_model("tiny", 3, width=4).train()
     samples["unlabeled"]["strong"] *= 100
-    samples["unlabeled"]["masked"] *= 100
+    samples["unlabeled"]["second"] *= 100
     OBJECTIVES["consistency"](other, samples, moment(csl()))
     encoder_only = [name for name, _ in student.named_buffers() if name.startswith("encoder")]
     for name, first, second in zip(dict(student.named_buffers()), after, other.buffers(), strict=True):
@@ -157,20 +162,18 @@ def test_the_strong_views_leave_no_trace_in_batch_statistics(student) -> None:
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (20, 1.0), (39, 1.0)])
 def test_the_unlabeled_losses_rise_over_the_ramp(student, step: int, share: float) -> None:
-    recipe = csl(steps=40, method=Csl(ramp=0.5, dropout=0.0))
+    recipe = csl(steps=40, method=Consistency(ramp=0.5, dropout=0.0))
     found = OBJECTIVES["consistency"](student, batch(), moment(recipe, step))
     terms = {name: float(term.detach()) for name, term in found.terms.items()}
-    unlabeled = terms["strong"] / 8 + terms["masked"] / 8 + terms["features"] / 4
+    unlabeled = terms["strong"] / 8 + terms["second"] / 8 + terms["features"] / 4
     assert unlabeled > 0
     assert float(found.total.detach()) == pytest.approx(terms["labeled"] / 2 + share * unlabeled, rel=1e-5)
 
 
 def test_pseudo_labels_carry_no_gradient(student) -> None:
-    method = Csl(labeled=0.0, strong=0.0, masked=0.0, features=0.0)
+    method = Consistency(labeled=0.0, strong=0.0, second=0.0, features=0.0)
     samples = batch()
-    own = losses.pcos_labels(
-        student(samples["unlabeled"]["image"]), samples["unlabeled"]["real"], denominator=8, ignore=IGNORE
-    )
+    own = pseudo_labels.pcos_labels(student(samples["unlabeled"]["image"]), samples["unlabeled"]["real"], ignore=IGNORE)
     assert not own.weight.requires_grad
     found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))
     found.total.backward()
