@@ -41,7 +41,8 @@ from maskmill.trainer.data.loading import Plan, count_pixels, open_loader, to_de
 from maskmill.trainer.objectives.base import Moment
 from maskmill.trainer.objectives.steps import OBJECTIVES
 from maskmill.trainer.optim import make_optimizer
-from maskmill.trainer.recipes import phases, weighted
+from maskmill.trainer.phases import phases
+from maskmill.trainer.recipes import weighted
 from maskmill.trainer.students.models import build_model
 
 NUM_CLASSES = 24
