@@ -30,7 +30,14 @@ from ..errors import TrainingError
 from .data.datasets import LabeledImages
 from .methods import Consistency
 from .objectives.pseudo_labels import select
-from .students.reliability import NUM_BINS, Reliability, SelectedLabels, bin_confidence, fit_temperature, measure_selection
+from .students.reliability import (
+    NUM_BINS,
+    Reliability,
+    SelectedLabels,
+    bin_confidence,
+    fit_temperature,
+    measure_selection,
+)
 from .run import Run, import_torch
 
 if TYPE_CHECKING:
