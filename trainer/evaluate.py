@@ -30,6 +30,7 @@ from ..errors import TrainingError
 from .data.datasets import LabeledImages
 from .methods import Consistency
 from .objectives.pseudo_labels import select
+from .run import Run, import_torch
 from .students.reliability import (
     NUM_BINS,
     Reliability,
@@ -38,7 +39,6 @@ from .students.reliability import (
     fit_temperature,
     measure_selection,
 )
-from .run import Run, import_torch
 
 if TYPE_CHECKING:
     from torch import nn
