@@ -78,7 +78,10 @@ class CvatReader(LabelReader):
                 name, begin = current
                 if not name or name in self._spans:
                     raise UsageError(f"{self.path}: the image {name!r} has no name, or occurs twice")
-                self._spans[name] = begin, self._raw.find(b">", parser.CurrentByteIndex) + 1
+                stop = parser.CurrentByteIndex
+                # the end of `<image .../>` is reported after it, that of `<image ...></image>` before its end tag
+                closed = self._raw[stop : stop + 2] == b"</"
+                self._spans[name] = begin, self._raw.find(b">", stop) + 1 if closed else stop
             path.pop()
 
         parser.StartElementHandler = start

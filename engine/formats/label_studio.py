@@ -94,6 +94,9 @@ class LabelStudioReader(LabelReader):
             if region.get("image_rotation"):
                 raise UsageError(f"{where} was rotated in Label Studio by {region['image_rotation']}°; rotate it back")
             shapes.append(Shape(self._classes.values[labels[0]], _runs(region, own, where)))
+        data = task["data"]
+        if size is None and "height" in data and "width" in data:
+            size = check_size(data["height"], data["width"], where)
         if size is None:
             raise UsageError(f"{where} has no region, so its size is unknown; read it with its image")
         return paint_shapes(shapes, *size, self._classes)
@@ -182,7 +185,12 @@ class LabelStudioWriter(Writer):
             if mask.value not in skipped
         ]
         task = {
-            "data": {"image": f"/data/local-files/?d=images/{quote(image.name)}", "name": image.name},
+            "data": {
+                "image": f"/data/local-files/?d=images/{quote(image.name)}",
+                "name": image.name,
+                "width": width,
+                "height": height,
+            },
             "predictions": [{"model_version": "maskmill", "score": round(image.score, 6), "result": regions}],
         }
         return json.dumps(task, ensure_ascii=False)

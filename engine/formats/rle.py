@@ -71,7 +71,7 @@ def encode_classes(label: NDArray[Any]) -> list[ClassMask]:
 
 def string_to_counts(text: str | bytes) -> NDArray[np.int64]:
     """Decode COCO's compressed string to run lengths (n,) int64; raises :class:`UsageError` if it is damaged."""
-    raw = np.frombuffer(text.encode("ascii", "replace") if isinstance(text, str) else text, dtype=np.uint8)
+    raw = np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8)
     counts, size = _from_string(raw)
     if size < 0:
         raise UsageError("a compressed RLE string is damaged: it ends within a number or holds other characters")
