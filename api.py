@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .engine.calibration.calibration import Calibration
-    from .engine.calibration.thresholds import Group, Unit
+    from .engine.calibration.sharing import Group, Unseen
+    from .engine.calibration.thresholds import SmallSample, Unit
     from .engine.labeling.progress import Progress
     from .engine.labeling.selection import Weight
     from .engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter
@@ -193,12 +194,13 @@ def calibrate(
     *,
     alpha: str | float,
     taxonomy: Location | Taxonomy | None = None,
-    group: Group = "class",
+    group: Group | None = None,
     unit: Unit = "pixel",
     rule: Rule = "agree",
     ids: Sequence[str] | None = None,
     min_images: int | None = None,
-    folds: int = 5,
+    unseen: Unseen = "never",
+    on_small_n: SmallSample = "refuse",
     provider: Provider = "cpu",
     tile: int | None = None,
     overlap: int = 0,
@@ -218,11 +220,13 @@ def calibrate(
     taxonomy
         Class mapping or its file; the model's own classes if None.
     group, unit, rule
-        Pixels that share a threshold; the exchangeable unit; how the prediction set decides the label.
+        Classes that share a threshold (``class`` if None, or ``pooled`` for the unit ``image``); the exchangeable
+        unit; how the prediction set decides the label.
     ids
         Names of the images to use; all if None.
-    min_images, folds
-        Fewest images for a threshold of its own (ceil(1 / alpha) - 1 if None); parts for held-out coverage.
+    min_images, unseen, on_small_n
+        Fewest images for a threshold of a class's own (ceil(1 / alpha) - 1 if None); whether classes that calibration
+        never saw are emitted; treatment of an alpha that the number of images does not allow.
     provider, tile, overlap, workers
         Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
     progress
@@ -247,7 +251,8 @@ def calibrate(
             rule=rule,
             ids=None if ids is None else frozenset(ids),
             min_images=min_images,
-            folds=folds,
+            unseen=unseen,
+            on_small_n=on_small_n,
             workers=workers or usable_processors(),
             progress=observer,
         )

@@ -37,9 +37,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from maskmill.engine.calibration.calibrate import calibrate, true_scores
+from maskmill.engine.calibration.calibrate import calibrate
+from maskmill.engine.calibration.observe import true_scores
 from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
-from maskmill.engine.calibration.thresholds import fit_thresholds
+from maskmill.engine.calibration.sharing import share_thresholds
+from maskmill.engine.calibration.thresholds import count_classes, fit_thresholds
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.ordered_map import ordered_map
@@ -250,16 +252,19 @@ def thresholds_of(samples, taxonomy: Taxonomy, rows: list[Row], splits, folder: 
     for group, alpha, min_images in sorted({(row.group, row.alpha, row.min_images) for row in rows if row.group}):
         shares = np.full((len(splits), taxonomy.num_targets), np.nan)
         for index, (calibration, scored) in enumerate(splits):
-            fitted = fit_thresholds(
-                spill,
-                calibration.tolist(),
-                num_targets=taxonomy.num_targets,
-                num_scored=taxonomy.num_scored,
-                alpha=Fraction(alpha),
-                group=group,
-                unit="pixel",
+            images = calibration.tolist()
+            sharing = share_thresholds(
+                group,
+                count_classes(spill, images, taxonomy.num_targets)[1],
                 min_images=min_images,
+                background=taxonomy.background,
+                fallback="pooled",
+                unseen="pooled",
             )
+            fitted = fit_thresholds(
+                spill, images, sharing, num_scored=taxonomy.num_scored, alpha=Fraction(alpha), unit="pixel",
+                on_small_n="inf",
+            )  # fmt: skip
             found[group, alpha, min_images, index] = fitted.values
             covered = total = np.zeros(NO_CLASS + 1)
             for scores, classes in spill.images(scored.tolist()):
@@ -308,7 +313,7 @@ def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], 
     source, labels = open_source(data / "msrc" / "images"), LabelFolder(data / "msrc" / "labels")
     found = calibrate(
         predictor, source, labels, taxonomy, alpha="0.05", group="class", rule="agree", ids=calibration, min_images=1,
-        folds=2, workers=usable_processors(),
+        fallback="pooled", unseen="pooled", on_small_n="inf", workers=usable_processors(),
     )  # fmt: skip
     listed = folder / "scored.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in photos if photo.stem in scored))

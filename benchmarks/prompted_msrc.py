@@ -45,9 +45,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskmill.engine.calibration.calibrate import true_scores
+from maskmill.engine.calibration.observe import true_scores
 from maskmill.engine.calibration.score_spill import ScoreSpill
-from maskmill.engine.calibration.thresholds import Group, fit_thresholds
+from maskmill.engine.calibration.sharing import Group, share_thresholds
+from maskmill.engine.calibration.thresholds import count_classes, fit_thresholds
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.labels import LabelFolder
@@ -348,10 +349,14 @@ class Split:
                 scores = true_scores(one.score_map, photo.truth, self.taxonomy)[valid]
                 spill.append(scores, photo.truth[valid].astype(np.uint16))
             spill.finish()
-            fitted = fit_thresholds(
-                spill, list(range(len(self.fitted))), num_targets=16, num_scored=16, alpha=Fraction(alpha),
-                group=group, unit="pixel", min_images=1,
+            images = list(range(len(self.fitted)))
+            sharing = share_thresholds(
+                group, count_classes(spill, images, 16)[1], min_images=1, background=self.taxonomy.background,
+                fallback="pooled", unseen="pooled",
             )  # fmt: skip
+            fitted = fit_thresholds(
+                spill, images, sharing, num_scored=16, alpha=Fraction(alpha), unit="pixel", on_small_n="inf"
+            )
         selection = Selection(method="conformal", rule="agree", thresholds=fitted.values)
         _, found = self.run(self.scored, **chosen)
         return self.label(self.scored, found, selection)

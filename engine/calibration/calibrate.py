@@ -1,57 +1,44 @@
-"""From labeled images to thresholds: conformal calibration, with a coverage report.
+"""Compute thresholds from labeled images: conformal calibration, with a report of what they do out of sample.
 
 The model runs once per image. Nonconformity scores of the true class are spilled to a temporary file; thresholds are
 exact order statistics of them, so memory does not depend on the number of pixels::
 
-    calibration = calibrate(predictor, source, open_labels("labels"), taxonomy, alpha="0.05", group="class")
+    calibration = calibrate(predictor, source, open_labels("labels"), taxonomy, alpha="0.05")
     calibration.save("calibration.json")
 
-Groups: ``pooled`` has one threshold, ``class`` one for each target (Mondrian), ``position`` one for each cell of a
-fixed grid (ConformalSAM). Units: ``pixel`` takes the rank ceil((n + 1)(1 - alpha)) among pixels, a heuristic since
-pixels of one image depend on each other; ``image`` controls the mean over images of the share of pixels that miss
-their true class, with the finite-sample correction over images (conformal risk control, Angelopoulos et al. 2024).
-
-Coverage is reported out of sample: the images are split into folds, and each fold is scored with thresholds computed
-from the others, the same way as the final thresholds from all of them.
+Unit ``pixel`` takes the rank ceil((n + 1)(1 - alpha)) among pixels, a heuristic since pixels of one image depend on
+each other; ``image`` controls the mean over images of the share of pixels that miss their true class, with the
+finite-sample correction over images (conformal risk control, Angelopoulos et al. 2024): a guarantee for a new image
+like these.
+:mod:`maskmill.engine.calibration.sharing` describes which classes share a threshold.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...errors import CalibrationError, ImageError, UsageError
-from ...kernels.plans.class_stats import RULES
-from ...kernels.types import Activation, Rule
+from ...errors import CalibrationError, UsageError
+from ...kernels.types import Rule
 from ..inputs.labeled_source import pair_images
 from ..inputs.labels import LabelSource
-from ..inputs.ordered_map import ordered_map
-from ..inputs.sources import Item, Source
+from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
-from ..predictors.base import Predictor, ScoreMap
-from ..predictors.resampling import resample_nearest
-from .calibration import Calibration, conditions, json_number
-from .coverage import CoverageReport, SampleSpill
-from .score_spill import NO_CLASS, ScoreSpill
-from .thresholds import GROUPS, UNITS, Group, Thresholds, Unit, fit_thresholds
+from ..predictors.base import Predictor
+from .binned import BinnedScores
+from .calibration import Calibration, conditions, fewest_images, json_number, parse_alpha
+from .coverage import HeldOut, argmax_rows, coverage_rows, hold_out, hold_out_positions
+from .observe import Observations
+from .score_counts import UPPER
+from .sharing import NEVER, Fallback, Group, Sharing, Unseen, share_thresholds
+from .thresholds import SmallSample, Thresholds, Unit, count_classes, fit_thresholds
 
 DEFAULT_GRID = (512, 512)
-DEFAULT_FOLDS = 5
-
-
-@dataclass(frozen=True)
-class _Scored:
-    score_map: ScoreMap
-    size: tuple[int, int]
-    truth: NDArray[Any]
-    scores: NDArray[np.float32]
 
 
 def calibrate(
@@ -61,12 +48,14 @@ def calibrate(
     taxonomy: Taxonomy,
     *,
     alpha: str | float,
-    group: Group = "class",
+    group: Group | None = None,
     unit: Unit = "pixel",
     rule: Rule = "agree",
     ids: frozenset[str] | None = None,
     min_images: int | None = None,
-    folds: int = DEFAULT_FOLDS,
+    fallback: Fallback = "foreground",
+    unseen: Unseen = "never",
+    on_small_n: SmallSample = "refuse",
     grid: tuple[int, int] = DEFAULT_GRID,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -78,98 +67,105 @@ def calibrate(
     predictor, taxonomy
         The model and the target classes; labeling must use the same.
     source, labels
-        Images, and the folder of their label maps (same name, same size). Images without a label map are left
-        out and counted.
+        Images, and the folder of their label maps (same name, same size). Images without a label map are left out
+        and counted.
     alpha
-        Share of true classes that may miss the prediction set, above 0 and below 1; a string is taken literally.
-    group, unit, rule
-        See the module's text; the rule is recorded for labeling.
+        Error rate to aim for, above 0 and below 1; a string is read literally. With 0.05 the true class is ruled out on
+        up to 5 % of the pixels.
+    group
+        Classes or positions that share a threshold. None: ``class`` for the pixel unit, and ``pooled`` for the image
+        unit, whose guarantee then holds for all pixels of an image.
+    unit
+        ``pixel`` is a heuristic, ``image`` a guarantee for the average over new images.
+    rule
+        How the prediction set decides the label; recorded for labeling.
     ids
-        Names of the images to calibrate on; all where None.
+        Names of the images to calibrate on; all if None.
     min_images
-        Fewest images a class must be seen in to get its own threshold; ceil(1 / alpha) - 1 where None.
-    folds
-        Parts the images are split into for the coverage report, at least 2.
+        Fewest images for a threshold of a class's own; ceil(1 / alpha) - 1 if None.
+    fallback
+        Threshold of a class with fewer images: of the pooled ``foreground`` classes, or of all classes (``pooled``).
+    unseen
+        ``never`` emits no class without a calibration pixel, ``pooled`` gives it the pooled threshold.
+    on_small_n
+        Treatment of thresholds that the number of images does not allow; see
+        :func:`maskmill.engine.calibration.thresholds.fit_thresholds`.
     grid
-        (height, width) that scores are resampled to for ``position``.
+        (height, width) to which scores are resampled for ``position``.
     workers
-        Images in work at once.
+        Number of images processed at once.
     progress
-        Called with (images done, images in all).
+        Called with (images done, all images).
 
     Raises :class:`CalibrationError`, :class:`UsageError` or :class:`TaxonomyError`; an image that cannot be decoded is
     an error here, since leaving it out would change the sample.
     """
-    level = _parse_alpha(alpha)
-    for name, value, choices in (("group", group, GROUPS), ("unit", unit, UNITS), ("rule", rule, RULES)):
-        if value not in choices:
-            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    if folds < 2:
-        raise UsageError(f"the coverage report needs at least 2 folds, got {folds}")
-    if min_images is None:
-        min_images = -(-level.denominator // level.numerator) - 1
-    labeled = pair_images(source, labels, taxonomy, ids=ids)
-    num_images = len(labeled.items)
+    level = parse_alpha(alpha)
+    group = group or ("class" if unit == "pixel" else "pooled")
+    for name, value, kind in (
+        ("group", group, Group),
+        ("unit", unit, Unit),
+        ("rule", rule, Rule),
+        ("fallback", fallback, Fallback),
+        ("unseen", unseen, Unseen),
+        ("on_small_n", on_small_n, SmallSample),
+    ):
+        if value not in get_args(kind):
+            raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
     position = group == "position"
-
-    def score(item: Item) -> _Scored:
-        try:
-            photo = source.read(item)
-            image = predictor.backend.decode(photo)
-            prepared = predictor.prepare(image, item.uri)
-        except ImageError as error:
-            raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; mend it or leave it out") from error
-        truth = labeled.read(item.uri, photo)
-        if truth.shape != image.shape[:2]:
-            raise CalibrationError(
-                f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
-                f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, photo)}"
-            )
-        score_map = predictor.run([prepared])[0]
-        size = grid if position else truth.shape
-        if position:
-            truth = resample_nearest(truth, grid)
-        scores = true_scores(score_map, truth, taxonomy)
-        return _Scored(score_map.on_host(), (size[0], size[1]), truth, scores)
-
+    if position and unit == "image":
+        raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")
+    labeled = pair_images(source, labels, taxonomy, ids=ids)
+    total = len(labeled.items)
+    min_images = fewest_images(level) if min_images is None else min_images
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
-        ScoreSpill(Path(folder), grid=grid if position else None) as spill,
-        SampleSpill(Path(folder), len(taxonomy.model)) as samples,
+        Observations(Path(folder), taxonomy, grid=grid if position else None) as observations,
     ):
-        activation: Activation = "softmax"
-        for done, scored in enumerate(ordered_map(score, labeled.items, workers), start=1):
-            activation = scored.score_map.activation
-            classes = scored.truth.ravel().astype(np.uint16)
-            classes[scored.truth.ravel() == taxonomy.ignore_index] = NO_CLASS
-            kept = slice(None) if position else classes != NO_CLASS
-            spill.append(scored.scores.ravel()[kept], classes[kept])
-            samples.append(scored.score_map, scored.size, scored.truth, taxonomy.ignore_index)
-            if progress is not None:
-                progress(done, num_images)
-        spill.finish()
-        samples.finish()
-        everything = list(range(num_images))
-        options: dict[str, Any] = {
-            "num_targets": taxonomy.num_targets,
-            "num_scored": taxonomy.num_scored,
-            "alpha": level,
-            "group": group,
-            "unit": unit,
-            "min_images": min_images,
-        }
-        final = fit_thresholds(spill, everything, **options)
-        if not final.num_pixels.any():
+        observations.collect(predictor, source, labeled, workers=workers, progress=progress)
+        everything = list(range(total))
+        num_pixels, num_images = count_classes(observations.spill, everything, taxonomy.num_targets)
+        if not num_pixels.any():
             raise CalibrationError("no pixel of the label maps has a target class; check [labels] in the taxonomy")
-        coverage = CoverageReport(taxonomy, activation, num_images)
-        fold_of = np.random.default_rng(0).permutation(num_images) % folds
-        if num_images >= 2:
-            for fold in range(min(folds, num_images)):
-                held_out = np.flatnonzero(fold_of == fold).tolist()
-                rest = np.flatnonzero(fold_of != fold).tolist()
-                coverage.add(fit_thresholds(spill, rest, **options), spill, samples, held_out)
-        report = _report(final, coverage, taxonomy, num_images, folds, min_images, group)
-        report["source"] = labeled.summary.to_json()
+        sharing = share_thresholds(
+            group,
+            num_images,
+            min_images=min_images,
+            background=taxonomy.background,
+            counts=observations.counts,
+            fallback=fallback,
+            unseen=unseen,
+        )
+        scores = BinnedScores(observations.counts, taxonomy.num_targets)
+        final = fit_thresholds(
+            observations.spill,
+            everything,
+            sharing,
+            num_scored=taxonomy.num_scored,
+            alpha=level,
+            unit=unit,
+            on_small_n=on_small_n,
+            names=taxonomy.targets,
+        )
+        if group == "shrunk":
+            bins = scores.thresholds(sharing, np.ones((1, total)), alpha=level, unit=unit)[0]
+            final.values[: taxonomy.num_targets] = np.where(bins >= 0, UPPER[bins], -np.inf)
+        held_out = None
+        if total >= 2:
+            if position:
+                held_out = hold_out_positions(
+                    observations.spill,
+                    observations.samples,
+                    sharing,
+                    ids=observations.counts.ids,
+                    num_scored=taxonomy.num_scored,
+                    alpha=level,
+                    rule=rule,
+                    on_small_n=on_small_n,
+                )
+            else:
+                held_out = hold_out(scores, observations.samples, sharing, final, alpha=level, unit=unit, rule=rule)
+        report = _report(final, held_out, scores, sharing, taxonomy, level, min_images)
     return Calibration(
         alpha=str(alpha),
         group=group,
@@ -177,63 +173,104 @@ def calibrate(
         rule=rule,
         thresholds=final.values,
         pooled=final.pooled,
-        made_with=conditions(predictor, taxonomy),
-        report=report,
+        min_images=min_images,
+        unseen=unseen,
+        targets=taxonomy.targets,
+        background=taxonomy.background,
+        made_with={**conditions(predictor, taxonomy), "batch": predictor.batch},
+        counts=observations.counts,
+        report={**report, "promise": promise(level, group, unit, total), "source": labeled.summary.to_json()},
     )
 
 
-def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.float32]:
-    """Compute the nonconformity score of every pixel's true class, (H, W) float32; NaN for ignored pixels.
-
-    ``truth`` (H, W) holds target indices or the ignore index; its shape decides the resolution.
-    """
-    backend = score_map.backend
-    with backend.queue():
-        stats = score_map.decode(taxonomy, size=truth.shape, truth=truth, outputs=("true_score",))
-        return backend.download(stats.true_score)[0]
-
-
-def _parse_alpha(alpha: str | float) -> Fraction:
-    try:
-        level = Fraction(str(alpha))
-    except ValueError:
-        raise UsageError(f"alpha must be a number above 0 and below 1, got {alpha!r}") from None
-    if not 0 < level < 1:
-        raise UsageError(f"alpha must be above 0 and below 1, got {alpha}")
-    return level
+def promise(alpha: Fraction, group: Group, unit: Unit, num_images: int) -> str:
+    """Describe in plain words what the thresholds guarantee, and for which images."""
+    share = f"{float(alpha):.3g}"
+    if unit == "pixel":
+        return (
+            "no guarantee: pixels of one image depend on each other, so coverage is measured on held-out images; "
+            "choose --unit image for a guarantee"
+        )
+    who = f"a new image drawn like the {num_images} calibration images; it ends when the images or the model change"
+    if group == "pooled":
+        return f"on average over new images at most {share} of an image's pixels miss their class, for {who}"
+    return (
+        f"for each class with a threshold of its own, on average over new images that show it at most {share} of its "
+        f"pixels miss it, for {who}; no guarantee for other classes, nor for all pixels of an image together"
+    )
 
 
 def _report(
     final: Thresholds,
-    coverage: CoverageReport,
+    held_out: HeldOut | None,
+    scores: BinnedScores,
+    sharing: Sharing,
     taxonomy: Taxonomy,
-    num_images: int,
-    folds: int,
+    alpha: Fraction,
     min_images: int,
-    group: str,
 ) -> dict[str, Any]:
-    held_out = coverage.to_json()
+    target = 1 - float(alpha)
+    rows = [None] * (taxonomy.num_targets + 1) if held_out is None else coverage_rows(held_out, target)
+    argmax, argmax_classes = argmax_rows(scores)
     by_class = []
     for index, name in enumerate(taxonomy.targets):
-        row = {
+        row: dict[str, Any] = {
             "class": name,
             "pixels": int(final.num_pixels[index]),
             "images": int(final.num_images[index]),
-            "starved": bool(final.starved[index]),
-            "held_out": held_out["classes"][index],
+            "threshold_from": sharing.source_name(index, taxonomy.targets),
+            "held_out": rows[index],
+            "argmax": argmax_classes[index],
         }
         if final.values.ndim == 1:
             row["threshold"] = json_number(final.values[index])
         by_class.append(row)
     report: dict[str, Any] = {
-        "num_images": num_images,
+        "num_images": scores.counts.num_images,
         "num_pixels": int(final.num_pixels.sum()),
-        "folds": min(folds, num_images) if num_images >= 2 else None,
         "min_images": min_images,
-        "overall": held_out["overall"],
-        "image_mean_coverage": held_out["image_mean_coverage"],
+        "overall": rows[-1],
+        "labels": None if held_out is None else held_out.tally.summary(),
+        "argmax": argmax,
+        "image_mean_coverage": None,
         "classes": by_class,
     }
-    if group == "position":
-        report["infinite_positions"] = int(np.isinf(final.values).sum())
+    if held_out is not None:
+        covered, total = held_out.covered.sum(axis=1), held_out.total.sum(axis=1)
+        report["image_mean_coverage"] = float((covered[total > 0] / total[total > 0]).mean())
+    if sharing.group == "position":
+        report["infinite_positions"] = int(np.isposinf(final.values).sum())
+    report["warnings"] = _warnings(report, sharing, target)
     return report
+
+
+def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[str]:
+    """List in plain words what a user should look at before labeling."""
+    rows = [row for row in report["classes"] if row["held_out"]]
+    warnings = []
+
+    def add(names: list[str], text: str) -> None:
+        if names:
+            warnings.append(f"{', '.join(names)}: {text}")
+
+    add([row["class"] for row in rows if row["held_out"]["missed"]], f"coverage is below {target:g}, interval included")
+    add([row["class"] for row in rows if row["held_out"]["kept"] == 0], "no pixel of it keeps a label")
+    add(
+        [row["class"] for row in rows if row.get("threshold") not in (None, "inf", "-inf") and row["threshold"] >= 1],
+        "the threshold is 1 or more, so every prediction set holds it",
+    )
+    add(
+        [row["class"] for row in report["classes"] if row.get("threshold") == "inf"],
+        "the threshold is infinite, so every prediction set holds it",
+    )
+    unseen = [row["class"] for row, source in zip(report["classes"], sharing.group_of, strict=True) if source == NEVER]
+    add(unseen, "not in the calibration images, so it is never emitted (--unseen pooled changes that)")
+    labels, argmax = report["labels"], report["argmax"]
+    if labels and labels["accuracy_kept"] is not None:
+        for key, name in (("accuracy", "accuracy"), ("miou", "mIoU")):
+            if labels[f"{key}_kept"] < argmax[key]:
+                warnings.append(
+                    f"the labels of this rule have {name} {labels[f'{key}_kept']:.3f} on held-out images, below "
+                    f"{argmax[key]:.3f} of the top class of every pixel; try `maskmill choose`"
+                )
+    return warnings

@@ -1,79 +1,162 @@
-"""The calibration record: thresholds, the conditions they hold under, and the coverage report."""
+"""The calibration record: thresholds, the conditions they hold under, the score counts they came from, and a report.
+
+A calibration file is JSON with a seal, a hash over all other fields: a file edited by hand is refused. The score counts
+answer later questions without the model: thresholds at another alpha (:meth:`Calibration.at`), and calibrations of
+several image sets merged into one (:meth:`Calibration.merge`).
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CalibrationError, CalibrationMismatch
+from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
 from ..model.publishing import write_atomically
 from ..model.taxonomy import Taxonomy
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
-from .thresholds import Group, Unit
+from .binned import BinnedScores
+from .score_counts import UPPER, ScoreCounts
+from .sharing import Group, Unseen, share_thresholds
+from .thresholds import Unit
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+Control = Literal["miscoverage", "false-label-rate", "miss-rate"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """Thresholds, the conditions they hold under, and what they do on images they were not computed from."""
+    """Thresholds, the conditions they hold under, and their behavior on images that they were not computed from."""
 
     alpha: str
-    """Miscoverage level, as it was written."""
+    """Target error rate, as it was written."""
     group: Group
-    """What shares a threshold: every pixel, a class, or a position."""
+    """Classes or positions that share a threshold."""
     unit: Unit
-    """What is exchangeable: pixels (heuristic) or images (guarantee)."""
+    """Exchangeable unit: pixels (a heuristic) or images (a guarantee)."""
     rule: Rule
     """How the prediction set decides the label."""
+    control: Control = "miscoverage"
+    """The error whose rate ``alpha`` bounds."""
+    delta: str | None = None
+    """Probability that the rate is exceeded (Learn then Test); None: the rate holds on average."""
     thresholds: NDArray[np.float32]
-    """One per scored class (Ke,), or one per cell of the grid (gh, gw)."""
+    """One per scored class (Ke,), or one per cell of the grid (gh, gw); -inf for a class that is never emitted."""
     pooled: float
-    """The threshold over everything."""
+    """The threshold over all classes."""
+    min_images: int
+    """Fewest images for a threshold of a class's own."""
+    unseen: Unseen = "never"
+    """Treatment of classes without a calibration pixel."""
+    targets: tuple[str, ...]
+    """Names of the target classes."""
+    background: int | None
+    """Index of the background class."""
     made_with: Mapping[str, Any]
-    """Bundle, session, tiling, taxonomy and kernel form: labeling must use the same."""
+    """Bundle, session, batch, tiling, taxonomy and kernel form: labeling must use the same."""
+    counts: ScoreCounts
+    """Binned scores of every calibration image."""
     report: Mapping[str, Any]
-    """Sample sizes, thresholds and held-out coverage, overall and for each target."""
+    """Sample sizes, thresholds, held-out coverage and label quality, overall and for each target."""
 
     def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
         """Raise :class:`CalibrationMismatch` naming every condition that differs.
 
-        Another artifact of the same bundle, or another runtime, is accepted where verdicts of the export gate say that
+        Another artifact of the same bundle, or another runtime, is accepted if verdicts of the export gate show that
         the quantiles of its scores moved by no more than the gate's tolerance.
         """
-        now = conditions(predictor, taxonomy)
+        now = {**conditions(predictor, taxonomy), "batch": predictor.batch}
         different = [key for key in sorted(set(now) | set(self.made_with)) if now.get(key) != self.made_with.get(key)]
         if not different:
             return
         remedy = "calibrate again under these conditions"
         if set(different) <= {"artifact", "session"} and "artifact" in self.made_with:
-            made, used = ((kept["artifact"], kept["session"]) for kept in (self.made_with, now))
+            made, used = ((settings["artifact"], settings["session"]) for settings in (self.made_with, now))
             shift = shift_between(predictor.bundle, made, used)
             if shift is not None and shift.moved <= shift.allowed:
                 return
             if shift is None:
-                remedy += ", or prove on photos with `maskmill gate` that the scores are the same"
+                remedy += ", or show on photos with `maskmill gate` that the scores are the same"
             else:
                 remedy += f"; its score quantiles moved by {shift.moved:.4f}, {shift.allowed:g} is allowed"
-        said = "; ".join(
+        differences = "; ".join(
             f"{key}: calibrated with {_short(self.made_with.get(key))}, labeling with {_short(now.get(key))}"
             for key in different
         )
-        raise CalibrationMismatch(f"the calibration does not hold here ({said}); {remedy}")
+        raise CalibrationMismatch(f"the calibration does not hold here ({differences}); {remedy}")
+
+    def at(self, alpha: str | float, *, group: Group | None = None, unit: Unit | None = None) -> Calibration:
+        """Compute thresholds at another alpha from the score counts, without the model.
+
+        They are upper edges of bins: never below the exact thresholds, at most 6 % of the odds above them. The report
+        keeps sample sizes alone. Raises :class:`UsageError` for thresholds per position, which need the images.
+        """
+        level, group, unit = parse_alpha(alpha), group or self.group, unit or self.unit
+        if group == "position" or self.control != "miscoverage":
+            raise UsageError("thresholds per position, or with --control, need the images: run `maskmill calibrate`")
+        scores = BinnedScores(self.counts, len(self.targets))
+        num_images = (scores.pixels > 0).sum(axis=0)
+        sharing = share_thresholds(
+            group,
+            num_images,
+            min_images=fewest_images(level),
+            background=self.background,
+            counts=self.counts,
+            unseen=self.unseen,
+        )
+        everything = np.ones((1, self.counts.num_images))
+        bins = scores.thresholds(sharing, everything, alpha=level, unit=unit)[0]
+        pooled_sharing = share_thresholds(
+            "pooled", num_images, min_images=1, background=self.background, unseen="pooled"
+        )
+        pooled = float(UPPER[scores.thresholds(pooled_sharing, everything, alpha=level, unit=unit)[0, 0]])
+        values = np.where(bins >= 0, UPPER[bins], -np.inf)
+        none_of_these = len(self.thresholds) - len(self.targets) if self.thresholds.ndim == 1 else 0
+        sizes = {key: self.report[key] for key in ("num_images", "num_pixels") if key in self.report}
+        return replace(
+            self,
+            alpha=str(alpha),
+            group=group,
+            unit=unit,
+            thresholds=np.append(values, np.full(max(none_of_these, 0), pooled)).astype(np.float32),
+            pooled=pooled,
+            min_images=fewest_images(level),
+            report=sizes,
+        )
+
+    @classmethod
+    def merge(cls, parts: Sequence[Calibration]) -> Calibration:
+        """Join calibrations of different images, made under the same conditions with the same options."""
+        if not parts:
+            raise UsageError("there is no calibration to merge")
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("made_with", "targets", "group", "unit", "rule", "control", "alpha"):
+                if getattr(part, name) != getattr(first, name):
+                    raise CalibrationError(f"the calibrations differ in {name}; merge calibrations of one kind")
+        ids = [name for part in parts for name in set(part.counts.ids)]
+        if len(set(ids)) < len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise CalibrationError(f"image {twice} is in two of the calibrations; merge calibrations of other images")
+        counts = ScoreCounts.merge([part.counts for part in parts])
+        report = {key: sum(part.report[key] for part in parts) for key in ("num_images", "num_pixels")}
+        return replace(first, counts=counts, report=report).at(first.alpha)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the calibration as JSON, atomically."""
+        """Write the calibration as sealed JSON, atomically."""
         target = Path(path)
         values = self.thresholds
         packed: Any
@@ -84,15 +167,15 @@ class Calibration:
             packed = {"grid": list(values.shape), "float32_zlib_base64": data}
         raw = {
             "format_version": FORMAT_VERSION,
-            "alpha": self.alpha,
-            "group": self.group,
-            "unit": self.unit,
-            "rule": self.rule,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "targets": list(self.targets),
             "thresholds": packed,
             "pooled": json_number(self.pooled),
             "made_with": dict(self.made_with),
-            "report": self.report,
+            "report": dict(self.report),
+            "counts": self.counts.to_json(),
         }
+        raw["seal"] = _seal(raw)
         try:
             write_atomically(target, (json.dumps(raw, indent=2, allow_nan=False) + "\n").encode())
         except OSError as error:
@@ -100,7 +183,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read a calibration; raises :class:`CalibrationError`."""
+        """Read a calibration; raises :class:`CalibrationError` if it is none, damaged, or edited."""
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -109,6 +192,11 @@ class Calibration:
             raise CalibrationError(
                 f"{path} is not a calibration of format version {FORMAT_VERSION}; make one with `maskmill calibrate`"
             )
+        if raw.pop("seal", None) != _seal(raw):
+            raise CalibrationError(
+                f"the calibration {path} was edited or damaged after it was made, so its report does not describe its "
+                "thresholds; make it again with `maskmill calibrate`"
+            )
         try:
             packed = raw["thresholds"]
             if isinstance(packed, dict):
@@ -116,28 +204,52 @@ class Calibration:
                 thresholds = np.frombuffer(data, "<f4").reshape(packed["grid"])
             else:
                 thresholds = np.array([float(value) for value in packed], np.float32)
+            if np.isnan(thresholds).any():
+                raise ValueError("a threshold is not a number")
             return cls(
-                alpha=raw["alpha"],
-                group=raw["group"],
-                unit=raw["unit"],
-                rule=raw["rule"],
+                **{name: raw[name] for name in _PLAIN},
+                targets=tuple(raw["targets"]),
                 thresholds=thresholds,
                 pooled=float(raw["pooled"]),
                 made_with=raw["made_with"],
+                counts=ScoreCounts.from_json(raw["counts"]),
                 report=raw["report"],
             )
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise CalibrationError(f"the calibration {path} is damaged: {error}; calibrate again") from error
 
 
+_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "background")
+
+
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
-    """What a calibration holds under: the predictor's settings, the taxonomy and the kernel form."""
+    """Collect the conditions that labels hold under: the predictor's settings, the taxonomy and the kernel form."""
     return {**predictor.settings, "taxonomy": taxonomy.fingerprint, "kernels": predictor.backend.form}
 
 
+def parse_alpha(alpha: str | float) -> Fraction:
+    """Read an error rate as the decimal it prints as; raises :class:`UsageError` outside (0, 1)."""
+    try:
+        level = Fraction(str(alpha))
+    except ValueError:
+        raise UsageError(f"alpha must be a number above 0 and below 1, got {alpha!r}") from None
+    if not 0 < level < 1:
+        raise UsageError(f"alpha must be above 0 and below 1, got {alpha}")
+    return level
+
+
+def fewest_images(alpha: Fraction) -> int:
+    """Return the fewest images that allow a finite threshold for ``alpha``: ceil(1 / alpha) - 1."""
+    return -(-alpha.denominator // alpha.numerator) - 1
+
+
 def json_number(value: float) -> float | str:
-    """A number for JSON, which has no infinity."""
-    return float(value) if np.isfinite(value) else "inf"
+    """Convert a number for JSON, which has no infinity."""
+    return float(value) if np.isfinite(value) else "inf" if value > 0 else "-inf"
+
+
+def _seal(raw: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -1,164 +1,173 @@
-"""What thresholds do on images they were not computed from: coverage with intervals over images, set sizes.
+"""Measure shipped thresholds out of sample: coverage, and the labels that the rule makes with them.
 
-Coverage of a class is the share of its pixels whose prediction set holds it. Intervals come from a bootstrap over
-images, since pixels of one image depend on each other. Set sizes are measured on pixels sampled from every image and
-class, weighted back to the number they stand for.
+Every image is held out once. Its thresholds come from the other images, in the way the shipped ones came from all of
+them: the same classes share a threshold or fall back to another, and the same share of misses is allowed. The coverage
+of a class is the share of its pixels whose prediction set holds it. Intervals are for as many new images as were
+calibrated on; they contain the variation of the thresholds and of the new images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import kernels
-from ...kernels.types import Activation
-from ..model.taxonomy import Taxonomy
-from ..predictors.base import ScoreMap
-from ..predictors.resampling import sample_pixels
+from ...kernels.types import Rule
+from .binned import BinnedScores, bins_of
+from .intervals import (
+    blocks,
+    column_variance,
+    folds,
+    held_out_weights,
+    image_weights,
+    ratio_variance,
+    share_interval,
+)
+from .pixel_samples import PixelSamples, Tally
+from .score_counts import UPPER
 from .score_spill import NO_CLASS, ScoreSpill
-from .thresholds import Thresholds
+from .sharing import Sharing
+from .thresholds import SmallSample, Thresholds, Unit, fit_thresholds
 
-_SAMPLES_PER_IMAGE = 256
-_BOOTSTRAP_ROUNDS = 1000
+MOST_BLOCKS = 100
+"""Folds of the report: one per image up to this number."""
+POSITION_FOLDS = 5
+"""Folds of the report for thresholds per position."""
 
 
-class SampleSpill:
-    """Interpolated class scores of a few pixels of every image, in a file."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOut:
+    """Pixels of n images and K classes under thresholds that were fitted without the image."""
 
-    def __init__(self, folder: Path, num_classes: int) -> None:
-        self._path = folder / "samples.f32"
-        self._stream = self._path.open("wb")
-        self._num_classes = num_classes
-        self._cells: list[NDArray[np.int64]] = []
-        self._classes: list[NDArray[np.uint16]] = []
-        self._weights: list[NDArray[np.float64]] = []
-        self._ends = [0]
+    covered: NDArray[np.float64]
+    """(n, K): pixels whose prediction set holds their class."""
+    total: NDArray[np.float64]
+    """(n, K): pixels of each class."""
+    variance: NDArray[np.float64]
+    """(K + 1,): variance of the coverage of each class, and of all pixels, over sets of images."""
+    tally: Tally
+    """Labels of the rule on the sampled pixels."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
+def hold_out(
+    scores: BinnedScores,
+    samples: PixelSamples,
+    sharing: Sharing,
+    thresholds: Thresholds,
+    *,
+    alpha: Fraction,
+    unit: Unit,
+    rule: Rule,
+) -> HeldOut:
+    """Measure thresholds per class image by image; fewer folds than images beyond ``MOST_BLOCKS``."""
+    num, total = scores.num_targets, scores.pixels
+    fold_of = blocks(scores.counts.ids, MOST_BLOCKS)
+    options: dict[str, Any] = {"alpha": alpha, "unit": unit, "match_level": True}
+    bins = scores.thresholds(sharing, held_out_weights(fold_of), **options)
+    everything = np.ones((1, len(total)))
+    optimism = scores.coverage(scores.thresholds(sharing, everything, **options), everything)[0]
+    exact = scores.coverage(bins_of(thresholds.values[:num])[None], everything)[0]
+    covered = scores.held_out(bins, fold_of).astype(np.float64)
+    # the bins lie above the exact thresholds: take their excess away, in the same share from every image
+    sums = covered.sum(axis=0)
+    covered *= np.where(sums > 0, np.clip(sums - (optimism - exact), 0, None) / np.maximum(sums, 1), 1)
+    draws, others = image_weights(len(total)), image_weights(len(total), seed=1)
+    drawn = scores.coverage(scores.thresholds(sharing, draws, **options), others)
+    totals = others @ total
+    variance = column_variance(
+        np.column_stack([drawn, drawn.sum(axis=1)]), np.column_stack([totals, totals.sum(axis=1)])
+    )
+    parts = []
+    for fold, images in folds(fold_of):
+        limits = np.where(bins[fold] >= 0, UPPER[bins[fold]], -np.inf)
+        limits = np.append(limits, np.full(len(thresholds.values) - num, thresholds.pooled)).astype(np.float32)
+        parts.append((images, samples.tally(images, limits, rule)))
+    tally = Tally.gather(parts, len(total), num)
+    return HeldOut(covered=covered, total=total.astype(np.float64), variance=variance, tally=tally)
 
-    def append(self, score_map: ScoreMap, size: tuple[int, int], truth: NDArray[Any], ignore: int) -> None:
-        """Sample pixels of one image, about equally many of each class in ``truth`` (H, W)."""
-        rng = np.random.default_rng(len(self._cells))
-        flat = truth.ravel()
-        present, counts = np.unique(flat[flat != ignore], return_counts=True)
-        cells, weights = [], []
-        for target, count in zip(present, counts, strict=True):
-            share = min(int(count), max(1, _SAMPLES_PER_IMAGE // len(present)))
-            cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
-            weights.append(np.full(share, count / share))
-        chosen = np.concatenate([np.empty(0, np.int64), *cells])
-        scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
-        values = sample_pixels(scores, size, score_map.region, chosen)
-        self._stream.write(np.ascontiguousarray(values, np.float32).tobytes())
-        self._cells.append(chosen)
-        self._classes.append(flat[chosen].astype(np.uint16))
-        self._weights.append(np.concatenate([np.empty(0), *weights]))
-        self._ends.append(self._ends[-1] + len(chosen))
 
-    def finish(self) -> None:
-        """Close the file for writing."""
-        self._stream.close()
-
-    def images(self, indices: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Scores (S, C), cells (S,), classes (S,) and weights (S,) of several images' samples."""
-        if self._ends[-1] == 0 or not len(indices):
-            none = np.empty((0, self._num_classes), np.float32)
-            return none, np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0)
-        stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, self._num_classes)
-        return (
-            np.concatenate([stored[self._ends[index] : self._ends[index + 1]] for index in indices]),
-            np.concatenate([self._cells[index] for index in indices]),
-            np.concatenate([self._classes[index] for index in indices]),
-            np.concatenate([self._weights[index] for index in indices]),
+def hold_out_positions(
+    spill: ScoreSpill,
+    samples: PixelSamples,
+    sharing: Sharing,
+    *,
+    ids: tuple[str, ...],
+    num_scored: int,
+    alpha: Fraction,
+    rule: Rule,
+    on_small_n: SmallSample,
+) -> HeldOut:
+    """Measure thresholds per position in ``POSITION_FOLDS`` folds, each fitted without the fold's images."""
+    num = len(sharing.group_of)
+    covered, total = np.zeros((len(ids), num)), np.zeros((len(ids), num))
+    fold_of, parts = blocks(ids, POSITION_FOLDS), []
+    for fold, images in folds(fold_of):
+        rest: Sequence[int] = np.flatnonzero(fold_of != fold).tolist()
+        # a fold has fewer images than the shipped thresholds: take the largest score before an infinite threshold
+        small: SmallSample = "inf" if on_small_n == "inf" else "max"
+        fitted = fit_thresholds(
+            spill, rest, sharing, num_scored=num_scored, alpha=alpha, unit="pixel", on_small_n=small
         )
-
-
-class CoverageReport:
-    """Adds up, fold by fold, how thresholds do on the images they were not computed from."""
-
-    def __init__(self, taxonomy: Taxonomy, activation: Activation, num_images: int) -> None:
-        self._taxonomy = taxonomy
-        self._activation: Activation = activation
-        num = taxonomy.num_targets
-        self._covered = np.zeros((num_images, num))
-        self._total = np.zeros((num_images, num))
-        self._size_sum, self._single_sum, self._weight_sum = np.zeros(num), np.zeros(num), np.zeros(num)
-
-    def add(self, thresholds: Thresholds, spill: ScoreSpill, samples: SampleSpill, held_out: Sequence[int]) -> None:
-        """Score the held-out images with thresholds that were computed without them."""
-        num = self._taxonomy.num_targets
-        lookup = np.append(thresholds.values[:num], np.zeros(NO_CLASS + 1 - num)).astype(np.float32)
-        for index in held_out:
-            scores, classes = spill.image(index)
-            limits = lookup[classes] if spill.grid is None else thresholds.values.ravel()
+        limits = fitted.values.ravel()
+        for index in images:
+            scores, classes = spill.image(int(index))
             valid = classes != NO_CLASS
-            self._total[index] = np.bincount(classes[valid], minlength=num)
-            self._covered[index] = np.bincount(classes[valid & (scores <= limits)], minlength=num)
-        values, cells, classes, weights = samples.images(held_out)
-        if len(values) == 0:
-            return
-        limits = thresholds.values if spill.grid is None else thresholds.values.ravel()[cells][:, None]
-        sizes = kernels.class_stats(
-            values[:, None, :],
-            (len(values), 1),
-            layout="HWC",
-            activation=self._activation,
-            groups=self._taxonomy.groups,
-            num_targets=num,
-            thresholds=limits,
-            outputs=("set_size",),
-        ).set_size.ravel()
-        self._weight_sum += np.bincount(classes, weights, num)
-        self._size_sum += np.bincount(classes, weights * sizes, num)
-        self._single_sum += np.bincount(classes, weights * (sizes == 1), num)
+            total[index] = np.bincount(classes[valid], minlength=num)
+            covered[index] = np.bincount(classes[valid & (scores <= limits)], minlength=num)
+        parts.append((images, samples.tally(images, fitted.values, rule)))
+    columns = (np.column_stack([table, table.sum(axis=1)]) for table in (covered, total))
+    variance = ratio_variance(*columns)
+    return HeldOut(covered=covered, total=total, variance=variance, tally=Tally.gather(parts, len(ids), num))
 
-    def to_json(self) -> dict[str, Any]:
-        """Coverage, interval, mean set size and singleton share, overall and for each target seen."""
-        covered = np.column_stack([self._covered, self._covered.sum(axis=1)])
-        total = np.column_stack([self._total, self._total.sum(axis=1)])
-        low, high = _bootstrap(covered, total)
-        size, single, weight = (
-            np.append(sums, sums.sum()) for sums in (self._size_sum, self._single_sum, self._weight_sum)
-        )
-        rows = [
-            {
-                "coverage": float(covered[:, row].sum() / pixels),
-                "interval": [float(low[row]), float(high[row])],
-                "mean_set_size": float(size[row] / weight[row]),
-                "singleton_share": float(single[row] / weight[row]),
-            }
-            if (pixels := total[:, row].sum()) > 0
-            else None
-            for row in range(total.shape[1])
-        ]
-        seen = total.sum(axis=1) > 0
-        per_image = covered[seen, -1] / total[seen, -1]
-        return {
-            "overall": rows[-1],
-            "image_mean_coverage": float(per_image.mean()) if seen.any() else None,
-            "classes": rows[:-1],
+
+def coverage_rows(held_out: HeldOut, target: float) -> list[dict[str, Any] | None]:
+    """Report each class, then all pixels: coverage with interval, set size, and the labels of the rule.
+
+    ``missed`` marks a class whose coverage is below ``target`` by more than the interval. None for unseen classes.
+    """
+    covered, total, tally = held_out.covered, held_out.total, held_out.tally
+    rows: list[dict[str, Any] | None] = []
+    iou = tally.iou
+    for index in range(total.shape[1] + 1):
+        columns = slice(None) if index == total.shape[1] else slice(index, index + 1)
+        pixels = float(total[:, columns].sum())
+        if pixels == 0:
+            rows.append(None)
+            continue
+        sums = {name: float(getattr(tally, name)[:, columns].sum()) for name in tally.__dataclass_fields__}
+        share = float(covered[:, columns].sum() / pixels)
+        num_images = int((total[:, columns].sum(axis=1) > 0).sum())
+        interval = share_interval(share, float(held_out.variance[index]), num_images)
+        row: dict[str, Any] = {
+            "coverage": share,
+            "interval": interval,
+            "missed": interval[1] < target,
+            "mean_set_size": sums["members"] / sums["true"],
+            "singleton_share": sums["single"] / sums["true"],
+            "kept": sums["kept"] / sums["true"],
+            "accuracy_kept": sums["hits"] / sums["kept"] if sums["kept"] else None,
         }
+        if index < total.shape[1]:
+            row["iou_kept"] = float(iou[index])
+        rows.append(row)
+    return rows
 
 
-def _bootstrap(covered: NDArray[np.float64], total: NDArray[np.float64]) -> tuple[Any, Any]:
-    """Percentile interval (95 %) of sum(covered) / sum(total) over resampled images, for each column."""
-    rng = np.random.default_rng(0)
-    num_images = len(total)
-    ratios = []
-    for _ in range(_BOOTSTRAP_ROUNDS // 50):
-        draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=50).astype(np.float64)
-        sums = draws @ total
-        ratios.append(np.divide(draws @ covered, sums, out=np.full_like(sums, np.nan), where=sums > 0))
-    stacked = np.concatenate(ratios)
-    empty = np.isnan(stacked).all(axis=0)
-    stacked[:, empty] = 0.0
-    low, high = np.nanpercentile(stacked, [2.5, 97.5], axis=0)
-    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+def argmax_rows(scores: BinnedScores) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
+    """Report accuracy and IoU of the top class: overall, and for each class of the truth."""
+    counts, num = scores.counts, scores.num_targets
+    hits, wrong = (
+        np.bincount(counts.target, table.sum(axis=1), minlength=num) for table in (counts.hits, counts.wrong)
+    )
+    true = scores.pixels.sum(axis=0)
+    iou = np.where(true > 0, hits / np.maximum(true + wrong, 1), np.nan)
+    rows = [
+        {"accuracy": float(hits[index] / true[index]), "iou": float(iou[index])} if true[index] else None
+        for index in range(num)
+    ]
+    overall = {"accuracy": float(hits.sum() / true.sum()), "miou": float(np.nanmean(iou))}
+    return overall, rows

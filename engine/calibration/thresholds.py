@@ -1,8 +1,8 @@
-"""Exact conformal thresholds from nonconformity scores on disk.
+"""Exact thresholds from spilled scores: order statistics, and conformal risk control over images.
 
-Scores of the true class are appended image by image and read back as a memory map. A threshold is an order statistic of
-them, found exactly in two passes: counts of the scores' high 16 bits choose a bucket, counts of the low 16 bits inside
-it give the score. Counts are integers and add up, so neither the order of images nor their grouping matters.
+Two streaming passes over the scores of the chosen images: the first counts the high 16 bits of their order-preserving
+keys, the second the low 16 bits in the bin that holds the rank. Counts are integers and add up, so neither the order of
+images nor their grouping matters.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...errors import CalibrationError
 from .score_spill import NO_CLASS, ScoreSpill
+from .sharing import FOREGROUND, NEVER, Sharing
 
-Group = Literal["pooled", "class", "position"]
 Unit = Literal["pixel", "image"]
+SmallSample = Literal["refuse", "max", "inf"]
 
-GROUPS: tuple[str, ...] = get_args(Group)
-UNITS: tuple[str, ...] = get_args(Unit)
-
-_CLASSES_AT_ONCE = 256  # 65,536 counts of 8 bytes each: 128 MiB
-_ROWS_AT_ONCE = 64 << 20  # bytes of a tile of the position grid, over all images
+_GROUPS_AT_ONCE = 256  # 65,536 counts of 8 bytes each: 128 MiB
+_BAND_BYTES = 64 << 20  # bytes of a band of the position grid, over all images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,143 +33,190 @@ class Thresholds:
     """Largest nonconformity score in the prediction set."""
 
     values: NDArray[np.float32]
-    """One per scored class (Ke,), or one per cell of the grid (gh, gw); +inf puts the class into every set."""
+    """One per scored class (Ke,), or one per cell of the grid (gh, gw): +inf puts a class into every set, -inf into
+    none."""
     pooled: float
     """The threshold over all classes and positions."""
-    starved: NDArray[np.bool_]
-    """(K,): the class was seen in too few images and takes the pooled threshold."""
     num_pixels: NDArray[np.int64]
     """(K,): pixels of each class."""
     num_images: NDArray[np.int64]
     """(K,): images in which each class was seen."""
 
 
-def fit_thresholds(
-    spill: ScoreSpill,
-    indices: Sequence[int],
-    *,
-    num_targets: int,
-    num_scored: int,
-    alpha: Fraction,
-    group: Group,
-    unit: Unit,
-    min_images: int,
-) -> Thresholds:
-    """Thresholds from the images ``indices`` of a spill.
-
-    A class seen in fewer than ``min_images`` images takes the pooled threshold, as does "none of these". On a grid, a
-    cell that no image covers with a true class takes the pooled threshold.
-    """
+def count_classes(spill: ScoreSpill, indices: Sequence[int], num_targets: int) -> tuple[Any, Any]:
+    """Count the pixels (K,) and images (K,) of each class in the images ``indices``."""
     num_pixels, num_images = np.zeros(num_targets, np.int64), np.zeros(num_targets, np.int64)
     for _, classes in spill.images(indices):
         counts = np.bincount(classes, minlength=NO_CLASS + 1)[:num_targets]
         num_pixels += counts
         num_images += counts > 0
-    starved = num_images < min_images
-    fit = _pixel_thresholds if unit == "pixel" else _image_thresholds
-    per_class, pooled = fit(spill, indices, num_targets if group == "class" else 0, alpha)
-    if group == "position":
-        values = _position_thresholds(spill, indices, alpha, pooled)
-    else:
-        values = np.full(num_scored, pooled, np.float32)
-        if group == "class":
-            values[:num_targets] = np.where(starved, np.float32(pooled), per_class)
-    return Thresholds(values=values, pooled=pooled, starved=starved, num_pixels=num_pixels, num_images=num_images)
+    return num_pixels, num_images
 
 
-def _class_blocks(num_classes: int) -> list[tuple[int, int]]:
-    starts = range(0, max(num_classes, 1), _CLASSES_AT_ONCE)
-    return [(start, min(_CLASSES_AT_ONCE, num_classes - start)) for start in starts]
+def fit_thresholds(
+    spill: ScoreSpill,
+    indices: Sequence[int],
+    sharing: Sharing,
+    *,
+    num_scored: int,
+    alpha: Fraction,
+    unit: Unit,
+    on_small_n: SmallSample = "refuse",
+    names: Sequence[str] | None = None,
+) -> Thresholds:
+    """Fit thresholds to the images ``indices`` of a spill.
 
-
-def _shifted(classes: NDArray[np.uint16], start: int) -> NDArray[np.uint16]:
-    # Classes before the block wrap around to large values, which count in the pooled row only.
-    return classes if start == 0 else classes - np.uint16(start)
-
-
-def _pixel_thresholds(
-    spill: ScoreSpill, indices: Sequence[int], num_classes: int, alpha: Fraction
-) -> tuple[NDArray[np.float32], float]:
-    """The ceil((n + 1)(1 - alpha))-th smallest score of each class and of all pixels; +inf where there is none."""
-    per_class, pooled = np.full(num_classes, np.inf, np.float32), np.inf
-    for start, size in _class_blocks(num_classes):
-        high = low = None
-        for scores, classes in spill.images(indices):
-            high = kernels.score_counts(scores, classes=_shifted(classes, start), num_classes=size, out=high)
-        if high is None:
-            break
-        ranks = np.array([kernels.conformal_rank(int(n), alpha) for n in high.sum(axis=1)], np.int64)
-        prefix, within = kernels.select_prefix(high, ranks)
-        for scores, classes in spill.images(indices):
-            low = kernels.score_counts(
-                scores, classes=_shifted(classes, start), num_classes=size, prefix=prefix, out=low
-            )
-        found = kernels.kth_score(low, prefix, within)
-        per_class[start : start + size] = found[:-1]
-        pooled = float(found[-1])
-    return per_class, pooled
-
-
-def _image_thresholds(
-    spill: ScoreSpill, indices: Sequence[int], num_classes: int, alpha: Fraction
-) -> tuple[NDArray[np.float32], float]:
-    """Conformal risk control: the smallest score q with (sum of the images' misses at q + 1) / (n + 1) <= alpha.
-
-    An image's miss is the share of its pixels (of the class) whose score exceeds q; n counts images (with the class).
+    ``sharing`` says which classes share a threshold; "none of these" takes the pooled one. With too few images for
+    ``alpha`` the threshold would be infinite, so that every set holds every class: ``refuse`` raises
+    :class:`CalibrationError` with the smallest alpha that the images allow, ``max`` takes the largest score (without
+    the guarantee of ``alpha``), ``inf`` keeps the infinite threshold. ``names`` are those of the K classes.
     """
-    pooled = _risk_controlled(spill, indices, 0, 0, alpha)[-1]
-    per_class = [_risk_controlled(spill, indices, *block, alpha)[:-1] for block in _class_blocks(num_classes)]
-    return np.concatenate([np.empty(0, np.float32), *per_class]), float(pooled)
+    num_targets = len(sharing.group_of)
+    num_pixels, num_images = count_classes(spill, indices, num_targets)
+    lookup = np.full(NO_CLASS + 1, NO_CLASS, np.uint16)
+    lookup[:num_targets] = np.where(sharing.group_of >= 0, sharing.group_of, NO_CLASS)
+    fitter = _Fitter(spill, indices, alpha, unit, on_small_n)
+    own, pooled = fitter.fit(lookup, sharing.num_groups)
+    values = np.full(num_scored, pooled, np.float32)
+    values[:num_targets] = np.append(own, pooled)[np.where(sharing.group_of >= 0, sharing.group_of, len(own))]
+    if (sharing.group_of == FOREGROUND).any():
+        lookup[:num_targets] = np.where(sharing.members(FOREGROUND), 0, NO_CLASS)
+        foreground, _ = fitter.fit(lookup, 1)
+        values[:num_targets][sharing.group_of == FOREGROUND] = foreground[0]
+    if sharing.group == "position":
+        values = _position_thresholds(spill, indices, alpha, pooled, on_small_n)
+    else:
+        values[:num_targets][sharing.group_of == NEVER] = -np.inf
+    if on_small_n == "refuse" and np.isposinf(values).any():
+        seen = num_images if unit == "image" or sharing.group == "position" else num_pixels
+        raise _too_few(values, seen, len(indices), alpha, "pixels" if seen is num_pixels else "images", names)
+    # a negative threshold is possible for scores that sum to more than 1; 0 is larger, so the coverage holds
+    values = np.where(np.isneginf(values), values, np.maximum(values, 0)).astype(np.float32)
+    return Thresholds(values=values, pooled=max(pooled, 0.0), num_pixels=num_pixels, num_images=num_images)
 
 
-def _risk_controlled(
-    spill: ScoreSpill, indices: Sequence[int], start: int, size: int, alpha: Fraction
-) -> NDArray[np.float32]:
-    num_images = np.zeros(size + 1, np.int64)
+def _too_few(
+    values: NDArray[np.float32],
+    seen: NDArray[np.int64],
+    num_images: int,
+    alpha: Fraction,
+    what: str,
+    names: Sequence[str] | None,
+) -> CalibrationError:
+    """Describe the class with the fewest samples, and the smallest alpha that they allow."""
+    num = num_images if what == "images" else int(seen.sum())
+    about = f"{num} {what}"
+    if values.ndim == 1 and not np.isposinf(values).all():
+        infinite = np.flatnonzero(np.isposinf(values[: len(seen)])).tolist()
+        target = min(infinite, key=lambda index: int(seen[index]))
+        num = int(seen[target])
+        about = f"{num} {what} of {names[target] if names else f'class {target}'}"
+    return CalibrationError(
+        f"alpha {float(alpha):g} needs at least {math.ceil(1 / alpha) - 1} {what} and there are {about}, so every "
+        f"prediction set would hold every class; use --alpha {math.ceil(1e4 / (num + 1)) / 1e4:g} or more, label more "
+        "images, leave --min-images at its default, or choose --on-small-n max"
+    )
 
-    def weighted() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.uint16]]]:
-        for scores, classes in spill.images(indices):
-            shifted = _shifted(classes, start)
-            valid = classes != NO_CLASS
-            if size:
-                counts = np.bincount(shifted, minlength=NO_CLASS + 1)
-                weights = np.where(shifted < size, 1.0 / np.maximum(counts, 1)[shifted], 0.0)
-                present = counts[:size] > 0
-            else:
-                weights = valid / max(1, int(valid.sum()))
-                present = np.zeros(0, bool)
-            yield scores, weights, shifted
-            num_images[:size] += present
-            num_images[size] += valid.any()
 
-    high = low = None
-    for scores, weights, classes in weighted():
-        high = kernels.weighted_score_counts(scores, weights, classes=classes, num_classes=size, out=high)
-    if high is None:
-        return np.full(size + 1, np.inf, np.float32)
-    budgets = np.array([float(alpha * (int(n) + 1) - 1) for n in num_images])
-    prefix, above = _tail_bucket(high, budgets)
-    num_images[:] = 0
-    for scores, weights, classes in weighted():
-        low = kernels.weighted_score_counts(scores, weights, classes=classes, num_classes=size, prefix=prefix, out=low)
-    assert low is not None, "the first pass saw images"
-    bucket, _ = _tail_bucket(low, budgets - above)
-    # kth_score reads the score from (prefix, position of rank 1 in a one-hot row).
-    one_hot = np.zeros(low.shape, np.uint64)
-    rows = np.flatnonzero((prefix >= 0) & (bucket >= 0))
-    one_hot[rows, bucket[rows]] = 1
-    usable = np.full_like(prefix, -1)
-    usable[rows] = prefix[rows]
-    return kernels.kth_score(one_hot, usable, np.ones(size + 1, np.int64))
+class _Fitter:
+    """Exact thresholds for groups of classes, one level and unit."""
+
+    def __init__(
+        self, spill: ScoreSpill, indices: Sequence[int], alpha: Fraction, unit: Unit, on_small_n: SmallSample
+    ) -> None:
+        self._spill = spill
+        self._indices = indices
+        self._alpha = alpha
+        self._unit = unit
+        self._finite = on_small_n == "max"
+
+    def fit(self, lookup: NDArray[np.uint16], num_groups: int) -> tuple[NDArray[np.float32], float]:
+        """Fit the thresholds of groups (num_groups,) and of all pixels; ``lookup`` maps classes to groups."""
+        own, pooled = np.full(num_groups, np.inf, np.float32), np.inf
+        for start in range(0, max(num_groups, 1), _GROUPS_AT_ONCE):
+            size = min(_GROUPS_AT_ONCE, num_groups - start)
+            block = np.where(lookup == NO_CLASS, NO_CLASS, lookup - np.uint16(start)).astype(np.uint16)
+            fitted = self._pixels(block, size) if self._unit == "pixel" else self._images(block, size)
+            own[start : start + size], pooled = fitted[:-1], float(fitted[-1])
+        return own, pooled
+
+    def _images_of(self, lookup: NDArray[np.uint16]) -> Iterator[tuple[Any, Any, Any]]:
+        for scores, classes in self._spill.images(self._indices):
+            yield scores, lookup[classes], classes != NO_CLASS
+
+    def _pixels(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
+        """The ceil((n + 1)(1 - alpha))-th smallest score of each group and of all pixels; +inf if there is none."""
+        high = low = None
+        for scores, groups, _ in self._images_of(lookup):
+            high = kernels.score_counts(scores, classes=groups, num_classes=size, out=high)
+        if high is None:
+            return np.full(size + 1, np.inf, np.float32)
+        totals = high.sum(axis=1).astype(np.int64)
+        ranks = np.array([kernels.conformal_rank(int(n), self._alpha) for n in totals], np.int64)
+        if self._finite:
+            ranks = np.minimum(ranks, np.maximum(totals, 1))
+        prefix, within = kernels.select_prefix(high, ranks)
+        for scores, groups, _ in self._images_of(lookup):
+            low = kernels.score_counts(scores, classes=groups, num_classes=size, prefix=prefix, out=low)
+        assert low is not None, "the first pass saw images"
+        return np.asarray(kernels.kth_score(low, prefix, within), np.float32)
+
+    def _images(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
+        """Conformal risk control: the smallest score q with (sum of the images' misses at q + 1) / (n + 1) <= alpha.
+
+        An image's miss is the share of its pixels (of the group) whose score exceeds q; n counts images (with pixels
+        of the group).
+        """
+        num_images = np.zeros(size + 1, np.int64)
+
+        def weighted() -> Iterator[tuple[Any, Any, Any]]:
+            for scores, groups, valid in self._images_of(lookup):
+                counts = np.bincount(groups, minlength=NO_CLASS + 1)
+                weights = np.where(groups < size, 1.0 / np.maximum(counts, 1)[groups], 0.0)
+                num_images[:size] += counts[:size] > 0
+                num_images[size] += valid.any()
+                yield scores, groups, (weights, valid / max(1, int(valid.sum())))
+
+        def count(prefix: Any) -> Any:
+            num_images[:] = 0
+            own: Any = None
+            pooled: Any = None
+            for scores, groups, (weights, shares) in weighted():
+                own = kernels.weighted_score_counts(
+                    scores, weights, classes=groups, num_classes=size, prefix=prefix, out=own
+                )
+                last = None if prefix is None else prefix[-1:]
+                pooled = kernels.weighted_score_counts(scores, shares, num_classes=0, prefix=last, out=pooled)
+            if own is None:
+                return None
+            own[-1] = pooled[-1]
+            return own
+
+        high = count(None)
+        if high is None:
+            return np.full(size + 1, np.inf, np.float32)
+        budgets = np.array([float(self._alpha * (int(n) + 1) - 1) for n in num_images])
+        if self._finite:
+            budgets = np.maximum(budgets, 0)
+        prefix, above = _tail_bucket(high, budgets)
+        low = count(prefix)
+        bucket, _ = _tail_bucket(low, budgets - above)
+        # kth_score reads the score from (prefix, position of rank 1 in a one-hot row)
+        one_hot = np.zeros(low.shape, np.uint64)
+        rows = np.flatnonzero((prefix >= 0) & (bucket >= 0))
+        one_hot[rows, bucket[rows]] = 1
+        usable = np.full_like(prefix, -1)
+        usable[rows] = prefix[rows]
+        return np.asarray(kernels.kth_score(one_hot, usable, np.ones(size + 1, np.int64)), np.float32)
 
 
 def _tail_bucket(counts: NDArray[np.float64], budgets: NDArray[np.float64]) -> tuple[Any, Any]:
-    """Per row: the highest bucket whose mass and everything above it exceeds the budget, and the mass above it.
+    """Find per row the highest bucket whose mass and everything above it exceeds the budget, and the mass above it.
 
-    -1 where the budget is negative (no finite threshold). A row whose whole mass fits the budget gives its lowest
-    bucket with mass: the smallest score already satisfies it.
+    -1 for a negative budget (no finite threshold). A row whose whole mass fits the budget gives its lowest bucket with
+    mass: the smallest score already satisfies it.
     """
-    # Sums of 1/n differ from whole numbers by rounding alone; the slack is far below one pixel of any image.
+    # sums of 1/n differ from whole numbers by rounding alone; the slack is far below one pixel of any image
     slack = 1e-9
     buckets, above = np.full(len(counts), -1, np.int64), np.zeros(len(counts))
     for row, (masses, budget) in enumerate(zip(counts, budgets, strict=True)):
@@ -185,13 +231,20 @@ def _tail_bucket(counts: NDArray[np.float64], budgets: NDArray[np.float64]) -> t
 
 
 def _position_thresholds(
-    spill: ScoreSpill, indices: Sequence[int], alpha: Fraction, fallback: float
+    spill: ScoreSpill, indices: Sequence[int], alpha: Fraction, fallback: float, on_small_n: SmallSample
 ) -> NDArray[np.float32]:
+    """Fit one threshold per cell; a cell with too few images takes the pooled one, unless all cells have too few."""
     assert spill.grid is not None, "position thresholds need a grid"
     height, width = spill.grid
     values = np.full((height, width), fallback, np.float32)
-    rows = max(1, math.floor(_ROWS_AT_ONCE / (4 * max(1, len(indices)) * width)))
+    rows = max(1, math.floor(_BAND_BYTES / (4 * max(1, len(indices)) * width)))
     for start in range(0, height, rows):
         band = spill.rows(start, min(start + rows, height), indices)
-        values[start : start + rows] = kernels.position_quantiles(band, alpha, fallback=fallback)
+        fitted = kernels.position_quantiles(band, alpha, fallback=fallback)
+        if on_small_n == "max":
+            largest = np.where(np.isnan(band), -np.inf, band).max(axis=0)
+            fitted = np.where(np.isposinf(fitted) & np.isfinite(largest), largest, fitted)
+        values[start : start + rows] = fitted
+    if on_small_n == "refuse" and not np.isposinf(values).all():
+        values[np.isposinf(values)] = fallback
     return values

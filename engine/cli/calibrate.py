@@ -9,10 +9,12 @@ import typer
 
 from ...errors import UsageError
 from ...kernels.types import Rule
-from ..calibration.thresholds import Group, Unit
+from ..calibration.sharing import Fallback, Group, Unseen
+from ..calibration.thresholds import SmallSample, Unit
 from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from .options import (
     AsStoredOption,
+    BatchOption,
     CamOption,
     EndingOption,
     IdsOption,
@@ -51,15 +53,20 @@ def calibrate_thresholds(
         Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --cam and --sam are given.")
     ] = None,
     group: Annotated[
-        Group,
+        Group | None,
         typer.Option(
-            metavar="NAME", help="Pixels that share a threshold: all (pooled), those of a class, or of a position."
+            metavar="NAME",
+            help="Pixels that share a threshold: all (pooled), a class, a cluster of similar classes, a class mixed "
+            "with the others (shrunk), or a position.",
+            show_default="class; pooled for --unit image",
         ),
-    ] = "class",
+    ] = None,
     unit: Annotated[
         Unit,
         typer.Option(
-            metavar="NAME", help="Unit that is exchangeable: pixel (heuristic) or image (finite-sample guarantee)."
+            metavar="NAME",
+            help="What is promised: with pixel nothing, coverage is measured; with image, on average over new images "
+            "like these, at most RATE of an image's pixels (pooled) or of a class's pixels (class) miss their class.",
         ),
     ] = "pixel",
     rule: Annotated[
@@ -76,10 +83,33 @@ def calibrate_thresholds(
     min_images: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Fewest images for a threshold of its own.", show_default="ceil(1/alpha) - 1"
+            min=1,
+            metavar="N",
+            help="Fewest images for a threshold of a class's own.",
+            show_default="ceil(1/alpha) - 1",
         ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, metavar="N", help="Parts of the images for held-out coverage.")] = 5,
+    fallback: Annotated[
+        Fallback,
+        typer.Option(
+            metavar="NAME",
+            help="Threshold of a class with fewer images: of all foreground classes together, or of all (pooled).",
+        ),
+    ] = "foreground",
+    unseen: Annotated[
+        Unseen,
+        typer.Option(
+            metavar="NAME", help="Classes without a calibration pixel: never emitted, or at the pooled threshold."
+        ),
+    ] = "never",
+    on_small_n: Annotated[
+        SmallSample,
+        typer.Option(
+            metavar="NAME",
+            help="If there are too few images for RATE: refuse, take the largest score (max), or let every set hold "
+            "every class (inf).",
+        ),
+    ] = "refuse",
     grid: Annotated[
         int | None,
         typer.Option(min=1, metavar="CELLS", help="Side of the grid of --group position.", show_default="512"),
@@ -88,6 +118,7 @@ def calibrate_thresholds(
     precision: PrecisionOption = None,
     allow_unverified: UnverifiedOption = False,
     threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     cam: CamOption = None,
@@ -99,9 +130,11 @@ def calibrate_thresholds(
 ) -> None:
     """Compute conformal thresholds from labeled images, and report how well they hold.
 
-    Columns of the report: pixels and images that show the class; threshold, the largest nonconformity score in the
-    prediction set; coverage, the share of held-out pixels whose true class is in the set, with a 95 % interval over
-    images; set size, the mean number of classes in the set.
+    Columns of the report, all measured on images that were held out: images that show the class; threshold, the
+    largest nonconformity score in the prediction set; coverage, the share of pixels whose true class is in the set,
+    with a 95 % interval for as many new images (! marks a class below its target by more than the interval); set, the
+    mean number of classes in the set; kept, accuracy and IoU of the labels that the rule makes; raw IoU, that of the
+    top class of every pixel.
     """
     from ...kernels.processors import usable_processors
     from ..calibration.calibrate import calibrate
@@ -125,6 +158,7 @@ def calibrate_thresholds(
         provider=provider,
         precision=precision,
         threads=threads,
+        batch=batch,
         tile=tile,
         overlap=overlap,
         allow_unverified=allow_unverified,
@@ -149,7 +183,9 @@ def calibrate_thresholds(
             rule=rule,
             ids=read_ids(ids) if ids else None,
             min_images=min_images,
-            folds=folds,
+            fallback=fallback,
+            unseen=unseen,
+            on_small_n=on_small_n,
             grid=(grid or 512, grid or 512),
             workers=workers or usable_processors(),
             progress=progress,

@@ -174,7 +174,8 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
     xp, ignore, thresholds = score_map.backend.xp, taxonomy.ignore_index, selection.thresholds
     if thresholds is not None and thresholds.ndim == 0:
         thresholds = np.full(taxonomy.num_scored, thresholds, np.float32)
-    grid = thresholds.shape if thresholds is not None and thresholds.ndim == 2 else None
+    shape: tuple[int, ...] = () if thresholds is None else thresholds.shape
+    grid = (shape[0], shape[1]) if len(shape) == 2 else None
     outputs: tuple[str, ...] = ("label", "confidence")
     if selection.weight == "pcos":
         outputs += ("share", "dispersion")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -137,51 +136,50 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
 
 
 def print_calibration(calibration: Calibration, path: Path) -> None:
-    """Print thresholds and held-out coverage of every class."""
+    """Print thresholds, held-out coverage and label quality of every class."""
     console, report = Console(), calibration.report
-    table = _table("class", "images", "pixels", "threshold", "coverage", "95 %", "set size", "single")
-    target, unseen = 1 - float(calibration.alpha), []
+    table = _table("class", "images", "threshold", "coverage", "95 %", "set", "kept", "accuracy", "IoU", "raw IoU")
     for row in report["classes"]:
         if row["pixels"] == 0:
-            unseen.append(row["class"])
             continue
-        threshold = f"{float(row['threshold']):.4g}" if "threshold" in row else "by position"
-        mark = "*" if row["starved"] and calibration.group == "class" else ""
-        cells = _coverage_cells(row["held_out"], target)
-        table.add_row(row["class"], str(row["images"]), f"{row['pixels']:,}", threshold + mark, *cells)
-    cells = _coverage_cells(report["overall"], target)
-    pooled = f"{calibration.pooled:.4g}"
-    table.add_row("all", str(report["num_images"]), f"{report['num_pixels']:,}", pooled, *cells, style="bold")
+        threshold = f"{float(row['threshold']):.4g}" if "threshold" in row else "by cell"
+        mark = "*" if row["threshold_from"] in ("foreground", "pooled") and calibration.group == "class" else ""
+        cells = _held_out_cells(row["held_out"])
+        table.add_row(row["class"], str(row["images"]), threshold + mark, *cells, _share(row["argmax"]["iou"]))
+    labels = report["labels"] or {"miou_kept": None}
+    cells = _held_out_cells(report["overall"])
+    cells[-1] = _share(labels["miou_kept"])
+    images, pooled = str(report["num_images"]), f"{calibration.pooled:.4g}"
+    table.add_row("all", images, pooled, *cells, _share(report["argmax"]["miou"]), style="bold")
     console.print(table)
     say(
-        f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, "
-        f"rule {calibration.rule}; coverage on held-out images ({report['folds']} folds), "
-        f"mean over images {_share(report['image_mean_coverage'])}"
+        f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, rule "
+        f"{calibration.rule}; mean coverage of an image {_share(report['image_mean_coverage'])}, accuracy of the top "
+        f"class of every pixel {_share(report['argmax']['accuracy'])}"
     )
+    say(f"promise: {report['promise']}")
     if "source" in report:
         say(SourceSummary.from_json(report["source"]).line())
-    if unseen:
-        say(f"without a pixel: {', '.join(unseen)}")
-    starved = [row["class"] for row in report["classes"] if row["starved"] and row["pixels"]]
-    if starved and calibration.group == "class":
-        say(
-            f"* {len(starved)} classes were seen in fewer than {report['min_images']} images and take the pooled "
-            "threshold (--min-images N changes that)"
-        )
-    if np.isinf(calibration.thresholds).any():
-        say("some thresholds are infinite: too few samples for this alpha, so their sets hold every class")
+    if calibration.group == "class" and any(
+        row["threshold_from"] in ("foreground", "pooled") and row["pixels"] for row in report["classes"]
+    ):
+        say(f"* seen in fewer than {report['min_images']} images: shares a threshold (--min-images N changes that)")
+    for warning in report["warnings"]:
+        say(f"warning: {warning}")
 
 
-def _coverage_cells(held_out: dict[str, Any] | None, target: float) -> list[str]:
+def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
     if held_out is None:
-        return ["-"] * 4
+        return ["-"] * 6
     low, high = held_out["interval"]
     coverage = f"{held_out['coverage']:.3f}"
     return [
-        f"[red]{coverage}[/red]" if high < target else coverage,
+        f"[red]{coverage}![/red]" if held_out["missed"] else coverage,
         f"{low:.2f}–{high:.2f}",
         f"{held_out['mean_set_size']:.2f}",
-        f"{held_out['singleton_share']:.2f}",
+        f"{held_out['kept']:.2f}",
+        _share(held_out["accuracy_kept"]),
+        _share(held_out.get("iou_kept")),
     ]
 
 

@@ -78,7 +78,7 @@ def _resized(values: NDArray[np.float32], extent: tuple[float, float], size: tup
         bilinear_weights(pixels, pixels, cells, covered / cells)
         for pixels, cells, covered in zip(size[::-1], values.shape, extent, strict=True)
     )
-    return rows @ values @ columns.T
+    return np.asarray(rows @ values @ columns.T, np.float32)
 
 
 def _heat(photo: NDArray[np.uint8], cam: NDArray[np.float32], extent: tuple[float, float]) -> Any:

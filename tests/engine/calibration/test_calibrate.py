@@ -99,14 +99,50 @@ def test_the_report_counts_pixels_images_and_held_out_coverage(bundle: Bundle, p
     assert overall["mean_set_size"] >= overall["singleton_share"]
 
 
-def test_a_class_seen_in_few_images_is_flagged_and_pooled(bundle: Bundle, photos: Path) -> None:
+def test_a_class_seen_in_few_images_shares_the_threshold_of_the_foreground(bundle: Bundle, photos: Path) -> None:
     calibration = run(bundle, photos, min_images=25)
-    starved = {row["class"]: row["starved"] for row in calibration.report["classes"]}
-    assert starved == {"red": False, "green": False, "blue": True}
-    assert calibration.thresholds[2] == np.float32(calibration.pooled)
+    sources = {row["class"]: row["threshold_from"] for row in calibration.report["classes"]}
+    assert sources == {"red": "own", "green": "own", "blue": "foreground"}
+    both = [softmax_scores(photos, index) for index in range(30)]
+    scores, truth = (np.concatenate(part) for part in zip(*both, strict=True))
+    foreground = np.sort(scores[truth > 0]) if bundle.background == 0 else np.sort(scores)
+    rank = int(np.ceil((len(foreground) + 1) * 9 / 10))
+    assert calibration.thresholds[2] == pytest.approx(foreground[rank - 1], rel=1e-5)
     default = run(bundle, photos, min_images=None, alpha="0.02")
     assert default.report["min_images"] == 49  # ceil(1 / alpha) - 1
-    assert all(row["starved"] for row in default.report["classes"])
+
+
+def test_a_class_that_calibration_never_saw_is_not_emitted(bundle: Bundle, photos: Path) -> None:
+    two = frozenset({"0", "3", "6", "9", "12", "15", "18", "21", "24", "27"})  # red and green alone
+    calibration = run(bundle, photos, ids=two)
+    assert np.isneginf(calibration.thresholds[2])
+    assert "blue: not in the calibration images, so it is never emitted" in " ".join(calibration.report["warnings"])
+    pooled = run(bundle, photos, ids=two, unseen="pooled")
+    assert pooled.thresholds[2] == np.float32(pooled.pooled)
+
+
+def test_the_report_says_how_good_the_labels_of_the_rule_are(bundle: Bundle, photos: Path) -> None:
+    report = run(bundle, photos, rule="agree").report
+    labels, argmax = report["labels"], report["argmax"]
+    hits = total = 0
+    for index in range(30):
+        scores, truth = softmax_scores(photos, index)
+        with Image.open(photos / "images" / f"{index}.png") as image:
+            top = np.asarray(image).argmax(axis=2)[1:-1].ravel()
+        hits, total = hits + (top == truth).sum(), total + len(truth)
+    assert argmax["accuracy"] == pytest.approx(hits / total, abs=1e-3)  # ties of colors are left to chance
+    assert 0 < labels["kept"] < 1
+    assert labels["kept_interval"][0] <= labels["kept"] <= labels["kept_interval"][1]
+    assert labels["accuracy_kept"] > argmax["accuracy"]
+    assert report["overall"]["kept"] == pytest.approx(labels["kept"])
+
+
+def test_labels_worse_than_the_raw_ones_are_warned_of(bundle: Bundle, photos: Path) -> None:
+    # a label for every pixel whose set holds a foreground class loses most of the background
+    taxonomy = dataclasses.replace(Taxonomy.of_model(bundle), background=0)
+    report = run(bundle, photos, taxonomy=taxonomy, rule="foreground", alpha="0.02", min_images=1).report
+    assert report["labels"]["accuracy_kept"] < report["argmax"]["accuracy"]
+    assert any("below" in warning and "maskmill choose" in warning for warning in report["warnings"])
 
 
 def test_positions_have_thresholds_of_their_own(bundle: Bundle, photos: Path) -> None:
@@ -124,13 +160,60 @@ def test_the_image_unit_promises_coverage_on_average_over_images(bundle: Bundle,
 
 @pytest.mark.parametrize("group", ["class", "position"])
 def test_a_saved_calibration_loads_equal(bundle: Bundle, photos: Path, tmp_path: Path, group: str) -> None:
-    calibration = run(bundle, photos, group=group, grid=(4, 4), alpha="0.01")
+    calibration = run(bundle, photos, group=group, grid=(4, 4), alpha="0.01", on_small_n="inf")
     calibration.save(tmp_path / "calibration.json")
     again = Calibration.load(tmp_path / "calibration.json")
     np.testing.assert_array_equal(again.thresholds, calibration.thresholds)
-    assert np.isinf(again.thresholds).any() == np.isinf(calibration.thresholds).any()
-    same = {field.name for field in dataclasses.fields(Calibration)} - {"thresholds"}
+    for name in ("true", "hits", "wrong", "image", "target"):
+        np.testing.assert_array_equal(getattr(again.counts, name), getattr(calibration.counts, name))
+    assert again.counts.ids == calibration.counts.ids
+    same = {field.name for field in dataclasses.fields(Calibration)} - {"thresholds", "counts"}
     assert all(getattr(again, name) == getattr(calibration, name) for name in same)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), -1.0, "inf"])
+def test_a_calibration_edited_by_hand_is_refused(bundle: Bundle, photos: Path, tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "calibration.json"
+    run(bundle, photos).save(path)
+    raw = json.loads(path.read_text())
+    raw["thresholds"][1] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CalibrationError, match="was edited or damaged after it was made"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("unit", ["pixel", "image"])
+def test_thresholds_at_another_alpha_follow_from_the_file_alone(
+    bundle: Bundle, photos: Path, tmp_path: Path, unit: str
+) -> None:
+    run(bundle, photos, alpha="0.3", group="class", unit=unit).save(tmp_path / "calibration.json")
+    at = Calibration.load(tmp_path / "calibration.json").at("0.1")
+    exact = run(bundle, photos, alpha="0.1", group="class", unit=unit, min_images=None)
+    odds, exact_odds = (values / (1 - values) for values in (at.thresholds, exact.thresholds))
+    assert (odds >= exact_odds * (1 - 1e-5)).all()
+    assert (odds <= exact_odds * 1.07).all()
+    with pytest.raises(UsageError, match="need the images"):
+        run(bundle, photos, group="position", grid=(4, 4)).at("0.2")
+
+
+def test_calibrations_of_different_images_merge(bundle: Bundle, photos: Path) -> None:
+    parts = [run(bundle, photos, ids=frozenset(map(str, range(start, 30, 2)))) for start in (0, 1)]
+    merged, together = Calibration.merge(parts), run(bundle, photos).at("0.1")
+    np.testing.assert_array_equal(merged.thresholds, together.thresholds)
+    assert merged.report["num_images"] == 30
+    with pytest.raises(CalibrationError, match="is in two of the calibrations"):
+        Calibration.merge([parts[0], parts[0]])
+    with pytest.raises(CalibrationError, match="differ in rule"):
+        Calibration.merge([parts[0], run(bundle, photos, rule="single")])
+
+
+def test_the_default_group_of_the_image_unit_holds_for_all_pixels(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, unit="image")
+    assert calibration.group == "pooled"
+    assert (
+        "on average over new images at most 0.1 of an image's pixels miss their class" in calibration.report["promise"]
+    )
+    assert "no guarantee" in run(bundle, photos).report["promise"]
 
 
 def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos: Path) -> None:
@@ -154,7 +237,8 @@ def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos:
         ({"group": "galaxy"}, "group must be one of"),
         ({"unit": "video"}, "unit must be one of"),
         ({"rule": "best"}, "rule must be one of"),
-        ({"folds": 1}, "at least 2 folds"),
+        ({"on_small_n": "perhaps"}, "on_small_n must be one of"),
+        ({"group": "position", "unit": "image"}, "are for the pixel unit"),
         ({"ids": frozenset({"0", "900"})}, "1 of the 2 listed images are not there: 900"),
     ],
 )
@@ -208,13 +292,13 @@ def test_unknown_labels_and_nothing_but_void_are_errors(bundle: Bundle, photos: 
 def test_one_image_calibrates_without_a_coverage_report(bundle: Bundle, photos: Path) -> None:
     calibration = run(bundle, photos, ids=frozenset({"0"}), min_images=1)
     assert calibration.report["overall"] is None
-    assert calibration.report["folds"] is None
+    assert calibration.report["labels"] is None
     assert np.isfinite(calibration.thresholds[0])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot read"), ("[]", "is not a calibration"), ('{"format_version": 1}', "is damaged")],
+    [("{", "cannot read"), ("[]", "is not a calibration"), ('{"format_version": 1}', "is not a calibration of format")],
 )
 def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "calibration.json"
@@ -224,7 +308,7 @@ def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message
 
 
 def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    run(bundle, photos, alpha="0.0001").save(tmp_path / "calibration.json")
+    run(bundle, photos, alpha="0.0001", on_small_n="inf").save(tmp_path / "calibration.json")
     raw = json.loads((tmp_path / "calibration.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert raw["thresholds"] == ["inf"] * 3
-    assert set(raw["made_with"]) == {"bundle", "session", "artifact", "tile", "overlap", "taxonomy", "kernels"}
+    assert set(raw["made_with"]) == {"bundle", "session", "artifact", "tile", "overlap", "taxonomy", "kernels", "batch"}

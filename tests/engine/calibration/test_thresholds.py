@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
-from maskmill.engine.calibration.thresholds import Thresholds, fit_thresholds
+from maskmill.engine.calibration.sharing import Fallback, Group, Unseen, share_thresholds
+from maskmill.engine.calibration.thresholds import Thresholds, count_classes, fit_thresholds
+from maskmill.errors import CalibrationError
 
 ALPHA = Fraction(1, 10)
 
@@ -25,11 +27,26 @@ def spill_of(folder: Path, images: list[tuple[Any, Any]], grid: tuple[int, int] 
     return spill
 
 
-def fit(spill: ScoreSpill, indices: list[int] | None = None, **options: Any) -> Thresholds:
-    defaults = {
-        "num_targets": 3, "num_scored": 4, "alpha": ALPHA, "group": "class", "unit": "pixel", "min_images": 1,
-    }  # fmt: skip
-    return fit_thresholds(spill, list(range(len(spill))) if indices is None else indices, **{**defaults, **options})
+def fit(
+    spill: ScoreSpill,
+    indices: list[int] | None = None,
+    *,
+    group: Group = "class",
+    min_images: int = 1,
+    num_targets: int = 3,
+    num_scored: int = 4,
+    background: int | None = None,
+    fallback: Fallback = "pooled",
+    unseen: Unseen = "pooled",
+    **options: Any,
+) -> Thresholds:
+    indices = list(range(len(spill))) if indices is None else indices
+    _, num_images = count_classes(spill, indices, num_targets)
+    sharing = share_thresholds(
+        group, num_images, min_images=min_images, background=background, fallback=fallback, unseen=unseen
+    )
+    defaults = {"alpha": ALPHA, "unit": "pixel", "on_small_n": "inf"}
+    return fit_thresholds(spill, indices, sharing, num_scored=num_scored, **{**defaults, **options})
 
 
 def random_images(num: int, pixels: int, seed: int, classes: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -65,8 +82,47 @@ def test_pooled_uses_one_threshold_everywhere(tmp_path: Path) -> None:
 def test_a_class_in_too_few_images_takes_the_pooled_threshold(tmp_path: Path) -> None:
     images = [([0.1, 0.2], [0, 1]), ([0.3, 0.4], [0, 0]), ([0.5, 0.6], [0, 0])]
     found = fit(spill_of(tmp_path, images), min_images=2, alpha=Fraction(1, 2))
-    assert found.starved.tolist() == [False, True, True]
     assert found.values[1] == found.values[2] == np.float32(found.pooled)
+
+
+def test_a_class_in_too_few_images_shares_the_threshold_of_the_foreground(tmp_path: Path) -> None:
+    # 0 is the background, with far lower scores; 1 is seen often enough, 2 and 3 are not
+    rng = np.random.default_rng(0)
+    images = [
+        (np.concatenate([rng.random(50) / 100, rng.random(50)]), np.repeat([0, 1 if index else 2], 50))
+        for index in range(6)
+    ]
+    spill = spill_of(tmp_path, images)
+    options: dict[str, Any] = {"num_targets": 4, "num_scored": 4, "background": 0, "min_images": 2}
+    shared = fit(spill, **options, fallback="foreground", unseen="never")
+    foreground = np.concatenate([scores[50:] for scores, _ in images]).astype(np.float32)
+    assert shared.values[2] == np.float32(order_statistic(foreground, ALPHA))
+    assert shared.values[2] > 10 * shared.values[0]
+    assert np.isneginf(shared.values[3])  # never seen, never emitted
+    pooled = fit(spill, **options, fallback="pooled", unseen="pooled")
+    assert pooled.values[2] == pooled.values[3] == np.float32(pooled.pooled)
+
+
+def test_too_few_samples_are_refused_with_the_smallest_alpha_that_they_allow(tmp_path: Path) -> None:
+    spill = spill_of(tmp_path, random_images(8, 50, seed=6))
+    with pytest.raises(CalibrationError, match=r"needs at least 9 images and there are 8 images.*--alpha 0\.1112 or"):
+        fit(spill, unit="image", on_small_n="refuse")
+    allowed = fit(spill, unit="image", alpha=Fraction("0.1112"), on_small_n="refuse")
+    largest = fit(spill, unit="image", on_small_n="max")
+    np.testing.assert_array_equal(allowed.values, largest.values)
+    for target in range(3):
+        scores = [image[0][image[1] == target] for image in random_images(8, 50, seed=6)]
+        assert largest.values[target] == max(part.max() for part in scores)
+
+
+def test_cells_with_too_few_images_take_the_pooled_threshold(tmp_path: Path) -> None:
+    full = [([0.1 * index, np.nan], [0, NO_CLASS]) for index in range(9)]
+    spill = spill_of(tmp_path, [*full, ([0.95, 0.2], [0, 0])], grid=(1, 2))
+    found = fit(spill, group="position", on_small_n="refuse")
+    assert found.values[0, 0] == np.float32(0.95)
+    assert found.values[0, 1] == np.float32(found.pooled)
+    with pytest.raises(CalibrationError, match="needs at least 99 images and there are 10 images"):
+        fit(spill, group="position", alpha=Fraction(1, 100), on_small_n="refuse")
 
 
 def test_too_few_pixels_for_the_level_give_an_infinite_threshold(tmp_path: Path) -> None:

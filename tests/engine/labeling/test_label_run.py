@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.calibration.calibration import Calibration, conditions
+from maskmill.engine.calibration.score_counts import ScoreCounts
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling import label_run as pipeline
 from maskmill.engine.labeling.label_run import dry_run
@@ -134,7 +135,8 @@ def test_a_calibration_made_with_another_model_is_refused(bundle: Bundle, tmp_pa
     thresholds = np.ones(3, np.float32)
     calibration = Calibration(
         alpha="0.1", group="class", unit="pixel", rule="agree", thresholds=thresholds, pooled=1.0,
-        made_with={**conditions(predictor, taxonomy), "bundle": "f" * 64}, report={},
+        made_with={**conditions(predictor, taxonomy), "bundle": "f" * 64, "batch": 1}, report={}, min_images=9,
+        targets=taxonomy.targets, background=taxonomy.background, counts=ScoreCounts.empty(),
     )  # fmt: skip
     write_photos(tmp_path / "photos", 1)
     with pytest.raises(CalibrationMismatch, match="bundle: calibrated with ffffffffffff…, labeling with"):

@@ -115,7 +115,7 @@ def test_a_calibration_serves_another_artifact_where_its_scores_were_shown_to_st
     run(*convert, "--max-shift", "0")
     with pytest.raises(CalibrationMismatch, match=r"its score quantiles moved by 0\.\d+, 0 is allowed"):
         run(*command, "-o", tmp_path / "moved")
-    with pytest.raises(CalibrationMismatch, match="or prove on photos with `maskmill gate`"):
+    with pytest.raises(CalibrationMismatch, match="or show on photos with `maskmill gate`"):
         run(*command, "-o", tmp_path / "unproven", "--provider", "openvino", "--allow-unverified")
     assert Calibration.load(calibration).made_with["artifact"] == bundle.file().sha256
 

@@ -1,0 +1,129 @@
+"""Thresholds and coverage from binned scores, for many weightings of the images at once.
+
+A weighting (n,) holds how often each image counts: 1 for all, 0 for held-out images, multiplicities for a bootstrap.
+Thresholds are bins of :data:`~maskmill.engine.calibration.score_counts.UPPER`, so they are never below the exact ones.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .score_counts import NUM_BINS, UPPER, ScoreCounts
+from .sharing import FOREGROUND, NEVER, SHRINK_IMAGES, Sharing
+from .thresholds import Unit
+
+NEVER_BIN = -1
+"""Bin of a class without a threshold: no score is below it."""
+
+_SLACK = 1e-9  # sums of 1/n differ from whole numbers by rounding; far below one pixel of any image
+
+
+class BinnedScores:
+    """Cumulative counts of calibration images, ready for thresholds and coverage."""
+
+    def __init__(self, counts: ScoreCounts, num_targets: int) -> None:
+        self.counts = counts
+        self.num_targets = num_targets
+
+    @cached_property
+    def pixels(self) -> NDArray[np.int64]:
+        """(n, K): pixels of each class in each image."""
+        return self.counts.pixels(self.num_targets)
+
+    @cached_property
+    def covered(self) -> NDArray[np.int64]:
+        """(R, B): pixels of each row's class whose score is at most the bin's upper edge."""
+        return np.cumsum(self.counts.true, axis=1, dtype=np.int64)
+
+    def image_counts(self, members: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(n, B): pixels of the ``members`` (K,) in each image, per bin."""
+        rows = np.flatnonzero(members[self.counts.target])
+        table = np.zeros((self.counts.num_images, NUM_BINS))
+        np.add.at(table, self.counts.image[rows], self.counts.true[rows])
+        return table
+
+    def thresholds(
+        self,
+        sharing: Sharing,
+        weights: NDArray[np.float64],
+        *,
+        alpha: Fraction | float,
+        unit: Unit,
+        match_level: bool = False,
+    ) -> NDArray[np.int64]:
+        """Fit bins (m, K) for each of the weightings (m, n); ``NEVER_BIN`` for classes that are never emitted.
+
+        Too few images for ``alpha`` give the largest score. With ``match_level`` the image unit allows the same share
+        of misses as it does for all images together, so that folds measure the thresholds that all images give.
+        """
+        bins = np.full((len(weights), self.num_targets), NEVER_BIN, np.int64)
+        for source in np.unique(sharing.group_of):
+            if source == NEVER:
+                continue
+            targets = np.flatnonzero(sharing.group_of == source)
+            table = self.image_counts(sharing.members(int(source)))
+            if sharing.group == "shrunk" and source >= 0:
+                table = self._shrunk(table, sharing, int(targets[0]))
+            bins[:, targets] = _fit(table, weights, alpha, unit, match_level)[:, None]
+        return bins
+
+    def _shrunk(self, table: NDArray[np.float64], sharing: Sharing, target: int) -> NDArray[np.float64]:
+        """Add the scores of the foreground pool to a class's images, with a weight of ``SHRINK_IMAGES`` in all."""
+        pool = self.image_counts(sharing.members(FOREGROUND))
+        if target == sharing.background or pool.sum() == 0:
+            return table
+        pool_share = _per_image(pool).sum(axis=0) / max(int((pool.sum(axis=1) > 0).sum()), 1)
+        sizes = table.sum(axis=1)
+        num = max(int((sizes > 0).sum()), 1)
+        return table + (sizes * SHRINK_IMAGES / num)[:, None] * pool_share
+
+    def coverage(self, bins: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum the covered pixels (m, K) of the weighted images (m, n) under the thresholds ``bins`` (m, K)."""
+        total = np.zeros(bins.shape)
+        for target in range(self.num_targets):
+            rows = np.flatnonzero(self.counts.target == target)
+            chosen = bins[:, target]
+            covered = np.where(chosen >= 0, self.covered[rows][:, np.maximum(chosen, 0)], 0)
+            total[:, target] = (weights[:, self.counts.image[rows]] * covered.T).sum(axis=1)
+        return total
+
+    def held_out(self, bins: NDArray[np.int64], fold_of: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the covered pixels (n, K) of each image under the thresholds (folds, K) of its own fold (n,)."""
+        image, target = self.counts.image, self.counts.target
+        chosen = bins[fold_of[image], target]
+        covered = np.where(chosen >= 0, self.covered[np.arange(len(image)), np.maximum(chosen, 0)], 0)
+        return self.counts.table(covered, self.num_targets)
+
+
+def bins_of(thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the last bin whose scores are all at most each threshold; ``NEVER_BIN`` if there is none."""
+    return np.searchsorted(UPPER, thresholds, side="right") - 1
+
+
+def _per_image(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    return table / np.maximum(table.sum(axis=1, keepdims=True), 1e-300)
+
+
+def _fit(
+    table: NDArray[np.float64], weights: NDArray[np.float64], alpha: Fraction | float, unit: Unit, match: bool
+) -> NDArray[np.int64]:
+    """Fit one bin (m,) per weighting (m, n) from counts (n, B)."""
+    alpha = float(alpha)
+    present = table.sum(axis=1) > 0
+    if unit == "pixel":
+        running = np.cumsum(weights @ table, axis=1)
+        total = running[:, -1]
+        rank = np.minimum(total + 1 - np.floor((total + 1) * alpha + _SLACK), total)
+        reached = running >= rank[:, None] - 1e-6
+    else:
+        shares = np.cumsum(_per_image(table), axis=1)
+        missed = weights @ (present[:, None] - shares)
+        num = weights @ present
+        full = float(present.sum())
+        budget = num * (alpha * (full + 1) - 1) / max(full, 1.0) if match else alpha * (num + 1) - 1
+        reached = missed <= np.maximum(budget, 0)[:, None] + _SLACK
+    return np.where(reached.any(axis=1), reached.argmax(axis=1), NUM_BINS - 1)

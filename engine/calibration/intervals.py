@@ -1,0 +1,90 @@
+"""Intervals over images for shares of pixels: coverage, accuracy, IoU, kept share.
+
+Pixels of one image depend on each other, so the variance comes from a bootstrap over images. A share near 0 or 1, or a
+class seen in few images, makes that variance too small; the interval is Wilson's, with the number of images that the
+variance stands for and Student's quantile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS = 300
+"""Bootstrap rounds."""
+_Z = 1.959964
+
+
+def image_weights(num_images: int, rounds: int = ROUNDS, seed: int = 0) -> NDArray[np.float64]:
+    """Draw bootstrap multiplicities (rounds, n) of n images."""
+    shares = np.full(max(num_images, 1), 1 / max(num_images, 1))
+    return np.random.default_rng(seed).multinomial(num_images, shares, size=rounds).astype(np.float64)
+
+
+def student_quantile(degrees: float) -> float:
+    """Approximate the 97.5 % quantile of Student's distribution for at least 1 degree of freedom."""
+    z, d = _Z, max(degrees, 1.0)
+    return (
+        z
+        + (z**3 + z) / (4 * d)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * d**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * d**3)
+    )
+
+
+def share_interval(share: float, variance: float, num_images: int) -> list[float]:
+    """Compute the 95 % interval [low, high] of a share with a bootstrap ``variance`` over ``num_images`` images."""
+    if num_images < 2:
+        return [0.0, 1.0]
+    center = (share * num_images + 1) / (num_images + 2)
+    size = min(center * (1 - center) / max(variance, 1e-12), float(num_images)) * (num_images - 1) / num_images
+    t = student_quantile(num_images - 1)
+    middle = (share + t * t / (2 * size)) / (1 + t * t / size)
+    half = t / (1 + t * t / size) * np.sqrt(share * (1 - share) / size + t * t / (4 * size * size))
+    return [float(max(0.0, min(middle - half, share))), float(min(1.0, max(middle + half, share)))]
+
+
+def ratio_variance(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Estimate the variance of sum(numerator) / sum(denominator) over images, for each column of (n, columns).
+
+    The estimate is for two independent sets of n images: one that decided the thresholds, one that measures them.
+    """
+    if len(numerator) == 0:
+        return np.full(numerator.shape[1:], np.nan)
+    weights = image_weights(len(numerator))
+    return column_variance(weights @ numerator, weights @ denominator) * 2
+
+
+def column_variance(sums: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the variance of sums / totals over rounds (rounds, columns); NaN for columns without a total."""
+    ratios = np.divide(sums, totals, out=np.full(sums.shape, np.nan), where=totals > 0)
+    defined = ~np.isnan(ratios)
+    num = defined.sum(axis=0)
+    mean = np.where(defined, ratios, 0).sum(axis=0) / np.maximum(num, 1)
+    squares = np.where(defined, (ratios - mean) ** 2, 0).sum(axis=0)
+    return np.where(num > 1, squares / np.maximum(num - 1, 1), np.nan)
+
+
+def blocks(ids: tuple[str, ...], most: int) -> NDArray[np.int64]:
+    """Assign images (n,) to at most ``most`` folds, identical files to the same one, evenly and at random."""
+    names: dict[str, int] = {}
+    for name in ids:
+        names.setdefault(name, len(names))
+    order = np.random.default_rng(0).permutation(len(names))
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % max(1, min(most, len(names)))
+    return fold[[names[name] for name in ids]] if ids else np.empty(0, np.int64)
+
+
+def held_out_weights(fold_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return weightings (folds, n) that leave out one fold each."""
+    num = int(fold_of.max(initial=-1)) + 1
+    return (np.arange(num)[:, None] != fold_of[None]).astype(np.float64)
+
+
+def folds(fold_of: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each fold's index and images."""
+    for fold in range(int(fold_of.max(initial=-1)) + 1):
+        yield fold, np.flatnonzero(fold_of == fold)

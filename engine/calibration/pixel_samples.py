@@ -1,0 +1,179 @@
+"""Sampled pixels of labeled images with all their class scores, to try rules and thresholds without the model.
+
+Up to ``PIXELS`` pixels per image are drawn, about equally many of each class, and weighted back to the number of pixels
+that they stand for. From them come set sizes, and kept share, accuracy and IoU of the labels that a rule makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...kernels.types import Activation, Rule
+from ..model.taxonomy import Taxonomy
+from ..predictors.base import ScoreMap
+from ..predictors.resampling import sample_pixels
+from .intervals import ratio_variance, share_interval
+
+PIXELS = 1024
+"""Pixels per image."""
+
+
+class PixelSamples:
+    """Class scores of sampled pixels, in a file of ``folder``; images are added in order."""
+
+    def __init__(self, folder: Path, taxonomy: Taxonomy) -> None:
+        self.taxonomy = taxonomy
+        self._path = folder / "samples.f32"
+        self._stream = self._path.open("wb")
+        self._activation: Activation = "softmax"
+        self._cells: list[NDArray[np.int64]] = []
+        self._classes: list[NDArray[np.int64]] = []
+        self._weights: list[NDArray[np.float64]] = []
+        self._ends = [0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def append(self, score_map: ScoreMap, truth: NDArray[Any]) -> None:
+        """Sample one image; ``score_map`` is on the host and ``truth`` (H, W) holds target indices."""
+        rng = np.random.default_rng(len(self._cells))
+        self._activation = score_map.activation
+        flat = truth.ravel()
+        present, counts = np.unique(flat[flat != self.taxonomy.ignore_index], return_counts=True)
+        cells, weights = [np.empty(0, np.int64)], [np.empty(0)]
+        for target, count in zip(present, counts, strict=True):
+            share = min(int(count), max(1, PIXELS // len(present)))
+            cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
+            weights.append(np.full(share, count / share))
+        chosen = np.concatenate(cells)
+        scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
+        values = sample_pixels(scores, (truth.shape[0], truth.shape[1]), score_map.region, chosen)
+        self._stream.write(np.ascontiguousarray(values).tobytes())
+        self._cells.append(chosen)
+        self._classes.append(flat[chosen].astype(np.int64))
+        self._weights.append(np.concatenate(weights))
+        self._ends.append(self._ends[-1] + len(chosen))
+
+    def finish(self) -> None:
+        """Close the file for writing."""
+        self._stream.close()
+
+    def tally(self, indices: Sequence[int] | NDArray[np.int64], thresholds: Any, rule: Rule) -> Tally:
+        """Label the samples of some images with ``thresholds``: a scalar, one per scored class (Ke,), or a map over a
+        grid that the images were sampled on; None: the top class.
+        """
+        num, ignore = self.taxonomy.num_targets, self.taxonomy.ignore_index
+        tally = Tally.zeros(len(indices), num)
+        sizes = [len(self._cells[index]) for index in indices]
+        if sum(sizes) == 0:
+            return tally
+        stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
+        values = np.concatenate([stored[self._ends[index] : self._ends[index + 1]] for index in indices])
+        classes = np.concatenate([self._classes[index] for index in indices])
+        weights = np.concatenate([self._weights[index] for index in indices])
+        row = np.repeat(np.arange(len(indices)), sizes)
+        limits = None
+        if thresholds is not None:
+            limits = np.asarray(thresholds, np.float32)
+            if limits.ndim == 2:
+                limits = limits.ravel()[np.concatenate([self._cells[index] for index in indices])][:, None]
+        stats = kernels.class_stats(
+            values[:, None, :],
+            (len(values), 1),
+            layout="HWC",
+            activation=self._activation,
+            groups=self.taxonomy.groups,
+            num_targets=num,
+            thresholds=limits,
+            rule=rule,
+            background=self.taxonomy.background,
+            ignore=ignore,
+            outputs=("label",) if limits is None else ("label", "set_size"),
+        )
+        label = stats.label.ravel().astype(np.int64)
+        kept = label != ignore
+        cells = row * num + classes
+
+        def total(mask: NDArray[np.bool_], index: NDArray[np.int64]) -> NDArray[np.float64]:
+            sums = np.bincount(index[mask], weights[mask], len(indices) * num)
+            return np.asarray(sums.reshape(-1, num), np.float64)
+
+        everything = np.ones(len(values), bool)
+        size = np.ones(len(values)) if limits is None else stats.set_size.ravel().astype(np.float64)
+        return Tally(
+            true=total(everything, cells),
+            kept=total(kept, cells),
+            hits=total(kept & (label == classes), cells),
+            labeled=total(kept, row * num + np.where(kept, label, 0)),
+            members=np.asarray(np.bincount(cells, weights * size, len(indices) * num).reshape(-1, num), np.float64),
+            single=total(size == 1, cells),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tally:
+    """Weighted pixel counts of n images and K classes under one selection, (n, K) float64 each."""
+
+    true: NDArray[np.float64]
+    """Pixels of each class."""
+    kept: NDArray[np.float64]
+    """Those of them with a label."""
+    hits: NDArray[np.float64]
+    """Those of them with the right label."""
+    labeled: NDArray[np.float64]
+    """Pixels labeled as each class."""
+    members: NDArray[np.float64]
+    """Pixels of each class times the size of their prediction set."""
+    single: NDArray[np.float64]
+    """Pixels of each class whose prediction set has one member."""
+
+    @classmethod
+    def zeros(cls, num_images: int, num_targets: int) -> Tally:
+        """Return an empty tally."""
+        return cls(**{name: np.zeros((num_images, num_targets)) for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def gather(cls, parts: Sequence[tuple[NDArray[np.int64], Tally]], num_images: int, num_targets: int) -> Tally:
+        """Put tallies of some images each in one, by the images' indices."""
+        tables = {name: np.zeros((num_images, num_targets)) for name in cls.__dataclass_fields__}
+        for indices, part in parts:
+            for name, table in tables.items():
+                table[indices] = getattr(part, name)
+        return cls(**tables)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(K,): IoU over kept pixels; NaN for a class that is not in the truth."""
+        hits = self.hits.sum(axis=0)
+        union = self.kept.sum(axis=0) + self.labeled.sum(axis=0) - hits
+        return np.where(self.true.sum(axis=0) > 0, hits / np.maximum(union, 1e-9), np.nan)
+
+    def summary(self) -> dict[str, Any]:
+        """Return kept share, accuracy and mIoU of kept pixels, with intervals over images where one exists."""
+        sums = {name: getattr(self, name).sum(axis=1) for name in ("true", "kept", "hits")}
+        seen = sums["true"] > 0
+        iou = self.iou
+        summary: dict[str, Any] = {"miou_kept": float(np.nanmean(iou)) if not np.isnan(iou).all() else None}
+        for key, top, bottom in (("kept", "kept", "true"), ("accuracy_kept", "hits", "kept")):
+            total = sums[bottom].sum()
+            if total == 0:
+                summary[key] = summary[f"{key}_interval"] = None
+                continue
+            share = float(sums[top].sum() / total)
+            variance = ratio_variance(sums[top][seen, None], sums[bottom][seen, None])[0]
+            summary[key] = share
+            summary[f"{key}_interval"] = share_interval(share, float(variance), int(seen.sum()))
+        return summary

@@ -1,0 +1,166 @@
+"""Count the scores of calibration images in bins, per image and class: all that later questions need of them.
+
+A row counts one class of one image in :data:`UPPER`'s bins, three times: the pixels of the class by the nonconformity
+score of the class (``true``), those of them whose top class is right (``hits``), and pixels of other classes that the
+model calls this class, by the score of the top class (``wrong``). From these follow thresholds and coverage at any
+alpha, and accuracy, IoU and kept share of the top class under any threshold per class, without the model. Counts of
+several image sets merge.
+
+The bins are 1/16 wide in the logit of the score. A threshold read from them is an upper edge: at most 6 % of the odds
+above the exact one, never below.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model.taxonomy import Taxonomy
+from ..predictors.base import ScoreMap
+
+_LOGITS = np.arange(-20 * 16, 14 * 16 + 1) / 16
+UPPER: NDArray[np.float32] = np.append(1 / (1 + np.exp(-_LOGITS)), [1.0, np.inf]).astype(np.float32)
+"""(B,) float32: largest score in each bin; the last bin holds scores that are not finite."""
+NUM_BINS = len(UPPER)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreCounts:
+    """Binned scores of n images; the rows are sorted by image."""
+
+    ids: tuple[str, ...]
+    """(n,): content hash of each image's file."""
+    image: NDArray[np.int64]
+    """(R,): index of the row's image."""
+    target: NDArray[np.int64]
+    """(R,): index of the row's target class."""
+    true: NDArray[np.uint32]
+    """(R, B): pixels of the class, by the class's nonconformity score."""
+    hits: NDArray[np.uint32]
+    """(R, B): those of them whose top class is right."""
+    wrong: NDArray[np.uint32]
+    """(R, B): pixels of other classes whose top class is this one, by its score."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, n."""
+        return len(self.ids)
+
+    @classmethod
+    def empty(cls) -> ScoreCounts:
+        """Return counts of no image."""
+        rows, bins = np.empty(0, np.int64), np.empty((0, NUM_BINS), np.uint32)
+        return cls((), rows, rows, bins, bins, bins)
+
+    def pixels(self, num_targets: int) -> NDArray[np.int64]:
+        """(n, K): number of pixels of each class in each image."""
+        return self.table(self.true.sum(axis=1, dtype=np.int64), num_targets)
+
+    def table(self, values: NDArray[Any], num_targets: int) -> NDArray[Any]:
+        """Arrange one value per row as (n, K); 0 for classes without a row."""
+        table = np.zeros((self.num_images, num_targets), values.dtype)
+        table[self.image, self.target] = values
+        return table
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> ScoreCounts:
+        """Select images by index, in the order given; an index may occur only once."""
+        indices = np.asarray(indices, np.int64)
+        position = np.full(self.num_images, -1)
+        position[indices] = np.arange(len(indices))
+        rows = np.flatnonzero(position[self.image] >= 0)
+        rows = rows[np.argsort(position[self.image[rows]], kind="stable")]
+        return ScoreCounts(
+            tuple(self.ids[index] for index in indices),
+            position[self.image[rows]],
+            self.target[rows],
+            self.true[rows],
+            self.hits[rows],
+            self.wrong[rows],
+        )
+
+    @classmethod
+    def merge(cls, parts: Sequence[ScoreCounts]) -> ScoreCounts:
+        """Join the counts of several sets of images."""
+        ids = tuple(name for part in parts for name in part.ids)
+        starts = np.cumsum([0, *(part.num_images for part in parts)])
+        return cls(
+            ids,
+            np.concatenate([part.image + start for part, start in zip(parts, starts[:-1], strict=True)]),
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "true", "hits", "wrong")),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Pack the counts as plain data: the non-zero ones, compressed."""
+        packed: dict[str, Any] = {"ids": list(self.ids), "bins": NUM_BINS}
+        packed["image"], packed["target"] = _pack(self.image, "<u4"), _pack(self.target, "<u2")
+        for name in ("true", "hits", "wrong"):
+            counts = getattr(self, name).ravel()
+            cells = np.flatnonzero(counts)
+            packed[name] = {"steps": _pack(np.diff(cells, prepend=0), "<u4"), "counts": _pack(counts[cells], "<u4")}
+        return packed
+
+    @classmethod
+    def from_json(cls, packed: Mapping[str, Any]) -> ScoreCounts:
+        """Unpack :meth:`to_json`; raises KeyError, TypeError or ValueError if it is damaged."""
+        if packed["bins"] != NUM_BINS:
+            raise ValueError(f"its scores are counted in {packed['bins']} bins, {NUM_BINS} are expected")
+        image, target = _unpack(packed["image"], "<u4"), _unpack(packed["target"], "<u2")
+        tables = []
+        for name in ("true", "hits", "wrong"):
+            counts = np.zeros(len(image) * NUM_BINS, np.uint32)
+            counts[np.cumsum(_unpack(packed[name]["steps"], "<u4"))] = _unpack(packed[name]["counts"], "<u4")
+            tables.append(counts.reshape(len(image), NUM_BINS))
+        return cls(tuple(packed["ids"]), image, target, *tables)
+
+
+def count_scores(
+    score_map: ScoreMap, truth: NDArray[Any], scores: NDArray[np.float32], taxonomy: Taxonomy, name: str
+) -> ScoreCounts:
+    """Count the scores of one image.
+
+    ``truth`` (H, W) holds target indices or the ignore index, ``scores`` (H, W) the nonconformity score of each pixel's
+    true class; ``name`` is the image's content hash.
+    """
+    backend = score_map.backend
+    with backend.queue():
+        top = score_map.decode(taxonomy, size=truth.shape, outputs=("top",)).top
+        best = score_map.decode(taxonomy, size=truth.shape, truth=top, outputs=("true_score",)).true_score
+        top, best = backend.download(top, best)
+    num, valid = taxonomy.num_targets, truth != taxonomy.ignore_index
+    classes, top, scores, best = (values[valid].ravel() for values in (truth, top, scores, best))
+    classes = classes.astype(np.int64)
+    hit, wrong = top == classes, (top != classes) & (top < num)
+    targets = np.union1d(classes, top[wrong]).astype(np.int64)
+    row_of = np.zeros(max(num, 1), np.int64)
+    row_of[targets] = np.arange(len(targets))
+    true_bin, top_bin = (np.searchsorted(UPPER, values, side="left") for values in (scores, best))
+
+    def count(rows: NDArray[Any], bins: NDArray[Any]) -> NDArray[np.uint32]:
+        cells = row_of[rows] * NUM_BINS + np.minimum(bins, NUM_BINS - 1)
+        return np.bincount(cells, minlength=len(targets) * NUM_BINS).reshape(-1, NUM_BINS).astype(np.uint32)
+
+    return ScoreCounts(
+        (name,),
+        np.zeros(len(targets), np.int64),
+        targets,
+        count(classes, true_bin),
+        count(classes[hit], true_bin[hit]),
+        count(top[wrong], top_bin[wrong]),
+    )
+
+
+def _pack(values: NDArray[Any], dtype: str) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values, dtype).tobytes())).decode()
+
+
+def _unpack(text: str, dtype: str) -> NDArray[np.int64]:
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).astype(np.int64)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
