@@ -1,32 +1,37 @@
-"""Where a predictor's images and scores lie: on the host here, on a GPU in :mod:`maskmill.engine.backends.cuda`.
+"""The backend protocol: images and scores of a predictor reside on a backend, the host or an NVIDIA GPU.
 
-The stages ask their backend for what differs between the two and are otherwise the same code: decoding,
-preprocessing, an
-array library, and the way back to the host::
+Predictors and label runs get from their backend everything that differs between the two: decoding, preprocessing, an
+array library, and the copy to the host::
 
     image = backend.decode(data)
+    tensor, covers = backend.preprocess(image, bundle.input)
     with backend.queue():
-        tensor, covers = backend.preprocess(image, bundle.input)
+        label = ...
         (label,) = backend.download(label)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from ...errors import ImageError
 from ..inputs.images import MAX_PIXELS
 from ..model.bundle import InputSpec
 
 
 class Backend(Protocol):
-    """Where images and scores lie, and what works on them there. Several threads may use one place."""
+    """Memory that holds images and scores, and the functions that work on them there. Several threads may use it."""
 
     @property
     def form(self) -> str:
-        """What decodes photos and scores, ``cpu`` or ``cuda…``: recorded with labels, since last bits differ."""
+        """Name of the code that decodes images and scores, ``cpu`` or ``cuda…``.
+
+        It is recorded with labels and calibrations, since the last bits of scores differ between forms.
+        """
         ...
 
     @property
@@ -36,25 +41,40 @@ class Backend(Protocol):
 
     @property
     def queued(self) -> bool:
-        """Whether a call returns before its work is done."""
+        """True if a call returns before its work is done."""
         ...
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Any:
-        """As :func:`maskmill.engine.inputs.images.decode_image`; the array may lie on the device."""
+        """Decode an image file as :func:`maskmill.engine.inputs.images.decode_image`, to the host or to the backend."""
+        ...
+
+    def decode_batch(self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS) -> list[Any | ImageError]:
+        """Decode several files at once; returns the error of a file that cannot be decoded in place of its image."""
+        ...
+
+    def upload(self, image: Any) -> Any:
+        """Return an image, HWC uint8 RGB, on the backend, for several calls of :meth:`preprocess`."""
         ...
 
     def preprocess(self, image: Any, spec: InputSpec) -> tuple[Any, tuple[float, float]]:
-        """As :func:`maskmill.engine.inputs.images.preprocess`, of an image on the host or in this backend."""
+        """Compute a model input as :func:`maskmill.engine.inputs.images.preprocess`, from an image on host or backend.
+
+        The tensor is on the backend and may be used, and dropped, by work inside :meth:`queue`.
+        """
         ...
 
     def queue(self) -> AbstractContextManager[Any]:
-        """Work inside is queued in order with all other work of this backend."""
+        """Return a context in which work is queued in order with all other work of this backend."""
+        ...
+
+    def constant(self, array: NDArray[Any]) -> Any:
+        """Return the values of a host array on the backend, to be read only; equal arrays are uploaded once."""
         ...
 
     def download(self, *arrays: Any) -> list[NDArray[Any]]:
-        """The arrays on the host; waits until they are there."""
+        """Copy arrays to the host and wait for the copies."""
         ...
 
     def __repr__(self) -> str:
-        """What runs where, for the log's first line."""
+        """Describe what runs where, for the first line of a log."""
         ...

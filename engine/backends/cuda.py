@@ -1,50 +1,77 @@
-"""The backend of a predictor on an NVIDIA GPU: what comes down from there is label and weight maps.
+"""The backend of an NVIDIA GPU: images, model inputs, scores and maps stay there; labels and weights are downloaded.
 
 ::
 
     predictor = SemanticPredictor(bundle, TensorRTSession(bundle), backend=CudaBackend())
 
-Three streams. All kernels and the model work on one, in the order in which threads queue them, so that a stage may hand
-its arrays to another thread. Photos go up on a second one, through pinned memory, and results come down on a third:
-copies pass while the first one computes. Nothing waits for the device but the thread that needs a result, and one that
-would overwrite an upload which is still being read.
+Work is spread over four streams, so that copies and small kernels of the next images overlap the model:
+
+=========  ===========================================================================================
+decode     nvImageCodec decodes JPEG files, if it is installed
+ingest     images are uploaded through pinned memory, resized and normalized
+compute    models and kernels, in the order in which threads queue them
+download   label and weight maps are copied to pinned memory
+=========  ===========================================================================================
+
+An event orders a stream after another one wherever data crosses. Memory that crosses streams is recycled, see
+:mod:`maskmill.engine.backends.recycler`. Threads wait for the device only when they need a result, or when all upload
+buffers are in use.
 """
 
 from __future__ import annotations
 
 import importlib
 import threading
+import weakref
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...errors import ImageError
+from ...kernels.gpu import device
 from ..inputs.images import MAX_PIXELS, decode_image, image_size, resized_size
 from ..model.bundle import InputSpec
 from ..runtimes.device_arrays import array_over, is_device_array
 from ..runtimes.nvidia import this_gpu
+from .recycler import Recycler
+
+if TYPE_CHECKING:
+    import cupy
+
+MAX_STAGING = 16
+"""Upload buffers in use before a thread waits for the oldest."""
+MAX_TENSORS = 64
+"""Model inputs that were dropped while queued work reads them, before the ingest stream waits for the oldest."""
+MAX_IMAGES = 64
+"""Images that were dropped while queued work reads them, before a thread waits for the oldest."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Staging:
-    """Where one thread's photos pass on their way up."""
+    """A pair of buffers that an image passes on its way to the device."""
 
     pinned: NDArray[np.uint8]
-    """(bytes,) on the host, which the device can read by itself."""
-    device: Any
-    """(bytes,) uint8 on the device."""
-    read: Any
-    """Event: the kernel that reads ``device`` is done."""
+    """(bytes,) on the host; the device copies from it while the host works on."""
+    device: cupy.ndarray
+    """(bytes,) uint8 on the device, written and read on the ingest stream only."""
+    copied: cupy.cuda.Event
+    """Done when the device has read ``pinned``."""
+
+
+class _Lease:
+    """Use of a recycled buffer; a finalizer returns the buffer when the last array over it is dropped."""
 
 
 class CudaBackend:
-    """CuPy's current device. Raises :class:`SessionError` where there is none, :class:`MissingPackageError`.
+    """CuPy's current device. Raises :class:`SessionError` if there is none, :class:`MissingPackageError`.
 
-    JPEG files are decoded there by nvImageCodec where it is installed; everything else, and JPEG files that it does
-    not take, by the calling threads as on a processor.
+    nvImageCodec decodes JPEG files if it is installed. The calling threads decode all other files, and JPEG files that
+    it does not support, on the CPU.
     """
 
     def __init__(self) -> None:
@@ -52,16 +79,24 @@ class CudaBackend:
         import cupy
 
         self._cupy = cupy
-        self._compute, self._upload, self._download = (cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+        self._decode, self._ingest, self._compute, self._download = (
+            cupy.cuda.Stream(non_blocking=True) for _ in range(4)
+        )
+        self._staging: Recycler[_Staging] = Recycler(MAX_STAGING)
+        self._tensors: dict[tuple[int, ...], Recycler[cupy.ndarray]] = {}
+        self._images: Recycler[object] = Recycler(MAX_IMAGES)
+        self._owned: set[int] = set()
         self._local = threading.local()
         try:
             self._codec: Any = importlib.import_module("nvidia.nvimgcodec")
         except ImportError:
             self._codec = None
+        # buffers that queued work still reads must not be handed out again when the backend is dropped
+        weakref.finalize(self, _wait_for, self._decode, self._ingest, self._compute, self._download).atexit = False
 
     @property
     def form(self) -> str:
-        """``cuda``, or with another JPEG decoder ``cuda, nvImageCodec``: pixels may differ by a level."""
+        """``cuda``, or ``cuda, nvImageCodec`` with that JPEG decoder: pixels may differ by a level."""
         return "cuda" if self._codec is None else "cuda, nvImageCodec"
 
     @property
@@ -71,98 +106,208 @@ class CudaBackend:
 
     @property
     def queued(self) -> bool:
-        """True: a call leaves its work in the queue."""
+        """True: a call leaves its work in a stream."""
         return True
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Any:
-        """As :func:`maskmill.engine.inputs.images.decode_image`; JPEG on the device where that is possible."""
-        # one that is cut short is for the host's decoder, which says so instead of filling it up
-        whole_jpeg = data[:3] == b"\xff\xd8\xff" and data.rstrip(b"\0").endswith(b"\xff\xd9")
-        if self._codec is not None and whole_jpeg:
-            image_size(data, max_pixels=max_pixels)  # refuses what is too large
-            image = self._decoded(data)
-            if image is not None:
-                return image
-        return decode_image(data, max_pixels=max_pixels)
+        """Decode a file as :func:`maskmill.engine.inputs.images.decode_image`; JPEG on the device if possible."""
+        (image,) = self.decode_batch([data], max_pixels=max_pixels)
+        if isinstance(image, ImageError):
+            raise image
+        return image
+
+    def decode_batch(self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS) -> list[Any | ImageError]:
+        """Decode files as :func:`maskmill.engine.inputs.images.decode_image`; JPEG files in one call of nvImageCodec.
+
+        Returns the error of a file that cannot be decoded in place of its image.
+        """
+        images: list[Any] = [None] * len(files)
+        jpegs = []
+        for index, data in enumerate(files):
+            # a truncated file goes to the host's decoder, which refuses it instead of filling it up
+            if self._codec is None or data[:3] != b"\xff\xd8\xff" or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+                continue
+            try:
+                image_size(data, max_pixels=max_pixels)  # refuses images that are too large
+            except ImageError as error:
+                images[index] = error
+            else:
+                jpegs.append(index)
+        if jpegs:
+            for index, image in zip(jpegs, self._decoded_on_device([files[index] for index in jpegs]), strict=True):
+                images[index] = image
+        for index, data in enumerate(files):
+            if images[index] is None:
+                try:
+                    images[index] = decode_image(data, max_pixels=max_pixels)
+                except ImageError as error:
+                    images[index] = error
+        return images
 
     def preprocess(self, image: Any, spec: InputSpec) -> tuple[Any, tuple[float, float]]:
-        """As :func:`maskmill.engine.inputs.images.preprocess`, by the kernel ``resize_normalize``."""
+        """Compute a model input as :func:`maskmill.engine.inputs.images.preprocess`, on the ingest stream."""
         height, width = resized_size(image.shape[0], image.shape[1], spec)
+        shape = (3, spec.height, spec.width) if spec.layout == "NCHW" else (spec.height, spec.width, 3)
         staging = None
-        if not is_device_array(image):
-            image, staging = self._uploaded(image)
-        tensor = kernels.resize_normalize(
-            image,
-            (height, width),
-            filter=spec.resize_filter,
-            antialias=spec.antialias,
-            scale=spec.scale,
-            mean=spec.mean,
-            std=spec.std,
-            channels=spec.channels,
-            layout="HWC" if spec.layout == "NHWC" else "CHW",
-            pad_to=(spec.height, spec.width),
-            pad_value=spec.pad_value,
-        )
-        if staging is not None:
-            staging.read.record(self._compute)
+        if is_device_array(image):
+            image = self.upload(image)
+        with self._ingest:
+            if not is_device_array(image):
+                image, staging = self._staged(image)
+            tensor = self._tensor(shape)
+            try:
+                kernels.resize_normalize(
+                    image,
+                    (height, width),
+                    filter=spec.resize_filter,
+                    antialias=spec.antialias,
+                    scale=spec.scale,
+                    mean=spec.mean,
+                    std=spec.std,
+                    channels=spec.channels,
+                    layout="HWC" if spec.layout == "NHWC" else "CHW",
+                    pad_to=(spec.height, spec.width),
+                    pad_value=spec.pad_value,
+                    out=tensor,
+                )
+            finally:
+                if staging is not None:
+                    # only now: the next upload into the same device buffer must be queued after this resize
+                    self._staging.put(staging, staging.copied)
+            ready = self._ingest.record()
+        self._compute.wait_event(ready)
         return tensor, (height / spec.height, width / spec.width)
 
+    def upload(self, image: Any) -> Any:
+        """Return the image on the device, for :meth:`preprocess` and work inside :meth:`queue`.
+
+        Arrays of :meth:`decode` and their views are returned as they are; others are copied, device arrays in the order
+        of CuPy's current stream.
+        """
+        if is_device_array(image) and image.data.mem.ptr in self._owned:
+            return image
+        caller = self._cupy.cuda.get_current_stream()
+        self._sweep()
+        with self._ingest:
+            if is_device_array(image):
+                self._ingest.wait_event(caller.record())
+                buffer = image.copy()
+            else:
+                staged, staging = self._staged(image)
+                buffer = staged.copy()
+                self._staging.put(staging, staging.copied)
+            ready = self._ingest.record()
+        for stream in (self._compute, caller):
+            stream.wait_event(ready)
+        return self._shared(buffer.data.ptr, buffer.shape, buffer)
+
     def queue(self) -> AbstractContextManager[Any]:
-        """Everything inside is queued on the one stream that computes."""
+        """Return a context that queues work on the compute stream."""
         return self._compute
 
+    def constant(self, array: NDArray[Any]) -> Any:
+        """Return the values of a host array on the device, to be read only; equal arrays are uploaded once."""
+        return device.constant(array)
+
     def download(self, *arrays: Any) -> list[NDArray[Any]]:
-        """The arrays in pinned memory, copied on a stream of their own; waits for them alone."""
+        """Copy arrays of the compute stream to pinned memory on the download stream, and wait for these copies only."""
         import cupyx
 
-        arrays = tuple(self._cupy.asarray(array, order="C") for array in arrays)
+        with self._compute:
+            arrays = tuple(self._cupy.asarray(array, order="C") for array in arrays)
         self._download.wait_event(self._compute.record())
         copies = [cupyx.empty_pinned(array.shape, array.dtype) for array in arrays]
         for array, copy in zip(arrays, copies, strict=True):
             self._cupy.asnumpy(array, stream=self._download, out=copy, blocking=False)
-        # `arrays` are not given back before the copies are done
-        self._download.record(self._cupy.cuda.Event(block=True, disable_timing=True)).synchronize()
+        # `arrays` stay referenced until the copies are done
+        self._download.record(self._event()).synchronize()
         return copies
 
     def __repr__(self) -> str:
-        jpeg = "on the processor (nvImageCodec is not installed)" if self._codec is None else "by nvImageCodec"
+        jpeg = "on the CPU (nvImageCodec is not installed)" if self._codec is None else "by nvImageCodec"
         return f"images and kernels on {self._gpu} (CUDA), JPEG decoded {jpeg}"
 
-    def _decoded(self, data: bytes) -> Any:
-        """(H, W, 3) uint8 RGB on the device, upright, or None where nvImageCodec does not take this file."""
+    def _event(self) -> cupy.cuda.Event:
+        return self._cupy.cuda.Event(block=True, disable_timing=True)
+
+    def _decoded_on_device(self, files: Sequence[bytes]) -> list[Any]:
+        """Decode JPEG files to (H, W, 3) uint8 RGB, upright, on the decode stream; None for one it does not support."""
         codec = self._codec
         if not hasattr(self._local, "decoder"):
             self._local.decoder = codec.Decoder(max_num_cpu_threads=1)
             self._local.params = codec.DecodeParams(apply_exif_orientation=True, color_spec=codec.ColorSpec.SRGB)
-        image = self._local.decoder.decode(
-            codec.CodeStream(data), params=self._local.params, cuda_stream=self._compute.ptr
+        self._sweep()
+        images = self._local.decoder.decode(
+            [codec.CodeStream(data) for data in files], params=self._local.params, cuda_stream=self._decode.ptr
         )
-        if image is None:
-            return None
-        # decoded, read and given back on the one stream; CuPy's own conversion would wait for all of it
+        ready = self._decode.record()
+        for stream in (self._ingest, self._compute):
+            stream.wait_event(ready)
+        return [None if image is None else self._array_of(image) for image in images]
+
+    def _array_of(self, image: Any) -> Any:
+        """Wrap an image of nvImageCodec, whose own conversion to CuPy would wait; None if its layout is another one."""
         memory = image.__cuda_array_interface__
         shape = tuple(memory["shape"])
         if len(shape) != 3 or shape[2] != 3 or memory["typestr"] != "|u1" or memory.get("strides") is not None:
             return None
-        return array_over(memory["data"][0], shape, np.uint8, image)
+        return self._shared(memory["data"][0], shape, image)
 
-    def _uploaded(self, image: NDArray[np.uint8]) -> tuple[Any, _Staging]:
-        """The image on the device, in this thread's staging memory."""
-        staging = getattr(self._local, "staging", None)
-        if staging is not None:
-            staging.read.synchronize()
+    def _shared(self, pointer: int, shape: tuple[int, ...], owner: object) -> Any:
+        """Wrap a uint8 image; its memory is kept until all work that was queued before it is dropped is done."""
+        lease = _Lease()
+        self._owned.add(pointer)
+        streams = (self._ingest, self._compute)
+        weakref.finalize(lease, _drop_image, owner, pointer, self._owned, self._images, *streams).atexit = False
+        return array_over(pointer, shape, np.uint8, lease)
+
+    def _sweep(self) -> None:
+        """Release dropped images whose readers are done."""
+        while self._images.take(lambda event: event.synchronize()) is not None:
+            pass
+
+    def _staged(self, image: NDArray[np.uint8]) -> tuple[Any, _Staging]:
+        """Upload an image on the ingest stream; returns it and the buffers that it passes."""
+        staging = self._staging.take(lambda event: event.synchronize())
         if staging is None or staging.pinned.size < image.size:
             import cupyx
 
-            self._local.staging = staging = _Staging(
+            # allocated under the ingest stream: CuPy's pools hand out memory whose last use may still be queued on the
+            # stream that allocated it
+            staging = _Staging(
                 pinned=cupyx.empty_pinned(image.size, np.uint8),
                 device=self._cupy.empty(image.size, np.uint8),
-                read=self._cupy.cuda.Event(block=True, disable_timing=True),
+                copied=self._event(),
             )
         pinned = staging.pinned[: image.size].reshape(image.shape)
         pinned[...] = image
         array = staging.device[: image.size].reshape(image.shape)
-        array.set(pinned, stream=self._upload)
-        self._compute.wait_event(self._upload.record())
+        array.set(pinned, stream=self._ingest)
+        self._ingest.record(staging.copied)
         return array, staging
+
+    def _tensor(self, shape: tuple[int, ...]) -> Any:
+        """Return a float32 array for the ingest stream to fill; it may be read and dropped on the compute stream."""
+        recycler = self._tensors.setdefault(shape, Recycler(MAX_TENSORS))
+        buffer = recycler.take(self._ingest.wait_event)
+        if buffer is None:
+            buffer = self._cupy.empty(shape, np.float32)
+        lease = _Lease()
+        weakref.finalize(lease, _drop_tensor, buffer, recycler, self._compute).atexit = False
+        return array_over(buffer.data.ptr, shape, np.float32, lease)
+
+
+def _drop_tensor(buffer: cupy.ndarray, recycler: Recycler[cupy.ndarray], compute: cupy.cuda.Stream) -> None:
+    recycler.put(buffer, compute.record())
+
+
+def _drop_image(
+    image: object, pointer: int, owned: set[int], recycler: Recycler[object], *streams: cupy.cuda.Stream
+) -> None:
+    owned.discard(pointer)
+    recycler.put(image, *(stream.record() for stream in streams))
+
+
+def _wait_for(*streams: cupy.cuda.Stream) -> None:
+    for stream in streams:
+        stream.synchronize()

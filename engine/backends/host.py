@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import ImageError
 from ..inputs.images import MAX_PIXELS, decode_image, preprocess
 from ..model.bundle import InputSpec
 
@@ -23,13 +25,33 @@ class HostBackend:
         """Decode on the calling thread."""
         return decode_image(data, max_pixels=max_pixels)
 
+    def decode_batch(
+        self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+    ) -> list[NDArray[np.uint8] | ImageError]:
+        """Decode one file after the other on the calling thread."""
+        images: list[NDArray[np.uint8] | ImageError] = []
+        for data in files:
+            try:
+                images.append(self.decode(data, max_pixels=max_pixels))
+            except ImageError as error:
+                images.append(error)
+        return images
+
+    def upload(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the image itself."""
+        return image
+
     def preprocess(self, image: Any, spec: InputSpec) -> tuple[NDArray[np.float32], tuple[float, float]]:
         """Resize and normalize on the calling thread."""
-        return preprocess(image, spec)
+        return preprocess(np.ascontiguousarray(image), spec)
 
     def queue(self) -> AbstractContextManager[Any]:
         """Return a context that does nothing: each call finishes its work before it returns."""
         return nullcontext()
+
+    def constant(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the array itself."""
+        return array
 
     def download(self, *arrays: Any) -> list[NDArray[Any]]:
         """Return the arrays themselves."""

@@ -34,7 +34,7 @@ from ..predictors.base import Predictor, ScoreMap
 from ..predictors.segment_everything import SegmentEverything, SegmentMap
 from ..store.label_store import SEGMENTS, InputRow, LabelRow, LabelStore
 from .progress import Progress
-from .selection import Selected, Selection, select, select_segments
+from .selection import Selected, Selection, select_batch, select_segments
 from .thread_stages import Pipeline
 from .writer import Done, Writer
 
@@ -168,8 +168,10 @@ def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
     return source if shard_of is None else shard(source, *shard_of)
 
 
-def _select(taxonomy: Taxonomy, selection: Selection, score_map: ScoreMap) -> Selected:
-    return select(score_map, taxonomy, selection)
+def _select(
+    taxonomy: Taxonomy, selection: Selection, score_maps: Sequence[ScoreMap]
+) -> list[Selected | ImageError]:
+    return select_batch(score_maps, taxonomy, selection)
 
 
 class _Run:
@@ -179,7 +181,7 @@ class _Run:
         self,
         predictor: Predictor | SegmentEverything,
         source: Source,
-        select: Callable[[Any], Selected],
+        select: Callable[[Sequence[Any]], list[Selected | ImageError]],
         num_targets: int,
         workers: int | None,
         max_pixels: int | None,
@@ -209,7 +211,9 @@ class _Run:
             calls = 1 if self._predictor.backend.queued else max(1, self._workers // self._predictor.threads)
             pipeline.add_stage(decode, threads=self._workers)
             pipeline.add_stage(predict, threads=calls, batch=self._predictor.batch)
-            pipeline.add_stage(select, threads=self._workers)
+            # a device is waited for once per batch
+            together = self._predictor.batch if self._predictor.backend.queued else 1
+            pipeline.add_stage(select, threads=self._workers, batch=together)
         pipeline.add_stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
         progress.stages = pipeline.times
         started = time.perf_counter()
@@ -260,15 +264,14 @@ class _Run:
         return [job if job.prepared is None else replace(job, prepared=None, score_map=next(maps)) for job in jobs]
 
     def _select(self, jobs: list[_Job]) -> list[Done]:
-        return [self._finish(job) for job in jobs]
+        maps = [job.score_map for job in jobs if job.score_map is not None]
+        selected = iter(self._select_maps(maps) if maps else ())
+        return [self._finish(job, None if job.score_map is None else next(selected)) for job in jobs]
 
-    def _finish(self, job: _Job) -> Done:
-        item, error, selected = job.item, job.error, None
-        if job.score_map is not None:
-            try:
-                selected = self._select_maps(job.score_map)
-            except ImageError as fault:
-                error = fault
+    def _finish(self, job: _Job, selected: Selected | ImageError | None) -> Done:
+        item, error = job.item, job.error
+        if isinstance(selected, ImageError):
+            error, selected = selected, None
         row = InputRow(
             uri=item.uri,
             size=item.size,

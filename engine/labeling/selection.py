@@ -8,6 +8,7 @@ Usage::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -150,14 +151,36 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
 
     Raises :class:`ImageError` of the kind ``not-finite`` for scores with NaN or infinity.
     """
-    backend, ignore = score_map.backend, taxonomy.ignore_index
+    (selected,) = select_batch([score_map], taxonomy, selection)
+    if isinstance(selected, ImageError):
+        raise selected
+    return selected
+
+
+def select_batch(
+    score_maps: Sequence[ScoreMap], taxonomy: Taxonomy, selection: Selection
+) -> list[Selected | ImageError]:
+    """Run :func:`select` on images of one backend with one download; an error takes the place of its image."""
+    backend, arrays = score_maps[0].backend, []
     with backend.queue():
-        label, weight, confidence = _maps(score_map, taxonomy, selection)
-        total = backend.xp.where(label == ignore, np.float32(0), confidence).sum(dtype=np.float64)
-        numbers = backend.xp.stack([total, confidence.min().astype(np.float64)])
-        label, weight, (total, lowest) = backend.download(label, weight, numbers)
-        if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
-            raise ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels
+        for score_map in score_maps:
+            label, weight, confidence = _maps(score_map, taxonomy, selection)
+            total = backend.xp.where(label == taxonomy.ignore_index, np.float32(0), confidence).sum(dtype=np.float64)
+            arrays += [label, weight, backend.xp.stack([total, confidence.min().astype(np.float64)])]
+        arrays = backend.download(*arrays)
+        return [
+            _selected(score_map, *arrays[3 * index : 3 * index + 3], taxonomy)
+            for index, score_map in enumerate(score_maps)
+        ]
+
+
+def _selected(
+    score_map: ScoreMap, label: NDArray[Any], weight: NDArray[np.uint8], numbers: NDArray[np.float64], taxonomy: Taxonomy
+) -> Selected | ImageError:
+    """Count the pixels of maps on the host; ``numbers`` are the sum of the kept pixels' top scores and the lowest one."""
+    (total, lowest), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
+    if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
+        return ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels
     counts = np.bincount(label.ravel(), minlength=ignore + 1)
     num_kept = label.size - int(counts[ignore])
     return Selected(
@@ -198,13 +221,15 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
     )
 
 
-def select_segments(segments: SegmentMap) -> Selected:
-    """Convert a map of segments to stored form: weight 255 inside a segment, 0 elsewhere.
+def select_segments(maps: Sequence[SegmentMap]) -> list[Selected | ImageError]:
+    """Convert maps of segments to stored form: weight 255 inside a segment, 0 elsewhere.
 
-    Raises :class:`ImageError` of the kind ``not-finite`` if the model's scores were not finite.
+    An :class:`ImageError` of the kind ``not-finite`` takes the place of a map whose scores were not finite.
     """
-    if not segments.finite:
-        raise ImageError("not-finite", _NOT_FINITE)
+    return [_segments(map) if map.finite else ImageError("not-finite", _NOT_FINITE) for map in maps]
+
+
+def _segments(segments: SegmentMap) -> Selected:
     label = paint(segments)
     inside = label > 0
     return Selected(

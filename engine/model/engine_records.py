@@ -52,12 +52,14 @@ class Engine:
     version_compatible: bool = False
     """Whether later versions of the same major TensorRT version run it."""
 
-    def obstacle(self, gpu: Gpu, tensorrt: str) -> str:
+    def obstacle(self, gpu: Gpu, tensorrt: str, lean: bool = False) -> str:
         """Why it does not run on ``gpu`` with this TensorRT version; empty where it does."""
         if self.hardware_compatible and min(gpu.capability, self.capability) < AMPERE:
             return f"it needs sm_{AMPERE} or newer, this is {gpu}"
         if not self.hardware_compatible and gpu.capability != self.capability:
             return f"it was built for sm_{self.capability} ({self.gpu}), this is {gpu}"
+        if lean and not self.version_compatible:
+            return "the lean runtime runs engines of `maskmill build --version-compatible` only"
         if tensorrt == self.tensorrt:
             return ""
         major = self.tensorrt.split(".")[0] == tensorrt.split(".")[0]
@@ -80,7 +82,9 @@ def with_engine(bundle: Bundle, engine: Engine) -> Bundle:
     return dataclasses.replace(bundle, engines=(*others, dataclasses.asdict(engine)))
 
 
-def choose_engine(bundle: Bundle, *, role: str, precision: str | None, gpu: Gpu, tensorrt: str) -> Engine:
+def choose_engine(
+    bundle: Bundle, *, role: str, precision: str | None, gpu: Gpu, tensorrt: str, lean: bool = False
+) -> Engine:
     """The latest engine for ``role`` that runs here; any precision where None.
 
     Raises :class:`SessionError` that says why none of them does.
@@ -95,11 +99,11 @@ def choose_engine(bundle: Bundle, *, role: str, precision: str | None, gpu: Gpu,
     if not current:
         raise SessionError(f"the engines of {bundle.path} were built from other files than {entry.path}; run {build}")
     for engine in current:
-        if not engine.obstacle(gpu, tensorrt):
+        if not engine.obstacle(gpu, tensorrt, lean):
             return engine
     raise SessionError(
         f"no engine of {bundle.path} for its {asked} runs here: {current[0].path}: "
-        f"{current[0].obstacle(gpu, tensorrt)}; run {build} on this machine"
+        f"{current[0].obstacle(gpu, tensorrt, lean)}; run {build} on this machine"
     )
 
 

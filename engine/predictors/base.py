@@ -73,7 +73,7 @@ class ScoreMap:
             groups=taxonomy.groups,
             num_targets=taxonomy.num_targets,
             region=self.region,
-            thresholds=None if thresholds is None else xp.asarray(thresholds, np.float32),
+            thresholds=None if thresholds is None else self.backend.constant(np.asarray(thresholds, np.float32)),
             rule=rule,
             background=taxonomy.background,
             ignore=taxonomy.ignore_index,

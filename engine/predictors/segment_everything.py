@@ -130,8 +130,7 @@ class SegmentEverything:
 
     def prepare(self, image: Any, uri: str = "") -> tuple[Any, tuple[float, float], tuple[int, int]]:
         """Return the encoder's input, the shares of it that the image covers, and the image's size."""
-        with self.backend.queue():
-            tensor, covers = self.backend.preprocess(image, self.bundle.input)
+        tensor, covers = self.backend.preprocess(image, self.bundle.input)
         return tensor, covers, (image.shape[0], image.shape[1])
 
     def run(self, prepared: Sequence[Any]) -> list[SegmentMap]:

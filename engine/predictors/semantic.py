@@ -76,8 +76,8 @@ class SemanticPredictor:
 
     @property
     def batch(self) -> int:
-        """Number of prepared images per call of ``run``."""
-        return self._batch
+        """Number of prepared images per call of ``run``: the batch size that the session needs, else the one given."""
+        return self.session.max_batch or self._batch
 
     @property
     def threads(self) -> int:
@@ -107,17 +107,16 @@ class SemanticPredictor:
             for left in tile_starts(width, tile[1], self.overlap)
         ]
         tensors, covers = [], (1.0, 1.0)
-        with self.backend.queue():
-            for top, left in corners:
-                window = image[top : top + tile[0], left : left + tile[1]]
-                tensor, covers = self.backend.preprocess(window, self.bundle.input)
-                tensors.append(tensor)
+        for top, left in corners:
+            window = image[top : top + tile[0], left : left + tile[1]]
+            tensor, covers = self.backend.preprocess(window, self.bundle.input)
+            tensors.append(tensor)
         return Prepared(tensors=tuple(tensors), size=(height, width), covers=covers, tile=tile, corners=tuple(corners))
 
     def run(self, prepared: Sequence[Prepared]) -> list[ScoreMap]:
         """Compute the score maps of prepared images; every tile goes through the session once."""
         tensors = [tensor for image in prepared for tensor in image.tensors]
-        limit = self.session.max_batch or max(self._batch, 1)
+        limit = self.batch
         scores: list[Any] = []
         with self.backend.queue():
             for start in range(0, len(tensors), limit):

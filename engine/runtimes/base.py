@@ -25,7 +25,10 @@ class Session(Protocol):
 
     @property
     def max_batch(self) -> int | None:
-        """The only batch size that a call accepts, or None if the batch size is free."""
+        """Batch size that calls should have, or None if it does not matter.
+
+        It is the only one that the graph accepts, or the one that the engine was made fast for.
+        """
         ...
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from contextlib import suppress
 from typing import Any
 
 from ...errors import MissingPackageError, SessionError
@@ -28,36 +30,49 @@ def this_gpu() -> Gpu:
 
 
 def load_tensorrt(purpose: str) -> Any:
-    """The module ``tensorrt``; raises :class:`MissingPackageError`."""
+    """Import ``tensorrt``; raises :class:`MissingPackageError`."""
     try:
-        # pyright takes a bare import for the module of this package
-        return __import__("tensorrt")
+        import tensorrt
     except ImportError as error:
-        raise MissingPackageError("tensorrt", "gpu", purpose) from error
+        raise MissingPackageError("tensorrt", "tensorrt", purpose) from error
+    return tensorrt
+
+
+def load_tensorrt_runtime(purpose: str) -> tuple[Any, bool]:
+    """Import ``tensorrt``, or ``tensorrt_lean`` if only that is installed; returns the module and True for the latter.
+
+    The lean runtime has no builder and runs version-compatible engines only. Raises :class:`MissingPackageError`.
+    """
+    with suppress(ImportError):
+        return importlib.import_module("tensorrt"), False
+    try:
+        return importlib.import_module("tensorrt_lean"), True
+    except ImportError as error:
+        raise MissingPackageError("tensorrt", "tensorrt", purpose) from error
 
 
 def message_log(trt: Any) -> Any:
-    """A TensorRT logger that keeps warnings and errors, for messages of our own."""
+    """Return a TensorRT logger that collects warnings and errors, for our error messages."""
 
     class Messages(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
-            self._kept: list[tuple[bool, str]] = []
+            self._entries: list[tuple[bool, str]] = []
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                self._kept.append((severity != trt.ILogger.WARNING, " ".join(msg.split())))
+                self._entries.append((severity != trt.ILogger.WARNING, " ".join(msg.split())))
 
         def clear(self) -> None:
-            self._kept.clear()
+            self._entries.clear()
 
         def last(self) -> str:
-            """The last error, else the last warning, else nothing."""
-            errors = [text for error, text in self._kept if error]
-            return (errors or [text for _, text in self._kept] or [""])[-1]
+            """Return the last error, else the last warning, else an empty text."""
+            errors = [text for error, text in self._entries if error]
+            return (errors or [text for _, text in self._entries] or [""])[-1]
 
         def first(self, pattern: re.Pattern[str]) -> str | None:
-            """The first message that ``pattern`` is found in."""
-            return next((text for _, text in self._kept if pattern.search(text)), None)
+            """Return the first message that matches ``pattern``, or None."""
+            return next((text for _, text in self._entries if pattern.search(text)), None)
 
     return Messages()

@@ -15,6 +15,7 @@ from .device import (
     Pointer,
     aligned,
     ceil_div,
+    constant,
     integers,
     launch,
     output,
@@ -99,7 +100,7 @@ def _classes(scores: DeviceArray, plan: DecodePlan, strides: list[int]) -> tuple
     if plan.groups is not None:
         order = np.argsort(plan.groups, kind="stable").astype(np.int32)
         first = np.searchsorted(plan.groups[order], np.arange(plan.num_scored + 1)).astype(np.int32)
-        return "GROUPED", upload(order), upload(first)
+        return "GROUPED", constant(order), constant(first)
     pack = 16 // scores.dtype.itemsize
     steps = [strides[0], *strides[2:]]
     vector = strides[1] == 1 and aligned(pack, scores) and all(step % pack == 0 for step in steps)

@@ -7,6 +7,7 @@ same launchers, with their geometry and argument lists, on the sources compiled 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,12 @@ INTEGER_CODES = {
     for code, name in enumerate(("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"))
 }
 """Codes of integer types, as common.cuh's IntegerCode."""
+
+MOST_CONSTANTS = 512
+"""Tables that :func:`constant` keeps in one generation."""
+
+_constants: list[dict[tuple, tuple[Any, DeviceArray]]] = [{}, {}]
+_constants_lock = threading.Lock()
 
 NULL = np.uint64(0)
 """The null pointer as an argument."""
@@ -170,6 +177,28 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
 def upload(values: Any, dtype: Any = None) -> DeviceArray:
     """Copy values to the device: CuPy copies host arrays through pinned memory, in stream order."""
     return arrays().asarray(values, dtype=dtype)
+
+
+def constant(values: np.ndarray) -> DeviceArray:
+    """Return read-only values on the device: equal tables are uploaded once, then any stream may read them.
+
+    The first call with a table waits for its upload. Two generations of tables are kept: the older one is dropped when
+    the device is idle, and holds no table that a launch is about to use.
+    """
+    library, values = arrays(), np.ascontiguousarray(values)
+    key = (id(library), library.cuda.Device().id, values.dtype.str, values.shape, values.tobytes())
+    with _constants_lock:
+        table = _constants[0].get(key)
+        if table is None:
+            table = _constants[1].get(key)
+            if table is None:
+                table = (library, library.asarray(values))
+                library.cuda.get_current_stream().synchronize()
+            if len(_constants[0]) >= MOST_CONSTANTS:
+                library.cuda.Device().synchronize()
+                _constants[:] = [{}, _constants[0]]
+            _constants[0][key] = table
+    return table[1]
 
 
 def contiguous(array: DeviceArray, dtype: Any = None) -> DeviceArray:

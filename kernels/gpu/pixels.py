@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from ..plans.pixels import axis_weights, check_resize
 from ..types import Channels, Filter, Layout
-from .device import DeviceArray, ceil_div, contiguous, empty, launch, output, upload
+from .device import DeviceArray, ceil_div, constant, contiguous, empty, launch, output
 
 BLOCK = (32, 8)
 """Pixels of a block, columns and rows."""
@@ -20,9 +21,14 @@ def _tiles(height: int, width: int) -> tuple[int, int]:
 
 def _taps(source: int, target: int, filter: Filter, antialias: bool) -> tuple[DeviceArray, DeviceArray, np.int32]:
     """Return first taps, weights and the number of weights on the device, from the tables of all forms."""
+    first, weights = _tables(source, target, filter, antialias)
+    return constant(first), constant(weights), np.int32(weights.shape[1])
+
+
+@lru_cache(512)
+def _tables(source: int, target: int, filter: Filter, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
     first, weights = axis_weights(source, target, filter, antialias)
-    on_device = upload(first.astype(np.int32)), upload(weights.astype(np.float32))
-    return (*on_device, np.int32(weights.shape[1]))
+    return first.astype(np.int32), weights.astype(np.float32)
 
 
 def resize_normalize(

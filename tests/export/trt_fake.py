@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from .. import race_detector
 from ..cupy_fake import stream_at
 
 log: list[dict[str, Any]] = []
@@ -34,8 +35,10 @@ class World:
     build_error = ""
     starts = True
     """Whether the library can be used at all."""
-    scratch_for = 99
-    """Execution contexts that the device has the memory for."""
+    contexts = 99
+    """Execution contexts that can be created."""
+    scratch = 4096
+    """Bytes of scratch memory per row of a batch."""
     interrupt_at: str | None = None
     """Phase during which the user presses Ctrl-C."""
 
@@ -123,6 +126,9 @@ BuilderFlag = _enum("BuilderFlag", "TF32", "VERSION_COMPATIBLE")
 HardwareCompatibilityLevel = _enum("HardwareCompatibilityLevel", "NONE", "AMPERE_PLUS")
 MemoryPoolType = _enum("MemoryPoolType", "WORKSPACE")
 TensorIOMode = _enum("TensorIOMode", "NONE", "INPUT", "OUTPUT")
+ExecutionContextAllocationStrategy = _enum(
+    "ExecutionContextAllocationStrategy", "STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"
+)
 DataType = _enum("DataType", "FLOAT", "HALF", "INT64", "BF16")
 _ONNX_TYPES = {1: "FLOAT", 10: "HALF", 7: "INT64", 16: "BF16"}
 
@@ -337,7 +343,7 @@ class Builder(metaclass=_Recording):
 
 class IExecutionContext(metaclass=_Recording):
     def __init__(self, engine: ICudaEngine) -> None:
-        self._engine, self._shapes, self._addresses = engine, {}, {}
+        self._engine, self._shapes, self._addresses, self._scratch = engine, {}, {}, (0, 0)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert isinstance(shape, tuple)
@@ -354,16 +360,34 @@ class IExecutionContext(metaclass=_Recording):
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
-        return True
+        return name in self._engine._types and memory % 256 == 0
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert set(self._shapes) == {tensor._name for tensor in self._engine._inputs}, "every input has a shape"
+        return world.scratch * max(shape[0] for shape in self._shapes.values())
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        self._scratch = (memory, size)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert set(self._addresses) == {tensor._name for tensor in self._engine._tensors}, "every tensor has an address"
-        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        shapes, addresses, (scratch, size) = dict(self._shapes), dict(self._addresses), self._scratch
+        if size < self.update_device_memory_size_for_shapes():
+            _say(self._engine._logger, "ERROR", "Error Code 1: the scratch memory is too small")
+            return False
 
-        def work() -> None:
-            feeds = {name: _memory(addresses[name], shape, self._engine._types[name]) for name, shape in shapes.items()}
+        def work(timeline: race_detector.Timeline) -> None:
+            def memory(name: str, shape: tuple[int, ...], write: bool) -> np.ndarray:
+                array = _memory(addresses[name], shape, self._engine._types[name])
+                bounds = np.lib.array_utils.byte_bounds(array)
+                race_detector.touch(timeline, *bounds, write=write, what=f"engine with {name!r}")
+                return array
+
+            race_detector.touch(timeline, scratch, scratch + size, write=True, what="engine with its scratch memory")
+            feeds = {name: memory(name, shape, False) for name, shape in shapes.items()}
             for name, result in self._engine._run(feeds).items():
-                _memory(addresses[name], result.shape, self._engine._types[name])[...] = result
+                memory(name, result.shape, True)[...] = result
 
         stream_at(stream_handle).do("engine", work)
         return True
@@ -408,11 +432,12 @@ class ICudaEngine(metaclass=_Recording):
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType.__dict__[self._types[name]]
 
-    def create_execution_context(self) -> IExecutionContext | None:
-        if world.scratch_for < 1:
+    def create_execution_context(self, strategy: _Member) -> IExecutionContext | None:
+        assert strategy.name == "USER_MANAGED"
+        if world.contexts < 1:
             _say(self._logger, "ERROR", "Error Code 2: OutOfMemory (Requested size was 99 bytes.)")
             return None
-        world.scratch_for -= 1
+        world.contexts -= 1
         return IExecutionContext(self)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,9 @@ class _Cupy:
 
     def __init__(self, poison: int) -> None:
         self._poison = poison
+        stream = SimpleNamespace(synchronize=lambda: None)
+        device = SimpleNamespace(id=0, synchronize=lambda: None)
+        self.cuda = SimpleNamespace(get_current_stream=lambda: stream, Device=lambda: device)
 
     def empty(self, shape, dtype):
         array = np.empty(shape, dtype)

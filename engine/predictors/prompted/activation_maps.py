@@ -126,7 +126,7 @@ class CamModel:
     def prepare(self, image: Any) -> CamInput:
         """Resize and normalize an HWC uint8 RGB image, which is on the model's backend, at every scale."""
         tensors, covers = [], []
-        views = (image, self.backend.xp.ascontiguousarray(image[:, ::-1])) if self.flip else (image,)
+        views = (image, image[:, ::-1]) if self.flip else (image,)
         for spec in self._specs:
             for view in views:
                 tensor, covered = self.backend.preprocess(view, spec)

@@ -186,8 +186,8 @@ class PromptedPredictor:
 
     @property
     def batch(self) -> int:
-        """Number of prepared images per call of ``run``."""
-        return self._batch
+        """Number of prepared images per call of ``run``: the batch size that the encoder needs, else the one given."""
+        return self.encoder.max_batch or self._batch
 
     @property
     def threads(self) -> int:
@@ -217,12 +217,12 @@ class PromptedPredictor:
         classes = None if self._labels is None else self._labels.classes_of(uri, self.cam.bundle.classes)
         cache = self._cache
         key, embeddings, tensor, spec, xp = None, None, None, self.sam.input, self.backend.xp
+        source, image = image, self.backend.upload(image)
         with self.backend.queue():
             if cache is not None:
-                (pixels,) = self.backend.download(image) if is_device_array(image) else (image,)
+                (pixels,) = self.backend.download(image) if is_device_array(source) else (source,)
                 key = cache.key(pixels)
                 embeddings = cache.get(key)
-            image = xp.asarray(image)
             if embeddings is None:
                 tensor, covers = self.backend.preprocess(image, spec)
             else:
