@@ -168,9 +168,7 @@ def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
     return source if shard_of is None else shard(source, *shard_of)
 
 
-def _select(
-    taxonomy: Taxonomy, selection: Selection, score_maps: Sequence[ScoreMap]
-) -> list[Selected | ImageError]:
+def _select(taxonomy: Taxonomy, selection: Selection, score_maps: Sequence[ScoreMap]) -> list[Selected | ImageError]:
     return select_batch(score_maps, taxonomy, selection)
 
 

@@ -175,9 +175,13 @@ def select_batch(
 
 
 def _selected(
-    score_map: ScoreMap, label: NDArray[Any], weight: NDArray[np.uint8], numbers: NDArray[np.float64], taxonomy: Taxonomy
+    score_map: ScoreMap,
+    label: NDArray[Any],
+    weight: NDArray[np.uint8],
+    numbers: NDArray[np.float64],
+    taxonomy: Taxonomy,
 ) -> Selected | ImageError:
-    """Count the pixels of maps on the host; ``numbers`` are the sum of the kept pixels' top scores and the lowest one."""
+    """Count the pixels of maps on the host; ``numbers`` holds the sum of kept top scores and the lowest top score."""
     (total, lowest), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
     if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
         return ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from maskmill.export.build.engine_builder import BuildOptions, build_engine
 
 from ... import cupy_fake
 from ...builders import encoded, photo
+from ...codec_fake import Codec, install
 from ...models import color_bundle
 from ..corpus import write_photos
 
@@ -86,6 +85,7 @@ def test_labels_and_weights_are_those_of_the_host(
     expected = select(on_host(bundle, tile=tile, overlap=4).predict(image), taxonomy, selection)
     score_map = on_device(bundle, tile=tile, overlap=4).predict(image)
     assert type(score_map.scores) is cupy_fake.CupyArray
+    select(score_map, taxonomy, selection)  # the first time, constant tables are uploaded
     cupy_fake.events.clear()
     found = select(score_map, taxonomy, selection)
     np.testing.assert_array_equal(found.label, expected.label)
@@ -148,44 +148,22 @@ def test_true_scores_are_those_of_the_host(cupy: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-class Codec(ModuleType):
-    """A stand-in for nvImageCodec that decodes with Pillow, and takes no progressive JPEG."""
-
-    def __init__(self, cupy: Any) -> None:
-        super().__init__("nvidia.nvimgcodec")
-        self.ColorSpec = SimpleNamespace(SRGB=1)
-        self.CodeStream = bytes
-        self.decoded: list[int] = []
-        codec = self
-
-        class DecodeParams:
-            def __init__(self, *, apply_exif_orientation: bool, color_spec: int) -> None:
-                assert (apply_exif_orientation, color_spec) == (True, 1)
-
-        class Decoder:
-            def __init__(self, *, max_num_cpu_threads: int) -> None:
-                pass
-
-            def decode(self, srcs: list[bytes], *, params: DecodeParams, cuda_stream: int) -> list[Any]:
-                supported = [b"\xff\xc2" not in data for data in srcs]
-                codec.decoded.append(sum(supported))
-                with cupy_fake.stream_at(cuda_stream):
-                    return [
-                        cupy.asarray(decode_image(data)) if known else None
-                        for data, known in zip(srcs, supported, strict=True)
-                    ]
-
-        self.DecodeParams, self.Decoder = DecodeParams, Decoder
-
-
 @pytest.fixture
 def codec(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> Codec:
-    module = Codec(cupy)
-    package = ModuleType("nvidia")
-    package.nvimgcodec = module  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "nvidia", package)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", module)
-    return module
+    return install(cupy, monkeypatch)
+
+
+def test_jpeg_files_are_decoded_together(codec: Codec) -> None:
+    backend = CudaBackend()
+    files = [encoded(photo(20, 30), "JPEG"), encoded(photo(9, 9), "PNG"), b"no image", encoded(photo(8, 9), "JPEG")]
+    files.append(encoded(photo(20, 30), "JPEG", progressive=True))
+    images = backend.decode_batch(files)
+    assert codec.decoded == [2]
+    assert [type(image) for image in images] == [
+        cupy_fake.CupyArray, np.ndarray, ImageError, cupy_fake.CupyArray, np.ndarray,
+    ]  # fmt: skip
+    np.testing.assert_array_equal(backend.download(images[0])[0], decode_image(files[0]))
+    np.testing.assert_array_equal(images[1], decode_image(files[1]))
 
 
 def test_jpeg_is_decoded_on_the_device_where_the_codec_is_installed(codec: Codec, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_smaller_segments_lie_on_top() -> None:
     label = paint(segments)
     assert label[8, 8] == 2
     assert label[0, 0] == 1
-    found = select_segments(segments)
+    (found,) = select_segments([segments])
     assert found.kept == 1
     assert found.counts.tolist() == [256]
     assert 0 <= found.confidence <= 1

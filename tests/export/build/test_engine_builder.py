@@ -209,7 +209,7 @@ def test_what_is_missing_is_named(cupy: Any, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SessionError, match="no usable NVIDIA GPU"):
         build_engine(bundle)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingPackageError, match=r"maskmill\[tensorrt\]"):
+    with pytest.raises(MissingPackageError, match=r"\[tensorrt\]"):
         build_engine(bundle)
 
 
