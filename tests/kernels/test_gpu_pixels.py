@@ -51,7 +51,7 @@ def test_out_is_filled_and_returned():
     ("options", "message"),
     [
         ({"filter": "area", "antialias": False}, "needs antialias"),
-        ({"pad_to": (3, 9)}, "fit in pad_to"),
+        ({"pad_to": (3, 9)}, "fit into pad_to"),
     ],
 )
 def test_misuse_is_refused(options, message):
