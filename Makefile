@@ -9,7 +9,11 @@ PACKAGED := pyproject.toml constraints.txt
 STUDENT ?= yes
 DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-ready)
 
-.PHONY: setup demo test test-long test-export test-gpu check format bench msrc students prompted clean
+# throwaway environments: the tools of label formats, and the oldest versions of image libraries that work
+TOOLS  := $(VENV)-tools
+OLD    := $(VENV)-old
+
+.PHONY: setup demo test test-long test-export test-gpu test-formats test-old check format bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -27,6 +31,13 @@ test-export: $(VENV)/.dev-ready ## every model family: exported, compared with P
 
 test-gpu: $(VENV)/.dev-ready ## what needs an NVIDIA device; fails without one
 	MASKMILL_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+
+test-formats: $(VENV)/.formats-ready $(TOOLS)/.ready ## label files against the libraries of other tools
+	$(BIN)/python -m pytest -m libraries tests/engine/formats/test_tools.py
+	$(TOOLS)/bin/python -m pytest -m libraries tests/engine/formats/test_tools_apart.py
+
+test-old: $(OLD)/.ready ## images, labels and stores with older OpenCV, Pillow and PyArrow
+	$(OLD)/bin/python -m pytest $(addprefix tests/engine/,inputs formats model store labeling)
 
 check: $(VENV)/.dev-ready ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -56,8 +67,23 @@ students: $(VENV)/.dev-ready ## students on MSRC and CamVid (an hour and a half 
 prompted: $(VENV)/.dev-ready ## labels from image-level classes on MSRC
 	$(BIN)/python benchmarks/prompted_msrc.py
 
+$(VENV)/.formats-ready: $(VENV)/.dev-ready
+	$(PIP) --editable '.[coco,hf]' webdataset cvat-sdk
+	@touch $@
+
+$(TOOLS)/.ready: $(PACKAGED)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --editable . label-studio-sdk datumaro pytest pytest-timeout hypothesis
+	@touch $@
+
+$(OLD)/.ready: $(PACKAGED)
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --editable '.[cpu]' 'opencv-python-headless<5' 'pillow<13' 'pyarrow<26' \
+	  aiohttp hypothesis psutil pycocotools pytest pytest-timeout
+	@touch $@
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) $(OLD) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

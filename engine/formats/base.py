@@ -234,6 +234,8 @@ class ShapeOptions:
     """Label of pixels without a shape; ``auto``: background, but ignored if background has shapes of its own."""
     background: str = BACKGROUND
     """Name of the background class."""
+    crowds: Literal["ignore", "object"] = "ignore"
+    """Meaning of COCO's ``iscrowd``: pixels to ignore, or an object like any other, as CVAT and Datumaro write it."""
     predictions: bool = True
     """Whether a file of predictions that nobody edited counts as labels (Label Studio)."""
 

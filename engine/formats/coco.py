@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
+from ...errors import MissingPackageError, UsageError
 from .base import (
     IGNORE,
     FileSink,
+    LabelClasses,
     LabeledImage,
     LabelReader,
     Overlaps,
@@ -37,6 +38,7 @@ from .rle import encode_classes, runs_of_counts, string_to_counts
 FILE = "annotations/instances.json"
 _IMAGE = re.compile(rb'"image_id"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
 _CATEGORY = re.compile(rb'"category_id"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
+_CROWD = re.compile(rb'"iscrowd"\s*:\s*(?:1|true)\b')
 
 
 class CocoReader(LabelReader):
@@ -47,6 +49,7 @@ class CocoReader(LabelReader):
     def __init__(self, location: str, options: ShapeOptions) -> None:
         self.path = location
         self._overlaps: Overlaps = options.overlaps or "smaller"
+        self._crowds = options.crowds
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
         if missing := {"images", "annotations", "categories"} - set(members):
@@ -76,11 +79,16 @@ class CocoReader(LabelReader):
         self._classes = ShapeClasses(self._categories.values(), options, drawn=drawn)
         self.class_names = self._classes.by_value
         self.image_names = list(self._images)
-        self.notes = (self._classes.note, "iscrowd regions are ignored", f"overlaps: {self._overlaps} on top")
+        fate = "ignored" if self._crowds == "ignore" else "objects like any other"
+        self.notes = (
+            self._classes.note,
+            f"{self._num_crowds} iscrowd regions are {fate}",
+            f"overlaps: {self._overlaps} on top",
+        )
 
     def _owners(self, numbers: dict[str, int]) -> tuple[NDArray[np.int64], set[str]]:
         """Find the image of every annotation, and the names of the classes that are drawn."""
-        owners, drawn = np.empty(len(self._spans), np.int64), set()
+        owners, drawn, crowds = np.empty(len(self._spans), np.int64), set(), 0
         for index, (start, stop) in enumerate(self._spans.tolist()):
             text = self._raw[start:stop]
             images, categories = _IMAGE.findall(text), _CATEGORY.findall(text)
@@ -100,6 +108,13 @@ class CocoReader(LabelReader):
                 )
             owners[index] = numbers[image]
             drawn.add(category)
+            crowds += _CROWD.search(text) is not None
+        if crowds and crowds == len(owners) and self._crowds == "ignore":
+            raise UsageError(
+                f"every annotation of {self.path} is marked iscrowd, so all objects would be ignored; CVAT and Datumaro "
+                "mark masks like that: read it with --labels-format coco-datumaro"
+            )
+        self._num_crowds = crowds
         return owners, {self._categories[category] for category in drawn}
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
@@ -109,7 +124,8 @@ class CocoReader(LabelReader):
         for index in self._order[self._first[number] : self._first[number + 1]].tolist():
             where = f"{self.path}, annotation {index} ({name})"
             annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
-            label = IGNORE if annotation.get("iscrowd") else self._categories[_key(annotation["category_id"])]
+            crowd = annotation.get("iscrowd") and self._crowds == "ignore"
+            label = IGNORE if crowd else self._categories[_key(annotation["category_id"])]
             runs = _runs(annotation.get("segmentation"), height, width, where)
             shapes.append(Shape(self._classes.values[label], runs))
         return paint_shapes(shapes, height, width, self._classes, self._overlaps)
@@ -212,3 +228,23 @@ def _annotation_entries(parts: Iterator[str]) -> Iterator[str]:
         for annotation in json.loads(part)["annotations"]:
             number += 1
             yield json.dumps({"id": number, "image_id": image} | annotation)
+
+
+def to_supervision(label: NDArray[Any], classes: LabelClasses) -> Any:
+    """Convert a label map (H, W) to ``supervision.Detections``: one mask, box and class name per class that occurs.
+
+    Raises :class:`MissingPackageError` without the package supervision.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise MissingPackageError("supervision", "coco", "supervision.Detections") from error
+    masks = [mask for mask in encode_classes(label) if mask.value != classes.ignore]
+    boxes = np.array([mask.box for mask in masks], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return supervision.Detections(
+        xyxy=boxes,
+        mask=np.stack([label == mask.value for mask in masks]) if masks else np.zeros((0, *label.shape), np.bool_),
+        class_id=np.array([mask.value for mask in masks], dtype=np.int64),
+        data={"class_name": np.array([classes.names[mask.value] for mask in masks], dtype=str)},
+    )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ...errors import UsageError
 from ..model.png import encode_png
-from .base import BACKGROUND, FileSink, LabeledImage, LabelReader, Writer, voc_palette
+from .base import BACKGROUND, IGNORE, FileSink, LabeledImage, LabelReader, Writer, voc_palette
 from .files import FileTree
 
 VOC_NAMES = (
@@ -49,9 +49,10 @@ class VocReader(LabelReader):
         self._colors: dict[int, int] | None = None
         if maps:
             entries = _labelmap(self._tree.read(maps[0]).decode("utf-8"), self._tree.path(maps[0]))
-            self._colors = {_packed(color): value for value, (_, color) in enumerate(entries)}
-            self._colors.setdefault(_packed(_BORDER), 255)
-            self.class_names = {value: name for value, (name, _) in enumerate(entries)}
+            values = [255 if name == IGNORE else value for value, (name, _) in enumerate(entries)]
+            self._colors = {_packed(_BORDER): 255}
+            self._colors |= {_packed(color): value for value, (_, color) in zip(values, entries, strict=True)}
+            self.class_names = {value: name for value, (name, _) in zip(values, entries, strict=True) if value < 255}
             self.notes = (f"class names and colors come from {maps[0]}",)
         else:
             self.class_names = dict(enumerate(VOC_NAMES))
@@ -167,6 +168,7 @@ class VocWriter(Writer):
         sink.save("ImageSets/Segmentation/train.txt", "".join(f"{part}\n" for part in parts()).encode())
         colors = self.options.classes.colors.tolist()
         lines = [f"{name}:{red},{green},{blue}::" for name, (red, green, blue) in zip(self.names, colors, strict=True)]
+        lines.append(f"{IGNORE}:{','.join(map(str, _BORDER))}::")
         sink.save("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]).encode())
 
 
@@ -214,18 +216,23 @@ def _below(name: str, folder: str) -> str:
 
 
 def _labelmap(text: str, where: str) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names and colors of a labelmap.txt, background first as its writers number classes."""
-    entries = []
+    """Names and colors of a labelmap.txt in the order of their values: background first, "ignore" last.
+
+    A class without a color has that of VOC's palette.
+    """
+    rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, rest = line.partition(":")
+        color = rest.split(":")[0].strip()
         try:
-            red, green, blue = (int(value) for value in rest.split(":")[0].split(","))
+            rows.append((name.strip(), tuple(int(value) for value in color.split(",")) if color else None))
         except ValueError as error:
             raise UsageError(f"{where}, line {number}: expected name:red,green,blue::, got {line[:60]!r}") from error
-        entries.append((name.strip(), (red, green, blue)))
-    return sorted(entries, key=lambda entry: entry[0] != BACKGROUND)
+    rows.sort(key=lambda row: (row[0] == IGNORE, row[0] != BACKGROUND))
+    palette = voc_palette(max(len(rows), 1)).tolist()
+    return [(name, color or tuple(palette[value])) for value, (name, color) in enumerate(rows)]
 
 
 def _packed(color: Sequence[int]) -> int:

@@ -33,6 +33,7 @@ from .yolo_seg import YoloReader, YoloWriter
 InputFormat = Literal[
     "png",
     "coco",
+    "coco-datumaro",
     "coco-panoptic",
     "voc",
     "cityscapes",
@@ -103,6 +104,8 @@ def open_labels(
     match format:
         case "coco":
             return CocoReader(location, shapes)
+        case "coco-datumaro":
+            return CocoReader(location, replace(shapes, crowds="object"))
         case "coco-panoptic":
             return CocoPanopticReader(location)
         case "voc":
@@ -186,6 +189,7 @@ def _main_file(location: str, format: InputFormat) -> str:
     """Path of the JSON file of a format that has one, if its folder was given."""
     standard = {
         "coco": "annotations/instances.json",
+        "coco-datumaro": "annotations/instances.json",
         "coco-panoptic": "annotations/panoptic.json",
         "label-studio": "tasks.json",
     }.get(format)

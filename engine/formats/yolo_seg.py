@@ -121,7 +121,13 @@ def read_names(text: str, where: str) -> dict[int, str]:
 
 def _unquoted(value: str) -> str:
     if value[:1] == '"':
-        return json.loads(value)
+        # YAML has two escapes that JSON lacks
+        value = re.sub(r"\\x([0-9a-fA-F]{2})", r"\\u00\1", value)
+        value = re.sub(r"\\U([0-9a-fA-F]{8})", lambda match: chr(int(match[1], 16)), value)
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise UsageError(f"cannot read the class name {value} of data.yaml: {error}") from error
     return value[1:-1].replace("''", "'") if value[:1] == "'" else value
 
 

@@ -71,6 +71,16 @@ def test_coco_parts_are_united_and_crowds_are_ignored(tmp_path: Path) -> None:
     assert (at(5, 5), at(0, 10), at(0, 0), at(9, 11)) == ("cow", "cow", None, "background")
 
 
+def test_coco_masks_that_are_all_marked_as_crowds_are_refused_unless_they_are_said_to_be_objects(
+    tmp_path: Path,
+) -> None:
+    entry = {"category_id": 3, "iscrowd": 1, "segmentation": {"size": [10, 12], "counts": [0, 20, 100]}}
+    path = coco_file(tmp_path, [entry])
+    with pytest.raises(UsageError, match="--labels-format coco-datumaro"):
+        open_labels(path)
+    assert names_at(open_labels(path, "coco-datumaro"))(0, 0) == "cow"
+
+
 def test_coco_compressed_and_uncompressed_masks_are_the_same_pixels(tmp_path: Path) -> None:
     mask = np.zeros((10, 12), dtype=np.uint8, order="F")
     mask[3:7, 2:9] = 1
@@ -318,6 +328,7 @@ def test_yolo_what_is_no_polygon_is_refused_by_line(tmp_path: Path, line: str, m
         "names:\n- cow  # first\n- 'horse, brown'\n- \"x: y\"\n",
         "names:\n  0: cow\n  1: 'horse, brown'\n  2: \"x: y\"\n",
         "names: {0: cow, 1: 'horse, brown', 2: \"x: y\"}",
+        'names: [cow, "horse\\x2C brown", "x: \\U00000079"]',
     ],
 )
 def test_yolo_names_are_read_in_every_form_of_yaml(text: str) -> None:
