@@ -111,8 +111,8 @@ class CocoReader(LabelReader):
             crowds += _CROWD.search(text) is not None
         if crowds and crowds == len(owners) and self._crowds == "ignore":
             raise UsageError(
-                f"every annotation of {self.path} is marked iscrowd, so all objects would be ignored; CVAT and Datumaro "
-                "mark masks like that: read it with --labels-format coco-datumaro"
+                f"every annotation of {self.path} is marked iscrowd, so all objects would be ignored; CVAT and "
+                "Datumaro mark masks like that: read it with --labels-format coco-datumaro"
             )
         self._num_crowds = crowds
         return owners, {self._categories[category] for category in drawn}
