@@ -1,11 +1,19 @@
 // Fused decode of class scores: upsampling, activation, grouping, top classes, prediction set and label in one pass.
 //
-// Instantiations: class_stats<T, A, W>
-//   T  fp16, bf16, float: element type of the scores
-//   A  SOFTMAX, SIGMOID, NONE: activation
-//   W  STRIDED  classes in order, any strides
-//      VECTOR   classes in order, contiguous: 16 bytes of them in one load
-//      GROUPED  classes sorted by target, any strides
+// Instantiations: class_stats<T, A, W, M, P, Q>
+//   T     fp16, bf16, float: element type of the scores
+//   A     SOFTMAX, SIGMOID, NONE: activation
+//   W     STRIDED  classes in order, any strides
+//         VECTOR   classes in order, contiguous: four of them in one load
+//         GROUPED  classes sorted by target, any strides
+//   M     TOP      the top class alone: no class is exponentiated, and those whose four corners are too low are skipped
+//         SUMS     and the masses of the others: for scores of softmax, share and dispersion
+//         SECONDS  and the second class: for its outputs and for prediction sets
+//   P, Q  rows and columns of output pixels per thread, all between the same four pixels of the scores: (4, 2) for
+//         maps that are enlarged, else (1, 1)
+//
+// A source cell's four corners are loaded, widened and interpolated along the rows once for the P x Q pixels of a
+// thread. Per class and pixel that leaves the interpolation down the column, one exponential and two sums.
 //
 // Sources: half-pixel bilinear upsampling as torch's interpolate(align_corners=False); prediction sets of ConformalSAM
 // (the nonconformity score of a class is the mass of all others); residual dispersion of CSL.
@@ -14,348 +22,591 @@
 
 enum Activation { SOFTMAX, SIGMOID, NONE };
 enum Walk { STRIDED, VECTOR, GROUPED };
+enum Mode { TOP, SUMS, SECONDS };
 enum Rule { ARGMAX, FOREGROUND, SINGLE, AGREE };
 
-constexpr int TILE_WIDTH = 32, TILE_HEIGHT = 8, THREADS = TILE_WIDTH * TILE_HEIGHT;
+constexpr int THREADS = 128;  // 32 strips of columns x 4 strips of rows
+constexpr int PACK = 4;       // classes in one load of VECTOR
 constexpr uint16 UNREACHED = 0xffff;
-constexpr float LARGEST = 3.402823466e38f;
+constexpr float LOG2E = 1.4426950408889634f;
+
+// Softmax masses are in units of exp(reference). The reference follows the top class in steps: each change rounds the
+// sums, and masses below exp(8) cannot overflow them. In powers of two.
+constexpr float RESCALE_ABOVE = 8 * LOG2E;
 
 // ---- sampling ----------------------------------------------------------------------------------------------------
 
-// Bilinear taps of one output row or column: lower pixel, step to the upper one (0 at the edge), weight of the upper.
-struct Tap {
-    int lower, step;
-    float weight;
+// Adjacent rows or columns of output pixels between the same two source rows or columns.
+struct Strip {
+    int start, count;  // first output row or column, and their number
+    int lower, step;   // lower source row or column, and the distance of the upper one (0 at the edge)
 };
 
-// Sample i of an axis of length pixels lies at (i + 0.5) * scale + start - 0.5, clamped to the axis.
-__device__ __forceinline__ Tap tap_of(int i, double scale, double start, int length) {
-    const double position = fmin(fmax((i + 0.5) * scale + start - 0.5, 0.0), length - 1.0);
-    const int lower = static_cast<int>(position);
-    return {lower, lower + 1 < length ? 1 : 0, static_cast<float>(position - lower)};
+__device__ __forceinline__ Strip load_strip(const int* strips, int index) {
+    const auto words = *reinterpret_cast<const Pack<int, 4>*>(strips + 4 * static_cast<int64>(index));
+    return {words.value[0], words.value[1], words.value[2], words.value[3]};
 }
 
-__device__ __forceinline__ float mix(float a, float b, float weight) { return fmaf(weight, b - a, a); }
-
-// The four pixels around one output pixel, and how to walk their classes.
+// The four source pixels around a thread's output pixels.
 template <typename T>
-struct Corners {
-    const T* scores;  // class 0 at the lower row and column
-    int64 across, down, per_class;
-    float weight_x, weight_y;
+struct Cell {
+    const T* corners[4];  // of class 0
+    int64 per_class;      // stride in elements
 
-    __device__ float sample(int model_class) const {
-        const T* at = scores + model_class * per_class;
-        const float upper = mix(widen(at[0]), widen(at[across]), weight_x);
-        const float lower = mix(widen(at[down]), widen(at[down + across]), weight_x);
-        return mix(upper, lower, weight_y);
+    // Reads V classes from step strides on.
+    template <int V>
+    __device__ __forceinline__ void load(int64 step, Pack<T, V> (&values)[4]) const {
+        for (int i = 0; i < 4; ++i)
+            values[i] = *reinterpret_cast<const Pack<T, V>*>(corners[i] + step * per_class);
     }
 
-    // V neighboring classes; the same arithmetic as sample.
-    template <int V>
-    __device__ void sample_pack(int model_class, float (&values)[V]) const {
-        const T* at = scores + model_class;
-        const auto a = *reinterpret_cast<const Pack<T, V>*>(at);
-        const auto b = *reinterpret_cast<const Pack<T, V>*>(at + across);
-        const auto c = *reinterpret_cast<const Pack<T, V>*>(at + down);
-        const auto d = *reinterpret_cast<const Pack<T, V>*>(at + down + across);
-        for (int i = 0; i < V; ++i) {
-            const float upper = mix(widen(a.value[i]), widen(b.value[i]), weight_x);
-            const float lower = mix(widen(c.value[i]), widen(d.value[i]), weight_x);
-            values[i] = mix(upper, lower, weight_y);
-        }
+    __device__ __forceinline__ void advance() {
+        for (int i = 0; i < 4; ++i) corners[i] += per_class;
     }
 };
 
-// Which model classes make up the scored classes.
+__device__ __forceinline__ float mix(float a, float step, float weight) { return fmaf(weight, step, a); }
+
+// One class in the cell, interpolated along the rows at Q columns.
+template <int Q>
+struct Rows {
+    float upper[Q], lower[Q], step[Q];
+
+    __device__ __forceinline__ Rows(float a, float b, float c, float d, const float (&weights)[Q]) {
+        const float above = b - a, below = d - c;
+        for (int q = 0; q < Q; ++q) {
+            upper[q] = mix(a, above, weights[q]);
+            lower[q] = mix(c, below, weights[q]);
+            step[q] = lower[q] - upper[q];
+        }
+    }
+
+    __device__ __forceinline__ float value(int q, float weight) const { return mix(upper[q], step[q], weight); }
+
+    // No value in the cell exceeds it: the larger row, and the rounding of the interpolation.
+    __device__ __forceinline__ float bound() const {
+        float highest = fmaxf(upper[0], lower[0]), size = fabsf(upper[0]) + fabsf(lower[0]);
+        for (int q = 1; q < Q; ++q) {
+            highest = fmaxf(highest, fmaxf(upper[q], lower[q]));
+            size = fmaxf(size, fabsf(upper[q]) + fabsf(lower[q]));
+        }
+        return fmaf(size, 2.4e-7f, highest);
+    }
+};
+
+// Model classes of each scored class.
 struct Classes {
     int channels;      // model classes
     const int* order;  // GROUPED: model classes sorted by scored class
-    const int* first;  // GROUPED: (scored + 1,) where each scored class starts in order
+    const int* first;  // GROUPED: (scored + 1,) start of each scored class in order
     int scored;
 };
 
-// Visits the upsampled value of every model class: visit(value, scored class, begins it, ends it).
-template <Walk W, typename T, typename Visit>
-__device__ __forceinline__ void walk(const Corners<T>& corners, const Classes& classes, Visit visit) {
+// Visits every model class: visit(rows, scored class, begins it, ends it).
+template <Walk W, int Q, typename T, typename Visit>
+__device__ __forceinline__ void walk(const Cell<T>& cell, const Classes& classes, const float (&weights)[Q],
+                                     Visit visit) {
+    auto rows = [&](const auto& corners, int i) {
+        return Rows<Q>(widen(corners[0].value[i]), widen(corners[1].value[i]), widen(corners[2].value[i]),
+                       widen(corners[3].value[i]), weights);
+    };
     if constexpr (W == GROUPED) {
+        Pack<T, 1> corners[4];
 #pragma unroll 1
         for (int target = 0, i = 0; target < classes.scored; ++target) {
             const int begin = i, end = classes.first[target + 1];
 #pragma unroll 1
-            for (; i < end; ++i) visit(corners.sample(classes.order[i]), target, i == begin, i + 1 == end);
+            for (; i < end; ++i) {
+                cell.template load<1>(classes.order[i], corners);
+                visit(rows(corners, 0), target, i == begin, i + 1 == end);
+            }
         }
-    } else {
-        // Several classes at a time keep several loads in flight.
-        constexpr int V = W == VECTOR ? 16 / sizeof(T) : 4;
-        float values[V];
+    } else if constexpr (W == VECTOR) {
+        Pack<T, PACK> corners[4];
         int c = 0;
 #pragma unroll 1
-        for (; c + V <= classes.channels; c += V) {
-            if constexpr (W == VECTOR) {
-                corners.template sample_pack<V>(c, values);
-            } else {
-                for (int i = 0; i < V; ++i) values[i] = corners.sample(c + i);
-            }
-            for (int i = 0; i < V; ++i) visit(values[i], c + i, true, true);
+        for (; c + PACK <= classes.channels; c += PACK) {
+            cell.template load<PACK>(c, corners);
+#pragma unroll
+            for (int i = 0; i < PACK; ++i) visit(rows(corners, i), c + i, true, true);
         }
+        Pack<T, 1> rest[4];
 #pragma unroll 1
-        for (; c < classes.channels; ++c) visit(corners.sample(c), c, true, true);
+        for (; c < classes.channels; ++c) {
+            cell.template load<1>(c, rest);
+            visit(rows(rest, 0), c, true, true);
+        }
+    } else {
+        // The next class is loaded before this one is summed, and widened after.
+        Cell<T> ahead = cell;
+        Pack<T, 1> next[4];
+        float corners[4];
+        ahead.template load<1>(0, next);
+        ahead.advance();
+        for (int i = 0; i < 4; ++i) corners[i] = widen(next[i].value[0]);
+#pragma unroll 1
+        for (int c = 0; c < classes.channels; ++c) {
+            if (c + 1 < classes.channels) ahead.template load<1>(0, next);
+            ahead.advance();
+            visit(Rows<Q>(corners[0], corners[1], corners[2], corners[3], weights), c, true, true);
+            for (int i = 0; i < 4; ++i) corners[i] = widen(next[i].value[0]);
+        }
     }
 }
 
-// ---- scores of one pixel -----------------------------------------------------------------------------------------
+// ---- scores ------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float sigmoid(float x) {
-    const float small = expf(-fabsf(x));
-    return (x >= 0 ? 1 : small) / (1 + small);
-}
+// 1 / (1 + exp(-x)) to 2e-7 + 5e-8 |x| of its value.
+__device__ __forceinline__ float sigmoid(float x) { return fast_reciprocal(1 + fast_exp2(-x * LOG2E)); }
 
-// What one pass over the classes of a pixel leaves. The rank orders the classes as their scores do, also where these
-// have saturated: the mass for SOFTMAX, the largest logit for SIGMOID, the sum for NONE.
-template <Activation A>
+// What a thread knows of each of its pixels, in shared memory: its own words, which a loop over the pixels can index.
+// Another set of names serves the prediction sets once the statistics are written.
+enum Word { TOP_RANK, SECOND_RANK, CLASSES, SHIFT, MASS, REST, SQUARES };
+enum SetWord { LOWEST, BEST_RANK, TOP_AND_BEST, SET_SHIFT, TOTAL, INVERSE };
+
+template <bool HAS_SUMS, int N>
+struct Pixels {
+    static constexpr int WORDS = HAS_SUMS ? 7 : 4;
+    static constexpr int COUNT = WORDS - 1;  // of the prediction set
+    uint32 (*words)[N][THREADS];
+
+    __device__ __forceinline__ uint32& at(int word, int i) const { return words[word][i][threadIdx.x]; }
+    __device__ __forceinline__ float value(int word, int i) const { return __uint_as_float(at(word, i)); }
+    __device__ __forceinline__ void set(int word, int i, float value) const { at(word, i) = __float_as_uint(value); }
+};
+
+// Result of one pass over the classes of N pixels.
+//
+// The rank orders the classes as their scores do, also if these have saturated: the logit for SOFTMAX and SIGMOID, the
+// mass for groups of SOFTMAX, the sum for NONE.
+template <Activation A, bool GROUPS, Mode M, int N>
 struct Tally {
-    float reference = -infinity();  // SOFTMAX: masses are in units of exp(reference)
-    float group = 0;              // rank of the class being visited
-    float top_rank = 0, second_rank = 0;
-    float top_mass = 0, second_mass = 0;
-    float rest = 0, squares = 0;  // sum and sum of squares of the masses of all but the top class
-    int top = -1, second = -1;
-    bool finite = true;
+    static constexpr bool HAS_SUMS = M != TOP;
+    static constexpr bool RANK_IS_MASS = A == NONE || (A == SOFTMAX && GROUPS);
+    static constexpr float UNRANKED = A == SOFTMAX && GROUPS ? -1.0f : -3.4e38f;
 
-    // Adds a model class to the class being visited. For SOFTMAX in one pass: masses are rescaled only when a value
-    // exceeds the reference by so much that they could overflow, which happens a few times per pixel. The classes that
-    // tie for the top are always counted in the same units.
-    __device__ void add(float value, bool begins) {
-        finite = finite && fabsf(value) <= LARGEST;
-        if constexpr (A == SOFTMAX) {
-            if (begins) group = 0;
-            const float above = value - reference;
-            const bool rescale = above > 8;
-            float mass = expf(rescale ? -above : above);
-            if (rescale) {
-                group *= mass;
-                top_rank *= mass;
-                second_rank *= mass;
-                rest *= mass;
-                squares *= mass * mass;
-                reference = value;
-                mass = 1;
+    float shift[N];             // SOFTMAX: minus the reference, in powers of two
+    float group[N];             // GROUPS: rank of the class being visited
+    float top[N], second[N];    // ranks of the top and the second class
+    float mass[N];              // of the top class, unless its rank is its mass
+    float rest[N], squares[N];  // sum and sum of squares of the masses of all but the top class
+    int top_class[N], second_class[N];
+    float defects = 0;          // NaN if a corner of a class is not finite
+
+    __device__ __forceinline__ Tally() {
+        for (int i = 0; i < N; ++i) {
+            shift[i] = infinity();
+            top[i] = second[i] = UNRANKED;
+            mass[i] = rest[i] = squares[i] = group[i] = 0;
+            top_class[i] = second_class[i] = -1;
+        }
+    }
+
+    __device__ __forceinline__ float exponent(int i, float value) const { return fmaf(value, LOG2E, shift[i]); }
+    __device__ __forceinline__ float top_mass(int i) const {
+        return !RANK_IS_MASS ? mass[i] : top_class[i] < 0 ? 0 : top[i];
+    }
+
+    __device__ __forceinline__ void save(const Pixels<HAS_SUMS, N>& pixels) const {
+        const bool finite = defects == 0;
+        for (int i = 0; i < N; ++i) {
+            pixels.set(TOP_RANK, i, top[i]);
+            pixels.set(SECOND_RANK, i, second[i]);
+            pixels.at(CLASSES, i) = finite ? (top_class[i] & 0xffffu) | static_cast<uint32>(second_class[i]) << 16 : ~0u;
+            if constexpr (HAS_SUMS) {
+                pixels.set(SHIFT, i, shift[i]);
+                pixels.set(MASS, i, top_mass(i));
+                pixels.set(REST, i, rest[i]);
+                pixels.set(SQUARES, i, squares[i]);
             }
-            group += mass;
-        } else if constexpr (A == SIGMOID) {
-            group = begins ? value : fmaxf(group, value);
-        } else {
-            group = begins ? value : group + value;
         }
     }
 
-    // Takes the class that was visited.
-    __device__ void close(int scored) {
-        const float mass = A == SIGMOID ? sigmoid(group) : group;
-        const bool wins = top < 0 || group > top_rank;
-        if (wins || second < 0 || group > second_rank) {
-            second_rank = wins ? top_rank : group;
-            second_mass = wins ? top_mass : mass;
-            second = wins ? top : scored;
+    // Makes a value the reference of a pixel.
+    __device__ __forceinline__ void rescale(int i, float value) {
+        const float factor = fast_exp2(-exponent(i, value));
+        rest[i] *= factor;
+        squares[i] *= factor * factor;
+        mass[i] *= factor;
+        if constexpr (GROUPS) {
+            group[i] *= factor;
+            top[i] = top[i] < 0 ? top[i] : top[i] * factor;
+            second[i] = second[i] < 0 ? second[i] : second[i] * factor;
         }
-        const float other = wins ? (A == SIGMOID ? top_mass : top_rank) : mass;
-        rest += other;
-        squares = fmaf(other, other, squares);
-        top_rank = wins ? group : top_rank;
-        top_mass = wins ? mass : top_mass;
-        top = wins ? scored : top;
+        shift[i] = -value * LOG2E;
     }
 
-    __device__ float mass_of_top() const { return A == SIGMOID ? top_mass : top_rank; }
-    __device__ float mass_of_second() const { return A == SIGMOID ? second_mass : second_rank; }
-    __device__ float total() const { return mass_of_top() + rest; }
-    __device__ float score(float mass) const { return A == SOFTMAX ? mass / total() : mass; }
+    // Makes a class the reference of the pixels in which its mass could overflow.
+    __device__ __forceinline__ void rescale_all(const float (&value)[N], float (&own)[N]) {
+        float exponents[N], limits[N];
+        for (int i = 0; i < N; ++i) exponents[i] = exponent(i, value[i]), limits[i] = RESCALE_ABOVE;
+        if (!any_greater(exponents, limits)) return;
+        VISIT(RESCALES, 0);
+        for (int i = 0; i < N; ++i) {
+            if (!(exponents[i] > RESCALE_ABOVE)) continue;
+            rescale(i, value[i]);
+            own[i] = fast_exp2(exponent(i, value[i]));
+        }
+    }
 
-    // Nonconformity score of a class by its rank: the mass of all others. For the top class that is their own sum,
-    // which total - top would lose to rounding. Calibration and prediction sets both take it from here.
-    __device__ float nonconformity(int scored, float rank) const {
-        if constexpr (A == SIGMOID) return sigmoid(-rank);
-        if constexpr (A == NONE) return 1 - rank;
-        return (scored == top ? rest : total() - rank) / total();
+    // Ranks of the classes that a class must exceed to be noted.
+    __device__ __forceinline__ const float (&rivals() const)[N] {
+        if constexpr (M == SECONDS) return second;
+        return top;
+    }
+
+    // Notes a class of a pixel that may outrank its rival; returns the mass of whichever class is not the top one.
+    __device__ __forceinline__ float note(int i, int scored, float rank, float own_mass) {
+        const float other = select_if_greater(rank, top[i], top_mass(i), own_mass);
+        if constexpr (M == SECONDS) {
+            const int candidate = select_if_greater(rank, second[i], scored, second_class[i]);
+            second_class[i] = select_if_greater(rank, top[i], top_class[i], candidate);
+            second[i] = fmaxf(second[i], fminf(rank, top[i]));
+        }
+        mass[i] = select_if_greater(rank, top[i], own_mass, mass[i]);
+        top_class[i] = select_if_greater(rank, top[i], scored, top_class[i]);
+        top[i] = fmaxf(top[i], rank);
+        return other;
+    }
+
+    // Adds a model class to the class being visited, and ranks that class at its end.
+    template <int P, int Q>
+    __device__ __forceinline__ void add(const Rows<Q>& rows, const float (&weights)[P], int scored, bool begins,
+                                        bool ends) {
+        static_assert(P * Q == N, "");
+        // With a corner that is not finite, no difference of the rows is.
+        defects = fmaf(rows.step[0], 0.0f, defects);
+        if constexpr (!HAS_SUMS && !GROUPS) {
+            float lowest = top[0];
+            for (int i = 1; i < N; ++i) lowest = fminf(lowest, top[i]);
+            if (!(rows.bound() > lowest)) return;
+            VISIT(COMPETES, scored);
+            for (int i = 0; i < N; ++i) note(i, scored, rows.value(i % Q, weights[i / Q]), 0);
+            return;
+        }
+        float rank[N], own[N];
+        for (int i = 0; i < N; ++i) {
+            rank[i] = rows.value(i % Q, weights[i / Q]);
+            if constexpr (A == SOFTMAX) own[i] = fast_exp2(exponent(i, rank[i]));
+        }
+        if constexpr (GROUPS) {
+            if constexpr (A == SOFTMAX) {
+                rescale_all(rank, own);
+            }
+            for (int i = 0; i < N; ++i) {
+                const float part = A == SOFTMAX ? own[i] : rank[i];
+                group[i] = begins ? part : A == SIGMOID ? fmaxf(group[i], part) : group[i] + part;
+            }
+            if (!ends) return;
+            for (int i = 0; i < N; ++i) rank[i] = own[i] = group[i];
+        }
+        if constexpr (A == NONE && !GROUPS)
+            for (int i = 0; i < N; ++i) own[i] = rank[i];
+        if constexpr (A == SIGMOID && HAS_SUMS)
+            for (int i = 0; i < N; ++i) own[i] = sigmoid(rank[i]);
+        if (any_greater(rank, rivals())) {
+            VISIT(COMPETES, scored);
+            if constexpr (A == SOFTMAX && !GROUPS) rescale_all(rank, own);
+            for (int i = 0; i < N; ++i) own[i] = note(i, scored, rank[i], own[i]);
+        }
+        if constexpr (HAS_SUMS)
+            for (int i = 0; i < N; ++i) {
+                rest[i] += own[i];
+                squares[i] = fmaf(own[i], own[i], squares[i]);
+            }
     }
 };
 
-// Rank of a class in the units of a finished tally.
-template <Activation A>
-__device__ __forceinline__ float rank_with(float rank, float value, bool begins, float reference) {
-    if constexpr (A == SOFTMAX) return (begins ? 0 : rank) + expf(value - reference);
+constexpr uint32 NO_CLASS = 0xffff;
+
+// Finished statistics of one pixel.
+template <Activation A, bool GROUPS>
+struct Result {
+    float shift, top, second, mass, rest, squares, total, inverse;
+    int top_class, second_class;  // -1 for none
+
+    template <bool HAS_SUMS, int N>
+    __device__ __forceinline__ Result(const Pixels<HAS_SUMS, N>& pixels, int i) {
+        top = pixels.value(TOP_RANK, i);
+        second = pixels.value(SECOND_RANK, i);
+        const uint32 classes = pixels.at(CLASSES, i);
+        top_class = (classes & 0xffff) == NO_CLASS ? -1 : static_cast<int>(classes & 0xffff);
+        second_class = classes >> 16 == NO_CLASS ? -1 : static_cast<int>(classes >> 16);
+        if constexpr (HAS_SUMS) {
+            shift = pixels.value(SHIFT, i);
+            mass = pixels.value(MASS, i);
+            rest = pixels.value(REST, i);
+            squares = pixels.value(SQUARES, i);
+        } else {
+            mass = A == SIGMOID ? sigmoid(top) : top;
+            shift = rest = squares = 0;
+        }
+        total = mass + rest;
+        inverse = total > 0 ? 1 / total : 0;
+    }
+
+    __device__ __forceinline__ float score(float own_mass) const { return A == SOFTMAX ? own_mass * inverse : own_mass; }
+
+    // Variance of the other classes' shares about their mean, from the masses that are not the top's; the official
+    // form also counts the top's empty slot.
+    __device__ __forceinline__ float dispersion(int scored, bool exact) const {
+        const float others = static_cast<float>(scored - 1), mean = rest * inverse / others;
+        const float variance = fmaxf(squares * inverse * inverse / others - mean * mean, 0.0f);
+        return exact ? variance : fmaf(mean, mean / others, variance);
+    }
+};
+
+// Rank of a class, begun or continued with the value of one of its model classes; shift is the pixel's.
+template <Activation A, bool GROUPS>
+__device__ __forceinline__ float rank_with(float rank, float value, bool begins, float shift) {
+    if constexpr (A == SOFTMAX && GROUPS) return (begins ? 0 : rank) + fast_exp2(fmaf(value, LOG2E, shift));
     if constexpr (A == SIGMOID) return begins ? value : fmaxf(rank, value);
     return begins ? value : rank + value;
 }
 
-// Thresholds of the prediction set: one value, one per class or one per pixel; the strides tell which.
-struct Thresholds {
-    const float* values;  // at this pixel
-    int64 per_class;
-    float highest;  // of all classes, at this pixel
-};
+template <Activation A, bool GROUPS>
+__device__ __forceinline__ float mass_of_rank(float rank, float shift) {
+    return A == SOFTMAX && !GROUPS ? fast_exp2(fmaf(rank, LOG2E, shift)) : A == SIGMOID ? sigmoid(rank) : rank;
+}
 
-// The prediction set as far as the rules look at it.
-struct PredictionSet {
-    int size = 0;
-    int best = -1;  // member of the highest rank, the background aside
-    float best_rank = 0;
-    bool has_background = false, has_top = false;
-};
+// Nonconformity score of a class other than the top one by its rank: the mass of all others over the total. The top
+// class's is its rest over the total, which total - mass would lose to rounding. Calibration and prediction sets both
+// call it.
+template <Activation A, bool GROUPS>
+__device__ __forceinline__ float nonconformity(float rank, float shift, float total, float inverse) {
+    if constexpr (A == SIGMOID) return sigmoid(-rank);
+    if constexpr (A == NONE) return 1 - rank;
+    return (total - mass_of_rank<A, GROUPS>(rank, shift)) * inverse;
+}
 
-template <Activation A, Walk W, typename T>
-__device__ __forceinline__ PredictionSet prediction_set(const Corners<T>& corners, const Classes& classes,
-                                                        const Tally<A>& tally, const Thresholds& thresholds,
-                                                        int background) {
-    PredictionSet set;
-    auto consider = [&](int scored, float rank) {
-        if (!(tally.nonconformity(scored, rank) <= thresholds.values[scored * thresholds.per_class])) return;
-        ++set.size;
-        set.has_top = set.has_top || scored == tally.top;
-        if (scored == background) {
-            set.has_background = true;
-        } else if (set.best < 0 || rank > set.best_rank) {
-            set.best = scored;
-            set.best_rank = rank;
-        }
-    };
-    // No class has a lower score than the second one, the top aside. Most pixels are sure enough that it is beyond
-    // every threshold; the margin leaves the pixels at rounding's distance to the exact test.
-    const float second = tally.second < 0 ? infinity() : tally.nonconformity(tally.second, tally.second_rank);
-    if (second - 1e-3f * fabsf(second) > thresholds.highest) {
-        consider(tally.top, tally.top_rank);
-        return set;
+template <Activation A, bool GROUPS>
+__device__ __forceinline__ float nonconformity_of_top(const Result<A, GROUPS>& result) {
+    if constexpr (A == SOFTMAX) return result.rest * result.inverse;
+    return nonconformity<A, GROUPS>(result.top, result.shift, result.total, result.inverse);
+}
+
+// Rank below which no class but the top one has a score of at most limit; the margins are those of rounding.
+template <Activation A, bool GROUPS>
+__device__ __forceinline__ float lowest_rank(float limit, float shift, float total) {
+    if constexpr (A == NONE) return limit < infinity() ? 1 - limit - 1e-5f * (1 + fabsf(limit)) : -infinity();
+    if constexpr (A == SIGMOID) {
+        if (!(limit < 1)) return -infinity();
+        return limit < 1e-30f ? 60.0f : logf((1 - limit) / limit) - 1e-3f * (1 + fabsf(logf(limit)));
     }
-    float rank = 0;
-    walk<W>(corners, classes, [&](float value, int scored, bool begins, bool ends) {
-        rank = rank_with<A>(rank, value, begins, tally.reference);
-        if (ends) consider(scored, rank);
-    });
-    return set;
+    const float needed = total * ((1 - limit) * 0.999f - 1e-6f);
+    if (!(needed > 0)) return -infinity();
+    if constexpr (GROUPS) return needed;
+    const float rank = (log2f(needed) - shift) / LOG2E;
+    return rank - 1e-3f * (1 + fabsf(rank));
 }
 
-// Class that the rule takes from the set, -1 where it takes none.
-__device__ __forceinline__ int chosen_by_rule(int rule, const PredictionSet& set, int top, int background) {
-    const int member = set.best >= 0 ? set.best : set.has_background ? background : -1;
-    if (rule == ARGMAX) return set.has_top ? top : -1;
+// ---- prediction sets ---------------------------------------------------------------------------------------------
+
+// The prediction set of a pixel, packed: members in the low 16 bits of count.
+constexpr uint32 HAS_TOP = 1u << 16, HAS_BACKGROUND = 1u << 17;
+
+template <bool HAS_SUMS, int N>
+__device__ __forceinline__ void add_member(const Pixels<HAS_SUMS, N>& pixels, int i, int scored, float rank,
+                                           int background, uint32 flags) {
+    pixels.at(Pixels<HAS_SUMS, N>::COUNT, i) += 1 | flags | (scored == background ? HAS_BACKGROUND : 0);
+    if (scored == background || !(rank > pixels.value(BEST_RANK, i))) return;
+    pixels.set(BEST_RANK, i, rank);
+    pixels.at(TOP_AND_BEST, i) = (pixels.at(TOP_AND_BEST, i) & 0xffff) | static_cast<uint32>(scored) << 16;
+}
+
+// Class that the rule selects from the set, -1 for none.
+__device__ __forceinline__ int chosen_by_rule(int rule, uint32 count, uint32 top_and_best, int background) {
+    const int top = static_cast<int>(top_and_best & 0xffff), best = static_cast<int>(top_and_best >> 16);
+    const int member = best != NO_CLASS ? best : count & HAS_BACKGROUND ? background : -1;
+    if (rule == ARGMAX) return count & HAS_TOP ? top : -1;
     if (rule == FOREGROUND) return member;
-    if (set.size != 1) return -1;
+    if ((count & 0xffff) != 1) return -1;
     return rule == SINGLE || member == top ? member : -1;
-}
-
-// Variance of the other classes' shares about their mean, from the masses that are not the top's; the official form
-// lets the top's empty slot count.
-__device__ __forceinline__ float dispersion_of(float rest, float squares, float total, int scored, bool exact) {
-    const float others = static_cast<float>(scored - 1), remainder = rest / total;
-    const float mean = remainder / others;
-    const float variance = fmaxf(squares / total / total / others - mean * mean, 0.0f);
-    return exact && scored != 2 ? variance : fmaf(mean, mean / others, variance);
 }
 
 // ---- kernel ------------------------------------------------------------------------------------------------------
 
 // Statistics of every pixel of N maps of (height, width), from scores at their own resolution.
 //
-//   scores, stride_*   (N, channels, source_height, source_width) in any order; strides in elements
-//   scale_*, start_*   position of the samples, in pixels of the scores
+//   scores, stride_*   (N, channels, source height, source width) in any order; strides in elements
+//   strips             (row_strips + column_strips, 4) int32, as Strip: of rows with counts up to P, then of columns
+//                      with counts up to Q
+//   weights            (height + width,) float32: of the upper source row of each row, then of each column
 //   order, first       classes sorted by target, GROUPED only
-//   scored, targets    classes with a score Ke; those that can be emitted K
+//   scored, targets    classes with a score Ke; classes that can be emitted K
 //   thresholds, per_*  float32 with stride 0 along an axis on which they do not depend; null: no prediction set
 //   rule, background   background is -1 for none
+//   counts_members     the rule or set_size needs the members of the prediction sets beside the top class; SECONDS only
 //   exact              dispersion without the official form's extra term
 //   truth, truth_code  (N, height, width) integers; null without true_score
 //
 // Outputs (N, height, width), null if not requested: label as uint8 or uint16; the others as ClassStats.
 //
-// One thread per pixel, blocks of 32 x 8 pixels; grid (columns of blocks, rows of blocks, N).
-template <typename T, Activation A, Walk W>
-__global__ void __launch_bounds__(THREADS, 3)
+// One thread per strip of rows and strip of columns; grid (32 strips of columns, 4 strips of rows, N).
+template <typename T, Activation A, Walk W, Mode M, int P, int Q>
+__global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
     class_stats(const T* scores, int64 stride_map, int64 stride_class, int64 stride_row, int64 stride_column,
-                int channels, int source_height, int source_width, int height, int width, double scale_y,
-                double start_y, double scale_x, double start_x, const int* order, const int* first, int scored,
-                int targets, const float* thresholds, int64 per_class, int64 per_row, int64 per_column, int rule,
-                int background, int ignore, bool exact, const void* truth, int truth_code, uint8* label,
-                uint16* wide_label, uint16* top, float* confidence, float* share, float* dispersion, uint16* second,
+                int channels, int height, int width, const int* strips, int row_strips, int column_strips,
+                const float* weights, const int* order, const int* first, int scored, int targets,
+                const float* thresholds, int64 per_class, int64 per_row, int64 per_column, int rule, int background,
+                bool counts_members, int ignore, bool exact, const void* truth, int truth_code, uint8* label, uint16* wide_label,
+                uint16* top, float* confidence, float* share, float* dispersion, uint16* second,
                 float* second_confidence, uint16* set_size, float* true_score) {
-    __shared__ Tap rows[TILE_HEIGHT], columns[TILE_WIDTH];
+    constexpr int N = P * Q;
+    constexpr bool GROUPS = W == GROUPED, HAS_SUMS = M != TOP;
     __shared__ float highest[THREADS / 32];
+    __shared__ uint32 words[Pixels<HAS_SUMS, N>::WORDS][N][THREADS];
     const int64 map = blockIdx.z;
-    const int tile_row = blockIdx.y * TILE_HEIGHT, tile_column = blockIdx.x * TILE_WIDTH;
     const int thread = threadIdx.x;
 
-    if (thread < TILE_WIDTH)
-        columns[thread] = tap_of(tile_column + thread, scale_x, start_x, source_width);
-    else if (thread < TILE_WIDTH + TILE_HEIGHT)
-        rows[thread - TILE_WIDTH] = tap_of(tile_row + thread - TILE_WIDTH, scale_y, start_y, source_height);
-    if (per_class != 0) {
+    if (M == SECONDS && counts_members && per_class != 0) {
         float bound = -infinity();
         for (int i = thread; i < scored; i += THREADS) bound = fmaxf(bound, thresholds[i * per_class]);
         for (int step = 16; step > 0; step /= 2) bound = fmaxf(bound, __shfl_xor_sync(ALL_LANES, bound, step));
         if (thread % 32 == 0) highest[thread / 32] = bound;
+        __syncthreads();
     }
-    __syncthreads();
 
-    const int row = tile_row + thread / TILE_WIDTH, column = tile_column + thread % TILE_WIDTH;
-    if (row >= height || column >= width) return;
-    const Tap y = rows[thread / TILE_WIDTH], x = columns[thread % TILE_WIDTH];
-    const Corners<T> corners = {scores + map * stride_map + y.lower * stride_row + x.lower * stride_column,
-                                x.step * stride_column,
-                                y.step * stride_row,
-                                stride_class,
-                                x.weight,
-                                y.weight};
+    const int row_strip = blockIdx.y * (THREADS / 32) + thread / 32, column_strip = blockIdx.x * 32 + thread % 32;
+    if (row_strip >= row_strips || column_strip >= column_strips) return;
+    const Strip rows = load_strip(strips, row_strip), columns = load_strip(strips, row_strips + column_strip);
+    float weights_y[P], weights_x[Q];
+    for (int p = 0; p < P; ++p) weights_y[p] = weights[rows.start + min(p, rows.count - 1)];
+    for (int q = 0; q < Q; ++q) weights_x[q] = weights[height + columns.start + min(q, columns.count - 1)];
+
+    const T* corner = scores + map * stride_map + rows.lower * stride_row + columns.lower * stride_column;
+    const int64 down = rows.step * stride_row, across = columns.step * stride_column;
+    const Cell<T> cell = {{corner, corner + across, corner + down, corner + across + down}, stride_class};
     const Classes classes = {channels, order, first, scored};
-    const int64 pixel = (map * height + row) * width + column;
 
-    Tally<A> tally;
-    walk<W>(corners, classes, [&](float value, int target, bool begins, bool ends) {
-        tally.add(value, begins);
-        if (ends) tally.close(target);
-    });
-    const bool finite = tally.finite;
-
-    int chosen = tally.top;
-    if (thresholds != nullptr) {
-        Thresholds limits = {thresholds + row * per_row + column * per_column, per_class, 0};
-        limits.highest = limits.values[0];
-        if (per_class != 0) {
-            limits.highest = highest[0];
-            for (int i = 1; i < THREADS / 32; ++i) limits.highest = fmaxf(limits.highest, highest[i]);
-        }
-        const PredictionSet set = prediction_set<A, W>(corners, classes, tally, limits, background);
-        chosen = chosen_by_rule(rule, set, tally.top, background);
-        if (set_size != nullptr) set_size[pixel] = finite ? set.size : 0;
+    const Pixels<HAS_SUMS, N> pixels = {words};
+    {
+        Tally<A, GROUPS, M, N> tally;
+        walk<W>(cell, classes, weights_x, [&](const Rows<Q>& values, int target, bool begins, bool ends) {
+            tally.template add<P, Q>(values, weights_y, target, begins, ends);
+        });
+        tally.save(pixels);
     }
-    const int emitted = finite && chosen >= 0 && chosen < targets ? chosen : ignore;
-    if (label != nullptr) label[pixel] = static_cast<uint8>(emitted);
-    if (wide_label != nullptr) wide_label[pixel] = static_cast<uint16>(emitted);
 
-    const bool has_second = finite && tally.second >= 0;
-    const float total = tally.total();
-    const bool shared = finite && total > 0;
-    if (top != nullptr) top[pixel] = finite ? tally.top : UNREACHED;
-    if (confidence != nullptr) confidence[pixel] = finite ? tally.score(tally.mass_of_top()) : 0;
-    if (share != nullptr) share[pixel] = shared ? tally.mass_of_top() / total : 0;
-    if (dispersion != nullptr)
-        dispersion[pixel] = shared ? dispersion_of(tally.rest, tally.squares, total, scored, exact) : 0;
-    if (second != nullptr) second[pixel] = has_second ? tally.second : UNREACHED;
-    if (second_confidence != nullptr) second_confidence[pixel] = has_second ? tally.score(tally.mass_of_second()) : 0;
-
-    if (true_score == nullptr) return;
-    const int64 actual = load_integer(truth, truth_code, pixel);
-    float score = not_a_number();
-    if (actual >= 0 && actual < scored && actual != ignore) {
-        const int target = static_cast<int>(actual);
-        const int begin = W == GROUPED ? first[target] : target, end = W == GROUPED ? first[target + 1] : target + 1;
-        score = infinity();
-        if (finite && begin < end) {
-            float rank = 0;
+    float highest_limit = 0;
+    if (M == SECONDS && counts_members && per_class != 0) {
+        highest_limit = highest[0];
+        for (int i = 1; i < THREADS / 32; ++i) highest_limit = fmaxf(highest_limit, highest[i]);
+    }
+    float lowest_of_cell = infinity();
 #pragma unroll 1
-            for (int i = begin; i < end; ++i)
-                rank = rank_with<A>(rank, corners.sample(W == GROUPED ? order[i] : i), i == begin, tally.reference);
-            score = tally.nonconformity(target, rank);
+    for (int i = 0; i < N; ++i) {
+        const int row = rows.start + i / Q, column = columns.start + i % Q;
+        if (i / Q >= rows.count || i % Q >= columns.count) {
+            pixels.set(LOWEST, i, infinity());
+            continue;
         }
+        const Result<A, GROUPS> result(pixels, i);
+        const int64 pixel = (map * height + row) * width + column;
+        const bool finite = result.top_class >= 0, has_second = result.second_class >= 0;
+        if (top != nullptr) top[pixel] = finite ? result.top_class : UNREACHED;
+        if (second != nullptr) second[pixel] = has_second ? result.second_class : UNREACHED;
+        if constexpr (A != SOFTMAX || HAS_SUMS) {
+            if (confidence != nullptr) confidence[pixel] = finite ? result.score(result.mass) : 0;
+            if (second_confidence != nullptr)
+                second_confidence[pixel] =
+                    has_second ? result.score(mass_of_rank<A, GROUPS>(result.second, result.shift)) : 0;
+        }
+        if constexpr (HAS_SUMS) {
+            const bool shared = finite && result.total > 0;
+            if (share != nullptr) share[pixel] = shared ? result.mass * result.inverse : 0;
+            if (dispersion != nullptr) dispersion[pixel] = shared ? result.dispersion(scored, exact) : 0;
+        }
+        if (true_score != nullptr) {
+            const int64 actual = load_integer(truth, truth_code, pixel);
+            float score = not_a_number();
+            if (actual >= 0 && actual < scored && actual != ignore) {
+                const int target = static_cast<int>(actual);
+                const int begin = GROUPS ? first[target] : target, end = GROUPS ? first[target + 1] : target + 1;
+                score = infinity();
+                if (finite && target == result.top_class) {
+                    score = nonconformity_of_top(result);
+                } else if (finite && begin < end) {
+                    const float weight_x[1] = {weights[height + column]};
+                    float rank = 0;
+#pragma unroll 1
+                    for (int k = begin; k < end; ++k) {
+                        Pack<T, 1> corners[4];
+                        cell.template load<1>(GROUPS ? order[k] : k, corners);
+                        const Rows<1> values(widen(corners[0].value[0]), widen(corners[1].value[0]),
+                                             widen(corners[2].value[0]), widen(corners[3].value[0]), weight_x);
+                        rank = rank_with<A, GROUPS>(rank, values.value(0, weights[row]), k == begin, result.shift);
+                    }
+                    score = nonconformity<A, GROUPS>(rank, result.shift, result.total, result.inverse);
+                }
+            }
+            true_score[pixel] = score;
+        }
+        if (thresholds == nullptr) {
+            const int emitted = finite && result.top_class < targets ? result.top_class : ignore;
+            if (label != nullptr) label[pixel] = static_cast<uint8>(emitted);
+            if (wide_label != nullptr) wide_label[pixel] = static_cast<uint16>(emitted);
+            continue;
+        }
+
+        // The top class's membership, and whether others may be members: none has a lower score than the second one,
+        // which most pixels are sure enough is beyond every threshold.
+        const float* limits = thresholds + row * per_row + column * per_column;
+        const float limit = per_class != 0 ? highest_limit : *limits;
+        float lowest = infinity();
+        if (M == SECONDS && counts_members && has_second) {
+            const float score =
+                nonconformity<A, GROUPS>(result.second, result.shift, result.total, result.inverse);
+            if (!(score - 1e-3f * fabsf(score) > limit))
+                lowest = lowest_rank<A, GROUPS>(limit, result.shift, result.total);
+        }
+        lowest_of_cell = fminf(lowest_of_cell, lowest);
+        pixels.set(LOWEST, i, lowest);
+        pixels.set(BEST_RANK, i, -infinity());
+        pixels.at(TOP_AND_BEST, i) |= NO_CLASS << 16;
+        pixels.at(Pixels<HAS_SUMS, N>::COUNT, i) = 0;
+        if constexpr (HAS_SUMS) {
+            pixels.set(SET_SHIFT, i, result.shift);
+            pixels.set(TOTAL, i, result.total);
+            pixels.set(INVERSE, i, result.inverse);
+        }
+        if (finite && nonconformity_of_top(result) <= limits[result.top_class * per_class])
+            add_member(pixels, i, result.top_class, result.top, background, HAS_TOP);
     }
-    true_score[pixel] = score;
+    if (thresholds == nullptr) return;
+
+    // The pixels with an open set visit the other classes again, but for those that are too low everywhere in the cell.
+    if (M == SECONDS && lowest_of_cell < infinity()) {
+        float group[N] = {};
+        walk<W>(cell, classes, weights_x, [&](const Rows<Q>& values, int target, bool begins, bool ends) {
+            VISIT(SET_PASS, target);
+            if (!GROUPS && values.bound() < lowest_of_cell) return;
+            VISIT(SET_CLASS, target);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                const float shift = HAS_SUMS ? pixels.value(SET_SHIFT, i) : 0;
+                group[i] = rank_with<A, GROUPS>(group[i], values.value(i % Q, weights_y[i / Q]), begins, shift);
+                if (!ends || !(group[i] >= pixels.value(LOWEST, i))) continue;
+                if (static_cast<int>(pixels.at(TOP_AND_BEST, i) & 0xffff) == target) continue;
+                const float* limits =
+                    thresholds + (rows.start + i / Q) * per_row + (columns.start + i % Q) * per_column;
+                const float total = HAS_SUMS ? pixels.value(TOTAL, i) : 0;
+                const float inverse = HAS_SUMS ? pixels.value(INVERSE, i) : 0;
+                if (nonconformity<A, GROUPS>(group[i], shift, total, inverse) <= limits[target * per_class])
+                    add_member(pixels, i, target, group[i], background, 0);
+            }
+        });
+    }
+#pragma unroll 1
+    for (int i = 0; i < N; ++i) {
+        if (i / Q >= rows.count || i % Q >= columns.count) continue;
+        const int64 pixel = (map * height + rows.start + i / Q) * width + columns.start + i % Q;
+        const uint32 count = pixels.at(Pixels<HAS_SUMS, N>::COUNT, i), classes_of_set = pixels.at(TOP_AND_BEST, i);
+        const bool finite = (classes_of_set & 0xffff) != NO_CLASS;
+        const int chosen = chosen_by_rule(rule, count, classes_of_set, background);
+        const int emitted = finite && chosen >= 0 && chosen < targets ? chosen : ignore;
+        if (label != nullptr) label[pixel] = static_cast<uint8>(emitted);
+        if (wide_label != nullptr) wide_label[pixel] = static_cast<uint16>(emitted);
+        if (set_size != nullptr) set_size[pixel] = finite ? count & 0xffff : 0;
+    }
 }

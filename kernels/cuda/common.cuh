@@ -15,6 +15,11 @@ typedef long long int64;
 
 constexpr uint32 ALL_LANES = 0xffffffffu;
 
+// Marks a branch that a warp takes in some iterations of a loop; tests/simt counts them.
+#ifndef VISIT
+#define VISIT(branch, iteration)
+#endif
+
 // The language has no names for these values.
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
@@ -32,6 +37,18 @@ struct bf16 {
 __device__ __forceinline__ float float_from_half(uint16 bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// 2^x and 1 / x by one instruction each, to a relative 2^-22; results below 1.2e-38 are 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+__device__ __forceinline__ float fast_reciprocal(float x) {
+    float value;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
     return value;
 }
 #endif
@@ -53,6 +70,52 @@ __device__ __forceinline__ void store_pack(T* address, const Pack<T, V>& pack) {
         __stcg(reinterpret_cast<uint4*>(address), reinterpret_cast<const uint4&>(pack));
     else
         *reinterpret_cast<Pack<T, V>*>(address) = pack;
+}
+
+// Tells if any of N values is greater than its limit, one instruction per value: left to itself the compiler keeps the
+// outcome of each comparison.
+template <int N>
+__device__ __forceinline__ bool any_greater(const float (&values)[N], const float (&limits)[N]) {
+#ifdef __CUDACC__
+    if constexpr (N == 8) {
+        int any;
+        asm("{.reg .pred p; setp.gt.f32 p, %1, %9; setp.gt.or.f32 p, %2, %10, p; setp.gt.or.f32 p, %3, %11, p; "
+            "setp.gt.or.f32 p, %4, %12, p; setp.gt.or.f32 p, %5, %13, p; setp.gt.or.f32 p, %6, %14, p; "
+            "setp.gt.or.f32 p, %7, %15, p; setp.gt.or.f32 p, %8, %16, p; selp.b32 %0, 1, 0, p;}"
+            : "=r"(any)
+            : "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "f"(values[4]), "f"(values[5]),
+              "f"(values[6]), "f"(values[7]), "f"(limits[0]), "f"(limits[1]), "f"(limits[2]), "f"(limits[3]),
+              "f"(limits[4]), "f"(limits[5]), "f"(limits[6]), "f"(limits[7]));
+        return any != 0;
+    }
+#endif
+    bool any = false;
+    for (int i = 0; i < N; ++i) any = any || values[i] > limits[i];
+    return any;
+}
+
+// value > limit ? yes : no, as a selection: the compiler would branch.
+__device__ __forceinline__ float select_if_greater(float value, float limit, float yes, float no) {
+#ifdef __CUDACC__
+    float result;
+    asm("{.reg .pred p; setp.gt.f32 p, %1, %2; selp.f32 %0, %3, %4, p;}"
+        : "=f"(result)
+        : "f"(value), "f"(limit), "f"(yes), "f"(no));
+    return result;
+#else
+    return value > limit ? yes : no;
+#endif
+}
+__device__ __forceinline__ int select_if_greater(float value, float limit, int yes, int no) {
+#ifdef __CUDACC__
+    int result;
+    asm("{.reg .pred p; setp.gt.f32 p, %1, %2; selp.b32 %0, %3, %4, p;}"
+        : "=r"(result)
+        : "f"(value), "f"(limit), "r"(yes), "r"(no));
+    return result;
+#else
+    return value > limit ? yes : no;
+#endif
 }
 
 // ---- integers of any width ---------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from ...errors import UsageError
-from ..plans.class_stats import DEFAULTS, DecodeOptions, DecodePlan, decode_plan
+from ..plans.class_stats import DEFAULTS, DecodeOptions, DecodePlan, Taps, decode_plan
 from ..types import ClassStats
 from .device import (
     ACTIVATIONS,
     ELEMENTS,
     NULL,
+    SHAPES,
     DeviceArray,
     Pointer,
     aligned,
@@ -25,8 +28,14 @@ from .device import (
 RULE_CODES = {"argmax": 0, "foreground": 1, "single": 2, "agree": 3}
 """Rules, as class_stats.cu's Rule."""
 
-TILE = (8, 32)
-"""Rows and columns of output pixels in a block, as class_stats.cu's TILE_HEIGHT and TILE_WIDTH."""
+THREADS = 128
+"""Threads of a block, as class_stats.cu's THREADS: 32 strips of columns and 4 strips of rows."""
+
+PACK = 4
+"""Classes in one load, as class_stats.cu's PACK."""
+
+_PER_CELL, _PER_PIXEL = 26, 9
+"""About the instructions per class of a thread, and of each of its pixels: they decide the shape of a thread."""
 
 
 def class_stats(
@@ -42,14 +51,9 @@ def class_stats(
     plan = decode_plan(scores.shape, size, options, truth, thresholds)
     if scores.dtype.name not in ELEMENTS:
         raise UsageError(f"scores must be {', '.join(ELEMENTS)}, got {scores.dtype}")
-    if plan.layout == "CHW":
-        item, row, column = scores.strides[-3:]
-    else:
-        row, column, item = scores.strides[-3:]
-    strides = [step // scores.dtype.itemsize for step in (scores.strides[0] if plan.batch else 0, item, row, column)]
-    height, width = plan.size
-    y0, x0, y1, x1 = plan.region
+    strides = _strides(scores, plan)
     walk, order, first = _classes(scores, plan, strides)
+    shape, strips, weights, num_strips = _sampling(plan.rows, plan.columns)
     limit, limit_strides = _thresholds(thresholds)
     actual, actual_code = (NULL, np.int32(0)) if truth is None else integers(truth, "truth")
     fields = {
@@ -59,22 +63,22 @@ def class_stats(
     labels: list[Pointer] = [NULL, NULL]
     if "label" in fields:
         labels[plan.label_dtype == np.uint16] = fields["label"]
+    counts_members = thresholds is not None and (plan.rule != "argmax" or "set_size" in fields)
     launch(
         "class_stats",
-        f"class_stats<{ELEMENTS[scores.dtype.name]}, {ACTIVATIONS[plan.activation]}, {walk}>",
-        (ceil_div(width, TILE[1]), ceil_div(height, TILE[0]), plan.maps),
-        (TILE[0] * TILE[1],),
+        f"class_stats<{ELEMENTS[scores.dtype.name]}, {ACTIVATIONS[plan.activation]}, {walk}, "
+        f"{_mode(plan, counts_members, thresholds is not None)}, "
+        f"{shape[0]}, {shape[1]}>",
+        (ceil_div(num_strips[1], 32), ceil_div(num_strips[0], THREADS // 32), plan.maps),
+        (THREADS,),
         (
             scores,
             *map(np.int64, strides),
             np.int32(plan.channels),
-            *map(np.int32, plan.source),
-            np.int32(height),
-            np.int32(width),
-            np.float64((y1 - y0) / height),
-            np.float64(y0),
-            np.float64((x1 - x0) / width),
-            np.float64(x0),
+            *map(np.int32, plan.size),
+            constant(strips),
+            *map(np.int32, num_strips),
+            constant(weights),
             order,
             first,
             np.int32(plan.num_scored),
@@ -83,6 +87,7 @@ def class_stats(
             *map(np.int64, limit_strides),
             np.int32(RULE_CODES[plan.rule]),
             np.int32(-1 if plan.background is None else plan.background),
+            np.bool_(counts_members),
             np.int32(plan.ignore),
             np.bool_(plan.exact_dispersion),
             actual,
@@ -95,16 +100,66 @@ def class_stats(
     return ClassStats(**fields)
 
 
+def _strides(scores: DeviceArray, plan: DecodePlan) -> list[int]:
+    """Return the strides over (map, class, row, column), in elements."""
+    if plan.layout == "CHW":
+        item, row, column = scores.strides[-3:]
+    else:
+        row, column, item = scores.strides[-3:]
+    steps = (0 if plan.batch is None else scores.strides[0], item, row, column)
+    return [step // scores.dtype.itemsize for step in steps]
+
+
 def _classes(scores: DeviceArray, plan: DecodePlan, strides: list[int]) -> tuple[str, Pointer, Pointer]:
     """Return the kernel's walk through the classes; for grouped ones, their order and each scored class's start."""
     if plan.groups is not None:
         order = np.argsort(plan.groups, kind="stable").astype(np.int32)
         first = np.searchsorted(plan.groups[order], np.arange(plan.num_scored + 1)).astype(np.int32)
         return "GROUPED", constant(order), constant(first)
-    pack = 16 // scores.dtype.itemsize
     steps = [strides[0], *strides[2:]]
-    vector = strides[1] == 1 and aligned(pack, scores) and all(step % pack == 0 for step in steps)
-    return "VECTOR" if vector and plan.channels >= pack else "STRIDED", NULL, NULL
+    vector = strides[1] == 1 and aligned(PACK, scores) and all(step % PACK == 0 for step in steps)
+    return "VECTOR" if vector and plan.channels >= PACK else "STRIDED", NULL, NULL
+
+
+def _mode(plan: DecodePlan, counts_members: bool, has_thresholds: bool) -> str:
+    """Return the least that the pass over the classes must find, as class_stats.cu's Mode."""
+    outputs = set(plan.outputs)
+    if counts_members or outputs & {"second", "second_confidence"}:
+        return "SECONDS"
+    summed = {"share", "dispersion"}
+    if plan.activation == "softmax":
+        summed |= {"confidence", "true_score"}
+        if has_thresholds or plan.groups is not None:
+            return "SUMS"
+    return "SUMS" if outputs & summed else "TOP"
+
+
+@lru_cache(maxsize=64)
+def _sampling(rows: Taps, columns: Taps) -> tuple[tuple[int, int], np.ndarray, np.ndarray, tuple[int, int]]:
+    """Choose the pixels of a thread, and return their shape, the strips, the weights and the numbers of strips."""
+
+    def instructions(shape: tuple[int, int]) -> int:
+        cells = len(_strips(rows, shape[0])) * len(_strips(columns, shape[1]))
+        return cells * (_PER_CELL + _PER_PIXEL * shape[0] * shape[1])
+
+    shape = min(SHAPES, key=instructions)
+    strips = _strips(rows, shape[0]), _strips(columns, shape[1])
+    weights = np.concatenate([rows.weight, columns.weight]).astype(np.float32)
+    return shape, np.concatenate(strips), weights, (len(strips[0]), len(strips[1]))
+
+
+def _strips(taps: Taps, most: int) -> np.ndarray:
+    """Cut an axis into strips of up to ``most`` pixels between the same two source pixels, int32 (strips, 4).
+
+    A strip is its first pixel, its number of pixels, the lower source pixel and the distance of the upper one.
+    """
+    begins = np.concatenate([[True], np.diff(taps.lower) != 0])
+    index = np.arange(taps.lower.size)
+    inside_run = index - np.maximum.accumulate(np.where(begins, index, 0))
+    starts = np.flatnonzero(inside_run % most == 0)
+    counts = np.diff(np.append(starts, taps.lower.size))
+    lower = taps.lower[starts]
+    return np.stack([starts, counts, lower, taps.upper[starts] - lower], axis=1).astype(np.int32)
 
 
 def _thresholds(thresholds: float | DeviceArray | None) -> tuple[Pointer, tuple[int, ...]]:

@@ -7,8 +7,9 @@ same launchers, with their geometry and argument lists, on the sources compiled 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,13 +33,25 @@ ACTIVATIONS = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID", "none": "NONE"}
 WALKS = ("STRIDED", "VECTOR", "GROUPED")
 """Ways in which class_stats.cu walks through the classes of a pixel."""
 
+SHAPES = ((1, 1), (4, 2))
+"""Rows and columns of pixels per thread of class_stats.cu."""
+
+
+MODES = ("TOP", "SUMS", "SECONDS")
+"""Results of the pass over the classes in class_stats.cu, each with those before it."""
+
+
+def _class_stats() -> Iterator[str]:
+    for element, activation, walk, mode, (rows, columns) in itertools.product(
+        ELEMENTS.values(), ACTIVATIONS.values(), WALKS, MODES, SHAPES
+    ):
+        # Groups of softmax are ranked by their masses, which takes the sums.
+        if (activation, walk, mode) != ("SOFTMAX", "GROUPED", "TOP"):
+            yield f"class_stats<{element}, {activation}, {walk}, {mode}, {rows}, {columns}>"
+
+
 INSTANTIATIONS: dict[str, tuple[str, ...]] = {
-    "class_stats": tuple(
-        f"class_stats<{element}, {activation}, {walk}>"
-        for element in ELEMENTS.values()
-        for activation in ACTIVATIONS.values()
-        for walk in WALKS
-    ),
+    "class_stats": tuple(_class_stats()),
     "scores": (
         "score_counts",
         "largest_weight",

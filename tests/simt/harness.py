@@ -47,6 +47,11 @@ namespace simt {{
 {kinds}
 SIMT_OWN const Named table[] = {{ {rows} }};
 }}
+extern "C" long long simt_visits(const char* branch) {{
+    const long long count = simt::visits().counts[branch];
+    simt::visits().counts.erase(branch);
+    return count;
+}}
 extern "C" const char* simt_parameters(int kernel) {{ return simt::table[kernel].parameters.c_str(); }}
 extern "C" int simt_launch(int kernel, void** arguments, const unsigned* grid, const unsigned* block, int schedule,
                            int poison, char* message, size_t capacity) {{
@@ -154,6 +159,7 @@ def library(source: Path, names: tuple[str, ...]) -> tuple[ctypes.CDLL, dict[str
             os.replace(f"{work}/main.so", built)
     loaded = ctypes.CDLL(str(built))
     loaded.simt_parameters.restype = ctypes.c_char_p
+    loaded.simt_visits.restype = ctypes.c_longlong
     return loaded, {name: index for index, name in enumerate(names)}
 
 
@@ -237,9 +243,17 @@ launched: list[str] = []
 """Names of the kernels launched, in order; a test may clear it."""
 
 
+MOST_IN_ONE_LIBRARY = 16
+"""Kernels that are compiled together; a larger file is compiled for one element type at a time."""
+
+
 def _kernel(source: str, name: str, schedule: int) -> SimtKernel:
     launched.append(name)
-    return SimtKernel(device.SOURCES / f"{source}.cu", device.INSTANTIATIONS[source], name, schedule)
+    names = device.INSTANTIATIONS[source]
+    assert name in names, f"{name} is not among the instantiations of {source}.cu"
+    if len(names) > MOST_IN_ONE_LIBRARY:
+        names = tuple(other for other in names if other.split(",")[0] == name.split(",")[0])
+    return SimtKernel(device.SOURCES / f"{source}.cu", names, name, schedule)
 
 
 @contextmanager

@@ -9,7 +9,7 @@
 // mask never reaches, or two different operations met as one, end the launch with a message. Shared memory is filled
 // with the launch's poison before every block.
 //
-// Not modelled: memory order between threads that no barrier separates, and the last bit of expf.
+// Not modeled: memory order between threads that no barrier separates, and the last bit of expf.
 
 #pragma once
 
@@ -20,7 +20,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <set>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <ucontext.h>
 #include <vector>
@@ -28,6 +31,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#define VISIT(branch, iteration) simt::visit(#branch, iteration)
 
 // ---- names of the language --------------------------------------------------------------------------------------
 
@@ -191,6 +196,22 @@ inline void describe_deadlock(int threads) {
     b.failure = text;
 }
 
+// Warps that took a marked branch, each iteration of the loop around it counted once.
+struct Visits {
+    std::map<std::string, long long> counts;
+    std::set<std::tuple<std::string, int, int>> block;
+};
+SIMT_OWN static Visits* the_visits = nullptr;
+
+inline Visits& visits() {
+    if (the_visits == nullptr) the_visits = new Visits;
+    return *the_visits;
+}
+
+inline void visit(const char* branch, int iteration) {
+    if (visits().block.emplace(branch, block().current / WARP, iteration).second) ++visits().counts[branch];
+}
+
 // The ends of this library's .bss, from the linker.
 extern "C" char __bss_start[] __attribute__((visibility("hidden")));
 extern "C" char _end[] __attribute__((visibility("hidden")));
@@ -200,6 +221,7 @@ inline bool run_block(const std::vector<int>& order, bool eager, unsigned char p
     Block& b = block();
     const int threads = static_cast<int>(order.size());
     std::memset(__bss_start, poison, _end - __bss_start);
+    visits().block.clear();
     for (int t = 0; t < threads; ++t) {
         b.fibers[t].wait = RUNS;
         b.fibers[t].phase = 0;
@@ -409,6 +431,16 @@ template <typename T>
 inline T max(T a, T b) {
     return a < b ? b : a;
 }
+
+// The approximate instructions, to the edge of what they promise: each result is off by up to 2^-22 of itself, up or
+// down by the bits of the argument, so that code that needs better fails its tests here.
+inline float simt_off(float exact, float argument) {
+    const unsigned hash = __float_as_uint(argument) * 2654435761u >> 16;
+    const float off = (static_cast<int>(hash & 255) - 128) / 128.0f * 0x1p-22f;
+    return exact > 1.2e-38f && exact < 3e38f ? exact + exact * off : exact < 1.2e-38f ? 0 : exact;
+}
+inline float fast_exp2(float x) { return simt_off(std::exp2f(x), x); }
+inline float fast_reciprocal(float x) { return simt_off(1 / x, x); }
 
 // IEEE binary16, by its bits.
 inline float float_from_half(unsigned short bits) {
