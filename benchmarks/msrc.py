@@ -142,7 +142,7 @@ def adopt(data: Path, folder: Path, antialias: bool):
     for index, name in read_class_names(data / "msrc" / "classes.txt").items():
         target = {"face": "person", "body": "person"}.get(name, name)
         labels[index] = -1 if name == "void" else classes.index(target) if target in classes else 0
-    return bundle, dataclasses.replace(Taxonomy.of_model(bundle), labels=labels)
+    return bundle, dataclasses.replace(Taxonomy.of_model(bundle), labels=labels, assumed=False)
 
 
 @dataclasses.dataclass(frozen=True)

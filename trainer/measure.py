@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.calibration.calibration import Calibration
 from ..engine.inputs.labels import LabelSource, open_labels
 from ..engine.inputs.sources import open_source
 from ..engine.labeling.selection import Selection
@@ -39,6 +40,7 @@ def evaluate(
     images: str | os.PathLike[str] | None = None,
     ids: Collection[str] | None = None,
     taxonomy: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | Calibration | None = None,
     tile: int | None = None,
     overlap: int = 0,
     provider: Provider = "cpu",
@@ -53,12 +55,14 @@ def evaluate(
     ----------
     target
         A label store, the folder of a run, or a bundle. A run labels ``images`` with its student, a bundle with its
-        model; both keep every pixel.
+        model; both keep every pixel, unless ``calibration`` selects.
     labels, images
         Folder of the true label maps; source of the images, needed for a run or a bundle.
     ids, taxonomy
         Names of the images to use (all if None); class mapping, whose ``[labels]`` table reads ``labels`` of a store
         or a run.
+    calibration
+        Calibration whose prediction sets and labels are measured, for a bundle.
     tile, overlap
         Side and overlap of tiles in pixels, for a run or a bundle.
     provider, precision, device
@@ -76,10 +80,15 @@ def evaluate(
     num_workers = workers or usable_processors()
     if isinstance(target, Bundle) or (folder / MANIFEST).is_file():
         _refuse({"device": device}, "a bundle; choose its runtime with provider")
-        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
+        selection, batch = Selection.argmax(), 1
+        if calibration is not None:
+            given = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+            selection, batch = Selection.conformal(given), int(given.made_with.get("batch", 1))
+        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, batch=batch)
         predictor, classes = open_predictor(folder, None if taxonomy is None else Path(taxonomy), options=options)
         source = open_source(_needed(images, "a bundle"))
-        return evaluate_predictor(predictor, source, truth, classes, Selection.argmax(), ids=names, workers=num_workers)
+        return evaluate_predictor(predictor, source, truth, classes, selection, ids=names, workers=num_workers)
+    _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
     if not isinstance(target, LabelStore) and is_run(folder) and not (folder / "labels.lance").exists():
         _refuse({"precision": precision, "provider": None if provider == "cpu" else provider}, "a training run")
         return _evaluate_run(folder, _needed(images, "a run"), truth, names, taxonomy, tile, overlap, device, progress)

@@ -230,7 +230,7 @@ def _report(
         "num_pixels": int(final.num_pixels.sum()),
         "min_images": min_images,
         "overall": rows[-1],
-        "labels": None if held_out is None else held_out.tally.summary(),
+        "labels": None if held_out is None else held_out.tally.summary(sets=2),
         "argmax": argmax,
         "image_mean_coverage": None,
         "classes": by_class,

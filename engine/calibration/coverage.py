@@ -120,7 +120,7 @@ def hold_out_positions(
             covered[index] = np.bincount(classes[valid & (scores <= limits)], minlength=num)
         parts.append((images, samples.tally(images, fitted.values, rule)))
     columns = (np.column_stack([table, table.sum(axis=1)]) for table in (covered, total))
-    variance = ratio_variance(*columns)
+    variance = 2 * ratio_variance(*columns)  # of the images that decide the thresholds, and of new ones
     return HeldOut(covered=covered, total=total, variance=variance, tally=Tally.gather(parts, len(ids), num))
 
 
@@ -141,7 +141,7 @@ def coverage_rows(held_out: HeldOut, target: float) -> list[dict[str, Any] | Non
         sums = {name: float(getattr(tally, name)[:, columns].sum()) for name in tally.__dataclass_fields__}
         share = float(covered[:, columns].sum() / pixels)
         num_images = int((total[:, columns].sum(axis=1) > 0).sum())
-        interval = share_interval(share, float(held_out.variance[index]), num_images)
+        interval = share_interval(share, float(held_out.variance[index]), num_images, rare_misses=True)
         row: dict[str, Any] = {
             "coverage": share,
             "interval": interval,

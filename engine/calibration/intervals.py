@@ -1,8 +1,8 @@
 """Intervals over images for shares of pixels: coverage, accuracy, IoU, kept share.
 
 Pixels of one image depend on each other, so the variance comes from a bootstrap over images. A share near 0 or 1, or a
-class seen in few images, makes that variance too small; the interval is Wilson's, with the number of images that the
-variance stands for and Student's quantile.
+class seen in few images, makes that variance too small: it is mixed with that of independent draws, one per image. The
+interval is Wilson's, with the number of draws that the variance stands for and Student's quantile.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 ROUNDS = 300
 """Bootstrap rounds."""
 _Z = 1.959964
+_PRIOR_IMAGES = 20.0
+"""Weight of independent draws in the variance, in images."""
 
 
 def image_weights(num_images: int, rounds: int = ROUNDS, seed: int = 0) -> NDArray[np.float64]:
@@ -34,27 +36,33 @@ def student_quantile(degrees: float) -> float:
     )
 
 
-def share_interval(share: float, variance: float, num_images: int) -> list[float]:
-    """Compute the 95 % interval [low, high] of a share with a bootstrap ``variance`` over ``num_images`` images."""
+def share_interval(share: float, variance: float, num_images: int, *, rare_misses: bool = False) -> list[float]:
+    """Compute the 95 % interval [low, high] of a share with a bootstrap ``variance`` over ``num_images`` images.
+
+    With ``rare_misses`` an image counts as one draw at most, as for coverage: images with many misses are so rare that
+    few samples show one.
+    """
     if num_images < 2:
         return [0.0, 1.0]
-    center = (share * num_images + 1) / (num_images + 2)
-    size = min(center * (1 - center) / max(variance, 1e-12), float(num_images)) * (num_images - 1) / num_images
-    t = student_quantile(num_images - 1)
+    num = float(num_images)
+    center = (share * num + 1) / (num + 2)
+    single = center * (1 - center) / num
+    variance = (num * variance + _PRIOR_IMAGES * single) / (num + _PRIOR_IMAGES)
+    if rare_misses:
+        variance = max(variance, single)
+    size = center * (1 - center) / variance * (num - 1) / num
+    t = student_quantile(num - 1)
     middle = (share + t * t / (2 * size)) / (1 + t * t / size)
     half = t / (1 + t * t / size) * np.sqrt(share * (1 - share) / size + t * t / (4 * size * size))
     return [float(max(0.0, min(middle - half, share))), float(min(1.0, max(middle + half, share)))]
 
 
 def ratio_variance(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Estimate the variance of sum(numerator) / sum(denominator) over images, for each column of (n, columns).
-
-    The estimate is for two independent sets of n images: one that decided the thresholds, one that measures them.
-    """
+    """Estimate the variance of sum(numerator) / sum(denominator) over sets of n images, per column of (n, columns)."""
     if len(numerator) == 0:
         return np.full(numerator.shape[1:], np.nan)
     weights = image_weights(len(numerator))
-    return column_variance(weights @ numerator, weights @ denominator) * 2
+    return column_variance(weights @ numerator, weights @ denominator)
 
 
 def column_variance(sums: NDArray[np.float64], totals: NDArray[np.float64]) -> NDArray[np.float64]:

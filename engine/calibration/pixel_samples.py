@@ -161,19 +161,26 @@ class Tally:
         union = self.kept.sum(axis=0) + self.labeled.sum(axis=0) - hits
         return np.where(self.true.sum(axis=0) > 0, hits / np.maximum(union, 1e-9), np.nan)
 
-    def summary(self) -> dict[str, Any]:
-        """Return kept share, accuracy and mIoU of kept pixels, with intervals over images where one exists."""
+    def summary(self, *, sets: int = 1) -> dict[str, Any]:
+        """Return kept share, accuracy and mIoU of kept pixels with 95 % intervals over images; None if undefined.
+
+        ``sets`` is 2 if another set of as many images decided the thresholds, which adds its variation.
+        """
         sums = {name: getattr(self, name).sum(axis=1) for name in ("true", "kept", "hits")}
         seen = sums["true"] > 0
         iou = self.iou
         summary: dict[str, Any] = {"miou_kept": float(np.nanmean(iou)) if not np.isnan(iou).all() else None}
-        for key, top, bottom in (("kept", "kept", "true"), ("accuracy_kept", "hits", "kept")):
+        for key, top, bottom in (
+            ("kept", "kept", "true"),
+            ("accuracy_kept", "hits", "kept"),
+            ("accuracy_all", "hits", "true"),
+        ):
             total = sums[bottom].sum()
             if total == 0:
                 summary[key] = summary[f"{key}_interval"] = None
                 continue
             share = float(sums[top].sum() / total)
-            variance = ratio_variance(sums[top][seen, None], sums[bottom][seen, None])[0]
+            variance = sets * ratio_variance(sums[top][seen, None], sums[bottom][seen, None])[0]
             summary[key] = share
             summary[f"{key}_interval"] = share_interval(share, float(variance), int(seen.sum()))
         return summary

@@ -168,6 +168,26 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         say(f"warning: {warning}")
 
 
+def _with_interval(raw: dict[str, Any], key: str) -> str:
+    """Format a figure with its 95 % interval over images, if there is one."""
+    bounds = raw.get(f"{key}_interval")
+    return _share(raw[key]) + (f" ({bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+
+
+def _print_coverage(coverage: dict[str, Any]) -> None:
+    table = _table("class", "images", "coverage", "95 %")
+    for row in coverage["rows"]:
+        low, high = row["interval"]
+        missed = high < coverage["target"]
+        share = f"[red]{row['coverage']:.3f}![/red]" if missed else f"{row['coverage']:.3f}"
+        table.add_row(row["class"], str(row["images"]), share, f"{low:.2f}–{high:.2f}")
+    Console().print(table)
+    say(
+        f"coverage of the calibration's prediction sets: {coverage['target']:g} is the target, ! marks a class below "
+        f"it by more than the interval; mean coverage of an image {_share(coverage['image_mean'])}"
+    )
+
+
 def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
     if held_out is None:
         return ["-"] * 6
@@ -207,9 +227,12 @@ def print_quality(quality: Quality) -> None:
             )
     console.print(table)
     say(
-        f"{raw['num_images']} images: mIoU of kept pixels {_share(raw['miou_kept'])}, accuracy of kept "
-        f"{_share(raw['accuracy_kept'])}, kept {_share(raw['kept'])}, mIoU of all {_share(raw['miou_all'])}"
+        f"{raw['num_images']} images: mIoU of kept pixels {_with_interval(raw, 'miou_kept')}, accuracy of kept "
+        f"{_with_interval(raw, 'accuracy_kept')}, kept {_with_interval(raw, 'kept')}, mIoU of all "
+        f"{_share(raw['miou_all'])}, accuracy of all {_with_interval(raw, 'accuracy_all')}"
     )
+    if quality.coverage is not None:
+        _print_coverage(quality.coverage)
     if quality.source is not None:
         say(quality.source.line())
 

@@ -6,7 +6,7 @@ with no kept pixel counting 0. ``miou_all`` counts ignored pixels as wrong: they
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import UsageError
+from ..calibration.calibration import Calibration
+from ..calibration.intervals import image_weights, ratio_variance, share_interval
+from ..calibration.observe import true_scores
+from ..calibration.pixel_samples import Tally
 from ..inputs.labeled_source import pair_images, pair_uris
 from ..inputs.labels import LabelSource
 from ..inputs.ordered_map import ordered_map
@@ -22,7 +26,8 @@ from ..inputs.sources import Item, Source
 from ..inputs.summary import SourceSummary
 from ..labeling.selection import Selection, select
 from ..model.taxonomy import Taxonomy
-from ..predictors.base import Predictor
+from ..predictors.base import Predictor, ScoreMap
+from ..predictors.resampling import resample_nearest
 from ..store.label_store import LabelStore
 
 
@@ -36,6 +41,10 @@ class Quality:
     """Names of the K classes."""
     num_images: int
     """Number of images measured."""
+    tally: Tally | None = None
+    """Counts per image, for intervals over images; None if they are not known."""
+    coverage: dict[str, Any] | None = None
+    """Coverage of a calibration's prediction sets: overall and per class, with intervals; None without one."""
     source: SourceSummary | None = None
     """Files that were used and passed over, if labels were read."""
 
@@ -73,6 +82,12 @@ class Quality:
         return int(np.trace(self.confusion[:, :-1])) / kept if kept else float("nan")
 
     @property
+    def accuracy_all(self) -> float:
+        """Share of all pixels with a true class whose label is the truth; ignored pixels count as wrong."""
+        total = int(self.confusion.sum())
+        return int(np.trace(self.confusion[:, :-1])) / total if total else float("nan")
+
+    @property
     def kept(self) -> float:
         """Share of pixels with a true class that carry a label."""
         total = int(self.confusion.sum())
@@ -89,6 +104,9 @@ class Quality:
             "accuracy_kept": _plain(self.accuracy_kept),
             "kept": _plain(self.kept),
             "miou_all": _plain(self.miou_all),
+            "accuracy_all": _plain(self.accuracy_all),
+            **({} if self.tally is None else _intervals(self.tally)),
+            **({} if self.coverage is None else {"coverage": self.coverage}),
             "classes": [
                 {
                     "class": name,
@@ -109,11 +127,36 @@ def confusion(label: NDArray[Any], truth: NDArray[Any], taxonomy: Taxonomy) -> N
 
 def quality(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], taxonomy: Taxonomy) -> Quality:
     """Measure the quality of (label, truth) pairs of target maps."""
-    total, num_images = np.zeros((taxonomy.num_targets, taxonomy.num_targets + 1), np.int64), 0
+    total = np.zeros((taxonomy.num_targets, taxonomy.num_targets + 1), np.int64)
+    rows: list[NDArray[np.float64]] = []
     for label, truth in pairs:
-        total += confusion(label, truth, taxonomy)
-        num_images += 1
-    return Quality(confusion=total, targets=taxonomy.targets, num_images=num_images)
+        counts = confusion(label, truth, taxonomy)
+        total += counts
+        rows.append(np.array(_class_counts(counts), np.float64))
+    return Quality(confusion=total, targets=taxonomy.targets, num_images=len(rows), tally=_tally(rows, taxonomy))
+
+
+def _class_counts(confusion: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Return true, kept, right and labeled pixels (K,) each from a confusion matrix (K, K + 1)."""
+    kept = confusion[:, :-1]
+    return confusion.sum(axis=1), kept.sum(axis=1), np.diagonal(kept), kept.sum(axis=0)
+
+
+def _tally(rows: Sequence[NDArray[np.float64]], taxonomy: Taxonomy) -> Tally:
+    table = np.array(rows).reshape(len(rows), 4, taxonomy.num_targets).swapaxes(0, 1)
+    zeros = np.zeros_like(table[0])
+    return Tally(true=table[0], kept=table[1], hits=table[2], labeled=table[3], members=zeros, single=zeros)
+
+
+def _intervals(tally: Tally) -> dict[str, Any]:
+    """Return 95 % intervals over images of kept share, accuracies and mIoU."""
+    intervals = {key: value for key, value in tally.summary().items() if key.endswith("_interval")}
+    weights = image_weights(len(tally.true))
+    true, kept, hits, labeled = (weights @ getattr(tally, name) for name in ("true", "kept", "hits", "labeled"))
+    iou = np.where(true > 0, hits / np.maximum(kept + labeled - hits, 1), np.nan)
+    means = np.nanmean(iou[(true > 0).any(axis=1)], axis=1)
+    bounds = np.percentile(means, [2.5, 97.5]) if len(means) else np.array([0.0, 1.0])
+    return {**intervals, "miou_kept_interval": bounds.tolist()}
 
 
 def evaluate_store(
@@ -157,12 +200,15 @@ def evaluate_predictor(
 ) -> Quality:
     """Label images with a predictor and compare the labels with a folder of label maps; nothing is stored.
 
-    Images are matched to label maps by name; with ``ids`` a listed image without one is an error. Raises
-    :class:`UsageError` if nothing matches or sizes differ, :class:`ImageError` if an image cannot be decoded.
+    With a calibration in ``selection`` the coverage of its prediction sets is measured as well. Images are matched to
+    label maps by name; with ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing
+    matches or sizes differ, :class:`ImageError` if an image cannot be decoded, :class:`CalibrationMismatch` if the
+    calibration was made under other conditions.
     """
+    selection.check(predictor, taxonomy)
     labeled = pair_images(source, labels, taxonomy, ids=ids)
 
-    def load(item: Item) -> tuple[NDArray[Any], NDArray[Any]]:
+    def load(item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         photo = source.read(item)
         image = predictor.backend.decode(photo)
         (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
@@ -173,9 +219,54 @@ def evaluate_predictor(
                 f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is "
                 f"{label.shape[1]}x{label.shape[0]} px; {labeled.size_hint(item.uri, photo)}"
             )
-        return label, truth
+        return label, truth, _covered(score_map, truth, taxonomy, selection)
 
-    return replace(quality(ordered_map(load, labeled.items, workers), taxonomy), source=labeled.summary)
+    sets: list[NDArray[np.int64]] = []
+
+    def pairs() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for label, truth, covered in ordered_map(load, labeled.items, workers):
+            sets.append(covered)
+            yield label, truth
+
+    measured = replace(quality(pairs(), taxonomy), source=labeled.summary)
+    if selection.calibration is None:
+        return measured
+    return replace(measured, coverage=_coverage(np.array(sets), selection.calibration))
+
+
+def _covered(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy, selection: Selection) -> NDArray[np.int64]:
+    """Count the pixels (2, K) of each class in one image whose prediction set holds it, and all of them."""
+    thresholds, num = selection.thresholds, taxonomy.num_targets
+    if selection.calibration is None or thresholds is None:
+        return np.zeros((2, num), np.int64)
+    if thresholds.ndim == 2:
+        truth = resample_nearest(truth, (thresholds.shape[0], thresholds.shape[1]))
+    scores, valid = true_scores(score_map, truth, taxonomy), truth != taxonomy.ignore_index
+    limits = thresholds[valid] if thresholds.ndim == 2 else thresholds[truth[valid]]
+    inside = scores[valid] <= limits
+    return np.array([np.bincount(truth[valid][mask], minlength=num) for mask in (inside, slice(None))])
+
+
+def _coverage(sets: NDArray[np.int64], calibration: Calibration) -> dict[str, Any]:
+    """Report coverage from pixel counts (n, 2, K), overall and per class, beside the calibration's target."""
+    covered, total = (
+        np.column_stack([table, table.sum(axis=1)]).astype(np.float64) for table in (sets[:, 0], sets[:, 1])
+    )
+    variance, seen = ratio_variance(covered, total), total > 0
+    rows: list[dict[str, Any]] = []
+    for index, name in enumerate((*calibration.targets, "all")):
+        if not seen[:, index].any():
+            continue
+        share = float(covered[:, index].sum() / total[:, index].sum())
+        interval = share_interval(share, float(variance[index]), int(seen[:, index].sum()), rare_misses=True)
+        rows.append({"class": name, "coverage": share, "interval": interval, "images": int(seen[:, index].sum())})
+    images = seen[:, -1]
+    return {
+        "target": 1 - float(calibration.alpha),
+        "unit": calibration.unit,
+        "image_mean": float((covered[images, -1] / total[images, -1]).mean()) if images.any() else None,
+        "rows": rows,
+    }
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -43,6 +43,10 @@ def evaluate_target(
             show_default="the target's own",
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Calibration whose coverage and labels are measured, with a bundle."),
+    ] = None,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     provider: ProviderOption = "cpu",
@@ -51,10 +55,11 @@ def evaluate_target(
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure labels against true labels: IoU per class, mIoU and accuracy.
+    """Measure labels against true labels: IoU per class, mIoU and accuracy, with 95 % intervals over images.
 
     A store is measured by the labels it holds; a run labels --images with its student, a bundle with its model (argmax,
-    every pixel kept).
+    every pixel kept). With --calibration a bundle's labels are those that its rule selects, and the share of pixels
+    whose prediction set holds the true class is measured.
     """
     from ...engine.inputs.labels import open_labels
     from ...engine.inputs.names import read_ids
@@ -68,6 +73,7 @@ def evaluate_target(
             images=images,
             ids=read_ids(ids) if ids else None,
             taxonomy=taxonomy,
+            calibration=calibration,
             tile=tile,
             overlap=overlap,
             provider=provider,

@@ -13,9 +13,11 @@ from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.report.evaluate import evaluate_predictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import CalibrationError, CalibrationMismatch, TaxonomyError, UsageError
 
@@ -312,3 +314,26 @@ def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) ->
     raw = json.loads((tmp_path / "calibration.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert raw["thresholds"] == ["inf"] * 3
     assert set(raw["made_with"]) == {"bundle", "session", "artifact", "tile", "overlap", "taxonomy", "kernels", "batch"}
+
+
+def test_given_thresholds_are_measured_on_other_labeled_images(bundle: Bundle, photos: Path) -> None:
+    half = frozenset(map(str, range(0, 30, 2)))
+    calibration = run(bundle, photos, ids=half, rule="single")
+    predictor, taxonomy = SemanticPredictor(bundle, OnnxSession(bundle)), Taxonomy.of_model(bundle)
+    measured = evaluate_predictor(
+        predictor, open_source(photos / "images"), LabelFolder(photos / "labels"), taxonomy,
+        Selection.conformal(calibration), ids=frozenset(map(str, range(1, 30, 2))),
+    )  # fmt: skip
+    assert measured.coverage is not None
+    rows = {row["class"]: row for row in measured.coverage["rows"]}
+    inside = [softmax_scores(photos, index) for index in range(1, 30, 2)]
+    expected = np.concatenate([scores <= calibration.thresholds[truth] * (1 + 1e-5) for scores, truth in inside])
+    assert rows["all"]["coverage"] == pytest.approx(expected.mean(), abs=1e-3)
+    assert rows["all"]["images"] == 15
+    assert rows["all"]["interval"][0] <= rows["all"]["coverage"] <= rows["all"]["interval"][1]
+    assert measured.kept < 1
+    with pytest.raises(CalibrationMismatch, match="tile"):
+        evaluate_predictor(
+            SemanticPredictor(bundle, OnnxSession(bundle), tile=16), open_source(photos / "images"),
+            LabelFolder(photos / "labels"), taxonomy, Selection.conformal(calibration),
+        )  # fmt: skip

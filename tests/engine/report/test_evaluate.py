@@ -56,3 +56,24 @@ def test_plain_data_has_no_undefined_number() -> None:
     assert raw["accuracy_kept"] is None
     assert raw["kept"] is None
     assert [row["iou_kept"] for row in raw["classes"]] == [None] * 3
+
+
+def test_intervals_are_over_images_and_hold_the_figures() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((4, 50), np.uint8)
+    shares = rng.random(40)
+    labels = [np.where(rng.random(truth.shape) < share, 0, 1).astype(np.uint8) for share in shares]
+    raw = quality([(label, truth) for label in labels], TAXONOMY).to_json()
+    for key in ("accuracy_kept", "accuracy_all", "miou_kept"):
+        low, high = raw[f"{key}_interval"]
+        assert low < raw[key] < high
+    assert raw["accuracy_kept"] == raw["accuracy_all"] == pytest.approx(shares.mean(), abs=0.02)
+    # images vary by .29: their mean by .045, and not by the .006 of 8000 independent pixels
+    low, high = raw["accuracy_all_interval"]
+    assert 1 < (high - low) / (4 * shares.std() / np.sqrt(40)) < 1.5
+    assert raw["kept_interval"][1] == 1.0
+
+
+def test_ignored_pixels_count_against_the_accuracy_of_all() -> None:
+    found = quality([(np.array([[0, 0, IGNORE, IGNORE]], np.uint8), np.zeros((1, 4), np.uint8))], TAXONOMY)
+    assert (found.accuracy_kept, found.accuracy_all) == (1.0, 0.5)
