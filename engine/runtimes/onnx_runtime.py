@@ -10,8 +10,8 @@ A provider that this installation lacks is an error, never replaced by another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,11 @@ from numpy.typing import NDArray
 from ...errors import MissingPackageError, SessionError, UsageError, install_command
 from ..model.bundle import Bundle
 from .base import first_line, shapes_of
-from .device_arrays import array_over, is_device_array
+from .device_arrays import is_device_array
+from .onnx_device import DeviceRunner, new_stream
+
+if TYPE_CHECKING:
+    import cupy
 
 EXECUTION_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -64,9 +68,10 @@ class OnnxSession:
         entry = bundle.file(role, precision)
         path = bundle.path / entry.path
         settings = session_settings(entry.precision, threads)
+        stream = None if provider == "cpu" else new_stream()
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), providers=_with_options(provider, bundle), **settings
+                str(path), providers=_with_options(provider, bundle, stream), **settings
             )
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
@@ -75,6 +80,7 @@ class OnnxSession:
             raise SessionError(f"expected the {provider} provider, ONNX Runtime chose {used}; see its log above")
         self._input = bundle.input.name
         self._outputs = [output.name for output in bundle.outputs_of(role)]
+        self._device = None if stream is None else DeviceRunner(self._session, self._outputs, stream)
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
         self._kind = f"onnxruntime/{provider}/{entry.precision}"
         self._artifact = entry.sha256
@@ -106,8 +112,8 @@ class OnnxSession:
         """Run the graph on a float32 batch (N, …) in the bundle's layout, or on named inputs."""
         feeds = dict(inputs) if isinstance(inputs, Mapping) else {self._input: inputs}
         try:
-            if any(is_device_array(array) for array in feeds.values()):
-                return run_on_device(self._session, feeds, self._outputs)
+            if self._device is not None and any(is_device_array(array) for array in feeds.values()):
+                return self._device.run(feeds)
             return self._session.run(self._outputs, feeds)
         except Exception as error:
             raise SessionError(f"the model failed on its input {shapes_of(feeds)}: {first_line(error)}") from error
@@ -116,22 +122,26 @@ class OnnxSession:
         return self._description
 
 
-def _with_options(provider: str, bundle: Bundle) -> list[Any]:
+def _with_options(provider: str, bundle: Bundle, stream: cupy.cuda.Stream | None) -> list[Any]:
     """Return ONNX Runtime's providers with their options; TensorRT caches engines and timings in the bundle's folder.
 
-    Nodes that TensorRT does not support run on CUDA: both providers use the requested device.
+    Nodes that TensorRT does not support run on CUDA: both providers use the same device and stream.
     """
-    if provider != "tensorrt":
+    if provider == "cpu":
         return [EXECUTION_PROVIDERS[provider]]
+    shared = {} if stream is None else {"user_compute_stream": str(stream.ptr)}
+    if provider == "cuda":
+        return [(EXECUTION_PROVIDERS[provider], shared)]
     cache = bundle.path / "engines" / "onnxruntime"
     cache.mkdir(parents=True, exist_ok=True)
     options = {
+        **shared,
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(cache),
     }
-    return [(EXECUTION_PROVIDERS[provider], options), EXECUTION_PROVIDERS["cuda"]]
+    return [(EXECUTION_PROVIDERS[provider], options), (EXECUTION_PROVIDERS["cuda"], shared)]
 
 
 def session_settings(precision: str, threads: int, *, log_severity: int = 3) -> dict[str, Any]:
@@ -150,37 +160,3 @@ def session_settings(precision: str, threads: int, *, log_severity: int = 3) -> 
         return {"sess_options": options}
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return {"sess_options": options, "disabled_optimizers": ["ClipQuantRewrite", "ReluQuantRewrite"]}
-
-
-def run_on_device(session: Any, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
-    """Run an ``onnxruntime.InferenceSession`` on named CuPy arrays; the outputs are CuPy arrays over its own memory.
-
-    The calling thread waits for the inputs, since ONNX Runtime works on a stream of its own, and for the outputs.
-    """
-    import cupy
-
-    binding = session.io_binding()
-    arrays = {name: cupy.asarray(array, order="C") for name, array in feeds.items()}
-    for name, array in arrays.items():
-        binding.bind_input(name, "cuda", array.device.id, array.dtype.type, array.shape, array.data.ptr)
-    device = next(iter(arrays.values())).device.id
-    for name in outputs:
-        binding.bind_output(name, "cuda", device)
-    cupy.cuda.get_current_stream().synchronize()
-    session.run_with_iobinding(binding)
-    binding.synchronize_outputs()
-    return [
-        array_over(value.data_ptr(), tuple(value.shape()), _DTYPES[value.data_type()], value)
-        for value in binding.get_outputs()
-    ]
-
-
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
