@@ -29,7 +29,8 @@ _PACKAGES = (
     # (purpose, module, distributions, extra)
     ("run ONNX models", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu"),
     ("kernels on a GPU", "cupy", ("cupy-cuda13x", "cupy-cuda12x", "cupy"), "gpu"),
-    ("TensorRT engines", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "gpu"),
+    ("TensorRT engines", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
+    ("TensorRT engines, not built here", "tensorrt_lean", ("tensorrt-lean-cu13",), "tensorrt-lean"),
     ("JPEG decoded on a GPU", "nvidia.nvimgcodec", ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"), "gpu-jpeg"),
     ("faster models on processors", "openvino", ("openvino",), "openvino"),
     ("export models, train students", "torch", ("torch",), "train"),

@@ -30,7 +30,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     trt_fake.reset()
     monkeypatch.setitem(sys.modules, "tensorrt", trt_fake)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    for name in ("tensorrt_lean", "nvidia.nvimgcodec"):
+        monkeypatch.setitem(sys.modules, name, None)
     with cupy_fake.fake_cupy(monkeypatch) as module:
         yield module
 

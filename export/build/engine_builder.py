@@ -5,9 +5,9 @@
     built = build_engine(Bundle.load("deeplab"), precision="fp16", options=BuildOptions(batch=(1, 8, 32)))
     built.bundle, built.engine, built.reused
 
-Networks are strongly typed: precision is what the graph says, so an fp16 engine comes from an fp16 file of the bundle,
-and float32 is not rounded to TF32 on the way. An engine is found again by a hash of everything that it was asked for
-with (ONNX bytes, GPU, TensorRT version, options) and built anew only when that changes.
+Networks are strongly typed: the graph decides the precision, so an fp16 engine is built from an fp16 file of the
+bundle, and float32 is not rounded to TF32. The key of an engine is a hash of everything that decides it (ONNX bytes,
+GPU, TensorRT version, options); an engine is built only if the bundle has none with its key.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ FOLDER = "engines"
 """Folder of engines and timing caches, inside the bundle."""
 
 Range = tuple[int, int, int]
-"""Smallest, best (what is made fast) and largest."""
+"""Smallest, best (which TensorRT makes fast) and largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What an engine is made for. Ranges are smallest, best and largest; the best is what TensorRT makes fast."""
+    """Sizes and limits that an engine is built for. Ranges are (smallest, best, largest); TensorRT makes best fast."""
 
     batch: Range = (1, 8, 32)
-    """Images, or prompts of a decoder, in one call."""
+    """Images per call, or prompts per call of a decoder. Sessions run batches of the best size."""
     height: Range | None = None
-    """Rows of a dynamic input, in pixels; the bundle's alone where None."""
+    """Rows of a dynamic input, in pixels; None allows the bundle's height only."""
     width: Range | None = None
-    """Columns of a dynamic input, in pixels; the bundle's alone where None."""
+    """Columns of a dynamic input, in pixels; None allows the bundle's width only."""
     points: Range = (1, 2, 16)
-    """Points of a prompt of a decoder."""
+    """Points per prompt of a decoder."""
     workspace: int | None = None
-    """Most bytes of scratch memory on the device; TensorRT's own limit, the whole device, where None."""
+    """Limit of scratch memory on the device, in bytes; None allows all memory of the device."""
     hardware_compatible: bool = False
-    """Run on every architecture from Ampere on, more slowly."""
+    """Build an engine for every architecture from Ampere on, which is slower."""
     version_compatible: bool = False
-    """Run with later versions of the same major TensorRT version, more slowly."""
+    """Build an engine for later versions of the same major TensorRT version and for the lean runtime; slower."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "height", "width", "points"):
@@ -72,22 +72,22 @@ class Built:
     engine: Engine
     """The engine."""
     reused: bool
-    """Whether it was there already."""
+    """True if the bundle had this engine already."""
 
 
 class BuildObserver(Protocol):
-    """Told of TensorRT's phases, which nest, from its own threads."""
+    """Receiver of TensorRT's progress: nested phases, reported from its own threads."""
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps begins, inside ``parent`` where there is one."""
+        """Start a phase of ``steps`` steps, inside ``parent`` if that is not None."""
         ...
 
     def step(self, phase: str, done: int) -> None:
-        """So many of its steps are done."""
+        """Report the number of finished steps of a phase."""
         ...
 
     def finish(self, phase: str) -> None:
-        """The phase ended, whether all steps were done or not."""
+        """End a phase, finished or not."""
         ...
 
 
@@ -100,10 +100,10 @@ def build_engine(
     observer: BuildObserver | None = None,
     say: Callable[[str], None] = print,
 ) -> Built:
-    """Build the engine for ``role`` in ``precision``, the first file listed where None, and add it to the bundle.
+    """Build the engine for ``role`` and add it to the bundle, from the file in ``precision`` or the first one if None.
 
-    Where the device runs out of memory, half the batch is tried, and ``say`` is told. Raises :class:`ExportError` with
-    what TensorRT said, :class:`SessionError` without a GPU, :class:`MissingPackageError`.
+    If the device runs out of memory, the largest batch is halved, and ``say`` is called with a message. Raises
+    :class:`ExportError` with TensorRT's message, :class:`SessionError` without a GPU, :class:`MissingPackageError`.
     """
     options = options or BuildOptions()
     trt = load_tensorrt("building TensorRT engines")
@@ -131,14 +131,14 @@ def build_engine(
         hardware_compatible=options.hardware_compatible,
         version_compatible=options.version_compatible,
     )
-    # a build takes minutes: what another command added to the manifest meanwhile must stay
+    # a build takes minutes: additions of other commands to the manifest must stay
     saved = with_engine(Bundle.load(bundle.path), engine)
     saved.save()
     return Built(bundle=saved, engine=engine, reused=False)
 
 
 def _key(bundle: Bundle, file: ModelFile, gpu: Gpu, version: str, options: BuildOptions) -> str:
-    """Hash of everything that decides an engine."""
+    """Hash everything that decides an engine."""
     decisive = {
         "onnx": [file.sha256, *sorted(entry.sha256 for entry in bundle.files if entry.role == "external-data")],
         "input": [bundle.input.height, bundle.input.width],
@@ -155,19 +155,22 @@ def _reusable(bundle: Bundle, key: str) -> Engine | None:
             try:
                 read_engine(bundle, engine)
             except SessionError:
-                return None  # damaged or gone: built again, under the same name
+                return None  # damaged or missing: it is built again under the same name
             return engine
     return None
 
 
 def _run(build: _Build, batch: Range, say: Callable[[str], None]) -> tuple[bytes, Mapping[str, list[list[int]]]]:
-    """The engine's bytes and its profile, for the largest batch that the device has the memory to build."""
+    """Build an engine for the largest batch that fits into the device's memory; returns its bytes and profile."""
     while True:
         try:
             return build.run(batch)
         except _OutOfMemory as error:
             if batch[2] == 1 or not build.free_batch:
-                raise ExportError(f"{build.gpu} has too little memory to build {build.file.path}: {error}") from error
+                raise ExportError(
+                    f"{build.gpu} has too little memory to build {build.file.path}: {error}; "
+                    "close other programs on the GPU, or limit scratch memory with --workspace"
+                ) from error
             smallest, best, largest = batch
             batch = (min(smallest, largest // 2), min(best, largest // 2), largest // 2)
             say(f"out of memory with batches of up to {largest} ({error}); trying {batch[2]}")
@@ -182,11 +185,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 class _OutOfMemory(Exception):
-    """TensorRT ran out of device memory; holds its message."""
+    """TensorRT ran out of device memory; the text is its message."""
 
 
 class _Build:
-    """One network and everything that TensorRT is asked while an engine is made from it."""
+    """One network, and the TensorRT objects that an engine is built with."""
 
     def __init__(
         self, trt: Any, bundle: Bundle, file: ModelFile, gpu: Gpu, options: BuildOptions, observer: BuildObserver | None
@@ -199,21 +202,21 @@ class _Build:
         self._messages = message_log(trt)
         try:
             self._builder = trt.Builder(self._messages)
-        except TypeError as error:  # how the bindings report that the library gave no builder
+        except TypeError as error:  # raised by the bindings if the library returns no builder
             raise ExportError(f"TensorRT cannot start: {self._messages.last() or error}") from error
         self._network = self._parsed()
         self._inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
 
     @property
     def free_batch(self) -> bool:
-        """Whether the graph leaves the batch open."""
+        """True if the graph accepts any batch size."""
         return any(tuple(tensor.shape)[:1] == (-1,) for tensor in self._inputs)
 
     def run(self, batch: Range) -> tuple[bytes, dict[str, list[list[int]]]]:
-        """The engine's bytes and its profile. Raises :class:`_OutOfMemory` or :class:`ExportError`."""
+        """Build an engine; returns its bytes and profile. Raises :class:`_OutOfMemory` or :class:`ExportError`."""
         trt, options = self._trt, self._options
         config = self._builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is what the graph says
+        config.clear_flag(trt.BuilderFlag.TF32)  # the graph says float32
         if options.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
         if options.hardware_compatible:
@@ -226,11 +229,11 @@ class _Build:
             profile.set_shape(name, smallest, best, largest)
         config.add_optimization_profile(profile)
         timings = config.create_timing_cache(self._timings.read_bytes() if self._timings.is_file() else b"")
-        # one from another driver or GPU is of no use and does no harm
+        # TensorRT refuses a cache of another driver or GPU
         if not config.set_timing_cache(timings, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
         if self._observer is not None:
-            # named, so that it lives until the build is done whatever the bindings hold on to
+            # a local variable keeps it alive until the build is done
             monitor = _progress_monitor(trt, self._observer, self._canceled)
             config.progress_monitor = monitor
         self._messages.clear()
@@ -251,7 +254,7 @@ class _Build:
     def _parsed(self) -> Any:
         trt = self._trt
         network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        # the network's weights are the parser's: it must live until the engine is built
+        # the parser owns the network's weights, so it must live until the engine is built
         self._parser = parser = trt.OnnxParser(network, self._messages)
         if not parser.parse_from_file(str(self._bundle.path / self.file.path)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -265,7 +268,7 @@ class _Build:
         return network
 
     def _shapes(self, name: str, shape: Sequence[int], batch: Range) -> tuple[tuple[int, ...], ...]:
-        """Smallest, best and largest shape of one input: every free axis (-1) by what it means."""
+        """Return smallest, best and largest shape of an input, with the range of every free axis (-1) filled in."""
         spec, options = self._bundle.input, self._options
         free: dict[int, Range] = {0: batch}
         if name == spec.name:
@@ -277,8 +280,8 @@ class _Build:
         unknown = [axis for axis, length in enumerate(shape) if length == -1 and axis not in free]
         if unknown:
             raise ExportError(
-                f"axis {unknown[0]} of the input {name!r} {tuple(shape)} has no fixed length; TensorRT needs a range "
-                "for it: export the model with that axis fixed"
+                f"axis {unknown[0]} of the input {name!r} {tuple(shape)} has no fixed length, and TensorRT needs a "
+                "range for it; export the model with this axis fixed"
             )
         return tuple(
             tuple(free[axis][which] if length == -1 else length for axis, length in enumerate(shape))
@@ -306,7 +309,7 @@ def _progress_monitor(trt: Any, observer: BuildObserver, canceled: threading.Eve
 
 @contextmanager
 def _interrupt_sets(flag: threading.Event) -> Iterator[None]:
-    """Ctrl-C sets ``flag``: an exception must not cross TensorRT, which asks between its steps."""
+    """Make Ctrl-C set ``flag``, which TensorRT reads between steps: an exception must not cross its frames."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -42,7 +42,10 @@ def build(
     ] = False,
     version_compatible: Annotated[
         bool,
-        typer.Option("--version-compatible", help="Run with later versions of the same major TensorRT, more slowly."),
+        typer.Option(
+            "--version-compatible",
+            help="Run with later versions of the same major TensorRT, and with the lean runtime; slower.",
+        ),
     ] = False,
     gate_images: Annotated[
         str | None,

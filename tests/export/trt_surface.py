@@ -1,11 +1,12 @@
-"""Run in a process of its own: hold a log of trt_fake.py against the true TensorRT bindings; print what differs."""
+"""Compare a log of trt_fake.py with true bindings of TensorRT, whose module is named, and print what differs."""
 
+import importlib
 import json
 import re
 import sys
 from pathlib import Path
 
-import tensorrt_bindings as trt
+trt = importlib.import_module(sys.argv[2])
 
 CLOSING = {"]": "[", ")": "(", ">": "<", "}": "{"}
 

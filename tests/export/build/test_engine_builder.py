@@ -257,7 +257,7 @@ def faults(folder: Path, log: list[dict[str, Any]]) -> list[str]:
             ["cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, folder / "stub.c"], check=True
         )
     (folder / "log.json").write_text(json.dumps(log))
-    command = [sys.executable, Path(__file__).parents[1] / "trt_surface.py", folder / "log.json"]
+    command = [sys.executable, Path(__file__).parents[1] / "trt_surface.py", folder / "log.json", "tensorrt_bindings"]
     result = subprocess.run(command, env={"LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
