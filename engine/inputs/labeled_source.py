@@ -23,7 +23,7 @@ from ...errors import UsageError
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_draft import means_nothing, same_class
 from .image_formats import orientation_of, turn_upright
-from .labels import NAMES_FILE, LabelEntry, LabelSource
+from .labels import LOSSY, NAMES_FILE, LabelEntry, LabelSource
 from .names import select_ids
 from .sources import Item, Source, read_uri
 from .summary import SourceSummary
@@ -134,10 +134,10 @@ def _pair(
         raise UsageError(
             f"no image has a label map in {labels.path}{example}: {hint or 'the names must be equal up to the ending'}"
         )
-    images = set(uris)
+    images = set(uris) - shared
     summary = SourceSummary(
         images=len(chosen),
-        skipped=skipped + labels.skipped + Counter({"label maps": len(shared)}),
+        skipped=skipped + _skipped_labels(labels, root) + Counter({"label maps beside the photos": len(shared)}),
         without_map=without,
         without_image=[] if ids is not None else [name for name in pairs.unused if not _is_photo(name, labels, images)],
         hint=hint,
@@ -146,6 +146,12 @@ def _pair(
     )
     check_labels(labels, list(chosen.values()), taxonomy)
     return LabeledSource(chosen, labels, taxonomy, summary, items)
+
+
+def _skipped_labels(labels: LabelSource, root: str) -> Counter[str]:
+    """Files that the labels passed over, without those of a folder that holds the photos as well."""
+    together = root == labels.path or root.startswith(f"{labels.path}/")
+    return Counter({kind: number for kind, number in labels.skipped.items() if not (together and LOSSY in kind)})
 
 
 def _is_photo(name: str, labels: LabelSource, images: set[str]) -> bool:

@@ -35,6 +35,9 @@ from .sources import FORKS, Item, Source
 NAMES_FILE = "classes.txt"
 """Class list that is looked for in a label folder and the two folders above it."""
 
+LOSSY = "label maps (lossy)"
+"""Kind of the files with a lossy ending in a label folder; they are not read."""
+
 
 class LabelReader(Protocol):
     """Labels of one file format: the images they belong to, and a way to read them."""
@@ -127,7 +130,7 @@ class LabelFolder(LabelSource):
             raise UsageError(f"{location} holds no label map ({', '.join(LABEL_EXTENSIONS)}): {error}") from error
         lossy = {kind: self._source.skipped[kind] for kind in (".jpg", ".jpeg", ".webp")}
         forks = Counter({FORKS: self._source.skipped[FORKS]})
-        self.skipped = forks + Counter({f"{kind} label maps (lossy)": number for kind, number in lossy.items()})
+        self.skipped = forks + Counter({f"{kind} {LOSSY}": number for kind, number in lossy.items()})
         entries = {self._relative(item): LabelEntry(item.uri, item) for item in items}
         super().__init__(location, entries, PairingIndex(entries.items(), pattern=pairing, is_image=_is_same_file))
 

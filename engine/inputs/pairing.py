@@ -127,7 +127,8 @@ class PairingIndex(Generic[T]):
         for name, label in self._labels:
             stem = without_ending(name)
             self._by_last.setdefault(stem.rsplit("/", 1)[-1], []).append(name)
-            self._by_stem.setdefault(stem, []).append(Candidate(label, name, "same name"))
+            rule = "other ending" if image_names else "same name"
+            self._by_stem.setdefault(stem, []).append(Candidate(label, name, rule))
             if self._pattern is not None or image_names:
                 self._by_file.setdefault(name, []).append(Candidate(label, name, "same name"))
             else:
@@ -237,10 +238,12 @@ class PairingIndex(Generic[T]):
         stem = without_ending(file_key(uri)).rsplit("/", 1)[-1]
         others = [name for name in self._by_last.get(stem, ()) if self._pattern is None]
         if others:
-            return f"{others[0]} has the name of {uri} but lies in another folder"
+            return f"{others[0]} has the name of {_short(uri)} but lies in another folder"
         for last, names in self._by_last.items():
             if last != stem and last.startswith(stem) and not last[len(stem)].isalnum():
-                return f"{names[0]} is similar to {uri}; if it is its map, give --pairing '*=*{last[len(stem) :]}'"
+                return (
+                    f"{names[0]} is similar to {_short(uri)}; if it is its map, give --pairing '*=*{last[len(stem) :]}'"
+                )
         return ""
 
 
@@ -252,6 +255,10 @@ def _only(uri: str, candidates: Sequence[Candidate[T]]) -> Candidate[T]:
             "remove one, or choose with --pairing, e.g. --pairing '*=*.png'"
         )
     return candidates[0]
+
+
+def _short(uri: str) -> str:
+    return "/".join(file_key(uri).split("/")[-2:])
 
 
 def _below(uri: str, root: str) -> str:

@@ -125,5 +125,5 @@ def _kind(kind: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    examples = ", ".join(names[:NUM_EXAMPLES])
+    examples = ", ".join("/".join(name.split("/")[-2:]) for name in names[:NUM_EXAMPLES])
     return f"{len(names):,}, e.g. {examples}" if len(names) > NUM_EXAMPLES else f"{len(names):,}: {examples}"
