@@ -17,6 +17,7 @@ from .options import (
     BatchOption,
     CamOption,
     EndingOption,
+    FormatOption,
     IdsOption,
     ImageLabelsOption,
     ImagesOption,
@@ -79,6 +80,7 @@ def calibrate_thresholds(
     ids: IdsOption = None,
     pairing: PairingOption = None,
     labels_as_stored: AsStoredOption = False,
+    labels_format: FormatOption = None,
     image_ending: EndingOption = None,
     min_images: Annotated[
         int | None,
@@ -175,7 +177,7 @@ def calibrate_thresholds(
         calibration = calibrate(
             predictor,
             open_source(images, image_ending=image_ending),
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored),
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
             classes,
             alpha=alpha,
             group=group,

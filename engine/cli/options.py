@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from ...errors import UsageError
+from ..formats.open import InputFormat
 from ..runtimes.open import Provider
 
 SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
@@ -24,7 +25,16 @@ SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images t
 
 ImagesOption = Annotated[str, typer.Option("--images", metavar="SOURCE", help=f"Labeled images: {SOURCE_HELP}.")]
 LabelsOption = Annotated[
-    Path, typer.Option("--labels", metavar="DIR", help="Their label maps, under the same names as the images.")
+    str,
+    typer.Option(
+        "--labels",
+        metavar="LABELS",
+        help="Their true labels: a folder of label maps, or a file or folder of another format.",
+    ),
+]
+FormatOption = Annotated[
+    InputFormat | None,
+    typer.Option("--labels-format", metavar="NAME", help="Format of --labels, such as coco.", show_default="detected"),
 ]
 TaxonomyOption = Annotated[
     Path | None,

@@ -9,15 +9,16 @@ import typer
 
 from ...errors import UsageError
 from ..model.taxonomy_draft import Unmatched
-from .options import BundleArgument
+from .options import BundleArgument, FormatOption
 
 
 def draft_taxonomy(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="TOML file to write.")],
     labels: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Label maps of the dataset, to map their values as well.")
+        str | None, typer.Option(metavar="LABELS", help="Labels of the dataset, to map their values as well.")
     ] = None,
+    labels_format: FormatOption = None,
     label_names: Annotated[
         str | None,
         typer.Option(
@@ -42,12 +43,17 @@ def draft_taxonomy(
     model = scored_bundle(Bundle.load(bundle))
     if output.exists():
         raise UsageError(f"{output} exists already; remove it or choose another name")
-    names = None if label_names is None else read_label_names(label_names)
+    names, by_name = None if label_names is None else read_label_names(label_names), False
     if labels is not None:
-        source = open_labels(labels)
+        source = open_labels(labels, format=labels_format)
+        by_name = bool(source.format)
         names = value_names(source, names)
-        typer.echo(SourceSummary(images=len(source), skipped=source.skipped).line("label maps"))
-    text, notes = draft(model, names, unmatched=unmatched)
+        typer.echo(
+            SourceSummary(images=len(source), skipped=source.skipped, labels_format=source.format).line(
+                "labeled images"
+            )
+        )
+    text, notes = draft(model, names, unmatched=unmatched, by_name=by_name)
     output.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {output}; check every line before you use it")
     if notes:

@@ -23,6 +23,7 @@ from ...errors import UsageError
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_draft import means_nothing, same_class
 from .image_formats import orientation_of, turn_upright
+from .images import image_size
 from .labels import LOSSY, NAMES_FILE, LabelEntry, LabelSource
 from .names import select_ids
 from .sources import Item, Source, read_uri
@@ -64,10 +65,11 @@ class LabeledSource:
         :class:`TaxonomyError`, or :class:`ImageError` if a photo is needed and cannot be read.
         """
         entry = self._entries[uri]
-        raw = self.labels.read(entry, self._taxonomy.colors)
-        turned = False
         if photo is None and self.labels.as_stored:
             photo = read_uri(uri)
+        size = None if photo is None or not self.labels.format else self._stored_size(photo)
+        raw = self.labels.read(entry, self._taxonomy.colors, size=size)
+        turned = False
         if photo is not None and (orientation := orientation_of(photo)) != 1:
             turned = True
             if self.labels.as_stored:
@@ -77,6 +79,11 @@ class LabeledSource:
             self.summary.turned += turned
             self.summary.count_labels(targets, self._taxonomy.ignore_index)
         return targets
+
+    def _stored_size(self, photo: bytes) -> tuple[int, int]:
+        """(height, width) that a photo's labels are drawn in."""
+        height, width = image_size(photo, max_pixels=1 << 40)
+        return (width, height) if self.labels.as_stored and orientation_of(photo) >= 5 else (height, width)
 
     def size_hint(self, uri: str, photo: bytes | None = None) -> str:
         """Return what to do if a map's size is not its image's."""
@@ -134,6 +141,7 @@ def _pair(
         raise UsageError(
             f"no image has a label map in {labels.path}{example}: {hint or 'the names must be equal up to the ending'}"
         )
+    taxonomy = taxonomy.for_labels(labels.class_names, labels.path, by_name=bool(labels.format))
     images = set(uris) - shared
     summary = SourceSummary(
         images=len(chosen),
@@ -143,6 +151,7 @@ def _pair(
         hint=hint,
         rules=dict(pairs.rules),
         as_stored=labels.as_stored,
+        labels_format=labels.format,
     )
     check_labels(labels, list(chosen.values()), taxonomy)
     return LabeledSource(chosen, labels, taxonomy, summary, items)
@@ -165,6 +174,8 @@ def check_labels(labels: LabelSource, entries: Sequence[LabelEntry], taxonomy: T
     pixels to ignore. Without a taxonomy file label i is taken as the model's class i; if the labels' class names are
     known they must be the model's. Raises :class:`UsageError`.
     """
+    if labels.format:
+        return
     if taxonomy.assumed:
         _check_names(labels, taxonomy)
     if 255 in taxonomy.labels or taxonomy.colors is not None:
@@ -192,6 +203,8 @@ def value_names(labels: LabelSource, names: Mapping[int, str] | None = None) -> 
     other value is 0: it is ignored then. Raises :class:`UsageError` if a value has no name, saying which names to give.
     """
     names = dict(labels.class_names if names is None else names)
+    if labels.format:
+        return names
     present: set[int] = set()
     for entry in labels.entries():
         present.update(np.unique(labels.read(entry)).tolist())

@@ -6,28 +6,29 @@
     entry = labels.find("/photos/1.jpg")
     labels.read(entry)                                        # (H, W) label indices
 
-Everything that needs labels takes a :class:`LabelSource`. Another format stands in for the folder of label maps with
-an object that has ``path``, ``class_names``, ``names()`` and ``read_labels(name)`` (:class:`LabelReader`);
-:class:`LabelSet` finds and pairs its images, and :func:`open_labels` opens it. Names of a format's images are compared
-as names in lists are; label map files are paired by the rules of :mod:`.pairing`.
+Everything that needs labels takes a :class:`LabelSource`. Files of label maps are paired with images by the rules of
+:mod:`.pairing`. Other formats are read by :mod:`maskmill.engine.formats`; they name their images themselves, and names
+are compared as names in lists are (:mod:`.names`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, get_args
 
 from numpy.typing import NDArray
 
 from ...errors import SourceError, UsageError
+from ..formats.base import LabelReader
+from ..formats.open import InputFormat, detect, is_exported
+from ..formats.open import open_labels as open_reader
 from ..model.color_tables import ColorTable
-from ..model.files import read_class_names, read_text
+from ..model.files import read_class_names
 from .label_maps import LABEL_EXTENSIONS, decode_label_map
 from .pairing import PairingIndex, Pairs
 from .sources import FORKS, Item, Source
@@ -35,25 +36,12 @@ from .sources import FORKS, Item, Source
 NAMES_FILE = "classes.txt"
 """Class list that is looked for in a label folder and the two folders above it."""
 
+_READ = (
+    f"labels are a folder, tar archive or URL of {', '.join(LABEL_EXTENSIONS)} files, or one of the formats "
+    f"{', '.join(get_args(InputFormat))}"
+)
 LOSSY = "label maps (lossy)"
 """Kind of the files with a lossy ending in a label folder; they are not read."""
-
-
-class LabelReader(Protocol):
-    """Labels of one file format: the images they belong to, and a way to read them."""
-
-    path: str
-    """File or folder, for messages."""
-    class_names: Mapping[int, str]
-    """Class name of each label index; empty if the format has none."""
-
-    def names(self) -> Sequence[str]:
-        """Return the names of the images that have labels, as the format writes them."""
-        ...
-
-    def read_labels(self, name: str) -> NDArray[Any]:
-        """Return the label indices (H, W) of an image, uint8 or uint16, 255 for pixels to ignore."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,8 @@ class LabelSource(ABC):
     """Whether label maps show photos as stored, before their EXIF orientation turns them."""
     skipped: Counter[str]
     """Files passed over, by kind."""
+    format: str = ""
+    """Format and what its reader decided; empty for label maps."""
 
     def __init__(self, path: str, entries: Mapping[str, LabelEntry], index: PairingIndex[LabelEntry]) -> None:
         self.path = path
@@ -90,8 +80,14 @@ class LabelSource(ABC):
         """Class name of each label index; empty if none are known."""
 
     @abstractmethod
-    def read(self, entry: LabelEntry, colors: ColorTable | None = None) -> NDArray[Any]:
-        """Read label indices (H, W), uint8 or uint16; raises :class:`UsageError`."""
+    def read(
+        self, entry: LabelEntry, colors: ColorTable | None = None, *, size: tuple[int, int] | None = None
+    ) -> NDArray[Any]:
+        """Read label indices (H, W), uint8 or uint16; raises :class:`UsageError`.
+
+        ``colors`` is for label maps that store colors; ``size`` is the image's (height, width), for formats that may
+        not state it.
+        """
 
     def entries(self) -> Sequence[LabelEntry]:
         """Return every entry, sorted by name."""
@@ -117,10 +113,11 @@ class LabelFolder(LabelSource):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, pairing: str | None = None, as_stored: bool = False) -> None:
-        location = os.fspath(path)
+        location = _absolute(path)
         if "://" not in location:
-            location = os.path.abspath(os.path.expanduser(location))
             _refuse_other_things(Path(location))
+            if Path(location).is_file() and not location.lower().endswith(".tar"):
+                raise UsageError(f"{location} is a file in no format that is known; {_READ}")
         self.path = location
         self.as_stored = as_stored
         self._source = Source(location, endings=frozenset(LABEL_EXTENSIONS))
@@ -150,17 +147,20 @@ class LabelFolder(LabelSource):
                 return read_class_names(place / NAMES_FILE)
         return {}
 
-    def read(self, entry: LabelEntry, colors: ColorTable | None = None) -> NDArray[Any]:
+    def read(
+        self, entry: LabelEntry, colors: ColorTable | None = None, *, size: tuple[int, int] | None = None
+    ) -> NDArray[Any]:
         """Read a label map as label indices (H, W), uint8 or uint16; raises :class:`UsageError`."""
         return decode_label_map(self._source.read(entry.key), entry.name, colors)
 
 
 class LabelSet(LabelSource):
-    """Labels of another format than label maps, read through its :class:`LabelReader`."""
+    """Labels of another format than label maps; label values stand for the classes that it names."""
 
     def __init__(self, reader: LabelReader, *, as_stored: bool = False) -> None:
         self.as_stored = as_stored
         self.skipped = Counter()
+        self.format = f"{reader.format} ({'; '.join(reader.notes)})" if reader.notes else reader.format
         self._reader = reader
         entries = {name: LabelEntry(f"{reader.path}: {name}", name) for name in reader.names()}
         if not entries:
@@ -172,18 +172,53 @@ class LabelSet(LabelSource):
         """Class name of each label index; empty if the format has none."""
         return self._reader.class_names
 
-    def read(self, entry: LabelEntry, colors: ColorTable | None = None) -> NDArray[Any]:
-        """Read label indices (H, W), uint8 or uint16; ``colors`` is for label maps only."""
-        return self._reader.read_labels(entry.key)
+    def read(
+        self, entry: LabelEntry, colors: ColorTable | None = None, *, size: tuple[int, int] | None = None
+    ) -> NDArray[Any]:
+        """Read label indices (H, W), uint8 or uint16; raises :class:`UsageError`."""
+        return self._reader.read_labels(entry.key, size)
 
 
-def open_labels(path: str | os.PathLike[str], *, pairing: str | None = None, as_stored: bool = False) -> LabelSource:
-    """Open the labels of a data set.
+def open_labels(
+    path: str | os.PathLike[str],
+    *,
+    pairing: str | None = None,
+    as_stored: bool = False,
+    format: InputFormat | None = None,
+) -> LabelSource:
+    """Open the labels of a data set: a folder, archive or URL of label maps, or another format's file or folder.
 
     ``pairing`` is a pattern of :mod:`.pairing`; ``as_stored`` says that label maps show photos before their EXIF
-    orientation turns them. Raises :class:`UsageError` if there are no labels, or in a format that is not read.
+    orientation turns them; ``format`` names a format that is not recognized, or not meant.
+
+    Raises :class:`UsageError` if there are no labels, or in a format that is not read.
     """
-    return LabelFolder(path, pairing=pairing, as_stored=as_stored)
+    location = _absolute(path)
+    if "://" not in location:
+        _refuse_other_things(Path(location))
+    chosen = _detected(location) if format is None and pairing is None else format
+    if chosen is None:
+        return LabelFolder(location, pairing=pairing, as_stored=as_stored)
+    if pairing is not None:
+        raise UsageError(f"--pairing is for label maps; {chosen} names its images itself, so leave it out")
+    return LabelSet(open_reader(location, chosen), as_stored=as_stored)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    location = os.fspath(path)
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
+def _detected(location: str) -> InputFormat | None:
+    """Format of labels other than label maps; None for label maps.
+
+    Cityscapes' maps are label maps like others unless ``--labels-format cityscapes`` is given, and folders of maps with
+    a class list are read as exports only if maskmill wrote them.
+    """
+    format = None if location.lower().endswith(".tar") else detect(location)
+    if format == "cityscapes" or (format in ("png", "fiftyone") and not is_exported(location)):
+        return None
+    return format
 
 
 def _is_same_file(entry: LabelEntry, uri: str) -> bool:
@@ -198,34 +233,18 @@ def _is_same_file(entry: LabelEntry, uri: str) -> bool:
 
 
 def _refuse_other_things(path: Path) -> None:
-    """Raise :class:`UsageError` for paths that are no folder or archive of label maps, naming what they are."""
-    maps = f"label maps are read from a folder, tar archive or URL of {', '.join(LABEL_EXTENSIONS)} files"
-    if path.is_file():
-        if path.suffix.lower() == ".json":
-            raise UsageError(f"{path} is {_kind_of_json(path)}, not a folder; {maps}")
-        if path.suffix.lower() != ".tar":
-            raise UsageError(f"{path} is a file; {maps}")
-        return
-    if not path.is_dir():
-        raise UsageError(f"the label folder {path} does not exist; {maps}")
+    """Raise :class:`UsageError` for paths that hold no true labels, naming what they are."""
+    if not path.exists():
+        raise UsageError(f"the labels {path} do not exist; {_READ}")
+    if path.is_file() and path.suffix.lower() not in (".tar", ".json", ".xml", ".zip", ".parquet"):
+        raise UsageError(f"{path} is a file; {_READ}")
     if (path / "labels.lance").exists():
         raise UsageError(
             f"{path} is a label store of maskmill, not true labels; measure it with `maskmill evaluate`, or write its "
             "label maps with `maskmill export-labels`"
         )
-    for folder in (path, path.parent):
-        index = folder / "index.csv"
-        if index.is_file() and index.open("rb").readline().lstrip(b"\xef\xbb\xbf").startswith(b"uri,id,kept"):
-            raise UsageError(
-                f"{path} was written by maskmill from a label store: its maps hold the store's classes, not the "
-                "labels of a data set, and calibrating or measuring with them would compare maskmill with itself; "
-                "give true labels"
-            )
-
-
-def _kind_of_json(path: Path) -> str:
-    try:
-        raw = json.loads(read_text(path, "the labels"))
-    except json.JSONDecodeError:
-        return "a JSON file"
-    return "a COCO file" if isinstance(raw, dict) and {"images", "annotations"} <= set(raw) else "a JSON file"
+    if is_exported(str(path.parent)):
+        raise UsageError(
+            f"{path} is part of an export that maskmill wrote, so its values are the export's classes; give the "
+            f"export's own folder, {path.parent}, which names them"
+        )

@@ -36,6 +36,8 @@ class SourceSummary:
     """Reason why an image has no map, with both names, if a map is similar."""
     rules: Mapping[str, int] = field(default_factory=dict)
     """Images paired by each naming rule; empty if there are no label maps."""
+    labels_format: str = ""
+    """Format of the labels and what its reader decided; empty for label maps."""
     turned: int = 0
     """Images that their EXIF orientation turned, while their maps have none."""
     as_stored: bool = False
@@ -58,6 +60,8 @@ class SourceSummary:
     def line(self, noun: str = "images") -> str:
         """Return everything in one line of text; ``noun`` names what was used."""
         parts = [f"{self.images:,} {noun} used"]
+        if self.labels_format:
+            parts.append(f"labels read as {self.labels_format}")
         unusual = {rule: number for rule, number in self.rules.items() if rule != "same name"}
         if unusual:
             parts.append("paired by " + ", ".join(f"{rule} ({number:,})" for rule, number in unusual.items()))
@@ -93,6 +97,7 @@ class SourceSummary:
             "without_image": list(self.without_image),
             "hint": self.hint,
             "rules": dict(self.rules),
+            "labels_format": self.labels_format,
             "turned": self.turned,
             "labels_as_stored": self.as_stored,
             "label_pixels": self.label_pixels,
@@ -111,6 +116,7 @@ class SourceSummary:
             without_image=raw["without_image"],
             hint=raw["hint"],
             rules=raw["rules"],
+            labels_format=raw["labels_format"],
             turned=raw["turned"],
             as_stored=raw["labels_as_stored"],
             label_pixels=raw["label_pixels"],

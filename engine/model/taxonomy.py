@@ -17,9 +17,10 @@ A taxonomy file is TOML::
     22 = "person"
 
 Scores of model classes that share a target are summed (softmax) or maxed (sigmoid). Dropped classes form one
-pseudo-class "none of these" with index K after the K targets: it can win a pixel, and that pixel stays unlabeled. With
-a ``label_names`` list (in index order) the keys of ``[labels]`` may be names. Label 255 (65535 in 16-bit maps) is
-ignored unless ``[labels]`` says otherwise.
+pseudo-class "none of these" with index K after the K targets: it can win a pixel, and that pixel stays unlabeled.
+Keys of ``[labels]`` may be names if the labels have names: those of a ``label_names`` list (in index order) in this
+file, of a class list beside the label maps, or of a format such as COCO. Label 255 (65535 in 16-bit maps) is ignored
+unless ``[labels]`` says otherwise.
 
 Label maps that store colors need a color table: ``colors = "voc"`` (or ``cityscapes``, ``ade20k``, ``camvid``; the keys
 of ``[labels]`` are then indices or names of that data set), or a table of their own in place of ``[labels]``::
@@ -70,6 +71,8 @@ class Taxonomy:
     """Target index of every dataset label, -1 for labels to ignore."""
     colors: ColorTable | None = None
     """Color table of label maps that store colors; None if they store indices."""
+    named_labels: Mapping[str, int] = field(default_factory=dict)
+    """Target index of dataset labels that are given by name, -1 for labels to ignore; see :meth:`for_labels`."""
     assumed: bool = False
     """Whether ``labels`` is only assumed to be the model's order, for want of a taxonomy file."""
 
@@ -106,14 +109,17 @@ class Taxonomy:
         try:
             targets, background = _parse_targets(raw)
             _check_several(targets)
-            labels, colors = _parse_labels(raw, targets)
-            if background is not None and labels and set(labels.values()) <= {background, -1}:
+            labels, named, colors = _parse_labels(raw, targets)
+            mapped = {*labels.values(), *named.values()}
+            if background is not None and mapped and mapped <= {background, -1}:
                 raise TaxonomyError(
                     f"[labels] maps no label to another target than the background {targets[background]!r}, so that "
                     "nothing could be measured; map the labels of the other targets"
                 )
             model = _parse_model(raw, bundle.classes, targets)
-            return cls(targets=targets, background=background, model=model, labels=labels, colors=colors)
+            return cls(
+                targets=targets, background=background, model=model, labels=labels, named_labels=named, colors=colors
+            )
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
 
@@ -122,14 +128,43 @@ class Taxonomy:
         try:
             raw = _read(path)
             targets, _ = _parse_targets(raw)
-            labels, colors = _parse_labels(raw, targets)
+            labels, named, colors = _parse_labels(raw, targets)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
             raise TaxonomyError(
                 f"{path} has the targets {', '.join(targets)}; the labels were made with {', '.join(self.targets)}"
             )
-        return replace(self, labels=labels, colors=colors, assumed=False)
+        return replace(self, labels=labels, named_labels=named, colors=colors, assumed=False)
+
+    def for_labels(self, names: Mapping[int, str], origin: str, *, by_name: bool) -> Taxonomy:
+        """Return the taxonomy for labels whose values have names, as those of ``origin`` do.
+
+        Names under ``[labels]`` are looked up among ``names``. With ``by_name`` the values themselves mean nothing, as
+        in a COCO file: a name that is not listed stands for the target of the same name.
+
+        Raises :class:`TaxonomyError` for a name that ``origin`` does not have, or that stands for no target.
+        """
+        values = {name: index for index, name in names.items()}
+        if unknown := sorted(set(self.named_labels) - set(values)):
+            raise TaxonomyError(
+                f"[labels] names {', '.join(unknown[:5])}, which {origin} does not have"
+                f"{did_you_mean(unknown[0], values) or f'; it has {_listed(values)}'}"
+            )
+        labels = {} if by_name and self.assumed else dict(self.labels)
+        labels |= {values[name]: target for name, target in self.named_labels.items()}
+        if by_name:
+            targets = {_plain(name): index for index, name in enumerate(self.targets)}
+            same = {index: targets[_plain(name)] for name, index in values.items() if _plain(name) in targets}
+            labels = same | labels
+            if missing := sorted(set(values.values()) - set(labels)):
+                name = names[missing[0]]
+                raise TaxonomyError(
+                    f"{origin} has the class {name}, which stands for no target ({_listed(self.targets)}); add "
+                    f'`"{name}" = "TARGET"` or `"{name}" = "{IGNORE}"` under [labels], '
+                    "or draft a class mapping with `maskmill taxonomy`"
+                )
+        return replace(self, labels=labels, named_labels={}, assumed=self.assumed and not by_name)
 
     @property
     def num_targets(self) -> int:
@@ -197,6 +232,8 @@ class Taxonomy:
             "model": list(self.model),
             "labels": {str(index): target for index, target in sorted(self.labels.items())},
         }
+        if self.named_labels:
+            raw["named_labels"] = dict(self.named_labels)
         if self.colors is not None:
             raw["colors"] = self.colors.to_json()
         if self.assumed:
@@ -212,6 +249,7 @@ class Taxonomy:
             background=raw["background"],
             model=tuple(raw["model"]),
             labels={int(index): target for index, target in raw["labels"].items()},
+            named_labels=raw.get("named_labels", {}),
             colors=None if colors is None else ColorTable.from_json(colors),
             assumed=raw.get("assumed", False),
         )
@@ -239,6 +277,14 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     by_plain = {choice.casefold(): choice for choice in choices}
     matches = difflib.get_close_matches(name.casefold(), by_plain, n=1)
     return f"; did you mean {by_plain[matches[0]]}?" if matches else ""
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def _check_several(targets: Sequence[str]) -> None:
@@ -274,8 +320,10 @@ def _parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]
     return tuple(targets), None if background is None else targets.index(background)
 
 
-def _parse_labels(raw: Mapping[str, Any], targets: Sequence[str]) -> tuple[dict[int, int], ColorTable | None]:
-    """Target index of every label, and the color table."""
+def _parse_labels(
+    raw: Mapping[str, Any], targets: Sequence[str]
+) -> tuple[dict[int, int], dict[str, int], ColorTable | None]:
+    """Target index of every label by value and by name, and the color table."""
     colors = raw.get("colors")
     table = None
     names = {name: index for index, name in enumerate(raw.get("label_names", []))}
@@ -288,17 +336,21 @@ def _parse_labels(raw: Mapping[str, Any], targets: Sequence[str]) -> tuple[dict[
         rgb = [parse_color(color) for color in colors]
         if len(set(rgb)) != len(rgb):
             raise TaxonomyError("[colors] lists a color twice")
-        labels = {
+        by_color = {
             index: _target("colors", color, value, targets, IGNORE)
             for index, (color, value) in enumerate(colors.items())
         }
-        return labels, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
-    labels = {}
+        return by_color, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
+    labels: dict[int, int] = {}
+    named: dict[str, int] = {}
     for key, value in raw.get("labels", {}).items():
         if key in names:
             index = names[key]
         elif key.isdecimal() and int(key) < 65536:
             index = int(key)
+        elif not names and not key.lstrip("-").isdecimal():
+            named[key] = _target("labels", key, value, targets, IGNORE)
+            continue
         else:
             raise TaxonomyError(
                 f"[labels] {key!r} is neither a label index (0 to 65535) nor one of the label names"
@@ -307,7 +359,7 @@ def _parse_labels(raw: Mapping[str, Any], targets: Sequence[str]) -> tuple[dict[
         if index in labels:
             raise TaxonomyError(f"[labels] gives label {index} twice")
         labels[index] = _target("labels", key, value, targets, IGNORE)
-    return labels, table
+    return labels, named, table
 
 
 def _parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:

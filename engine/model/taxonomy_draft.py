@@ -53,7 +53,11 @@ def read_label_names(source: str | os.PathLike[str]) -> dict[int, str]:
 
 
 def draft(
-    bundle: Bundle, label_names: Mapping[int, str] | None = None, *, unmatched: Unmatched = "ignore"
+    bundle: Bundle,
+    label_names: Mapping[int, str] | None = None,
+    *,
+    unmatched: Unmatched = "ignore",
+    by_name: bool = False,
 ) -> tuple[str, list[str]]:
     """Write a taxonomy for a model and, if given, a data set's ``{index: name}``; returns (TOML text, unmatched names).
 
@@ -61,27 +65,29 @@ def draft(
     classes. Data set classes without a match become ``unmatched`` and are listed; so are model classes that were
     dropped.
 
+    With ``by_name`` the labels are written by name, for formats whose values mean nothing.
+
     Raises :class:`TaxonomyError` if fewer than two targets remain.
     """
     if unmatched not in get_args(Unmatched):
         raise UsageError(f"unmatched names become {' or '.join(get_args(Unmatched))}, got {unmatched!r}")
     classes, notes = bundle.classes, []
-    by_name = {_normalized(name): name for name in classes}
+    class_of = {_normalized(name): name for name in classes}
     background = None if bundle.background is None else classes[bundle.background]
     if unmatched == "background" and background is None:
         raise UsageError("the model has no background class for unmatched names; leave them ignored")
     rest = background if unmatched == "background" and background is not None else IGNORE
     labels: dict[int, tuple[str, str]] = {}
     for index, name in sorted((label_names or {}).items()):
-        match = by_name.get(_normalized(name))
+        match = class_of.get(_normalized(name))
         if match is not None:
             labels[index] = (name, match)
         elif means_nothing(name):
             labels[index] = (name, IGNORE)
         else:
             labels[index] = (name, rest)
-            similar = difflib.get_close_matches(_normalized(name), by_name, n=1)
-            hint = f"; like the model's {by_name[similar[0]]}" if similar else ""
+            similar = difflib.get_close_matches(_normalized(name), class_of, n=1)
+            hint = f"; like the model's {class_of[similar[0]]}" if similar else ""
             notes.append(f"label {index} ({name}) → {rest}{hint}")
     matched = {target for _, target in labels.values()} - {IGNORE}
     used = matched | {background} if label_names else set(classes)
@@ -112,7 +118,8 @@ def draft(
         for index, target in model_labels(bundle).items():
             lines.append(f"{index} = {json.dumps(IGNORE if target < 0 else classes[target], ensure_ascii=False)}")
     for index, (name, target) in labels.items():
-        lines.append(f"{index} = {json.dumps(target, ensure_ascii=False)}  # {name}")
+        key, note = (json.dumps(name, ensure_ascii=False), "") if by_name else (str(index), f"  # {name}")
+        lines.append(f"{key} = {json.dumps(target, ensure_ascii=False)}{note}")
     return "\n".join(lines) + "\n", notes
 
 

@@ -9,6 +9,7 @@ import typer
 
 from ...engine.cli.options import (
     AsStoredOption,
+    FormatOption,
     IdsOption,
     JsonOption,
     LabelsOption,
@@ -35,6 +36,7 @@ def evaluate_target(
     ids: IdsOption = None,
     pairing: PairingOption = None,
     labels_as_stored: AsStoredOption = False,
+    labels_format: FormatOption = None,
     taxonomy: Annotated[
         Path | None,
         typer.Option(
@@ -69,7 +71,7 @@ def evaluate_target(
     with counter("measuring", quiet=as_json) as progress:
         quality = evaluate(
             target,
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored),
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
             images=images,
             ids=read_ids(ids) if ids else None,
             taxonomy=taxonomy,

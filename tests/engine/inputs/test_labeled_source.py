@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.engine.inputs.labeled_source import LabeledSource, check_labels, pair_images, pair_uris, value_names
+from maskmill.engine.formats.base import LabelReader
+from maskmill.engine.inputs.labeled_source import LabeledSource, pair_images, pair_uris, value_names
 from maskmill.engine.inputs.labels import LabelFolder, LabelSet, open_labels
 from maskmill.engine.inputs.names import read_ids
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.color_tables import ColorTable
 from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.errors import UsageError
+from maskmill.errors import TaxonomyError, UsageError
 
 from ...builders import gray_png
 
@@ -240,10 +242,9 @@ METHODS = {
 
 def test_a_folder_that_maskmill_wrote_is_refused_by_name(tmp_path: Path) -> None:
     data_set(tmp_path)
-    (tmp_path / "index.csv").write_text("uri,id,kept\n/p/p0.jpg,p0,1.0\n")
-    for folder in (tmp_path, tmp_path / "labels"):
-        with pytest.raises(UsageError, match="was written by maskmill from a label store"):
-            open_labels(folder)
+    (tmp_path / "labels.cert.json").write_text("{}")
+    with pytest.raises(UsageError, match="is part of an export that maskmill wrote"):
+        open_labels(tmp_path / "labels")
     (tmp_path / "store" / "labels.lance").mkdir(parents=True)
     with pytest.raises(UsageError, match="is a label store of maskmill, not true labels"):
         open_labels(tmp_path / "store")
@@ -252,9 +253,9 @@ def test_a_folder_that_maskmill_wrote_is_refused_by_name(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("instances.json", json.dumps({"images": [], "annotations": []}), r"is a COCO file, .* \.png, \.tif"),
-        ("other.json", "{", "is a JSON file, not a folder; label maps are read from a folder"),
-        ("labels.zip", "PK", "is a file; label maps are read from a folder"),
+        ("instances.json", json.dumps({"images": [], "annotations": [], "categories": []}), "holds no labeled image"),
+        ("other.json", "{}", r"is a file in no format that is known; labels are .* coco"),
+        ("labels.txt", "1.png", r"is a file; labels are a folder, tar archive or URL of \.png"),
     ],
 )
 def test_other_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -264,7 +265,7 @@ def test_other_files_are_named(tmp_path: Path, name: str, content: str, message:
 
 
 def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none does not exist; label maps are read from"):
+    with pytest.raises(UsageError, match=r"none do not exist; labels are a folder"):
         open_labels(tmp_path / "none")
     (tmp_path / "p0.jpg").write_bytes(b"")
     with pytest.raises(UsageError, match=r"holds no label map .* and it holds 1 \.jpg"):
@@ -324,24 +325,44 @@ def test_images_may_be_given_by_their_uris(tmp_path: Path) -> None:
     assert labeled.name_of(uris[0]) == str(tmp_path / "labels" / "p2.png")
 
 
-class Reader:
-    """Labels of a format of its own."""
+class Reader(LabelReader):
+    """Labels of a format of its own, whose values are not the model's."""
 
-    path = "set.json"
-    class_names = {0: "dark", 1: "red", 2: "green", 3: "blue"}
+    format, path, notes = "own", "set.json", ("pixels without a shape are dark",)
+    class_names = {0: "dark", 1: "blue", 2: "Green", 3: "red"}
+    image_names = tuple(f"p{seed}.jpg" for seed in range(3))
 
-    def names(self) -> list[str]:
-        return [f"p{seed}.jpg" for seed in range(3)]
-
-    def read_labels(self, name: str) -> NDArray[Any]:
-        return truth(int(name[1]))
+    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+        return np.array([0, 3, 2, 1], np.uint8)[truth(int(name[1]))]
 
 
-def test_another_format_stands_in_for_label_maps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("taxonomy", [ASSUMED, replace(TAXONOMY, labels={}, named_labels={"blue": 3})])
+def test_another_format_is_read_by_the_names_of_its_classes(tmp_path: Path, taxonomy: Taxonomy) -> None:
     data_set(tmp_path)
     labels = LabelSet(Reader())
-    labeled = pair_images(open_source(tmp_path / "images"), labels, ASSUMED)
+    labeled = pair_images(open_source(tmp_path / "images"), labels, taxonomy)
     assert seeds(labeled) == RIGHT
     assert labeled.name_of(labeled.uris[0]) == "set.json: p0.jpg"
+    assert "labels read as own (pixels without a shape are dark)" in labeled.summary.line()
     assert value_names(labels) == Reader.class_names
-    check_labels(labels, labels.entries(), TAXONOMY)
+    narrow = replace(taxonomy, targets=("dark", "red", "green"), model=(0, 1, 2, -1), named_labels={})
+    with pytest.raises(TaxonomyError, match=r'has the class blue, which stands for no target .*`"blue" = "TARGET"`'):
+        pair_images(open_source(tmp_path / "images"), labels, narrow)
+    with pytest.raises(TaxonomyError, match="names bleu, which set.json does not have; did you mean blue"):
+        pair_images(open_source(tmp_path / "images"), labels, replace(taxonomy, named_labels={"bleu": 3}))
+
+
+def test_a_coco_file_is_read_as_labels(tmp_path: Path) -> None:
+    save(tmp_path / "images" / "p0.jpg", COLORS[truth(0)])
+    shape = {"image_id": 1, "category_id": 7, "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 3, 0, 3]], "id": 1}
+    coco = {
+        "images": [{"id": 1, "file_name": "p0.jpg", "height": 6, "width": 9}],
+        "annotations": [shape],
+        "categories": [{"id": 7, "name": "green"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
+    dark = replace(ASSUMED, assumed=False, labels={}, named_labels={"background": 0})
+    labeled = pair(tmp_path, labels="instances.json", taxonomy=dark)
+    expected = np.zeros((6, 9), np.uint8)
+    expected[:3, :4] = 2
+    np.testing.assert_array_equal(labeled.read(labeled.uris[0]), expected)

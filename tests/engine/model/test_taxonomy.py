@@ -8,8 +8,8 @@ import pytest
 
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.model.taxonomy_draft import draft
-from maskmill.errors import TaxonomyError
+from maskmill.engine.model.taxonomy_draft import draft, read_label_names
+from maskmill.errors import TaxonomyError, UsageError
 
 from ...models import color_bundle
 
@@ -75,7 +75,6 @@ def test_a_label_that_is_not_known_names_file_and_index(bundle: Bundle, tmp_path
         (('green = "dropped"\n', ""), "lacks the model classes green"),
         (('red = "warm"', 'red = "hot"'), "neither a target nor 'dropped'"),
         (('7 = "warm"', '7 = "hot"'), "neither a target nor 'ignore'"),
-        (('7 = "warm"', 'seven = "warm"'), "neither a label index"),
         (('7 = "warm"', '70000 = "warm"'), "neither a label index"),
         (('red = "warm"', 'rde = "warm"'), "rde is unknown; did you mean red"),
         (('red = "warm"', 'red = "warm"\npink = "warm"'), r"\[model\] pink is unknown; the model has red, green, blue"),
@@ -132,6 +131,94 @@ def test_the_draft_maps_equal_names_and_lists_the_rest(tmp_path: Path) -> None:
         "label 2 (potted_plants) → ignore; like the model's potted plant",
         "model class potted plant → dropped",
     ]
+
+
+def test_the_draft_makes_unmatched_names_background_if_asked(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("background", "cow", "dog"), background="background")
+    text, unmatched = draft(bundle, {0: "cow", 1: "grass"}, unmatched="background")
+    assert dict(Taxonomy.load(write(tmp_path, text), bundle).labels) == {0: 1, 1: 0}
+    assert unmatched[0] == "label 1 (grass) → background"
+    with pytest.raises(UsageError, match="the model has no background class"):
+        draft(color_bundle(tmp_path, name="other", background=None), {0: "red"}, unmatched="background")
+
+
+def test_the_draft_by_name_writes_names(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("background", "cow", "dog"), background="background")
+    text, _ = draft(bundle, {4: "background", 7: "cow", 9: "gräs"}, by_name=True)
+    taxonomy = Taxonomy.load(write(tmp_path, text), bundle)
+    assert (dict(taxonomy.labels), dict(taxonomy.named_labels)) == ({}, {"background": 0, "cow": 1, "gräs": -1})
+    values = taxonomy.for_labels({0: "cow", 1: "background", 2: "gräs"}, "set.json", by_name=True)
+    assert dict(values.labels) == {0: 1, 1: 0, 2: -1}
+
+
+def test_a_draft_with_nothing_to_label_is_refused(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("background", "cow", "dog"), background="background")
+    for unmatched in ("ignore", "background"):
+        with pytest.raises(TaxonomyError, match="no name of the labels is a class of the model.*label 0, label 1"):
+            draft(bundle, {0: "label 0", 1: "label 1"}, unmatched=unmatched)  # type: ignore[arg-type]
+
+
+def test_a_taxonomy_with_one_class_or_background_alone_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    one = (
+        GOOD.replace('"warm", "blue"]', '"warm"]').replace('background = "blue"\n', "").replace('= "blue"', '= "warm"')
+    )
+    with pytest.raises(TaxonomyError, match="warm is the only class"):
+        Taxonomy.load(write(tmp_path, one), bundle)
+    with pytest.raises(TaxonomyError, match="maps no label to another target than the background 'blue'"):
+        Taxonomy.load(write(tmp_path, GOOD.replace('7 = "warm"', '7 = "blue"')), bundle)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_taxonomy(bundle: Bundle, tmp_path: Path) -> None:
+    assert Taxonomy.load(write(tmp_path, f"\ufeff{GOOD}"), bundle).targets == ("warm", "blue")
+
+
+COLORED = """
+targets = ["warm", "blue"]
+[model]
+red = "warm"
+green = "dropped"
+blue = "blue"
+"""
+
+
+def test_a_table_of_colors_takes_the_place_of_labels(bundle: Bundle, tmp_path: Path) -> None:
+    text = COLORED + '[colors]\n"220, 0, 0" = "warm"\n"#0000dc" = "blue"\n"0 0 0" = "ignore"\n'
+    taxonomy = Taxonomy.load(write(tmp_path, text), bundle)
+    assert taxonomy.colors is not None
+    pixels = np.array([[[220, 0, 0], [0, 0, 220], [0, 0, 0]]], np.uint8)
+    assert taxonomy.encode(taxonomy.colors.encode(pixels, "1.png"), "1.png").tolist() == [[0, 1, 255]]
+    assert Taxonomy.from_json(taxonomy.to_json()) == taxonomy
+
+
+def test_colors_of_a_data_set_are_given_by_its_name(bundle: Bundle, tmp_path: Path) -> None:
+    text = 'colors = "camvid"\n' + COLORED + '[labels]\nSky = "blue"\n17 = "warm"\n'
+    taxonomy = Taxonomy.load(write(tmp_path, text), bundle)
+    assert dict(taxonomy.labels) == {21: 1, 17: 0}
+    assert Taxonomy.from_json(taxonomy.to_json()) == taxonomy
+    with pytest.raises(TaxonomyError, match="named color tables are voc, cityscapes, ade20k, camvid; got 'kitti'"):
+        Taxonomy.load(write(tmp_path, text.replace("camvid", "kitti")), bundle)
+    with pytest.raises(TaxonomyError, match="'sky' is neither .* did you mean Sky"):
+        Taxonomy.load(write(tmp_path, text.replace("Sky", "sky")), bundle)
+
+
+@pytest.mark.parametrize("color", ["red", "1, 2", "1, 2, 300", "#12345"])
+def test_other_colors_are_refused(bundle: Bundle, tmp_path: Path, color: str) -> None:
+    with pytest.raises(TaxonomyError, match="a color is written"):
+        Taxonomy.load(write(tmp_path, COLORED + f'[colors]\n"{color}" = "warm"\n'), bundle)
+
+
+def test_label_names_of_data_sets_are_known(tmp_path: Path) -> None:
+    assert read_label_names("ade20k")[1] == "wall"
+    assert read_label_names("voc")[15] == "person"
+    (tmp_path / "classes.txt").write_text('\ufeffdark\n# a comment\n"traffic light"\n', encoding="utf-8")
+    assert read_label_names(tmp_path / "classes.txt") == {0: "dark", 1: "traffic light"}
+
+
+def test_labels_that_are_only_assumed_lead_to_a_draft(bundle: Bundle) -> None:
+    with pytest.raises(
+        TaxonomyError, match=r"label 7 on 2 pixels, and the model has no class for it .*maskmill taxonomy"
+    ):
+        Taxonomy.of_model(bundle).encode(np.array([[7, 7, 0]], np.uint8), "a.png")
 
 
 def test_the_draft_without_a_dataset_is_the_model_itself(bundle: Bundle, tmp_path: Path) -> None:
