@@ -161,7 +161,11 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
             2,
             "alpha must be above 0 and below 1",
         ),
-        ("calibrate bundle --images photos --labels no --alpha .1 -o c.json", 2, "no do not exist; labels are a folder"),
+        (
+            "calibrate bundle --images photos --labels no --alpha .1 -o c.json",
+            2,
+            "no do not exist; labels are a folder",
+        ),
         ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
         ("evaluate nowhere --labels labels", 1, "nowhere is not a label store"),
         ("show nowhere", 1, "nowhere is not a label store"),
