@@ -12,7 +12,13 @@ from .progress import Progress
 COMMIT_ROWS = 512
 """Commit when this many rows are waiting …"""
 COMMIT_SECONDS = 10.0
-"""… or when a row has waited this long, in seconds."""
+"""… or when a row has waited this long, in seconds …"""
+COMMIT_SHARE = 0.01
+"""… but let commits take no more than this share of the time: they take longer in larger stores, per commit …"""
+LONGEST_SECONDS = 60.0
+"""… and never wait longer than this, in seconds …"""
+LARGEST_BYTES = 256 << 20
+"""… or hold more than this in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class Writer:
         self._rejected: dict[str, InputRow] = {}
         self._waiting: dict[str, list[InputRow]] = {}
         self._since: float | None = None
+        self._num_bytes = 0
+        self._commit_seconds = 0.0
 
     def knows(self, id: str) -> bool:
         """Return True if the store holds the labels of an image."""
@@ -60,21 +68,26 @@ class Writer:
             else:
                 # this duplicate overtook its original: its row must not point to labels that are not there yet
                 self._waiting.setdefault(done.id or "", []).append(done.input)
-        if len(self._inputs) >= COMMIT_ROWS:
-            self.flush()
         self.idle()
         return []
 
     def idle(self) -> None:
-        """Commit if the oldest row has waited long enough."""
-        if self._since is not None and time.monotonic() - self._since >= COMMIT_SECONDS:
+        """Commit if enough rows wait, or the oldest of them has waited long enough."""
+        if self._since is None:
+            return
+        waited = time.monotonic() - self._since
+        is_batch = len(self._inputs) >= COMMIT_ROWS or waited >= COMMIT_SECONDS
+        pause = min(self._commit_seconds / COMMIT_SHARE, LONGEST_SECONDS)
+        if (is_batch and waited >= pause) or self._num_bytes >= LARGEST_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Commit every row that is waiting."""
         if self._store is not None and self._inputs:
+            started = time.monotonic()
             self._store.commit(self._labels, self._inputs)
-        self._labels, self._inputs, self._since = [], [], None
+            self._commit_seconds = time.monotonic() - started
+        self._labels, self._inputs, self._since, self._num_bytes = [], [], None, 0
 
     def _add_label(self, label: LabelRow, row: InputRow) -> None:
         progress = self._progress
@@ -83,6 +96,7 @@ class Writer:
         progress.kept += label.counts
         progress.label_bytes += len(label.label)
         progress.weight_bytes += len(label.weight)
+        self._num_bytes += len(label.label) + len(label.weight) + len(label.scores or b"") + len(label.instances or b"")
         self._labels.append(label)
         self._labeled.add(label.id)
         self._append(row)

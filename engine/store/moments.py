@@ -36,16 +36,22 @@ def moment_of(datasets: Mapping[str, Any]) -> Moment:
 
 
 def pin_moment(tables: Mapping[str, Table], tag: str) -> Moment:
-    """Tag the newest moment, so that no cleanup drops it; an earlier pin of this name keeps its moment."""
-    datasets = open_moment(tables)
-    tags = {name: dataset.tags.list() for name, dataset in datasets.items()}
-    if tag in tags["labels"]:  # written last: the others exist as well
-        return Moment(**{name: int(tags[name][tag]["version"]) for name in datasets})
+    """Tag the newest moment, so that no cleanup drops it; an earlier pin of this name keeps its moment.
+
+    Processes that pin the same name at once agree on one moment.
+    """
+    versions: dict[str, int] = {}
+    # each dataset is opened after the one before is tagged, so the labels are not older than the inputs
     for name in ("inputs", "reviews", "labels"):
-        if tag in tags[name]:  # left by a process that was killed between the tags
-            datasets[name].tags.delete(tag)
-        datasets[name].tags.create(tag, datasets[name].version)
-    return moment_of(datasets)
+        dataset = tables[name].open()
+        if tag not in dataset.tags.list():
+            try:
+                dataset.tags.create(tag, dataset.version)
+            except (OSError, ValueError):
+                if tag not in dataset.tags.list():  # else another process was faster
+                    raise
+        versions[name] = int(dataset.tags.list()[tag]["version"])
+    return Moment(**versions)
 
 
 def unpin_moment(tables: Mapping[str, Table], tag: str) -> None:

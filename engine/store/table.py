@@ -25,6 +25,8 @@ from .schema import KEYS, SCHEMAS
 
 # fragments of this size are left alone, so that a row is rewritten about once however large the store grows
 FRAGMENT_ROWS = 16_384
+KEEP_VERSIONS = timedelta(hours=1)
+"""Age at which untagged versions are dropped."""
 _CHECKS = "_checks"
 _LAST_VERSION = (1 << 64) - 1
 
@@ -96,7 +98,7 @@ class Table:
         return self.open().stats.dataset_stats(FRAGMENT_ROWS)["num_small_files"]
 
     def compact(self) -> None:
-        """Merge small fragments and drop untagged versions older than an hour."""
+        """Merge small fragments and drop untagged versions older than ``KEEP_VERSIONS``."""
         dataset = self.open()
         dataset.optimize.compact_files(
             target_rows_per_fragment=FRAGMENT_ROWS,
@@ -107,7 +109,7 @@ class Table:
             batch_size=256,
         )
         self.record(dataset)
-        dataset.cleanup_old_versions(timedelta(hours=1), error_if_tagged_old_versions=False)
+        dataset.cleanup_old_versions(KEEP_VERSIONS, error_if_tagged_old_versions=False)
         for check in (self.path / _CHECKS).iterdir():
             if check.name.isdecimal() and not self.manifest(int(check.name)).exists():
                 check.unlink(missing_ok=True)

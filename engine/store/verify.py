@@ -99,8 +99,10 @@ class _Verifier:
         self._num_read = self._num_rows = 0
 
     def run(self) -> Verification:
-        """Check all datasets, labels first, because inputs are compared with them; repair inputs before labels."""
-        datasets = {name: self._open(self._tables[name]) for name in ("labels", "inputs", "reviews")}
+        """Check all datasets, and repair inputs before the labels that they point to."""
+        # inputs are opened before labels, as a writer may commit meanwhile, and checked after them
+        opened = {name: self._open(self._tables[name]) for name in ("inputs", "labels", "reviews")}
+        datasets = {name: opened[name] for name in ("labels", "inputs", "reviews")}
         self._num_rows = sum(dataset.count_rows() for dataset in datasets.values() if dataset is not None)
         damaged = {name: self._check(name, dataset) for name, dataset in datasets.items() if dataset is not None}
         if self._repair:

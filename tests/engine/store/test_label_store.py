@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from maskmill.engine.inputs.sources import Item
 from maskmill.engine.store import label_store as store_module
+from maskmill.engine.store import table as table_module
 from maskmill.engine.store.label_store import InputRow, LabelStore, content_id
 from maskmill.errors import StoreError, StoreMismatch, UsageError
 
@@ -306,6 +308,50 @@ def test_an_interrupted_creation_is_finished(store: LabelStore) -> None:
     store = LabelStore.open_or_create(store.path, RUN)
     store.commit([label_row("a")], [input_row("a")])
     assert len(store) == 1
+
+
+KILLED = """
+import os, signal, sys
+from maskmill.engine.store.label_store import LabelStore
+
+os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+LabelStore.create(sys.argv[1], {})
+"""
+
+
+def test_what_a_killed_creation_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == -9
+    assert len(os.listdir(path)) == 1
+    LabelStore.open_or_create(path, RUN)
+    assert sorted(os.listdir(path)) == ["inputs.lance", "labels.lance", "reviews.lance", "run.json"]
+
+
+def test_a_pinned_moment_outlives_every_cleanup(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit([label_row("a")], [input_row("a")])
+    pinned = store.pin("train-1")
+    with pytest.raises(StoreError, match="reads .* at one moment; open the store again to write"):
+        pinned.commit([label_row("b")], [])
+    monkeypatch.setattr(store_module, "COMPACT_EVERY", 3)
+    monkeypatch.setattr(table_module, "KEEP_VERSIONS", timedelta(0))
+    store.commit([label_row("b")], [input_row("b")])
+    fixed = LabelStore.open(store.path, moment=store.moment)
+    for name in "cdefg":
+        store.commit([label_row(name)], [input_row(name)])
+    for reader in (pickle.loads(pickle.dumps(pinned)), LabelStore.open(store.path).pin("train-1")):
+        assert reader.ids() == [content_id(b"a")]
+        assert [row.uri for row in reader.inputs()] == ["a"]
+        assert reader.moment == pinned.moment
+    with pytest.raises(StoreError, match="cannot open the label store"):
+        len(pickle.loads(pickle.dumps(fixed)))  # not pinned, so dropped
+    store.unpin("train-1")
+    store.unpin("train-1")
+    for name in "hij":
+        store.commit([label_row(name)], [input_row(name)])
+    with pytest.raises(StoreError, match="cannot open the label store"):
+        len(pickle.loads(pickle.dumps(pinned)))
+    assert len(LabelStore.open(store.path)) == 10
 
 
 def test_lost_datasets_are_noticed(store: LabelStore) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from maskmill.engine.store import label_store  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
+from maskmill.engine.store.verify import verify  # noqa: E402
 from maskmill.trainer.data.datasets import StoredImages  # noqa: E402
 
 from ...conftest import ROOT  # noqa: E402
@@ -48,5 +49,6 @@ def test_every_image_reads_its_own_label_while_others_write(
     read = subprocess.run(command("read", tmp_path / "images.pickle"), cwd=ROOT, capture_output=True, check=True)
     assert read.stdout.decode().split() == [str(len(images.uris)), "0"]
     assert num_wrong(StoredImages.open(store.path)) == wrong == 0
+    assert verify(store.path).damages == []
     assert len(sizes) > 3
     assert max(sizes) > len(images.uris)

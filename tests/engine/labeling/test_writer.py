@@ -1,0 +1,71 @@
+"""When a labeling run commits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskmill.engine.labeling import writer as writer_module
+from maskmill.engine.labeling.progress import Progress
+from maskmill.engine.labeling.writer import Done, Writer
+
+from ...builders import input_row, label_row
+
+
+class Clock:
+    """Stands for ``time``; a commit takes ``commit_seconds``."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Store:
+    """Counts the rows of each commit."""
+
+    def __init__(self, clock: Clock, commit_seconds: float) -> None:
+        self.sizes: list[int] = []
+        self._clock, self._seconds = clock, commit_seconds
+
+    def has_id(self, _: str) -> bool:
+        return False
+
+    def commit(self, labels: list[Any], inputs: list[Any]) -> None:
+        assert len(labels) == len(inputs)
+        self.sizes.append(len(inputs))
+        self._clock.now += self._seconds
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *, commit_seconds: float, images_per_second: float, num: int) -> list[int]:
+    clock = Clock()
+    monkeypatch.setattr(writer_module, "time", clock)
+    store = Store(clock, commit_seconds)
+    writer = Writer(Progress(kept=np.zeros(8, np.int64)), store)  # type: ignore[arg-type]
+    for number in range(num):
+        clock.now += 1 / images_per_second
+        row = label_row(str(number))
+        writer.write([Done(input=input_row(str(number)), num_bytes=1, id=row.id, label=row)])
+    return store.sizes
+
+
+def test_a_commit_holds_512_rows_or_10_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, commit_seconds=0.001, images_per_second=1000, num=1600) == [512, 512, 512]
+    assert run(monkeypatch, commit_seconds=0.001, images_per_second=8, num=170) == [81, 81]
+
+
+def test_slow_commits_are_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = run(monkeypatch, commit_seconds=0.25, images_per_second=128, num=7500)
+    assert sizes == [512, 3201, 3201]  # 0.25 s is 1 % of the 25 s between two commits
+
+
+def test_no_row_waits_longer_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, commit_seconds=5, images_per_second=20, num=2600)[1] in (1201, 1202)
+
+
+def test_memory_limits_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "LARGEST_BYTES", 100 * len(label_row("0").label))
+    assert run(monkeypatch, commit_seconds=0.001, images_per_second=1000, num=120)[0] in range(45, 55)
