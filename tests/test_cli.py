@@ -118,6 +118,15 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
     with Image.open(files / "labels" / "3.png") as image, Image.open(files / "weights" / "3.png") as weights:
         assert image.size == weights.size == (24, 16)
     assert (files / "classes.txt").read_text().splitlines()[0].startswith("0 ")
+    assert "49 files are as they were exported (24 images)" in ok("verify", files, cwd=home)
+    (files / "labels" / "3.png").write_bytes((files / "labels" / "4.png").read_bytes())
+    damaged = maskmill("verify", files, cwd=home)
+    assert damaged.returncode == 1
+    assert "damaged: labels/3.png was changed" in damaged.stdout
+    imported = ok("import-labels", store, files, "--reviewer", "ana", cwd=home)
+    assert "1 images corrected" in imported
+    assert "23 came back as they were" in imported
+    assert "1 reviews withdrawn" in ok("import-labels", store, "--withdraw", cwd=home)
 
 
 def test_json_lines_end_with_the_summary(home: Path, tmp_path: Path) -> None:
@@ -169,6 +178,7 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
         ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
         ("evaluate nowhere --labels labels", 1, "nowhere is not a label store"),
         ("show nowhere", 1, "nowhere is not a label store"),
+        ("import-labels nowhere", 2, "expected REVIEWED"),
         ("export-labels nowhere --format png -o files", 1, "nowhere is not a label store"),
         ("import nowhere.onnx -o new --classes classes.txt", 2, "the model nowhere.onnx does not exist"),
         ("import model.onnx -o bundle --classes classes.txt", 2, "bundle exists already"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from .calibrate import calibrate_thresholds
 from .export_labels import export_labels
+from .import_labels import import_labels
 from .label import label_corpus, label_prompted, segment_corpus
 from .store import show
 from .taxonomy import draft_taxonomy
@@ -20,6 +21,6 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "verify": verify_store,
     },
     "Looking": {"show": show},
-    "Exchange": {"export-labels": export_labels},
+    "Exchange": {"export-labels": export_labels, "import-labels": import_labels},
 }
 """Commands by the panel of the root help that lists them: panel → name → function."""

@@ -1,18 +1,20 @@
-"""Command that checks a label store row by row."""
+"""Command that checks a label store row by row, and an export file by file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import JsonOption, StoreArgument, print_json
+from ...errors import UsageError
+from .options import JsonOption, print_json
 
 _SHOWN = 20
 
 
 def verify_store(
-    store: StoreArgument,
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a label store, or of an export of labels.")],
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged, so that the next run labels it again.")
     ] = False,
@@ -20,12 +22,21 @@ def verify_store(
 ) -> None:
     """Check every row of a store against its hash, decode its maps, and name what is damaged.
 
+    Of an export, every file is compared with the hash in its certificate, and the promise is printed.
+
     Exit status: 0 if nothing is damaged or everything damaged was removed, 1 otherwise. Let no other command use the
     store during a repair.
     """
+    from ..formats.open import is_exported
     from ..report import display
     from ..store.verify import verify
 
+    if is_exported(str(store)):
+        if repair:
+            raise UsageError(f"{store} is an export, which --repair cannot restore; ask for it again")
+        if not _check_export(store, as_json=as_json):
+            raise typer.Exit(1)
+        return
     with display.counter("verifying", quiet=as_json) as progress:
         result = verify(store, repair=repair, progress=progress)
     if as_json:
@@ -47,3 +58,24 @@ def verify_store(
             typer.echo(f"{store}: {len(result.damages):,} damaged rows or files; remove them with --repair")
     if not result.sound:
         raise typer.Exit(1)
+
+
+def _check_export(folder: Path, *, as_json: bool) -> bool:
+    """Compare an export with its certificate and print the result; returns True if nothing is damaged."""
+    from ..labeling.certificate import verify_export
+
+    check = verify_export(folder)
+    if as_json:
+        print_json({"files": check.num_files, "faults": list(check.faults), "certificate": dict(check.certificate)})
+        return not check.faults
+    for fault in check.faults[:_SHOWN]:
+        typer.echo(f"damaged: {fault}")
+    if len(check.faults) > _SHOWN:
+        typer.echo(f"… and {len(check.faults) - _SHOWN:,} more; --json lists all")
+    if check.faults:
+        typer.echo(f"{folder}: {len(check.faults):,} of {check.num_files:,} files are not as they were exported")
+        return False
+    export = check.certificate["export"]
+    typer.echo(f"{folder}: {check.num_files:,} files are as they were exported ({export['num_images']:,} images)")
+    typer.echo(f"promise: {check.certificate['promise']}")
+    return True

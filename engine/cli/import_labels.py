@@ -1,0 +1,92 @@
+"""The command that takes corrected labels back."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from ...errors import UsageError
+from ..formats.open import InputFormat
+from ..labeling.import_labels import Unchanged
+from .options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
+
+
+def import_labels(
+    store: StoreArgument,
+    reviewed: Annotated[
+        str | None,
+        typer.Argument(metavar="[REVIEWED]", help="Corrected labels: a file, folder or URL of any input format."),
+    ] = None,
+    format: Annotated[
+        InputFormat | None,
+        typer.Option("--format", metavar="FORMAT", help="Format of the labels.", show_default="detected"),
+    ] = None,
+    reviewer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Person who corrected.", show_default="the user's name")
+    ] = None,
+    unchanged: Annotated[
+        Unchanged,
+        typer.Option(
+            metavar="FATE",
+            help="Images that came back as they were: skip, or accept if a person looked at every one.",
+        ),
+    ] = "skip",
+    note: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Remark to keep with the reviews.", show_default=False)
+    ] = None,
+    withdraw: Annotated[
+        bool,
+        typer.Option(
+            "--withdraw", help="Withdraw reviews instead: all, those of --reviewer, or those of the images in --ids."
+        ),
+    ] = False,
+    ids: IdsOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take corrected labels back, from CVAT, Label Studio, COCO and other files, as reviews.
+
+    Reviewed pixels win wherever labels are read, exported or trained on. The labels themselves are never edited.
+    """
+    from ...kernels.processors import usable_processors
+    from ..inputs.names import read_ids
+    from ..labeling import import_labels as reviews
+    from ..report import display
+    from ..store.label_store import LabelStore
+
+    if withdraw == (reviewed is not None):
+        raise UsageError("expected REVIEWED, a file or folder of corrected labels, or --withdraw without it")
+    if ids is not None and not withdraw:
+        raise UsageError("--ids applies to --withdraw only; leave it out")
+    opened = LabelStore.open(store)
+    if reviewed is None:
+        number = reviews.withdraw_reviews(
+            opened, reviewer=reviewer or getpass.getuser(), of=reviewer, names=read_ids(ids) if ids else None
+        )
+        if as_json:
+            print_json({"withdrawn": number})
+        else:
+            typer.echo(f"{store}: {number} reviews withdrawn; these images have the model's labels again")
+        return
+    with display.counter("importing", quiet=as_json) as progress:
+        summary = reviews.import_labels(
+            opened,
+            reviewed,
+            format=format,
+            reviewer=reviewer or getpass.getuser(),
+            unchanged=unchanged,
+            note=note,
+            workers=workers or usable_processors(),
+            progress=progress,
+        )
+    if as_json:
+        print_json(vars(summary) | {"unknown": list(summary.unknown)})
+        return
+    typer.echo(
+        f"{store}: {summary.corrected} images corrected ({summary.pixels:,} pixels), {summary.accepted} accepted, "
+        f"{summary.unchanged} came back as they were"
+    )
+    if summary.unknown:
+        typer.echo(f"{len(summary.unknown)} images are not in the store, e.g. {summary.unknown[0]}")

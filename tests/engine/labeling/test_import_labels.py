@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from maskmill.engine.formats.rle import brush_of_mask
+from maskmill.engine.labeling.export_labels import export_labels
+from maskmill.engine.labeling.import_labels import import_labels, withdraw_reviews
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.reviews import ReviewedLabels
+from maskmill.errors import UsageError
+
+from .test_export_labels import TAXONOMY, label_map, make_store
+
+NUM = 20
+
+
+def corrected_map(index: int) -> NDArray[np.uint8]:
+    """The label map that a person made of :func:`label_map`: two rows of horse, one pixel without a label."""
+    label = label_map(index)
+    label[2:4] = 2
+    label[5, index % 9] = 255
+    return label
+
+
+def correct_in_cvat(folder: Path) -> Path:
+    """The exported task as CVAT gives it back: masks of other shape, from a person, in a new file."""
+    lines = ['<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><task><labels>']
+    lines += [f"<label><name>{name}</name></label>" for name in TAXONOMY.targets]
+    lines.append("</labels></task></meta>")
+    with zipfile.ZipFile(folder / "cvat.zip") as archive:
+        assert archive.read("annotations.xml").count(b"<image ") == NUM
+    for index in range(NUM):
+        lines.append(f'<image id="{index}" name="{index}.png" width="9" height="6">')
+        for value, name in enumerate(TAXONOMY.targets):
+            mask = corrected_map(index) == value
+            if mask.any():
+                flat = np.concatenate([[False], mask.ravel()])
+                edges = np.flatnonzero(np.diff(flat))
+                counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
+                rle = ", ".join(map(str, counts))
+                lines.append(
+                    f'<mask label="{name}" source="manual" rle="{rle}" left="0" top="0" width="9" height="6"/>'
+                )
+        lines.append("</image>")
+    path = folder / "job.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("annotations.xml", "\n".join([*lines, "</annotations>"]))
+    return path
+
+
+def correct_in_label_studio(folder: Path) -> Path:
+    """The exported tasks as Label Studio gives them back: the predictions, and a person's annotation."""
+    tasks = json.loads((folder / "tasks.json").read_text())
+    for task in tasks:
+        index = int(Path(task["data"]["name"]).stem)
+        result: list[dict[str, Any]] = []
+        for value, name in enumerate(TAXONOMY.targets):
+            mask = corrected_map(index) == value
+            region = {"format": "rle", "rle": brush_of_mask(mask), "brushlabels": [name]}
+            sizes = {"original_width": 9, "original_height": 6, "image_rotation": 0}
+            result.append({"type": "brushlabels", "from_name": "labels", "to_name": "image", "value": region, **sizes})
+        task["annotations"] = [{"id": index, "result": result, "updated_at": "2026-01-01T00:00:00Z"}]
+    path = folder / "project-1.json"
+    path.write_text(json.dumps(tasks))
+    return path
+
+
+@pytest.mark.parametrize(("format", "correct"), [("cvat", correct_in_cvat), ("label-studio", correct_in_label_studio)])
+def test_corrections_of_20_photos_win_and_withdrawal_restores(format: Any, correct: Any, tmp_path: Path) -> None:
+    store = make_store(tmp_path, NUM)
+    before = store.table(["id", "label", "weight", "counts", "row_hash"])
+    export_labels(store, tmp_path / "out", format, ignored="drop", images="copy")
+    summary = import_labels(store, correct(tmp_path / "out"), reviewer="ana")
+    changed = sum(int((corrected_map(index) != label_map(index)).sum()) for index in range(NUM))
+    assert (summary.corrected, summary.unchanged, summary.pixels, summary.unknown) == (NUM, 0, changed, ())
+    opened = LabelStore.open(store.path)
+    for index in range(NUM):
+        label, weight = opened.read(f"{index}.png")
+        assert (label == corrected_map(index)).all()
+        assert ((weight == 255) == (label != 255)).all()
+    assert opened.table(["id", "label", "weight", "counts", "row_hash"]) == before
+    assert {row.origin for row in opened.current_reviews().values()} == {
+        str(tmp_path / "out" / correct(tmp_path / "out").name)
+    }
+    assert withdraw_reviews(opened, reviewer="bob", names=["0.png"]) == 1
+    assert withdraw_reviews(opened, reviewer="bob", of="nobody") == 0
+    assert (opened.read("0.png")[0] == label_map(0)).all()
+    assert (opened.read("1.png")[0] == corrected_map(1)).all()
+    assert withdraw_reviews(opened, reviewer="bob") == NUM - 1
+    for index in range(NUM):
+        assert (opened.read(f"{index}.png")[0] == label_map(index)).all()
+
+
+def test_images_that_came_back_as_they_were_get_no_review_unless_somebody_looked(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 4)
+    export_labels(store, tmp_path / "out", "coco")
+    summary = import_labels(store, tmp_path / "out", reviewer="ana")
+    assert (summary.corrected, summary.accepted, summary.unchanged) == (0, 0, 4)
+    assert store.current_reviews() == {}
+    with pytest.raises(UsageError, match="holds no reviewed labels"):
+        ReviewedLabels(store)
+    summary = import_labels(store, tmp_path / "out", reviewer="ana", unchanged="accept")
+    assert (summary.accepted, summary.unchanged) == (4, 0)
+    assert (store.read("1.png")[0] == label_map(1)).all()
+
+
+def test_a_later_review_replaces_an_earlier_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path, NUM)
+    export_labels(store, tmp_path / "out", "cvat", ignored="drop")
+    import_labels(store, correct_in_cvat(tmp_path / "out"), reviewer="ana")
+    time.sleep(0.001)
+    export_labels(store, tmp_path / "coco", "coco")
+    reader = tmp_path / "coco" / "annotations" / "instances.json"
+    raw = json.loads(reader.read_text())
+    for annotation in raw["annotations"]:
+        if annotation["category_id"] == 3:
+            annotation["category_id"] = 2
+    reader.write_text(json.dumps(raw))
+    summary = import_labels(store, tmp_path / "coco", reviewer="bob")
+    assert summary.corrected == NUM
+    assert (store.read("3.png")[0] == np.where(corrected_map(3) == 2, 1, corrected_map(3))).all()
+
+
+def test_reviewed_labels_are_true_labels_of_the_reviewed_images(tmp_path: Path) -> None:
+    store = make_store(tmp_path, NUM)
+    export_labels(store, tmp_path / "out", "cvat", ignored="drop")
+    import_labels(store, correct_in_cvat(tmp_path / "out"), reviewer="ana")
+    withdraw_reviews(store, reviewer="ana", names=["4.png"])
+    truth = ReviewedLabels(store)
+    assert truth.class_names == {0: "background", 1: "cow", 2: "horse"}
+    assert len(truth) == NUM - 1
+    assert (truth.read_labels(str(tmp_path / "photos" / "7.png")) == corrected_map(7)).all()
+
+
+def test_a_file_of_other_images_classes_or_sizes_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 2)
+    image = {"id": 1, "file_name": "1.png", "height": 6, "width": 9}
+    shape = {"id": 1, "image_id": 1, "category_id": 5, "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]}
+    raw = {"images": [image], "categories": [{"id": 5, "name": "zebra"}], "annotations": [shape]}
+    path = tmp_path / "reviewed.json"
+    for change, message in (
+        ({}, "1.png has pixels of the class 'zebra'"),
+        ({"images": [image | {"file_name": "9.png"}]}, "holds no labeled image"),
+        (
+            {"images": [image | {"width": 8}], "categories": [{"id": 5, "name": "cow"}]},
+            "are 8x6 px, the image is 9x6 px",
+        ),
+    ):
+        path.write_text(json.dumps(raw | change))
+        with pytest.raises(UsageError, match=message):
+            import_labels(store, path, reviewer="ana")
+    assert store.current_reviews() == {}
+
+
+def test_an_image_that_the_store_does_not_hold_is_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 2)
+    images = [{"id": index, "file_name": f"{index}.png", "height": 6, "width": 9} for index in (1, 2)]
+    raw = {"images": images, "categories": [{"id": 5, "name": "cow"}], "annotations": []}
+    (tmp_path / "reviewed.json").write_text(json.dumps(raw))
+    summary = import_labels(store, tmp_path / "reviewed.json", reviewer="ana")
+    assert (summary.corrected, summary.unknown) == (1, ("2.png",))
+    assert (store.read("1.png")[0] == 0).all()
