@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
-from ..formats.base import LabelReader
 from ..model.png import decode_png
 from ..model.taxonomy import Taxonomy
 from .rows import LabelRow, ReviewRow
-
-if TYPE_CHECKING:
-    from .label_store import LabelStore
 
 FULL_WEIGHT = 255
 """Weight of a pixel that a person labeled."""
@@ -49,31 +44,3 @@ def reviewed_maps(
         return corrected, full
     region = decode_png(review.region) == 255
     return np.where(region, corrected, label), np.where(region, full, weight)
-
-
-class ReviewedLabels(LabelReader):
-    """Labels that people corrected or accepted, as true labels: the format ``reviews``, its images named by uri.
-
-    Values are the store's target classes. Raises :class:`UsageError` if nothing was reviewed.
-    """
-
-    format = "reviews"
-    notes = ("labels that people corrected or accepted",)
-
-    def __init__(self, store: LabelStore) -> None:
-        self.path = str(store.path)
-        self._store = store
-        self.class_names = dict(enumerate(store.classes["targets"]))
-        reviews = store.current_reviews()
-        self._ids = {
-            row.uri: row.id
-            for row in store.inputs()
-            if row.id is not None and row.id in reviews and reviews[row.id].verdict != "rejected"
-        }
-        self.image_names = list(self._ids)
-        if not self._ids:
-            raise UsageError(f"{store.path} holds no reviewed labels; add them with `maskmill import-labels`")
-
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Read the label map of an image, the review's pixels over the model's."""
-        return self._store.read_id(self._ids[name])[0]

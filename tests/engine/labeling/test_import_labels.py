@@ -14,7 +14,7 @@ from maskmill.engine.formats.rle import brush_of_mask
 from maskmill.engine.labeling.export_labels import export_labels
 from maskmill.engine.labeling.import_labels import import_labels, withdraw_reviews
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.store.reviews import ReviewedLabels
+from maskmill.engine.store.reviewed_labels import ReviewedLabels
 from maskmill.errors import UsageError
 
 from .test_export_labels import TAXONOMY, label_map, make_store
