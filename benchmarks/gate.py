@@ -40,7 +40,7 @@ from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.gate.bench import measure
 from maskmill.export.gate.compare import Difference, Side, differences, summarize
 from maskmill.export.gate.emulate import GraphSession, Memory, emulation
-from maskmill.export.gate.judge import GateImages, verdicts_of
+from maskmill.export.gate.judge import Findings, GateImages, verdicts_of
 from maskmill.export.gate.proof import roles_of
 from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.convert import Conversion, convert
@@ -129,7 +129,10 @@ def row(name: str, verdict: Verdict, number: int, total: int, seconds: float) ->
         "emulated": verdict.emulated,
         "nodes": f"{number} of {total}",
         "images": raw["images"],
-        **{key: value if isinstance(value, str | int) else round(value, 6) for key, value in raw["metrics"].items()},
+        **{
+            key: value if isinstance(value, str | int | dict) else round(value, 6)
+            for key, value in raw["metrics"].items()
+        },
         "worst_image": Path(verdict.metrics.worst_image).name,
         "failures": [failure.split(" (/")[0] for failure in raw["failures"]],
         "seconds": round(seconds, 1),
@@ -147,7 +150,9 @@ def verdicts(bundle: Bundle, num: int, min_share: float, only: str, work: Path |
         kept = work and work / f"{bundle.path.name} {name} {min_share}.pickle"
         both = Side(bundle=bundle, sessions=reference), side
         found = differences_of(*both, images, min_share, kept)
-        (verdict, *_) = verdicts_of(*both, summarize(found), tolerances, emulated)
+        (verdict, *_) = verdicts_of(
+            *both, summarize(found, bundle.classes), tolerances, findings=Findings(emulated=emulated)
+        )
         rows.append(row(name, verdict, number, total, time.perf_counter() - start))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         start = time.perf_counter()

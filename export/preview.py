@@ -1,8 +1,11 @@
-"""A picture of what a model sees in one photo, so that a wrong mean, layout or channel order shows at once."""
+"""Draw a model's labels over one photo, so that a wrong mean, layout or channel order shows at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..engine.inputs.images import decode_image
 from ..engine.labeling.selection import Selection, select
@@ -11,18 +14,22 @@ from ..engine.model.taxonomy import Taxonomy
 from ..engine.predictors.semantic import SemanticPredictor
 from ..engine.report.overlay import overlay, save_picture
 from ..engine.runtimes.onnx_runtime import OnnxSession
-from ..errors import UsageError
+from ..errors import ImageError, UsageError
 
 
-def write_preview(bundle: Bundle, image: Path) -> Path:
-    """Label one photo with a bundle's own classes and write the overlay into the bundle; returns its path."""
+def read_photo(path: Path) -> NDArray[np.uint8]:
+    """Read a photo, (H, W, 3) uint8 RGB; raises :class:`UsageError` if it cannot be read."""
     try:
-        pixels = decode_image(image.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read the preview image {image}: {error}") from error
+        return decode_image(path.read_bytes())
+    except (OSError, ImageError) as error:
+        raise UsageError(f"cannot read the preview image {path}: {error}") from error
+
+
+def write_preview(bundle: Bundle, photo: NDArray[np.uint8]) -> Path:
+    """Label a photo with the classes of the bundle itself and write the overlay into the bundle; returns its path."""
     taxonomy = Taxonomy.of_model(bundle)
-    score_map = SemanticPredictor(bundle, OnnxSession(bundle)).predict(pixels)
+    score_map = SemanticPredictor(bundle, OnnxSession(bundle)).predict(photo)
     labels = select(score_map, taxonomy, Selection()).label
     path = bundle.path / "preview.png"
-    save_picture(overlay(pixels, labels, taxonomy.targets, background=taxonomy.background), path)
+    save_picture(overlay(photo, labels, taxonomy.targets, background=taxonomy.background), path)
     return path

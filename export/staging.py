@@ -1,4 +1,4 @@
-"""Make a bundle's folder whole or not at all."""
+"""Make a bundle's folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..engine.model.bundle import ModelFile
+from ..engine.model.bundle import ModelFile, Role
 from ..engine.model.files import sha256
 from ..engine.model.publishing import published_folder
 from ..errors import UsageError
 
+if TYPE_CHECKING:
+    import onnx
+
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder`` that takes its name at the end; nothing is left of it after an error.
+    """Make a new folder beside ``folder`` and rename it to ``folder`` at the end; an error leaves nothing behind.
 
-    Raises :class:`UsageError` where ``folder`` exists already.
+    Raises :class:`UsageError` if ``folder`` exists already.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
@@ -26,19 +30,23 @@ def staged(folder: Path) -> Iterator[Path]:
         yield staging
 
 
-def model_file(path: Path, *, role: str = "model") -> ModelFile:
-    """The manifest's entry for a file in the bundle's folder."""
-    return ModelFile(path=path.name, sha256=sha256(path), bytes=path.stat().st_size, role=role)  # type: ignore[arg-type]
+def model_file(path: Path, *, role: Role = "model", folder: Path | None = None) -> ModelFile:
+    """Return the manifest's entry for a file in the bundle's folder, by default the folder that it resides in."""
+    name = path.relative_to(folder or path.parent).as_posix()
+    return ModelFile(path=name, sha256=sha256(path), bytes=path.stat().st_size, role=role)
 
 
-def copy_model(source: Path, external: Iterable[Path], staging: Path, *, role: str = "model") -> list[ModelFile]:
-    """Copy an ONNX file to ``ROLE.onnx``, and its external data under their own names, which the file refers to.
+def write_model(
+    model: onnx.ModelProto, source: Path, external: Iterable[Path], staging: Path, *, role: Role = "model"
+) -> list[Path]:
+    """Write ``model`` to ``ROLE.onnx``, copy the external data of its ``source`` beside it, and return the paths.
 
-    Raises :class:`UsageError` where another file of the bundle has the name of the external data.
+    External data keeps its name, which the file refers to. Raises :class:`UsageError` if another file of the bundle has
+    the same name.
     """
     target = staging / f"{role}.onnx"
-    shutil.copyfile(source, target)
-    files = [model_file(target, role=role)]
+    target.write_bytes(model.SerializeToString(deterministic=True))
+    files = [target]
     for data in external:
         copy = staging / data.relative_to(source.parent)
         if copy.exists():
@@ -47,11 +55,5 @@ def copy_model(source: Path, external: Iterable[Path], staging: Path, *, role: s
             )
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, copy)
-        entry = ModelFile(
-            path=copy.relative_to(staging).as_posix(),
-            sha256=sha256(copy),
-            bytes=copy.stat().st_size,
-            role="external-data",
-        )
-        files.append(entry)
+        files.append(copy)
     return files

@@ -11,7 +11,7 @@ Dispersion = Literal["official", "exact"]
 Layout = Literal["CHW", "HWC"]
 CamMode = Literal["paper", "official"]
 Nearest = Literal["pil", "torch"]
-Filter = Literal["bilinear", "bicubic", "area"]
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Channels = Literal["RGB", "BGR"]
 
 UNREACHED = 0xFFFF

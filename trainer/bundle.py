@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..engine.model.bundle import Bundle, OutputSpec, Provenance
-from ..export.gate.compare import GateImage
+from ..export.pictures import GateImage
 from ..export.pretrained.torch_module import bundle_from_module
 
 _CAM_OUTPUTS = (

@@ -29,8 +29,10 @@ LOW_RANGE_SHARE = 1 / 16
 """Share of a sample type's range below which an image is suspected to fill fewer bits than its type has."""
 
 _PIL_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
     "area": Image.Resampling.BOX,
 }
 _CV2_FILTERS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -139,7 +141,7 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
 def _resize(image: NDArray[np.uint8], height: int, width: int, spec: InputSpec) -> NDArray[np.uint8]:
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
-    if spec.antialias:
+    if spec.antialias or spec.resize_filter == "nearest":
         resized = Image.fromarray(image).resize((width, height), _PIL_FILTERS[spec.resize_filter])
         return np.asarray(resized)
     return np.asarray(

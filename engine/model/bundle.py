@@ -1,7 +1,7 @@
-"""What a model is: a folder with ``bundle.json`` beside its ONNX files and engines.
+"""Describe a model: a folder with ``bundle.json`` beside its ONNX files and engines.
 
-Everything that labeling needs to know about a model stands in the manifest: how an image becomes its input, what its
-output means, its classes, where it came from, and which artifacts were proved right where::
+The manifest holds everything that labeling needs to know: how an image becomes the input, what each output means, the
+classes, the model's origin, and which artifacts passed the gate on which runtime and device::
 
     bundle = Bundle.load("deeplab")
     bundle.input.height, bundle.classes, bundle.model_path()
@@ -14,45 +14,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, get_args
 
 from ...errors import BundleError, UsageError
 from .files import sha256
 from .publishing import write_atomically
+from .schema import read_json_object, read_value
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
+MAX_SIDE = 32_768
+"""Largest height or width of an input, in pixels."""
+MAX_FACTOR = 1e9
+"""Largest magnitude of a scale, mean, standard deviation or padding value; beyond it inputs would overflow."""
 
 Task = Literal["semantic", "cam", "promptable"]
 Layout = Literal["NCHW", "NHWC"]
 Resize = Literal["stretch", "longest-side"]
-ResizeFilter = Literal["bilinear", "bicubic", "area"]
+ResizeFilter = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Channels = Literal["RGB", "BGR"]
 Activation = Literal["softmax", "sigmoid", "none"]
-
-_CHOICES = {
-    "task": ("semantic", "cam", "promptable"),
-    "layout": ("NCHW", "NHWC"),
-    "resize": ("stretch", "longest-side"),
-    "resize_filter": ("bilinear", "bicubic", "area"),
-    "channels": ("RGB", "BGR"),
-    "activation": ("softmax", "sigmoid", "none"),
-    "kind": ("scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"),
-    "role": ("model", "encoder", "decoder", "external-data"),
-    "signature": ("batched", "official"),
-}
-
-T = TypeVar("T")
+Kind = Literal["scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"]
+Role = Literal["model", "encoder", "decoder", "external-data"]
+Signature = Literal["batched", "official"]
 
 
-def _check_choice(name: str, value: str) -> None:
-    if value not in _CHOICES[name]:
-        raise UsageError(f"{name.replace('_', '-')} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UsageError(f"{name.replace('_', '-')} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +63,7 @@ class InputSpec:
     resize: Resize = "stretch"
     """``stretch`` fills the input; ``longest-side`` keeps the aspect ratio and pads at the right and the bottom."""
     resize_filter: ResizeFilter = "bilinear"
-    """Interpolation filter of the resize."""
+    """Interpolation filter of the resize, as Pillow defines it."""
     antialias: bool = True
     """Widen the filter when shrinking (Pillow's and torchvision's antialias)."""
     channels: Channels = "RGB"
@@ -82,52 +75,65 @@ class InputSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divisor after subtracting, in the order of ``channels``."""
     pad_value: float | tuple[float, float, float] = 0.0
-    """Value of padded pixels, in [0, 255] before scaling; one a channel, in the order of ``channels``, or one for all.
+    """Value of padded pixels, in [0, 255] before scaling: one per channel in the order of ``channels``, or one for all.
 
-    SAM pads after normalizing, with zeros: its value is the mean of each channel.
+    SAM pads with zeros after normalizing, so its values are the mean of each channel.
     """
     dynamic: bool = False
-    """Whether the graph takes other heights and widths too; ``height`` and ``width`` are then what is used."""
+    """True if the graph accepts other heights and widths; ``height`` and ``width`` are the ones in use."""
     multiple: int = 1
-    """What the height and width of a dynamic input must be multiples of, in pixels."""
+    """Height and width of a dynamic input must be multiples of this, in pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("layout", "resize", "resize_filter", "channels"):
-            _check_choice(name, getattr(self, name))
-        if self.height < 1 or self.width < 1:
-            raise UsageError(f"the input size must be at least 1x1, got {self.height}x{self.width}")
+        for name, choices in (
+            ("layout", Layout), ("resize", Resize), ("resize_filter", ResizeFilter), ("channels", Channels)
+        ):  # fmt: skip
+            _check_choice(name, getattr(self, name), choices)
+        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
+            raise UsageError(
+                f"the input size must be at least 1x1 and at most {MAX_SIDE}x{MAX_SIDE}, got {self.height}x{self.width}"
+            )
         if self.multiple < 1 or self.height % self.multiple or self.width % self.multiple:
             raise UsageError(
                 f"the input size must be a multiple of {self.multiple} pixels, got {self.height}x{self.width}"
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise UsageError(f"{name} must be three finite numbers, one a channel, got {values!r}")
-        if min(self.std) <= 0:
-            raise UsageError(f"std must be positive in every channel, got {self.std!r}")
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise UsageError(f"scale must be a finite number other than 0, got {self.scale!r}")
-        if not self.antialias and self.resize_filter == "area":
-            raise UsageError("the area filter always averages; choose bilinear or bicubic with --no-antialias")
+            if len(values) != 3 or not all(abs(value) <= MAX_FACTOR for value in values):
+                raise UsageError(
+                    f"{name} must be three finite numbers, one per channel, at most {MAX_FACTOR:g}, got {values!r}"
+                )
+        if min(self.std) < 1 / MAX_FACTOR:
+            raise UsageError(f"std must be positive in every channel, at least {1 / MAX_FACTOR:g}, got {self.std!r}")
+        if not 1 / MAX_FACTOR <= abs(self.scale) <= MAX_FACTOR:
+            raise UsageError(f"scale must be a finite number other than 0, at most {MAX_FACTOR:g}, got {self.scale!r}")
+        padding = self.pad_value if isinstance(self.pad_value, tuple) else (self.pad_value,) * 3
+        if len(padding) != 3 or not all(abs(value) <= MAX_FACTOR for value in padding):
+            raise UsageError(f"the pad value must be one finite number or three, got {self.pad_value!r}")
+        if not self.antialias and self.resize_filter in ("area", "lanczos"):
+            raise UsageError(
+                f"the {self.resize_filter} filter always averages; choose bilinear or bicubic with --no-antialias"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpec:
-    """What one output tensor of the graph means."""
+    """Meaning of one output tensor of the graph."""
 
     name: str
     """Name of the graph's output tensor."""
-    kind: Literal["scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"] = "scores"
-    """``scores``: per-class score maps; the other kinds belong to the cam and promptable tasks."""
+    kind: Kind = "scores"
+    """``scores``: per-class score maps; ``features``: (N, D, h, w) or (N, D), which no label depends on, for measures
+    of drift and similarity. The other kinds belong to the cam and promptable tasks.
+    """
     activation: Activation = "softmax"
-    """What turns the stored values into scores; ``none``: they are scores already."""
+    """Function that turns the stored values into scores; with ``none`` they are scores already."""
     class_axis: int = 1
     """Axis of the classes in the batched tensor: 1 (N,C,h,w) or 3 (N,h,w,C)."""
 
     def __post_init__(self) -> None:
-        _check_choice("kind", self.kind)
-        _check_choice("activation", self.activation)
+        _check_choice("kind", self.kind, Kind)
+        _check_choice("activation", self.activation, Activation)
         if self.class_axis not in (1, 3):
             raise UsageError(f"the class axis must be 1 (N,C,h,w) or 3 (N,h,w,C), got {self.class_axis}")
 
@@ -147,58 +153,60 @@ class ModelFile:
     """Hash of the file's bytes."""
     bytes: int
     """Size of the file."""
-    role: Literal["model", "encoder", "decoder", "external-data"] = "model"
-    """What the file is for."""
+    role: Role = "model"
+    """Purpose of the file."""
     precision: str = "fp32"
     """fp32, fp16, bf16, int8 or fp8."""
     derived_from: str = ""
-    """Hash of the file that this one was converted from; empty for what the bundle was made with."""
+    """Hash of the file that this one was converted from; empty for the bundle's originals."""
 
     def __post_init__(self) -> None:
-        _check_choice("role", self.role)
-        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+        _check_choice("role", self.role, Role)
+        if not self.path.isprintable() or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise BundleError(f"the bundle names the file {self.path!r} outside its own folder; make the bundle again")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSpec:
-    """How points reach a promptable bundle's decoder; a prompt is a set of points on one image, and gives masks.
+    """Describe the decoder of a promptable bundle; a prompt is a set of points on one image, and yields masks.
 
-    Points are (x, y) in pixels of the encoder's input, labels 1 on the object, 0 off it, 2 and 3 the corners of a box,
-    -1 padding. ``batched`` takes N prompts at once: the encoder's outputs by their names, each (N, …), one row a
+    Points are (x, y) in pixels of the encoder's input; label 1 is on the object, 0 off it, 2 and 3 are the corners of a
+    box, -1 is padding. ``batched`` takes N prompts in one call: the encoder's outputs by name, each (N, …), one row per
     prompt; ``points`` (N, P, 2) and ``labels`` (N, P), both float32. ``official`` is the signature that SAM's authors
-    export: one image, one prompt (1, P, 2), and further inputs that say there is no earlier mask.
+    export: one image, one prompt (1, P, 2), and further inputs for an earlier mask, which is always absent here.
     """
 
-    signature: Literal["batched", "official"] = "batched"
-    """Which inputs the decoder takes."""
+    signature: Signature = "batched"
+    """Inputs that the decoder takes."""
     num_masks: int = 1
-    """Masks that a prompt gives, M."""
+    """Masks per prompt, M."""
     mask_height: int
     """Rows of a low-resolution mask of logits, in its own pixels; it covers the whole encoder input."""
     mask_width: int
     """Columns of a mask."""
 
     def __post_init__(self) -> None:
-        _check_choice("signature", self.signature)
+        _check_choice("signature", self.signature, Signature)
         if min(self.num_masks, self.mask_height, self.mask_width) < 1:
             raise UsageError(f"a prompt gives at least one mask of 1x1, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a model came from."""
+    """Origin of a model."""
 
     id: str = ""
     """File name or hub id."""
     revision: str = ""
-    """Revision at the origin, where there is one."""
+    """Revision at the origin, if any."""
     weights_sha256: str = ""
     """Hash of the weights it was made from."""
     license: str = ""
     """License of the weights."""
     exporter: str = ""
-    """What made the graphs and their ONNX opset, e.g. ``torch 2.13.0, transformers 5.24.0, opset 20``."""
+    """Software that made the graphs and their ONNX opset, e.g. ``torch 2.13.0, transformers 5.24.0, opset 20``."""
+    changes: tuple[str, ...] = ()
+    """Edits that the import made to the graph, one sentence each, e.g. a final ArgMax that was cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,33 +216,49 @@ class Bundle:
     path: Path
     """Folder of the bundle."""
     task: Task
-    """What the graphs compute."""
+    """Kind of output that the graphs compute."""
     files: tuple[ModelFile, ...]
     """ONNX files and their external data."""
     input: InputSpec
     """How an image becomes the input."""
     outputs: tuple[OutputSpec, ...]
-    """What the outputs mean."""
+    """Meaning of the outputs; of a ``semantic`` bundle the scores come first."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the class axis."""
     background: int | None = None
-    """Index of the background class, or None where the model has none."""
+    """Index of the background class, or None if the model has none."""
+    reduced_labels: bool = False
+    """True if label maps of the model's dataset hold 0 for unlabeled pixels and k + 1 for class k, as ADE20K's do
+    (``do_reduce_labels`` of a Hugging Face preprocessor).
+    """
     prompt: PromptSpec | None = None
-    """How the decoder of a ``promptable`` bundle is prompted; None for other tasks."""
+    """Prompts of a ``promptable`` bundle's decoder; None for other tasks."""
     source: Provenance = field(default_factory=Provenance)
-    """Where the model came from."""
+    """Origin of the model."""
     verdicts: tuple[Mapping[str, Any], ...] = ()
-    """Reports of the export gate, one an artifact, runtime and device."""
+    """Reports of the export gate, one per artifact, runtime and device."""
     engines: tuple[Mapping[str, Any], ...] = ()
     """Engines built from the graphs: architecture, TensorRT version, precision, profile, sha256."""
 
     def __post_init__(self) -> None:
-        _check_choice("task", self.task)
+        _check_choice("task", self.task, Task)
         if (self.prompt is not None) != (self.task == "promptable"):
             raise UsageError("a promptable bundle, and no other, says how its decoder is prompted")
-        if len(set(self.classes)) != len(self.classes):
-            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-            raise UsageError(f"class names must be unique; listed more than once: {', '.join(twice)}")
+        check_class_names(self.classes)
+        if self.task == "semantic" and len(self.classes) < 2:
+            raise UsageError(
+                f"a semantic model needs at least two classes, got {len(self.classes)}; a model with one channel has "
+                "its class and the background, at one minus the class's probability"
+            )
+        kinds = sorted(output.kind for output in self.outputs if output.kind != "features")
+        embeddings = kinds.count("embedding")
+        if sorted(kinds) != sorted([*_KINDS[self.task], *["embedding"] * (embeddings - 1)]):
+            raise UsageError(
+                f"a {self.task} bundle has the outputs {', '.join(_KINDS[self.task])}, and optionally features; "
+                f"got {', '.join(output.kind for output in self.outputs) or 'none'}"
+            )
+        if self.task == "semantic" and self.outputs[0].kind != "scores":
+            raise UsageError("the scores must be the first output of a semantic bundle")
         if self.background is not None and not 0 <= self.background < len(self.classes):
             raise UsageError(f"background index {self.background} is not one of the {len(self.classes)} classes")
 
@@ -242,37 +266,33 @@ class Bundle:
     def load(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read a bundle's manifest; the files are checked when :meth:`verify` is called.
 
-        Raises :class:`BundleError` where the folder is not a bundle or was written by a newer maskmill.
+        Raises :class:`BundleError` if the folder is not a bundle, or its manifest is damaged or of another format.
         """
         folder = Path(path)
         manifest = folder / MANIFEST
         try:
-            raw = json.loads(manifest.read_text(encoding="utf-8"))
+            raw = read_json_object(manifest)
         except FileNotFoundError:
             raise BundleError(
                 f"{folder} is not a model bundle: it has no {MANIFEST}; "
                 f"make one with `maskmill import MODEL.onnx -o {folder}`"
             ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BundleError(f"cannot read {manifest}: {error}") from error
-        version = raw.get("format_version") if isinstance(raw, dict) else None
+        except UsageError as error:
+            raise BundleError(f"{error}; make the bundle again") from error
+        version = raw.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise BundleError(f"{manifest} has format version {version}, this maskmill reads {FORMAT_VERSION}")
-        try:
-            return cls(
-                path=folder,
-                task=raw["task"],
-                files=tuple(_load(ModelFile, entry) for entry in raw["files"]),
-                input=_load(InputSpec, raw["input"]),
-                outputs=tuple(_load(OutputSpec, entry) for entry in raw["outputs"]),
-                classes=tuple(raw["classes"]),
-                background=raw["background"],
-                prompt=None if raw.get("prompt") is None else _load(PromptSpec, raw["prompt"]),
-                source=_load(Provenance, raw["source"]),
-                verdicts=tuple(raw["verdicts"]),
-                engines=tuple(raw["engines"]),
+            raise BundleError(
+                f"{manifest} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}; "
+                "import or export the model again"
             )
-        except (KeyError, TypeError, UsageError) as error:
+        try:
+            kinds = {**_TYPES, "source": Provenance}
+            if unknown := [name for name in raw if name not in kinds]:
+                raise UsageError(f"the unknown field {unknown[0]!r:.80}")
+            if missing := [name for name in kinds if name not in raw]:
+                raise UsageError(f"the field {missing[0]!r} is missing")
+            return cls(path=folder, **{name: read_value(kind, raw[name], name) for name, kind in kinds.items()})
+        except (BundleError, UsageError) as error:
             raise BundleError(f"{manifest} is damaged: {error}; make the bundle again") from error
 
     def save(self) -> None:
@@ -293,26 +313,29 @@ class Bundle:
                 )
 
     def file(self, role: str = "model", precision: str | None = None) -> ModelFile:
-        """The ONNX file for ``role``; the first one listed unless ``precision`` asks for another."""
+        """Return the ONNX file for ``role``: the first one listed, or the one in ``precision``.
+
+        Raises :class:`BundleError` if the bundle has no such file.
+        """
         for entry in self.files:
             if entry.role == role and precision in (None, entry.precision):
                 return entry
-        have = ", ".join(f"{entry.role} in {entry.precision}" for entry in self.files if entry.role != "external-data")
-        wanted = f"{role} in {precision}" if precision else role
-        raise BundleError(f"{self.path} has no {wanted} (it has {have})")
+        names = ", ".join(f"{entry.role} in {entry.precision}" for entry in self.files if entry.role != "external-data")
+        name = f"{role} in {precision}" if precision else role
+        raise BundleError(f"{self.path} has no {name} (it has {names})")
 
     def model_path(self, role: str = "model", precision: str | None = None) -> Path:
-        """Path of the file that :meth:`file` gives."""
+        """Return the path of the file that :meth:`file` returns."""
         return self.path / self.file(role, precision).path
 
     def outputs_of(self, role: str = "model") -> tuple[OutputSpec, ...]:
-        """What the graph for ``role`` gives: of a promptable bundle its encoder's or its decoder's outputs."""
+        """Return the outputs of the graph for ``role``: of a promptable bundle its encoder's or its decoder's."""
         if self.task != "promptable":
             return self.outputs
         return tuple(output for output in self.outputs if (output.kind == "embedding") == (role == "encoder"))
 
     def at_size(self, height: int, width: int) -> Bundle:
-        """The same bundle with another input size, in pixels; :class:`UsageError` where the graph has a fixed one."""
+        """Return the bundle with another input size, in pixels; raises :class:`UsageError` if the size is fixed."""
         if not self.input.dynamic and (height, width) != (self.input.height, self.input.width):
             raise UsageError(
                 f"{self.path} takes {self.input.height}x{self.input.width} images only, not {height}x{width}; "
@@ -322,12 +345,34 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the scores: task, original files, input, outputs and classes."""
+        """Hash of everything that decides the scores: task, original files, input, outputs and classes."""
         raw = dataclasses.asdict(self)
         decisive = {key: raw[key] for key in ("task", "input", "outputs", "classes", "background", "prompt")}
         decisive["files"] = [file for file in raw["files"] if not file["derived_from"]]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _load(kind: type[T], raw: Mapping[str, Any]) -> T:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+def check_class_names(names: Sequence[str]) -> None:
+    """Raise :class:`UsageError` unless every class name is a printable text, and each stands once."""
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise UsageError(f"class {index} has the name {name!r:.80}; a class name is a text of one line, not empty")
+    if len(set(names)) != len(names):
+        repeated = sorted({name for name in names if list(names).count(name) > 1})
+        raise UsageError(f"class names must be unique; listed more than once: {', '.join(repeated)}")
+
+
+_KINDS = {"semantic": ["scores"], "cam": ["cam", "logits"], "promptable": ["embedding", "mask_scores", "masks"]}
+
+_TYPES: dict[str, Any] = {
+    "task": Task,
+    "files": tuple[ModelFile, ...],
+    "input": InputSpec,
+    "outputs": tuple[OutputSpec, ...],
+    "classes": tuple[str, ...],
+    "background": int | None,
+    "reduced_labels": bool,
+    "prompt": PromptSpec | None,
+    "verdicts": tuple[Mapping[str, Any], ...],
+    "engines": tuple[Mapping[str, Any], ...],
+}

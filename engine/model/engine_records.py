@@ -1,7 +1,7 @@
-"""TensorRT engines of a bundle: what one was built for, and which of them runs here.
+"""TensorRT engines of a bundle: their records, and the choice of the one that runs on this machine.
 
-An engine belongs to a GPU architecture and a TensorRT version, and running one runs code from its file. So it is chosen
-by what stands in the manifest, and its bytes are checked before TensorRT sees them::
+An engine belongs to a GPU architecture and a TensorRT version, and running one runs code from its file. It is chosen by
+its record in the manifest, and its bytes are checked before TensorRT reads them::
 
     engine = choose_engine(bundle, role="model", precision="fp16", gpu=this_gpu(), tensorrt="11.4.0")
     data = read_engine(bundle, engine)
@@ -14,8 +14,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...errors import BundleError, SessionError
+from ...errors import BundleError, SessionError, UsageError
 from .bundle import Bundle, ModelFile
+from .schema import read_record
 
 AMPERE = 80
 """Lowest compute capability that a hardware-compatible engine runs on."""
@@ -32,7 +33,7 @@ class Engine:
     bytes: int
     """Size of the file."""
     key: str
-    """Hash of everything it was asked for with; the same key is never built twice."""
+    """Hash of every build option; the same key is never built twice."""
     role: str
     """Role of the ONNX file it was built from."""
     precision: str
@@ -48,12 +49,12 @@ class Engine:
     profile: Mapping[str, list[list[int]]]
     """Smallest, best and largest shape of each input."""
     hardware_compatible: bool = False
-    """Whether it runs on every architecture from Ampere on."""
+    """True if it runs on every architecture from Ampere on."""
     version_compatible: bool = False
-    """Whether later versions of the same major TensorRT version run it."""
+    """True if later versions of the same major TensorRT version run it."""
 
     def obstacle(self, gpu: Gpu, tensorrt: str, lean: bool = False) -> str:
-        """Why it does not run on ``gpu`` with this TensorRT version; empty where it does."""
+        """Return why it does not run on ``gpu`` with this TensorRT version; empty if it does."""
         if self.hardware_compatible and min(gpu.capability, self.capability) < AMPERE:
             return f"it needs sm_{AMPERE} or newer, this is {gpu}"
         if not self.hardware_compatible and gpu.capability != self.capability:
@@ -69,15 +70,15 @@ class Engine:
 
 
 def engines_of(bundle: Bundle) -> list[Engine]:
-    """The bundle's engines, the latest first; :class:`BundleError` where the manifest is damaged."""
+    """Return the bundle's engines, the latest first; raises :class:`BundleError` if a record is damaged."""
     try:
-        return [Engine(**entry) for entry in reversed(bundle.engines)]
-    except TypeError as error:
+        return [read_record(Engine, entry, "engine") for entry in reversed(bundle.engines)]
+    except UsageError as error:
         raise BundleError(f"{bundle.path} lists a damaged engine ({error}); run maskmill build again") from error
 
 
 def with_engine(bundle: Bundle, engine: Engine) -> Bundle:
-    """The bundle with ``engine`` added, in the place of one with the same key."""
+    """Return the bundle with ``engine`` added, in place of one with the same key."""
     others = tuple(entry for entry in bundle.engines if entry.get("key") != engine.key)
     return dataclasses.replace(bundle, engines=(*others, dataclasses.asdict(engine)))
 
@@ -85,30 +86,31 @@ def with_engine(bundle: Bundle, engine: Engine) -> Bundle:
 def choose_engine(
     bundle: Bundle, *, role: str, precision: str | None, gpu: Gpu, tensorrt: str, lean: bool = False
 ) -> Engine:
-    """The latest engine for ``role`` that runs here; any precision where None.
+    """Return the latest engine for ``role`` that runs here, in ``precision`` if it is given.
 
     Raises :class:`SessionError` that says why none of them does.
     """
     entry = bundle.file(role, precision)
-    asked = f"{role} in {precision}" if precision else role
-    engines = [one for one in engines_of(bundle) if one.role == role and precision in (None, one.precision)]
-    current = [one for one in engines if one.onnx in {file.sha256 for file in bundle.files}]
+    name = f"{role} in {precision}" if precision else role
+    engines = [engine for engine in engines_of(bundle) if engine.role == role]
+    engines = [engine for engine in engines if precision in (None, engine.precision)]
+    current = [engine for engine in engines if engine.onnx in {file.sha256 for file in bundle.files}]
     build = f"`maskmill build {bundle.path}`"
     if not engines:
-        raise SessionError(f"{bundle.path} has no engine for its {asked}; run {build} on this machine")
+        raise SessionError(f"{bundle.path} has no engine for its {name}; run {build} on this machine")
     if not current:
         raise SessionError(f"the engines of {bundle.path} were built from other files than {entry.path}; run {build}")
     for engine in current:
         if not engine.obstacle(gpu, tensorrt, lean):
             return engine
     raise SessionError(
-        f"no engine of {bundle.path} for its {asked} runs here: {current[0].path}: "
+        f"no engine of {bundle.path} for its {name} runs here: {current[0].path}: "
         f"{current[0].obstacle(gpu, tensorrt, lean)}; run {build} on this machine"
     )
 
 
 def read_engine(bundle: Bundle, engine: Engine) -> bytes:
-    """The engine's bytes, after their hash was found to be the recorded one; raises :class:`SessionError`."""
+    """Read an engine whose bytes have the recorded hash; raises :class:`SessionError` if they do not."""
     path = bundle.path / engine.path
     build = f"run `maskmill build {bundle.path}` again"
     try:
@@ -135,7 +137,7 @@ class Gpu:
     """One NVIDIA device."""
 
     name: str
-    """Name as the driver gives it."""
+    """Name that the driver reports."""
     capability: int
     """Compute capability times ten: 90 for 9.0."""
     memory: int

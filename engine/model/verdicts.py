@@ -1,10 +1,11 @@
-"""What the gate found, and who needs it: verdicts stand in the bundle's manifest as plain dictionaries.
+"""Gate verdicts: the record, its place in the bundle's manifest, and the check before labeling.
 
-A verdict belongs to an artifact (by its hash), a runtime and a device, the first two parts of a session's ``kind``::
+A verdict belongs to an artifact (by its hash), a runtime and a device, which are the first two parts of a session's
+``kind``::
 
     require_verdict(bundle, session.artifact, *runtime_and_device(session.kind))     # raises GateError unless it passed
 
-Only the standard library is used, so that the engine can ask.
+Only the standard library is used, so that the engine can check verdicts.
 """
 
 from __future__ import annotations
@@ -16,46 +17,52 @@ from typing import Any, NamedTuple
 
 from ...errors import GateError, UsageError
 from .bundle import Bundle
+from .schema import read_record
 
 REFERENCE = ("onnxruntime", "cpu")
-"""Runtime and device that originals are run on when something is compared with them."""
+"""Runtime and device on which originals run when an artifact is compared with them."""
 
-_LISTS = ("failures", "faults", "kept_fp32")
+MIN_CLASS_PIXELS = 100
+"""Pixels over all images, in either map, from which a class's pooled IoU counts: below, a single tie decides it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """How far an artifact may be from its original."""
+    """Limits on the difference between an artifact and its original."""
 
     mean_iou: float = 0.99
     """Lowest mean over images of the mask IoU."""
     worst_iou: float = 0.95
     """Lowest mask IoU of any image."""
+    class_iou: float = 0.9
+    """Lowest mask IoU of any class, pooled over all images; semantic models only."""
     agreement: float = 0.995
     """Lowest share of decisions (a pixel's top class, a mask's pixel, an image's class) that are the same."""
     min_images: int = 50
-    """Fewest images that a verdict may rest on."""
+    """Fewest different images that a verdict may rest on."""
     min_share: float = 0.0
-    """Share of an image that a class must cover in either map to have an IoU of its own; by default every pixel."""
+    """Share of an image that a class must cover in either map to have an IoU of its own there; 0 counts every pixel."""
+    required_classes: tuple[str, ...] = ()
+    """Classes that the original must show on at least one of the images."""
     score_quantile_shift: float = 0.01
-    """Largest move of a score quantile after which a calibration still serves; does not decide whether it passes."""
+    """Largest move of a score quantile with which calibrations remain valid; does not decide whether it passes."""
 
     def __post_init__(self) -> None:
-        for name in ("mean_iou", "worst_iou", "agreement", "min_share", "score_quantile_shift"):
+        for name in ("mean_iou", "worst_iou", "class_iou", "agreement", "min_share", "score_quantile_shift"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"the tolerance {name} must be from 0 to 1, got {getattr(self, name)}")
         if self.min_images < 1:
             raise UsageError(f"a verdict rests on at least one image, got min_images {self.min_images}")
 
-    def overrides(self) -> dict[str, float]:
-        """The tolerances that are not the defaults."""
+    def overrides(self) -> dict[str, Any]:
+        """Return the tolerances that differ from the defaults, by name."""
         default = dataclasses.asdict(Tolerances())
         return {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """How far one artifact was from another over real images, at the model's own resolution."""
+    """Measured difference between two artifacts over real images, at the model's own resolution."""
 
     images: int
     """Images that were compared."""
@@ -75,6 +82,15 @@ class Metrics:
     """Images on which the artifact gave NaN or infinity."""
     score_quantile_shift: float
     """Largest move of a quantile of the nonconformity scores, pooled or of a class seen often enough."""
+    class_images: Mapping[str, int] = field(default_factory=dict)
+    """Images on which the original shows each class, 0 included; empty for promptable models."""
+    class_iou: Mapping[str, float] = field(default_factory=dict)
+    """Mask IoU of each class, pooled over all images, for classes of at least :data:`MIN_CLASS_PIXELS` pixels."""
+
+    @property
+    def unseen_classes(self) -> tuple[str, ...]:
+        """Classes that the original shows on no image, so that nothing is known of them."""
+        return tuple(name for name, images in self.class_images.items() if not images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,150 +104,169 @@ class Verdict:
     precision: str
     """Precision of the artifact."""
     runtime: str
-    """What ran it, e.g. ``onnxruntime``."""
+    """Runtime that ran it, e.g. ``onnxruntime``."""
     device: str
-    """Where it ran, e.g. ``cpu``."""
+    """Device that it ran on, e.g. ``cpu``."""
     emulated: bool = False
-    """Whether its precision was emulated in fp32 rather than executed."""
+    """True if its precision was emulated in fp32 rather than executed."""
+    batch: int = 1
+    """Images per call of the artifact."""
     metrics: Metrics
-    """What was measured."""
+    """Measured differences."""
     tolerances: Tolerances = field(default_factory=Tolerances)
-    """What was asked for."""
+    """Limits that the metrics were held against."""
     failures: tuple[str, ...] = ()
-    """Why it does not pass: one sentence each; empty where it passes."""
+    """Reasons why it does not pass, one sentence each; empty if it passes."""
+    warnings: tuple[str, ...] = ()
+    """Risks that do not fail the gate, one sentence each."""
     faults: tuple[str, ...] = ()
-    """Nodes that were found at fault, with what they did."""
+    """Nodes at fault, and their values."""
     kept_fp32: tuple[str, ...] = ()
     """Nodes that the artifact keeps in fp32."""
 
     @property
     def passed(self) -> bool:
-        """Whether everything asked for holds."""
+        """True if every tolerance holds."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in the manifest."""
-        raw = dataclasses.asdict(self)
-        for name in _LISTS:
-            raw[name] = list(raw[name])
+        """Return the manifest's form: plain JSON values, with ``passed`` and the number of images on top."""
+        raw: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+        raw["tolerances"]["required_classes"] = list(self.tolerances.required_classes)
         raw["images"] = raw["metrics"].pop("images")
         return {**raw, "passed": self.passed}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Verdict:
-        """The verdict that :meth:`to_dict` wrote; raises :class:`GateError` where it is none."""
+        """Read the form that :meth:`to_dict` returns; raises :class:`GateError` if it is damaged."""
         try:
             fields = {key: value for key, value in raw.items() if key not in ("images", "passed")}
-            fields["metrics"] = Metrics(images=raw["images"], **raw["metrics"])
-            fields["tolerances"] = Tolerances(**raw["tolerances"])
-            for name in _LISTS:
-                fields[name] = tuple(raw[name])
-            return cls(**fields)
-        except (KeyError, TypeError, UsageError) as error:
+            metrics = fields.get("metrics")
+            if isinstance(metrics, Mapping):
+                fields["metrics"] = {**metrics, "images": raw.get("images")}
+            verdict = read_record(cls, fields, "verdict")
+            if raw.get("passed") is not verdict.passed:
+                raise UsageError("it contradicts itself: 'passed' does not follow from its failures")
+            return verdict
+        except UsageError as error:
             raise GateError(
                 f"a verdict in the bundle's manifest is damaged ({error}); run `maskmill gate` again"
             ) from error
 
 
 def failures_of(metrics: Metrics, tolerances: Tolerances) -> tuple[str, ...]:
-    """Every way in which ``metrics`` fall short of ``tolerances``, one sentence each with both numbers."""
-    found = []
+    """Return every way in which ``metrics`` fall short of ``tolerances``, one sentence each with both numbers."""
+    failures = []
     if metrics.images < tolerances.min_images:
-        found.append(f"{metrics.images} images were compared, at least {tolerances.min_images} are needed")
+        failures.append(f"{metrics.images} different images were compared, at least {tolerances.min_images} are needed")
     if metrics.nonfinite:
-        found.append(f"NaN or infinity on {metrics.nonfinite} of {metrics.images} images")
-    for name, value, least, where in (
+        failures.append(f"NaN or infinity on {metrics.nonfinite} of {metrics.images} images")
+    for name, value, limit, image in (
         ("mean mask IoU", metrics.mean_iou, tolerances.mean_iou, ""),
         ("mask IoU of the worst image", metrics.worst_iou, tolerances.worst_iou, f" ({metrics.worst_image})"),
         ("agreement", metrics.agreement, tolerances.agreement, ""),
     ):
         # written so that NaN fails
-        if not value >= least:
-            found.append(f"{name} {value:.4f} is below {least:g}{where}")
-    return tuple(found)
+        if not value >= limit:
+            failures.append(f"{name} {value:.4f} is below {limit:g}{image}")
+    for name, iou in metrics.class_iou.items():
+        if not iou >= tolerances.class_iou:
+            failures.append(f"mask IoU of the class {name} over all images {iou:.4f} is below {tolerances.class_iou:g}")
+    unseen = [name for name in tolerances.required_classes if not metrics.class_images.get(name)]
+    if unseen:
+        failures.append(f"no image shows the required class {', '.join(unseen)}; add images that do")
+    return tuple(failures)
 
 
 def runtime_and_device(kind: str) -> tuple[str, str]:
-    """(runtime, device) of a session's ``kind``, which is ``runtime/device/precision``."""
+    """Split a session's ``kind``, which is ``runtime/device/precision``, into (runtime, device)."""
     runtime, _, rest = kind.partition("/")
     return runtime, rest.rpartition("/")[0]
 
 
-def find_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> Mapping[str, Any] | None:
-    """The verdict on ``artifact`` run there against an original that the bundle has, as it stands in the manifest.
+def recorded_verdicts(bundle: Bundle) -> list[Verdict]:
+    """Return the verdicts in the bundle's manifest; raises :class:`GateError` if one is damaged."""
+    return [Verdict.from_dict(raw) for raw in bundle.verdicts]
 
-    A verdict against a file that the bundle no longer has is stale and is not found.
+
+def find_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> Verdict | None:
+    """Return the verdict on ``artifact`` there against an original that the bundle still has, or None.
+
+    A verdict against a file that the bundle no longer has is stale and is passed over.
     """
     originals = _originals(bundle)
-    for raw in bundle.verdicts:
-        same = (raw["artifact"], raw["runtime"], raw["device"]) == (artifact, runtime, device)
-        if same and raw["reference"] in originals:
-            return raw
+    for verdict in recorded_verdicts(bundle):
+        same = (verdict.artifact, verdict.runtime, verdict.device) == (artifact, runtime, device)
+        if same and verdict.reference in originals:
+            return verdict
     return None
 
 
 def add_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
-    """The bundle with ``verdict`` in place of an earlier one on the same comparison; not saved."""
-    raw = verdict.to_dict()
-    key = ("artifact", "reference", "runtime", "device")
-    others = [entry for entry in bundle.verdicts if [entry[name] for name in key] != [raw[name] for name in key]]
-    return dataclasses.replace(bundle, verdicts=(*others, raw))
+    """Return the bundle with ``verdict`` in place of an earlier one on the same comparison; not saved."""
+
+    def comparison(entry: Verdict) -> tuple[str, ...]:
+        return entry.artifact, entry.reference, entry.runtime, entry.device
+
+    others = [entry for entry in recorded_verdicts(bundle) if comparison(entry) != comparison(verdict)]
+    return dataclasses.replace(bundle, verdicts=tuple(entry.to_dict() for entry in (*others, verdict)))
 
 
 def require_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> None:
-    """Raise :class:`GateError` unless ``artifact`` may be labeled with there.
+    """Raise :class:`GateError` unless ``artifact`` may label there.
 
-    An original needs no verdict where originals are what others are compared with (:data:`REFERENCE`); everything else
-    needs one that passed, on this artifact, runtime and device, against an original that the bundle still has.
+    An original needs no verdict on the runtime and device of :data:`REFERENCE`, which others are compared with. Every
+    other artifact needs a verdict that passed, for this runtime and device, against an original that the bundle has.
     """
     if artifact in _originals(bundle) and (runtime, device) == REFERENCE:
         return
     verdict = find_verdict(bundle, artifact, runtime, device)
-    where = f"{runtime} on {device}"
+    place = f"{runtime} on {device}"
     if verdict is None:
         raise GateError(
-            f"{bundle.path}: the artifact {artifact[:12]} was not shown to equal its original in {where}; "
-            "prove it with `maskmill gate`, or take the risk with --allow-unverified"
+            f"{bundle.path}: the artifact {artifact[:12]} was not shown to equal its original in {place}; "
+            "prove it with `maskmill gate`, or accept the risk with --allow-unverified"
         )
-    if not verdict["passed"]:
-        why = "; ".join(verdict.get("failures", ())) or "see its verdict in the bundle's manifest"
+    if not verdict.passed:
         raise GateError(
-            f"{bundle.path}: the {verdict['precision']} artifact {artifact[:12]} failed the gate in {where} ({why}); "
-            "convert or build it anew, or take the risk with --allow-unverified"
+            f"{bundle.path}: the {verdict.precision} artifact {artifact[:12]} failed the gate in {place} "
+            f"({'; '.join(verdict.failures)}); convert or build it again, or accept the risk with --allow-unverified"
         )
 
 
 class Shift(NamedTuple):
-    """How far score quantiles moved between two artifacts, at most."""
+    """Largest move of a score quantile between two artifacts."""
 
     moved: float
     """Largest move of a quantile."""
     allowed: float
-    """The tolerance that the gate was asked to hold, the smaller where there are two."""
+    """Tolerance that the gate applied, the smaller one if there are two."""
 
 
-def shift_between(bundle: Bundle, one: tuple[str, str], other: tuple[str, str]) -> Shift | None:
-    """The shift from one (artifact, session kind) to another; None where no gate that passed measured it.
+def shift_between(bundle: Bundle, first: tuple[str, str], second: tuple[str, str]) -> Shift | None:
+    """Return the shift from one (artifact, session kind) to another, or None if no verdict that passed measured it.
 
     Both are compared through the original that their verdicts share, so their two moves add up.
     """
-    first, second = (_shifts(bundle, artifact, kind) for artifact, kind in (one, other))
+    shifts = [_shifts(bundle, artifact, kind) for artifact, kind in (first, second)]
     sums = [
-        Shift(first[name].moved + second[name].moved, min(first[name].allowed, second[name].allowed))
-        for name in set(first) & set(second)
+        Shift(shifts[0][name].moved + shifts[1][name].moved, min(shifts[0][name].allowed, shifts[1][name].allowed))
+        for name in set(shifts[0]) & set(shifts[1])
     ]
     return min(sums, default=None)
 
 
 def _shifts(bundle: Bundle, artifact: str, kind: str) -> dict[str, Shift]:
-    """Original → shift from it."""
+    """Map each original to the artifact's shift from it."""
     if artifact in _originals(bundle) and runtime_and_device(kind) == REFERENCE:
         return {artifact: Shift(0.0, 1.0)}
     verdict = find_verdict(bundle, artifact, *runtime_and_device(kind))
-    if verdict is None or not verdict["passed"]:
+    if verdict is None or not verdict.passed:
         return {}
-    moved, allowed = (verdict[part]["score_quantile_shift"] for part in ("metrics", "tolerances"))
-    return {verdict["reference"]: Shift(moved, allowed)}
+    shift = Shift(verdict.metrics.score_quantile_shift, verdict.tolerances.score_quantile_shift)
+    return {verdict.reference: shift}
 
 
 def _originals(bundle: Bundle) -> frozenset[str]:

@@ -4,8 +4,8 @@
 
     bundle, report = fit_cam_head(bundle, open_source("photos"), ImageLabels.load("labels.csv"), "my-classes")
 
-The bundle's graph gives the map of features that its own head sees. A logistic regression on their mean, one output a
-class and images showing any number of classes, becomes the new head; the graph up to the features stays as it is.
+The bundle's graph gives the map of features that its own head reads. A logistic regression on their mean, with one
+output per class and any number of classes per image, becomes the new head; the graph up to the features stays as it is.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ Smaller evaluations take less time than waking threads on busy processors: their
 
 @dataclass(frozen=True, kw_only=True)
 class HeadReport:
-    """What a head was fitted on, and how well such a head ranks images that it was not fitted on."""
+    """Data that a head was fitted on, and its ranking of held-out images."""
 
     num_images: int
-    """Images fitted on."""
+    """Number of images that the head was fitted on."""
     skipped: int
-    """Images of the source that the labels do not list."""
+    """Number of images of the source that the labels do not list."""
     counts: dict[str, int]
-    """Images that show each class."""
+    """Number of images that show each class."""
     precision: dict[str, float | None]
-    """Average precision of each class on held-out images; None where a fold cannot be ranked."""
+    """Average precision of each class on held-out images; None if a fold cannot be ranked."""
 
     @property
     def mean_precision(self) -> float:
-        """Mean of :attr:`precision` over the classes that have one."""
+        """Return the mean of :attr:`precision` over the classes that have one."""
         known = [value for value in self.precision.values() if value is not None]
         return float(np.mean(known)) if known else float("nan")
 
@@ -81,17 +81,17 @@ def fit_cam_head(
     bundle
         A cam bundle whose graph gives ``features``.
     source, labels
-        Images, and which classes they show. Images that are not listed are left out.
+        Images and the classes that they show. Images that are not listed are left out.
     output
         Folder of the new bundle, which must not exist yet.
     regularization
         See :data:`REGULARIZATION`.
     session
-        What runs the bundle; ONNX Runtime on the processor where None.
+        Session that runs the bundle; ONNX Runtime on the processor if None.
     progress
         Called with the number of images done.
 
-    Raises :class:`UsageError` where nothing can be fitted, :class:`ImageError` for an image that cannot be decoded.
+    Raises :class:`UsageError` if nothing can be fitted, :class:`ImageError` for an image that cannot be decoded.
     """
     kinds = [out.kind for out in bundle.outputs]
     if bundle.task != "cam" or "features" not in kinds:
@@ -113,7 +113,7 @@ def fit_cam_head(
         shown.append([name in names for name in classes])
         progress(len(rows))
     if not rows or not classes:
-        raise UsageError(f"{labels.what} names no class of an image of {source.spec}; names must match")
+        raise UsageError(f"{labels.origin} names no class of an image of {source.spec}; names must match")
     features, truth = np.stack(rows), np.array(shown)
     weight, bias = fit_logistic(features, truth, regularization)
     report = HeadReport(
@@ -128,7 +128,7 @@ def fit_cam_head(
 def fit_logistic(
     features: NDArray[Any], truth: NDArray[np.bool_], regularization: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights (C, D) and biases (C,): a logistic regression on features (N, D) for each column of ``truth`` (N, C)."""
+    """Fit a logistic regression on features (N, D) for each column of ``truth`` (N, C): weights (C, D), biases (C,)."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -166,7 +166,7 @@ def _torch_threads(number: int) -> Iterator[None]:
 
 
 def held_out_precision(features: NDArray[Any], truth: NDArray[np.bool_], regularization: float) -> list[float | None]:
-    """Average precision of each class over images that were scored by heads fitted on the other folds."""
+    """Return the average precision of each class, with each image scored by a head fitted on the other folds."""
     num = len(features)
     if num < 2 * FOLDS:
         return [None] * truth.shape[1]
@@ -187,7 +187,7 @@ def _average_precisions(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -
 
 
 def _mean_features(bundle: Bundle, session: Session, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(D,): the mean feature of an image and its mirror image, over the part that each covers."""
+    """Average the features (D,) of an image and its mirror image, over the part of the input that they cover."""
     number = [output.kind for output in bundle.outputs].index("features")
     means = []
     for view in (image, np.ascontiguousarray(image[:, ::-1])):

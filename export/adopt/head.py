@@ -1,17 +1,21 @@
-"""Surgery on a classifier: find the linear layer behind the mean over positions, and put another in its place."""
+"""Find the linear layer behind the mean over positions in a classifier's graph, and put another in its place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BundleError
 
+if TYPE_CHECKING:
+    import onnx
+
 _PASSED = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Softmax", "Sigmoid")
-"""Nodes between features and the output that leave a value as it is, or are what turns logits into probabilities."""
+"""Nodes between features and the output that leave a value unchanged, or turn logits into probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +30,8 @@ class Head:
     """(C,)."""
 
 
-def classifier_head(model: Any) -> Head:
-    """The head of a classifier's graph.
-
-    Raises :class:`BundleError` where the head is anything else.
-    """
+def classifier_head(model: onnx.ModelProto) -> Head:
+    """Return the head of a classifier's graph; raises :class:`BundleError` if it has another form."""
     from onnx import numpy_helper
 
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -47,14 +48,14 @@ def classifier_head(model: Any) -> Head:
             return value if value is None or node.op_type == "Identity" else value.T
         return None
 
-    def refuse(node: Any) -> BundleError:
-        found = "the input" if node is None else f"{node.op_type} {node.name!r}".strip()
+    def refuse(node: onnx.NodeProto | None) -> BundleError:
+        name = "the input" if node is None else f"{node.op_type} {node.name!r}".strip()
         return BundleError(
-            f"the classifier's head is not a mean over all positions with a linear layer behind it (met {found}); "
+            f"the classifier's head is not a mean over all positions with a linear layer behind it (it has {name}); "
             "export the model so that it gives its class activation maps, too"
         )
 
-    def behind(name: str) -> tuple[Any, str]:
+    def behind(name: str) -> tuple[onnx.NodeProto | None, str]:
         node = producers.get(name)
         while node is not None and node.op_type in _PASSED:
             name = node.input[0]
@@ -96,7 +97,7 @@ def classifier_head(model: Any) -> Head:
     return Head(features=pool.input[0], weight=np.asarray(weight, np.float32), bias=np.asarray(bias, np.float32))
 
 
-def _means_positions(node: Any, constant: Any) -> bool:
+def _means_positions(node: onnx.NodeProto, constant: Callable[[str], NDArray[Any] | None]) -> bool:
     if node.op_type != "ReduceMean":
         return False
     axes = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "axes"), None)
@@ -106,11 +107,11 @@ def _means_positions(node: Any, constant: Any) -> bool:
     return axes is not None and {axis % 4 for axis in axes} == {2, 3}
 
 
-def with_head(model: Any, image: str, head: Head) -> Any:
-    """The part of a model up to the head's features with this head behind them, at each position and on their mean.
+def with_head(model: onnx.ModelProto, image: str, head: Head) -> onnx.ModelProto:
+    """Cut a model behind the head's features and append this head, at each position and on their mean.
 
     The new model takes ``image`` and gives ``cam`` (N, C, h, w), ``logits`` (N, C) and ``features``. Raises
-    :class:`BundleError` where the features do not depend on the image alone.
+    :class:`BundleError` if the features do not depend on the image alone.
     """
     import onnx.shape_inference
     import onnx.utils

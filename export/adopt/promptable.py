@@ -4,28 +4,35 @@
 
     promptable_from_onnx("encoder.onnx", "decoder.onnx", "sam")
 
-The encoder takes an image and gives one or more embeddings. Two kinds of decoders are known by their inputs: SAM's own
-ONNX signature, one prompt a call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`.
-Preprocessing is
-SAM's unless other is given.
+The encoder takes an image and gives one or more embeddings. Two kinds of decoders are told apart by their inputs: SAM's
+own ONNX signature, one prompt per call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`. The
+default preprocessing is SAM's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec, Provenance
+from ...engine.model.bundle import Bundle, InputSpec, Layout, OutputSpec, PromptSpec, Provenance, Signature
+from ...engine.model.files import sha256
 from ...engine.predictors.prompted.mask_decoder import PromptDecoder, official_feeds
 from ...engine.predictors.prompted.prompts import PADDING, POSITIVE, point_prompts
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
-from ..graph import external_files, image_input, inputs_of, load_checked, shape_of
-from ..staging import copy_model, staged
+from ..graph import inputs_of, shape_of
+from ..staging import staged
+from .adoption import Adoption
+from .trial import Trial, trial_tensors
+
+if TYPE_CHECKING:
+    import onnx
 
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of RGB pixels in [0, 255]."""
@@ -47,7 +54,7 @@ def promptable_from_onnx(
     decoder: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    layout: Layout = "NCHW",
     size: tuple[int, int] | None = None,
     license: str = "",
     **preprocessing: Any,
@@ -57,57 +64,64 @@ def promptable_from_onnx(
     Parameters
     ----------
     encoder, decoder
-        The ONNX files; external data must lie in their folders.
+        The ONNX files; external data must reside in their folders.
     output
         Folder of the bundle, which must not exist yet.
     layout, size
-        Order of the encoder input's axes, and its (height, width) in pixels; the size may be left out where the graph
-        fixes it.
+        Order of the encoder input's axes, and its (height, width) in pixels, which may be left out if the graph fixes
+        it.
     license
         License of the weights, for the record.
     preprocessing
-        Further fields of :class:`InputSpec`; those of SAM (:data:`SAM_PREPROCESSING`) where left out.
+        Further fields of :class:`InputSpec`; the defaults are those of SAM (:data:`SAM_PREPROCESSING`), or raw pixels
+        for an encoder that takes integers.
 
     Raises :class:`BundleError` for graphs that cannot be used, :class:`UsageError` for options that contradict them.
     """
     sources, folder = {"encoder": Path(encoder), "decoder": Path(decoder)}, Path(output)
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
-    graphs = {role: load_checked(path) for role, path in sources.items()}
-    name, size = image_input(graphs["encoder"], layout, size)
+    encoder_graph, decoder_graph = (Adoption.open(path) for path in sources.values())
+    name, size = encoder_graph.image_input(layout, size, preprocessing)
     spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **{**SAM_PREPROCESSING, **preprocessing})
-    embeddings = [value.name for value in graphs["encoder"].graph.output]
-    signature, masks, scores = _decoder_outputs(graphs["decoder"], sources["decoder"], embeddings)
-    mask_size = _mask_size(graphs["decoder"], spec)
+    embeddings = [value.name for value in encoder_graph.model.graph.output]
+    signature, masks, scores = _decoder_outputs(decoder_graph.model, sources["decoder"], embeddings)
+    mask_size = _mask_size(decoder_graph.model, spec)
     outputs = [OutputSpec(name=embedding, kind="embedding", activation="none") for embedding in embeddings]
     outputs += [
         OutputSpec(name=masks, kind="masks", activation="sigmoid"),
         OutputSpec(name=scores, kind="mask_scores", activation="none"),
     ]
     with staged(folder) as staging:
-        files = [
-            file
-            for role, path in sources.items()
-            for file in copy_model(path, external_files(graphs[role], path), staging, role=role)
-        ]
+        tensors = trial_tensors(spec)
+        encoder_files = encoder_graph.write(staging, spec, embeddings, tensors, role="encoder")
+        trial_outputs = Trial(encoder_files[0], name, embeddings).steady_outputs(tensors)
+        decoder_files = decoder_graph.place(staging, "decoder")
         bundle = Bundle(
             path=staging,
             task="promptable",
-            files=tuple(files),
+            files=(*encoder_graph.entries(encoder_files, "encoder"), *decoder_graph.entries(decoder_files, "decoder")),
             input=spec,
             outputs=tuple(outputs),
             prompt=PromptSpec(signature=signature, mask_height=mask_size[0], mask_width=mask_size[1]),
-            source=Provenance(id=sources["encoder"].name, weights_sha256=files[0].sha256, license=license),
+            source=Provenance(
+                id=sources["encoder"].name,
+                weights_sha256=sha256(sources["encoder"]),
+                license=license,
+                changes=(*encoder_graph.changes, *decoder_graph.changes),
+            ),
         )
-        bundle = dataclasses.replace(bundle, prompt=_try_out(bundle))
+        embedding_arrays = [array[None] for array in trial_outputs[0]]
+        bundle = dataclasses.replace(bundle, prompt=_try_decoder(bundle, embedding_arrays))
+        OnnxSession(bundle, role="encoder")
         bundle.save()
     return Bundle.load(folder)
 
 
-def _decoder_outputs(graph: Any, path: Path, embeddings: list[str]) -> tuple[Literal["batched", "official"], str, str]:
-    """The decoder's signature, and the names of its low-resolution masks and of their scores."""
-    inputs = {value.name for value in inputs_of(graph)}
-    outputs = {value.name: len(shape_of(value)) for value in graph.graph.output}
+def _decoder_outputs(model: onnx.ModelProto, path: Path, embeddings: list[str]) -> tuple[Signature, str, str]:
+    """Return the decoder's signature, and the names of its low-resolution masks and of their scores."""
+    inputs = {value.name for value in inputs_of(model)}
+    outputs = {value.name: len(shape_of(value)) for value in model.graph.output}
     if inputs == _OFFICIAL:
         if len(embeddings) != 1:
             raise UsageError(
@@ -132,22 +146,18 @@ def _decoder_outputs(graph: Any, path: Path, embeddings: list[str]) -> tuple[Lit
     )
 
 
-def _mask_size(decoder: Any, spec: InputSpec) -> tuple[int, int]:
-    """(rows, columns) of an earlier mask where the decoder takes one; SAM's quarter of the input where it is free."""
+def _mask_size(decoder: onnx.ModelProto, spec: InputSpec) -> tuple[int, int]:
+    """Return (rows, columns) of the decoder's mask input, or SAM's quarter of the image if it leaves them free."""
     shape = next((shape_of(value) for value in inputs_of(decoder) if value.name == "mask_input"), [])
     height, width = shape[2:] if len(shape) == 4 else (None, None)
     return height or max(spec.height // 4, 1), width or max(spec.width // 4, 1)
 
 
-def _try_out(bundle: Bundle) -> PromptSpec:
-    """Prompt a gray image once: what the masks' shape is, and that the two files belong together."""
+def _try_decoder(bundle: Bundle, embeddings: Sequence[NDArray[np.float32]]) -> PromptSpec:
+    """Prompt the decoder once on an image's embeddings; returns the prompt's description with the masks' shape."""
     spec, prompt = bundle.input, bundle.prompt
     assert prompt is not None, "promptable bundles have one"
-    shape = (1, 3, spec.height, spec.width) if spec.layout == "NCHW" else (1, spec.height, spec.width, 3)
-    encoder, decoder = OnnxSession(bundle, role="encoder"), OnnxSession(bundle, role="decoder")
-    if encoder.max_batch not in (None, 1):
-        shape = (encoder.max_batch, *shape[1:])
-    embeddings = [np.asarray(output)[:1] for output in encoder.run(np.full(shape, 0.1, np.float32))]
+    decoder = OnnxSession(bundle, role="decoder")
     points = np.array([[[spec.width / 2, spec.height / 2], [0, 0]]], np.float32)
     labels = np.array([[POSITIVE, PADDING]], np.float32)
     if prompt.signature == "official":
@@ -160,8 +170,8 @@ def _try_out(bundle: Bundle) -> PromptSpec:
     if masks.ndim != 4 or scores.shape != masks.shape[:2] or len(masks) != 1:
         raise BundleError(f"run once, the decoder gave masks {masks.shape} with scores {scores.shape}; refused")
     if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
-        raise BundleError("run once on a gray image, the model gave masks or scores that are not finite; refused")
-    found = dataclasses.replace(prompt, num_masks=masks.shape[1], mask_height=masks.shape[2], mask_width=masks.shape[3])
+        raise BundleError("run on a picture, the decoder gave masks or scores that are not finite; refused")
+    known = dataclasses.replace(prompt, num_masks=masks.shape[1], mask_height=masks.shape[2], mask_width=masks.shape[3])
     two = point_prompts(np.repeat(np.repeat(points[:, :1], 3, axis=1), 2, axis=0))
-    PromptDecoder(dataclasses.replace(bundle, prompt=found), decoder).run(embeddings, two)
-    return found
+    PromptDecoder(dataclasses.replace(bundle, prompt=known), decoder).run(embeddings, two)
+    return known

@@ -1,29 +1,48 @@
 """Make a bundle from an ONNX file that somebody else exported.
 
-The graph is checked before anything is written: one clear error for each fault. What the graph cannot say (how an
-image becomes its input, what its scores mean, the class names) is given by the caller or read from a Hugging Face
-``preprocessor_config.json``::
+The graph is checked, edited if it must be, and run on generated pictures before anything is written: one clear error
+per fault. The caller, or a Hugging Face ``preprocessor_config.json``, states what the graph cannot say: how an image
+becomes its input, what its scores mean, and the class names::
 
     bundle_from_onnx("model.onnx", "bundle", classes=names, background="background", layout="NHWC", …)
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...engine.model.bundle import Bundle, InputSpec, OutputSpec, Provenance
+from ...engine.model.bundle import (
+    Activation,
+    Bundle,
+    InputSpec,
+    Layout,
+    OutputSpec,
+    Provenance,
+    check_class_names,
+)
+from ...engine.model.files import sha256
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
-from ..graph import external_files, image_input, load_checked, shape_of
-from ..staging import copy_model, staged
+from ..graph import shape_of
+from ..pictures import GateImage
+from ..staging import staged
+from .adoption import Adoption
+from .rewrite import add_complement, cut_argmax, expose_features
+from .signatures import refuse_other_models
+from .trial import Trial, trial_tensors
 
-_PIL_FILTERS = {2: "bilinear", 3: "bicubic", 4: "area"}
+if TYPE_CHECKING:
+    import onnx
+
+BACKGROUND = "background"
+"""Name of the background class of a one-channel model, unless the caller gives another."""
+_ROUNDING = 2e-3  # 16-bit probabilities do not sum to 1 exactly
 
 
 def bundle_from_onnx(
@@ -32,11 +51,14 @@ def bundle_from_onnx(
     *,
     classes: Sequence[str],
     background: str | None = None,
-    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    layout: Layout = "NCHW",
     size: tuple[int, int] | None = None,
-    activation: str = "softmax",
+    activation: Activation = "softmax",
     output_name: str | None = None,
+    features_name: str | None = None,
+    reduced_labels: bool = False,
     license: str = "",
+    images: Sequence[GateImage] = (),
     **preprocessing: Any,
 ) -> Bundle:
     """Adopt a semantic segmentation model.
@@ -44,117 +66,121 @@ def bundle_from_onnx(
     Parameters
     ----------
     model
-        The ONNX file; external data must lie in its folder.
+        The ONNX file; external data must reside in its folder.
     output
         Folder of the bundle, which must not exist yet.
     classes, background
-        Class names in the order of the class axis, and which of them is the background.
+        Class names in the order of the class axis, and which of them is the background. A model with one channel has
+        one class, or two with the background; the bundle's second channel is the background at one minus the class.
     layout, size
-        Order of the input's axes, and its (height, width) in pixels; the size may be left out where the graph fixes it.
+        Order of the input's axes, and its (height, width) in pixels, which may be left out if the graph fixes it.
     activation
-        ``softmax``, ``sigmoid`` or ``none``: what turns the output into scores.
+        Function that turns the output into scores; ``none`` if the output holds probabilities.
     output_name
-        Name of the score output, where the graph has several.
+        Name of the score output, if the graph has several.
+    features_name
+        Name of a tensor of the graph, (N, D, h, w) or (N, D), that the bundle gives as ``features``.
+    reduced_labels
+        See :class:`Bundle`.
     license
         License of the weights, for the record.
+    images
+        Photos, with names, that the model is tried on beside generated pictures.
     preprocessing
         Further fields of :class:`InputSpec`: resize, resize_filter, antialias, channels, scale, mean, std, pad_value.
 
-    Raises :class:`BundleError` for a graph that cannot be used, :class:`UsageError` for options that contradict it.
+    The edits that were made to the graph stand in the bundle's ``source.changes``. Raises :class:`BundleError` for a
+    graph that cannot be used, :class:`UsageError` for options that contradict it.
     """
     source, folder = Path(model), Path(output)
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
-    graph = load_checked(source)
-    name, size = image_input(graph, layout, size)
+    check_class_names(classes)
+    adoption = Adoption.open(source)
+    refuse_other_models(adoption.model)
+    name, size = adoption.image_input(layout, size, preprocessing)
     spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **preprocessing)
-    scores = _score_output(graph, output_name)
-    class_axis = _class_axis(scores, len(classes), layout)
-    _check_activation(graph, scores.name, activation)
-    if background is not None and background not in classes:
-        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
+    scores = _score_output(adoption.model, output_name)
+    scores, cut = cut_argmax(adoption.model, scores)
+    adoption.note(cut)
+    score_value = next(value for value in adoption.model.graph.output if value.name == scores)
+    names, foreground = _class_names(score_value, classes, background, layout)
+    class_axis = _class_axis(score_value, 1 if foreground is not None else len(names), layout)
+    raw = OutputSpec(name=scores, activation=activation, class_axis=class_axis)
+    if background is None and foreground is not None:
+        background = BACKGROUND
+    if background is not None and background not in names:
+        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(names)}")
     with staged(folder) as staging:
-        files = copy_model(source, external_files(graph, source), staging)
+        tensors = trial_tensors(spec, images)
+        files = adoption.write(staging, spec, [raw.name], tensors)
+        maps = [values[0] for values in Trial(files[0], name, [raw.name]).steady_outputs(tensors)]
+        _check_values(maps, raw, 1 if foreground is not None else len(names))
+        outputs = [raw]
+        if foreground is not None:
+            outputs = [_two_channels(adoption, raw, background_first=foreground == 1)]
+        if features_name is not None:
+            features, sentence = expose_features(adoption.model, features_name)
+            adoption.note(sentence)
+            outputs.append(OutputSpec(name=features, kind="features", activation="none"))
+        adoption.rewrite(files[0])
         bundle = Bundle(
             path=staging,
             task="semantic",
-            files=tuple(files),
+            files=adoption.entries(files),
             input=spec,
-            outputs=(OutputSpec(name=scores.name, activation=activation, class_axis=class_axis),),  # type: ignore[arg-type]
-            classes=tuple(classes),
-            background=None if background is None else list(classes).index(background),
-            source=Provenance(id=source.name, weights_sha256=files[0].sha256, license=license),
+            outputs=tuple(outputs),
+            classes=names,
+            background=None if background is None else names.index(background),
+            reduced_labels=reduced_labels,
+            source=Provenance(
+                id=source.name,
+                weights_sha256=sha256(source),
+                license=license,
+                changes=tuple(adoption.changes),
+            ),
         )
-        _try_out(bundle)
+        OnnxSession(bundle)
         bundle.save()
     return Bundle.load(folder)
 
 
-def preprocessing_from_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], tuple[int, int] | None]:
-    """Read a Hugging Face ``preprocessor_config.json``: (fields of :class:`InputSpec`, (height, width) or None).
-
-    Raises :class:`UsageError` for steps that a bundle cannot express (center crops, shortest-edge resizes, nearest).
-    """
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"cannot read the preprocessor {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{path} is not a preprocessor configuration (expected a JSON object)")
-    return preprocessing_of(config, path)
+def _two_channels(adoption: Adoption, output: OutputSpec, *, background_first: bool) -> OutputSpec:
+    name, activation, sentence = add_complement(
+        adoption.model, output.name, output.class_axis, output.activation, background_first
+    )
+    adoption.note(sentence)
+    return OutputSpec(name=name, activation=activation, class_axis=output.class_axis)
 
 
-def preprocessing_of(
-    config: Mapping[str, Any], path: str | os.PathLike[str]
-) -> tuple[dict[str, Any], tuple[int, int] | None]:
-    """What :func:`preprocessing_from_config` reads, from a configuration that was read from ``path``."""
-    fields: dict[str, Any] = {}
-    size: tuple[int, int] | None = None
-    if config.get("do_center_crop"):
-        raise UsageError(f"{path} crops the center of images; labels need the whole image, so set do_center_crop false")
-    if config.get("do_resize", True):
-        wanted = config.get("size")
-        if isinstance(wanted, int):
-            wanted = {"height": wanted, "width": wanted}
-        wanted = dict(wanted or {})
-        if {"height", "width"} <= set(wanted):
-            size, fields["resize"] = (wanted["height"], wanted["width"]), "stretch"
-        elif set(wanted) == {"longest_edge"}:
-            pad = config.get("pad_size") or {"height": wanted["longest_edge"], "width": wanted["longest_edge"]}
-            size, fields["resize"] = (pad["height"], pad["width"]), "longest-side"
-        else:
-            raise UsageError(
-                f"{path} resizes to {wanted}; give --size and --resize instead (height and width, or longest side)"
-            )
-        resample = config.get("resample", 2)
-        if resample not in _PIL_FILTERS:
-            raise UsageError(f"{path} resamples with filter {resample}; supported are 2 bilinear, 3 bicubic, 4 box")
-        fields["resize_filter"] = _PIL_FILTERS[resample]
-    fields["scale"] = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-    if config.get("do_normalize", True):
-        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-            if theirs not in config:
-                raise UsageError(f"{path} normalizes but has no {theirs}")
-            value = config[theirs]
-            fields[ours] = tuple(value) if isinstance(value, list) else (value,) * 3
-    if config.get("do_flip_channel_order"):
-        fields["channels"] = "BGR"
-    return fields, size
-
-
-def _score_output(graph: Any, wanted: str | None) -> Any:
-    outputs = {value.name: value for value in graph.graph.output}
+def _score_output(model: onnx.ModelProto, output_name: str | None) -> str:
+    outputs = [value.name for value in model.graph.output]
     names = ", ".join(outputs)
-    if wanted is not None:
-        if wanted not in outputs:
-            raise UsageError(f"the graph has no output {wanted!r}; it has {names}")
-        return outputs[wanted]
+    if output_name is not None:
+        if output_name not in outputs:
+            raise UsageError(f"the graph has no output {output_name!r}; it has {names}")
+        return output_name
     if len(outputs) != 1:
         raise UsageError(f"the graph has {len(outputs)} outputs ({names}); choose the score map with --output-name")
-    return next(iter(outputs.values()))
+    return outputs[0]
 
 
-def _class_axis(value: Any, num_classes: int, layout: str) -> int:
+def _class_names(
+    value: onnx.ValueInfoProto, classes: Sequence[str], background: str | None, layout: Layout
+) -> tuple[tuple[str, ...], int | None]:
+    """Return the bundle's class names, and the index of the class whose one channel the graph has, if it has one."""
+    shape = shape_of(value)
+    channels = {shape[axis] for axis in (1, 3)} if len(shape) == 4 else set()
+    preferred = shape[1 if layout == "NCHW" else 3] if len(shape) == 4 else None
+    if len(classes) == 1 and background not in classes:
+        return (background or BACKGROUND, classes[0]), 1
+    one_channel = 1 in channels and len(classes) not in channels and preferred in (None, 1)
+    if len(classes) == 2 and one_channel and background is not None and background in classes:
+        return tuple(classes), 1 - list(classes).index(background)
+    return tuple(classes), None
+
+
+def _class_axis(value: onnx.ValueInfoProto, num_channels: int, layout: Layout) -> int:
     shape = shape_of(value)
     if value.type.tensor_type.elem_type not in (1, 10, 16):  # FLOAT, FLOAT16, BFLOAT16
         raise BundleError(
@@ -166,40 +192,43 @@ def _class_axis(value: Any, num_classes: int, layout: str) -> int:
     preferred, other = (1, 3) if layout == "NCHW" else (3, 1)
     sizes = {axis: shape[axis] if shape else None for axis in (1, 3)}
     for axis in (preferred, other):
-        if sizes[axis] == num_classes:
+        if sizes[axis] == num_channels:
             return axis
     if sizes[preferred] is None:
         return preferred
     raise UsageError(
-        f"the output {value.name!r} has shape {shape}, which has no axis of {num_classes} classes; "
+        f"the output {value.name!r} has shape {shape}, which has no axis of {num_channels} classes; "
         "check the class list (background included)"
     )
 
 
-def _check_activation(graph: Any, output: str, activation: str) -> None:
-    """A graph that ends in its own activation must not get it a second time."""
-    producers = {name: node for node in graph.graph.node for name in node.output}
-    node = producers.get(output)
-    while node is not None and node.op_type in ("Identity", "Transpose", "Cast", "Resize", "Reshape"):
-        node = producers.get(node.input[0])
-    final = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(node.op_type if node is not None else "")
-    if final is not None and activation == final:
-        raise UsageError(f"the graph already ends in {node.op_type}; use --activation none")  # type: ignore[union-attr]
-
-
-def _try_out(bundle: Bundle) -> None:
-    """Run the graph once on a gray image: shapes and values must be what the manifest says."""
-    spec = bundle.input
-    shape = (1, 3, spec.height, spec.width) if spec.layout == "NCHW" else (1, spec.height, spec.width, 3)
-    session = OnnxSession(bundle)
-    if session.max_batch not in (None, 1):
-        shape = (session.max_batch, *shape[1:])
-    scores = np.asarray(session.run(np.full(shape, 0.1, np.float32))[0])
-    axis = bundle.outputs[0].class_axis
-    if scores.ndim != 4 or scores.shape[axis] != len(bundle.classes):
+def _check_values(maps: Sequence[NDArray[Any]], output: OutputSpec, channels: int) -> None:
+    """Compare the values of the graph's own output, maps of single images, with what the manifest says of them."""
+    axis = output.class_axis - 1
+    if any(scores.ndim != 3 or scores.shape[axis] != channels for scores in maps):
         raise UsageError(
-            f"run once, the model gave an output of shape {scores.shape}, not {len(bundle.classes)} classes on "
-            f"axis {axis}; check the class list (background included)"
+            f"the model gives an output of shape {maps[0].shape} for an image, not {channels} classes on axis "
+            f"{axis}; check the class list (background included)"
         )
-    if not np.isfinite(scores).all():
-        raise BundleError("run once on a gray image, the model gave scores that are not finite; refused")
+    low = min(float(scores.min()) for scores in maps)
+    high = max(float(scores.max()) for scores in maps)
+    probabilities = low >= -_ROUNDING and high <= 1 + _ROUNDING
+    if output.activation != "none" and probabilities:
+        sums = channels > 1 and all(
+            float(np.abs(scores.sum(axis=axis, dtype=np.float64) - 1).max()) < _ROUNDING * 5 for scores in maps
+        )
+        raise UsageError(
+            f"every value of {output.name!r} is in [0, 1]{' and they sum to 1 over the classes' if sums else ''}, so "
+            f"they are probabilities already; use --activation none, not {output.activation}"
+        )
+    if output.activation == "softmax" and channels == 1:
+        raise UsageError(
+            "the model has one channel, and a softmax over one channel is 1 everywhere; its values are logits: use "
+            "--activation sigmoid"
+        )
+    if output.activation == "none" and low < -_ROUNDING:
+        better = "sigmoid" if channels == 1 else "softmax, or sigmoid if classes overlap"
+        raise UsageError(
+            f"the values of {output.name!r} reach from {low:.3g} to {high:.3g}, so they are logits and no scores; use "
+            f"--activation {better}"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,10 @@ from ...engine.cli.options import SOURCE_HELP, BundleArgument, JsonOption, Provi
 from ...errors import UsageError
 from ..precision.convert import OnFail
 from ..precision.eight_bit import Method
+
+if TYPE_CHECKING:
+    from ...engine.model.bundle import Bundle
+    from ...engine.model.verdicts import Tolerances
 
 GateImagesOption = Annotated[
     str, typer.Option("--images", metavar="SOURCE", help=f"Real images to compare on: {SOURCE_HELP}.")
@@ -54,6 +58,22 @@ MinShareOption = Annotated[
         "--min-share", min=0, max=1, help="Smallest share of an image for a class to count in it.", show_default="0"
     ),
 ]
+ClassIouOption = Annotated[
+    float | None,
+    typer.Option("--class-iou", min=0, max=1, help="Lowest mask IoU of a class over all images.", show_default="0.9"),
+]
+RequireClassesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--require-classes",
+        metavar="NAME[,NAME]",
+        help="Classes that the images must show, or 'all'.",
+        show_default="none",
+    ),
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", min=1, help="Images per call of the artifact.", show_default="2, if it can")
+]
 ShiftOption = Annotated[
     float | None,
     typer.Option(
@@ -90,6 +110,8 @@ def convert_bundle(
     agreement: AgreementOption = None,
     min_images: MinImagesOption = None,
     min_share: MinShareOption = None,
+    class_iou: ClassIouOption = None,
+    require_classes: RequireClassesOption = None,
     score_quantile_shift: ShiftOption = None,
 ) -> None:
     """Convert a bundle to a lower precision; keep the result only if it gives the original's masks on real images."""
@@ -100,7 +122,17 @@ def convert_bundle(
 
     model = Bundle.load(bundle)
     model.verify()
-    tolerances = _tolerances(mean_iou, worst_iou, agreement, min_images, min_share, score_quantile_shift)
+    tolerances = _tolerances(
+        model,
+        require_classes,
+        mean_iou=mean_iou,
+        worst_iou=worst_iou,
+        agreement=agreement,
+        min_images=min_images,
+        min_share=min_share,
+        class_iou=class_iou,
+        score_quantile_shift=score_quantile_shift,
+    )
     how = Conversion(
         roles=tuple(role or ()),
         keep_fp32=tuple(keep_fp32 or ()),
@@ -126,6 +158,7 @@ def prove(
         typer.Option(metavar="NAME", help="Artifact to prove.", show_default="every conversion"),
     ] = None,
     provider: ProviderOption = "cpu",
+    batch: BatchOption = None,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +170,8 @@ def prove(
     agreement: AgreementOption = None,
     min_images: MinImagesOption = None,
     min_share: MinShareOption = None,
+    class_iou: ClassIouOption = None,
+    require_classes: RequireClassesOption = None,
     score_quantile_shift: ShiftOption = None,
 ) -> None:
     """Compare an artifact with the bundle's original on real images, and record the verdict.
@@ -150,10 +185,22 @@ def prove(
 
     model = Bundle.load(bundle)
     model.verify()
-    tolerances = _tolerances(mean_iou, worst_iou, agreement, min_images, min_share, score_quantile_shift)
+    tolerances = _tolerances(
+        model,
+        require_classes,
+        mean_iou=mean_iou,
+        worst_iou=worst_iou,
+        agreement=agreement,
+        min_images=min_images,
+        min_share=min_share,
+        class_iou=class_iou,
+        score_quantile_shift=score_quantile_shift,
+    )
     photos = GateImages.open(images, limit=num_images)
     if reference is not None:
-        verdicts = prove_same(Bundle.load(reference), model, photos, tolerances, threads=usable_processors())
+        verdicts = prove_same(
+            Bundle.load(reference), model, photos, tolerances, threads=usable_processors(), batch=batch
+        )
         typer.echo(describe(verdicts[0]))
         require_pass(*verdicts)
         return
@@ -163,7 +210,7 @@ def prove(
         raise UsageError(f"{bundle} has no conversion to prove; make one with `maskmill convert`")
     failed = []
     for each in precisions:
-        verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors())
+        verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)
         typer.echo(describe(verdicts[0]))
         failed += [verdict for verdict in verdicts if not verdict.passed]
     if failed:
@@ -196,26 +243,16 @@ def compare_installed(
     print_rows(rows, as_json=as_json)
 
 
-def _tolerances(
-    mean_iou: float | None,
-    worst_iou: float | None,
-    agreement: float | None,
-    min_images: int | None,
-    min_share: float | None,
-    score_quantile_shift: float | None,
-) -> Any:
+def _tolerances(bundle: Bundle, require_classes: str | None, **limits: float | None) -> Tolerances:
     """Build the tolerances: the defaults, replaced by the given values, which are printed."""
     from ...engine.model.verdicts import Tolerances
+    from ..gate.judge import describe_limit
 
-    values = {
-        "mean_iou": mean_iou,
-        "worst_iou": worst_iou,
-        "agreement": agreement,
-        "min_images": min_images,
-        "min_share": min_share,
-        "score_quantile_shift": score_quantile_shift,
-    }
-    tolerances = Tolerances(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+    values: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    if require_classes is not None:
+        names = tuple(name.strip() for name in require_classes.split(",") if name.strip())
+        values["required_classes"] = bundle.classes if names == ("all",) else names
+    tolerances = Tolerances(**values)
     if overrides := tolerances.overrides():
-        typer.echo(f"tolerances changed: {', '.join(f'{name} {value:g}' for name, value in overrides.items())}")
+        typer.echo(f"tolerances changed: {', '.join(f'{name} {describe_limit(v)}' for name, v in overrides.items())}")
     return tolerances

@@ -85,6 +85,10 @@ def import_model(
         str | None,
         typer.Option(metavar="NAME", help="Name of the score output.", show_default="the only output"),
     ] = None,
+    features_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of a tensor to keep as features.", show_default="no features"),
+    ] = None,
     preprocessor: Annotated[
         Path | None,
         typer.Option(
@@ -96,10 +100,18 @@ def import_model(
         Path | None, typer.Option(metavar="IMAGE", help="Label this image and write preview.png into the bundle.")
     ] = None,
 ) -> None:
-    """Adopt an ONNX model: check the graph, run it once, record its hashes."""
-    from ..adopt.semantic import bundle_from_onnx, preprocessing_from_config
+    """Adopt an ONNX model: check the graph, try it on pictures, record its hashes."""
+    from ..adopt.preprocessing import Preprocessing, read_preprocessor
+    from ..adopt.semantic import bundle_from_onnx
+    from ..preview import read_photo, write_preview
 
-    fields, input_size = preprocessing_from_config(preprocessor) if preprocessor else ({}, None)
+    photo = None if preview is None else read_photo(preview)
+    if task != "semantic":
+        _refuse_unless_semantic(
+            {"--output-name": output_name, "--features-name": features_name, "--preview": preview}, task
+        )
+    steps = read_preprocessor(preprocessor) if preprocessor else Preprocessing()
+    fields = dict(steps.fields)
     fields_given = {
         "resize": resize,
         "resize_filter": resize_filter,
@@ -111,7 +123,7 @@ def import_model(
         "pad_value": None if pad_value is None else _pad_value(pad_value),
     }
     fields.update({name: value for name, value in fields_given.items() if value is not None})
-    common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else input_size}
+    common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else steps.size}
     common["license"] = license
     if (task == "promptable") != (decoder is not None):
         raise UsageError("--decoder DECODER.onnx and --task promptable go together; give both or neither")
@@ -128,7 +140,16 @@ def import_model(
 
             bundle = cam_from_onnx(model, output, **common, **fields)
         else:
-            bundle = bundle_from_onnx(model, output, output_name=output_name, **common, **fields)
+            bundle = bundle_from_onnx(
+                model,
+                output,
+                output_name=output_name,
+                features_name=features_name,
+                reduced_labels=steps.reduced_labels,
+                images=() if photo is None else [(str(preview), photo)],
+                **common,
+                **fields,
+            )
     spec = bundle.input
     typer.echo(
         f"{bundle.path}: {_meaning(bundle)}, "
@@ -136,10 +157,12 @@ def import_model(
         f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
         f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
     )
-    if preview is not None:
-        from ..preview import write_preview
-
-        typer.echo(f"look at {write_preview(bundle, preview)}: labels must follow the objects in the photo")
+    for change in bundle.source.changes:
+        typer.echo(f"note: {change}")
+    if bundle.reduced_labels:
+        typer.echo("note: label maps of its dataset hold 0 for unlabeled pixels and k + 1 for class k")
+    if photo is not None:
+        typer.echo(f"look at {write_preview(bundle, photo)}: labels must follow the objects in the photo")
 
 
 def cam_head(
@@ -177,6 +200,13 @@ def doctor() -> None:
     from ..doctor import print_report
 
     print_report()
+
+
+def _refuse_unless_semantic(options: dict[str, Any], task: Task) -> None:
+    """Raise :class:`UsageError` for an option that belongs to semantic models only."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} does not apply to --task {task}; leave it out")
 
 
 def _number(text: str, option: str) -> float:

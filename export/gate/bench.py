@@ -1,11 +1,12 @@
-"""How fast each installed runtime and precision of a bundle is, and what the gate says of it.
+"""Measure the speed of each installed runtime and precision of a bundle, and judge each by the gate.
 
 ::
 
     rows = measure(bundle, GateImages.open("photos/"))
     print_rows(rows)
 
-Speed is what labeling gets: on a processor one image a call and one calling thread a core, elsewhere one caller.
+Speed is measured as labeling runs: on a processor one image per call and one calling thread per core, elsewhere one
+caller.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ...engine.runtimes.base import Session
 from ...engine.runtimes.open import Provider, open_session
 from ...errors import BundleError, MissingPackageError, SessionError
 from ...kernels.processors import usable_processors
+from ..pictures import generated_images
 from .judge import GateImages
 from .proof import judge_artifact, roles_of
 
@@ -40,26 +42,26 @@ class Row:
     """One runtime and precision."""
 
     provider: Provider
-    """What runs it."""
+    """Provider that runs it."""
     precision: str
     """Precision of the file."""
     images_per_second: float | None = None
-    """Of the model, or of a promptable model's encoder; None where it does not run."""
+    """Speed of the model, or of a promptable model's encoder; None if it does not run."""
     ratio: float | None = None
-    """To the bundle's original in ONNX Runtime on the processor."""
+    """Speed relative to the bundle's original in ONNX Runtime on the processor."""
     gate: str = ""
-    """``original``, ``passes``, what falls short, or why it was not compared."""
+    """``original``, ``passes``, the failures, or why it was not compared."""
     verdict: Verdict | None = None
-    """The gate's report, where it was compared."""
+    """The gate's report, if it was compared."""
 
 
 def measure(
     bundle: Bundle, images: GateImages | None = None, *, seconds: float = 5.0, tolerances: Tolerances | None = None
 ) -> list[Row]:
-    """A row for each provider that is installed and each precision that the bundle has; nothing is recorded.
+    """Return a row for each installed provider and each precision of the bundle; nothing is recorded.
 
-    ``images`` are timed and compared on; without them made-up pictures are timed and nothing is compared. A provider
-    that is not installed has no row, a file that a provider cannot run has one that says why.
+    Speed and differences are measured on ``images``; without them, speed on generated pictures and no differences. A
+    provider that is not installed has no row, a file that a provider cannot run has one that says why.
     """
     role = roles_of(bundle)[0]
     inputs = _inputs(bundle, images)
@@ -91,7 +93,7 @@ def measure(
 
 
 def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
-    """The rows as a table, or as JSON."""
+    """Print the rows as a table, or as JSON."""
     if as_json:
         raw = [{**dataclasses.asdict(row), "verdict": row.verdict and row.verdict.to_dict()} for row in rows]
         print(json.dumps(raw, indent=2))
@@ -118,7 +120,7 @@ def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
 
 
 def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, callers: int, seconds: float) -> float:
-    """Images a second of ``callers`` threads that run ``inputs``, each (1, …), over and over for ``seconds``."""
+    """Return the images per second of ``callers`` threads that run ``inputs``, each (1, …), for ``seconds``."""
     session.run(inputs[0])
     done = [0] * callers
     start = time.perf_counter()
@@ -151,16 +153,14 @@ def _judged(row: Row, bundle: Bundle, images: GateImages, tolerances: Tolerances
         verdict = judge_artifact(bundle, row.provider, row.precision, images, tolerances, threads=threads)[0]
     except (SessionError, BundleError) as error:
         return dataclasses.replace(row, gate=str(error))
-    said = "; ".join(verdict.failures) or ("passes, emulated" if verdict.emulated else "passes")
-    return dataclasses.replace(row, gate=said, verdict=verdict)
+    outcome = "; ".join(verdict.failures) or ("passes, emulated" if verdict.emulated else "passes")
+    return dataclasses.replace(row, gate=outcome, verdict=verdict)
 
 
 def _inputs(bundle: Bundle, images: GateImages | None) -> list[NDArray[np.float32]]:
     spec = bundle.input
     if images is not None:
-        found = [preprocess(photo, spec)[0][None] for _, photo in images.first(_PICTURES)]
-        if found:
-            return found
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (_PICTURES, spec.height, spec.width, 3), dtype=np.uint8)
-    return [preprocess(picture, spec)[0][None] for picture in pictures]
+        inputs = [preprocess(photo, spec)[0][None] for _, photo in images.first(_PICTURES)]
+        if inputs:
+            return inputs
+    return [preprocess(picture, spec)[0][None] for _, picture in generated_images(spec, _PICTURES)]

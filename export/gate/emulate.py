@@ -1,12 +1,12 @@
-"""What a 16-bit graph would give on a device, computed on a processor; and how large every tensor becomes.
+"""Emulate a 16-bit graph on a processor, and measure the largest magnitude of every tensor.
 
-ONNX Runtime's CPU provider computes fp16 graphs in fp32 and has no bf16 convolution, so running an artifact there says
-nothing about its range. Its emulation does: the same graph in fp32, every tensor that the artifact has in 16 bits cast
-there and back after the node that makes it, so that what overflows becomes infinite::
+ONNX Runtime's CPU provider computes fp16 graphs in fp32 and has no bf16 convolution, so running an artifact there shows
+nothing about its range. Its emulation does: the same graph in fp32, in which every 16-bit tensor of the artifact is
+cast to 16 bits and back after the node that makes it, so that values that overflow become infinite::
 
     session = GraphSession(emulation(converted), bundle, role="model", kind="onnxruntime/cpu/fp16", artifact=digest)
 
-What a device does inside a node (sums in fp32 or not) is not emulated; that is for the gate's run on the device.
+Arithmetic inside a node (whether sums are in fp32) is not emulated; the gate's run on the device covers it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,22 @@ from ...engine.runtimes.onnx_runtime import session_settings
 from ...errors import ExportError, MissingPackageError, SessionError
 from ..graph import LARGEST, float_tensors, node_name, tensor_types
 
+if TYPE_CHECKING:
+    import onnx
+
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
 _LARGEST_MESSAGE = 2**31 - 1
 _PROBE = "largest magnitude of "
 
-# these hand on values that were rounded before
+# these pass on values that were rounded before
 _MOVES = frozenset(
     ("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Relu", "Reshape", "Slice")
     + ("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where")
 )
 
 
-def emulation(model: Any) -> Any:
-    """The fp32 ``onnx.ModelProto`` that gives what the 16-bit graph ``model`` gives in 16-bit arithmetic.
+def emulation(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an fp32 graph with the outputs that the 16-bit graph ``model`` has in 16-bit arithmetic.
 
     Raises :class:`ExportError` for 16-bit tensors within subgraphs.
     """
@@ -72,10 +75,10 @@ def emulation(model: Any) -> Any:
     return result
 
 
-def with_probes(model: Any) -> Any:
-    """An fp32 graph that also gives the largest magnitude of every float tensor that its nodes make.
+def with_probes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an fp32 graph that also outputs the largest magnitude of every float tensor that its nodes make.
 
-    Infinity, as attention masks have it, does not count: every precision has one.
+    Infinity, as in attention masks, does not count: every precision has one.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -100,20 +103,20 @@ def with_probes(model: Any) -> Any:
 
 
 class GraphSession:
-    """A graph that is no file of a bundle, on ONNX Runtime's CPU provider: an emulation, or an original with probes.
+    """Run a graph that is no file of a bundle on ONNX Runtime's CPU provider: an emulation, or an original with probes.
 
-    ``kind`` and ``artifact`` are those of what it stands for. The largest magnitudes that probes saw so far are in
-    ``magnitudes``, by tensor.
+    ``kind`` and ``artifact`` are those of the artifact that it stands for. ``magnitudes`` holds the largest magnitude
+    of each probed tensor so far.
     """
 
     def __init__(
-        self, model: Any, bundle: Bundle, *, role: str = "model", kind: str, artifact: str, threads: int = 1
+        self, model: onnx.ModelProto, bundle: Bundle, *, role: str = "model", kind: str, artifact: str, threads: int = 1
     ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingPackageError("onnxruntime", "cpu", "the gate") from error
-        # what goes wrong is raised
+        # errors are raised, not logged
         settings = session_settings(kind.rpartition("/")[2], threads, log_severity=4)
         try:
             self._session = _load(onnxruntime, model, settings)
@@ -129,7 +132,7 @@ class GraphSession:
         self._probes = [name for name in names if name.startswith(_PROBE)]
 
     def run(self, inputs: NDArray[np.float32] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """As :meth:`maskmill.engine.runtimes.base.Session.run`."""
+        """Run the graph as :meth:`maskmill.engine.runtimes.base.Session.run` does, and read the probes."""
         feeds = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
         try:
             values = self._session.run([*self._outputs, *self._probes], dict(feeds))
@@ -142,7 +145,7 @@ class GraphSession:
 
 
 class Memory:
-    """A session that answers from memory what it was asked before, for searches over the same images."""
+    """Wrap a session and remember its outputs, for searches over the same images."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -151,7 +154,7 @@ class Memory:
         self._known: dict[bytes, list[NDArray[Any]]] = {}
 
     def run(self, inputs: Any) -> list[NDArray[Any]]:
-        """As :meth:`maskmill.engine.runtimes.base.Session.run`."""
+        """Return the remembered outputs for these inputs, or run the session."""
         digest = hashlib.sha256()
         for array in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
             digest.update(np.ascontiguousarray(array).data)
@@ -161,23 +164,23 @@ class Memory:
         return self._known[key]
 
 
-def beyond_range(model: Any, magnitudes: Mapping[str, float], precision: str) -> dict[str, float]:
-    """Nodes of an original that make a tensor too large for ``precision``, in the graph's order → its magnitude."""
-    found: dict[str, float] = {}
+def magnitudes_beyond(model: onnx.ModelProto, magnitudes: Mapping[str, float], limit: float) -> dict[str, float]:
+    """Map nodes of an original that make a tensor beyond ``limit``, in the graph's order, to its magnitude."""
+    nodes: dict[str, float] = {}
     for node in model.graph.node:
         largest = max((magnitudes.get(name, 0.0) for name in node.output), default=0.0)
-        if largest > LARGEST[precision]:
-            found[node_name(node)] = largest
-    return found
+        if largest > limit:
+            nodes[node_name(node)] = largest
+    return nodes
 
 
-def nodes_touching(model: Any, magnitudes: Mapping[str, float], precision: str) -> frozenset[str]:
-    """Nodes that make or take a tensor too large for ``precision``: none of them can work in it."""
+def nodes_touching(model: onnx.ModelProto, magnitudes: Mapping[str, float], precision: str) -> frozenset[str]:
+    """Return the nodes that make or read a tensor too large for ``precision``: none of them can run in it."""
     beyond = {name for name, largest in magnitudes.items() if largest > LARGEST[precision]}
     return frozenset(node_name(node) for node in model.graph.node if not beyond.isdisjoint((*node.input, *node.output)))
 
 
-def _load(onnxruntime: Any, model: Any, settings: dict[str, Any]) -> Any:
+def _load(onnxruntime: Any, model: onnx.ModelProto, settings: dict[str, Any]) -> Any:
     import onnx
 
     settings = {**settings, "providers": ["CPUExecutionProvider"]}
@@ -189,14 +192,14 @@ def _load(onnxruntime: Any, model: Any, settings: dict[str, Any]) -> Any:
         return onnxruntime.InferenceSession(str(path), **settings)
 
 
-def _widened(tensor: Any) -> Any:
+def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
     from onnx import numpy_helper
 
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
-def _widen_attributes(node: Any) -> None:
-    """Types and tensors that a node's attributes give, in fp32."""
+def _widen_attributes(node: onnx.NodeProto) -> None:
+    """Set types and tensors in a node's attributes to fp32."""
     small: Sequence[int] = (_FLOAT16, _BFLOAT16)
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
@@ -210,12 +213,12 @@ def _widen_attributes(node: Any) -> None:
             attribute.t.CopyFrom(_widened(attribute.t))
 
 
-def _types_within(graph: Any) -> set[int]:
-    found = {tensor.data_type for tensor in graph.initializer}
+def _types_within(graph: onnx.GraphProto) -> set[int]:
+    codes = {tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
-            found.update([attribute.i] if attribute.name in ("to", "dtype") else [])
-            found.update([attribute.t.data_type] if attribute.HasField("t") else [])
+            codes.update([attribute.i] if attribute.name in ("to", "dtype") else [])
+            codes.update([attribute.t.data_type] if attribute.HasField("t") else [])
             for inner in (attribute.g, *attribute.graphs):
-                found |= _types_within(inner)
-    return found
+                codes |= _types_within(inner)
+    return codes

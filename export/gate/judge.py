@@ -1,52 +1,54 @@
-"""The gate: an artifact passes where it is shown, on real images, to be the same as its original.
+"""The gate: an artifact passes if it is the same as its original on real images, within stated tolerances.
 
 Every conversion goes through it, to another format, precision or runtime::
 
-    photos = GateImages.open("photos/")
+    images = GateImages.open("photos/")
     (verdict,) = judge(
         Side(bundle=bundle, sessions={"model": OnnxSession(bundle)}),
         Side(bundle=bundle, sessions={"model": engine_session}),
-        photos,
+        images,
     )
     require_pass(verdict)                     # GateError: what falls short, with the numbers
     add_verdict(bundle, verdict).save()
 
-Artifact, runtime, device and precision of a verdict are those of the candidate's session. An artifact that cannot be
-run at all, or gives other shapes, is a :class:`GateError` at once.
+Artifact, runtime, device and precision of a verdict are those of the candidate's session. An artifact that cannot run
+at all, or gives other shapes, is a :class:`GateError` at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, runtime_and_device
-from ...errors import GateError, ImageError
-from .compare import GateImage, Side, compare
+from ...errors import GateError, ImageError, UsageError
+from ..pictures import GateImage
+from .compare import Side, batch_size, compare
 
 DEFAULT_IMAGES = 100
-"""Images that the gate takes from a source unless told otherwise."""
+"""Number of images that the gate reads from a source by default."""
 
 
 @dataclass(frozen=True)
 class GateImages:
-    """Images of a source, evenly spaced through it, decoded anew each time that they are iterated over.
+    """Images of a source, evenly spaced through it, decoded again on each iteration.
 
     An image that cannot be decoded is left out.
     """
 
     source: Source
-    """Where they are read from."""
+    """Source that they are read from."""
     items: tuple[Item, ...]
-    """Which ones."""
+    """The chosen images."""
 
     @classmethod
     def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES) -> GateImages:
-        """At most ``limit`` images of the folder, list, glob, archive or URL that ``spec`` names."""
+        """Choose at most ``limit`` images of the folder, list, glob, archive or URL that ``spec`` names."""
         source = open_source(spec)
         items = tuple(source)
         if len(items) > limit:
@@ -64,13 +66,27 @@ class GateImages:
                 continue
 
     def first(self, num: int) -> GateImages:
-        """The first ``num`` of them."""
+        """Return the first ``num`` of them."""
         return GateImages(self.source, self.items[:num])
 
     def only(self, names: Iterable[str]) -> GateImages:
-        """Those of them that are named."""
-        wanted = frozenset(names)
-        return GateImages(self.source, tuple(item for item in self.items if item.uri in wanted))
+        """Return those of them that are in ``names``."""
+        selection = frozenset(names)
+        return GateImages(self.source, tuple(item for item in self.items if item.uri in selection))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Facts about an artifact's nodes that go into its verdict."""
+
+    faults: tuple[str, ...] = ()
+    """Nodes at fault, and their values."""
+    warnings: tuple[str, ...] = ()
+    """Risks that do not fail the gate."""
+    kept_fp32: tuple[str, ...] = ()
+    """Nodes that the artifact keeps in fp32."""
+    emulated: bool = False
+    """True if the candidate's sessions emulate its precision (:mod:`maskmill.export.gate.emulate`)."""
 
 
 def judge(
@@ -79,33 +95,34 @@ def judge(
     images: Iterable[GateImage],
     *,
     tolerances: Tolerances | None = None,
-    emulated: bool = False,
     batch: int | None = None,
-    faults: tuple[str, ...] = (),
-    kept_fp32: tuple[str, ...] = (),
+    findings: Findings | None = None,
 ) -> tuple[Verdict, ...]:
-    """Verdicts on the candidate's artifacts, one for each role in which it is not the reference itself.
+    """Compare two artifacts and return a verdict for each role in which the candidate is not the reference itself.
 
     Parameters
     ----------
     reference, candidate
-        What is compared; both serve the same task. An encoder and a decoder are judged together, from end to end.
+        The two artifacts; both serve the same task. An encoder and a decoder are judged together, end to end.
     images
         Names and (H, W, 3) uint8 RGB pixels.
     tolerances
-        The defaults where None.
-    emulated
-        Whether the candidate's sessions emulate its precision (:mod:`maskmill.export.gate.emulate`).
+        Limits; the defaults if None.
     batch
-        Images in one call of the candidate; see :func:`maskmill.export.gate.compare.compare`.
-    faults, kept_fp32
-        What is known of its nodes, for the record.
+        Images per call of the candidate; see :func:`maskmill.export.gate.compare.compare`.
+    findings
+        Facts about its nodes, for the record.
 
-    Raises :class:`GateError` where the two cannot be compared: the candidate does not run or gives other shapes.
+    Raises :class:`GateError` if the two cannot be compared: the candidate does not run or gives other shapes.
+    :class:`UsageError` if a required class is not one of the model's.
     """
     tolerances = tolerances or Tolerances()
-    metrics = compare(reference, candidate, images, batch=batch, min_share=tolerances.min_share)
-    return verdicts_of(reference, candidate, metrics, tolerances, emulated, faults, kept_fp32)
+    check_required_classes(reference, tolerances)
+    images = iter(images)
+    ahead = list(islice(images, 2))
+    batch = batch or batch_size(reference, ahead)
+    metrics = compare(reference, candidate, chain(ahead, images), batch=batch, min_share=tolerances.min_share)
+    return verdicts_of(reference, candidate, metrics, tolerances, batch=batch, findings=findings)
 
 
 def verdicts_of(
@@ -113,11 +130,12 @@ def verdicts_of(
     candidate: Side,
     metrics: Metrics,
     tolerances: Tolerances,
-    emulated: bool = False,
-    faults: tuple[str, ...] = (),
-    kept_fp32: tuple[str, ...] = (),
+    *,
+    batch: int = 1,
+    findings: Findings | None = None,
 ) -> tuple[Verdict, ...]:
-    """What :func:`judge` gives, from a comparison that was made."""
+    """Return the verdicts of :func:`judge` from ``metrics`` that were measured before."""
+    findings = findings or Findings()
     verdicts = []
     for role, session in candidate.sessions.items():
         original = reference.sessions[role]
@@ -132,15 +150,26 @@ def verdicts_of(
                 precision=session.kind.rpartition("/")[2],
                 runtime=runtime,
                 device=device,
-                emulated=emulated,
+                emulated=findings.emulated,
+                batch=batch,
                 metrics=metrics,
                 tolerances=tolerances,
                 failures=failures_of(metrics, tolerances),
-                faults=faults,
-                kept_fp32=kept_fp32,
+                warnings=findings.warnings,
+                faults=findings.faults,
+                kept_fp32=findings.kept_fp32,
             )
         )
     return tuple(verdicts)
+
+
+def check_required_classes(reference: Side, tolerances: Tolerances) -> None:
+    """Raise :class:`UsageError` if a required class is not one of the model's."""
+    unknown = sorted(set(tolerances.required_classes) - set(reference.bundle.classes))
+    if unknown:
+        raise UsageError(
+            f"the required class {unknown[0]!r} is not one of the model's: {', '.join(reference.bundle.classes)}"
+        )
 
 
 def require_pass(*verdicts: Verdict) -> None:
@@ -154,13 +183,28 @@ def require_pass(*verdicts: Verdict) -> None:
 
 
 def describe(verdict: Verdict) -> str:
-    """One line on a verdict, with what was asked for where it is not the default."""
+    """Describe a verdict in one line: the numbers, tolerances that were changed, unseen classes and warnings."""
     metrics, overrides = verdict.metrics, verdict.tolerances.overrides()
     how = f"{verdict.runtime} on {verdict.device}{', emulated' if verdict.emulated else ''}"
-    asked = f"; tolerances changed: {', '.join(f'{key} {value:g}' for key, value in overrides.items())}"
-    return (
+    line = (
         f"{verdict.precision} ({how}) {'passes' if verdict.passed else 'FAILS'} on {metrics.images} images: "
         f"mean IoU {metrics.mean_iou:.4f}, worst {metrics.worst_iou:.4f} ({metrics.worst_image}), "
         f"agreement {metrics.agreement:.4f}, score error mean {metrics.mean_error:.2e} max {metrics.max_error:.2e}, "
-        f"score quantiles moved {metrics.score_quantile_shift:.4f}{asked if overrides else ''}"
+        f"score quantiles moved {metrics.score_quantile_shift:.4f}"
     )
+    if metrics.class_iou:
+        name, iou = min(metrics.class_iou.items(), key=lambda pair: pair[1])
+        line += f", lowest pooled class IoU {iou:.4f} ({name})"
+    if overrides:
+        limits = ", ".join(f"{name} {describe_limit(limit)}" for name, limit in overrides.items())
+        line += f"; tolerances changed: {limits}"
+    if metrics.class_images:
+        num_seen = len(metrics.class_images) - len(metrics.unseen_classes)
+        line += f"; {num_seen} of {len(metrics.class_images)} classes were seen"
+        line += f", never {', '.join(metrics.unseen_classes)}" if metrics.unseen_classes else ""
+    return "; warning: ".join((line, *verdict.warnings))
+
+
+def describe_limit(limit: float | tuple[str, ...]) -> str:
+    """Format one tolerance for a message."""
+    return ", ".join(limit) if isinstance(limit, tuple) else f"{limit:g}"

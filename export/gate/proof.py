@@ -1,4 +1,4 @@
-"""Prove what stands in a bundle already: a conversion, an engine, an original in another runtime, another bundle.
+"""Judge artifacts that a bundle has already: a conversion, an engine, an original in another runtime, another bundle.
 
 ::
 
@@ -15,10 +15,10 @@ from ...engine.runtimes.open import Provider, open_session
 from ...errors import UsageError
 from .compare import Side
 from .emulate import GraphSession, emulation
-from .judge import GateImages, judge
+from .judge import Findings, GateImages, judge
 
 EMULATED = ("fp16", "bf16", "mixed")
-"""Precisions that a processor does not execute: what runs there in place of the file is its emulation."""
+"""Precisions that a processor does not execute: it runs an emulation of the file instead."""
 
 
 def prove_artifact(
@@ -29,13 +29,14 @@ def prove_artifact(
     tolerances: Tolerances | None = None,
     *,
     threads: int = 1,
+    batch: int | None = None,
 ) -> tuple[Verdict, ...]:
     """Judge the bundle's file or engine of ``precision`` as ``provider`` runs it, and record the verdicts.
 
-    The errors are those of :func:`judge_artifact`, and :class:`UsageError` where it is the original itself, run as
-    originals are. Verdicts that do not pass are recorded and returned like others.
+    Raises the errors of :func:`judge_artifact`, and :class:`UsageError` for the original itself on the runtime of
+    originals. Verdicts that do not pass are recorded and returned like others.
     """
-    verdicts = judge_artifact(bundle, provider, precision, images, tolerances, threads=threads)
+    verdicts = judge_artifact(bundle, provider, precision, images, tolerances, threads=threads, batch=batch)
     if not verdicts:
         raise UsageError(f"{bundle.path} in {precision or 'its first precision'} on {provider} is the original itself")
     changed = Bundle.load(bundle.path)
@@ -53,11 +54,13 @@ def judge_artifact(
     tolerances: Tolerances | None = None,
     *,
     threads: int = 1,
+    batch: int | None = None,
 ) -> tuple[Verdict, ...]:
-    """Verdicts on the bundle's file or engine of ``precision`` as ``provider`` runs it; none on the original itself.
+    """Judge the bundle's file or engine of ``precision`` as ``provider`` runs it, ``batch`` images per call.
 
-    Of a promptable bundle, a role without a file of that precision runs as the original does. Raises
-    :class:`GateError` where it cannot be compared, :class:`SessionError` where the provider or the file is not there.
+    There is no verdict on the original itself. A role of a promptable bundle without a file of that precision runs as
+    the original does. Raises :class:`GateError` if the two cannot be compared, :class:`SessionError` if the provider or
+    the file is missing.
     """
     roles = roles_of(bundle)
     first = roles[0]
@@ -79,18 +82,24 @@ def judge_artifact(
         Side(bundle=bundle, sessions=sessions),
         images,
         tolerances=tolerances,
-        emulated=emulated,
-        # an engine's batches are what it was built for
-        batch=min(2, sessions[first].max_batch or 2) if provider == "engine" else None,
+        findings=Findings(emulated=emulated),
+        # an engine takes the batches that it was built for
+        batch=batch or (min(2, sessions[first].max_batch or 2) if provider == "engine" else None),
     )
 
 
 def prove_same(
-    reference: Bundle, bundle: Bundle, images: GateImages, tolerances: Tolerances | None = None, *, threads: int = 1
+    reference: Bundle,
+    bundle: Bundle,
+    images: GateImages,
+    tolerances: Tolerances | None = None,
+    *,
+    threads: int = 1,
+    batch: int | None = None,
 ) -> tuple[Verdict, ...]:
     """Judge a bundle's originals, with its own preprocessing, against another's; records nothing.
 
-    Raises :class:`UsageError` where the two are one, or do not have task and classes in common.
+    Raises :class:`UsageError` if both are the same bundle, or if task or classes differ.
     """
     if reference.path.resolve() == bundle.path.resolve():
         raise UsageError(f"{bundle.path} cannot be compared with itself; give another bundle as the reference")
@@ -98,15 +107,15 @@ def prove_same(
         raise UsageError(
             f"{bundle.path} and {reference.path} cannot be compared: they must have the same task and classes"
         )
-    one, other = (
-        Side(bundle=each, sessions={role: OnnxSession(each, role=role, threads=threads) for role in roles_of(each)})
-        for each in (reference, bundle)
+    original, candidate = (
+        Side(bundle=side, sessions={role: OnnxSession(side, role=role, threads=threads) for role in roles_of(side)})
+        for side in (reference, bundle)
     )
-    return judge(one, other, images, tolerances=tolerances)
+    return judge(original, candidate, images, tolerances=tolerances, batch=batch)
 
 
 def emulated_session(bundle: Bundle, role: str, precision: str, threads: int) -> GraphSession:
-    """What stands in on a processor for the bundle's 16-bit file."""
+    """Open the emulation of the bundle's 16-bit file, which stands in for it on a processor."""
     import onnx
 
     entry = bundle.file(role, precision)
@@ -121,5 +130,5 @@ def emulated_session(bundle: Bundle, role: str, precision: str, threads: int) ->
 
 
 def roles_of(bundle: Bundle) -> tuple[str, ...]:
-    """The graphs that a bundle's task runs."""
+    """Return the roles of the graphs that a bundle's task runs."""
     return ("encoder", "decoder") if bundle.task == "promptable" else ("model",)

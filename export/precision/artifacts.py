@@ -1,4 +1,4 @@
-"""Put converted graphs into a bundle: written aside, moved in whole, listed last.
+"""Put converted graphs into a bundle: write them aside, move them in, and list them last.
 
 ::
 
@@ -12,21 +12,24 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...engine.model.bundle import Bundle, ModelFile
+from ...engine.model.bundle import Bundle, ModelFile, Role
 from ...engine.model.files import sha256
+
+if TYPE_CHECKING:
+    import onnx
 
 _LARGEST_FILE = 2**31 - 1  # of a protobuf message
 
 
 def save_graph(
-    graph: Any, folder: Path, original: ModelFile, precision: str, options: Sequence[str] = ()
+    graph: onnx.ModelProto, folder: Path, original: ModelFile, precision: str, options: Sequence[str] = ()
 ) -> list[ModelFile]:
-    """Write an ``onnx.ModelProto`` and give its manifest entries; weights over 2 GB go into a file beside it.
+    """Write a graph and return its manifest entries; weights over 2 GB go into a file beside it.
 
-    The name tells role and precision, and by a hash the original and ``options``, so that a file of other content has
-    another name and a manifest never lists what it does not mean.
+    The name holds role and precision, and a hash of the original and ``options``, so that another artifact has another
+    name and a manifest never lists a file that was overwritten.
     """
     import onnx
 
@@ -42,9 +45,9 @@ def save_graph(
 
 
 def with_files(bundle: Bundle, entries: Sequence[ModelFile]) -> Bundle:
-    """The bundle with ``entries`` in place of earlier conversions of the same role and precision; not saved.
+    """Return the bundle with ``entries`` in place of earlier conversions of the same role and precision; not saved.
 
-    Verdicts on what is replaced go with it.
+    Verdicts on replaced files are removed, too.
     """
     new = {(entry.role, entry.precision, entry.derived_from) for entry in entries}
     kept = [file for file in bundle.files if (file.role, file.precision, file.derived_from) not in new]
@@ -59,12 +62,12 @@ def remove_unlisted(before: Bundle, after: Bundle) -> None:
         (after.path / path).unlink(missing_ok=True)
 
 
-def _entry(path: Path, *, role: str, precision: str, derived_from: str) -> ModelFile:
+def _entry(path: Path, *, role: Role, precision: str, derived_from: str) -> ModelFile:
     return ModelFile(
         path=path.name,
         sha256=sha256(path),
         bytes=path.stat().st_size,
-        role=role,  # type: ignore[arg-type]
+        role=role,
         precision=precision,
         derived_from=derived_from,
     )

@@ -1,11 +1,11 @@
-"""Find the few of many things that matter, by asking whether a choice of them is enough.
+"""Find a small subset that is enough, by testing subsets.
 
 ::
 
     kept = smallest_subset(nodes, lambda kept: passes_with(kept), budget=40)
 
 This is QuickXplain (U. Junker, "QUICKXPLAIN: Preferred Explanations and Relaxations for Over-Constrained Problems",
-AAAI 2004): k of n are found with O(k log(n / k)) questions.
+AAAI 2004): k of n items are found with O(k log(n / k)) tests.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 def smallest_subset(items: Sequence[T], enough: Callable[[frozenset[T]], bool], *, budget: int) -> frozenset[T]:
-    """A subset of ``items`` that is enough and of which nothing can be left out; later items are preferred.
+    """Return a subset of ``items`` that is enough and has no item to spare; later items are preferred.
 
-    All of them must be enough, and more of them never less so. After ``budget`` questions the answer is still enough,
-    but something may be left out of it.
+    All items together must be enough, and a larger set never less so than a smaller one. After ``budget`` tests the
+    result is still enough, but an item may be to spare.
     """
-    asked = 0
+    num_tests = 0
 
     def is_enough(chosen: frozenset[T]) -> bool:
-        nonlocal asked
-        if asked >= budget:
+        nonlocal num_tests
+        if num_tests >= budget:
             return False
-        asked += 1
+        num_tests += 1
         return enough(chosen)
 
     def search(background: frozenset[T], changed: bool, candidates: Sequence[T]) -> frozenset[T]:

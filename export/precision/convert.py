@@ -1,11 +1,11 @@
-"""Convert a bundle to a lower precision, through the gate: what does not pass is not written.
+"""Convert a bundle to a lower precision, through the gate: an artifact that does not pass is not written.
 
 ::
 
     bundle = convert(bundle, "fp16", GateImages.open("photos/"), on_fail="next", say=print)
 
-``on_fail="next"`` walks on: fp8 or int8, fp16, bf16, then ``mixed``, which is fp16 with the few nodes in fp32 that make
-it pass: those that make or take values beyond fp16's range, and what bisection finds.
+``on_fail="next"`` tries the next precision: fp8 or int8, fp16, bf16, then ``mixed``, which is fp16 with as few nodes in
+fp32 as it takes to pass: nodes that make or read values beyond fp16's range, and those that bisection finds.
 """
 
 from __future__ import annotations
@@ -15,52 +15,59 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...engine.model.bundle import Bundle
-from ...engine.model.verdicts import Tolerances, Verdict, add_verdict, failures_of
+from ...engine.model.verdicts import Metrics, Tolerances, Verdict, add_verdict, failures_of
 from ...errors import ExportError, GateError, UsageError
-from ..gate.compare import Difference, Side, differences, summarize
-from ..gate.emulate import GraphSession, Memory, beyond_range, emulation, nodes_touching, with_probes
-from ..gate.judge import GateImages, describe, require_pass, verdicts_of
+from ..gate.compare import Difference, Side, batch_size, differences, summarize
+from ..gate.emulate import GraphSession, Memory, emulation, magnitudes_beyond, nodes_touching, with_probes
+from ..gate.judge import Findings, GateImages, check_required_classes, describe, require_pass, verdicts_of
+from ..gate.proof import roles_of
 from ..graph import LARGEST, node_name
 from .artifacts import remove_unlisted, save_graph, with_files
 from .bisect import smallest_subset
 from .eight_bit import Method, in_8_bit
 from .sixteen_bit import in_16_bit
 
+if TYPE_CHECKING:
+    import onnx
+
 OnFail = Literal["stop", "next"]
-Found = list[tuple[str, Difference]]
+Differences = list[tuple[str, Difference]]
 
 WALK = ("fp8", "int8", "fp16", "bf16", "mixed")
 """Precisions in the order in which they are tried."""
 BISECT_IMAGES = 8
-"""Images, the worst ones, that nodes at fault are searched on."""
+"""Number of images, the worst ones, on which nodes at fault are searched."""
 BISECT_BUDGET = 60
-"""Sets of nodes that one search tries at most."""
+"""Largest number of sets of nodes that one search tries."""
 ROUNDS = 4
-"""Times that further nodes are searched for, after those found did not do on all images."""
+"""Number of searches for further nodes, if the nodes of one search are not enough on all images."""
+CLOSE = 2.0
+"""A tensor within this factor of fp16's range is a warning: a brighter image may overflow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """How a bundle is converted."""
+    """Options of a conversion."""
 
     roles: tuple[str, ...] = ()
-    """Graphs to convert; all where empty."""
+    """Graphs to convert; all if empty."""
     keep_fp32: tuple[str, ...] = ()
     """Names of nodes that stay in fp32, in whichever graph has them."""
     calibration: GateImages | None = None
-    """Images that 8-bit ranges are taken from; those of the gate where None."""
+    """Images for 8-bit ranges; those of the gate if None."""
     method: Method = "minmax"
-    """How a range follows from what was seen (8-bit precisions)."""
+    """Rule for the range of an int8 activation."""
     symmetric: bool = False
     """8-bit ranges around 0, as TensorRT asks for."""
     tolerances: Tolerances = field(default_factory=Tolerances)
-    """What the gate asks for."""
+    """Tolerances of the gate."""
     threads: int = 1
-    """Threads of one model call."""
+    """Threads per model call."""
 
 
 def convert(
@@ -72,11 +79,11 @@ def convert(
     on_fail: OnFail = "stop",
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
-    """The bundle with a further file for each role, which passed the gate on ``images``; saved.
+    """Add a file per role in another precision, which passed the gate on ``images``, and save the bundle.
 
-    An earlier file of the same role and precision is replaced. ``say`` gets a line on what passes, and on every
-    precision that is refused on the way. Raises :class:`GateError` where nothing passes, with what fell short and the
-    nodes at fault; the bundle is then as it was.
+    An earlier file of the same role and precision is replaced. ``say`` gets a line on the artifact that passes, and on
+    every precision that is refused before it. Raises :class:`GateError` if nothing passes, with the failures and the
+    nodes at fault; the bundle then stays as it was.
     """
     if precision not in WALK[:-1]:
         raise UsageError(f"the precision to convert to is one of {', '.join(WALK[:-1])}, got {precision!r}")
@@ -100,17 +107,17 @@ def convert(
 
 
 class _Converter:
-    """One bundle, its originals with probes as the reference, and the images."""
+    """Hold one bundle, its originals with probes as the reference, and the images."""
 
     def __init__(self, bundle: Bundle, images: GateImages, how: Conversion) -> None:
         import onnx
 
         self._bundle, self._images, self._how = bundle, images, how
-        every = ("encoder", "decoder") if bundle.task == "promptable" else ("model",)
-        if unknown := sorted(set(how.roles) - set(every)):
-            raise UsageError(f"{bundle.path} has no role {', '.join(unknown)}; its roles are {', '.join(every)}")
-        self._roles = how.roles or every
-        self._originals = {role: onnx.load_model(bundle.model_path(role)) for role in every}
+        roles = roles_of(bundle)
+        if unknown := sorted(set(how.roles) - set(roles)):
+            raise UsageError(f"{bundle.path} has no role {', '.join(unknown)}; its roles are {', '.join(roles)}")
+        self._roles = how.roles or roles
+        self._originals = {role: onnx.load_model(bundle.model_path(role)) for role in roles}
         self._names = {role: [node_name(node) for node in self._originals[role].graph.node] for role in self._roles}
         if unknown := sorted(set(how.keep_fp32).difference(*self._names.values())):
             raise UsageError(f"no graph that is converted has a node named {', '.join(unknown[:5])}")
@@ -125,9 +132,10 @@ class _Converter:
             )
             for role, graph in self._originals.items()
         }
+        check_required_classes(Side(bundle=bundle, sessions=self._reference), how.tolerances)
 
     def uniform(self, precision: str) -> tuple[Bundle, tuple[Verdict, ...]]:
-        """Convert to one precision, with the nodes kept that were asked for."""
+        """Convert to one precision, except for the nodes that the caller keeps in fp32."""
         graphs, kept = self._graphs(precision, self._how.keep_fp32)
         return self._pass_or_raise(precision, graphs, kept)
 
@@ -136,45 +144,48 @@ class _Converter:
         keep = set(self._how.keep_fp32)
         for _ in range(ROUNDS):
             graphs, kept = self._graphs("fp16", keep)
-            found = self._differences(graphs, "mixed")
-            if not failures_of(summarize(found), self._how.tolerances):
-                return self._pass_or_raise("mixed", graphs, kept, found)
+            compared = self._differences(graphs, "mixed")
+            if not failures_of(self._summary(compared), self._how.tolerances):
+                return self._pass_or_raise("mixed", graphs, kept, compared)
             touching = {
                 name
                 for role in self._roles
                 for name in nodes_touching(self._originals[role], self._reference[role].magnitudes, "fp16")
             }
-            keep |= touching if touching - keep else self._search(keep, found)
+            keep |= touching if touching - keep else self._search(keep, compared)
         raise GateError(f"no small set of nodes in fp32 makes it pass; tried {len(keep)} nodes")
 
-    def _search(self, keep: Collection[str], found: Found) -> frozenset[str]:
-        """Further nodes to keep, enough for the worst images."""
-        worst = sorted(found, key=lambda pair: (pair[1].finite, pair[1].iou))[:BISECT_IMAGES]
+    def _search(self, keep: Collection[str], compared: Differences) -> frozenset[str]:
+        """Return further nodes to keep, enough for the worst images."""
+        worst = sorted(compared, key=lambda pair: (pair[1].finite, pair[1].iou))[:BISECT_IMAGES]
         names = {name for name, _ in worst}
         tolerances = self._how.tolerances
         # images that fail and are not tried are left to the next round
-        rest = [pair for pair in found if pair[0] not in names and pair[1].iou >= tolerances.worst_iou]
+        rest = [pair for pair in compared if pair[0] not in names and pair[1].iou >= tolerances.worst_iou]
         photos = list(self._images.only(names))
         reference = {role: Memory(session) for role, session in self._reference.items()}
-        asked = dataclasses.replace(tolerances, min_images=1)
+        limits = dataclasses.replace(tolerances, min_images=1, required_classes=())
 
         def enough(more: frozenset[str]) -> bool:
             graphs, _ = self._graphs("fp16", {*keep, *more})
             side = Side(bundle=self._bundle, sessions=self._sessions(graphs, "mixed"))
             remembered = Side(bundle=self._bundle, sessions=reference)
             tried = differences(remembered, side, photos, min_share=tolerances.min_share)
-            return not failures_of(summarize([*rest, *tried]), asked)
+            return not failures_of(self._summary([*rest, *tried]), limits)
 
         candidates = [name for names in self._names.values() for name in names if name not in keep]
         return smallest_subset(candidates, enough, budget=BISECT_BUDGET)
 
-    def _graphs(self, precision: str, keep: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Role → converted graph, where any node is converted, and the names of the nodes that stay in fp32."""
+    def _summary(self, compared: Differences) -> Metrics:
+        return summarize(compared, self._bundle.classes)
+
+    def _graphs(self, precision: str, keep: Collection[str]) -> tuple[dict[str, onnx.ModelProto], tuple[str, ...]]:
+        """Return the graphs in which any node is converted, by role, and the names of the nodes that stay in fp32."""
         graphs, kept = {}, []
         for role in self._roles:
-            wanted = [name for name in self._names[role] if name in keep]
+            names = [name for name in self._names[role] if name in keep]
             if precision in ("fp16", "bf16"):
-                converted = in_16_bit(self._originals[role], precision, keep_fp32=wanted)  # type: ignore[arg-type]
+                converted = in_16_bit(self._originals[role], precision, keep_fp32=names)  # type: ignore[arg-type]
             else:
                 how = self._how
                 converted = in_8_bit(
@@ -182,7 +193,7 @@ class _Converter:
                     role,
                     precision,  # type: ignore[arg-type]
                     how.calibration or self._images,
-                    keep_fp32=wanted,
+                    keep_fp32=names,
                     method=how.method,
                     symmetric=how.symmetric,
                     threads=how.threads,
@@ -195,9 +206,9 @@ class _Converter:
         return graphs, tuple(kept)
 
     def _sessions(
-        self, graphs: Mapping[str, Any], precision: str, artifacts: Mapping[str, str] | None = None
+        self, graphs: Mapping[str, onnx.ModelProto], precision: str, artifacts: Mapping[str, str] | None = None
     ) -> dict[str, GraphSession]:
-        """What runs the candidate: the reference itself for roles that are not converted."""
+        """Open the candidate's sessions: the reference itself for roles that are not converted."""
         sessions = dict(self._reference)
         for role, graph in graphs.items():
             sessions[role] = GraphSession(
@@ -210,30 +221,39 @@ class _Converter:
             )
         return sessions
 
-    def _differences(self, graphs: Mapping[str, Any], precision: str) -> Found:
+    def _differences(self, graphs: Mapping[str, onnx.ModelProto], precision: str) -> Differences:
         reference = Side(bundle=self._bundle, sessions=self._reference)
         candidate = Side(bundle=self._bundle, sessions=self._sessions(graphs, precision))
         return differences(reference, candidate, self._images, min_share=self._how.tolerances.min_share)
 
     def _pass_or_raise(
-        self, precision: str, graphs: Mapping[str, Any], kept: tuple[str, ...], found: Found | None = None
+        self,
+        precision: str,
+        graphs: Mapping[str, onnx.ModelProto],
+        kept: tuple[str, ...],
+        compared: Differences | None = None,
     ) -> tuple[Bundle, tuple[Verdict, ...]]:
-        """Judge the graphs and write them with their verdicts; nothing is left of them where they fail."""
+        """Judge the graphs and write them with their verdicts; if they fail, nothing is written."""
         bundle = self._bundle
-        found = self._differences(graphs, precision) if found is None else found
+        compared = self._differences(graphs, precision) if compared is None else compared
         with tempfile.TemporaryDirectory(dir=bundle.path, prefix=".conversion-") as folder:
             staging, entries = Path(folder), []
             for role, graph in graphs.items():
                 entries += save_graph(graph, staging, bundle.file(role), precision, kept)
             artifacts = {entry.role: entry.sha256 for entry in entries if entry.role in graphs}
+            reference = Side(bundle=bundle, sessions=self._reference)
             verdicts = verdicts_of(
-                Side(bundle=bundle, sessions=self._reference),
+                reference,
                 Side(bundle=bundle, sessions=self._sessions(graphs, precision, artifacts)),
-                summarize(found),
+                self._summary(compared),
                 self._how.tolerances,
-                emulated=precision not in ("int8", "fp8"),
-                faults=self._faults(precision),
-                kept_fp32=kept,
+                batch=batch_size(reference, list(islice(self._images, 2))),
+                findings=Findings(
+                    emulated=precision not in ("int8", "fp8"),
+                    faults=self._faults(precision),
+                    warnings=self._warnings(precision),
+                    kept_fp32=kept,
+                ),
             )
             require_pass(*verdicts)
             for entry in entries:
@@ -246,16 +266,34 @@ class _Converter:
         return converted, verdicts
 
     def _faults(self, precision: str) -> tuple[str, ...]:
-        """What is known of nodes whose values the precision cannot hold."""
+        """Describe the nodes whose values the precision cannot hold."""
         if precision not in LARGEST:
             return ()
         lines = []
         for role in self._roles:
-            beyond = beyond_range(self._originals[role], self._reference[role].magnitudes, precision)
+            beyond = magnitudes_beyond(self._originals[role], self._reference[role].magnitudes, LARGEST[precision])
             for name, largest in list(beyond.items())[:5]:
                 lines.append(
                     f"the node {name} makes values up to {largest:.3g}, beyond {LARGEST[precision]:.5g} of {precision}"
                 )
             if len(beyond) > 5:
                 lines.append(f"and {len(beyond) - 5} more nodes do")
+        return tuple(lines)
+
+    def _warnings(self, precision: str) -> tuple[str, ...]:
+        """Describe the tensor closest to the limit of fp16's range, if it is close and within."""
+        if precision not in ("fp16", "mixed"):
+            return ()
+        limit = LARGEST["fp16"]
+        lines = []
+        for role in self._roles:
+            close = magnitudes_beyond(self._originals[role], self._reference[role].magnitudes, limit / CLOSE)
+            within = {name: largest for name, largest in close.items() if largest <= limit}
+            if within:
+                name, largest = max(within.items(), key=lambda pair: pair[1])
+                more = f" (and {len(within) - 1} more nodes)" if len(within) > 1 else ""
+                lines.append(
+                    f"the node {name} makes values up to {largest:.3g}{more}, within a factor of {CLOSE:g} of fp16's "
+                    f"limit of {limit:.5g}: another image may overflow"
+                )
         return tuple(lines)

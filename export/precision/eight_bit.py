@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,13 @@ from ...engine.model.bundle import Bundle
 from ...engine.runtimes.base import Session, first_line
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import ExportError, MissingPackageError, UsageError
-from ..gate.compare import GateImage, Side, prompted_masks
+from ..gate.compare import Side, prompted_masks
 from ..graph import at_least_opset, node_name
+from ..pictures import GateImage
 from .sixteen_bit import Converted
+
+if TYPE_CHECKING:
+    import onnx
 
 Precision8 = Literal["int8", "fp8"]
 Method = Literal["minmax", "percentile"]
@@ -59,21 +63,21 @@ def in_8_bit(
     Parameters
     ----------
     bundle, role, precision
-        What is converted, and to what: ``int8`` or ``fp8``.
+        The graph and the precision to convert it to: ``int8`` or ``fp8``.
     images
-        Names and (H, W, 3) uint8 RGB pixels that ranges are taken from.
+        Names and (H, W, 3) uint8 RGB pixels from which ranges are computed.
     keep_fp32
         Names of nodes that are not quantized.
     method
-        How an int8 activation's range follows from what was seen: ``minmax`` all of it, ``percentile`` all but the
-        last 0.01 % on either side. (ONNX Runtime's entropy method gives what minmax gives.)
+        Range of an int8 activation: ``minmax`` covers every observed value, ``percentile`` all but the last 0.01 % on
+        either side. (ONNX Runtime's entropy method chooses the same ranges as minmax.)
     symmetric
-        Ranges around 0, which TensorRT asks for; without, activations are uint8 with a zero point of their own.
+        Ranges around 0, which TensorRT requires; without it, activations are uint8 with a zero point of their own.
     threads
-        Of the session that makes a decoder's inputs.
+        Threads of the session that computes a decoder's inputs.
 
     Raises :class:`MissingPackageError` for fp8 without ModelOpt, :class:`UsageError` for a name that no node has,
-    :class:`ExportError` where the quantizer fails.
+    :class:`ExportError` if the quantizer fails.
     """
     if precision not in PRECISIONS_8:
         raise UsageError(f"an 8-bit precision is one of {', '.join(PRECISIONS_8)}, got {precision!r}")
@@ -103,14 +107,14 @@ def in_8_bit(
             raise ExportError(f"{path} cannot be quantized to {precision}: {first_line(error)}") from error
         model = onnx.load_model(target)
     quantized = _quantized_nodes(model)
-    kept = {name: "asked for" for name in keep_fp32}
+    kept = dict.fromkeys(keep_fp32, "kept by the caller")
     return Converted(model=model, converted=tuple(name for name in names if name in quantized), kept=kept)
 
 
 def _with_channel_scales(path: Path, folder: Path) -> Path:
-    """A copy of the graph in ``folder``, with an opset in which a weight can have a scale for each channel.
+    """Copy the graph to ``folder``, in an opset in which a weight can have a scale per channel.
 
-    A copy in any case: ModelOpt writes over the file that it reads.
+    It is always a copy, because ModelOpt overwrites the file that it reads.
     """
     import onnx
 
@@ -139,7 +143,7 @@ def _quantize_int8(
             return next(feeds, None)
 
     prepared = target.with_name("prepared.onnx")
-    # names of nodes must stay, so the graph is not optimized before
+    # node names must stay, so the graph is not optimized first
     with_shapes = partial(quant_pre_process, str(source), str(prepared), skip_optimization=True)
     try:
         with_shapes(auto_merge=True)
@@ -169,7 +173,7 @@ def _quantize_int8(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that the quantizer logs on the root logger, and the progress that it prints."""
+    """Silence the advice that the quantizer logs on the root logger, and the progress that it prints."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -201,21 +205,21 @@ def _quantize_fp8(source: Path, target: Path, feeds: Iterator[dict[str, NDArray[
 
 
 class _Recorder:
-    """A session that remembers what it was asked."""
+    """Wrap a session and record its inputs."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.kind, self.artifact = session.kind, session.artifact
         self.max_batch, self.threads = session.max_batch, session.threads
-        self.asked: list[dict[str, NDArray[Any]]] = []
+        self.recorded: list[dict[str, NDArray[Any]]] = []
 
     def run(self, inputs: Any) -> list[Any]:
-        self.asked.append(dict(inputs))
+        self.recorded.append(dict(inputs))
         return self._session.run(inputs)
 
 
 def _feeds(bundle: Bundle, role: str, images: Iterable[GateImage], threads: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """What a graph is asked for each image: the image, or of a decoder the points of the gate's grid."""
+    """Yield a graph's inputs for each image: the image, or for a decoder the points of the gate's grid."""
     if role != "decoder":
         for _, photo in images:
             yield {bundle.input.name: preprocess(photo, bundle.input)[0][None]}
@@ -225,11 +229,11 @@ def _feeds(bundle: Bundle, role: str, images: Iterable[GateImage], threads: int)
     side = Side(bundle=bundle, sessions={"encoder": encoder, "decoder": recorder})
     for _, photo in images:
         prompted_masks(side, photo)
-        while recorder.asked:
-            yield recorder.asked.pop()
+        while recorder.recorded:
+            yield recorder.recorded.pop()
 
 
-def _quantized_nodes(model: Any) -> set[str]:
-    """Nodes that read a dequantized tensor."""
+def _quantized_nodes(model: onnx.ModelProto) -> set[str]:
+    """Return the nodes that read a dequantized tensor."""
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     return {node_name(node) for node in model.graph.node if not dequantized.isdisjoint(node.input)}

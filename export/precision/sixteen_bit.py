@@ -5,20 +5,24 @@ TensorRT 11 builds what the graph says, so precision is written into it with Cas
     converted = in_16_bit(model, "fp16", keep_fp32={"/head/Exp"})
     converted.kept                             # node → why it stays in fp32
 
-A tensor's name always stands for its float32 form; its 16-bit form is called after it with the precision added. Node
-names stay, so that a node found at fault can be named in the original.
+A tensor's name always stands for its float32 form; its 16-bit form has the precision appended. Node names stay, so that
+a node at fault can be named in the original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..graph import LARGEST, at_least_opset, captured_names, float_tensors, node_name
+
+if TYPE_CHECKING:
+    import onnx
 
 Precision16 = Literal["fp16", "bf16"]
 
@@ -26,7 +30,7 @@ Precision16 = Literal["fp16", "bf16"]
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
 _TYPES = {"fp16": (_FLOAT16, "tensor(float16)"), "bf16": (_BFLOAT16, "tensor(bfloat16)")}
 _BF16_OPSET = 22  # the first in which Conv and the poolings take bfloat16
-# their output type stands in an attribute, or they are what changes it
+# an attribute holds their output type, or they change it
 _TYPED = frozenset(
     ("Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform")
     + ("RandomUniformLike", "Bernoulli", "Multinomial", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -37,21 +41,21 @@ _TYPED = frozenset(
 class Converted:
     """A graph in 16 bits."""
 
-    model: Any
-    """The ``onnx.ModelProto``."""
+    model: onnx.ModelProto
+    """The converted graph."""
     converted: tuple[str, ...]
-    """Names of the nodes that work in 16 bits, in the graph's order."""
+    """Names of the nodes that run in 16 bits, in the graph's order."""
     kept: Mapping[str, str]
-    """Nodes with float32 outputs that stay in fp32, and why."""
+    """Nodes with float32 outputs that stay in fp32, and the reason of each."""
 
 
-def in_16_bit(model: Any, precision: Precision16, *, keep_fp32: Collection[str] = ()) -> Converted:
-    """Convert an fp32 ``onnx.ModelProto``; the original is not changed.
+def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Collection[str] = ()) -> Converted:
+    """Convert an fp32 graph to 16 bits; the original is not changed.
 
-    ``keep_fp32`` are names of nodes, as :func:`node_name` gives them. A node stays in fp32, too, where the operator
-    knows no such type, where it holds a subgraph, and where one of its weights is beyond the precision's range. For
-    bf16 the graph is brought to opset 22, with which convolutions take it. Raises :class:`UsageError` for a name that
-    no node has, :class:`ExportError` where the graph's types cannot be inferred.
+    ``keep_fp32`` are names of nodes, as :func:`node_name` returns them. A node also stays in fp32 if its operator does
+    not support the type, if it holds a subgraph, and if one of its weights is beyond the precision's range. For bf16
+    the graph is converted to opset 22, the first whose convolutions support it. Raises :class:`UsageError` for a name
+    that no node has, :class:`ExportError` if the graph's types cannot be inferred.
     """
     import onnx
 
@@ -73,7 +77,7 @@ def in_16_bit(model: Any, precision: Precision16, *, keep_fp32: Collection[str] 
     for node in result.graph.node:
         if not any(name in graph_types for name in node.output):
             continue
-        reason = "asked for" if node_name(node) in keep_fp32 else conversion.obstacle(node)
+        reason = "kept by the caller" if node_name(node) in keep_fp32 else conversion.obstacle(node)
         if reason:
             kept[node_name(node)] = reason
     converted = conversion.rewrite(kept)
@@ -83,15 +87,15 @@ def in_16_bit(model: Any, precision: Precision16, *, keep_fp32: Collection[str] 
 class _Conversion:
     """One graph on its way to 16 bits."""
 
-    def __init__(self, model: Any, precision: Precision16, floats: frozenset[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, precision: Precision16, floats: frozenset[str]) -> None:
         self._graph, self._precision, self._floats = model.graph, precision, floats
         self._code, self._type = _TYPES[precision]
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         self._beyond: dict[str, bool] = {}
 
-    def obstacle(self, node: Any) -> str:
-        """Why a node must stay in fp32; empty where it need not."""
+    def obstacle(self, node: onnx.NodeProto) -> str:
+        """Return why a node must stay in fp32; empty if it need not."""
         if node.op_type in _TYPED:
             return "its type is given by an attribute"
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
@@ -107,13 +111,13 @@ class _Conversion:
         return ""
 
     def rewrite(self, kept: Mapping[str, str]) -> tuple[str, ...]:
-        """Rename what becomes 16-bit and cast where the two meet."""
+        """Rename tensors that become 16-bit, and insert casts between the two precisions."""
         graph = self._graph
         low: set[str] = set()
         for node in graph.node:
             if node_name(node) not in kept and any(name in self._floats for name in node.output):
                 low.update(name for name in node.output if name in self._floats)
-        wants_low, wants_full = self._wanted(kept)
+        wants_low, wants_full = self._readers(kept)
         wants_full |= {value.name for value in graph.output}
         nodes, converted = [], []
         for name in [value.name for value in graph.input]:
@@ -147,8 +151,8 @@ class _Conversion:
         del graph.value_info[:]
         return tuple(converted)
 
-    def _wanted(self, kept: Mapping[str, str]) -> tuple[set[str], set[str]]:
-        """Tensors that some node takes in 16 bits, and in float32."""
+    def _readers(self, kept: Mapping[str, str]) -> tuple[set[str], set[str]]:
+        """Return the tensors that some node reads in 16 bits, and those that some node reads in float32."""
         low: set[str] = set()
         full: set[str] = set()
         for node in self._graph.node:
@@ -159,8 +163,8 @@ class _Conversion:
             full.update(captured_names(node))
         return low, full
 
-    def _formal(self, node: Any) -> tuple[list[bool], list[bool]]:
-        """For each input and output: whether its operator takes it in this precision."""
+    def _formal(self, node: onnx.NodeProto) -> tuple[list[bool], list[bool]]:
+        """Return for each input and output of a node whether its operator supports this precision there."""
         import onnx.defs
 
         try:
@@ -170,7 +174,7 @@ class _Conversion:
         allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
 
         def takes(formal: Any, num: int) -> list[bool]:
-            # the last formal one may stand for any number
+            # the last formal parameter may stand for any number
             types = [formal[min(index, len(formal) - 1)].type_str for index in range(num)]
             return [self._type in allowed.get(name, (name,)) for name in types]
 
@@ -186,20 +190,20 @@ class _Conversion:
     def _low(self, name: str) -> str:
         return f"{name}.{self._precision}"
 
-    def _cast(self, source: str, target: str, code: int) -> Any:
+    def _cast(self, source: str, target: str, code: int) -> onnx.NodeProto:
         from onnx import helper
 
         return helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=code)
 
 
-def _array(tensor: Any) -> Any:
+def _array(tensor: onnx.TensorProto) -> NDArray[Any]:
     from onnx import numpy_helper
 
     return numpy_helper.to_array(tensor)
 
 
-def _rounded(tensor: Any, name: str, code: int) -> Any:
-    """A weight in 16 bits, rounded to nearest."""
+def _rounded(tensor: onnx.TensorProto, name: str, code: int) -> onnx.TensorProto:
+    """Round a weight to the nearest 16-bit values."""
     from onnx import helper, numpy_helper
 
     with np.errstate(over="ignore"):
@@ -207,8 +211,8 @@ def _rounded(tensor: Any, name: str, code: int) -> Any:
     return numpy_helper.from_array(small, name)
 
 
-def _lift_constants(graph: Any) -> None:
-    """Turn Constant nodes with tensors into weights, which are converted like any other."""
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes with tensors into weights, which are converted like all others."""
     from onnx import numpy_helper
 
     others = []

@@ -1,18 +1,17 @@
-"""Checkpoints in the transformers format: a local folder, or a hub id that is fetched once.
+"""Checkpoints in the transformers format: a local folder, or a hub id that is downloaded once.
 
 ::
 
     checkpoint = fetch("nvidia/segformer-b0-finetuned-ade-512-512")
     model = checkpoint.load("SegformerForSemanticSegmentation")
 
-Weights are read from safetensors. A pickle can run any code while it is read, and is refused unless asked for. Code
-that comes with a checkpoint is never run. ``HF_ENDPOINT`` names another hub.
+Weights are read from safetensors. A pickle can run any code while it is read, and is refused unless the caller allows
+it. Code that comes with a checkpoint is never run. ``HF_ENDPOINT`` names another hub.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -24,6 +23,7 @@ from typing import Any
 
 from ...engine.model.bundle import Provenance
 from ...engine.model.files import sha256
+from ...engine.model.schema import read_json_object
 from ...engine.runtimes.base import first_line
 from ...errors import ExportError, MissingPackageError, UsageError
 
@@ -33,26 +33,28 @@ _DESCRIPTIONS = (
     "README.md", "config.json", "merges.txt", "preprocessor_config.json", "processor_config.json",
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("tokenizer.model",))
+"""Sets of files, any of which makes a tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model's folder, on this disk."""
+    """A model's folder on this disk."""
 
     folder: Path
-    """Where ``config.json`` and the weights lie."""
+    """Folder of ``config.json`` and the weights."""
     config: Mapping[str, Any]
-    """What ``config.json`` says."""
+    """Contents of ``config.json``."""
     source: Provenance
     """Hub id or the folder's name, revision, hash of the weights, license."""
     pickled: bool = False
-    """Whether the weights are a pickle, which somebody asked for."""
+    """True if the weights are a pickle, which the caller allowed."""
 
     def load(self, architecture: str) -> Any:
-        """The model in fp32 and eval mode, as a class of transformers; attention is written out, not fused.
+        """Load the model in fp32 and evaluation mode, as a class of transformers, with attention that is not fused.
 
-        Raises :class:`ExportError` where it cannot be made, or the checkpoint lacks some of its weights: those would be
-        random numbers.
+        Raises :class:`ExportError` if it cannot be loaded, if the checkpoint lacks some of its weights (they would be
+        random numbers), or if a weight is not finite.
         """
         import transformers
 
@@ -67,6 +69,7 @@ class Checkpoint:
                     attn_implementation="eager",
                     use_safetensors=not self.pickled,
                     local_files_only=True,
+                    trust_remote_code=False,
                     output_loading_info=True,
                 )
             except Exception as error:
@@ -77,35 +80,50 @@ class Checkpoint:
                 f"{self.folder} lacks {len(missing)} weights of a {architecture}, {missing[0]} among them; "
                 "export a checkpoint of the whole model, head included"
             )
+        for name, weight in model.named_parameters():
+            if not weight.isfinite().all():
+                raise ExportError(f"{self.folder}: the weight {name} is not finite; the checkpoint is damaged")
         return model.eval()
 
     def tokenizer(self) -> Any:
-        """The tokenizer that lies in the folder; raises :class:`ExportError` where there is none."""
+        """Load the tokenizer in the folder; raises :class:`ExportError` if there is none.
+
+        Without its files transformers makes a tokenizer with an empty vocabulary, to which all texts are equal.
+        """
         from transformers import AutoTokenizer
 
+        if not any(all((self.folder / name).is_file() for name in names) for names in _VOCABULARIES):
+            expected = " or ".join(" and ".join(names) for names in _VOCABULARIES)
+            raise ExportError(
+                f"{self.folder} has no tokenizer files ({expected}); "
+                "class names are encoded with the model's own, so put them beside its weights"
+            )
         with _quiet():
             try:
-                return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+                return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
             except Exception as error:
                 raise ExportError(
                     f"{self.folder} has no tokenizer that can be read ({first_line(error)}); class names are encoded "
-                    "with the model's own, so its tokenizer files must lie beside its weights"
+                    "with the model's own, so put its tokenizer files beside its weights"
                 ) from error
 
     def preprocessor(self) -> tuple[dict[str, Any], Path]:
-        """The image processor's configuration and the file it stands in; empty where there is none."""
+        """Return the image processor's configuration, empty if there is none, and its file."""
         path = self.folder / "preprocessor_config.json"
         if path.is_file():
             return _read_json(path), path
         path = self.folder / "processor_config.json"
-        return (_read_json(path).get("image_processor", {}) if path.is_file() else {}), path
+        config = _read_json(path).get("image_processor", {}) if path.is_file() else {}
+        if not isinstance(config, dict):
+            raise UsageError(f"{path}: image_processor must be an object, got {type(config).__name__}")
+        return config, path
 
 
 def fetch(model: str, *, revision: str | None = None, allow_pickle: bool = False, license: str = "") -> Checkpoint:
-    """The checkpoint in the folder ``model``, or on the hub under the id ``model``, fetched into the hub's cache.
+    """Open the checkpoint in the folder ``model``, or download it from the hub into the hub's cache.
 
-    Raises :class:`UsageError` where ``model`` is neither, :class:`ExportError` where the hub cannot be reached, does
-    not have it, or where there are no weights that may be read.
+    Raises :class:`UsageError` if ``model`` is neither a folder nor a hub id, :class:`ExportError` if the hub cannot be
+    reached or does not have it, or if there are no weights that may be read.
     """
     for name in ("torch", "transformers", "safetensors"):
         try:
@@ -164,13 +182,13 @@ def _download(model: str, revision: str | None, pickles: tuple[str, ...]) -> Pat
 
 
 def _weights(folder: Path, model: str, allow_pickle: bool) -> tuple[list[Path], bool]:
-    """The files with the weights, and whether they are pickles."""
+    """Return the files with the weights, and True if they are pickles."""
     for patterns in (_SAFE, _PICKLED):
-        found = sorted(path for pattern in patterns[:2] for path in folder.glob(pattern))
-        if found and patterns is _PICKLED and not allow_pickle:
+        files = sorted(path for pattern in patterns[:2] for path in folder.glob(pattern))
+        if files and patterns is _PICKLED and not allow_pickle:
             break
-        if found:
-            return found, patterns is _PICKLED
+        if files:
+            return files, patterns is _PICKLED
     raise ExportError(
         f"{model} has no weights as safetensors ({_SAFE[0]}); a pickle ({_PICKLED[0]}) can run any code while it is "
         "read: convert it, or trust its author with --allow-pickle"
@@ -178,13 +196,13 @@ def _weights(folder: Path, model: str, allow_pickle: bool) -> tuple[list[Path], 
 
 
 def _joint_sha256(files: list[Path]) -> str:
-    """The file's hash, or of several files the hash of their hashes in the order of their names."""
+    """Return the file's hash, or for several files the hash of their hashes in the order of their names."""
     digests = [sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _license(card: Path) -> str:
-    """The license that a model card's header names, else nothing."""
+    """Return the license that a model card's header names, or an empty text."""
     if not card.is_file():
         return ""
     match = re.search(r"^license:[ \t]*(\S+)[ \t]*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
@@ -193,17 +211,14 @@ def _license(card: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return read_json_object(path)
+    except FileNotFoundError as error:
         raise UsageError(f"cannot read {path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path} must hold a JSON object, got {type(raw).__name__}")
-    return raw
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' remarks and progress bars; what matters is raised."""
+    """Silence transformers' remarks and progress bars; errors are raised."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

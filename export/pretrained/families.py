@@ -1,4 +1,4 @@
-"""Foundation models of transformers, each with its post-processing folded into the graph.
+"""Export foundation models of transformers, each with its post-processing folded into the graph.
 
 ::
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from ...engine.model.bundle import Bundle, Provenance
 from ...errors import UsageError
-from ..gate.compare import GateImage
+from ..pictures import GateImage
 from .checkpoint import Checkpoint, fetch
-from .folded import Choices, Folded
+from .folded import Choices, Folded, class_names, preprocessing
 from .torch_module import bundle_from_module
 
 __all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_folded", "bundle_from_pretrained", "family_of", "fold"]
@@ -43,7 +43,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "efficientnet": ("classifier", "EfficientNetForImageClassification"),
     "vit": ("classifier", "ViTForImageClassification"),
 }
-"""Family → the module here that has its function, and the class of transformers that it is loaded as."""
+"""Family → the module here with its function, and the class of transformers that loads it."""
 
 
 def bundle_from_pretrained(
@@ -59,11 +59,11 @@ def bundle_from_pretrained(
 ) -> Bundle:
     """Export a model from a local folder or the hub to a new bundle in ``folder``.
 
-    ``family`` is one of :data:`FAMILIES`; found from the checkpoint's configuration where left out. ``images`` are
-    what the export is compared on (see :func:`.torch.bundle_from_module`).
+    ``family`` is one of :data:`FAMILIES`; by default it follows from the checkpoint's configuration. The export is
+    compared with the model on ``images`` (see :func:`.torch_module.bundle_from_module`).
 
-    Raises :class:`UsageError` for choices that the model does not have, :class:`ExportError` where it cannot be
-    fetched, read or exported, :class:`GateError` where the graph is not the model.
+    Raises :class:`UsageError` for choices that the model does not have, :class:`ExportError` if it cannot be
+    downloaded, read or exported, :class:`GateError` if the graph differs from the model.
     """
     if Path(folder).exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
@@ -73,13 +73,20 @@ def bundle_from_pretrained(
 
 
 def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None) -> Folded:
-    """A checkpoint's model with its post-processing folded in, as :func:`bundle_from_pretrained` exports it."""
+    """Load a checkpoint's model and fold its post-processing in, as :func:`bundle_from_pretrained` exports it.
+
+    Its preprocessing and class names are checked before the weights are read.
+    """
     family = family or family_of(checkpoint)
     if family not in FAMILIES:
         raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     module, architecture = FAMILIES[family]
+    steps = preprocessing(checkpoint, choices)
+    if module not in ("texts", "sam"):
+        class_names(checkpoint, choices)
     function = getattr(importlib.import_module(f".{module}", __package__), family)
-    return function(checkpoint, checkpoint.load(architecture), choices)
+    folded = function(checkpoint, checkpoint.load(architecture), choices)
+    return dataclasses.replace(folded, reduced_labels=steps.reduced_labels)
 
 
 def bundle_from_folded(
@@ -89,19 +96,20 @@ def bundle_from_folded(
     source: Provenance,
     images: Iterable[GateImage] | None = None,
 ) -> Bundle:
-    """Export what :func:`fold` gave; the errors are those of :func:`.torch.bundle_from_module`."""
+    """Export the result of :func:`fold`; raises the errors of :func:`.torch_module.bundle_from_module`."""
     arguments: dict[str, Any] = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
     return bundle_from_module(arguments.pop("module"), folder, **arguments, source=source, images=images)
 
 
 def family_of(checkpoint: Checkpoint) -> str:
-    """The family of a checkpoint, from the architecture its configuration names."""
-    named = checkpoint.config.get("architectures") or ()
+    """Return the family of a checkpoint from the architecture in its configuration."""
+    listed = checkpoint.config.get("architectures")
+    named = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     for family, (_, architecture) in FAMILIES.items():
         if architecture in named:
             return family
-    found = ", ".join(named) or "none"
+    architectures = ", ".join(named) or "none"
     raise UsageError(
-        f"{checkpoint.folder} is of no family that can be exported (its architecture: {found}; "
+        f"{checkpoint.folder} is of no family that can be exported (its architecture: {architectures}; "
         f"families: {', '.join(FAMILIES)}); choose one with --family, or export it with bundle_from_module"
     )

@@ -1,14 +1,16 @@
-"""What every family gives to the exporter, and what they share in reading a checkpoint's description."""
+"""Pass a family's model to the exporter, and read the description that comes with a checkpoint."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...engine.model.bundle import InputSpec, OutputSpec, PromptSpec, Task
+from ...engine.model.bundle import InputSpec, OutputSpec, PromptSpec, ResizeFilter, Task, check_class_names
 from ...errors import UsageError
-from ..adopt.semantic import preprocessing_of
+from ..adopt.preprocessing import PIL_FILTERS, Preprocessing, preprocessing_of
+from ..adopt.semantic import BACKGROUND
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -20,42 +22,77 @@ Masks = Literal["all", "best"]
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the caller decides about an export; None is what the checkpoint says."""
+    """Options of an export; with None the checkpoint decides."""
 
     classes: tuple[str, ...] | None = None
-    """Class names: of a model that takes text what it is asked for, of another model new names for its classes."""
+    """Class names: the prompts of a model that takes text, or new names for the classes of another model."""
     background: str | None = None
-    """Name of the background class. Models made of masks and texts get that class, first, where they have none."""
+    """Name of the background class. A model of mask queries or texts without it gets it as its first class, and so does
+    a model with one class.
+    """
     background_score: BackgroundScore = "rest"
-    """Score of a class so added: ``rest`` is what the best class leaves of 1, ``void`` what queries give no class."""
+    """Score of an added background: ``rest`` is 1 minus the best class, ``void`` the queries' mass on no class."""
     size: tuple[int, int] | None = None
     """(height, width) of the input in pixels."""
+    mean: tuple[float, float, float] | None = None
+    """Mean per channel, subtracted after scaling."""
+    std: tuple[float, float, float] | None = None
+    """Divisor per channel."""
+    resize_filter: ResizeFilter | None = None
+    """Interpolation filter of the resize."""
     template: str = "a photo of a {}."
-    """The sentence that a class name stands in, for models that take text."""
+    """Sentence around a class name, for models that take text."""
     masks: Masks = "all"
-    """Masks that a prompt gives: all of them, or the one that the model thinks best."""
+    """Masks per prompt: all of them, or the one with the best predicted IoU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """A model with its post-processing folded in, ready to be exported: arguments of ``bundle_from_module``."""
+    """A model with its post-processing folded in: the arguments of ``bundle_from_module``."""
 
     module: nn.Module
     """(N, 3, H, W) float32 → the outputs, or those of the encoder."""
     decoder: nn.Module | None = None
     """The second graph of a promptable model."""
     task: Task
-    """What the graphs compute."""
+    """Kind of output that the graphs compute."""
     input: InputSpec
     """How an image becomes the input."""
     outputs: tuple[OutputSpec, ...]
-    """What the outputs mean."""
+    """Meaning of the outputs."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the class axis."""
     background: str | None = None
     """Name of the background class."""
+    reduced_labels: bool = False
+    """See :class:`maskmill.engine.model.bundle.Bundle`."""
     prompt: PromptSpec | None = None
-    """How a promptable model is prompted."""
+    """Prompts of a promptable model."""
+
+
+def preprocessing(checkpoint: Checkpoint, choices: Choices) -> Preprocessing:
+    """Read the checkpoint's image processor, with the choices in place of its values.
+
+    Resizes that depend on the image's shape (shortest edge, center crop) become a stretch to a square of that edge,
+    since labels need the whole image at one size. Raises :class:`UsageError` if the processor is missing or its steps
+    cannot be expressed.
+    """
+    config, path = checkpoint.preprocessor()
+    if not config:
+        raise UsageError(
+            f"{checkpoint.folder} has no preprocessor_config.json, so it is not known how an image becomes its input; "
+            "put the model's own beside its weights"
+        )
+    changed: dict[str, Any] = {"size": _whole_image(config), "do_center_crop": False}
+    if choices.mean is not None:
+        changed["image_mean"] = list(choices.mean)
+    if choices.std is not None:
+        changed["image_std"] = list(choices.std)
+    if choices.resize_filter is not None:
+        changed["resample"] = {name: number for number, name in PIL_FILTERS.items()}[choices.resize_filter]
+    steps = preprocessing_of({**config, **changed}, path)
+    given = {name: getattr(choices, name) for name in ("mean", "std") if getattr(choices, name) is not None}
+    return dataclasses.replace(steps, fields={**steps.fields, **given})
 
 
 def image_input(
@@ -66,49 +103,73 @@ def image_input(
     dynamic: bool = False,
     multiple: int = 1,
 ) -> InputSpec:
-    """The input as the checkpoint's image processor prepares it.
+    """Describe the input as the checkpoint's image processor prepares it; see :func:`preprocessing`.
 
-    ``fixed`` is the one (height, width) that the model takes. Resizes that depend on the image's shape (shortest edge,
-    center crop) become a stretch to a square of that edge, since labels need the whole image at one size.
-
-    Raises :class:`UsageError` where the checkpoint does not say how, or the size asked for cannot be had.
+    ``fixed`` is the one (height, width) that the model takes. Raises :class:`UsageError` if the checkpoint does not say
+    how images are prepared, or if the requested size is not possible.
     """
-    config, path = checkpoint.preprocessor()
-    if not config:
-        raise UsageError(
-            f"{checkpoint.folder} has no preprocessor_config.json, so it is not known how an image becomes its input; "
-            "put the model's own beside its weights"
-        )
-    fields, size = preprocessing_of({**config, "size": _whole_image(config), "do_center_crop": False}, path)
+    steps = preprocessing(checkpoint, choices)
     if choices.size is not None and fixed not in (None, choices.size):
         raise UsageError(f"the model takes {fixed[0]}x{fixed[1]} images only, not {choices.size[0]}x{choices.size[1]}")
-    height, width = fixed or choices.size or size or (None, None)
+    height, width = fixed or choices.size or steps.size or (None, None)
     if height is None or width is None:
-        raise UsageError(f"{path} does not say to which size images are brought; give --size HEIGHTxWIDTH")
-    return InputSpec(name="image", height=height, width=width, dynamic=dynamic, multiple=multiple, **fields)
+        raise UsageError(f"{checkpoint.folder} does not say to which size images are brought; give --size HEIGHTxWIDTH")
+    return InputSpec(name="image", height=height, width=width, dynamic=dynamic, multiple=multiple, **steps.fields)
 
 
 def class_names(checkpoint: Checkpoint, choices: Choices) -> tuple[str, ...]:
-    """Names of the classes that the model was trained on, unique; the caller's instead where there are as many."""
-    labels = checkpoint.config.get("id2label") or {index: f"LABEL_{index}" for index in range(2)}
-    own = [str(name) for _, name in sorted((int(index), name) for index, name in labels.items())]
+    """Return the names of the classes that the model was trained on, or the caller's in their place.
+
+    Raises :class:`UsageError` if the checkpoint names no classes, if its names make no list, or if the caller gives
+    another number of them.
+    """
+    config = checkpoint.config
+    labels = config.get("id2label")
+    if labels is None:
+        if choices.classes is None:
+            raise UsageError(
+                f"{checkpoint.folder}/config.json names no classes (id2label is missing); give them with --classes FILE"
+            )
+        own = [""] * config.get("num_labels", 2)
+    else:
+        own = _label_list(labels, f"{checkpoint.folder}/config.json")
     if choices.classes is not None:
         if len(choices.classes) != len(own):
             raise UsageError(f"the model has {len(own)} classes, {len(choices.classes)} names are given")
+        check_class_names(choices.classes)
         return choices.classes
     # ImageNet's list has two cranes
-    return tuple(f"{name} ({index})" if own.count(name) > 1 else name for index, name in enumerate(own))
+    names = tuple(f"{name} ({index})" if own.count(name) > 1 else name for index, name in enumerate(own))
+    check_class_names(names)
+    return names
 
 
-def with_background(classes: tuple[str, ...], choices: Choices) -> tuple[tuple[str, ...], BackgroundScore | None]:
-    """The classes with the background first where it has to be added, and the score it then gets."""
-    if choices.background is None or choices.background in classes:
-        return classes, None
-    return (choices.background, *classes), choices.background_score
+def _label_list(labels: object, path: str) -> list[str]:
+    """Return the names of ``id2label`` in the order of their indices."""
+    if not isinstance(labels, Mapping) or not labels or not all(str(index).isdecimal() for index in labels):
+        raise UsageError(f"{path}: id2label must map class indices to names, got {labels!r:.80}; give --classes FILE")
+    names = {int(index): name for index, name in labels.items()}
+    missing = [index for index in range(len(names)) if index not in names]
+    if missing:
+        raise UsageError(f"{path}: id2label leaves out class {missing[0]} of {len(names)}; give --classes FILE")
+    return [names[index] if isinstance(names[index], str) else "" for index in range(len(names))]
+
+
+def with_background(
+    classes: tuple[str, ...], choices: Choices
+) -> tuple[tuple[str, ...], str | None, BackgroundScore | None]:
+    """Return the classes, the name of the background, and the score of a background that is added in front.
+
+    A model with one class always gets a background, since its class competes with nothing else.
+    """
+    background = choices.background or (BACKGROUND if len(classes) == 1 else None)
+    if background is None or background in classes:
+        return classes, background, None
+    return (background, *classes), background, choices.background_score
 
 
 def _whole_image(config: Mapping[str, Any]) -> Any:
     size = config.get("size")
-    if isinstance(size, Mapping) and "shortest_edge" in size:
+    if isinstance(size, Mapping) and size.get("shortest_edge") is not None:
         return {"height": size["shortest_edge"], "width": size["shortest_edge"]}
     return size

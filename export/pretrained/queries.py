@@ -1,14 +1,15 @@
-"""Models that answer with masks and a class for each: Mask2Former, OneFormer, EoMT. Queries are folded to class scores.
+"""Export models of mask queries, Mask2Former, OneFormer and EoMT, with the queries folded into class scores.
 
-A query says how likely each class is, or none (void), and how likely each pixel is in its mask. The score of a class at
-a pixel is the sum over queries of the product, as SEEM and Mask2Former infer semantic maps (arXiv 2112.01527 §3.4). It
-is not normalized over classes and may exceed 1, so the output's activation is ``none``.
+A query gives a probability for each class and for none (void), and for each pixel of its mask. The score of a class at
+a pixel is the sum of their products over the queries, as SEEM and Mask2Former infer semantic maps (arXiv 2112.01527
+§3.4). It is not normalized over classes and may exceed 1, so the output's activation is ``none``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...engine.model.bundle import OutputSpec
 from ...errors import ExportError
@@ -16,12 +17,15 @@ from .checkpoint import Checkpoint
 from .folded import BackgroundScore, Choices, Folded, class_names, image_input, with_background
 from .torch_module import as_module
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def class_scores(class_logits: Any, mask_logits: Any, background: BackgroundScore | None = None) -> Any:
-    """Queries to scores: (N, Q, C + 1) with void last, (N, Q, h, w) → (N, C, h, w), [0, Q].
 
-    With ``background`` a channel comes first: ``rest`` is max(0, 1 - the best class), ``void`` the sum over queries of
-    void x mask.
+def class_scores(class_logits: Tensor, mask_logits: Tensor, background: BackgroundScore | None = None) -> Tensor:
+    """Fold queries into scores: (N, Q, C + 1) with void last, (N, Q, h, w) → (N, C, h, w), [0, Q].
+
+    With ``background`` a channel is added in front: ``rest`` is max(0, 1 - the best class), ``void`` the sum over
+    queries of void x mask.
     """
     import torch
 
@@ -36,12 +40,12 @@ def class_scores(class_logits: Any, mask_logits: Any, background: BackgroundScor
 
 
 def mask2former(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
-    """Mask2Former (arXiv 2112.01527), at a fixed size."""
+    """Fold Mask2Former (arXiv 2112.01527), at a fixed size."""
     return _folded(checkpoint, model, choices, _scores)
 
 
 def oneformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
-    """OneFormer (arXiv 2211.06220), asked for its semantic task, at a fixed size."""
+    """Fold OneFormer (arXiv 2211.06220) in its semantic task, at a fixed size."""
     tokens = checkpoint.tokenizer()(
         "the task is semantic", padding="max_length", truncation=True, max_length=model.config.task_seq_len,
         return_tensors="pt",
@@ -50,26 +54,26 @@ def oneformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
 
 
 def eomt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
-    """EoMT (arXiv 2503.19108) at its fixed size, the whole image at once rather than in square windows."""
+    """Fold EoMT (arXiv 2503.19108) at its fixed size; it takes the whole image at once, not square windows of it."""
     chances = [float(chance) for chance in model.attn_mask_probs]
     if any(0 < chance < 1 for chance in chances):
         raise ExportError(
             f"{checkpoint.folder} was saved in the middle of training: it masks attention by chance ({chances}); "
             "export the final checkpoint, whose chances are 0 or 1"
         )
-    # plain numbers, since a graph cannot branch on a tensor
+    # plain numbers: a graph cannot branch on a tensor
     del model.attn_mask_probs
     model.attn_mask_probs = chances
     side = model.config.image_size
     return _folded(checkpoint, model, choices, _scores, fixed=(side, side))
 
 
-def _scores(model: Any, image: Any, *, background: BackgroundScore | None) -> Any:
+def _scores(model: Any, image: Tensor, *, background: BackgroundScore | None) -> Tensor:
     output = model(pixel_values=image)
     return class_scores(output.class_queries_logits, output.masks_queries_logits, background)
 
 
-def _scores_of_task(model: Any, image: Any, *, background: BackgroundScore | None, task: Any) -> Any:
+def _scores_of_task(model: Any, image: Tensor, *, background: BackgroundScore | None, task: Tensor) -> Tensor:
     output = model(pixel_values=image, task_inputs=task.expand(image.shape[0], -1))
     return class_scores(output.class_queries_logits, output.masks_queries_logits, background)
 
@@ -78,17 +82,17 @@ def _folded(
     checkpoint: Checkpoint,
     model: Any,
     choices: Choices,
-    forward: Any,
+    forward: Callable[..., Tensor],
     *,
     fixed: tuple[int, int] | None = None,
     **constants: Any,
 ) -> Folded:
-    classes, background = with_background(class_names(checkpoint, choices), choices)
+    classes, background, score = with_background(class_names(checkpoint, choices), choices)
     return Folded(
-        module=as_module(partial(forward, background=background, **constants), model),
+        module=as_module(partial(forward, background=score, **constants), model),
         task="semantic",
         input=image_input(checkpoint, choices, fixed=fixed),
         outputs=(OutputSpec(name="scores", activation="none"),),
         classes=classes,
-        background=choices.background,
+        background=background,
     )

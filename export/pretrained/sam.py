@@ -1,42 +1,45 @@
-"""Segment Anything, 1 and 2: an encoder, and a decoder that takes prompts of several images in one call."""
+"""Export Segment Anything, 1 and 2: an encoder, and a decoder that takes prompts of several images in one call."""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...engine.model.bundle import OutputSpec, PromptSpec
 from .checkpoint import Checkpoint
-from .folded import Choices, Folded, image_input
+from .folded import Choices, Folded, Masks, image_input
 from .torch_module import as_module
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sam(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
-    """SAM (arXiv 2304.02643) at its fixed size."""
+    """Fold SAM (arXiv 2304.02643) at its fixed size."""
     return _folded(checkpoint, model, choices, encode, ["embedding"], model.config.vision_config.image_size)
 
 
 def sam2(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
-    """SAM 2 (arXiv 2408.00714) on single images, at its fixed size; three embeddings, the finest first."""
+    """Fold SAM 2 (arXiv 2408.00714) on single images, at its fixed size; three embeddings, the finest first."""
     names = [f"embedding_{level}" for level in range(len(model.backbone_feature_sizes))]
     return _folded(checkpoint, model, choices, encode2, names, model.config.prompt_encoder_config.image_size)
 
 
-def encode(model: Any, image: Any) -> Any:
-    """SAM's image embedding (N, D, h, w)."""
+def encode(model: Any, image: Tensor) -> Tensor:
+    """Return SAM's image embedding (N, D, h, w)."""
     return model.vision_encoder(image).last_hidden_state
 
 
-def encode2(model: Any, image: Any) -> tuple[Any, ...]:
-    """SAM 2's image embeddings, as its own ``get_image_embeddings`` makes them for a single image."""
+def encode2(model: Any, image: Tensor) -> tuple[Tensor, ...]:
+    """Return SAM 2's image embeddings as its own ``get_image_embeddings`` computes them for a single image."""
     finest, fine, coarse = model.vision_encoder(image).fpn_hidden_states
     coarse = coarse + model.no_memory_embedding.reshape(1, -1, 1, 1)
     return model.mask_decoder.conv_s0(finest), model.mask_decoder.conv_s1(fine), coarse
 
 
-def embed_prompts(encoder: Any, points: Any, labels: Any) -> Any:
-    """Points (N, P, 2) in input pixels and labels (N, P) → tokens (N, 1, P, D); padding is a token of its own."""
+def embed_prompts(encoder: Any, points: Tensor, labels: Tensor) -> Tensor:
+    """Embed points (N, P, 2) in input pixels and labels (N, P) as tokens (N, 1, P, D); padding has its own token."""
     import torch
 
     learned = encoder.point_embed
@@ -49,15 +52,15 @@ def embed_prompts(encoder: Any, points: Any, labels: Any) -> Any:
     return tokens
 
 
-def decode(model: Any, *inputs: Any, masks: Literal["all", "best"]) -> tuple[Any, Any]:
-    """Embeddings, points and labels → low-resolution mask logits (N, M, h, w) and predicted IoUs (N, M).
+def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+    """Decode embeddings, points and labels into low-resolution mask logits (N, M, h, w) and predicted IoUs (N, M).
 
-    ``all`` gives the masks for ambiguous prompts, from part to whole; ``best`` the one with the largest predicted IoU.
+    ``all`` returns the masks of an ambiguous prompt, from part to whole; ``best`` the one with the best predicted IoU.
     """
     import torch
 
     *finer, embedding, points, labels = inputs
-    found = model.mask_decoder(
+    decoded = model.mask_decoder(
         image_embeddings=embedding,
         image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(points.shape[0], -1, -1, -1),
         sparse_prompt_embeddings=embed_prompts(model.prompt_encoder, points, labels),
@@ -65,7 +68,7 @@ def decode(model: Any, *inputs: Any, masks: Literal["all", "best"]) -> tuple[Any
         multimask_output=True,
         **({"high_resolution_features": finer} if finer else {}),
     )
-    logits, ious = found[0].squeeze(1), found[1].squeeze(1)
+    logits, ious = decoded[0].squeeze(1), decoded[1].squeeze(1)
     if masks == "all":
         return logits, ious
     best = ious.argmax(1, keepdim=True)

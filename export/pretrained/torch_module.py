@@ -12,8 +12,9 @@
         background="background",
     )
 
-A promptable bundle takes its encoder as ``module`` and its decoder as ``decoder``. Graphs come from torch's dynamo
-exporter with a free batch axis; the fp32 file must give what the module gives (:mod:`.parity`), or nothing is written.
+A promptable bundle has its encoder as ``module`` and its decoder as ``decoder``. Graphs come from torch's dynamo
+exporter with a free batch axis; the outputs of the fp32 file must equal the module's (:mod:`..gate.parity`), or nothing
+is written.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Task
-from ...engine.runtimes.base import first_line
+from ...engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Role, Task
+from ...engine.runtimes.base import Session, first_line
 from ...errors import ExportError, MissingPackageError, SessionError, UsageError
-from ..gate.compare import GateImage
 from ..gate.parity import prove
 from ..graph import load_checked
+from ..pictures import GateImage
 from ..staging import model_file, staged
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ OPSET = 20
 """ONNX operator set of every exported graph."""
 
 MAX_FILE_BYTES = 2**31 - 2**24
-"""Weights beyond this go to a file of their own: a protobuf message ends at 2 GiB."""
+"""Size of the weights above which they get a file of their own: a protobuf message ends at 2 GiB."""
 
-# the sizes traced with; the comparison runs others, so an axis that the exporter froze is found
+# sizes of the traced example; the comparison runs others, so that an axis that the exporter froze shows
 _TRACED_BATCH, _TRACED_POINTS = 2, 4
 
 
@@ -61,6 +62,7 @@ def bundle_from_module(
     outputs: Sequence[OutputSpec],
     classes: Sequence[str] = (),
     background: str | None = None,
+    reduced_labels: bool = False,
     decoder: nn.Module | None = None,
     prompt: PromptSpec | None = None,
     source: Provenance | None = None,
@@ -71,26 +73,26 @@ def bundle_from_module(
     Parameters
     ----------
     module
-        (N, 3, H, W) float32, prepared as ``input`` says → one tensor, or a tuple in the order of ``outputs``. Of a
-        promptable model the encoder. Put into eval mode.
+        (N, 3, H, W) float32, prepared as ``input`` says → one tensor, or a tuple in the order of ``outputs``. For a
+        promptable model the encoder. It is set to evaluation mode.
     folder
         The bundle's folder, which must not exist yet.
-    task, input, outputs, classes, prompt, source
-        As in :class:`Bundle`. With ``input.dynamic`` heights and widths that are multiples of ``input.multiple`` are
-        exported as free axes. Where ``source`` has no hash of the weights, it is taken from the module; torch and
-        the opset are added to its ``exporter``.
+    task, input, outputs, classes, reduced_labels, prompt, source
+        As in :class:`Bundle`. With ``input.dynamic``, heights and widths that are multiples of ``input.multiple`` are
+        exported as free axes. If ``source`` has no hash of the weights, the module's is used; torch and the opset are
+        added to its ``exporter``.
     background
-        Name of the background class, where there is one.
+        Name of the background class, if any.
     decoder
-        Of a promptable model: called with the embeddings in the order of ``outputs``, points (N, P, 2) and labels
-        (N, P), float32, as :class:`PromptSpec` says for ``batched``; gives the other outputs in their order.
+        Decoder of a promptable model: called with the embeddings in the order of ``outputs``, points (N, P, 2) and
+        labels (N, P), float32, as :class:`PromptSpec` says for ``batched``; returns the other outputs in their order.
     images
-        Names and (H, W, 3) uint8 RGB pixels of photos that the comparison runs on, such as a
-        :class:`.gate.GateImages`; iterated over twice. Made-up pictures where None.
+        Names and (H, W, 3) uint8 RGB pixels of photos to compare on, such as a :class:`..gate.judge.GateImages`; they
+        are iterated over twice. Generated pictures if None.
 
-    Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` where torch cannot
-    export the module, :class:`SessionError` where the module itself fails on a batch of 1 or 4, :class:`GateError`
-    where the graph's output is not the module's.
+    Raises :class:`UsageError` for a specification that contradicts itself, :class:`ExportError` if torch cannot export
+    the module, :class:`SessionError` if the module itself fails on a batch of 1 or 4, :class:`GateError` if the graph's
+    output differs from the module's.
     """
     _require_torch()
     folder = Path(folder)
@@ -100,7 +102,7 @@ def bundle_from_module(
         raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
     if (decoder is not None) != (task == "promptable"):
         raise UsageError("a promptable bundle, and no other, is exported with a decoder")
-    modules = {"model": module} if decoder is None else {"encoder": module, "decoder": decoder}
+    modules: dict[Role, nn.Module] = {"model": module} if decoder is None else {"encoder": module, "decoder": decoder}
     for part in modules.values():
         part.eval()
     source = source or Provenance()
@@ -113,6 +115,7 @@ def bundle_from_module(
             outputs=tuple(outputs),
             classes=tuple(classes),
             background=None if background is None else list(classes).index(background),
+            reduced_labels=reduced_labels,
             prompt=prompt,
             source=dataclasses.replace(
                 source,
@@ -126,13 +129,15 @@ def bundle_from_module(
             for file in _export(modules[role], args, bundle, role)
         ]
         bundle = dataclasses.replace(bundle, files=tuple(files))
-        sessions = {role: TorchSession(part, bundle.source.weights_sha256) for role, part in modules.items()}
+        sessions: dict[str, Session] = {
+            role: TorchSession(part, bundle.source.weights_sha256) for role, part in modules.items()
+        }
         prove(bundle, sessions, images).save()
     return Bundle.load(folder)
 
 
 def as_module(forward: Callable[..., Any], *models: nn.Module) -> nn.Module:
-    """The module that computes ``forward(*models, *inputs)``: a model with its post-processing folded in."""
+    """Return the module that computes ``forward(*models, *inputs)``: a model with its post-processing folded in."""
     _require_torch()
     from torch import nn
 
@@ -148,7 +153,7 @@ def as_module(forward: Callable[..., Any], *models: nn.Module) -> nn.Module:
 
 
 class TorchSession:
-    """A module behind the session protocol, on the processor: the original that conversions are compared with.
+    """Run a module behind the session protocol, on the processor, as the original in comparisons.
 
     ``artifact`` is the hash of its weights.
     """
@@ -184,14 +189,14 @@ class TorchSession:
         return f"PyTorch, cpu, fp32, {self.threads} thread(s)"
 
 
-def _example_inputs(bundle: Bundle, modules: Mapping[str, nn.Module]) -> dict[str, list[tuple[str, Any, list[str]]]]:
-    """Of each role (name, tensor, names of the leading free axes) of every input, in the order of the call."""
+def _example_inputs(bundle: Bundle, modules: Mapping[Role, nn.Module]) -> dict[Role, list[tuple[str, Any, list[str]]]]:
+    """Return (name, tensor, names of the free axes) of every input of each role, in the order of the call."""
     import torch
 
     spec = bundle.input
     image = torch.zeros(_TRACED_BATCH, 3, spec.height, spec.width)
     free = {0: "batch", 2: "height", 3: "width"} if spec.dynamic else {0: "batch"}
-    roles: dict[str, list[Any]] = {next(iter(modules)): [(spec.name, image, free)]}
+    roles: dict[Role, list[Any]] = {next(iter(modules)): [(spec.name, image, free)]}
     if "decoder" in modules:
         embeddings = TorchSession(modules["encoder"]).run(image.numpy())
         names = [output.name for output in bundle.outputs_of("encoder")]
@@ -203,7 +208,7 @@ def _example_inputs(bundle: Bundle, modules: Mapping[str, nn.Module]) -> dict[st
     return roles
 
 
-def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str) -> Iterator[ModelFile]:
+def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role) -> Iterator[ModelFile]:
     import torch
 
     names, tensors, free = zip(*inputs, strict=True)
@@ -226,7 +231,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str)
     assert program is not None
     _check_outputs(program.model.graph.outputs, bundle, role)
     for node in program.model.graph.all_nodes():
-        # where each node comes from on this machine: a third of a small file, and nobody else's business
+        # source paths of this machine: a third of a small file, and private
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     path = bundle.path / f"{role}.onnx"
@@ -238,7 +243,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: str)
 
 
 def _translations() -> dict[Any, Any]:
-    """Operators that torch leaves in a graph and does not translate: a check's condition, which nothing uses."""
+    """Translate operators that torch leaves in a graph: the condition of a check, which nothing uses."""
     import torch
     from onnxscript import INT32
     from onnxscript.onnx_opset import opset20 as op
@@ -250,23 +255,23 @@ def _translations() -> dict[Any, Any]:
 
 
 def _check_outputs(values: Sequence[Any], bundle: Bundle, role: str) -> None:
-    """The manifest must not say otherwise than the graph."""
+    """Raise :class:`UsageError` if the manifest contradicts the graph."""
     outputs = bundle.outputs_of(role)
     if len(values) != len(outputs):
         raise UsageError(f"the {role} gives {len(values)} outputs, {len(outputs)} are described")
     for output, value in zip(outputs, values, strict=True):
         if output.kind not in ("scores", "logits", "cam"):
             continue
-        found = value.shape[output.class_axis]
-        if found != len(bundle.classes):
+        num_classes = value.shape[output.class_axis]
+        if num_classes != len(bundle.classes):
             raise UsageError(
-                f"the output {output.name!r} has shape {tuple(map(str, value.shape))}, so {found} classes on axis "
-                f"{output.class_axis}; {len(bundle.classes)} class names are given (background included)"
+                f"the output {output.name!r} has shape {tuple(map(str, value.shape))}, so {num_classes} classes on "
+                f"axis {output.class_axis}; {len(bundle.classes)} class names are given (background included)"
             )
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what lies at the bottom of the exporter's chain of errors."""
+    """Return the first line of the innermost error of the exporter's chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)  # type: ignore[arg-type]
@@ -274,7 +279,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks: deprecations inside torch, packages it would like to see."""
+    """Silence the exporter's remarks: deprecations inside torch, packages that it misses."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -28,7 +28,7 @@ def resize_normalize(
     Args:
         image: HWC uint8 RGB.
         size: (H, W) of the resized image, in pixels.
-        filter: ``bilinear``, ``bicubic`` or ``area``.
+        filter: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos`` or ``area``.
         antialias: widen the filter when shrinking, as Pillow does.
         scale: factor of the pixel, before the mean.
         mean: one number or three, in the order of ``channels``.

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..plans.outputs import output
-from ..plans.pixels import axis_weights, check_resize
+from ..plans.pixels import OVERSHOOTS, axis_weights, check_resize
 from ..types import Channels, Filter, Layout
 from . import threads
 from .compiled import compiled
@@ -108,7 +108,7 @@ def resize_normalize(
     arguments = (
         *_taps(pixels.shape[1], size[1], filter, antialias),
         *_taps(pixels.shape[0], size[0], filter, antialias),
-        antialias and filter == "bicubic",
+        antialias and filter in OVERSHOOTS,
         gain.copy(),
         offset.copy(),
         planes,

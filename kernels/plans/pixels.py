@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 
@@ -17,10 +18,16 @@ def axis_weights(source: int, target: int, filter: Filter, antialias: bool) -> t
     With ``antialias``, as Pillow: the filter's support is scaled by source/target when shrinking (not when enlarging),
     taps outside the image are excluded and the other weights sum to 1. Without it, as OpenCV: two or four taps around
     the half-pixel position, taps outside the image read its edge; the cubic's parameter is -0.75 instead of -0.5.
+    ``nearest`` reads the pixel that holds the half-pixel position, with or without it.
     """
     scale = source / target
     center = (np.arange(target) + 0.5) * scale
-    if antialias:
+    if filter == "nearest":
+        # added up as Pillow does, whose rounding decides positions that lie between two pixels
+        center = np.cumsum(np.r_[scale * 0.5, np.full(target - 1, scale)])
+        taps = np.minimum(np.floor(center).astype(np.int64), source - 1)[:, None]
+        weights = np.ones((target, 1))
+    elif antialias:
         support, shape = _SHAPES[filter]
         stretch = max(scale, 1.0)
         first = np.maximum((center - support * stretch + 0.5).astype(np.int64), 0)
@@ -49,12 +56,13 @@ def check_resize(
     """Check the options of ``resize_normalize`` and return (H, W) of the result.
 
     Raises:
-        UsageError: an unknown filter, area without antialias, an empty size, or ``pad_to`` smaller than ``size``.
+        UsageError: an unknown filter, area or lanczos without antialias, an empty size, or ``pad_to`` smaller than
+            ``size``.
     """
-    if filter not in _SHAPES:
-        raise UsageError(f"filter must be one of {', '.join(_SHAPES)}, got {filter!r}")
-    if filter == "area" and not antialias:
-        raise UsageError("the area filter needs antialias: pass antialias=True")
+    if filter not in get_args(Filter):
+        raise UsageError(f"filter must be one of {', '.join(get_args(Filter))}, got {filter!r}")
+    if filter in ("area", "lanczos") and not antialias:
+        raise UsageError(f"the {filter} filter needs antialias: pass antialias=True")
     height, width = size if pad_to is None else pad_to
     if min(size) < 1 or height < size[0] or width < size[1]:
         raise UsageError(f"size {tuple(size)} must be at least 1 x 1 and fit into pad_to, got {pad_to}")
@@ -77,8 +85,12 @@ def _box(x: np.ndarray) -> np.ndarray:
     return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
 
 
+OVERSHOOTS = ("bicubic", "lanczos")
+"""Filters whose result can leave the range of the pixels they read."""
+
 _SHAPES = {
     "bilinear": (1.0, _triangle),
     "bicubic": (2.0, lambda x: _cubic(x, -0.5)),
+    "lanczos": (3.0, lambda x: np.sinc(x) * np.sinc(x / 3) * (np.abs(x) < 3)),
     "area": (0.5, _box),
 }

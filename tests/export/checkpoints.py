@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, *
                 parameter.normal_(0, gain / parameter[0].numel() ** 0.5, generator=generator)
             elif name.endswith("weight"):
                 parameter.fill_(1)
+            else:
+                parameter.normal_(0, 0.02, generator=generator)
     model.save_pretrained(folder)
     steps = {
         "do_resize": True, "size": size, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -30,6 +33,17 @@ def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, *
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(steps | preprocessor))
     return folder
+
+
+def seeded(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """The builder with every random number of its model, buffers included, from one seed."""
+
+    @wraps(build)
+    def run(folder: Path) -> Path:
+        torch.manual_seed(0)
+        return build(folder)
+
+    return run
 
 
 def square(side: int) -> dict[str, int]:
@@ -43,6 +57,7 @@ def tokenizer(folder: Path) -> None:
     CLIPTokenizer(vocab={name: index for index, name in enumerate(names)}, merges=[]).save_pretrained(folder)
 
 
+@seeded
 def segformer(folder: Path) -> Path:
     config = transformers.SegformerConfig(
         num_labels=5, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4],
@@ -51,6 +66,7 @@ def segformer(folder: Path) -> Path:
     return save(transformers.SegformerForSemanticSegmentation(config), folder, size={"height": 64, "width": 96})
 
 
+@seeded
 def upernet(folder: Path) -> Path:
     backbone = transformers.ConvNextConfig(
         hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
@@ -61,6 +77,7 @@ def upernet(folder: Path) -> Path:
     return save(transformers.UperNetForSemanticSegmentation(config), folder, size=square(96))
 
 
+@seeded
 def dpt(folder: Path) -> Path:
     config = transformers.DPTConfig(
         num_labels=5, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=64,
@@ -77,6 +94,7 @@ def swin() -> transformers.SwinConfig:
     )  # fmt: skip
 
 
+@seeded
 def mask2former(folder: Path) -> Path:
     config = transformers.Mask2FormerConfig(
         backbone_config=swin(), num_labels=5, num_queries=7, hidden_dim=32, feature_size=32, mask_feature_size=32,
@@ -85,6 +103,7 @@ def mask2former(folder: Path) -> Path:
     return save(transformers.Mask2FormerForUniversalSegmentation(config), folder, size=square(96), gain=1.0)
 
 
+@seeded
 def oneformer(folder: Path) -> Path:
     config = transformers.OneFormerConfig(
         backbone_config=swin(), num_labels=5, num_queries=7, hidden_dim=32, mask_dim=32, conv_dim=32,
@@ -96,6 +115,7 @@ def oneformer(folder: Path) -> Path:
     return save(transformers.OneFormerForUniversalSegmentation(config), folder, size=square(96), gain=1.0)
 
 
+@seeded
 def eomt(folder: Path) -> Path:
     config = transformers.EomtConfig(
         num_labels=5, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=64,
@@ -106,6 +126,7 @@ def eomt(folder: Path) -> Path:
     return save(model, folder, size=square(64))
 
 
+@seeded
 def clipseg(folder: Path) -> Path:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
     config = transformers.CLIPSegConfig(
@@ -118,6 +139,7 @@ def clipseg(folder: Path) -> Path:
     return save(transformers.CLIPSegForImageSegmentation(config), folder, size=square(96), gain=1.0)
 
 
+@seeded
 def sam(folder: Path) -> Path:
     config = transformers.SamConfig(
         vision_config={
@@ -132,6 +154,7 @@ def sam(folder: Path) -> Path:
     return save(transformers.SamModel(config), folder, size={"longest_edge": 96}, pad_size=square(96), do_pad=True)
 
 
+@seeded
 def sam2(folder: Path) -> Path:
     hiera = {
         "hidden_size": 8, "num_attention_heads": 1, "blocks_per_stage": [1, 2, 2, 1], "image_size": [128, 128],
@@ -152,6 +175,7 @@ def sam2(folder: Path) -> Path:
     return save(transformers.Sam2Model(config), folder, size=square(128))
 
 
+@seeded
 def resnet(folder: Path) -> Path:
     config = transformers.ResNetConfig(
         num_labels=5, embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"
@@ -159,11 +183,13 @@ def resnet(folder: Path) -> Path:
     return save(transformers.ResNetForImageClassification(config), folder, size={"shortest_edge": 96})
 
 
+@seeded
 def convnext(folder: Path) -> Path:
     config = transformers.ConvNextConfig(num_labels=5, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
     return save(transformers.ConvNextForImageClassification(config), folder, size={"shortest_edge": 96})
 
 
+@seeded
 def efficientnet(folder: Path) -> Path:
     config = transformers.EfficientNetConfig(
         num_labels=5, image_size=96, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320
@@ -171,6 +197,7 @@ def efficientnet(folder: Path) -> Path:
     return save(transformers.EfficientNetForImageClassification(config), folder, size=square(96), gain=2.0)
 
 
+@seeded
 def vit(folder: Path) -> Path:
     config = transformers.ViTConfig(
         num_labels=5, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=64,

@@ -15,6 +15,7 @@ from maskmill.kernels.reference.pixels import resize_normalize as reference
 FORMS = pytest.mark.parametrize("form", [reference, cpu], ids=["reference", "cpu"])
 PLAIN = {"scale": 1, "mean": 0, "std": 1}
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX}
+PILLOW |= {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
 OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 SIZES = [(257, 257), (20, 33), (7, 90), (1, 1), (64, 48)]
 
@@ -106,9 +107,10 @@ def test_the_cubics_overshoot_is_cut(form):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"filter": "area", "antialias": False}, "without antialias"),
-        ({"filter": "lanczos"}, "bilinear, bicubic, area, got 'lanczos'"),
-        ({"pad_to": (3, 9)}, "fit in pad_to"),
+        ({"filter": "area", "antialias": False}, "area filter needs antialias"),
+        ({"filter": "lanczos", "antialias": False}, "lanczos filter needs antialias"),
+        ({"filter": "hamming"}, "nearest, bilinear, bicubic, lanczos, area, got 'hamming'"),
+        ({"pad_to": (3, 9)}, "fit into pad_to"),
     ],
 )
 def test_impossible_options_are_refused(form, options, message):
@@ -123,6 +125,7 @@ def test_impossible_options_are_refused(form, options, message):
     margin=st.sampled_from([None, (0, 0), (3, 2)]),
     filter_antialias=st.sampled_from(
         [("bilinear", True), ("bilinear", False), ("bicubic", True), ("bicubic", False), ("area", True)]
+        + [("lanczos", True), ("nearest", True), ("nearest", False)]
     ),
     layout=st.sampled_from(["CHW", "HWC"]),
     channels=st.sampled_from(["RGB", "BGR"]),

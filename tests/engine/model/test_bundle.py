@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec
+from maskmill.engine.model.engine_records import Engine, Gpu, choose_engine, read_engine, with_engine
 from maskmill.engine.model.files import read_class_names
-from maskmill.errors import BundleError, UsageError
+from maskmill.engine.model.verdicts import Metrics, Verdict, add_verdict, require_verdict, shift_between
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.errors import BundleError, MaskmillError, SessionError, UsageError
 
-from ...models import color_bundle
+from ...models import color_bundle, color_image
 
 
 def test_a_saved_bundle_loads_equal(tmp_path: Path) -> None:
@@ -50,8 +57,15 @@ def test_what_is_not_a_bundle_says_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda raw: raw.update(format_version=99), "format version 99, this maskmill reads 1"),
-        (lambda raw: raw.pop("input"), "is damaged"),
+        (lambda raw: raw.update(format_version=99), "format version 99, this maskmill reads 2"),
+        (lambda raw: raw.update(format_version=1), "format version 1, .* reads 2; import or export the model again"),
+        (lambda raw: raw.update(colour="red"), "unknown field 'colour'"),
+        (lambda raw: raw["input"].update(height="16"), "input.height must be a whole number, got a text"),
+        (lambda raw: raw["input"].update(height=10**9), "at most 32768x32768, got 1000000000x24"),
+        (lambda raw: raw["outputs"].append(raw["outputs"][0]), "a semantic bundle has the outputs scores"),
+        (lambda raw: raw["classes"].__setitem__(1, "two\nlines"), "class 1 has the name 'two\\\\nlines'"),
+        (lambda raw: raw.update(classes=["only"]), "needs at least two classes"),
+        (lambda raw: raw.pop("input"), "is damaged: the field 'input' is missing"),
         (lambda raw: raw["input"].update(std=[0, 1, 1]), "std must be positive"),
         (lambda raw: raw["files"][0].update(path="../model.onnx"), "outside its own folder"),
         (lambda raw: raw.update(task="dance"), "task must be one of"),
@@ -76,6 +90,87 @@ def test_a_truncated_manifest_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_in_another_precision_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"has no model in fp16 \(it has model in fp32\)"):
         color_bundle(tmp_path).model_path(precision="fp16")
+
+
+NEW_VALUES: list[Any] = [
+    None, True, -1, 0, 2**70, 1e308, float("nan"), "", "x", "../x", "a\0b", "\ud800", [], ["x"], [[]], {}, {"x": 1},
+]  # fmt: skip
+
+
+def places(raw: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value, the inner ones first."""
+    for key in raw if isinstance(raw, dict) else range(len(raw)) if isinstance(raw, list) else ():
+        yield from places(raw[key], (*path, key))
+        yield (*path, key)
+
+
+def test_no_edit_of_a_manifest_ends_in_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = color_bundle(tmp_path)
+    metrics = Metrics(
+        images=50, agreement=1.0, mean_iou=1.0, worst_iou=1.0, worst_image="a", mean_error=0.0, max_error=0.0,
+        nonfinite=0, score_quantile_shift=0.0, class_images={"red": 50}, class_iou={"red": 1.0},
+    )  # fmt: skip
+    verdict = Verdict(
+        artifact="0" * 64, reference=bundle.file().sha256, precision="fp16", runtime="onnxruntime", device="cpu",
+        metrics=metrics, warnings=("close",),
+    )  # fmt: skip
+    engine = Engine(
+        path="engines/a.engine", sha256="0" * 64, bytes=10, key="k", role="model", precision="fp32",
+        onnx=bundle.file().sha256, capability=90, gpu="H100", tensorrt="11.1.0", profile={"image": [[1], [1], [1]]},
+    )  # fmt: skip
+    with_engine(add_verdict(bundle, verdict), engine).save()
+    manifest = bundle.path / "bundle.json"
+    original = json.loads(manifest.read_text())
+    monkeypatch.chdir(tmp_path)
+    tried = refused = 0
+    lines: set[int] = set()
+    for path in places(original):
+        for value in NEW_VALUES:
+            raw = json.loads(json.dumps(original))
+            parent = raw
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = value
+            manifest.write_text(json.dumps(raw))
+            tried += 1
+            try:
+                use(bundle.path, run=path[0] in ("task", "files", "input", "outputs"))
+            except MaskmillError as error:
+                refused += 1
+                lines |= {str(error).count("\n")}
+    assert tried > 1000
+    assert lines == {0}, "every message is one line"
+    assert refused > tried / 2
+
+
+def use(folder: Path, *, run: bool) -> None:
+    """Everything that labeling asks of a bundle."""
+    bundle = Bundle.load(folder)
+    bundle.verify()
+    shift_between(bundle, (bundle.file().sha256, "onnxruntime/cpu/fp32"), ("0" * 64, "onnxruntime/cpu/fp16"))
+    require_verdict(bundle, "0" * 64, "onnxruntime", "cpu")
+    gpu = Gpu(name="H100", capability=90, memory=1)
+    with pytest.raises(SessionError):
+        read_engine(bundle, choose_engine(bundle, role="model", precision=None, gpu=gpu, tensorrt="11.1.0"))
+    assert bundle.fingerprint
+    if run and max(bundle.input.height, bundle.input.width) < 1000:
+        SemanticPredictor(bundle, OnnxSession(bundle)).predict(color_image(np.zeros((8, 8), np.int64)))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format_version": ' + "9" * 5000 + "}", "[]", "null", "", '"a"'])
+def test_what_is_no_manifest_at_all_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bundle.json").write_text(text)
+    with pytest.raises(BundleError):
+        Bundle.load(tmp_path)
+
+
+def test_a_semantic_bundle_may_give_features_beside_its_scores(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path)
+    features = OutputSpec(name="logits", kind="features", activation="none")
+    dataclasses.replace(bundle, outputs=(*bundle.outputs, features)).save()
+    assert Bundle.load(bundle.path).outputs[1] == features
+    with pytest.raises(UsageError, match="the scores must be the first output"):
+        dataclasses.replace(bundle, outputs=(features, *bundle.outputs))
 
 
 @pytest.mark.parametrize(

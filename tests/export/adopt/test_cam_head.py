@@ -103,7 +103,7 @@ def test_a_head_that_is_not_linear_on_the_mean_is_refused(tmp_path: Path) -> Non
     graph = color_cam_graph(logits_only=True)
     next(node for node in graph.graph.node if node.op_type == "GlobalAveragePool").op_type = "GlobalMaxPool"
     onnx.save(graph, tmp_path / "model.onnx")
-    with pytest.raises(BundleError, match="not a mean over all positions .*met GlobalMaxPool.*export the model"):
+    with pytest.raises(BundleError, match="not a mean over all positions .*it has GlobalMaxPool.*export the model"):
         cam_from_onnx(tmp_path / "model.onnx", tmp_path / "cam", classes=COLORS)
 
 

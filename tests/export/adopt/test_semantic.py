@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from maskmill.errors import BundleError, UsageError
-from maskmill.export.adopt.semantic import bundle_from_onnx, preprocessing_from_config
-from maskmill.export.preview import write_preview
+from maskmill.export.adopt.semantic import bundle_from_onnx
+from maskmill.export.preview import read_photo, write_preview
 
 from ...models import COLORS, color_bundle, color_graph, color_image
 
@@ -67,23 +66,12 @@ def broken_graph() -> onnx.ModelProto:
     return model
 
 
-def label_graph() -> onnx.ModelProto:
+def bit_input() -> onnx.ModelProto:
     model = color_graph()
-    model.graph.node[-1].output[0] = "inner"
-    model.graph.node.append(helper.make_node("ArgMax", ["inner"], ["labels"], axis=1))
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info("labels", TensorProto.INT64, None))
-    return onnx.shape_inference.infer_shapes(model)
-
-
-def half_input() -> onnx.ModelProto:
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["image"], ["scores"])],
-        "half",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT16, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT16, [1, 3, 8, 8])],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.BOOL
+    model.graph.node[0].input[0] = "numbers"
+    model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.FLOAT))
+    return model
 
 
 def two_inputs() -> onnx.ModelProto:
@@ -109,19 +97,24 @@ def exploding() -> onnx.ModelProto:
     ("model", "options", "error", "message"),
     [
         (broken_graph(), {}, BundleError, "the ONNX checker refuses"),
-        (label_graph(), {}, BundleError, "it holds labels, and calibration needs scores"),
-        (half_input(), {}, BundleError, "must be float32"),
+        (bit_input(), {}, BundleError, "must hold numbers"),
         (two_inputs(), {}, BundleError, r"this graph takes 2 \(image, text\)"),
         (two_outputs(), {}, UsageError, r"has 2 outputs \(scores, logits\); choose"),
         (two_outputs(), {"output_name": "masks"}, UsageError, "has no output 'masks'"),
-        (exploding(), {}, BundleError, "scores that are not finite"),
+        (exploding(), {}, BundleError, "gives a scores that is not finite"),
         (color_graph(), {"classes": ["a", "b"]}, UsageError, "no axis of 2 classes"),
         (color_graph(), {"classes": ["a", "a", "b"]}, UsageError, "listed more than once: a"),
         (color_graph(), {"background": "sky"}, UsageError, "the background 'sky' is not one of the classes"),
         (color_graph(), {"layout": "NHWC"}, UsageError, "is its layout NCHW"),
         (color_graph(), {"size": (8, 8)}, UsageError, "takes 16x24 images"),
-        (color_graph(final="Softmax"), {}, UsageError, "already ends in Softmax; use --activation none"),
-        (color_graph(final="Sigmoid"), {"activation": "sigmoid"}, UsageError, "already ends in Sigmoid"),
+        (color_graph(final="Softmax"), {}, UsageError, r"in \[0, 1\] and they sum to 1 .* use --activation none"),
+        (color_graph(final="Sigmoid"), {"activation": "sigmoid"}, UsageError, "use --activation none, not sigmoid"),
+        (
+            color_graph(through=[("Sub", 5.0)]),
+            {"activation": "none"},
+            UsageError,
+            "logits and no scores; use .*softmax",
+        ),
     ],
 )
 def test_one_clear_error_for_each_fault(
@@ -149,61 +142,13 @@ def test_an_existing_folder_is_never_replaced(tmp_path: Path) -> None:
         color_bundle(tmp_path)
 
 
-def config(folder: Path, **fields: Any) -> Path:
-    path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps(fields))
-    return path
-
-
-def test_a_segformer_preprocessor_is_understood(tmp_path: Path) -> None:
-    path = config(
-        tmp_path,
-        do_resize=True, size={"height": 512, "width": 640}, resample=2, do_rescale=True, rescale_factor=1 / 255,
-        do_normalize=True, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], do_reduce_labels=True,
-    )  # fmt: skip
-    fields, size = preprocessing_from_config(path)
-    assert size == (512, 640)
-    assert fields == {
-        "resize": "stretch",
-        "resize_filter": "bilinear",
-        "scale": 1 / 255,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-    }
-
-
-def test_a_sam_preprocessor_is_understood(tmp_path: Path) -> None:
-    path = config(
-        tmp_path,
-        size={"longest_edge": 1024}, pad_size={"height": 1024, "width": 1024}, resample=3,
-        image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5], do_flip_channel_order=True,
-    )  # fmt: skip
-    fields, size = preprocessing_from_config(path)
-    assert size == (1024, 1024)
-    assert (fields["resize"], fields["resize_filter"], fields["channels"]) == ("longest-side", "bicubic", "BGR")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"size": {"shortest_edge": 512}, "do_normalize": False}, "give --size and --resize instead"),
-        ({"size": 224, "do_center_crop": True}, "crops the center"),
-        ({"size": 224, "resample": 0}, "resamples with filter 0"),
-        ({"size": 224}, "normalizes but has no image_mean"),
-    ],
-)
-def test_a_preprocessor_that_a_bundle_cannot_express_is_refused(tmp_path: Path, fields, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        preprocessing_from_config(config(tmp_path, **fields))
-
-
 def test_the_preview_shows_the_models_labels(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path)
     label = np.zeros((16, 24), np.int64)
     label[:, 12:] = 2
     photo = tmp_path / "photo.png"
     Image.fromarray(color_image(label)).save(photo)
-    with Image.open(write_preview(bundle, photo)) as picture:
+    with Image.open(write_preview(bundle, read_photo(photo))) as picture:
         left, right = picture.getpixel((2, 8)), picture.getpixel((21, 8))
     # class 0 is drawn black over red, class 2 dark green over blue
     assert left[0] < 130

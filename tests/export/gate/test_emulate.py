@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from maskmill.errors import ExportError, SessionError
-from maskmill.export.gate.emulate import GraphSession, Memory, beyond_range, emulation, nodes_touching, with_probes
+from maskmill.export.gate.emulate import GraphSession, Memory, emulation, magnitudes_beyond, nodes_touching, with_probes
+from maskmill.export.graph import LARGEST
 from maskmill.export.precision.sixteen_bit import in_16_bit
 
 from ...models import color_bundle, color_graph
@@ -92,20 +93,20 @@ def test_probes_give_the_largest_magnitude_of_every_tensor_over_all_calls(tmp_pa
         assert scores.shape == (1, 3, 16, 24)
     largest = {name: session.magnitudes[name] for name in ("logits", "through0", "through1")}
     assert largest == pytest.approx({"logits": 9.0, "through0": 9e4, "through1": 9.0})
-    assert beyond_range(original, session.magnitudes, "fp16") == pytest.approx({"Mul0": 9e4})
+    assert magnitudes_beyond(original, session.magnitudes, LARGEST["fp16"]) == pytest.approx({"Mul0": 9e4})
     assert nodes_touching(original, session.magnitudes, "fp16") == {"Mul0", "Mul1"}
-    assert not beyond_range(original, session.magnitudes, "bf16")
+    assert not magnitudes_beyond(original, session.magnitudes, LARGEST["bf16"])
 
 
 def test_infinity_is_in_no_precisions_way(tmp_path: Path) -> None:
-    bundle = color_bundle(tmp_path, through=[("Div", 0.0), ("Min", 7.0)])
+    bundle = color_bundle(tmp_path, through=[("Add", 1.0), ("Div", 0.0), ("Min", 7.0)])
     original = onnx.load(bundle.model_path())
     session = GraphSession(with_probes(original), bundle, kind="onnxruntime/cpu/fp32", artifact="a")
     session.run(np.full((1, 3, 16, 24), 0.5, np.float32))
-    assert {name: session.magnitudes[name] for name in ("logits", "through0", "through1")} == {
-        "logits": 5.0, "through0": 0.0, "through1": 7.0,
+    assert {name: session.magnitudes[name] for name in ("logits", "through0", "through1", "through2")} == {
+        "logits": 5.0, "through0": 6.0, "through1": 0.0, "through2": 7.0,
     }  # fmt: skip
-    assert not beyond_range(original, session.magnitudes, "fp16")
+    assert not magnitudes_beyond(original, session.magnitudes, LARGEST["fp16"])
 
 
 def test_a_graph_session_says_what_it_stands_for_and_names_what_failed(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_node_that_is_kept_takes_and_gives_float32() -> None:
     original = color_graph(through=[("Mul", 2.0), ("Add", 1.0), ("Mul", 0.5)])
     converted = in_16_bit(original, "fp16", keep_fp32=["Add1"])
     onnx.checker.check_model(converted.model, full_check=True)
-    assert converted.kept == {"Add1": "asked for"}
+    assert converted.kept == {"Add1": "kept by the caller"}
     assert "Add1" not in converted.converted
     node = next(node for node in converted.model.graph.node if node.name == "Add1")
     assert list(node.input) == ["through0", "number1"]

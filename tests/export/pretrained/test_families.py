@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, UsageError
 from maskmill.export.pretrained.checkpoint import fetch
-from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_pretrained, family_of
+from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_pretrained, family_of, fold
 from maskmill.export.pretrained.queries import class_scores
 
 torch = pytest.importorskip("torch")
@@ -301,6 +302,82 @@ def test_without_a_preprocessor_nothing_is_guessed(tmp_path: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UsageError, match=r"has no preprocessor_config.json"):
         bundle_from_pretrained(str(folder), tmp_path / "bundle")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file, or remove those that are None."""
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+
+
+def test_a_model_with_one_class_gets_a_background_at_one_minus_its_probability(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.SegformerConfig(
+        id2label={0: "cat"}, hidden_sizes=[8, 16], depths=[1, 1], num_attention_heads=[1, 2], num_encoder_blocks=2,
+        sr_ratios=[8, 4], patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=16,
+    )  # fmt: skip
+    (tmp_path / "one").mkdir()
+    save(transformers.SegformerForSemanticSegmentation(config), tmp_path / "one", size=square(64))
+    bundle = bundle_from_pretrained(str(tmp_path / "one"), tmp_path / "bundle")
+    assert (bundle.classes, bundle.background) == (("background", "cat"), 0)
+    model = fetch(str(tmp_path / "one")).load(FAMILIES["segformer"][1])
+    batch = images(bundle, 2)
+    with torch.no_grad():
+        p = model(pixel_values=torch.from_numpy(batch)).logits.sigmoid().numpy()
+    scores = torch.from_numpy(OnnxSession(bundle).run(batch)[0]).softmax(1).numpy()
+    np.testing.assert_allclose(scores, np.concatenate([1 - p, p], axis=1), atol=1e-5)
+
+
+def test_preprocessing_can_be_given_and_labels_are_known_to_be_reduced(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["segformer"](tmp_path)
+    edit(folder / "preprocessor_config.json", do_reduce_labels=True, resample=5)
+    choices = Choices(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), resize_filter="lanczos")
+    folded = fold(fetch(str(folder)), choices)
+    assert (folded.input.mean, folded.input.std, folded.input.resize_filter) == (choices.mean, choices.std, "lanczos")
+    assert folded.reduced_labels
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("preprocessor_config.json", {"image_mean": None}, "normalizes, but its image_mean is missing; give --mean"),
+        ("preprocessor_config.json", {"do_color_jitter": True}, "the key 'do_color_jitter', whose effect"),
+        ("config.json", {"id2label": None}, r"names no classes \(id2label is missing\); give them with --classes"),
+        ("config.json", {"id2label": {"0": "a", "2": "b"}}, "id2label leaves out class 1 of 2"),
+        ("config.json", {"id2label": {"x": "a"}}, "id2label must map class indices to names"),
+        ("config.json", {"id2label": {"0": "a", "1": ""}}, "class 1 has the name ''"),
+        ("config.json", {"id2label": {"0": "a\nb", "1": "c"}}, "class 0 has the name 'a"),
+    ],
+)
+def test_a_description_that_says_too_little_stops_before_the_weights_are_read(
+    tmp_path: Path, file: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = CHECKPOINTS["segformer"](tmp_path)
+    edit(folder / file, **changes)
+    (folder / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(UsageError, match=message):
+        bundle_from_pretrained(str(folder), tmp_path / "bundle")
+
+
+def test_texts_need_the_tokenizer_and_tokens_of_their_own(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["clipseg"](tmp_path)
+    with pytest.raises(UsageError, match=r"'a photo of a cat\.' and 'a photo of a  cat\.' have the same tokens"):
+        fold(fetch(str(folder)), Choices(classes=("cat", " cat")))
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(ExportError, match="has no tokenizer files"):
+        fold(fetch(str(folder)), Choices(classes=CLASSES))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["segformer"](tmp_path)
+    model = fetch(str(folder)).load(FAMILIES["segformer"][1])
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[3] = float("nan")
+    model.save_pretrained(folder)
+    with pytest.raises(ExportError, match="is not finite; the checkpoint is damaged"):
+        fetch(str(folder)).load(FAMILIES["segformer"][1])
 
 
 def test_an_unfinished_eomt_is_refused(tmp_path: Path) -> None:

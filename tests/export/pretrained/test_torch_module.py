@@ -151,7 +151,11 @@ def test_what_is_not_the_module_is_not_written(tmp_path: Path, way: str, error: 
     ("options", "message"),
     [
         ({"classes": ("sky", "sea")}, "3 classes on axis 1; 2 class names are given"),
-        ({"outputs": [OutputSpec(name="a"), OutputSpec(name="b")]}, "gives 1 outputs, 2 are described"),
+        (
+            {"outputs": [OutputSpec(name="a"), OutputSpec(name="b", kind="features", activation="none")]},
+            "gives 1 outputs, 2 are described",
+        ),
+        ({"outputs": [OutputSpec(name="a"), OutputSpec(name="b")]}, "has the outputs scores, and optionally features"),
         ({"background": "land"}, "background 'land' is not one of the classes"),
         ({"input": InputSpec(name="image", height=8, width=8, layout="NHWC")}, "takes images as NCHW"),
         ({"task": "promptable"}, "exported with a decoder"),

@@ -1,0 +1,214 @@
+"""Edit a graph on import, so that every runtime receives what a bundle promises: float32 images in, class scores out.
+
+Each function returns a sentence for the manifest, or nothing if the graph needed no edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...engine.model.bundle import Activation
+from ...errors import BundleError
+from ..graph import FLOAT, inputs_of, node_name, tensor_types
+
+if TYPE_CHECKING:
+    import onnx
+
+INTEGERS = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
+"""Integer element types (TensorProto.DataType) of an input that takes raw pixels."""
+_FLOATS = {10: "float16", 11: "float64", 16: "bfloat16"}
+
+_BEHIND_ARGMAX = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Resize", "Transpose")
+
+
+def cast_input(model: onnx.ModelProto) -> tuple[str, str]:
+    """Give a graph whose one input has another number type a float32 input with a Cast behind it.
+
+    Returns the type that the graph had (empty for float32) and the sentence for the manifest.
+    """
+    from onnx import helper
+
+    inputs = inputs_of(model)
+    code = inputs[0].type.tensor_type.elem_type if len(inputs) == 1 else FLOAT
+    kind = {**INTEGERS, **_FLOATS}.get(code, "")
+    if not kind:
+        return "", ""
+    value = inputs[0]
+    name = value.name
+    inner = _unused_name(model, f"{name}_{kind}")
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            node.input[:] = [inner if tensor == name else tensor for tensor in node.input]
+    value.type.tensor_type.elem_type = FLOAT
+    model.graph.node.insert(0, helper.make_node("Cast", [name], [inner], name=f"/{inner}", to=code))
+    return kind, f"the input {name} takes float32 and is cast to {kind}, which the graph expects"
+
+
+def cut_argmax(model: onnx.ModelProto, output: str) -> tuple[str, str]:
+    """Cut a final ArgMax off, with the casts and resizes of labels behind it, so that ``output`` becomes its scores.
+
+    Returns the name of the score tensor (``output`` if the graph does not end in an ArgMax) and the sentence for the
+    manifest.
+    """
+    from onnx import helper
+
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node, chain = producers.get(output), []
+    while node is not None and node.op_type in _BEHIND_ARGMAX:
+        chain.append(node)
+        node = producers.get(node.input[0])
+    if node is None or node.op_type != "ArgMax":
+        return output, ""
+    scores = node.input[0]
+    types = tensor_types(model)
+    position = next(index for index, value in enumerate(model.graph.output) if value.name == output)
+    del model.graph.output[position]
+    shape = _inferred_shape(model, scores)
+    model.graph.output.insert(position, helper.make_tensor_value_info(scores, types.get(scores, FLOAT), shape))
+    _remove_unused(model, [*chain, node])
+    return scores, f"the final ArgMax {node_name(node)} was cut off, so that the output is {scores}"
+
+
+def add_complement(
+    model: onnx.ModelProto, output: str, class_axis: int, activation: Activation, background_first: bool
+) -> tuple[str, Activation, str]:
+    """Give a graph with one channel a second one for the background, at one minus the class's probability.
+
+    Logits z become the pair (0, z) with a softmax, whose second score is the sigmoid of z; probabilities p become the
+    pair (1 - p, p). Returns the new output's name, its activation and the sentence for the manifest.
+    """
+    from onnx import helper, numpy_helper
+
+    value = next(value for value in model.graph.output if value.name == output)
+    code = value.type.tensor_type.elem_type
+    dtype = helper.tensor_dtype_to_np_dtype(code)
+    scores, constant, rest = (_unused_name(model, name) for name in ("scores", "complement_constant", "complement"))
+    if activation == "sigmoid":
+        number, operator, operands = 0, "Mul", [output, constant]
+    else:
+        number, operator, operands = 1, "Sub", [constant, output]
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(number).astype(dtype), constant))
+    channels = [rest, output] if background_first else [output, rest]
+    model.graph.node.extend(
+        [
+            helper.make_node(operator, operands, [rest], name=f"/{rest}"),
+            helper.make_node("Concat", channels, [scores], name=f"/{scores}", axis=class_axis),
+        ]
+    )
+    shape: list[Any] = [dim.dim_param or dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    if len(shape) == 4:
+        shape[class_axis] = 2
+    position = list(model.graph.output).index(value)
+    del model.graph.output[position]
+    model.graph.output.insert(position, helper.make_tensor_value_info(scores, code, shape or None))
+    formula = "logits 0 and z" if activation == "sigmoid" else "1 - p and p"
+    sentence = f"the output {output} has one channel; {scores} has two, background and class, with {formula}"
+    return scores, "softmax" if activation == "sigmoid" else "none", sentence
+
+
+def freeze_batch(model: onnx.ModelProto, batch: int) -> str:
+    """Declare the batch that the graph takes in its signature; returns the sentence for the manifest."""
+    names = set()
+    for value in (*inputs_of(model), *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            names.add(dims[0].dim_param)
+            dims[0].dim_value = batch
+    for value in model.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in names:
+                dim.dim_value = batch
+    return f"the batch is fixed to {batch}: the graph leaves it free in its signature and freezes it inside"
+
+
+def expose_features(model: onnx.ModelProto, tensor: str) -> tuple[str, str]:
+    """Make a tensor of the main graph an output; returns its name and the sentence for the manifest.
+
+    Raises :class:`BundleError` if there is no such tensor.
+    """
+    from onnx import helper
+
+    if any(value.name == tensor for value in model.graph.output):
+        return tensor, ""
+    if not any(tensor in node.output for node in model.graph.node):
+        raise BundleError(f"the graph has no tensor {tensor!r} to take features from; see its nodes' outputs")
+    code = tensor_types(model).get(tensor, FLOAT)
+    model.graph.output.append(helper.make_tensor_value_info(tensor, code, _inferred_shape(model, tensor)))
+    return tensor, f"the tensor {tensor} became an output"
+
+
+def refuse_training_nodes(model: onnx.ModelProto) -> None:
+    """Raise :class:`BundleError`, naming the node, for a batch normalization or a dropout in training mode.
+
+    Such a node makes an image's labels depend on the other images of its batch, or on chance.
+    """
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            if node.domain not in ("", "ai.onnx"):
+                continue
+            attributes = {attribute.name: attribute for attribute in node.attribute}
+            if node.op_type == "BatchNormalization":
+                flag = "training_mode" in attributes and attributes["training_mode"].i
+                training = bool(flag) if opset >= 14 else sum(map(bool, node.output)) > 1
+                effect = "an image's labels would depend on the images beside it"
+            elif node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in constants:
+                training = _is_true(constants[node.input[2]])
+                effect = "labels would depend on chance"
+            else:
+                continue
+            if training:
+                raise BundleError(
+                    f"the node {node_name(node)} is a {node.op_type} in training mode, so {effect}; "
+                    "export the model in evaluation mode (model.eval())"
+                )
+
+
+def _is_true(tensor: onnx.TensorProto) -> bool:
+    from onnx import numpy_helper
+
+    return bool(np.any(numpy_helper.to_array(tensor)))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _unused_name(model: onnx.ModelProto, name: str) -> str:
+    taken = {tensor for graph in _graphs(model.graph) for node in graph.node for tensor in (*node.input, *node.output)}
+    taken |= {value.name for value in (*model.graph.input, *model.graph.output)}
+    return next(text for text in (name, *(f"{name}_{number}" for number in range(1, 1000))) if text not in taken)
+
+
+def _inferred_shape(model: onnx.ModelProto, tensor: str) -> list[Any] | None:
+    """Return the shape of a tensor as far as the graph states it or inference finds it; None if it is unknown."""
+    import onnx.shape_inference
+
+    values = [value for value in model.graph.value_info if value.name == tensor]
+    if not values:
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model)
+        except Exception:
+            return None  # shapes are a convenience; the trial run checks the real ones
+        values = [value for value in inferred.graph.value_info if value.name == tensor]
+    if not values or not values[0].type.tensor_type.HasField("shape"):
+        return None
+    return [dim.dim_param or dim.dim_value or None for dim in values[0].type.tensor_type.shape.dim]
+
+
+def _remove_unused(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Remove those of ``nodes``, last first, whose outputs nothing reads any more."""
+    for node in nodes:
+        read = {tensor for graph in _graphs(model.graph) for other in graph.node for tensor in other.input}
+        read |= {value.name for value in model.graph.output}
+        if read.isdisjoint(node.output):
+            model.graph.node.remove(node)

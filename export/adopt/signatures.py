@@ -1,0 +1,60 @@
+"""Recognize graphs that are no semantic segmentation, by their inputs and outputs, and name them in the refusal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import BundleError
+from ..graph import inputs_of, shape_of
+
+if TYPE_CHECKING:
+    import onnx
+
+_SAM_DECODER = {"point_coords", "point_labels", "mask_input", "has_mask_input"}
+_DETR_BOXES = {"pred_boxes", "dets", "boxes"}
+
+
+def refuse_other_models(model: onnx.ModelProto) -> None:
+    """Raise :class:`BundleError` that names the kind of model, if the graph is known not to give class scores."""
+    kind = signature_of(model)
+    if kind:
+        outputs = ", ".join(f"{value.name} {shape_of(value)}" for value in model.graph.output)
+        raise BundleError(f"the graph is {kind}; it is no semantic segmentation with class scores (it gives {outputs})")
+
+
+def signature_of(model: onnx.ModelProto) -> str:
+    """Name the kind of model that the graph's inputs and outputs show; empty if they show nothing."""
+    inputs = {value.name: shape_of(value) for value in inputs_of(model)}
+    outputs = {value.name: shape_of(value) for value in model.graph.output}
+    lists = [shape for shape in outputs.values() if len(shape) == 3]
+    maps = [shape for shape in outputs.values() if len(shape) == 4]
+    if set(inputs) >= _SAM_DECODER:
+        return "a Segment Anything decoder; import it with its encoder: --task promptable --decoder DECODER.onnx"
+    if set(outputs) >= {"high_res_feats_0", "high_res_feats_1"}:
+        return "a SAM 2 encoder; import it with its decoder: --task promptable --decoder DECODER.onnx"
+    if set(outputs) <= {"image_embeddings", "image_embed", "embeddings"} and len(inputs) == 1:
+        return "a Segment Anything encoder; import it with its decoder: --task promptable --decoder DECODER.onnx"
+    if _DETR_BOXES & set(outputs):
+        return "a detector of the DETR family (RF-DETR and others): instances with boxes, which are not read yet"
+    if len(lists) == 1 and len(maps) == 1 and len(outputs) == 2 and _is_queries(lists[0], maps[0]):
+        return "a model of mask queries (MaskFormer and others); export its checkpoint with `maskmill export`"
+    if len(lists) == 1 and len(maps) == 1 and len(outputs) == 2 and _is_yolo(lists[0], maps[0][1]):
+        return "a YOLO segmentation export: instances from boxes, coefficients and prototypes, which are not read yet"
+    if len(outputs) == 1 and len(lists) == 1 and len(inputs) == 1 and _is_yolo(lists[0], 0):
+        return "a YOLO detection export: boxes with class scores, which are not read yet"
+    return ""
+
+
+def _is_queries(classes: list[int | None], masks: list[int | None]) -> bool:
+    """Tell classes (N, queries, classes) and masks (N, queries, h, w) from detections and prototypes."""
+    return classes[1] is not None and classes[1] == masks[1] and (classes[2] or 0) < 1000
+
+
+def _is_yolo(detections: list[int | None], prototypes: int | None) -> bool:
+    """Tell detections (N, 4 + classes + coefficients, anchors) or their transpose from other lists."""
+    _, rows, columns = detections
+    if prototypes is None or rows is None and columns is None:
+        return False
+    sizes = sorted(size for size in (rows, columns) if size is not None)
+    # a map of labels is nearly square, a list of boxes is not
+    return sizes[0] >= max(prototypes, 5) and (len(sizes) == 1 or sizes[1] >= 4 * sizes[0])
