@@ -26,7 +26,7 @@ def read_photo(path: Path) -> NDArray[np.uint8]:
 
 
 def write_preview(bundle: Bundle, photo: NDArray[np.uint8]) -> Path:
-    """Label a photo with the classes of the bundle itself and write the overlay into the bundle; returns its path."""
+    """Write the overlay of a photo and its labels into the bundle, in the classes of its model; returns its path."""
     taxonomy = Taxonomy.of_model(bundle)
     score_map = SemanticPredictor(bundle, OnnxSession(bundle)).predict(photo)
     labels = select(score_map, taxonomy, Selection()).label
