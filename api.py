@@ -378,6 +378,7 @@ def train(
     validation: Location | None = None,
     ids: Sequence[str] | None = None,
     validation_ids: Sequence[str] | None = None,
+    init: Location | None = None,
     settings: Mapping[str, object] | None = None,
     device: str | None = None,
     workers: int = 2,
@@ -394,6 +395,8 @@ def train(
         measure on, whose best student is kept.
     ids, validation_ids
         Names of the images to use from ``labeled`` and ``validation``; all if None.
+    init
+        Run with the same network and classes whose student is the start (warm start).
     settings
         Recipe settings by name, such as ``{"crop": 256, "model": "tiny", "method.cover": 0.5}``.
     device, workers
@@ -420,9 +423,9 @@ def train(
         validation_ids=validation_ids,
     )
     if not progress:
-        return train_run(output, chosen, corpus, device=device, workers=workers)
+        return train_run(output, chosen, corpus, init=init, device=device, workers=workers)
     with observing(as_json=False) as observer:
-        return train_run(output, chosen, corpus, device=device, workers=workers, observer=observer)
+        return train_run(output, chosen, corpus, init=init, device=device, workers=workers, observer=observer)
 
 
 def predict(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +30,25 @@ from ..errors import UsageError
 from ..kernels.processors import usable_processors
 from .bundle import is_run
 from .data.datasets import LabeledImages
-from .evaluate import run_taxonomy, score_images
+from .evaluate import Scores, run_taxonomy, score_images
 from .processes import resolve_device
 from .students.models import load_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentQuality(Quality):
+    """Quality of the labels of a student, with the reliability of its confidence and of its pseudo-labels."""
+
+    scores: Scores
+    """Figures of the student besides those of its labels."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, those of :class:`Quality` and ``confidence``, ``ece``, ``temperature``,
+        ``pseudo_labels``.
+        """
+        figures = self.scores.to_json()
+        keys = ("confidence", "ece", "temperature", "pseudo_labels")
+        return {**super().to_json(), **{key: figures[key] for key in keys if key in figures}}
 
 
 def evaluate(
@@ -122,7 +140,9 @@ def _evaluate_run(
         student.module.to(chosen), labeled, student.run, device=chosen, tile=tile, overlap=overlap, progress=progress
     )
     confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student ignores no pixel
-    return Quality(confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=labeled.summary)
+    return StudentQuality(
+        confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=labeled.summary, scores=scores
+    )
 
 
 def _refuse(options: Mapping[str, object], target: str) -> None:

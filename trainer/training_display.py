@@ -12,7 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
+from .evaluate import Scores
 from .train import TrainingProgress
 
 
@@ -45,6 +47,26 @@ def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None
     print(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
     if run.interrupted:
         print("interrupted: the run is saved; run the same command again to resume")
+
+
+def print_reliability(scores: Scores) -> None:
+    """Print how far a student's confidence can be trusted, and the quality of the pseudo-labels that it selects."""
+    reliability = scores.reliability
+    print(
+        f"confidence {reliability.confidence:.3f} at accuracy {scores.accuracy:.3f}, calibration error "
+        f"{reliability.ece:.3f}, best temperature {reliability.temperature:.2f}"
+    )
+    if scores.selected is None:
+        return
+    table = Table(box=None)
+    for name in ("predicted class", "predictions", "sampling", "accuracy", "recall"):
+        table.add_column(name, justify="left" if name == "predicted class" else "right")
+    for names, selected in ((scores.classes, scores.selected), (("all",), scores.selected.total())):
+        measures = selected.sampling, selected.accuracy, selected.recall
+        for name, count, *values in zip(names, selected.predicted, *measures, strict=True):
+            if count:
+                table.add_row(name, f"{count:,}", *("-" if value != value else f"{value:.3f}" for value in values))
+    Console().print(table)
 
 
 def _note(run: TrainingProgress) -> str:

@@ -88,6 +88,18 @@ class Quality:
         return int(np.trace(self.confusion[:, :-1])) / total if total else float("nan")
 
     @property
+    def class_accuracy(self) -> NDArray[np.float64]:
+        """(K,): share of the labels of each class that are right; NaN for a class without a label."""
+        labels = self.confusion[:, :-1].sum(axis=0)
+        return np.where(labels > 0, np.diagonal(self.confusion) / np.maximum(labels, 1), np.nan)
+
+    @property
+    def class_recall(self) -> NDArray[np.float64]:
+        """(K,): share of the true pixels of each class that carry the right label; NaN for a class without any."""
+        true = self.confusion.sum(axis=1)
+        return np.where(true > 0, np.diagonal(self.confusion) / np.maximum(true, 1), np.nan)
+
+    @property
     def kept(self) -> float:
         """Share of pixels with a true class that carry a label."""
         total = int(self.confusion.sum())
@@ -96,6 +108,7 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         """Return plain data; None for undefined figures."""
         iou_kept, iou_all, true = self.iou_kept, self.iou_all, self.confusion.sum(axis=1)
+        accuracy, recall = self.class_accuracy, self.class_recall
         return {
             "num_images": self.num_images,
             "source": None if self.source is None else self.source.to_json(),
@@ -112,6 +125,8 @@ class Quality:
                     "class": name,
                     "pixels": int(true[index]),
                     "kept": _plain(self.confusion[index, :-1].sum() / true[index]) if true[index] else None,
+                    "accuracy_kept": _plain(accuracy[index]),
+                    "recall": _plain(recall[index]),
                     "iou_kept": _plain(iou_kept[index]),
                     "iou_all": _plain(iou_all[index]),
                 }

@@ -153,8 +153,10 @@ def test_commands_measure_a_run_and_show_what_it_sees(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["evaluate", run, *options])
     assert shown.exit_code == 0, shown.output
     assert "3 images: mIoU" in shown.output
+    assert "best temperature" in shown.output
     measured = json.loads(CliRunner().invoke(app, ["evaluate", run, *options, "--tile", "32", "--json"]).output)
-    assert set(measured["iou"]) == set(COLORS)
+    assert {row["class"] for row in measured["classes"]} == set(COLORS)
+    assert 0 <= measured["ece"] <= 1
     made = CliRunner().invoke(app, ["predict", run, f"{images}/1.png", "-o", str(tmp_path / "seen.png")])
     assert made.exit_code == 0, made.output
     with Image.open(tmp_path / "seen.png") as picture, Image.open(photos / "images" / "1.png") as photo:
@@ -162,7 +164,7 @@ def test_commands_measure_a_run_and_show_what_it_sees(tmp_path: Path) -> None:
         assert picture.height > photo.height
     missing = CliRunner().invoke(app, ["predict", run, "nowhere.png", "-o", str(tmp_path / "seen.png")])
     assert isinstance(missing.exception, UsageError)
-    assert isinstance(CliRunner().invoke(app, ["evaluate", images, *options]).exception, TrainingError)
+    assert isinstance(CliRunner().invoke(app, ["evaluate", images, *options]).exception, UsageError)
 
 
 def test_nothing_to_score_is_undefined_not_zero() -> None:

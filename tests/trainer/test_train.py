@@ -201,3 +201,49 @@ def test_a_crop_that_does_not_fit_the_student_is_refused_before_anything_is_writ
     with pytest.raises(UsageError, match="multiple of 4"):
         run(tmp_path / "run", recipe_of("supervised", "crop=30"), corpus)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_start_begins_with_the_student_of_another_run(tmp_path: Path, corpus: Corpus) -> None:
+    run(tmp_path / "first", recipe_of("supervised"), corpus)
+    run(tmp_path / "warm", recipe_of("csl", "steps=1", "lr=1e-12"), corpus, init=tmp_path / "first")
+    first, warm = (load_run(tmp_path / name).module.state_dict() for name in ("first", "warm"))
+    for name, value in first.items():
+        if "running" not in name and value.is_floating_point():
+            torch.testing.assert_close(warm[name], value, rtol=1e-6, atol=1e-6)
+    assert Run.load(tmp_path / "warm").data["init"]["path"] == str(tmp_path / "first")
+    with pytest.raises(UsageError, match="another run"):
+        run(tmp_path / "warm", recipe_of("csl", "steps=1", "lr=1e-12"), corpus)
+
+
+def test_a_warm_start_with_another_network_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    run(tmp_path / "first", recipe_of("supervised"), corpus)
+    with pytest.raises(UsageError, match="use the same model"):
+        run(tmp_path / "warm", recipe_of("csl", "model.width=8"), corpus, init=tmp_path / "first")
+    assert not (tmp_path / "warm").exists()
+
+
+def test_validation_logs_confidence_beside_accuracy_and_the_selected_labels(tmp_path: Path, corpus: Corpus) -> None:
+    run(tmp_path / "run", recipe_of("csl", "validate_every=4"), corpus)
+    rows = [row for row in read_log(tmp_path / "run") if row["miou"]]
+    assert [row["step"] for row in rows] == ["4", "8"]
+    for row in rows:
+        for name in ("accuracy", "confidence", "ece", "pseudo_sampling", "pseudo_accuracy", "pseudo_recall"):
+            assert 0 <= float(row[name]) <= 1, name
+        assert float(row["temperature"]) > 0
+
+
+def test_epochs_become_steps_when_the_images_are_known(tmp_path: Path, corpus: Corpus) -> None:
+    # 2 labeled and 4 stored images, 4 per step
+    progress = run(tmp_path / "run", recipe_of("weighted", "labeled=none", "epochs=2"), corpus)
+    assert progress.steps == 3
+    assert Run.load(tmp_path / "run").recipe.steps == 3
+    assert run(tmp_path / "run", recipe_of("weighted", "labeled=none", "epochs=2"), corpus).step == 3
+
+
+def test_the_first_updates_do_not_weigh_on_an_average_with_warm_up(tmp_path: Path, corpus: Corpus) -> None:
+    run(tmp_path / "run", recipe_of("supervised", "ema=0.999", "ema_warmup=true", "steps=2", "save_every=1"), corpus)
+    state = read_checkpoint(tmp_path / "run" / "last.pt")
+    run(tmp_path / "one", recipe_of("supervised", "ema=0.999", "ema_warmup=true", "steps=2", "lr=1e-9"), corpus)
+    # update 0 copies, update 1 averages with 1/2
+    assert state["num_averaged"] == 2
+    assert any(not torch.equal(state["model"][name], state["ema"][name]) for name in state["model"])

@@ -62,11 +62,16 @@ def evaluate_target(
     A store is measured by the labels it holds; a run labels --images with its student, a bundle with its model (argmax,
     every pixel kept). With --calibration a bundle's labels are those that its rule selects, and the share of pixels
     whose prediction set holds the true class is measured.
+
+    For a run there follow the mean confidence, the expected calibration error and, for recipes that select
+    pseudo-labels, per predicted class: sampling (share of predictions that are selected), accuracy (share of the
+    selected ones that are right) and recall (share of the right ones that are selected).
     """
     from ...engine.inputs.labels import open_labels
     from ...engine.inputs.names import read_ids
     from ...engine.report.display import counter, print_quality
-    from ..measure import evaluate
+    from ..measure import StudentQuality, evaluate
+    from ..training_display import print_reliability
 
     with counter("measuring", quiet=as_json) as progress:
         quality = evaluate(
@@ -88,3 +93,5 @@ def evaluate_target(
         print_json(quality.to_json())
     else:
         print_quality(quality)
+        if isinstance(quality, StudentQuality):
+            print_reliability(quality.scores)

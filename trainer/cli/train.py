@@ -26,7 +26,7 @@ def train_student(
     ] = None,
     ids: IdsOption = None,
     unlabeled: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Images without labels (recipes csl and conformalsam).")
+        str | None, typer.Option(metavar="SOURCE", help="Images without labels, for semi-supervised recipes.")
     ] = None,
     validation: Annotated[
         Path | None,
@@ -57,6 +57,12 @@ def train_student(
         Path | None,
         typer.Option(
             metavar="FILE", help="Classes of each image (recipe s2c).", show_default="the classes in its label map"
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Run with the same network and classes whose student is the start.", show_default="none"
         ),
     ] = None,
     settings: Annotated[
@@ -103,7 +109,7 @@ def train_student(
         run=output,
     )
     with observing(as_json=as_json) as observer:
-        progress = train(output, chosen, corpus, device=device, workers=workers, observer=observer)
+        progress = train(output, chosen, corpus, init=init, device=device, workers=workers, observer=observer)
     print_summary(progress, output, as_json=as_json)
     if progress.interrupted:
         raise typer.Exit(130)

@@ -13,8 +13,9 @@ torch = pytest.importorskip("torch")
 from maskmill.engine.inputs.labels import LabelFolder  # noqa: E402
 from maskmill.errors import MaskmillError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
+from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
 from maskmill.trainer.data.weak_labels import WeakLabels  # noqa: E402
-from maskmill.trainer.evaluate import label_image  # noqa: E402
+from maskmill.trainer.evaluate import label_image, score_images  # noqa: E402
 from maskmill.trainer.objectives.s2c import classification, map_scores, segment_contrast  # noqa: E402
 from maskmill.trainer.recipes import s2c, with_settings  # noqa: E402
 from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
@@ -190,7 +191,18 @@ def test_a_run_trains_a_classifier_that_labels(tmp_path: Path) -> None:
         ids = np.arange(30, dtype=np.uint8).reshape(5, 6).repeat(8, 0).repeat(8, 1)
         Image.fromarray(ids).save(tmp_path / "segments" / f"{seed}.png")
     make_store(tmp_path / "labels", photos, range(6))
-    settings = ["model=cam:tiny", "model.features=16", "steps=60", "batch=6", "crop=32", "scale=1,1", "lr=0.02"]
+    settings = [
+        "model=cam:tiny",
+        "model.features=16",
+        "model.freeze_batchnorm=false",
+        "head_lr=10",
+        "colors=none",
+        "steps=60",
+        "batch=6",
+        "crop=32",
+        "scale=1,1",
+        "lr=0.02",
+    ]
     corpus = open_corpus(stores=[tmp_path / "labels"], segments=tmp_path / "segments")
     recipe = with_settings(s2c(log_every=1), [*settings, "method.warmup=0.1"])
     train(tmp_path / "run", recipe, corpus, device="cpu", workers=0)
@@ -232,3 +244,21 @@ def test_a_run_without_segments_is_refused(tmp_path: Path) -> None:
     corpus = open_corpus(labeled=write_labeled(tmp_path / "photos", range(2)), taxonomy=TAXONOMY)
     with pytest.raises(UsageError, match="--segments"):
         train(tmp_path / "run", s2c(model="cam:tiny", steps=1, batch=2, crop=32), corpus, device="cpu", workers=0)
+
+
+def test_validation_searches_the_background_score_of_a_classifier(tmp_path: Path) -> None:
+    photos = write_labeled(tmp_path / "photos", range(4))
+    classes = classes_taxonomy(COLORS, background="green")
+    corpus = open_corpus(labeled=photos, validation=photos, ids=["0", "1"], validation_ids=["2", "3"],
+                         taxonomy=classes, segments=photos / "labels")  # fmt: skip
+    recipe = with_settings(s2c(steps=2, batch=2, crop=32), ["model=cam:tiny", "model.features=6", "lr=0.01"])
+    train(tmp_path / "run", recipe, corpus, device="cpu", workers=0)
+    student = load_run(tmp_path / "run")
+    module, chosen = student.module, float(student.module.decoder.background_score)
+    assert chosen in [pytest.approx(number / 100, abs=1e-6) for number in range(50)]
+    images = LabeledImages.open(photos, classes, ids=["2", "3"])
+    mious = {}
+    for number in (0.0, 0.1, 0.25, 0.49, chosen):
+        module.decoder.background_score.fill_(number)
+        mious[number] = score_images(module, images, student.run).miou
+    assert mious[chosen] == max(mious.values())

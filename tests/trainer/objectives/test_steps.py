@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,18 @@ torch = pytest.importorskip("torch")
 from maskmill.trainer.methods import ConformalSam, Consistency  # noqa: E402
 from maskmill.trainer.objectives import losses, pseudo_labels  # noqa: E402
 from maskmill.trainer.objectives.base import Moment  # noqa: E402
-from maskmill.trainer.objectives.consistency import mix  # noqa: E402
+from maskmill.trainer.objectives.consistency import complementary_dropout, mix  # noqa: E402
 from maskmill.trainer.objectives.steps import OBJECTIVES  # noqa: E402
 from maskmill.trainer.phases import phases  # noqa: E402
-from maskmill.trainer.recipes import conformalsam, csl, supervised, weighted  # noqa: E402
+from maskmill.trainer.recipes import (  # noqa: E402
+    allspark,
+    conformalsam,
+    csl,
+    supervised,
+    unimatch,
+    unimatch_v2,
+    weighted,
+)
 from maskmill.trainer.students.models import build_model  # noqa: E402
 
 CROP, IGNORE = 16, 255
@@ -40,6 +50,7 @@ def batch(num: int = 2, seed: int = 0) -> dict:
             "strong": images(),
             "second": images(),
             "real": real,
+            "second_box": torch.tensor([[0, 0, 4, 4], [5, 5, 16, 16]])[:num],
             "box": torch.tensor([[2, 3, 9, 12], [0, 0, 0, 0]])[:num],
             "cells": torch.tensor([[[True, False], [False, True]], [[False, False], [False, False]]])[:num],
         },
@@ -189,3 +200,133 @@ def test_cutmix_moves_images_labels_and_masks_alike() -> None:
     assert (mixed[2] == 0).all()
     image = values[:, None].expand(3, 3, 4, 4).float()
     assert (mix(image, boxes) == mixed[:, None]).all()
+
+
+def unlabeled_loss(logits: torch.Tensor, own, real: torch.Tensor) -> torch.Tensor:
+    return losses.cross_entropy(upsample(logits), own.label, own.weight, ignore=IGNORE, count=float(real.sum()))
+
+
+def boxed(values: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    mixed = values.clone()
+    for image, (top, left, bottom, right) in enumerate(boxes.tolist()):
+        source = values[(image + 1) % len(values)]
+        mixed[image][..., top:bottom, left:right] = source[..., top:bottom, left:right]
+    return mixed
+
+
+def test_unimatch_has_two_strong_views_with_boxes_of_their_own(student) -> None:
+    samples = batch()
+    recipe = unimatch()
+    recipe = unimatch(method=replace(recipe.method, threshold=0.35, dropout=0.0))
+    found = OBJECTIVES["consistency"](student, samples, moment(recipe))
+    labeled, unlabeled = samples["labeled"], samples["unlabeled"]
+    real = unlabeled["real"]
+    features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))
+    weak, dropped = student.decode([torch.cat([feature, feature]) for feature in features]).chunk(2)
+    own = pseudo_labels.threshold_labels(weak[2:], real, threshold=0.35, ignore=IGNORE)
+    images = [boxed(unlabeled[name], unlabeled[box]) for name, box in (("strong", "box"), ("second", "second_box"))]
+    strong = student(torch.cat(images)).chunk(2)
+    total = losses.cross_entropy(upsample(weak[:2]), labeled["label"], ignore=IGNORE)
+    for logits, box in zip(strong, ("box", "second_box"), strict=True):
+        mixed = type(own)(*(boxed(values, unlabeled[box]) for values in own))
+        total = total + unlabeled_loss(logits, mixed, real) / 4
+    total = total + unlabeled_loss(dropped[2:], own, real) / 2
+    assert float(found.total.detach()) == pytest.approx(float(total.detach()) / 2, rel=1e-5)
+
+
+def test_unimatch_v2_learns_from_the_labels_of_the_average(student) -> None:
+    samples, teacher = batch(), build_model("tiny", 3, width=4).eval()
+    recipe = unimatch_v2()
+    recipe = unimatch_v2(method=replace(recipe.method, threshold=0.35, dropout=0.0))
+    found = OBJECTIVES["consistency"](student, samples, replace(moment(recipe), teacher=teacher))
+    labeled, unlabeled = samples["labeled"], samples["unlabeled"]
+    own = pseudo_labels.threshold_labels(teacher(unlabeled["image"]), unlabeled["real"], threshold=0.35, ignore=IGNORE)
+    total = losses.cross_entropy(upsample(student(labeled["image"])), labeled["label"], ignore=IGNORE)
+    images = [boxed(unlabeled[name], unlabeled[box]) for name, box in (("strong", "box"), ("second", "second_box"))]
+    for logits, box in zip(student(torch.cat(images)).chunk(2), ("box", "second_box"), strict=True):
+        mixed = type(own)(*(boxed(values, unlabeled[box]) for values in own))
+        total = total + unlabeled_loss(logits, mixed, unlabeled["real"]) / 2
+    assert float(found.total.detach()) == pytest.approx(float(total.detach()) / 2, rel=1e-5)
+
+
+def test_complementary_dropout_keeps_in_one_view_what_it_drops_in_the_other() -> None:
+    torch.manual_seed(0)
+    features = [torch.ones(8, 64, 2, 2), torch.ones(8, 64, 1, 1), torch.ones(8, 32, 1, 1)]
+    first, same, other = complementary_dropout(features, 0.5)
+    one, two = first[:, :, 0, 0].chunk(2)
+    assert torch.equal(one + two, torch.full((4, 64), 2.0))
+    untouched = (one == 1).all(dim=1)
+    assert int(untouched.sum()) == 2
+    assert set(one[~untouched].unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(first[:, :, :1, :1], same)
+    assert other.shape == (8, 32, 1, 1)
+
+
+def test_trusted_mask_perturbation_as_in_the_supplement_does_not_weigh_its_loss(student) -> None:
+    samples = batch()
+    method = Consistency(mask_form="supplement", pcos="supplement", strong=0.0, features=0.0, second=1.0, labeled=0.0)
+    found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method)))
+    unlabeled = samples["unlabeled"]
+    real = unlabeled["real"]
+    weak = student(torch.cat([samples["labeled"]["image"], unlabeled["image"]]))[2:]
+    own = pseudo_labels.pcos_labels(weak, real, form="supplement", ignore=IGNORE)
+    cells = torch.zeros(2, CROP, CROP, dtype=torch.bool)
+    cells[0, :8, :8] = cells[0, 8:, 8:] = True
+    second = unlabeled["second"].clone()
+    second.permute(0, 2, 3, 1)[cells & own.reliable] = 0
+    # in one pass with the strong view, whose batch statistics it shares
+    logits = upsample(student(torch.cat([boxed(unlabeled["strong"], unlabeled["box"]), second])))[2:]
+    expected = losses.cross_entropy(logits, own.label, ignore=IGNORE, count=float(real.sum()))
+    assert float(found.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("images", ["labeled", "both"])
+def test_labeled_images_can_be_masked_on_all_their_labeled_pixels(student, images: str) -> None:
+    samples = batch()
+    samples["labeled"] |= {"second": samples["labeled"]["image"].clone(), "cells": samples["unlabeled"]["cells"]}
+    method = Consistency(masked_images=images, dropout=0.0)
+    found = OBJECTIVES["consistency"](student, samples, moment(csl(method=method), samples=samples))
+    assert set(found.terms) == {"labeled", "strong", "second", "features"}
+    assert float(found.terms["second"].detach()) > 0
+    samples["labeled"]["label"] = torch.full_like(samples["labeled"]["label"], IGNORE)
+    none = OBJECTIVES["consistency"](student, samples, moment(csl(method=method), samples=samples))
+    assert (float(none.terms["second"].detach()) == 0) == (images == "labeled")
+
+
+def test_confident_predictions_under_the_mask_replace_unreliable_labels(student) -> None:
+    samples = batch()
+    plain = OBJECTIVES["consistency"](student, samples, moment(csl(method=Consistency(dropout=0.0))))
+    screened = OBJECTIVES["consistency"](student, samples, moment(csl(method=Consistency(dropout=0.0, screen=0.01))))
+    assert float(plain.terms["second"].detach()) == pytest.approx(float(screened.terms["second"].detach()), rel=1e-5)
+    assert float(plain.terms["features"].detach()) < float(screened.terms["features"].detach())
+
+
+def test_unlabeled_losses_begin_at_their_start_step(student) -> None:
+    method = Consistency(start=10, ramp=0.5, dropout=0.0)
+    before = OBJECTIVES["consistency"](student, batch(), moment(csl(steps=40, method=method), 9))
+    assert set(before.terms) == {"labeled"}
+    assert float(before.total.detach()) == pytest.approx(float(before.terms["labeled"].detach()) / 2)
+    after = OBJECTIVES["consistency"](student, batch(), moment(csl(steps=40, method=method), 15))
+    terms = {name: float(term.detach()) for name, term in after.terms.items()}
+    unlabeled = (terms["strong"] + terms["second"] + 2 * terms["features"]) / 8
+    assert float(after.total.detach()) == pytest.approx(terms["labeled"] / 2 + 0.25 * unlabeled, rel=1e-5)
+
+
+def test_allspark_shares_the_loss_between_true_and_own_labels() -> None:
+    torch.manual_seed(0)
+    student = build_model("allspark:tiny", 3, width=4, crop=CROP, dropout=0.0).train()
+    samples = batch()
+    recipe = allspark(steps=10, batch=4, labeled=2)
+    found = OBJECTIVES["allspark"](student, samples, moment(recipe, 5))
+    labeled, own = (float(found.terms[name].detach()) for name in ("labeled", "unlabeled"))
+    assert float(found.total.detach()) == pytest.approx((labeled + own) / 2, rel=1e-6)
+    assert student.decoder.block.position.any()
+
+
+def test_hard_pixels_are_those_with_the_lowest_probabilities() -> None:
+    probabilities = np.array([0.9, 0.2, 0.8, 0.6, 0.75])
+    logits = torch.tensor(np.log(np.stack([probabilities, 1 - probabilities]))[None, :, None])
+    label = torch.tensor([[[0, 0, 0, 0, IGNORE]]])
+    for pixels, kept in ((1, [1, 3]), (3, [1, 3, 2]), (9, [0, 1, 2, 3])):
+        found = losses.hard_cross_entropy(logits, label, ignore=IGNORE, threshold=0.7, pixels=pixels)
+        assert float(found) == pytest.approx(-np.log(probabilities[kept]).mean(), rel=1e-5)
