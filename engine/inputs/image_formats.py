@@ -132,13 +132,18 @@ def orientation_of(data: bytes) -> int:
 
 def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turn pixels (H, W, …) as stored upright, by their image's EXIF orientation."""
+    return np.ascontiguousarray(_turned(pixels, orientation))
+
+
+def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """View of pixels (H, W, …), turned."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[np.uint8], float]:
@@ -151,14 +156,19 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
     image.load()
     if image.mode == "F":
         return _from_float(image, turn)
-    if (samples := _deep_samples(image, data, layout)) is None:
-        # Pillow turns TIFF itself
-        return turn_upright(_from_bytes(image), 1 if layout else turn), 1.0
+    # Pillow turns TIFF itself
+    rest = 1 if layout else turn
+    if not _is_deep(image, data, layout):
+        return turn_upright(_from_bytes(image), rest), 1.0
+    samples = _deep_samples(image, data, layout, turn)
+    if samples is None:
+        if bit_depth is not None:
+            raise ImageError("unsupported", f"only the highest 8 bits of this kind of {image.format} file can be read")
+        pixels = _from_bytes(image)
+        return turn_upright(pixels, rest), (int(pixels.max(initial=0)) + 1) / 256
     bits = 16 if layout is None else layout.value_bits
     pixels, highest = _from_deep(samples, bit_depth or bits, inverted=layout is not None and layout.white_is_zero)
-    # Pillow turns what it reads of a TIFF itself
-    turned = layout is not None and samples.ndim == 2
-    return turn_upright(pixels, 1 if turned else turn), highest / float((1 << bits) - 1)
+    return turn_upright(pixels, rest if samples.ndim == 2 else 1), highest / float((1 << bits) - 1)
 
 
 def _from_bytes(image: Any) -> NDArray[np.uint8]:
@@ -210,20 +220,39 @@ class _TiffLayout:
         self.stored_size = (int(tags.get(257, 0)), int(tags.get(256, 0)))
 
 
-def _deep_samples(image: Any, data: bytes, layout: _TiffLayout | None) -> NDArray[Any] | None:
-    """Samples of more than 8 bits, (H, W) or as stored (H, W, 3); None for an image of 8 bits."""
+def _is_deep(image: Any, data: bytes, layout: _TiffLayout | None) -> bool:
+    """Tell whether a decoded image has samples of more than 8 bits."""
+    if image.mode.startswith("I"):
+        return True
+    color = image.mode in ("RGB", "RGBA", "RGBX")
+    return color and (layout.bits == 16 if layout is not None else image.format == "PNG" and data[24] == 16)
+
+
+def _deep_samples(image: Any, data: bytes, layout: _TiffLayout | None, turn: int) -> NDArray[Any] | None:
+    """Samples of more than 8 bits: (H, W) as Pillow has them, or (H, W, 3) upright; None if they cannot be had."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if layout is not None and layout.bits == 32 and not layout.signed:
             return values.view(np.uint32)
         return np.maximum(values, 0)
-    if layout is not None and layout.bits == 16 and image.mode in ("RGB", "RGBA", "RGBX"):
-        if layout.separate_planes:
-            return _planes(layout, data)
-        return _opencv_samples(data)
-    if image.format == "PNG" and data[24] == 16 and image.mode in ("RGB", "RGBA"):
-        return _opencv_samples(data)
+    if layout is not None and layout.separate_planes:
+        return _turned(_planes(layout, data), turn)
+    samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
+        return None
+    # OpenCV turns some formats, and confuses some layouts: what Pillow has decoded are the high bytes
+    high = np.asarray(image)[..., :3]
+    upright = high if layout is not None else _turned(high, turn)
+    for candidate in (samples[:, :, 2::-1], _turned(samples[:, :, 2::-1], turn)):
+        if candidate.shape == upright.shape and _same_high_bytes(candidate, upright):
+            return candidate
     return None
+
+
+def _same_high_bytes(samples: NDArray[np.uint16], high: NDArray[np.uint8]) -> bool:
+    step = max(1, BAND_PIXELS // samples.shape[1])
+    rows = range(0, len(samples), step)
+    return all(np.array_equal(samples[top : top + step] >> 8, high[top : top + step]) for top in rows)
 
 
 def _planes(layout: _TiffLayout, data: bytes) -> NDArray[np.uint16]:
@@ -235,15 +264,7 @@ def _planes(layout: _TiffLayout, data: bytes) -> NDArray[np.uint16]:
     if samples.size < layout.samples * height * width:
         raise ImageError("truncated", "the TIFF file is cut short or damaged: its planes are incomplete")
     planes = samples[: layout.samples * height * width].reshape(layout.samples, height, width)[:3]
-    return np.ascontiguousarray(planes.transpose(1, 2, 0)).astype(np.uint16)
-
-
-def _opencv_samples(data: bytes) -> NDArray[np.uint16] | None:
-    """16-bit RGB samples as stored; Pillow has decoded the file before, so that it is not damaged."""
-    samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
-        return None
-    return np.ascontiguousarray(samples[:, :, 2::-1])
+    return planes.transpose(1, 2, 0)
 
 
 def _from_deep(samples: NDArray[Any], bits: int, *, inverted: bool) -> tuple[NDArray[np.uint8], float]:
@@ -269,14 +290,17 @@ def damage(name: str | None, error: Exception) -> ImageError:
     text = str(error) or type(error).__name__
     if "not identified by this driver" in text:
         text = "its header makes no sense"
-    if isinstance(error, KeyError):
-        # Pillow looks a compression or a pixel type up in a table
-        text = f"its kind {text} is not known"
-    if isinstance(error, NotImplementedError | KeyError) or _UNSUPPORTED.search(text):
+    cause = error if isinstance(error, KeyError) else error.__cause__
+    # Pillow looks a compression up in a table; a missing tag is damage
+    unknown = name == "TIFF" and isinstance(cause, KeyError) and cause.args[0] not in _TIFF_TAGS
+    if unknown:
+        text = f"its compression {text} is not known"
+    if unknown or isinstance(error, NotImplementedError) or _UNSUPPORTED.search(text):
         return ImageError("unsupported", f"this kind of {name} file is not read: {text}")
     return ImageError("truncated", f"the {name} file is cut short or damaged: {text}")
 
 
+_TIFF_TAGS = (256, 257, 258, 259, 262, 273, 277, 278, 279, 322, 323, 324, 325)
 _UNSUPPORTED = re.compile(
     r"unknown pixel mode|[Uu]nsupported|not supported|not available|[Cc]annot handle|samples per pixel|not implemented"
 )

@@ -55,7 +55,7 @@ def decode_image(
     their type; ``warn`` is called with a text if an image uses less than 1/16 of its type's range. Float samples are
     read as [0, 1] if none exceeds 1, else as [0, 255], and clipped.
 
-    The size is checked in the header, before memory is allocated; decoding takes at most about 15 bytes per pixel.
+    The size is checked in the header, before memory is allocated; decoding takes at most about 20 bytes per pixel.
 
     Raises :class:`ImageError` with the kind ``empty``, ``not-an-image``, ``truncated`` (cut short or damaged),
     ``too-large`` (more than ``max_pixels``) or ``unsupported``.

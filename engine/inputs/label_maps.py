@@ -6,24 +6,25 @@ Indices are read as they are stored: palette images give their indices, gray ima
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffTags, UnidentifiedImageError
 
-from ...errors import UsageError
+from ...errors import ImageError, UsageError
 from ..model.color_tables import TABLE_NAMES, ColorTable
+from .image_formats import damage, open_image, quiet_pillow
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Endings of label maps; lossy formats change indices and colors."""
 
+MAX_LABELS = 1 << 30
+"""Pixels of the largest label map that is read."""
+
 _GRAY = ("L", "1", "I;16", "I;16B", "I;16L", "I", "F", "LA")
 _PHOTOMETRIC, _BITS = 262, 258
-assert TiffTags.TAGS_V2[_BITS].name == "BitsPerSample"
 
 
 def read_label_map(path: str | os.PathLike[str], colors: ColorTable | None = None) -> NDArray[Any]:
@@ -43,15 +44,17 @@ def decode_label_map(data: bytes, name: str, colors: ColorTable | None = None) -
     Raises :class:`UsageError` for a file that cannot be read, holds colors without a table or values that are no
     indices, and :class:`TaxonomyError` for a color that the table does not list.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            labels = _indices(image, name, data) if colors is None else _from_colors(image, name, colors)
-    except UsageError:
-        raise
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UsageError(f"cannot read the label map {name}: {error}") from error
-    return labels
+    with quiet_pillow():
+        try:
+            image = open_image(data, MAX_LABELS)
+            try:
+                image.load()
+            except Exception as error:
+                # damaged files raise nearly every exception from inside Pillow's decoders
+                raise damage(image.format, error) from error
+        except ImageError as error:
+            raise UsageError(f"cannot read the label map {name}: {error}") from error
+        return _indices(image, name, data) if colors is None else _from_colors(image, name, colors)
 
 
 def _from_colors(image: Any, name: str, colors: ColorTable) -> NDArray[Any]:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import re
+import struct
+import subprocess
+import sys
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,6 +73,155 @@ def test_gray_is_repeated_and_16_bits_keep_the_high_byte() -> None:
         decoded = decode_image(encoded(gray, format))
         np.testing.assert_array_equal(decoded[:, :, 0], [[0, 1, 255], [0, 1, 1]])
         np.testing.assert_array_equal(decoded[:, :, 0], decoded[:, :, 2])
+
+
+def tiff(
+    samples: NDArray[Any], *, photometric: int, planar: int = 1, orientation: int = 1, compress: bool = False
+) -> bytes:
+    """A TIFF of one strip per plane, in any type; Pillow writes few of them."""
+    planes = samples.shape[2] if samples.ndim == 3 else 1
+    height, width = samples.shape[:2]
+    parts = [samples.transpose(2, 0, 1)[plane] for plane in range(planes)] if planar == 2 else [samples]
+    strips = [part.astype(samples.dtype.newbyteorder("<")).tobytes() for part in parts]
+    if compress:
+        strips = [zlib.compress(strip) for strip in strips]
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    lists = {258: [8 * samples.dtype.itemsize] * planes, 339: [kind] * planes}
+    lists |= {256: [width], 257: [height], 259: [8 if compress else 1], 262: [photometric], 274: [orientation]}
+    lists |= {277: [planes], 278: [height], 284: [planar]}
+    data = b"II*\0" + bytes(4)
+    starts = []
+    for strip in strips:
+        starts.append(len(data))
+        data += strip + bytes(len(strip) % 2)
+    longs = {273: starts, 279: [len(strip) for strip in strips]}
+    entries = []
+    for tag, values in sorted((lists | longs).items()):
+        code = "I" if tag in longs else "H"
+        packed = struct.pack(f"<{len(values)}{code}", *values)
+        if len(packed) > 4:
+            place, data = len(data), data + packed
+            packed = struct.pack("<I", place)
+        entries.append(struct.pack("<HHI", tag, 4 if code == "I" else 3, len(values)) + packed.ljust(4, b"\0"))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + directory
+
+
+DEEP = (np.arange(4 * 6 * 3).reshape(4, 6, 3) * 900).astype(np.uint16)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_16_bit_color_tiff_is_read_plane_by_plane(planar: int, compress: bool) -> None:
+    data = tiff(DEEP, photometric=2, planar=planar, compress=compress)
+    np.testing.assert_array_equal(decode_image(data), DEEP >> 8)
+    if planar == 2 and compress:
+        with pytest.raises(ImageError, match="only the highest 8 bits"):
+            decode_image(data, bit_depth=14)
+    else:
+        np.testing.assert_array_equal(decode_image(data, bit_depth=14), np.minimum(DEEP >> 6, 255))
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_deep_tiff_is_turned_upright_once(planar: int, orientation: int) -> None:
+    data = tiff(DEEP, photometric=2, planar=planar, orientation=orientation)
+    upright = (DEEP >> 8)[::-1, ::-1] if orientation == 3 else (DEEP >> 8).transpose(1, 0, 2)[:, ::-1]
+    np.testing.assert_array_equal(decode_image(data), upright)
+    gray = tiff(DEEP[..., 0], photometric=1, orientation=orientation)
+    np.testing.assert_array_equal(decode_image(gray)[..., 0], upright[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("samples", "photometric", "levels"),
+    [
+        (np.array([[0, 256, 65535]], np.uint16), 0, [255, 254, 0]),
+        (np.array([[0, 256, 65535]], np.uint16), 1, [0, 1, 255]),
+        (np.array([[0, 1 << 24, (1 << 32) - 1]], np.uint32), 1, [0, 1, 255]),
+        (np.array([[-5, 128, 32767]], np.int16), 1, [0, 1, 255]),
+        (np.array([[-5, 1 << 23, (1 << 31) - 1]], np.int32), 1, [0, 1, 255]),
+        (np.array([[0, 255, 7]], np.uint8), 0, [255, 0, 248]),
+    ],
+)
+def test_gray_tiff_keeps_the_highest_8_bits_of_its_type(
+    samples: NDArray[Any], photometric: int, levels: list[int]
+) -> None:
+    decoded = decode_image(tiff(samples, photometric=photometric))
+    np.testing.assert_array_equal(decoded[0, :, 0], levels)
+    np.testing.assert_array_equal(decoded[..., 0], decoded[..., 2])
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_data_of_12_bits_in_16_is_warned_about_and_can_be_stated(color: bool) -> None:
+    samples = (np.arange(12).reshape(1, 4, 3) * 341).astype(np.uint16)
+    samples = samples if color else samples[..., 0]
+    data = cv2.imencode(".png", samples[..., ::-1] if color else samples)[1].tobytes()
+    warnings: list[str] = []
+    dark = decode_image(data, warn=warnings.append)
+    assert dark.max() < 16
+    (text,) = warnings
+    assert text.startswith("it uses 5.7% of its type's range") if color else text.startswith("it uses 4.7%")
+    assert "--bit-depth" in text
+    decoded = decode_image(data, bit_depth=12, warn=warnings.append)
+    np.testing.assert_array_equal(decoded[..., 0], (samples[..., 0] if color else samples) >> 4)
+    assert len(warnings) == 1
+    decode_image(encoded(photo(), "JPEG"), warn=warnings.append)
+    decode_image(encoded(np.full((2, 2), 5000, np.uint16), "PNG"), warn=warnings.append)
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("bits", [8, 33, 0])
+def test_other_bit_depths_are_refused(bits: int) -> None:
+    with pytest.raises(UsageError, match="the bit depth must be from 9 to 32"):
+        decode_image(encoded(photo(), "PNG"), bit_depth=bits)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(np.zeros((2, 2), np.float16), photometric=1),
+        tiff(np.zeros((2, 2), np.uint64), photometric=1),
+        encoded(photo(), "TIFF").replace(
+            struct.pack("<HHIHH", 259, 3, 1, 1, 0), struct.pack("<HHIHH", 259, 3, 1, 4242, 0)
+        ),
+        tiff(np.zeros((2, 2, 255), np.uint8), photometric=2),
+        encoded(photo(), "JPEG").replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"),
+        b"\0\0\0\x18ftypheic" + bytes(40),
+        b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40),
+    ],
+    ids=["half floats", "64 bits", "compression", "255 samples", "12-bit JPEG", "HEIC", "JPEG XL"],
+)
+def test_sound_files_of_kinds_that_are_not_read_are_called_unsupported(data: bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert caught.value.kind == "unsupported", caught.value
+    assert "damaged" not in str(caught.value)
+
+
+def test_libraries_write_nothing_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    for _, data in hostile_files():
+        _outcome(data)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_decoding_takes_little_more_memory_than_the_pixels() -> None:
+    script = (
+        "import resource, sys\n"
+        "from maskmill.engine.inputs.images import decode_image\n"
+        "data = sys.stdin.buffer.read()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "shape = decode_image(data).shape\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (shape[0] * shape[1]))\n"
+    )
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for image in (Image.new("I;16", (4000, 2500)), Image.new("RGBA", (4000, 2500)), Image.new("1", (4000, 2500))):
+        data = encoded(image, "PNG", exif=exif)
+        bytes_per_pixel = float(subprocess.run([sys.executable, "-c", script], input=data, capture_output=True).stdout)
+        assert bytes_per_pixel < 16, image.mode
+    deep = cv2.imencode(".png", np.zeros((4000, 2500, 4), np.uint16))[1].tobytes()
+    bytes_per_pixel = float(subprocess.run([sys.executable, "-c", script], input=deep, capture_output=True).stdout)
+    assert bytes_per_pixel < 22
 
 
 def test_16_bit_color_keeps_the_high_byte() -> None:

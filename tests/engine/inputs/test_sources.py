@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.engine.inputs.sources import EXTENSIONS, Item, open_source, shard
+from maskmill.engine.inputs.sources import EXTENSIONS, Item, open_source, read_uri, shard
 from maskmill.errors import ImageError, SourceError, UsageError
 
 
@@ -207,6 +207,128 @@ def test_a_cut_shard_loses_no_image_silently(tmp_path: Path) -> None:
         assert damage.uri == str(path)
         with pytest.raises(ImageError, match=message):
             source.read(damage)
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, target, len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def test_links_inside_an_archive_are_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        add(tar, "early.jpg", kind=tarfile.SYMTYPE, target="deep/a.jpg")
+        add(tar, "deep/a.jpg", b"a.jpg")
+        add(tar, "hard.jpg", kind=tarfile.LNKTYPE, target="deep/a.jpg")
+        add(tar, "deep/soft.jpg", kind=tarfile.SYMTYPE, target="a.jpg")
+        add(tar, "chain.jpg", kind=tarfile.SYMTYPE, target="deep/soft.jpg")
+        add(tar, "lost.jpg", kind=tarfile.SYMTYPE, target="../outside.jpg")
+        add(tar, "loop.jpg", kind=tarfile.SYMTYPE, target="loop.jpg")
+    source = open_source(tmp_path / "links.tar")
+    items = {item.uri.rpartition("::")[2]: item for item in source}
+    assert sorted(items) == [
+        *("chain.jpg", "deep/a.jpg", "deep/soft.jpg", "early.jpg", "hard.jpg", "loop.jpg", "lost.jpg"),
+    ]
+    for name in ("chain.jpg", "deep/a.jpg", "deep/soft.jpg", "early.jpg", "hard.jpg"):
+        assert source.read(items[name]) == b"a.jpg"
+    for name, target in (("lost.jpg", r"\.\./outside\.jpg"), ("loop.jpg", r"loop\.jpg")):
+        with pytest.raises(ImageError, match=f"it is a link to {target}, which the archive does not hold"):
+            source.read(items[name])
+
+
+def test_samples_with_several_pictures_need_an_ending(tmp_path: Path) -> None:
+    names = [f"{index:04}.{ending}" for index in range(3) for ending in ("jpg", "seg.png", "json")]
+    write_tar(tmp_path / "s.tar", *names)
+    with pytest.raises(
+        UsageError, match=r"several pictures per sample \(0000\.jpg, 0000\.seg\.png\); .* --image-ending jpg"
+    ):
+        list(open_source(tmp_path / "s.tar"))
+    for ending in ("jpg", ".JPG"):
+        assert contents(tmp_path / "s.tar", image_ending=ending) == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    assert contents(tmp_path / "s.tar", image_ending="seg.png") == ["0000.seg.png", "0001.seg.png", "0002.seg.png"]
+
+
+def test_the_ending_of_a_sample_is_matched_exactly(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", "0.png", "0.seg.png", "1.png", "1.seg.png")
+    assert contents(tmp_path / "s.tar", image_ending="png") == ["0.png", "1.png"]
+
+
+def test_names_with_dots_of_their_own_are_no_samples(tmp_path: Path) -> None:
+    names = ["IMG_0.rf.ab.jpg", "IMG_0.rf.cd.jpg", "IMG_1.rf.ab.jpg"]
+    write_tar(tmp_path / "s.tar", *names)
+    assert contents(tmp_path / "s.tar") == contents(tmp_path / "s.tar", image_ending="jpg") == names
+
+
+def test_an_ending_can_be_chosen_for_folders_too(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "a.mask.png", "b.jpg")
+    source = open_source(tmp_path, image_ending="jpg")
+    assert [item.uri.rpartition("/")[2] for item in source] == ["a.jpg", "b.jpg"]
+    assert source.skipped == {".png": 1}
+    with pytest.raises(SourceError, match=r"searched for \.tif, and it holds 2 \.jpg, 1 \.png"):
+        list(open_source(tmp_path, image_ending="tif"))
+
+
+def test_a_member_with_an_impossible_size_is_a_reject_and_the_rest_goes_on(tmp_path: Path) -> None:
+    write_tar(tmp_path / "good.tar", "ok.jpg")
+    data = bytearray((tmp_path / "good.tar").read_bytes())
+    data[124:136] = b"\x80" + (1 << 62).to_bytes(11, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (tmp_path / "bad.tar").write_bytes(bytes(data))
+    (tmp_path / "none.tar").write_bytes(b"not a tar archive" * 100)
+    (tmp_path / "list.txt").write_text("bad.tar\nnone.tar\ngood.tar\n")
+    source = open_source(tmp_path / "list.txt")
+    bad, none, good = source
+    assert source.read(good) == b"ok.jpg"
+    for item, message in ((bad, "more than there are"), (none, "cut short, damaged, or compressed")):
+        with pytest.raises(ImageError, match=message) as caught:
+            source.read(item)
+        assert caught.value.kind == "unreadable"
+    assert (bad.uri, none.uri) == (str(tmp_path / "bad.tar"), str(tmp_path / "none.tar"))
+
+
+def test_a_csv_list_is_read_by_its_column(tmp_path: Path) -> None:
+    write(tmp_path, "p/0.jpg", "p/1, with a comma.jpg")
+    (tmp_path / "list.csv").write_text('\ufefflabel,image\nx.png,p/0.jpg\n\nx.png,"p/1, with a comma.jpg"\n')
+    assert contents(tmp_path / "list.csv") == ["p/0.jpg", "p/1, with a comma.jpg"]
+    for text, message in (
+        (
+            "file,label\na,b\n",
+            "needs a header line with a column named image, uri, path or url; its first line is file",
+        ),
+        ("image,label\n,b\n", "line 2: the column image is empty"),
+    ):
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(SourceError, match=message):
+            list(open_source(tmp_path / "list.csv"))
+
+
+def test_a_text_list_has_comments_quotes_and_blanks(tmp_path: Path) -> None:
+    write(tmp_path, "0.jpg", "1 .jpg", "#2.jpg")
+    (tmp_path / "list.txt").write_text("\ufeff0.jpg \n# a comment\n\n\"1 .jpg\"\n  '#2.jpg'\n")
+    assert contents(tmp_path / "list.txt") == ["0.jpg", "1 .jpg", "#2.jpg"]
+
+
+def test_files_passed_over_are_counted_by_kind(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "._a.jpg", "b/._b.jpg", ".DS_Store", "notes.txt", "README", "c.xyz", "__MACOSX/d.jpg")
+    source = open_source(tmp_path)
+    assert [item.uri.rpartition("/")[2] for item in source] == ["a.jpg"]
+    assert source.skipped == {"resource forks": 3, ".ds_store": 1, ".txt": 1, "no ending": 1, ".xyz": 1}
+    list(source)
+    assert source.skipped.total() == 7
+    write_tar(tmp_path / "s.tar", "a.jpg", "._a.jpg", "__MACOSX/b.jpg", "a.json")
+    archive = open_source(tmp_path / "s.tar")
+    assert len(list(archive)) == 1
+    assert archive.skipped == {"resource forks": 2, ".json": 1}
+
+
+def test_one_image_is_read_by_its_uri(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    write_tar(tmp_path / "s.tar", "m.jpg")
+    assert read_uri(str(tmp_path / "a.jpg")) == b"a.jpg"
+    assert read_uri(f"{tmp_path}/s.tar::m.jpg") == b"m.jpg"
+    with pytest.raises(SourceError, match="is not there any more"):
+        read_uri(f"{tmp_path}/s.tar::n.jpg")
 
 
 def test_a_shard_that_shrank_after_listing_is_noticed(tmp_path: Path) -> None:
