@@ -118,8 +118,8 @@ def import_model(
         "antialias": antialias,
         "channels": channels,
         "scale": None if scale is None else _number(scale, "--scale"),
-        "mean": None if mean is None else _three(mean, "--mean"),
-        "std": None if std is None else _three(std, "--std"),
+        "mean": None if mean is None else three_numbers(mean, "--mean"),
+        "std": None if std is None else three_numbers(std, "--std"),
         "pad_value": None if pad_value is None else _pad_value(pad_value),
     }
     fields.update({name: value for name, value in fields_given.items() if value is not None})
@@ -226,11 +226,12 @@ def _meaning(bundle: Bundle) -> str:
 
 
 def _pad_value(text: str) -> float | tuple[float, float, float]:
-    values = _three(text, "--pad-value")
+    values = three_numbers(text, "--pad-value")
     return values[0] if len(set(values)) == 1 else values
 
 
-def _three(text: str, option: str) -> tuple[float, float, float]:
+def three_numbers(text: str, option: str) -> tuple[float, float, float]:
+    """Parse one number, or three separated by commas; raise :class:`UsageError` that names ``option`` otherwise."""
     parts = [_number(part, option) for part in text.split(",")]
     if len(parts) == 1:
         parts *= 3

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ...engine.model.bundle import ResizeFilter
 from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
-from ...export.cli.import_model import class_list, parse_size
+from ...export.cli.import_model import class_list, parse_size, three_numbers
 from ...export.pretrained.folded import BackgroundScore, Masks
 
 
@@ -52,6 +53,17 @@ def export_model(
     size: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Input size.", show_default="the model's own")
     ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="M[,M,M]", help="Mean per channel, after scaling.", show_default="the model's own"),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="S[,S,S]", help="Divisor per channel.", show_default="the model's own")
+    ] = None,
+    resize_filter: Annotated[
+        ResizeFilter | None,
+        typer.Option(help="Interpolation filter of the resize.", show_default="the model's own"),
+    ] = None,
     precision: Annotated[
         Literal["fp16", "bf16", "int8", "fp8"] | None,
         typer.Option(help="Precision to convert to as well; fp32 is always written.", show_default="fp32 only"),
@@ -93,6 +105,9 @@ def export_model(
                 "--revision": revision,
                 "--classes": classes,
                 "--background": background,
+                "--mean": mean,
+                "--std": std,
+                "--resize-filter": resize_filter,
                 "--allow-pickle": allow_pickle or None,
             }
         )
@@ -103,6 +118,9 @@ def export_model(
             background=background,
             background_score=background_score,
             size=wanted_size,
+            mean=None if mean is None else three_numbers(mean, "--mean"),
+            std=None if std is None else three_numbers(std, "--std"),
+            resize_filter=resize_filter,
             template=template,
             masks=masks,
         )

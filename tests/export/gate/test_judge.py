@@ -445,3 +445,86 @@ def test_the_smallest_subset_is_found_in_few_questions(needed: tuple[int, ...]) 
     assert smallest_subset(range(100), enough, budget=1000) == frozenset(needed)
     assert len(asked) <= 1 + 15 * len(needed)
     assert frozenset(needed) <= smallest_subset(range(100), enough, budget=5)
+
+
+# classes, copies and warnings
+
+
+def test_copies_of_an_image_count_once(tmp_path: Path) -> None:
+    photos = write_colors(tmp_path / "photos", [200])
+    (first,) = (tmp_path / "photos").iterdir()
+    for index in range(60):
+        (tmp_path / "photos" / f"link{index}.png").symlink_to(first)
+        (tmp_path / "photos" / f"copy{index}.png").write_bytes(first.read_bytes())
+    photos = GateImages.open(str(tmp_path / "photos"))
+    assert len(photos) == 100
+    bundle = color_bundle(tmp_path)
+    verdict = verdict_on(bundle, side(bundle, color_graph(), tmp_path / "other"), photos)
+    assert verdict.metrics.images == 1
+    assert verdict.failures == ("1 different images were compared, at least 50 are needed",)
+
+
+def without_blue() -> onnx.ModelProto:
+    """The color graph, whose third class never wins."""
+    graph = color_graph()
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32([0, 0, -99]).reshape(3, 1, 1), "bias"))
+    graph.graph.node[1].CopyFrom(helper.make_node("Add", ["logits", "bias"], ["scores"]))
+    return graph
+
+
+def write_stripes(folder: Path, blue: int) -> GateImages:
+    """50 photos, half red and half green, with ``blue`` pixels of blue on each."""
+    folder.mkdir()
+    for index in range(50):
+        label = np.zeros(SIZE, np.int64)
+        label[:, 12:] = 1
+        label.reshape(-1)[:blue] = 2
+        Image.fromarray(color_image(label, strength=150 + index)).save(folder / f"{index:03d}.png")
+    return GateImages.open(str(folder))
+
+
+def test_a_verdict_states_which_classes_it_has_seen(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path)
+    images = write_stripes(tmp_path / "photos", blue=0)
+    verdict = verdict_on(bundle, side(bundle, without_blue(), tmp_path / "other"), images)
+    assert verdict.passed
+    assert verdict.metrics.class_images == {"red": 50, "green": 50, "blue": 0}
+    assert describe(verdict).endswith("; 2 of 3 classes were seen, never blue")
+    required = Tolerances(required_classes=("red", "blue"))
+    verdict = verdict_on(bundle, side(bundle, without_blue(), tmp_path / "again"), images, tolerances=required)
+    assert verdict.failures == ("no image shows the required class blue; add images that do",)
+    with pytest.raises(UsageError, match="required class 'sky' is not one of the model's: red, green, blue"):
+        verdict_on(bundle, side(bundle), images, tolerances=Tolerances(required_classes=("sky",)))
+
+
+def test_a_class_that_is_small_on_every_image_cannot_vanish_unnoticed(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path)
+    images = write_stripes(tmp_path / "photos", blue=3)
+    lenient = Tolerances(min_share=0.01, agreement=0.99)
+    verdict = verdict_on(bundle, side(bundle, without_blue(), tmp_path / "other"), images, tolerances=lenient)
+    assert verdict.metrics.worst_iou > 0.98
+    assert verdict.metrics.class_iou["blue"] == 0
+    assert verdict.failures == ("mask IoU of the class blue over all images 0.0000 is below 0.9",)
+
+
+def test_a_tensor_close_to_the_limit_of_fp16_is_a_warning(tmp_path: Path) -> None:
+    images = write_colors(tmp_path / "photos", [100 + index for index in range(50)])
+    bundle = color_bundle(tmp_path, through=[("Mul", 8e3), ("Mul", 1 / 8e3)])
+    lines: list[str] = []
+    converted = convert(bundle, "fp16", images, say=lines.append)
+    (verdict,) = (Verdict.from_dict(raw) for raw in converted.verdicts)
+    assert verdict.passed
+    (warning,) = verdict.warnings
+    assert warning.startswith(
+        "the node Mul0 makes values up to 4.67e+04, within a factor of 2 of fp16's limit of 65504"
+    )
+    assert warning in lines[0]
+    far = convert(color_bundle(tmp_path, name="far"), "fp16", images)
+    assert far.verdicts[0]["warnings"] == []
+
+
+def test_a_verdict_records_the_batch_that_it_ran_with(tmp_path: Path, photos: GateImages) -> None:
+    bundle = color_bundle(tmp_path)
+    other = side(bundle, color_graph(), tmp_path / "other")
+    assert verdict_on(bundle, other, photos).batch == 2
+    assert verdict_on(bundle, other, photos, batch=5).batch == 5
