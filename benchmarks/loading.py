@@ -1,11 +1,11 @@
-"""Whether data limits a training step: steps from a label store against steps on one batch that stays in memory.
+"""Measure if data limits a training step: steps from a label store against steps on a batch that stays in memory.
 
     python benchmarks/loading.py
 
-A round trains the built-in ``lite0`` network three ways with the same augmentation and optimizer: on one batch in
-memory, again and again; on batches that a worker process makes from the store; and by a plain loop that reads each
-photo and its label and weight maps from files before the step. The network has one processor, so that the worker has
-another. The goal is at most 1.03 times the step of the batch in memory.
+A round trains the built-in ``lite0`` network in three ways with the same augmentation and optimizer: on the same batch in
+memory; on batches that a worker process makes from the store; and in a plain loop that reads each photo and its label
+and weight maps from files before the step. The network uses a single processor, so that the worker has another. The goal
+is at most 1.03 times the step of the batch in memory.
 
 Photos are those of MSRC with their own labels; the data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the
 repository.
@@ -92,7 +92,7 @@ class Trainer:
 
 
 def plain_batches(files: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
-    """What one writes first: read the files of a batch, augment, train."""
+    """Yield batches of a plain loop, which reads the files of a batch and augments them."""
     rng = np.random.default_rng(0)
     uris = list(files)
     while True:
@@ -113,7 +113,7 @@ def plain_batches(files: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, Any
 
 
 def time_steps(next_batch: Callable[[], dict[str, Any]], trainer: Trainer, steps: int) -> tuple[float, float]:
-    """Seconds a step, and those of them that went by waiting for the batch."""
+    """Measure seconds per step, and the part of them spent waiting for the batch."""
     waited, started = 0.0, time.perf_counter()
     for _ in range(steps):
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the two student benchmarks share: one run after another, scored, their results kept as files, and the table."""
+"""Shared parts of the student benchmarks: resumable runs, their scores as files, and the table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskmill.trainer.train import train
 
 
 class Results:
-    """A folder with a file for each row and seed."""
+    """Results of a benchmark: a folder with a file per row and seed."""
 
     def __init__(self, folder: Path, rows: Sequence[str]) -> None:
         self._folder = folder
@@ -34,35 +34,39 @@ class Results:
         return self._folder / f"{number}-seed{seed}.json"
 
     def add(self, row: str, seed: int, values: dict[str, Any]) -> None:
-        """Keep the figures of one run."""
+        """Store the figures of a run."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file(row, seed).write_text(json.dumps({"row": row, "seed": seed, **values}, indent=1))
 
     def find(self, row: str, seed: int) -> dict[str, Any] | None:
-        """The figures of one run, where it is done."""
+        """Read the figures of a run; None if it is not finished."""
         path = self._file(row, seed)
         return json.loads(path.read_text()) if path.exists() else None
 
     def run(
         self, row: str, seed: int, folder: Path, recipe: Recipe, corpus: Corpus, scored: LabeledImages
     ) -> dict[str, Any]:
-        """Train and score a student, unless it is done."""
-        if (found := self.find(row, seed)) is not None:
-            return found
+        """Train and score a student, unless its figures exist."""
+        if (figures := self.find(row, seed)) is not None:
+            return figures
         resumed, started = (folder / LAST).exists(), time.process_time()
         if train(folder, recipe, corpus, device="cpu", workers=0).interrupted:
             raise KeyboardInterrupt
-        # of one processor, since training uses one thread here; that of a run which was stopped is not known
+        # processor time of a single thread; unknown for a run that was resumed
         seconds = None if resumed else time.process_time() - started
         student = load_run(folder)
         scores = score_images(student.module, scored, student.run, device="cpu")
-        found = {"miou": scores.miou, "accuracy": scores.accuracy, "seconds": seconds, "recipe": recipe.to_json()}
-        self.add(row, seed, found)
+        reliability = scores.reliability
+        figures = {
+            "miou": scores.miou, "accuracy": scores.accuracy, "confidence": reliability.confidence,
+            "ece": reliability.ece, "seconds": seconds, "recipe": recipe.to_json(),
+        }  # fmt: skip
+        self.add(row, seed, figures)
         print(f"{row}, seed {seed}: mIoU {scores.miou:.3f}", flush=True)
-        return found
+        return figures
 
     def summary(self) -> list[dict[str, Any]]:
-        """Mean and standard deviation over the seeds of each row that has results."""
+        """Compute mean and standard deviation over the seeds of each row with results."""
         summary = []
         for row in self._rows:
             seeds = [
@@ -76,7 +80,7 @@ class Results:
         return summary
 
     def print_json(self) -> None:
-        """The table with the values of every seed, the labels' quality where it is known, and what ran it."""
+        """Print the table with the values of every seed, the quality of the labels if measured, machine and versions."""
         labels = [json.loads(path.read_text()) for path in sorted(self._folder.glob("labels-seed*"))]
         recipes = {
             row: json.loads(path.read_text())["recipe"]
@@ -93,7 +97,7 @@ class Results:
         print(json.dumps(report, indent=1))
 
     def print_table(self) -> None:
-        """As Markdown."""
+        """Print the table as Markdown."""
         print("| student | mIoU | accuracy | by seed | seconds |\n|---|---|---|---|---|")
         for row in self.summary():
             miou, accuracy = (f"{row[key]['mean']:.3f} ± {row[key]['std']:.3f}" for key in ("miou", "accuracy"))
@@ -103,7 +107,7 @@ class Results:
 
 
 def write_halved(images: Path, labels: Path, folder: Path) -> Path:
-    """Photos and label maps at half their size, in ``folder/images`` and ``folder/labels``."""
+    """Write images and label maps at half their size to ``folder/images`` and ``folder/labels``."""
     for source, target, filter in (
         (images, folder / "images", Image.Resampling.BOX),
         (labels, folder / "labels", Image.Resampling.NEAREST),

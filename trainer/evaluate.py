@@ -1,4 +1,4 @@
-"""Measure a student on labeled images, and label an image with it.
+"""Measure a student on labeled images, and predict the label map of an image.
 
 ::
 
@@ -196,7 +196,7 @@ def label_image(
     tile: int | None = None,
     overlap: int = 0,
 ) -> NDArray[Any]:
-    """Label an image (H, W, 3) uint8 RGB with a student in eval mode; returns classes (H, W) uint8 or uint16."""
+    """Predict the classes (H, W) uint8 or uint16 of an image (H, W, 3) uint8 RGB with a student in eval mode."""
     scores = _predict(module, image, run, device=device, tile=tile, overlap=overlap)
     return np.asarray(_decode(scores, ("label",)).label)
 

@@ -30,7 +30,7 @@ class Plan:
     """The draws of one process from step ``start`` on: one list per part of a step."""
 
     phases: tuple[Phase, ...]
-    """The phases of the recipe, which say how many images a step draws from each stream."""
+    """Phases of the recipe, with the numbers of images per step and stream."""
     sizes: Mapping[str, int]
     """Images of each stream."""
     seed: int
