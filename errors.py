@@ -97,7 +97,7 @@ class ImageError(MaskmillError):
     """One image cannot be labeled; the run records it as a reject and continues.
 
     ``kind`` names the reason in a word or two, such as ``empty``, ``not-an-image``, ``truncated``, ``too-large``,
-    ``unsupported``, ``unreadable``, ``no-labels`` or ``not-finite``; summaries count rejects by kind.
+    ``unsupported``, ``unreadable``, ``no-labels``, ``no-scores`` or ``not-finite``; summaries count rejects by kind.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/loading.py
 
-A round trains the built-in ``lite0`` network in three ways with the same augmentation and optimizer: on the same batch in
-memory; on batches that a worker process makes from the store; and in a plain loop that reads each photo and its label
-and weight maps from files before the step. The network uses a single processor, so that the worker has another. The goal
-is at most 1.03 times the step of the batch in memory.
+A round trains the built-in ``lite0`` network in three ways with the same augmentation and optimizer: on the same batch
+in memory; on batches that a worker process makes from the store; and in a plain loop that reads each photo and its
+label and weight maps from files before the step. The network uses a single processor, so that the worker has another.
+The goal is at most 1.03 times the step of the batch in memory.
 
 Photos are those of MSRC with their own labels; the data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the
 repository.

@@ -80,7 +80,9 @@ class Results:
         return summary
 
     def print_json(self) -> None:
-        """Print the table with the values of every seed, the quality of the labels if measured, machine and versions."""
+        """Print the table with the values of every seed, the quality of the labels if measured, machine and
+        versions.
+        """
         labels = [json.loads(path.read_text()) for path in sorted(self._folder.glob("labels-seed*"))]
         recipes = {
             row: json.loads(path.read_text())["recipe"]

@@ -8,6 +8,7 @@ Names are compared by their tails: ``a/1.jpg`` names the image ``/photos/a/1.jpg
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from ...errors import SourceError, UsageError
 from .listings import list_entries
 
 T = TypeVar("T")
+
+_PAIR = re.compile(r"^(\S+\.\w{3,4}) \S+\.\w{3,4}$")
 
 
 def file_key(uri: str) -> str:
@@ -101,11 +104,13 @@ class NameIndex(Generic[T]):
 def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     """Read a list of image names: one per line, or a CSV or Parquet file with a column ``image``.
 
+    Lines of an image and its label map, separated by a space, are those of published splits; the image counts.
+
     Raises :class:`UsageError` if the list cannot be read or is empty.
     """
     try:
         with Path(path).open("rb") as stream:
-            names = frozenset(list_entries(stream, str(path)))
+            names = frozenset(_PAIR.sub(r"\1", name) for name in list_entries(stream, str(path)))
     except OSError as error:
         raise UsageError(f"cannot read the list of images {path}: {error.strerror or error}") from error
     except SourceError as error:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..runtimes.base import Session
     from ..runtimes.open import Provider
     from .prompted.predictor import PromptedPredictor
+    from .score_files import ScoreFiles
     from .segment_everything import SegmentEverything
     from .semantic import SemanticPredictor
 
@@ -72,13 +73,21 @@ class PromptedOptions:
 
 def open_predictor(
     bundle: Path, taxonomy: Path | None = None, *, options: ModelOptions | None = None, say: Say | None = None
-) -> tuple[SemanticPredictor, Taxonomy]:
-    """Open a semantic bundle with the class mapping of ``taxonomy``, or the model's own classes."""
+) -> tuple[SemanticPredictor | ScoreFiles, Taxonomy]:
+    """Open a semantic bundle, or one whose scores come from files, with the class mapping of ``taxonomy``.
+
+    Without ``taxonomy`` the classes are the model's own.
+    """
     from ..backends.open import open_backend
+    from .score_files import RECORD, ScoreFiles
     from .semantic import SemanticPredictor
 
     options = options or ModelOptions()
     classes = load_taxonomy(bundle, taxonomy)
+    if (bundle / RECORD).is_file():
+        if options.tile is not None or options.provider != "cpu":
+            raise UsageError(f"{bundle} reads scores from files; leave --tile and --provider out")
+        return ScoreFiles.open(bundle), classes
     model, (session,) = _open(bundle, ("model",), options, say)
     backend = open_backend(options.provider)
     predictor = SemanticPredictor(

@@ -14,7 +14,11 @@ from ...errors import UsageError
 
 def import_model(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file; for a promptable model its encoder.")
+        Path,
+        typer.Argument(
+            metavar="MODEL.onnx|SCORES",
+            help="The ONNX file, for a promptable model its encoder; or a folder of scores per image.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
     classes: Annotated[
@@ -80,7 +84,12 @@ def import_model(
             metavar="V[,V,V]", help="Value of padded pixels, 0 to 255.", show_default="0; SAM's mean for promptable"
         ),
     ] = None,
-    activation: Annotated[Activation, typer.Option(help="Function that turns the output into scores.")] = "softmax",
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            help="Function that turns the output into scores.", show_default="softmax; none for a folder of scores"
+        ),
+    ] = None,
     output_name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Name of the score output.", show_default="the only output"),
@@ -100,11 +109,28 @@ def import_model(
         Path | None, typer.Option(metavar="IMAGE", help="Label this image and write preview.png into the bundle.")
     ] = None,
 ) -> None:
-    """Adopt an ONNX model: check the graph, try it on pictures, record its hashes."""
+    """Adopt an ONNX model: check the graph, try it on pictures, record its hashes.
+
+    A folder of scores, made by any program, becomes a bundle as well (options --classes, --background and
+    --activation).
+    It holds, per image NAME: NAME.npy or NAME.zarr (classes, height, width); or a folder NAME with a gray CLASS.png per
+    class, which with a NAME/scores.json of confidences are binary masks.
+    """
     from ..adopt.preprocessing import Preprocessing, read_preprocessor
     from ..adopt.semantic import bundle_from_onnx
     from ..preview import read_photo, write_preview
 
+    if model.is_dir():
+        from ...engine.predictors.score_files import write_score_bundle
+
+        if classes is None:
+            raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
+        bundle = write_score_bundle(
+            output, scores=model, classes=class_list(classes), background=background, activation=activation or "none",
+            license=license,
+        )  # fmt: skip
+        typer.echo(f"{bundle.path}: scores of {len(bundle.classes)} classes from the files in {model}")
+        return
     photo = None if preview is None else read_photo(preview)
     if task != "semantic":
         _refuse_unless_semantic(
@@ -134,7 +160,7 @@ def import_model(
     else:
         if classes is None:
             raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
-        common |= {"classes": class_list(classes), "background": background, "activation": activation}
+        common |= {"classes": class_list(classes), "background": background, "activation": activation or "softmax"}
         if task == "cam":
             from ..adopt.classifier import cam_from_onnx
 
