@@ -55,6 +55,14 @@ class Cams:
     backend: Backend = HOST
     """Device that holds the maps."""
 
+    def zero_or_nan(self) -> Any:
+        """Return 0 if probabilities and maps are finite, else NaN: a float32 scalar on ``backend``."""
+        xp = self.backend.xp
+        finite = xp.isfinite(self.probabilities).all()
+        for maps in self.maps:
+            finite &= xp.isfinite(maps).all()
+        return xp.where(finite, np.float32(0), np.float32(np.nan))
+
     def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> Any:
         """Resample the maps of some classes to a grid: (len(classes), rows, columns) float32 in [0, 1], on ``backend``.
 

@@ -263,12 +263,16 @@ class PromptedPredictor:
                 masks, scores = self.decoder.run(embeddings, self._among(prompts))
             with self._timed("masks"):
                 merged = self._merged(prompts_by_image, maps, masks, scores)
-                return [
+                steps = [
                     self._steps_of(image, classes, cams, prompts, class_masks, extent)
                     for image, classes, cams, prompts, class_masks, (_, extent) in zip(
                         prepared, classes_of, maps, prompts_by_image, merged, grids, strict=True
                     )
                 ]
+                for image_steps, activations in zip(steps, cams, strict=True):
+                    # a classifier that fails on an image must not look like one that sees only background
+                    image_steps.score_map.scores[:] += activations.zero_or_nan()
+                return steps
 
     def _classes_of(self, prepared: Sequence[PreparedPrompted], cams: Sequence[Cams]) -> list[list[int]]:
         """List the classes to prompt for in each image, from its labels or from the classifier's probabilities."""

@@ -14,6 +14,7 @@ import pytest
 
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.verify import verify
 
 from ...conftest import ROOT
 from ...models import color_bundle
@@ -66,6 +67,7 @@ def test_a_run_killed_at_twenty_random_moments_labels_every_image_once(tmp_path:
     assert len(set(progress)) > 5  # the kills fell into the labeling
     finish(start(bundle, tmp_path / "photos", store))
     assert_exactly_once(LabelStore.open(store), paths)
+    assert verify(store).damages == []
 
 
 @pytest.mark.parametrize("repeats", [3, pytest.param(50, marks=pytest.mark.slow)])

@@ -236,3 +236,25 @@ def test_bundles_of_the_wrong_task_are_refused(bundles: dict[str, Any]) -> None:
         PromptedPredictor(sam, sam, session, session, session)
     with pytest.raises(UsageError, match="is a cam bundle; prompts need a promptable one"):
         PromptedPredictor(cam, cam, session, session, session)
+
+
+class _NotFinite:
+    """A classifier's session that returns NaN."""
+
+    def __init__(self, session: OnnxSession, output: int) -> None:
+        self._session, self._output = session, output
+        self.kind, self.artifact, self.max_batch, self.threads = session.kind, session.artifact, session.max_batch, 1
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        outputs = [output.copy() for output in self._session.run(batch)]
+        outputs[self._output].reshape(-1)[0] = np.nan
+        return outputs
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_an_image_that_the_classifier_fails_on_is_not_background(bundles: dict[str, Any], output: int) -> None:
+    model = predictor(bundles)
+    model.cam.session = _NotFinite(model.cam.session, output)  # type: ignore[assignment]
+    with pytest.raises(ImageError, match="NaN or infinite") as caught:
+        label(model, picture(RED))
+    assert caught.value.kind == "not-finite"
