@@ -1,20 +1,20 @@
-"""How fast a labeling run is, against the bare model and against the obvious loop.
+"""Compare the speed of a labeling run with the bare model and with the obvious loop.
 
     python benchmarks/label_run.py [--json] [--images 296] [--rounds 7]
 
-deeplabv3-257 on MSRC photos (MASKMILL_DATA, or ../shared/data beside the repository). The sides alternate within a
+deeplabv3-257 on MSRC photos (MASKMILL_DATA, or ../shared/data beside the repository). The variants alternate within a
 round; figures are medians over rounds with their range.
 
-* bare: the model alone over ready tensors, the faster of one session with all threads and one single-thread session a
-  processor;
-* product: `maskmill label --select conformal --weight pcos` from JPEG files into a fresh store, planning included; and
-  the same with `--provider openvino`, where that is installed;
+* bare: the model alone on prepared tensors, the faster of one session with all threads and one single-thread session
+  per processor;
+* product: `maskmill label --select conformal --weight pcos` from JPEG files into a new store, including the plan; and
+  the same with `--provider openvino`, if it is installed;
 * obvious: one image at a time: OpenCV decoding and resizing, `session.run`, logits resized to the photo's size, NumPy
   softmax, argmax and maximum, two PNG files.
 
 Keys: `vs_bare` (images/s over bare's), `vs_obvious` (images/s over the obvious loop's), both of the product on ONNX
-Runtime; `openvino_vs_obvious`; `stages` (milliseconds of one
-image on one thread, and bytes), `resume_1m_s` (seconds to plan a resume over a million finished inputs).
+Runtime; `openvino_vs_obvious`; `stages` (milliseconds per image on one thread, and bytes); `resume_1m_s` (seconds to
+plan a resume over a million finished inputs).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] 
 
 
 def adopt(folder: Path) -> Bundle:
-    """The bundle of deeplabv3-257, with the resize it was published with, as in the obvious loop."""
+    """Import deeplabv3-257 with the resize it was published with, as in the obvious loop."""
     model = DATA / "models" / "deeplabv3-257"
     if not model.is_dir():
         raise SystemExit(f"no models at {DATA}; set MASKMILL_DATA")
@@ -86,7 +86,7 @@ def bare_all_threads(path: Path, tensors: list[np.ndarray]) -> Callable[[], None
     return run
 
 
-def bare_one_a_core(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]:
+def bare_one_per_core(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]:
     models = [session(path, 1) for _ in range(usable_processors())]
     name = models[0].get_inputs()[0].name
 
@@ -102,7 +102,7 @@ def bare_one_a_core(path: Path, tensors: list[np.ndarray]) -> Callable[[], None]
 
 
 def obvious(path: Path, photos: list[Path], folder: Path) -> Callable[[], None]:
-    """What one writes first."""
+    """Return the loop that a newcomer would write."""
     model = session(path, usable_processors())
     name = model.get_inputs()[0].name
 
@@ -140,7 +140,7 @@ def milliseconds(function: Callable[[], Any], rounds: int = 15) -> float:
 
 
 def stage_times(bundle: Bundle, photos: list[Path], selection: Selection, taxonomy: Taxonomy) -> dict[str, Any]:
-    """Each stage on one thread and one image (median over photos), and the bytes it writes."""
+    """Measure each stage on one thread and one image (median over photos), and the bytes it writes."""
     predictor = SemanticPredictor(bundle, OnnxSession(bundle))
     rows = []
     for photo in photos[:: max(1, len(photos) // 12)]:
@@ -178,9 +178,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-resume", action="store_true", help="leave out the million-input resume")
     arguments = parser.parse_args()
-    # one of the photos is there twice; the product would label it once
-    different = {photo.read_bytes(): photo for photo in sorted((DATA / "msrc" / "images").glob("*.jpg"))}
-    photos = list(different.values())[: arguments.images]
+    # one of the photos exists twice; the product would label it once
+    distinct = {photo.read_bytes(): photo for photo in sorted((DATA / "msrc" / "images").glob("*.jpg"))}
+    photos = list(distinct.values())[: arguments.images]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = adopt(folder)
@@ -201,7 +201,7 @@ def main() -> None:
         path = bundle.model_path()
         sides = {
             "bare, all threads": bare_all_threads(path, tensors),
-            "bare, one a core": bare_one_a_core(path, tensors),
+            "bare, one per core": bare_one_per_core(path, tensors),
             "product": product,
             **({PRODUCT_OPENVINO: partial(product, on_openvino(bundle))} if find_spec("openvino") else {}),
             "obvious": obvious(path, photos, folder),
@@ -212,11 +212,13 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for side, function in sides.items():
                 times[side].append(seconds(function))
-        bare = [min(pair) for pair in zip(times["bare, all threads"], times["bare, one a core"], strict=True)]
-        vs_bare = [one / other for one, other in zip(bare, times["product"], strict=True)]
-        vs_obvious = [one / other for one, other in zip(times["obvious"], times["product"], strict=True)]
+        bare = [min(pair) for pair in zip(times["bare, all threads"], times["bare, one per core"], strict=True)]
+        vs_bare = [bare_time / product_time for bare_time, product_time in zip(bare, times["product"], strict=True)]
+        vs_obvious = [
+            loop_time / product_time for loop_time, product_time in zip(times["obvious"], times["product"], strict=True)
+        ]
         by_openvino = [
-            one / other for one, other in zip(times["obvious"], times.get(PRODUCT_OPENVINO, ()), strict=False)
+            loop_time / time for loop_time, time in zip(times["obvious"], times.get(PRODUCT_OPENVINO, ()), strict=False)
         ]
         result: dict[str, Any] = {
             "vs_bare": round(statistics.median(vs_bare), 3),
@@ -225,7 +227,7 @@ def main() -> None:
             "vs_obvious_range": [round(min(vs_obvious), 3), round(max(vs_obvious), 3)],
             "openvino_vs_obvious": round(statistics.median(by_openvino), 3) if by_openvino else None,
             "openvino_vs_obvious_range": [round(pick(by_openvino), 3) for pick in (min, max) if by_openvino],
-            "ms_an_image": {
+            "ms_per_image": {
                 side: round(1000 * statistics.median(values) / len(photos), 2) for side, values in times.items()
             },
             "stages": stage_times(bundle, photos, selection, taxonomy),

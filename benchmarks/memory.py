@@ -1,9 +1,9 @@
-"""Does memory stay flat? Resident memory after 1,000 and after 20,000 labeled images.
+"""Measure resident memory after 1,000 and after 20,000 labeled images: does it stay flat?
 
     python benchmarks/memory.py [--json] [--images 20000]
 
-deeplabv3-257 over the MSRC photos, repeated under distinct names and with distinct bytes (a comment behind the JPEG's
-end). Key: `rss_ratio`, resident memory at the end over that after 1,000 images; the claim is at most 1.05.
+deeplabv3-257 on the MSRC photos, repeated under distinct names and with distinct bytes (appended to the JPEG). Key:
+`rss_ratio`, resident memory at the end over that after 1,000 images; the claim is at most 1.05.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRST = 1000
 
 
 def repeated(photos: list[Path], folder: Path, num: int) -> Path:
-    """``num`` photos with distinct names and bytes."""
+    """Write ``num`` photos with distinct names and bytes."""
     folder.mkdir()
     data = [photo.read_bytes() for photo in photos]
     for index in range(num):

@@ -1,11 +1,11 @@
-"""How long does a run take to find that there is nothing left to do?
+"""Measure how long a run takes to find that nothing is left to do.
 
     python benchmarks/resume.py [--json] [--inputs 1000000] [--rounds 3]
 
 A million empty files in a thousand folders, all of them finished in a store. Keys: `resume_1m_s`, median seconds from
-opening the store to the end of the plan, a stat a file included, in a fresh process; `list_1m_s`, listing the source
-alone; `peak_mb`, how far the process's memory rose above what it held after its imports. Files and store are in the
-system's temporary folder (`TMPDIR`), with warm caches: the files were just made.
+opening the store to the end of the plan in a new process, including one stat per file; `list_1m_s`, listing the source
+alone; `peak_mb`, peak memory above that after the imports. Files and store are in the system's temporary folder
+(`TMPDIR`), with warm caches: the files were just made.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ print(json.dumps({"todo": todo, "listed": listed, "plan": seconds, "list": time.
 
 
 def make_files(folder: Path, num: int) -> None:
-    """``num`` empty files."""
+    """Create ``num`` empty files."""
     for first in range(0, num, num // FOLDERS):
         part = folder / f"{first:07d}"
         part.mkdir(parents=True)
@@ -54,7 +54,7 @@ def make_files(folder: Path, num: int) -> None:
 
 
 def finish(store: LabelStore, items: Iterable[Item]) -> None:
-    """Enter every item as done."""
+    """Enter every item as finished."""
     items = iter(items)
     while part := list(islice(items, 50_000)):
         rows = [InputRow(uri=i.uri, size=i.size, stamp=i.stamp, id="0" * 32, error=None, message=None) for i in part]
@@ -62,7 +62,7 @@ def finish(store: LabelStore, items: Iterable[Item]) -> None:
 
 
 def measure(inputs: int = 1_000_000, rounds: int = 3) -> dict[str, float]:
-    """The figures of the module's text; scaled to a million where ``inputs`` differs."""
+    """Measure the figures of the module docstring, scaled to a million inputs."""
     with tempfile.TemporaryDirectory() as name:
         files, path = Path(name) / "files", Path(name) / "store"
         make_files(files, inputs)
