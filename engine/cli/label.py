@@ -59,7 +59,10 @@ ThresholdOption = Annotated[
     float | None, typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).")
 ]
 WeightOption = Annotated[
-    Weight, typer.Option(metavar="NAME", help="Weight of each kept pixel: none (1), confidence or pcos.")
+    Weight,
+    typer.Option(
+        metavar="NAME", help="Weight of each kept pixel: none (1), confidence, pcos (as CSL's code) or pcos-supplement."
+    ),
 ]
 LevelsOption = Annotated[
     int, typer.Option(min=3, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")

@@ -27,7 +27,7 @@ from ..predictors.resampling import resample_nearest
 from ..predictors.segment_everything import SegmentMap, paint
 
 Method = Literal["argmax", "threshold", "conformal"]
-Weight = Literal["none", "confidence", "pcos"]
+Weight = Literal["none", "confidence", "pcos", "pcos-supplement"]
 
 _NOT_FINITE = "the model gave scores that are NaN or infinite for this image; check the model, or its precision"
 
@@ -51,7 +51,8 @@ class Selection:
     calibration: Calibration | None = None
     """Source of the thresholds; checked against the predictor before labeling."""
     weight: Weight = "none"
-    """``none``: 1 for every kept pixel; ``confidence``: the top score; ``pcos``: CSL's weight."""
+    """``none``: 1 for every kept pixel; ``confidence``: the top score; ``pcos``: CSL's weight as in its code (exponent
+    z²/8); ``pcos-supplement``: as in its supplement (z²/64, exact dispersion, no epsilon)."""
     weight_levels: int = 256
     """Number of distinct values in the weight map; fewer make smaller files."""
 
@@ -204,13 +205,18 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
     shape: tuple[int, ...] = () if thresholds is None else thresholds.shape
     grid = (shape[0], shape[1]) if len(shape) == 2 else None
     outputs: tuple[str, ...] = ("label", "confidence")
-    if selection.weight == "pcos":
+    exact = selection.weight == "pcos-supplement"
+    if exact or selection.weight == "pcos":
         outputs += ("share", "dispersion")
-    stats = score_map.decode(taxonomy, size=grid, thresholds=thresholds, rule=selection.rule, outputs=outputs)
+    stats = score_map.decode(
+        taxonomy, size=grid, thresholds=thresholds, rule=selection.rule, outputs=outputs,
+        dispersion="exact" if exact else "official",
+    )  # fmt: skip
     label, confidence = stats.label, stats.confidence
     quantized = {"levels": selection.weight_levels, "label": label, "ignore": ignore}
-    if selection.weight == "pcos":
-        pcos = kernels.pcos(stats.share, stats.dispersion)
+    if exact or selection.weight == "pcos":
+        form = {"denominator": 64.0, "epsilon": 0.0} if exact else {}
+        pcos = kernels.pcos(stats.share, stats.dispersion, **form)
         weight = kernels.quantize_weights(pcos.weight, pcos.reliable, **quantized)
     elif selection.weight == "confidence":
         weight = kernels.quantize_weights(confidence, **quantized)

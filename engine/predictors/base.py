@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...kernels.types import Activation, ClassStats, Layout, Rule
+from ...kernels.types import Activation, ClassStats, Dispersion, Layout, Rule
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import Bundle
@@ -43,6 +43,7 @@ class ScoreMap:
         rule: Rule = "argmax",
         truth: Any = None,
         outputs: Sequence[str] = ("label", "confidence"),
+        dispersion: Dispersion = "official",
     ) -> ClassStats:
         """Decode the scores to pixels of target classes in one pass; the arrays stay on ``backend``.
 
@@ -63,6 +64,8 @@ class ScoreMap:
             (H, W) target indices of ``size``, on the host or on ``backend``, for ``true_score``.
         outputs
             Names of the :class:`~maskmill.kernels.types.ClassStats` fields to fill.
+        dispersion
+            Form of CSL's residual dispersion: its code's (``official``), or the variance itself (``exact``).
         """
         xp = self.backend.xp
         return kernels.class_stats(
@@ -75,6 +78,7 @@ class ScoreMap:
             region=self.region,
             thresholds=None if thresholds is None else self.backend.constant(np.asarray(thresholds, np.float32)),
             rule=rule,
+            dispersion=dispersion,
             background=taxonomy.background,
             ignore=taxonomy.ignore_index,
             truth=None if truth is None else xp.asarray(truth),

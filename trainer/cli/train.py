@@ -25,6 +25,10 @@ def train_student(
         Path | None, typer.Option(metavar="DIR", help="Folder with images/ and labels/: photos with true labels.")
     ] = None,
     ids: IdsOption = None,
+    labeled_share: Annotated[
+        str | None, typer.Option(metavar="1/N", help="Use a share of the labeled images.", show_default="all")
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="Seed of the images that --labeled-share draws.")] = 0,
     unlabeled: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Images without labels, for semi-supervised recipes.")
     ] = None,
@@ -106,6 +110,8 @@ def train_student(
         labels_of=taxonomy,
         segments=segments,
         image_labels=image_labels,
+        labeled_share=labeled_share,
+        split_seed=split_seed,
         run=output,
     )
     with observing(as_json=as_json) as observer:

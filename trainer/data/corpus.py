@@ -22,6 +22,7 @@ from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
 from ...errors import UsageError
 from .datasets import LabeledImages, Part, PlainImages, StoredImages
+from .splits import parse_share, seeded_split
 from .weak_labels import WeakLabels
 
 Location = str | os.PathLike[str]
@@ -94,6 +95,8 @@ def open_corpus(
     labels_of: Location | None = None,
     segments: Location | None = None,
     image_labels: Location | None = None,
+    labeled_share: str | None = None,
+    split_seed: int = 0,
     run: Location | None = None,
 ) -> Corpus:
     """Open all images of a run, once, before it starts.
@@ -116,7 +119,8 @@ def open_corpus(
     segments, image_labels
         For images with labels: a store or folder of segment maps, and a file with the classes of each image (default:
         the classes in its label map); see :mod:`.weak_labels`.
-
+    labeled_share, split_seed
+        Use a share of the labeled images, such as ``1/16``, drawn with this seed (:mod:`.splits`); all if None.
     run
         Folder of the training run: the stores are read at one moment, kept until :meth:`Corpus.release`, and a run
         that is resumed reads the same moment.
@@ -140,12 +144,17 @@ def open_corpus(
     held_out = None if validation is None else LabeledImages.open(validation, classes, ids=validation_ids)
     skip = set() if held_out is None else set(held_out.uris)
     true = None if labeled is None else LabeledImages.open(labeled, classes, ids=ids, skip=skip)
+    if labeled_share is not None:
+        if labeled is None or true is None:
+            raise UsageError("--labeled-share needs --labeled DIR")
+        split = seeded_split(true.uris, parse_share(labeled_share), seed=split_seed)
+        true = LabeledImages.open(labeled, classes, ids=split, skip=skip)
     skip |= set() if true is None else set(true.uris)
     stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
     plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
     record = {
         "stores": [{"path": str(store.path), "run": store.run} for store in opened],
-        "labeled": _source_record(labeled, true),
+        "labeled": _labeled_record(labeled, true, labeled_share, split_seed),
         "unlabeled": _source_record(unlabeled, plain),
         "validation": _source_record(validation, held_out),
         "segments": None if segments is None else str(segments),
@@ -162,6 +171,11 @@ def open_corpus(
         pin=pin,
         record=json.loads(json.dumps(record)),
     )
+
+
+def _labeled_record(path: Location | None, part: Part | None, share: str | None, seed: int) -> dict[str, Any] | None:
+    record = _source_record(path, part)
+    return record if record is None or share is None else {**record, "split": {"share": share, "seed": seed}}
 
 
 def _source_record(path: Location | None, part: Part | None) -> dict[str, Any] | None:

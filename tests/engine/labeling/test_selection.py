@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from maskmill import kernels
 from maskmill.engine.labeling.selection import Selection, select
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
@@ -161,3 +162,16 @@ def test_thresholds_that_are_no_scores_are_refused(value: float) -> None:
 
 def test_a_class_with_a_threshold_below_every_score_is_never_emitted() -> None:
     assert labels(method="conformal", thresholds=np.array([1, -np.inf, 1], np.float32)) == [0, 0, 255, 255, 0]
+
+
+def test_pcos_as_in_the_supplement_is_the_kernel_with_its_constants() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.normal(0, 2, (4, 9, 11)).astype(np.float32)
+    taxonomy = Taxonomy(targets=("a", "b", "c", "d"), background=None, model=(0, 1, 2, 3), labels={})
+    score_map = ScoreMap(scores=scores, layout="CHW", activation="softmax", size=(9, 11), region=(0, 0, 9, 11))
+    stats = kernels.class_stats(scores, (9, 11), outputs=("label", "share", "dispersion"), dispersion="exact")
+    pcos = kernels.pcos(stats.share, stats.dispersion, denominator=64, epsilon=0)
+    expected = kernels.quantize_weights(pcos.weight, pcos.reliable, label=stats.label)
+    found = select(score_map, taxonomy, Selection(weight="pcos-supplement")).weight
+    np.testing.assert_array_equal(found, expected)
+    assert (found != select(score_map, taxonomy, Selection(weight="pcos")).weight).any()
