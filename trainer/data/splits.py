@@ -30,8 +30,8 @@ def parse_share(text: str) -> Fraction:
 def seeded_split(uris: Iterable[str], share: Fraction, *, seed: int) -> list[str]:
     """Choose a share of the images, at least one: the first floor(n x share) of an order that the seed shuffles.
 
-    The order is that of the file names, so that copies of a data set in other folders give the same split. Splits of the
-    same seed are nested: that of 1/8 holds that of 1/16.
+    The order is that of the file names, so that copies of a data set in other folders give the same split. Splits of
+    the same seed are nested: that of 1/8 holds that of 1/16.
     """
     ordered = sorted(uris, key=lambda uri: (image_id(uri), uri))
     count = max(1, int(len(ordered) * share))
