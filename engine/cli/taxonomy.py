@@ -46,7 +46,7 @@ def draft_taxonomy(
     names, by_name = None if label_names is None else read_label_names(label_names), False
     if labels is not None:
         source = open_labels(labels, format=labels_format)
-        by_name = bool(source.format)
+        by_name = source.by_name
         names = value_names(source, names)
         typer.echo(
             SourceSummary(images=len(source), skipped=source.skipped, labels_format=source.format).line(

@@ -205,6 +205,8 @@ class LabelReader(ABC):
     """Name of every value that the maps may hold; the ignore value has none."""
     image_names: Sequence[str]
     """Images with labels, by their names in the file or folder."""
+    stored_values: bool = False
+    """Whether the values are those of the files; otherwise they are numbers of this reader, and only names count."""
     notes: tuple[str, ...] = ()
     """Decisions that a reader should tell its user, as in "pixels without a shape are background"."""
 

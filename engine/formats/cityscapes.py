@@ -38,6 +38,7 @@ class CityscapesReader(LabelReader):
     """Reads label id maps or, for images without one, polygon files."""
 
     format = "cityscapes"
+    stored_values = True
 
     def __init__(self, location: str) -> None:
         self.path, self._tree = location, FileTree(location)

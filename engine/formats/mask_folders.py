@@ -37,6 +37,7 @@ class VocReader(LabelReader):
     """Reads a VOC folder; palette images give their indices, color images go through ``labelmap.txt``."""
 
     format = "voc"
+    stored_values = True
 
     def __init__(self, location: str) -> None:
         self.path, self._tree = location, FileTree(location)
@@ -78,6 +79,8 @@ class VocReader(LabelReader):
 class IndexReader(LabelReader):
     """Reads ``labels/*.png`` as :class:`PngWriter` and :class:`FiftyoneWriter` write them."""
 
+    stored_values = True
+
     def __init__(self, location: str, format: Literal["png", "fiftyone"]) -> None:
         self.path, self._tree = location, FileTree(location)
         self.format = format
@@ -104,6 +107,7 @@ class Ade20kReader(LabelReader):
     """Reads the folder of the ADE20K scene parsing challenge: value 0 is ignored, value i is class i."""
 
     format = "ade20k"
+    stored_values = True
 
     def __init__(self, location: str) -> None:
         self.path, self._tree = location, FileTree(location)

@@ -142,6 +142,7 @@ class HuggingFaceReader(LabelReader):
     """Reads Parquet files with a column of images and one of label maps; one row group is held at a time."""
 
     format = "huggingface"
+    stored_values = True
 
     def __init__(self, location: str) -> None:
         self.path = location

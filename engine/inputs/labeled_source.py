@@ -141,7 +141,7 @@ def _pair(
         raise UsageError(
             f"no image has a label map in {labels.path}{example}: {hint or 'the names must be equal up to the ending'}"
         )
-    taxonomy = taxonomy.for_labels(labels.class_names, labels.path, by_name=bool(labels.format))
+    taxonomy = taxonomy.for_labels(labels.class_names, labels.path, by_name=labels.by_name)
     images = set(uris) - shared
     summary = SourceSummary(
         images=len(chosen),
@@ -174,7 +174,7 @@ def check_labels(labels: LabelSource, entries: Sequence[LabelEntry], taxonomy: T
     pixels to ignore. Without a taxonomy file label i is taken as the model's class i; if the labels' class names are
     known they must be the model's. Raises :class:`UsageError`.
     """
-    if labels.format:
+    if labels.by_name:
         return
     if taxonomy.assumed:
         _check_names(labels, taxonomy)
@@ -203,7 +203,7 @@ def value_names(labels: LabelSource, names: Mapping[int, str] | None = None) -> 
     other value is 0: it is ignored then. Raises :class:`UsageError` if a value has no name, saying which names to give.
     """
     names = dict(labels.class_names if names is None else names)
-    if labels.format:
+    if labels.by_name:
         return names
     present: set[int] = set()
     for entry in labels.entries():

@@ -65,6 +65,8 @@ class LabelSource(ABC):
     """Files passed over, by kind."""
     format: str = ""
     """Format and what its reader decided; empty for label maps."""
+    by_name: bool = False
+    """Whether label values are numbers of the reader, as for a COCO file, so that only class names count."""
 
     def __init__(self, path: str, entries: Mapping[str, LabelEntry], index: PairingIndex[LabelEntry]) -> None:
         self.path = path
@@ -160,6 +162,7 @@ class LabelSet(LabelSource):
     def __init__(self, reader: LabelReader, *, as_stored: bool = False) -> None:
         self.as_stored = as_stored
         self.skipped = Counter()
+        self.by_name = not reader.stored_values
         self.format = f"{reader.format} ({'; '.join(reader.notes)})" if reader.notes else reader.format
         self._reader = reader
         entries = {name: LabelEntry(f"{reader.path}: {name}", name) for name in reader.names()}

@@ -73,6 +73,8 @@ class Taxonomy:
     """Color table of label maps that store colors; None if they store indices."""
     named_labels: Mapping[str, int] = field(default_factory=dict)
     """Target index of dataset labels that are given by name, -1 for labels to ignore; see :meth:`for_labels`."""
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    """Name of each index of ``labels``, as far as the taxonomy file gives it."""
     assumed: bool = False
     """Whether ``labels`` is only assumed to be the model's order, for want of a taxonomy file."""
 
@@ -109,7 +111,7 @@ class Taxonomy:
         try:
             targets, background = _parse_targets(raw)
             _check_several(targets)
-            labels, named, colors = _parse_labels(raw, targets)
+            labels, named, label_names, colors = _parse_labels(raw, targets)
             mapped = {*labels.values(), *named.values()}
             if background is not None and mapped and mapped <= {background, -1}:
                 raise TaxonomyError(
@@ -118,7 +120,13 @@ class Taxonomy:
                 )
             model = _parse_model(raw, bundle.classes, targets)
             return cls(
-                targets=targets, background=background, model=model, labels=labels, named_labels=named, colors=colors
+                targets=targets,
+                background=background,
+                model=model,
+                labels=labels,
+                named_labels=named,
+                label_names=label_names,
+                colors=colors,
             )
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
@@ -128,31 +136,43 @@ class Taxonomy:
         try:
             raw = _read(path)
             targets, _ = _parse_targets(raw)
-            labels, named, colors = _parse_labels(raw, targets)
+            labels, named, label_names, colors = _parse_labels(raw, targets)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
             raise TaxonomyError(
                 f"{path} has the targets {', '.join(targets)}; the labels were made with {', '.join(self.targets)}"
             )
-        return replace(self, labels=labels, named_labels=named, colors=colors, assumed=False)
+        return replace(self, labels=labels, named_labels=named, label_names=label_names, colors=colors, assumed=False)
 
     def for_labels(self, names: Mapping[int, str], origin: str, *, by_name: bool) -> Taxonomy:
         """Return the taxonomy for labels whose values have names, as those of ``origin`` do.
 
         Names under ``[labels]`` are looked up among ``names``. With ``by_name`` the values themselves mean nothing, as
-        in a COCO file: a name that is not listed stands for the target of the same name.
+        in a COCO file, and a name that is not listed stands for the target of the same name.
 
-        Raises :class:`TaxonomyError` for a name that ``origin`` does not have, or that stands for no target.
+        Raises :class:`TaxonomyError` for a name that ``origin`` does not have, or that stands for no target, and for
+        indices if only names mean something.
         """
         values = {name: index for index, name in names.items()}
-        if unknown := sorted(set(self.named_labels) - set(values)):
+        labels = {} if by_name else dict(self.labels)
+        named = dict(self.named_labels)
+        if by_name and not self.assumed:
+            if unnamed := sorted(set(self.labels) - set(self.label_names)):
+                raise TaxonomyError(
+                    f"[labels] names the label {unnamed[0]}, but the labels of {origin} have names and no indices; "
+                    f'write names instead, as in "{next(iter(values), "cow")}" = "TARGET"'
+                )
+            named |= {self.label_names[index]: target for index, target in self.labels.items()}
+            # a file may list only the classes that occur; a name near one that is not mapped is a mistake
+            others = set(values) - set(named)
+            named = {name: target for name, target in named.items() if name in values or did_you_mean(name, others)}
+        if unknown := sorted(set(named) - set(values)):
             raise TaxonomyError(
                 f"[labels] names {', '.join(unknown[:5])}, which {origin} does not have"
                 f"{did_you_mean(unknown[0], values) or f'; it has {_listed(values)}'}"
             )
-        labels = {} if by_name and self.assumed else dict(self.labels)
-        labels |= {values[name]: target for name, target in self.named_labels.items()}
+        labels |= {values[name]: target for name, target in named.items()}
         if by_name:
             targets = {_plain(name): index for index, name in enumerate(self.targets)}
             same = {index: targets[_plain(name)] for name, index in values.items() if _plain(name) in targets}
@@ -164,7 +184,7 @@ class Taxonomy:
                     f'`"{name}" = "TARGET"` or `"{name}" = "{IGNORE}"` under [labels], '
                     "or draft a class mapping with `maskmill taxonomy`"
                 )
-        return replace(self, labels=labels, named_labels={}, assumed=self.assumed and not by_name)
+        return replace(self, labels=labels, named_labels={}, label_names={}, assumed=self.assumed and not by_name)
 
     @property
     def num_targets(self) -> int:
@@ -234,6 +254,8 @@ class Taxonomy:
         }
         if self.named_labels:
             raw["named_labels"] = dict(self.named_labels)
+        if self.label_names:
+            raw["label_names"] = {str(index): name for index, name in sorted(self.label_names.items())}
         if self.colors is not None:
             raw["colors"] = self.colors.to_json()
         if self.assumed:
@@ -250,6 +272,7 @@ class Taxonomy:
             model=tuple(raw["model"]),
             labels={int(index): target for index, target in raw["labels"].items()},
             named_labels=raw.get("named_labels", {}),
+            label_names={int(index): name for index, name in raw.get("label_names", {}).items()},
             colors=None if colors is None else ColorTable.from_json(colors),
             assumed=raw.get("assumed", False),
         )
@@ -322,8 +345,8 @@ def _parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]
 
 def _parse_labels(
     raw: Mapping[str, Any], targets: Sequence[str]
-) -> tuple[dict[int, int], dict[str, int], ColorTable | None]:
-    """Target index of every label by value and by name, and the color table."""
+) -> tuple[dict[int, int], dict[str, int], dict[int, str], ColorTable | None]:
+    """Target index of every label by value and by name, names of values, and the color table."""
     colors = raw.get("colors")
     table = None
     names = {name: index for index, name in enumerate(raw.get("label_names", []))}
@@ -340,7 +363,7 @@ def _parse_labels(
             index: _target("colors", color, value, targets, IGNORE)
             for index, (color, value) in enumerate(colors.items())
         }
-        return by_color, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
+        return by_color, {}, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
     labels: dict[int, int] = {}
     named: dict[str, int] = {}
     for key, value in raw.get("labels", {}).items():
@@ -359,7 +382,7 @@ def _parse_labels(
         if index in labels:
             raise TaxonomyError(f"[labels] gives label {index} twice")
         labels[index] = _target("labels", key, value, targets, IGNORE)
-    return labels, named, table
+    return labels, named, {index: name for name, index in names.items() if index in labels}, table
 
 
 def _parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:

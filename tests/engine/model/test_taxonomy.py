@@ -225,3 +225,35 @@ def test_the_draft_without_a_dataset_is_the_model_itself(bundle: Bundle, tmp_pat
     text, unmatched = draft(bundle)
     assert Taxonomy.load(write(tmp_path, text), bundle) == replace(Taxonomy.of_model(bundle), assumed=False)
     assert unmatched == []
+
+
+NAMED = """
+targets = ["background", "cow"]
+background = "background"
+label_names = ["void", "grass", "cow"]
+[model]
+background = "background"
+cow = "cow"
+dog = "dropped"
+[labels]
+void = "ignore"
+grass = "background"
+cow = "cow"
+"""
+
+
+def test_names_of_indices_are_found_in_a_file_whose_values_mean_nothing(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("background", "cow", "dog"), background="background")
+    taxonomy = Taxonomy.load(write(tmp_path, NAMED), bundle)
+    for loaded in (taxonomy, Taxonomy.from_json(taxonomy.to_json())):
+        # the file has another order, and not the class void
+        assert dict(loaded.for_labels({0: "cow", 1: "grass"}, "set.json", by_name=True).labels) == {0: 1, 1: 0}
+        assert dict(loaded.for_labels({}, "folder", by_name=False).labels) == {0: -1, 1: 0, 2: 1}
+
+
+def test_indices_are_refused_for_a_file_whose_values_mean_nothing(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("background", "cow", "dog"), background="background")
+    head = NAMED.partition("[labels]")[0].replace("label_names", "# label_names")
+    taxonomy = Taxonomy.load(write(tmp_path, f'{head}[labels]\n0 = "ignore"\n2 = "cow"\n'), bundle)
+    with pytest.raises(TaxonomyError, match=r"names the label 0, but the labels of set.json have names and no indices"):
+        taxonomy.for_labels({0: "cow", 1: "grass"}, "set.json", by_name=True)
