@@ -25,7 +25,7 @@ enum Walk { STRIDED, VECTOR, GROUPED };
 enum Mode { TOP, SUMS, SECONDS };
 enum Rule { ARGMAX, FOREGROUND, SINGLE, AGREE };
 
-constexpr int THREADS = 128;  // 32 strips of columns x 4 strips of rows
+constexpr int THREADS = 128;
 constexpr int PACK = 4;       // classes in one load of VECTOR
 constexpr uint16 UNREACHED = 0xffff;
 constexpr float LOG2E = 1.4426950408889634f;
@@ -177,13 +177,14 @@ struct Pixels {
 
 // Result of one pass over the classes of N pixels.
 //
-// The rank orders the classes as their scores do, also if these have saturated: the logit for SOFTMAX and SIGMOID, the
-// mass for groups of SOFTMAX, the sum for NONE.
+// The rank orders the classes as their scores do: the mass for SOFTMAX (for TOP the logit, which has the same order),
+// the logit for SIGMOID, also if the scores have saturated, the sum for NONE.
 template <Activation A, bool GROUPS, Mode M, int N>
 struct Tally {
     static constexpr bool HAS_SUMS = M != TOP;
-    static constexpr bool RANK_IS_MASS = A == NONE || (A == SOFTMAX && GROUPS);
-    static constexpr float UNRANKED = A == SOFTMAX && GROUPS ? -1.0f : -3.4e38f;
+    static constexpr bool MASSES = A == SOFTMAX && HAS_SUMS;
+    static constexpr bool RANK_IS_MASS = A == NONE || MASSES;
+    static constexpr float UNRANKED = -3.4e38f;
 
     float shift[N];             // SOFTMAX: minus the reference, in powers of two
     float group[N];             // GROUPS: rank of the class being visited
@@ -196,7 +197,8 @@ struct Tally {
     __device__ __forceinline__ Tally() {
         for (int i = 0; i < N; ++i) {
             shift[i] = infinity();
-            top[i] = second[i] = UNRANKED;
+            top[i] = MASSES ? 0 : UNRANKED;
+            second[i] = MASSES ? -1 : UNRANKED;
             mass[i] = rest[i] = squares[i] = group[i] = 0;
             top_class[i] = second_class[i] = -1;
         }
@@ -227,12 +229,9 @@ struct Tally {
         const float factor = fast_exp2(-exponent(i, value));
         rest[i] *= factor;
         squares[i] *= factor * factor;
-        mass[i] *= factor;
-        if constexpr (GROUPS) {
-            group[i] *= factor;
-            top[i] = top[i] < 0 ? top[i] : top[i] * factor;
-            second[i] = second[i] < 0 ? second[i] : second[i] * factor;
-        }
+        top[i] *= factor;
+        group[i] *= factor;
+        second[i] = second[i] < 0 ? second[i] : second[i] * factor;
         shift[i] = -value * LOG2E;
     }
 
@@ -257,11 +256,12 @@ struct Tally {
 
     // Notes a class of a pixel that may outrank its rival; returns the mass of whichever class is not the top one.
     __device__ __forceinline__ float note(int i, int scored, float rank, float own_mass) {
-        const float other = select_if_greater(rank, top[i], top_mass(i), own_mass);
+        const float other =
+            MASSES ? fminf(own_mass, top[i]) : select_if_greater(rank, top[i], top_mass(i), own_mass);
         if constexpr (M == SECONDS) {
             const int candidate = select_if_greater(rank, second[i], scored, second_class[i]);
             second_class[i] = select_if_greater(rank, top[i], top_class[i], candidate);
-            second[i] = fmaxf(second[i], fminf(rank, top[i]));
+            second[i] = top_class[i] < 0 ? second[i] : fmaxf(second[i], fminf(rank, top[i]));
         }
         mass[i] = select_if_greater(rank, top[i], own_mass, mass[i]);
         top_class[i] = select_if_greater(rank, top[i], scored, top_class[i]);
@@ -274,6 +274,7 @@ struct Tally {
     __device__ __forceinline__ void add(const Rows<Q>& rows, const float (&weights)[P], int scored, bool begins,
                                         bool ends) {
         static_assert(P * Q == N, "");
+        VISIT(CLASS, scored);
         // With a corner that is not finite, no difference of the rows is.
         defects = fmaf(rows.step[0], 0.0f, defects);
         if constexpr (!HAS_SUMS && !GROUPS) {
@@ -284,17 +285,17 @@ struct Tally {
             for (int i = 0; i < N; ++i) note(i, scored, rows.value(i % Q, weights[i / Q]), 0);
             return;
         }
-        float rank[N], own[N];
+        float value[N], rank[N], own[N];
         for (int i = 0; i < N; ++i) {
-            rank[i] = rows.value(i % Q, weights[i / Q]);
-            if constexpr (A == SOFTMAX) own[i] = fast_exp2(exponent(i, rank[i]));
+            rank[i] = value[i] = rows.value(i % Q, weights[i / Q]);
+            if constexpr (A == SOFTMAX) rank[i] = own[i] = fast_exp2(exponent(i, value[i]));
         }
         if constexpr (GROUPS) {
             if constexpr (A == SOFTMAX) {
-                rescale_all(rank, own);
+                rescale_all(value, own);
             }
             for (int i = 0; i < N; ++i) {
-                const float part = A == SOFTMAX ? own[i] : rank[i];
+                const float part = A == SOFTMAX ? own[i] : value[i];
                 group[i] = begins ? part : A == SIGMOID ? fmaxf(group[i], part) : group[i] + part;
             }
             if (!ends) return;
@@ -306,8 +307,8 @@ struct Tally {
             for (int i = 0; i < N; ++i) own[i] = sigmoid(rank[i]);
         if (any_greater(rank, rivals())) {
             VISIT(COMPETES, scored);
-            if constexpr (A == SOFTMAX && !GROUPS) rescale_all(rank, own);
-            for (int i = 0; i < N; ++i) own[i] = note(i, scored, rank[i], own[i]);
+            if constexpr (A == SOFTMAX && !GROUPS) rescale_all(value, own);
+            for (int i = 0; i < N; ++i) own[i] = note(i, scored, MASSES ? own[i] : rank[i], own[i]);
         }
         if constexpr (HAS_SUMS)
             for (int i = 0; i < N; ++i) {
@@ -357,37 +358,38 @@ struct Result {
 };
 
 // Rank of a class, begun or continued with the value of one of its model classes; shift is the pixel's.
-template <Activation A, bool GROUPS>
+template <Activation A>
 __device__ __forceinline__ float rank_with(float rank, float value, bool begins, float shift) {
-    if constexpr (A == SOFTMAX && GROUPS) return (begins ? 0 : rank) + fast_exp2(fmaf(value, LOG2E, shift));
+    if constexpr (A == SOFTMAX) return (begins ? 0 : rank) + fast_exp2(fmaf(value, LOG2E, shift));
     if constexpr (A == SIGMOID) return begins ? value : fmaxf(rank, value);
     return begins ? value : rank + value;
 }
 
-template <Activation A, bool GROUPS>
-__device__ __forceinline__ float mass_of_rank(float rank, float shift) {
-    return A == SOFTMAX && !GROUPS ? fast_exp2(fmaf(rank, LOG2E, shift)) : A == SIGMOID ? sigmoid(rank) : rank;
+template <Activation A>
+__device__ __forceinline__ float mass_of_rank(float rank) {
+    return A == SIGMOID ? sigmoid(rank) : rank;
 }
 
 // Nonconformity score of a class other than the top one by its rank: the mass of all others over the total. The top
 // class's is its rest over the total, which total - mass would lose to rounding. Calibration and prediction sets both
 // call it.
-template <Activation A, bool GROUPS>
-__device__ __forceinline__ float nonconformity(float rank, float shift, float total, float inverse) {
+template <Activation A>
+__device__ __forceinline__ float nonconformity(float rank, float total, float inverse) {
     if constexpr (A == SIGMOID) return sigmoid(-rank);
     if constexpr (A == NONE) return 1 - rank;
-    return (total - mass_of_rank<A, GROUPS>(rank, shift)) * inverse;
+    return (total - rank) * inverse;
 }
 
 template <Activation A, bool GROUPS>
 __device__ __forceinline__ float nonconformity_of_top(const Result<A, GROUPS>& result) {
     if constexpr (A == SOFTMAX) return result.rest * result.inverse;
-    return nonconformity<A, GROUPS>(result.top, result.shift, result.total, result.inverse);
+    return nonconformity<A>(result.top, result.total, result.inverse);
 }
 
-// Rank below which no class but the top one has a score of at most limit; the margins are those of rounding.
+// Value (of groups: rank) below which no class but the top one has a score of at most limit; the margins are those of
+// rounding.
 template <Activation A, bool GROUPS>
-__device__ __forceinline__ float lowest_rank(float limit, float shift, float total) {
+__device__ __forceinline__ float lowest_value(float limit, float shift, float total) {
     if constexpr (A == NONE) return limit < infinity() ? 1 - limit - 1e-5f * (1 + fabsf(limit)) : -infinity();
     if constexpr (A == SIGMOID) {
         if (!(limit < 1)) return -infinity();
@@ -396,8 +398,8 @@ __device__ __forceinline__ float lowest_rank(float limit, float shift, float tot
     const float needed = total * ((1 - limit) * 0.999f - 1e-6f);
     if (!(needed > 0)) return -infinity();
     if constexpr (GROUPS) return needed;
-    const float rank = (log2f(needed) - shift) / LOG2E;
-    return rank - 1e-3f * (1 + fabsf(rank));
+    const float value = (log2f(needed) - shift) / LOG2E;
+    return value - 1e-3f * (1 + fabsf(value));
 }
 
 // ---- prediction sets ---------------------------------------------------------------------------------------------
@@ -442,7 +444,7 @@ __device__ __forceinline__ int chosen_by_rule(int rule, uint32 count, uint32 top
 //
 // Outputs (N, height, width), null if not requested: label as uint8 or uint16; the others as ClassStats.
 //
-// One thread per strip of rows and strip of columns; grid (32 strips of columns, 4 strips of rows, N).
+// One thread per strip of rows and strip of columns; grid (blocks, 1, N).
 template <typename T, Activation A, Walk W, Mode M, int P, int Q>
 __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
     class_stats(const T* scores, int64 stride_map, int64 stride_class, int64 stride_row, int64 stride_column,
@@ -467,8 +469,10 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
         __syncthreads();
     }
 
-    const int row_strip = blockIdx.y * (THREADS / 32) + thread / 32, column_strip = blockIdx.x * 32 + thread % 32;
-    if (row_strip >= row_strips || column_strip >= column_strips) return;
+    const int64 index = blockIdx.x * static_cast<int64>(THREADS) + thread;
+    if (index >= static_cast<int64>(row_strips) * column_strips) return;
+    const int row_strip = static_cast<int>(index / column_strips);
+    const int column_strip = static_cast<int>(index - static_cast<int64>(row_strip) * column_strips);
     const Strip rows = load_strip(strips, row_strip), columns = load_strip(strips, row_strips + column_strip);
     float weights_y[P], weights_x[Q];
     for (int p = 0; p < P; ++p) weights_y[p] = weights[rows.start + min(p, rows.count - 1)];
@@ -510,7 +514,7 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
             if (confidence != nullptr) confidence[pixel] = finite ? result.score(result.mass) : 0;
             if (second_confidence != nullptr)
                 second_confidence[pixel] =
-                    has_second ? result.score(mass_of_rank<A, GROUPS>(result.second, result.shift)) : 0;
+                    has_second ? result.score(mass_of_rank<A>(result.second)) : 0;
         }
         if constexpr (HAS_SUMS) {
             const bool shared = finite && result.total > 0;
@@ -535,9 +539,9 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
                         cell.template load<1>(GROUPS ? order[k] : k, corners);
                         const Rows<1> values(widen(corners[0].value[0]), widen(corners[1].value[0]),
                                              widen(corners[2].value[0]), widen(corners[3].value[0]), weight_x);
-                        rank = rank_with<A, GROUPS>(rank, values.value(0, weights[row]), k == begin, result.shift);
+                        rank = rank_with<A>(rank, values.value(0, weights[row]), k == begin, result.shift);
                     }
-                    score = nonconformity<A, GROUPS>(rank, result.shift, result.total, result.inverse);
+                    score = nonconformity<A>(rank, result.total, result.inverse);
                 }
             }
             true_score[pixel] = score;
@@ -556,9 +560,9 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
         float lowest = infinity();
         if (M == SECONDS && counts_members && has_second) {
             const float score =
-                nonconformity<A, GROUPS>(result.second, result.shift, result.total, result.inverse);
+                nonconformity<A>(result.second, result.total, result.inverse);
             if (!(score - 1e-3f * fabsf(score) > limit))
-                lowest = lowest_rank<A, GROUPS>(limit, result.shift, result.total);
+                lowest = lowest_value<A, GROUPS>(limit, result.shift, result.total);
         }
         lowest_of_cell = fminf(lowest_of_cell, lowest);
         pixels.set(LOWEST, i, lowest);
@@ -585,14 +589,15 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 const float shift = HAS_SUMS ? pixels.value(SET_SHIFT, i) : 0;
-                group[i] = rank_with<A, GROUPS>(group[i], values.value(i % Q, weights_y[i / Q]), begins, shift);
-                if (!ends || !(group[i] >= pixels.value(LOWEST, i))) continue;
+                const float value = values.value(i % Q, weights_y[i / Q]);
+                group[i] = rank_with<A>(group[i], value, begins, shift);
+                if (!ends || !((GROUPS ? group[i] : value) >= pixels.value(LOWEST, i))) continue;
                 if (static_cast<int>(pixels.at(TOP_AND_BEST, i) & 0xffff) == target) continue;
                 const float* limits =
                     thresholds + (rows.start + i / Q) * per_row + (columns.start + i % Q) * per_column;
                 const float total = HAS_SUMS ? pixels.value(TOTAL, i) : 0;
                 const float inverse = HAS_SUMS ? pixels.value(INVERSE, i) : 0;
-                if (nonconformity<A, GROUPS>(group[i], shift, total, inverse) <= limits[target * per_class])
+                if (nonconformity<A>(group[i], total, inverse) <= limits[target * per_class])
                     add_member(pixels, i, target, group[i], background, 0);
             }
         });

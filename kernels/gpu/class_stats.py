@@ -29,12 +29,12 @@ RULE_CODES = {"argmax": 0, "foreground": 1, "single": 2, "agree": 3}
 """Rules, as class_stats.cu's Rule."""
 
 THREADS = 128
-"""Threads of a block, as class_stats.cu's THREADS: 32 strips of columns and 4 strips of rows."""
+"""Threads of a block, as class_stats.cu's THREADS."""
 
 PACK = 4
 """Classes in one load, as class_stats.cu's PACK."""
 
-_PER_CELL, _PER_PIXEL = 26, 9
+_PER_CELL, _PER_PIXEL = 37, 7
 """About the instructions per class of a thread, and of each of its pixels: they decide the shape of a thread."""
 
 
@@ -69,7 +69,7 @@ def class_stats(
         f"class_stats<{ELEMENTS[scores.dtype.name]}, {ACTIVATIONS[plan.activation]}, {walk}, "
         f"{_mode(plan, counts_members, thresholds is not None)}, "
         f"{shape[0]}, {shape[1]}>",
-        (ceil_div(num_strips[1], 32), ceil_div(num_strips[0], THREADS // 32), plan.maps),
+        (ceil_div(num_strips[0] * num_strips[1], THREADS), 1, plan.maps),
         (THREADS,),
         (
             scores,
