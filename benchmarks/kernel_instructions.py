@@ -54,7 +54,7 @@ class Loop:
     rescales: int
     """If all pixels of the thread are rescaled."""
     outside: int
-    """Of the whole kernel, all branches and the loops over a thread's pixels included, but not the other class loops."""
+    """Of the kernel without its loops over classes: all branches, one iteration of the loops over pixels."""
 
 
 def disassembler() -> str:
