@@ -12,7 +12,7 @@ array library, and the copy to the host::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -44,7 +44,15 @@ class Backend(Protocol):
         """True if a call returns before its work is done."""
         ...
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Any:
+    @property
+    def bit_depth(self) -> int | None:
+        """Bits that images of more than 8 bits fill, see :func:`maskmill.engine.inputs.images.decode_image`.
+
+        None: all bits of their type. It is recorded with labels and calibrations.
+        """
+        ...
+
+    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
         """Decode an image file as :func:`maskmill.engine.inputs.images.decode_image`, to the host or to the backend."""
         ...
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import importlib
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,8 @@ class CudaBackend:
     it does not support, on the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bit_depth: int | None = None) -> None:
+        self.bit_depth = bit_depth
         self._gpu = this_gpu()
         import cupy
 
@@ -109,8 +110,10 @@ class CudaBackend:
         """True: a call leaves its work in a stream."""
         return True
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Any:
+    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
         """Decode a file as :func:`maskmill.engine.inputs.images.decode_image`; JPEG on the device if possible."""
+        if data[:3] != b"\xff\xd8\xff":
+            return decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn)
         (image,) = self.decode_batch([data], max_pixels=max_pixels)
         if isinstance(image, ImageError):
             raise image
@@ -139,7 +142,7 @@ class CudaBackend:
         for index, data in enumerate(files):
             if images[index] is None:
                 try:
-                    images[index] = decode_image(data, max_pixels=max_pixels)
+                    images[index] = decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth)
                 except ImageError as error:
                     images[index] = error
         return images

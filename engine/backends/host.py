@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,9 +21,14 @@ class HostBackend:
     xp = np
     queued = False
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    def __init__(self, *, bit_depth: int | None = None) -> None:
+        self.bit_depth = bit_depth
+
+    def decode(
+        self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None
+    ) -> NDArray[np.uint8]:
         """Decode on the calling thread."""
-        return decode_image(data, max_pixels=max_pixels)
+        return decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn)
 
     def decode_batch(
         self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS

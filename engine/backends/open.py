@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from ..runtimes.open import ON_GPU, Provider
 from .base import Backend
-from .host import HOST
+from .host import HOST, HostBackend
 
 
-def open_backend(provider: Provider) -> Backend:
-    """Return the backend beside ``provider``'s session; raises :class:`MissingPackageError` for a GPU without CuPy."""
+def open_backend(provider: Provider, *, bit_depth: int | None = None) -> Backend:
+    """Return the backend beside ``provider``'s session; raises :class:`MissingPackageError` for a GPU without CuPy.
+
+    ``bit_depth`` is the number of bits that images of more than 8 bits fill; None: all bits of their type.
+    """
     if provider not in ON_GPU:
-        return HOST
+        return HOST if bit_depth is None else HostBackend(bit_depth=bit_depth)
     from .cuda import CudaBackend
 
-    return CudaBackend()
+    return CudaBackend(bit_depth=bit_depth)

@@ -223,8 +223,14 @@ _PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "u
 
 
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
-    """Collect the conditions that labels hold under: the predictor's settings, the taxonomy and the kernel form."""
-    return {**predictor.settings, "taxonomy": taxonomy.fingerprint, "kernels": predictor.backend.form}
+    """Collect the conditions that labels hold under: the predictor's settings, the taxonomy, kernel form, bit depth."""
+    backend = predictor.backend
+    return {
+        **predictor.settings,
+        "taxonomy": taxonomy.fingerprint,
+        "kernels": backend.form,
+        "bit_depth": backend.bit_depth,
+    }
 
 
 def parse_alpha(alpha: str | float) -> Fraction:

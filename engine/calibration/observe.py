@@ -84,7 +84,7 @@ class Observations:
         for item in chunk:
             try:
                 data = source.read(item)
-                image = predictor.backend.decode(data)
+                image = predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
                 prepared.append(predictor.prepare(image, item.uri))
             except ImageError as error:
                 raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; fix it or leave it out") from error

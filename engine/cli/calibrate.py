@@ -15,6 +15,7 @@ from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, ope
 from .options import (
     AsStoredOption,
     BatchOption,
+    BitDepthOption,
     CamOption,
     EndingOption,
     FormatOption,
@@ -82,6 +83,7 @@ def calibrate_thresholds(
     labels_as_stored: AsStoredOption = False,
     labels_format: FormatOption = None,
     image_ending: EndingOption = None,
+    bit_depth: BitDepthOption = None,
     min_images: Annotated[
         int | None,
         typer.Option(
@@ -163,6 +165,7 @@ def calibrate_thresholds(
         batch=batch,
         tile=tile,
         overlap=overlap,
+        bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
     say = None if as_json else typer.echo

@@ -22,10 +22,28 @@ from ..predictors.open import (
     open_prompted,
 )
 from ..runtimes.open import ON_GPU, Provider
+from .label_options import (
+    CalibrationOption,
+    DryRunOption,
+    EmbeddingCacheOption,
+    LevelsOption,
+    LimitOption,
+    MaxPixelsOption,
+    OutputOption,
+    RequiredCam,
+    RequiredSam,
+    RetryOption,
+    SelectOption,
+    ShardOption,
+    ThresholdOption,
+    WeightOption,
+)
 from .options import (
     BatchOption,
+    BitDepthOption,
     BundleArgument,
     DevicesOption,
+    EndingOption,
     ImageLabelsOption,
     JsonOption,
     OverlapOption,
@@ -41,57 +59,6 @@ from .options import (
     print_json,
 )
 
-OutputOption = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
-]
-SelectOption = Annotated[
-    Method,
-    typer.Option(
-        metavar="METHOD",
-        help="Pixels to keep: all (argmax), confident ones (threshold), or those whose class calibration supports "
-        "(conformal).",
-    ),
-]
-CalibrationOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Calibration to select with (--select conformal).")
-]
-ThresholdOption = Annotated[
-    float | None, typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).")
-]
-WeightOption = Annotated[
-    Weight,
-    typer.Option(
-        metavar="NAME", help="Weight of each kept pixel: none (1), confidence, pcos (as CSL's code) or pcos-supplement."
-    ),
-]
-LevelsOption = Annotated[
-    int, typer.Option(min=3, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
-]
-ShardOption = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")
-]
-LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after this many inputs.")]
-RetryOption = Annotated[bool, typer.Option("--retry-rejects", help="Try rejected inputs again.")]
-MaxPixelsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Reject larger images.", show_default="178,956,970")
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Label a sample; print hours and gigabytes for the whole source.")
-]
-EmbeddingCacheOption = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001,
-        metavar="GIGABYTES",
-        help="Keep the encoder's results in the store, up to this size.",
-        show_default="not kept",
-    ),
-]
-RequiredCam = Annotated[Path, typer.Option("--cam", metavar="BUNDLE", help="Classifier with class activation maps.")]
-RequiredSam = Annotated[
-    Path, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
@@ -103,6 +70,7 @@ class _Run:
     limit: int | None
     retry_rejects: bool
     max_pixels: int | None
+    image_ending: str | None
     provider: Provider
     device: str | None
     as_json: bool
@@ -141,6 +109,8 @@ def label_corpus(
     limit: LimitOption = None,
     retry_rejects: RetryOption = False,
     max_pixels: MaxPixelsOption = None,
+    bit_depth: BitDepthOption = None,
+    image_ending: EndingOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -161,6 +131,7 @@ def label_corpus(
         limit=limit,
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
+        image_ending=image_ending,
         provider=provider,
         device=device,
         as_json=as_json,
@@ -173,6 +144,7 @@ def label_corpus(
         batch=batch,
         tile=tile,
         overlap=overlap,
+        bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
@@ -198,6 +170,8 @@ def label_prompted(
     limit: LimitOption = None,
     retry_rejects: RetryOption = False,
     max_pixels: MaxPixelsOption = None,
+    bit_depth: BitDepthOption = None,
+    image_ending: EndingOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -219,6 +193,7 @@ def label_prompted(
         limit=limit,
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
+        image_ending=image_ending,
         provider=provider,
         device=device,
         as_json=as_json,
@@ -232,6 +207,7 @@ def label_prompted(
         precision=precision,
         threads=threads,
         batch=batch,
+        bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
     opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
@@ -258,6 +234,8 @@ def segment_corpus(
     limit: LimitOption = None,
     retry_rejects: RetryOption = False,
     max_pixels: MaxPixelsOption = None,
+    bit_depth: BitDepthOption = None,
+    image_ending: EndingOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -283,6 +261,7 @@ def segment_corpus(
         limit=limit,
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
+        image_ending=image_ending,
         provider=provider,
         device=device,
         as_json=as_json,
@@ -295,6 +274,7 @@ def segment_corpus(
         provider=provider,
         precision=precision,
         threads=threads,
+        bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
     opening = partial(open_everything, prompts, options=options, say=run.say)
@@ -302,9 +282,12 @@ def segment_corpus(
     with display.run_display(as_json=as_json) as observer:
         if predictor is None:
             work = partial(segment_share, opening)
-            progress = label_on_devices(work, source, output, devices=gpus, observer=observer, **common)
+            progress = label_on_devices(
+                work, source, output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
+            )
         else:
-            progress = segment(predictor, open_source(source), output, observer=observer, **common)
+            images = open_source(source, image_ending=run.image_ending)
+            progress = segment(predictor, images, output, observer=observer, **common)
     _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
 
 
@@ -351,7 +334,8 @@ def _label(
     else:
         selection = Selection.argmax(**options)
     if run.dry_run:
-        progress, total = label_run.dry_run(predictor, open_source(source), classes, selection, **common)
+        images = open_source(source, image_ending=run.image_ending)
+        progress, total = label_run.dry_run(predictor, images, classes, selection, **common)
         display.print_estimate(progress, total, as_json=run.as_json)
         return
     assert run.output is not None, "checked above"
@@ -359,9 +343,11 @@ def _label(
     with display.run_display(as_json=run.as_json) as observer:
         if gpus:
             work = partial(label_share, opening, selection)
-            progress = label_on_devices(work, source, run.output, devices=gpus, observer=observer, **common)
+            progress = label_on_devices(
+                work, source, run.output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
+            )
         else:
-            images = open_source(source)
+            images = open_source(source, image_ending=run.image_ending)
             progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
     _finish(progress, classes, run.output, run.as_json)
 

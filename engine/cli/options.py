@@ -57,6 +57,17 @@ AsStoredOption = Annotated[
     bool,
     typer.Option("--labels-as-stored", help="Label maps show photos as stored, before their EXIF orientation is used."),
 ]
+BitDepthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        min=9,
+        max=32,
+        metavar="BITS",
+        help="Bits that images of more than 8 bits fill, such as 12.",
+        show_default="all bits of their type",
+    ),
+]
 EndingOption = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class SourceSummary:
     """Images without a label map."""
     without_image: Sequence[str] = ()
     """Label maps without an image."""
+    low_range: list[str] = field(default_factory=list)
+    """Images that use less than 1/16 of their type's range."""
     hint: str = ""
     """Reason why an image has no map, with both names, if a map is similar."""
     rules: Mapping[str, int] = field(default_factory=dict)
@@ -57,6 +59,10 @@ class SourceSummary:
         self.label_pixels += targets.size
         self.ignored_pixels += int(np.count_nonzero(targets == ignore))
 
+    def warner(self, uri: str) -> Callable[[str], None]:
+        """Return the ``warn`` argument of :func:`maskmill.engine.inputs.images.decode_image` for an image."""
+        return lambda _: self.low_range.append(uri)
+
     def line(self, noun: str = "images") -> str:
         """Return everything in one line of text; ``noun`` names what was used."""
         parts = [f"{self.images:,} {noun} used"]
@@ -70,6 +76,11 @@ class SourceSummary:
             parts.append(f"files skipped: {kinds}")
         if self.rejected:
             parts.append("not readable: " + ", ".join(f"{number:,} {kind}" for kind, number in self.rejected.items()))
+        if self.low_range:
+            parts.append(
+                "photos that use less than 1/16 of their type's range and become nearly black: "
+                f"{_some(self.low_range)}; state the bits that are used, as in --bit-depth 12"
+            )
         if self.without_map:
             parts.append(f"photos without a map: {_some(self.without_map)}{self.hint and f' ({self.hint})'}")
         if self.without_image:
@@ -95,6 +106,7 @@ class SourceSummary:
             "rejected": dict(self.rejected),
             "without_map": list(self.without_map),
             "without_image": list(self.without_image),
+            "low_range": list(self.low_range),
             "hint": self.hint,
             "rules": dict(self.rules),
             "labels_format": self.labels_format,
@@ -114,6 +126,7 @@ class SourceSummary:
             rejected=Counter(raw["rejected"]),
             without_map=raw["without_map"],
             without_image=raw["without_image"],
+            low_range=list(raw["low_range"]),
             hint=raw["hint"],
             rules=raw["rules"],
             labels_format=raw["labels_format"],

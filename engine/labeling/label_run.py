@@ -198,6 +198,7 @@ class _Run:
     def execute(self, items: Sequence[Item], writer: Writer, observer: Callable[[Progress], None] | None) -> Progress:
         progress = self.progress
         progress.planned = len(items)
+        progress.source.skipped = self._source.skipped
         pipeline = Pipeline(items)
         self._known = writer.knows
         decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
@@ -251,7 +252,9 @@ class _Run:
                 self._claimed.add(id)
             if known:
                 return job
-            image = self._predictor.backend.decode(data, **self._decode_options)
+            image = self._predictor.backend.decode(
+                data, warn=self.progress.source.warner(item.uri), **self._decode_options
+            )
             return replace(job, prepared=self._predictor.prepare(image, item.uri))
         except ImageError as error:
             return replace(job, error=error)

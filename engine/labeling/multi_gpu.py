@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import MaskmillError, SessionError, UsageError
+from ..inputs.summary import SourceSummary
 from .progress import Progress
 from .thread_stages import StageTime
 
@@ -63,13 +64,15 @@ def label_on_devices(
     *,
     devices: Sequence[int],
     shard_of: tuple[int, int] | None = None,
+    image_ending: str | None = None,
     observer: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Progress:
     """Label ``source`` on the GPUs ``devices`` and return the summed counts of all processes.
 
-    ``options`` are passed to ``work``. The first error in a process stops the other processes, which commit their
-    finished images; it is raised as :class:`SessionError`. Raises :class:`UsageError` for devices that do not exist.
+    ``image_ending`` is that of :func:`maskmill.engine.inputs.sources.open_source`; ``options`` are passed to ``work``.
+    The first error in a process stops the other processes, which commit their finished images; it is raised as
+    :class:`SessionError`. Raises :class:`UsageError` for devices that do not exist.
     """
     if len(set(devices)) != len(devices) or not devices or min(devices) < 0:
         raise UsageError(
@@ -86,7 +89,11 @@ def label_on_devices(
     index, count = shard_of or (0, 1)
     processes = []
     for part, device in enumerate(devices):
-        share_options = {**options, "shard_of": (index + count * part, count * len(devices))}
+        share_options = {
+            **options,
+            "image_ending": image_ending,
+            "shard_of": (index + count * part, count * len(devices)),
+        }
         device_name = visible[device] if visible else str(device)
         arguments = (device_name, part, channel, work, source, os.fspath(store_path), share_options)
         processes.append(context.Process(target=_work, args=arguments, name=f"maskmill-device-{device}"))
@@ -135,8 +142,9 @@ def _work(
     def observe(progress: Progress) -> None:
         channel.put((part, progress))
 
+    images = open_source(source, image_ending=options.pop("image_ending"))
     try:
-        observe(work(open_source(source), store_path, observer=observe, **options))
+        observe(work(images, store_path, observer=observe, **options))
     except MaskmillError as error:
         channel.put((part, " ".join(str(error).split())))
     except KeyboardInterrupt:
@@ -176,5 +184,10 @@ def _total(parts: Sequence[Progress]) -> Progress:
         kept=kept,
         seconds=max(part.seconds for part in parts),
         stages=list(stages.values()),
+        source=SourceSummary(
+            # every process lists the whole source
+            skipped=max((part.source.skipped for part in parts), key=Counter.total),
+            low_range=[uri for part in parts for uri in part.source.low_range],
+        ),
         interrupted=any(part.interrupted for part in parts),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..inputs.summary import SourceSummary
 from ..model.taxonomy import Taxonomy
 from .thread_stages import StageTime
 
@@ -39,6 +40,8 @@ class Progress:
     """Time since the stages started."""
     stages: list[StageTime] = field(default_factory=list)
     """Counts and times of each stage."""
+    source: SourceSummary = field(default_factory=SourceSummary)
+    """Files that were used and passed over."""
     interrupted: bool = False
     """True if the run was stopped before its end."""
 
@@ -62,6 +65,10 @@ class Progress:
         """Name of the stage whose threads were busy for the largest share of the time."""
         return max(self.stages, key=lambda stage: stage.busy / stage.threads).name if self.stages else ""
 
+    def summary(self) -> SourceSummary:
+        """Return the files that were used and passed over so far."""
+        return replace(self.source, images=self.images + self.duplicates, rejected=self.rejects)
+
     def to_json(self, taxonomy: Taxonomy) -> dict[str, Any]:
         """Return the counts and times as plain data."""
         busy = sum(stage.busy for stage in self.stages)
@@ -70,6 +77,7 @@ class Progress:
             "images": self.images,
             "duplicates": self.duplicates,
             "rejects": dict(self.rejects),
+            "source": self.summary().to_json(),
             "interrupted": self.interrupted,
             "seconds": self.seconds,
             "images_per_second": self.rate,

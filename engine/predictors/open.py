@@ -47,6 +47,8 @@ class ModelOptions:
     """Side of square tiles, in image pixels, for images that are larger; None: no tiles. Semantic models only."""
     overlap: int = 0
     """Overlap of neighboring tiles, in image pixels."""
+    bit_depth: int | None = None
+    """Bits that images of more than 8 bits fill, e.g. 12 of 16; None: all bits of their type."""
     allow_unverified: bool = False
     """Run conversions and engines without a passed gate verdict."""
 
@@ -89,7 +91,7 @@ def open_predictor(
             raise UsageError(f"{bundle} reads scores from files; leave --tile and --provider out")
         return ScoreFiles.open(bundle), classes
     model, (session,) = _open(bundle, ("model",), options, say)
-    backend = open_backend(options.provider)
+    backend = open_backend(options.provider, bit_depth=options.bit_depth)
     predictor = SemanticPredictor(
         model, session, tile=options.tile, overlap=options.overlap, batch=options.batch, backend=backend
     )
@@ -137,7 +139,7 @@ def open_prompted(
         labels=None if prompted.image_labels is None else ImageLabels.load(prompted.image_labels),
         cache=cache,
         batch=options.batch,
-        backend=open_backend(options.provider),
+        backend=open_backend(options.provider, bit_depth=options.bit_depth),
         **values["views"],
     )
     return predictor, load_taxonomy(prompted.cam, taxonomy)
@@ -157,7 +159,9 @@ def open_everything(
     sam, (encoder, decoder) = _open(prompted.sam, ("encoder", "decoder"), options, say)
     values = parse_settings(prompted.prompt, (EverythingSettings,), {})
     settings = EverythingSettings(**values["EverythingSettings"])
-    return SegmentEverything(sam, encoder, decoder, settings=settings, backend=open_backend(options.provider))
+    return SegmentEverything(
+        sam, encoder, decoder, settings=settings, backend=open_backend(options.provider, bit_depth=options.bit_depth)
+    )
 
 
 def load_taxonomy(bundle: Path, taxonomy: Path | None = None) -> Taxonomy:

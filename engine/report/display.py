@@ -106,6 +106,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         busy = sum(stage.busy for stage in run.stages) or 1.0
         parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
         say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
+    say(run.summary().line())
     for kind, count in sorted(run.rejects.items()):
         say(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
     if run.interrupted:

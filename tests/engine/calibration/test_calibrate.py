@@ -313,7 +313,17 @@ def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) ->
     run(bundle, photos, alpha="0.0001", on_small_n="inf").save(tmp_path / "calibration.json")
     raw = json.loads((tmp_path / "calibration.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert raw["thresholds"] == ["inf"] * 3
-    assert set(raw["made_with"]) == {"bundle", "session", "artifact", "tile", "overlap", "taxonomy", "kernels", "batch"}
+    assert set(raw["made_with"]) == {
+        "bundle",
+        "session",
+        "artifact",
+        "tile",
+        "overlap",
+        "taxonomy",
+        "kernels",
+        "bit_depth",
+        "batch",
+    }
 
 
 def test_given_thresholds_are_measured_on_other_labeled_images(bundle: Bundle, photos: Path) -> None:

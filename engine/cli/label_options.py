@@ -1,0 +1,61 @@
+"""Options that the labeling commands share; see :mod:`.options`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..labeling.selection import Method, Weight
+
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+]
+SelectOption = Annotated[
+    Method,
+    typer.Option(
+        metavar="METHOD",
+        help="Pixels to keep: all (argmax), confident ones (threshold), or those whose class calibration supports "
+        "(conformal).",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Calibration to select with (--select conformal).")
+]
+ThresholdOption = Annotated[
+    float | None, typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).")
+]
+WeightOption = Annotated[
+    Weight,
+    typer.Option(
+        metavar="NAME", help="Weight of each kept pixel: none (1), confidence, pcos (as CSL's code) or pcos-supplement."
+    ),
+]
+LevelsOption = Annotated[
+    int, typer.Option(min=3, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
+]
+ShardOption = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after this many inputs.")]
+RetryOption = Annotated[bool, typer.Option("--retry-rejects", help="Try rejected inputs again.")]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Reject larger images.", show_default="178,956,970")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Label a sample; print hours and gigabytes for the whole source.")
+]
+EmbeddingCacheOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        metavar="GIGABYTES",
+        help="Keep the encoder's results in the store, up to this size.",
+        show_default="not kept",
+    ),
+]
+RequiredCam = Annotated[Path, typer.Option("--cam", metavar="BUNDLE", help="Classifier with class activation maps.")]
+RequiredSam = Annotated[
+    Path, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
+]
