@@ -261,7 +261,12 @@ class _Run:
 
     def _predict(self, jobs: list[_Job]) -> list[_Job]:
         ready = [job for job in jobs if job.prepared is not None]
-        maps = iter(self._predictor.run([job.prepared for job in ready])) if ready else iter(())
+        try:
+            maps = iter(self._predictor.run([job.prepared for job in ready]) if ready else ())
+        except ImageError as error:
+            if len(jobs) > 1:  # one image of a batch has no scores: find out which
+                return [result for job in jobs for result in self._predict([job])]
+            return [replace(job, prepared=None, error=error) for job in jobs]
         return [job if job.prepared is None else replace(job, prepared=None, score_map=next(maps)) for job in jobs]
 
     def _select(self, jobs: list[_Job]) -> list[Done]:

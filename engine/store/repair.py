@@ -62,14 +62,14 @@ def rebuild(table: Table) -> None:
             key, time = tuple(row[column] for column in KEYS[name]), row.get("time", 0)
             if key not in latest or time >= latest[key][0]:
                 latest[key] = time, file, number
-    kept = {(file, number) for _, file, number in latest.values()}
+    chosen = {(file, number) for _, file, number in latest.values()}
     damaged = table.path.with_name(f"{table.path.name}.damaged")
     new_path = table.path.with_name(f"{table.path.name}.new")
     shutil.rmtree(new_path, ignore_errors=True)
     with published_folder(new_path) as folder:
         lance.write_dataset(schema.empty_table(), folder, mode="create", enable_stable_row_ids=True)
     new_table = table.at(new_path)
-    rows = (row for file in files for number, row in _file_records(file) if (file, number) in kept)
+    rows = (row for file in files for number, row in _file_records(file) if (file, number) in chosen)
     while chunk := list(islice(rows, _MERGE_ROWS)):
         new_table.merge(pa.Table.from_pylist(chunk, schema=schema))
     shutil.rmtree(damaged, ignore_errors=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.errors import CalibrationMismatch, SessionError, StoreMismatch
+from maskmill.errors import CalibrationMismatch, ImageError, SessionError, StoreMismatch
 
 from ...builders import hostile_files
 from ...conftest import ROOT
@@ -174,6 +175,27 @@ def test_an_image_with_scores_that_are_not_finite_is_a_reject(bundle: Bundle, tm
     store = LabelStore.open(tmp_path / "store")
     assert len(store) == 3
     assert {"NaN or infinite" in (row.message or "") for row in store.rejects()} == {True}
+
+
+class _WithoutScores(SemanticPredictor):
+    """A predictor that has no scores of dark images."""
+
+    def run(self, prepared: Any) -> list[Any]:
+        if any(image.tensors[0].max() == 0 for image in prepared):
+            raise ImageError("no-scores", "no scores of it")
+        return super().run(prepared)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_image_without_scores_is_a_reject_and_its_batch_is_labeled(
+    bundle: Bundle, tmp_path: Path, batch: int
+) -> None:
+    write_photos(tmp_path / "photos", 7)
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(tmp_path / "photos" / "dark.png")
+    predictor = _WithoutScores(bundle, OnnxSession(bundle), batch=batch)
+    source = open_source(tmp_path / "photos")
+    run = pipeline.label(predictor, source, tmp_path / "store", Taxonomy.of_model(bundle), Selection.argmax())
+    assert (run.images, run.rejects) == (7, {"no-scores": 1})
 
 
 class _Failing:

@@ -65,7 +65,7 @@ def num_wrong(images: StoredImages, step: int = 1) -> int:
 
 
 if __name__ == "__main__":
-    label_store.COMPACT_EVERY = 6
+    label_store.COMPACT_EVERY = 4
     if sys.argv[1] == "write":
         write(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     else:

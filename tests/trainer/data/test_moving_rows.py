@@ -29,12 +29,12 @@ def command(*arguments: object) -> list[str]:
 def test_every_image_reads_its_own_label_while_others_write(
     tmp_path: Path, num_writers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_store, "COMPACT_EVERY", 6)
+    monkeypatch.setattr(label_store, "COMPACT_EVERY", 4)
     (tmp_path / "images").mkdir()
     store = LabelStore.create(tmp_path / "store", {"classes": TAXONOMY.to_json()})
     write(str(store.path), str(tmp_path / "images"), 0, 20)
     writers = [
-        subprocess.Popen(command("write", store.path, tmp_path / "images", 6000 * number, 20), cwd=ROOT)
+        subprocess.Popen(command("write", store.path, tmp_path / "images", 6000 * number, 12), cwd=ROOT)
         for number in range(1, 1 + num_writers)
     ]
     images = StoredImages.open(store.path, pin="train-1")  # as a training run opens it
@@ -50,5 +50,5 @@ def test_every_image_reads_its_own_label_while_others_write(
     assert read.stdout.decode().split() == [str(len(images.uris)), "0"]
     assert num_wrong(StoredImages.open(store.path)) == wrong == 0
     assert verify(store.path).damages == []
-    assert len(sizes) > 3
+    assert len(sizes) > 1
     assert max(sizes) > len(images.uris)
