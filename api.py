@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .engine.calibration.calibration import Calibration
+    from .engine.calibration.calibration import Calibration, RuleChoice
     from .engine.calibration.sharing import Group, Unseen
     from .engine.calibration.thresholds import SmallSample, Unit
     from .engine.labeling.progress import Progress
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from .engine.report.overlay import Overlay
     from .engine.runtimes.open import Provider
     from .engine.store.label_store import LabelStore
-    from .kernels.types import Rule
     from .trainer.recipes import RecipeName
     from .trainer.train import TrainingProgress
 
@@ -196,7 +195,7 @@ def calibrate(
     taxonomy: Location | Taxonomy | None = None,
     group: Group | None = None,
     unit: Unit = "pixel",
-    rule: Rule = "agree",
+    rule: RuleChoice = "agree",
     ids: Sequence[str] | None = None,
     min_images: int | None = None,
     unseen: Unseen = "never",

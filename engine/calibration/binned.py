@@ -66,20 +66,17 @@ class BinnedScores:
                 continue
             targets = np.flatnonzero(sharing.group_of == source)
             table = self.image_counts(sharing.members(int(source)))
-            if sharing.group == "shrunk" and source >= 0:
-                table = self._shrunk(table, sharing, int(targets[0]))
-            bins[:, targets] = _fit(table, weights, alpha, unit, match_level)[:, None]
+            pool = None
+            if sharing.group == "shrunk" and source >= 0 and targets[0] != sharing.background:
+                pool = self._pool(sharing, weights)
+            bins[:, targets] = _fit(table, weights, alpha, unit, match_level, pool)[:, None]
         return bins
 
-    def _shrunk(self, table: NDArray[np.float64], sharing: Sharing, target: int) -> NDArray[np.float64]:
-        """Add the scores of the foreground pool to a class's images, with a weight of ``SHRINK_IMAGES`` in all."""
+    def _pool(self, sharing: Sharing, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Average the foreground's scores over the weighted images: cumulative shares (m, B)."""
         pool = self.image_counts(sharing.members(FOREGROUND))
-        if target == sharing.background or pool.sum() == 0:
-            return table
-        pool_share = _per_image(pool).sum(axis=0) / max(int((pool.sum(axis=1) > 0).sum()), 1)
-        sizes = table.sum(axis=1)
-        num = max(int((sizes > 0).sum()), 1)
-        return table + (sizes * SHRINK_IMAGES / num)[:, None] * pool_share
+        num = weights @ (pool.sum(axis=1) > 0)
+        return np.cumsum(weights @ _per_image(pool), axis=1) / np.maximum(num, 1e-300)[:, None]
 
     def coverage(self, bins: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum the covered pixels (m, K) of the weighted images (m, n) under the thresholds ``bins`` (m, K)."""
@@ -109,21 +106,31 @@ def _per_image(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _fit(
-    table: NDArray[np.float64], weights: NDArray[np.float64], alpha: Fraction | float, unit: Unit, match: bool
+    table: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    alpha: Fraction | float,
+    unit: Unit,
+    match: bool,
+    pool: NDArray[np.float64] | None,
 ) -> NDArray[np.int64]:
-    """Fit one bin (m,) per weighting (m, n) from counts (n, B)."""
+    """Fit one bin (m,) per weighting (m, n) from counts (n, B), with ``SHRINK_IMAGES`` images like the pool (m, B)."""
     alpha = float(alpha)
     present = table.sum(axis=1) > 0
+    num = weights @ present
+    full, extra = float(present.sum()), 0.0 if pool is None else SHRINK_IMAGES
     if unit == "pixel":
         running = np.cumsum(weights @ table, axis=1)
+        if pool is not None:
+            running = running + (running[:, -1] / np.maximum(num, 1) * extra)[:, None] * pool
         total = running[:, -1]
         rank = np.minimum(total + 1 - np.floor((total + 1) * alpha + _SLACK), total)
         reached = running >= rank[:, None] - 1e-6
     else:
         shares = np.cumsum(_per_image(table), axis=1)
         missed = weights @ (present[:, None] - shares)
-        num = weights @ present
-        full = float(present.sum())
+        if pool is not None:
+            missed = missed + extra * (1 - pool)
+        num, full = num + extra, full + extra
         budget = num * (alpha * (full + 1) - 1) / max(full, 1.0) if match else alpha * (num + 1) - 1
         reached = missed <= np.maximum(budget, 0)[:, None] + _SLACK
     return np.where(reached.any(axis=1), reached.argmax(axis=1), NUM_BINS - 1)

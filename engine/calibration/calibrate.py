@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +32,7 @@ from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from .binned import BinnedScores
-from .calibration import Calibration, conditions, fewest_images, json_number, parse_alpha
+from .calibration import Calibration, RuleChoice, conditions, fewest_images, json_number, parse_alpha
 from .coverage import HeldOut, argmax_rows, coverage_rows, hold_out, hold_out_positions
 from .observe import Observations
 from .score_counts import UPPER
@@ -50,7 +51,7 @@ def calibrate(
     alpha: str | float,
     group: Group | None = None,
     unit: Unit = "pixel",
-    rule: Rule = "agree",
+    rule: RuleChoice = "agree",
     ids: frozenset[str] | None = None,
     min_images: int | None = None,
     fallback: Fallback = "foreground",
@@ -78,7 +79,8 @@ def calibrate(
     unit
         ``pixel`` is a heuristic, ``image`` a guarantee for the average over new images.
     rule
-        How the prediction set decides the label; recorded for labeling.
+        How the prediction set decides the label; recorded for labeling. ``auto`` takes the rule with the best held-out
+        mIoU among those whose labels are no less accurate than the top class of every pixel.
     ids
         Names of the images to calibrate on; all if None.
     min_images
@@ -100,72 +102,111 @@ def calibrate(
     Raises :class:`CalibrationError`, :class:`UsageError` or :class:`TaxonomyError`; an image that cannot be decoded is
     an error here, since leaving it out would change the sample.
     """
-    level = parse_alpha(alpha)
+    parse_alpha(alpha)
     group = group or ("class" if unit == "pixel" else "pooled")
     for name, value, kind in (
         ("group", group, Group),
         ("unit", unit, Unit),
-        ("rule", rule, Rule),
+        ("rule", rule, RuleChoice),
         ("fallback", fallback, Fallback),
         ("unseen", unseen, Unseen),
         ("on_small_n", on_small_n, SmallSample),
     ):
-        if value not in get_args(kind):
-            raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if value not in (choices := get_args(kind)):
+            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     position = group == "position"
     if position and unit == "image":
         raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")
     labeled = pair_images(source, labels, taxonomy, ids=ids)
-    total = len(labeled.items)
-    min_images = fewest_images(level) if min_images is None else min_images
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
         Observations(Path(folder), taxonomy, grid=grid if position else None) as observations,
     ):
         observations.collect(predictor, source, labeled, workers=workers, progress=progress)
-        everything = list(range(total))
-        num_pixels, num_images = count_classes(observations.spill, everything, taxonomy.num_targets)
-        if not num_pixels.any():
-            raise CalibrationError("no pixel of the label maps has a target class; check [labels] in the taxonomy")
-        sharing = share_thresholds(
-            group,
-            num_images,
+        calibration = fit_calibration(
+            observations,
+            predictor,
+            taxonomy,
+            alpha=alpha,
+            group=group,
+            unit=unit,
+            rule=rule,
             min_images=min_images,
-            background=taxonomy.background,
-            counts=observations.counts,
             fallback=fallback,
             unseen=unseen,
-        )
-        scores = BinnedScores(observations.counts, taxonomy.num_targets)
-        final = fit_thresholds(
-            observations.spill,
-            everything,
-            sharing,
-            num_scored=taxonomy.num_scored,
-            alpha=level,
-            unit=unit,
             on_small_n=on_small_n,
-            names=taxonomy.targets,
         )
-        if group == "shrunk":
-            bins = scores.thresholds(sharing, np.ones((1, total)), alpha=level, unit=unit)[0]
-            final.values[: taxonomy.num_targets] = np.where(bins >= 0, UPPER[bins], -np.inf)
-        held_out = None
-        if total >= 2:
-            if position:
-                held_out = hold_out_positions(
-                    observations.spill,
-                    observations.samples,
-                    sharing,
-                    ids=observations.counts.ids,
-                    num_scored=taxonomy.num_scored,
-                    alpha=level,
-                    rule=rule,
-                    on_small_n=on_small_n,
-                )
-            else:
-                held_out = hold_out(scores, observations.samples, sharing, final, alpha=level, unit=unit, rule=rule)
-        report = _report(final, held_out, scores, sharing, taxonomy, level, min_images)
+    return replace(calibration, report={**calibration.report, "source": labeled.summary.to_json()})
+
+
+def fit_calibration(
+    observations: Observations,
+    predictor: Predictor,
+    taxonomy: Taxonomy,
+    *,
+    alpha: str | float,
+    group: Group,
+    unit: Unit,
+    rule: RuleChoice,
+    min_images: int | None = None,
+    fallback: Fallback = "foreground",
+    unseen: Unseen = "never",
+    on_small_n: SmallSample = "refuse",
+) -> Calibration:
+    """Fit thresholds to collected scores and measure them; the parameters are those of :func:`calibrate`."""
+    level, position = parse_alpha(alpha), group == "position"
+    min_images = fewest_images(level) if min_images is None else min_images
+    total = observations.counts.num_images
+    everything = list(range(total))
+    num_pixels, num_images = count_classes(observations.spill, everything, taxonomy.num_targets)
+    if not num_pixels.any():
+        raise CalibrationError("no pixel of the label maps has a target class; check [labels] in the taxonomy")
+    sharing = share_thresholds(
+        group,
+        num_images,
+        min_images=min_images,
+        background=taxonomy.background,
+        counts=observations.counts,
+        fallback=fallback,
+        unseen=unseen,
+    )
+    scores = BinnedScores(observations.counts, taxonomy.num_targets)
+    final = fit_thresholds(
+        observations.spill,
+        everything,
+        sharing,
+        num_scored=taxonomy.num_scored,
+        alpha=level,
+        unit=unit,
+        on_small_n=on_small_n,
+        names=taxonomy.targets,
+    )
+    if group == "shrunk":
+        bins = scores.thresholds(sharing, np.ones((1, total)), alpha=level, unit=unit)[0]
+        final.values[: taxonomy.num_targets] = np.where(bins >= 0, UPPER[bins], -np.inf)
+
+    def measure(rule: Rule) -> HeldOut | None:
+        if total < 2:
+            return None
+        if position:
+            return hold_out_positions(
+                observations.spill,
+                observations.samples,
+                sharing,
+                ids=observations.counts.ids,
+                num_scored=taxonomy.num_scored,
+                alpha=level,
+                rule=rule,
+                on_small_n=on_small_n,
+            )
+        return hold_out(scores, observations.samples, sharing, final, alpha=level, unit=unit, rule=rule)
+
+    if rule == "auto":
+        rules: tuple[Rule, ...] = get_args(Rule)
+        rule, held_out = _best_rule({name: measure(name) for name in rules}, argmax_rows(scores)[0])
+    else:
+        held_out = measure(rule)
+    report = _report(final, held_out, scores, sharing, taxonomy, level, min_images)
     return Calibration(
         alpha=str(alpha),
         group=group,
@@ -179,8 +220,19 @@ def calibrate(
         background=taxonomy.background,
         made_with={**conditions(predictor, taxonomy), "batch": predictor.batch},
         counts=observations.counts,
-        report={**report, "promise": promise(level, group, unit, total), "source": labeled.summary.to_json()},
+        report={**report, "promise": promise(level, group, unit, total)},
     )
+
+
+def _best_rule(measured: dict[Rule, HeldOut | None], argmax: dict[str, Any]) -> tuple[Rule, HeldOut | None]:
+    """Choose the rule with the best held-out mIoU, among those whose labels are no less accurate than the raw ones."""
+    ranked: list[tuple[bool, float, Rule]] = []
+    for rule, held_out in measured.items():
+        summary = {} if held_out is None else held_out.tally.summary()
+        if summary.get("kept"):
+            ranked.append((summary["accuracy_kept"] >= argmax["accuracy"], summary["miou_kept"], rule))
+    best: Rule = max(ranked, key=lambda entry: entry[:2])[2] if ranked else "agree"
+    return best, measured[best]
 
 
 def promise(alpha: Fraction, group: Group, unit: Unit, num_images: int) -> str:

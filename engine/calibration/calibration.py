@@ -34,6 +34,9 @@ from .thresholds import Unit
 
 FORMAT_VERSION = 2
 
+RuleChoice = Literal[Rule, "auto"]
+"""A rule, or the best of them on held-out images."""
+
 Control = Literal["miscoverage", "false-label-rate", "miss-rate"]
 
 

@@ -7,6 +7,7 @@ that they stand for. From them come set sizes, and kept share, accuracy and IoU 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +37,8 @@ class PixelSamples:
         self._cells: list[NDArray[np.int64]] = []
         self._classes: list[NDArray[np.int64]] = []
         self._weights: list[NDArray[np.float64]] = []
-        self._ends = [0]
+        self._starts: list[int] = []
+        self._end = 0
 
     def __enter__(self) -> Self:
         return self
@@ -65,11 +67,20 @@ class PixelSamples:
         self._cells.append(chosen)
         self._classes.append(flat[chosen].astype(np.int64))
         self._weights.append(np.concatenate(weights))
-        self._ends.append(self._ends[-1] + len(chosen))
+        self._starts.append(self._end)
+        self._end += len(chosen)
 
     def finish(self) -> None:
         """Close the file for writing."""
         self._stream.close()
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> PixelSamples:
+        """Select images by index, in the order given; the view reads the same file."""
+        view = copy(self)
+        for name in ("_cells", "_classes", "_weights", "_starts"):
+            values = getattr(self, name)
+            setattr(view, name, [values[index] for index in indices])
+        return view
 
     def tally(self, indices: Sequence[int] | NDArray[np.int64], thresholds: Any, rule: Rule) -> Tally:
         """Label the samples of some images with ``thresholds``: a scalar, one per scored class (Ke,), or a map over a
@@ -81,7 +92,8 @@ class PixelSamples:
         if sum(sizes) == 0:
             return tally
         stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
-        values = np.concatenate([stored[self._ends[index] : self._ends[index + 1]] for index in indices])
+        spans = [slice(self._starts[index], self._starts[index] + len(self._cells[index])) for index in indices]
+        values = np.concatenate([stored[span] for span in spans])
         classes = np.concatenate([self._classes[index] for index in indices])
         weights = np.concatenate([self._weights[index] for index in indices])
         row = np.repeat(np.arange(len(indices)), sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .calibrate import calibrate_thresholds
+from .choose import choose_selection
 from .export_labels import export_labels
 from .import_labels import import_labels
 from .label import label_corpus, label_prompted, segment_corpus
@@ -13,7 +14,7 @@ from .taxonomy import draft_taxonomy
 from .verify import verify_store
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
-    "Calibration": {"taxonomy": draft_taxonomy, "calibrate": calibrate_thresholds},
+    "Calibration": {"taxonomy": draft_taxonomy, "choose": choose_selection, "calibrate": calibrate_thresholds},
     "Labels": {
         "label": label_corpus,
         "label-prompted": label_prompted,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import UsageError
-from ...kernels.types import Rule
+from ..calibration.calibration import RuleChoice
 from ..calibration.sharing import Fallback, Group, Unseen
 from ..calibration.thresholds import SmallSample, Unit
 from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
@@ -72,9 +72,11 @@ def calibrate_thresholds(
         ),
     ] = "pixel",
     rule: Annotated[
-        Rule,
+        RuleChoice,
         typer.Option(
-            metavar="NAME", help="How the prediction set decides the label: argmax, foreground, single or agree."
+            metavar="NAME",
+            help="How the prediction set decides the label: argmax, foreground, single or agree; auto takes the best "
+            "of them on held-out images.",
         ),
     ] = "agree",
     taxonomy: TaxonomyOption = None,
@@ -134,11 +136,11 @@ def calibrate_thresholds(
 ) -> None:
     """Compute conformal thresholds from labeled images, and report how well they hold.
 
-    Columns of the report, all measured on images that were held out: images that show the class; threshold, the
-    largest nonconformity score in the prediction set; coverage, the share of pixels whose true class is in the set,
-    with a 95 % interval for as many new images (! marks a class below its target by more than the interval); set, the
-    mean number of classes in the set; kept, accuracy and IoU of the labels that the rule makes; raw IoU, that of the
-    top class of every pixel.
+    Columns of the report: img, images that show the class; thresh, the largest nonconformity score in the prediction
+    set; and, on images that were held out: cover, the share of pixels whose true class is in the set, with a 95 %
+    interval for as many new images (! marks a class below its target by more than the interval); set, the mean number
+    of classes in the set; kept, acc and IoU, kept share, accuracy and IoU of the labels that the rule makes; raw, the
+    IoU of the top class of every pixel.
     """
     from ...kernels.processors import usable_processors
     from ..calibration.calibrate import calibrate

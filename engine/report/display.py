@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..calibration.calibration import Calibration
+from ..calibration.candidates import Candidate, Choice
 from ..inputs.summary import SourceSummary
 from ..labeling.progress import Progress as RunProgress
 from ..model.taxonomy import Taxonomy
@@ -139,18 +140,18 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
 def print_calibration(calibration: Calibration, path: Path) -> None:
     """Print thresholds, held-out coverage and label quality of every class."""
     console, report = Console(), calibration.report
-    table = _table("class", "images", "threshold", "coverage", "95 %", "set", "kept", "accuracy", "IoU", "raw IoU")
+    table = _table("class", "img", "thresh", "cover", "95 %", "set", "kept", "acc", "IoU", "raw")
     for row in report["classes"]:
         if row["pixels"] == 0:
             continue
-        threshold = f"{float(row['threshold']):.4g}" if "threshold" in row else "by cell"
+        threshold = f"{float(row['threshold']):.3g}" if "threshold" in row else "by cell"
         mark = "*" if row["threshold_from"] in ("foreground", "pooled") and calibration.group == "class" else ""
         cells = _held_out_cells(row["held_out"])
         table.add_row(row["class"], str(row["images"]), threshold + mark, *cells, _share(row["argmax"]["iou"]))
     labels = report["labels"] or {"miou_kept": None}
     cells = _held_out_cells(report["overall"])
     cells[-1] = _share(labels["miou_kept"])
-    images, pooled = str(report["num_images"]), f"{calibration.pooled:.4g}"
+    images, pooled = str(report["num_images"]), f"{calibration.pooled:.3g}"
     table.add_row("all", images, pooled, *cells, _share(report["argmax"]["miou"]), style="bold")
     console.print(table)
     say(
@@ -167,6 +168,46 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         say(f"* seen in fewer than {report['min_images']} images: shares a threshold (--min-images N changes that)")
     for warning in report["warnings"]:
         say(f"warning: {warning}")
+
+
+def print_choice(choice: Choice, path: Path | None) -> None:
+    """Print the selections that no other one beats, the recommendation, and how to use it."""
+    table = _table("selection", "kept", "accuracy", "95 %", "mIoU")
+    best, figure = choice.recommended, "accuracy" if choice.goal.aim == "accuracy" else "miou"
+    front, highest = [], -1.0
+    for point in sorted(choice.points, key=lambda point: (-point.kept, -getattr(point, figure))):
+        if getattr(point, figure) > highest + 5e-4:
+            front.append(point)
+            highest = getattr(point, figure)
+    rows = {str(point.candidate): point for point in (choice.raw, *front, best)}
+    for name, point in sorted(rows.items(), key=lambda row: -row[1].kept):
+        low, high = point.accuracy_interval
+        table.add_row(
+            name,
+            f"{point.kept:.3f}",
+            f"{point.accuracy:.3f}",
+            f"{low:.2f}–{high:.2f}",
+            f"{point.miou:.3f}",
+            style="bold" if point.candidate == best.candidate else None,
+        )
+    Console().print(table)
+    say(f"for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
+    for note in choice.notes:
+        say(f"note: {note}")
+
+
+def _label_options(candidate: Candidate, path: Path | None) -> str:
+    if candidate.method == "argmax":
+        return "`maskmill label` as it is"
+    if candidate.method == "threshold":
+        return f"--select threshold --threshold {candidate.confidence:g}"
+    if path is not None:
+        return f"--select conformal --calibration {path}"
+    return (
+        "the calibration of `maskmill calibrate "
+        f"--alpha {candidate.alpha} --group {candidate.group} --unit {candidate.unit} --rule {candidate.rule} "
+        "--on-small-n max`"
+    )
 
 
 def _with_interval(raw: dict[str, Any], key: str) -> str:
@@ -197,7 +238,7 @@ def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
     return [
         f"[red]{coverage}![/red]" if held_out["missed"] else coverage,
         f"{low:.2f}–{high:.2f}",
-        f"{held_out['mean_set_size']:.2f}",
+        f"{held_out['mean_set_size']:.1f}",
         f"{held_out['kept']:.2f}",
         _share(held_out["accuracy_kept"]),
         _share(held_out.get("iou_kept")),

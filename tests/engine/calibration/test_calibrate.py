@@ -347,3 +347,15 @@ def test_given_thresholds_are_measured_on_other_labeled_images(bundle: Bundle, p
             SemanticPredictor(bundle, OnnxSession(bundle), tile=16), open_source(photos / "images"),
             LabelFolder(photos / "labels"), taxonomy, Selection.conformal(calibration),
         )  # fmt: skip
+
+
+def test_the_rule_can_be_chosen_on_held_out_images(bundle: Bundle, photos: Path) -> None:
+    chosen = run(bundle, photos, rule="auto")
+    reports = {rule: run(bundle, photos, rule=rule).report for rule in ("argmax", "foreground", "single", "agree")}
+    accurate = {
+        rule: report["labels"]["miou_kept"]
+        for rule, report in reports.items()
+        if report["labels"]["accuracy_kept"] >= report["argmax"]["accuracy"]
+    }
+    assert chosen.rule == max(accurate, key=accurate.__getitem__)
+    assert chosen.report == reports[chosen.rule]

@@ -1,0 +1,261 @@
+"""Measure ways to select pixels against each other by cross-validation, and recommend one for a goal.
+
+The candidates are every rule, grouping, unit and alpha, constant confidences, and the top class of every pixel. Each is
+measured on images that its thresholds were not computed from: clusters, fallbacks and thresholds are computed anew
+without each fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import product
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ...errors import UsageError
+from ...kernels.types import Rule
+from .binned import BinnedScores
+from .calibration import fewest_images
+from .intervals import blocks, folds
+from .pixel_samples import PixelSamples, Tally
+from .score_counts import UPPER
+from .sharing import Group, share_thresholds
+from .thresholds import Unit
+
+ALPHAS = ("0.01", "0.02", "0.05", "0.1", "0.15", "0.2", "0.3", "0.4")
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
+GROUPS: tuple[Group, ...] = ("pooled", "class", "cluster", "shrunk")
+FOLDS = 5
+
+Aim = Literal["accuracy", "kept", "miou"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to select pixels."""
+
+    method: Literal["argmax", "threshold", "conformal"]
+    """Selection method."""
+    confidence: float | None = None
+    """Lowest confidence (``threshold``)."""
+    rule: Rule = "argmax"
+    """How the prediction set decides the label (``conformal``)."""
+    group: Group | None = None
+    """Classes that share a threshold (``conformal``)."""
+    unit: Unit = "pixel"
+    """Exchangeable unit (``conformal``)."""
+    alpha: str | None = None
+    """Error rate (``conformal``)."""
+
+    def __str__(self) -> str:
+        if self.method == "argmax":
+            return "top class of every pixel"
+        if self.method == "threshold":
+            return f"confidence {self.confidence:g}"
+        return f"{self.rule}, {self.group}, {self.unit}, alpha {self.alpha}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Held-out quality of a candidate's labels; shares in [0, 1], intervals at 95 % over images."""
+
+    candidate: Candidate
+    """The candidate."""
+    kept: float
+    """Share of pixels with a label."""
+    accuracy: float
+    """Share of kept pixels with the right label; 0 if none is kept."""
+    miou: float
+    """Mean IoU over kept pixels; a class without a kept pixel counts 0."""
+    kept_interval: tuple[float, float]
+    """Interval of the kept share."""
+    accuracy_interval: tuple[float, float]
+    """Interval of the accuracy."""
+    dominated: bool = False
+    """Another candidate keeps as much with as good accuracy and mIoU, and is better in one of them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        raw = asdict(self)
+        raw["candidate"] = {key: value for key, value in asdict(self.candidate).items() if value is not None}
+        return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Aim of a selection: as much kept as possible at an accuracy, the best mIoU at a kept share, or the best mIoU."""
+
+    aim: Aim
+    """Figure that the goal is about."""
+    least: float = 0.0
+    """Lowest acceptable value of ``accuracy`` or ``kept``."""
+
+    @classmethod
+    def parse(cls, text: str) -> Goal:
+        """Read ``accuracy 0.97``, ``kept 0.9`` or ``miou``; raises :class:`UsageError`."""
+        name, _, value = text.strip().partition(" ")
+        aims: dict[str, Aim] = {"accuracy": "accuracy", "kept": "kept", "miou": "miou"}
+        aim = aims.get(name)
+        try:
+            least = float(value) if value else 0.0
+        except ValueError:
+            least = -1.0
+        if aim is None or not 0 <= least < 1 or (aim == "miou") == bool(value):
+            raise UsageError(f'a goal is "accuracy 0.97", "kept 0.9" or "miou", got {text!r}')
+        return cls(aim=aim, least=least)
+
+    def __str__(self) -> str:
+        return self.aim if self.aim == "miou" else f"{self.aim} {self.least:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Measured candidates, and the one to use."""
+
+    goal: Goal
+    """The goal."""
+    points: tuple[Measured, ...]
+    """All candidates; the first is the top class of every pixel."""
+    recommended: Measured
+    """The candidate for the goal."""
+    notes: tuple[str, ...]
+    """Limits of the recommendation in plain words."""
+
+    @property
+    def raw(self) -> Measured:
+        """The labels without selection."""
+        return self.points[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "goal": str(self.goal),
+            "recommended": self.recommended.to_json(),
+            "notes": list(self.notes),
+            "points": [point.to_json() for point in self.points],
+        }
+
+
+def default_candidates(groups: Sequence[Group] = GROUPS) -> list[Candidate]:
+    """List the candidates that ``maskmill choose`` measures."""
+    candidates = [Candidate(method="argmax")]
+    candidates += [Candidate(method="threshold", confidence=confidence) for confidence in CONFIDENCES]
+    for group, unit, alpha, rule in product(groups, get_args(Unit), ALPHAS, get_args(Rule)):
+        candidates.append(Candidate(method="conformal", rule=rule, group=group, unit=unit, alpha=alpha))
+    return candidates
+
+
+def measure_candidates(
+    scores: BinnedScores, samples: PixelSamples, candidates: Sequence[Candidate], *, num_folds: int = FOLDS
+) -> list[Measured]:
+    """Measure candidates on the sampled pixels of held-out images."""
+    num_images, num = scores.counts.num_images, scores.num_targets
+    taxonomy = samples.taxonomy
+    extra = taxonomy.num_scored - num
+    fold_of = blocks(scores.counts.ids, num_folds)
+    parts: list[list[Any]] = [[] for _ in candidates]
+    for fold, images in folds(fold_of):
+        weights = (fold_of != fold).astype(np.float64)[None]
+        rest = BinnedScores(scores.counts.subset(np.flatnonzero(weights[0])), num)
+        seen = (rest.pixels > 0).sum(axis=0)
+        limits: dict[Any, Any] = {}
+        for index, candidate in enumerate(candidates):
+            key = (candidate.method, candidate.confidence, candidate.group, candidate.unit, candidate.alpha)
+            if key not in limits:
+                limits[key] = _limits(candidate, scores, rest, weights, seen, extra, taxonomy.background)
+            parts[index].append((images, samples.tally(images, limits[key], candidate.rule)))
+    measured = [
+        _measured(candidate, Tally.gather(part, num_images, num))
+        for candidate, part in zip(candidates, parts, strict=True)
+    ]
+    return [_with_dominance(point, measured) for point in measured]
+
+
+def _limits(
+    candidate: Candidate,
+    scores: BinnedScores,
+    rest: BinnedScores,
+    weights: Any,
+    seen: Any,
+    extra: int,
+    background: int | None,
+) -> Any:
+    """Compute thresholds (Ke,) of a candidate from the images with a weight."""
+    num = scores.num_targets
+    if candidate.method == "argmax":
+        return None
+    if candidate.method == "threshold":
+        return np.full(num + extra, 1 - (candidate.confidence or 0.0), np.float32)
+    assert candidate.alpha is not None, "a conformal candidate has an alpha"
+    assert candidate.group is not None, "a conformal candidate has a group"
+    alpha = Fraction(candidate.alpha)
+    sharing = share_thresholds(
+        candidate.group, seen, min_images=fewest_images(alpha), background=background, counts=rest.counts
+    )
+    pooled = share_thresholds("pooled", seen, min_images=1, background=background, unseen="pooled")
+    options: dict[str, Any] = {"alpha": alpha, "unit": candidate.unit}
+    bins = scores.thresholds(sharing, weights, **options)[0]
+    rest_bin = scores.thresholds(pooled, weights, **options)[0, 0]
+    values = np.where(bins >= 0, UPPER[bins], -np.inf)
+    return np.append(values, np.full(extra, UPPER[rest_bin])).astype(np.float32)
+
+
+def _measured(candidate: Candidate, tally: Tally) -> Measured:
+    summary = tally.summary(sets=2 if candidate.method == "conformal" else 1)
+    return Measured(
+        candidate=candidate,
+        kept=summary["kept"] or 0.0,
+        accuracy=summary["accuracy_kept"] or 0.0,
+        miou=summary["miou_kept"] or 0.0,
+        kept_interval=_pair(summary["kept_interval"]),
+        accuracy_interval=_pair(summary["accuracy_kept_interval"]),
+    )
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float]:
+    return (0.0, 1.0) if interval is None else (interval[0], interval[1])
+
+
+def _with_dominance(point: Measured, points: Sequence[Measured]) -> Measured:
+    def figures(measured: Measured) -> tuple[float, float, float]:
+        return measured.kept, measured.accuracy, measured.miou
+
+    own = figures(point)
+    dominated = any(
+        all(other >= mine for other, mine in zip(figures(rival), own, strict=True)) and figures(rival) != own
+        for rival in points
+    )
+    return Measured(**{**vars(point), "dominated": dominated})
+
+
+def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
+    """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note."""
+    raw = points[0]
+    better = [point for point in points if point.accuracy >= raw.accuracy and point.miou >= raw.miou]
+    notes = []
+    if goal.aim == "accuracy":
+        fit = [point for point in better if point.accuracy >= goal.least]
+        if fit:
+            recommended = max(fit, key=lambda point: (point.kept, point.miou))
+            if recommended.accuracy_interval[0] < goal.least:
+                low, high = recommended.accuracy_interval
+                notes.append(f"the interval of its accuracy is {low:.3f} to {high:.3f}: new images may fall below")
+        else:
+            recommended = max((point for point in points if point.kept > 0), key=lambda point: point.accuracy)
+            notes.append(f"no candidate reaches accuracy {goal.least:g}; this one comes closest")
+    elif goal.aim == "kept":
+        fit = [point for point in better if point.kept >= goal.least]
+        recommended = max(fit or [raw], key=lambda point: (point.miou, point.accuracy))
+    else:
+        recommended = max(better, key=lambda point: (point.miou, point.accuracy))
+    if recommended.miou < raw.miou or recommended.accuracy < raw.accuracy:
+        notes.append(
+            f"its labels are worse than the top class of every pixel: accuracy {recommended.accuracy:.3f} against "
+            f"{raw.accuracy:.3f}, mIoU {recommended.miou:.3f} against {raw.miou:.3f}"
+        )
+    if recommended is raw and goal.aim != "kept":
+        notes.append("no selection is better than the top class of every pixel on these images")
+    return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes))

@@ -1,0 +1,104 @@
+"""The command that recommends how to select pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..predictors.open import ModelOptions, open_predictor
+from .options import (
+    AsStoredOption,
+    BatchOption,
+    BundleArgument,
+    IdsOption,
+    ImagesOption,
+    JsonOption,
+    LabelsOption,
+    OverlapOption,
+    PairingOption,
+    PrecisionOption,
+    ProviderOption,
+    TaxonomyOption,
+    ThreadsOption,
+    TileOption,
+    UnverifiedOption,
+    WorkersOption,
+    print_json,
+    writable_file,
+)
+
+
+def choose_selection(
+    bundle: BundleArgument,
+    images: ImagesOption,
+    labels: LabelsOption,
+    goal: Annotated[
+        str,
+        typer.Option(
+            metavar="GOAL",
+            help='What matters: "accuracy 0.97" keeps as much as possible at that accuracy, "kept 0.9" is the best '
+            'mIoU that keeps that share, "miou" the best mIoU.',
+        ),
+    ] = "kept 0.8",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) of the recommendation to write."),
+    ] = None,
+    taxonomy: TaxonomyOption = None,
+    ids: IdsOption = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
+    provider: ProviderOption = "cpu",
+    precision: PrecisionOption = None,
+    allow_unverified: UnverifiedOption = False,
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every way to select pixels on labeled images, and recommend one for a goal.
+
+    Every rule, grouping, unit and alpha, and constant confidences, are cross-validated. The table lists the selections
+    that no other one beats in kept share and in the goal's figure, all measured on held-out images: kept, the share of
+    pixels with a label; accuracy of these labels, with a 95 % interval; and their mIoU.
+    """
+    from ...kernels.processors import usable_processors
+    from ..calibration.choose import choose
+    from ..inputs.labels import open_labels
+    from ..inputs.names import read_ids
+    from ..inputs.sources import open_source
+    from ..report import display
+
+    if output is not None:
+        writable_file(output, ".json")
+    options = ModelOptions(
+        provider=provider,
+        precision=precision,
+        threads=threads,
+        batch=batch,
+        tile=tile,
+        overlap=overlap,
+        allow_unverified=allow_unverified,
+    )
+    predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else typer.echo)
+    with display.counter("measuring", quiet=as_json) as progress:
+        choice, calibration = choose(
+            predictor,
+            open_source(images),
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored),
+            classes,
+            goal=goal,
+            ids=read_ids(ids) if ids else None,
+            workers=workers or usable_processors(),
+            progress=progress,
+        )
+    if output is not None and calibration is not None:
+        calibration.save(output)
+    if as_json:
+        print_json(choice.to_json())
+    else:
+        display.print_choice(choice, output if calibration is not None else None)

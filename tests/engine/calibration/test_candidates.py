@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskmill.engine.calibration.binned import BinnedScores
+from maskmill.engine.calibration.candidates import (
+    Candidate,
+    Goal,
+    Measured,
+    default_candidates,
+    measure_candidates,
+    recommend,
+)
+from maskmill.engine.calibration.observe import true_scores
+from maskmill.engine.calibration.pixel_samples import PixelSamples
+from maskmill.engine.calibration.score_counts import ScoreCounts, count_scores
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import ScoreMap
+from maskmill.errors import UsageError
+
+TAXONOMY = Taxonomy(targets=("background", "cat", "dog"), background=0, model=(0, 1, 2))
+RAW = Candidate(method="argmax")
+
+
+def observed(folder: Path, num: int = 30, seed: int = 0) -> tuple[BinnedScores, PixelSamples]:
+    """Images whose logits are the truth and noise; every third image has no dog."""
+    rng = np.random.default_rng(seed)
+    samples, parts = PixelSamples(folder, TAXONOMY), []
+    for index in range(num):
+        truth = rng.choice(2 if index % 3 == 0 else 3, (16, 16), p=[0.6, 0.4] if index % 3 == 0 else [0.5, 0.3, 0.2])
+        logits = (np.eye(3)[truth] * 2 + rng.normal(0, 1.2, (16, 16, 3))).astype(np.float32)
+        score_map = ScoreMap(
+            scores=logits, layout="HWC", activation="softmax", size=(16, 16), region=(0.0, 0.0, 16.0, 16.0)
+        )
+        truth = truth.astype(np.uint8)
+        parts.append(count_scores(score_map, truth, true_scores(score_map, truth, TAXONOMY), TAXONOMY, str(index)))
+        samples.append(score_map, truth)
+    samples.finish()
+    return BinnedScores(ScoreCounts.merge(parts), 3), samples
+
+
+def point(kept: float, accuracy: float, miou: float, **candidate: Any) -> Measured:
+    options = {"method": "threshold", "confidence": kept, **candidate}
+    return Measured(
+        candidate=Candidate(**options), kept=kept, accuracy=accuracy, miou=miou, kept_interval=(0, 1),
+        accuracy_interval=(accuracy - 0.01, accuracy + 0.01),
+    )  # fmt: skip
+
+
+POINTS = [
+    point(1.0, 0.90, 0.60, method="argmax"), point(0.95, 0.93, 0.70), point(0.9, 0.96, 0.69), point(0.8, 0.97, 0.75),
+    point(0.6, 0.99, 0.55), point(0.99, 0.85, 0.80),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("goal", "kept"),
+    [("miou", 0.8), ("accuracy 0.95", 0.9), ("accuracy 0.97", 0.8), ("kept 0.9", 0.95), ("kept 0.97", 1.0)],
+)
+def test_the_recommendation_serves_the_goal_and_is_no_worse_than_the_raw_labels(goal: str, kept: float) -> None:
+    # the last point has the best mIoU, with less accurate labels than the raw ones
+    assert recommend(POINTS, Goal.parse(goal)).recommended.kept == kept
+
+
+def test_a_goal_out_of_reach_is_said_to_be() -> None:
+    choice = recommend(POINTS, Goal.parse("accuracy 0.999"))
+    assert choice.recommended.accuracy == 0.99
+    assert "no candidate reaches accuracy 0.999" in choice.notes[0]
+    assert "worse than the top class of every pixel" in choice.notes[1]  # its mIoU is
+    alone = recommend(POINTS[:1], Goal.parse("miou"))
+    assert alone.recommended is POINTS[0]
+    assert "no selection is better" in alone.notes[0]
+
+
+@pytest.mark.parametrize("text", ["speed", "accuracy", "accuracy much", "kept 1.5", "miou 0.3", ""])
+def test_impossible_goals_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="a goal is"):
+        Goal.parse(text)
+
+
+def test_candidates_are_measured_out_of_sample(tmp_path: Path) -> None:
+    scores, samples = observed(tmp_path)
+    candidates = [
+        RAW, Candidate(method="threshold", confidence=0.8),
+        Candidate(method="conformal", rule="agree", group="class", alpha="0.1"),
+    ]  # fmt: skip
+    raw, sure, agree = measure_candidates(scores, samples, candidates)
+    counts = scores.counts
+    assert raw.kept == 1.0
+    assert raw.accuracy == pytest.approx(counts.hits.sum() / counts.true.sum(), abs=1e-6)  # every pixel is sampled
+    assert sure.kept < 1
+    assert sure.accuracy > raw.accuracy
+    assert agree.accuracy > raw.accuracy
+    assert raw.accuracy_interval[0] < raw.accuracy < raw.accuracy_interval[1]
+    assert not sure.dominated
+
+
+def test_the_default_candidates_have_different_names() -> None:
+    names = [str(candidate) for candidate in default_candidates()]
+    assert len(set(names)) == len(names) > 200
+
+
+def test_similar_classes_form_clusters_and_the_background_stays_alone(tmp_path: Path) -> None:
+    from maskmill.engine.calibration.sharing import share_thresholds
+
+    scores, _ = observed(tmp_path, num=30)
+    num_images = (scores.pixels > 0).sum(axis=0)
+    assert num_images.tolist() == [30, 30, 20]
+    options: dict[str, Any] = {"background": 0, "counts": scores.counts}
+    apart = share_thresholds("cluster", num_images, min_images=19, **options)
+    assert len(set(apart.group_of.tolist())) == 3
+    joined = share_thresholds("cluster", num_images, min_images=25, **options)
+    assert joined.group_of[1] == joined.group_of[2] != joined.group_of[0]
+    assert joined.source_name(2, TAXONOMY.targets) == "cat+dog"
+
+
+def test_shrinkage_moves_a_rare_class_towards_the_foreground(tmp_path: Path) -> None:
+    from maskmill.engine.calibration.sharing import share_thresholds
+
+    rng = np.random.default_rng(0)
+    parts = []
+    for index in range(40):
+        logits = rng.normal(0, 1, (8, 8, 3)).astype(np.float32)
+        truth = np.full((8, 8), 1 if index else 2, np.uint8)
+        logits[..., truth[0, 0]] += 1.0 if index else 6.0
+        score_map = ScoreMap(scores=logits, layout="HWC", activation="softmax", size=(8, 8), region=(0, 0, 8, 8))
+        parts.append(count_scores(score_map, truth, true_scores(score_map, truth, TAXONOMY), TAXONOMY, str(index)))
+    scores = BinnedScores(ScoreCounts.merge(parts), 3)
+    num_images, weights = (scores.pixels > 0).sum(axis=0), np.ones((1, 40))
+    bins = {
+        group: scores.thresholds(
+            share_thresholds(group, num_images, min_images=1, background=0), weights, alpha=0.1, unit="pixel"
+        )[0]
+        for group in ("class", "shrunk")
+    }
+    assert bins["class"][2] < bins["shrunk"][2] < bins["class"][1]
+    assert abs(bins["shrunk"][1] - bins["class"][1]) <= 4
+    assert bins["class"][0] == -1  # never seen
