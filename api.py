@@ -136,6 +136,7 @@ def export(
     size: tuple[int, int] | None = None,
     gate_images: Location | None = None,
     num_images: int = 100,
+    allow_code: bool = False,
     license: str = "",
 ) -> Bundle:
     """Export a model of the Hugging Face hub, a local checkpoint or a training run, and prove the export right.
@@ -152,6 +153,8 @@ def export(
         (height, width) of the input in pixels; the model's own if None.
     gate_images, num_images
         Source of real images to compare on, and how many; generated images if None.
+    allow_code
+        Import and call a function that a run names as its model, which can run any code.
     license
         License of the weights, if the model card does not say it.
 
@@ -165,7 +168,7 @@ def export(
     if is_run(model):
         if family is not None or revision is not None or classes is not None or background is not None:
             raise UsageError("family, revision, classes and background do not apply to a training run; leave them out")
-        return bundle_from_run(model, output, size=size, license=license, images=images)
+        return bundle_from_run(model, output, size=size, license=license, allow_code=allow_code, images=images)
     choices = Choices(
         classes=None if classes is None else tuple(_class_names(classes)), background=background, size=size
     )
@@ -340,6 +343,7 @@ def evaluate(
     provider: Provider = "cpu",
     precision: str | None = None,
     device: str | None = None,
+    allow_code: bool = False,
     workers: int | None = None,
     progress: bool = False,
 ) -> Quality:
@@ -362,6 +366,7 @@ def evaluate(
             provider=provider,
             precision=precision,
             device=device,
+            allow_code=allow_code,
             workers=workers,
             progress=observer,
         )
@@ -434,17 +439,19 @@ def predict(
     tile: int | None = None,
     overlap: int = 0,
     device: str | None = None,
+    allow_code: bool = False,
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Label one image with the student of a run.
 
-    ``image`` is a path or an array (H, W, 3) uint8 RGB; ``tile`` and ``overlap`` are in pixels. Returns the class of
-    each pixel, (H, W) uint8 up to 255 classes, else uint16.
+    ``image`` is a path or an array (H, W, 3) uint8 RGB; ``tile`` and ``overlap`` are in pixels. ``allow_code`` imports
+    and calls a function that the run names as its model, which can run any code. Returns the class of each pixel,
+    (H, W) uint8 up to 255 classes, else uint16.
     """
     from .trainer.evaluate import label_image
     from .trainer.processes import resolve_device
     from .trainer.students.models import load_run
 
-    student = load_run(run)
+    student = load_run(run, allow_code=allow_code)
     chosen = resolve_device(device)
     pixels = _image(image)
     return label_image(student.module.to(chosen), pixels, student.run, device=chosen, tile=tile, overlap=overlap)

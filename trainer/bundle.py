@@ -34,6 +34,7 @@ def bundle_from_run(
     *,
     size: tuple[int, int] | None = None,
     license: str = "",
+    allow_code: bool = False,
     images: Iterable[GateImage] | None = None,
 ) -> Bundle:
     """Export the student of a run with inputs of ``size`` (height, width), by default the training crop.
@@ -45,7 +46,7 @@ def bundle_from_run(
     """
     from .students.models import load_run
 
-    student = load_run(run)
+    student = load_run(run, allow_code=allow_code)
     spec = student.input
     if size is not None:
         spec = dataclasses.replace(spec, height=size[0], width=size[1])

@@ -32,7 +32,7 @@ from .bundle import is_run
 from .data.datasets import LabeledImages
 from .evaluate import Scores, run_taxonomy, score_images
 from .processes import resolve_device
-from .students.models import load_run
+from .students.models import Student, load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ def evaluate(
     provider: Provider = "cpu",
     precision: str | None = None,
     device: str | None = None,
+    allow_code: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Quality:
@@ -85,6 +86,8 @@ def evaluate(
         Side and overlap of tiles in pixels, for a run or a bundle.
     provider, precision, device
         Runtime and precision of a bundle; device of a run.
+    allow_code
+        Import and call a function that a run names as its model; see :func:`.students.models.load_run`.
     workers
         Images in progress at the same time; one per core if None.
     progress
@@ -97,7 +100,7 @@ def evaluate(
     folder = target.path if isinstance(target, Bundle | LabelStore) else Path(target)
     num_workers = workers or usable_processors()
     if isinstance(target, Bundle) or (folder / MANIFEST).is_file():
-        _refuse({"device": device}, "a bundle; choose its runtime with provider")
+        _refuse({"device": device, "allow_code": allow_code or None}, "a bundle; its runtime is chosen with provider")
         selection, batch = Selection.argmax(), 1
         if calibration is not None:
             given = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
@@ -109,9 +112,11 @@ def evaluate(
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
     if not isinstance(target, LabelStore) and is_run(folder) and not (folder / "labels.lance").exists():
         _refuse({"precision": precision, "provider": None if provider == "cpu" else provider}, "a training run")
-        return _evaluate_run(folder, _needed(images, "a run"), truth, names, taxonomy, tile, overlap, device, progress)
+        source = _needed(images, "a run")
+        student = load_run(folder, allow_code=allow_code)
+        return _evaluate_student(student, source, truth, names, taxonomy, tile, overlap, device, progress)
     options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
-    _refuse({**options_given, "device": device}, "a label store")
+    _refuse({**options_given, "device": device, "allow_code": allow_code or None}, "a label store")
     store = target if isinstance(target, LabelStore) else LabelStore.open(folder)
     classes = Taxonomy.from_json(store.classes)
     if taxonomy is not None:
@@ -119,8 +124,8 @@ def evaluate(
     return evaluate_store(store, truth, classes, ids=names, workers=num_workers)
 
 
-def _evaluate_run(
-    run: Path,
+def _evaluate_student(
+    student: Student,
     images: str | os.PathLike[str],
     labels: LabelSource,
     ids: frozenset[str] | None,
@@ -130,7 +135,6 @@ def _evaluate_run(
     device: str | None,
     progress: Callable[[int, int], None] | None,
 ) -> Quality:
-    student = load_run(run)
     chosen = resolve_device(device)
     classes = run_taxonomy(student.run)
     if taxonomy is not None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Literal
 
+from ..engine.model.schema import read_value
 from ..errors import UsageError
 from .methods import AllSpark, ConformalSam, Consistency, Method, S2c, Supervised, check
 
@@ -271,11 +272,16 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 
 def recipe_from_json(raw: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of :meth:`Recipe.to_json`."""
-    methods = {function: type(function().method) for function in RECIPES.values()}
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    values["method"] = methods[RECIPES[raw["name"]]](**raw["method"])
-    return Recipe(**values)
+    """Return the recipe of :meth:`Recipe.to_json`; raises :class:`UsageError` if a field is missing or impossible."""
+    name = raw.get("name")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise UsageError(f"recipe.name must be one of {', '.join(RECIPES)}, got {name!r:.80}")
+    types = typing.get_type_hints(Recipe) | {"method": type(RECIPES[name]().method)}
+    if unknown := [key for key in raw if key not in types]:
+        raise UsageError(f"the recipe has the unknown field {unknown[0]!r:.80}")
+    if missing := [key for key in types if key not in raw]:
+        raise UsageError(f"the recipe lacks the field {missing[0]!r}")
+    return Recipe(**{key: read_value(kind, raw[key], f"recipe.{key}") for key, kind in types.items()})
 
 
 def _type_of(owner: Any, name: str, key: str) -> Any:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.model.bundle import InputSpec
+from ..engine.model.bundle import InputSpec, check_class_names
 from ..engine.model.publishing import remove_leftovers, write_atomically
+from ..engine.model.schema import read_json_object, read_value
 from ..errors import MissingPackageError, TrainingError, UsageError
 from .recipes import Recipe, recipe_from_json
 
@@ -77,34 +78,58 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Run:
-        """Read ``run.json``; raises :class:`TrainingError` if it is missing or this version of maskmill cannot read
-        it.
-        """
+        """Read ``run.json``; raises :class:`TrainingError` if it is missing, damaged or of another format."""
         path = Path(folder) / RUN_FILE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            version = raw["format_version"]
+            raw = read_json_object(path)
         except FileNotFoundError:
             raise TrainingError(
                 f"{folder} is not a training run: it has no {RUN_FILE}; make one with `maskmill train`"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"cannot read {path}: {error}") from error
+        except UsageError as error:
+            raise TrainingError(str(error)) from error
+        version = raw.get("format_version")
         if version != FORMAT_VERSION:
-            raise TrainingError(f"{path} has format version {version}, this maskmill reads {FORMAT_VERSION}")
-        spec: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in raw["input"].items()
-        }
+            raise TrainingError(f"{path} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}")
+        try:
+            return cls._from_json(raw)
+        except UsageError as error:
+            raise TrainingError(f"{path} is damaged: {error}; train the student again") from error
+
+    @classmethod
+    def _from_json(cls, raw: Mapping[str, Any]) -> Run:
+        values = {name: read_value(kind, raw.get(name), name) for name, kind in _TYPES.items()}
+        classes, background, labels = values["classes"], values["background"], values["labels"]
+        check_class_names(classes)
+        if len(classes) < 2:
+            raise UsageError(f"a student has at least two classes, got {len(classes)}")
+        if background is not None and not 0 <= background < len(classes):
+            raise UsageError(f"background {background} is not one of the {len(classes)} classes")
+        for index, target in labels.items():
+            if not index.isdecimal() or len(index) > 6 or not -1 <= target < len(classes):
+                raise UsageError(f"labels maps {index!r:.80} to {target}, which is no class")
         return cls(
-            recipe=recipe_from_json(raw["recipe"]),
-            model_options=raw["model"]["options"],
-            classes=tuple(raw["classes"]),
-            background=raw["background"],
-            labels={int(index): target for index, target in raw["labels"].items()},
-            input=InputSpec(**spec),
-            data=raw["data"],
-            versions=raw["versions"],
+            recipe=recipe_from_json(values["recipe"]),
+            model_options=read_value(Mapping[str, Any], values["model"].get("options"), "model.options"),
+            classes=classes,
+            background=background,
+            labels={int(index): target for index, target in labels.items()},
+            input=values["input"],
+            data=values["data"],
+            versions=values["versions"],
         )
+
+
+_TYPES: dict[str, Any] = {
+    "recipe": Mapping[str, Any],
+    "model": Mapping[str, Any],
+    "classes": tuple[str, ...],
+    "background": int | None,
+    "labels": Mapping[str, int],
+    "input": InputSpec,
+    "data": Mapping[str, Any],
+    "versions": Mapping[str, str],
+}
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
@@ -130,10 +155,13 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint: tensors on ``device`` and plain data. Raises :class:`TrainingError`."""
+    """Read a checkpoint: tensors on ``device`` and plain data; no code in it is run.
+
+    Raises :class:`TrainingError` if it is missing, damaged, or no dictionary.
+    """
     torch = import_torch()
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"the checkpoint {path} does not exist") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -141,11 +169,26 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
         raise TrainingError(
             f"cannot read the checkpoint {path}, which is damaged or not a checkpoint: {reason}"
         ) from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not a dictionary")
+    return state
 
 
 def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the weights of the student in a checkpoint: the moving average if the recipe keeps one."""
-    return state["model"] if state["ema"] is None else state["ema"]
+    """Return the weights of the student in a checkpoint: the moving average if the recipe keeps one.
+
+    Raises :class:`TrainingError` if there are none, or if one of them is not finite.
+    """
+    weights = state.get("model") if state.get("ema") is None else state["ema"]
+    if not isinstance(weights, Mapping):
+        raise TrainingError("the checkpoint holds no weights of a student; train it again")
+    torch = import_torch()
+    for name, weight in weights.items():
+        if not isinstance(weight, torch.Tensor):
+            raise TrainingError(f"the checkpoint's weight {name!r:.80} is no tensor; train the student again")
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise TrainingError(f"the checkpoint's weight {name} is not finite; train the student again")
+    return weights
 
 
 def import_torch() -> Any:

@@ -14,12 +14,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import Bundle, InputSpec, Kind, Layout, OutputSpec, Provenance, check_class_names
+from ...engine.model.bundle import (
+    Activation,
+    Bundle,
+    InputSpec,
+    Kind,
+    Layout,
+    OutputSpec,
+    Provenance,
+    check_class_names,
+)
 from ...engine.model.files import sha256
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
@@ -31,8 +40,6 @@ from .trial import Trial, trial_tensors
 
 if TYPE_CHECKING:
     import onnx
-
-ClassifierActivation = Literal["softmax", "sigmoid"]
 
 _REBUILT: tuple[tuple[str, Kind], ...] = (("cam", "cam"), ("logits", "logits"), ("features", "features"))
 """Names and kinds of the outputs of :func:`maskmill.export.adopt.head.with_head`."""
@@ -46,7 +53,7 @@ def cam_from_onnx(
     background: str | None = None,
     layout: Layout = "NCHW",
     size: tuple[int, int] | None = None,
-    activation: ClassifierActivation = "softmax",
+    activation: Activation = "softmax",
     license: str = "",
     **preprocessing: Any,
 ) -> Bundle:

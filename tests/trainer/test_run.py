@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,15 @@ torch = pytest.importorskip("torch")
 from maskmill.engine.model.bundle import InputSpec  # noqa: E402
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.recipes import csl  # noqa: E402
-from maskmill.trainer.run import LAST, Run, best_checkpoint, open_run, read_checkpoint, write_checkpoint  # noqa: E402
+from maskmill.trainer.run import (  # noqa: E402
+    LAST,
+    Run,
+    best_checkpoint,
+    open_run,
+    read_checkpoint,
+    student_state,
+    write_checkpoint,
+)
 
 RUN = Run(
     recipe=csl(steps=5),
@@ -92,3 +102,71 @@ def test_the_record_is_readable(tmp_path: Path) -> None:
     raw = json.loads((tmp_path / "run.json").read_text())
     assert raw["model"] == {"name": "lite0", "options": {"width": 8}}
     assert raw["ignore"] == 255
+
+
+NEW_VALUES: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "x", "a\0b", "os:system", [], ["x"], [[]], {}, {"x": 1}]
+
+
+def places(raw: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value, the inner ones first."""
+    for key in raw if isinstance(raw, dict) else range(len(raw)) if isinstance(raw, list) else ():
+        yield from places(raw[key], (*path, key))
+        yield (*path, key)
+
+
+def test_no_edit_of_a_record_ends_in_a_traceback(tmp_path: Path) -> None:
+    RUN.save(tmp_path)
+    file = tmp_path / "run.json"
+    original = json.loads(file.read_text())
+    tried = refused = 0
+    for path in places(original):
+        for value in NEW_VALUES:
+            raw = json.loads(json.dumps(original))
+            parent = raw
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = value
+            file.write_text(json.dumps(raw))
+            tried += 1
+            try:
+                Run.load(tmp_path)
+            except TrainingError:
+                refused += 1
+    assert tried > 600
+    assert refused > tried / 2
+
+
+def test_a_checkpoint_that_is_no_dictionary_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / LAST)
+    with pytest.raises(TrainingError, match="is not a checkpoint: it holds a list"):
+        read_checkpoint(tmp_path / LAST)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "holds no weights"),
+        ({"model": [1], "ema": None}, "holds no weights"),
+        ({"model": {"w": 1}, "ema": None}, "'w' is no tensor"),
+        ({"model": {"w": torch.tensor([1.0, float("nan")])}, "ema": None}, "weight w is not finite"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_named(state: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        student_state(state)
+
+
+@pytest.mark.parametrize("name", ["os:system", "transformers:pipeline", "cam:os:system", "allspark:cam:os:system"])
+def test_a_record_that_names_code_does_not_run_it(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskmill.trainer.students.models import load_run
+
+    dataclasses.replace(RUN, recipe=dataclasses.replace(RUN.recipe, model=name)).save(tmp_path)
+    write_checkpoint(tmp_path / LAST, {"step": 1, "model": {}, "ema": None})
+    calls: list[str] = []
+    monkeypatch.setattr("importlib.import_module", lambda module, *_: calls.append(module))
+    with pytest.raises(TrainingError, match="names the function .* allow that with --allow-code"):
+        load_run(tmp_path)
+    assert not calls
+    with pytest.raises((TrainingError, UsageError)):
+        load_run(tmp_path, allow_code=True)
+    assert calls == [name.split(":")[-2]]

@@ -21,7 +21,7 @@ from ...engine.cli.options import (
     WorkersOption,
     print_json,
 )
-from .options import DeviceOption
+from .options import AllowCodeOption, DeviceOption
 
 
 def evaluate_target(
@@ -54,6 +54,7 @@ def evaluate_target(
     provider: ProviderOption = "cpu",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
+    allow_code: AllowCodeOption = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,6 +87,7 @@ def evaluate_target(
             provider=provider,
             precision=precision,
             device=device,
+            allow_code=allow_code,
             workers=workers,
             progress=progress,
         )

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
 from ...export.cli.import_model import class_list, parse_size, three_numbers
 from ...export.pretrained.folded import BackgroundScore, Masks
+from .options import AllowCodeOption
 
 
 def export_model(
@@ -82,6 +83,7 @@ def export_model(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from a pickle, which can run any code.")
     ] = False,
+    allow_code: AllowCodeOption = False,
     license: Annotated[
         str, typer.Option(metavar="TEXT", help="License of the weights, if the model card does not say it.")
     ] = "",
@@ -111,8 +113,10 @@ def export_model(
                 "--allow-pickle": allow_pickle or None,
             }
         )
-        bundle = bundle_from_run(model, output, size=wanted_size, license=license, images=photos)
+        bundle = bundle_from_run(model, output, size=wanted_size, license=license, allow_code=allow_code, images=photos)
     else:
+        if allow_code:
+            raise UsageError("--allow-code applies to a training run only: code of a checkpoint is never run")
         choices = Choices(
             classes=None if classes is None else tuple(class_list(classes)),
             background=background,

@@ -15,3 +15,10 @@ DeviceOption = Annotated[
         show_default="cuda if there is a GPU, else cpu",
     ),
 ]
+
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Import and call the function that a run names as its model; it can run any code."
+    ),
+]

@@ -9,7 +9,7 @@ import typer
 
 from ...engine.cli.options import OverlapOption, TileOption
 from ...errors import UsageError
-from .options import DeviceOption
+from .options import AllowCodeOption, DeviceOption
 
 
 def predict_image(
@@ -19,6 +19,7 @@ def predict_image(
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     device: DeviceOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Label one photo with a student, and draw the labels over it."""
     from ...engine.inputs.images import decode_image
@@ -28,7 +29,7 @@ def predict_image(
     from ..processes import resolve_device
     from ..students.models import load_run
 
-    student = load_run(run)
+    student = load_run(run, allow_code=allow_code)
     chosen = resolve_device(device)
     try:
         photo = decode_image(image.read_bytes())

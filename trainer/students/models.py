@@ -127,16 +127,34 @@ class Student:
     """The record of its training."""
 
 
-def load_run(path: str | os.PathLike[str]) -> Student:
+def names_code(name: str) -> bool:
+    """Return True if a model's name is ``package.module:function``: to build it, that is imported and called."""
+    while name.startswith(("cam:", "allspark:")):
+        name = name.partition(":")[2]
+    return ":" in name and not name.startswith("smp:")
+
+
+def load_run(path: str | os.PathLike[str], *, allow_code: bool = False) -> Student:
     """Load the student of a run: the best checkpoint if there was validation, else the last.
 
-    Raises :class:`TrainingError` if the folder holds no run, no checkpoint, or a checkpoint of another network.
+    A run can name a function as its model, which would be imported and called: refused without ``allow_code``.
+
+    Raises :class:`TrainingError` if the folder holds no run, no checkpoint, a checkpoint of another network, or the
+    name of a function.
     """
     run = Run.load(path)
+    if names_code(run.recipe.model) and not allow_code:
+        raise TrainingError(
+            f"{path} names the function {run.recipe.model!r:.80} as its model, which would be imported and called; "
+            "allow that with --allow-code (allow_code=True) if you trust where the run comes from"
+        )
     file = best_checkpoint(path)
-    module = build_model(
-        run.recipe.model, len(run.classes), background=run.background, pretrained=False, **run.model_options
-    )
+    try:
+        module = build_model(
+            run.recipe.model, len(run.classes), background=run.background, pretrained=False, **run.model_options
+        )
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise TrainingError(f"{path} does not describe a {run.recipe.model} that can be built: {error}") from error
     try:
         module.load_state_dict(dict(student_state(read_checkpoint(file))))
     except RuntimeError as error:
