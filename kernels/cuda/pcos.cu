@@ -1,14 +1,18 @@
 // PCOS weights: three passes over the maps, whose statistics never leave the device.
 //
-// Instantiations: pcos_gram<V>, pcos_clusters<V>, pcos_weights<V>, V = 4 where the pixels of a map are a multiple of 4
-// and the addresses are aligned, else 1.
+// Instantiations: pcos_gram<V>, pcos_clusters<V>, pcos_weights<V>, V = 4 if the addresses of the arrays are aligned,
+// else 1.
 //
-// Each map is cut into gridDim.x parts, at most THREADS of them. A pass leaves its sums a part, and every block of the
-// next pass adds up those of its map first: the parts depend on the map's size alone and are added in one order, so the
-// results are the same bits on every device.
+// Each map is cut into gridDim.x parts. A pass writes the sums of each part, and every block of the next pass first adds
+// up those of its map: the parts depend only on the map's size and are added in one order, so the results have the same
+// bits on every device.
+//
+// A thread reads V pixels at once in maps of any size: packs are aligned in the batch, so that the first and the last
+// pack of a map may lie partly outside it.
 //
 // Source: CSL (Liu et al.), prediction convex optimization separation; singular vectors of the 2 x N matrix in closed
-// form from its Gram matrix, in double precision.
+// form from its Gram matrix. The sums are taken in double precision: the determinant of the Gram matrix cancels all
+// digits of a float. The weights are computed in float.
 
 #include "common.cuh"
 
@@ -17,20 +21,20 @@ constexpr int GRAM_SUMS = 6;     // pixels, x, v, xx, xv, vv
 constexpr int CLUSTER_SUMS = 9;  // pixels of cluster 1; for each cluster the sums of dx, dxdx, dv, dvdv
 constexpr int STATISTICS = 8;
 
-// Below this share of ac, the determinant ac - bb of the Gram matrix is rounding: the pixels lie on one line.
+// Share of ac below which the determinant ac - bb of the Gram matrix is rounding error: all pixels are on one line.
 constexpr double DEGENERATE = 1e-13;
 
-// Nearer than this, relatively, a mean equals another mean or a pixel's value but for the rounding of its sum.
+// Relative difference below which a mean equals another mean, or a pixel's value, up to the rounding of its sum.
 constexpr double TIE = 1e-12;
 
 constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
 
-// The two maps, x = share and v = dispersion, and what takes part.
+// A map's x = share and v = dispersion, and the mask of pixels that take part.
 struct Maps {
     const float* share;
     const float* dispersion;
     const bool* mask;
-    int64 pixels;
+    int64 start, end;  // pixels of the map in the batch
 };
 
 template <int V>
@@ -39,14 +43,34 @@ struct Pixels {
     bool part[V];
 };
 
+// V elements from index on; those outside the map are zeros.
+template <int V, typename T>
+__device__ __forceinline__ Pack<T, V> load_part(const T* values, const Maps& maps, int64 index) {
+    if (index >= maps.start && index + V <= maps.end) return *reinterpret_cast<const Pack<T, V>*>(values + index);
+    Pack<T, V> pack;
+    for (int i = 0; i < V; ++i)
+        pack.value[i] = index + i >= maps.start && index + i < maps.end ? values[index + i] : static_cast<T>(0);
+    return pack;
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void store_inside(T* values, const Maps& maps, int64 index, const Pack<T, V>& pack) {
+    if (index >= maps.start && index + V <= maps.end) {
+        store_pack(values + index, pack);
+        return;
+    }
+    for (int i = 0; i < V; ++i)
+        if (index + i >= maps.start && index + i < maps.end) values[index + i] = pack.value[i];
+}
+
 template <int V>
 __device__ __forceinline__ Pixels<V> load_pixels(const Maps& maps, int64 index) {
     Pixels<V> result;
-    result.x = *reinterpret_cast<const Pack<float, V>*>(maps.share + index);
-    result.v = *reinterpret_cast<const Pack<float, V>*>(maps.dispersion + index);
+    result.x = load_part<V>(maps.share, maps, index);
+    result.v = load_part<V>(maps.dispersion, maps, index);
     for (int i = 0; i < V; ++i) result.part[i] = result.x.value[i] > 0;
     if (maps.mask != nullptr) {
-        const auto mask = *reinterpret_cast<const Pack<bool, V>*>(maps.mask + index);
+        const auto mask = load_part<V>(maps.mask, maps, index);
         for (int i = 0; i < V; ++i) result.part[i] = result.part[i] && mask.value[i];
     }
     return result;
@@ -55,16 +79,25 @@ __device__ __forceinline__ Pixels<V> load_pixels(const Maps& maps, int64 index) 
 __device__ __forceinline__ Maps maps_of_block(const float* share, const float* dispersion, const bool* mask,
                                               int64 pixels) {
     const int64 start = blockIdx.y * pixels;
-    return {share + start, dispersion + start, mask != nullptr ? mask + start : nullptr, pixels};
+    return {share, dispersion, mask, start, start + pixels};
 }
 
-// Sums of all parts of the block's map.
+// First pack of a thread, and the distance to its next one.
+template <int V>
+__device__ __forceinline__ int64 first_pack(const Maps& maps) {
+    return maps.start / V * V + (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V;
+}
+template <int V>
+__device__ __forceinline__ int64 pack_stride() {
+    return static_cast<int64>(gridDim.x) * THREADS * V;
+}
+
+// Adds the sums of all parts of the block's map.
 template <int N>
 __device__ __forceinline__ void add_parts(const double* parts, double (&sums)[N]) {
-    for (int i = 0; i < N; ++i)
-        sums[i] = threadIdx.x < gridDim.x
-                      ? parts[(blockIdx.y * static_cast<int64>(gridDim.x) + threadIdx.x) * N + i]
-                      : 0.0;
+    for (int i = 0; i < N; ++i) sums[i] = 0;
+    for (uint32 part = threadIdx.x; part < gridDim.x; part += THREADS)
+        for (int i = 0; i < N; ++i) sums[i] += parts[(blockIdx.y * static_cast<int64>(gridDim.x) + part) * N + i];
     block_sum<N, THREADS>(sums);
 }
 
@@ -75,7 +108,7 @@ __device__ __forceinline__ void store_part(double* parts, double (&sums)[N]) {
         for (int i = 0; i < N; ++i) parts[(blockIdx.y * static_cast<int64>(gridDim.x) + blockIdx.x) * N + i] = sums[i];
 }
 
-// The two clusters as half planes through the origin: cluster 1 where |across . h| > |along . h|, h = (x, v).
+// The two clusters as wedges at the origin: cluster 1 if |across . h| > |along . h|, h = (x, v).
 struct Wedge {
     double along_x, along_v, across_x, across_v;
 
@@ -94,10 +127,10 @@ __device__ __forceinline__ Wedge wedge_of_gram(double a, double b, double c) {
     return {ux * sigma1, uv * sigma1, -uv * sigma0, ux * sigma0};
 }
 
-// First pass: the Gram matrix.
+// First pass: sums the Gram matrix.
 //
 //   share, dispersion  (maps, pixels) float32
-//   mask               (maps, pixels) bool or null; pixels outside it, and those with share <= 0, take no part
+//   mask               (maps, pixels) bool or null; pixels outside it, and those with share <= 0, are excluded
 //   gram_parts         (maps, gridDim.x, 6) float64
 //
 // Grid (parts, maps).
@@ -106,8 +139,7 @@ __global__ void __launch_bounds__(THREADS)
     pcos_gram(const float* share, const float* dispersion, const bool* mask, int64 pixels, double* gram_parts) {
     const Maps maps = maps_of_block(share, dispersion, mask, pixels);
     double sums[GRAM_SUMS] = {};
-    const int64 stride = static_cast<int64>(gridDim.x) * THREADS * V;
-    for (int64 index = (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V; index < pixels; index += stride) {
+    for (int64 index = first_pack<V>(maps); index < maps.end; index += pack_stride<V>()) {
         const Pixels<V> loaded = load_pixels<V>(maps, index);
         for (int i = 0; i < V; ++i) {
             if (!loaded.part[i]) continue;
@@ -123,7 +155,7 @@ __global__ void __launch_bounds__(THREADS)
     store_part(gram_parts, sums);
 }
 
-// Second pass: the clusters, and sums of each about the means of all pixels, which keeps the variances exact.
+// Second pass: splits the clusters and sums each about the means of all pixels, which keeps the variances exact.
 //
 //   gram_parts     (maps, gridDim.x, 6) float64 of the first pass
 //   cluster_parts  (maps, gridDim.x, 9) float64
@@ -142,8 +174,7 @@ __global__ void __launch_bounds__(THREADS)
 
     const Maps maps = maps_of_block(share, dispersion, mask, pixels);
     double sums[CLUSTER_SUMS] = {};
-    const int64 stride = static_cast<int64>(gridDim.x) * THREADS * V;
-    for (int64 index = (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V; index < pixels; index += stride) {
+    for (int64 index = first_pack<V>(maps); index < maps.end; index += pack_stride<V>()) {
         const Pixels<V> loaded = load_pixels<V>(maps, index);
         for (int i = 0; i < V; ++i) {
             if (!loaded.part[i]) continue;
@@ -172,7 +203,7 @@ __device__ __forceinline__ double variance_of(double sum, double squares, double
     return count > 1 ? fmax(squares - sum * sum / count, 0.0) / (count - 1) : 0;
 }
 
-// What the third pass needs of a map.
+// Statistics of a map for the third pass.
 struct Reliable {
     Wedge wedge;
     double mean_x, mean_v, variance_x, variance_v;
@@ -196,7 +227,15 @@ __device__ __forceinline__ Reliable reliable_of(const double (&gram)[GRAM_SUMS],
             best};
 }
 
-// Third pass: the weights.
+// Largest float that does not exceed a value.
+__device__ __forceinline__ float below(double value) {
+    const float nearest = static_cast<float>(value);
+    if (!(nearest > value)) return nearest;
+    const uint32 bits = __float_as_uint(nearest);
+    return nearest == 0 ? -SMALLEST_NORMAL : __uint_as_float(bits >> 31 ? bits + 1 : bits - 1);
+}
+
+// Third pass: computes the weights.
 //
 //   gram_parts, cluster_parts  of the passes before
 //   denominator                z² is divided by it in the exponent
@@ -208,7 +247,7 @@ __device__ __forceinline__ Reliable reliable_of(const double (&gram)[GRAM_SUMS],
 //
 // Grid (parts, maps).
 template <int V>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 3)
     pcos_weights(const float* share, const float* dispersion, const bool* mask, int64 pixels, const double* gram_parts,
                  const double* cluster_parts, double denominator, double epsilon, float* weight, bool* reliable,
                  uint8* cluster, double* statistics) {
@@ -232,27 +271,28 @@ __global__ void __launch_bounds__(THREADS)
     const float scale_x = static_cast<float>(1 / sqrt(best.variance_x + epsilon));
     const float scale_v = static_cast<float>(1 / sqrt(best.variance_v + epsilon));
     const float exponent = static_cast<float>(-1 / denominator);
-    const double limit_x = best.mean_x * (1 + TIE), limit_v = best.mean_v * (1 - TIE);
+    const float limit_x = below(best.mean_x * (1 + TIE)), limit_v = -below(-best.mean_v * (1 - TIE));
+    // The means as two floats each, so that a small difference keeps its digits.
+    const float mean_x = static_cast<float>(best.mean_x), rest_x = static_cast<float>(best.mean_x - mean_x);
+    const float mean_v = static_cast<float>(best.mean_v), rest_v = static_cast<float>(best.mean_v - mean_v);
 
     const Maps maps = maps_of_block(share, dispersion, mask, pixels);
-    const int64 start = blockIdx.y * pixels, stride = static_cast<int64>(gridDim.x) * THREADS * V;
-    for (int64 index = (blockIdx.x * static_cast<int64>(THREADS) + threadIdx.x) * V; index < pixels; index += stride) {
+    for (int64 index = first_pack<V>(maps); index < maps.end; index += pack_stride<V>()) {
         const Pixels<V> loaded = load_pixels<V>(maps, index);
         Pack<float, V> weights;
         Pack<bool, V> trusted;
         Pack<uint8, V> clusters;
         for (int i = 0; i < V; ++i) {
-            const double x = loaded.x.value[i], v = loaded.v.value[i];
-            const float z_x = static_cast<float>(x - best.mean_x) * scale_x;
-            const float z_v = static_cast<float>(best.mean_v - v) * scale_v;
+            const float x = loaded.x.value[i], v = loaded.v.value[i];
+            const float z_x = ((x - mean_x) - rest_x) * scale_x, z_v = ((v - mean_v) - rest_v) * scale_v;
             const float worse = expf(fmaf(z_x, z_x, z_v * z_v) * exponent);
             const bool better = x > limit_x || v < limit_v;
             weights.value[i] = !loaded.part[i] ? 0 : better ? 1 : worse > SMALLEST_NORMAL ? worse : 0;
             trusted.value[i] = weights.value[i] == 1;
-            clusters.value[i] = !loaded.part[i] ? 255 : best.wedge.holds(x, v) ? 1 : 0;
+            clusters.value[i] = !loaded.part[i] ? 255 : cluster != nullptr && best.wedge.holds(x, v) ? 1 : 0;
         }
-        store_pack(weight + start + index, weights);
-        store_pack(reliable + start + index, trusted);
-        if (cluster != nullptr) store_pack(cluster + start + index, clusters);
+        store_inside(weight, maps, index, weights);
+        store_inside(reliable, maps, index, trusted);
+        if (cluster != nullptr) store_inside(cluster, maps, index, clusters);
     }
 }

@@ -1,20 +1,20 @@
 // Local maxima of maps, as scikit-image 0.26 finds them.
 //
-// Instantiations: map_extremes, zero_padded_maximum, peak_candidates, select_peaks.
+// Instantiations: map_extremes, zero_padded_maximum, peak_candidates, settle_peaks, select_peaks.
 //
-// extremes -> candidates (one bit a pixel) -> spacing, order and output. Nothing is sized by what a pass finds, so the
-// host is never asked. Values are compared as order-preserving keys.
+// extremes -> candidates (one bit per pixel) -> spacing -> order and output. All sizes are known in advance, so the host
+// never waits. Values are compared as order-preserving keys.
 //
 // Two unequal candidates are never within min_distance of each other, since the lower one is not the maximum of its
-// window; so the greedy spacing only ever decides between equal values, by raster order.
+// window. The greedy spacing therefore only decides between equal values, by raster order.
 
 #include "common.cuh"
 
-// Key of no number: the lowest key of a map that holds NaN.
+// Key of NaN: the lowest key of a map that contains NaN.
 constexpr uint32 NOT_A_NUMBER = 0;
 
-// What map_extremes leaves of a map: highest is the key of the maximum above the inverted index of its first pixel;
-// lowest is inverted, so that both grow from 0.
+// Result of map_extremes for a map: highest is the key of the maximum above the inverted index of its first pixel; the
+// lowest key is inverted, so that both grow from 0.
 struct Extremes {
     uint64 highest;
     uint64 inverted_lowest;
@@ -28,7 +28,7 @@ __device__ __forceinline__ Extremes extremes_of_map(const uint64* extremes, int6
     return {extremes[2 * map], extremes[2 * map + 1]};
 }
 
-// Extremes of each map.
+// Finds the extremes of each map.
 //
 //   maps      (N, pixels) float32, fewer than 2^32 pixels
 //   extremes  (N, 2) uint64, starts at 0: highest and inverted_lowest
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(256) map_extremes(const float* maps, int64 pix
     }
 }
 
-// Maximum of the 3 x 3 window around each pixel, zeros beyond the map (the filter of the S2C code).
+// Computes the maximum of the 3 x 3 window around each pixel, with zeros beyond the map (the filter of the S2C code).
 //
 //   maps      (N, height, width) float32
 //   filtered  (N, height, width) float32
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(256)
     if (lane == 0) candidates[(static_cast<int64>(blockIdx.z) * height + row) * gridDim.x + blockIdx.x] = bits;
 }
 
-// Whether any of the bits first..last of a row is set.
+// Tells if any of the bits first..last of a row is set.
 __device__ __forceinline__ bool any_bit(const uint32* row, int first, int last) {
     for (int word = first / 32; word <= last / 32; ++word) {
         uint32 bits = row[word];
@@ -151,7 +151,7 @@ __device__ __forceinline__ bool any_bit(const uint32* row, int first, int last) 
     return false;
 }
 
-// Whether a bit is set among the pixels before (row, column) in raster order and nearer than distance.
+// Tells if a bit is set among the pixels before (row, column) in raster order and closer than distance.
 __device__ __forceinline__ bool any_before(const uint32* bits, int words, int row, int column, int width,
                                            int distance) {
     const int first = max(column - distance + 1, 0), last = min(column + distance - 1, width - 1);
@@ -199,8 +199,8 @@ __device__ __forceinline__ const uint32* space_candidates(const uint32* candidat
     }
 }
 
-// Sorts size keys in place, ascending: a bitonic network whose comparators all point one way, so that keys beyond the
-// end, thought of as infinite, never move. All threads of the block call it.
+// Sorts size keys in place, ascending: a bitonic network whose comparators all point one way, so that imaginary infinite
+// keys beyond the end never move. All threads of the block call it.
 __device__ __forceinline__ void sort_keys(uint64* keys, int64 size) {
     for (int64 run = 2; run < 2 * size; run *= 2)
         for (int64 step = run / 2; step > 0; step /= 2) {
@@ -216,57 +216,103 @@ __device__ __forceinline__ void sort_keys(uint64* keys, int64 size) {
         }
 }
 
-// How select_peaks turns the spaced candidates into peaks.
+// The way in which select_peaks turns the spaced candidates into peaks.
 enum PeakMode {
-    PLAIN,          // as they are
-    APPEND_MAXIMUM, // and the map's first maximum after them, if it is not among them
-    OFFICIAL,       // the S2C code: those where the unfiltered map exceeds keep_above; the map's first maximum in the
-                    // place of the strongest
+    PLAIN,           // unchanged
+    APPEND_MAXIMUM,  // followed by the map's first maximum, if it is not among them
+    OFFICIAL,        // as the S2C code: those at which the unfiltered map exceeds keep_above; the map's first maximum
+                     // replaces the strongest
 };
 
-// Peaks of each map in order: value descending, then raster order.
+// Adds the peaks of a word of bits to the keys of a map, in any order.
+struct KeyList {
+    const float* map;
+    const float* unfiltered;  // OFFICIAL only, else null
+    float keep_above;
+    uint64* keys;
+    uint32* count;
+
+    __device__ void add(uint32 bits, int64 row, int64 first_column, int width) const {
+        for (; bits != 0; bits &= bits - 1) {
+            const uint32 pixel = static_cast<uint32>(row * width + first_column + __ffs(bits) - 1);
+            if (unfiltered != nullptr && order_key(unfiltered[pixel]) <= order_key(keep_above)) continue;
+            keys[atomicAdd(count, 1u)] = static_cast<uint64>(~order_key(map[pixel])) << 32 | pixel;
+        }
+    }
+};
+
+// First round of the spacing, which settles every map but those with equal candidates close to each other: a candidate
+// with none before it is a peak.
 //
-//   maps         (N, height, width) float32 that the candidates were found on
+//   maps, candidates, unfiltered, keep_above, keys, key_capacity  as select_peaks
+//   counts     (N,) uint32 number of keys; starts at 0
+//   unsettled  (N,) uint32, 1 if other candidates are left; starts at 0
+//
+// One thread per word of 32 pixels; grid (parts, N).
+__global__ void __launch_bounds__(256)
+    settle_peaks(const float* maps, const uint32* candidates, const float* unfiltered, float keep_above, int height,
+                 int width, int distance, uint64* keys, int64 key_capacity, uint32* counts, uint32* unsettled) {
+    const int words = (width + 31) / 32;
+    const int64 size = static_cast<int64>(height) * words, map = blockIdx.y;
+    const int64 i = blockIdx.x * 256ll + threadIdx.x;
+    if (i >= size) return;
+    const uint32* bits = candidates + map * size;
+    const int row = static_cast<int>(i / words), start = static_cast<int>(i % words) * 32;
+    uint32 peaks = bits[i];
+    if (distance > 1)
+        for (uint32 left = peaks; left != 0; left &= left - 1) {
+            const int bit = __ffs(left) - 1;
+            if (!any_before(bits, words, row, start + bit, width, distance)) continue;
+            peaks &= ~(1u << bit);
+            atomicMax(&unsettled[map], 1u);
+        }
+    const int64 pixels = map * height * width;
+    const KeyList list = {maps + pixels, unfiltered == nullptr ? nullptr : unfiltered + pixels, keep_above,
+                          keys + map * key_capacity, counts + map};
+    list.add(peaks, row, start, width);
+}
+
+// Writes the peaks of each map in order: value descending, then raster order.
+//
+//   maps         (N, height, width) float32 in which the candidates were found
 //   candidates   (N, height, words) uint32
-//   bit_maps     (4, N, height, words) uint32 to work in; not used where distance is below 2
-//   keys         (N, key_capacity) uint64 to work in; holds every spaced candidate a map can have
+//   bit_maps     (4, N, height, words) uint32 scratch; not used if distance is below 2
+//   keys         (N, key_capacity) uint64 of settle_peaks; room for every spaced candidate that a map can have
+//   counts, unsettled  (N,) of settle_peaks
 //   unfiltered   (N, height, width) float32 before the filter, OFFICIAL only, else null
 //   extremes     (N, 2) of the unfiltered maps
-//   num_peaks    number of peaks to keep, before the capacity cuts
-//   coordinates  (N, capacity, 2) int64 (row, column), -1 at and after count
+//   num_peaks    number of peaks to keep, before the capacity limits it
+//   coordinates  (N, capacity, 2) int64 (row, column), -1 from count on
 //   peaks        (N,) int64 number written;  overflow (N,) bool: there are more than the capacity
 //
-// One block a map.
+// One block per map: it sorts the keys, after it has finished the spacing of a map that is not settled.
 __global__ void __launch_bounds__(512)
     select_peaks(const float* maps, const uint32* candidates, uint32* bit_maps, uint64* keys, int64 key_capacity,
-                 const float* unfiltered, const uint64* extremes, float keep_above, int mode, int64 count, int height,
+                 const uint32* counts, const uint32* unsettled, const float* unfiltered, const uint64* extremes, float keep_above, int mode, int64 count, int height,
                  int width, int distance, int64 num_peaks, int64 capacity, int64* coordinates, int64* peaks,
                  bool* overflow) {
-    __shared__ uint32 found;
+    __shared__ uint32 num_keys;
     const int words = (width + 31) / 32;
     const int64 size = static_cast<int64>(height) * words, start = blockIdx.x * size;
     const int64 pixels = static_cast<int64>(height) * width, first_pixel = blockIdx.x * pixels;
-    if (threadIdx.x == 0) found = 0;
+    const bool open = unsettled[blockIdx.x] != 0;
+    if (threadIdx.x == 0) num_keys = open ? 0 : counts[blockIdx.x];
+    __syncthreads();
 
-    const uint32* spaced = candidates + start;
-    if (distance > 1) {
+    // Threads append in any order; the sort makes it one.
+    keys += blockIdx.x * key_capacity;
+    if (open) {
         uint32* work[4];
         for (int i = 0; i < 4; ++i) work[i] = bit_maps + i * count * size + start;
-        spaced = space_candidates(candidates + start, work[0], work[1], work[2], work[3], height, width, distance);
+        const uint32* spaced =
+            space_candidates(candidates + start, work[0], work[1], work[2], work[3], height, width, distance);
+        const KeyList list = {maps + first_pixel, mode == OFFICIAL ? unfiltered + first_pixel : nullptr, keep_above,
+                              keys, &num_keys};
+        for (int64 i = threadIdx.x; i < size; i += blockDim.x)
+            list.add(spaced[i], i / words, i % words * 32, width);
+        __syncthreads();
     }
-    __syncthreads();
-
-    // Threads take slots in any order; the sort makes it one.
-    keys += blockIdx.x * key_capacity;
-    for (int64 i = threadIdx.x; i < size; i += blockDim.x)
-        for (uint32 left = spaced[i]; left != 0; left &= left - 1) {
-            const int64 row = i / words, column = i % words * 32 + __ffs(left) - 1;
-            const uint32 pixel = static_cast<uint32>(row * width + column);
-            if (mode == OFFICIAL && order_key(unfiltered[first_pixel + pixel]) <= order_key(keep_above)) continue;
-            keys[atomicAdd(&found, 1u)] = static_cast<uint64>(~order_key(maps[first_pixel + pixel])) << 32 | pixel;
-        }
-    __syncthreads();
-    const int64 available = found;
+    const int64 available = num_keys;
     sort_keys(keys, available);
 
     const Extremes range = extremes_of_map(extremes, blockIdx.x);

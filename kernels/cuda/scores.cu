@@ -1,9 +1,9 @@
 // Score counts and exact quantiles.
 //
-// Instantiations: score_counts, largest_weight, weighted_score_counts, add_fixed_point, select_prefix<T> and
+// Instantiations: score_counts<HIGH>, HIGH for the first pass; largest_weight, weighted_score_counts, add_fixed_point, select_prefix<T> and
 // kth_score<T> with T = uint64 (counts) or double (weighted counts), position_quantiles.
 //
-// Source: the k-th smallest of n scores by counting the halves of an order-preserving key, high then low.
+// Source: the k-th smallest of n scores by counting the halves of an order-preserving key, first high, then low.
 
 #include "common.cuh"
 
@@ -11,49 +11,77 @@ constexpr int BINS = 65536;
 constexpr int THREADS = 256;
 constexpr uint32 NO_BIN = 0xffffffffu;
 
+// The high halves of scores from 2^-63 to 2: a block counts them, and zeros, in shared memory.
+constexpr uint32 WINDOW_START = 0xa000, WINDOW = 8192, BIN_OF_ZERO = 0x8000;
+
 // Bin of a score in one row: its key's high half, or with a prefix the low half of a key whose high half is the prefix.
 __device__ __forceinline__ uint32 bin_of_key(uint32 key, const int64* prefix, int row) {
     if (prefix == nullptr) return key >> 16;
     return static_cast<int64>(key >> 16) == prefix[row] ? key & 0xffffu : NO_BIN;
 }
 
-// Row of a score's class, or -1 where it counts in the pooled row alone.
+// Row of a score's class, or -1 if it counts only in the pooled row.
 __device__ __forceinline__ int row_of_class(const void* classes, int class_code, int64 index, int num_classes) {
     if (classes == nullptr) return -1;
     const int64 value = load_integer(classes, class_code, index);
     return value >= 0 && value < num_classes ? static_cast<int>(value) : -1;
 }
 
-// Adds one for each lane to its bin, the lanes of a warp that share a bin in one addition. All lanes take part.
-__device__ __forceinline__ void count_together(uint64* row, uint32 bin) {
-    const uint32 peers = __match_any_sync(ALL_LANES, bin);
+// Adds one for each lane to its count, the lanes of a warp that share a count in one addition. All lanes take part.
+__device__ __forceinline__ void count_together(uint64* counts, uint32 index) {
+    if (!__any_sync(ALL_LANES, index != NO_BIN)) return;
+    const uint32 peers = __match_any_sync(ALL_LANES, index);
     const int first = __ffs(peers) - 1;
-    if (bin != NO_BIN && first == static_cast<int>(threadIdx.x % 32))
-        atomicAdd(&row[bin], static_cast<uint64>(__popc(peers)));
+    if (index != NO_BIN && first == static_cast<int>(threadIdx.x % 32))
+        atomicAdd(&counts[index], static_cast<uint64>(__popc(peers)));
 }
 
-// Counts of scores a bin, added to what counts holds.
+// Adds the scores per bin to counts.
 //
-//   scores   (count,) float32; NaN is left out
+//   scores   (count,) float32; NaN is excluded
 //   classes  (count,) integers of the given code, or null
-//   prefix   (num_classes + 1,) high halves, negative: none; or null: the bins are the high halves
-//   counts   (num_classes + 1, 65536); the last row pools all classes
+//   prefix   (num_classes + 1,) high halves, negative: none; null for HIGH, whose bins are the high halves
+//   counts   (num_classes + 1, 65536), fewer than 2^32 in all; the last row pools all classes
 //
-// Threads stride over the scores; integer additions commute, so the counts do not depend on the order.
+// Threads stride over the scores. With HIGH a block adds most scores of the pooled row to its own counts, and those to
+// the result at its end; 32 bits suffice below 2^32 scores per block. Integer additions commute, so the counts do not
+// depend on the order.
+template <bool HIGH>
 __global__ void __launch_bounds__(THREADS)
     score_counts(const float* scores, int64 count, const void* classes, int class_code, int num_classes,
                  const int64* prefix, uint64* counts) {
+    __shared__ uint32 window[HIGH ? WINDOW + 1 : 1];
+    const uint32 pooled = static_cast<uint32>(num_classes) * BINS;
+    if (HIGH) {
+        for (uint32 slot = threadIdx.x; slot <= WINDOW; slot += THREADS) window[slot] = 0;
+        __syncthreads();
+    }
     const int64 stride = static_cast<int64>(gridDim.x) * THREADS;
     for (int64 start = blockIdx.x * static_cast<int64>(THREADS); start < count; start += stride) {
         const int64 index = start + threadIdx.x;
         const float score = index < count ? scores[index] : 0.0f;
-        const bool seen = index < count && !is_nan(score);
+        const bool counted = index < count && !is_nan(score);
         const uint32 key = order_key(score);
-        count_together(counts + static_cast<int64>(num_classes) * BINS,
-                       seen ? bin_of_key(key, prefix, num_classes) : NO_BIN);
-        const int row = seen ? row_of_class(classes, class_code, index, num_classes) : -1;
-        const uint32 bin = row >= 0 ? bin_of_key(key, prefix, row) : NO_BIN;
-        if (bin != NO_BIN) atomicAdd(&counts[static_cast<int64>(row) * BINS + bin], 1ull);
+        uint32 bin = counted ? bin_of_key(key, prefix, num_classes) : NO_BIN;
+        if (HIGH) {
+            const uint32 slot = bin == BIN_OF_ZERO ? WINDOW : bin - WINDOW_START;
+            if (slot <= WINDOW && bin != WINDOW_START + WINDOW) {
+                atomicAdd(&window[slot], 1u);
+                bin = NO_BIN;
+            }
+        }
+        count_together(counts, bin != NO_BIN ? pooled + bin : NO_BIN);
+        if (classes == nullptr) continue;
+        const int row = counted ? row_of_class(classes, class_code, index, num_classes) : -1;
+        const uint32 own = row >= 0 ? bin_of_key(key, prefix, row) : NO_BIN;
+        count_together(counts, own != NO_BIN ? static_cast<uint32>(row) * BINS + own : NO_BIN);
+    }
+    if (HIGH) {
+        __syncthreads();
+        for (uint32 slot = threadIdx.x; slot <= WINDOW; slot += THREADS) {
+            const uint32 bin = slot == WINDOW ? BIN_OF_ZERO : WINDOW_START + slot;
+            if (window[slot] > 0) atomicAdd(&counts[pooled + bin], static_cast<uint64>(window[slot]));
+        }
     }
 }
 
@@ -78,7 +106,7 @@ __device__ __forceinline__ int fixed_point_shift(uint64 largest, int64 count) {
     return 62 - bits - exponent;
 }
 
-// As score_counts, each score counting its weight, as integers: the sum of floats would depend on the order.
+// As score_counts, but adds each score's weight, as an integer: a sum of floats would depend on the order.
 //
 //   weights  (count,) float64, finite; each is rounded to 2^-(61 - log2 count) of the largest
 //   largest  (1,) of largest_weight
@@ -114,39 +142,39 @@ __global__ void __launch_bounds__(THREADS)
 
 // ---- k-th score --------------------------------------------------------------------------------------------------
 
-// Where a rank falls among the values of the threads of a block, taken in order.
+// Position of a rank in the running sum of the values of a block's threads.
 template <typename T>
-struct Found {
+struct Position {
     int thread;  // the first whose running sum reaches the rank
     T before;    // the sum before it
     T total;     // the sum of all
 };
 
-// All threads of the block call it; a rank beyond the total is taken as the total.
+// All threads of the block call it; a rank beyond the total is the total.
 template <typename T>
-__device__ __forceinline__ Found<T> find_rank(T value, T rank) {
+__device__ __forceinline__ Position<T> find_rank(T value, T rank) {
     __shared__ T values[THREADS];
-    __shared__ Found<T> found;
+    __shared__ Position<T> position;
     values[threadIdx.x] = value;
-    if (threadIdx.x == 0) found = {0, 0, 0};
+    if (threadIdx.x == 0) position = {0, 0, 0};
     __syncthreads();
-    // Every thread adds in the same order, so the sums of neighbors meet exactly, in floating point too.
+    // Every thread adds in the same order, so adjacent sums agree exactly, also in floating point.
     T before = 0, total = 0;
     for (uint32 t = 0; t < THREADS; ++t) {
         before = t == threadIdx.x ? total : before;
         total += values[t];
     }
     rank = min(rank, total);
-    if (before < rank && rank <= before + value) found = {static_cast<int>(threadIdx.x), before, total};
+    if (before < rank && rank <= before + value) position = {static_cast<int>(threadIdx.x), before, total};
     __syncthreads();
-    const Found<T> result = found;
+    const Position<T> result = position;
     __syncthreads();
     return {result.thread, result.before, total};
 }
 
-// Bin of one row that holds the score of a rank, the sum before that bin, and the row's total.
+// Bin of one row that contains the score of a rank, the sum before that bin, and the row's total.
 template <typename T>
-__device__ __forceinline__ Found<T> find_bin(const T* row, T rank) {
+__device__ __forceinline__ Position<T> find_bin(const T* row, T rank) {
     __shared__ T chunks[THREADS];
     constexpr int CHUNK = BINS / THREADS;
     const int lane = threadIdx.x % 32;
@@ -157,9 +185,9 @@ __device__ __forceinline__ Found<T> find_bin(const T* row, T rank) {
         if (lane == 0) chunks[chunk] = sum;
     }
     __syncthreads();
-    const Found<T> outer = find_rank<T>(chunks[threadIdx.x], rank);
+    const Position<T> outer = find_rank<T>(chunks[threadIdx.x], rank);
     const T within = min(rank, outer.total) - outer.before;
-    const Found<T> inner = find_rank<T>(row[outer.thread * CHUNK + threadIdx.x], within);
+    const Position<T> inner = find_rank<T>(row[outer.thread * CHUNK + threadIdx.x], within);
     return {outer.thread * CHUNK + inner.thread, outer.before + inner.before, outer.total};
 }
 
@@ -167,14 +195,14 @@ __device__ __forceinline__ Found<T> find_bin(const T* row, T rank) {
 //
 //   counts  (rows, 65536) uint64 or float64
 //   ranks   (rows,) from 1, of the same type
-//   prefix  (rows,) bin, -1 where the rank is beyond the row's total
-//   within  (rows,) rank inside the bin; the rank itself where prefix is -1
+//   prefix  (rows,) bin, -1 if the rank is beyond the row's total
+//   within  (rows,) rank inside the bin; the rank itself if prefix is -1
 //
-// One block a row.
+// One block per row.
 template <typename T>
 __global__ void __launch_bounds__(THREADS) select_prefix(const T* counts, const T* ranks, int64* prefix, T* within) {
     const T rank = ranks[blockIdx.x];
-    const Found<T> bin = find_bin<T>(counts + blockIdx.x * static_cast<int64>(BINS), rank);
+    const Position<T> bin = find_bin<T>(counts + blockIdx.x * static_cast<int64>(BINS), rank);
     if (threadIdx.x != 0) return;
     const bool inside = rank <= bin.total;
     prefix[blockIdx.x] = inside ? bin.thread : -1;
@@ -185,34 +213,34 @@ __global__ void __launch_bounds__(THREADS) select_prefix(const T* counts, const 
 //
 //   counts  (rows, 65536) of the low halves under prefix
 //   prefix, within  of select_prefix
-//   scores  (rows,) float32; +inf where prefix is -1, NaN where the bin holds fewer scores than the rank inside it
+//   scores  (rows,) float32; +inf if prefix is -1, NaN if the bin holds fewer scores than the rank inside it
 //
-// One block a row.
+// One block per row.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
     kth_score(const T* counts, const int64* prefix, const T* within, float* scores) {
     const T rank = within[blockIdx.x];
     const int64 high = prefix[blockIdx.x];
-    const Found<T> bin = find_bin<T>(counts + blockIdx.x * static_cast<int64>(BINS), rank);
+    const Position<T> bin = find_bin<T>(counts + blockIdx.x * static_cast<int64>(BINS), rank);
     if (threadIdx.x != 0) return;
-    // Weights do not add up to the same last bit in both passes; past the end means the last score there.
+    // Sums of weights differ in the last bit between the passes; a rank past the end means the bin's last score.
     const bool weighted = static_cast<T>(0.5) != static_cast<T>(0);
-    const bool held = bin.total > 0 && (weighted || rank <= bin.total);
+    const bool inside = bin.total > 0 && (weighted || rank <= bin.total);
     const uint32 key = static_cast<uint32>(high) << 16 | static_cast<uint32>(bin.thread);
-    scores[blockIdx.x] = high < 0 ? infinity() : held ? value_of_key(key) : not_a_number();
+    scores[blockIdx.x] = high < 0 ? infinity() : inside ? value_of_key(key) : not_a_number();
 }
 
 // ---- quantiles of positions --------------------------------------------------------------------------------------
 
 // The conformal threshold of every position of a map.
 //
-//   scores    (maps, positions) float32, NaN = not seen
+//   scores    (maps, positions) float32, NaN for none
 //   ranks     (maps + 1,) conformal rank of n scores, n + 1 for an infinite threshold
-//   fallback  value where no score was seen
+//   fallback  value of positions without a score
 //   quantile  (positions,) float32
 //
-// One thread a position: eight sweeps over its scores, each settling four bits of the key of the k-th one. Neighboring
-// threads read neighboring scores; each counts in its own column of shared memory.
+// One thread per position: eight sweeps over its scores, each of which determines four bits of the key of the k-th one.
+// Adjacent threads read adjacent scores; each counts in its own column of shared memory.
 constexpr int POSITIONS = 128;
 __global__ void __launch_bounds__(POSITIONS)
     position_quantiles(const float* scores, int maps, int64 positions, const int* ranks, float fallback,
@@ -224,19 +252,19 @@ __global__ void __launch_bounds__(POSITIONS)
     int rank = 0;
     for (int shift = 28; shift >= 0; shift -= 4) {
         for (int digit = 0; digit < 16; ++digit) tally[digit][threadIdx.x] = 0;
-        int seen = 0;
+        int number = 0;
         for (int map = 0; map < maps; ++map) {
             const float score = scores[map * positions + position];
             const uint32 candidate = order_key(score);
-            // The digits settled so far; a shift by 32 is not defined, so the first sweep shifts twice.
+            // The digits known so far; a shift by 32 is not defined, so the first sweep shifts twice.
             if (is_nan(score) || (candidate >> shift >> 4) != (key >> shift >> 4)) continue;
             ++tally[candidate >> shift & 15][threadIdx.x];
-            ++seen;
+            ++number;
         }
         if (shift == 28) {
-            rank = ranks[seen];
-            if (seen == 0 || rank > seen) {
-                quantile[position] = seen == 0 ? fallback : infinity();
+            rank = ranks[number];
+            if (number == 0 || rank > number) {
+                quantile[position] = number == 0 ? fallback : infinity();
                 return;
             }
         }

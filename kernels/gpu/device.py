@@ -53,7 +53,8 @@ def _class_stats() -> Iterator[str]:
 INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "class_stats": tuple(_class_stats()),
     "scores": (
-        "score_counts",
+        "score_counts<true>",
+        "score_counts<false>",
         "largest_weight",
         "weighted_score_counts",
         "add_fixed_point",
@@ -64,7 +65,7 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         "position_quantiles",
     ),
     "pcos": tuple(f"{name}<{pack}>" for name in ("pcos_gram", "pcos_clusters", "pcos_weights") for pack in (1, 4)),
-    "peaks": ("map_extremes", "zero_padded_maximum", "peak_candidates", "select_peaks"),
+    "peaks": ("map_extremes", "zero_padded_maximum", "peak_candidates", "settle_peaks", "select_peaks"),
     "confusion": ("confusion_counts<true>", "confusion_counts<false>"),
     "cover": ("perturbation_cover<1>", "perturbation_cover<4>"),
     "quantize": ("quantize_weights<1>", "quantize_weights<4>"),

@@ -11,8 +11,8 @@ THREADS = 256
 PIXELS_PER_PART = 2048
 """Pixels that one block sums, up to the largest number of parts."""
 
-MOST_PARTS = THREADS
-"""Each thread of a block reads one part of the previous pass."""
+MOST_PARTS = 1024
+"""Each thread of a block adds up to four parts of the previous pass."""
 
 SUMS = {"gram": 6, "clusters": 9}
 """Number of float64 sums per part in the first two passes."""
@@ -44,7 +44,7 @@ def pcos(
 
     parts = min(ceil_div(pixels, PIXELS_PER_PART), MOST_PARTS)
     gram, clusters = (empty((maps, parts, sums), np.float64) for sums in SUMS.values())
-    packed = pixels % 4 == 0 and aligned(4, share, dispersion, masks, weight, reliable, clusters_out)
+    packed = aligned(4, share, dispersion, masks, weight, reliable, clusters_out)
     pack, grid = 4 if packed else 1, (parts, maps)
     inputs = (share, dispersion, masks, np.int64(pixels))
     launch("pcos", f"pcos_gram<{pack}>", grid, (THREADS,), (*inputs, gram))

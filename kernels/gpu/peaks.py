@@ -12,7 +12,7 @@ from .device import NULL, DeviceArray, ceil_div, contiguous, empty, launch, outp
 BLOCK = (32, 8)
 """Pixels of a block, columns and rows."""
 
-SELECT_THREADS = 512
+SETTLE_THREADS, SELECT_THREADS = 256, 512
 
 PLAIN, APPEND_MAXIMUM, OFFICIAL = 0, 1, 2
 """As peaks.cu's PeakMode."""
@@ -88,6 +88,26 @@ def _select(
             candidates,
         ),
     )
+    unfiltered_maps = NULL if unfiltered is None else unfiltered
+    keys, key_capacity = empty((count, max(most, 1)), np.uint64), np.int64(max(most, 1))
+    num_keys, unsettled = zeros(count, np.uint32), zeros(count, np.uint32)
+    launch(
+        "peaks",
+        "settle_peaks",
+        (ceil_div(height * words, SETTLE_THREADS), count),
+        (SETTLE_THREADS,),
+        (
+            maps,
+            candidates,
+            unfiltered_maps,
+            np.float32(keep_above),
+            *map(np.int32, (height, width, distance)),
+            keys,
+            key_capacity,
+            num_keys,
+            unsettled,
+        ),
+    )
     coordinates = output(getattr(out, "coordinates", None), (count, capacity, 2), np.int64, "out.coordinates")
     peaks = output(getattr(out, "count", None), (count,), np.int64, "out.count")
     overflow = output(getattr(out, "overflow", None), (count,), np.bool_, "out.overflow")
@@ -100,9 +120,11 @@ def _select(
             maps,
             candidates,
             empty((4, *candidates.shape), np.uint32) if distance > 1 else NULL,
-            empty((count, max(most, 1)), np.uint64),
-            np.int64(max(most, 1)),
-            NULL if unfiltered is None else unfiltered,
+            keys,
+            key_capacity,
+            num_keys,
+            unsettled,
+            unfiltered_maps,
             extremes if unfiltered is None else _extremes(unfiltered),
             np.float32(keep_above),
             np.int32(mode),

@@ -26,6 +26,9 @@ from .device import (
 )
 
 THREADS = 256
+SHARED_BINS = 8192
+"""Bins that a block counts in shared memory, as scores.cu's WINDOW."""
+
 MOST_BLOCKS = 4096
 """Blocks that fill the largest device several times; more would only queue."""
 
@@ -62,11 +65,15 @@ def score_counts(
     """Run :func:`maskmill.kernels.score_counts` on CuPy arrays."""
     shape = (num_classes + 1, BINS)
     counts = zeros(shape, np.uint64) if out is None else output(out, shape, np.uint64)
+    if num_classes >= BINS - 1:
+        raise UsageError(f"num_classes must be below {BINS - 1}, got {num_classes}")
     scores, others = _scores_of(scores, classes, num_classes, prefix)
+    # A block of the first pass adds up to SHARED_BINS counts of its own at its end.
+    blocks = _blocks(scores.size) if prefix is not None else (min(ceil_div(scores.size, SHARED_BINS), MOST_BLOCKS),)
     launch(
         "scores",
-        "score_counts",
-        _blocks(scores.size),
+        f"score_counts<{'true' if prefix is None else 'false'}>",
+        blocks,
         (THREADS,),
         (scores, np.int64(scores.size), *others, counts),
     )

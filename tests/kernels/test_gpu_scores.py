@@ -10,7 +10,27 @@ from maskmill.kernels.gpu import scores as launchers
 from ..simt.harness import cuda
 
 AWKWARD = np.array(
-    [0.0, -0.0, 1e-45, -1e-45, 1e-40, -1e-40, 1.0, -1.0, np.inf, -np.inf, 3.4e38, 1.0000001, 0.5, 0.5, np.nan],
+    [
+        0.0,
+        -0.0,
+        1e-45,
+        -1e-45,
+        1e-40,
+        -1e-40,
+        1.0,
+        -1.0,
+        np.inf,
+        -np.inf,
+        3.4e38,
+        1.0000001,
+        0.5,
+        0.5,
+        np.nan,
+        1.9999999,
+        2.0,
+        2.0**-63,
+        2.0**-64,
+    ],
     np.float32,
 )
 
