@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from .data.datasets import LabeledImages, PlainImages
 from .evaluate import Scores
 from .train import TrainingProgress
 
@@ -34,6 +35,17 @@ def observing(*, as_json: bool) -> Iterator[Callable[[TrainingProgress], None]]:
         with Bar(*columns, console=console, transient=True) as bar:
             task = bar.add_task("training", total=None, note="")
             yield lambda run: bar.update(task, completed=run.step, total=run.steps, note=_note(run))
+
+
+def print_sources(parts: Mapping[str, LabeledImages | PlainImages | None], *, as_json: bool) -> None:
+    """Print the files that each part of a corpus uses and passes over; only the first process prints."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name, part in parts.items():
+        if part is not None and as_json:
+            print(json.dumps({"event": "source", "part": name, **part.summary.to_json()}), flush=True)
+        elif part is not None:
+            print(f"{name}: {part.summary.line()}")
 
 
 def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import UsageError
+from ..model.color_tables import TableName
 from ..model.taxonomy_draft import Unmatched
 from .options import BundleArgument, FormatOption
 
@@ -27,6 +28,14 @@ def draft_taxonomy(
             show_default="classes.txt in or above --labels",
         ),
     ] = None,
+    colors: Annotated[
+        TableName | None,
+        typer.Option(
+            metavar="SET",
+            help="Color table of label maps that store colors: voc, cityscapes, ade20k or camvid.",
+            show_default="label maps store indices",
+        ),
+    ] = None,
     unmatched: Annotated[
         Unmatched,
         typer.Option(metavar="NAME", help="Target of names without a match: ignore or background."),
@@ -37,23 +46,28 @@ def draft_taxonomy(
     from ..inputs.labels import open_labels
     from ..inputs.summary import SourceSummary
     from ..model.bundle import Bundle
+    from ..model.color_tables import named_table
     from ..model.taxonomy_draft import draft, read_label_names
     from ..predictors.prompted.activation_maps import scored_bundle
 
     model = scored_bundle(Bundle.load(bundle))
     if output.exists():
         raise UsageError(f"{output} exists already; remove it or choose another name")
-    names, by_name = None if label_names is None else read_label_names(label_names), False
+    table = None if colors is None else named_table(colors)
+    names = None if table is None else dict(table.names)
+    if label_names is not None:
+        names = read_label_names(label_names)
+    by_name = False
     if labels is not None:
         source = open_labels(labels, format=labels_format)
         by_name = source.by_name
-        names = value_names(source, names)
+        names = value_names(source, names, colors=table)
         typer.echo(
             SourceSummary(images=len(source), skipped=source.skipped, labels_format=source.format).line(
                 "labeled images"
             )
         )
-    text, notes = draft(model, names, unmatched=unmatched, by_name=by_name)
+    text, notes = draft(model, names, unmatched=unmatched, by_name=by_name, colors=colors)
     output.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {output}; check every line before you use it")
     if notes:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ..model.color_tables import ColorTable
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_draft import means_nothing, same_class
 from .image_formats import orientation_of, turn_upright
@@ -196,7 +197,9 @@ def check_labels(labels: LabelSource, entries: Sequence[LabelEntry], taxonomy: T
         )
 
 
-def value_names(labels: LabelSource, names: Mapping[int, str] | None = None) -> dict[int, str]:
+def value_names(
+    labels: LabelSource, names: Mapping[int, str] | None = None, *, colors: ColorTable | None = None
+) -> dict[int, str]:
     """Return the name of every label value that occurs, for drafting a taxonomy.
 
     ``names`` are the names by index, by default those of the labels' own class list. 255 needs none unless the only
@@ -207,7 +210,7 @@ def value_names(labels: LabelSource, names: Mapping[int, str] | None = None) -> 
         return names
     present: set[int] = set()
     for entry in labels.entries():
-        present.update(np.unique(labels.read(entry)).tolist())
+        present.update(np.unique(labels.read(entry, colors)).tolist())
     needed = present if present <= _BINARY else present - {255, 65535}
     if missing := sorted(needed - set(names)):
         some = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")

@@ -290,7 +290,7 @@ def model_labels(bundle: Bundle) -> dict[int, int]:
     Label i means class i. If the model's preprocessor reduces labels, label 0 is ignored and label i + 1 means class i.
     """
     classes = range(len(bundle.classes))
-    if getattr(bundle, "reduced_labels", False):
+    if bundle.reduced_labels:
         return {0: -1} | {index + 1: index for index in classes}
     return {index: index for index in classes}
 

@@ -58,6 +58,7 @@ def draft(
     *,
     unmatched: Unmatched = "ignore",
     by_name: bool = False,
+    colors: str | None = None,
 ) -> tuple[str, list[str]]:
     """Write a taxonomy for a model and, if given, a data set's ``{index: name}``; returns (TOML text, unmatched names).
 
@@ -65,7 +66,8 @@ def draft(
     classes. Data set classes without a match become ``unmatched`` and are listed; so are model classes that were
     dropped.
 
-    With ``by_name`` the labels are written by name, for formats whose values mean nothing.
+    With ``by_name`` the labels are written by name, for formats whose values mean nothing; ``colors`` is the
+    name of the color table of label maps that store colors.
 
     Raises :class:`TaxonomyError` if fewer than two targets remain.
     """
@@ -103,6 +105,8 @@ def draft(
         "# Target classes. Check every line: only names that match were mapped.",
         f"targets = {json.dumps(targets, ensure_ascii=False)}",
     ]
+    if colors is not None:
+        lines.insert(1, f"colors = {json.dumps(colors)}  # color table of the label maps")
     if background is not None:
         lines.append(f"background = {json.dumps(background, ensure_ascii=False)}")
     lines += [

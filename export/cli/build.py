@@ -103,7 +103,7 @@ def _prove(model: Any, precision: str | None, source: str, num_images: int) -> N
     photos = GateImages.open(source, limit=num_images)
     verdicts = prove_artifact(model, "engine", precision, photos, threads=usable_processors())
     for verdict in verdicts:
-        typer.echo(describe(verdict))
+        typer.echo(f"{describe(verdict)}\n{photos.summary.line()}")
     require_pass(*verdicts)
 
 

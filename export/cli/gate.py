@@ -144,6 +144,7 @@ def convert_bundle(
     )
     photos = GateImages.open(images, limit=num_images)
     converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=typer.echo)
+    typer.echo(photos.summary.line())
     for entry in converted.files:
         if entry.derived_from and entry not in model.files:
             typer.echo(f"wrote {converted.path / entry.path} ({entry.bytes:,} bytes)")
@@ -201,7 +202,7 @@ def prove(
         verdicts = prove_same(
             Bundle.load(reference), model, photos, tolerances, threads=usable_processors(), batch=batch
         )
-        typer.echo(describe(verdicts[0]))
+        typer.echo(f"{describe(verdicts[0])}\n{photos.summary.line()}")
         require_pass(*verdicts)
         return
     known = sorted({file.precision for file in model.files if file.derived_from and file.role != "external-data"})
@@ -211,7 +212,7 @@ def prove(
     failed = []
     for each in precisions:
         verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)
-        typer.echo(describe(verdicts[0]))
+        typer.echo(f"{describe(verdicts[0])}\n{photos.summary.line()}")
         failed += [verdict for verdict in verdicts if not verdict.passed]
     if failed:
         require_pass(*failed)

@@ -203,11 +203,13 @@ def cam_head(
     """Fit a classifier of your classes on the frozen features of a cam bundle, from image-level labels."""
     from ...engine.inputs.image_labels import ImageLabels
     from ...engine.inputs.sources import open_source
+    from ...engine.inputs.summary import SourceSummary
     from ..adopt.cam_head import fit_cam_head
 
+    source = open_source(images)
     fitted, report = fit_cam_head(
         Bundle.load(bundle),
-        open_source(images),
+        source,
         ImageLabels.load(image_labels),
         output,
         regularization=regularization,
@@ -219,6 +221,7 @@ def cam_head(
         f"{fitted.path}: {len(fitted.classes)} classes from {report.num_images} images ({report.skipped} not listed); "
         f"mean average precision on held-out images {report.mean_precision:.3f}"
     )
+    typer.echo(SourceSummary(images=report.num_images, skipped=source.skipped).line())
 
 
 def doctor() -> None:

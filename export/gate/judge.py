@@ -17,14 +17,16 @@ at all, or gives other shapes, is a :class:`GateError` at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import numpy as np
 
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.sources import Item, Source, open_source
+from ...engine.inputs.summary import SourceSummary
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, runtime_and_device
 from ...errors import GateError, ImageError, UsageError
 from ..pictures import GateImage
@@ -45,6 +47,8 @@ class GateImages:
     """Source that they are read from."""
     items: tuple[Item, ...]
     """The chosen images."""
+    rejected: dict[str, str] = field(default_factory=dict, compare=False)
+    """Kind of error of each image that could not be decoded so far."""
 
     @classmethod
     def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES) -> GateImages:
@@ -62,17 +66,27 @@ class GateImages:
         for item in self.items:
             try:
                 yield item.uri, decode_image(self.source.read(item))
-            except ImageError:
+            except ImageError as error:
+                self.rejected[item.uri] = error.kind
                 continue
+
+    @property
+    def summary(self) -> SourceSummary:
+        """Images used so far, and files passed over."""
+        return SourceSummary(
+            images=len(self.items) - len(self.rejected),
+            skipped=self.source.skipped,
+            rejected=Counter(self.rejected.values()),
+        )
 
     def first(self, num: int) -> GateImages:
         """Return the first ``num`` of them."""
-        return GateImages(self.source, self.items[:num])
+        return GateImages(self.source, self.items[:num], self.rejected)
 
     def only(self, names: Iterable[str]) -> GateImages:
         """Return those of them that are in ``names``."""
         selection = frozenset(names)
-        return GateImages(self.source, tuple(item for item in self.items if item.uri in selection))
+        return GateImages(self.source, tuple(item for item in self.items if item.uri in selection), self.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)

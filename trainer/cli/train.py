@@ -91,7 +91,7 @@ def train_student(
     from ..data.corpus import classes_taxonomy, open_corpus
     from ..recipes import RECIPES, with_settings
     from ..train import train
-    from ..training_display import observing, print_summary
+    from ..training_display import observing, print_sources, print_summary
 
     if background is not None and classes is None:
         raise UsageError("--background NAME needs --classes FILE")
@@ -113,6 +113,9 @@ def train_student(
         labeled_share=labeled_share,
         split_seed=split_seed,
         run=output,
+    )
+    print_sources(
+        {"labeled": corpus.labeled, "validation": corpus.validation, "unlabeled": corpus.plain}, as_json=as_json
     )
     with observing(as_json=as_json) as observer:
         progress = train(output, chosen, corpus, init=init, device=device, workers=workers, observer=observer)

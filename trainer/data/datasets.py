@@ -30,6 +30,7 @@ from ...engine.inputs.images import decode_image
 from ...engine.inputs.labeled_source import LabeledSource, pair_images
 from ...engine.inputs.labels import LabelSource, open_labels
 from ...engine.inputs.sources import Item, Source, open_source
+from ...engine.inputs.summary import SourceSummary
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import InputRow, LabelStore
 from ...errors import MaskmillError, TrainingError, UsageError
@@ -232,6 +233,8 @@ class PlainImages(_SequentialReads):
         self._taxonomy = taxonomy
         self.uris = [item.uri for item in self._items]
         """Names of the images, in order."""
+        self.summary = SourceSummary(images=len(self.uris), skipped=source.skipped)
+        """Files that were used and passed over."""
 
     @classmethod
     def open(cls, spec: str | os.PathLike[str], taxonomy: Taxonomy, *, skip: Collection[str] = ()) -> PlainImages:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.color_tables import named_table
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.model.taxonomy_draft import draft, read_label_names
 from maskmill.errors import TaxonomyError, UsageError
@@ -149,6 +150,22 @@ def test_the_draft_by_name_writes_names(tmp_path: Path) -> None:
     assert (dict(taxonomy.labels), dict(taxonomy.named_labels)) == ({}, {"background": 0, "cow": 1, "gräs": -1})
     values = taxonomy.for_labels({0: "cow", 1: "background", 2: "gräs"}, "set.json", by_name=True)
     assert dict(values.labels) == {0: 1, 1: 0, 2: -1}
+
+
+def test_the_draft_states_the_color_table(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("sky", "road", "car"))
+    text, _ = draft(bundle, read_label_names("camvid"), colors="camvid")
+    taxonomy = Taxonomy.load(write(tmp_path, text), bundle)
+    assert taxonomy.colors is named_table("camvid")
+    assert {taxonomy.targets[target] for target in taxonomy.labels.values() if target >= 0} == {"sky", "road", "car"}
+
+
+def test_reduced_labels_of_a_model_are_shifted(bundle: Bundle, tmp_path: Path) -> None:
+    shifted = replace(bundle, reduced_labels=True)
+    taxonomy = Taxonomy.of_model(shifted)
+    assert taxonomy.encode(np.array([[0, 1, 3]], np.uint8), "a.png").tolist() == [[255, 0, 2]]
+    text, _ = draft(shifted)
+    assert Taxonomy.load(write(tmp_path, text), shifted) == replace(taxonomy, assumed=False)
 
 
 def test_a_draft_with_nothing_to_label_is_refused(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
         tmp_path / "run", "--device", "cpu", "--workers", 0, "--json", *TINY,
     ).splitlines()  # fmt: skip
     events = [json.loads(line) for line in lines]
-    assert [event["event"] for event in events] == ["progress", "progress", "summary"]
+    assert [event["event"] for event in events] == ["source", "source", "progress", "progress", "summary"]
     assert events[-1]["step"] == 4
     assert json.loads((tmp_path / "run" / "run.json").read_text())["background"] == 1
 
