@@ -22,9 +22,10 @@ def test_everything_stands_in_one_line() -> None:
     assert summary.line() == (
         "1,200 images used; paired by suffix _mask (1,200); files skipped: 12 resource forks, "
         "3 .heic (HEIC: pip install 'maskmill[heif]'); not readable: 2 truncated; "
-        "photos that use less than 1/16 of their type's range and become nearly black: 1: p/dim.tif; state the bits that "
-        "are used, as in --bit-depth 12; photos without a map: 4, e.g. a/1.jpg, a/2.jpg, a/3.jpg; "
-        "maps without a photo: 1: 9.png; 25.0% of the label pixels ignored, a large share: check [labels] in the taxonomy"
+        "photos that use less than 1/16 of their type's range and become nearly black: 1: p/dim.tif; "
+        "state the bits that are used, as in --bit-depth 12; photos without a map: 4, e.g. a/1.jpg, a/2.jpg, a/3.jpg; "
+        "maps without a photo: 1: 9.png; "
+        "25.0% of the label pixels ignored, a large share: check [labels] in the taxonomy"
     )
     assert "\n" not in summary.line()
 
