@@ -425,6 +425,7 @@ def train(
         unlabeled=unlabeled,
         validation=validation,
         validation_ids=validation_ids,
+        run=output,
     )
     if not progress:
         return train_run(output, chosen, corpus, init=init, device=device, workers=workers)

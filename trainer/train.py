@@ -136,7 +136,7 @@ def train(
         )
         progress = loop.execute(loader, observer)
         if process.first and not progress.interrupted:
-            corpus.release()
+            corpus.release()  # an interrupted run keeps the moment of the stores until it is resumed
         return progress
 
 

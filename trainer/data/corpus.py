@@ -15,12 +15,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ...engine.inputs.identity import content_id
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
 from ...errors import UsageError
+from ..run import RUN_FILE
 from .datasets import LabeledImages, Part, PlainImages, StoredImages
 from .splits import parse_share, seeded_split
 from .weak_labels import WeakLabels
@@ -129,6 +131,9 @@ def open_corpus(
     """
     pin = None if run is None else f"train-{content_id(os.path.abspath(run).encode())[:16]}"
     opened = [LabelStore.open(store) for store in stores]
+    if run is not None and not (Path(run) / RUN_FILE).exists() and os.environ.get("RANK", "0") == "0":
+        for store in opened:  # left by a run of the same name that was deleted
+            store.unpin(pin or "")
     taxonomies = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
     if not taxonomies:
         raise UsageError("the classes are not known: give a label store, or --classes FILE")

@@ -52,7 +52,7 @@ def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -
     run, store = folder / "student", folder / "labels" / "conformal"
     shutil.rmtree(run, ignore_errors=True)
     recipe = weighted(**_SETTINGS)
-    corpus = open_corpus(stores=[store], labeled=folder / "calibration")
+    corpus = open_corpus(stores=[store], labeled=folder / "calibration", run=run)
     console.print(
         f"Training a student on the conformal labels and the calibration tiles: {recipe.steps} steps of "
         f"{recipe.batch} tiles (about a minute)"

@@ -122,13 +122,17 @@ def test_a_run_reads_one_moment_of_a_store_until_it_is_complete(photos: Path, tm
     corpus = open_corpus(stores=[store.path], run=tmp_path / "run")
     write_labeled(tmp_path / "more", range(10, 12))
     add_labels(store, tmp_path / "more", range(10, 12))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()  # the run started, and is resumed
     for reader in (corpus, open_corpus(stores=[store.path], run=tmp_path / "run")):
         (part,) = reader.stored
         assert len(part.uris) == len(part.store) == 3
         assert corpus.pin in part.store._tables["labels"].open().tags.list()
-    corpus.release()
+    (tmp_path / "run" / "run.json").unlink()  # a new run of the same name
     (part,) = open_corpus(stores=[store.path], run=tmp_path / "run").stored
     assert len(part.uris) == 5
+    corpus.release()
+    assert corpus.pin not in part.store._tables["labels"].open().tags.list()
 
 
 def test_datasets_pickle_without_open_handles(photos: Path, tmp_path: Path) -> None:
