@@ -114,7 +114,10 @@ def _no_format(data: bytes) -> ImageError:
 
 
 def orientation(image: Any) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it has none that makes sense."""
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it has none that makes sense or counts."""
+    if image.format == "JXL":
+        # its decoder turns the pixels, and EXIF does not count
+        return 1
     try:
         # not image.getexif(): PNG would decode the pixels to look behind them
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)

@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from maskmill.engine.inputs.image_formats import optional_formats, readable_endings
 from maskmill.engine.inputs.images import decode_image, image_size, preprocess
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.bundle import InputSpec
@@ -186,10 +187,8 @@ def test_other_bit_depths_are_refused(bits: int) -> None:
         ),
         tiff(np.zeros((2, 2, 255), np.uint8), photometric=2),
         encoded(photo(), "JPEG").replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"),
-        b"\0\0\0\x18ftypheic" + bytes(40),
-        b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40),
     ],
-    ids=["half floats", "64 bits", "compression", "255 samples", "12-bit JPEG", "HEIC", "JPEG XL"],
+    ids=["half floats", "64 bits", "compression", "255 samples", "12-bit JPEG"],
 )
 def test_sound_files_of_kinds_that_are_not_read_are_called_unsupported(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
@@ -283,6 +282,46 @@ def test_exif_turns_the_image_upright(format: str, orientation: int) -> None:
     decoded = decode_image(data)
     assert image_size(data) == decoded.shape[:2] == (16, 32)
     assert np.abs(decoded[4::8, 8::16].astype(int) - upright[4::8, 8::16]).max() < 40
+
+
+@pytest.mark.parametrize("format", ["HEIF", "JXL"])
+def test_formats_of_other_packages_are_read_if_these_are_installed(format: str, tmp_path: Path) -> None:
+    optional_formats()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = photo(48, 64)
+    # both formats turn images by their container; the EXIF orientation does not count
+    data = encoded(pixels, format, quality=95, exif=exif.tobytes())
+    decoded = decode_image(data)
+    assert image_size(data) == decoded.shape[:2] == (48, 64)
+    assert np.abs(decoded.astype(int) - pixels).mean() < 6
+    ending = {"HEIF": ".HEIC", "JXL": ".jxl"}[format]
+    (tmp_path / f"a{ending}").write_bytes(data)
+    assert len(list(open_source(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(("format", "name", "ending"), [("HEIF", "HEIC", ".heic"), ("JXL", "JPEG XL", ".jxl")])
+def test_without_their_packages_they_are_counted_and_refused_by_name(
+    format: str, name: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optional_formats()
+    data = encoded(photo(), format)
+    (tmp_path / f"a{ending}").write_bytes(data)
+    (tmp_path / "b.png").write_bytes(encoded(photo(), "PNG"))
+    for package in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for function in (optional_formats, readable_endings):
+        function.cache_clear()
+    try:
+        with pytest.raises(ImageError, match=f"{name} files need another package; .*maskmill.heif") as caught:
+            decode_image(data)
+        source = open_source(tmp_path)
+        assert len(list(source)) == 1
+        assert source.skipped == {ending: 1}
+    finally:
+        for function in (optional_formats, readable_endings):
+            function.cache_clear()
+    assert caught.value.kind == "unsupported"
 
 
 def test_the_size_limit_is_checked_in_the_header() -> None:
