@@ -63,13 +63,18 @@ class Table:
         table.path = path
         return table
 
-    def open(self, version: int | str | None = None) -> Any:
-        """Open a version by number or tag, or the newest; raises :class:`StoreError` if its manifest is damaged.
+    def open(self, version: int | None = None) -> Any:
+        """Open a version, or the newest; a writer needs a handle of its own, since Lance blocks its other users.
 
-        A writer needs a handle of its own: Lance blocks other users of the handle meanwhile.
+        Raises :class:`StoreError` if the version was dropped or its manifest is damaged.
         """
         if os.getpid() != self._process:
             raise StoreError("a label store does not survive fork: start workers with spawn or forkserver")
+        if version is not None and not self.manifest(version).exists():
+            raise StoreError(
+                f"version {version} of {self.path} was dropped, as versions that are not pinned are after an hour; "
+                "open the store again"
+            )
         dataset = lance.dataset(self.path, version=version, session=self._session)
         if damaged := self.damaged_file(dataset):
             raise StoreError(f"{self.path / damaged} does not match its recorded hash; {REPAIR}")
