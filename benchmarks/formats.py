@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -126,7 +125,9 @@ def export(store: str, output: str, format: Any) -> None:
     started = time.perf_counter()
     summary = export_labels(LabelStore.open(store), output, format)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # getrusage would count the memory of the process that started this one
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     print(json.dumps({"images": summary.num_images, "images_per_second": summary.num_images / seconds, "rss_mb": peak}))
 
 

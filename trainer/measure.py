@@ -26,6 +26,7 @@ from ..engine.predictors.open import ModelOptions, open_predictor
 from ..engine.report.evaluate import Quality, evaluate_predictor, evaluate_store
 from ..engine.runtimes.open import Provider
 from ..engine.store.label_store import LabelStore
+from ..engine.store.reviewed_labels import open_reviewed
 from ..errors import UsageError
 from ..kernels.processors import usable_processors
 from .bundle import is_run
@@ -53,8 +54,9 @@ class StudentQuality(Quality):
 
 def evaluate(
     target: str | os.PathLike[str] | LabelStore | Bundle,
-    labels: str | os.PathLike[str] | LabelSource,
+    labels: str | os.PathLike[str] | LabelSource | None = None,
     *,
+    reviewed: bool = False,
     images: str | os.PathLike[str] | None = None,
     ids: Collection[str] | None = None,
     taxonomy: str | os.PathLike[str] | None = None,
@@ -76,7 +78,10 @@ def evaluate(
         A label store, the folder of a run, or a bundle. A run labels ``images`` with its student, a bundle with its
         model; both keep every pixel, unless ``calibration`` selects.
     labels, images
-        Folder of the true label maps; source of the images, needed for a run or a bundle.
+        True labels: a folder of label maps, or a file or folder of another format; source of the images, needed for a
+        run or a bundle.
+    reviewed
+        Instead of ``labels``: measure the labels that a store's model made against those that people corrected.
     ids, taxonomy
         Names of the images to use (all if None); class mapping, whose ``[labels]`` table reads ``labels`` of a store
         or a run.
@@ -96,6 +101,25 @@ def evaluate(
     Raises :class:`UsageError` if nothing matches, sizes differ, or an option does not apply to the target.
     """
     names = None if ids is None else frozenset(ids)
+    if reviewed:
+        _refuse({"labels": labels, "images": images, "taxonomy": taxonomy}, "reviewed labels")
+        store = (
+            target
+            if isinstance(target, LabelStore)
+            else LabelStore.open(target.path if isinstance(target, Bundle) else target)
+        )
+        classes = Taxonomy.from_json(store.classes).for_own_labels()
+        num_workers = workers or usable_processors()
+        return evaluate_store(
+            store,
+            open_reviewed(store),
+            classes,
+            ids=None if ids is None else frozenset(ids),
+            reviewed=False,
+            workers=num_workers,
+        )
+    if labels is None:
+        raise UsageError("expected true labels to measure against: give labels, or measure a store's reviewed labels")
     truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
     folder = target.path if isinstance(target, Bundle | LabelStore) else Path(target)
     num_workers = workers or usable_processors()

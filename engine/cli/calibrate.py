@@ -41,8 +41,6 @@ from .options import (
 
 
 def calibrate_thresholds(
-    images: ImagesOption,
-    labels: LabelsOption,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) to write.")],
     alpha: Annotated[
         str,
@@ -51,6 +49,16 @@ def calibrate_thresholds(
             help="Error rate to aim for: with 0.05, the true class is ruled out on up to 5 % of the pixels.",
         ),
     ],
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE",
+            help="Calibrate on the labels that people corrected in this store, instead of --labels.",
+            show_default=False,
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --cam and --sam are given.")
     ] = None,
@@ -148,7 +156,11 @@ def calibrate_thresholds(
     from ..inputs.names import read_ids
     from ..inputs.sources import open_source
     from ..report import display
+    from ..store.label_store import LabelStore
+    from ..store.reviewed_labels import ReviewedImages, open_reviewed
 
+    if (labels is None) == (reviewed is None) or (labels is not None and images is None):
+        raise UsageError("expected labeled images: give --images SOURCE with --labels LABELS, or --reviewed STORE")
     if cam is not None and sam is None:
         raise UsageError("use --cam BUNDLE together with --sam BUNDLE: the first gives points, the second masks")
     if (bundle is None) != (sam is not None):
@@ -178,11 +190,20 @@ def calibrate_thresholds(
         assert sam is not None, "checked above"
         prompted = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()))
         predictor, classes = open_prompted(prompted, taxonomy, options=options, say=say)
+    if reviewed is not None:
+        store = LabelStore.open(reviewed)
+        truth, classes = open_reviewed(store), classes.for_own_labels()
+        source = ReviewedImages(store) if images is None else open_source(images, image_ending=image_ending)
+    else:
+        assert labels is not None, "checked above"
+        assert images is not None, "checked above"
+        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
+        source = open_source(images, image_ending=image_ending)
     with display.counter("calibrating", quiet=as_json) as progress:
         calibration = calibrate(
             predictor,
-            open_source(images, image_ending=image_ending),
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
+            source,
+            truth,
             classes,
             alpha=alpha,
             group=group,

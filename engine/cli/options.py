@@ -23,13 +23,17 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder o
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the label store.")]
 SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images to label: {SOURCE_HELP}.")]
 
-ImagesOption = Annotated[str, typer.Option("--images", metavar="SOURCE", help=f"Labeled images: {SOURCE_HELP}.")]
+ImagesOption = Annotated[
+    str | None,
+    typer.Option("--images", metavar="SOURCE", help=f"Labeled images: {SOURCE_HELP}.", show_default=False),
+]
 LabelsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--labels",
         metavar="LABELS",
         help="Their true labels: a folder of label maps, or a file or folder of another format.",
+        show_default=False,
     ),
 ]
 FormatOption = Annotated[

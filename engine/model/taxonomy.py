@@ -145,6 +145,10 @@ class Taxonomy:
             )
         return replace(self, labels=labels, named_labels=named, label_names=label_names, colors=colors, assumed=False)
 
+    def for_own_labels(self) -> Taxonomy:
+        """Return the taxonomy for labels whose class names are the targets, as those of a label store are."""
+        return replace(self, labels={}, named_labels={}, label_names={}, colors=None, assumed=False)
+
     def for_labels(self, names: Mapping[int, str], origin: str, *, by_name: bool) -> Taxonomy:
         """Return the taxonomy for labels whose values have names, as those of ``origin`` do.
 

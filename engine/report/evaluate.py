@@ -180,9 +180,10 @@ def evaluate_store(
     taxonomy: Taxonomy,
     *,
     ids: frozenset[str] | None = None,
+    reviewed: bool = True,
     workers: int = 1,
 ) -> Quality:
-    """Compare a store's labels with a folder of label maps.
+    """Compare a store's labels with true labels; ``reviewed=False`` compares what the model made, without reviews.
 
     Images are matched to label maps by name. Without ``ids`` every labeled image that has a label map counts; with
     ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ.
@@ -192,7 +193,8 @@ def evaluate_store(
 
     def load(uri: str) -> tuple[NDArray[Any], NDArray[Any]]:
         truth = labeled.read(uri)
-        label, _ = store.read_id(image_of[uri])
+        (row,) = store.take([image_of[uri]])
+        label, _ = store.maps(row, reviewed=reviewed)
         if truth.shape != label.shape:
             raise UsageError(
                 f"{labeled.name_of(uri)} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..formats.base import LabelReader
+from ..inputs.labels import LabelSet
+from ..inputs.sources import Item, Source, open_source
 from .label_store import LabelStore
 
 
@@ -37,3 +41,27 @@ class ReviewedLabels(LabelReader):
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read the label map of an image, the review's pixels over the model's."""
         return self._store.read_id(self._ids[name])[0]
+
+
+class ReviewedImages(Source):
+    """The images of a store that people reviewed, as a source."""
+
+    def __init__(self, store: LabelStore) -> None:
+        super().__init__(str(store.path))
+        self._uris = list(ReviewedLabels(store).names())
+
+    def __iter__(self) -> Iterator[Item]:
+        """Items in the store's order; members of archives with their places."""
+        self.skipped = Counter()
+        archives = sorted({uri.split("::", 1)[0] for uri in self._uris if "::" in uri})
+        members = {item.uri: item for archive in archives for item in open_source(archive)}
+        for uri in self._uris:
+            yield members.get(uri, Item(uri))
+
+
+def open_reviewed(store: LabelStore) -> LabelSet:
+    """Open the reviewed labels of a store as true labels, found by image; raises :class:`UsageError` without any.
+
+    Their classes are the store's targets: read them with a taxonomy of :meth:`Taxonomy.for_own_labels`.
+    """
+    return LabelSet(ReviewedLabels(store))

@@ -21,6 +21,7 @@ from ...engine.cli.options import (
     WorkersOption,
     print_json,
 )
+from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
 
@@ -28,7 +29,13 @@ def evaluate_target(
     target: Annotated[
         Path, typer.Argument(metavar="STORE|RUN|BUNDLE", help="Label store, training run or model bundle to measure.")
     ],
-    labels: LabelsOption,
+    labels: LabelsOption = None,
+    reviewed: Annotated[
+        bool,
+        typer.Option(
+            "--reviewed", help="Measure what a store's model made against the labels that people corrected in it."
+        ),
+    ] = False,
     images: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="Images to label and measure; needed for a run or a bundle."),
@@ -74,10 +81,16 @@ def evaluate_target(
     from ..measure import StudentQuality, evaluate
     from ..training_display import print_reliability
 
+    if reviewed == (labels is not None):
+        raise UsageError("expected --labels LABELS to measure against, or --reviewed for a store without --labels")
+    truth = None
+    if labels is not None:
+        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
     with counter("measuring", quiet=as_json) as progress:
         quality = evaluate(
             target,
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
+            truth,
+            reviewed=reviewed,
             images=images,
             ids=read_ids(ids) if ids else None,
             taxonomy=taxonomy,

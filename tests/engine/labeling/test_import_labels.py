@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.formats.rle import brush_of_mask
 from maskmill.engine.labeling.export_labels import export_labels
 from maskmill.engine.labeling.import_labels import import_labels, withdraw_reviews
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.engine.store.reviewed_labels import ReviewedLabels
+from maskmill.engine.store.reviewed_labels import ReviewedLabels, open_reviewed
 from maskmill.errors import UsageError
+from maskmill.trainer.measure import evaluate
 
+from ...models import color_bundle
+from ...test_cli import maskmill, ok
 from .test_export_labels import TAXONOMY, label_map, make_store
 
 NUM = 20
@@ -168,3 +174,37 @@ def test_an_image_that_the_store_does_not_hold_is_named(tmp_path: Path) -> None:
     summary = import_labels(store, tmp_path / "reviewed.json", reviewer="ana")
     assert (summary.corrected, summary.unknown) == (1, ("2.png",))
     assert (store.read("1.png")[0] == 0).all()
+
+
+def test_what_the_model_made_is_measured_against_what_people_corrected(tmp_path: Path) -> None:
+    store = make_store(tmp_path, NUM)
+    export_labels(store, tmp_path / "out", "cvat", ignored="drop")
+    import_labels(store, correct_in_cvat(tmp_path / "out"), reviewer="ana")
+    quality = evaluate(store, reviewed=True)
+    pairs = [(label_map(index), corrected_map(index)) for index in range(NUM)]
+    right = sum(int(((label == truth) & (label != 255) & (truth != 255)).sum()) for label, truth in pairs)
+    kept = sum(int(((label != 255) & (truth != 255)).sum()) for label, truth in pairs)
+    assert quality.num_images == NUM
+    assert quality.accuracy_kept == pytest.approx(right / kept)
+    # what is delivered is what people corrected
+    taxonomy = Taxonomy.from_json(store.classes).for_own_labels()
+    assert evaluate_store(store, open_reviewed(store), taxonomy).accuracy_kept == 1
+    with pytest.raises(UsageError, match="expected true labels"):
+        evaluate(store)
+
+
+def test_the_command_line_calibrates_on_reviewed_labels(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, classes=("background", "cow", "horse"), background="background")
+    store = make_store(tmp_path, NUM)
+    export_labels(store, tmp_path / "out", "cvat", ignored="drop")
+    import_labels(store, correct_in_cvat(tmp_path / "out"), reviewer="ana")
+    arguments = ("calibrate", str(bundle.path), "--alpha", "0.1", "--min-images", "1", "-o", tmp_path / "c.json")
+    ok(*map(str, arguments), "--reviewed", str(store.path), cwd=tmp_path)
+    calibration = Calibration.load(tmp_path / "c.json")
+    valid = sum(int((corrected_map(index) != 255).sum()) for index in range(NUM))
+    assert calibration.report["num_pixels"] == valid
+    assert calibration.report["num_images"] == NUM
+    refused = maskmill(*map(str, arguments), cwd=tmp_path)
+    assert "expected labeled images" in refused.stderr
+    quality = json.loads(ok("evaluate", str(store.path), "--reviewed", "--json", cwd=tmp_path))
+    assert quality["num_images"] == NUM
