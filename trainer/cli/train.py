@@ -22,7 +22,8 @@ def train_student(
     ] = None,
     recipe: Annotated[RecipeName, typer.Option(help="Training recipe.")] = "weighted",
     labeled: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with images/ and labels/: photos with true labels.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Photos with true labels: images/, and labels/ or another format's files."),
     ] = None,
     ids: IdsOption = None,
     labeled_share: Annotated[

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.formats.open import detect
 from ...engine.inputs.identity import labels_id
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.labeled_source import LabeledSource, pair_images
@@ -117,8 +118,9 @@ class LabeledImages(_SequentialReads):
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
     ) -> LabeledImages:
-        """Pair the files of ``folder/images`` and ``folder/labels`` by name; images without a label map are left out.
+        """Pair the images of ``folder/images`` with their labels; images without labels are left out.
 
+        Labels are label maps in ``folder/labels``, or another format's files in ``folder``, such as a COCO file.
         ``ids`` are the names of the images to use (all if None); ``skip`` are uris to leave out.
 
         Raises :class:`UsageError` if a folder is missing, no image has a label map, or one of ``ids`` has no image.
@@ -126,7 +128,8 @@ class LabeledImages(_SequentialReads):
         path = Path(folder)
         if not (path / "images").is_dir():
             raise UsageError(f"labeled images are expected in {path / 'images'} and {path / 'labels'}")
-        return cls.pair(path / "images", path / "labels", taxonomy, ids=ids, skip=skip)
+        has_format = detect(str(path)) not in (None, "png", "fiftyone")
+        return cls.pair(path / "images", path if has_format else path / "labels", taxonomy, ids=ids, skip=skip)
 
     @classmethod
     def pair(

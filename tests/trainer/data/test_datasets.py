@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +231,23 @@ def test_a_batch_asks_a_store_once_and_gets_what_single_reads_give(
         for first, second in zip(one, other, strict=True):
             np.testing.assert_array_equal(first, second)
     assert len(asked) == 1
+
+
+def test_labeled_images_may_have_a_coco_file_in_place_of_label_maps(tmp_path: Path) -> None:
+    image = color_image(np.zeros((8, 8), int))
+    (tmp_path / "images").mkdir()
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
+    names = list(TAXONOMY.targets)
+    raw = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "categories": [{"id": index, "name": name} for index, name in enumerate([*names, "background"])],
+        "annotations": [
+            {"image_id": 1, "category_id": len(names), "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]},
+            {"image_id": 1, "category_id": 2, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]]},
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(raw))
+    taxonomy = replace(TAXONOMY, labels={}, named_labels={"background": -1}, assumed=False)
+    label = LabeledImages.open(tmp_path, taxonomy).read(0).label
+    assert (label == 2).sum() == 16
+    assert (label == 255).sum() == 48
