@@ -4,9 +4,11 @@
 
     promptable_from_onnx("encoder.onnx", "decoder.onnx", "sam")
 
-The encoder takes an image and gives one or more embeddings. Two kinds of decoders are told apart by their inputs: SAM's
-own ONNX signature, one prompt per call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`. The
-default preprocessing is SAM's.
+The encoder takes an image and gives one or more embeddings. Decoders are told apart by their inputs: SAM's own ONNX
+signature, one prompt per call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`. A decoder of
+SAM 2 as samexporter and X-AnyLabeling publish it (``high_res_feats_0``, ``point_coords``, …) becomes the batched kind,
+one prompt per call; an encoder that takes an image (H, W, 3) becomes one that takes a batch of one. The default
+preprocessing is SAM's.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ...errors import BundleError, UsageError
 from ..graph import inputs_of, shape_of
 from ..staging import staged
 from .adoption import Adoption
+from .rewrite import bake_inputs, batch_image, cast_to_input, freeze_batch, rename_input
 from .trial import Trial, trial_tensors
 
 if TYPE_CHECKING:
@@ -44,9 +47,15 @@ SAM_PREPROCESSING: dict[str, Any] = {
     "pad_value": SAM_MEAN,
 }
 """Fields of :class:`InputSpec` as the Segment Anything models expect an image."""
+RAW_SAM_PREPROCESSING: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+"""Fields of an encoder that normalizes pixels itself."""
+SAM_SIDE = 1024
+"""Side of the Segment Anything models' input, in pixels."""
 
 _OFFICIAL = {"image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"}
 _BATCHED = {"points", "labels"}
+_PUBLISHED = {"point_coords": "points", "point_labels": "labels"}
+_MASK_INPUTS = {"mask_input", "has_mask_input", "orig_im_size"}
 
 
 def promptable_from_onnx(
@@ -82,9 +91,16 @@ def promptable_from_onnx(
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
     encoder_graph, decoder_graph = (Adoption.open(path) for path in sources.values())
+    image_size = size or (SAM_SIDE, SAM_SIDE)
+    if sentence := batch_image(encoder_graph.model, *image_size):
+        layout = "NHWC"
+        encoder_graph.note(sentence)
+        for field, value in RAW_SAM_PREPROCESSING.items():
+            preprocessing.setdefault(field, value)
     name, size = encoder_graph.image_input(layout, size, preprocessing)
     spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **{**SAM_PREPROCESSING, **preprocessing})
     embeddings = [value.name for value in encoder_graph.model.graph.output]
+    _unify_decoder(decoder_graph, embeddings, spec)
     signature, masks, scores = _decoder_outputs(decoder_graph.model, sources["decoder"], embeddings)
     mask_size = _mask_size(decoder_graph.model, spec)
     outputs = [OutputSpec(name=embedding, kind="embedding", activation="none") for embedding in embeddings]
@@ -116,6 +132,24 @@ def promptable_from_onnx(
         OnnxSession(bundle, role="encoder")
         bundle.save()
     return Bundle.load(folder)
+
+
+def _unify_decoder(decoder: Adoption, embeddings: Sequence[str], spec: InputSpec) -> None:
+    """Bring a decoder with other number types, or with SAM 2's published inputs, to a known signature."""
+    for value in inputs_of(decoder.model):
+        decoder.note(cast_to_input(decoder.model, value)[1])
+    inputs = {value.name for value in inputs_of(decoder.model)}
+    if inputs == _OFFICIAL or not set(_PUBLISHED) <= inputs:
+        return
+    if inputs - set(_PUBLISHED) - _MASK_INPUTS != set(embeddings):
+        return
+    rows, columns = _mask_size(decoder.model, spec)
+    known = {"mask_input": np.zeros((1, 1, rows, columns)), "has_mask_input": [0], "orig_im_size": [rows, columns]}
+    for sentence in bake_inputs(decoder.model, known):
+        decoder.note(sentence)
+    for name, new_name in _PUBLISHED.items():
+        rename_input(decoder.model, name, new_name)
+    decoder.note(freeze_batch(decoder.model, 1, "the decoder takes the prompts of one image"))
 
 
 def _decoder_outputs(model: onnx.ModelProto, path: Path, embeddings: list[str]) -> tuple[Signature, str, str]:

@@ -5,10 +5,11 @@ Each function returns a sentence for the manifest, or nothing if the graph neede
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...engine.model.bundle import Activation
 from ...errors import BundleError
@@ -21,6 +22,7 @@ INTEGERS = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int6
 """Integer element types (TensorProto.DataType) of an input that takes raw pixels."""
 _FLOATS = {10: "float16", 11: "float64", 16: "bfloat16"}
 
+_FROZEN = "the graph leaves it free in its signature and freezes it inside"
 _BEHIND_ARGMAX = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Resize", "Transpose")
 
 
@@ -29,22 +31,71 @@ def cast_input(model: onnx.ModelProto) -> tuple[str, str]:
 
     Returns the type that the graph had (empty for float32) and the sentence for the manifest.
     """
+    inputs = inputs_of(model)
+    return cast_to_input(model, inputs[0]) if len(inputs) == 1 else ("", "")
+
+
+def cast_to_input(model: onnx.ModelProto, value: onnx.ValueInfoProto) -> tuple[str, str]:
+    """Give one input of another number type the type float32; returns as :func:`cast_input` does."""
     from onnx import helper
 
-    inputs = inputs_of(model)
-    code = inputs[0].type.tensor_type.elem_type if len(inputs) == 1 else FLOAT
+    code = value.type.tensor_type.elem_type
     kind = {**INTEGERS, **_FLOATS}.get(code, "")
     if not kind:
         return "", ""
-    value = inputs[0]
     name = value.name
     inner = _unused_name(model, f"{name}_{kind}")
-    for graph in _graphs(model.graph):
-        for node in graph.node:
-            node.input[:] = [inner if tensor == name else tensor for tensor in node.input]
+    _rename_readers(model, name, inner)
     value.type.tensor_type.elem_type = FLOAT
     model.graph.node.insert(0, helper.make_node("Cast", [name], [inner], name=f"/{inner}", to=code))
     return kind, f"the input {name} takes float32 and is cast to {kind}, which the graph expects"
+
+
+def batch_image(model: onnx.ModelProto, height: int, width: int) -> str:
+    """Give a graph whose one input is an image (H, W, 3) a batch of one image of this size in its place.
+
+    Returns the sentence for the manifest, empty if the input has another shape.
+    """
+    from onnx import helper, numpy_helper
+
+    inputs = inputs_of(model)
+    if len(inputs) != 1:
+        return ""
+    dims = inputs[0].type.tensor_type.shape.dim
+    if len(dims) != 3 or dims[2].dim_value != 3:
+        return ""
+    name = inputs[0].name
+    inner, shape = _unused_name(model, f"{name}_image"), _unused_name(model, f"{name}_shape")
+    _rename_readers(model, name, inner)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([height, width, 3], np.int64), shape))
+    model.graph.node.insert(0, helper.make_node("Reshape", [name, shape], [inner], name=f"/{inner}"))
+    del dims[:]
+    for size in (1, height, width, 3):
+        dims.add().dim_value = size
+    return f"the input {name} is a batch of one image; the graph takes the image alone"
+
+
+def bake_inputs(model: onnx.ModelProto, values: Mapping[str, Sequence[int] | NDArray[np.float32]]) -> list[str]:
+    """Replace inputs by constants; returns the sentences for the manifest."""
+    from onnx import helper, numpy_helper
+
+    sentences = []
+    for value in list(model.graph.input):
+        if value.name in values:
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            array = np.asarray(values[value.name]).astype(dtype)
+            model.graph.input.remove(value)
+            model.graph.initializer.append(numpy_helper.from_array(array, value.name))
+            sentences.append(f"the input {value.name} is a constant: there is never an earlier mask")
+    return sentences
+
+
+def rename_input(model: onnx.ModelProto, name: str, new_name: str) -> None:
+    """Give an input another name."""
+    for value in model.graph.input:
+        if value.name == name:
+            value.name = new_name
+            _rename_readers(model, name, new_name)
 
 
 def cut_argmax(model: onnx.ModelProto, output: str) -> tuple[str, str]:
@@ -109,7 +160,7 @@ def add_complement(
     return scores, "softmax" if activation == "sigmoid" else "none", sentence
 
 
-def freeze_batch(model: onnx.ModelProto, batch: int) -> str:
+def freeze_batch(model: onnx.ModelProto, batch: int, reason: str = _FROZEN) -> str:
     """Declare the batch that the graph takes in its signature; returns the sentence for the manifest."""
     names = set()
     for value in (*inputs_of(model), *model.graph.output):
@@ -121,7 +172,7 @@ def freeze_batch(model: onnx.ModelProto, batch: int) -> str:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param and dim.dim_param in names:
                 dim.dim_value = batch
-    return f"the batch is fixed to {batch}: the graph leaves it free in its signature and freezes it inside"
+    return f"the batch is fixed to {batch}: {reason}"
 
 
 def expose_features(model: onnx.ModelProto, tensor: str) -> tuple[str, str]:
@@ -181,6 +232,12 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _graphs(inner)
+
+
+def _rename_readers(model: onnx.ModelProto, name: str, new_name: str) -> None:
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            node.input[:] = [new_name if tensor == name else tensor for tensor in node.input]
 
 
 def _unused_name(model: onnx.ModelProto, name: str) -> str:
