@@ -14,6 +14,7 @@ are compared as names in lists are (:mod:`.names`).
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,7 @@ _READ = (
     f"labels are a folder, tar archive or URL of {', '.join(LABEL_EXTENSIONS)} files, or one of the formats "
     f"{', '.join(get_args(InputFormat))}"
 )
+_OTHER_MAPS = re.compile(r"_gt(?:Fine|Coarse)_(?:color|instanceIds|instanceTrainIds)\.\w+$")
 LOSSY = "label maps (lossy)"
 """Kind of the files with a lossy ending in a label folder; they are not read."""
 
@@ -130,6 +132,10 @@ class LabelFolder(LabelSource):
         lossy = {kind: self._source.skipped[kind] for kind in (".jpg", ".jpeg", ".webp")}
         forks = Counter({FORKS: self._source.skipped[FORKS]})
         self.skipped = forks + Counter({f"{kind} {LOSSY}": number for kind, number in lossy.items()})
+        if pairing is None:
+            others = [item for item in items if _OTHER_MAPS.search(item.uri)]
+            self.skipped += Counter({"color and instance maps of Cityscapes": len(others)})
+            items = [item for item in items if not _OTHER_MAPS.search(item.uri)]
         entries = {self._relative(item): LabelEntry(item.uri, item) for item in items}
         super().__init__(location, entries, PairingIndex(entries.items(), pattern=pairing, is_image=_is_same_file))
 

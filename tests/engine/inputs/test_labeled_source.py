@@ -131,6 +131,16 @@ def test_known_names_are_recognized_and_printed(tmp_path: Path, image: str, labe
     assert f"paired by {rule} (3)" in labeled.summary.line()
 
 
+def test_the_other_maps_of_cityscapes_are_passed_over(tmp_path: Path) -> None:
+    data_set(tmp_path, image="images/a/p{}_leftImg8bit.png", label="labels/a/p{}_gtFine_labelIds.png")
+    for kind in ("color", "instanceIds"):
+        save(tmp_path / f"labels/a/p0_gtFine_{kind}.png", truth(0))
+    labeled = pair(tmp_path)
+    assert list(seeds(labeled).values()) == [0, 1, 2]
+    assert labeled.summary.without_image == []
+    assert "files skipped: 2 color and instance maps of Cityscapes" in labeled.summary.line()
+
+
 def test_a_near_miss_is_named_and_a_pattern_pairs_it(tmp_path: Path) -> None:
     data_set(tmp_path, label="labels/p{}_wahr.png")
     with pytest.raises(UsageError, match=r"p0_wahr\.png is similar to images/p0\.jpg; .* --pairing '\*=\*_wahr'"):
