@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..kernels.processors import usable_processors
 from .run import import_torch
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ def joined(device: str | None) -> Iterator[Process]:
         yield Process(rank=rank, world=world, device=chosen)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def limit_threads() -> None:
+    """Use no more threads than the process may keep busy: idle OpenMP threads spin and slow all others down."""
+    torch, limit = import_torch(), usable_processors()
+    if torch.get_num_threads() > limit:
+        torch.set_num_threads(limit)
 
 
 @contextmanager

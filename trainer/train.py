@@ -26,7 +26,6 @@ import numpy as np
 from ..engine.model.files import sha256
 from ..engine.model.taxonomy import Taxonomy
 from ..errors import TrainingError, UsageError
-from ..kernels.processors import usable_processors
 from .data.corpus import Corpus
 from .data.datasets import TrainingImages
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
@@ -38,7 +37,7 @@ from .objectives.base import Losses, Moment
 from .objectives.steps import OBJECTIVES
 from .optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from .phases import num_steps, phases, with_epochs
-from .processes import Process, interrupts, joined
+from .processes import Process, interrupts, joined, limit_threads
 from .recipes import Recipe
 from .run import (
     BEST,
@@ -111,7 +110,7 @@ def train(
     """
     torch = import_torch()
     with joined(device) as process:
-        _limit_threads()
+        limit_threads()
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
         student = _build(recipe, corpus.taxonomy)
@@ -138,13 +137,6 @@ def train(
         if process.first and not progress.interrupted:
             corpus.release()  # an interrupted run keeps the moment of the stores until it is resumed
         return progress
-
-
-def _limit_threads() -> None:
-    """Use no more threads than the process may keep busy: idle OpenMP threads spin and slow all others down."""
-    torch, limit = import_torch(), usable_processors()
-    if torch.get_num_threads() > limit:
-        torch.set_num_threads(limit)
 
 
 def _build(recipe: Recipe, classes: Taxonomy) -> nn.Module:

@@ -2,8 +2,9 @@
 
 ::
 
-    bundle = write_score_bundle("teacher", scores="seem/", classes=["background", "cat", "dog"],
-    background="background") predictor = ScoreFiles.open("teacher")
+    classes = ["background", "cat", "dog"]
+    bundle = write_score_bundle("teacher", scores="seem/", classes=classes, background="background")
+    predictor = ScoreFiles.open("teacher")
     score_map = predictor.predict(image, "photos/1.jpg")       # reads seem/1.npy
 
 Calibration, labeling and evaluation then work as with any model. The scores of an image have its name, with or without
