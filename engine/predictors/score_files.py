@@ -210,9 +210,9 @@ def _load(entry: Path, bundle: Bundle, size: tuple[int, int]) -> NDArray[np.floa
                 values = np.asarray(picture)
             if confidences is None:
                 largest = 255 if values.dtype == np.uint8 else 65535
-                maps[name] = values.astype(np.float32) / largest
+                maps[name] = values.astype(np.float32) / np.float32(largest)
             else:
-                maps[name] = np.where(values != 0, np.float32(confidences[name]), np.float32(0))
+                maps[name] = (values != 0).astype(np.float32) * np.float32(confidences[name])
     shape = next(iter(maps.values())).shape if maps else size
     background = None if bundle.background is None else bundle.classes[bundle.background]
     names = [name for name in bundle.classes if name != background or name in maps]

@@ -126,7 +126,7 @@ def dpt_dinov2(
             body = transformers.Dinov2Config(**_DINOV2[size], image_size=518, out_features=stages)
             backbone = transformers.Dinov2Backbone(body)
         width = backbone.config.hidden_size
-        config = transformers.DPTConfig(
+        dense = transformers.DPTConfig(
             backbone_config=backbone.config,
             readout_type="ignore",
             neck_hidden_sizes=[width // 8, width // 4, width // 2, width],
@@ -134,18 +134,18 @@ def dpt_dinov2(
             num_labels=num_classes,
         )
     else:
-        config = transformers.DPTConfig(**{**config, "num_labels": num_classes})
-        backbone = transformers.Dinov2Backbone(config.backbone_config)
+        dense = transformers.DPTConfig(**{**config, "num_labels": num_classes})
+        backbone = transformers.Dinov2Backbone(dense.backbone_config)
     for name, parameter in backbone.named_parameters():
         # used in pretraining only
         parameter.requires_grad_(not name.endswith("mask_token"))
     return encoder_decoder(
         _calling(lambda body, images: body(images).feature_maps, backbone),
-        _dense_head(config),
-        multiple=config.backbone_config.patch_size,
+        _dense_head(dense),
+        multiple=dense.backbone_config.patch_size,
         # the fusion of maps depends on whether the number of patches is even
         dynamic=False,
-        options={"config": _plain(config)},
+        options={"config": _plain(dense)},
     )
 
 

@@ -103,11 +103,9 @@ def bin_confidence(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     """Return pixels, sum of confidences and right pixels of each confidence bin, each (15,)."""
     bins = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return (
-        np.bincount(bins, minlength=NUM_BINS),
-        np.bincount(bins, weights=confidence, minlength=NUM_BINS),
-        np.bincount(bins[right], minlength=NUM_BINS),
-    )
+    sums = np.bincount(bins, weights=confidence, minlength=NUM_BINS).astype(np.float64)
+    counts, hits = (np.bincount(values, minlength=NUM_BINS).astype(np.int64) for values in (bins, bins[right]))
+    return counts, sums, hits
 
 
 def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
