@@ -10,6 +10,7 @@ A provider that this installation lacks is an error, never replaced by another.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ class OnnxSession:
         path = bundle.path / entry.path
         settings = session_settings(entry.precision, threads)
         stream = None if provider == "cpu" else new_stream()
+        if provider != "cpu":
+            settings["sess_options"].add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), providers=_with_options(provider, bundle, stream), **settings
@@ -82,6 +85,8 @@ class OnnxSession:
         self._outputs = [output.name for output in bundle.outputs_of(role)]
         self._device = None if stream is None else DeviceRunner(self._session, self._outputs, stream)
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
+        if provider != "cpu" and (operators := operators_on_cpu(self._session)):
+            self._description += f", {sum(operators.values())} nodes on the CPU ({', '.join(operators)})"
         self._kind = f"onnxruntime/{provider}/{entry.precision}"
         self._artifact = entry.sha256
         batch = self._session.get_inputs()[0].shape[0]
@@ -120,6 +125,20 @@ class OnnxSession:
 
     def __repr__(self) -> str:
         return self._description
+
+
+def operators_on_cpu(session: Any) -> dict[str, int]:
+    """Count the nodes that ONNX Runtime placed on its CPU provider, by operator, the most frequent first.
+
+    Behind a GPU provider they cost copies to and from the device; shape arithmetic there is normal. The session must
+    record its placement; releases before 1.24 cannot, and give an empty result.
+    """
+    try:
+        placed = session.get_provider_graph_assignment_info()
+    except AttributeError:
+        return {}
+    nodes = [node for part in placed if part.ep_name == EXECUTION_PROVIDERS["cpu"] for node in part.get_nodes()]
+    return dict(Counter(node.op_type for node in nodes).most_common())
 
 
 def _with_options(provider: str, bundle: Bundle, stream: cupy.cuda.Stream | None) -> list[Any]:

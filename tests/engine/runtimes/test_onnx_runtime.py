@@ -14,7 +14,7 @@ import pytest
 
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_device import DeviceRunner, new_stream
-from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession, operators_on_cpu
 from maskmill.engine.runtimes.open import Provider, open_session
 from maskmill.errors import GateError, MissingPackageError, SessionError, UsageError
 
@@ -47,6 +47,16 @@ def test_a_provider_that_this_installation_lacks_is_no_other_one(tmp_path: Path)
         pytest.skip("ONNX Runtime here has TensorRT")
     with pytest.raises(SessionError, match="no tensorrt provider"):
         open_session(color_bundle(tmp_path), provider="tensorrt")
+
+
+def test_the_nodes_on_the_processor_are_read_back(tmp_path: Path) -> None:
+    bundle = color_bundle(tmp_path, stride=2)
+    recording = onnxruntime.SessionOptions()
+    recording.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    recording.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(bundle.model_path()), recording, providers=["CPUExecutionProvider"])
+    assert operators_on_cpu(session) == {"AveragePool": 1, "Conv": 1, "Identity": 1}
+    assert operators_on_cpu(object()) == {}
 
 
 class OnCpu:
