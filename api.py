@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .engine.calibration.calibration import Calibration, RuleChoice
+    from .engine.calibration.calibration import Calibration, Control, RuleChoice
     from .engine.calibration.sharing import Group, Unseen
     from .engine.calibration.thresholds import SmallSample, Unit
     from .engine.labeling.progress import Progress
@@ -198,7 +198,9 @@ def calibrate(
     taxonomy: Location | Taxonomy | None = None,
     group: Group | None = None,
     unit: Unit = "pixel",
-    rule: RuleChoice = "agree",
+    rule: RuleChoice | None = None,
+    control: Control = "miscoverage",
+    delta: str | float | None = None,
     ids: Sequence[str] | None = None,
     min_images: int | None = None,
     unseen: Unseen = "never",
@@ -223,7 +225,9 @@ def calibrate(
         Class mapping or its file; the model's own classes if None.
     group, unit, rule
         Classes that share a threshold (``class`` if None, or ``pooled`` for the unit ``image``); the exchangeable
-        unit; how the prediction set decides the label.
+        unit; how the prediction set decides the label (``agree`` if None).
+    control, delta
+        The error whose rate ``alpha`` bounds; with ``delta`` the false-label rate holds except with that probability.
     ids
         Names of the images to use; all if None.
     min_images, unseen, on_small_n
@@ -251,6 +255,8 @@ def calibrate(
             group=group,
             unit=unit,
             rule=rule,
+            control=control,
+            delta=delta,
             ids=None if ids is None else frozenset(ids),
             min_images=min_images,
             unseen=unseen,

@@ -37,9 +37,9 @@ from maskmill.engine.calibration.candidates import (
     measure_candidates,
     recommend,
 )
-from maskmill.engine.calibration.observe import Observations
-from maskmill.engine.calibration.pixel_samples import PixelSamples
-from maskmill.engine.calibration.score_counts import UPPER
+from maskmill.engine.calibration.scores.observe import Observations
+from maskmill.engine.calibration.scores.pixel_samples import PixelSamples
+from maskmill.engine.calibration.scores.score_counts import UPPER
 from maskmill.engine.calibration.sharing import share_thresholds
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import open_labels

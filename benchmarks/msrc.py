@@ -38,8 +38,8 @@ import cv2
 import numpy as np
 
 from maskmill.engine.calibration.calibrate import calibrate
-from maskmill.engine.calibration.observe import true_scores
-from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
+from maskmill.engine.calibration.scores.observe import true_scores
+from maskmill.engine.calibration.scores.score_spill import NO_CLASS, ScoreSpill
 from maskmill.engine.calibration.sharing import share_thresholds
 from maskmill.engine.calibration.thresholds import count_classes, fit_thresholds
 from maskmill.engine.inputs.images import decode_image

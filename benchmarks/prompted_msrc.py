@@ -45,8 +45,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskmill.engine.calibration.observe import true_scores
-from maskmill.engine.calibration.score_spill import ScoreSpill
+from maskmill.engine.calibration.scores.observe import true_scores
+from maskmill.engine.calibration.scores.score_spill import ScoreSpill
 from maskmill.engine.calibration.sharing import Group, share_thresholds
 from maskmill.engine.calibration.thresholds import count_classes, fit_thresholds
 from maskmill.engine.inputs.image_labels import ImageLabels

@@ -1,7 +1,8 @@
 """Thresholds and coverage from binned scores, for many weightings of the images at once.
 
 A weighting (n,) holds how often each image counts: 1 for all, 0 for held-out images, multiplicities for a bootstrap.
-Thresholds are bins of :data:`~maskmill.engine.calibration.score_counts.UPPER`, so they are never below the exact ones.
+Thresholds are bins of :data:`~maskmill.engine.calibration.scores.score_counts.UPPER`, so they are never below the
+exact ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .score_counts import NUM_BINS, UPPER, ScoreCounts
+from .scores.score_counts import NUM_BINS, UPPER, ScoreCounts
 from .sharing import FOREGROUND, NEVER, SHRINK_IMAGES, Sharing
 from .thresholds import Unit
 

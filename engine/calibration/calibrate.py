@@ -19,10 +19,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CalibrationError, UsageError
 from ...kernels.types import Rule
@@ -32,12 +34,14 @@ from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from .binned import BinnedScores
-from .calibration import Calibration, RuleChoice, conditions, fewest_images, json_number, parse_alpha
-from .coverage import HeldOut, argmax_rows, coverage_rows, hold_out, hold_out_positions
-from .observe import Observations
-from .score_counts import UPPER
-from .sharing import NEVER, Fallback, Group, Sharing, Unseen, share_thresholds
-from .thresholds import SmallSample, Thresholds, Unit, count_classes, fit_thresholds
+from .calibration import Calibration, Control, RuleChoice, conditions, fewest_images, parse_alpha
+from .coverage import HeldOut, argmax_rows, hold_out, hold_out_positions
+from .description import describe, promise
+from .risk import LabelLosses, control_false_labels, control_misses, false_label_report, false_label_threshold
+from .scores.observe import Observations
+from .scores.score_counts import UPPER
+from .sharing import NEVER, Fallback, Group, Unseen, share_thresholds
+from .thresholds import SmallSample, Unit, count_classes, fit_thresholds
 
 DEFAULT_GRID = (512, 512)
 
@@ -51,7 +55,9 @@ def calibrate(
     alpha: str | float,
     group: Group | None = None,
     unit: Unit = "pixel",
-    rule: RuleChoice = "agree",
+    rule: RuleChoice | None = None,
+    control: Control = "miscoverage",
+    delta: str | float | None = None,
     ids: frozenset[str] | None = None,
     min_images: int | None = None,
     fallback: Fallback = "foreground",
@@ -79,8 +85,13 @@ def calibrate(
     unit
         ``pixel`` is a heuristic, ``image`` a guarantee for the average over new images.
     rule
-        How the prediction set decides the label; recorded for labeling. ``auto`` takes the rule with the best held-out
+        How the prediction set decides the label; recorded for labeling. None: ``agree``, or ``argmax`` for another
+        control. ``auto`` takes the rule with the best held-out
         mIoU among those whose labels are no less accurate than the top class of every pixel.
+    control, delta
+        The error whose rate ``alpha`` bounds: pixels whose set misses their class (``miscoverage``), or per image as
+        :mod:`maskmill.engine.calibration.risk` describes, ``false-label-rate`` and ``miss-rate``; these take the rule
+        ``argmax``. With ``delta`` the false-label rate holds except with that probability.
     ids
         Names of the images to calibrate on; all if None.
     min_images
@@ -103,13 +114,21 @@ def calibrate(
     an error here, since leaving it out would change the sample.
     """
     parse_alpha(alpha)
-    group = group or ("class" if unit == "pixel" else "pooled")
+    if control == "miscoverage":
+        group, rule = group or ("class" if unit == "pixel" else "pooled"), rule or "agree"
+    else:
+        group, unit, rule = _control_options(control, group, rule)
+    if delta is not None and control != "false-label-rate":
+        raise UsageError(
+            "delta applies to the false-label rate only; leave it out, or choose --control false-label-rate"
+        )
     for name, value, kind in (
         ("group", group, Group),
         ("unit", unit, Unit),
         ("rule", rule, RuleChoice),
         ("fallback", fallback, Fallback),
         ("unseen", unseen, Unseen),
+        ("control", control, Control),
         ("on_small_n", on_small_n, SmallSample),
     ):
         if value not in (choices := get_args(kind)):
@@ -135,8 +154,23 @@ def calibrate(
             fallback=fallback,
             unseen=unseen,
             on_small_n=on_small_n,
+            control=control,
+            delta=delta,
         )
     return replace(calibration, report={**calibration.report, "source": labeled.summary.to_json()})
+
+
+def _control_options(control: Control, group: Group | None, rule: RuleChoice | None) -> tuple[Group, Unit, RuleChoice]:
+    """Return group, unit and rule of a control per image; raises :class:`UsageError` for others."""
+    only: Group = "pooled" if control == "false-label-rate" else "class"
+    if rule not in (None, "argmax"):
+        raise UsageError(
+            f"--control {control} holds for the labels of the rule argmax only: with {rule} a looser threshold can "
+            "lose labels, so the rate is not monotone; leave --rule out"
+        )
+    if group not in (None, only):
+        raise UsageError(f"--control {control} has thresholds of the group {only}; leave --group out")
+    return only, "image", "argmax"
 
 
 def fit_calibration(
@@ -152,6 +186,8 @@ def fit_calibration(
     fallback: Fallback = "foreground",
     unseen: Unseen = "never",
     on_small_n: SmallSample = "refuse",
+    control: Control = "miscoverage",
+    delta: str | float | None = None,
 ) -> Calibration:
     """Fit thresholds to collected scores and measure them; the parameters are those of :func:`calibrate`."""
     level, position = parse_alpha(alpha), group == "position"
@@ -178,11 +214,15 @@ def fit_calibration(
         num_scored=taxonomy.num_scored,
         alpha=level,
         unit=unit,
-        on_small_n=on_small_n,
+        on_small_n=on_small_n if control == "miscoverage" else "max",
         names=taxonomy.targets,
     )
-    if group == "shrunk":
-        bins = scores.thresholds(sharing, np.ones((1, total)), alpha=level, unit=unit)[0]
+    fit_bins = partial(scores.thresholds, sharing, alpha=level, unit=unit, match_level=True)
+    risks: dict[str, Any] = {}
+    if control != "miscoverage":
+        fit_bins, risks = _controlled(scores, sharing.group_of == NEVER, level, control, delta)
+    if group == "shrunk" or control != "miscoverage":
+        bins = fit_bins(np.ones((1, total)))[0]
         final.values[: taxonomy.num_targets] = np.where(bins >= 0, UPPER[bins], -np.inf)
 
     def measure(rule: Rule) -> HeldOut | None:
@@ -199,14 +239,14 @@ def fit_calibration(
                 rule=rule,
                 on_small_n=on_small_n,
             )
-        return hold_out(scores, observations.samples, sharing, final, alpha=level, unit=unit, rule=rule)
+        return hold_out(scores, observations.samples, fit_bins, final, rule=rule)
 
     if rule == "auto":
         rules: tuple[Rule, ...] = get_args(Rule)
         rule, held_out = _best_rule({name: measure(name) for name in rules}, argmax_rows(scores)[0])
     else:
         held_out = measure(rule)
-    report = _report(final, held_out, scores, sharing, taxonomy, level, min_images)
+    report = describe(final, held_out, scores, sharing, taxonomy, level, min_images, control)
     return Calibration(
         alpha=str(alpha),
         group=group,
@@ -220,7 +260,13 @@ def fit_calibration(
         background=taxonomy.background,
         made_with={**conditions(predictor, taxonomy), "batch": predictor.batch},
         counts=observations.counts,
-        report={**report, "promise": promise(level, group, unit, total)},
+        control=control,
+        delta=None if delta is None else str(delta),
+        report={
+            **report,
+            **risks,
+            "promise": promise(level, group, unit, total, control, None if delta is None else str(delta)),
+        },
     )
 
 
@@ -235,94 +281,32 @@ def _best_rule(measured: dict[Rule, HeldOut | None], argmax: dict[str, Any]) -> 
     return best, measured[best]
 
 
-def promise(alpha: Fraction, group: Group, unit: Unit, num_images: int) -> str:
-    """Describe in plain words what the thresholds guarantee, and for which images."""
-    share = f"{float(alpha):.3g}"
-    if unit == "pixel":
-        return (
-            "no guarantee: pixels of one image depend on each other, so coverage is measured on held-out images; "
-            "choose --unit image for a guarantee"
-        )
-    who = f"a new image drawn like the {num_images} calibration images; it ends when the images or the model change"
-    if group == "pooled":
-        return f"on average over new images at most {share} of an image's pixels miss their class, for {who}"
-    return (
-        f"for each class with a threshold of its own, on average over new images that show it at most {share} of its "
-        f"pixels miss it, for {who}; no guarantee for other classes, nor for all pixels of an image together"
-    )
-
-
-def _report(
-    final: Thresholds,
-    held_out: HeldOut | None,
-    scores: BinnedScores,
-    sharing: Sharing,
-    taxonomy: Taxonomy,
-    alpha: Fraction,
-    min_images: int,
-) -> dict[str, Any]:
-    target = 1 - float(alpha)
-    rows = [None] * (taxonomy.num_targets + 1) if held_out is None else coverage_rows(held_out, target)
-    argmax, argmax_classes = argmax_rows(scores)
-    by_class = []
-    for index, name in enumerate(taxonomy.targets):
-        row: dict[str, Any] = {
-            "class": name,
-            "pixels": int(final.num_pixels[index]),
-            "images": int(final.num_images[index]),
-            "threshold_from": sharing.source_name(index, taxonomy.targets),
-            "held_out": rows[index],
-            "argmax": argmax_classes[index],
+def _controlled(
+    scores: BinnedScores, never: NDArray[np.bool_], alpha: Fraction, control: Control, delta: str | float | None
+) -> tuple[Callable[[NDArray[np.float64]], NDArray[np.int64]], dict[str, Any]]:
+    """Return the function that fits bins (m, K) to weightings (m, n) under a control, and its report."""
+    num = scores.num_targets
+    if control == "miss-rate":
+        rates = {
+            target: float(control_misses(scores.counts, target, np.ones((1, len(scores.pixels))), float(alpha))[1][0])
+            for target in np.flatnonzero(~never).tolist()
         }
-        if final.values.ndim == 1:
-            row["threshold"] = json_number(final.values[index])
-        by_class.append(row)
-    report: dict[str, Any] = {
-        "num_images": scores.counts.num_images,
-        "num_pixels": int(final.num_pixels.sum()),
-        "min_images": min_images,
-        "overall": rows[-1],
-        "labels": None if held_out is None else held_out.tally.summary(sets=2),
-        "argmax": argmax,
-        "image_mean_coverage": None,
-        "classes": by_class,
-    }
-    if held_out is not None:
-        covered, total = held_out.covered.sum(axis=1), held_out.total.sum(axis=1)
-        report["image_mean_coverage"] = float((covered[total > 0] / total[total > 0]).mean())
-    if sharing.group == "position":
-        report["infinite_positions"] = int(np.isposinf(final.values).sum())
-    report["warnings"] = _warnings(report, sharing, target)
-    return report
 
+        def fit_misses(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+            bins = np.full((len(weights), num), -1, np.int64)
+            for target in rates:
+                bins[:, target] = control_misses(scores.counts, target, weights, float(alpha))[0]
+            return bins
 
-def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[str]:
-    """List in plain words what a user should look at before labeling."""
-    rows = [row for row in report["classes"] if row["held_out"]]
-    warnings = []
+        return fit_misses, {"guaranteed_miss_rates": [rates.get(target) for target in range(num)]}
+    losses, level = LabelLosses.of_counts(scores.counts), float(alpha)
+    bound = None if delta is None else float(parse_alpha(delta))
+    chosen = false_label_threshold(losses, alpha, bound)
 
-    def add(names: list[str], text: str) -> None:
-        if names:
-            warnings.append(f"{', '.join(names)}: {text}")
+    def fit_false_labels(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+        # folds of a threshold that holds with probability 1 - delta are not fitted anew
+        fixed = bound is not None or (weights == 1).all()
+        bins = np.full(len(weights), chosen) if fixed else control_false_labels(losses, weights, level)
+        return np.where(never, -1, bins[:, None])
 
-    add([row["class"] for row in rows if row["held_out"]["missed"]], f"coverage is below {target:g}, interval included")
-    add([row["class"] for row in rows if row["held_out"]["kept"] == 0], "no pixel of it keeps a label")
-    add(
-        [row["class"] for row in rows if row.get("threshold") not in (None, "inf", "-inf") and row["threshold"] >= 1],
-        "the threshold is 1 or more, so every prediction set holds it",
-    )
-    add(
-        [row["class"] for row in report["classes"] if row.get("threshold") == "inf"],
-        "the threshold is infinite, so every prediction set holds it",
-    )
-    unseen = [row["class"] for row, source in zip(report["classes"], sharing.group_of, strict=True) if source == NEVER]
-    add(unseen, "not in the calibration images, so it is never emitted (--unseen pooled changes that)")
-    labels, argmax = report["labels"], report["argmax"]
-    if labels and labels["accuracy_kept"] is not None:
-        for key, name in (("accuracy", "accuracy"), ("miou", "mIoU")):
-            if labels[f"{key}_kept"] < argmax[key]:
-                warnings.append(
-                    f"the labels of this rule have {name} {labels[f'{key}_kept']:.3f} on held-out images, below "
-                    f"{argmax[key]:.3f} of the top class of every pixel; try `maskmill choose`"
-                )
-    return warnings
+    return fit_false_labels, {"false_labels": false_label_report(scores.counts, losses, level, chosen, delta=bound)}

@@ -28,7 +28,7 @@ from ..model.taxonomy import Taxonomy
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from .binned import BinnedScores
-from .score_counts import UPPER, ScoreCounts
+from .scores.score_counts import UPPER, ScoreCounts
 from .sharing import Group, Unseen, share_thresholds
 from .thresholds import Unit
 

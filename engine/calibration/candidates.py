@@ -20,8 +20,8 @@ from ...kernels.types import Rule
 from .binned import BinnedScores
 from .calibration import fewest_images
 from .intervals import blocks, folds
-from .pixel_samples import PixelSamples, Tally
-from .score_counts import UPPER
+from .scores.pixel_samples import PixelSamples, Tally
+from .scores.score_counts import UPPER
 from .sharing import Group, share_thresholds
 from .thresholds import Unit
 

@@ -21,7 +21,7 @@ from .binned import BinnedScores
 from .calibrate import fit_calibration
 from .calibration import Calibration
 from .candidates import Choice, Goal, default_candidates, measure_candidates, recommend
-from .observe import Observations
+from .scores.observe import Observations
 
 
 def choose(

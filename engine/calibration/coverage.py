@@ -8,7 +8,7 @@ calibrated on; they contain the variation of the thresholds and of the new image
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -27,11 +27,11 @@ from .intervals import (
     ratio_variance,
     share_interval,
 )
-from .pixel_samples import PixelSamples, Tally
-from .score_counts import UPPER
-from .score_spill import NO_CLASS, ScoreSpill
+from .scores.pixel_samples import PixelSamples, Tally
+from .scores.score_counts import UPPER
+from .scores.score_spill import NO_CLASS, ScoreSpill
 from .sharing import Sharing
-from .thresholds import SmallSample, Thresholds, Unit, fit_thresholds
+from .thresholds import SmallSample, Thresholds, fit_thresholds
 
 MOST_BLOCKS = 100
 """Folds of the report: one per image up to this number."""
@@ -56,27 +56,27 @@ class HeldOut:
 def hold_out(
     scores: BinnedScores,
     samples: PixelSamples,
-    sharing: Sharing,
+    fit: Callable[[NDArray[np.float64]], NDArray[np.int64]],
     thresholds: Thresholds,
     *,
-    alpha: Fraction,
-    unit: Unit,
     rule: Rule,
 ) -> HeldOut:
-    """Measure thresholds per class image by image; fewer folds than images beyond ``MOST_BLOCKS``."""
+    """Measure thresholds per class image by image; fewer folds than images beyond ``MOST_BLOCKS``.
+
+    ``fit`` returns bins (m, K) for weightings (m, n) of the images, as the shipped ``thresholds`` were fitted to all.
+    """
     num, total = scores.num_targets, scores.pixels
     fold_of = blocks(scores.counts.ids, MOST_BLOCKS)
-    options: dict[str, Any] = {"alpha": alpha, "unit": unit, "match_level": True}
-    bins = scores.thresholds(sharing, held_out_weights(fold_of), **options)
+    bins = fit(held_out_weights(fold_of))
     everything = np.ones((1, len(total)))
-    optimism = scores.coverage(scores.thresholds(sharing, everything, **options), everything)[0]
+    optimism = scores.coverage(fit(everything), everything)[0]
     exact = scores.coverage(bins_of(thresholds.values[:num])[None], everything)[0]
     covered = scores.held_out(bins, fold_of).astype(np.float64)
     # the bins lie above the exact thresholds: take their excess away, in the same share from every image
     sums = covered.sum(axis=0)
     covered *= np.where(sums > 0, np.clip(sums - (optimism - exact), 0, None) / np.maximum(sums, 1), 1)
     draws, others = image_weights(len(total)), image_weights(len(total), seed=1)
-    drawn = scores.coverage(scores.thresholds(sharing, draws, **options), others)
+    drawn = scores.coverage(fit(draws), others)
     totals = others @ total
     variance = column_variance(
         np.column_stack([drawn, drawn.sum(axis=1)]), np.column_stack([totals, totals.sum(axis=1)])

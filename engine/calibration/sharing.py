@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .score_counts import NUM_BINS, ScoreCounts
+from .scores.score_counts import NUM_BINS, ScoreCounts
 
 Group = Literal["pooled", "class", "cluster", "shrunk", "position"]
 Fallback = Literal["foreground", "pooled"]

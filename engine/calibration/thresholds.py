@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import CalibrationError
-from .score_spill import NO_CLASS, ScoreSpill
+from .scores.score_spill import NO_CLASS, ScoreSpill
 from .sharing import FOREGROUND, NEVER, Sharing
 
 Unit = Literal["pixel", "image"]

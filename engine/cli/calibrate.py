@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import UsageError
-from ..calibration.calibration import RuleChoice
+from ..calibration.calibration import Control, RuleChoice
 from ..calibration.sharing import Fallback, Group, Unseen
 from ..calibration.thresholds import SmallSample, Unit
 from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
@@ -80,13 +80,31 @@ def calibrate_thresholds(
         ),
     ] = "pixel",
     rule: Annotated[
-        RuleChoice,
+        RuleChoice | None,
         typer.Option(
             metavar="NAME",
             help="How the prediction set decides the label: argmax, foreground, single or agree; auto takes the best "
             "of them on held-out images.",
+            show_default="agree; argmax for another --control",
         ),
-    ] = "agree",
+    ] = None,
+    control: Annotated[
+        Control,
+        typer.Option(
+            metavar="NAME",
+            help="Error whose rate is controlled: pixels whose set misses their class (miscoverage), or, on average "
+            "over new images like these, an image's labeled pixels that are wrong (false-label-rate) or a class's "
+            "pixels that are not labeled as it (miss-rate).",
+        ),
+    ] = "miscoverage",
+    delta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="With --control false-label-rate: the rate holds except with this probability.",
+            show_default="it holds on average",
+        ),
+    ] = None,
     taxonomy: TaxonomyOption = None,
     ids: IdsOption = None,
     pairing: PairingOption = None,
@@ -209,6 +227,8 @@ def calibrate_thresholds(
             group=group,
             unit=unit,
             rule=rule,
+            control=control,
+            delta=delta,
             ids=read_ids(ids) if ids else None,
             min_images=min_images,
             fallback=fallback,

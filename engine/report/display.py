@@ -159,6 +159,18 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         f"{calibration.rule}; mean coverage of an image {_share(report['image_mean_coverage'])}, accuracy of the top "
         f"class of every pixel {_share(report['argmax']['accuracy'])}"
     )
+    if (rates := report.get("false_labels")) is not None:
+        low, high = rates["risk_interval"]
+        say(
+            f"wrong share of an image's labels on held-out images: mean {rates['risk']:.3f} ({low:.3f}–{high:.3f}), "
+            f"{_share(rates['risk_of_labeled_images'])} over images with at least 1 % labeled; "
+            f"{rates['empty_images']:.1%} of the images have less; kept {rates['kept']:.1%} of an image on average"
+        )
+    if (misses := report.get("guaranteed_miss_rates")) is not None:
+        rows = zip(report["classes"], misses, strict=True)
+        above = [f"{row['class']} {rate:.2f}" for row, rate in rows if rate and rate > float(calibration.alpha) + 1e-9]
+        if above:
+            say(f"smallest miss rates that the images support, above alpha: {', '.join(above)}")
     say(f"promise: {report['promise']}")
     if "source" in report:
         say(SourceSummary.from_json(report["source"]).line())

@@ -17,8 +17,8 @@ from ... import kernels
 from ...errors import UsageError
 from ..calibration.calibration import Calibration
 from ..calibration.intervals import image_weights, ratio_variance, share_interval
-from ..calibration.observe import true_scores
-from ..calibration.pixel_samples import Tally
+from ..calibration.scores.observe import true_scores
+from ..calibration.scores.pixel_samples import Tally
 from ..inputs.labeled_source import pair_images, pair_uris
 from ..inputs.labels import LabelSource
 from ..inputs.ordered_map import ordered_map

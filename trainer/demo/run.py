@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...engine.calibration.calibrate import calibrate
 from ...engine.calibration.calibration import Calibration
-from ...engine.calibration.observe import true_scores
+from ...engine.calibration.scores.observe import true_scores
 from ...engine.inputs.labels import LabelFolder
 from ...engine.inputs.sources import open_source
 from ...engine.labeling.label_run import label

@@ -12,7 +12,7 @@ from maskmill.engine.backends.cuda import CudaBackend
 from maskmill.engine.backends.host import HOST
 from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import conditions
-from maskmill.engine.calibration.observe import true_scores
+from maskmill.engine.calibration.scores.observe import true_scores
 from maskmill.engine.inputs.images import decode_image, preprocess
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source

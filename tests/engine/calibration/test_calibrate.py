@@ -359,3 +359,40 @@ def test_the_rule_can_be_chosen_on_held_out_images(bundle: Bundle, photos: Path)
     }
     assert chosen.rule == max(accurate, key=accurate.__getitem__)
     assert chosen.report == reports[chosen.rule]
+
+
+def test_the_false_label_rate_is_controlled_per_image(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, control="false-label-rate", alpha="0.2")
+    assert (calibration.rule, calibration.group, calibration.unit) == ("argmax", "pooled", "image")
+    assert len(set(calibration.thresholds.tolist())) == 1
+    rates = calibration.report["false_labels"]
+    assert rates["risk"] <= 0.2
+    assert 0 < rates["kept"] < 1
+    assert "at most 0.2 of an image's labeled pixels are wrong" in calibration.report["promise"]
+    tested = run(bundle, photos, control="false-label-rate", alpha="0.2", delta="0.1")
+    assert tested.thresholds[0] <= calibration.thresholds[0]
+    assert "except with probability 0.1" in tested.report["promise"]
+
+
+def test_the_miss_rate_is_controlled_per_class(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, control="miss-rate", alpha="0.45")
+    assert len(set(calibration.thresholds.tolist())) > 1
+    rates = calibration.report["guaranteed_miss_rates"]
+    kept = [row["held_out"]["kept"] for row in calibration.report["classes"]]
+    assert all(rate >= 0.45 and share > 0.3 for rate, share in zip(rates, kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"control": "miss-rate", "rule": "single"}, "not monotone"),
+        ({"control": "false-label-rate", "group": "class"}, "thresholds of the group pooled"),
+        ({"control": "miss-rate", "delta": "0.1"}, "delta applies to the false-label rate only"),
+        ({"control": "speed"}, "control must be one of"),
+    ],
+)
+def test_controls_that_promise_nothing_are_refused(
+    bundle: Bundle, photos: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(bundle, photos, **options)

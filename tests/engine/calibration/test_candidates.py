@@ -15,9 +15,9 @@ from maskmill.engine.calibration.candidates import (
     measure_candidates,
     recommend,
 )
-from maskmill.engine.calibration.observe import true_scores
-from maskmill.engine.calibration.pixel_samples import PixelSamples
-from maskmill.engine.calibration.score_counts import ScoreCounts, count_scores
+from maskmill.engine.calibration.scores.observe import true_scores
+from maskmill.engine.calibration.scores.pixel_samples import PixelSamples
+from maskmill.engine.calibration.scores.score_counts import ScoreCounts, count_scores
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
 from maskmill.errors import UsageError

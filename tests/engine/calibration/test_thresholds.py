@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmill.engine.calibration.score_spill import NO_CLASS, ScoreSpill
+from maskmill.engine.calibration.scores.score_spill import NO_CLASS, ScoreSpill
 from maskmill.engine.calibration.sharing import Fallback, Group, Unseen, share_thresholds
 from maskmill.engine.calibration.thresholds import Thresholds, count_classes, fit_thresholds
 from maskmill.errors import CalibrationError

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.calibration.calibration import Calibration, conditions
-from maskmill.engine.calibration.score_counts import ScoreCounts
+from maskmill.engine.calibration.scores.score_counts import ScoreCounts
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling import label_run as pipeline
 from maskmill.engine.labeling.label_run import dry_run

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CalibrationError, ImageError
-from ..inputs.identity import content_id
-from ..inputs.labeled_source import LabeledSource
-from ..inputs.ordered_map import ordered_map
-from ..inputs.sources import Item, Source
-from ..model.taxonomy import Taxonomy
-from ..predictors.base import Predictor, ScoreMap
-from ..predictors.resampling import resample_nearest
+from ....errors import CalibrationError, ImageError
+from ...inputs.identity import content_id
+from ...inputs.labeled_source import LabeledSource
+from ...inputs.ordered_map import ordered_map
+from ...inputs.sources import Item, Source
+from ...model.taxonomy import Taxonomy
+from ...predictors.base import Predictor, ScoreMap
+from ...predictors.resampling import resample_nearest
 from .pixel_samples import PixelSamples
 from .score_counts import ScoreCounts, count_scores
 from .score_spill import NO_CLASS, ScoreSpill

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.taxonomy import Taxonomy
-from ..predictors.base import ScoreMap
+from ...model.taxonomy import Taxonomy
+from ...predictors.base import ScoreMap
 
 _LOGITS = np.arange(-20 * 16, 14 * 16 + 1) / 16
 UPPER: NDArray[np.float32] = np.append(1 / (1 + np.exp(-_LOGITS)), [1.0, np.inf]).astype(np.float32)

@@ -15,12 +15,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import kernels
-from ...kernels.types import Activation, Rule
-from ..model.taxonomy import Taxonomy
-from ..predictors.base import ScoreMap
-from ..predictors.resampling import sample_pixels
-from .intervals import ratio_variance, share_interval
+from .... import kernels
+from ....kernels.types import Activation, Rule
+from ...model.taxonomy import Taxonomy
+from ...predictors.base import ScoreMap
+from ...predictors.resampling import sample_pixels
+from ..intervals import ratio_variance, share_interval
 
 PIXELS = 1024
 """Pixels per image."""
