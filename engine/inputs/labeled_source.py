@@ -153,6 +153,7 @@ def _pair(
         rules=dict(pairs.rules),
         as_stored=labels.as_stored,
         labels_format=labels.format,
+        assumed=taxonomy.assumed and not labels.class_names,
     )
     check_labels(labels, list(chosen.values()), taxonomy)
     return LabeledSource(chosen, labels, taxonomy, summary, items)

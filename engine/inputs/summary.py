@@ -40,6 +40,8 @@ class SourceSummary:
     """Images paired by each naming rule; empty if there are no label maps."""
     labels_format: str = ""
     """Format of the labels and what its reader decided; empty for label maps."""
+    assumed: bool = False
+    """Whether labels are taken for the model's classes in order, with nothing that says so."""
     turned: int = 0
     """Images that their EXIF orientation turned, while their maps have none."""
     as_stored: bool = False
@@ -68,7 +70,9 @@ class SourceSummary:
         parts = [f"{self.images:,} {noun} used"]
         if self.labels_format:
             parts.append(f"labels read as {self.labels_format}")
-        unusual = {rule: number for rule, number in self.rules.items() if rule != "same name"}
+        if self.assumed:
+            parts.append("label i taken for class i of the model, since there is no --taxonomy and no class list")
+        unusual = {rule: number for rule, number in self.rules.items() if rule not in ("same name", "other ending")}
         if unusual:
             parts.append("paired by " + ", ".join(f"{rule} ({number:,})" for rule, number in unusual.items()))
         if self.skipped:
@@ -110,6 +114,7 @@ class SourceSummary:
             "hint": self.hint,
             "rules": dict(self.rules),
             "labels_format": self.labels_format,
+            "assumed": self.assumed,
             "turned": self.turned,
             "labels_as_stored": self.as_stored,
             "label_pixels": self.label_pixels,
@@ -130,6 +135,7 @@ class SourceSummary:
             hint=raw["hint"],
             rules=raw["rules"],
             labels_format=raw["labels_format"],
+            assumed=raw["assumed"],
             turned=raw["turned"],
             as_stored=raw["labels_as_stored"],
             label_pixels=raw["label_pixels"],

@@ -284,7 +284,9 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_without_a_taxonomy_known_names_must_be_the_models(tmp_path: Path) -> None:
     data_set(tmp_path)
-    assert seeds(pair(tmp_path, taxonomy=ASSUMED)) == RIGHT
+    labeled = pair(tmp_path, taxonomy=ASSUMED)
+    assert seeds(labeled) == RIGHT
+    assert "label i taken for class i of the model" in labeled.summary.line()
     (tmp_path / "classes.txt").write_text("\ufeffdark\nred\ngreen\nblue\n")
     assert seeds(pair(tmp_path, taxonomy=ASSUMED)) == RIGHT
     (tmp_path / "classes.txt").write_text("dark\ngreen\nred\nblue\n")
