@@ -44,13 +44,21 @@ class Results:
         return json.loads(path.read_text()) if path.exists() else None
 
     def run(
-        self, row: str, seed: int, folder: Path, recipe: Recipe, corpus: Corpus, scored: LabeledImages
+        self,
+        row: str,
+        seed: int,
+        folder: Path,
+        recipe: Recipe,
+        corpus: Corpus,
+        scored: LabeledImages,
+        *,
+        init: Path | None = None,
     ) -> dict[str, Any]:
-        """Train and score a student, unless its figures exist."""
+        """Train and score a student, unless its figures exist; ``init`` is the run of a warm start."""
         if (figures := self.find(row, seed)) is not None:
             return figures
         resumed, started = (folder / LAST).exists(), time.process_time()
-        if train(folder, recipe, corpus, device="cpu", workers=0).interrupted:
+        if train(folder, recipe, corpus, init=init, device="cpu", workers=0).interrupted:
             raise KeyboardInterrupt
         # processor time of a single thread; unknown for a run that was resumed
         seconds = None if resumed else time.process_time() - started
@@ -74,7 +82,8 @@ class Results:
             ]
             if seeds:
                 figures = {
-                    key: [run[key] for run in seeds if run[key] is not None] for key in ("miou", "accuracy", "seconds")
+                    key: [run[key] for run in seeds if run.get(key) is not None]
+                    for key in ("miou", "accuracy", "confidence", "ece", "seconds")
                 }
                 summary.append({"row": row, **{key: _spread(values) for key, values in figures.items()}})
         return summary
@@ -100,12 +109,14 @@ class Results:
 
     def print_table(self) -> None:
         """Print the table as Markdown."""
-        print("| student | mIoU | accuracy | by seed | seconds |\n|---|---|---|---|---|")
+        print("| student | mIoU | accuracy | confidence | by seed | seconds |\n|---|---|---|---|---|---|")
         for row in self.summary():
             miou, accuracy = (f"{row[key]['mean']:.3f} ± {row[key]['std']:.3f}" for key in ("miou", "accuracy"))
             seeds = ", ".join(f"{value:.3f}" for value in row["miou"]["values"])
-            seconds = row["seconds"]["mean"]
-            print(f"| {row['row']} | {miou} | {accuracy} | {seeds} | {'-' if seconds is None else f'{seconds:.0f}'} |")
+            seconds, confidence = row["seconds"]["mean"], row["confidence"]["mean"]
+            last = "-" if seconds is None else f"{seconds:.0f}"
+            mean = "-" if confidence is None else f"{confidence:.3f}"
+            print(f"| {row['row']} | {miou} | {accuracy} | {mean} | {seeds} | {last} |")
 
 
 def write_halved(images: Path, labels: Path, folder: Path) -> Path:

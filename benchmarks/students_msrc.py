@@ -1,16 +1,18 @@
-"""Students of MSRC: what a teacher's labels are worth, by how they were selected.
+"""Students of MSRC: gain from the labels of a teacher, by the rule that selects them.
 
-    python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds, about 75 minutes
-    python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print what is there, or --json
+    python benchmarks/students_msrc.py --work /tmp/students-msrc          # all rows and seeds
+    python benchmarks/students_msrc.py --work /tmp/students-msrc --table  # print finished rows, or --json
 
 For each of three seeds 30 photos are labeled, 168 unlabeled, and 98, about a third, are scored. The teacher is
 DeepLabv3 (MobileNetV2, 257 px) as in ``msrc.py``. The 30 labeled photos calibrate it by class at ConformalSAM's alpha,
 0.05, and as there a pixel gets the best foreground class of its prediction set and is left out where the set is empty;
 a class that is in fewer than 19 of the photos takes the pooled threshold. Every student is the built-in ``lite0``
 network and takes the same number of steps of the same size with the same optimizer: rows differ in the labels of the
-168 photos alone. Scores are those of the student after the last step; nothing is selected on the scored photos.
+168 photos alone, and in the second phase of ConformalSAM, which is added. Scores are those of the student after the
+last step; nothing is selected on the scored photos.
 
-A run that is done is not done again, and one that was stopped goes on; results are files in the work folder.
+Finished runs are not repeated, and interrupted ones resume; results are files in the work folder. ``--steps N`` takes N
+steps per run, to try the script.
 
 The data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the repository.
 """
@@ -23,30 +25,37 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from msrc import adopt, find_data
 from students import Results
+from teachers import Teacher, write_teacher
 
 from maskmill.engine.calibration.calibrate import calibrate
+from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.inputs.label_maps import read_label_map
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import Predictor
+from maskmill.engine.predictors.score_files import ScoreFiles
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.kernels.types import Rule
 from maskmill.trainer.data.corpus import open_corpus
 from maskmill.trainer.data.datasets import LabeledImages
 from maskmill.trainer.recipes import Recipe, conformalsam, supervised, weighted
 
 SEEDS = (0, 1, 2)
 NUM_LABELED, NUM_SCORED = 30, 98
-ALPHA, RULE, CONFIDENCE = "0.05", "foreground", 0.9
+ALPHA, CONFIDENCE = "0.05", 0.9
+RULE: Rule = "foreground"
 COMMON: dict[str, Any] = {
     "steps": 480,
     "batch": 8,
@@ -58,6 +67,8 @@ COMMON: dict[str, Any] = {
     "weight_decay": 1e-2,
     "warmup": 20,
     "save_every": 40,
+    "padding": "mean",
+    "colors": "none",
 }
 
 
@@ -71,13 +82,17 @@ class Row:
     """Name of the store; None: the labeled photos alone."""
 
 
-ROWS = (
+ROWS: tuple[Row, ...] = (
     Row("labeled photos alone", supervised, None),
     Row("+ raw teacher labels", supervised, "raw"),
     Row(f"+ confidence ≥ {CONFIDENCE}", supervised, "confidence"),
     Row("+ conformal labels", supervised, "conformal"),
     Row("+ conformal labels, PCOS weights", weighted, "conformal"),
-    Row("ConformalSAM, two stages", conformalsam, "conformal"),
+    Row("ConformalSAM, two phases", conformalsam, "conformal"),
+    Row("raw labels, two phases", conformalsam, "raw"),
+    Row("+ confidence ≥ 0.7", supervised, "confidence-.7"),
+    Row("+ conformal labels, rule argmax", supervised, "conformal-argmax"),
+    Row("+ conformal labels, rule agree", supervised, "conformal-agree"),
 )
 
 
@@ -96,19 +111,35 @@ class Split:
         return cls(order[:NUM_LABELED], order[NUM_LABELED:-NUM_SCORED], order[-NUM_SCORED:])
 
 
-def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[Taxonomy, dict[str, dict]]:
-    """Label the unlabeled photos in every way; returns the taxonomy and the labels' quality."""
+def make_stores(
+    data: Path, photos: Path, folder: Path, split: Split, teacher: Teacher
+) -> tuple[Taxonomy, dict[str, dict]]:
+    """Label the unlabeled photos by each rule; returns the taxonomy and the quality of the labels."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "deeplabv3", ignore_errors=True)
     bundle, taxonomy = adopt(data, folder, antialias=True)
-    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    predictor: Predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    if teacher != "good":
+
+        def truth_of(photo: Path) -> np.ndarray:
+            path = photos / "labels" / f"{photo.stem}.png"
+            return taxonomy.encode(read_label_map(path), str(path))
+
+        write_teacher(teacher, predictor, split.labeled, split.unlabeled, truth_of, folder)
+        predictor = ScoreFiles.open(folder / teacher)
     source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
     ids = frozenset(photo.stem for photo in split.labeled)
-    found = calibrate(predictor, source, labels, taxonomy, alpha=ALPHA, group="class", rule=RULE, ids=ids)
+
+    def calibrated(rule: Rule) -> Calibration:
+        return calibrate(predictor, source, labels, taxonomy, alpha=ALPHA, group="class", rule=rule, ids=ids)
+
+    found = calibrated(RULE)
     selections = {
         "raw": Selection.argmax(),
         "confidence": Selection.threshold(CONFIDENCE),
         "conformal": Selection.conformal(found, weight="pcos"),
+        "confidence-.7": Selection.threshold(0.7),
+        **{f"conformal-{rule}": Selection.conformal(calibrated(rule), weight="none") for rule in ("argmax", "agree")},
     }
     listed = folder / "unlabeled.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
@@ -123,12 +154,14 @@ def make_stores(data: Path, photos: Path, folder: Path, split: Split) -> tuple[T
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for stores, runs and results")
-    parser.add_argument("--table", action="store_true", help="print the results and do nothing")
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument("--rows", help="numbers of the rows to run, from 0, with commas between")
+    parser.add_argument("--table", action="store_true", help="print finished rows and do nothing else")
+    parser.add_argument("--json", action="store_true", help="print them as JSON")
+    parser.add_argument("--rows", help="numbers of the rows to run, from 0, separated by commas")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--steps", type=int, help="steps per run, to try the script")
+    parser.add_argument("--teacher", choices=get_args(Teacher), default="good", help="bad teachers: see teachers.py")
     options = parser.parse_args()
-    results = Results(options.work / "results", [row.name for row in ROWS])
+    results = Results(options.work / options.teacher / "results", [row.name for row in ROWS])
     if options.table or options.json:
         results.print_json() if options.json else results.print_table()
         return 0
@@ -137,9 +170,9 @@ def main() -> int:
     photos = data / "msrc"
     rows = [ROWS[int(number)] for number in options.rows.split(",")] if options.rows else ROWS
     for seed in map(int, options.seeds.split(",")):
-        folder = options.work / f"seed{seed}"
+        folder = options.work / options.teacher / f"seed{seed}"
         split = Split.of_seed(sorted((photos / "images").glob("*.jpg")), seed)
-        taxonomy, quality = make_stores(data, photos, folder, split)
+        taxonomy, quality = make_stores(data, photos, folder, split, options.teacher)
         results.add("labels", seed, quality)
         scored = LabeledImages.open(photos, taxonomy, ids=[photo.stem for photo in split.scored])
         for row in rows:
@@ -149,7 +182,8 @@ def main() -> int:
                 ids=[photo.stem for photo in split.labeled],
                 taxonomy=taxonomy,
             )
-            recipe = row.recipe(**COMMON, seed=seed)
+            common = COMMON if options.steps is None else {**COMMON, "steps": options.steps}
+            recipe = row.recipe(**common, seed=seed)
             results.run(row.name, seed, folder / f"run{ROWS.index(row)}", recipe, corpus, scored)
     results.print_table()
     return 0
