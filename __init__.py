@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .api import adopt, calibrate, draft_taxonomy, evaluate, export, label, overlay, predict, train
+    from .engine.api import calibrate, draft_taxonomy, export_labels, import_labels, label, overlay
     from .engine.calibration.calibration import Calibration
     from .engine.inputs.sources import Item, Source
+    from .engine.labeling.export_labels import ExportSummary
+    from .engine.labeling.import_labels import ImportSummary
     from .engine.labeling.progress import Progress
     from .engine.labeling.selection import Selection
     from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
@@ -37,12 +39,16 @@ if TYPE_CHECKING:
     from .engine.store.label_store import LabelStore
     from .engine.store.rows import InputRow
     from .errors import MaskmillError
+    from .export.api import adopt
+    from .trainer.api import evaluate, export, predict, train
     from .trainer.train import TrainingProgress
 
 _MODULES = {
-    "api": ("adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "label", "overlay", "predict", "train"),
+    "engine.api": ("calibrate", "draft_taxonomy", "export_labels", "import_labels", "label", "overlay"),
     "engine.calibration.calibration": ("Calibration",),
     "engine.inputs.sources": ("Item", "Source"),
+    "engine.labeling.export_labels": ("ExportSummary",),
+    "engine.labeling.import_labels": ("ImportSummary",),
     "engine.labeling.progress": ("Progress",),
     "engine.labeling.selection": ("Selection",),
     "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
@@ -56,15 +62,18 @@ _MODULES = {
     "engine.store.label_store": ("LabelStore",),
     "engine.store.rows": ("InputRow",),
     "errors": ("MaskmillError",),
+    "export.api": ("adopt",),
+    "trainer.api": ("evaluate", "export", "predict", "train"),
     "trainer.train": ("TrainingProgress",),
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "Bundle", "Calibration", "InputRow", "InputSpec", "Item", "LabelStore", "MaskmillError", "ModelFile", "OutputSpec",
-    "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance", "Quality", "ScoreMap", "Selection",
-    "SemanticPredictor", "Session", "Source", "Taxonomy", "TrainingProgress", "__version__", "adopt", "calibrate",
-    "draft_taxonomy", "evaluate", "export", "label", "open_session", "overlay", "predict", "train",
+    "Bundle", "Calibration", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item", "LabelStore",
+    "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
+    "Quality", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy", "TrainingProgress",
+    "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "export_labels", "import_labels",
+    "label", "open_session", "overlay", "predict", "train",
 ]  # fmt: skip
 
 __version__ = _version("maskmill")

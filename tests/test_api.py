@@ -34,6 +34,8 @@ assert maskmill.evaluate(model, labels="truth", images="photos").num_images == 6
 store = maskmill.LabelStore.open("store")
 label, weight = store.read("0.png")
 maskmill.overlay("photos/0.png", label, model.classes).save("overlay.png")
+assert maskmill.export_labels(store, "coco", "coco").num_images == 6
+assert maskmill.import_labels(store, "coco", reviewer="me").corrected == 0
 settings = {"model": "tiny", "steps": 2, "crop": 16, "batch": 2, "warmup": 0}
 maskmill.train("store", output="run", labeled="data", settings=settings, device="cpu", workers=0)
 assert maskmill.predict("run", "photos/0.png", device="cpu").shape == label.shape == weight.shape
@@ -65,8 +67,12 @@ def test_a_short_typed_script_does_the_whole_job(home: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     with Image.open(home / "overlay.png") as picture:
         assert picture.width == 24
+
+
+def test_that_script_passes_a_strict_type_check(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(SCRIPT)
     checker = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "job.py"]
-    checked = subprocess.run(checker, cwd=home, capture_output=True, text=True, check=False)
+    checked = subprocess.run(checker, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 

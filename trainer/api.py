@@ -1,0 +1,202 @@
+"""Public functions about students, and those that need every package; `maskmill` exports them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..engine.api import Location, class_names_of, counter_if, image_of
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..engine.calibration.calibration import Calibration
+    from ..engine.model.bundle import Bundle
+    from ..engine.report.evaluate import Quality
+    from ..engine.runtimes.open import Provider
+    from ..engine.store.label_store import LabelStore
+    from .recipes import RecipeName
+    from .train import TrainingProgress
+
+
+def export(
+    model: Location,
+    output: Location,
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    classes: Location | Sequence[str] | None = None,
+    background: str | None = None,
+    size: tuple[int, int] | None = None,
+    gate_images: Location | None = None,
+    num_images: int = 100,
+    allow_code: bool = False,
+    license: str = "",
+) -> Bundle:
+    """Export a model of the Hugging Face hub, a local checkpoint or a training run, and prove the export right.
+
+    Parameters
+    ----------
+    model, output
+        Hub id, folder of a checkpoint, or folder of a training run; the folder of the bundle, which must not exist.
+    family, revision
+        Family of models if ``config.json`` does not tell; branch, tag or commit at the hub.
+    classes, background
+        New class names, or the prompts of a model that takes text; the background class. Not for a run.
+    size
+        (height, width) of the input in pixels; the model's own if None.
+    gate_images, num_images
+        Source of real images to compare on, and how many; generated images if None.
+    allow_code
+        Import and call a function that a run names as its model, which can run any code.
+    license
+        License of the weights, if the model card does not say it.
+
+    Raises :class:`ExportError`, :class:`GateError` if the graph does not give the model's masks, :class:`UsageError`.
+    """
+    from ..export.gate.judge import GateImages
+    from ..export.pretrained.families import Choices, bundle_from_pretrained
+    from .bundle import bundle_from_run, is_run
+
+    images = None if gate_images is None else GateImages.open(os.fspath(gate_images), limit=num_images)
+    if is_run(model):
+        if family is not None or revision is not None or classes is not None or background is not None:
+            raise UsageError("family, revision, classes and background do not apply to a training run; leave them out")
+        return bundle_from_run(model, output, size=size, license=license, allow_code=allow_code, images=images)
+    choices = Choices(
+        classes=None if classes is None else tuple(class_names_of(classes)), background=background, size=size
+    )
+    return bundle_from_pretrained(
+        os.fspath(model), output, choices, family=family, revision=revision, license=license, images=images
+    )
+
+
+def evaluate(
+    target: Location | LabelStore | Bundle,
+    labels: Location,
+    *,
+    images: Location | None = None,
+    ids: Sequence[str] | None = None,
+    taxonomy: Location | None = None,
+    calibration: Location | Calibration | None = None,
+    tile: int | None = None,
+    overlap: int = 0,
+    provider: Provider = "cpu",
+    precision: str | None = None,
+    device: str | None = None,
+    allow_code: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Quality:
+    """Measure a label store, a training run or a model against true labels; ``progress`` shows a progress bar.
+
+    The other parameters and the errors are those of :func:`maskmill.trainer.measure.evaluate`.
+    """
+    from ..trainer import measure
+
+    with counter_if("measuring", progress) as observer:
+        return measure.evaluate(
+            target,
+            labels,
+            images=images,
+            ids=ids,
+            taxonomy=taxonomy,
+            calibration=calibration,
+            tile=tile,
+            overlap=overlap,
+            provider=provider,
+            precision=precision,
+            device=device,
+            allow_code=allow_code,
+            workers=workers,
+            progress=observer,
+        )
+
+
+def train(
+    stores: Location | Sequence[Location] = (),
+    *,
+    output: Location,
+    recipe: RecipeName = "weighted",
+    labeled: Location | None = None,
+    unlabeled: Location | None = None,
+    validation: Location | None = None,
+    ids: Sequence[str] | None = None,
+    validation_ids: Sequence[str] | None = None,
+    init: Location | None = None,
+    settings: Mapping[str, object] | None = None,
+    device: str | None = None,
+    workers: int = 2,
+    progress: bool = False,
+) -> TrainingProgress:
+    """Train a student on label stores and labeled images; calling it again continues the run.
+
+    Parameters
+    ----------
+    stores, output, recipe
+        Label store or stores; the run's folder; the training recipe.
+    labeled, unlabeled, validation
+        Folders with ``images/`` and ``labels/`` of true labels; a source of images without labels; a folder to
+        measure on, whose best student is kept.
+    ids, validation_ids
+        Names of the images to use from ``labeled`` and ``validation``; all if None.
+    init
+        Run with the same network and classes whose student is the start (warm start).
+    settings
+        Recipe settings by name, such as ``{"crop": 256, "model": "tiny", "method.cover": 0.5}``.
+    device, workers
+        ``cpu``, ``cuda`` or ``cuda:N`` (a GPU if there is one, if None); processes that load images.
+    progress
+        Show a progress bar.
+
+    Raises :class:`UsageError` for settings that do not fit, :class:`TrainingError`.
+    """
+    from .data.corpus import open_corpus
+    from .recipes import RECIPES, with_settings
+    from .train import train as train_run
+    from .training_display import observing
+
+    if recipe not in RECIPES:
+        raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    chosen = with_settings(RECIPES[recipe](), [f"{name}={value}" for name, value in (settings or {}).items()])
+    corpus = open_corpus(
+        stores=[stores] if isinstance(stores, str | os.PathLike) else stores,
+        labeled=labeled,
+        ids=ids,
+        unlabeled=unlabeled,
+        validation=validation,
+        validation_ids=validation_ids,
+        run=output,
+    )
+    if not progress:
+        return train_run(output, chosen, corpus, init=init, device=device, workers=workers)
+    with observing(as_json=False) as observer:
+        return train_run(output, chosen, corpus, init=init, device=device, workers=workers, observer=observer)
+
+
+def predict(
+    run: Location,
+    image: Location | NDArray[np.uint8],
+    *,
+    tile: int | None = None,
+    overlap: int = 0,
+    device: str | None = None,
+    allow_code: bool = False,
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Label one image with the student of a run.
+
+    ``image`` is a path or an array (H, W, 3) uint8 RGB; ``tile`` and ``overlap`` are in pixels. ``allow_code`` imports
+    and calls a function that the run names as its model, which can run any code. Returns the class of each pixel,
+    (H, W) uint8 up to 255 classes, else uint16.
+    """
+    from .evaluate import label_image
+    from .processes import resolve_device
+    from .students.models import load_run
+
+    student = load_run(run, allow_code=allow_code)
+    chosen = resolve_device(device)
+    pixels = image_of(image)
+    return label_image(student.module.to(chosen), pixels, student.run, device=chosen, tile=tile, overlap=overlap)
