@@ -17,6 +17,7 @@ import numpy as np
 
 from ...errors import UsageError
 from ...kernels.types import Rule
+from ..inputs.summary import SourceSummary
 from .binned import BinnedScores
 from .calibration import fewest_images
 from .intervals import blocks, folds
@@ -123,6 +124,8 @@ class Choice:
     """The candidate for the goal."""
     notes: tuple[str, ...]
     """Limits of the recommendation in plain words."""
+    source: SourceSummary | None = None
+    """Files that were used and passed over."""
 
     @property
     def raw(self) -> Measured:
@@ -135,6 +138,7 @@ class Choice:
             "goal": str(self.goal),
             "recommended": self.recommended.to_json(),
             "notes": list(self.notes),
+            "source": None if self.source is None else self.source.to_json(),
             "points": [point.to_json() for point in self.points],
         }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..inputs.labeled_source import pair_images
@@ -51,7 +52,7 @@ def choose(
         observations.collect(predictor, source, labeled, workers=workers, progress=progress)
         scores = BinnedScores(observations.counts, taxonomy.num_targets)
         points = measure_candidates(scores, observations.samples, default_candidates())
-        choice = recommend(points, goal)
+        choice = replace(recommend(points, goal), source=labeled.summary)
         best = choice.recommended.candidate
         if best.method != "conformal" or best.alpha is None or best.group is None:
             return choice, None

@@ -11,7 +11,10 @@ from ..predictors.open import ModelOptions, open_predictor
 from .options import (
     AsStoredOption,
     BatchOption,
+    BitDepthOption,
     BundleArgument,
+    EndingOption,
+    FormatOption,
     IdsOption,
     ImagesOption,
     JsonOption,
@@ -50,6 +53,9 @@ def choose_selection(
     ids: IdsOption = None,
     pairing: PairingOption = None,
     labels_as_stored: AsStoredOption = False,
+    labels_format: FormatOption = None,
+    image_ending: EndingOption = None,
+    bit_depth: BitDepthOption = None,
     provider: ProviderOption = "cpu",
     precision: PrecisionOption = None,
     allow_unverified: UnverifiedOption = False,
@@ -82,14 +88,15 @@ def choose_selection(
         batch=batch,
         tile=tile,
         overlap=overlap,
+        bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
     predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else typer.echo)
     with display.counter("measuring", quiet=as_json) as progress:
         choice, calibration = choose(
             predictor,
-            open_source(images),
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored),
+            open_source(images, image_ending=image_ending),
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
             classes,
             goal=goal,
             ids=read_ids(ids) if ids else None,

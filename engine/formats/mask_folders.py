@@ -49,7 +49,7 @@ class VocReader(LabelReader):
         maps = [name for name in self._tree.names if name.rsplit("/", 1)[-1] == "labelmap.txt"]
         self._colors: dict[int, int] | None = None
         if maps:
-            entries = _labelmap(self._tree.read(maps[0]).decode("utf-8"), self._tree.path(maps[0]))
+            entries = _labelmap(self._tree.read(maps[0]).decode("utf-8-sig"), self._tree.path(maps[0]))
             values = [255 if name == IGNORE else value for value, (name, _) in enumerate(entries)]
             self._colors = {_packed(_BORDER): 255}
             self._colors |= {_packed(color): value for value, (_, color) in zip(values, entries, strict=True)}
@@ -85,7 +85,7 @@ class IndexReader(LabelReader):
         self.path, self._tree = location, FileTree(location)
         self.format = format
         if format == "png":
-            lines = self._tree.read("classes.txt").decode("utf-8").splitlines()
+            lines = self._tree.read("classes.txt").decode("utf-8-sig").splitlines()
             self.class_names = {int(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in lines if line}
         else:
             targets = json.loads(self._tree.read("mask_targets.json"))
@@ -115,7 +115,7 @@ class Ade20kReader(LabelReader):
         lists = [name for name in self._tree.names if name.rsplit("/", 1)[-1] == "objectInfo150.txt"]
         if not files or not lists:
             raise UsageError(f"{location} needs annotations/*.png and objectInfo150.txt (the scene parsing challenge)")
-        rows = self._tree.read(lists[0]).decode("utf-8").splitlines()[1:]
+        rows = self._tree.read(lists[0]).decode("utf-8-sig").splitlines()[1:]
         self.class_names = {int(row.split("\t")[0]): row.split("\t")[-1].split(",")[0].strip() for row in rows if row}
         self._files = {_below(name, "annotations"): name for name in files}
         self.image_names = list(self._files)

@@ -36,7 +36,7 @@ class YoloReader(LabelReader):
         config = next((name for name in self._tree.names if name.endswith(("data.yaml", "data.yml"))), None)
         if config is None:
             raise UsageError(f"{location} has no data.yaml, which names the classes of YOLO label files")
-        class_names = read_names(self._tree.read(config).decode("utf-8"), self._tree.path(config))
+        class_names = read_names(self._tree.read(config).decode("utf-8-sig"), self._tree.path(config))
         files = [name for name in self._tree.with_suffix(".txt") if "labels" in name.split("/")[:-1]]
         self._files = {_image_stem(name): name for name in files}
         if not files:
@@ -54,7 +54,7 @@ class YoloReader(LabelReader):
         file = self._files[name]
         height, width = size or self._size_of(file)
         shapes = []
-        for number, line in enumerate(self._tree.read(file).decode("utf-8", "replace").splitlines(), start=1):
+        for number, line in enumerate(self._tree.read(file).decode("utf-8-sig", "replace").splitlines(), start=1):
             if not line.strip():
                 continue
             where = f"{self._tree.path(file)}, line {number}"

@@ -206,6 +206,8 @@ def print_choice(choice: Choice, path: Path | None) -> None:
     say(f"for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
     for note in choice.notes:
         say(f"note: {note}")
+    if choice.source is not None:
+        say(choice.source.line())
 
 
 def _label_options(candidate: Candidate, path: Path | None) -> str:
