@@ -103,18 +103,18 @@ def fit_cam_head(
     _require_torch()
     classes = sorted(labels.names)
     runner = session or OnnxSession(bundle)
-    rows, shown, skipped = [], [], 0
+    rows, flags, skipped = [], [], 0
     for item in source:
         names = labels.find(item.uri)
         if names is None:
             skipped += 1
             continue
         rows.append(_mean_features(bundle, runner, decode_image(source.read(item))))
-        shown.append([name in names for name in classes])
+        flags.append([name in names for name in classes])
         progress(len(rows))
     if not rows or not classes:
         raise UsageError(f"{labels.origin} names no class of an image of {source.spec}; names must match")
-    features, truth = np.stack(rows), np.array(shown)
+    features, truth = np.stack(rows), np.array(flags)
     weight, bias = fit_logistic(features, truth, regularization)
     report = HeadReport(
         num_images=len(rows),

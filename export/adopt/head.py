@@ -125,8 +125,8 @@ def with_head(model: onnx.ModelProto, image: str, head: Head) -> onnx.ModelProto
         trunk = onnx.utils.Extractor(inferred).extract_model([image], [features])
     except Exception as error:
         raise BundleError(f"cannot cut the model behind {features!r}: {error}") from error
-    nodes, taken = list(trunk.graph.node), {name for node in trunk.graph.node for name in node.output}
-    renamed = {name: f"trunk_{name}" for name in ("cam", "logits", "features") if name in taken}
+    nodes, tensors = list(trunk.graph.node), {name for node in trunk.graph.node for name in node.output}
+    renamed = {name: f"trunk_{name}" for name in ("cam", "logits", "features") if name in tensors}
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]

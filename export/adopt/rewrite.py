@@ -241,9 +241,9 @@ def _rename_readers(model: onnx.ModelProto, name: str, new_name: str) -> None:
 
 
 def _unused_name(model: onnx.ModelProto, name: str) -> str:
-    taken = {tensor for graph in _graphs(model.graph) for node in graph.node for tensor in (*node.input, *node.output)}
-    taken |= {value.name for value in (*model.graph.input, *model.graph.output)}
-    return next(text for text in (name, *(f"{name}_{number}" for number in range(1, 1000))) if text not in taken)
+    used = {tensor for graph in _graphs(model.graph) for node in graph.node for tensor in (*node.input, *node.output)}
+    used |= {value.name for value in (*model.graph.input, *model.graph.output)}
+    return next(text for text in (name, *(f"{name}_{number}" for number in range(1, 1000))) if text not in used)
 
 
 def _inferred_shape(model: onnx.ModelProto, tensor: str) -> list[Any] | None:

@@ -50,10 +50,10 @@ def with_files(bundle: Bundle, entries: Sequence[ModelFile]) -> Bundle:
     Verdicts on replaced files are removed, too.
     """
     new = {(entry.role, entry.precision, entry.derived_from) for entry in entries}
-    kept = [file for file in bundle.files if (file.role, file.precision, file.derived_from) not in new]
-    gone = {file.sha256 for file in bundle.files} - {file.sha256 for file in (*kept, *entries)}
+    remaining = [file for file in bundle.files if (file.role, file.precision, file.derived_from) not in new]
+    gone = {file.sha256 for file in bundle.files} - {file.sha256 for file in (*remaining, *entries)}
     verdicts = tuple(verdict for verdict in bundle.verdicts if verdict["artifact"] not in gone)
-    return dataclasses.replace(bundle, files=(*kept, *entries), verdicts=verdicts)
+    return dataclasses.replace(bundle, files=(*remaining, *entries), verdicts=verdicts)
 
 
 def remove_unlisted(before: Bundle, after: Bundle) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    kept = smallest_subset(nodes, lambda kept: passes_with(kept), budget=40)
+    fp32_nodes = smallest_subset(nodes, lambda subset: passes_with(subset), budget=40)
 
 This is QuickXplain (U. Junker, "QUICKXPLAIN: Preferred Explanations and Relaxations for Over-Constrained Problems",
 AAAI 2004): k of n items are found with O(k log(n / k)) tests.

@@ -136,17 +136,17 @@ class _Converter:
 
     def uniform(self, precision: str) -> tuple[Bundle, tuple[Verdict, ...]]:
         """Convert to one precision, except for the nodes that the caller keeps in fp32."""
-        graphs, kept = self._graphs(precision, self._how.keep_fp32)
-        return self._pass_or_raise(precision, graphs, kept)
+        graphs, fp32_nodes = self._graphs(precision, self._how.keep_fp32)
+        return self._pass_or_raise(precision, graphs, fp32_nodes)
 
     def mixed(self) -> tuple[Bundle, tuple[Verdict, ...]]:
         """Convert to fp16 with as few nodes in fp32 as it takes."""
         keep = set(self._how.keep_fp32)
         for _ in range(ROUNDS):
-            graphs, kept = self._graphs("fp16", keep)
+            graphs, fp32_nodes = self._graphs("fp16", keep)
             compared = self._differences(graphs, "mixed")
             if not failures_of(self._summary(compared), self._how.tolerances):
-                return self._pass_or_raise("mixed", graphs, kept, compared)
+                return self._pass_or_raise("mixed", graphs, fp32_nodes, compared)
             touching = {
                 name
                 for role in self._roles
@@ -181,7 +181,7 @@ class _Converter:
 
     def _graphs(self, precision: str, keep: Collection[str]) -> tuple[dict[str, onnx.ModelProto], tuple[str, ...]]:
         """Return the graphs in which any node is converted, by role, and the names of the nodes that stay in fp32."""
-        graphs, kept = {}, []
+        graphs, fp32_nodes = {}, []
         for role in self._roles:
             names = [name for name in self._names[role] if name in keep]
             if precision in ("fp16", "bf16"):
@@ -200,10 +200,10 @@ class _Converter:
                 )
             if converted.converted:
                 graphs[role] = converted.model
-                kept += converted.kept
+                fp32_nodes += converted.fp32_nodes
         if not graphs:
             raise ExportError(f"no node would be in {precision}")
-        return graphs, tuple(kept)
+        return graphs, tuple(fp32_nodes)
 
     def _sessions(
         self, graphs: Mapping[str, onnx.ModelProto], precision: str, artifacts: Mapping[str, str] | None = None
@@ -230,7 +230,7 @@ class _Converter:
         self,
         precision: str,
         graphs: Mapping[str, onnx.ModelProto],
-        kept: tuple[str, ...],
+        fp32_nodes: tuple[str, ...],
         compared: Differences | None = None,
     ) -> tuple[Bundle, tuple[Verdict, ...]]:
         """Judge the graphs and write them with their verdicts; if they fail, nothing is written."""
@@ -239,7 +239,7 @@ class _Converter:
         with tempfile.TemporaryDirectory(dir=bundle.path, prefix=".conversion-") as folder:
             staging, entries = Path(folder), []
             for role, graph in graphs.items():
-                entries += save_graph(graph, staging, bundle.file(role), precision, kept)
+                entries += save_graph(graph, staging, bundle.file(role), precision, fp32_nodes)
             artifacts = {entry.role: entry.sha256 for entry in entries if entry.role in graphs}
             reference = Side(bundle=bundle, sessions=self._reference)
             verdicts = verdicts_of(
@@ -252,7 +252,7 @@ class _Converter:
                     emulated=precision not in ("int8", "fp8"),
                     faults=self._faults(precision),
                     warnings=self._warnings(precision),
-                    kept_fp32=kept,
+                    kept_fp32=fp32_nodes,
                 ),
             )
             require_pass(*verdicts)

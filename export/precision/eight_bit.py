@@ -107,8 +107,8 @@ def in_8_bit(
             raise ExportError(f"{path} cannot be quantized to {precision}: {first_line(error)}") from error
         model = onnx.load_model(target)
     quantized = _quantized_nodes(model)
-    kept = dict.fromkeys(keep_fp32, "kept by the caller")
-    return Converted(model=model, converted=tuple(name for name in names if name in quantized), kept=kept)
+    fp32_nodes = dict.fromkeys(keep_fp32, "kept by the caller")
+    return Converted(model=model, converted=tuple(name for name in names if name in quantized), fp32_nodes=fp32_nodes)
 
 
 def _with_channel_scales(path: Path, folder: Path) -> Path:

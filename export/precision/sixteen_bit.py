@@ -3,7 +3,7 @@
 TensorRT 11 builds what the graph says, so precision is written into it with Cast nodes::
 
     converted = in_16_bit(model, "fp16", keep_fp32={"/head/Exp"})
-    converted.kept                             # node → why it stays in fp32
+    converted.fp32_nodes                       # node → why it stays in fp32
 
 A tensor's name always stands for its float32 form; its 16-bit form has the precision appended. Node names stay, so that
 a node at fault can be named in the original.
@@ -45,7 +45,7 @@ class Converted:
     """The converted graph."""
     converted: tuple[str, ...]
     """Names of the nodes that run in 16 bits, in the graph's order."""
-    kept: Mapping[str, str]
+    fp32_nodes: Mapping[str, str]
     """Nodes with float32 outputs that stay in fp32, and the reason of each."""
 
 
@@ -73,15 +73,15 @@ def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Coll
             f"the graph has no node named {', '.join(unknown[:5])}; names are those in the original's graph"
         )
     conversion = _Conversion(result, precision, graph_types)
-    kept: dict[str, str] = {}
+    fp32_nodes: dict[str, str] = {}
     for node in result.graph.node:
         if not any(name in graph_types for name in node.output):
             continue
         reason = "kept by the caller" if node_name(node) in keep_fp32 else conversion.obstacle(node)
         if reason:
-            kept[node_name(node)] = reason
-    converted = conversion.rewrite(kept)
-    return Converted(model=result, converted=converted, kept=kept)
+            fp32_nodes[node_name(node)] = reason
+    converted = conversion.rewrite(fp32_nodes)
+    return Converted(model=result, converted=converted, fp32_nodes=fp32_nodes)
 
 
 class _Conversion:
@@ -110,14 +110,14 @@ class _Conversion:
                 return f"its weight {name} is beyond the range of {self._precision}"
         return ""
 
-    def rewrite(self, kept: Mapping[str, str]) -> tuple[str, ...]:
+    def rewrite(self, fp32_nodes: Mapping[str, str]) -> tuple[str, ...]:
         """Rename tensors that become 16-bit, and insert casts between the two precisions."""
         graph = self._graph
         low: set[str] = set()
         for node in graph.node:
-            if node_name(node) not in kept and any(name in self._floats for name in node.output):
+            if node_name(node) not in fp32_nodes and any(name in self._floats for name in node.output):
                 low.update(name for name in node.output if name in self._floats)
-        wants_low, wants_full = self._readers(kept)
+        wants_low, wants_full = self._readers(fp32_nodes)
         wants_full |= {value.name for value in graph.output}
         nodes, converted = [], []
         for name in [value.name for value in graph.input]:
@@ -130,7 +130,7 @@ class _Conversion:
         for node in graph.node:
             name = node_name(node)
             outputs = [output for output in node.output if output in self._floats]
-            if outputs and name not in kept:
+            if outputs and name not in fp32_nodes:
                 converted.append(name)
                 allowed, _ = self._formal(node)
                 for index, value in enumerate(node.input):
@@ -151,12 +151,12 @@ class _Conversion:
         del graph.value_info[:]
         return tuple(converted)
 
-    def _readers(self, kept: Mapping[str, str]) -> tuple[set[str], set[str]]:
+    def _readers(self, fp32_nodes: Mapping[str, str]) -> tuple[set[str], set[str]]:
         """Return the tensors that some node reads in 16 bits, and those that some node reads in float32."""
         low: set[str] = set()
         full: set[str] = set()
         for node in self._graph.node:
-            converts = node_name(node) not in kept and any(name in self._floats for name in node.output)
+            converts = node_name(node) not in fp32_nodes and any(name in self._floats for name in node.output)
             allowed = self._formal(node)[0] if converts else [False] * len(node.input)
             for name, is_low in zip(node.input, allowed, strict=True):
                 (low if is_low and name in self._floats else full).add(name)

@@ -49,7 +49,7 @@ def test_nodes_work_in_16_bits_between_float32_inputs_and_outputs(precision: str
     assert found["image"] == found["scores"] == FLOAT
     assert [found[f"{name}.{precision}"] for name in ("small", "logits", "activated")] == [code] * 3
     assert converted.converted == tuple(node_name(node) for node in original.graph.node)
-    assert not converted.kept
+    assert not converted.fp32_nodes
 
 
 def test_an_fp16_graph_gives_nearly_the_same_and_is_half_as_large() -> None:
@@ -72,7 +72,7 @@ def test_a_node_that_is_kept_takes_and_gives_float32() -> None:
     original = color_graph(through=[("Mul", 2.0), ("Add", 1.0), ("Mul", 0.5)])
     converted = in_16_bit(original, "fp16", keep_fp32=["Add1"])
     onnx.checker.check_model(converted.model, full_check=True)
-    assert converted.kept == {"Add1": "kept by the caller"}
+    assert converted.fp32_nodes == {"Add1": "kept by the caller"}
     assert "Add1" not in converted.converted
     node = next(node for node in converted.model.graph.node if node.name == "Add1")
     assert list(node.input) == ["through0", "number1"]
@@ -105,9 +105,9 @@ def test_another_precision_is_refused() -> None:
 def test_a_node_with_a_weight_beyond_the_range_stays_in_fp32() -> None:
     original = graph_of([helper.make_node("Add", ["x", "w"], ["y"], name="mask")], {"w": np.float32([-1e9])})
     converted = in_16_bit(original, "fp16")
-    assert converted.kept == {"mask": "its weight w is beyond the range of fp16"}
+    assert converted.fp32_nodes == {"mask": "its weight w is beyond the range of fp16"}
     np.testing.assert_array_equal(run(converted.model, np.float32([0.0])), np.float32([-1e9]))
-    assert not in_16_bit(original, "bf16").kept
+    assert not in_16_bit(original, "bf16").fp32_nodes
 
 
 def test_a_subgraph_sees_the_float32_form_of_what_it_captures() -> None:
@@ -127,7 +127,7 @@ def test_a_subgraph_sees_the_float32_form_of_what_it_captures() -> None:
     original = graph_of(nodes, {"two": np.float32(2.0), "zero": np.float32(0.0)})
     converted = in_16_bit(original, "fp16")
     onnx.checker.check_model(converted.model, full_check=True)
-    assert converted.kept == {"choose": "it holds a subgraph"}
+    assert converted.fp32_nodes == {"choose": "it holds a subgraph"}
     np.testing.assert_array_equal(run(converted.model, np.float32([1.0, 2.0])), [3.0, 6.0])
     np.testing.assert_array_equal(run(converted.model, np.float32([-1.0, -2.0])), [-1.0, -2.0])
 
