@@ -1,11 +1,11 @@
-"""OpenVINO against ONNX Runtime on a processor, fp32, deeplabv3-257, in one run.
+"""Compare OpenVINO with ONNX Runtime on a CPU: deeplabv3-257 in fp32, both in one run.
 
     python benchmarks/runtimes.py [--rounds 7] [--seconds 1.5] [--json]
 
-The two alternate; a round counts the images that the calling threads get through. A figure is the median over the
-rounds, the ratio the median of the rounds' ratios with its range. ``callers`` x ``threads`` is one calling thread a
-processor, as a label run uses a session, one call with all processors, or one processor alone. Needs the models of
-MASKMILL_DATA (or ../shared/data beside the repository).
+The two runtimes alternate; a round counts the images that the calling threads process. A figure is the median over the
+rounds; a ratio is the median of the rounds' ratios, with its range. ``callers`` x ``threads`` is one calling thread per
+processor with one thread per call, as a label run uses a session, one call with all processors, or one processor.
+Needs the models of MASKMILL_DATA (or ../shared/data beside the repository).
 """
 
 from __future__ import annotations

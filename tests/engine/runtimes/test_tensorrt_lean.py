@@ -86,9 +86,9 @@ def test_everything_the_session_uses_is_in_the_real_lean_runtime(only_lean: Any,
         session.run(images(2))
     with pytest.raises(SessionError):
         session.run(np.zeros((2, 3, 9, 9), np.float32))
-    members = {(entry["owner"], entry["member"]) for entry in trt_fake.log if entry["member"] != "__init__"}
-    assert len(members) > 12
-    (tmp_path / "log.json").write_text(json.dumps(trt_fake.log))
+    log = [entry for entry in trt_fake.log if entry["owner"] != "ITensor"]  # a part of the stand-in's engine
+    assert len(log) > 15
+    (tmp_path / "log.json").write_text(json.dumps(log))
     result = in_child(SURFACE, tmp_path / "log.json", "tensorrt_lean")
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
