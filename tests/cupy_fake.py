@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -202,12 +203,7 @@ class _Noted:
 
     def __getattribute__(self, name: str) -> Any:
         # ptr is set by CuPy's constructor
-        if not name.startswith("_") and name not in (
-            "do",
-            "ptr",
-            "timeline",
-            "clock",
-        ):
+        if not name.startswith("_") and name not in ("do", "ptr", "seconds", "timeline", "clock"):
             used.add((f"cupy.cuda.{type(self).__name__}.{name}", -1, ()))
         return super().__getattribute__(name)
 
@@ -275,6 +271,7 @@ class Event(_Noted):
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or get_current_stream()
         events.append((stream, "record", self))
+        self.seconds = time.perf_counter()
         race_detector.begin(stream.timeline)
         self.clock, self._delay = dict(stream.timeline.clock), machine.delay
 
@@ -416,8 +413,8 @@ def _module() -> tuple[ModuleType, ModuleType]:
         "zeros": lambda shape, dtype=float: _filled(shape, dtype, 0, "zeros"),
     }
     names = (
-        "arange", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp", "isfinite", "maximum", "minimum",
-        "moveaxis", "pad", "repeat", "stack", "where",
+        "abs", "arange", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp", "isfinite", "maximum",
+        "minimum", "moveaxis", "pad", "repeat", "sqrt", "stack", "where",
     )  # fmt: skip
     for name in names:
         functions[name] = _each(getattr(np, name))
@@ -430,6 +427,9 @@ def _module() -> tuple[ModuleType, ModuleType]:
             kind.__name__: _logged(f"cupy.cuda.{kind.__name__}", kind)
             for kind in (Stream, Event, Device, UnownedMemory, MemoryPointer)
         },
+        get_elapsed_time=_logged(
+            "cupy.cuda.get_elapsed_time", lambda start, stop: 1000 * (stop.seconds - start.seconds)
+        ),
         get_current_stream=_logged("cupy.cuda.get_current_stream", get_current_stream),
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
@@ -521,7 +521,7 @@ def fake_cupy(patch: pytest.MonkeyPatch) -> Iterator[Any]:
             return launch
 
         inner.setattr(device, "kernel", locked)
-        for name in ("cam_peaks", "class_stats", "pcos", "quantize_weights", "resize_normalize"):
+        for name in (name for name in kernels.__all__ if name.islower() and name != "conformal_rank"):
             inner.setattr(kernels, name, _by_place(getattr(kernels, name), getattr(gpu, name)))
         yield cupy
         assert not race_detector.races, "\n".join(race_detector.races)

@@ -101,6 +101,13 @@ class CudaBackend:
         return "cuda" if self._codec is None else "cuda, nvImageCodec"
 
     @property
+    def streams(self) -> dict[str, cupy.cuda.Stream]:
+        """The streams by name, so that their work can be timed."""
+        return {
+            "decode": self._decode, "ingest": self._ingest, "compute": self._compute, "download": self._download,
+        }  # fmt: skip
+
+    @property
     def xp(self) -> Any:
         """CuPy."""
         return self._cupy
