@@ -52,12 +52,26 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def decode_size(self) -> int:
+        """Number of files that :meth:`decode_batch` should get at once."""
+        ...
+
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
         """Decode an image file as :func:`maskmill.engine.inputs.images.decode_image`, to the host or to the backend."""
         ...
 
-    def decode_batch(self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS) -> list[Any | ImageError]:
-        """Decode several files at once; returns the error of a file that cannot be decoded in place of its image."""
+    def decode_batch(
+        self,
+        files: Sequence[bytes],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        warn: Callable[[int, str], None] | None = None,
+    ) -> list[Any | ImageError]:
+        """Decode several files at once; the error of a file that cannot be decoded takes the place of its image.
+
+        ``warn`` is called with the index of a file and a text.
+        """
         ...
 
     def upload(self, image: Any) -> Any:

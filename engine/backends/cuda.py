@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,15 +35,18 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import ImageError
 from ...kernels.gpu import device
-from ..inputs.images import MAX_PIXELS, decode_image, image_size, resized_size
+from ..inputs.images import MAX_PIXELS, image_size, resized_size
 from ..model.bundle import InputSpec
 from ..runtimes.device_arrays import array_over, is_device_array
 from ..runtimes.nvidia import this_gpu
+from .host import decoded_or_error
 from .recycler import Recycler
 
 if TYPE_CHECKING:
     import cupy
 
+DECODE_SIZE = 8
+"""Files that a decoding thread gives to nvImageCodec at once."""
 MAX_STAGING = 16
 """Upload buffers in use before a thread waits for the oldest."""
 MAX_TENSORS = 64
@@ -117,19 +121,31 @@ class CudaBackend:
         """True: a call leaves its work in a stream."""
         return True
 
+    @property
+    def decode_size(self) -> int:
+        """Number of files that :meth:`decode_batch` should get at once."""
+        return 1 if self._codec is None else DECODE_SIZE
+
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
         """Decode a file as :func:`maskmill.engine.inputs.images.decode_image`; JPEG on the device if possible."""
-        if data[:3] != b"\xff\xd8\xff":
-            return decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn)
-        (image,) = self.decode_batch([data], max_pixels=max_pixels)
+        (image,) = self.decode_batch(
+            [data], max_pixels=max_pixels, warn=None if warn is None else lambda _, text: warn(text)
+        )
         if isinstance(image, ImageError):
             raise image
         return image
 
-    def decode_batch(self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS) -> list[Any | ImageError]:
+    def decode_batch(
+        self,
+        files: Sequence[bytes],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        warn: Callable[[int, str], None] | None = None,
+    ) -> list[Any | ImageError]:
         """Decode files as :func:`maskmill.engine.inputs.images.decode_image`; JPEG files in one call of nvImageCodec.
 
-        Returns the error of a file that cannot be decoded in place of its image.
+        The error of a file that cannot be decoded takes the place of its image. ``warn`` is called with the index of a
+        file and a text.
         """
         images: list[Any] = [None] * len(files)
         jpegs = []
@@ -148,10 +164,9 @@ class CudaBackend:
                 images[index] = image
         for index, data in enumerate(files):
             if images[index] is None:
-                try:
-                    images[index] = decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth)
-                except ImageError as error:
-                    images[index] = error
+                images[index] = decoded_or_error(
+                    data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn and partial(warn, index)
+                )
         return images
 
     def preprocess(self, image: Any, spec: InputSpec) -> tuple[Any, tuple[float, float]]:

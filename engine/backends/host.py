@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,21 @@ from ..inputs.images import MAX_PIXELS, decode_image, preprocess
 from ..model.bundle import InputSpec
 
 
+def decoded_or_error(data: bytes, **options: Any) -> NDArray[np.uint8] | ImageError:
+    """Run :func:`maskmill.engine.inputs.images.decode_image` and return its error instead of raising it."""
+    try:
+        return decode_image(data, **options)
+    except ImageError as error:
+        return error
+
+
 class HostBackend:
     """Decoding by Pillow, resizing by OpenCV and Pillow, NumPy arrays, Numba kernels."""
 
     form = "cpu"
     xp = np
     queued = False
+    decode_size = 1
 
     def __init__(self, *, bit_depth: int | None = None) -> None:
         self.bit_depth = bit_depth
@@ -31,16 +41,17 @@ class HostBackend:
         return decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn)
 
     def decode_batch(
-        self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+        self,
+        files: Sequence[bytes],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        warn: Callable[[int, str], None] | None = None,
     ) -> list[NDArray[np.uint8] | ImageError]:
         """Decode one file after the other on the calling thread."""
-        images: list[NDArray[np.uint8] | ImageError] = []
-        for data in files:
-            try:
-                images.append(self.decode(data, max_pixels=max_pixels))
-            except ImageError as error:
-                images.append(error)
-        return images
+        return [
+            decoded_or_error(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn and partial(warn, index))
+            for index, data in enumerate(files)
+        ]
 
     def upload(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the image itself."""

@@ -199,7 +199,7 @@ class _Run:
         progress = self.progress
         progress.planned = len(items)
         progress.source.skipped = self._source.skipped
-        pipeline = Pipeline(items)
+        pipeline = Pipeline(items, ahead=2 * self._predictor.backend.decode_size)
         self._known = writer.knows
         decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
         if self._predictor.threads == 1 and self._predictor.batch == 1:
@@ -208,7 +208,7 @@ class _Run:
         else:
             # one thread keeps a device's queue full; several would split batches
             calls = 1 if self._predictor.backend.queued else max(1, self._workers // self._predictor.threads)
-            pipeline.add_stage(decode, threads=self._workers)
+            pipeline.add_stage(decode, threads=self._workers, batch=self._predictor.backend.decode_size)
             pipeline.add_stage(predict, threads=calls, batch=self._predictor.batch)
             # a device is waited for once per batch
             together = self._predictor.batch if self._predictor.backend.queued else 1
@@ -239,23 +239,35 @@ class _Run:
         return progress
 
     def _decode(self, items: list[Item]) -> list[_Job]:
-        return [self._open(item) for item in items]
+        jobs = [self._read(item) for item in items]
+        new = [(job, data) for job, data in jobs if data is not None]
 
-    def _open(self, item: Item) -> _Job:
+        def warn(index: int, text: str) -> None:
+            self.progress.source.warner(new[index][0].item.uri)(text)
+
+        files = [data for _, data in new]
+        images = iter(self._predictor.backend.decode_batch(files, warn=warn, **self._decode_options) if new else ())
+        return [job if data is None else self._prepare(job, next(images)) for job, data in jobs]
+
+    def _read(self, item: Item) -> tuple[_Job, bytes | None]:
+        """Read an input; returns None for its bytes if they are labeled already or cannot be read."""
         job = _Job(item=item, condition=self._predictor.condition(item.uri))
         try:
             data = self._source.read(item)
-            id = labels_id(data, job.condition)
-            job = replace(job, id=id, num_bytes=len(data))
-            with self._claim_lock:
-                known = id in self._claimed or self._known(id)
-                self._claimed.add(id)
-            if known:
-                return job
-            image = self._predictor.backend.decode(
-                data, warn=self.progress.source.warner(item.uri), **self._decode_options
-            )
-            return replace(job, prepared=self._predictor.prepare(image, item.uri))
+        except ImageError as error:
+            return replace(job, error=error), None
+        id = labels_id(data, job.condition)
+        job = replace(job, id=id, num_bytes=len(data))
+        with self._claim_lock:
+            known = id in self._claimed or self._known(id)
+            self._claimed.add(id)
+        return job, None if known else data
+
+    def _prepare(self, job: _Job, image: Any) -> _Job:
+        if isinstance(image, ImageError):
+            return replace(job, error=image)
+        try:
+            return replace(job, prepared=self._predictor.prepare(image, job.item.uri))
         except ImageError as error:
             return replace(job, error=error)
 

@@ -43,14 +43,15 @@ class Pipeline:
     pipeline.join()
     """
 
-    def __init__(self, items: Iterable[Any], *, depth: int = 2) -> None:
+    def __init__(self, items: Iterable[Any], *, depth: int = 2, ahead: int = 2) -> None:
+        """Create a pipeline with queues for ``depth`` items per thread, and for ``ahead`` items of the iterable."""
         self._depth = depth
         self._failed = threading.Event()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._queue: queue.Queue[Any] = queue.Queue(ahead)
         self.times: list[StageTime] = []
         self._add("maskmill-feed", self._feed, items, self._queue)
 

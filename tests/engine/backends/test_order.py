@@ -56,9 +56,18 @@ def work(cupy: Any, bundle: Bundle, folder: Path) -> None:
         select(score_map, taxonomy, selection)
         score_map = predictor.predict(cupy.asarray(photo(30 + 9 * seed, 40 - seed, seed=seed)))
         select(score_map, taxonomy, selection)
+    for image in (photo(33, 44), encoded(photo(33, 44), "JPEG")):
+        fresh = SemanticPredictor(bundle, session, backend=CudaBackend())
+        for _ in range(3):  # what a call no longer needs is dropped while its work is queued
+            decoded = [fresh.backend.decode(image) if isinstance(image, bytes) else image for _ in range(2)]
+            prepared = [fresh.prepare(item) for item in decoded]
+            del decoded
+            score_maps = fresh.run(prepared)
+            del prepared
+        select(score_maps[0], taxonomy, selection)
     backends = (predictor.backend, CudaBackend())  # two that use the same constant tables
     tensors = [
-        (backend, backend.preprocess(photo(33, 44, seed=seed), bundle.input)[0])
+        (backend, backend.preprocess(photo(31, 45, seed=seed), bundle.input)[0])
         for backend in backends
         for seed in range(3)
     ]
