@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .phases import num_steps
 from .recipes import Recipe
 from .run import import_torch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.swa_utils import AveragedModel
 
 MOMENTUM = 0.9
 POLY_POWER = 0.9
@@ -26,7 +31,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def make_optimizer(student: Any, recipe: Recipe) -> Any:
+def make_optimizer(student: Any, recipe: Recipe) -> Optimizer:
     """Make SGD or AdamW over the trainable parameters; ``multiple`` of a group is its factor of the learning rate."""
     optim = import_torch().optim
     groups = [
@@ -43,13 +48,13 @@ def make_optimizer(student: Any, recipe: Recipe) -> Any:
     return optim.AdamW(groups, **options)
 
 
-def set_learning_rate(optimizer: Any, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Set the rate of each group to ``rate`` times its multiple."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiple"]
 
 
-def make_average(student: Any, recipe: Recipe) -> Any:
+def make_average(student: nn.Module, recipe: Recipe) -> AveragedModel:
     """Make the exponential moving average of weights and buffers, an ``AveragedModel`` whose ``module`` is in eval
     mode.
 

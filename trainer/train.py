@@ -351,7 +351,7 @@ class _Loop:
 _ROLES = ("labeled", "unlabeled")
 
 
-def _parallel(student: Any, process: Process) -> Any:
+def _parallel(student: nn.Module, process: Process) -> nn.Module:
     """Wrap the objectives as a module, so that DistributedDataParallel sees all passes of a step as one."""
     torch = import_torch()
 
@@ -368,7 +368,11 @@ def _parallel(student: Any, process: Process) -> Any:
     if process.world == 1:
         return Objectives()
     devices = [process.device.index] if process.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(Objectives(), device_ids=devices)
+    # AllSpark trains one half of its attention only in the phases with unlabeled images
+    unused = hasattr(getattr(student, "decoder", None), "spark")
+    return torch.nn.parallel.DistributedDataParallel(
+        Objectives(), device_ids=devices, find_unused_parameters=unused
+    )
 
 
 def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
