@@ -370,9 +370,7 @@ def _parallel(student: nn.Module, process: Process) -> nn.Module:
     devices = [process.device.index] if process.device.type == "cuda" else None
     # AllSpark trains one half of its attention only in the phases with unlabeled images
     unused = hasattr(getattr(student, "decoder", None), "spark")
-    return torch.nn.parallel.DistributedDataParallel(
-        Objectives(), device_ids=devices, find_unused_parameters=unused
-    )
+    return torch.nn.parallel.DistributedDataParallel(Objectives(), device_ids=devices, find_unused_parameters=unused)
 
 
 def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
