@@ -100,6 +100,12 @@ def describe(
     return report
 
 
+def _precision(held_out: dict[str, Any]) -> float | None:
+    """Return the share of the pixels with a class's label that are of the class, from its IoU and accuracy."""
+    iou, recall = held_out["iou_kept"], held_out["accuracy_kept"]
+    return 1 / (1 + 1 / iou - 1 / recall) if iou and recall else None
+
+
 def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[str]:
     """List in plain words what a user should look at before labeling."""
     rows = [row for row in report["classes"] if row["held_out"]]
@@ -121,6 +127,12 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
     )
     unseen = [row["class"] for row, source in zip(report["classes"], sharing.group_of, strict=True) if source == NEVER]
     add(unseen, "not in the calibration images, so it is never emitted (--unseen pooled changes that)")
+    low = [(row["class"], share) for row in rows if (share := _precision(row["held_out"])) is not None and share < 0.5]
+    add(
+        [f"{name} ({share:.2f})" for name, share in low],
+        "fewer than half of the pixels with this label are of the class (their share in brackets): the model is "
+        "confident in it on other things, which no threshold on its scores removes",
+    )
     labels, argmax = report["labels"], report["argmax"]
     if labels and labels["accuracy_kept"] is not None:
         for key, name in (("accuracy", "accuracy"), ("miou", "mIoU")):

@@ -147,6 +147,21 @@ def test_labels_worse_than_the_raw_ones_are_warned_of(bundle: Bundle, photos: Pa
     assert any("below" in warning and "maskmill choose" in warning for warning in report["warnings"])
 
 
+def test_a_class_that_is_seen_where_it_is_not_is_warned_of(bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for index in range(12):
+        photo = np.zeros(SIZE, np.int64)
+        photo[:, 14:19], photo[:, 19:] = 2, 1
+        truth = photo.astype(np.uint8)
+        truth[:, 15:19] = 0  # four of the five blue columns are red things
+        Image.fromarray(color_image(photo, strength=200 + index)).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(truth).save(tmp_path / "labels" / f"{index}.png")
+    report = run(bundle, tmp_path, alpha="0.3").report
+    (warning,) = [text for text in report["warnings"] if "confident" in text]
+    assert warning.startswith("blue (0.20): fewer than half of the pixels with this label are of the class")
+
+
 def test_positions_have_thresholds_of_their_own(bundle: Bundle, photos: Path) -> None:
     calibration = run(bundle, photos, group="position", grid=(8, 12), alpha="0.2")
     assert calibration.thresholds.shape == (8, 12)
