@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,19 @@ MAX_SEGMENTS = 65534
 """Segments that a map of 16 bits can hold beside 0 and the ignore index."""
 
 
+Filters = Literal["masks", "boxes"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EverythingSettings:
     """Filters that decide which masks become segments."""
 
     side: int = 16
-    """Grid points per side."""
+    """Grid points per side; 32 in Segment Anything."""
+    filters: Filters = "masks"
+    """``masks``: drop masks by the IoU of masks, paint the smaller segment on top; ``boxes``: as Segment Anything's own
+    generator, which S2C's authors use, by the IoU of bounding boxes, without a least area, with the better score on
+    top."""
     min_score: float = 0.88
     """Masks that the model scores lower are dropped."""
     min_stability: float = 0.95
@@ -49,9 +56,11 @@ class EverythingSettings:
     max_overlap: float = 0.7
     """A mask whose IoU with a better one is higher is dropped."""
     min_area: float = 0.0005
-    """Smallest share of the image that a mask covers."""
+    """Smallest share of the image that a mask covers (``masks`` only)."""
 
     def __post_init__(self) -> None:
+        if self.filters not in get_args(Filters):
+            raise UsageError(f"filters must be one of {', '.join(get_args(Filters))}, got {self.filters!r}")
         if self.side < 1:
             raise UsageError(f"the grid needs at least one point per side, got {self.side}")
         for name in ("min_stability", "max_overlap", "min_area"):
@@ -61,7 +70,7 @@ class EverythingSettings:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SegmentMap:
-    """The segments of one image, the largest first."""
+    """The segments of one image, in the order of painting: later ones are on top."""
 
     logits: Any
     """(n, rows, columns) float16, on ``backend``; positive inside a segment."""
@@ -160,16 +169,21 @@ class SegmentEverything:
         )
 
     def _kept(self, logits: Any, scores: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Indices of the masks (n, rows, columns) that become segments, the largest first."""
+        """Return indices of the masks (n, rows, columns) that become segments, in the order of painting."""
         options, backend, xp = self._options, self.backend, self.backend.xp
         sound = np.flatnonzero(scores >= options.min_score)
         if len(sound) == 0:
             return sound
         logits = logits[xp.asarray(sound)]
         stable, areas = backend.download(stability(logits, xp=xp), (logits > 0).sum(axis=(1, 2)))
-        least = max(1.0, options.min_area * logits.shape[1] * logits.shape[2])
+        by_boxes = options.filters == "boxes"
+        least = 1.0 if by_boxes else max(1.0, options.min_area * logits.shape[1] * logits.shape[2])
         good = np.flatnonzero((stable >= options.min_stability) & (areas >= least))
         masks = logits[xp.asarray(good)] > 0
+        if by_boxes:
+            boxes = bounding_boxes(*backend.download(masks.any(axis=2), masks.any(axis=1)))
+            best = without_overlapping_boxes(boxes, scores[sound[good]], options.max_overlap)[:MAX_SEGMENTS]
+            return sound[good[best[::-1]]]
         good = good[without_duplicates(masks, scores[sound[good]], options.max_overlap, backend)[:MAX_SEGMENTS]]
         return sound[good[np.argsort(-areas[good], kind="stable")]]
 
@@ -206,8 +220,35 @@ def without_duplicates(
     return order[kept]
 
 
+def bounding_boxes(rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return boxes (n, 4) of (top, left, bottom, right), the last two exclusive.
+
+    ``rows`` (n, H) and ``columns`` (n, W) tell which rows and columns of a mask hold one of its pixels; none is empty.
+    """
+    edges = [(used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)) for used in (rows, columns)]
+    (top, bottom), (left, right) = edges
+    return np.stack([top, left, bottom, right], axis=1).astype(np.int64)
+
+
+def without_overlapping_boxes(
+    boxes: NDArray[np.int64], scores: NDArray[np.float32], max_overlap: float
+) -> NDArray[np.int64]:
+    """Return indices of boxes (n, 4) by falling score, without those whose IoU with an earlier one is higher."""
+    order = np.argsort(-scores, kind="stable")
+    corners = boxes[order].astype(np.float64)
+    sizes = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    kept: list[int] = []
+    for index, box in enumerate(corners):
+        others = corners[kept]
+        sides = np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2])
+        both = np.maximum(sides, 0).prod(axis=1)
+        if not (both > max_overlap * (sizes[kept] + sizes[index] - both)).any():
+            kept.append(index)
+    return order[kept]
+
+
 def paint(segments: SegmentMap) -> NDArray[np.uint16]:
-    """Paint segments at the image's size, (H, W) uint16: 0 outside all segments, 1 for the largest, smaller on top.
+    """Paint segments at the image's size, (H, W) uint16: 0 outside all segments, then 1, 2, … in the order of painting.
 
     The painting runs on the segments' device; the result is on the host.
     """

@@ -11,9 +11,11 @@ from maskmill.engine.predictors.segment_everything import (
     EverythingSettings,
     SegmentEverything,
     SegmentMap,
+    bounding_boxes,
     paint,
     stability,
     without_duplicates,
+    without_overlapping_boxes,
 )
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import UsageError
@@ -101,3 +103,30 @@ def test_the_options_are_part_of_the_settings(bundle: Any, tmp_path: Path) -> No
     sessions = [OnnxSession(bundle, role=role) for role in ("encoder", "decoder")]
     one = SegmentEverything(bundle, *sessions).settings
     assert one != SegmentEverything(bundle, *sessions, settings=EverythingSettings(side=32)).settings
+
+
+def test_with_the_filters_of_segment_anything_each_color_is_still_a_segment(bundle: Any) -> None:
+    colors = np.zeros((32, 48), np.int64)
+    colors[:, 16:32], colors[:, 32:] = 1, 2
+    label = segment(bundle, color_image(colors), filters="boxes")
+    assert len(np.unique(label[16, [8, 24, 40]])) == 3
+
+
+def test_boxes_hold_their_masks() -> None:
+    masks = np.zeros((2, 5, 6), bool)
+    masks[0, 1:3, 2:6] = masks[1, 4, 0] = True
+    assert bounding_boxes(masks.any(axis=2), masks.any(axis=1)).tolist() == [[1, 2, 3, 6], [4, 0, 5, 1]]
+
+
+def test_a_box_that_overlaps_a_better_one_is_dropped() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 7], [20, 20, 30, 30]])
+    scores = np.array([0.9, 0.95, 0.99, 0.8], np.float32)
+    # the IoU is .7 of the first and third, .8 and .875 with the second
+    assert without_overlapping_boxes(boxes, scores, 0.7).tolist() == [2, 0, 3]
+    assert without_overlapping_boxes(boxes, scores, 0.9).tolist() == [2, 1, 0, 3]
+    assert without_overlapping_boxes(boxes[:0], scores[:0], 0.7).tolist() == []
+
+
+def test_filters_of_another_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="filters must be one of masks, boxes"):
+        EverythingSettings(filters="none")  # type: ignore[arg-type]
