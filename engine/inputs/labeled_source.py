@@ -110,7 +110,14 @@ def pair_uris(
     uris: Sequence[str], labels: LabelSource, taxonomy: Taxonomy, *, ids: Iterable[str] | None = None
 ) -> LabeledSource:
     """Pair images, given by their uris, with their labels; see :func:`pair_images`."""
-    return _pair(uris, labels, taxonomy, ids, "", {}, Counter())
+    return _pair(uris, labels, taxonomy, ids, _common_folder(uris), {}, Counter())
+
+
+def _common_folder(uris: Sequence[str]) -> str:
+    """Folder that holds all images; empty if they are not local files of one folder."""
+    if not uris or not all(os.path.isabs(uri) for uri in uris):
+        return ""
+    return os.path.commonpath([os.path.dirname(uri) for uri in uris])
 
 
 def _pair(

@@ -41,6 +41,7 @@ _READ = (
     f"labels are a folder, tar archive or URL of {', '.join(LABEL_EXTENSIONS)} files, or one of the formats "
     f"{', '.join(get_args(InputFormat))}"
 )
+_FORMAT_FILES = (".xml", ".zip", ".parquet", ".yaml", ".yml")
 _OTHER_MAPS = re.compile(r"_gt(?:Fine|Coarse)_(?:color|instanceIds|instanceTrainIds)\.\w+$")
 LOSSY = "label maps (lossy)"
 """Kind of the files with a lossy ending in a label folder; they are not read."""
@@ -210,7 +211,11 @@ def open_labels(
         return LabelFolder(location, pairing=pairing, as_stored=as_stored)
     if pairing is not None:
         raise UsageError(f"--pairing is for label maps; {chosen} names its images itself, so leave it out")
-    return LabelSet(open_reader(location, chosen), as_stored=as_stored)
+    reader = open_reader(location, chosen)
+    if format is None and not len(reader) and os.path.isdir(location):
+        # a stray file beside label maps
+        return LabelFolder(location, as_stored=as_stored)
+    return LabelSet(reader, as_stored=as_stored)
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -224,7 +229,13 @@ def _detected(location: str) -> InputFormat | None:
     Cityscapes' maps are label maps like others unless ``--labels-format cityscapes`` is given, and folders of maps with
     a class list are read as exports only if maskmill wrote them.
     """
-    format = None if location.lower().endswith(".tar") else detect(location)
+    try:
+        format = None if location.lower().endswith(".tar") else detect(location)
+    except UsageError:
+        # a folder with a file of no format, or of several
+        if os.path.isdir(location) and not any(name.endswith(_FORMAT_FILES) for name in os.listdir(location)):
+            return None
+        raise
     if format == "cityscapes" or (format in ("png", "fiftyone") and not is_exported(location)):
         return None
     return format

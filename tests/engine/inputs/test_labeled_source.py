@@ -337,6 +337,23 @@ def test_images_may_be_given_by_their_uris(tmp_path: Path) -> None:
     assert labeled.name_of(uris[0]) == str(tmp_path / "labels" / "p2.png")
 
 
+def test_images_given_by_their_uris_are_paired_as_those_of_a_folder(tmp_path: Path) -> None:
+    data_set(tmp_path, image="p{}.jpg", label="labels/p{}.png")
+    save(tmp_path / "old" / "p0.jpg", COLORS[truth(1)])
+    uris = [str(path) for path in sorted(tmp_path.rglob("*.jpg")) + sorted(tmp_path.rglob("*.png"))]
+    labeled = pair_uris(uris, open_labels(tmp_path / "labels"), TAXONOMY)
+    assert seeds(labeled) == RIGHT
+    assert labeled.summary.without_map == [str(tmp_path / "old" / "p0.jpg")]
+    assert labeled.summary.skipped == {"label maps beside the photos": 3}
+
+
+@pytest.mark.parametrize("content", ["{}", "not JSON", '{"annotations": 3}', "[]"])
+def test_a_stray_json_file_beside_label_maps_changes_nothing(tmp_path: Path, content: str) -> None:
+    data_set(tmp_path)
+    (tmp_path / "labels" / "info.json").write_text(content)
+    assert seeds(pair(tmp_path)) == RIGHT
+
+
 class Reader(LabelReader):
     """Labels of a format of its own, whose values are not the model's."""
 
