@@ -91,6 +91,8 @@ def choose_selection(
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
+    assert images is not None, "the option is required"
+    assert labels is not None, "the option is required"
     predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else typer.echo)
     with display.counter("measuring", quiet=as_json) as progress:
         choice, calibration = choose(
