@@ -38,7 +38,7 @@ from tests.simt import harness  # noqa: E402
 
 ARCHITECTURES = (80, 90)
 BRANCH = re.compile(r"BRA\S*\s.*`\((\.L\w+)\)")
-MODES = {
+MODES: dict[str, tuple[str, ...]] = {
     "TOP": ("label",),
     "SUMS": ("label", "share", "dispersion"),
     "SECONDS": ("label", "share", "dispersion", "second"),

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from maskmill.kernels.gpu.device import INSTANTIATIONS
 from maskmill.kernels.gpu.resources import ARCHITECTURES, compiled_resources
@@ -118,7 +119,7 @@ LAUNCHES = (
 )
 
 
-def measure() -> list[dict]:
+def measure() -> list[dict[str, Any]]:
     """Return one entry per launch: its resources over all architectures and the times of its traffic."""
     listed = {
         source: tuple(launch.kernel for launch in LAUNCHES if launch.source == source) for source in INSTANTIATIONS
@@ -158,7 +159,7 @@ def bytes_text(count: float) -> str:
     return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
 
 
-def table(entries: list[dict]) -> str:
+def table(entries: list[dict[str, Any]]) -> str:
     """Format the entries as Markdown."""
     *rows, summary = entries
     architectures = ", ".join(map(str, ARCHITECTURES))

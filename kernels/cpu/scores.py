@@ -220,31 +220,31 @@ def _select(bits, first, last, ranks, fallback, out):
     for start in range(first, last, _TILE):
         width = min(_TILE, last - start)
         keys[:] = _ALL  # above every score's key: no score
-        seen = np.zeros(_TILE, np.int64)
+        numbers = np.zeros(_TILE, np.int64)
         for i in range(n):
             for j in range(width):
                 x = bits[i, start + j]
                 if not _is_nan(x):
                     keys[i, j] = _key(x)
-                    seen[j] += 1
-        chosen, trial = np.zeros(_TILE, np.uint32), np.empty(_TILE, np.uint32)
+                    numbers[j] += 1
+        quantiles, trial = np.zeros(_TILE, np.uint32), np.empty(_TILE, np.uint32)
         for shift in range(31, -1, -1):
             below = np.zeros(_TILE, np.uint32)
             for j in range(_TILE):
-                trial[j] = chosen[j] | np.uint32(1 << shift)
+                trial[j] = quantiles[j] | np.uint32(1 << shift)
             for i in range(n):
                 for j in range(_TILE):
                     below[j] += np.uint32(keys[i, j] < trial[j])
             for j in range(_TILE):
-                if np.int64(below[j]) < ranks[seen[j]]:
-                    chosen[j] = trial[j]
+                if np.int64(below[j]) < ranks[numbers[j]]:
+                    quantiles[j] = trial[j]
         for j in range(width):
-            if seen[j] == 0:
+            if numbers[j] == 0:
                 out[start + j] = fallback
-            elif ranks[seen[j]] > seen[j]:
+            elif ranks[numbers[j]] > numbers[j]:
                 out[start + j] = _INF
             else:
-                out[start + j] = chosen[j] ^ (_SIGN if chosen[j] & _SIGN else _ALL)
+                out[start + j] = quantiles[j] ^ (_SIGN if quantiles[j] & _SIGN else _ALL)
 
 
 def position_quantiles(
@@ -258,8 +258,8 @@ def position_quantiles(
     positions = height * width
     threads = num_threads(scores.size, _WORTH_THREADS)
     step = -(-positions // (threads * _TILE)) * _TILE or _TILE
-    bits, chosen = scores.reshape(n, positions).view(np.uint32), result.reshape(-1).view(np.uint32)
+    bits, quantiles = scores.reshape(n, positions).view(np.uint32), result.reshape(-1).view(np.uint32)
     fallback_bits = np.float32(fallback).view(np.uint32)
     spans = [(first, min(first + step, positions)) for first in range(0, positions, step)]
-    share(_select, [(bits, *span, ranks, fallback_bits, chosen) for span in spans], threads)
+    share(_select, [(bits, *span, ranks, fallback_bits, quantiles) for span in spans], threads)
     return result

@@ -21,16 +21,17 @@ def cupy():
 @pytest.mark.parametrize("layout", ["CHW", "HWC"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("grouped", [False, True])
-def test_class_stats(cupy, dtype, layout, activation, grouped):
+@pytest.mark.parametrize("size", [(130, 124), (30, 29)], ids=["enlarged", "reduced"])
+def test_class_stats(cupy, dtype, layout, activation, grouped, size):
     rng = np.random.default_rng(0)
     shape = (2, 40, 33, 31) if layout == "CHW" else (2, 33, 31, 40)
     scores = (rng.random(shape) / 20 if activation == "none" else rng.normal(0, 3, shape)).astype(dtype)
     groups = rng.integers(-1, 12, 40) if grouped else None
-    truth = rng.integers(0, 12, (2, 130, 124)).astype(np.uint8)
+    truth = rng.integers(0, 12, (2, *size)).astype(np.uint8)
     options = {"layout": layout, "activation": activation, "groups": groups, "rule": "foreground", "background": 0}
     options |= {"outputs": OUTPUTS, "thresholds": 0.7}
-    found = gpu.class_stats(cupy.asarray(scores), (130, 124), truth=cupy.asarray(truth), **options)
-    expected = reference.class_stats(scores, (130, 124), truth=truth, **options)
+    found = gpu.class_stats(cupy.asarray(scores), size, truth=cupy.asarray(truth), **options)
+    expected = reference.class_stats(scores, size, truth=truth, **options)
     for name in OUTPUTS:
         left, right = cupy.asnumpy(getattr(found, name)), getattr(expected, name)
         if right.dtype == np.float32:

@@ -79,7 +79,7 @@ def test_rank_where_floating_point_is_wrong():
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, "2"])
 def test_alpha_outside_the_open_unit_interval_is_refused(alpha):
-    with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
         reference.conformal_rank(10, alpha)
 
 

@@ -73,4 +73,14 @@ __global__ void shared_memory_without_values(int* out) {
     out[threadIdx.x] = values[threadIdx.x];
 }
 
+// A marked branch that the second warp takes in the even iterations of a loop, and the results of the approximate
+// instructions: out[0..3] are the bits of 2^3, 1/8, 2^-200 and 1/inf.
+__global__ void branches(int* out) {
+    for (int i = 0; i < 10; ++i)
+        if (threadIdx.x >= 40 && i % 2 == 0) VISIT(EVEN, i);
+    if (threadIdx.x > 0) return;
+    const float values[4] = {fast_exp2(3), fast_reciprocal(8), fast_exp2(-200), fast_reciprocal(infinity())};
+    for (int i = 0; i < 4; ++i) out[i] = static_cast<int>(__float_as_uint(values[i]));
+}
+
 __global__ void typed(const float* values, int64 count, bool flag, int* out) { out[0] = values[0] + count + flag; }

@@ -7,7 +7,7 @@ import pytest
 from maskmill.kernels.gpu import device
 
 from ..kernels.forms import gpu
-from .harness import FORWARD, HERE, SCHEDULES, SimtKernel, on_device, simt_device
+from .harness import FORWARD, HERE, SCHEDULES, SimtKernel, library, on_device, simt_device
 
 KERNELS = (
     "faultless",
@@ -21,6 +21,7 @@ KERNELS = (
     "write_before_the_start",
     "read_past_the_end",
     "shared_memory_without_values",
+    "branches",
     "typed",
 )
 
@@ -116,6 +117,24 @@ def test_an_input_that_cannot_be_written_is_not_written():
     out.flags.writeable = False
     with pytest.raises(AssertionError, match="faultless writes its input 0"):
         launch("faultless", out)
+
+
+def test_a_marked_branch_counts_once_per_warp_and_iteration():
+    loaded, _ = library(HERE / "faults.cu", KERNELS)
+    loaded.simt_visits(b"EVEN")
+    launch("branches", on_device(np.zeros(4, np.int32)), blocks=3)
+    assert loaded.simt_visits(b"EVEN") == 3 * 5
+    assert loaded.simt_visits(b"EVEN") == 0
+
+
+def test_approximate_instructions_are_off_by_what_the_device_s_may_be():
+    out = on_device(np.zeros(4, np.int32))
+    launch("branches", out)
+    power, inverse, *zeros = np.asarray(out).view(np.float32).tolist()
+    assert power == pytest.approx(8, rel=2.0**-22)
+    assert inverse == pytest.approx(1 / 8, rel=2.0**-22)
+    assert (power, inverse) != (8, 1 / 8)
+    assert zeros == [0, 0]
 
 
 @pytest.mark.parametrize("read", [bool, int, float, list, lambda a: a.item(), lambda a: a.tolist()])

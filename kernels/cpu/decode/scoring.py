@@ -164,7 +164,7 @@ def count_members(values, reached, activation, limits, has_map, map_limit, top, 
 @_compiled
 def best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, rest, inverse):
     """Return the best member of the prediction set but the background; the background if alone, -1 for none."""
-    rank, chosen, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
+    rank, winner, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
             index, value = class_index(k), load(values, k * LANES)
@@ -176,8 +176,8 @@ def best_member(values, reached, activation, limits, has_map, map_limit, backgro
                 value = where(member, value, splat(-_INF))
                 higher = value > rank
                 rank = where(higher, value, rank)
-                chosen = where(higher, index, chosen)
-    return where(chosen > splat(NO_CLASS), chosen, fallback)
+                winner = where(higher, index, winner)
+    return where(winner > splat(NO_CLASS), winner, fallback)
 
 
 @_compiled

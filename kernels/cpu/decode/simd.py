@@ -44,7 +44,9 @@ class Ints(types.Type):
     """Sixteen int32."""
 
 
-vector, mask, ints = Vector("float32x16"), Mask("boolx16"), Ints("int32x16")
+vector: Vector = Vector("float32x16")
+mask: Mask = Mask("boolx16")
+ints: Ints = Ints("int32x16")
 
 for _type, _lanes in ((Vector, _FLOATS), (Mask, _BOOLS), (Ints, _INTS)):
 
@@ -187,8 +189,8 @@ def permute(typingctx, value, index):
             return _permute_halves(builder, value, index)
         result = ir.Constant(_FLOATS, ir.Undefined)
         for lane in range(LANES):
-            chosen = builder.extract_element(value, builder.extract_element(index, _INT(lane)))
-            result = builder.insert_element(result, chosen, _INT(lane))
+            element = builder.extract_element(value, builder.extract_element(index, _INT(lane)))
+            result = builder.insert_element(result, element, _INT(lane))
         return result
 
     return vector(vector, ints), emit
@@ -198,8 +200,8 @@ def _permute_halves(builder, value, index):
     """Permute in halves of eight: the instruction reads the lowest three bits of an index."""
 
     def half(lanes, first):
-        chosen = ir.Constant(ir.VectorType(_INT, 8), list(range(first, first + 8)))
-        return builder.shuffle_vector(lanes, ir.Constant(lanes.type, ir.Undefined), chosen)
+        indices = ir.Constant(ir.VectorType(_INT, 8), list(range(first, first + 8)))
+        return builder.shuffle_vector(lanes, ir.Constant(lanes.type, ir.Undefined), indices)
 
     eight = ir.VectorType(ir.FloatType(), 8)
     halves = []
