@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_session.py --minutes 10 --out DIR
 
-Needs CUDA, CuPy, PyTorch, NumPy, ONNX and pytest, no network and no installation of maskmill. Uses Numba, Lance, Typer,
-TensorRT, ONNX Runtime, nvImageCodec, ncu and compute-sanitizer if they are present, and prints the steps that it skips.
-Every step writes its result to DIR at once, so a session that is cut off still proves something. ``DIR/summary.md`` and
-``summary.json`` hold all results so far. The exit status is 1 if a step failed.
+Needs CUDA, CuPy, PyTorch, NumPy, ONNX and pytest, no network and no installation of maskmill. Uses Pillow, OpenCV,
+Lance, TensorRT, ONNX Runtime, nvImageCodec, ncu and compute-sanitizer if they are present, and prints the steps that it
+skips. Every step writes its result to DIR at once, so a session that is cut off still proves something;
+``DIR/summary.md`` and ``summary.json`` hold all results so far. The exit status is 1 if a step failed.
 
 ``--small`` shrinks every shape, for a trial run. ``--one KERNEL`` (or ``all``) launches one large case and ends: the
 tools of NVIDIA are run on that.
@@ -99,25 +99,23 @@ class Session:
     def time(self, call: Callable[[], Any], *, graph: bool = True) -> float:
         """Return the median seconds of a call; a graph replays its launches, so that launching costs nothing."""
         num, rounds = (2, 1) if self.small else (LAUNCHES, 7)
-        stream = self.cupy.cuda.Stream(non_blocking=True)
-        times = []
+        stream, times = self.cupy.cuda.Stream(non_blocking=True), []
         with stream:
-            call()
+            results = [call() for _ in range(num)]  # kernels compile, and the stream's pool grows
             stream.synchronize()
-            replay, results = call, []
+            replay, calls = call, 1
             if graph:
+                del results
                 stream.begin_capture()
-                try:
-                    results = [call() for _ in range(num)]  # kept: freed memory would be shared by the launches
-                finally:
-                    replay = stream.end_capture().launch
+                results = [call() for _ in range(num)]  # kept: launches would share freed memory
+                replay, calls = stream.end_capture().launch, num
             for _ in range(rounds):
                 started, repeats = time.perf_counter(), 0
                 while repeats == 0 or (time.perf_counter() - started < 0.005 and not self.small):
                     replay()
                     repeats += 1
                 self.cupy.cuda.Device().synchronize()
-                times.append((time.perf_counter() - started) / repeats / max(1, len(results)))
+                times.append((time.perf_counter() - started) / repeats / calls)
         return float(np.median(times))
 
     def summary(self) -> dict[str, Any]:
@@ -264,7 +262,7 @@ def measure_training(session: Session, seconds: float) -> dict[str, Any]:
     """Time a training step against plain PyTorch."""
     if find_spec("torch") is None:
         raise Skipped("torch is not installed")
-    from gpu_path import Weights, training_step
+    from gpu_model import Weights, training_step
 
     weights = Weights(32, 8, 3) if session.small else Weights(512, 64, 8)
     return training_step(weights, 2 if session.small else 8, 0 if session.small else seconds / 2)
@@ -285,10 +283,12 @@ STEPS: dict[str, tuple[float, Callable[[Session, float], dict[str, Any]]]] = {
 
 @contextlib.contextmanager
 def _model(session: Session) -> Iterator[tuple[Any, ...]]:
-    from gpu_path import Weights, open_runtime, photos
+    for module, package in (("PIL", "Pillow"), ("cv2", "opencv-python-headless")):
+        if find_spec(module) is None:
+            raise Skipped(f"{package} is not installed, which decodes photos")
+    from gpu_model import Weights
+    from gpu_path import open_runtime, photos
 
-    if find_spec("PIL") is None:
-        raise Skipped("Pillow is not installed, which decodes photos")
     weights, batch = (Weights(32, 4, 4), 2) if session.small else (Weights(512, 64, 8), 16)
     size = (48, 64) if session.small else (768, 1024)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 from contextlib import suppress
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 from ...errors import MissingPackageError, SessionError
 from ..model.engine_records import Gpu
@@ -29,7 +30,7 @@ def this_gpu() -> Gpu:
     return Gpu(name=properties["name"].decode(), capability=capability, memory=int(properties["totalGlobalMem"]))
 
 
-def load_tensorrt(purpose: str) -> Any:
+def load_tensorrt(purpose: str) -> ModuleType:
     """Import ``tensorrt``; raises :class:`MissingPackageError`."""
     try:
         import tensorrt
@@ -38,7 +39,7 @@ def load_tensorrt(purpose: str) -> Any:
     return tensorrt
 
 
-def load_tensorrt_runtime(purpose: str) -> tuple[Any, bool]:
+def load_tensorrt_runtime(purpose: str) -> tuple[ModuleType, bool]:
     """Import ``tensorrt``, or ``tensorrt_lean`` if only that is installed; returns the module and True for the latter.
 
     The lean runtime has no builder and runs version-compatible engines only. Raises :class:`MissingPackageError`.
@@ -51,7 +52,23 @@ def load_tensorrt_runtime(purpose: str) -> tuple[Any, bool]:
         raise MissingPackageError("tensorrt", "tensorrt", purpose) from error
 
 
-def message_log(trt: Any) -> Any:
+class MessageLog(Protocol):
+    """TensorRT's messages so far."""
+
+    def clear(self) -> None:
+        """Forget all messages."""
+        ...
+
+    def last(self) -> str:
+        """Return the last error, else the last warning, else an empty text."""
+        ...
+
+    def first(self, pattern: re.Pattern[str]) -> str | None:
+        """Return the first message that matches ``pattern``, or None."""
+        ...
+
+
+def message_log(trt: ModuleType) -> MessageLog:
     """Return a TensorRT logger that collects warnings and errors, for our error messages."""
 
     class Messages(trt.ILogger):
@@ -75,4 +92,4 @@ def message_log(trt: Any) -> Any:
             """Return the first message that matches ``pattern``, or None."""
             return next((text for _, text in self._entries if pattern.search(text)), None)
 
-    return Messages()
+    return cast(MessageLog, Messages())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from ...engine.model.bundle import Bundle, ModelFile
@@ -192,7 +193,13 @@ class _Build:
     """One network, and the TensorRT objects that an engine is built with."""
 
     def __init__(
-        self, trt: Any, bundle: Bundle, file: ModelFile, gpu: Gpu, options: BuildOptions, observer: BuildObserver | None
+        self,
+        trt: ModuleType,
+        bundle: Bundle,
+        file: ModelFile,
+        gpu: Gpu,
+        options: BuildOptions,
+        observer: BuildObserver | None,
     ) -> None:
         self._trt, self._bundle, self._options = trt, bundle, options
         self.file, self.gpu = file, gpu
@@ -289,7 +296,7 @@ class _Build:
         )
 
 
-def _progress_monitor(trt: Any, observer: BuildObserver, canceled: threading.Event) -> Any:
+def _progress_monitor(trt: ModuleType, observer: BuildObserver, canceled: threading.Event) -> Any:
     class Relay(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
