@@ -8,7 +8,7 @@
 A run is a folder:
 
 ================  ======================================================================================================
-``run.json``      record of the run, written once, before the first step: ``format_version`` (1), ``recipe`` (the
+``run.json``      record of the run, written once, before the first step: ``format_version`` (2), ``recipe`` (the
                   :class:`~maskmill.trainer.recipes.Recipe` as plain data), ``model`` (``{"name", "options"}``),
                   ``classes``, ``background`` (index or null), ``ignore`` (index of pixels without a label), ``labels``
                   (class of each label index of the labeled folder, -1 to ignore), ``input`` (the fields of

@@ -24,7 +24,7 @@ from ..engine.model.schema import read_json_object, read_value
 from ..errors import MissingPackageError, TrainingError, UsageError
 from .recipes import Recipe, recipe_from_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUN_FILE, LAST, BEST = "run.json", "last.pt", "best.pt"
 
 
