@@ -90,7 +90,9 @@ class Run:
             raise TrainingError(str(error)) from error
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
-            raise TrainingError(f"{path} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}")
+            raise TrainingError(
+                f"{path} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}; train again"
+            )
         try:
             return cls._from_json(raw)
         except UsageError as error:
