@@ -132,29 +132,29 @@ def _pair(
     selection = select_ids(uris, ids)
     pairs = labels.pair(selection, root)
     maps = {entry.name for entry in pairs.labels.values()}
-    others = {entry.name for entry in labels.entries()} - maps
+    unused_maps = {entry.name for entry in labels.entries()} - maps
     inside = bool(root) and labels.path != root and labels.path.startswith(f"{root.rstrip('/')}/")
     # one file is a label map or an image of a run, never both
-    shared = {uri for uri in pairs.without_label if uri in maps or (inside and uri in others)}
-    without = [uri for uri in pairs.without_label if uri not in shared]
-    chosen = {uri: entry for uri, entry in pairs.labels.items() if uri not in maps}
-    hint = next((text for uri in without[:20] if (text := labels.similar(uri))), "")
-    if ids is not None and without:
+    map_files = {uri for uri in pairs.without_label if uri in maps or (inside and uri in unused_maps)}
+    unlabeled = [uri for uri in pairs.without_label if uri not in map_files]
+    matches = {uri: entry for uri, entry in pairs.labels.items() if uri not in maps}
+    hint = next((text for uri in unlabeled[:20] if (text := labels.similar(uri))), "")
+    if ids is not None and unlabeled:
         raise UsageError(
-            f"{len(without)} of the listed images have no label map in {labels.path}, e.g. {without[0]}"
+            f"{len(unlabeled)} of the listed images have no label map in {labels.path}, e.g. {unlabeled[0]}"
             f"{hint and f' ({hint})'}; add it, or take the image off the list"
         )
-    if not chosen:
-        example = f", e.g. {without[0]}" if without else ""
+    if not matches:
+        example = f", e.g. {unlabeled[0]}" if unlabeled else ""
         raise UsageError(
             f"no image has a label map in {labels.path}{example}: {hint or 'the names must be equal up to the ending'}"
         )
     taxonomy = taxonomy.for_labels(labels.class_names, labels.path, by_name=labels.by_name)
-    images = set(uris) - shared
+    images = set(uris) - map_files
     summary = SourceSummary(
-        images=len(chosen),
-        skipped=skipped + _skipped_labels(labels, root) + Counter({"label maps beside the photos": len(shared)}),
-        without_map=without,
+        images=len(matches),
+        skipped=skipped + _skipped_labels(labels, root) + Counter({"label maps beside the photos": len(map_files)}),
+        without_map=unlabeled,
         without_image=[] if ids is not None else [name for name in pairs.unused if not _is_photo(name, labels, images)],
         hint=hint,
         rules=dict(pairs.rules),
@@ -162,8 +162,8 @@ def _pair(
         labels_format=labels.format,
         assumed=taxonomy.assumed and not labels.class_names,
     )
-    check_labels(labels, list(chosen.values()), taxonomy)
-    return LabeledSource(chosen, labels, taxonomy, summary, items)
+    check_labels(labels, list(matches.values()), taxonomy)
+    return LabeledSource(matches, labels, taxonomy, summary, items)
 
 
 def _skipped_labels(labels: LabelSource, root: str) -> Counter[str]:

@@ -35,12 +35,10 @@ whose preprocessor says ``do_reduce_labels`` (ADE20K: label 0 is unlabeled).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -50,11 +48,19 @@ from numpy.typing import NDArray
 
 from ...errors import TaxonomyError
 from .bundle import Bundle
-from .color_tables import ColorTable, named_table, parse_color
-from .files import read_text
-
-DROPPED = "dropped"
-IGNORE = "ignore"
+from .color_tables import ColorTable
+from .taxonomy_file import (
+    DROPPED,
+    IGNORE,
+    check_several,
+    did_you_mean,
+    listed,
+    parse_labels,
+    parse_model,
+    parse_targets,
+    plain_name,
+    read_taxonomy,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +101,7 @@ class Taxonomy:
         Raises :class:`TaxonomyError` if the model has only one class.
         """
         indices = tuple(range(len(bundle.classes)))
-        _check_several(bundle.classes)
+        check_several(bundle.classes)
         return cls(
             targets=bundle.classes,
             background=bundle.background,
@@ -107,18 +113,18 @@ class Taxonomy:
     @classmethod
     def load(cls, path: str | os.PathLike[str], bundle: Bundle) -> Taxonomy:
         """Read a taxonomy file and check it against the model's classes; raises :class:`TaxonomyError`."""
-        raw = _read(path)
+        raw = read_taxonomy(path)
         try:
-            targets, background = _parse_targets(raw)
-            _check_several(targets)
-            labels, named, label_names, colors = _parse_labels(raw, targets)
+            targets, background = parse_targets(raw)
+            check_several(targets)
+            labels, named, label_names, colors = parse_labels(raw, targets)
             mapped = {*labels.values(), *named.values()}
             if background is not None and mapped and mapped <= {background, -1}:
                 raise TaxonomyError(
                     f"[labels] maps no label to another target than the background {targets[background]!r}, so that "
                     "nothing could be measured; map the labels of the other targets"
                 )
-            model = _parse_model(raw, bundle.classes, targets)
+            model = parse_model(raw, bundle.classes, targets)
             return cls(
                 targets=targets,
                 background=background,
@@ -134,9 +140,9 @@ class Taxonomy:
     def with_labels_of(self, path: str | os.PathLike[str]) -> Taxonomy:
         """Return the same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
         try:
-            raw = _read(path)
-            targets, _ = _parse_targets(raw)
-            labels, named, label_names, colors = _parse_labels(raw, targets)
+            raw = read_taxonomy(path)
+            targets, _ = parse_targets(raw)
+            labels, named, label_names, colors = parse_labels(raw, targets)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
@@ -174,17 +180,17 @@ class Taxonomy:
         if unknown := sorted(set(named) - set(values)):
             raise TaxonomyError(
                 f"[labels] names {', '.join(unknown[:5])}, which {origin} does not have"
-                f"{did_you_mean(unknown[0], values) or f'; it has {_listed(values)}'}"
+                f"{did_you_mean(unknown[0], values) or f'; it has {listed(values)}'}"
             )
         labels |= {values[name]: target for name, target in named.items()}
         if by_name:
-            targets = {_plain(name): index for index, name in enumerate(self.targets)}
-            same = {index: targets[_plain(name)] for name, index in values.items() if _plain(name) in targets}
+            targets = {plain_name(name): index for index, name in enumerate(self.targets)}
+            same = {index: targets[plain_name(name)] for name, index in values.items() if plain_name(name) in targets}
             labels = same | labels
             if missing := sorted(set(values.values()) - set(labels)):
                 name = names[missing[0]]
                 raise TaxonomyError(
-                    f"{origin} has the class {name}, which stands for no target ({_listed(self.targets)}); add "
+                    f"{origin} has the class {name}, which stands for no target ({listed(self.targets)}); add "
                     f'`"{name}" = "TARGET"` or `"{name}" = "{IGNORE}"` under [labels], '
                     "or draft a class mapping with `maskmill taxonomy`"
                 )
@@ -297,121 +303,3 @@ def model_labels(bundle: Bundle) -> dict[int, int]:
     if bundle.reduced_labels:
         return {0: -1} | {index + 1: index for index in classes}
     return {index: index for index in classes}
-
-
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the choice that is nearest to a name; empty if none is near."""
-    by_plain = {choice.casefold(): choice for choice in choices}
-    matches = difflib.get_close_matches(name.casefold(), by_plain, n=1)
-    return f"; did you mean {by_plain[matches[0]]}?" if matches else ""
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
-def _check_several(targets: Sequence[str]) -> None:
-    if len(targets) == 1:
-        raise TaxonomyError(
-            f"{targets[0]} is the only class, so that every pixel would get it; give at least two targets, e.g. a "
-            "background"
-        )
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    text = read_text(path, "the taxonomy", error=TaxonomyError)
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
-
-
-def _parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
-    """Targets and background index."""
-    entries = {"targets", "background", "model", "labels", "label_names", "colors"}
-    if unknown := sorted(set(raw) - entries):
-        raise TaxonomyError(f"unknown entries: {', '.join(unknown)}{did_you_mean(unknown[0], entries)}")
-    targets = raw.get("targets")
-    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise TaxonomyError('`targets` must be a list of names, as in targets = ["background", "person"]')
-    background = raw.get("background")
-    if background is not None and background not in targets:
-        raise TaxonomyError(
-            f"the background {background!r} is not one of the targets: {', '.join(targets)}"
-            f"{did_you_mean(str(background), targets)}"
-        )
-    return tuple(targets), None if background is None else targets.index(background)
-
-
-def _parse_labels(
-    raw: Mapping[str, Any], targets: Sequence[str]
-) -> tuple[dict[int, int], dict[str, int], dict[int, str], ColorTable | None]:
-    """Target index of every label by value and by name, names of values, and the color table."""
-    colors = raw.get("colors")
-    table = None
-    names = {name: index for index, name in enumerate(raw.get("label_names", []))}
-    if isinstance(colors, str):
-        table = named_table(colors)
-        names = {name: index for index, name in table.names.items()}
-    elif colors is not None:
-        if not isinstance(colors, dict) or "labels" in raw:
-            raise TaxonomyError('give `colors = "voc"` with [labels], or [colors] in place of [labels]')
-        rgb = [parse_color(color) for color in colors]
-        if len(set(rgb)) != len(rgb):
-            raise TaxonomyError("[colors] lists a color twice")
-        by_color = {
-            index: _target("colors", color, value, targets, IGNORE)
-            for index, (color, value) in enumerate(colors.items())
-        }
-        return by_color, {}, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
-    labels: dict[int, int] = {}
-    named: dict[str, int] = {}
-    for key, value in raw.get("labels", {}).items():
-        if key in names:
-            index = names[key]
-        elif key.isdecimal() and int(key) < 65536:
-            index = int(key)
-        elif not names and not key.lstrip("-").isdecimal():
-            named[key] = _target("labels", key, value, targets, IGNORE)
-            continue
-        else:
-            raise TaxonomyError(
-                f"[labels] {key!r} is neither a label index (0 to 65535) nor one of the label names"
-                f"{did_you_mean(key, names)}"
-            )
-        if index in labels:
-            raise TaxonomyError(f"[labels] gives label {index} twice")
-        labels[index] = _target("labels", key, value, targets, IGNORE)
-    return labels, named, {index: name for name, index in names.items() if index in labels}, table
-
-
-def _parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
-    """Target index of every model class."""
-    model = dict(raw.get("model", {}))
-    missing = [name for name in classes if name not in model]
-    if unknown := sorted(set(model) - set(classes)):
-        names = ", ".join(unknown)
-        raise TaxonomyError(
-            f"[model] {names} {'is' if len(unknown) == 1 else 'are'} unknown"
-            + (did_you_mean(unknown[0], missing or classes) or f"; the model has {', '.join(classes)}")
-        )
-    if missing:
-        raise TaxonomyError(
-            f'[model] lacks the model classes {", ".join(missing)}; map each to a target or to "{DROPPED}"'
-        )
-    return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
-
-
-def _target(section: str, key: str, value: Any, targets: Sequence[str], escape: str) -> int:
-    if value == escape:
-        return -1
-    if value not in targets:
-        raise TaxonomyError(
-            f"[{section}] {key!r} = {value!r} is neither a target nor "
-            f"{escape!r}{did_you_mean(str(value), [*targets, escape])}"
-        )
-    return targets.index(value)

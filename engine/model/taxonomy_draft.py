@@ -12,7 +12,8 @@ from ...errors import TaxonomyError, UsageError
 from .bundle import Bundle
 from .color_tables import TABLE_NAMES, named_table
 from .files import read_class_names
-from .taxonomy import DROPPED, IGNORE, model_labels
+from .taxonomy import model_labels
+from .taxonomy_file import DROPPED, IGNORE
 
 Unmatched = Literal["ignore", "background"]
 """Target of data set classes whose name no model class has."""

@@ -1,0 +1,138 @@
+"""The TOML file of a taxonomy: reading and checking its tables."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...errors import TaxonomyError
+from .color_tables import ColorTable, named_table, parse_color
+from .files import read_text
+
+DROPPED = "dropped"
+IGNORE = "ignore"
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the choice that is nearest to a name; empty if none is near."""
+    by_plain = {choice.casefold(): choice for choice in choices}
+    matches = difflib.get_close_matches(name.casefold(), by_plain, n=1)
+    return f"; did you mean {by_plain[matches[0]]}?" if matches else ""
+
+
+def plain_name(name: str) -> str:
+    """Return a class name in the form in which names are compared."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names with commas between them."""
+    return ", ".join(names)
+
+
+def check_several(targets: Sequence[str]) -> None:
+    """Raise :class:`TaxonomyError` if there is only one target."""
+    if len(targets) == 1:
+        raise TaxonomyError(
+            f"{targets[0]} is the only class, so that every pixel would get it; give at least two targets, e.g. a "
+            "background"
+        )
+
+
+def read_taxonomy(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a taxonomy file; raises :class:`TaxonomyError` if it cannot be read or is not TOML."""
+    text = read_text(path, "the taxonomy", error=TaxonomyError)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
+
+
+def parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
+    """Return the targets and the index of the background; raises :class:`TaxonomyError`."""
+    entries = {"targets", "background", "model", "labels", "label_names", "colors"}
+    if unknown := sorted(set(raw) - entries):
+        raise TaxonomyError(f"unknown entries: {', '.join(unknown)}{did_you_mean(unknown[0], entries)}")
+    targets = raw.get("targets")
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise TaxonomyError('`targets` must be a list of names, as in targets = ["background", "person"]')
+    background = raw.get("background")
+    if background is not None and background not in targets:
+        raise TaxonomyError(
+            f"the background {background!r} is not one of the targets: {', '.join(targets)}"
+            f"{did_you_mean(str(background), targets)}"
+        )
+    return tuple(targets), None if background is None else targets.index(background)
+
+
+def parse_labels(
+    raw: Mapping[str, Any], targets: Sequence[str]
+) -> tuple[dict[int, int], dict[str, int], dict[int, str], ColorTable | None]:
+    """Return the target index of every label by value and by name, names of values, and the color table."""
+    colors = raw.get("colors")
+    table = None
+    names = {name: index for index, name in enumerate(raw.get("label_names", []))}
+    if isinstance(colors, str):
+        table = named_table(colors)
+        names = {name: index for index, name in table.names.items()}
+    elif colors is not None:
+        if not isinstance(colors, dict) or "labels" in raw:
+            raise TaxonomyError('give `colors = "voc"` with [labels], or [colors] in place of [labels]')
+        rgb = [parse_color(color) for color in colors]
+        if len(set(rgb)) != len(rgb):
+            raise TaxonomyError("[colors] lists a color twice")
+        by_color = {
+            index: _target("colors", color, value, targets, IGNORE)
+            for index, (color, value) in enumerate(colors.items())
+        }
+        return by_color, {}, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
+    labels: dict[int, int] = {}
+    named: dict[str, int] = {}
+    for key, value in raw.get("labels", {}).items():
+        if key in names:
+            index = names[key]
+        elif key.isdecimal() and int(key) < 65536:
+            index = int(key)
+        elif not names and not key.lstrip("-").isdecimal():
+            named[key] = _target("labels", key, value, targets, IGNORE)
+            continue
+        else:
+            raise TaxonomyError(
+                f"[labels] {key!r} is neither a label index (0 to 65535) nor one of the label names"
+                f"{did_you_mean(key, names)}"
+            )
+        if index in labels:
+            raise TaxonomyError(f"[labels] gives label {index} twice")
+        labels[index] = _target("labels", key, value, targets, IGNORE)
+    return labels, named, {index: name for name, index in names.items() if index in labels}, table
+
+
+def parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
+    """Return the target index of every model class, -1 for dropped ones; raises :class:`TaxonomyError`."""
+    model = dict(raw.get("model", {}))
+    missing = [name for name in classes if name not in model]
+    if unknown := sorted(set(model) - set(classes)):
+        names = ", ".join(unknown)
+        raise TaxonomyError(
+            f"[model] {names} {'is' if len(unknown) == 1 else 'are'} unknown"
+            + (did_you_mean(unknown[0], missing or classes) or f"; the model has {', '.join(classes)}")
+        )
+    if missing:
+        raise TaxonomyError(
+            f'[model] lacks the model classes {", ".join(missing)}; map each to a target or to "{DROPPED}"'
+        )
+    return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
+
+
+def _target(section: str, key: str, value: Any, targets: Sequence[str], escape: str) -> int:
+    if value == escape:
+        return -1
+    if value not in targets:
+        raise TaxonomyError(
+            f"[{section}] {key!r} = {value!r} is neither a target nor "
+            f"{escape!r}{did_you_mean(str(value), [*targets, escape])}"
+        )
+    return targets.index(value)
