@@ -36,9 +36,7 @@ from .polygons import outlines, runs_of_polygon
 from .rle import encode_classes, runs_of_counts, string_to_counts
 
 FILE = "annotations/instances.json"
-_IMAGE = re.compile(rb'"image_id"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
-_CATEGORY = re.compile(rb'"category_id"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
-_CROWD = re.compile(rb'"iscrowd"\s*:\s*(?:1|true)\b')
+_VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
 
 
 class CocoReader(LabelReader):
@@ -91,24 +89,24 @@ class CocoReader(LabelReader):
         owners, drawn, crowds = np.empty(len(self._spans), np.int64), set(), 0
         for index, (start, stop) in enumerate(self._spans.tolist()):
             text = self._raw[start:stop]
-            images, categories = _IMAGE.findall(text), _CATEGORY.findall(text)
-            if len(images) == len(categories) == 1:
-                image, category = _literal(images[0]), _literal(categories[0])
-            else:
+            found = [_member(text, key) for key in (b'"image_id"', b'"category_id"', b'"iscrowd"')]
+            if None in found[:2]:
                 annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.path}")
                 try:
-                    image, category = _key(annotation["image_id"]), _key(annotation["category_id"])
+                    found = [_key(annotation[key]) for key in ("image_id", "category_id")]
                 except (TypeError, KeyError) as error:
                     raise UsageError(
                         f"{self.path}, annotation {index}: it needs an image_id and a category_id"
                     ) from error
+                found.append(_key(int(bool(annotation.get("iscrowd")))))
+            image, category, crowd = found
             if image not in numbers or category not in self._categories:
                 raise UsageError(
                     f"{self.path}, annotation {index}: image {image} or category {category} is not in the file"
                 )
             owners[index] = numbers[image]
             drawn.add(category)
-            crowds += _CROWD.search(text) is not None
+            crowds += crowd in ("1", "true")
         if crowds and crowds == len(owners) and self._crowds == "ignore":
             raise UsageError(
                 f"every annotation of {self.path} is marked iscrowd, so all objects would be ignored; CVAT and "
@@ -154,8 +152,18 @@ def _key(value: Any) -> str:
     return str(value)
 
 
-def _literal(text: bytes) -> str:
-    return str(json.loads(text)) if text[:1] == b'"' else text.decode("ascii", "replace")
+def _member(text: bytes, key: bytes) -> str | None:
+    """Value of a key that occurs once in an object's text; None if it does not, or if it occurs within another object.
+
+    Searching is much faster than decoding, since most of the text is coordinates.
+    """
+    position = text.find(key)
+    if position < 0 or text.find(key, position + 1) >= 0 or text.find(b"{", 1, position) >= 0:
+        return None
+    match = _VALUE.match(text, position + len(key))
+    if match is None:
+        return None
+    return str(json.loads(match[1])) if match[1][:1] == b'"' else match[1].decode("ascii", "replace")
 
 
 class CocoWriter(Writer):

@@ -20,6 +20,8 @@ from ...kernels.cpu.compiled import compiled
 
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
+_ALL = 1 << 62
+
 
 class FileTree:
     """The files below a local folder or fsspec URL, by relative names with ``/``."""
@@ -107,7 +109,7 @@ def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, 
     if start is None or raw[start : start + 1] != b"{":
         raise UsageError(f"{location} is not a JSON object")
     members = {}
-    for begin, end in _elements(np.frombuffer(raw, np.uint8), start + 1).tolist():
+    for begin, end in _elements(np.frombuffer(raw, np.uint8), start + 1, _ALL, _SPECIAL).tolist():
         key = _KEY.match(raw, begin, end)
         if key is None:
             raise UsageError(f"{location} is not valid JSON: expected a member at byte {begin:,}")
@@ -115,14 +117,14 @@ def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, 
     return members
 
 
-def json_elements(raw: bytes | mmap.mmap, span: tuple[int, int], what: str) -> NDArray[np.int64]:
-    """Spans (n, 2) of the elements of the JSON array in ``span``; raises :class:`UsageError` if it is none."""
+def json_elements(raw: bytes | mmap.mmap, span: tuple[int, int], what: str, limit: int = _ALL) -> NDArray[np.int64]:
+    """Spans (n, 2) of the first ``limit`` elements of the JSON array in ``span``; :class:`UsageError` if it is none."""
     start, stop = span
     while start < stop and raw[start : start + 1].isspace():
         start += 1
     if raw[start : start + 1] != b"[":
         raise UsageError(f"{what} must be a JSON list")
-    return _elements(np.frombuffer(raw, np.uint8), start + 1)
+    return _elements(np.frombuffer(raw, np.uint8), start + 1, limit, _SPECIAL)
 
 
 def load_json(raw: bytes | mmap.mmap, span: tuple[int, int], what: str) -> Any:
@@ -154,44 +156,46 @@ def _first(raw: bytes | mmap.mmap) -> int | None:
     return len(head) - len(body) if body else None
 
 
+# 1: quote, 2: opening bracket, 3: closing bracket, 4: comma
+_SPECIAL = np.zeros(256, np.uint8)
+_SPECIAL[ord('"')] = 1
+_SPECIAL[[ord("["), ord("{")]] = 2
+_SPECIAL[[ord("]"), ord("}")]] = 3
+_SPECIAL[ord(",")] = 4
+
+
 @compiled()
-def _elements(raw, start):
-    """Spans of the elements of an array or object whose opening bracket is before ``start``."""
+def _elements(raw, start, limit, special):
+    """Spans of the elements of an array or object whose opening bracket is before ``start``, at most ``limit``."""
     spans = np.empty((16, 2), np.int64)
-    count, depth, begin, in_string, filled = 0, 0, start, False, False
-    position = start
-    while position < raw.size:
-        byte = raw[position]
-        if in_string:
-            if byte == 92:
-                position += 1
-            elif byte == 34:
-                in_string = False
-        elif byte == 34:
-            in_string, filled = True, True
-        elif byte == 91 or byte == 123:
-            depth, filled = depth + 1, True
-        elif byte == 93 or byte == 125 or (byte == 44 and depth == 0):
-            if byte != 44 and depth > 0:
-                depth -= 1
-            else:
-                if filled:
-                    if count == spans.shape[0]:
-                        larger = np.empty((2 * count, 2), np.int64)
-                        larger[:count] = spans
-                        spans = larger
-                    spans[count, 0], spans[count, 1] = begin, position
-                    count += 1
-                begin, filled = position + 1, False
-                if byte != 44:
-                    return spans[:count]
-        elif byte > 32:
-            filled = True
+    count, depth, begin, position = 0, 0, start, start
+    while position <= raw.size:
+        # a missing closing bracket ends the last element: whoever decodes it reports that
+        kind = special[raw[position]] if position < raw.size else np.uint8(3)
+        if kind == 0:
+            position += 1
+            continue
+        if kind == 1:
+            position += 1
+            while position < raw.size and raw[position] != 34:
+                position += 2 if raw[position] == 92 else 1
+        elif kind == 2:
+            depth += 1
+        elif kind == 3 and depth > 0 and position < raw.size:
+            depth -= 1
+        elif kind == 3 or depth == 0:
+            first = begin
+            while first < position and raw[first] <= 32:
+                first += 1
+            if first < position:
+                if count == spans.shape[0]:
+                    larger = np.empty((2 * count, 2), np.int64)
+                    larger[:count] = spans
+                    spans = larger
+                spans[count, 0], spans[count, 1] = begin, min(position, raw.size)
+                count += 1
+            begin = position + 1
+            if kind == 3 or count == limit:
+                break
         position += 1
-    # the closing bracket is missing: whoever decodes the rest reports it
-    if filled:
-        larger = np.empty((count + 1, 2), np.int64)
-        larger[:count] = spans[:count]
-        larger[count, 0], larger[count, 1] = begin, raw.size
-        return larger
     return spans[:count]

@@ -181,7 +181,7 @@ def _of_file(location: str, in_folder: int = 0) -> InputFormat | None:
         return "labelme"
     if "annotations" not in members or in_folder > 1:
         return None
-    first = json_elements(raw, members["annotations"], "annotations")[:1].tolist()
+    first = json_elements(raw, members["annotations"], "annotations", 1).tolist()
     return "coco-panoptic" if first and b'"segments_info"' in raw[first[0][0] : first[0][1]] else "coco"
 
 
