@@ -112,13 +112,16 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
         assert picture.width == 24
 
     files = tmp_path / "files"
-    arguments = ("export-labels", store, "--format", "png", "-o", files, "--weights")
+    arguments = ("export-labels", store, "--format", "png", "-o", files, "--weights", "--calibration", calibration)
     assert "labels of 24 images written as png" in ok(*arguments, cwd=home)
     assert "holds a finished export" in maskmill(*arguments, cwd=home).stderr
     with Image.open(files / "labels" / "3.png") as image, Image.open(files / "weights" / "3.png") as weights:
         assert image.size == weights.size == (24, 16)
     assert (files / "classes.txt").read_text().splitlines()[0].startswith("0 ")
     assert "49 files are as they were exported (24 images)" in ok("verify", files, cwd=home)
+    certificate = json.loads((files / "labels.cert.json").read_text())
+    assert certificate["promise"].startswith("Heuristic")
+    assert certificate["calibration"]["report"]["num_images"] == 24
     (files / "labels" / "3.png").write_bytes((files / "labels" / "4.png").read_bytes())
     damaged = maskmill("verify", files, cwd=home)
     assert damaged.returncode == 1
