@@ -121,7 +121,9 @@ def dpt_dinov2(
         if pretrained:
             source = weights or f"facebook/dinov2-{size}"
             family = transformers.Dinov2Backbone
-            backbone = _from_hub(lambda: family.from_pretrained(source, out_features=stages), source)
+            backbone = _from_hub(
+                lambda: family.from_pretrained(source, out_features=stages, trust_remote_code=False), source
+            )
         else:
             body = transformers.Dinov2Config(**_DINOV2[size], image_size=518, out_features=stages)
             backbone = transformers.Dinov2Backbone(body)
@@ -222,7 +224,10 @@ def _network(family: Any, config_class: Any, num_classes: int, weights: str | No
     if weights is None:
         return family(config_class(**{**config, "num_labels": num_classes}))
     return _from_hub(
-        lambda: family.from_pretrained(weights, num_labels=num_classes, ignore_mismatched_sizes=True), weights
+        lambda: family.from_pretrained(
+            weights, num_labels=num_classes, ignore_mismatched_sizes=True, trust_remote_code=False
+        ),
+        weights,
     )
 
 

@@ -1,0 +1,38 @@
+"""No code of ours runs code that comes in a file."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+MODULES = sorted(
+    [path for name in ("engine", "export", "kernels", "trainer") for path in (ROOT / name).rglob("*.py")]
+    + list(ROOT.glob("*.py"))
+)
+FORBIDDEN = {"pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "eval", "exec", "os.system"}
+REQUIRED = {
+    "torch.load": ("weights_only", True),
+    ".from_pretrained": ("trust_remote_code", False),
+}
+"""Calls, by their full or last name, and the keyword that they must have with this value."""
+
+
+def calls(path: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_that_runs_code_from_a_file_is_called(path: Path) -> None:
+    for call in calls(path):
+        name = ast.unparse(call.func)
+        assert name not in FORBIDDEN, f"line {call.lineno}"
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert keywords.get("allow_pickle") != "True", f"line {call.lineno}"
+        assert keywords.get("trust_remote_code", "False") == "False", f"line {call.lineno}"
+        for suffix, (keyword, value) in REQUIRED.items():
+            if name == suffix or suffix.startswith(".") and name.endswith(suffix):
+                assert keywords.get(keyword) == str(value), f"line {call.lineno}: {name} needs {keyword}={value}"
