@@ -9,13 +9,16 @@ import typer
 
 from ...errors import UsageError
 from ..predictors.open import PromptedOptions
-from .options import CamOption, ImageLabelsOption, SamOption, StoreArgument
+from .options import CamOption, ImageLabelsOption, SamOption
 
 
 def show(
-    store: StoreArgument,
+    store: Annotated[Path, typer.Argument(metavar="STORE|BUNDLE", help="Folder of a label store, or of a model.")],
     uri: Annotated[
-        str | None, typer.Argument(metavar="[IMAGE]", help="An image of the store: its uri, path or file name.")
+        str | None,
+        typer.Argument(
+            metavar="[IMAGE]", help="An image of the store: its uri, path or file name. For a model, any photo."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -29,7 +32,11 @@ def show(
     sam: SamOption = None,
     image_labels: ImageLabelsOption = None,
 ) -> None:
-    """Print the contents of a store, or draw the labels of one image over its photo."""
+    """Print the contents of a store, or draw the labels of one image over its photo.
+
+    Of a model, draw the labels that it gives one photo.
+    """
+    from ..model.bundle import MANIFEST
     from ..report import display
     from ..report.show import write_overlay, write_steps
     from ..store.label_store import LabelStore
@@ -40,6 +47,11 @@ def show(
         raise UsageError("--cam, --sam and --image-labels apply to --steps only; add it or leave them out")
     if uri is None and output is not None:
         raise UsageError("-o PNG needs an IMAGE of the store to draw")
+    if (store / MANIFEST).is_file():
+        if uri is None or steps:
+            raise UsageError("a model needs an IMAGE to label and draw, and has no --steps")
+        _draw_model(store, Path(uri), output)
+        return
     opened = LabelStore.open(store)
     if uri is None:
         display.print_store(opened)
@@ -49,3 +61,14 @@ def show(
         typer.echo(f"wrote {write_steps(opened, uri, output, options)}")
     else:
         typer.echo(f"wrote {write_overlay(opened, uri, output)}")
+
+
+def _draw_model(folder: Path, image: Path, output: Path | None) -> None:
+    from ..model.bundle import Bundle
+    from ..report.preview import read_photo, write_preview
+
+    photo = read_photo(image)
+    bundle = Bundle.load(folder)
+    bundle.verify()
+    picture = write_preview(bundle, photo, output or Path(f"{image.stem}-labels.png"))
+    typer.echo(f"wrote {picture}")

@@ -116,9 +116,9 @@ def import_model(
     It holds, per image NAME: NAME.npy or NAME.zarr (classes, height, width); or a folder NAME with a gray CLASS.png per
     class, which with a NAME/scores.json of confidences are binary masks.
     """
+    from ...engine.report.preview import read_photo, write_preview
     from ..adopt.preprocessing import Preprocessing, read_preprocessor
     from ..adopt.semantic import bundle_from_onnx
-    from ..preview import read_photo, write_preview
 
     if model.is_dir():
         from ...engine.predictors.score_files import write_score_bundle
@@ -188,7 +188,8 @@ def import_model(
     if bundle.reduced_labels:
         typer.echo("note: label maps of its dataset hold 0 for unlabeled pixels and k + 1 for class k")
     if photo is not None:
-        typer.echo(f"look at {write_preview(bundle, photo)}: labels must follow the objects in the photo")
+        picture = write_preview(bundle, photo, bundle.path / "preview.png")
+        typer.echo(f"look at {picture}: labels must follow the objects in the photo")
 
 
 def cam_head(

@@ -7,13 +7,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from maskmill.errors import BundleError, UsageError
 from maskmill.export.adopt.semantic import bundle_from_onnx
-from maskmill.export.preview import read_photo, write_preview
 
-from ...models import COLORS, color_bundle, color_graph, color_image
+from ...models import COLORS, color_bundle, color_graph
 
 
 def adopt(folder: Path, model: onnx.ModelProto, **options: Any) -> Any:
@@ -140,17 +138,3 @@ def test_an_existing_folder_is_never_replaced(tmp_path: Path) -> None:
     color_bundle(tmp_path)
     with pytest.raises(UsageError, match="exists already"):
         color_bundle(tmp_path)
-
-
-def test_the_preview_shows_the_models_labels(tmp_path: Path) -> None:
-    bundle = color_bundle(tmp_path)
-    label = np.zeros((16, 24), np.int64)
-    label[:, 12:] = 2
-    photo = tmp_path / "photo.png"
-    Image.fromarray(color_image(label)).save(photo)
-    with Image.open(write_preview(bundle, read_photo(photo))) as picture:
-        left, right = picture.getpixel((2, 8)), picture.getpixel((21, 8))
-    # class 0 is drawn black over red, class 2 dark green over blue
-    assert left[0] < 130
-    assert left[1] < 20
-    assert right[1] > 60
