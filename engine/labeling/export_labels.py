@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from ...errors import StoreError, UsageError
 from ...kernels.processors import usable_processors
@@ -52,8 +52,7 @@ class ExportSummary:
     """Images left out, by reason."""
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     uri: str
     id: str
     condition: str
@@ -150,9 +149,9 @@ class _Job:
         self._check_folder(record)
         if not (self._state / "plan.jsonl").is_file():
             self._make_plan(min_kept)
-        plan = (self._state / "plan.jsonl").read_text(encoding="utf-8").splitlines()
-        self.skipped.update(json.loads(plan[0]))
-        self.entries = [_Entry(*json.loads(line)) for line in plan[1:]]
+        with (self._state / "plan.jsonl").open(encoding="utf-8") as plan:
+            self.skipped.update(json.loads(next(plan)))
+            self.entries = [_Entry(*json.loads(line)) for line in plan]
         if not self.entries:
             counts = ", ".join(f"{reason}: {number}" for reason, number in self.skipped.items())
             raise UsageError(f"{store.path} holds no image to export ({counts or 'it is empty'})")
