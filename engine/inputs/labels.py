@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 from numpy.typing import NDArray
 
-from ...errors import SourceError, UsageError
+from ...errors import ImageError, SourceError, UsageError
 from ..formats.base import LabelReader
 from ..formats.open import InputFormat, detect, is_exported
 from ..formats.open import open_labels as open_reader
@@ -134,16 +134,18 @@ class LabelFolder(LabelSource):
         forks = Counter({FORKS: self._source.skipped[FORKS]})
         self.skipped = forks + Counter({f"{kind} {LOSSY}": number for kind, number in lossy.items()})
         if pairing is None:
-            others = [item for item in items if _OTHER_MAPS.search(item.uri)]
-            self.skipped += Counter({"color and instance maps of Cityscapes": len(others)})
-            items = [item for item in items if not _OTHER_MAPS.search(item.uri)]
+            label_maps = [item for item in items if not _OTHER_MAPS.search(item.uri)]
+            self.skipped += Counter({"color and instance maps of Cityscapes": len(items) - len(label_maps)})
+            items = label_maps
         entries = {self._relative(item): LabelEntry(item.uri, item) for item in items}
         super().__init__(location, entries, PairingIndex(entries.items(), pattern=pairing, is_image=_is_same_file))
 
     def _relative(self, item: Item) -> str:
         if "::" in item.uri:
             return item.uri.rsplit("::", 1)[1]
-        return item.uri.removeprefix(self.path).lstrip("/\\") or os.path.basename(item.uri)
+        # filesystems differ in the slashes after a scheme
+        uri, folder = (re.sub(r"^(\w+)://+", r"\1://", name) for name in (item.uri, self.path))
+        return uri.removeprefix(folder).lstrip("/\\") or os.path.basename(item.uri)
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -160,7 +162,11 @@ class LabelFolder(LabelSource):
         self, entry: LabelEntry, colors: ColorTable | None = None, *, size: tuple[int, int] | None = None
     ) -> NDArray[Any]:
         """Read a label map as label indices (H, W), uint8 or uint16; raises :class:`UsageError`."""
-        return decode_label_map(self._source.read(entry.key), entry.name, colors)
+        try:
+            data = self._source.read(entry.key)
+        except ImageError as error:
+            raise UsageError(f"cannot read the label map {entry.name}: {error}") from error
+        return decode_label_map(data, entry.name, colors)
 
 
 class LabelSet(LabelSource):

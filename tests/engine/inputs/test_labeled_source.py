@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -327,6 +328,24 @@ def test_maps_come_from_archives_and_urls_too(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "labels.tar", "w") as archive:
         archive.add(tmp_path / "labels", "labels")
     assert seeds(pair(tmp_path, labels="labels.tar")) == RIGHT
+    memory = fsspec.filesystem("memory")
+    try:
+        for path in (tmp_path / "labels").iterdir():
+            memory.pipe(f"/set/labels/a/{path.name}", path.read_bytes())
+        source = open_source(tmp_path / "images")
+        remote = [(f"/elsewhere/a/{Path(item.uri).name}", item) for item in source]
+        pairs = open_labels("memory://set/labels").pair([uri for uri, _ in remote])
+        assert [entry.name for entry in pairs.labels.values()] == [f"memory:///set/labels/a/p{n}.png" for n in range(3)]
+    finally:
+        memory.rm("/set", recursive=True)
+
+
+def test_a_label_map_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    data_set(tmp_path)
+    labeled = pair(tmp_path)
+    (tmp_path / "labels" / "p1.png").unlink()
+    with pytest.raises(UsageError, match=r"cannot read the label map .*p1\.png: .* it does not exist"):
+        labeled.read(labeled.uris[1])
 
 
 def test_images_may_be_given_by_their_uris(tmp_path: Path) -> None:
