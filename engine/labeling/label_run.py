@@ -120,7 +120,12 @@ def segment(
     The store's run record says ``maps: segments``: its maps hold segment numbers (uint16, 0 outside every segment)
     instead of classes.
     """
-    record = {"maps": SEGMENTS, **predictor.settings, "kernels": predictor.backend.form}
+    record = {
+        "maps": SEGMENTS,
+        **predictor.settings,
+        "kernels": predictor.backend.form,
+        "bit_depth": predictor.backend.bit_depth,
+    }
     store = LabelStore.open_or_create(store_path, record)
     items = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     run = _Run(predictor, source, select_segments, 1, workers, max_pixels)
