@@ -8,6 +8,8 @@ read as it is until the next commit.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -103,7 +105,16 @@ class Table:
         return self.open().stats.dataset_stats(FRAGMENT_ROWS)["num_small_files"]
 
     def compact(self) -> None:
-        """Merge small fragments and drop untagged versions older than ``KEEP_VERSIONS``."""
+        """Merge small fragments and drop untagged versions older than ``KEEP_VERSIONS``.
+
+        Nothing happens while another process of this machine does it: Lance would refuse the second result, and leave
+        its files for days.
+        """
+        with _locked(self.path / _CHECKS / "compacting") as is_first:
+            if is_first:
+                self._compact()
+
+    def _compact(self) -> None:
         dataset = self.open()
         dataset.optimize.compact_files(
             target_rows_per_fragment=FRAGMENT_ROWS,
@@ -169,6 +180,22 @@ class Table:
 
 REPAIR = "run `maskmill verify STORE --repair`, and label again what it removes"
 """Advice of messages about damage."""
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file; yields False if another process holds it."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+                raise
+        yield True
 
 
 def _digest(data: bytes) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -396,6 +397,23 @@ def test_compaction_changes_nothing_that_can_be_read(store: LabelStore, monkeypa
     assert reader.read("3")[0][0, 0] == 3
     assert reader.ids() == store.ids()[:8]
     check_whole(store.path)
+
+
+def test_one_process_compacts_at_a_time(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "COMPACT_EVERY", 3)
+
+    def num_fragments() -> int:
+        return len(LabelStore.open(store.path)._dataset("labels").get_fragments())
+
+    store.commit([label_row("0")], [input_row("0")])
+    with open(store.path / "labels.lance" / "_checks" / "compacting", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for name in "1234567":
+            store.commit([label_row(name)], [input_row(name)])
+        assert num_fragments() == 8
+    for name in "89a":
+        store.commit([label_row(name)], [input_row(name)])
+    assert num_fragments() < 4
 
 
 def test_short_runs_are_compacted_too(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
