@@ -349,17 +349,23 @@ def _label(
         else:
             images = open_source(source, image_ending=run.image_ending)
             progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
-    _finish(progress, classes, run.output, run.as_json)
+    _finish(progress, classes, run.output, run.as_json, thresholds)
 
 
-def _finish(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
-    """Print the summary of a run and exit with its status."""
+def _finish(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
+    """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
     from ..report import display
+    from ..report.drift import watch_store
+
+    drift = None if calibration is None else watch_store(store, calibration)
 
     if as_json:
-        print_json({"event": "summary", **progress.to_json(classes)}, indent=None)
+        found = {} if drift is None else {"drift": drift.to_json()}
+        print_json({"event": "summary", **progress.to_json(classes), **found}, indent=None)
     else:
         display.print_summary(progress, classes, store)
+        if drift is not None:
+            display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
     if progress.interrupted:
         raise typer.Exit(130)
     if progress.rejects:

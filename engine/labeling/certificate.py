@@ -43,6 +43,14 @@ _IMAGE_BY_CLASS = (
     "at most {alpha} of the class's pixels in an image have a prediction set that misses it. Classes seen in too few "
     "images share a threshold, without a guarantee. It does not bound the error of the labels."
 )
+_FALSE_LABELS = (
+    "Guarantee: averaged over images exchangeable with those of the calibration, at most {alpha} of an image's labeled "
+    "pixels are wrong, counting 0 for an image without labels{but}."
+)
+_MISSES = (
+    "Guarantee per class: averaged over images exchangeable with those of the calibration that show it, at most "
+    "{alpha} of its pixels are not labeled as it, or the higher rate that the calibration's report gives for the class."
+)
 
 
 def make_certificate(
@@ -83,6 +91,11 @@ def promise(run: Mapping[str, Any]) -> str:
         return f"None: the labels are the model's best class {kind}; nothing was calibrated."
     record = run.get("calibration") or {}
     alpha = record.get("alpha", "the calibration's alpha")
+    if (control := record.get("control", "miscoverage")) != "miscoverage":
+        if control == "miss-rate":
+            return _MISSES.format(alpha=alpha)
+        delta = record.get("delta")
+        return _FALSE_LABELS.format(alpha=alpha, but="" if delta is None else f", except with probability {delta}")
     if record.get("unit") != "image":
         return _PIXEL.format(alpha=alpha)
     return (_IMAGE if record.get("group") == "pooled" else _IMAGE_BY_CLASS).format(alpha=alpha)

@@ -316,5 +316,6 @@ class _Run:
             counts=selected.counts,
             kept=selected.kept,
             confidence=selected.confidence,
+            drift=selected.drift,
         )
         return Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)

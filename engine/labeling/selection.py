@@ -117,7 +117,9 @@ class Selection:
             digest = content_id(np.ascontiguousarray(self.thresholds).tobytes())
             record["thresholds"] = {"shape": list(self.thresholds.shape), "sha": digest}
         if self.calibration is not None:
-            record["calibration"] = {key: getattr(self.calibration, key) for key in ("alpha", "group", "unit")}
+            record["calibration"] = {
+                key: getattr(self.calibration, key) for key in ("alpha", "group", "unit", "control", "delta")
+            }
         return record
 
 
@@ -145,6 +147,9 @@ class Selected:
     """Share of pixels that carry a label."""
     confidence: float
     """Mean score of the top class over the kept pixels; 0 if no pixel is kept."""
+    drift: float | None = None
+    """Mean score of the top class over all pixels, which the drift watch compares with calibration; None without
+    classes."""
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
@@ -167,7 +172,8 @@ def select_batch(
         for score_map in score_maps:
             label, weight, confidence = _maps(score_map, taxonomy, selection)
             total = backend.xp.where(label == taxonomy.ignore_index, np.float32(0), confidence).sum(dtype=np.float64)
-            arrays += [label, weight, backend.xp.stack([total, confidence.min().astype(np.float64)])]
+            numbers = [total, confidence.min().astype(np.float64), confidence.mean(dtype=np.float64)]
+            arrays += [label, weight, backend.xp.stack(numbers)]
         arrays = backend.download(*arrays)
         return [
             _selected(score_map, *arrays[3 * index : 3 * index + 3], taxonomy)
@@ -182,8 +188,8 @@ def _selected(
     numbers: NDArray[np.float64],
     taxonomy: Taxonomy,
 ) -> Selected | ImageError:
-    """Count the pixels of maps on the host; ``numbers`` holds the sum of kept top scores and the lowest top score."""
-    (total, lowest), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
+    """Count the pixels of maps on the host; ``numbers``: sum of kept, lowest and mean top score."""
+    (total, lowest, mean), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
     if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
         return ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels
     counts = np.bincount(label.ravel(), minlength=ignore + 1)
@@ -194,6 +200,7 @@ def _selected(
         counts=counts[: taxonomy.num_targets],
         kept=num_kept / label.size,
         confidence=float(total) / num_kept if num_kept else 0.0,
+        drift=float(mean),
     )
 
 

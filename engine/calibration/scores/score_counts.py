@@ -36,6 +36,8 @@ class ScoreCounts:
 
     ids: tuple[str, ...]
     """(n,): content hash of each image's file."""
+    confidence: NDArray[np.float64]
+    """(n,): mean score of the top class over all pixels of each image, ignored ones included; for drift."""
     image: NDArray[np.int64]
     """(R,): index of the row's image."""
     target: NDArray[np.int64]
@@ -56,7 +58,7 @@ class ScoreCounts:
     def empty(cls) -> ScoreCounts:
         """Return counts of no image."""
         rows, bins = np.empty(0, np.int64), np.empty((0, NUM_BINS), np.uint32)
-        return cls((), rows, rows, bins, bins, bins)
+        return cls((), np.empty(0), rows, rows, bins, bins, bins)
 
     def pixels(self, num_targets: int) -> NDArray[np.int64]:
         """(n, K): number of pixels of each class in each image."""
@@ -77,6 +79,7 @@ class ScoreCounts:
         rows = rows[np.argsort(position[self.image[rows]], kind="stable")]
         return ScoreCounts(
             tuple(self.ids[index] for index in indices),
+            self.confidence[indices],
             position[self.image[rows]],
             self.target[rows],
             self.true[rows],
@@ -91,13 +94,14 @@ class ScoreCounts:
         starts = np.cumsum([0, *(part.num_images for part in parts)])
         return cls(
             ids,
+            np.concatenate([part.confidence for part in parts]),
             np.concatenate([part.image + start for part, start in zip(parts, starts[:-1], strict=True)]),
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "true", "hits", "wrong")),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Pack the counts as plain data: the non-zero ones, compressed."""
-        packed: dict[str, Any] = {"ids": list(self.ids), "bins": NUM_BINS}
+        packed: dict[str, Any] = {"ids": list(self.ids), "bins": NUM_BINS, "confidence": self.confidence.tolist()}
         packed["image"], packed["target"] = _pack(self.image, "<u4"), _pack(self.target, "<u2")
         for name in ("true", "hits", "wrong"):
             counts = getattr(self, name).ravel()
@@ -116,7 +120,7 @@ class ScoreCounts:
             counts = np.zeros(len(image) * NUM_BINS, np.uint32)
             counts[np.cumsum(_unpack(packed[name]["steps"], "<u4"))] = _unpack(packed[name]["counts"], "<u4")
             tables.append(counts.reshape(len(image), NUM_BINS))
-        return cls(tuple(packed["ids"]), image, target, *tables)
+        return cls(tuple(packed["ids"]), np.array(packed["confidence"], np.float64), image, target, *tables)
 
 
 def count_scores(
@@ -129,9 +133,10 @@ def count_scores(
     """
     backend = score_map.backend
     with backend.queue():
-        top = score_map.decode(taxonomy, size=truth.shape, outputs=("top",)).top
+        stats = score_map.decode(taxonomy, size=truth.shape, outputs=("top", "confidence"))
+        top, confidence = stats.top, stats.confidence.mean(dtype=np.float64)
         best = score_map.decode(taxonomy, size=truth.shape, truth=top, outputs=("true_score",)).true_score
-        top, best = backend.download(top, best)
+        top, best, confidence = backend.download(top, best, confidence)
     num, valid = taxonomy.num_targets, truth != taxonomy.ignore_index
     classes, top, scores, best = (values[valid].ravel() for values in (truth, top, scores, best))
     classes = classes.astype(np.int64)
@@ -147,6 +152,7 @@ def count_scores(
 
     return ScoreCounts(
         (name,),
+        np.array([float(confidence)]),
         np.zeros(len(targets), np.int64),
         targets,
         count(classes, true_bin),

@@ -25,7 +25,8 @@ def counts_of(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> ScoreC
         for table, part in zip(tables, parts, strict=True):
             table[index, : len(part)] = part
     rows = np.arange(len(images))
-    return ScoreCounts(tuple(map(str, rows)), rows, np.zeros(len(images), np.int64), *tables)
+    classes = np.zeros(len(images), np.int64)
+    return ScoreCounts(tuple(map(str, rows)), np.zeros(len(images)), rows, classes, *tables)
 
 
 def random_counts(num: int, seed: int, error: float = 0.3) -> ScoreCounts:
