@@ -176,7 +176,7 @@ def select_batch(
             arrays += [label, weight, backend.xp.stack(numbers)]
         arrays = backend.download(*arrays)
         return [
-            _selected(score_map, *arrays[3 * index : 3 * index + 3], taxonomy)
+            _selected(score_map, arrays[3 * index], arrays[3 * index + 1], arrays[3 * index + 2], taxonomy)
             for index, score_map in enumerate(score_maps)
         ]
 
@@ -222,7 +222,7 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
     label, confidence = stats.label, stats.confidence
     quantized = {"levels": selection.weight_levels, "label": label, "ignore": ignore}
     if exact or selection.weight == "pcos":
-        form = {"denominator": 64.0, "epsilon": 0.0} if exact else {}
+        form: dict[str, Any] = {"denominator": 64.0, "epsilon": 0.0} if exact else {}
         pcos = kernels.pcos(stats.share, stats.dispersion, **form)
         weight = kernels.quantize_weights(pcos.weight, pcos.reliable, **quantized)
     elif selection.weight == "confidence":

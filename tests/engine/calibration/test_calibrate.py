@@ -425,8 +425,8 @@ def test_a_label_run_notices_images_unlike_those_of_the_calibration(
         Image.fromarray((np.asarray(Image.open(path)) * 0.3).astype(np.uint8)).save(tmp_path / "dark" / path.name)
     reports = {}
     for name, folder in (("same", photos / "images"), ("dark", tmp_path / "dark")):
-        label(predictor, open_source(folder), tmp_path / name, taxonomy, Selection.conformal(calibration))
-        reports[name] = watch_store(tmp_path / name, calibration)
+        label(predictor, open_source(folder), tmp_path / f"{name}-labels", taxonomy, Selection.conformal(calibration))
+        reports[name] = watch_store(tmp_path / f"{name}-labels", calibration)
     same, dark = reports["same"], reports["dark"]
     assert same is not None
     assert dark is not None
