@@ -81,7 +81,7 @@ $(TOOLS)/.ready: $(PACKAGED)
 
 $(OLD)/.ready: $(PACKAGED)
 	$(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -m pip install --quiet --editable '.[cpu]' 'opencv-python-headless<5' 'pillow<13' 'pyarrow<26' \
+	$(OLD)/bin/python -m pip install --quiet --editable '.[cpu,heif]' 'opencv-python-headless<5' 'pillow<13' 'pyarrow<26' \
 	  aiohttp hypothesis psutil pycocotools pytest pytest-timeout
 	@touch $@
 

@@ -312,7 +312,10 @@ _UNSUPPORTED = re.compile(
 @cache
 def _silence_libraries() -> None:
     """Stop OpenCV and Pillow's own copy of libtiff from writing to stderr, naming no file; errors are raised anyway."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    else:
+        cv2.setLogLevel(0)  # OpenCV 4
     for library in (Path(Image.__file__).parents[1] / "pillow.libs").glob("libtiff*"):
         libtiff = ctypes.CDLL(str(library))
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
