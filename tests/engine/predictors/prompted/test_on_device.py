@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskmill.engine.backends import cuda
 from maskmill.engine.backends.base import Backend
 from maskmill.engine.backends.cuda import CudaBackend
 from maskmill.engine.backends.host import HOST
@@ -210,7 +211,12 @@ def test_kept_embeddings_come_down_once_and_go_up_again(cupy: Any, bundles: dict
         assert predictor.encoded == encoded
 
 
-def test_a_label_run_on_the_device_fills_the_same_store(cupy: Any, bundles: dict[str, Bundle], tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [1, 64])
+def test_a_label_run_on_the_device_fills_the_same_store(
+    cupy: Any, bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    for name in ("MAX_STAGING", "MAX_TENSORS", "MAX_IMAGES"):  # with 1, streams wait for one another all the time
+        monkeypatch.setattr(cuda, name, limit)
     photos = write_photos(tmp_path / "photos", 4, size=SIZE)
     stores = []
     for index, predictor in enumerate(predictors(bundles, cupy, batch=2, class_threshold=0.2, scales=(2.0,))):
