@@ -54,6 +54,10 @@ class FileTree:
             # every fsspec filesystem raises exceptions of its own
             raise UsageError(f"cannot read {self.path(name)}: {error}") from error
 
+    def open(self, name: str) -> Any:
+        """Open a file for reading at any place; raises :class:`OSError` or an exception of the filesystem."""
+        return self._filesystem.open(f"{self._root}/{name}", "rb")
+
     def path(self, name: str) -> str:
         """Full name of a file, for messages."""
         return f"{self.location.rstrip('/')}/{name}"

@@ -160,8 +160,10 @@ class HuggingFaceReader(LabelReader):
                 metadata = parquet.schema_arrow.metadata or {}
                 if _CLASSES in metadata:
                     classes = json.loads(metadata[_CLASSES])
+                # of a column of images only the paths are read
+                column = f"{names}.path" if pa.types.is_struct(parquet.schema_arrow.field(names).type) else names
                 for group in range(parquet.num_row_groups):
-                    rows = parquet.read_row_group(group, columns=[names])
+                    rows = parquet.read_row_group(group, columns=[column])
                     # a column of a struct keeps its field
                     for number, value in enumerate(rows.column(0).to_pylist()):
                         name = value["path"] if isinstance(value, dict) else str(value)
@@ -179,7 +181,7 @@ class HuggingFaceReader(LabelReader):
             if self._tree is None:
                 filesystem, path = filesystem_of(file)
                 return pq.ParquetFile(filesystem.open(path, "rb"))
-            return pq.ParquetFile(io.BytesIO(self._tree.read(file)))
+            return pq.ParquetFile(self._tree.open(file))
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"cannot read {file}: {error}") from error
 

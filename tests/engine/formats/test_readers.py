@@ -17,6 +17,7 @@ from maskmill.engine.formats.label_studio import image_name
 from maskmill.engine.formats.open import detect, open_labels
 from maskmill.engine.formats.rle import brush_of_mask
 from maskmill.engine.formats.yolo_seg import read_names
+from maskmill.engine.model.png import encode_png
 from maskmill.errors import UsageError
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
@@ -391,3 +392,18 @@ def test_panoptic_void_and_crowd_are_ignored_and_colors_are_ids(tmp_path: Path) 
     Image.fromarray(colors).save(tmp_path / "panoptic" / "a.png")
     assert detect(str(tmp_path / "panoptic.json")) == "coco-panoptic"
     assert open_labels(tmp_path / "panoptic.json").read_labels("a.jpg").tolist() == [[255, 0, 1, 255]]
+
+
+def test_hugging_face_images_are_named_by_their_path_if_no_column_names_them(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    label = encode_png(np.array([[0, 3], [255, 1]], dtype=np.uint8))
+    rows = {"image": [{"bytes": b"photo", "path": "a.jpg"}], "mask": [{"bytes": label, "path": None}]}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    reader = open_labels(tmp_path)
+    assert list(reader.names()) == ["a.jpg"]
+    assert reader.read_labels("a.jpg").tolist() == [[0, 3], [255, 1]]
+    pq.write_table(pa.table({"image": rows["image"], "text": ["x"]}), tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match="needs a column of label maps"):
+        open_labels(tmp_path)
