@@ -120,14 +120,22 @@ def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
 
 
 def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, callers: int, seconds: float) -> float:
-    """Return the images per second of ``callers`` threads that run ``inputs``, each (1, …), for ``seconds``."""
-    session.run(inputs[0])
+    """Return the images per second of ``callers`` threads that run ``inputs``, each (1, …), for ``seconds``.
+
+    Calls have the batch size of the session, 1 if any size will do.
+    """
+    size = session.max_batch or 1
+    batches = [
+        np.concatenate([inputs[(start + index) % len(inputs)] for index in range(size)])
+        for start in range(0, len(inputs), size)
+    ]
+    session.run(batches[0])
     done = [0] * callers
     start = time.perf_counter()
 
     def call(index: int) -> None:
         while time.perf_counter() - start < seconds:
-            session.run(inputs[(index + done[index]) % len(inputs)])
+            session.run(batches[(index + done[index]) % len(batches)])
             done[index] += 1
 
     threads = [threading.Thread(target=call, args=(index,)) for index in range(callers)]
@@ -135,7 +143,7 @@ def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, calle
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(done) / (time.perf_counter() - start)
+    return size * sum(done) / (time.perf_counter() - start)
 
 
 def _row(
