@@ -38,6 +38,8 @@ EXTENSIONS = (
 )
 """Endings (in any case) of the files that are taken from folders and archives, without those of optional packages."""
 
+_EXTENSIONS = frozenset(EXTENSIONS)
+
 MAX_BYTES = 1 << 30
 """Larger files are refused before they are read."""
 
@@ -79,6 +81,7 @@ class Source:
         self._options = dict(storage_options or {})
         self._ending = None if image_ending is None else image_ending.lower().lstrip(".")
         self._endings = endings
+        self._taken = endings or _EXTENSIONS
 
     def __repr__(self) -> str:
         return f"Source({self.spec!r})"
@@ -86,6 +89,7 @@ class Source:
     def __iter__(self) -> Iterator[Item]:
         """Items in a fixed order, listed while iterating; raises :class:`SourceError` if there are none."""
         self.skipped = Counter()
+        self._taken = self._endings or _EXTENSIONS | readable_endings()
         empty = True
         for item in self._items(self.spec, top=True):
             empty = False
@@ -128,8 +132,7 @@ class Source:
             self.skipped[FORKS] += 1
             return False
         ending = base[base.rfind(".") :].lower() if "." in base else ""
-        endings = self._endings or _image_endings()
-        if base.lower().endswith(f".{self._ending}") if self._ending else ending in endings:
+        if base.lower().endswith(f".{self._ending}") if self._ending else ending in self._taken:
             return True
         self.skipped[ending or "no ending"] += 1
         return False
@@ -257,13 +260,6 @@ class Source:
         for name, info in sorted(filesystem.find(path, detail=True).items()):
             if self._takes(name):
                 yield Item(remote.location(filesystem, name), info.get("size"), remote.stamp(info))
-
-
-def _image_endings() -> frozenset[str]:
-    return _EXTENSIONS | readable_endings()
-
-
-_EXTENSIONS = frozenset(EXTENSIONS)
 
 
 def open_source(
