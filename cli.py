@@ -15,6 +15,7 @@ from . import __version__
 from .engine.cli import COMMANDS as ENGINE
 from .errors import MaskmillError
 from .export.cli import COMMANDS as EXPORT
+from .kernels.processors import let_idle_threads_sleep
 from .trainer.cli import COMMANDS as TRAINER
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def main() -> None:
     """Run the command line; print an error that a user can act on as one line on standard error."""
     # Lance reports on standard error when two writers compact at the same time, which is harmless
     os.environ.setdefault("LANCE_LOG", "error")
+    let_idle_threads_sleep()
     try:
         app()
     except MaskmillError as error:

@@ -23,6 +23,16 @@ def usable_processors(root: Path = _ROOT) -> int:
     return max(1, min([available, *quotas]))
 
 
+def let_idle_threads_sleep() -> None:
+    """Let OpenMP threads sleep instead of spinning while they wait, unless ``OMP_WAIT_POLICY`` says otherwise.
+
+    Call it before a library with OpenMP is loaded: the variable is read only then. On a busy machine spinning threads
+    take the processor from the thread that they wait for (30 small training steps of PyTorch with two threads on two
+    processors shared with about 20 other processes: 131 and 154 s, with sleeping threads 2.4 and 9.1 s).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
     """CPU quota and period, in microseconds, of every control group that this process belongs to."""
     for line in _text(root / "proc/self/cgroup").splitlines():

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# spinning OpenMP threads would make tests minutes longer on a busy machine; read when PyTorch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -22,6 +22,7 @@ from ..engine.model.bundle import InputSpec, check_class_names
 from ..engine.model.publishing import remove_leftovers, write_atomically
 from ..engine.model.schema import read_json_object, read_value
 from ..errors import MissingPackageError, TrainingError, UsageError
+from ..kernels.processors import let_idle_threads_sleep
 from .recipes import Recipe, recipe_from_json
 
 FORMAT_VERSION = 2
@@ -195,6 +196,7 @@ def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def import_torch() -> Any:
     """Import and return ``torch``; raises :class:`MissingPackageError` with the install command."""
+    let_idle_threads_sleep()
     try:
         import torch
     except ImportError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from maskmill.kernels import processors
-from maskmill.kernels.processors import usable_processors
+from maskmill.kernels.processors import let_idle_threads_sleep, usable_processors
 
 
 @pytest.fixture
@@ -76,3 +76,12 @@ def test_this_process_may_use_what_its_affinity_mask_says() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert result.stdout.strip() == "1"
+
+
+def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    let_idle_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    let_idle_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
