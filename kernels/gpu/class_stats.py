@@ -29,10 +29,10 @@ RULE_CODES = {"argmax": 0, "foreground": 1, "single": 2, "agree": 3}
 """Rules, as class_stats.cu's Rule."""
 
 THREADS = 128
-"""Threads of a block, as class_stats.cu's THREADS."""
+"""Threads of a block, as class_tally.cuh's THREADS."""
 
 PACK = 4
-"""Classes in one load, as class_stats.cu's PACK."""
+"""Classes in one load, as class_walk.cuh's PACK."""
 
 _PER_CELL, _PER_PIXEL = 37, 7
 """About the instructions per class of a thread, and of each of its pixels: they decide the shape of a thread."""
@@ -122,7 +122,7 @@ def _classes(scores: DeviceArray, plan: DecodePlan, strides: list[int]) -> tuple
 
 
 def _mode(plan: DecodePlan, counts_members: bool, has_thresholds: bool) -> str:
-    """Return the least that the pass over the classes must find, as class_stats.cu's Mode."""
+    """Return the least that the pass over the classes must find, as class_tally.cuh's Mode."""
     outputs = set(plan.outputs)
     if counts_members or outputs & {"second", "second_confidence"}:
         return "SECONDS"

@@ -28,17 +28,17 @@ ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", "float32": "float"}
 """Element types of scores: dtype name to the name in common.cuh."""
 
 ACTIVATIONS = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID", "none": "NONE"}
-"""Activations: name to the enumerator in class_stats.cu."""
+"""Activations: name to the enumerator in class_tally.cuh."""
 
 WALKS = ("STRIDED", "VECTOR", "GROUPED")
-"""Ways in which class_stats.cu walks through the classes of a pixel."""
+"""Ways in which class_walk.cuh walks through the classes of a pixel."""
 
 SHAPES = ((1, 1), (4, 2))
 """Rows and columns of pixels per thread of class_stats.cu."""
 
 
 MODES = ("TOP", "SUMS", "SECONDS")
-"""Results of the pass over the classes in class_stats.cu, each with those before it."""
+"""Results of the pass over the classes, as class_tally.cuh's Mode, each with those before it."""
 
 
 def _class_stats() -> Iterator[str]:
@@ -141,10 +141,10 @@ def kernel(source: str, name: str) -> Kernel:
 @cache
 def _compiled(device: int, source: str, name: str) -> Kernel:
     # CuPy's cache of compiled files is keyed by the source and the options, not by the included files.
-    shared = hashlib.sha256((SOURCES / "common.cuh").read_bytes()).hexdigest()[:16]
+    headers = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.cuh")))).hexdigest()[:16]
     module = arrays().RawModule(
         code=(SOURCES / f"{source}.cu").read_text(),
-        options=(*OPTIONS, f"-DCOMMON_CUH_{shared}"),
+        options=(*OPTIONS, f"-DHEADERS_{headers}"),
         name_expressions=(name,),
     )
     return module.get_function(name)

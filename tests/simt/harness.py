@@ -142,7 +142,8 @@ def library(source: Path, names: tuple[str, ...]) -> tuple[ctypes.CDLL, dict[str
         "-U_FORTIFY_SOURCE",
     )
     options += (f"-I{HERE}", f"-I{source.parent}", f"-I{device.SOURCES}")
-    texts = [path.read_text() for path in (HERE / "simt.h", device.SOURCES / "common.cuh", source)]
+    headers = sorted(device.SOURCES.glob("*.cuh"))
+    texts = [path.read_text() for path in (HERE / "simt.h", *headers, source)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256("\0".join([main, *texts, *options, version]).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"maskmill-simt-{os.getuid()}"
