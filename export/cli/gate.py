@@ -212,8 +212,9 @@ def prove(
     failed = []
     for each in precisions:
         verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)
-        typer.echo(f"{describe(verdicts[0])}\n{photos.summary.line()}")
+        typer.echo(describe(verdicts[0]))
         failed += [verdict for verdict in verdicts if not verdict.passed]
+    typer.echo(photos.summary.line())
     if failed:
         require_pass(*failed)
 

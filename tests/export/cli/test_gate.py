@@ -57,7 +57,7 @@ def test_gate_judges_every_conversion_that_stands_there(tmp_path: Path, images: 
     for precision in ("fp16", "int8"):
         run("convert", bundle.path, "--precision", precision, "--images", images)
     output = run("gate", bundle.path, "--images", images).output
-    assert [line.split()[0] for line in output.splitlines()] == ["fp16", "int8"]
+    assert [line.split()[0] for line in output.splitlines()] == ["fp16", "int8", "50"]
     with pytest.raises(GateError, match="50 different images were compared, at least 60 are needed"):
         run("gate", bundle.path, "--images", images, "--precision", "fp16", "--min-images", "60")
     passed = {verdict["precision"]: verdict["passed"] for verdict in Bundle.load(bundle.path).verdicts}
