@@ -122,6 +122,7 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
     certificate = json.loads((files / "labels.cert.json").read_text())
     assert certificate["promise"].startswith("Heuristic")
     assert certificate["calibration"]["report"]["num_images"] == 24
+    assert certificate["drift"]["result"].startswith("no sign of drift in 24 images")
     (files / "labels" / "3.png").write_bytes((files / "labels" / "4.png").read_bytes())
     damaged = maskmill("verify", files, cwd=home)
     assert damaged.returncode == 1

@@ -354,8 +354,8 @@ def _label(
 
 def _finish(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
     """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
+    from ..labeling.drift import watch_store
     from ..report import display
-    from ..report.drift import watch_store
 
     drift = None if calibration is None else watch_store(store, calibration)
 

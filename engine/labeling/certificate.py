@@ -24,6 +24,7 @@ from ..inputs.identity import content_id
 from ..model.files import sha256
 from ..model.publishing import write_atomically
 from ..store.label_store import LabelStore
+from .drift import watch_store
 
 HASHES = "labels.sha256"
 FORMAT_VERSION = 1
@@ -62,8 +63,10 @@ def make_certificate(
     """
     run = store.run
     reviews = store.current_reviews().values()
+    drift = None
     if calibration is not None:
         _check_same(run, calibration)
+        drift = watch_store(store, calibration)
     return {
         "format_version": FORMAT_VERSION,
         "maskmill": version("maskmill"),
@@ -75,7 +78,7 @@ def make_certificate(
             "thresholds": run.get("thresholds"),
             "report": None if calibration is None else calibration.report,
         },
-        "drift": None,
+        "drift": None if drift is None else drift.to_json() | {"result": drift.sentence()},
         "reviews": {
             "images": len(reviews),
             "reviewers": sorted({review.reviewer for review in reviews}),

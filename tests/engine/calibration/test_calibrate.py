@@ -13,12 +13,12 @@ from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.drift import watch_store
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
-from maskmill.engine.report.drift import watch_store
 from maskmill.engine.report.evaluate import evaluate_predictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import CalibrationError, CalibrationMismatch, TaxonomyError, UsageError
