@@ -53,7 +53,7 @@ PairingOption = Annotated[
     typer.Option(
         "--pairing",
         metavar="IMAGE=LABEL",
-        help="Names of label maps, with * for the part that is equal, such as '*_photo=*_truth'.",
+        help="Names of label maps: * is the part that is equal, as in '*=*_gt'.",
         show_default="known names are recognized",
     ),
 ]
