@@ -53,7 +53,7 @@ PairingOption = Annotated[
     typer.Option(
         "--pairing",
         metavar="IMAGE=LABEL",
-        help="Names of label maps: * is the part that is equal, as in '*=*_gt'.",
+        help="Names of label maps with \\* for the equal part, as in '\\*=\\*_gt'.",
         show_default="known names are recognized",
     ),
 ]
