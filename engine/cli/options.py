@@ -116,7 +116,12 @@ ThreadsOption = Annotated[
         help="Threads per model call; with 1, several images run in parallel, one per core.",
     ),
 ]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images per model call; a TensorRT engine uses its own batch size.")]
+BatchOption = Annotated[
+    int,
+    typer.Option(
+        "--batch", min=1, metavar="N", help="Images per model call; a TensorRT engine uses its own batch size."
+    ),
+]
 TileOption = Annotated[
     int | None,
     typer.Option(
