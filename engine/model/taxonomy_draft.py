@@ -91,7 +91,8 @@ def draft(
             labels[index] = (name, rest)
             similar = difflib.get_close_matches(_normalized(name), class_of, n=1)
             hint = f"; like the model's {class_of[similar[0]]}" if similar else ""
-            notes.append(f"label {index} ({name}) → {rest}{hint}")
+            label = f"label {name}" if by_name else f"label {index} ({name})"
+            notes.append(f"{label} → {rest}{hint}")
     matched = {target for _, target in labels.values()} - {IGNORE}
     used = matched | {background} if label_names else set(classes)
     targets = [name for name in classes if name in used]
@@ -118,7 +119,8 @@ def draft(
         lines.append(f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(name if name in used else DROPPED)}")
         if name not in used:
             notes.append(f"model class {name} → {DROPPED}")
-    lines += ["", f'[labels]  # a label index of the data set = a target, or "{IGNORE}"; 255 is ignored']
+    keys = "name of the labels" if by_name else "label index of the data set"
+    lines += ["", f'[labels]  # a {keys} = a target, or "{IGNORE}"; 255 is ignored']
     if label_names is None:
         for index, target in model_labels(bundle).items():
             lines.append(f"{index} = {json.dumps(IGNORE if target < 0 else classes[target], ensure_ascii=False)}")

@@ -145,7 +145,8 @@ def test_the_draft_makes_unmatched_names_background_if_asked(tmp_path: Path) -> 
 
 def test_the_draft_by_name_writes_names(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path, classes=("background", "cow", "dog"), background="background")
-    text, _ = draft(bundle, {4: "background", 7: "cow", 9: "gräs"}, by_name=True)
+    text, unmatched = draft(bundle, {4: "background", 7: "cow", 9: "gräs"}, by_name=True)
+    assert unmatched[0] == "label gräs → ignore"
     taxonomy = Taxonomy.load(write(tmp_path, text), bundle)
     assert (dict(taxonomy.labels), dict(taxonomy.named_labels)) == ({}, {"background": 0, "cow": 1, "gräs": -1})
     values = taxonomy.for_labels({0: "cow", 1: "background", 2: "gräs"}, "set.json", by_name=True)
