@@ -88,7 +88,9 @@ def observe(data: Path, teacher: str, folder: Path) -> Observations:
 
 def family(candidate: Candidate) -> str:
     """Name the family of a candidate: its rule and grouping, or ``confidence``."""
-    return "confidence" if candidate.method != "conformal" else f"{candidate.rule}, {candidate.group}"
+    if candidate.method != "conformal":
+        return "confidence"
+    return f"{candidate.rule}, {candidate.group}" + (" (pooled fallback)" if candidate.fallback == "pooled" else "")
 
 
 def area(points: list[Measured], key: str) -> float:
@@ -108,7 +110,7 @@ def on_others(candidate: Candidate, fitted: BinnedScores, samples: PixelSamples,
         alpha = Fraction(str(candidate.alpha))
         sharing = share_thresholds(
             candidate.group or "class", (fitted.pixels > 0).sum(axis=0), min_images=fewest_images(alpha),
-            background=taxonomy.background, counts=fitted.counts,
+            background=taxonomy.background, counts=fitted.counts, fallback=candidate.fallback,
         )  # fmt: skip
         bins = fitted.thresholds(sharing, np.ones((1, fitted.counts.num_images)), alpha=alpha, unit=candidate.unit)[0]
         limits = np.where(bins >= 0, UPPER[bins], -np.inf).astype(np.float32)

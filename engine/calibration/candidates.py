@@ -23,7 +23,7 @@ from .calibration import fewest_images
 from .intervals import blocks, folds
 from .scores.pixel_samples import PixelSamples, Tally
 from .scores.score_counts import UPPER
-from .sharing import Group, share_thresholds
+from .sharing import Fallback, Group, share_thresholds
 from .thresholds import Unit
 
 ALPHAS = ("0.01", "0.02", "0.05", "0.1", "0.15", "0.2", "0.3", "0.4")
@@ -50,13 +50,16 @@ class Candidate:
     """Exchangeable unit (``conformal``)."""
     alpha: str | None = None
     """Error rate (``conformal``)."""
+    fallback: Fallback = "foreground"
+    """Threshold of classes with few images (``conformal``, group ``class``)."""
 
     def __str__(self) -> str:
         if self.method == "argmax":
             return "top class of every pixel"
         if self.method == "threshold":
             return f"confidence {self.confidence:g}"
-        return f"{self.rule}, {self.group}, {self.unit}, alpha {self.alpha}"
+        fallback = ", fallback pooled" if self.fallback == "pooled" else ""
+        return f"{self.rule}, {self.group}, {self.unit}, alpha {self.alpha}{fallback}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,10 @@ def default_candidates(groups: Sequence[Group] = GROUPS) -> list[Candidate]:
     candidates = [Candidate(method="argmax")]
     candidates += [Candidate(method="threshold", confidence=confidence) for confidence in CONFIDENCES]
     for group, unit, alpha, rule in product(groups, get_args(Unit), ALPHAS, get_args(Rule)):
-        candidates.append(Candidate(method="conformal", rule=rule, group=group, unit=unit, alpha=alpha))
+        fallbacks: tuple[Fallback, ...] = get_args(Fallback) if group == "class" else ("foreground",)
+        for fallback in fallbacks:
+            options: dict[str, Any] = {"rule": rule, "group": group, "unit": unit, "alpha": alpha}
+            candidates.append(Candidate(method="conformal", fallback=fallback, **options))
     return candidates
 
 
@@ -167,7 +173,14 @@ def measure_candidates(
         seen = (rest.pixels > 0).sum(axis=0)
         limits: dict[Any, Any] = {}
         for index, candidate in enumerate(candidates):
-            key = (candidate.method, candidate.confidence, candidate.group, candidate.unit, candidate.alpha)
+            key = (
+                candidate.method,
+                candidate.confidence,
+                candidate.group,
+                candidate.unit,
+                candidate.alpha,
+                candidate.fallback,
+            )
             if key not in limits:
                 limits[key] = _limits(candidate, scores, rest, weights, seen, extra, taxonomy.background)
             parts[index].append((images, samples.tally(images, limits[key], candidate.rule)))
@@ -197,7 +210,12 @@ def _limits(
     assert candidate.group is not None, "a conformal candidate has a group"
     alpha = Fraction(candidate.alpha)
     sharing = share_thresholds(
-        candidate.group, seen, min_images=fewest_images(alpha), background=background, counts=rest.counts
+        candidate.group,
+        seen,
+        min_images=fewest_images(alpha),
+        background=background,
+        counts=rest.counts,
+        fallback=candidate.fallback,
     )
     pooled = share_thresholds("pooled", seen, min_images=1, background=background, unseen="pooled")
     options: dict[str, Any] = {"alpha": alpha, "unit": candidate.unit}

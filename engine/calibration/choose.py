@@ -64,6 +64,7 @@ def choose(
             group=best.group,
             unit=best.unit,
             rule=best.rule,
+            fallback=best.fallback,
             on_small_n="max",
         )
     return choice, calibration
