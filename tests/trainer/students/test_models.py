@@ -184,7 +184,7 @@ def test_an_unknown_model_or_option_is_refused(name: str, options: dict[str, Any
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch", None)
-    with pytest.raises(MissingPackageError, match=r"smp:Unet needs .*maskmill\[smp\]"):
+    with pytest.raises(MissingPackageError, match=r"smp:Unet needs .*\[smp\]"):
         build_model("smp:Unet", 5)
 
 
