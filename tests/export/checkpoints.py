@@ -24,6 +24,8 @@ def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, *
                 parameter.normal_(0, gain / parameter[0].numel() ** 0.5, generator=generator)
             elif name.endswith("weight"):
                 parameter.fill_(1)
+            elif name.endswith("bias"):
+                parameter.zero_()
             else:
                 parameter.normal_(0, 0.02, generator=generator)
     model.save_pretrained(folder)
