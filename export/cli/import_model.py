@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...engine.cli.options import BundleArgument, ImagesOption
+from ...engine.cli.options import SOURCE_HELP, BundleArgument
 from ...engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter, Task
 from ...errors import UsageError
 
@@ -194,7 +194,7 @@ def import_model(
 
 def cam_head(
     bundle: BundleArgument,
-    images: ImagesOption,
+    images: Annotated[str, typer.Option(metavar="SOURCE", help=f"Images to fit on: {SOURCE_HELP}.")],
     image_labels: Annotated[
         Path, typer.Option(metavar="FILE", help="Classes that each image shows: CSV, JSON lines or COCO.")
     ],
