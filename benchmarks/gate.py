@@ -1,4 +1,4 @@
-"""What the gate says of lower precisions of two real models, and how fast they are on a processor.
+"""Measure the gate's verdicts on lower precisions of two real models, and their speed on a CPU.
 
     python benchmarks/gate.py verdicts --model deeplab [--images 50] [--only fp16] [--min-share 0.001]
     python benchmarks/gate.py walk --model deeplab [--min-share 0.001]

@@ -68,14 +68,14 @@ class Row:
 
     name: str
     published: tuple[float, float, float] | None
-    """miou_kept, accuracy_kept and kept at half resolution; None where they were not published."""
+    """miou_kept, accuracy_kept and kept at half resolution; None if they were not published."""
     confidence: float | None = None
     group: str | None = None
     rule: str = "argmax"
     """A rule of the product, or ``best``: the most probable member of the set, foreground or not."""
     alpha: str | None = None
     min_images: int = 1
-    """The published thresholds fall back to the pooled one only where a class was not seen at all."""
+    """The published thresholds fall back to the pooled one only for a class that was not seen at all."""
 
 
 def table() -> list[Row]:

@@ -133,11 +133,11 @@ class Photo:
     """(H, W) target indices, 0 the background."""
     shown: tuple[str, ...]
     features: tuple[np.ndarray, ...]
-    """(D, h, w) float16, one a scale and way round."""
+    """(D, h, w) float16, one per scale and orientation."""
 
     @property
     def mean_features(self) -> np.ndarray:
-        """What a head is fitted on: both ways round at the first scale."""
+        """Features that a head is fitted on: both orientations at the first scale."""
         return np.mean([one.mean(axis=(1, 2), dtype=np.float64) for one in self.features[:2]], axis=0)
 
 
@@ -223,7 +223,7 @@ def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -
 
 @dataclasses.dataclass(frozen=True)
 class Labeled:
-    """What one variant made of some photos."""
+    """Labels that one variant made of some photos."""
 
     counts: np.ndarray
     """(photos, 16, 17): pixels of each true class and label."""
@@ -292,7 +292,7 @@ class Split:
         return predictor
 
     def steps(self, photos: list[Photo], prompts: PromptSettings, masks: MaskSettings) -> list[PromptedSteps]:
-        """What the predictor makes of some photos."""
+        """Run the predictor's steps on some photos."""
         predictor = self.predictor(prompts, masks)
 
         def run(photo: Photo) -> PromptedSteps:

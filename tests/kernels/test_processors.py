@@ -62,9 +62,12 @@ def test_numba_uses_no_more_threads_than_there_are_processors(monkeypatch: pytes
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads.config, "NUMBA_NUM_THREADS", 16)
     monkeypatch.setattr(threads, "usable_processors", lambda: 3)
+    threads._most_threads.cache_clear()
     assert threads.num_threads(2, worth=1) == 3
     monkeypatch.setenv("NUMBA_NUM_THREADS", "16")
+    threads._most_threads.cache_clear()
     assert threads.num_threads(2, worth=1) == 16, "a number that the user sets is respected"
+    threads._most_threads.cache_clear()
 
 
 def test_this_process_may_use_what_its_affinity_mask_says() -> None:
