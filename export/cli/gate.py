@@ -72,7 +72,8 @@ RequireClassesOption = Annotated[
     ),
 ]
 BatchOption = Annotated[
-    int | None, typer.Option("--batch", min=1, help="Images per call of the artifact.", show_default="2, if it can")
+    int | None,
+    typer.Option("--artifact-batch", min=1, help="Images per call of the artifact.", show_default="2, if it can"),
 ]
 ShiftOption = Annotated[
     float | None,
