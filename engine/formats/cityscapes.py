@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,9 @@ class CityscapesReader(LabelReader):
         if "labels.json" in self._tree:
             names |= {int(key): value for key, value in json.loads(self._tree.read("labels.json")).items()}
         self._values = {name: value for value, name in names.items()}
-        self.class_names = {value: name for value, name in names.items() if value not in _IGNORED}
-        self.image_names = list(self._files)
-        self.notes = ("ids 0 to 3 are ignored",)
+        self.class_names: Mapping[int, str] = {value: name for value, name in names.items() if value not in _IGNORED}
+        self.image_names: Sequence[str] = list(self._files)
+        self.notes: tuple[str, ...] = ("ids 0 to 3 are ignored",)
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read the ids of an image, or fill its polygons in the order of the file."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,10 +75,10 @@ class CocoReader(LabelReader):
         self._order = np.argsort(owners, kind="stable")
         self._first = np.searchsorted(owners[self._order], np.arange(len(numbers) + 1))
         self._classes = ShapeClasses(self._categories.values(), options, drawn=drawn)
-        self.class_names = self._classes.by_value
-        self.image_names = list(self._images)
+        self.class_names: Mapping[int, str] = self._classes.by_value
+        self.image_names: Sequence[str] = list(self._images)
         fate = "ignored" if self._crowds == "ignore" else "objects like any other"
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             self._classes.note,
             f"{self._num_crowds} iscrowd regions are {fate}",
             f"overlaps: {self._overlaps} on top",

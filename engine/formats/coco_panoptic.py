@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -50,9 +50,9 @@ class CocoPanopticReader(LabelReader):
                 raise UsageError(f"{location}: an annotation names the image {annotation['image_id']}, which is absent")
             self._spans[images[annotation["image_id"]]] = start, stop
         self._maps = FileTree(location.removesuffix(".json"))
-        self.image_names = list(self._spans)
-        self.class_names = dict(enumerate(names))
-        self.notes = ("pixels without a segment and iscrowd segments are ignored",)
+        self.image_names: Sequence[str] = list(self._spans)
+        self.class_names: Mapping[int, str] = dict(enumerate(names))
+        self.notes: tuple[str, ...] = ("pixels without a segment and iscrowd segments are ignored",)
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Translate the segment ids of an image to classes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -52,9 +52,9 @@ class CvatReader(LabelReader):
         declared, drawn = self._index()
         # labels of shapes that the task did not declare come last
         self._classes = ShapeClasses([*declared, *sorted(drawn)], options, drawn=drawn)
-        self.class_names = self._classes.by_value
-        self.image_names = list(self._spans)
-        self.notes = (self._classes.note, "overlaps: the higher z_order on top")
+        self.class_names: Mapping[int, str] = self._classes.by_value
+        self.image_names: Sequence[str] = list(self._spans)
+        self.notes: tuple[str, ...] = (self._classes.note, "overlaps: the higher z_order on top")
 
     def _index(self) -> tuple[list[str], set[str]]:
         """Find every image element; returns the task's labels and those of shapes."""

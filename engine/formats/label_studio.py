@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
@@ -69,10 +69,14 @@ class LabelStudioReader(LabelReader):
                     raise UsageError(f"{location} holds two tasks for the image {name}")
                 self._tasks[name] = span, annotated
         self._classes = ShapeClasses(sorted(drawn), options, drawn=drawn)
-        self.class_names = self._classes.by_value
-        self.image_names = list(self._tasks)
+        self.class_names: Mapping[int, str] = self._classes.by_value
+        self.image_names: Sequence[str] = list(self._tasks)
         source = "annotations" if edited else "predictions, since nothing was annotated"
-        self.notes = (self._classes.note, "overlaps: the later region on top", f"labels are the tasks' {source}")
+        self.notes: tuple[str, ...] = (
+            self._classes.note,
+            "overlaps: the later region on top",
+            f"labels are the tasks' {source}",
+        )
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the regions of a task; one without regions needs ``size``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,9 @@ class LabelmeReader(LabelReader):
         if not self._files:
             raise UsageError(f"{location} holds no labelme file (JSON with `shapes` and `imagePath`)")
         self._classes = ShapeClasses(sorted(drawn), options, drawn=drawn)
-        self.class_names = self._classes.by_value
-        self.image_names = list(self._files)
-        self.notes = (self._classes.note, f"overlaps: {self._overlaps} on top")
+        self.class_names: Mapping[int, str] = self._classes.by_value
+        self.image_names: Sequence[str] = list(self._files)
+        self.notes: tuple[str, ...] = (self._classes.note, f"overlaps: {self._overlaps} on top")
 
     def _load(self, file: str) -> dict[str, Any] | None:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +45,7 @@ class VocReader(LabelReader):
         if not files:
             raise UsageError(f"{location} has no SegmentationClass/*.png")
         self._files = {_below(name, "SegmentationClass"): name for name in files}
-        self.image_names = list(self._files)
+        self.image_names: Sequence[str] = list(self._files)
         maps = [name for name in self._tree.names if name.rsplit("/", 1)[-1] == "labelmap.txt"]
         self._colors: dict[int, int] | None = None
         if maps:
@@ -53,11 +53,13 @@ class VocReader(LabelReader):
             values = [255 if name == IGNORE else value for value, (name, _) in enumerate(entries)]
             self._colors = {_packed(_BORDER): 255}
             self._colors |= {_packed(color): value for value, (_, color) in zip(values, entries, strict=True)}
-            self.class_names = {value: name for value, (name, _) in zip(values, entries, strict=True) if value < 255}
-            self.notes = (f"class names and colors come from {maps[0]}",)
+            self.class_names: Mapping[int, str] = {
+                value: name for value, (name, _) in zip(values, entries, strict=True) if value < 255
+            }
+            self.notes: tuple[str, ...] = (f"class names and colors come from {maps[0]}",)
         else:
-            self.class_names = dict(enumerate(VOC_NAMES))
-            self.notes = ("class names are those of PASCAL VOC; 255 is ignored",)
+            self.class_names: Mapping[int, str] = dict(enumerate(VOC_NAMES))
+            self.notes: tuple[str, ...] = ("class names are those of PASCAL VOC; 255 is ignored",)
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read an index map, or translate the colors of a color map."""
@@ -86,13 +88,15 @@ class IndexReader(LabelReader):
         self.format = format
         if format == "png":
             lines = self._tree.read("classes.txt").decode("utf-8-sig").splitlines()
-            self.class_names = {int(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in lines if line}
+            self.class_names: Mapping[int, str] = {
+                int(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in lines if line
+            }
         else:
             targets = json.loads(self._tree.read("mask_targets.json"))
-            self.class_names = {int(value): str(name) for value, name in targets.items()}
+            self.class_names: Mapping[int, str] = {int(value): str(name) for value, name in targets.items()}
         self._files = {_below(name, "labels"): name for name in self._tree.names if name.startswith("labels/")}
-        self.image_names = list(self._files)
-        self.notes = (f"{65535 if len(self.class_names) > 255 else 255} is ignored",)
+        self.image_names: Sequence[str] = list(self._files)
+        self.notes: tuple[str, ...] = (f"{65535 if len(self.class_names) > 255 else 255} is ignored",)
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read a map of class indices."""
@@ -116,10 +120,12 @@ class Ade20kReader(LabelReader):
         if not files or not lists:
             raise UsageError(f"{location} needs annotations/*.png and objectInfo150.txt (the scene parsing challenge)")
         rows = self._tree.read(lists[0]).decode("utf-8-sig").splitlines()[1:]
-        self.class_names = {int(row.split("\t")[0]): row.split("\t")[-1].split(",")[0].strip() for row in rows if row}
+        self.class_names: Mapping[int, str] = {
+            int(row.split("\t")[0]): row.split("\t")[-1].split(",")[0].strip() for row in rows if row
+        }
         self._files = {_below(name, "annotations"): name for name in files}
-        self.image_names = list(self._files)
-        self.notes = ("value 0 is ignored, values 1 to 150 are the classes of objectInfo150.txt",)
+        self.image_names: Sequence[str] = list(self._files)
+        self.notes: tuple[str, ...] = ("value 0 is ignored, values 1 to 150 are the classes of objectInfo150.txt",)
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read a map; 0 becomes 255."""

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,9 +172,9 @@ class HuggingFaceReader(LabelReader):
                                 f"{file}, row {number}: the image's name {name!r} is missing or not unique"
                             )
                         self._rows[name] = file, group, number
-        self.image_names = list(self._rows)
-        self.class_names = dict(enumerate(classes or ()))
-        self.notes = (f"label maps come from the column {self._column}",)
+        self.image_names: Sequence[str] = list(self._rows)
+        self.class_names: Mapping[int, str] = dict(enumerate(classes or ()))
+        self.notes: tuple[str, ...] = (f"label maps come from the column {self._column}",)
 
     def _open(self, file: str) -> pq.ParquetFile:
         try:

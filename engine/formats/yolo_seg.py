@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,9 @@ class YoloReader(LabelReader):
         drawn = {class_names.get(number, "") for name in files for number in _class_numbers(self._tree.read(name))}
         self._names = class_names
         self._classes = ShapeClasses(class_names.values(), options, drawn=drawn)
-        self.class_names = self._classes.by_value
-        self.image_names = list(self._files)
-        self.notes = (self._classes.note, f"overlaps: {self._overlaps} on top")
+        self.class_names: Mapping[int, str] = self._classes.by_value
+        self.image_names: Sequence[str] = list(self._files)
+        self.notes: tuple[str, ...] = (self._classes.note, f"overlaps: {self._overlaps} on top")
         self._images = {name.rsplit(".", 1)[0]: name for name in self._tree.with_suffix(*IMAGE_SUFFIXES)}
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:

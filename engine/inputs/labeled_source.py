@@ -50,7 +50,7 @@ class LabeledSource:
         """Counts; those of pixels grow as maps are read."""
         self.items = [items[uri] for uri in entries if uri in items]
         """The images, in their source's order; empty if only uris were paired."""
-        self.uris = list(entries)
+        self.uris: list[str] = list(entries)
         """Names of the images, in order."""
         self._entries = dict(entries)
         self._taxonomy = taxonomy

@@ -175,8 +175,8 @@ class LabelSet(LabelSource):
     def __init__(self, reader: LabelReader, *, as_stored: bool = False) -> None:
         self.as_stored = as_stored
         self.skipped = Counter()
-        self.by_name = not reader.stored_values
-        self.format = f"{reader.format} ({'; '.join(reader.notes)})" if reader.notes else reader.format
+        self.by_name: bool = not reader.stored_values
+        self.format: str = f"{reader.format} ({'; '.join(reader.notes)})" if reader.notes else reader.format
         self._reader = reader
         entries = {name: LabelEntry(f"{reader.path}: {name}", name) for name in reader.names()}
         if not entries:

@@ -153,7 +153,7 @@ class Selected:
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
-    """Decode, select and weight one image on the device of its scores; only two maps and two numbers reach the host.
+    """Decode, select and weight one image on the device of its scores; only two maps and three numbers reach the host.
 
     Raises :class:`ImageError` of the kind ``not-finite`` for scores with NaN or infinity.
     """

@@ -59,7 +59,7 @@ class SemanticPredictor:
         self.bundle = bundle
         self.session = session
         self.tile = tile
-        self.overlap = overlap if tile is not None else 0
+        self.overlap: int = overlap if tile is not None else 0
         self._batch = batch
         self._backend = backend
 

@@ -70,7 +70,7 @@ class LabelStore:
     def __init__(self, path: Path, run: Mapping[str, Any], moment: Moment | None = None) -> None:
         self.path = path
         """Folder of the store."""
-        self.run = dict(run)
+        self.run: dict[str, Any] = dict(run)
         """Everything that decides the labels, as given when the store was created."""
         self._fixed = moment
         self._reset()

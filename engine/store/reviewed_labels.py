@@ -25,7 +25,7 @@ class ReviewedLabels(LabelReader):
     notes = ("labels that people corrected or accepted",)
 
     def __init__(self, store: LabelStore) -> None:
-        self.path = str(store.path)
+        self.path: str = str(store.path)
         self._store = store
         self.class_names = dict(enumerate(store.classes["targets"]))
         reviews = store.current_reviews()

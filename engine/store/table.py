@@ -39,7 +39,7 @@ class Table:
     def __init__(self, folder: Path, name: str, session: Any) -> None:
         self.name = name
         """Name of the dataset: labels, inputs or reviews."""
-        self.path = folder / f"{name}.lance"
+        self.path: Path = folder / f"{name}.lance"
         """Folder of the dataset."""
         self._session = session
         self._process = os.getpid()

@@ -122,10 +122,12 @@ class GraphSession:
             self._session = _load(onnxruntime, model, settings)
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load the {kind} graph: {first_line(error)}") from error
-        self.kind, self.artifact, self.threads = kind, artifact, threads
+        self.kind: str = kind
+        self.artifact: str = artifact
+        self.threads: int = threads
         self.magnitudes: dict[str, float] = {}
         batch = self._session.get_inputs()[0].shape[0]
-        self.max_batch = batch if isinstance(batch, int) else None
+        self.max_batch: int | None = batch if isinstance(batch, int) else None
         self._input = bundle.input.name
         self._outputs = [output.name for output in bundle.outputs_of(role)]
         names = [output.name for output in self._session.get_outputs()]
@@ -149,8 +151,10 @@ class Memory:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.kind, self.artifact = session.kind, session.artifact
-        self.max_batch, self.threads = session.max_batch, session.threads
+        self.kind: str = session.kind
+        self.artifact: str = session.artifact
+        self.max_batch: int | None = session.max_batch
+        self.threads: int = session.threads
         self._known: dict[bytes, list[NDArray[Any]]] = {}
 
     def run(self, inputs: Any) -> list[NDArray[Any]]:

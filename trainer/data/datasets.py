@@ -104,9 +104,9 @@ class LabeledImages(_SequentialReads):
         self._labeled = labeled
         self._taxonomy = taxonomy
         self._items = [item for item in labeled.items if item.uri not in skip]
-        self.uris = [item.uri for item in self._items]
+        self.uris: list[str] = [item.uri for item in self._items]
         """Names of the images, in order."""
-        self.summary = labeled.summary
+        self.summary: SourceSummary = labeled.summary
         """Files that were used and passed over."""
 
     @classmethod
@@ -173,7 +173,7 @@ class StoredImages:
         self._source = source
         self._items = list(items)
         self._labels = [(row.id or "", row.condition) for row in rows]
-        self.uris = [item.uri for item in self._items]
+        self.uris: list[str] = [item.uri for item in self._items]
         """Names of the images, in order."""
 
     @classmethod
@@ -234,9 +234,9 @@ class PlainImages(_SequentialReads):
         self._source = source
         self._items = list(items)
         self._taxonomy = taxonomy
-        self.uris = [item.uri for item in self._items]
+        self.uris: list[str] = [item.uri for item in self._items]
         """Names of the images, in order."""
-        self.summary = SourceSummary(images=len(self.uris), skipped=source.skipped)
+        self.summary: SourceSummary = SourceSummary(images=len(self.uris), skipped=source.skipped)
         """Files that were used and passed over."""
 
     @classmethod

@@ -35,8 +35,8 @@ class Observations:
     """Scores of labeled images in files of ``folder``; use it as a context."""
 
     def __init__(self, folder: Path, taxonomy: Taxonomy, *, grid: tuple[int, int] | None = None) -> None:
-        self.spill = ScoreSpill(folder, grid=grid)
-        self.samples = PixelSamples(folder, taxonomy)
+        self.spill: ScoreSpill = ScoreSpill(folder, grid=grid)
+        self.samples: PixelSamples = PixelSamples(folder, taxonomy)
         self.counts = ScoreCounts.empty()
         self._taxonomy = taxonomy
 
@@ -75,7 +75,7 @@ class Observations:
                     progress(len(parts) - 1, len(items))
         self.spill.finish()
         self.samples.finish()
-        self.counts = ScoreCounts.merge(parts)
+        self.counts: ScoreCounts = ScoreCounts.merge(parts)
 
     def _observe(
         self, predictor: Predictor, source: Source, labeled: LabeledSource, chunk: Sequence[Item]

@@ -117,7 +117,7 @@ class CamModel:
         self.session = session
         self.flip = flip
         self.backend = backend
-        self.scales = tuple(scales)
+        self.scales: tuple[float, ...] = tuple(scales)
         self._specs = [self._spec(scale) for scale in scales]
         self._cam, self._logits = kinds.index("cam"), kinds.index("logits")
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ....errors import SessionError, UsageError
 from ...backends.base import Backend
 from ...backends.host import HOST
-from ...model.bundle import Bundle
+from ...model.bundle import Bundle, PromptSpec
 from ...runtimes.base import Session
 from .prompts import BOX_END, PADDING, Prompts
 
@@ -44,7 +44,7 @@ class PromptDecoder:
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
         if max_prompts < 1:
             raise UsageError(f"max_prompts must be at least 1, got {max_prompts}")
-        self.spec = bundle.prompt
+        self.spec: PromptSpec = bundle.prompt
         self._bundle = bundle
         self._session = session
         self._embeddings = [output.name for output in bundle.outputs_of("encoder")]

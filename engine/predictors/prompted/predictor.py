@@ -139,20 +139,20 @@ class PromptedPredictor:
             raise UsageError(f"the class threshold is a probability, got {class_threshold}")
         if labels is not None:
             labels.check([*cam.classes, "background"])
-        self.cam = CamModel(cam, cam_session, scales=scales, flip=flip, backend=backend)
-        self.decoder = PromptDecoder(sam, decoder, backend=backend)
-        self.bundle = scored_bundle(cam)
+        self.cam: CamModel = CamModel(cam, cam_session, scales=scales, flip=flip, backend=backend)
+        self.decoder: PromptDecoder = PromptDecoder(sam, decoder, backend=backend)
+        self.bundle: Bundle = scored_bundle(cam)
         """The classifier's bundle with the classes of the score maps."""
         self.sam = sam
         self.encoder = encoder
-        self.prompts = prompts or PromptSettings()
-        self.masks = masks or MaskSettings()
+        self.prompts: PromptSettings = prompts or PromptSettings()
+        self.masks: MaskSettings = masks or MaskSettings()
         self._labels = labels
         self._class_threshold = class_threshold
         self._cache = cache
         self._batch = batch
         self._backend = backend
-        self.first = len(self.bundle.classes) - len(cam.classes)
+        self.first: int = len(self.bundle.classes) - len(cam.classes)
         """Channel of the classifier's first class."""
         self._lock = threading.Lock()
         self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact

@@ -93,7 +93,7 @@ def test_labels_and_weights_are_those_of_the_host(
     np.testing.assert_array_equal(found.counts, expected.counts)
     assert (found.kept, found.confidence) == pytest.approx((expected.kept, expected.confidence))
     downloads = [event for event in cupy_fake.events if event[1] == "download"]
-    assert [event[2] for event in downloads] == [image.shape[:2], image.shape[:2], (2,)], "two maps and two numbers"
+    assert [event[2] for event in downloads] == [image.shape[:2], image.shape[:2], (3,)], "two maps and three numbers"
     assert {event[3] for event in downloads} == {False}, "without holding up the thread"
     waits = [event for event in cupy_fake.events if event[1] == "synchronize"]
     assert len(waits) == 1, "a thread waits once, for its results"
