@@ -61,11 +61,10 @@ def texts_of(path: Path) -> list[tuple[int, str, bool]]:
     texts = []
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        for index, child in enumerate(body if isinstance(body, list) else ()):
+        for child in body if isinstance(body, list) else ():
             value = child.value if isinstance(child, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                owner = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
-                texts.append((child.lineno, " ".join(value.value.split()), owner and index == 0))
+                texts.append((child.lineno, " ".join(value.value.split()), True))
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
             texts.append((node.lineno, " ".join("".join(map(str, parts)).split()), False))

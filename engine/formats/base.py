@@ -121,7 +121,7 @@ class WriterOptions:
     classes: LabelClasses
     images: ImageMode = "none"
     weights: bool = False
-    """Whether weights are written."""
+    """True if weights are written."""
     ignored: Ignored | None = None
     """Fate of ignored pixels; needed by formats that cannot mark them."""
     certificate: str = "{}"
@@ -133,9 +133,9 @@ class Writer(ABC):
 
     format: ClassVar[str]
     marks_ignored: ClassVar[bool] = False
-    """Whether the format can say that a pixel has no label."""
+    """True if the format can say that a pixel has no label."""
     holds_weights: ClassVar[bool] = False
-    """Whether the format has a place for weights."""
+    """True if the format has a place for weights."""
     image_modes: ClassVar[tuple[ImageMode, ...]] = ("none", "copy", "link")
     """Choices for photos, the default first."""
     batch: ClassVar[int] = 1
@@ -206,7 +206,7 @@ class LabelReader(ABC):
     image_names: Sequence[str]
     """Images with labels, by their names in the file or folder."""
     stored_values: bool = False
-    """Whether the values are those of the files; otherwise they are numbers of this reader, and only names count."""
+    """True if the values are those of the files; otherwise they are numbers of this reader, and only names count."""
     notes: tuple[str, ...] = ()
     """Decisions that a reader should tell its user, as in "pixels without a shape are background"."""
 
@@ -239,7 +239,7 @@ class ShapeOptions:
     crowds: Literal["ignore", "object"] = "ignore"
     """Meaning of COCO's ``iscrowd``: pixels to ignore, or an object like any other, as CVAT and Datumaro write it."""
     predictions: bool = True
-    """Whether a file of predictions that nobody edited counts as labels (Label Studio)."""
+    """True if a file of predictions that nobody edited counts as labels (Label Studio)."""
 
 
 class ShapeClasses:

@@ -54,7 +54,7 @@ class LabelEntry:
     name: str
     """File, or file and image, for messages."""
     key: Any
-    """What the label source reads by."""
+    """Key by which the label source reads the labels."""
 
 
 class LabelSource(ABC):
@@ -63,13 +63,13 @@ class LabelSource(ABC):
     path: str
     """File or folder, for messages."""
     as_stored: bool
-    """Whether label maps show photos as stored, before their EXIF orientation turns them."""
+    """True if label maps show photos as stored, before their EXIF orientation turns them."""
     skipped: Counter[str]
     """Files passed over, by kind."""
     format: str = ""
     """Format and what its reader decided; empty for label maps."""
     by_name: bool = False
-    """Whether label values are numbers of the reader, as for a COCO file, so that only class names count."""
+    """True if label values are numbers of the reader, as for a COCO file, so that only class names count."""
 
     def __init__(self, path: str, entries: Mapping[str, LabelEntry], index: PairingIndex[LabelEntry]) -> None:
         self.path = path

@@ -41,11 +41,11 @@ class SourceSummary:
     labels_format: str = ""
     """Format of the labels and what its reader decided; empty for label maps."""
     assumed: bool = False
-    """Whether labels are taken for the model's classes in order, with nothing that says so."""
+    """True if labels are taken for the model's classes in order, with nothing that says so."""
     turned: int = 0
     """Images that their EXIF orientation turned, while their maps have none."""
     as_stored: bool = False
-    """Whether the maps were turned like their images."""
+    """True if the maps were turned like their images."""
     label_pixels: int = 0
     """Pixels of the label maps read so far."""
     ignored_pixels: int = 0

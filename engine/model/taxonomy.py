@@ -82,7 +82,7 @@ class Taxonomy:
     label_names: Mapping[int, str] = field(default_factory=dict)
     """Name of each index of ``labels``, as far as the taxonomy file gives it."""
     assumed: bool = False
-    """Whether ``labels`` is only assumed to be the model's order, for want of a taxonomy file."""
+    """True if ``labels`` is only assumed to be the model's order, for want of a taxonomy file."""
 
     def __post_init__(self) -> None:
         if not self.targets:

@@ -38,7 +38,7 @@ class ModelOptions:
     provider: Provider = "cpu"
     """Runtime and device."""
     precision: str | None = None
-    """Which of the bundle's files or engines to run; the first one if None."""
+    """Precision of the file or engine to run; the bundle's first if None."""
     threads: int = 1
     """Threads per model call; with 1, several images run in parallel, one per core."""
     batch: int = 1

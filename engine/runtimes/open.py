@@ -11,7 +11,7 @@ from .base import Session
 from .onnx_runtime import EXECUTION_PROVIDERS, OnnxSession
 
 Provider = Literal["cpu", "cuda", "tensorrt", "engine", "openvino"]
-"""What runs a model: ONNX Runtime (``cpu``, ``cuda``, ``tensorrt``), a TensorRT engine that ``maskmill build`` made
+"""Runtime of a model: ONNX Runtime (``cpu``, ``cuda``, ``tensorrt``), a TensorRT engine that ``maskmill build`` made
 (``engine``), or OpenVINO."""
 
 ON_GPU: tuple[Provider, ...] = ("cuda", "tensorrt", "engine")

@@ -41,7 +41,7 @@ class Move:
     crop: int
     """Side of the crop, in pixels."""
     flip: bool
-    """Whether the crop is mirrored, left to right."""
+    """True if the crop is mirrored, left to right."""
 
 
 @dataclass(frozen=True, kw_only=True)
