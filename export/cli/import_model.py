@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -30,8 +30,9 @@ def import_model(
     task: Annotated[
         Task,
         typer.Option(
+            metavar="NAME",
             help="semantic: class scores per pixel; cam: classifier with class activation maps; promptable: prompts to "
-            "masks."
+            "masks.",
         ),
     ] = "semantic",
     decoder: Annotated[
@@ -49,10 +50,19 @@ def import_model(
     ] = None,
     resize: Annotated[
         Resize | None,
-        typer.Option(help="Stretch to the input size, or keep the aspect ratio and pad.", show_default="stretch"),
+        typer.Option(
+            metavar="NAME",
+            help="stretch to the input size, or keep the aspect ratio and pad (longest-side).",
+            show_default="stretch",
+        ),
     ] = None,
     resize_filter: Annotated[
-        ResizeFilter | None, typer.Option(help="Interpolation filter of the resize.", show_default="bilinear")
+        ResizeFilter | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Interpolation filter of the resize: {', '.join(get_args(ResizeFilter))}.",
+            show_default="bilinear",
+        ),
     ] = None,
     antialias: Annotated[
         bool | None,
@@ -87,7 +97,9 @@ def import_model(
     activation: Annotated[
         Activation | None,
         typer.Option(
-            help="Function that turns the output into scores.", show_default="softmax; none for a folder of scores"
+            metavar="NAME",
+            help="Function that turns the output into scores: softmax, sigmoid or none.",
+            show_default="softmax; none for a folder of scores",
         ),
     ] = None,
     output_name: Annotated[

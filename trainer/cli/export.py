@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -63,7 +63,11 @@ def export_model(
     ] = None,
     resize_filter: Annotated[
         ResizeFilter | None,
-        typer.Option(help="Interpolation filter of the resize.", show_default="the model's own"),
+        typer.Option(
+            metavar="NAME",
+            help=f"Interpolation filter of the resize: {', '.join(get_args(ResizeFilter))}.",
+            show_default="the model's own",
+        ),
     ] = None,
     precision: Annotated[
         Literal["fp16", "bf16", "int8", "fp8"] | None,

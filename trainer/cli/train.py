@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -20,7 +20,9 @@ def train_student(
     stores: Annotated[
         list[Path] | None, typer.Argument(metavar="[STORE]...", help="Label stores to train on.", show_default=False)
     ] = None,
-    recipe: Annotated[RecipeName, typer.Option(help="Training recipe.")] = "weighted",
+    recipe: Annotated[
+        RecipeName, typer.Option(metavar="NAME", help=f"Training recipe: {', '.join(get_args(RecipeName))}.")
+    ] = "weighted",
     labeled: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Photos with true labels: images/, and labels/ or another format's files."),
