@@ -10,7 +10,8 @@ get a label; IoU and accuracy are over kept pixels.
 ``half`` follows the recipe of the published figures: logits resized by OpenCV to half the photo's size, softmax
 probabilities rounded to 16 bits, labels by nearest neighbor, rules in plain NumPy. ``full`` is what ``calibrate``,
 ``label`` and ``evaluate`` do at the photo's own size; the model runs once per photo and its outputs are
-kept on disk for the ten splits, and split 0 is repeated through ``calibrate``, a label store and ``evaluate`` to show the same counts.
+kept on disk for the ten splits, and split 0 is repeated through ``calibrate``, a label store and ``evaluate`` to show
+the same counts.
 
 The two differ little, mostly because the half-size truth takes every second pixel, half a pixel off the logits' grid:
 aligned, ``agree`` at alpha .05 keeps .807 instead of .804. How photos are shrunk for the model matters more: the
