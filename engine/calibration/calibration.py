@@ -25,6 +25,7 @@ from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
 from ..model.publishing import write_atomically
 from ..model.taxonomy import Taxonomy
+from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from .binned import BinnedScores
@@ -85,6 +86,14 @@ class Calibration:
         different = [key for key in sorted(set(now) | set(self.made_with)) if now.get(key) != self.made_with.get(key)]
         if not different:
             return
+        if "taxonomy" in different:
+            details = mapping_difference({"targets": self.targets, "background": self.background}, taxonomy.to_json())
+            rest = self._differences(now, [key for key in different if key != "taxonomy"])
+            raise CalibrationMismatch(
+                f"the calibration was made with another class mapping "
+                f"({details or 'other model classes are mapped to the same targets'}){rest and f'; {rest}'}; "
+                "give the same --taxonomy FILE as for the calibration, or calibrate again with this class mapping"
+            )
         remedy = "calibrate again under these conditions"
         if set(different) <= {"artifact", "session"} and "artifact" in self.made_with:
             made, used = ((settings["artifact"], settings["session"]) for settings in (self.made_with, now))
@@ -95,11 +104,14 @@ class Calibration:
                 remedy += ", or show on photos with `maskmill gate` that the scores are the same"
             else:
                 remedy += f"; its score quantiles moved by {shift.moved:.4f}, {shift.allowed:g} is allowed"
-        differences = "; ".join(
-            f"{key}: calibrated with {_short(self.made_with.get(key))}, labeling with {_short(now.get(key))}"
-            for key in different
-        )
+        differences = self._differences(now, different)
         raise CalibrationMismatch(f"the calibration does not hold here ({differences}); {remedy}")
+
+    def _differences(self, now: Mapping[str, Any], keys: Sequence[str]) -> str:
+        return "; ".join(
+            f"{key}: calibrated with {_short(self.made_with.get(key))}, labeling with {_short(now.get(key))}"
+            for key in keys
+        )
 
     def at(self, alpha: str | float, *, group: Group | None = None, unit: Unit | None = None) -> Calibration:
         """Compute thresholds at another alpha from the score counts, without the model.

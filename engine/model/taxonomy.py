@@ -125,6 +125,12 @@ class Taxonomy:
                     "nothing could be measured; map the labels of the other targets"
                 )
             model = parse_model(raw, bundle.classes, targets)
+            if unmapped := [name for index, name in enumerate(targets) if index in mapped and index not in model]:
+                raise TaxonomyError(
+                    f"[labels] has labels of {listed(unmapped)}, and no model class is mapped to "
+                    f"{'it' if len(unmapped) == 1 else 'them'}; map a class to {unmapped[0]!r} under [model], or "
+                    f'remove that target and set its labels to "{IGNORE}"'
+                )
             return cls(
                 targets=targets,
                 background=background,

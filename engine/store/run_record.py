@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import StoreError, StoreMismatch
 from ..model.publishing import write_once
+from ..model.taxonomy_difference import mapping_difference
 
 FORMAT_VERSION = 2
 """Version of the folder's layout and of the datasets' columns."""
@@ -61,13 +62,26 @@ def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -
     """Raise StoreMismatch, naming what differs, unless the store was made with ``run``."""
     before, now = dict(_leaves("", stored)), dict(_leaves("", json.loads(json.dumps(run))))
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name, ...) != now.get(name, ...)]
-    if names:
-        differences = "; ".join(f"{name}: {_text(before, name)} there, {_text(now, name)} now" for name in names[:8])
-        more = f"; and {len(names) - 8} more" if len(names) > 8 else ""
+    classes, others = stored.get("classes"), run.get("classes")
+    mapping = [name for name in names if name == "taxonomy" or name.startswith("classes.")]
+    if mapping and isinstance(classes, Mapping) and isinstance(others, Mapping):
+        names = [name for name in names if name not in mapping]
+        details = mapping_difference(classes, others)
+        rest = f"; {_differences(before, now, names)}" if names else ""
         raise StoreMismatch(
-            f"the labels in {folder} were made with other options ({differences}{more}); "
+            f"the labels in {folder} were made with another class mapping{details and f' ({details})'}{rest}; "
+            f"give the same --taxonomy FILE{' and the same options' if names else ''}, or another folder"
+        )
+    if names:
+        raise StoreMismatch(
+            f"the labels in {folder} were made with other options ({_differences(before, now, names)}); "
             "use the same options, or another folder"
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
+    differences = "; ".join(f"{name}: {_text(before, name)} there, {_text(now, name)} now" for name in names[:8])
+    return differences + (f"; and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _digest(run: Mapping[str, Any]) -> str:

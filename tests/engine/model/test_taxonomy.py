@@ -275,3 +275,11 @@ def test_indices_are_refused_for_a_file_whose_values_mean_nothing(tmp_path: Path
     taxonomy = Taxonomy.load(write(tmp_path, f'{head}[labels]\n0 = "ignore"\n2 = "cow"\n'), bundle)
     with pytest.raises(TaxonomyError, match=r"names the label 0, but the labels of set.json have names and no indices"):
         taxonomy.for_labels({0: "cow", 1: "grass"}, "set.json", by_name=True)
+
+
+@pytest.mark.parametrize("label", ["9", "sky"])
+def test_a_target_with_labels_and_no_model_class_is_refused_by_name(label: str, bundle: Bundle, tmp_path: Path) -> None:
+    text = GOOD.replace('red = "warm"', 'red = "dropped"').replace('7 = "warm"', f'{label} = "warm"')
+    text = text.replace('9 = "blue"', '8 = "blue"')
+    with pytest.raises(TaxonomyError, match="no model class is mapped to it; map a class to 'warm' .*, or remove that"):
+        Taxonomy.load(write(tmp_path, text), bundle)

@@ -247,14 +247,23 @@ def test_the_run_is_kept(store: LabelStore) -> None:
 
 
 def test_other_options_are_refused_and_named(store: LabelStore) -> None:
-    other = {"bundle": "1234", "select": "argmax", "classes": {"targets": ["cow", "sea"]}, "alpha": 0.1}
+    other = {**RUN, "select": "argmax", "alpha": 0.1}
     with pytest.raises(StoreMismatch) as caught:
         LabelStore.open_or_create(store.path, other)
     text = str(caught.value)
     assert "select: 'conformal' there, 'argmax' now" in text
-    assert "classes.targets: ['cow', 'sky'] there, ['cow', 'sea'] now" in text
     assert "alpha: not set there, 0.1 now" in text
     assert "bundle" not in text
+
+
+def test_another_class_mapping_is_refused_in_words(store: LabelStore) -> None:
+    other = {**RUN, "classes": {"targets": ["cow", "sea"]}, "taxonomy": "f" * 64}
+    with pytest.raises(StoreMismatch, match="another class mapping") as caught:
+        LabelStore.open_or_create(store.path, other)
+    text = str(caught.value)
+    assert "the targets sky are only there; the targets sea are only here" in text
+    assert "give the same --taxonomy FILE, or another folder" in text
+    assert "fff" not in text
 
 
 def test_tuples_and_lists_are_the_same_option(tmp_path: Path) -> None:

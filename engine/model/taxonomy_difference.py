@@ -1,0 +1,56 @@
+"""Differences between two class mappings in words, for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .taxonomy_file import listed
+
+MOST_NAMES = 8
+"""Names that a difference lists."""
+
+
+def mapping_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Describe how two mappings of :meth:`maskmill.engine.model.taxonomy.Taxonomy.to_json`'s form differ.
+
+    Entries that one of them lacks are not compared; empty if no difference is known.
+    """
+    targets, others = list(before.get("targets", [])), list(now.get("targets", []))
+    parts = []
+    if missing := [name for name in targets if name not in others]:
+        parts.append(f"the targets {_some(missing)} are only there")
+    if added := [name for name in others if name not in targets]:
+        parts.append(f"the targets {_some(added)} are only here")
+    if targets != others and not parts:
+        parts.append("the targets have another order")
+    there, here = (_background(raw) for raw in (before, now))
+    if there != here:
+        parts.append(f"the background is {there} there and {here} here")
+    common = [name for name in targets if name in others]
+    for key, sentence in (
+        ("model", "other model classes are mapped to {}"),
+        ("labels", "other labels are mapped to {}"),
+    ):
+        if key in before and key in now and not parts:
+            differing = [name for name in common if _sources(before, key, name) != _sources(now, key, name)]
+            if differing:
+                parts.append(sentence.format(_some(differing)))
+    return "; ".join(parts)
+
+
+def _background(raw: Mapping[str, Any]) -> str:
+    index = raw.get("background")
+    return "none" if index is None else str(raw["targets"][index])
+
+
+def _sources(raw: Mapping[str, Any], key: str, name: str) -> set[Any]:
+    """Return the model classes or labels that are mapped to a target."""
+    target, entries = raw["targets"].index(name), raw[key]
+    pairs = entries.items() if isinstance(entries, Mapping) else enumerate(entries)
+    return {source for source, value in pairs if value == target}
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return listed(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
