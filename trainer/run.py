@@ -21,6 +21,7 @@ from typing import Any
 from ..engine.model.bundle import InputSpec, check_class_names
 from ..engine.model.publishing import remove_leftovers, write_atomically
 from ..engine.model.schema import read_json_object, read_value
+from ..engine.store.run_record import is_store
 from ..errors import MissingPackageError, TrainingError, UsageError
 from ..kernels.processors import let_idle_threads_sleep
 from .recipes import Recipe, recipe_from_json
@@ -81,6 +82,8 @@ class Run:
     def load(cls, folder: str | os.PathLike[str]) -> Run:
         """Read ``run.json``; raises :class:`TrainingError` if it is missing, damaged or of another format."""
         path = Path(folder) / RUN_FILE
+        if is_store(folder):
+            raise TrainingError(f"{folder} is a label store, not a training run; give a folder that train made")
         try:
             raw = read_json_object(path)
         except FileNotFoundError:
@@ -224,6 +227,8 @@ def open_run(folder: Path, requested: Run) -> bool:
 
     Raises :class:`UsageError` if the folder holds another run or other files.
     """
+    if is_store(folder):
+        raise UsageError(f"{folder} is a label store, not a training run; choose another folder for the run with -o")
     if (folder / RUN_FILE).is_file():
         if differences := run_differences(Run.load(folder), requested):
             summary = "; ".join(differences[:5])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -108,8 +108,10 @@ def train(
     Raises :class:`UsageError` for a recipe that does not fit the images or the processes, and :class:`TrainingError`
     for an image that cannot be read or a loss that is not finite: it names the images of the step.
     """
-    torch = import_torch()
-    with joined(device) as process:
+    failing = ExitStack()
+    failing.callback(corpus.abandon)
+    with failing, joined(device) as process:
+        torch = import_torch()
         limit_threads()
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
@@ -129,6 +131,7 @@ def train(
         if process.first:
             open_run(Path(folder), run)
         process.wait()
+        failing.pop_all()  # the run exists: the stores keep its moment until it is complete
         loop = _Loop(Path(folder), run, corpus, student, process)
         loader = open_loader(
             data, replace(plan, start=loop.step), workers=workers, pin_memory=process.device.type == "cuda"

@@ -13,13 +13,11 @@
         print(row.uri, row.error, row.message)
 
 Every row exists exactly once, however runs end and however many processes write: every commit is a merge on the key.
-Labels are committed before the inputs that point to them, so a crash between the two costs one more reading of the
-files. A commit survives the end of the process at any moment.
+Labels are committed before the inputs that point to them: a crash between the two costs one more reading of the files.
 
 A store object opens lazily, may be pickled to other processes and used by any thread. It reads all datasets at one
 :class:`Moment`: that of its first use, or of its own last commit. Versions older than an hour are dropped when others
-write; to read one moment for longer, :meth:`LabelStore.pin` it. Lance does not survive ``fork``: start workers with
-spawn or forkserver.
+write; to read one moment for longer, :meth:`LabelStore.pin` it. Lance does not survive ``fork``: spawn workers.
 """
 
 from __future__ import annotations
@@ -175,6 +173,11 @@ class LabelStore:
         """
         with store_errors(f"cannot pin a version of the label store {self.path}"):
             return LabelStore(self.path, self.run, pin_moment(self._tables, tag))
+
+    def has_pin(self, tag: str) -> bool:
+        """Return True if a moment is pinned under this name. Raises :class:`StoreError`."""
+        with store_errors(f"cannot read the pins of the label store {self.path}"):
+            return any(tag in table.open().tags.list() for table in self._tables.values())
 
     def unpin(self, tag: str) -> None:
         """Release a pinned moment; nothing happens if there is none of this name. Raises :class:`StoreError`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,11 @@ from ..model.taxonomy_difference import mapping_difference
 FORMAT_VERSION = 2
 """Version of the folder's layout and of the datasets' columns."""
 RUN_FILE = "run.json"
+
+
+def is_store(folder: str | os.PathLike[str]) -> bool:
+    """Return True for the folder of a label store, whole or damaged; training runs have a ``run.json`` as well."""
+    return (Path(folder) / "labels.lance").is_dir()
 
 
 def publish_run(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +43,11 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{folder} is not a label store: {missing}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} cannot be read ({error})") from error
+    if "recipe" in manifest:
+        raise StoreError(
+            f"{folder} is a training run, not a label store; give the folder of a label store, or a new folder to "
+            "make one"
+        )
     if version == 1:
         raise StoreError(
             f"the label store {folder} has format 1, whose rows have no hashes; this maskmill reads format "

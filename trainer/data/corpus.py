@@ -21,6 +21,7 @@ from typing import Any
 from ...engine.inputs.identity import content_id
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
+from ...engine.store.run_record import is_store
 from ...errors import UsageError
 from ..run import RUN_FILE
 from .datasets import LabeledImages, Part, PlainImages, StoredImages
@@ -51,14 +52,22 @@ class Corpus:
 
     pin: str | None = None
     """Name under which the stores keep the moment that is read; None if they keep none."""
+    new_pins: tuple[LabelStore, ...] = ()
+    """Stores that kept no moment under this name before this corpus was opened."""
 
     def release(self) -> None:
         """Let the stores drop the moment that this corpus reads; call it when the training run is complete."""
         stores = [part.store for part in self.stored]
         if self.weak is not None and isinstance(self.weak.maps, LabelStore):
             stores.append(self.weak.maps)
-        for store in stores if self.pin else ():
-            store.unpin(self.pin or "")
+        _unpin(stores, self.pin)
+
+    def abandon(self) -> None:
+        """Undo what opening this corpus pinned; call it when the training run cannot start.
+
+        A moment that an earlier, interrupted run of the same folder keeps stays.
+        """
+        _unpin(self.new_pins, self.pin)
 
     def streams(self) -> dict[str, tuple[Part, ...]]:
         """Return the parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
@@ -127,13 +136,13 @@ def open_corpus(
         Folder of the training run: the stores are read at one moment, kept until :meth:`Corpus.release`, and a run
         that is resumed reads the same moment.
 
-    Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty.
+    Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty; the stores then keep nothing.
     """
     pin = None if run is None else f"train-{content_id(os.path.abspath(run).encode())[:16]}"
     opened = [LabelStore.open(store) for store in stores]
+    pinned = opened if segments is None or not is_store(segments) else [*opened, LabelStore.open(segments)]
     if run is not None and not (Path(run) / RUN_FILE).exists() and os.environ.get("RANK", "0") == "0":
-        for store in opened:  # left by a run of the same name that was deleted
-            store.unpin(pin or "")
+        _unpin(pinned, pin)  # left by a run of the same name that was deleted
     taxonomies = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
     if not taxonomies:
         raise UsageError("the classes are not known: give a label store, or --classes FILE")
@@ -155,8 +164,14 @@ def open_corpus(
         split = seeded_split(true.uris, parse_share(labeled_share), seed=split_seed)
         true = LabeledImages.open(labeled, classes, ids=split, skip=skip)
     skip |= set() if true is None else set(true.uris)
-    stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
     plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
+    new_pins = tuple(store for store in pinned if pin is not None and not store.has_pin(pin))
+    try:
+        stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
+        weak = None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels, pin=pin)
+    except BaseException:
+        _unpin(new_pins, pin)
+        raise
     record = {
         "stores": [{"path": str(store.path), "run": store.run} for store in opened],
         "labeled": _labeled_record(labeled, true, labeled_share, split_seed),
@@ -172,10 +187,16 @@ def open_corpus(
         stored=stored,
         plain=plain,
         validation=held_out,
-        weak=None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels, pin=pin),
+        weak=weak,
         pin=pin,
+        new_pins=new_pins,
         record=json.loads(json.dumps(record)),
     )
+
+
+def _unpin(stores: Iterable[LabelStore], pin: str | None) -> None:
+    for store in stores if pin else ():
+        store.unpin(pin or "")
 
 
 def _labeled_record(path: Location | None, part: Part | None, share: str | None, seed: int) -> dict[str, Any] | None:

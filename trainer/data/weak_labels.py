@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ...engine.inputs.image_labels import ImageLabels
 from ...engine.inputs.labels import LabelSource, open_labels
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
-from ...engine.store.run_record import RUN_FILE
+from ...engine.store.run_record import is_store
 from ...errors import TrainingError
 
 
@@ -52,11 +51,10 @@ class WeakLabels:
 
         Raises :class:`UsageError` if there is neither, or if the image-level labels name unknown classes.
         """
-        is_store = (Path(segments) / RUN_FILE).is_file()
         labels = None if image_labels is None else ImageLabels.load(image_labels)
         if labels is not None:
             labels.check(taxonomy.targets)
-        maps = LabelStore.open(segments) if is_store else open_labels(segments)
+        maps = LabelStore.open(segments) if is_store(segments) else open_labels(segments)
         if isinstance(maps, LabelStore) and pin is not None:
             maps = maps.pin(pin)
         return cls(maps=maps, image_labels=labels, taxonomy=taxonomy)

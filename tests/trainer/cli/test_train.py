@@ -11,7 +11,11 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 
 from maskmill.cli import app  # noqa: E402
-from maskmill.errors import UsageError  # noqa: E402
+from maskmill.engine.store.label_store import LabelStore  # noqa: E402
+from maskmill.engine.store.verify import verify  # noqa: E402
+from maskmill.errors import MaskmillError, UsageError  # noqa: E402
+from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
+from maskmill.trainer.run import Run  # noqa: E402
 
 from ...models import COLORS  # noqa: E402
 from ..builders import make_store, write_labeled  # noqa: E402
@@ -66,6 +70,51 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
     assert [event["event"] for event in events] == ["source", "source", "progress", "progress", "summary"]
     assert events[-1]["step"] == 4
     assert json.loads((tmp_path / "run" / "run.json").read_text())["background"] == 1
+
+
+def pins(store: Path) -> dict[str, int]:
+    return verify(store).pins
+
+
+def test_a_run_that_cannot_start_leaves_no_pin_in_the_store(tmp_path: Path, photos: Path) -> None:
+    store = make_store(tmp_path / "store", photos, range(6)).path
+    train = ("train", store, "--recipe", "weighted", "--device", "cpu", "--workers", 0, "-o", tmp_path / "run", *TINY)
+    for wrong, message in (
+        ("--set=model=big", "big"),
+        (f"--unlabeled={tmp_path / 'nowhere'}", "nowhere"),
+        (f"--segments={tmp_path / 'nowhere'}", "nowhere"),
+    ):
+        with pytest.raises(MaskmillError, match=message):
+            call(*train, wrong)
+        assert pins(store) == {}
+    call(*train)
+    with pytest.raises(UsageError, match="holds another run"):
+        call(*train, "--set=steps=5")
+    assert pins(store) == {}
+
+
+def test_a_refused_command_keeps_the_pin_of_an_interrupted_run(tmp_path: Path, photos: Path) -> None:
+    store = make_store(tmp_path / "store", photos, range(6))
+    train = ("train", store.path, "--device", "cpu", "--workers", 0, "-o", tmp_path / "run", *TINY)
+    call(*train)
+    corpus = open_corpus(stores=[store.path], run=tmp_path / "run")  # as an interrupted run leaves it
+    pinned = pins(store.path)
+    assert list(pinned) == [corpus.pin]
+    with pytest.raises(UsageError, match="holds another run"):
+        call(*train, "--set=steps=5")
+    assert pins(store.path) == pinned
+
+
+def test_a_label_store_and_a_training_run_are_told_apart(tmp_path: Path, photos: Path) -> None:
+    store = make_store(tmp_path / "store", photos, range(6)).path
+    train = ("train", store, "--device", "cpu", "--workers", 0, *TINY)
+    with pytest.raises(UsageError, match="store is a label store, not a training run; choose another folder .* -o"):
+        call(*train, "-o", store)
+    with pytest.raises(MaskmillError, match="store is a label store, not a training run"):
+        Run.load(store)
+    call(*train, "-o", tmp_path / "run")
+    with pytest.raises(MaskmillError, match="run is a training run, not a label store"):
+        LabelStore.open_or_create(tmp_path / "run", {"select": "argmax"})
 
 
 @pytest.mark.parametrize(
