@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 
 from maskmill.engine.calibration.calibration import Calibration, conditions
 from maskmill.engine.calibration.scores.score_counts import ScoreCounts
-from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.inputs.sources import Item, Source, open_source
 from maskmill.engine.labeling import label_run as pipeline
 from maskmill.engine.labeling.label_run import dry_run
 from maskmill.engine.labeling.progress import Progress
@@ -223,19 +225,30 @@ def test_an_error_is_raised_and_what_was_done_is_kept(bundle: Bundle, tmp_path: 
     assert 5 <= kept <= 8
 
 
-def test_an_interrupt_finishes_what_is_under_way(bundle: Bundle, tmp_path: Path) -> None:
-    write_photos(tmp_path / "photos", 3000)
+def test_an_interrupt_finishes_what_is_under_way(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "photos", 300)
+    interrupted, reads, read = threading.Event(), itertools.count(), Source.read
+
+    def slow(source: Source, item: Item) -> bytes:
+        if next(reads) >= 50:  # the rest waits, so that the run cannot end before the interrupt
+            interrupted.wait(60)
+        return read(source, item)
 
     def interrupt(run: Progress) -> None:
-        if run.images and not run.interrupted:
+        if run.interrupted:
+            interrupted.set()
+        elif run.images:
             signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(Source, "read", slow)
     run = label_folder(bundle, tmp_path / "photos", tmp_path / "store", observer=interrupt)
     assert run.interrupted
-    assert 0 < run.images < 3000
+    assert 0 < run.images < 300
     assert len(LabelStore.open(tmp_path / "store")) == run.images
     rest = label_folder(bundle, tmp_path / "photos", tmp_path / "store")
-    assert run.images + rest.images == 3000
+    assert run.images + rest.images == 300
 
 
 def test_a_dry_run_touches_nothing_and_counts_the_whole(bundle: Bundle, tmp_path: Path) -> None:
