@@ -56,17 +56,20 @@ def intervals(
         everything = target == len(pixels)
         images = num if everything else int((total[:, target] > 0).sum())
         counts = [np.sum(table) if everything else table[target] for table in (reported, pixels, measured, truth)]
-        if images < 2 or counts[3] == 0 or (not everything and sharing.group_of[target] < -2):
+        if counts[3] == 0 or (not everything and sharing.group_of[target] < -2):
             continue
         share, seen = counts[0] / counts[1], counts[2] / counts[3]
-        low, high = share_interval(float(share), float(variance[target]), images, rare_misses=True)
+        interval = share_interval(float(share), float(variance[target]), images, rare_misses=True)
+        if interval is None:
+            continue
+        low, high = interval
         kind = "all" if everything else "background" if target == sharing.background else f"{_bucket(images)} photos"
         rows.append((kind, bool(low <= seen <= high), float(share), float(seen)))
     return rows
 
 
 def _bucket(images: int) -> str:
-    return "2-4" if images < 5 else "5-9" if images < 10 else "10 or more"
+    return "5-9" if images < 10 else "10 or more"
 
 
 def rates(counts: ScoreCounts, splits: list[Any], alpha: float, shifted: ScoreCounts | None) -> dict[str, Any]:

@@ -118,6 +118,11 @@ def on_others(candidate: Candidate, fitted: BinnedScores, samples: PixelSamples,
     return samples.tally(images, limits, candidate.rule).summary()
 
 
+def inside(share: float, interval: tuple[float, float] | None) -> bool:
+    """Return True if a share lies in its interval."""
+    return interval is not None and interval[0] <= share <= interval[1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", choices=TEACHERS, default="deeplabv3-257")
@@ -154,7 +159,7 @@ def main() -> int:
                         "kept": seen["kept"], "accuracy": seen["accuracy_kept"], "miou": seen["miou_kept"],
                         "raw_accuracy": raw["accuracy_kept"], "raw_miou": raw["miou_kept"],
                     },
-                    "accuracy_inside": best.accuracy_interval[0] <= seen["accuracy_kept"] <= best.accuracy_interval[1],
+                    "accuracy_inside": inside(seen["accuracy_kept"], best.accuracy_interval),
                 })  # fmt: skip
     report = {
         "benchmark": "choose",

@@ -74,10 +74,10 @@ class Measured:
     """Share of kept pixels with the right label; 0 if none is kept."""
     miou: float
     """Mean IoU over kept pixels; a class without a kept pixel counts 0."""
-    kept_interval: tuple[float, float]
-    """Interval of the kept share."""
-    accuracy_interval: tuple[float, float]
-    """Interval of the accuracy."""
+    kept_interval: tuple[float, float] | None
+    """Interval of the kept share; None over too few images."""
+    accuracy_interval: tuple[float, float] | None
+    """Interval of the accuracy; None over too few images."""
     dominated: bool = False
     """Another candidate keeps as much with as good accuracy and mIoU, and is better in one of them."""
 
@@ -237,8 +237,8 @@ def _measured(candidate: Candidate, tally: Tally) -> Measured:
     )
 
 
-def _pair(interval: Sequence[float] | None) -> tuple[float, float]:
-    return (0.0, 1.0) if interval is None else (interval[0], interval[1])
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])
 
 
 def _with_dominance(point: Measured, points: Sequence[Measured]) -> Measured:
@@ -262,7 +262,9 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
         fit = [point for point in better if point.accuracy >= goal.least]
         if fit:
             recommended = max(fit, key=lambda point: (point.kept, point.miou))
-            if recommended.accuracy_interval[0] < goal.least:
+            if recommended.accuracy_interval is None:
+                notes.append("there are too few images for an interval of its accuracy: new images may fall below")
+            elif recommended.accuracy_interval[0] < goal.least:
                 low, high = recommended.accuracy_interval
                 notes.append(f"the interval of its accuracy is {low:.3f} to {high:.3f}: new images may fall below")
         else:

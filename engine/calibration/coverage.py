@@ -127,7 +127,8 @@ def hold_out_positions(
 def coverage_rows(held_out: HeldOut, target: float) -> list[dict[str, Any] | None]:
     """Report each class, then all pixels: coverage with interval, set size, and the labels of the rule.
 
-    ``missed`` marks a class whose coverage is below ``target`` by more than the interval. None for unseen classes.
+    ``missed`` marks a class whose coverage is below ``target`` by more than the interval, which is None for a class in
+    too few images. A row is None for unseen classes.
     """
     covered, total, tally = held_out.covered, held_out.total, held_out.tally
     rows: list[dict[str, Any] | None] = []
@@ -145,7 +146,7 @@ def coverage_rows(held_out: HeldOut, target: float) -> list[dict[str, Any] | Non
         row: dict[str, Any] = {
             "coverage": share,
             "interval": interval,
-            "missed": interval[1] < target,
+            "missed": interval is not None and interval[1] < target,
             "mean_set_size": sums["members"] / sums["true"],
             "singleton_share": sums["single"] / sums["true"],
             "kept": sums["kept"] / sums["true"],

@@ -2,7 +2,8 @@
 
 Pixels of one image depend on each other, so the variance comes from a bootstrap over images. A share near 0 or 1, or a
 class seen in few images, makes that variance too small: it is mixed with that of independent draws, one per image. The
-interval is Wilson's, with the number of draws that the variance stands for and Student's quantile.
+interval is Wilson's, with the number of draws that the variance stands for and Student's quantile. Fewer than
+:data:`FEWEST_IMAGES` images say too little about how images differ: there is no interval then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 ROUNDS = 300
 """Bootstrap rounds."""
+FEWEST_IMAGES = 5
+"""Fewest images for an interval."""
 _Z = 1.959964
 _PRIOR_IMAGES = 20.0
 """Weight of independent draws in the variance, in images."""
@@ -36,14 +39,16 @@ def student_quantile(degrees: float) -> float:
     )
 
 
-def share_interval(share: float, variance: float, num_images: int, *, rare_misses: bool = False) -> list[float]:
+def share_interval(share: float, variance: float, num_images: int, *, rare_misses: bool = False) -> list[float] | None:
     """Compute the 95 % interval [low, high] of a share with a bootstrap ``variance`` over ``num_images`` images.
+
+    None for fewer than :data:`FEWEST_IMAGES` images.
 
     With ``rare_misses`` an image counts as one draw at most, as for coverage: images with many misses are so rare that
     few samples show one.
     """
-    if num_images < 2:
-        return [0.0, 1.0]
+    if num_images < FEWEST_IMAGES:
+        return None
     num = float(num_images)
     center = (share * num + 1) / (num + 2)
     single = center * (1 - center) / num

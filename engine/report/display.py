@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,8 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         f"class of every pixel {_share(report['argmax']['accuracy'])}"
     )
     if (rates := report.get("false_labels")) is not None:
-        low, high = rates["risk_interval"]
         say(
-            f"wrong share of an image's labels on held-out images: mean {rates['risk']:.3f} ({low:.3f}–{high:.3f}), "
+            f"wrong share of an image's labels on held-out images: mean {_with_interval(rates, 'risk')}, "
             f"{_share(rates['risk_of_labeled_images'])} over images with at least 1 % labeled; "
             f"{rates['empty_images']:.1%} of the images have less; kept {rates['kept']:.1%} of an image on average"
         )
@@ -193,12 +192,11 @@ def print_choice(choice: Choice, path: Path | None) -> None:
             highest = getattr(point, figure)
     rows = {str(point.candidate): point for point in (choice.raw, *front, best)}
     for name, point in sorted(rows.items(), key=lambda row: -row[1].kept):
-        low, high = point.accuracy_interval
         table.add_row(
             name,
             f"{point.kept:.3f}",
             f"{point.accuracy:.3f}",
-            f"{low:.2f}–{high:.2f}",
+            _range(point.accuracy_interval),
             f"{point.miou:.3f}",
             style="bold" if point.candidate == best.candidate else None,
         )
@@ -234,10 +232,9 @@ def _with_interval(raw: dict[str, Any], key: str) -> str:
 def _print_coverage(coverage: dict[str, Any]) -> None:
     table = _table("class", "images", "coverage", "95 %")
     for row in coverage["rows"]:
-        low, high = row["interval"]
-        missed = high < coverage["target"]
+        missed = row["interval"] is not None and row["interval"][1] < coverage["target"]
         share = f"[red]{row['coverage']:.3f}![/red]" if missed else f"{row['coverage']:.3f}"
-        table.add_row(row["class"], str(row["images"]), share, f"{low:.2f}–{high:.2f}")
+        table.add_row(row["class"], str(row["images"]), share, _range(row["interval"]))
     Console().print(table)
     say(
         f"coverage of the calibration's prediction sets: {coverage['target']:g} is the target, ! marks a class below "
@@ -248,11 +245,10 @@ def _print_coverage(coverage: dict[str, Any]) -> None:
 def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
     if held_out is None:
         return ["-"] * 6
-    low, high = held_out["interval"]
     coverage = f"{held_out['coverage']:.3f}"
     return [
         f"[red]{coverage}![/red]" if held_out["missed"] else coverage,
-        f"{low:.2f}–{high:.2f}",
+        _range(held_out["interval"]),
         f"{held_out['mean_set_size']:.1f}",
         f"{held_out['kept']:.2f}",
         _share(held_out["accuracy_kept"]),
@@ -310,6 +306,10 @@ def print_store(store: LabelStore) -> None:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.2f}–{interval[1]:.2f}"
 
 
 def _bytes(count: int) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import UsageError
 from ..calibration.calibration import Calibration
-from ..calibration.intervals import image_weights, ratio_variance, share_interval
+from ..calibration.intervals import FEWEST_IMAGES, image_weights, ratio_variance, share_interval
 from ..calibration.scores.observe import true_scores
 from ..calibration.scores.pixel_samples import Tally
 from ..inputs.labeled_source import pair_images, pair_uris
@@ -164,8 +164,10 @@ def _tally(rows: Sequence[NDArray[np.float64]], taxonomy: Taxonomy) -> Tally:
 
 
 def _intervals(tally: Tally) -> dict[str, Any]:
-    """Return 95 % intervals over images of kept share, accuracies and mIoU."""
+    """Return 95 % intervals over images of kept share, accuracies and mIoU; None over too few images."""
     intervals = {key: value for key, value in tally.summary().items() if key.endswith("_interval")}
+    if (tally.true > 0).any(axis=1).sum() < FEWEST_IMAGES:
+        return {**intervals, "miou_kept_interval": None}
     weights = image_weights(len(tally.true))
     true, kept, hits, labeled = (weights @ getattr(tally, name) for name in ("true", "kept", "hits", "labeled"))
     iou = np.where(true > 0, hits / np.maximum(kept + labeled - hits, 1), np.nan)

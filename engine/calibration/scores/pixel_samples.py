@@ -176,6 +176,8 @@ class Tally:
     def summary(self, *, sets: int = 1) -> dict[str, Any]:
         """Return kept share, accuracy and mIoU of kept pixels with 95 % intervals over images; None if undefined.
 
+        An interval is also None over too few images; see :func:`maskmill.engine.calibration.intervals.share_interval`.
+
         ``sets`` is 2 if another set of as many images decided the thresholds, which adds its variation.
         """
         sums = {name: getattr(self, name).sum(axis=1) for name in ("true", "kept", "hits")}

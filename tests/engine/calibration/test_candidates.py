@@ -95,6 +95,7 @@ def test_candidates_are_measured_out_of_sample(tmp_path: Path) -> None:
     assert sure.kept < 1
     assert sure.accuracy > raw.accuracy
     assert agree.accuracy > raw.accuracy
+    assert raw.accuracy_interval is not None
     assert raw.accuracy_interval[0] < raw.accuracy < raw.accuracy_interval[1]
     assert not sure.dominated
 

@@ -74,6 +74,15 @@ def test_intervals_are_over_images_and_hold_the_figures() -> None:
     assert raw["kept_interval"][1] == 1.0
 
 
+@pytest.mark.parametrize(("num_images", "has_interval"), [(1, False), (4, False), (5, True)])
+def test_few_images_have_no_interval(num_images: int, has_interval: bool) -> None:
+    truth = np.zeros((4, 50), np.uint8)
+    raw = quality([(truth, truth)] * num_images, TAXONOMY).to_json()
+    assert raw["kept"] == 1.0
+    for key in ("kept", "accuracy_kept", "accuracy_all", "miou_kept"):
+        assert (raw[f"{key}_interval"] is not None) == has_interval
+
+
 def test_ignored_pixels_count_against_the_accuracy_of_all() -> None:
     found = quality([(np.array([[0, 0, IGNORE, IGNORE]], np.uint8), np.zeros((1, 4), np.uint8))], TAXONOMY)
     assert (found.accuracy_kept, found.accuracy_all) == (1.0, 0.5)
