@@ -155,6 +155,12 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "rejected as not-an-image: 1" in result.stdout
     assert "broken.jpg" in ok("show", "store", cwd=tmp_path)
+    again = maskmill("label", home / "bundle", "photos", "-o", "store", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "rejected by an earlier run as not-an-image: 1" in again.stdout
+    assert "--retry-rejects tries them again" in again.stdout
+    (photos / "broken.jpg").unlink()
+    assert "nothing to do" in ok("label", home / "bundle", "photos", "-o", "store", cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

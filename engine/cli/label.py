@@ -122,7 +122,8 @@ def label_corpus(
 ) -> None:
     """Label a corpus with a model. The same command again continues where the run stopped.
 
-    Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
+    Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 130 if
+    interrupted.
     """
     run = _Run(
         output=output,
@@ -184,7 +185,7 @@ def label_prompted(
     """Label a corpus with a classifier and a promptable model: activation maps give points, points give masks.
 
     The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
-    rejected, 130 if interrupted.
+    rejected by this run or an earlier one, 130 if interrupted.
     """
     run = _Run(
         output=output,
@@ -246,7 +247,7 @@ def segment_corpus(
     """Cut every image into segments without classes, with a promptable model and a grid of points.
 
     The same command again continues where the run stopped. Exit status: 0 if every input is segmented, 1 if some were
-    rejected, 130 if interrupted.
+    rejected by this run or an earlier one, 130 if interrupted.
     """
     from ..inputs.sources import open_source
     from ..labeling.label_run import segment
@@ -368,7 +369,7 @@ def _finish(progress: Any, classes: Any, store: Path, as_json: bool, calibration
             display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
     if progress.interrupted:
         raise typer.Exit(130)
-    if progress.rejects:
+    if progress.rejects or progress.earlier_rejects:
         raise typer.Exit(1)
 
 

@@ -47,6 +47,8 @@ def verify_store(
         if len(result.damages) > _SHOWN:
             typer.echo(f"… and {len(result.damages) - _SHOWN:,} more; --json lists all")
         counts = ", ".join(f"{count:,} {name}" for name, count in result.rows.items())
+        if result.rows.get("reviews"):
+            counts += f", {result.num_reviews_in_force:,} of them in force"
         for tag, version in result.pins.items():
             typer.echo(f"pinned: version {version} of labels, by {tag}")
         if not result.damages:

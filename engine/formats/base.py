@@ -240,6 +240,8 @@ class ShapeOptions:
     """Meaning of COCO's ``iscrowd``: pixels to ignore, or an object like any other, as CVAT and Datumaro write it."""
     predictions: bool = True
     """True if a file of predictions that nobody edited counts as labels (Label Studio)."""
+    option: str = "--labels-format"
+    """Option of the command that names the format, for messages."""
 
 
 class ShapeClasses:

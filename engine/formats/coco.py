@@ -47,7 +47,7 @@ class CocoReader(LabelReader):
     def __init__(self, location: str, options: ShapeOptions) -> None:
         self.path = location
         self._overlaps: Overlaps = options.overlaps or "smaller"
-        self._crowds = options.crowds
+        self._crowds, self._option = options.crowds, options.option
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
         if missing := {"images", "annotations", "categories"} - set(members):
@@ -110,7 +110,7 @@ class CocoReader(LabelReader):
         if crowds and crowds == len(owners) and self._crowds == "ignore":
             raise UsageError(
                 f"every annotation of {self.path} is marked iscrowd, so all objects would be ignored; CVAT and "
-                "Datumaro mark masks like that: read it with --labels-format coco-datumaro"
+                f"Datumaro mark masks like that: read it with {self._option} coco-datumaro"
             )
         self._num_crowds = crowds
         return owners, {self._categories[category] for category in drawn}

@@ -1,7 +1,8 @@
 """Folders of index maps: maskmill's own ``png``, PASCAL VOC, ADE20K and FiftyOne's ImageSegmentationDirectory.
 
 ============  =======================================================================================================
-``png``       ``labels/NAME.png`` (palette images of class indices, 255 ignored), ``weights/NAME.png``, ``classes.txt``
+``png``       ``labels/NAME.png`` (palette images of class indices, 255 ignored), ``weights/NAME.png``, ``classes.txt``;
+              also read: ``NAME.png`` without ``labels/``, and ``classes.txt`` in the folder above
 ``voc``       ``SegmentationClass/NAME.png``, ``JPEGImages/``, ``ImageSets/Segmentation/*.txt``, ``labelmap.txt``
 ``ade20k``    ``annotations/SPLIT/NAME.png``, ``images/SPLIT/``, ``objectInfo150.txt``; 0 is "other" and ignored
 ``fiftyone``  ``labels/NAME.png``, ``data/NAME.jpg``, ``mask_targets.json``
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import UsageError
+from ..model.files import parse_class_names
 from ..model.png import encode_png
 from .base import BACKGROUND, IGNORE, FileSink, LabeledImage, LabelReader, Writer, voc_palette
 from .files import FileTree
@@ -29,6 +32,8 @@ VOC_NAMES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """Names of PASCAL VOC's values 0 to 20."""
+CLASS_LIST_RULE = "classes.txt, with one class name per line or `index name`, in the folder or the one above it"
+"""What a folder of index maps needs, for messages."""
 _BORDER = (224, 224, 192)
 """VOC's color of borders and difficult objects, value 255."""
 
@@ -79,7 +84,7 @@ class VocReader(LabelReader):
 
 
 class IndexReader(LabelReader):
-    """Reads ``labels/*.png`` as :class:`PngWriter` and :class:`FiftyoneWriter` write them."""
+    """Reads ``labels/*.png`` as :class:`PngWriter` and :class:`FiftyoneWriter` write them, and flat folders of maps."""
 
     stored_values = True
 
@@ -87,14 +92,16 @@ class IndexReader(LabelReader):
         self.path, self._tree = location, FileTree(location)
         self.format = format
         if format == "png":
-            lines = self._tree.read("classes.txt").decode("utf-8-sig").splitlines()
-            self.class_names: Mapping[int, str] = {
-                int(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in lines if line
-            }
+            names = read_class_list(location)
+            if names is None:
+                raise UsageError(f"{location} needs {CLASS_LIST_RULE}")
+            self.class_names: Mapping[int, str] = names
         else:
             targets = json.loads(self._tree.read("mask_targets.json"))
             self.class_names: Mapping[int, str] = {int(value): str(name) for value, name in targets.items()}
         self._files = {_below(name, "labels"): name for name in self._tree.names if name.startswith("labels/")}
+        if format == "png" and not self._files:
+            self._files = {name.rsplit(".", 1)[0]: name for name in self._tree.with_suffix(".png")}
         self.image_names: Sequence[str] = list(self._files)
         self.notes: tuple[str, ...] = (f"{65535 if len(self.class_names) > 255 else 255} is ignored",)
 
@@ -102,9 +109,27 @@ class IndexReader(LabelReader):
         """Read a map of class indices."""
         with _open(self._tree, self._files[name]) as image:
             label = np.asarray(image)
+        if label.ndim != 2:
+            raise UsageError(f"{self._tree.path(self._files[name])} holds colors, expected a class index per pixel")
         label = label if label.dtype == np.uint8 else label.astype(np.uint16)
         _check_values(label, self.class_names, self._tree.path(self._files[name]))
         return label
+
+
+def read_class_list(location: str) -> dict[int, str] | None:
+    """Read the ``classes.txt`` of a folder of label maps, or else of the folder above it; None if there is neither."""
+    above = location.rstrip("/").rpartition("/")[0] if "://" in location else os.path.dirname(os.path.abspath(location))
+    for folder in (location, above):
+        tree = FileTree(folder)
+        try:
+            data = tree.read("classes.txt")
+        except UsageError:  # every filesystem says in its own way that there is no such file
+            continue
+        try:
+            return parse_class_names(data.decode("utf-8-sig"), tree.path("classes.txt"))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{tree.path('classes.txt')} is not UTF-8 text; save it as UTF-8") from error
+    return None
 
 
 class Ade20kReader(LabelReader):

@@ -26,7 +26,16 @@ from .cvat import CvatReader, CvatWriter
 from .files import FileTree, is_folder, json_elements, json_members, json_start, read_bytes
 from .label_studio import LabelStudioReader, LabelStudioWriter
 from .labelme import LabelmeReader, LabelmeWriter
-from .mask_folders import Ade20kReader, FiftyoneWriter, IndexReader, PngWriter, VocReader, VocWriter
+from .mask_folders import (
+    CLASS_LIST_RULE,
+    Ade20kReader,
+    FiftyoneWriter,
+    IndexReader,
+    PngWriter,
+    VocReader,
+    VocWriter,
+    read_class_list,
+)
 from .shards import HuggingFaceReader, HuggingFaceWriter, WebDatasetWriter
 from .yolo_seg import YoloReader, YoloWriter
 
@@ -92,15 +101,20 @@ def open_labels(
     Raises :class:`UsageError` if the format cannot be detected, or the labels cannot be read.
     """
     location = os.fspath(location)
+    options = options or ShapeOptions()
     if format is None:
-        format = detect(location)
+        format = detect(location, options.option)
+        maps = format is None and is_folder(location) and FileTree(location).with_suffix(".png")
+        if maps and read_class_list(location) is not None:
+            format = "png"
         if format is None:
+            hint = f"; PNG label maps need {CLASS_LIST_RULE}" if maps else ""
             raise UsageError(
                 f"{location} holds no label format that maskmill knows ({', '.join(get_args(InputFormat))}); "
-                "name one with --labels-format"
+                f"name one with {options.option}{hint}"
             )
     location = _main_file(location, format)
-    shapes = _own_options(location, options or ShapeOptions())
+    shapes = _own_options(location, options)
     match format:
         case "coco":
             return CocoReader(location, shapes)
@@ -130,10 +144,11 @@ def open_labels(
             raise UsageError(f"unknown label format {format!r}; expected one of {', '.join(get_args(InputFormat))}")
 
 
-def detect(location: str) -> InputFormat | None:
+def detect(location: str, option: str = "--labels-format") -> InputFormat | None:
     """Detect the format of a label file or folder; None for a folder of index maps, or something unknown.
 
-    Raises :class:`UsageError` if there is nothing, or signs of several formats.
+    ``option`` is the command's option that names the format, for messages. Raises :class:`UsageError` if there is
+    nothing, or signs of several formats.
     """
     if not is_folder(location):
         return _of_file(location)
@@ -156,7 +171,7 @@ def detect(location: str) -> InputFormat | None:
     }
     found: list[InputFormat] = [format for format, present in signs.items() if present]
     if len(found) > 1:
-        raise UsageError(f"{location} looks like {' and '.join(found)}; name the format with --labels-format")
+        raise UsageError(f"{location} looks like {' and '.join(found)}; name the format with {option}")
     if found:
         return found[0]
     json_files = [name for name in names if name.lower().endswith(".json") and not name.endswith(CERTIFICATE)]

@@ -95,6 +95,7 @@ def import_labels(
         background=background or "background",
         uncovered="auto" if background is not None else "ignore",
         predictions=False,
+        option="--format",
     )
     reader = open_labels(reviewed, format, options)
     ids, unknown = _matches(store, reader)

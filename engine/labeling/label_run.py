@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,8 +99,9 @@ def label(
     """
     selection.check(predictor, taxonomy)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
-    items = _plan(store, predictor, source, shard_of, retry_rejects, limit)
+    items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     run = _Run(predictor, source, partial(_select, taxonomy, selection), taxonomy.num_targets, workers, max_pixels)
+    run.progress.earlier_rejects = earlier
     return run.execute(items, Writer(run.progress, store), observer)
 
 
@@ -127,8 +129,9 @@ def segment(
         "bit_depth": predictor.backend.bit_depth,
     }
     store = LabelStore.open_or_create(store_path, record)
-    items = _plan(store, predictor, source, shard_of, retry_rejects, limit)
+    items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     run = _Run(predictor, source, select_segments, 1, workers, max_pixels)
+    run.progress.earlier_rejects = earlier
     return run.execute(items, Writer(run.progress, store), observer)
 
 
@@ -164,9 +167,22 @@ def _plan(
     shard_of: tuple[int, int] | None,
     retry_rejects: bool,
     limit: int | None,
-) -> list[Item]:
-    items = store.plan(_chosen(source, shard_of), retry_rejects=retry_rejects, condition=predictor.condition)
-    return list(islice(items, limit))
+) -> tuple[list[Item], Counter[str]]:
+    """List the inputs to process, and count by kind of error the rejects of earlier runs that are passed over."""
+    rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
+    earlier: dict[str, str] = {}
+
+    def watched(items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.uri in rejects:
+                earlier[item.uri] = rejects[item.uri]
+            yield item
+
+    plan = store.plan(watched(_chosen(source, shard_of)), retry_rejects=retry_rejects, condition=predictor.condition)
+    items = list(islice(plan, limit))
+    for item in items:  # a file that changed is processed again
+        earlier.pop(item.uri, None)
+    return items, Counter(earlier.values())
 
 
 def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:

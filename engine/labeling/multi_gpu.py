@@ -181,6 +181,7 @@ def _total(parts: Sequence[Progress]) -> Progress:
     return Progress(
         **sums,
         rejects=sum((part.rejects for part in parts), Counter()),
+        earlier_rejects=sum((part.earlier_rejects for part in parts), Counter()),
         kept=kept,
         seconds=max(part.seconds for part in parts),
         stages=list(stages.values()),

@@ -26,6 +26,8 @@ class Progress:
     """Number of inputs with the same content as an image labeled before."""
     rejects: Counter[str] = field(default_factory=Counter)
     """Number of rejected inputs per kind of error."""
+    earlier_rejects: Counter[str] = field(default_factory=Counter)
+    """Number of inputs per kind of error that an earlier run rejected and this one passes over."""
     pixels: int = 0
     """Number of pixels in the labeled images."""
     kept: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -77,6 +79,7 @@ class Progress:
             "images": self.images,
             "duplicates": self.duplicates,
             "rejects": dict(self.rejects),
+            "earlier_rejects": dict(self.earlier_rejects),
             "source": self.summary().to_json(),
             "interrupted": self.interrupted,
             "seconds": self.seconds,

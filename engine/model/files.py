@@ -50,7 +50,12 @@ def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
 
     Raises :class:`UsageError` if the file cannot be read, is empty or names an index twice.
     """
-    entries = list(list_lines(read_text(path, "the class list").split("\n")))
+    return parse_class_names(read_text(path, "the class list"), path)
+
+
+def parse_class_names(text: str, path: str | os.PathLike[str]) -> dict[int, str]:
+    """Read the text of a class list as :func:`read_class_names` does; ``path`` names it in messages."""
+    entries = list(list_lines(text.split("\n")))
     if not entries:
         raise UsageError(f"the class list {path} is empty; it needs one class name per line")
     parts = [entry.split(maxsplit=1) for entry in entries]

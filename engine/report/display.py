@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         f"{run.duplicates} duplicates, {rejects} rejected"
     )
     if run.inputs == 0:
-        say("nothing to do: the store holds every input already")
+        done = "holds or has rejected" if run.earlier_rejects else "holds"
+        say(f"nothing to do: the store {done} every input already")
+        _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
         return
     if run.images:
         table = _table("class", "pixels kept", "share of kept")
@@ -108,10 +110,15 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
         say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
     say(run.summary().line())
-    for kind, count in sorted(run.rejects.items()):
-        say(f"rejected as {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
+    _print_rejects(run.rejects, "rejected as", store)
+    _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
     if run.interrupted:
         say("interrupted: finished images are stored; run the same command to resume")
+
+
+def _print_rejects(rejects: Mapping[str, int], text: str, store: Path) -> None:
+    for kind, count in sorted(rejects.items()):
+        say(f"{text} {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
 
 
 def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:

@@ -25,7 +25,8 @@ import lance
 from ...errors import StoreError
 from ..model.png import decode_png
 from .repair import UNREADABLE, fragment_records, rebuild, replace_fragment
-from .rows import row_fault
+from .reviews import current
+from .rows import ReviewRow, row_fault, to_row
 from .run_record import read_run
 from .schema import KEYS, SCHEMAS, covered_columns
 from .table import Table, store_errors
@@ -56,6 +57,8 @@ class Verification:
     """True if the damage was removed."""
     rows: dict[str, int] = field(default_factory=dict)
     """Number of sound rows of each dataset."""
+    num_reviews_in_force: int = 0
+    """Number of reviewed images whose latest review is not a withdrawal."""
     damages: list[Damage] = field(default_factory=list)
     """Damaged rows and files."""
     pins: dict[str, int] = field(default_factory=dict)
@@ -139,6 +142,7 @@ class _Verifier:
     def _check(self, name: str, dataset: Any) -> dict[int, set[int]]:
         """Check every row; returns the numbers of damaged rows by fragment."""
         columns, keys, damaged, num_sound = covered_columns(dataset.schema), set(), {}, 0
+        reviews: list[ReviewRow] = []
         for fragment in dataset.get_fragments():
             for number, row, error in self._records(fragment):
                 key = None if row is None else tuple(row[column] for column in KEYS[name])
@@ -148,6 +152,9 @@ class _Verifier:
                 if reason is None:
                     num_sound += 1
                     keys.add(key)
+                    if row is not None and name == "reviews":
+                        # the maps are checked, and not needed to tell which review holds
+                        reviews.append(to_row(ReviewRow, row | {"label": None, "region": None}))
                     continue
                 damaged.setdefault(fragment.fragment_id, set()).add(number)
                 place = f"row {number} of fragment {fragment.fragment_id}"
@@ -155,6 +162,8 @@ class _Verifier:
                 self._result.damages.append(Damage(dataset=name, name=row_name, reason=reason or ""))
         if name == "labels":
             self._ids = {key[0] for key in keys if key is not None}
+        elif name == "reviews":
+            self._result.num_reviews_in_force = len(current(reviews))
         self._result.rows[name] = num_sound
         return damaged
 

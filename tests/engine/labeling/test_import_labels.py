@@ -14,6 +14,7 @@ from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.formats.rle import brush_of_mask
 from maskmill.engine.labeling.export_labels import export_labels
 from maskmill.engine.labeling.import_labels import import_labels, withdraw_reviews
+from maskmill.engine.model.png import encode_png
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.store.label_store import LabelStore
@@ -116,6 +117,25 @@ def test_images_that_came_back_as_they_were_get_no_review_unless_somebody_looked
     summary = import_labels(store, tmp_path / "out", reviewer="ana", unchanged="accept")
     assert (summary.accepted, summary.unchanged) == (4, 0)
     assert (store.read("1.png")[0] == label_map(1)).all()
+
+
+@pytest.mark.parametrize("place", ["maps/classes.txt", "classes.txt"])
+@pytest.mark.parametrize("form", ["background\ncow\nhorse\n", "0 background\n1 cow\n2 horse\n"])
+def test_a_flat_folder_of_png_maps_comes_back(place: str, form: str, tmp_path: Path) -> None:
+    store = make_store(tmp_path, 3)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for index in range(3):
+        (maps / f"{index}.png").write_bytes(encode_png(corrected_map(index)))
+    for format in (None, "png"):
+        with pytest.raises(UsageError, match=r"needs? classes.txt, .* in the folder or the one above it"):
+            import_labels(store, maps, format=format, reviewer="ana")
+    with pytest.raises(UsageError, match="name one with --format;"):
+        import_labels(store, maps, reviewer="ana")
+    (tmp_path / place).write_text(form)
+    summary = import_labels(store, maps, reviewer="ana")
+    assert (summary.corrected, summary.unknown) == (3, ())
+    assert all((store.read(f"{index}.png")[0] == corrected_map(index)).all() for index in range(3))
 
 
 def test_a_later_review_replaces_an_earlier_one(tmp_path: Path) -> None:
