@@ -157,7 +157,10 @@ def calibrate(
             control=control,
             delta=delta,
         )
-    return replace(calibration, report={**calibration.report, "source": labeled.summary.to_json()})
+    report = dict(calibration.report)
+    if doubt := labeled.summary.doubt(report["argmax"]["accuracy"]):
+        report["warnings"] = [doubt, *report["warnings"]]
+    return replace(calibration, report={**report, "source": labeled.summary.to_json()})
 
 
 def _control_options(control: Control, group: Group | None, rule: RuleChoice | None) -> tuple[Group, Unit, RuleChoice]:

@@ -127,6 +127,8 @@ class Choice:
     """The candidate for the goal."""
     notes: tuple[str, ...]
     """Limits of the recommendation in plain words."""
+    warnings: tuple[str, ...] = ()
+    """Signs that the measurements mean nothing."""
     source: SourceSummary | None = None
     """Files that were used and passed over."""
 
@@ -141,6 +143,7 @@ class Choice:
             "goal": str(self.goal),
             "recommended": self.recommended.to_json(),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "source": None if self.source is None else self.source.to_json(),
             "points": [point.to_json() for point in self.points],
         }
@@ -282,4 +285,9 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
         )
     if recommended is raw and goal.aim != "kept":
         notes.append("no selection is better than the top class of every pixel on these images")
+    if raw.kept < 1:
+        notes.append(
+            f"{1 - raw.kept:.1%} of the pixels have a dropped model class as their top class; without a label, they do "
+            "not count in the accuracy and mIoU of the top class of every pixel"
+        )
     return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes))

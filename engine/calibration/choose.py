@@ -52,7 +52,9 @@ def choose(
         observations.collect(predictor, source, labeled, workers=workers, progress=progress)
         scores = BinnedScores(observations.counts, taxonomy.num_targets)
         points = measure_candidates(scores, observations.samples, default_candidates())
-        choice = replace(recommend(points, goal), source=labeled.summary)
+        choice = recommend(points, goal)
+        doubt = labeled.summary.doubt(choice.raw.accuracy if choice.raw.kept else None)
+        choice = replace(choice, source=labeled.summary, warnings=(doubt,) if doubt else ())
         best = choice.recommended.candidate
         if best.method != "conformal" or best.alpha is None or best.group is None:
             return choice, None

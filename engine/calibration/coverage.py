@@ -159,7 +159,11 @@ def coverage_rows(held_out: HeldOut, target: float) -> list[dict[str, Any] | Non
 
 
 def argmax_rows(scores: BinnedScores) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
-    """Report accuracy and IoU of the top class: overall, and for each class of the truth."""
+    """Report accuracy and IoU of the top class: overall, and for each class of the truth.
+
+    The labels are those without a selection: a pixel whose top class is a dropped one has none. The overall accuracy is
+    that of the pixels with a label, whose share is ``kept``; the others count as missed in a class's accuracy and IoU.
+    """
     counts, num = scores.counts, scores.num_targets
     hits, wrong = (
         np.bincount(counts.target, table.sum(axis=1), minlength=num) for table in (counts.hits, counts.wrong)
@@ -170,5 +174,10 @@ def argmax_rows(scores: BinnedScores) -> tuple[dict[str, Any], list[dict[str, An
         {"accuracy": float(hits[index] / true[index]), "iou": float(iou[index])} if true[index] else None
         for index in range(num)
     ]
-    overall = {"accuracy": float(hits.sum() / true.sum()), "miou": float(np.nanmean(iou))}
+    labeled = hits.sum() + wrong.sum()
+    overall = {
+        "accuracy": float(hits.sum() / max(labeled, 1)),
+        "kept": float(labeled / true.sum()),
+        "miou": float(np.nanmean(iou)),
+    }
     return overall, rows

@@ -14,6 +14,8 @@ from .image_formats import OPTIONAL_ENDINGS
 
 NUM_EXAMPLES = 3
 """Names that a summary gives per kind."""
+LOW_ACCURACY = 0.5
+"""Accuracy of the model below which label values that are only assumed are doubted."""
 LARGE_IGNORED_SHARE = 0.25
 """Share of ignored label pixels from which the summary says so."""
 
@@ -101,6 +103,19 @@ class SourceSummary:
                 "photos as stored, give --labels-as-stored"
             )
         return "; ".join(parts)
+
+    def doubt(self, accuracy: float | None) -> str:
+        """Return a warning if the labels' meaning is only assumed and the model's ``accuracy`` on them is low.
+
+        ``accuracy`` is that of the model's labels, None if it has none. Empty if there is no doubt.
+        """
+        if not self.assumed or (accuracy is not None and accuracy >= LOW_ACCURACY):
+            return ""
+        measured = "the model labels none of the pixels" if accuracy is None else f"the accuracy is only {accuracy:.3f}"
+        return (
+            f"label i was taken for class i of the model, and {measured}: the labels probably have other classes; give "
+            "--taxonomy FILE (`maskmill taxonomy` drafts one), or a class list beside the labels"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, with every name."""

@@ -155,16 +155,17 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         mark = "*" if row["threshold_from"] in ("foreground", "pooled") and calibration.group == "class" else ""
         cells = _held_out_cells(row["held_out"])
         table.add_row(row["class"], str(row["images"]), threshold + mark, *cells, _share(row["argmax"]["iou"]))
-    labels = report["labels"] or {"miou_kept": None}
+    labels, argmax = report["labels"] or {"miou_kept": None}, report["argmax"]
     cells = _held_out_cells(report["overall"])
     cells[-1] = _share(labels["miou_kept"])
     images, pooled = str(report["num_images"]), f"{calibration.pooled:.3g}"
-    table.add_row("all", images, pooled, *cells, _share(report["argmax"]["miou"]), style="bold")
+    table.add_row("all", images, pooled, *cells, _share(argmax["miou"]), style="bold")
     console.print(table)
+    dropped = f", without the {1 - argmax['kept']:.1%} whose top class is dropped" if argmax["kept"] < 1 else ""
     say(
         f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, rule "
         f"{calibration.rule}; mean coverage of an image {_share(report['image_mean_coverage'])}, accuracy of the top "
-        f"class of every pixel {_share(report['argmax']['accuracy'])}"
+        f"class of every pixel {_share(argmax['accuracy'])}{dropped}"
     )
     if (rates := report.get("false_labels")) is not None:
         say(
@@ -213,6 +214,8 @@ def print_choice(choice: Choice, path: Path | None) -> None:
         say(f"note: {note}")
     if choice.source is not None:
         say(choice.source.line())
+    for warning in choice.warnings:
+        say(f"warning: {warning}")
 
 
 def _label_options(candidate: Candidate, path: Path | None) -> str:
@@ -295,6 +298,8 @@ def print_quality(quality: Quality) -> None:
         _print_coverage(quality.coverage)
     if quality.source is not None:
         say(quality.source.line())
+        if doubt := quality.source.doubt(raw["accuracy_kept"]):
+            say(f"warning: {doubt}")
 
 
 def print_store(store: LabelStore) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.calibration.choose import choose
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.drift import watch_store
@@ -147,6 +148,27 @@ def test_labels_worse_than_the_raw_ones_are_warned_of(bundle: Bundle, photos: Pa
     report = run(bundle, photos, taxonomy=taxonomy, rule="foreground", alpha="0.02", min_images=1).report
     assert report["labels"]["accuracy_kept"] < report["argmax"]["accuracy"]
     assert any("below" in warning and "maskmill choose" in warning for warning in report["warnings"])
+
+
+def test_labels_that_do_not_fit_the_models_classes_are_warned_of(bundle: Bundle, photos: Path) -> None:
+    shifted = dataclasses.replace(Taxonomy.of_model(bundle), labels={0: 1, 1: 2, 2: 0})
+    assert "label i was taken for class i of the model" in run(bundle, photos, taxonomy=shifted).report["warnings"][0]
+    stated = dataclasses.replace(shifted, assumed=False)
+    assert "label i" not in str(run(bundle, photos, taxonomy=stated).report["warnings"])
+    source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
+    choice, _ = choose(SemanticPredictor(bundle, OnnxSession(bundle)), source, labels, shifted)
+    assert "label i was taken for class i of the model" in choice.warnings[0]
+
+
+def test_the_top_class_means_the_same_to_calibrate_and_choose(bundle: Bundle, photos: Path) -> None:
+    taxonomy = Taxonomy(targets=("red", "blue"), background=None, model=(0, -1, 1), labels={0: 0, 1: -1, 2: 1})
+    argmax = run(bundle, photos, taxonomy=taxonomy).report["argmax"]
+    source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
+    choice, _ = choose(SemanticPredictor(bundle, OnnxSession(bundle)), source, labels, taxonomy)
+    assert 0 < argmax["kept"] < 1
+    # every pixel is sampled; ties of colors are left to chance
+    assert (choice.raw.kept, choice.raw.accuracy) == pytest.approx((argmax["kept"], argmax["accuracy"]), abs=1e-3)
+    assert any("have a dropped model class as their top class" in note for note in choice.notes)
 
 
 def test_a_class_that_is_seen_where_it_is_not_is_warned_of(bundle: Bundle, tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def test_a_plain_set_says_little() -> None:
     assert SourceSummary(images=6, rules={"same name": 6}).line() == "6 images used"
 
 
+def test_assumed_labels_are_doubted_if_the_accuracy_is_low() -> None:
+    assumed = SourceSummary(images=6, assumed=True)
+    assert "the accuracy is only 0.172" in assumed.doubt(0.172)
+    assert "give --taxonomy FILE" in assumed.doubt(None)
+    assert assumed.doubt(0.6) == SourceSummary(images=6).doubt(0.172) == ""
+
+
 def test_plain_data_gives_the_same_summary_back() -> None:
     summary = SourceSummary(images=2, skipped=Counter({".txt": 1}), without_map=["a"], turned=1, labels_format="coco")
     summary.count_labels(np.array([[0, 255]], np.uint8), 255)
