@@ -33,7 +33,7 @@ VOC_NAMES = (
 )
 """Names of PASCAL VOC's values 0 to 20."""
 CLASS_LIST_RULE = "classes.txt, with one class name per line or `index name`, in the folder or the one above it"
-"""What a folder of index maps needs, for messages."""
+"""Rule for the class list of a folder of index maps, for messages."""
 _BORDER = (224, 224, 192)
 """VOC's color of borders and difficult objects, value 255."""
 

@@ -19,6 +19,7 @@ from ..inputs.summary import SourceSummary
 from ..labeling.progress import Progress as RunProgress
 from ..model.taxonomy import Taxonomy
 from ..store.label_store import LabelStore
+from .contents import describe_store
 from .evaluate import Quality
 
 LOG_SECONDS = 10.0
@@ -310,8 +311,8 @@ def print_store(store: LabelStore) -> None:
         f"{store.path}: {summary['images']:,} images of {summary['inputs']:,} inputs, {_bytes(summary['bytes'])}, "
         f"rejects: {rejects}"
     )
-    for key, value in store.run.items():
-        say(f"  {key}: {json.dumps(value)}")
+    for line in describe_store(store):
+        say(f"  {line}")
     for row in store.rejects():
         say(f"  rejected {row.uri}: {row.error}: {row.message}")
 
