@@ -127,9 +127,9 @@ class Taxonomy:
             model = parse_model(raw, bundle.classes, targets)
             if unmapped := [name for index, name in enumerate(targets) if index in mapped and index not in model]:
                 raise TaxonomyError(
-                    f"[labels] has labels of {listed(unmapped)}, and no model class is mapped to "
-                    f"{'it' if len(unmapped) == 1 else 'them'}; map a class to {unmapped[0]!r} under [model], or "
-                    f'remove that target and set its labels to "{IGNORE}"'
+                    f"no model class is mapped to the target{'' if len(unmapped) == 1 else 's'} "
+                    f"{listed(map(repr, unmapped))}, which [labels] uses; under [model], map at least one to "
+                    f'{unmapped[0]!r}, or remove that target and map its labels to "{IGNORE}"'
                 )
             return cls(
                 targets=targets,

@@ -281,5 +281,7 @@ def test_indices_are_refused_for_a_file_whose_values_mean_nothing(tmp_path: Path
 def test_a_target_with_labels_and_no_model_class_is_refused_by_name(label: str, bundle: Bundle, tmp_path: Path) -> None:
     text = GOOD.replace('red = "warm"', 'red = "dropped"').replace('7 = "warm"', f'{label} = "warm"')
     text = text.replace('9 = "blue"', '8 = "blue"')
-    with pytest.raises(TaxonomyError, match="no model class is mapped to it; map a class to 'warm' .*, or remove that"):
+    with pytest.raises(
+        TaxonomyError, match="no model class is mapped to the target 'warm', .* map at least one .* or remove"
+    ):
         Taxonomy.load(write(tmp_path, text), bundle)
