@@ -348,14 +348,9 @@ def image_of(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def class_names_of(classes: Location | Sequence[str]) -> list[str]:
     """Class names in order, from a sequence or a file."""
-    from .model.files import read_class_names
+    from .model.files import read_ordered_class_names
 
-    if not isinstance(classes, str | os.PathLike):
-        return list(classes)
-    names = read_class_names(classes)
-    if sorted(names) != list(range(len(names))):
-        raise UsageError(f"{classes} must name every class from 0 to {max(names)}, with none left out")
-    return [names[index] for index in range(len(names))]
+    return read_ordered_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)
 
 
 @contextmanager

@@ -53,6 +53,14 @@ def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:
     return parse_class_names(read_text(path, "the class list"), path)
 
 
+def read_ordered_class_names(path: str | os.PathLike[str]) -> list[str]:
+    """Read a class list in the order of its indices; raises :class:`UsageError` if it leaves an index out."""
+    names = read_class_names(path)
+    if sorted(names) != list(range(len(names))):
+        raise UsageError(f"{path} must name every class from 0 to {max(names)}, with none left out")
+    return [names[index] for index in range(len(names))]
+
+
 def parse_class_names(text: str, path: str | os.PathLike[str]) -> dict[int, str]:
     """Read the text of a class list as :func:`read_class_names` does; ``path`` names it in messages."""
     entries = list(list_lines(text.split("\n")))

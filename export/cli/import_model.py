@@ -9,6 +9,7 @@ import typer
 
 from ...engine.cli.options import SOURCE_HELP, BundleArgument
 from ...engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter, Task
+from ...engine.model.files import read_ordered_class_names
 from ...errors import UsageError
 
 
@@ -138,8 +139,8 @@ def import_model(
         if classes is None:
             raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
         bundle = write_score_bundle(
-            output, scores=model, classes=class_list(classes), background=background, activation=activation or "none",
-            license=license,
+            output, scores=model, classes=read_ordered_class_names(classes), background=background,
+            activation=activation or "none", license=license,
         )  # fmt: skip
         typer.echo(f"{bundle.path}: scores of {len(bundle.classes)} classes from the files in {model}")
         return
@@ -172,7 +173,11 @@ def import_model(
     else:
         if classes is None:
             raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
-        common |= {"classes": class_list(classes), "background": background, "activation": activation or "softmax"}
+        common |= {
+            "classes": read_ordered_class_names(classes),
+            "background": background,
+            "activation": activation or "softmax",
+        }
         if task == "cam":
             from ..adopt.classifier import cam_from_onnx
 
@@ -280,16 +285,6 @@ def three_numbers(text: str, option: str) -> tuple[float, float, float]:
     if len(parts) != 3:
         raise UsageError(f"{option} must be one number or three separated by commas, got {text!r}")
     return parts[0], parts[1], parts[2]
-
-
-def class_list(path: Path) -> list[str]:
-    """Read class names in the order of their indices; raise :class:`UsageError` if the file leaves an index out."""
-    from ...engine.model.files import read_class_names
-
-    names = read_class_names(path)
-    if sorted(names) != list(range(len(names))):
-        raise UsageError(f"{path} must name every class from 0 to {max(names)}, with none left out")
-    return [names[index] for index in range(len(names))]
 
 
 def parse_size(text: str) -> tuple[int, int]:

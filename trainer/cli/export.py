@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from ...engine.model.bundle import ResizeFilter
+from ...engine.model.files import read_ordered_class_names
 from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
-from ...export.cli.import_model import class_list, parse_size, three_numbers
+from ...export.cli.import_model import parse_size, three_numbers
 from ...export.pretrained.folded import BackgroundScore, Masks
 from .options import AllowCodeOption
 
@@ -122,7 +123,7 @@ def export_model(
         if allow_code:
             raise UsageError("--allow-code applies to a training run only: code of a checkpoint is never run")
         choices = Choices(
-            classes=None if classes is None else tuple(class_list(classes)),
+            classes=None if classes is None else tuple(read_ordered_class_names(classes)),
             background=background,
             background_score=background_score,
             size=wanted_size,

@@ -90,7 +90,7 @@ def train_student(
     Exit status: 0 if trained, 130 if interrupted (the run is saved).
     """
     from ...engine.inputs.names import read_ids
-    from ...engine.model.files import read_class_names
+    from ...engine.model.files import read_ordered_class_names
     from ..data.corpus import classes_taxonomy, open_corpus
     from ..recipes import RECIPES, with_settings
     from ..train import train
@@ -99,9 +99,7 @@ def train_student(
     if background is not None and classes is None:
         raise UsageError("--background NAME needs --classes FILE")
     chosen = with_settings(RECIPES[recipe](), settings or ())
-    names = None if classes is None else read_class_names(classes)
-    if names is not None and sorted(names) != list(range(len(names))):
-        raise UsageError(f"{classes} must name every class from 0 on, with none left out")
+    names = None if classes is None else read_ordered_class_names(classes)
     corpus = open_corpus(
         stores=stores or (),
         labeled=labeled,
@@ -109,7 +107,7 @@ def train_student(
         unlabeled=unlabeled,
         validation=validation,
         validation_ids=read_ids(validation_ids) if validation_ids else None,
-        taxonomy=None if names is None else classes_taxonomy([names[index] for index in sorted(names)], background),
+        taxonomy=None if names is None else classes_taxonomy(names, background),
         labels_of=taxonomy,
         segments=segments,
         image_labels=image_labels,

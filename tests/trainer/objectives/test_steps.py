@@ -1,4 +1,4 @@
-"""What a step minimizes, from a student whose features and logits are in view."""
+"""Losses that a step minimizes, with a student whose features and logits are in view."""
 
 from __future__ import annotations
 
