@@ -19,41 +19,24 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..engine.model.files import sha256
-from ..engine.model.taxonomy import Taxonomy
-from ..errors import TrainingError, UsageError
-from .data.corpus import Corpus
-from .data.datasets import TrainingImages
+from ..errors import TrainingError
+from .data.corpus import Corpus, training_images
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
-from .data.weak_labels import WeakLabels
 from .evaluate import score_images, search_background
 from .log import RunLog
-from .methods import Consistency, S2c
+from .methods import S2c
 from .objectives.base import Losses, Moment
-from .objectives.steps import OBJECTIVES
+from .objectives.parallel import parallel_objectives
 from .optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from .phases import num_steps, phases, with_epochs
 from .processes import Process, interrupts, joined, limit_threads
 from .recipes import Recipe
-from .run import (
-    BEST,
-    LAST,
-    Run,
-    best_checkpoint,
-    import_torch,
-    open_run,
-    read_checkpoint,
-    student_state,
-    write_checkpoint,
-)  # fmt: skip
-from .students.models import build_model
-
-if TYPE_CHECKING:
-    from torch import nn
+from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
+from .students.start import build_student, load_student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +98,8 @@ def train(
         limit_threads()
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
-        student = _build(recipe, corpus.taxonomy)
-        data = _samples(recipe, corpus)
+        student = build_student(recipe, corpus.taxonomy)
+        data = training_images(recipe, corpus)
         recipe = with_epochs(recipe, data.sizes())
         run = _record(recipe, corpus, student, init)
         plan = Plan(
@@ -142,18 +125,10 @@ def train(
         return progress
 
 
-def _build(recipe: Recipe, classes: Taxonomy) -> nn.Module:
-    options = dict(recipe.model_options)
-    if recipe.model.startswith("allspark:"):
-        # its memory holds feature maps of the size that the training crop gives
-        options.setdefault("crop", recipe.crop)
-    return build_model(recipe.model, classes.num_targets, background=classes.background, **options)
-
-
 def _record(recipe: Recipe, corpus: Corpus, student: Any, init: str | os.PathLike[str] | None) -> Run:
     data = dict(corpus.record)
     if init is not None:
-        data["init"] = {"path": str(init), "sha256": _load_weights(student, init, corpus.taxonomy)}
+        data["init"] = {"path": str(init), "sha256": load_student(student, init, corpus.taxonomy)}
     return Run(
         recipe=recipe,
         model_options=student.options,
@@ -163,39 +138,6 @@ def _record(recipe: Recipe, corpus: Corpus, student: Any, init: str | os.PathLik
         input=student.input_spec(recipe.crop, recipe.crop),
         data=data,
         versions={name: version(name) for name in ("maskmill", "torch")},
-    )
-
-
-def _load_weights(student: nn.Module, init: str | os.PathLike[str], classes: Taxonomy) -> str:
-    """Load the weights of another run into a student; returns the SHA-256 of their checkpoint."""
-    run, path = Run.load(init), best_checkpoint(init)
-    if run.classes != classes.targets:
-        raise UsageError(
-            f"--init {init} has the classes {', '.join(run.classes)}, this run {', '.join(classes.targets)}; "
-            "choose a run with the same classes"
-        )
-    try:
-        student.load_state_dict(dict(student_state(read_checkpoint(path))))
-    except RuntimeError as error:
-        raise UsageError(
-            f"--init {init} holds the weights of {run.recipe.model}, which do not fit this network; use the same model "
-            "and options"
-        ) from error
-    return sha256(path)
-
-
-def _samples(recipe: Recipe, corpus: Corpus) -> TrainingImages:
-    return TrainingImages(
-        corpus.streams(),
-        crop=recipe.crop,
-        ignore=corpus.taxonomy.ignore_index,
-        scale=recipe.scale,
-        flip=recipe.flip,
-        seed=recipe.seed,
-        colors=recipe.colors,
-        padding=recipe.padding,
-        views=recipe.method if isinstance(recipe.method, Consistency) else None,
-        weak=_weak_labels(corpus, recipe),
     )
 
 
@@ -216,7 +158,7 @@ class _Loop:
             self._restore(read_checkpoint(folder / LAST, str(process.device)))
         if recipe.compile:
             self.student.encode, self.student.decode = map(torch.compile, (self.student.encode, self.student.decode))
-        self.losses = _parallel(self.student, process)
+        self.losses = parallel_objectives(self.student, process)
         self.phases, self.steps = phases(recipe), num_steps(recipe)
 
     def execute(
@@ -352,36 +294,6 @@ class _Loop:
 
 
 _ROLES = ("labeled", "unlabeled")
-
-
-def _parallel(student: nn.Module, process: Process) -> nn.Module:
-    """Wrap the objectives as a module, so that DistributedDataParallel sees all passes of a step as one."""
-    torch = import_torch()
-
-    class Objectives(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.student = student
-
-        def forward(self, batch: Mapping[str, Any], moment: Moment) -> Losses:
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(moment.recipe.precision)
-            with torch.autocast(process.device.type, dtype=dtype, enabled=dtype is not None):
-                return OBJECTIVES[moment.phase.objective](self.student, batch, moment)
-
-    if process.world == 1:
-        return Objectives()
-    devices = [process.device.index] if process.device.type == "cuda" else None
-    # AllSpark trains one half of its attention only in the phases with unlabeled images
-    unused = hasattr(getattr(student, "decoder", None), "spark")
-    return torch.nn.parallel.DistributedDataParallel(Objectives(), device_ids=devices, find_unused_parameters=unused)
-
-
-def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
-    if not isinstance(recipe.method, S2c):
-        return None
-    if corpus.weak is None:
-        raise UsageError("this recipe needs segment maps; add --segments STORE or --segments DIR")
-    return replace(corpus.weak, compat=recipe.method.compat)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

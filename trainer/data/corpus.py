@@ -23,8 +23,10 @@ from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
 from ...engine.store.run_record import is_store
 from ...errors import UsageError
+from ..methods import Consistency, S2c
+from ..recipes import Recipe
 from ..run import RUN_FILE
-from .datasets import LabeledImages, Part, PlainImages, StoredImages
+from .datasets import LabeledImages, Part, PlainImages, StoredImages, TrainingImages
 from .splits import parse_share, seeded_split
 from .weak_labels import WeakLabels
 
@@ -192,6 +194,30 @@ def open_corpus(
         new_pins=new_pins,
         record=json.loads(json.dumps(record)),
     )
+
+
+def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
+    """Return the augmented samples of a recipe from the images of a corpus."""
+    return TrainingImages(
+        corpus.streams(),
+        crop=recipe.crop,
+        ignore=corpus.taxonomy.ignore_index,
+        scale=recipe.scale,
+        flip=recipe.flip,
+        seed=recipe.seed,
+        colors=recipe.colors,
+        padding=recipe.padding,
+        views=recipe.method if isinstance(recipe.method, Consistency) else None,
+        weak=_weak_labels(corpus, recipe),
+    )
+
+
+def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
+    if not isinstance(recipe.method, S2c):
+        return None
+    if corpus.weak is None:
+        raise UsageError("this recipe needs segment maps; add --segments STORE or --segments DIR")
+    return replace(corpus.weak, compat=recipe.method.compat)
 
 
 def _unpin(stores: Iterable[LabelStore], pin: str | None) -> None:
