@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..labeling.selection import Method, Weight
 from ..predictors.open import (
     ModelOptions,
     PromptedOptions,
-    load_taxonomy,
     open_everything,
     open_predictor,
     open_prompted,
 )
-from ..runtimes.open import ON_GPU, Provider
 from .label_options import (
     CalibrationOption,
     DryRunOption,
@@ -38,6 +31,7 @@ from .label_options import (
     ThresholdOption,
     WeightOption,
 )
+from .labeling import LabelingOptions, run_label, run_segment
 from .options import (
     BatchOption,
     BitDepthOption,
@@ -56,40 +50,7 @@ from .options import (
     TileOption,
     UnverifiedOption,
     WorkersOption,
-    print_json,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Options that every labeling command shares, as given."""
-
-    output: Path | None
-    shard: str | None
-    workers: int | None
-    limit: int | None
-    retry_rejects: bool
-    max_pixels: int | None
-    image_ending: str | None
-    provider: Provider
-    device: str | None
-    as_json: bool
-    dry_run: bool = False
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """Keyword arguments of ``label``, ``segment`` and ``dry_run``."""
-        return {
-            "shard_of": _shard(self.shard),
-            "workers": self.workers,
-            "limit": self.limit,
-            "max_pixels": self.max_pixels,
-        }
-
-    @property
-    def say(self) -> Callable[[str], None] | None:
-        """Printer of the line that states which runtime and backend are used."""
-        return None if self.as_json else typer.echo
 
 
 def label_corpus(
@@ -125,7 +86,7 @@ def label_corpus(
     Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 130 if
     interrupted.
     """
-    run = _Run(
+    run = LabelingOptions(
         output=output,
         shard=shard,
         workers=workers,
@@ -149,7 +110,7 @@ def label_corpus(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
-    _label(run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels)
+    run_label(run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels)
 
 
 def label_prompted(
@@ -187,7 +148,7 @@ def label_prompted(
     The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
     rejected by this run or an earlier one, 130 if interrupted.
     """
-    run = _Run(
+    run = LabelingOptions(
         output=output,
         shard=shard,
         workers=workers,
@@ -212,7 +173,7 @@ def label_prompted(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
-    _label(run, opening, cam, source, taxonomy, select, calibration, threshold, weight, weight_levels)
+    run_label(run, opening, cam, source, taxonomy, select, calibration, threshold, weight, weight_levels)
 
 
 def segment_corpus(
@@ -249,13 +210,7 @@ def segment_corpus(
     The same command again continues where the run stopped. Exit status: 0 if every input is segmented, 1 if some were
     rejected by this run or an earlier one, 130 if interrupted.
     """
-    from ..inputs.sources import open_source
-    from ..labeling.label_run import segment
-    from ..labeling.multi_gpu import label_on_devices, segment_share
-    from ..model.taxonomy import Taxonomy
-    from ..report import display
-
-    run = _Run(
+    run = LabelingOptions(
         output=output,
         shard=shard,
         workers=workers,
@@ -267,9 +222,6 @@ def segment_corpus(
         device=device,
         as_json=as_json,
     )
-    common = {**run.common, "retry_rejects": retry_rejects}
-    gpus = _devices(run)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     prompts = PromptedOptions(sam=sam, prompt=tuple(settings or ()))
     options = ModelOptions(
         provider=provider,
@@ -278,119 +230,4 @@ def segment_corpus(
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
-    opening = partial(open_everything, prompts, options=options, say=run.say)
-    predictor = None if gpus else opening()
-    with display.run_display(as_json=as_json) as observer:
-        if predictor is None:
-            work = partial(segment_share, opening)
-            progress = label_on_devices(
-                work, source, output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
-            )
-        else:
-            images = open_source(source, image_ending=run.image_ending)
-            progress = segment(predictor, images, output, observer=observer, **common)
-    _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), output, as_json)
-
-
-def _label(
-    run: _Run,
-    opening: Callable[[], tuple[Any, Any]],
-    classes_of: Path,
-    source: str,
-    taxonomy: Path | None,
-    select: Method,
-    calibration: Path | None,
-    threshold: float | None,
-    weight: Weight,
-    weight_levels: int,
-) -> None:
-    """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes."""
-    from ..calibration.calibration import Calibration
-    from ..inputs.sources import open_source
-    from ..labeling import label_run
-    from ..labeling.multi_gpu import label_on_devices, label_share
-    from ..labeling.selection import Selection
-    from ..report import display
-
-    if (calibration is not None) != (select == "conformal"):
-        raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
-    if (threshold is not None) != (select == "threshold"):
-        raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
-    if run.output is None and not run.dry_run:
-        raise UsageError("labels need a store: give -o STORE (or --dry-run)")
-    common = run.common
-    gpus = _devices(run)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    predictor: Any = None
-    if gpus:  # each GPU's process opens its own predictor; this process opens none
-        classes = load_taxonomy(classes_of, taxonomy)
-    else:
-        predictor, classes = opening()
-    thresholds = Calibration.load(calibration) if calibration else None
-    options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels}
-    if thresholds is not None:
-        selection = Selection.conformal(thresholds, **options)
-    elif threshold is not None:
-        selection = Selection.threshold(threshold, **options)
-    else:
-        selection = Selection.argmax(**options)
-    if run.dry_run:
-        images = open_source(source, image_ending=run.image_ending)
-        progress, total = label_run.dry_run(predictor, images, classes, selection, **common)
-        display.print_estimate(progress, total, as_json=run.as_json)
-        return
-    assert run.output is not None, "checked above"
-    common["retry_rejects"] = run.retry_rejects
-    with display.run_display(as_json=run.as_json) as observer:
-        if gpus:
-            work = partial(label_share, opening, selection)
-            progress = label_on_devices(
-                work, source, run.output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
-            )
-        else:
-            images = open_source(source, image_ending=run.image_ending)
-            progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
-    _finish(progress, classes, run.output, run.as_json, thresholds)
-
-
-def _finish(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
-    """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
-    from ..labeling.drift import watch_store
-    from ..report import display
-
-    drift = None if calibration is None else watch_store(store, calibration)
-
-    if as_json:
-        found = {} if drift is None else {"drift": drift.to_json()}
-        print_json({"event": "summary", **progress.to_json(classes), **found}, indent=None)
-    else:
-        display.print_summary(progress, classes, store)
-        if drift is not None:
-            display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
-    if progress.interrupted:
-        raise typer.Exit(130)
-    if progress.rejects or progress.earlier_rejects:
-        raise typer.Exit(1)
-
-
-def _devices(run: _Run) -> tuple[int, ...]:
-    """GPU numbers of ``--device``; empty if the option was not given."""
-    if run.device is None:
-        return ()
-    if run.provider not in ON_GPU or run.dry_run:
-        raise UsageError(
-            f"--device applies to --provider {' or '.join(ON_GPU)}, and not to --dry-run; leave it out or change them"
-        )
-    parts = [part.strip().removeprefix("cuda:") for part in run.device.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--device must list GPUs, such as cuda:0,cuda:1, got {run.device!r}")
-    return tuple(int(part) for part in parts)
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/8, got {text!r}")
-    return int(index), int(count)
+    run_segment(run, partial(open_everything, prompts, options=options, say=run.say), source)

@@ -1,0 +1,179 @@
+"""Runs of the labeling commands: shared options, choice of the runner, summary and exit status."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ...errors import UsageError
+from ..labeling.selection import Method, Weight
+from ..predictors.open import load_taxonomy
+from ..runtimes.open import ON_GPU, Provider
+from .options import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelingOptions:
+    """Options that every labeling command shares, as given."""
+
+    output: Path | None
+    shard: str | None
+    workers: int | None
+    limit: int | None
+    retry_rejects: bool
+    max_pixels: int | None
+    image_ending: str | None
+    provider: Provider
+    device: str | None
+    as_json: bool
+    dry_run: bool = False
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments of ``label``, ``segment`` and ``dry_run``."""
+        return {
+            "shard_of": _shard(self.shard),
+            "workers": self.workers,
+            "limit": self.limit,
+            "max_pixels": self.max_pixels,
+        }
+
+    @property
+    def say(self) -> Callable[[str], None] | None:
+        """Printer of the line that states which runtime and backend are used."""
+        return None if self.as_json else typer.echo
+
+
+def run_label(
+    run: LabelingOptions,
+    opening: Callable[[], tuple[Any, Any]],
+    classes_of: Path,
+    source: str,
+    taxonomy: Path | None,
+    select: Method,
+    calibration: Path | None,
+    threshold: float | None,
+    weight: Weight,
+    weight_levels: int,
+) -> None:
+    """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes."""
+    from ..calibration.calibration import Calibration
+    from ..inputs.sources import open_source
+    from ..labeling import label_run
+    from ..labeling.multi_gpu import label_on_devices, label_share
+    from ..labeling.selection import Selection
+    from ..report import display
+
+    if (calibration is not None) != (select == "conformal"):
+        raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
+    if (threshold is not None) != (select == "threshold"):
+        raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
+    if run.output is None and not run.dry_run:
+        raise UsageError("labels need a store: give -o STORE (or --dry-run)")
+    common = run.common
+    gpus = _devices(run)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    predictor: Any = None
+    if gpus:  # each GPU's process opens its own predictor; this process opens none
+        classes = load_taxonomy(classes_of, taxonomy)
+    else:
+        predictor, classes = opening()
+    thresholds = Calibration.load(calibration) if calibration else None
+    options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels}
+    if thresholds is not None:
+        selection = Selection.conformal(thresholds, **options)
+    elif threshold is not None:
+        selection = Selection.threshold(threshold, **options)
+    else:
+        selection = Selection.argmax(**options)
+    if run.dry_run:
+        images = open_source(source, image_ending=run.image_ending)
+        progress, total = label_run.dry_run(predictor, images, classes, selection, **common)
+        display.print_estimate(progress, total, as_json=run.as_json)
+        return
+    assert run.output is not None, "checked above"
+    common["retry_rejects"] = run.retry_rejects
+    with display.run_display(as_json=run.as_json) as observer:
+        if gpus:
+            work = partial(label_share, opening, selection)
+            progress = label_on_devices(
+                work, source, run.output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
+            )
+        else:
+            images = open_source(source, image_ending=run.image_ending)
+            progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
+    _finish(progress, classes, run.output, run.as_json, thresholds)
+
+
+def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -> None:
+    """Segment ``source`` with the predictor that ``opening`` makes, print the summary and exit with its status."""
+    from ..inputs.sources import open_source
+    from ..labeling.label_run import segment
+    from ..labeling.multi_gpu import label_on_devices, segment_share
+    from ..model.taxonomy import Taxonomy
+    from ..report import display
+
+    assert run.output is not None, "the command requires a store"
+    common = {**run.common, "retry_rejects": run.retry_rejects}
+    gpus = _devices(run)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    predictor = None if gpus else opening()
+    with display.run_display(as_json=run.as_json) as observer:
+        if predictor is None:
+            work = partial(segment_share, opening)
+            progress = label_on_devices(
+                work, source, run.output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
+            )
+        else:
+            images = open_source(source, image_ending=run.image_ending)
+            progress = segment(predictor, images, run.output, observer=observer, **common)
+    _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
+
+
+def _finish(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
+    """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
+    from ..labeling.drift import watch_store
+    from ..report import display
+
+    drift = None if calibration is None else watch_store(store, calibration)
+
+    if as_json:
+        found = {} if drift is None else {"drift": drift.to_json()}
+        print_json({"event": "summary", **progress.to_json(classes), **found}, indent=None)
+    else:
+        display.print_summary(progress, classes, store)
+        if drift is not None:
+            display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
+    if progress.interrupted:
+        raise typer.Exit(130)
+    if progress.rejects or progress.earlier_rejects:
+        raise typer.Exit(1)
+
+
+def _devices(run: LabelingOptions) -> tuple[int, ...]:
+    """GPU numbers of ``--device``; empty if the option was not given."""
+    if run.device is None:
+        return ()
+    if run.provider not in ON_GPU or run.dry_run:
+        raise UsageError(
+            f"--device applies to --provider {' or '.join(ON_GPU)}, and not to --dry-run; leave it out or change them"
+        )
+    parts = [part.strip().removeprefix("cuda:") for part in run.device.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--device must list GPUs, such as cuda:0,cuda:1, got {run.device!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/8, got {text!r}")
+    return int(index), int(count)
