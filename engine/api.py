@@ -194,8 +194,8 @@ def label(
     if calibration is not None and threshold is not None:
         raise UsageError("give calibration or threshold, not both")
     if calibration is not None:
-        loaded = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        selection = Selection.conformal(loaded, weight=weight, weight_levels=weight_levels)
+        record = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        selection = Selection.conformal(record, weight=weight, weight_levels=weight_levels)
     elif threshold is not None:
         selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels)
     else:
@@ -234,7 +234,7 @@ def export_labels(
     from .calibration.calibration import Calibration
     from .labeling import export_labels as exporting
 
-    loaded = Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration
+    record = Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration
     with counter_if("exporting", progress) as observer:
         return exporting.export_labels(
             store_of(store),
@@ -244,7 +244,7 @@ def export_labels(
             min_kept=min_kept,
             weights=weights,
             ignored=ignored,
-            calibration=loaded,
+            calibration=record,
             progress=observer,
         )
 
@@ -354,9 +354,9 @@ def class_names_of(classes: Location | Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def counter_if(name: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar of (done, total) if ``shown``; yields its observer, or None."""
-    if not shown:
+def counter_if(name: str, progress: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar of (done, total) if ``progress``; yields its observer, or None."""
+    if not progress:
         yield None
         return
     from .report.display import counter
@@ -366,9 +366,9 @@ def counter_if(name: str, shown: bool) -> Iterator[Callable[[int, int], None] | 
 
 
 @contextmanager
-def run_display_if(shown: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Show the progress of a labeling run if ``shown``; yields its observer, or None."""
-    if not shown:
+def run_display_if(progress: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Show the progress of a labeling run if ``progress``; yields its observer, or None."""
+    if not progress:
         yield None
         return
     from .report.display import run_display

@@ -161,7 +161,7 @@ def train(
 
     if recipe not in RECIPES:
         raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    chosen = with_settings(RECIPES[recipe](), [f"{name}={value}" for name, value in (settings or {}).items()])
+    settled_recipe = with_settings(RECIPES[recipe](), [f"{name}={value}" for name, value in (settings or {}).items()])
     corpus = open_corpus(
         stores=[stores] if isinstance(stores, str | os.PathLike) else stores,
         labeled=labeled,
@@ -172,9 +172,9 @@ def train(
         run=output,
     )
     if not progress:
-        return train_run(output, chosen, corpus, init=init, device=device, workers=workers)
+        return train_run(output, settled_recipe, corpus, init=init, device=device, workers=workers)
     with observing(as_json=False) as observer:
-        return train_run(output, chosen, corpus, init=init, device=device, workers=workers, observer=observer)
+        return train_run(output, settled_recipe, corpus, init=init, device=device, workers=workers, observer=observer)
 
 
 def predict(
@@ -197,6 +197,8 @@ def predict(
     from .students.models import load_run
 
     student = load_run(run, allow_code=allow_code)
-    chosen = resolve_device(device)
+    torch_device = resolve_device(device)
     pixels = image_of(image)
-    return label_image(student.module.to(chosen), pixels, student.run, device=chosen, tile=tile, overlap=overlap)
+    return label_image(
+        student.module.to(torch_device), pixels, student.run, device=torch_device, tile=tile, overlap=overlap
+    )

@@ -311,9 +311,9 @@ class _Sums:
         logits = scores.scores if scores.layout == "CHW" else np.moveaxis(scores.scores, -1, 0)
         real = torch.ones((1, *truth.shape), dtype=torch.bool)
         own = select(torch.from_numpy(np.array(logits, np.float32))[None], real, method, ignore=ignore)
-        measured = measure_selection(own.label[0].numpy(), own.reliable[0].numpy(), truth, self.num_classes)
+        quality = measure_selection(own.label[0].numpy(), own.reliable[0].numpy(), truth, self.num_classes)
         for name in _SELECTION:
-            self.arrays[name] += getattr(measured, name)
+            self.arrays[name] += getattr(quality, name)
 
     def over_processes(self, device: Any) -> _Sums:
         """Return the sums over all processes; the logits of all processes are concatenated."""

@@ -127,8 +127,8 @@ def evaluate(
         _refuse({"device": device, "allow_code": allow_code or None}, "a bundle; its runtime is chosen with provider")
         selection, batch = Selection.argmax(), 1
         if calibration is not None:
-            given = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-            selection, batch = Selection.conformal(given), int(given.made_with.get("batch", 1))
+            record = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+            selection, batch = Selection.conformal(record), int(record.made_with.get("batch", 1))
         options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, batch=batch)
         predictor, classes = open_predictor(folder, None if taxonomy is None else Path(taxonomy), options=options)
         source = open_source(_needed(images, "a bundle"))
@@ -159,13 +159,19 @@ def _evaluate_student(
     device: str | None,
     progress: Callable[[int, int], None] | None,
 ) -> Quality:
-    chosen = resolve_device(device)
+    torch_device = resolve_device(device)
     classes = run_taxonomy(student.run)
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
     labeled = LabeledImages.pair(images, labels, classes, ids=ids)
     scores = score_images(
-        student.module.to(chosen), labeled, student.run, device=chosen, tile=tile, overlap=overlap, progress=progress
+        student.module.to(torch_device),
+        labeled,
+        student.run,
+        device=torch_device,
+        tile=tile,
+        overlap=overlap,
+        progress=progress,
     )
     confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student ignores no pixel
     return StudentQuality(

@@ -30,7 +30,7 @@ class Phase:
 def phases(recipe: Recipe) -> tuple[Phase, ...]:
     """Return the phases of a recipe, in order and without gaps from step 0 to the last."""
     method, half = recipe.method, recipe.labeled or max(1, recipe.batch // 2)
-    both = {"labeled": half, "unlabeled": recipe.batch - half}
+    halves = {"labeled": half, "unlabeled": recipe.batch - half}
     if isinstance(method, ConformalSam | AllSpark | Consistency):
         check(half < recipe.batch, "labeled", f"below the batch of {recipe.batch}, the rest is unlabeled", half)
     if recipe.labeled is None:
@@ -38,17 +38,17 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     else:
         with_labels = {"labeled": recipe.labeled, "stored": recipe.batch - recipe.labeled}
     if isinstance(method, Consistency):
-        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=both),)
+        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=halves),)
     if isinstance(method, AllSpark):
         check(2 * half == recipe.batch, "labeled", f"half of the batch of {recipe.batch}", half)
-        return (Phase(objective="allspark", start=0, stop=recipe.steps, draws=both),)
+        return (Phase(objective="allspark", start=0, stop=recipe.steps, draws=halves),)
     if isinstance(method, S2c):
         return (Phase(objective="segments", start=0, stop=recipe.steps, draws=with_labels),)
     if isinstance(method, ConformalSam):
         stop = round(recipe.steps / (1 - method.self_reliance))
         return (
             Phase(objective="labels", start=0, stop=recipe.steps, draws=with_labels),
-            Phase(objective="self_reliance", start=recipe.steps, stop=stop, draws=both),
+            Phase(objective="self_reliance", start=recipe.steps, stop=stop, draws=halves),
         )
     return (Phase(objective="labels", start=0, stop=recipe.steps, draws=with_labels),)
 

@@ -76,15 +76,15 @@ def joined(device: str | None) -> Iterator[Process]:
     """
     torch = import_torch()
     rank, world, local = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
-    chosen = resolve_device(device, index=local)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    torch_device = resolve_device(device, index=local)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     if world == 1:
-        yield Process(rank=0, world=1, device=chosen)
+        yield Process(rank=0, world=1, device=torch_device)
         return
-    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
     try:
-        yield Process(rank=rank, world=world, device=chosen)
+        yield Process(rank=rank, world=world, device=torch_device)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -84,16 +84,16 @@ class BinnedScores:
         total = np.zeros(bins.shape)
         for target in range(self.num_targets):
             rows = np.flatnonzero(self.counts.target == target)
-            chosen = bins[:, target]
-            covered = np.where(chosen >= 0, self.covered[rows][:, np.maximum(chosen, 0)], 0)
+            last_bins = bins[:, target]
+            covered = np.where(last_bins >= 0, self.covered[rows][:, np.maximum(last_bins, 0)], 0)
             total[:, target] = (weights[:, self.counts.image[rows]] * covered.T).sum(axis=1)
         return total
 
     def held_out(self, bins: NDArray[np.int64], fold_of: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count the covered pixels (n, K) of each image under the thresholds (folds, K) of its own fold (n,)."""
         image, target = self.counts.image, self.counts.target
-        chosen = bins[fold_of[image], target]
-        covered = np.where(chosen >= 0, self.covered[np.arange(len(image)), np.maximum(chosen, 0)], 0)
+        last_bins = bins[fold_of[image], target]
+        covered = np.where(last_bins >= 0, self.covered[np.arange(len(image)), np.maximum(last_bins, 0)], 0)
         return self.counts.table(covered, self.num_targets)
 
 
@@ -120,12 +120,12 @@ def _fit(
     num = weights @ present
     full, extra = float(present.sum()), 0.0 if pool is None else SHRINK_IMAGES
     if unit == "pixel":
-        running = np.cumsum(weights @ table, axis=1)
+        cumulative = np.cumsum(weights @ table, axis=1)
         if pool is not None:
-            running = running + (running[:, -1] / np.maximum(num, 1) * extra)[:, None] * pool
-        total = running[:, -1]
+            cumulative = cumulative + (cumulative[:, -1] / np.maximum(num, 1) * extra)[:, None] * pool
+        total = cumulative[:, -1]
         rank = np.minimum(total + 1 - np.floor((total + 1) * alpha + _SLACK), total)
-        reached = running >= rank[:, None] - 1e-6
+        reached = cumulative >= rank[:, None] - 1e-6
     else:
         shares = np.cumsum(_per_image(table), axis=1)
         missed = weights @ (present[:, None] - shares)

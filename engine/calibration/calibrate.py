@@ -273,15 +273,15 @@ def fit_calibration(
     )
 
 
-def _best_rule(measured: dict[Rule, HeldOut | None], argmax: dict[str, Any]) -> tuple[Rule, HeldOut | None]:
+def _best_rule(held_out_labels: dict[Rule, HeldOut | None], argmax: dict[str, Any]) -> tuple[Rule, HeldOut | None]:
     """Choose the rule with the best held-out mIoU, among those whose labels are no less accurate than the raw ones."""
     ranked: list[tuple[bool, float, Rule]] = []
-    for rule, held_out in measured.items():
+    for rule, held_out in held_out_labels.items():
         summary = {} if held_out is None else held_out.tally.summary()
         if summary.get("kept"):
             ranked.append((summary["accuracy_kept"] >= argmax["accuracy"], summary["miou_kept"], rule))
     best: Rule = max(ranked, key=lambda entry: entry[:2])[2] if ranked else "agree"
-    return best, measured[best]
+    return best, held_out_labels[best]
 
 
 def _controlled(
@@ -304,12 +304,12 @@ def _controlled(
         return fit_misses, {"guaranteed_miss_rates": [rates.get(target) for target in range(num)]}
     losses, level = LabelLosses.of_counts(scores.counts), float(alpha)
     bound = None if delta is None else float(parse_alpha(delta))
-    chosen = false_label_threshold(losses, alpha, bound)
+    last_bin = false_label_threshold(losses, alpha, bound)
 
     def fit_false_labels(weights: NDArray[np.float64]) -> NDArray[np.int64]:
         # folds of a threshold that holds with probability 1 - delta are not fitted anew
         fixed = bound is not None or (weights == 1).all()
-        bins = np.full(len(weights), chosen) if fixed else control_false_labels(losses, weights, level)
+        bins = np.full(len(weights), last_bin) if fixed else control_false_labels(losses, weights, level)
         return np.where(never, -1, bins[:, None])
 
-    return fit_false_labels, {"false_labels": false_label_report(scores.counts, losses, level, chosen, delta=bound)}
+    return fit_false_labels, {"false_labels": false_label_report(scores.counts, losses, level, last_bin, delta=bound)}

@@ -96,8 +96,8 @@ class Calibration:
             )
         remedy = "calibrate again under these conditions"
         if set(different) <= {"artifact", "session"} and "artifact" in self.made_with:
-            made, used = ((settings["artifact"], settings["session"]) for settings in (self.made_with, now))
-            shift = shift_between(predictor.bundle, made, used)
+            before, after = ((settings["artifact"], settings["session"]) for settings in (self.made_with, now))
+            shift = shift_between(predictor.bundle, before, after)
             if shift is not None and shift.moved <= shift.allowed:
                 return
             if shift is None:

@@ -173,7 +173,7 @@ def measure_candidates(
     for fold, images in folds(fold_of):
         weights = (fold_of != fold).astype(np.float64)[None]
         rest = BinnedScores(scores.counts.subset(np.flatnonzero(weights[0])), num)
-        seen = (rest.pixels > 0).sum(axis=0)
+        images_per_class = (rest.pixels > 0).sum(axis=0)
         limits: dict[Any, Any] = {}
         for index, candidate in enumerate(candidates):
             key = (
@@ -185,13 +185,13 @@ def measure_candidates(
                 candidate.fallback,
             )
             if key not in limits:
-                limits[key] = _limits(candidate, scores, rest, weights, seen, extra, taxonomy.background)
+                limits[key] = _limits(candidate, scores, rest, weights, images_per_class, extra, taxonomy.background)
             parts[index].append((images, samples.tally(images, limits[key], candidate.rule)))
-    measured = [
+    points = [
         _measured(candidate, Tally.gather(part, num_images, num))
         for candidate, part in zip(candidates, parts, strict=True)
     ]
-    return [_with_dominance(point, measured) for point in measured]
+    return [_with_dominance(point, points) for point in points]
 
 
 def _limits(
@@ -199,7 +199,7 @@ def _limits(
     scores: BinnedScores,
     rest: BinnedScores,
     weights: Any,
-    seen: Any,
+    images_per_class: Any,
     extra: int,
     background: int | None,
 ) -> Any:
@@ -214,13 +214,13 @@ def _limits(
     alpha = Fraction(candidate.alpha)
     sharing = share_thresholds(
         candidate.group,
-        seen,
+        images_per_class,
         min_images=fewest_images(alpha),
         background=background,
         counts=rest.counts,
         fallback=candidate.fallback,
     )
-    pooled = share_thresholds("pooled", seen, min_images=1, background=background, unseen="pooled")
+    pooled = share_thresholds("pooled", images_per_class, min_images=1, background=background, unseen="pooled")
     options: dict[str, Any] = {"alpha": alpha, "unit": candidate.unit}
     bins = scores.thresholds(sharing, weights, **options)[0]
     rest_bin = scores.thresholds(pooled, weights, **options)[0, 0]

@@ -76,10 +76,10 @@ def hold_out(
     sums = covered.sum(axis=0)
     covered *= np.where(sums > 0, np.clip(sums - (optimism - exact), 0, None) / np.maximum(sums, 1), 1)
     draws, others = image_weights(len(total)), image_weights(len(total), seed=1)
-    drawn = scores.coverage(fit(draws), others)
+    sampled = scores.coverage(fit(draws), others)
     totals = others @ total
     variance = column_variance(
-        np.column_stack([drawn, drawn.sum(axis=1)]), np.column_stack([totals, totals.sum(axis=1)])
+        np.column_stack([sampled, sampled.sum(axis=1)]), np.column_stack([totals, totals.sum(axis=1)])
     )
     parts = []
     for fold, images in folds(fold_of):

@@ -108,8 +108,8 @@ def watch_images(
 
     The order does not depend on that of a run, so that resume and several workers give the same report.
     """
-    ordered = sorted(images, key=lambda image: hashlib.blake2b(b"order" + image[0].encode(), digest_size=8).digest())
-    sample = ordered[:SAMPLE]
+    stream = sorted(images, key=lambda image: hashlib.blake2b(b"order" + image[0].encode(), digest_size=8).digest())
+    sample = stream[:SAMPLE]
     if not sample or not len(calibration):
         return None
     watch = DriftWatch(calibration, level=level)

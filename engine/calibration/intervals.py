@@ -80,14 +80,14 @@ def column_variance(sums: NDArray[np.float64], totals: NDArray[np.float64]) -> N
     return np.where(num > 1, squares / np.maximum(num - 1, 1), np.nan)
 
 
-def blocks(ids: tuple[str, ...], most: int) -> NDArray[np.int64]:
-    """Assign images (n,) to at most ``most`` folds, identical files to the same one, evenly and at random."""
+def blocks(ids: tuple[str, ...], num_blocks: int) -> NDArray[np.int64]:
+    """Assign images (n,) to at most ``num_blocks`` folds, identical files to the same one, evenly and at random."""
     names: dict[str, int] = {}
     for name in ids:
         names.setdefault(name, len(names))
     order = np.random.default_rng(0).permutation(len(names))
     fold = np.empty(len(names), np.int64)
-    fold[order] = np.arange(len(names)) % max(1, min(most, len(names)))
+    fold[order] = np.arange(len(names)) % max(1, min(num_blocks, len(names)))
     return fold[[names[name] for name in ids]] if ids else np.empty(0, np.int64)
 
 

@@ -75,10 +75,10 @@ def accept_false_labels(losses: LabelLosses, alpha: float, delta: float) -> int:
     The mean risk at that bin is at most ``alpha``, except with probability ``delta``.
     """
     p_values = betting_p_values(losses.risk, alpha, delta)
-    rejected = p_values <= delta
+    accepted_bins = p_values <= delta
     # bins without a kept pixel have no loss at all and are safe without a test
-    rejected |= ~losses.risk.any(axis=0) & ~losses.kept.any(axis=0)
-    return int(np.argmin(rejected)) - 1 if not rejected.all() else NUM_BINS - 1
+    accepted_bins |= ~losses.risk.any(axis=0) & ~losses.kept.any(axis=0)
+    return int(np.argmin(accepted_bins)) - 1 if not accepted_bins.all() else NUM_BINS - 1
 
 
 def betting_p_values(losses: NDArray[np.float64], alpha: float, delta: float) -> NDArray[np.float64]:
@@ -88,13 +88,13 @@ def betting_p_values(losses: NDArray[np.float64], alpha: float, delta: float) ->
     at most p if the mean is above alpha (Ville's inequality). The images are taken in a fixed random order.
     """
     num = len(losses)
-    ordered = losses[np.random.default_rng(0).permutation(num)]
+    sequence = losses[np.random.default_rng(0).permutation(num)]
     steps = np.arange(1, num + 1)[:, None]
-    means = (0.5 + np.cumsum(ordered, axis=0)) / (steps + 1)
-    variances = (0.25 + np.cumsum((ordered - means) ** 2, axis=0)) / (steps + 1)
+    means = (0.5 + np.cumsum(sequence, axis=0)) / (steps + 1)
+    variances = (0.25 + np.cumsum((sequence - means) ** 2, axis=0)) / (steps + 1)
     earlier = np.vstack([np.full((1, losses.shape[1]), 0.25), variances[:-1]])
     stakes = np.minimum(1 / (1 - alpha) * 0.99, np.sqrt(2 * np.log(1 / delta) / (num * earlier)))
-    capital = np.cumsum(np.log1p(-stakes * (ordered - alpha)), axis=0)
+    capital = np.cumsum(np.log1p(-stakes * (sequence - alpha)), axis=0)
     return np.exp(-np.maximum(capital.max(axis=0), 0))
 
 
@@ -110,14 +110,14 @@ def control_misses(
     rows = np.flatnonzero((counts.target == target) & (counts.true.sum(axis=1) > 0))
     true = counts.true[rows].sum(axis=1)
     missed = 1 - np.cumsum(counts.hits[rows], axis=1) / np.maximum(true, 1)[:, None]
-    chosen = weights[:, counts.image[rows]]
-    rates = (chosen @ missed + 1) / (chosen.sum(axis=1) + 1)[:, None]
+    row_weights = weights[:, counts.image[rows]]
+    rates = (row_weights @ missed + 1) / (row_weights.sum(axis=1) + 1)[:, None]
     guaranteed = np.maximum(rates.min(axis=1), alpha)
     return (rates <= guaranteed[:, None] + _SLACK).argmax(axis=1), guaranteed
 
 
 def false_label_report(
-    counts: ScoreCounts, losses: LabelLosses, alpha: float, chosen: int, *, delta: float | None = None
+    counts: ScoreCounts, losses: LabelLosses, alpha: float, last_bin: int, *, delta: float | None = None
 ) -> dict[str, Any]:
     """Measure the controlled threshold out of sample: risk, kept share and empty images, so that keeping nothing shows.
 
@@ -127,18 +127,18 @@ def false_label_report(
     if delta is None:
         bins = control_false_labels(losses, held_out_weights(fold_of), alpha)[fold_of]
     else:
-        bins = np.full(len(fold_of), chosen)
+        bins = np.full(len(fold_of), last_bin)
     image = np.arange(len(fold_of))
     risk = np.where(bins >= 0, losses.risk[image, np.maximum(bins, 0)], 0.0)
-    kept = np.where(bins >= 0, losses.kept[image, np.maximum(bins, 0)], 0.0)
-    labeled = kept >= KEPT_ENOUGH
+    kept_share = np.where(bins >= 0, losses.kept[image, np.maximum(bins, 0)], 0.0)
+    labeled = kept_share >= KEPT_ENOUGH
     spread = image_weights(len(risk)) @ risk / max(len(risk), 1)
     return {
         "risk": float(risk.mean()),
         "risk_interval": share_interval(float(risk.mean()), 2 * float(spread.var()), len(risk)),
         "risk_of_labeled_images": float(risk[labeled].mean()) if labeled.any() else None,
         "empty_images": float(1 - labeled.mean()),
-        "kept": float(kept.mean()),
+        "kept": float(kept_share.mean()),
     }
 
 
@@ -146,13 +146,13 @@ def false_label_threshold(losses: LabelLosses, alpha: Fraction, delta: float | N
     """Choose the bin for ``alpha``; raises :class:`CalibrationError` if no threshold keeps the promise."""
     num, level = len(losses.risk), float(alpha)
     if delta is None:
-        chosen = int(control_false_labels(losses, np.ones((1, num)), level)[0])
+        last_bin = int(control_false_labels(losses, np.ones((1, num)), level)[0])
     else:
-        chosen = accept_false_labels(losses, level, delta)
-    if chosen < 0 or not losses.kept[:, chosen].any():
+        last_bin = accept_false_labels(losses, level, delta)
+    if last_bin < 0 or not losses.kept[:, last_bin].any():
         smallest = (losses.monotone[:, 0].sum() + 1) / (num + 1)
         raise CalibrationError(
             f"no threshold holds the false-label rate at {level:g} with {num} images; use --alpha "
             f"{np.ceil(smallest * 1e3) / 1e3:g} or more, or label more images"
         )
-    return chosen
+    return last_bin

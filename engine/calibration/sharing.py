@@ -104,8 +104,8 @@ def _clusters(
 
     Clusters are compared by quantiles of their binned scores. Every class counts with equal weight per image.
     """
-    seen = [int(target) for target in np.flatnonzero(num_images > 0)]
-    clusters = [[target] for target in seen]
+    calibrated = [int(target) for target in np.flatnonzero(num_images > 0)]
+    clusters = [[target] for target in calibrated]
     shares = np.zeros((len(num_images), NUM_BINS))
     np.add.at(shares, counts.target, counts.true / np.maximum(counts.true.sum(axis=1, keepdims=True), 1))
     seen_images = counts.pixels(len(num_images)) > 0

@@ -88,8 +88,10 @@ def fit_thresholds(
     else:
         values[:num_targets][sharing.group_of == NEVER] = -np.inf
     if on_small_n == "refuse" and np.isposinf(values).any():
-        seen = num_images if unit == "image" or sharing.group == "position" else num_pixels
-        raise _too_few(values, seen, len(indices), alpha, "pixels" if seen is num_pixels else "images", names)
+        sample_sizes = num_images if unit == "image" or sharing.group == "position" else num_pixels
+        raise _too_few(
+            values, sample_sizes, len(indices), alpha, "pixels" if sample_sizes is num_pixels else "images", names
+        )
     # a negative threshold is possible for scores that sum to more than 1; 0 is larger, so the coverage holds
     values = np.where(np.isneginf(values), values, np.maximum(values, 0)).astype(np.float32)
     return Thresholds(values=values, pooled=max(pooled, 0.0), num_pixels=num_pixels, num_images=num_images)
@@ -97,19 +99,19 @@ def fit_thresholds(
 
 def _too_few(
     values: NDArray[np.float32],
-    seen: NDArray[np.int64],
+    sample_sizes: NDArray[np.int64],
     num_images: int,
     alpha: Fraction,
     what: str,
     names: Sequence[str] | None,
 ) -> CalibrationError:
     """Describe the class with the fewest samples, and the smallest alpha that they allow."""
-    num = num_images if what == "images" else int(seen.sum())
+    num = num_images if what == "images" else int(sample_sizes.sum())
     about = f"{num} {what}"
     if values.ndim == 1 and not np.isposinf(values).all():
-        infinite = np.flatnonzero(np.isposinf(values[: len(seen)])).tolist()
-        target = min(infinite, key=lambda index: int(seen[index]))
-        num = int(seen[target])
+        infinite = np.flatnonzero(np.isposinf(values[: len(sample_sizes)])).tolist()
+        target = min(infinite, key=lambda index: int(sample_sizes[index]))
+        num = int(sample_sizes[target])
         about = f"{num} {what} of {names[target] if names else f'class {target}'}"
     return CalibrationError(
         f"alpha {float(alpha):g} needs at least {math.ceil(1 / alpha) - 1} {what} and there are {about}, so every "

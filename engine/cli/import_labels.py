@@ -60,10 +60,10 @@ def import_labels(
         raise UsageError("expected REVIEWED, a file or folder of corrected labels, or --withdraw without it")
     if ids is not None and not withdraw:
         raise UsageError("--ids applies to --withdraw only; leave it out")
-    opened = LabelStore.open(store)
+    label_store = LabelStore.open(store)
     if reviewed is None:
         number = reviews.withdraw_reviews(
-            opened, reviewer=reviewer or getpass.getuser(), of=reviewer, names=read_ids(ids) if ids else None
+            label_store, reviewer=reviewer or getpass.getuser(), of=reviewer, names=read_ids(ids) if ids else None
         )
         if as_json:
             print_json({"withdrawn": number})
@@ -72,7 +72,7 @@ def import_labels(
         return
     with display.counter("importing", quiet=as_json) as progress:
         summary = reviews.import_labels(
-            opened,
+            label_store,
             reviewed,
             format=format,
             reviewer=reviewer or getpass.getuser(),

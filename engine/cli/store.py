@@ -52,15 +52,15 @@ def show(
             raise UsageError("a model needs an IMAGE to label and draw, and has no --steps")
         _draw_model(store, Path(uri), output)
         return
-    opened = LabelStore.open(store)
+    label_store = LabelStore.open(store)
     if uri is None:
-        display.print_store(opened)
+        display.print_store(label_store)
     elif steps:
         assert sam is not None, "checked above"
         options = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels)
-        typer.echo(f"wrote {write_steps(opened, uri, output, options)}")
+        typer.echo(f"wrote {write_steps(label_store, uri, output, options)}")
     else:
-        typer.echo(f"wrote {write_overlay(opened, uri, output)}")
+        typer.echo(f"wrote {write_overlay(label_store, uri, output)}")
 
 
 def _draw_model(folder: Path, image: Path, output: Path | None) -> None:

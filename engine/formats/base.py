@@ -247,15 +247,17 @@ class ShapeOptions:
 class ShapeClasses:
     """Values of the classes of a format that draws shapes, and the value of pixels without a shape."""
 
-    def __init__(self, names: Iterable[str], options: ShapeOptions, *, drawn: Iterable[str]) -> None:
-        """Number the classes; ``drawn`` are those with shapes."""
+    def __init__(self, names: Iterable[str], options: ShapeOptions, *, used_names: Iterable[str]) -> None:
+        """Number the classes; ``used_names`` are those with shapes."""
         unique = dict.fromkeys(name for name in names if name != IGNORE)
-        ignored = options.uncovered == "ignore" or (options.uncovered == "auto" and options.background in set(drawn))
+        ignored = options.uncovered == "ignore" or (
+            options.uncovered == "auto" and options.background in set(used_names)
+        )
         if not ignored:
             unique = unique if options.background in unique else {options.background: None} | unique
-        ordered = tuple(unique)
-        self.table = LabelClasses(names=ordered)
-        self.values = {name: value for value, name in enumerate(ordered)} | {IGNORE: self.table.ignore}
+        sequence = tuple(unique)
+        self.table = LabelClasses(names=sequence)
+        self.values = {name: value for value, name in enumerate(sequence)} | {IGNORE: self.table.ignore}
         """Value of every class name."""
         self.uncovered = self.table.ignore if ignored else self.values[options.background]
         self.note = "pixels without a shape are " + ("ignored" if ignored else options.background)
@@ -287,11 +289,11 @@ def paint_shapes(
     Ignored shapes are painted first, so that labeled shapes inside them keep their labels.
     """
     columns = np.full(height * width, classes.uncovered, dtype=classes.table.dtype)
-    ordered = list(shapes)
+    sequence = list(shapes)
     if overlaps == "smaller":
-        ordered.sort(key=lambda shape: -shape.area)
-    ordered.sort(key=lambda shape: shape.value != classes.table.ignore)
-    for shape in ordered:
+        sequence.sort(key=lambda shape: -shape.area)
+    sequence.sort(key=lambda shape: shape.value != classes.table.ignore)
+    for shape in sequence:
         paint_runs(columns, shape.runs, shape.value)
     return np.ascontiguousarray(columns.reshape(width, height).T)
 

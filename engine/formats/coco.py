@@ -71,10 +71,10 @@ class CocoReader(LabelReader):
             self._images[name] = number, height, width
             numbers[key] = number
         self._spans = json_elements(self._raw, members["annotations"], "annotations")
-        owners, drawn = self._owners(numbers)
+        owners, used_names = self._owners(numbers)
         self._order = np.argsort(owners, kind="stable")
         self._first = np.searchsorted(owners[self._order], np.arange(len(numbers) + 1))
-        self._classes = ShapeClasses(self._categories.values(), options, drawn=drawn)
+        self._classes = ShapeClasses(self._categories.values(), options, used_names=used_names)
         self.class_names: Mapping[int, str] = self._classes.by_value
         self.image_names: Sequence[str] = list(self._images)
         fate = "ignored" if self._crowds == "ignore" else "objects like any other"
@@ -86,26 +86,26 @@ class CocoReader(LabelReader):
 
     def _owners(self, numbers: dict[str, int]) -> tuple[NDArray[np.int64], set[str]]:
         """Find the image of every annotation, and the names of the classes that are drawn."""
-        owners, drawn, crowds = np.empty(len(self._spans), np.int64), set(), 0
+        owners, used_names, crowds = np.empty(len(self._spans), np.int64), set(), 0
         for index, (start, stop) in enumerate(self._spans.tolist()):
             text = self._raw[start:stop]
-            found = [_member(text, key) for key in (b'"image_id"', b'"category_id"', b'"iscrowd"')]
-            if None in found[:2]:
+            members = [_member(text, key) for key in (b'"image_id"', b'"category_id"', b'"iscrowd"')]
+            if None in members[:2]:
                 annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.path}")
                 try:
-                    found = [_key(annotation[key]) for key in ("image_id", "category_id")]
+                    members = [_key(annotation[key]) for key in ("image_id", "category_id")]
                 except (TypeError, KeyError) as error:
                     raise UsageError(
                         f"{self.path}, annotation {index}: it needs an image_id and a category_id"
                     ) from error
-                found.append(_key(int(bool(annotation.get("iscrowd")))))
-            image, category, crowd = found
+                members.append(_key(int(bool(annotation.get("iscrowd")))))
+            image, category, crowd = members
             if image not in numbers or category not in self._categories:
                 raise UsageError(
                     f"{self.path}, annotation {index}: image {image} or category {category} is not in the file"
                 )
             owners[index] = numbers[image]
-            drawn.add(category)
+            used_names.add(category)
             crowds += crowd in ("1", "true")
         if crowds and crowds == len(owners) and self._crowds == "ignore":
             raise UsageError(
@@ -113,7 +113,7 @@ class CocoReader(LabelReader):
                 f"Datumaro mark masks like that: read it with {self._option} coco-datumaro"
             )
         self._num_crowds = crowds
-        return owners, {self._categories[category] for category in drawn}
+        return owners, {self._categories[category] for category in used_names}
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the annotations of an image."""

@@ -49,9 +49,9 @@ class CvatReader(LabelReader):
         self.path = location
         self._raw = _annotations(location)
         self._spans: dict[str, tuple[int, int]] = {}
-        declared, drawn = self._index()
+        declared, used_names = self._index()
         # labels of shapes that the task did not declare come last
-        self._classes = ShapeClasses([*declared, *sorted(drawn)], options, drawn=drawn)
+        self._classes = ShapeClasses([*declared, *sorted(used_names)], options, used_names=used_names)
         self.class_names: Mapping[int, str] = self._classes.by_value
         self.image_names: Sequence[str] = list(self._spans)
         self.notes: tuple[str, ...] = (self._classes.note, "overlaps: the higher z_order on top")
@@ -60,7 +60,7 @@ class CvatReader(LabelReader):
         """Find every image element; returns the task's labels and those of shapes."""
         parser, path, text = expat.ParserCreate(), [], []
         declared: list[str] = []
-        drawn: set[str] = set()
+        used_names: set[str] = set()
         current: list[Any] = []
 
         def start(tag: str, attributes: dict[str, str]) -> None:
@@ -69,7 +69,7 @@ class CvatReader(LabelReader):
             if tag == "image":
                 current[:] = [attributes.get("name", ""), parser.CurrentByteIndex]
             elif "label" in attributes and path[-2:-1] == ["image"] and tag != "tag":
-                drawn.add(attributes["label"])
+                used_names.add(attributes["label"])
 
         def end(tag: str) -> None:
             if path[-3:] == ["labels", "label", "name"]:
@@ -91,7 +91,7 @@ class CvatReader(LabelReader):
             parser.Parse(bytes(self._raw), True)
         except expat.ExpatError as error:
             raise UsageError(f"{self.path} is not valid XML: {error}") from error
-        return declared, drawn
+        return declared, used_names
 
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the shapes of an image."""

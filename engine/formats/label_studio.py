@@ -53,7 +53,7 @@ class LabelStudioReader(LabelReader):
             raise UsageError(f"{location} is not a list of Label Studio tasks; export the project as JSON")
         start = self._raw.find(b"[")
         self._tasks: dict[str, tuple[tuple[int, int], bool]] = {}
-        drawn: set[str] = set()
+        used_names: set[str] = set()
         tasks = []
         for span in json_elements(self._raw, (start, len(self._raw)), location).tolist():
             task = load_json(self._raw, span, f"a task of {location}")
@@ -61,14 +61,14 @@ class LabelStudioReader(LabelReader):
             for source in ("annotations", "predictions"):
                 for result in task.get(source) or ():
                     for region in result.get("result") or ():
-                        drawn.update(_labels(region) or ())
+                        used_names.update(_labels(region) or ())
         edited = any(annotated for _, _, annotated in tasks)
         for name, span, annotated in tasks:
             if annotated or (options.predictions and not edited):
                 if name in self._tasks:
                     raise UsageError(f"{location} holds two tasks for the image {name}")
                 self._tasks[name] = span, annotated
-        self._classes = ShapeClasses(sorted(drawn), options, drawn=drawn)
+        self._classes = ShapeClasses(sorted(used_names), options, used_names=used_names)
         self.class_names: Mapping[int, str] = self._classes.by_value
         self.image_names: Sequence[str] = list(self._tasks)
         source = "annotations" if edited else "predictions, since nothing was annotated"

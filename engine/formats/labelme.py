@@ -48,7 +48,7 @@ class LabelmeReader(LabelReader):
         self._overlaps: Overlaps = options.overlaps or "later"
         self._tree = FileTree(location)
         self._files: dict[str, str] = {}
-        drawn: set[str] = set()
+        used_names: set[str] = set()
         for file in self._tree.with_suffix(".json"):
             raw = self._load(file)
             if raw is None:
@@ -56,10 +56,10 @@ class LabelmeReader(LabelReader):
             folder = file.rpartition("/")[0]
             name = str(raw.get("imagePath") or file).replace("\\", "/").rsplit("/", 1)[-1]
             self._files[f"{folder}/{name}" if folder else name] = file
-            drawn.update(str(shape.get("label")) for shape in raw["shapes"])
+            used_names.update(str(shape.get("label")) for shape in raw["shapes"])
         if not self._files:
             raise UsageError(f"{location} holds no labelme file (JSON with `shapes` and `imagePath`)")
-        self._classes = ShapeClasses(sorted(drawn), options, drawn=drawn)
+        self._classes = ShapeClasses(sorted(used_names), options, used_names=used_names)
         self.class_names: Mapping[int, str] = self._classes.by_value
         self.image_names: Sequence[str] = list(self._files)
         self.notes: tuple[str, ...] = (self._classes.note, f"overlaps: {self._overlaps} on top")

@@ -169,11 +169,11 @@ def detect(location: str, option: str = "--labels-format") -> InputFormat | None
         "png": "classes.txt" in names and any(name.startswith("labels/") for name in names),
         "fiftyone": "mask_targets.json" in names and any(name.startswith("labels/") for name in names),
     }
-    found: list[InputFormat] = [format for format, present in signs.items() if present]
-    if len(found) > 1:
-        raise UsageError(f"{location} looks like {' and '.join(found)}; name the format with {option}")
-    if found:
-        return found[0]
+    formats: list[InputFormat] = [format for format, present in signs.items() if present]
+    if len(formats) > 1:
+        raise UsageError(f"{location} looks like {' and '.join(formats)}; name the format with {option}")
+    if formats:
+        return formats[0]
     json_files = [name for name in names if name.lower().endswith(".json") and not name.endswith(CERTIFICATE)]
     return _of_file(f"{location.rstrip('/')}/{json_files[0]}", in_folder=len(json_files)) if json_files else None
 

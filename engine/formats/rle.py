@@ -160,12 +160,12 @@ def mask_of_brush(data: Sequence[int], height: int, width: int) -> NDArray[np.bo
 @compiled()
 def _put(text, position, value):
     """Append a signed number to COCO's string; returns the next position."""
-    more = True
-    while more:
+    continues = True
+    while continues:
         code = value & 0x1F
         value >>= 5
-        more = value != -1 if code & 0x10 else value != 0
-        if more:
+        continues = value != -1 if code & 0x10 else value != 0
+        if continues:
             code |= 0x20
         text[position] = code + 48
         position += 1
@@ -188,18 +188,18 @@ def _from_string(raw):
     counts = np.empty(raw.size, np.int64)
     size, position = 0, 0
     while position < raw.size:
-        value, shift, more = np.int64(0), 0, True
-        while more:
+        value, shift, continues = np.int64(0), 0, True
+        while continues:
             if position >= raw.size or shift > 60:
                 return counts, -1
             code = np.int64(raw[position]) - 48
             if code < 0 or code > 63:
                 return counts, -1
             value |= (code & 0x1F) << shift
-            more = (code & 0x20) != 0
+            continues = (code & 0x20) != 0
             position += 1
             shift += 5
-            if not more and code & 0x10:
+            if not continues and code & 0x10:
                 value |= np.int64(-1) << shift
         if size > 2:
             value += counts[size - 2]

@@ -41,9 +41,9 @@ class YoloReader(LabelReader):
         self._files = {_image_stem(name): name for name in files}
         if not files:
             raise UsageError(f"{location} has no labels/*.txt")
-        drawn = {class_names.get(number, "") for name in files for number in _class_numbers(self._tree.read(name))}
+        used_names = {class_names.get(number, "") for name in files for number in _class_numbers(self._tree.read(name))}
         self._names = class_names
-        self._classes = ShapeClasses(class_names.values(), options, drawn=drawn)
+        self._classes = ShapeClasses(class_names.values(), options, used_names=used_names)
         self.class_names: Mapping[int, str] = self._classes.by_value
         self.image_names: Sequence[str] = list(self._files)
         self.notes: tuple[str, ...] = (self._classes.note, f"overlaps: {self._overlaps} on top")

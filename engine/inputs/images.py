@@ -114,8 +114,8 @@ def preprocess(
         rows[...] = columns[...] = padding if nhwc else padding[:, None, None]
     # a table of 256 values per channel: exact, and faster than arithmetic on widened pixels
     if nhwc:
-        ordered = resized if spec.channels == "RGB" else cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
-        cv2.LUT(ordered, table.T[None], dst=out[:height, :width])
+        channels = resized if spec.channels == "RGB" else cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
+        cv2.LUT(channels, table.T[None], dst=out[:height, :width])
     else:
         for channel in range(3):
             source = channel if spec.channels == "RGB" else 2 - channel

@@ -212,12 +212,12 @@ def open_labels(
     location = _absolute(path)
     if "://" not in location:
         _refuse_other_things(Path(location))
-    chosen = _detected(location) if format is None and pairing is None else format
-    if chosen is None:
+    label_format = _detected(location) if format is None and pairing is None else format
+    if label_format is None:
         return LabelFolder(location, pairing=pairing, as_stored=as_stored)
     if pairing is not None:
-        raise UsageError(f"--pairing is for label maps; {chosen} names its images itself, so leave it out")
-    reader = open_reader(location, chosen)
+        raise UsageError(f"--pairing is for label maps; {label_format} names its images itself, so leave it out")
+    reader = open_reader(location, label_format)
     if format is None and not len(reader) and os.path.isdir(location):
         # a stray file beside label maps
         return LabelFolder(location, as_stored=as_stored)

@@ -141,9 +141,9 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member]:
         )
     targets = dict(links)
     for link, target in links:
-        seen = {link}
-        while target in targets and target not in seen:
-            seen.add(target)
+        visited = {link}
+        while target in targets and target not in visited:
+            visited.add(target)
             target = targets[target]
         member = files.get(target)
         if member is None:

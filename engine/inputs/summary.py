@@ -111,9 +111,9 @@ class SourceSummary:
         """
         if not self.assumed or (accuracy is not None and accuracy >= LOW_ACCURACY):
             return ""
-        measured = "the model labels none of the pixels" if accuracy is None else f"the accuracy is only {accuracy:.3f}"
+        evidence = "the model labels none of the pixels" if accuracy is None else f"the accuracy is only {accuracy:.3f}"
         return (
-            f"label i was taken for class i of the model, and {measured}: the labels probably have other classes; give "
+            f"label i was taken for class i of the model, and {evidence}: the labels probably have other classes; give "
             "--taxonomy FILE (`maskmill taxonomy` drafts one), or a class list beside the labels"
         )
 

@@ -185,7 +185,7 @@ class _Job:
     def _make_plan(self, min_kept: float) -> None:
         """Write the list of images; a continued export keeps it, even if the store has grown."""
         table = self._store.table(["id", "kept"])
-        kept = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
+        kept_shares = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
         reviews = self._store.current_reviews()
         labeled, skipped = [], Counter()
         for row in self._store.inputs():
@@ -193,7 +193,7 @@ class _Job:
                 skipped["rejected input"] += 1
             elif row.id in reviews and reviews[row.id].verdict == "rejected":
                 skipped["rejected by a reviewer"] += 1
-            elif row.id not in reviews and kept[row.id] < min_kept:
+            elif row.id not in reviews and kept_shares[row.id] < min_kept:
                 skipped["below --min-kept"] += 1
             else:
                 labeled.append((row.uri, row.id, row.condition))

@@ -55,17 +55,17 @@ def _parts(uri: str) -> list[str]:
 
 def _numbered(names: Sequence[str]) -> list[str]:
     """Number the names that are the same on some file system, from the second on."""
-    used: set[str] = set()
+    taken: set[str] = set()
     result = []
     for name in names:
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.rpartition(".")
         stem, extension = (stem, dot + extension) if dot else (file, "")
         candidate, number = name, 1
-        while _same(candidate) in used:
+        while _same(candidate) in taken:
             number += 1
             candidate = f"{folder}{slash}{stem}-{number}{extension}"
-        used.add(_same(candidate))
+        taken.add(_same(candidate))
         result.append(candidate)
     return result
 

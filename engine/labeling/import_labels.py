@@ -118,16 +118,16 @@ def import_labels(
                 f"{reader.path}: the labels of {name} are {label.shape[1]}x{label.shape[0]} px, the image is "
                 f"{row.width}x{row.height} px; export it at its own size"
             )
-        changed = int(np.count_nonzero(label != current))
-        if not changed and not looked_at:
+        num_changed = int(np.count_nonzero(label != current))
+        if not num_changed and not looked_at:
             return None, 0
-        verdict = "corrected" if changed else "accepted"
-        map_ = encode_png(label) if changed else None
+        verdict = "corrected" if num_changed else "accepted"
+        map_ = encode_png(label) if num_changed else None
         return (
             ReviewRow(
                 id=row.id, reviewer=reviewer, time=stamp, verdict=verdict, label=map_, origin=reader.path, note=note
             ),
-            changed,
+            num_changed,
         )
 
     counts = {"corrected": 0, "accepted": 0, "unchanged": 0}
@@ -135,9 +135,9 @@ def import_labels(
     results = ordered_map(review, list(ids), workers)
     while chunk := list(islice(results, _COMMIT_ROWS)):
         rows = [row for row, _ in chunk if row is not None]
-        for row, changed in chunk:
+        for row, num_changed in chunk:
             counts["unchanged" if row is None else row.verdict] += 1
-            pixels += changed
+            pixels += num_changed
         # every map of the chunk was compared before the commit, which changes what is current
         store.commit_reviews(rows)
         done += len(chunk)
@@ -154,12 +154,12 @@ def withdraw_reviews(
     ``of`` limits it to images whose latest review is by this person, ``names`` to images found as
     :meth:`LabelStore.find` finds them. ``reviewer`` is the person who withdraws.
     """
-    chosen = None if names is None else {store.find(name).id for name in names}
+    ids = None if names is None else {store.find(name).id for name in names}
     stamp = time.time_ns() // 1000
     rows = [
         ReviewRow(id=id, reviewer=reviewer, time=max(stamp, review.time + 1), verdict="withdrawn")
         for id, review in store.current_reviews().items()
-        if (chosen is None or id in chosen) and (of is None or review.reviewer == of)
+        if (ids is None or id in ids) and (of is None or review.reviewer == of)
     ]
     store.commit_reviews(rows)
     return len(rows)

@@ -164,10 +164,10 @@ def _interrupt(processes: Sequence[Any]) -> None:
 def _total(parts: Sequence[Progress]) -> Progress:
     """Sum the counts of runs that ran at the same time."""
     num_targets = max(len(part.kept) for part in parts)
-    kept = np.zeros(num_targets, np.int64)
+    kept_pixels = np.zeros(num_targets, np.int64)
     stages: dict[str, StageTime] = {}
     for part in parts:
-        kept[: len(part.kept)] += part.kept
+        kept_pixels[: len(part.kept)] += part.kept
         for stage in part.stages:
             total = stages.setdefault(stage.name, StageTime(stage.name, 0))
             total.threads += stage.threads
@@ -182,7 +182,7 @@ def _total(parts: Sequence[Progress]) -> Progress:
         **sums,
         rejects=sum((part.rejects for part in parts), Counter()),
         earlier_rejects=sum((part.earlier_rejects for part in parts), Counter()),
-        kept=kept,
+        kept=kept_pixels,
         seconds=max(part.seconds for part in parts),
         stages=list(stages.values()),
         source=SourceSummary(

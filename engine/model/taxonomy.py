@@ -117,8 +117,8 @@ class Taxonomy:
         try:
             targets, background = parse_targets(raw)
             check_several(targets)
-            labels, named, label_names, colors = parse_labels(raw, targets)
-            mapped = {*labels.values(), *named.values()}
+            labels, targets_by_name, label_names, colors = parse_labels(raw, targets)
+            mapped = {*labels.values(), *targets_by_name.values()}
             if background is not None and mapped and mapped <= {background, -1}:
                 raise TaxonomyError(
                     f"[labels] maps no label to another target than the background {targets[background]!r}, so that "
@@ -136,7 +136,7 @@ class Taxonomy:
                 background=background,
                 model=model,
                 labels=labels,
-                named_labels=named,
+                named_labels=targets_by_name,
                 label_names=label_names,
                 colors=colors,
             )
@@ -148,14 +148,16 @@ class Taxonomy:
         try:
             raw = read_taxonomy(path)
             targets, _ = parse_targets(raw)
-            labels, named, label_names, colors = parse_labels(raw, targets)
+            labels, targets_by_name, label_names, colors = parse_labels(raw, targets)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
             raise TaxonomyError(
                 f"{path} has the targets {', '.join(targets)}; the labels were made with {', '.join(self.targets)}"
             )
-        return replace(self, labels=labels, named_labels=named, label_names=label_names, colors=colors, assumed=False)
+        return replace(
+            self, labels=labels, named_labels=targets_by_name, label_names=label_names, colors=colors, assumed=False
+        )
 
     def for_own_labels(self) -> Taxonomy:
         """Return the taxonomy for labels whose class names are the targets, as those of a label store are."""
@@ -172,27 +174,31 @@ class Taxonomy:
         """
         values = {name: index for index, name in names.items()}
         labels = {} if by_name else dict(self.labels)
-        named = dict(self.named_labels)
+        targets_by_name = dict(self.named_labels)
         if by_name and not self.assumed:
             if unnamed := sorted(set(self.labels) - set(self.label_names)):
                 raise TaxonomyError(
                     f"[labels] names the label {unnamed[0]}, but the labels of {origin} have names and no indices; "
                     f'write names instead, as in "{next(iter(values), "cow")}" = "TARGET"'
                 )
-            named |= {self.label_names[index]: target for index, target in self.labels.items()}
+            targets_by_name |= {self.label_names[index]: target for index, target in self.labels.items()}
             # a file may list only the classes that occur; a name near one that is not mapped is a mistake
-            others = set(values) - set(named)
-            named = {name: target for name, target in named.items() if name in values or did_you_mean(name, others)}
-        if unknown := sorted(set(named) - set(values)):
+            others = set(values) - set(targets_by_name)
+            targets_by_name = {
+                name: target for name, target in targets_by_name.items() if name in values or did_you_mean(name, others)
+            }
+        if unknown := sorted(set(targets_by_name) - set(values)):
             raise TaxonomyError(
                 f"[labels] names {', '.join(unknown[:5])}, which {origin} does not have"
                 f"{did_you_mean(unknown[0], values) or f'; it has {listed(values)}'}"
             )
-        labels |= {values[name]: target for name, target in named.items()}
+        labels |= {values[name]: target for name, target in targets_by_name.items()}
         if by_name:
             targets = {plain_name(name): index for index, name in enumerate(self.targets)}
-            same = {index: targets[plain_name(name)] for name, index in values.items() if plain_name(name) in targets}
-            labels = same | labels
+            same_names = {
+                index: targets[plain_name(name)] for name, index in values.items() if plain_name(name) in targets
+            }
+            labels = same_names | labels
             if missing := sorted(set(values.values()) - set(labels)):
                 name = names[missing[0]]
                 raise TaxonomyError(

@@ -24,9 +24,9 @@ def mapping_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
         parts.append(f"the targets {_some(added)} are only here")
     if targets != others and not parts:
         parts.append("the targets have another order")
-    there, here = (_background(raw) for raw in (before, now))
-    if there != here:
-        parts.append(f"the background is {there} there and {here} here")
+    old_background, new_background = (_background(raw) for raw in (before, now))
+    if old_background != new_background:
+        parts.append(f"the background is {old_background} there and {new_background} here")
     common = [name for name in targets if name in others]
     for key, sentence in (
         ("model", "other model classes are mapped to {}"),

@@ -93,10 +93,10 @@ def draft(
             hint = f"; like the model's {class_of[similar[0]]}" if similar else ""
             label = f"label {name}" if by_name else f"label {index} ({name})"
             notes.append(f"{label} → {rest}{hint}")
-    matched = {target for _, target in labels.values()} - {IGNORE}
-    used = matched | {background} if label_names else set(classes)
-    targets = [name for name in classes if name in used]
-    if len(targets) < 2 or (label_names and not matched - {background}):
+    matches = {target for _, target in labels.values()} - {IGNORE}
+    names_in_use = matches | {background} if label_names else set(classes)
+    targets = [name for name in classes if name in names_in_use]
+    if len(targets) < 2 or (label_names and not matches - {background}):
         names = ", ".join(name for name, _ in labels.values()) or "none"
         raise TaxonomyError(
             f"no name of the labels is a class of the model, so that nothing could be labeled: the labels are "
@@ -116,8 +116,10 @@ def draft(
         f'[model]  # a class of the model = a target, or "{DROPPED}" (it can win a pixel, which then stays unlabeled)',
     ]
     for name in classes:
-        lines.append(f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(name if name in used else DROPPED)}")
-        if name not in used:
+        lines.append(
+            f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(name if name in names_in_use else DROPPED)}"
+        )
+        if name not in names_in_use:
             notes.append(f"model class {name} → {DROPPED}")
     keys = "name of the labels" if by_name else "label index of the data set"
     lines += ["", f'[labels]  # a {keys} = a target, or "{IGNORE}"; 255 is ignored']

@@ -90,14 +90,14 @@ def parse_labels(
         }
         return by_color, {}, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
     labels: dict[int, int] = {}
-    named: dict[str, int] = {}
+    targets_by_name: dict[str, int] = {}
     for key, value in raw.get("labels", {}).items():
         if key in names:
             index = names[key]
         elif key.isdecimal() and int(key) < 65536:
             index = int(key)
         elif not names and not key.lstrip("-").isdecimal():
-            named[key] = _target("labels", key, value, targets, IGNORE)
+            targets_by_name[key] = _target("labels", key, value, targets, IGNORE)
             continue
         else:
             raise TaxonomyError(
@@ -107,7 +107,7 @@ def parse_labels(
         if index in labels:
             raise TaxonomyError(f"[labels] gives label {index} twice")
         labels[index] = _target("labels", key, value, targets, IGNORE)
-    return labels, named, {index: name for name, index in names.items() if index in labels}, table
+    return labels, targets_by_name, {index: name for name, index in names.items() if index in labels}, table
 
 
 def parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:

@@ -198,8 +198,8 @@ def find_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> Ve
     """
     originals = _originals(bundle)
     for verdict in recorded_verdicts(bundle):
-        same = (verdict.artifact, verdict.runtime, verdict.device) == (artifact, runtime, device)
-        if same and verdict.reference in originals:
+        same_artifact = (verdict.artifact, verdict.runtime, verdict.device) == (artifact, runtime, device)
+        if same_artifact and verdict.reference in originals:
             return verdict
     return None
 

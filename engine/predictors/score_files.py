@@ -171,15 +171,15 @@ def _entries(root: Path) -> dict[str, Path]:
         raise UsageError(f"the folder of scores {root} does not exist")
     entries: dict[str, Path] = {}
     for folder, folders, files in os.walk(root):
-        here = Path(folder)
+        directory = Path(folder)
         for name in [name for name in folders if name.endswith(".zarr")]:
-            entries[(here / name).relative_to(root).with_suffix("").as_posix()] = here / name
+            entries[(directory / name).relative_to(root).with_suffix("").as_posix()] = directory / name
             folders.remove(name)
         for name in files:
             if name.endswith(".npy"):
-                entries[(here / name).relative_to(root).with_suffix("").as_posix()] = here / name
-        if here != root and any(name == RECORD or name.endswith(".png") for name in files):
-            entries[here.relative_to(root).as_posix()] = here
+                entries[(directory / name).relative_to(root).with_suffix("").as_posix()] = directory / name
+        if directory != root and any(name == RECORD or name.endswith(".png") for name in files):
+            entries[directory.relative_to(root).as_posix()] = directory
     if not entries:
         raise UsageError(f"{root} holds no scores: NAME.npy, NAME.zarr, or folders NAME with a CLASS.png per class")
     return entries

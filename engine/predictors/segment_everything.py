@@ -158,10 +158,10 @@ class SegmentEverything:
         rows, columns = max(1, int(np.ceil(extent[0]))), max(1, int(np.ceil(extent[1])))
         logits = logits[:, :, :rows, :columns].reshape(-1, rows, columns)
         (known,) = backend.download(scores.reshape(-1))
-        kept = self._kept(logits, known)
+        survivors = self._kept(logits, known)
         return SegmentMap(
-            logits=xp.clip(logits[xp.asarray(kept)], -1e4, 1e4).astype(np.float16),
-            scores=known[kept],
+            logits=xp.clip(logits[xp.asarray(survivors)], -1e4, 1e4).astype(np.float16),
+            scores=known[survivors],
             size=size,
             extent=extent,
             backend=backend,
@@ -209,15 +209,15 @@ def without_duplicates(
     if len(order) == 0:
         return order
     flat = masks[xp.asarray(order)].reshape(len(order), -1).astype(np.float32)
-    both = flat @ flat.T
-    areas = xp.diagonal(both)
-    overlap = both / xp.maximum(areas[:, None] + areas[None, :] - both, 1)
-    (same,) = backend.download(overlap > max_overlap)
-    kept: list[int] = []
+    intersection = flat @ flat.T
+    areas = xp.diagonal(intersection)
+    overlap = intersection / xp.maximum(areas[:, None] + areas[None, :] - intersection, 1)
+    (is_duplicate,) = backend.download(overlap > max_overlap)
+    survivors: list[int] = []
     for index in range(len(order)):
-        if not same[index, kept].any():
-            kept.append(index)
-    return order[kept]
+        if not is_duplicate[index, survivors].any():
+            survivors.append(index)
+    return order[survivors]
 
 
 def bounding_boxes(rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -237,14 +237,14 @@ def without_overlapping_boxes(
     order = np.argsort(-scores, kind="stable")
     corners = boxes[order].astype(np.float64)
     sizes = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    kept: list[int] = []
+    survivors: list[int] = []
     for index, box in enumerate(corners):
-        others = corners[kept]
+        others = corners[survivors]
         sides = np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2])
-        both = np.maximum(sides, 0).prod(axis=1)
-        if not (both > max_overlap * (sizes[kept] + sizes[index] - both)).any():
-            kept.append(index)
-    return order[kept]
+        intersection = np.maximum(sides, 0).prod(axis=1)
+        if not (intersection > max_overlap * (sizes[survivors] + sizes[index] - intersection)).any():
+            survivors.append(index)
+    return order[survivors]
 
 
 def paint(segments: SegmentMap) -> NDArray[np.uint16]:

@@ -69,8 +69,8 @@ def _placement(
     """
     centers = (np.arange(cells) + 0.5) * length / cells
     inside = np.flatnonzero((centers >= start) & (centers < start + tile))
-    chosen = slice(int(inside[0]), int(inside[-1]) + 1)
-    offset = centers[chosen] - start
+    span = slice(int(inside[0]), int(inside[-1]) + 1)
+    offset = centers[span] - start
     weights = np.ones(len(offset))
     ramp = max(overlap, 1)
     if start > 0:
@@ -78,4 +78,4 @@ def _placement(
     if start + tile < length:
         weights = np.minimum(weights, (tile - offset) / ramp)
     matrix = bilinear_matrix(offset / tile * covered - 0.5, samples)
-    return chosen, np.maximum(weights, 1e-3).astype(np.float32), matrix
+    return span, np.maximum(weights, 1e-3).astype(np.float32), matrix

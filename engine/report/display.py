@@ -162,11 +162,11 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
     images, pooled = str(report["num_images"]), f"{calibration.pooled:.3g}"
     table.add_row("all", images, pooled, *cells, _share(argmax["miou"]), style="bold")
     console.print(table)
-    dropped = f", without the {1 - argmax['kept']:.1%} whose top class is dropped" if argmax["kept"] < 1 else ""
+    exception = f", without the {1 - argmax['kept']:.1%} whose top class is dropped" if argmax["kept"] < 1 else ""
     say(
         f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, rule "
         f"{calibration.rule}; mean coverage of an image {_share(report['image_mean_coverage'])}, accuracy of the top "
-        f"class of every pixel {_share(argmax['accuracy'])}{dropped}"
+        f"class of every pixel {_share(argmax['accuracy'])}{exception}"
     )
     if (rates := report.get("false_labels")) is not None:
         say(

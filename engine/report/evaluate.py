@@ -169,8 +169,8 @@ def _intervals(tally: Tally) -> dict[str, Any]:
     if (tally.true > 0).any(axis=1).sum() < FEWEST_IMAGES:
         return {**intervals, "miou_kept_interval": None}
     weights = image_weights(len(tally.true))
-    true, kept, hits, labeled = (weights @ getattr(tally, name) for name in ("true", "kept", "hits", "labeled"))
-    iou = np.where(true > 0, hits / np.maximum(kept + labeled - hits, 1), np.nan)
+    true, kept_pixels, hits, labeled = (weights @ getattr(tally, name) for name in ("true", "kept", "hits", "labeled"))
+    iou = np.where(true > 0, hits / np.maximum(kept_pixels + labeled - hits, 1), np.nan)
     means = np.nanmean(iou[(true > 0).any(axis=1)], axis=1)
     bounds = np.percentile(means, [2.5, 97.5]) if len(means) else np.array([0.0, 1.0])
     return {**intervals, "miou_kept_interval": bounds.tolist()}
@@ -247,10 +247,10 @@ def evaluate_predictor(
             sets.append(covered)
             yield label, truth
 
-    measured = replace(quality(pairs(), taxonomy), source=labeled.summary)
+    result = replace(quality(pairs(), taxonomy), source=labeled.summary)
     if selection.calibration is None:
-        return measured
-    return replace(measured, coverage=_coverage(np.array(sets), selection.calibration))
+        return result
+    return replace(result, coverage=_coverage(np.array(sets), selection.calibration))
 
 
 def _covered(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy, selection: Selection) -> NDArray[np.int64]:
@@ -271,15 +271,15 @@ def _coverage(sets: NDArray[np.int64], calibration: Calibration) -> dict[str, An
     covered, total = (
         np.column_stack([table, table.sum(axis=1)]).astype(np.float64) for table in (sets[:, 0], sets[:, 1])
     )
-    variance, seen = ratio_variance(covered, total), total > 0
+    variance, has_pixels = ratio_variance(covered, total), total > 0
     rows: list[dict[str, Any]] = []
     for index, name in enumerate((*calibration.targets, "all")):
-        if not seen[:, index].any():
+        if not has_pixels[:, index].any():
             continue
         share = float(covered[:, index].sum() / total[:, index].sum())
-        interval = share_interval(share, float(variance[index]), int(seen[:, index].sum()), rare_misses=True)
-        rows.append({"class": name, "coverage": share, "interval": interval, "images": int(seen[:, index].sum())})
-    images = seen[:, -1]
+        interval = share_interval(share, float(variance[index]), int(has_pixels[:, index].sum()), rare_misses=True)
+        rows.append({"class": name, "coverage": share, "interval": interval, "images": int(has_pixels[:, index].sum())})
+    images = has_pixels[:, -1]
     return {
         "target": 1 - float(calibration.alpha),
         "unit": calibration.unit,

@@ -51,9 +51,9 @@ def prompted_picture(
     # a background stands in front of the classifier's classes, unless it is one of them
     channels = [index + first for index in steps.classes]
     areas = [float((covered[channel].claim > 0.5).mean()) if channel in covered else 0.0 for channel in channels]
-    shown = sorted(range(len(channels)), key=lambda index: -areas[index])[:MAX_CLASSES]
+    order = sorted(range(len(channels)), key=lambda index: -areas[index])[:MAX_CLASSES]
     rows = []
-    for index in shown:
+    for index in order:
         name, channel = classes[channels[index]], channels[index]
         heat = _heat(photo, steps.cams[index], extent)
         _draw_prompts(heat, steps, index, cell, per_cell)
@@ -97,8 +97,8 @@ def _masked(
     mix = (0.35 + 0.5 * np.clip(values, 0, 1))[..., None] * inside[..., None]
     painted = gray * (1 - mix) + np.array(color, np.float32) * mix
     outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    drawn = np.ascontiguousarray(painted.clip(0, 255).round().astype(np.uint8))
-    return Image.fromarray(cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 1))
+    picture = np.ascontiguousarray(painted.clip(0, 255).round().astype(np.uint8))
+    return Image.fromarray(cv2.drawContours(picture, outlines, -1, (255, 255, 255), 1))
 
 
 def _draw_prompts(

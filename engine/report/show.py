@@ -47,18 +47,18 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
     The steps are computed again with the store's settings and the models of ``options``; :class:`UsageError` if these
     are not the models that the store was made with.
     """
-    made = store.run.get("prompts")
-    if made is None:
+    settings = store.run.get("prompts")
+    if settings is None:
         raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
     uri = store.find(name).uri
     label, _ = store.read(uri)
     image = _photo(uri, label.shape)
-    predictor, _ = open_prompted(replace(options, prompt=format_settings(made)))
-    for what, used, given in (
+    predictor, _ = open_prompted(replace(options, prompt=format_settings(settings)))
+    for what, recorded_hash, opened_hash in (
         ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
         ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
     ):
-        if used != given:
+        if recorded_hash != opened_hash:
             raise UsageError(f"{store.path} was labeled with another {what} than the one given")
     (steps,) = predictor.steps([predictor.prepare(image, uri)])
     classes = store.classes

@@ -78,13 +78,17 @@ class OnnxSession:
             )
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
-        used = self._session.get_providers()[0]
-        if used != EXECUTION_PROVIDERS[provider]:
-            raise SessionError(f"expected the {provider} provider, ONNX Runtime chose {used}; see its log above")
+        first_provider = self._session.get_providers()[0]
+        if first_provider != EXECUTION_PROVIDERS[provider]:
+            raise SessionError(
+                f"expected the {provider} provider, ONNX Runtime chose {first_provider}; see its log above"
+            )
         self._input = bundle.input.name
         self._outputs = [output.name for output in bundle.outputs_of(role)]
         self._device = None if stream is None else DeviceRunner(self._session, self._outputs, stream)
-        self._description = f"ONNX Runtime {onnxruntime.__version__}, {used}, {entry.precision}, {threads} thread(s)"
+        self._description = (
+            f"ONNX Runtime {onnxruntime.__version__}, {first_provider}, {entry.precision}, {threads} thread(s)"
+        )
         if provider != "cpu" and (operators := operators_on_cpu(self._session)):
             self._description += f", {sum(operators.values())} nodes on the CPU ({', '.join(operators)})"
         self._kind = f"onnxruntime/{provider}/{entry.precision}"

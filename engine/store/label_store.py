@@ -216,15 +216,15 @@ class LabelStore:
         :class:`StoreError`; earlier commits are safe then, and the same commit may be repeated.
         """
         new_labels = list({row.id: row for row in labels}.values())
-        finished = list({row.uri: row for row in inputs}.values())
+        latest = list({row.uri: row for row in inputs}.values())
         with self._writing():
             if new_labels:
                 self._tables["labels"].merge(label_table(new_labels))
                 if self._known is not None:
                     for row in new_labels:
                         self._known.add(bytes.fromhex(row.id))
-            if finished:
-                self._tables["inputs"].merge(input_table(finished), replace=_OUTDATED)
+            if latest:
+                self._tables["inputs"].merge(input_table(latest), replace=_OUTDATED)
 
     def commit_reviews(self, reviews: Sequence[ReviewRow]) -> None:
         """Add reviews, all or nothing; rows with the key of an existing one are dropped. Raises StoreError."""

@@ -62,14 +62,14 @@ def rebuild(table: Table) -> None:
             key, time = tuple(row[column] for column in KEYS[name]), row.get("time", 0)
             if key not in latest or time >= latest[key][0]:
                 latest[key] = time, file, number
-    chosen = {(file, number) for _, file, number in latest.values()}
+    positions = {(file, number) for _, file, number in latest.values()}
     damaged = table.path.with_name(f"{table.path.name}.damaged")
     new_path = table.path.with_name(f"{table.path.name}.new")
     shutil.rmtree(new_path, ignore_errors=True)
     with published_folder(new_path) as folder:
         lance.write_dataset(schema.empty_table(), folder, mode="create", enable_stable_row_ids=True)
     new_table = table.at(new_path)
-    rows = (row for file in files for number, row in _file_records(file) if (file, number) in chosen)
+    rows = (row for file in files for number, row in _file_records(file) if (file, number) in positions)
     while chunk := list(islice(rows, _MERGE_ROWS)):
         new_table.merge(pa.Table.from_pylist(chunk, schema=schema))
     shutil.rmtree(damaged, ignore_errors=True)
@@ -95,10 +95,10 @@ def _records(read: Any, num_rows: int) -> Iterator[tuple[int, dict[str, Any] | N
         yield from _divided(read, start, min(start + _READ_ROWS, num_rows))
 
 
-def _divided(read: Any, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
+def _divided(read_rows: Any, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
     try:
         with store_errors("it cannot be read"):
-            rows = read(start, stop).to_pylist()
+            rows = read_rows(start, stop).to_pylist()
             if len(rows) != stop - start:
                 raise StoreError(f"expected {stop - start} rows, got {len(rows)}")
     except StoreError as error:
@@ -106,8 +106,8 @@ def _divided(read: Any, start: int, stop: int) -> Iterator[tuple[int, dict[str, 
             yield start, None, str(error)
             return
         middle = (start + stop) // 2
-        yield from _divided(read, start, middle)
-        yield from _divided(read, middle, stop)
+        yield from _divided(read_rows, start, middle)
+        yield from _divided(read_rows, middle, stop)
         return
     for number, row in enumerate(rows, start):
         yield number, row, None

@@ -59,10 +59,10 @@ def read_run(folder: Path) -> dict[str, Any]:
             "use the version of maskmill that created it"
         )
     try:
-        run, recorded = manifest["run"], manifest["hash"]
+        run, digest = manifest["run"], manifest["hash"]
     except KeyError as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} has no {error}") from error
-    if recorded != _digest(run):
+    if digest != _digest(run):
         raise StoreError(
             f"{folder / RUN_FILE} was damaged or edited: it does not match its hash; restore it, or label again"
         )

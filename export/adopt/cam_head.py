@@ -209,8 +209,8 @@ def head_bundle(
     features = next(output.name for output in bundle.outputs if output.kind == "features")
     head = Head(features=features, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
     with staged(folder) as staging:
-        made = with_head(graph, bundle.input.name, head)
-        onnx.save_model(made, str(staging / "model.onnx"))
+        model = with_head(graph, bundle.input.name, head)
+        onnx.save_model(model, str(staging / "model.onnx"))
         file = model_file(staging / "model.onnx")
         fitted = Bundle(
             path=staging,

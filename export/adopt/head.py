@@ -35,12 +35,12 @@ def classifier_head(model: onnx.ModelProto) -> Head:
     from onnx import numpy_helper
 
     producers = {name: node for node in model.graph.node for name in node.output}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def constant(name: str) -> NDArray[Any] | None:
         node = producers.get(name)
-        if name in stored:
-            return numpy_helper.to_array(stored[name])
+        if name in initializers:
+            return numpy_helper.to_array(initializers[name])
         if node is not None and node.op_type == "Constant":
             return numpy_helper.to_array(node.attribute[0].t)
         if node is not None and node.op_type in ("Identity", "Transpose"):

@@ -265,7 +265,7 @@ def _inferred_shape(model: onnx.ModelProto, tensor: str) -> list[Any] | None:
 def _remove_unused(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     """Remove those of ``nodes``, last first, whose outputs nothing reads any more."""
     for node in nodes:
-        read = {tensor for graph in _graphs(model.graph) for other in graph.node for tensor in other.input}
-        read |= {value.name for value in model.graph.output}
-        if read.isdisjoint(node.output):
+        inputs = {tensor for graph in _graphs(model.graph) for other in graph.node for tensor in other.input}
+        inputs |= {value.name for value in model.graph.output}
+        if inputs.isdisjoint(node.output):
             model.graph.node.remove(node)

@@ -133,9 +133,9 @@ def build_engine(
         version_compatible=options.version_compatible,
     )
     # a build takes minutes: additions of other commands to the manifest must stay
-    saved = with_engine(Bundle.load(bundle.path), engine)
-    saved.save()
-    return Built(bundle=saved, engine=engine, reused=False)
+    bundle_on_disk = with_engine(Bundle.load(bundle.path), engine)
+    bundle_on_disk.save()
+    return Built(bundle=bundle_on_disk, engine=engine, reused=False)
 
 
 def _key(bundle: Bundle, file: ModelFile, gpu: Gpu, version: str, options: BuildOptions) -> str:
@@ -277,21 +277,21 @@ class _Build:
     def _shapes(self, name: str, shape: Sequence[int], batch: Range) -> tuple[tuple[int, ...], ...]:
         """Return smallest, best and largest shape of an input, with the range of every free axis (-1) filled in."""
         spec, options = self._bundle.input, self._options
-        free: dict[int, Range] = {0: batch}
+        ranges: dict[int, Range] = {0: batch}
         if name == spec.name:
             rows, columns = (2, 3) if spec.layout == "NCHW" else (1, 2)
-            free[rows] = options.height or (spec.height, spec.height, spec.height)
-            free[columns] = options.width or (spec.width, spec.width, spec.width)
+            ranges[rows] = options.height or (spec.height, spec.height, spec.height)
+            ranges[columns] = options.width or (spec.width, spec.width, spec.width)
         elif self.file.role == "decoder":
-            free[1] = options.points
-        unknown = [axis for axis, length in enumerate(shape) if length == -1 and axis not in free]
+            ranges[1] = options.points
+        unknown = [axis for axis, length in enumerate(shape) if length == -1 and axis not in ranges]
         if unknown:
             raise ExportError(
                 f"axis {unknown[0]} of the input {name!r} {tuple(shape)} has no fixed length, and TensorRT needs a "
                 "range for it; export the model with this axis fixed"
             )
         return tuple(
-            tuple(free[axis][which] if length == -1 else length for axis, length in enumerate(shape))
+            tuple(ranges[axis][which] if length == -1 else length for axis, length in enumerate(shape))
             for which in range(3)
         )
 

@@ -210,14 +210,14 @@ def prove(
     precisions: list[str | None] = [precision] if precision or provider != "cpu" else [*known]
     if not precisions:
         raise UsageError(f"{bundle} has no conversion to prove; make one with `maskmill convert`")
-    failed = []
+    failures = []
     for each in precisions:
         verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)
         typer.echo(describe(verdicts[0]))
-        failed += [verdict for verdict in verdicts if not verdict.passed]
+        failures += [verdict for verdict in verdicts if not verdict.passed]
     typer.echo(photos.summary.line())
-    if failed:
-        require_pass(*failed)
+    if failures:
+        require_pass(*failures)
 
 
 def compare_installed(

@@ -135,7 +135,7 @@ def summarize(compared: Sequence[tuple[str, Difference]], classes: Sequence[str]
     parts = [difference for _, difference in compared]
     worst_image, worst = min(compared, key=lambda pair: pair[1].iou)
     overlaps = [difference.overlap for difference in parts if difference.overlap is not None]
-    both, either = np.sum(overlaps, axis=0) if overlaps else np.zeros((2, 0), np.int64)
+    intersection, union = np.sum(overlaps, axis=0) if overlaps else np.zeros((2, 0), np.int64)
     counted = classes if any(difference.seen for difference in parts) else ()
     return Metrics(
         images=len(parts),
@@ -149,9 +149,9 @@ def summarize(compared: Sequence[tuple[str, Difference]], classes: Sequence[str]
         score_quantile_shift=_quantile_shift(parts),
         class_images={name: sum(index in part.seen for part in parts) for index, name in enumerate(counted)},
         class_iou={
-            name: float(both[index] / either[index])
-            for index, name in enumerate(classes[: len(either)])
-            if either[index] >= MIN_CLASS_PIXELS
+            name: float(intersection[index] / union[index])
+            for index, name in enumerate(classes[: len(union)])
+            if union[index] >= MIN_CLASS_PIXELS
         },
     )
 
@@ -272,16 +272,16 @@ def _differ_promptable(expected: _Masks, actual: _Masks, _: float) -> Difference
     _same_shape("masks", expected.logits, actual.logits)
     finite = np.isfinite(actual.logits)
     masks, actual_masks = expected.logits > 0, actual.logits > 0
-    same = (masks == actual_masks) & finite
+    agreement = (masks == actual_masks) & finite
     union = (masks | actual_masks | ~finite).sum(axis=(1, 2))
-    both = (masks & actual_masks & finite).sum(axis=(1, 2))
+    intersection = (masks & actual_masks & finite).sum(axis=(1, 2))
     step = -(-masks.size // SAMPLES)
     on = masks.ravel()[::step]
     scores = [np.where(on, 1 - part, part) for part in (view.scores.ravel()[::step] for view in (expected, actual))]
     mean_error, max_error = _errors(expected.scores, actual.scores)
     return Difference(
-        agreement=float(same.mean()),
-        iou=float(np.where(union > 0, both / np.maximum(union, 1), 1.0).mean()),
+        agreement=float(agreement.mean()),
+        iou=float(np.where(union > 0, intersection / np.maximum(union, 1), 1.0).mean()),
         mean_error=mean_error,
         max_error=max_error,
         finite=bool(finite.all()),
@@ -352,11 +352,11 @@ def _of_class(scores: NDArray[np.float32], classes: NDArray[np.intp], step: int)
 
 def _overlap(expected: NDArray[np.intp], actual: NDArray[np.intp], num_classes: int) -> NDArray[np.int64]:
     """Count each class's pixels in both maps and in either, (2, C); -1 stands for no class."""
-    same = expected[expected == actual]
-    both = np.bincount(same, minlength=num_classes)
+    agreement = expected[expected == actual]
+    intersection = np.bincount(agreement, minlength=num_classes)
     sums = np.bincount(expected.ravel(), minlength=num_classes)
     sums += np.bincount(actual[actual >= 0], minlength=num_classes)
-    return np.stack([both, sums - both])
+    return np.stack([intersection, sums - intersection])
 
 
 def _class_iou(expected: NDArray[np.intp], actual: NDArray[np.intp], min_share: float) -> float:

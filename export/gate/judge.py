@@ -153,8 +153,8 @@ def verdicts_of(
     verdicts = []
     for role, session in candidate.sessions.items():
         original = reference.sessions[role]
-        same = (session.artifact, session.kind) == (original.artifact, original.kind)
-        if same and candidate.bundle.path == reference.bundle.path:
+        same_session = (session.artifact, session.kind) == (original.artifact, original.kind)
+        if same_session and candidate.bundle.path == reference.bundle.path:
             continue
         runtime, device = runtime_and_device(session.kind)
         verdicts.append(

@@ -80,14 +80,14 @@ def output_errors(
 
 def _batches(spec: InputSpec, photos: Sequence[GateImage]) -> Iterator[NDArray[np.float32]]:
     """Yield one image, a batch, and a batch of another size if the size is free."""
-    chosen = [photos[index % len(photos)][1] for index in range(_BATCH)]
-    yield preprocess(chosen[0], spec)[0][None]
+    photos_of_batch = [photos[index % len(photos)][1] for index in range(_BATCH)]
+    yield preprocess(photos_of_batch[0], spec)[0][None]
     specs = [spec]
     if spec.dynamic:
         height, width = spec.height + 2 * spec.multiple, spec.width + spec.multiple
         specs.append(dataclasses.replace(spec, height=height, width=width))
     for size_spec in specs:
-        yield np.stack([preprocess(photo, size_spec)[0] for photo in chosen])
+        yield np.stack([preprocess(photo, size_spec)[0] for photo in photos_of_batch])
 
 
 def _prompts(
@@ -113,9 +113,9 @@ def _checked_error(name: str, expected: NDArray[Any], actual: NDArray[Any]) -> f
         if not np.isfinite(array).all():
             raise GateError(f"{name} holds values that are not finite, as {maker} computes it; nothing was written")
     error = float(np.abs(expected - actual).max())
-    allowed = MAX_ERROR * max(1.0, float(np.abs(expected).max()))
-    if error > allowed:
+    tolerance = MAX_ERROR * max(1.0, float(np.abs(expected).max()))
+    if error > tolerance:
         raise GateError(
-            f"{name} differs from the module's by {error:.3g}, more than {allowed:.3g}; nothing was written"
+            f"{name} differs from the module's by {error:.3g}, more than {tolerance:.3g}; nothing was written"
         )
     return error

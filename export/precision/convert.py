@@ -291,9 +291,9 @@ class _Converter:
             within = {name: largest for name, largest in close.items() if largest <= limit}
             if within:
                 name, largest = max(within.items(), key=lambda pair: pair[1])
-                more = f" (and {len(within) - 1} more nodes)" if len(within) > 1 else ""
+                suffix = f" (and {len(within) - 1} more nodes)" if len(within) > 1 else ""
                 lines.append(
-                    f"the node {name} makes values up to {largest:.3g}{more}, within a factor of {CLOSE:g} of fp16's "
+                    f"the node {name} makes values up to {largest:.3g}{suffix}, within a factor of {CLOSE:g} of fp16's "
                     f"limit of {limit:.5g}: another image may overflow"
                 )
         return tuple(lines)

@@ -132,9 +132,9 @@ class _Conversion:
             outputs = [output for output in node.output if output in self._floats]
             if outputs and name not in fp32_nodes:
                 converted.append(name)
-                allowed, _ = self._formal(node)
+                formal_types, _ = self._formal(node)
                 for index, value in enumerate(node.input):
-                    if value in self._floats and allowed[index]:
+                    if value in self._floats and formal_types[index]:
                         node.input[index] = self._low(value)
                 for index, value in enumerate(node.output):
                     if value in self._floats:
@@ -157,8 +157,8 @@ class _Conversion:
         full: set[str] = set()
         for node in self._graph.node:
             converts = node_name(node) not in fp32_nodes and any(name in self._floats for name in node.output)
-            allowed = self._formal(node)[0] if converts else [False] * len(node.input)
-            for name, is_low in zip(node.input, allowed, strict=True):
+            formal_types = self._formal(node)[0] if converts else [False] * len(node.input)
+            for name, is_low in zip(node.input, formal_types, strict=True):
                 (low if is_low and name in self._floats else full).add(name)
             full.update(captured_names(node))
         return low, full

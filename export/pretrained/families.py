@@ -104,11 +104,11 @@ def bundle_from_folded(
 def family_of(checkpoint: Checkpoint) -> str:
     """Return the family of a checkpoint from the architecture in its configuration."""
     listed = checkpoint.config.get("architectures")
-    named = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     for family, (_, architecture) in FAMILIES.items():
-        if architecture in named:
+        if architecture in names:
             return family
-    architectures = ", ".join(named) or "none"
+    architectures = ", ".join(names) or "none"
     raise UsageError(
         f"{checkpoint.folder} is of no family that can be exported (its architecture: {architectures}; "
         f"families: {', '.join(FAMILIES)}); choose one with --family, or export it with bundle_from_module"

@@ -83,16 +83,16 @@ def preprocessing(checkpoint: Checkpoint, choices: Choices) -> Preprocessing:
             f"{checkpoint.folder} has no preprocessor_config.json, so it is not known how an image becomes its input; "
             "put the model's own beside its weights"
         )
-    changed: dict[str, Any] = {"size": _whole_image(config), "do_center_crop": False}
+    overrides: dict[str, Any] = {"size": _whole_image(config), "do_center_crop": False}
     if choices.mean is not None:
-        changed["image_mean"] = list(choices.mean)
+        overrides["image_mean"] = list(choices.mean)
     if choices.std is not None:
-        changed["image_std"] = list(choices.std)
+        overrides["image_std"] = list(choices.std)
     if choices.resize_filter is not None:
-        changed["resample"] = {name: number for number, name in PIL_FILTERS.items()}[choices.resize_filter]
-    steps = preprocessing_of({**config, **changed}, path)
-    given = {name: getattr(choices, name) for name in ("mean", "std") if getattr(choices, name) is not None}
-    return dataclasses.replace(steps, fields={**steps.fields, **given})
+        overrides["resample"] = {name: number for number, name in PIL_FILTERS.items()}[choices.resize_filter]
+    steps = preprocessing_of({**config, **overrides}, path)
+    statistics = {name: getattr(choices, name) for name in ("mean", "std") if getattr(choices, name) is not None}
+    return dataclasses.replace(steps, fields={**steps.fields, **statistics})
 
 
 def image_input(

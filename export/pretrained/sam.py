@@ -60,7 +60,7 @@ def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     import torch
 
     *finer, embedding, points, labels = inputs
-    decoded = model.mask_decoder(
+    outputs = model.mask_decoder(
         image_embeddings=embedding,
         image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(points.shape[0], -1, -1, -1),
         sparse_prompt_embeddings=embed_prompts(model.prompt_encoder, points, labels),
@@ -68,12 +68,12 @@ def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         multimask_output=True,
         **({"high_resolution_features": finer} if finer else {}),
     )
-    logits, ious = decoded[0].squeeze(1), decoded[1].squeeze(1)
+    logits, ious = outputs[0].squeeze(1), outputs[1].squeeze(1)
     if masks == "all":
         return logits, ious
     best = ious.argmax(1, keepdim=True)
-    chosen = best[:, :, None, None].expand(-1, -1, *logits.shape[2:])
-    return torch.gather(logits, 1, chosen), torch.gather(ious, 1, best)
+    index = best[:, :, None, None].expand(-1, -1, *logits.shape[2:])
+    return torch.gather(logits, 1, index), torch.gather(ious, 1, best)
 
 
 def _folded(

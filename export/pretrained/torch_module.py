@@ -195,8 +195,8 @@ def _example_inputs(bundle: Bundle, modules: Mapping[Role, nn.Module]) -> dict[R
 
     spec = bundle.input
     image = torch.zeros(_TRACED_BATCH, 3, spec.height, spec.width)
-    free = {0: "batch", 2: "height", 3: "width"} if spec.dynamic else {0: "batch"}
-    roles: dict[Role, list[Any]] = {next(iter(modules)): [(spec.name, image, free)]}
+    free_axes = {0: "batch", 2: "height", 3: "width"} if spec.dynamic else {0: "batch"}
+    roles: dict[Role, list[Any]] = {next(iter(modules)): [(spec.name, image, free_axes)]}
     if "decoder" in modules:
         embeddings = TorchSession(modules["encoder"]).run(image.numpy())
         names = [output.name for output in bundle.outputs_of("encoder")]
@@ -211,7 +211,7 @@ def _example_inputs(bundle: Bundle, modules: Mapping[Role, nn.Module]) -> dict[R
 def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role) -> Iterator[ModelFile]:
     import torch
 
-    names, tensors, free = zip(*inputs, strict=True)
+    names, tensors, free_axes = zip(*inputs, strict=True)
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -221,7 +221,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role
                 opset_version=OPSET,
                 input_names=list(names),
                 output_names=[output.name for output in bundle.outputs_of(role)],
-                dynamic_shapes=(tuple(free),),
+                dynamic_shapes=(tuple(free_axes),),
                 custom_translation_table=_translations(),
                 optimize=True,
                 verbose=False,

@@ -139,13 +139,13 @@ def _spaced(order, height, width, distance, limit, accepted):
             break
         y, x = index // width, index % width
         row, column = y // distance + 1, x // distance + 1
-        free = True
+        is_free = True
         for i in range(row - 1, row + 2):
             for j in range(column - 1, column + 2):
                 other = cells[i, j]
                 if other >= 0:
-                    free &= max(abs(y - other // width), abs(x - other % width)) >= distance
-        if free:
+                    is_free &= max(abs(y - other // width), abs(x - other % width)) >= distance
+        if is_free:
             cells[row, column] = index
             accepted[count] = index
             count += 1

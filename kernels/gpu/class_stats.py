@@ -148,15 +148,15 @@ def _sampling(rows: Taps, columns: Taps) -> tuple[tuple[int, int], np.ndarray, n
     return shape, np.concatenate(strips), weights, (len(strips[0]), len(strips[1]))
 
 
-def _strips(taps: Taps, most: int) -> np.ndarray:
-    """Cut an axis into strips of up to ``most`` pixels between the same two source pixels, int32 (strips, 4).
+def _strips(taps: Taps, max_columns: int) -> np.ndarray:
+    """Cut an axis into strips of up to ``max_columns`` pixels between the same two source pixels, int32 (strips, 4).
 
     A strip is its first pixel, its number of pixels, the lower source pixel and the distance of the upper one.
     """
     begins = np.concatenate([[True], np.diff(taps.lower) != 0])
     index = np.arange(taps.lower.size)
     inside_run = index - np.maximum.accumulate(np.where(begins, index, 0))
-    starts = np.flatnonzero(inside_run % most == 0)
+    starts = np.flatnonzero(inside_run % max_columns == 0)
     counts = np.diff(np.append(starts, taps.lower.size))
     lower = taps.lower[starts]
     return np.stack([starts, counts, lower, taps.upper[starts] - lower], axis=1).astype(np.int32)

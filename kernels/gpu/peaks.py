@@ -60,11 +60,11 @@ def _select(
     count, height, width = maps.shape
     rows, columns = (max(length - 2 * edge, 0) for length, edge in zip((height, width), border, strict=True))
     # Peaks are min_distance apart, so a square of that side holds one at most.
-    most = ceil_div(rows, distance) * ceil_div(columns, distance)
+    max_peaks = ceil_div(rows, distance) * ceil_div(columns, distance)
     if capacity is None and out is not None:
         capacity = out.coordinates.shape[1]
     elif capacity is None:
-        capacity = most if num_peaks is None else min(most, num_peaks)
+        capacity = max_peaks if num_peaks is None else min(max_peaks, num_peaks)
         capacity += mode != PLAIN
     words = ceil_div(width, 32)
     extremes = _extremes(maps)
@@ -89,7 +89,7 @@ def _select(
         ),
     )
     unfiltered_maps = NULL if unfiltered is None else unfiltered
-    keys, key_capacity = empty((count, max(most, 1)), np.uint64), np.int64(max(most, 1))
+    keys, key_capacity = empty((count, max(max_peaks, 1)), np.uint64), np.int64(max(max_peaks, 1))
     num_keys, unsettled = zeros(count, np.uint32), zeros(count, np.uint32)
     launch(
         "peaks",

@@ -62,10 +62,10 @@ def select_prefix(counts: ArrayLike, ranks: ArrayLike) -> tuple[np.ndarray, np.n
     within = row_ranks.astype(np.float64 if counts.dtype.kind == "f" else np.int64)
     prefix = np.full(len(counts), -1, np.int64)
     for row, rank in enumerate(row_ranks.astype(counts.dtype)):
-        running = np.cumsum(counts[row])
-        if rank <= running[-1]:
-            prefix[row] = np.searchsorted(running, rank)
-            within[row] = rank - (running[prefix[row] - 1] if prefix[row] else 0)
+        cumulative = np.cumsum(counts[row])
+        if rank <= cumulative[-1]:
+            prefix[row] = np.searchsorted(cumulative, rank)
+            within[row] = rank - (cumulative[prefix[row] - 1] if prefix[row] else 0)
     return prefix, within
 
 
@@ -81,13 +81,14 @@ def kth_score(counts_low: np.ndarray, prefix: np.ndarray, ranks_within: np.ndarr
     for row, high in enumerate(prefix):
         if high < 0:
             continue
-        running = np.cumsum(counts_low[row])
+        cumulative = np.cumsum(counts_low[row])
         # Sums of weights differ in the last bit between the passes; a rank past the end means the bin's last score.
-        rank = min(ranks_within[row], running[-1]) if weighted else ranks_within[row]
-        if running[-1] == 0 or rank > running[-1]:
+        rank = min(ranks_within[row], cumulative[-1]) if weighted else ranks_within[row]
+        if cumulative[-1] == 0 or rank > cumulative[-1]:
             raise UsageError(
-                f"row {row} has {running[-1]} scores in the bin of rank {rank}; count both passes over the same scores"
+                f"row {row} has {cumulative[-1]} scores in the bin of rank {rank}; "
+                "count both passes over the same scores"
             )
-        low = np.searchsorted(running, rank)
+        low = np.searchsorted(cumulative, rank)
         scores[row] = score_of_key((np.uint32(high) << np.uint32(16)) | np.uint32(low))
     return scores

@@ -84,9 +84,9 @@ def position_quantiles(
     numbers = np.count_nonzero(~np.isnan(scores), axis=0)
     rank = ranks[numbers]
     # NaN sorts last, so the scores come first; the extra layer is the infinite threshold.
-    ordered = np.concatenate([np.sort(scores, axis=0), np.full((1, *scores.shape[1:]), np.inf, np.float32)])
+    padded_scores = np.concatenate([np.sort(scores, axis=0), np.full((1, *scores.shape[1:]), np.inf, np.float32)])
     layer = np.where(rank > numbers, len(scores), rank - 1)
-    quantiles = np.take_along_axis(ordered, layer[None], axis=0)[0]
+    quantiles = np.take_along_axis(padded_scores, layer[None], axis=0)[0]
     result = np.where(numbers == 0, np.float32(fallback), quantiles)
     if out is None:
         return result

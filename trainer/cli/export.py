@@ -144,9 +144,9 @@ def export_model(
             images=photos,
         )
     spec = bundle.input
-    free = f", any multiple of {spec.multiple}" if spec.dynamic else ""
+    multiples = f", any multiple of {spec.multiple}" if spec.dynamic else ""
     typer.echo(
-        f"{bundle.path}: {bundle.task}, {len(bundle.classes)} classes, input {spec.height}x{spec.width}{free}, "
+        f"{bundle.path}: {bundle.task}, {len(bundle.classes)} classes, input {spec.height}x{spec.width}{multiples}, "
         f"{spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
     typer.echo(describe(Verdict.from_dict(bundle.verdicts[0])))

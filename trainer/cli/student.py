@@ -30,11 +30,13 @@ def predict_image(
     from ..students.models import load_run
 
     student = load_run(run, allow_code=allow_code)
-    chosen = resolve_device(device)
+    torch_device = resolve_device(device)
     try:
         photo = decode_image(image.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {image}: {error}") from error
-    label = label_image(student.module.to(chosen), photo, student.run, device=chosen, tile=tile, overlap=overlap)
+    label = label_image(
+        student.module.to(torch_device), photo, student.run, device=torch_device, tile=tile, overlap=overlap
+    )
     save_picture(draw_overlay(photo, label, student.classes, background=student.background), output)
     typer.echo(f"wrote {output}")

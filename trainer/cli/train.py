@@ -98,7 +98,7 @@ def train_student(
 
     if background is not None and classes is None:
         raise UsageError("--background NAME needs --classes FILE")
-    chosen = with_settings(RECIPES[recipe](), settings or ())
+    settled_recipe = with_settings(RECIPES[recipe](), settings or ())
     names = None if classes is None else read_ordered_class_names(classes)
     corpus = open_corpus(
         stores=stores or (),
@@ -119,7 +119,7 @@ def train_student(
         {"labeled": corpus.labeled, "validation": corpus.validation, "unlabeled": corpus.plain}, as_json=as_json
     )
     with observing(as_json=as_json) as observer:
-        progress = train(output, chosen, corpus, init=init, device=device, workers=workers, observer=observer)
+        progress = train(output, settled_recipe, corpus, init=init, device=device, workers=workers, observer=observer)
     print_summary(progress, output, as_json=as_json)
     if progress.interrupted:
         raise typer.Exit(130)

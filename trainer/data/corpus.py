@@ -141,11 +141,13 @@ def open_corpus(
     Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty; the stores then keep nothing.
     """
     pin = None if run is None else f"train-{content_id(os.path.abspath(run).encode())[:16]}"
-    opened = [LabelStore.open(store) for store in stores]
-    pinned = opened if segments is None or not is_store(segments) else [*opened, LabelStore.open(segments)]
+    label_stores = [LabelStore.open(store) for store in stores]
+    pinned = label_stores if segments is None or not is_store(segments) else [*label_stores, LabelStore.open(segments)]
     if run is not None and not (Path(run) / RUN_FILE).exists() and os.environ.get("RANK", "0") == "0":
         _unpin(pinned, pin)  # left by a run of the same name that was deleted
-    taxonomies = [Taxonomy.from_json(store.classes) for store in opened] + ([] if taxonomy is None else [taxonomy])
+    taxonomies = [Taxonomy.from_json(store.classes) for store in label_stores] + (
+        [] if taxonomy is None else [taxonomy]
+    )
     if not taxonomies:
         raise UsageError("the classes are not known: give a label store, or --classes FILE")
     classes = taxonomies[0]
@@ -175,7 +177,7 @@ def open_corpus(
         _unpin(new_pins, pin)
         raise
     record = {
-        "stores": [{"path": str(store.path), "run": store.run} for store in opened],
+        "stores": [{"path": str(store.path), "run": store.run} for store in label_stores],
         "labeled": _labeled_record(labeled, true, labeled_share, split_seed),
         "unlabeled": _source_record(unlabeled, plain),
         "validation": _source_record(validation, held_out),

@@ -33,7 +33,7 @@ def seeded_split(uris: Iterable[str], share: Fraction, *, seed: int) -> list[str
     The order is that of the file names, so that copies of a data set in other folders give the same split. Splits of
     the same seed are nested: that of 1/8 holds that of 1/16.
     """
-    ordered = sorted(uris, key=lambda uri: (image_id(uri), uri))
-    count = max(1, int(len(ordered) * share))
-    order = np.random.default_rng(seed).permutation(len(ordered))
-    return sorted(ordered[index] for index in order[:count])
+    sequence = sorted(uris, key=lambda uri: (image_id(uri), uri))
+    count = max(1, int(len(sequence) * share))
+    order = np.random.default_rng(seed).permutation(len(sequence))
+    return sorted(sequence[index] for index in order[:count])

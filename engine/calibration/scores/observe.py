@@ -67,8 +67,8 @@ class Observations:
             for observation in observations:
                 classes = observation.truth.ravel().astype(np.uint16)
                 classes[observation.truth.ravel() == self._taxonomy.ignore_index] = NO_CLASS
-                chosen = slice(None) if self.spill.grid else classes != NO_CLASS
-                self.spill.append(observation.scores.ravel()[chosen], classes[chosen])
+                pixels = slice(None) if self.spill.grid else classes != NO_CLASS
+                self.spill.append(observation.scores.ravel()[pixels], classes[pixels])
                 self.samples.append(observation.score_map, observation.truth)
                 parts.append(observation.counts)
                 if progress is not None:

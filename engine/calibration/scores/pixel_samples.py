@@ -60,15 +60,15 @@ class PixelSamples:
             share = min(int(count), max(1, PIXELS // len(present)))
             cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
             weights.append(np.full(share, count / share))
-        chosen = np.concatenate(cells)
+        sample = np.concatenate(cells)
         scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
-        values = sample_pixels(scores, (truth.shape[0], truth.shape[1]), score_map.region, chosen)
+        values = sample_pixels(scores, (truth.shape[0], truth.shape[1]), score_map.region, sample)
         self._stream.write(np.ascontiguousarray(values).tobytes())
-        self._cells.append(chosen)
-        self._classes.append(flat[chosen].astype(np.int64))
+        self._cells.append(sample)
+        self._classes.append(flat[sample].astype(np.int64))
         self._weights.append(np.concatenate(weights))
         self._starts.append(self._end)
-        self._end += len(chosen)
+        self._end += len(sample)
 
     def finish(self) -> None:
         """Close the file for writing."""
@@ -91,9 +91,9 @@ class PixelSamples:
         sizes = [len(self._cells[index]) for index in indices]
         if sum(sizes) == 0:
             return tally
-        stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
+        table = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
         spans = [slice(self._starts[index], self._starts[index] + len(self._cells[index])) for index in indices]
-        values = np.concatenate([stored[span] for span in spans])
+        values = np.concatenate([table[span] for span in spans])
         classes = np.concatenate([self._classes[index] for index in indices])
         weights = np.concatenate([self._weights[index] for index in indices])
         row = np.repeat(np.arange(len(indices)), sizes)
@@ -116,7 +116,7 @@ class PixelSamples:
             outputs=("label",) if limits is None else ("label", "set_size"),
         )
         label = stats.label.ravel().astype(np.int64)
-        kept = label != ignore
+        has_label = label != ignore
         cells = row * num + classes
 
         def total(mask: NDArray[np.bool_], index: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -127,9 +127,9 @@ class PixelSamples:
         size = np.ones(len(values)) if limits is None else stats.set_size.ravel().astype(np.float64)
         return Tally(
             true=total(everything, cells),
-            kept=total(kept, cells),
-            hits=total(kept & (label == classes), cells),
-            labeled=total(kept, row * num + np.where(kept, label, 0)),
+            kept=total(has_label, cells),
+            hits=total(has_label & (label == classes), cells),
+            labeled=total(has_label, row * num + np.where(has_label, label, 0)),
             members=np.asarray(np.bincount(cells, weights * size, len(indices) * num).reshape(-1, num), np.float64),
             single=total(size == 1, cells),
         )
@@ -181,7 +181,7 @@ class Tally:
         ``sets`` is 2 if another set of as many images decided the thresholds, which adds its variation.
         """
         sums = {name: getattr(self, name).sum(axis=1) for name in ("true", "kept", "hits")}
-        seen = sums["true"] > 0
+        has_pixels = sums["true"] > 0
         iou = self.iou
         summary: dict[str, Any] = {"miou_kept": float(np.nanmean(iou)) if not np.isnan(iou).all() else None}
         for key, top, bottom in (
@@ -194,7 +194,7 @@ class Tally:
                 summary[key] = summary[f"{key}_interval"] = None
                 continue
             share = float(sums[top].sum() / total)
-            variance = sets * ratio_variance(sums[top][seen, None], sums[bottom][seen, None])[0]
+            variance = sets * ratio_variance(sums[top][has_pixels, None], sums[bottom][has_pixels, None])[0]
             summary[key] = share
-            summary[f"{key}_interval"] = share_interval(share, float(variance), int(seen.sum()))
+            summary[f"{key}_interval"] = share_interval(share, float(variance), int(has_pixels.sum()))
         return summary

@@ -73,11 +73,11 @@ class Cams:
         total = xp.zeros((len(classes), *size), np.float32)
         if not len(classes):
             return total
-        chosen = xp.asarray(np.array(classes, np.int64))
+        indices = xp.asarray(np.array(classes, np.int64))
         for maps, covers, flipped in zip(self.maps, self.covers, self.flipped, strict=True):
             rows = bilinear_weights(size[0], extent[0], maps.shape[1], covers[0])
             columns = bilinear_weights(size[1], extent[1], maps.shape[2], covers[1], mirrored=flipped)
-            resampled = xp.asarray(rows) @ xp.asarray(maps[chosen], np.float32) @ xp.asarray(columns).T
+            resampled = xp.asarray(rows) @ xp.asarray(maps[indices], np.float32) @ xp.asarray(columns).T
             total += xp.maximum(resampled, 0)
         return total / (total.max(axis=(1, 2), keepdims=True) + _EPSILON)
 

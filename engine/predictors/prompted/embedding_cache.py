@@ -121,12 +121,12 @@ class EmbeddingCache:
                 files.append((status.st_mtime, status.st_size, path))
         return sorted(files)
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, num_bytes: int) -> None:
         files = self._files()
-        left = sum(size for _, size, _ in files)
+        total = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if left + needed <= self._max_bytes * (1 - _SPARE):
+            if total + num_bytes <= self._max_bytes * (1 - _SPARE):
                 break
             path.unlink(missing_ok=True)
-            left -= size
-        self._bytes = left
+            total -= size
+        self._bytes = total

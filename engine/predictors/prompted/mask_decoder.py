@@ -68,15 +68,15 @@ class PromptDecoder:
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
         scores = xp.empty((len(prompts), spec.num_masks), np.float32)
         # without a box SAM expects one padding point, and no more
-        wanted = prompts.num_points + ~(prompts.labels == BOX_END).any(axis=1)
+        num_valid = prompts.num_points + ~(prompts.labels == BOX_END).any(axis=1)
         ask = self._official if spec.signature == "official" else self._batched
-        for number in np.unique(wanted):
-            rows = np.flatnonzero(wanted == number)
+        for number in np.unique(num_valid):
+            rows = np.flatnonzero(num_valid == number)
             for start in range(0, len(rows), self._max_prompts):
                 chunk = rows[start : start + self._max_prompts]
-                found = self._checked(ask(embeddings, prompts, chunk, int(number)), len(chunk))
+                outputs = self._checked(ask(embeddings, prompts, chunk, int(number)), len(chunk))
                 placed = xp.asarray(chunk)
-                masks[placed], scores[placed] = found
+                masks[placed], scores[placed] = outputs
         return masks, scores
 
     def _batched(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
@@ -89,8 +89,8 @@ class PromptDecoder:
             for name, values in zip(self._embeddings, embeddings, strict=True)
         }
         points, labels = _with_points(prompts, rows, number, xp)
-        found = self._call({**feeds, "points": points, "labels": labels})
-        return [output[:num] for output in found]
+        outputs = self._call({**feeds, "points": points, "labels": labels})
+        return [output[:num] for output in outputs]
 
     def _official(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
         xp, spec = self._backend.xp, self._bundle.input
@@ -115,8 +115,8 @@ class PromptDecoder:
             self.calls += 1
         return self._session.run(feeds)
 
-    def _checked(self, found: list[Any], num: int) -> tuple[Any, Any]:
-        masks, scores, spec = found[self._masks], found[self._scores], self.spec
+    def _checked(self, outputs: list[Any], num: int) -> tuple[Any, Any]:
+        masks, scores, spec = outputs[self._masks], outputs[self._scores], self.spec
         expected = (num, spec.num_masks, spec.mask_height, spec.mask_width)
         if masks.shape != expected or scores.shape != expected[:2]:
             raise SessionError(

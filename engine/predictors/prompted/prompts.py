@@ -254,9 +254,9 @@ def _boxes(
                 targets.append(target)
                 boxes.append(((left, top), (left + width, top + height)))
                 inside.append(_centers(peaks[target, : counts[target]][of_peaks == number]))
-    most = max(map(len, inside), default=0) if with_points else 0
-    points = np.zeros((len(boxes), 2 + most, 2), np.float32)
-    labels = np.full((len(boxes), 2 + most), PADDING)
+    longest = max(map(len, inside), default=0) if with_points else 0
+    points = np.zeros((len(boxes), 2 + longest, 2), np.float32)
+    labels = np.full((len(boxes), 2 + longest), PADDING)
     for row, (corners, on) in enumerate(zip(boxes, inside, strict=True)):
         points[row, :2], labels[row, :2] = corners, (BOX_START, BOX_END)
         if with_points:
