@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
-from ..store.label_store import InputRow, LabelRow, LabelStore
+from ..store.label_store import InputRow, LabelRow
 from .progress import Progress
 
 COMMIT_ROWS = 512
@@ -19,6 +21,18 @@ LONGEST_SECONDS = 60.0
 """… and never wait longer than this, in seconds …"""
 LARGEST_BYTES = 256 << 20
 """… or hold more than this in memory."""
+
+
+class Sink(Protocol):
+    """Receiver of finished rows, such as a :class:`LabelStore`."""
+
+    def has_id(self, id: str) -> bool:
+        """Return True if the labels of an image are there already."""
+        ...
+
+    def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
+        """Accept rows, all or nothing."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +48,15 @@ class Done:
 class Writer:
     """Counts finished inputs and commits them in batches, labels before the inputs that point to them.
 
-    Without a store it only counts.
+    Without a sink it only counts.
     """
 
-    def __init__(self, progress: Progress, store: LabelStore | None) -> None:
-        self._progress = progress
-        self._store = store
+    def __init__(self, progress: Progress, sink: Sink | None) -> None:
+        self.progress = progress
+        """Counts of the inputs that were written."""
+        self._sink = sink
+        self._claimed: set[str] = set()
+        self._claim_lock = threading.Lock()
         self._labels: list[LabelRow] = []
         self._inputs: list[InputRow] = []
         self._labeled: set[str] = set()
@@ -49,27 +66,28 @@ class Writer:
         self._num_bytes = 0
         self._commit_seconds = 0.0
 
-    def knows(self, id: str) -> bool:
-        """Return True if the store holds the labels of an image."""
-        return self._store is not None and self._store.has_id(id)
+    def claim(self, id: str) -> bool:
+        """Return True for the first caller of an image whose labels the sink does not hold: it labels the image."""
+        with self._claim_lock:
+            known = id in self._claimed or self._knows(id)
+            self._claimed.add(id)
+        return not known
 
-    def write(self, jobs: list[Done]) -> list[Any]:
-        """Accept finished inputs; commits when a batch is full or old enough."""
-        for done in jobs:
-            self._progress.input_bytes += done.num_bytes
-            if done.label is not None:
-                self._add_label(done.label, done.input)
-            elif done.input.error is not None:
-                self._reject(done.input, done.id)
-            elif done.id in self._rejected:
-                self._reject(_rejected_like(done.input, self._rejected[done.id]), None)
-            elif done.id in self._labeled or self.knows(done.id or ""):
-                self._add_duplicate(done.input)
-            else:
-                # this duplicate overtook its original: its row must not point to labels that are not there yet
-                self._waiting.setdefault(done.id or "", []).append(done.input)
+    def write(self, done: Done) -> None:
+        """Accept a finished input; commits when a batch is full or old enough."""
+        self.progress.input_bytes += done.num_bytes
+        if done.label is not None:
+            self._add_label(done.label, done.input)
+        elif done.input.error is not None:
+            self._reject(done.input, done.id)
+        elif done.id in self._rejected:
+            self._reject(_rejected_like(done.input, self._rejected[done.id]), None)
+        elif done.id in self._labeled or self._knows(done.id or ""):
+            self._add_duplicate(done.input)
+        else:
+            # this duplicate overtook its original: its row must not point to labels that are not there yet
+            self._waiting.setdefault(done.id or "", []).append(done.input)
         self.idle()
-        return []
 
     def idle(self) -> None:
         """Commit if enough rows wait, or the oldest of them has waited long enough."""
@@ -83,14 +101,17 @@ class Writer:
 
     def flush(self) -> None:
         """Commit every row that is waiting."""
-        if self._store is not None and self._inputs:
+        if self._sink is not None and self._inputs:
             started = time.monotonic()
-            self._store.commit(self._labels, self._inputs)
+            self._sink.commit(self._labels, self._inputs)
             self._commit_seconds = time.monotonic() - started
         self._labels, self._inputs, self._since, self._num_bytes = [], [], None, 0
 
+    def _knows(self, id: str) -> bool:
+        return self._sink is not None and self._sink.has_id(id)
+
     def _add_label(self, label: LabelRow, row: InputRow) -> None:
-        progress = self._progress
+        progress = self.progress
         progress.images += 1
         progress.pixels += label.width * label.height
         progress.kept += label.counts
@@ -104,11 +125,11 @@ class Writer:
             self._add_duplicate(duplicate)
 
     def _add_duplicate(self, row: InputRow) -> None:
-        self._progress.duplicates += 1
+        self.progress.duplicates += 1
         self._append(row)
 
     def _reject(self, row: InputRow, id: str | None) -> None:
-        self._progress.rejects[row.error or ""] += 1
+        self.progress.rejects[row.error or ""] += 1
         self._append(row)
         if id is not None:
             self._rejected[id] = row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,10 @@ class Store:
         self.sizes: list[int] = []
         self._clock, self._seconds = clock, commit_seconds
 
-    def has_id(self, _: str) -> bool:
+    def has_id(self, id: str) -> bool:
         return False
 
-    def commit(self, labels: list[Any], inputs: list[Any]) -> None:
+    def commit(self, labels: Sequence[Any], inputs: Sequence[Any]) -> None:
         assert len(labels) == len(inputs)
         self.sizes.append(len(inputs))
         self._clock.now += self._seconds
@@ -44,11 +45,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *, commit_seconds: float, images_per_se
     clock = Clock()
     monkeypatch.setattr(writer_module, "time", clock)
     store = Store(clock, commit_seconds)
-    writer = Writer(Progress(kept=np.zeros(8, np.int64)), store)  # type: ignore[arg-type]
+    writer = Writer(Progress(kept=np.zeros(8, np.int64)), store)
     for number in range(num):
         clock.now += 1 / images_per_second
         row = label_row(str(number))
-        writer.write([Done(input=input_row(str(number)), num_bytes=1, id=row.id, label=row)])
+        writer.write(Done(input=input_row(str(number)), num_bytes=1, id=row.id, label=row))
     return store.sizes
 
 
