@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 DIGEST_BYTES = 16
@@ -15,6 +16,11 @@ _FRESH_LIMIT = 1 << 16
 def digest_table(digests: bytes) -> NDArray[np.uint64]:
     """Convert concatenated 16-byte digests to (n, 2) uint64."""
     return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+
+
+def digests_of(ids: pa.Array | pa.ChunkedArray) -> bytes:
+    """Return the concatenated 16-byte digests of ids, which are strings of 32 hexadecimal digits."""
+    return bytes.fromhex("".join(ids.to_pylist()))
 
 
 class DigestIndex:
@@ -40,6 +46,9 @@ class DigestIndex:
         """Return the digests, (n, 2) uint64, in any order."""
         return np.stack([self._first, self._second], axis=1)
 
+    def __len__(self) -> int:
+        return len(self._first)
+
 
 class DigestSet:
     """Growing set of digests; threads may look up digests while others add some."""
@@ -47,16 +56,37 @@ class DigestSet:
     def __init__(self, table: NDArray[np.uint64]) -> None:
         self._lock = threading.Lock()
         self._fresh: set[bytes] = set()
-        self._index = DigestIndex(table)
+        # each at least twice as large as the next one, so that a digest is sorted again only a few times
+        self._indexes: tuple[DigestIndex, ...] = (DigestIndex(table),)
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._fresh or self._index.find(digest_table(digest))[0] >= 0
+        if digest in self._fresh:
+            return True
+        table = digest_table(digest)
+        return any(index.find(table)[0] >= 0 for index in self._indexes)
 
-    def add(self, digest: bytes) -> None:
-        """Add one 16-byte digest."""
+    def contains(self, table: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return for each of (n, 2) uint64 digests, (n,) bool, if it is in the set."""
+        fresh = self._fresh
+        known = np.zeros(len(table), bool)
+        if fresh:
+            data = np.ascontiguousarray(table).tobytes()
+            starts = range(0, len(data), DIGEST_BYTES)
+            known |= [data[start : start + DIGEST_BYTES] in fresh for start in starts]
+        for index in self._indexes:
+            known |= index.find(table) >= 0
+        return known
+
+    def add(self, digests: bytes) -> None:
+        """Add concatenated 16-byte digests."""
         with self._lock:
-            self._fresh.add(digest)
-            if len(self._fresh) >= _FRESH_LIMIT:
-                # the index first: a look-up without the lock then finds every digest in one of the two
-                self._index = DigestIndex(np.concatenate([self._index.table(), digest_table(b"".join(self._fresh))]))
-                self._fresh = set()
+            self._fresh.update(digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES))
+            if len(self._fresh) < _FRESH_LIMIT:
+                return
+            newest = digest_table(b"".join(self._fresh))
+            indexes = list(self._indexes)
+            while indexes and len(indexes[-1]) < 2 * len(newest):
+                newest = np.concatenate([indexes.pop().table(), newest])
+            # the indexes first: a look-up without the lock then finds every digest in one of the two
+            self._indexes = (*indexes, DigestIndex(newest))
+            self._fresh = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill.engine.store import label_store as store_module
+from maskmill.engine.store import table as table_module
 from maskmill.engine.store.label_store import LabelRow, LabelStore, ReviewRow, content_id
 from maskmill.engine.store.table import Table
 from maskmill.engine.store.verify import Verification, verify
@@ -185,7 +185,7 @@ def test_a_panic_of_lance_is_a_store_error(path: Path, monkeypatch: pytest.Monke
     def panic(*_: object, **__: object) -> None:
         raise PanicException("range end index 605160464 out of range")
 
-    monkeypatch.setattr(store_module.lance, "dataset", panic)
+    monkeypatch.setattr(table_module.lance, "dataset", panic)
     with pytest.raises(StoreError, match="its files are damaged"):
         len(LabelStore.open(path))
 

@@ -1,0 +1,254 @@
+"""Small files in a folder: on a local disk, or in a bucket behind an fsspec URL.
+
+::
+
+    folder = open_folder("s3://bucket/labels", {"aws_region": "eu-west-1"})
+    folder.write("leases/open/1", data)             # complete or not at all
+    if folder.write_once("leases/claims/1", name):  # one of several writers succeeds
+        ...
+
+Access to a bucket is repeated with growing pauses for as long as :data:`OUTAGE_SECONDS`, so that an outage delays a run
+and does not end it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ...errors import MissingPackageError, UsageError
+from .publishing import is_temporary, write_atomically, write_once
+
+OUTAGE_SECONDS = 600.0
+"""Longest time for which a failed access to a bucket is repeated."""
+_LONGEST_PAUSE = 20.0
+_EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}
+# keys of Lance and other object stores → keys of the fsspec filesystems
+_S3_KEYS = {
+    "aws_access_key_id": "key",
+    "aws_secret_access_key": "secret",
+    "aws_session_token": "token",
+    "aws_endpoint": "endpoint_url",
+    "aws_endpoint_url": "endpoint_url",
+    "endpoint": "endpoint_url",
+}
+_FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+Result = TypeVar("Result")
+
+
+class Folder(Protocol):
+    """Files below one folder, named by relative paths with ``/``; every method may be called from any thread."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file; raises :class:`FileNotFoundError`."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file and replace an older one in one step."""
+        ...
+
+    def write_once(self, name: str, data: bytes) -> bool:
+        """Write a file unless it exists; returns False if it does."""
+        ...
+
+    def names(self, folder: str) -> dict[str, int]:
+        """Return the files of a subfolder with their sizes in bytes, sorted by name; empty if it does not exist."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it exists."""
+        ...
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Return True for a URL of a bucket or another remote filesystem; ``file://`` is a local path."""
+    text = os.fspath(location)
+    return "://" in text and not text.startswith(("file://", "local://"))
+
+
+def local_path(location: str | os.PathLike[str]) -> Path:
+    """Return the path of a local folder or file, also of a ``file://`` URL."""
+    text = os.fspath(location)
+    for scheme in ("file://", "local://"):
+        if text.startswith(scheme):
+            return Path(text.removeprefix(scheme))
+    return Path(text)
+
+
+def open_folder(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
+    """Return the folder at a path or URL, which need not exist yet.
+
+    Raises :class:`UsageError` for a URL that no installed filesystem serves.
+    """
+    if not is_url(location):
+        return LocalFolder(local_path(location))
+    return RemoteFolder(os.fspath(location), options or {})
+
+
+class LocalFolder:
+    """A :class:`Folder` on a local or mounted disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> bytes:
+        """See :meth:`Folder.read`."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """See :meth:`Folder.write`."""
+        path = self.path / name
+        try:
+            write_atomically(path, data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+
+    def write_once(self, name: str, data: bytes) -> bool:
+        """See :meth:`Folder.write_once`."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_once(path, data)
+
+    def names(self, folder: str) -> dict[str, int]:
+        """See :meth:`Folder.names`."""
+        sizes: dict[str, int] = {}
+        try:
+            for entry in os.scandir(self.path / folder):
+                try:
+                    if not is_temporary(entry.name) and entry.is_file():
+                        sizes[entry.name] = entry.stat().st_size
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+        except FileNotFoundError:
+            return {}
+        return dict(sorted(sizes.items()))
+
+    def remove(self, name: str) -> None:
+        """See :meth:`Folder.remove`."""
+        (self.path / name).unlink(missing_ok=True)
+
+
+class RemoteFolder:
+    """A :class:`Folder` behind an fsspec URL."""
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._system, self._root = remote_filesystem(url, options)
+
+    def read(self, name: str) -> bytes:
+        """See :meth:`Folder.read`."""
+        return _repeated(lambda: self._system.cat_file(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """See :meth:`Folder.write`."""
+        _repeated(lambda: self._system.pipe_file(self._path(name), data))
+
+    def write_once(self, name: str, data: bytes) -> bool:
+        """See :meth:`Folder.write_once`."""
+        try:
+            _repeated(lambda: self._system.pipe_file(self._path(name), data, mode="create"))
+        except FileExistsError:
+            return self.read(name) == data  # after a repeated request, the file that exists may be our own
+        return True
+
+    def names(self, folder: str) -> dict[str, int]:
+        """See :meth:`Folder.names`."""
+
+        def listed() -> list[dict[str, Any]]:
+            self._system.invalidate_cache()
+            try:
+                return self._system.ls(self._path(folder), detail=True)
+            except FileNotFoundError:
+                return []
+
+        entries = {info["name"].rstrip("/").rpartition("/")[2]: info for info in _repeated(listed)}
+        return {name: entries[name]["size"] or 0 for name in sorted(entries) if entries[name]["type"] == "file"}
+
+    def remove(self, name: str) -> None:
+        """See :meth:`Folder.remove`."""
+
+        def remove() -> None:
+            try:
+                self._system.rm_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+        _repeated(remove)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def remote_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a URL and the path in it; raises :class:`UsageError` if none is installed.
+
+    ``options`` may have the keys of fsspec's filesystem, or those of Lance such as ``aws_endpoint``.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        system, path = fsspec.core.url_to_fs(url, **fsspec_options(scheme, options))
+    except ImportError as error:
+        package, extra = _EXTRAS.get(scheme, (f"fsspec[{scheme}]", scheme))
+        raise MissingPackageError(package, extra, f"access to {url}") from error
+    except ValueError as error:
+        raise UsageError(f"cannot open {url}: {error}") from error
+    return system, path.rstrip("/")
+
+
+def fsspec_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate storage options in the words of Lance into those of the fsspec filesystem of a URL scheme."""
+    if scheme != "s3":
+        return dict(options)
+    translated: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in ("aws_region", "region"):
+            translated["client_kwargs"] = {**translated.get("client_kwargs", {}), "region_name": value}
+        elif key not in ("allow_http", "aws_allow_http"):
+            translated[_S3_KEYS.get(key, key)] = value
+    return translated
+
+
+def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Translate storage options into the words of Lance; None if there are none."""
+    if not options:
+        return None
+    names = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
+    names["endpoint_url"] = "aws_endpoint"
+    translated = {names.get(key, key): str(value) for key, value in options.items()}
+    endpoint = translated.get("aws_endpoint") or translated.get("aws_endpoint_url") or translated.get("endpoint") or ""
+    if endpoint.startswith("http://"):
+        translated.setdefault("allow_http", "true")
+    return translated
+
+
+def parse_storage_options(texts: list[str] | None) -> dict[str, str]:
+    """Parse ``KEY=VALUE`` texts; raises :class:`UsageError`."""
+    options: dict[str, str] = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--storage-option must be KEY=VALUE, such as aws_region=eu-west-1; got {text!r}")
+        options[key] = value
+    return options
+
+
+def _repeated(access: Callable[[], Result]) -> Result:
+    """Call ``access`` until it succeeds or fails for a reason that a repetition does not change."""
+    started, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return access()
+        except _FINAL:
+            raise
+        except Exception as error:
+            # each fsspec filesystem raises exceptions of its own
+            if time.monotonic() - started + pause > OUTAGE_SECONDS:
+                raise OSError(f"the storage does not answer: {error}") from error
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)

@@ -1,0 +1,236 @@
+"""Reading a label store: rows by id or name, maps under reviews, whole columns; all at one moment."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ...errors import StoreError
+from .digests import DigestIndex, DigestSet, digest_table, digests_of
+from .lookup import only_match
+from .moments import Moment, moment_of, open_moment
+from .reviews import current, reviewed_maps
+from .rows import InputRow, LabelRow, ReviewRow, row_fault, to_row
+from .schema import KEYS, SCHEMAS, covered_columns
+from .table import REPAIR, Table, store_errors
+
+SEGMENTS = "segments"
+"""Value of ``maps`` in the run record of a store whose maps hold segment numbers; other stores hold classes."""
+
+# Lance keeps metadata of versions that are gone; its own limits let a long run grow by hundreds of megabytes
+_CACHE_BYTES = 16 << 20
+
+
+class StoreReader:
+    """Reading half of :class:`maskmill.engine.store.label_store.LabelStore`."""
+
+    def __init__(self, path: Path, run: Mapping[str, Any], moment: Moment | None = None) -> None:
+        self.path = path
+        """Folder of the store."""
+        self.run: dict[str, Any] = dict(run)
+        """Everything that decides the labels, as given when the store was created."""
+        self._fixed = moment
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        session = lance.Session(index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES)
+        self._tables = {name: Table(self.path, name, session) for name in SCHEMAS}
+        self._datasets: dict[str, Any] | None = None
+        self._reviews: dict[str, ReviewRow] | None = None
+        self._known: DigestSet | None = None
+        self._rows: tuple[int, DigestIndex] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "run": self.run, "_fixed": self._fixed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"LabelStore({str(self.path)!r})"
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """Classes of the label maps, as :meth:`Taxonomy.to_json` writes them.
+
+        Raises :class:`StoreError` if the maps hold segment numbers, which have no classes.
+        """
+        if self.run.get("maps") == SEGMENTS:
+            raise StoreError(f"{self.path} holds segments without classes (made by `maskmill segment`)")
+        return self.run["classes"]
+
+    @property
+    def moment(self) -> Moment:
+        """Versions that this object reads."""
+        return moment_of(self._open_all())
+
+    def has_id(self, id: str) -> bool:
+        """Return True if the store holds these labels, as far as this object has seen."""
+        return bytes.fromhex(id) in self._known_ids()
+
+    def are_known(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return for each of n ids, (n,) bool, if the store holds these labels, as :meth:`has_id` does."""
+        return self._known_ids().contains(digest_table(digests_of(ids)))
+
+    def _known_ids(self) -> DigestSet:
+        known = self._known
+        if known is None:
+            with self._lock:
+                known = self._known = self._known or DigestSet(self._id_table())
+        return known
+
+    def find(self, name: str) -> InputRow:
+        """Find a labeled input by its uri, by the end of its path, or by its file name with or without extension.
+
+        Raises :class:`UsageError` if no input or more than one matches, or the input was rejected.
+        """
+        quoted = name.replace("'", "''")
+        rows = list(self._inputs(f"uri = '{quoted}'"))
+        return only_match(self.path, name, rows or self._inputs("id IS NOT NULL"))
+
+    def read(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Read the label map and the weight map, (H, W) each, of one input, found as by :meth:`find`."""
+        id = self.find(name).id
+        assert id is not None, "found inputs have labels"
+        return self.read_id(id)
+
+    def read_id(self, id: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Read label and weight map as :meth:`maps` does. Raises :class:`StoreError` if there are none."""
+        (row,) = self.take([id])
+        return self.maps(row)
+
+    def maps(self, row: LabelRow, *, reviewed: bool = True) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Decode label and weight map, (H, W) each, of a row of :meth:`take`.
+
+        Pixels that a person corrected win, with full weight; ``reviewed=False`` returns what the model made. Raises
+        :class:`StoreError` if the row is damaged.
+        """
+        reviews = self._reviews
+        if reviews is None:
+            with self._lock:
+                reviews = self._reviews = self.current_reviews()
+        try:
+            return reviewed_maps(row, reviews.get(row.id) if reviewed else None, self.run.get("classes"))
+        except ValueError as error:
+            raise StoreError(f"the maps of {row.id} in {self.path} cannot be read: {error}; {REPAIR}") from error
+
+    def __len__(self) -> int:
+        """Return the number of labeled images."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            return self._dataset("labels").count_rows()
+
+    def ids(self) -> list[str]:
+        """Return the ids of the labeled images."""
+        return self.table(["id"])["id"].to_pylist()
+
+    def take(self, ids: Sequence[str], *, extras: bool = False) -> list[LabelRow]:
+        """Read label rows by id, in the order of ``ids``; with ``extras``, scores, features and other optional columns.
+
+        Raises :class:`StoreError` if there are no labels with an id, or a row does not match its hash.
+        """
+        with store_errors(f"cannot read the label store {self.path}"), self._lock:
+            dataset = self._dataset("labels")
+            if self._rows is None or self._rows[0] != dataset.version:
+                self._rows = dataset.version, DigestIndex(self._id_table())
+            index = self._rows[1]
+        numbers = index.find(digest_table(bytes.fromhex("".join(ids))))
+        if (numbers < 0).any():
+            raise StoreError(f"{self.path} holds no labels of {ids[int(np.argmin(numbers))]}; label the image again")
+        with store_errors(f"cannot read the label store {self.path}"):
+            records = dataset.take(numbers.tolist(), columns=self._columns(dataset, extras)).to_pylist()
+        rows = list(self._checked(LabelRow, "labels", dataset, records))
+        for id, row in zip(ids, rows, strict=True):
+            if row.id != id:
+                raise StoreError(f"{self.path} holds {row.id} at the place of {id}; {REPAIR}")
+        return rows
+
+    def iter_rows(self, *, extras: bool = False, batch_size: int = 256) -> Iterator[LabelRow]:
+        """Read all label rows, checking their hashes; ``extras`` as in :meth:`take`. Raises :class:`StoreError`."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            dataset = self._dataset("labels")
+            columns = self._columns(dataset, extras)
+            for batch in dataset.to_batches(columns=columns, batch_size=batch_size):
+                yield from self._checked(LabelRow, "labels", dataset, batch.to_pylist())
+
+    def table(self, columns: Sequence[str], dataset: str = "labels") -> pa.Table:
+        """Read columns of a dataset for statistics; rows are not checked against their hashes."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            return self._dataset(dataset).to_table(columns=list(columns))
+
+    def inputs(self) -> Iterator[InputRow]:
+        """Yield every input, labeled or rejected."""
+        return self._inputs(None)
+
+    def rejects(self) -> Iterator[InputRow]:
+        """Yield the rejected inputs."""
+        return self._inputs("error IS NOT NULL")
+
+    def reviews(self) -> Iterator[ReviewRow]:
+        """Yield every review, withdrawn ones included."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            dataset = self._dataset("reviews")
+            for batch in dataset.to_batches():
+                yield from self._checked(ReviewRow, "reviews", dataset, batch.to_pylist())
+
+    def current_reviews(self) -> dict[str, ReviewRow]:
+        """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
+        return current(self.reviews())
+
+    def summary(self) -> dict[str, Any]:
+        """Count ``inputs``, ``images``, ``rejects`` by kind, ``reviewed`` images and ``bytes`` on disk."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            inputs = self._dataset("inputs")
+            errors = inputs.to_table(columns=["error"], filter="error IS NOT NULL")["error"].to_pylist()
+            return {
+                "inputs": inputs.count_rows(),
+                "images": len(self),
+                "rejects": dict(sorted(Counter(errors).items())),
+                "reviewed": len(self.current_reviews()),
+                "bytes": sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+            }
+
+    def _inputs(self, condition: str | None) -> Iterator[InputRow]:
+        with store_errors(f"cannot read the label store {self.path}"):
+            dataset = self._dataset("inputs")
+            for batch in dataset.to_batches(filter=condition):
+                yield from self._checked(InputRow, "inputs", dataset, batch.to_pylist())
+
+    def _checked(self, kind: Any, name: str, dataset: Any, records: Iterable[dict[str, Any]]) -> Iterator[Any]:
+        """Turn records into rows, each checked against its hash."""
+        covered = covered_columns(dataset.schema)
+        for record in records:
+            if fault := row_fault(name, covered, record):
+                key = record[KEYS[name][0]]
+                raise StoreError(f"the row {key} of {self.path / name}.lance is damaged: {fault}; {REPAIR}")
+            yield to_row(kind, record)
+
+    @staticmethod
+    def _columns(dataset: Any, extras: bool) -> list[str]:
+        columns = [*covered_columns(dataset.schema), "row_hash"]
+        return columns + [*covered_columns(dataset.schema, "extra_hash"), "extra_hash"] if extras else columns
+
+    def _dataset(self, name: str) -> Any:
+        """Return the handle for readers; all handles are opened together."""
+        return self._open_all()[name]
+
+    def _open_all(self) -> dict[str, Any]:
+        datasets = self._datasets
+        if datasets is None:
+            with self._lock, store_errors(f"cannot open the label store {self.path}"):
+                datasets = self._datasets = self._datasets or open_moment(self._tables, self._fixed)
+        return datasets
+
+    def _id_table(self) -> NDArray[np.uint64]:
+        with store_errors(f"cannot read the label store {self.path}"):
+            batches = self._dataset("labels").to_batches(columns=["id"])
+            return digest_table(b"".join([digests_of(batch["id"]) for batch in batches]))
