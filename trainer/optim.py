@@ -42,7 +42,9 @@ def make_optimizer(student: Any, recipe: Recipe) -> Optimizer:
         )
     ]
     groups = [group for group in groups if group["params"]]
-    options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    # the fused form skips a step of overflown gradients on the device; others would wait to learn of it
+    fused = next(student.parameters()).device.type == "cuda" or None
+    options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":
         return optim.SGD(groups, momentum=MOMENTUM, **options)
     return optim.AdamW(groups, **options)
@@ -63,16 +65,28 @@ def make_average(student: nn.Module, recipe: Recipe) -> AveragedModel:
     """
     torch = import_torch()
 
-    def update(averages: Any, values: Any, num_averaged: Any) -> None:
-        decay = recipe.ema
-        if recipe.ema_warmup:
-            decay = min(1 - 1 / (int(num_averaged) + 1), decay)
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - decay)
-        else:
-            for average, value in zip(averages, values, strict=True):
-                average.copy_(value)
+    class Average(torch.optim.swa_utils.AveragedModel):
+        """Counts its updates on the host, so that an update does not wait for the device."""
 
-    average = torch.optim.swa_utils.AveragedModel(student, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+        def update_parameters(self, model: nn.Module) -> None:
+            number = int(self.n_averaged)
+            decay = min(1 - 1 / (number + 1), recipe.ema) if recipe.ema_warmup else recipe.ema
+            pairs = [
+                (average.detach(), value.detach())
+                for mine, theirs in (
+                    (self.module.parameters(), model.parameters()),
+                    (self.module.buffers(), model.buffers()),
+                )
+                for average, value in zip(mine, theirs, strict=True)
+            ]
+            copied = [pair for pair in pairs if number == 0 or not pair[0].is_floating_point()]
+            blended = [pair for pair in pairs if number and pair[0].is_floating_point()]
+            for average, value in copied:
+                average.copy_(value)
+            if blended:
+                torch._foreach_lerp_(*map(list, zip(*blended, strict=True)), 1 - decay)
+            self.n_averaged += 1
+
+    average = Average(student, use_buffers=True)
     average.module.eval()
     return average

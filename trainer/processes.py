@@ -28,6 +28,8 @@ class Process:
     """Number of processes."""
     device: Any
     """The ``torch.device`` that it computes on."""
+    on_host: Any = None
+    """Group of the processes for numbers in main memory; None: the group for tensors."""
 
     @property
     def first(self) -> bool:
@@ -36,12 +38,14 @@ class Process:
 
     def mean(self, values: Sequence[Any]) -> list[float]:
         """Return means over the processes of numbers or scalar tensors; every process must call it at the same
-        point.
+        point. Numbers alone do not wait for the device.
         """
         torch = import_torch()
-        packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        tensors = any(isinstance(value, torch.Tensor) for value in values)
+        device = self.device if tensors else "cpu"
+        packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
         if self.world > 1:
-            torch.distributed.all_reduce(packed)
+            torch.distributed.all_reduce(packed, group=None if tensors else self.on_host)
             packed /= self.world
         return packed.tolist()
 
@@ -72,7 +76,7 @@ def joined(device: str | None) -> Iterator[Process]:
     """Join the processes of the launcher (``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` of ``torchrun``).
 
     ``device`` is ``cpu``, ``cuda`` or ``cuda:N``; None uses a CUDA device if there is one. Processes exchange gradients
-    with NCCL on CUDA devices and with Gloo otherwise. Raises :class:`UsageError`.
+    with NCCL on CUDA devices and with Gloo otherwise; numbers always with Gloo. Raises :class:`UsageError`.
     """
     torch = import_torch()
     rank, world, local = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
@@ -84,7 +88,8 @@ def joined(device: str | None) -> Iterator[Process]:
         return
     torch.distributed.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
     try:
-        yield Process(rank=rank, world=world, device=torch_device)
+        on_host = torch.distributed.new_group(backend="gloo") if torch_device.type == "cuda" else None
+        yield Process(rank=rank, world=world, device=torch_device, on_host=on_host)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -104,6 +104,12 @@ class Recipe:
     """Autocast of the forward pass; losses are computed in fp32."""
     compile: bool = False
     """Compile the student with ``torch.compile``."""
+    channels_last: bool = False
+    """Keep images and weights with the channels innermost, as tensor cores read them."""
+    tf32: bool = True
+    """Round the factors of fp32 products and convolutions to 10 bits of mantissa on CUDA devices that have TF32."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its algorithms for each new shape: faster, but two runs may choose different ones."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes (on CUDA devices)."""
     seed: int = 0

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TrainingError
 from .data.corpus import Corpus, training_images
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
+from .device_settings import device_settings
 from .evaluate import score_images, search_background
 from .log import RunLog
+from .loss_watch import LossWatch
 from .methods import S2c
 from .objectives.base import Losses, Moment
 from .objectives.parallel import parallel_objectives
@@ -93,7 +94,7 @@ def train(
     """
     failing = ExitStack()
     failing.callback(corpus.abandon)
-    with failing, joined(device) as process:
+    with failing, joined(device) as process, device_settings(process.device, recipe):
         torch = import_torch()
         limit_threads()
         # the weights of a new student are the same in every process
@@ -149,11 +150,13 @@ class _Loop:
         self.folder, self.run, self.recipe, self.process, self.corpus = folder, run, recipe, process, corpus
         if process.world > 1 and process.device.type == "cuda" and recipe.sync_batchnorm:
             student = torch.nn.SyncBatchNorm.convert_sync_batchnorm(student)
-        self.student = student.to(process.device)
+        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+        self.student = student.to(process.device, memory_format=layout)
         self.optimizer = make_optimizer(self.student, recipe)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16")
         self.average = make_average(self.student, recipe) if recipe.ema else None
         self.step, self.best, self.miou = 0, None, None
+        self.watch = LossWatch()
         if (folder / LAST).is_file():
             self._restore(read_checkpoint(folder / LAST, str(process.device)))
         if recipe.compile:
@@ -184,11 +187,16 @@ class _Loop:
                     progress = replace(progress, interrupted=True)
                     break
                 rate = learning_rate(recipe, self.step)
-                losses = self._update(batches, dict(zip(_ROLES, counts, strict=True)), rate)
+                try:
+                    losses = self._update(batches, dict(zip(_ROLES, counts, strict=True)), rate)
+                except RuntimeError:
+                    self.watch.check()  # NaN also makes linear algebra fail: name the loss that had it first
+                    raise
                 self.step += 1
                 last = self.step == self.steps
                 validates = self.corpus.validation is not None and (last or self.step % recipe.validate_every == 0)
                 if last or validates or self.step % recipe.log_every == 0:
+                    self.watch.check()
                     row = dict(zip(losses, process.mean(list(losses.values())), strict=True))
                     seconds, num_images = time.perf_counter() - since, (self.step - logged) * recipe.batch
                     row |= {"images_per_second": num_images / seconds, "waited": waited / seconds}
@@ -222,9 +230,10 @@ class _Loop:
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             with nullcontext() if is_last or process.world == 1 else self.losses.no_sync():
-                losses: Losses = self.losses(to_device(batch, process.device, self.run.input), moment)
-                if not bool(torch.isfinite(losses.total)):
-                    raise TrainingError(_not_finite(losses, self.step, batch))
+                losses: Losses = self.losses(
+                    to_device(batch, process.device, self.run.input, channels_last=self.recipe.channels_last), moment
+                )
+                self.watch.add(self.step, losses, batch)
                 self.scaler.scale(losses.total).backward()
             values = {"loss": losses.total, **losses.terms}
             values |= {name: figure / len(batches) for name, figure in losses.figures.items()}
@@ -268,6 +277,7 @@ class _Loop:
         return figures
 
     def _save(self, name: str) -> None:
+        self.watch.check()  # a checkpoint never holds the weights of a loss that was not finite
         if self.process.first:
             state = {
                 "step": self.step,
@@ -298,14 +308,3 @@ _ROLES = ("labeled", "unlabeled")
 
 def _seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _not_finite(losses: Losses, step: int, batch: Mapping[str, Any]) -> str:
-    values = ", ".join(
-        f"{name} {float(value.detach()):g}" for name, value in {"loss": losses.total, **losses.terms}.items()
-    )
-    images = ", ".join(uri for samples in batch.values() for uri in samples["uri"])
-    return (
-        f"the loss of step {step} is not finite ({values}); try a lower lr, clip=1, or bf16 instead of fp16. "
-        f"Its images: {images}"
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -149,18 +150,32 @@ def count_pixels(batches: Sequence[Mapping[str, Any]], ignore: int) -> list[int]
     ]
 
 
-def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec) -> dict[str, Any]:
-    """Move the tensors of a batch to a device and normalize its images."""
+def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec, *, channels_last: bool = False) -> dict[str, Any]:
+    """Move the tensors of a batch to a device, without waiting for it, and normalize its images."""
     torch = import_torch()
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))
+    mean, std = _constants(spec.mean, spec.std, device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def move(name: str, value: Any) -> Any:
         if name in ("uri", "stream"):
             return value
         value = value.to(device, non_blocking=True)
-        return (value.float() * spec.scale - mean) / std if name in ("image", "strong", "second") else value
+        if name not in ("image", "strong", "second"):
+            return value
+        return ((value.float() * spec.scale - mean) / std).contiguous(memory_format=layout)
 
-    return {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
+    moved = {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
+    for role, samples in batch.items():
+        if "segments" in samples:  # sizes of later arrays, which are known without waiting only here
+            moved[role]["num_segments"] = int(samples["segments"].max())
+    return moved
+
+
+@lru_cache(maxsize=8)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: Any) -> tuple[Any, Any]:
+    """Return mean and standard deviation (3, 1, 1) on a device; copied once, since a copy waits for the device."""
+    torch = import_torch()
+    return tuple(torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 
 
 def _start_worker(_: int) -> None:

@@ -28,9 +28,8 @@ def cross_entropy(
     losses = functional.cross_entropy(logits.float(), label, ignore_index=ignore, reduction="none")
     if weight is not None:
         losses = losses * weight
-    if count is None:
-        count = float((label != ignore).sum())
-    return losses.sum() / max(count, 1.0)
+    divisor = (label != ignore).sum().clamp(min=1) if count is None else max(count, 1.0)
+    return losses.sum() / divisor
 
 
 def hard_cross_entropy(logits: Tensor, label: Tensor, *, ignore: int, threshold: float, pixels: int) -> Tensor:
@@ -43,11 +42,11 @@ def hard_cross_entropy(logits: Tensor, label: Tensor, *, ignore: int, threshold:
     label = label.long()
     valid = label != ignore
     losses = torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=ignore, reduction="none")
-    if 0 < pixels <= int(valid.sum()):
+    if 0 < pixels <= label.numel():  # with fewer labels the limit is that of a pixel without: 1
         probability = torch.exp(-losses.detach()).masked_fill(~valid, 1.0)
         limit = probability.flatten().kthvalue(pixels).values.clamp(min=threshold)
         valid = valid & (probability <= limit)
-    return losses[valid].sum() / max(int(valid.sum()), 1)
+    return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def self_reliance_weight(step: int, steps: int, *, initial: float, decay: float) -> float:

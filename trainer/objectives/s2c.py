@@ -33,7 +33,9 @@ def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses
     background, present = student.decoder.background, samples["present"]
     if background is not None:
         present = torch.cat([present[:, :background], present[:, background + 1 :]], dim=1)
-    contrast = segment_contrast(features, samples["segments"], temperature=method.temperature, compat=method.compat)
+    contrast = segment_contrast(
+        features, samples["segments"], samples["num_segments"], temperature=method.temperature, compat=method.compat
+    )
     terms = {
         # means over images, of which each part of a step has as many
         "classes": classification(maps.mean(dim=(2, 3)), present) / moment.recipe.accumulate,
@@ -59,38 +61,39 @@ def classification(logits: Tensor, present: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits.float(), present.float())
 
 
-def segment_contrast(features: Tensor, segments: Tensor, *, temperature: float = 1.0, compat: bool = False) -> Tensor:
+def segment_contrast(
+    features: Tensor, segments: Tensor, num_segments: int, *, temperature: float = 1.0, compat: bool = False
+) -> Tensor:
     """L_SSC: a pixel's features should be most similar to the mean features of its own segment.
 
     L = -1/N sum_i 1/P_i sum_n log softmax_j(f_n . p_j / T)[segment of n], over the P_i pixels of image i that are in a
     segment. f_n is the feature (N, D, h, w), upsampled bilinearly to the maps and normalized to length 1; p_j is the
     mean of f over segment j of the same image, normalized to length 1 and without a gradient. ``segments`` (N, H, W)
-    holds ids from 1, and 0 for pixels without a segment. An image without a segment counts as 0.
+    holds ids from 1 to at most ``num_segments``, and 0 for pixels without a segment. An image without a segment counts
+    as 0.
 
     ``compat`` follows the authors' code: the softmax has a column per id from 0 to the largest id of the batch; the
     prototype of id 0 is the mean of the pixels without a segment; ids that an image lacks have logit 0; T multiplies;
     the mean is over all pixels of the batch.
     """
     torch = import_torch()
-    columns, sums, counts = int(segments.max()) + 1, [], []
+    columns, sums, counts = num_segments + 1, [], []
     for feature, ids in zip(features.float(), segments.long(), strict=True):
         size = (ids.shape[-2], ids.shape[-1])
         upsampled = torch.nn.functional.interpolate(feature[None], size=size, mode="bilinear", align_corners=False)
         unit = torch.nn.functional.normalize(upsampled[0], dim=0)
-        inside = ids > 0
-        pixels = unit.flatten(1) if compat else unit[:, inside]
-        own = ids.flatten() if compat else torch.unique(ids[inside], return_inverse=True)[1]
-        rows = columns if compat else int(own.max()) + 1 if own.numel() else 0
-        sizes = torch.bincount(own, minlength=rows).clamp(min=1).to(pixels)
-        means = torch.zeros(rows, len(pixels), device=pixels.device).index_add_(0, own, pixels.detach().T)
-        prototypes = torch.nn.functional.normalize(means / sizes[:, None], dim=1)
+        pixels, own = unit.flatten(1), ids.flatten()
+        sizes = torch.zeros(columns, device=pixels.device).index_add_(0, own, torch.ones_like(pixels[0]))
+        means = torch.zeros(columns, len(pixels), device=pixels.device).index_add_(0, own, pixels.detach().T)
+        prototypes = torch.nn.functional.normalize(means / sizes.clamp(min=1)[:, None], dim=1)
         scores = pixels.T @ prototypes.T * (temperature if compat else 1 / temperature)
-        ignored = 0 if compat else -100
-        sums.append(torch.nn.functional.cross_entropy(scores, own, reduction="sum", ignore_index=ignored))
-        counts.append(max(int(inside.sum()), 1))
-    if compat:
-        return torch.stack(sums).sum() / sum(counts)
-    return torch.stack([total / count for total, count in zip(sums, counts, strict=True)]).mean()
+        if not compat:
+            absent = (sizes == 0) | (torch.arange(columns, device=pixels.device) == 0)
+            scores = scores.masked_fill(absent, -1e30)
+        sums.append(torch.nn.functional.cross_entropy(scores, own, reduction="sum", ignore_index=0))
+        counts.append((ids > 0).sum().clamp(min=1))
+    totals, divisors = torch.stack(sums), torch.stack(counts)
+    return totals.sum() / divisors.sum() if compat else (totals / divisors).mean()
 
 
 def map_scores(maps: Tensor, present: Tensor, size: tuple[int, int], background: int | None) -> Tensor:

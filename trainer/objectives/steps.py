@@ -35,7 +35,7 @@ def labels(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
 
 def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
     """ConformalSAM, phase II: true labels, and the labels that the student gives to the same view in eval mode."""
-    torch, method = import_torch(), moment.recipe.method
+    method = moment.recipe.method
     assert isinstance(method, ConformalSam), "the phase belongs to this method"
     supervised, consistent = _labeled_and_own(student, batch, moment, memory=True)
     phase = moment.phase
@@ -45,7 +45,7 @@ def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Los
     return Losses(
         total=losses.self_reliance(supervised, consistent, weight),
         terms={"labeled": supervised, "unlabeled": consistent},
-        figures={"lambda": torch.tensor(weight, device=supervised.device)},
+        figures={"lambda": supervised.new_full((), weight)},
     )
 
 

@@ -154,11 +154,11 @@ def _block(channels: int, tokens: int, num_classes: int, heads: int, dropout: fl
 
         def remember(self, embedding: Tensor, classes: Tensor) -> None:
             """Put the channels (N, n, C) of each class into its first-in-first-out queue of C places."""
+            numbers = torch.arange(num_classes, device=classes.device)
             for image, assigned in zip(embedding.float(), classes, strict=True):
-                for number in assigned.unique().tolist():
-                    members = image[:, assigned == number].T
-                    places = (int(self.position[number]) + torch.arange(len(members))) % channels
-                    self.memory[number, places.to(members.device)] = members
-                    self.position[number] = (int(self.position[number]) + len(members)) % channels
+                members = (assigned[:, None] == numbers).long()
+                ranks = members.cumsum(0).gather(1, assigned[:, None])[:, 0] - 1
+                self.memory[assigned, (self.position[assigned] + ranks) % channels] = image.T
+                self.position.add_(members.sum(0)).remainder_(channels)
 
     return Block()

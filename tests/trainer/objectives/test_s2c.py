@@ -56,14 +56,14 @@ def contrast_of_pixels(feature: np.ndarray, ids: np.ndarray, columns: list[int],
 def test_segment_contrast_compares_a_pixel_with_the_segments_of_its_image() -> None:
     first = contrast_of_pixels(FEATURES[0], SEGMENTS[0], [1, 2], 1 / 0.5)
     second = contrast_of_pixels(FEATURES[1], SEGMENTS[1], [2, 4], 1 / 0.5)
-    found = segment_contrast(torch.tensor(FEATURES), torch.tensor(SEGMENTS), temperature=0.5)
+    found = segment_contrast(torch.tensor(FEATURES), torch.tensor(SEGMENTS), 4, temperature=0.5)
     assert float(found) == pytest.approx((first.mean() + second.mean()) / 2, rel=1e-6)
 
 
 def test_segment_contrast_as_the_authors_code_counts_ids_that_are_not_there() -> None:
     columns = [0, 1, 2, 3, 4]
     pixels = [contrast_of_pixels(FEATURES[i], SEGMENTS[i], columns, 2.0) for i in (0, 1)]
-    found = segment_contrast(torch.tensor(FEATURES), torch.tensor(SEGMENTS), temperature=2.0, compat=True)
+    found = segment_contrast(torch.tensor(FEATURES), torch.tensor(SEGMENTS), 4, temperature=2.0, compat=True)
     assert float(found) == pytest.approx(np.concatenate(pixels).mean(), rel=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_unassigned_pixels_have_a_prototype_in_the_authors_code() -> None:
     prototypes = unit(scattered / np.bincount(ids.ravel())[:, None], 1)
     logits = pixels.T @ prototypes.T
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(42), ids.ravel()]
-    found = segment_contrast(torch.tensor(feature), torch.tensor(ids), compat=True)
+    found = segment_contrast(torch.tensor(feature), torch.tensor(ids), 3, compat=True)
     assert float(found) == pytest.approx(losses[ids.ravel() > 0].mean(), rel=1e-6)
     prototypes[0] = 0
     without = np.log(np.exp(pixels.T @ prototypes.T).sum(1)) - logits[np.arange(42), ids.ravel()]
@@ -86,7 +86,7 @@ def test_unassigned_pixels_have_a_prototype_in_the_authors_code() -> None:
 
 def test_segment_contrast_has_no_gradient_through_the_prototypes() -> None:
     features = torch.tensor(FEATURES[:1], requires_grad=True)
-    segment_contrast(features, torch.tensor(SEGMENTS[:1])).backward()
+    segment_contrast(features, torch.tensor(SEGMENTS[:1]), 4).backward()
     pixels = torch.nn.functional.normalize(torch.tensor(FEATURES[0]).reshape(2, 4), dim=0).T
     prototypes = torch.nn.functional.normalize(torch.stack([pixels[[0, 2]].mean(0), pixels[1]]), dim=1)
     alone = torch.tensor(FEATURES[:1], requires_grad=True)
@@ -99,9 +99,11 @@ def test_features_are_enlarged_to_the_segment_map_and_an_image_without_segments_
     features = torch.tensor(FEATURES, dtype=torch.float32)
     large = torch.nn.functional.interpolate(features, size=(5, 6), mode="bilinear", align_corners=False)
     ids = torch.tensor(np.random.default_rng(0).integers(0, 4, (2, 5, 6)))
-    assert float(segment_contrast(features, ids)) == pytest.approx(float(segment_contrast(large, ids)))
+    assert float(segment_contrast(features, ids, 3)) == pytest.approx(float(segment_contrast(large, ids, 3)))
     ids[1] = 0
-    assert float(segment_contrast(features, ids)) == pytest.approx(float(segment_contrast(features[:1], ids[:1])) / 2)
+    assert float(segment_contrast(features, ids, 3)) == pytest.approx(
+        float(segment_contrast(features[:1], ids[:1], 3)) / 2
+    )
 
 
 @pytest.mark.parametrize("background", [None, 0, 1, 2])
