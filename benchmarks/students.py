@@ -1,11 +1,14 @@
-"""Shared parts of the student benchmarks: resumable runs, their scores as files, and the table."""
+"""Shared parts of the student benchmarks: resumable runs, a file of results with a line per run, and tables."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,119 +24,131 @@ from maskmill.trainer.run import LAST
 from maskmill.trainer.students.models import load_run
 from maskmill.trainer.train import train
 
+Key = tuple[str, str, int]
+"""Teacher or data set, row, seed."""
+
 
 class Results:
-    """Results of a benchmark: a folder with a file per row and seed."""
+    """Results of a benchmark: a JSON Lines file to which every finished run is appended at once."""
 
-    def __init__(self, folder: Path, rows: Sequence[str]) -> None:
-        self._folder = folder
-        self._rows = list(rows)
+    def __init__(self, file: Path, benchmark: str) -> None:
+        self._file = file
+        self._benchmark = benchmark
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self._records: dict[Key, dict[str, Any]] = {}
+        for record in map(json.loads, lines):
+            if record["benchmark"] == benchmark:
+                self._records[record["group"], record["row"], record["seed"]] = record
 
-    def _file(self, row: str, seed: int) -> Path:
-        number = self._rows.index(row) if row in self._rows else row
-        return self._folder / f"{number}-seed{seed}.json"
+    def add(self, group: str, row: str, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Append the figures of a run to the file."""
+        record = {"benchmark": self._benchmark, "group": group, "row": row, "seed": seed, **values}
+        record |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+        self._records[group, row, seed] = record
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return record
 
-    def add(self, row: str, seed: int, values: dict[str, Any]) -> None:
-        """Store the figures of a run."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file(row, seed).write_text(json.dumps({"row": row, "seed": seed, **values}, indent=1))
+    def find(self, group: str, row: str, seed: int) -> dict[str, Any] | None:
+        """Return the figures of a run; None if it is not finished."""
+        return self._records.get((group, row, seed))
 
-    def find(self, row: str, seed: int) -> dict[str, Any] | None:
-        """Read the figures of a run; None if it is not finished."""
-        path = self._file(row, seed)
-        return json.loads(path.read_text()) if path.exists() else None
+    def rows(self, group: str, seeds: Iterable[int]) -> dict[str, list[dict[str, Any]]]:
+        """Return the records of the rows of a group that have all seeds, by row, in the order of their first run."""
+        seeds = list(seeds)
+        names = dict.fromkeys(row for other, row, _ in self._records if other == group)
+        records = {row: [self._records.get((group, row, seed)) for seed in seeds] for row in names}
+        return {row: [run for run in runs if run] for row, runs in records.items() if all(runs)}
 
     def run(
         self,
+        group: str,
         row: str,
         seed: int,
         folder: Path,
         recipe: Recipe,
         corpus: Corpus,
-        scored: LabeledImages,
+        scored: Mapping[str, LabeledImages],
         *,
         init: Path | None = None,
+        keep: bool = False,
     ) -> dict[str, Any]:
-        """Train and score a student, unless its figures exist; ``init`` is the run of a warm start."""
-        if (figures := self.find(row, seed)) is not None:
-            return figures
+        """Train and score a student, unless its figures exist; ``init`` is the run of a warm start.
+
+        ``scored`` are sets of images by name. The folder is deleted afterwards unless ``keep``.
+        """
+        if (record := self.find(group, row, seed)) is not None and (not keep or folder.exists()):
+            return record
         resumed, started = (folder / LAST).exists(), time.process_time()
         if train(folder, recipe, corpus, init=init, device="cpu", workers=0).interrupted:
             raise KeyboardInterrupt
         # processor time of a single thread; unknown for a run that was resumed
-        seconds = None if resumed else time.process_time() - started
+        seconds = None if resumed else round(time.process_time() - started, 1)
         student = load_run(folder)
-        scores = score_images(student.module, scored, student.run, device="cpu")
-        reliability = scores.reliability
-        figures = {
-            "miou": scores.miou, "accuracy": scores.accuracy, "confidence": reliability.confidence,
-            "ece": reliability.ece, "seconds": seconds, "recipe": recipe.to_json(),
-        }  # fmt: skip
-        self.add(row, seed, figures)
-        print(f"{row}, seed {seed}: mIoU {scores.miou:.3f}", flush=True)
-        return figures
+        figures = {}
+        for name, images in scored.items():
+            scores = score_images(student.module, images, student.run, device="cpu")
+            predicted = float(scores.confusion.sum(axis=0)[student.run.background or 0] / scores.confusion.sum())
+            figures[name] = {
+                "miou": round(scores.miou, 5), "accuracy": round(scores.accuracy, 5),
+                "confidence": round(scores.reliability.confidence, 5), "ece": round(scores.reliability.ece, 5),
+                "background": round(predicted, 5),
+            }  # fmt: skip
+            if scores.selected is not None:
+                total = scores.selected.total()
+                for measure in ("sampling", "accuracy", "recall"):
+                    figures[name][f"selected_{measure}"] = round(float(getattr(total, measure)[0]), 5)
+        steps = student.run.recipe.steps
+        record = self.add(group, row, seed, {"steps": steps, "seconds": seconds, **figures})
+        if not keep:
+            shutil.rmtree(folder)
+        print(f"{group}, {row}, seed {seed}: {figures}, {seconds} s", flush=True)
+        return record
 
-    def summary(self) -> list[dict[str, Any]]:
-        """Compute mean and standard deviation over the seeds of each row with results."""
-        summary = []
-        for row in self._rows:
-            seeds = [
-                json.loads(path.read_text()) for path in sorted(self._folder.glob(f"{self._rows.index(row)}-seed*"))
-            ]
-            if seeds:
-                figures = {
-                    key: [run[key] for run in seeds if run.get(key) is not None]
-                    for key in ("miou", "accuracy", "confidence", "ece", "seconds")
+    def print_table(self, groups: Iterable[str], seeds: Iterable[int], scored: str) -> None:
+        """Print the rows with all seeds as Markdown, and name the others."""
+        seeds = list(seeds)
+        for group in groups:
+            print(f"\n{group}\n\n| student | mIoU | accuracy | confidence | mIoU by seed | processor seconds |")
+            print("|---|---|---|---|---|---|")
+            rows = self.rows(group, seeds)
+            for row, runs in rows.items():
+                columns = {
+                    key: [run[scored][key] for run in runs if key in run[scored]]
+                    for key in ("miou", "accuracy", "confidence")
                 }
-                summary.append({"row": row, **{key: _spread(values) for key, values in figures.items()}})
-        return summary
-
-    def print_json(self) -> None:
-        """Print the table with the values of every seed, the quality of the labels if measured, machine and
-        versions.
-        """
-        labels = [json.loads(path.read_text()) for path in sorted(self._folder.glob("labels-seed*"))]
-        recipes = {
-            row: json.loads(path.read_text())["recipe"]
-            for number, row in enumerate(self._rows)
-            if (path := self._folder / f"{number}-seed0.json").exists()
-        }
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": 1,
-            "python": platform.python_version(),
-        }
-        versions = {name: version(name) for name in ("maskmill", "torch", "numpy")}
-        report = {"machine": machine | versions, "rows": self.summary(), "labels": labels, "recipes": recipes}
-        print(json.dumps(report, indent=1))
-
-    def print_table(self) -> None:
-        """Print the table as Markdown."""
-        print("| student | mIoU | accuracy | confidence | by seed | seconds |\n|---|---|---|---|---|---|")
-        for row in self.summary():
-            miou, accuracy = (f"{row[key]['mean']:.3f} ± {row[key]['std']:.3f}" for key in ("miou", "accuracy"))
-            seeds = ", ".join(f"{value:.3f}" for value in row["miou"]["values"])
-            seconds, confidence = row["seconds"]["mean"], row["confidence"]["mean"]
-            last = "-" if seconds is None else f"{seconds:.0f}"
-            mean = "-" if confidence is None else f"{confidence:.3f}"
-            print(f"| {row['row']} | {miou} | {accuracy} | {mean} | {seeds} | {last} |")
+                miou, accuracy = (
+                    f"{np.mean(columns[key]):.3f} ± {np.std(columns[key]):.3f}" for key in ("miou", "accuracy")
+                )
+                by_seed = ", ".join(f"{value:.3f}" for value in columns["miou"])
+                seconds = [run["seconds"] for run in runs if run.get("seconds") is not None]
+                time_used = f"{np.mean(seconds):.0f}" if seconds else "-"
+                print(
+                    f"| {row} | {miou} | {accuracy} | {np.mean(columns['confidence']):.3f} | {by_seed} | {time_used} |"
+                )
+            unfinished = {row for other, row, _ in self._records if other == group} - set(rows)
+            if unfinished:
+                print(f"\nWithout all seeds, and therefore not shown: {', '.join(sorted(unfinished))}")
 
 
-def write_halved(images: Path, labels: Path, folder: Path) -> Path:
-    """Write images and label maps at half their size to ``folder/images`` and ``folder/labels``."""
+def machine() -> str:
+    """Describe processor, threads and versions in a line."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("maskmill", "torch", "numpy"))
+    return f"{platform.processor() or platform.machine()}, 1 thread, Python {platform.python_version()}, {versions}"
+
+
+def write_shrunk(images: Path, labels: Path, folder: Path, factor: int) -> Path:
+    """Write images and label maps to ``folder/images`` and ``folder/labels``, smaller by ``factor``."""
     for source, target, filter in (
         (images, folder / "images", Image.Resampling.BOX),
         (labels, folder / "labels", Image.Resampling.NEAREST),
     ):
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(source.iterdir()):
-            if not (halved := target / f"{path.stem}.png").exists():
+            if not (shrunk := target / f"{path.stem}.png").exists():
                 with Image.open(path) as image:
-                    image.resize((image.width // 2, image.height // 2), filter).save(halved)
+                    image.resize((image.width // factor, image.height // factor), filter).save(shrunk)
     return folder
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    return (
-        {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values} if values else {"mean": None}
-    )
