@@ -192,9 +192,9 @@ def predict(
     and calls a function that the run names as its model, which can run any code. Returns the class of each pixel,
     (H, W) uint8 up to 255 classes, else uint16.
     """
-    from .evaluate import label_image
     from .processes import resolve_device
     from .students.models import load_run
+    from .students.prediction import label_image
 
     student = load_run(run, allow_code=allow_code)
     torch_device = resolve_device(device)

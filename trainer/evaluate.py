@@ -1,4 +1,4 @@
-"""Measure a student on labeled images, and predict the label map of an image.
+"""Measure a student on labeled images.
 
 ::
 
@@ -6,31 +6,24 @@
     images = LabeledImages.open("photos", run_taxonomy(student.run))
     scores = score_images(student.module, images, student.run, tile=320, overlap=107)
     scores.miou, scores.iou
-
-A student labels like its exported bundle, through :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the
-whole image at its own resolution (the nearest size that the network accepts), or overlapping tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
-from ..engine.model.bundle import Bundle, OutputSpec
-from ..engine.model.taxonomy import Taxonomy
 from ..engine.predictors.base import ScoreMap
-from ..engine.predictors.semantic import SemanticPredictor
 from ..errors import TrainingError
 from .data.datasets import LabeledImages
 from .methods import Consistency
 from .objectives.pseudo_labels import select
 from .run import Run, import_torch
+from .students.prediction import decode_scores, predict_scores
 from .students.reliability import (
     NUM_BINS,
     Reliability,
@@ -42,8 +35,6 @@ from .students.reliability import (
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ..kernels.types import ClassStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +129,8 @@ def score_images(
     sums = _Sums(num_classes)
     for done, index in enumerate(indices, start=1):
         sample = images.read(index)
-        scores = _predict(module, sample.image, run, device=device, tile=tile, overlap=overlap)
-        stats = _decode(scores, ("label", "confidence"))
+        scores = predict_scores(module, sample.image, run, device=device, tile=tile, overlap=overlap)
+        stats = decode_scores(scores, ("label", "confidence"))
         label, confidence = np.asarray(stats.label), np.asarray(stats.confidence)
         if label.max(initial=0) >= num_classes:
             raise TrainingError(
@@ -170,7 +161,7 @@ def search_background(module: nn.Module, images: LabeledImages, run: Run, *, dev
     decoder.background_score.fill_(0.0)
     for index in range(len(images.uris)):
         sample = images.read(index)
-        predicted = _predict(module, sample.image, run, device=device, tile=None, overlap=0)
+        predicted = predict_scores(module, sample.image, run, device=device, tile=None, overlap=0)
         upsampled = _upsample(predicted.scores, sample.label.shape)
         upsampled[background] = -1
         best, label = upsampled.max(axis=0), upsampled.argmax(axis=0)
@@ -187,84 +178,11 @@ def search_background(module: nn.Module, images: LabeledImages, run: Run, *, dev
     return score
 
 
-def label_image(
-    module: nn.Module,
-    image: NDArray[np.uint8],
-    run: Run,
-    *,
-    device: Any = "cpu",
-    tile: int | None = None,
-    overlap: int = 0,
-) -> NDArray[Any]:
-    """Predict the classes (H, W) uint8 or uint16 of an image (H, W, 3) uint8 RGB with a student in eval mode."""
-    scores = _predict(module, image, run, device=device, tile=tile, overlap=overlap)
-    return np.asarray(_decode(scores, ("label",)).label)
-
-
-def run_taxonomy(run: Run) -> Taxonomy:
-    """Return the classes of a run, with the classes of the label indices of its labeled folder."""
-    return Taxonomy(
-        targets=run.classes, background=run.background, model=tuple(range(len(run.classes))), labels=run.labels
-    )
-
-
-class StudentSession:
-    """Adapter from a student to the session protocol of the engine."""
-
-    artifact = ""
-    max_batch = None
-
-    def __init__(self, module: nn.Module, device: Any = "cpu") -> None:
-        self._module = module
-        self._device = import_torch().device(device)
-
-    @property
-    def kind(self) -> str:
-        """Return runtime, device and precision."""
-        return f"torch/{self._device.type}/fp32"
-
-    @property
-    def threads(self) -> int:
-        """Return the number of host threads of a call."""
-        return import_torch().get_num_threads()
-
-    def run(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Images (N, 3, H, W) float32, normalized → logits (N, K, h, w)."""
-        torch = import_torch()
-        with torch.no_grad():
-            return [self._module(torch.from_numpy(inputs).to(self._device)).float().cpu().numpy()]
-
-
-def _bundle(run: Run, height: int, width: int) -> Bundle:
-    """Describe the student as a bundle without files, with the nearest input size that the network accepts."""
-    step = run.input.multiple
-    height, width = (max(1, round(length / step)) * step for length in (height, width))
-    return Bundle(
-        path=Path("student"), task="semantic", files=(), input=replace(run.input, height=height, width=width),
-        outputs=(OutputSpec(name="scores"),), classes=run.classes, background=run.background,
-    )  # fmt: skip
-
-
-def _predict(
-    module: nn.Module, image: NDArray[np.uint8], run: Run, *, device: Any, tile: int | None, overlap: int
-) -> ScoreMap:
-    height, width = image.shape[:2] if tile is None else (min(tile, length) for length in image.shape[:2])
-    session = StudentSession(module, device)
-    return SemanticPredictor(_bundle(run, height, width), session, tile=tile, overlap=overlap).predict(image)
-
-
 def _upsample(scores: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float32]:
     """Upsample scores (K, h, w) to (K, H, W), bilinear."""
     torch = import_torch()
     maps = torch.from_numpy(np.array(scores, np.float32))[None]
     return torch.nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[0].numpy()
-
-
-def _decode(scores: ScoreMap, outputs: tuple[str, ...]) -> ClassStats:
-    return kernels.class_stats(
-        scores.scores, scores.size, layout=scores.layout, activation=scores.activation, region=scores.region,
-        outputs=outputs,
-    )  # fmt: skip
 
 
 class _Sums:

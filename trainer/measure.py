@@ -31,9 +31,10 @@ from ..errors import UsageError
 from ..kernels.processors import usable_processors
 from .bundle import is_run
 from .data.datasets import LabeledImages
-from .evaluate import Scores, run_taxonomy, score_images
+from .evaluate import Scores, score_images
 from .processes import resolve_device
 from .students.models import Student, load_run
+from .students.prediction import run_taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ from maskmill.cli import app  # noqa: E402
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
 from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
-from maskmill.trainer.evaluate import Scores, label_image, run_taxonomy, score_images  # noqa: E402
+from maskmill.trainer.evaluate import Scores, score_images  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402
 from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
+from maskmill.trainer.students.prediction import label_image, run_taxonomy  # noqa: E402
 from maskmill.trainer.students.reliability import Reliability  # noqa: E402
 from maskmill.trainer.train import train  # noqa: E402
 

@@ -25,9 +25,9 @@ def predict_image(
     from ...engine.inputs.images import decode_image
     from ...engine.report.overlay import overlay as draw_overlay
     from ...engine.report.overlay import save_picture
-    from ..evaluate import label_image
     from ..processes import resolve_device
     from ..students.models import load_run
+    from ..students.prediction import label_image
 
     student = load_run(run, allow_code=allow_code)
     torch_device = resolve_device(device)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.corpus import open_corpus
 from ..data.datasets import LabeledImages
-from ..evaluate import run_taxonomy, score_images
+from ..evaluate import score_images
 from ..recipes import weighted
 from ..run import import_torch
 from ..students.models import load_run
+from ..students.prediction import run_taxonomy
 from ..train import train
 
 if TYPE_CHECKING:

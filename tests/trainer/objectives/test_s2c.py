@@ -15,10 +15,11 @@ from maskmill.errors import MaskmillError, TrainingError, UsageError  # noqa: E4
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
 from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
 from maskmill.trainer.data.weak_labels import WeakLabels  # noqa: E402
-from maskmill.trainer.evaluate import label_image, score_images  # noqa: E402
+from maskmill.trainer.evaluate import score_images  # noqa: E402
 from maskmill.trainer.objectives.s2c import classification, map_scores, segment_contrast  # noqa: E402
 from maskmill.trainer.recipes import s2c, with_settings  # noqa: E402
 from maskmill.trainer.students.models import build_model, load_run  # noqa: E402
+from maskmill.trainer.students.prediction import label_image  # noqa: E402
 from maskmill.trainer.train import train  # noqa: E402
 
 from ...models import COLORS  # noqa: E402

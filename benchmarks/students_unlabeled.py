@@ -1,0 +1,201 @@
+"""Students without a teacher at convergence: gain from unlabeled images, by the rule that selects their labels.
+
+    python benchmarks/students_unlabeled.py                  # all rows and seeds that have no figures yet
+    python benchmarks/students_unlabeled.py --table          # print the rows with all seeds
+
+Images are shrunk to a third so that a CPU can train on them. ``CamVid``: 37 of the 367 training images are labeled,
+the others unlabeled; 40 of the 101 validation images validate and 61 are scored. ``MSRC``, with its own 21 classes: 30
+photos are labeled, 138 unlabeled, 48 validate and 80 are scored; long training on so few photos makes an overconfident
+student. Every student is the built-in ``lite0`` network.
+
+For each of three seeds a supervised run on the labeled images comes first. On CamVid it is validated every 100 steps
+and the best student is kept, on MSRC the last. Every row starts with that student and takes 300 more steps at a third
+of the learning rate with 4 labeled and 4 unlabeled images each; labeled images alone take four times as many steps of 4
+images, which need as much time. All rows but UniMatch have the views of CSL. Scores are those of the student after the
+last step, with its mean confidence beside its accuracy; ``selected_…`` are the labels that the rule selects, on the
+same images.
+
+Every finished run is a line of the results file at once; finished runs are not repeated, and interrupted ones resume.
+``--steps N`` takes N steps per run, to try the script. The data folder is ``$MASKMILL_DATA``, or ``../shared/data``
+beside the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msrc import find_data
+from students import Results, write_shrunk
+from students_msrc import RESULTS, Split
+
+from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.trainer.data.corpus import Corpus, classes_taxonomy, open_corpus
+from maskmill.trainer.data.datasets import LabeledImages
+from maskmill.trainer.recipes import Recipe, csl, supervised, unimatch
+
+SEEDS = (0, 1, 2)
+SHRINK = 3
+NUM_LABELED, NUM_VALIDATION = 37, 40
+UNLABELED_INDEX = 11
+WARM_STEPS, STEPS, ALONE_STEPS = 1000, 300, 1200
+COMMON: dict[str, Any] = {
+    "crop": 64,
+    "scale": (0.8, 1.6),
+    "padding": "mean",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "head_lr": 3.0,
+    "weight_decay": 1e-2,
+    "warmup": 20,
+    "save_every": 50,
+}
+WARM = "warm start"
+CELL = 8
+"""Nearly as many cells per crop as the authors' 32 pixels at 321."""
+
+
+def consistent(recipe: Callable[..., Recipe], **method: Any) -> Callable[..., Recipe]:
+    """Return a function that makes ``recipe`` with changed settings of its method."""
+
+    def make(**settings: Any) -> Recipe:
+        settings = {"steps": STEPS, "batch": 8, "labeled": 4, **settings}
+        return recipe(**settings, method=dataclasses.replace(recipe().method, **method))
+
+    return make
+
+
+ROWS: Mapping[str, Callable[..., Recipe]] = {
+    "labeled images alone, equal time": partial(supervised, batch=4, steps=ALONE_STEPS),
+    "confidence ≥ .95": consistent(csl, selection="threshold", cover_probability=0.0),
+    "PCOS": consistent(csl, cover_probability=0.0),
+    "CSL: PCOS and mask perturbation": consistent(csl, cell=CELL),
+    "UniMatch": consistent(unimatch),
+}
+"""In the order of their importance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A data set of small images."""
+
+    name: str
+    train: Path
+    """``images`` and ``labels`` of the labeled and unlabeled images."""
+    held_out: Path
+    taxonomy: Taxonomy
+
+    @classmethod
+    def camvid(cls, work: Path) -> DataSet:
+        """CamVid with its 11 classes."""
+        data = find_data() / "camvid"
+        train, held_out = (
+            write_shrunk(data / part / "images", data / part / "labels", work / "camvid" / part, SHRINK)
+            for part in ("train", "val")
+        )
+        classes = [name for index, name in read_class_names(data / "classes.txt").items() if index != UNLABELED_INDEX]
+        taxonomy = classes_taxonomy(classes)
+        taxonomy = dataclasses.replace(taxonomy, labels={**taxonomy.labels, UNLABELED_INDEX: -1})
+        return cls("CamVid", train, held_out, taxonomy)
+
+    @classmethod
+    def msrc(cls, work: Path) -> DataSet:
+        """MSRC with its own classes; void is ignored."""
+        data = find_data() / "msrc"
+        folder = write_shrunk(data / "images", data / "labels", work / "msrc", SHRINK)
+        names = read_class_names(data / "classes.txt")
+        classes = [name for name in names.values() if name != "void"]
+        labels = {index: -1 if name == "void" else classes.index(name) for index, name in names.items()}
+        return cls("MSRC", folder, folder, dataclasses.replace(classes_taxonomy(classes), labels=labels))
+
+    def split(self, seed: int) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Return the names of the labeled, unlabeled, validation and scored images of a seed."""
+        images = sorted((self.train / "images").iterdir())
+        if self.name == "MSRC":
+            parts = Split.of_seed(images, seed)
+            labeled, unlabeled, validation, scored = (
+                [path.stem for path in part]
+                for part in (parts.labeled, parts.unlabeled, parts.validation, parts.scored)
+            )
+            return labeled, unlabeled, validation, scored
+        rng = np.random.default_rng(seed)
+        names = [images[index].stem for index in rng.permutation(len(images))]
+        others = sorted(path.stem for path in (self.held_out / "images").iterdir())
+        others = [others[index] for index in rng.permutation(len(others))]
+        return names[:NUM_LABELED], names[NUM_LABELED:], others[:NUM_VALIDATION], others[NUM_VALIDATION:]
+
+
+def run_seed(
+    results: Results, data: DataSet, seed: int, rows: Mapping[str, Callable[..., Recipe]], work: Path, steps: int | None
+) -> None:
+    """Train the warm start of a seed and the rows that have no figures yet."""
+    if all(results.find(data.name, row, seed) for row in rows):
+        return
+    labeled, unlabeled, validation, scored = data.split(seed)
+    folder = work / data.name / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "unlabeled.txt").write_text(
+        "\n".join(str((data.train / "images" / f"{name}.png").resolve()) for name in unlabeled)
+    )
+    sets = {
+        "validation": LabeledImages.open(data.held_out, data.taxonomy, ids=validation),
+        "scored": LabeledImages.open(data.held_out, data.taxonomy, ids=scored),
+    }
+
+    def corpus(**more: Any) -> Corpus:
+        return open_corpus(
+            labeled=data.train, ids=labeled, unlabeled=folder / "unlabeled.txt", taxonomy=data.taxonomy, **more
+        )
+
+    warm = supervised(**COMMON, batch=4, steps=steps or WARM_STEPS, seed=seed, validate_every=100)
+    validated = {"validation": data.held_out, "validation_ids": validation} if data.name == "CamVid" else {}
+    results.run(data.name, WARM, seed, folder / "warm", warm, corpus(**validated), sets, keep=True)
+    if validated and results.find(data.name, f"{WARM}: validation", seed) is None:
+        with (folder / "warm" / "log.csv").open() as log:
+            curve = {int(row["step"]): round(float(row["miou"]), 4) for row in csv.DictReader(log) if row.get("miou")}
+        results.add(data.name, f"{WARM}: validation", seed, {"miou_by_step": curve})
+    settings = {**COMMON, "lr": COMMON["lr"] / 3, "seed": seed} | ({} if steps is None else {"steps": steps})
+    for number, (row, recipe) in enumerate(rows.items()):
+        results.run(
+            data.name, row, seed, folder / f"run{number}", recipe(**settings), corpus(), sets, init=folder / "warm"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/students-unlabeled"), help="folder for images and runs"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
+    parser.add_argument("--table", action="store_true", help="print finished rows and do nothing else")
+    parser.add_argument("--data", default="camvid,msrc", help="data sets, separated by commas")
+    parser.add_argument("--rows", help="parts of the names of the rows to run, separated by semicolons")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--steps", type=int, help="steps per run, to try the script")
+    options = parser.parse_args()
+    results, seeds = Results(options.results, "students_unlabeled"), [int(seed) for seed in options.seeds.split(",")]
+    if options.table:
+        results.print_table(["CamVid", "MSRC"], seeds, "scored")
+        return 0
+    torch.set_num_threads(1)
+    parts = options.rows.split(";") if options.rows else [""]
+    rows = {name: recipe for name, recipe in ROWS.items() if any(part in name for part in parts)}
+    for name in options.data.split(","):
+        data = getattr(DataSet, name)(options.work)
+        for row, recipe in rows.items():
+            for seed in seeds:
+                run_seed(results, data, seed, {row: recipe}, options.work, options.steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
