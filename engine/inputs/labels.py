@@ -30,6 +30,7 @@ from ..formats.open import InputFormat, detect, is_exported
 from ..formats.open import open_labels as open_reader
 from ..model.color_tables import ColorTable
 from ..model.files import read_class_names
+from .archives import split_member
 from .label_maps import LABEL_EXTENSIONS, decode_label_map
 from .pairing import PairingIndex, Pairs
 from .sources import FORKS, Item, Source
@@ -141,8 +142,8 @@ class LabelFolder(LabelSource):
         super().__init__(location, entries, PairingIndex(entries.items(), pattern=pairing, is_image=_is_same_file))
 
     def _relative(self, item: Item) -> str:
-        if "::" in item.uri:
-            return item.uri.rsplit("::", 1)[1]
+        if (member := split_member(item.uri)) is not None:
+            return member[1]
         # filesystems differ in the slashes after a scheme
         uri, folder = (re.sub(r"^(\w+)://+", r"\1://", name) for name in (item.uri, self.path))
         return uri.removeprefix(folder).lstrip("/\\") or os.path.basename(item.uri)
@@ -250,7 +251,7 @@ def _detected(location: str) -> InputFormat | None:
 def _is_same_file(entry: LabelEntry, uri: str) -> bool:
     if entry.name == uri:
         return True
-    if os.path.basename(entry.name) != os.path.basename(uri) or "://" in uri or "::" in uri:
+    if os.path.basename(entry.name) != os.path.basename(uri) or "://" in uri:
         return False
     try:
         return os.path.samefile(entry.name, uri)

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from ...errors import SourceError, UsageError
+from .archives import split_member
 from .listings import list_entries
 
 T = TypeVar("T")
@@ -25,7 +26,11 @@ _PAIR = re.compile(r"^(\S+\.\w{3,4}) \S+\.\w{3,4}$")
 
 def file_key(uri: str) -> str:
     """Return an image's path inside its archive, or its path or URL, with ``/`` between folders, in form NFC."""
-    name = uri.rsplit("::", 1)[-1]
+    member = split_member(uri)
+    name = uri if member is None else member[1]
+    if member is None and "://" in name and "::" in name:
+        # a chained URL begins with the innermost file
+        name = name.split("::", 1)[0]
     if name.startswith(("http://", "https://")):
         parts = urlsplit(name)
         name = f"{parts.netloc}{parts.path}"
@@ -110,11 +115,14 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     """
     try:
         with Path(path).open("rb") as stream:
-            names = frozenset(_PAIR.sub(r"\1", name) for name in list_entries(stream, str(path)))
+            entries = list(list_entries(stream, str(path)))
     except OSError as error:
         raise UsageError(f"cannot read the list of images {path}: {error.strerror or error}") from error
     except SourceError as error:
         raise UsageError(str(error)) from error
+    if problem := next((entry for entry in entries if entry.problem), None):
+        raise UsageError(f"{problem.name}: {problem.problem}")
+    names = frozenset(_PAIR.sub(r"\1", entry.name) for entry in entries)
     if not names:
         raise UsageError(f"the list of images {path} is empty; it needs one image name per line")
     return names

@@ -23,14 +23,17 @@ import glob
 import hashlib
 import os
 import stat
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...errors import ImageError, SourceError, UsageError
-from . import remote
+from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
-from .listings import LISTS, choose_pictures, list_entries, tar_members
+from .listings import LISTS, Entry, list_entries
+from .remote import files as remote
+from .remote.access import Access, Cancelled, Meter, metered
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -40,11 +43,13 @@ EXTENSIONS = (
 
 _EXTENSIONS = frozenset(EXTENSIONS)
 
-MAX_BYTES = 1 << 30
-"""Larger files are refused before they are read."""
+MAX_DEPTH = 100
+"""Folders within folders that are searched behind a URL."""
 
 FORKS = "resource forks"
 """Kind of the files that macOS writes beside others (``._photo.jpg``, ``__MACOSX``); they are no images."""
+REPEATED = "repeated names in archives"
+"""Kind of the members whose name an earlier member of the archive has; the first one is used."""
 
 
 class Item(NamedTuple):
@@ -74,8 +79,12 @@ class Source:
         *,
         image_ending: str | None = None,
         endings: frozenset[str] | None = None,
+        access: Access | None = None,
     ) -> None:
         self.spec = spec
+        self.access = access or Access()
+        """Limits of reading from URLs."""
+        self._cancelled = threading.Event()
         self.skipped: Counter[str] = Counter()
         """Files passed over by the latest iteration, by kind: an ending such as ``.heic``, or :data:`FORKS`."""
         self._options = dict(storage_options or {})
@@ -85,6 +94,13 @@ class Source:
 
     def __repr__(self) -> str:
         return f"Source({self.spec!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # events cannot be sent to other processes
+        return {name: value for name, value in vars(self).items() if name != "_cancelled"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _cancelled=threading.Event())
 
     def __iter__(self) -> Iterator[Item]:
         """Items in a fixed order, listed while iterating; raises :class:`SourceError` if there are none."""
@@ -103,18 +119,32 @@ class Source:
             )
 
     def read(self, item: Item) -> bytes:
-        """Return the bytes of an item; raises :class:`ImageError` (``unreadable``, ``truncated`` or ``too-large``)."""
+        """Return the bytes of an item.
+
+        Raises :class:`ImageError` (``unreadable``, ``truncated``, ``too-large`` or ``timeout``), and
+        :class:`maskmill.engine.inputs.remote.access.Cancelled` after :meth:`cancel`.
+        """
         if item.problem:
             raise ImageError("unreadable", f"cannot read {item.uri}: {item.problem}")
-        if item.size is not None and item.size > MAX_BYTES:
-            raise ImageError("too-large", f"{item.uri} has {item.size:,} bytes; at most {MAX_BYTES:,} are read")
+        largest = self.access.max_bytes
+        if item.size is not None and item.size > largest:
+            raise ImageError("too-large", f"{item.uri} has {item.size:,} bytes; at most {largest:,} are read")
         location = item.path or item.uri
         try:
             if "://" in location:
-                data = remote.read(location, self._options, item.offset, item.size)
+                data = remote.read(
+                    location,
+                    self.access,
+                    self._options,
+                    offset=item.offset,
+                    size=item.size,
+                    cancelled=self._cancelled,
+                )
             else:
-                data = _read_local(location, item)
-        except ImageError:
+                data = _read_local(location, item, largest)
+        except ImageError as error:
+            raise ImageError(error.kind, f"cannot read {item.uri}: {error}") from error
+        except Cancelled:
             raise
         except Exception as error:
             # every fsspec filesystem raises exceptions of its own
@@ -124,6 +154,10 @@ class Source:
                 "truncated", f"{item.uri} has {len(data):,} of {item.size:,} bytes: the archive is cut short"
             )
         return data
+
+    def cancel(self) -> None:
+        """Make reads in progress, and later ones from URLs, raise ``Cancelled`` soon; from any thread."""
+        self._cancelled.set()
 
     def _takes(self, name: str) -> bool:
         """Tell whether a file of a folder or archive is an image; count it if it is not."""
@@ -138,62 +172,101 @@ class Source:
         return False
 
     def _items(self, spec: str, *, top: bool = False) -> Iterator[Item]:
-        """Items of one path or URL; ``top`` for the source itself, which may be a list or a glob, too."""
+        """Items of one path or URL; ``top`` for the source itself, which may be a list or a glob, too.
+
+        What cannot be listed is one item with a ``problem``, and raises :class:`SourceError` only if it is all there
+        is.
+        """
         spec = remote.without_file_scheme(spec)
-        if "://" in spec:
-            return self._remote_items(spec, top)
-        return self._local_items(spec, top)
+        empty = True
+        try:
+            for item in self._remote_items(spec, top) if "://" in spec else self._local_items(spec, top):
+                empty = False
+                yield item
+        except UsageError:
+            raise
+        except Exception as error:
+            # every fsspec filesystem raises exceptions of its own
+            if top and empty:
+                if isinstance(error, SourceError):
+                    raise
+                raise SourceError(f"cannot list {spec}: {remote.reason(error)}") from error
+            yield Item(_printable(spec), problem=f"its list ends early: {remote.reason(error)}")
 
     def _local_items(self, path: str, top: bool) -> Iterator[Item]:
         try:
             status = os.stat(path)
-        except OSError as error:
-            if top and glob.has_magic(path) and error.errno == errno.ENOENT:
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, OSError) and error.errno == errno.ENOENT
+            if top and missing and glob.has_magic(path):
                 yield from self._matches(path)
                 return
             if top:
-                raise SourceError(f"cannot open the source {path}: {error.strerror}") from error
+                raise SourceError(f"cannot open the source {path}: {remote.reason(error)}") from error
             yield _local_item(path)
             return
         extension = os.path.splitext(path)[1].lower()
         if stat.S_ISDIR(status.st_mode):
             yield from self._walk(path, frozenset({(status.st_dev, status.st_ino)}))
-        elif extension == ".tar":
+        elif extension == ".tar" and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 yield from self._members(file, path, str(status.st_mtime_ns))
-        elif top and extension in LISTS:
+        elif top and extension in LISTS and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 for entry in list_entries(file, path):
-                    yield from self._items(entry if "://" in entry else os.path.join(os.path.dirname(path), entry))
+                    yield from self._entry(entry, path)
         else:
             yield _local_item(path, status)
 
-    def _walk(self, folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[Item]:
+    def _entry(self, entry: Entry, list_name: str) -> Iterator[Item]:
+        """Yield the items of a list's entry, relative to the list."""
+        if entry.problem:
+            yield Item(_printable(entry.name), problem=entry.problem)
+        elif "://" not in entry.name:
+            remote_list = "://" in list_name
+            name = entry.name
+            path = remote.join(list_name, name) if remote_list else os.path.join(os.path.dirname(list_name), name)
+            yield from self._items(path)
+        elif refusal := self.access.refusal(entry.name, list_name):
+            yield Item(_printable(entry.name), problem=refusal)
+        else:
+            yield from self._items(entry.name)
+
+    def _walk(self, top: str, identities: frozenset[tuple[int, int]]) -> Iterator[Item]:
         """Yield the images below a folder. Links to folders are followed, except to one of the folder's ancestors."""
-        files, folders = [], []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    try:
-                        is_folder = entry.is_dir()
-                    except OSError:
-                        # a link that leads to itself
-                        is_folder = False
-                    (folders if is_folder else files).append(entry.name)
-        except OSError as error:
-            raise SourceError(f"cannot list the folder {folder}: {error.strerror}") from error
-        prefix = os.path.join(folder, "")
-        for name in sorted(files):
-            if self._takes(name):
-                yield _local_item(prefix + name)
-        for name in sorted(folders):
-            if name == "__MACOSX":
-                self.skipped[FORKS] += 1
-                continue
-            status = os.stat(prefix + name)
-            identity = (status.st_dev, status.st_ino)
-            if identity not in ancestors:
-                yield from self._walk(prefix + name, ancestors | {identity})
+        waiting = [(top, identities)]
+        while waiting:
+            folder, ancestors = waiting.pop()
+            files, folders = [], []
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        try:
+                            is_folder = entry.is_dir()
+                        except OSError:
+                            # a link that leads to itself
+                            is_folder = False
+                        (folders if is_folder else files).append(entry.name)
+            except OSError as error:
+                if folder == top:
+                    raise SourceError(f"cannot list the folder {folder}: {error.strerror}") from error
+                yield Item(_printable(folder), problem=f"the folder cannot be listed: {error.strerror}")
+            prefix = os.path.join(folder, "")
+            for name in sorted(files):
+                if self._takes(name):
+                    yield _local_item(prefix + name)
+            for name in sorted(folders, reverse=True):
+                if name == "__MACOSX":
+                    self.skipped[FORKS] += 1
+                    continue
+                try:
+                    status = os.stat(prefix + name)
+                except OSError as error:
+                    yield Item(_printable(prefix + name), problem=f"the folder cannot be listed: {error.strerror}")
+                    continue
+                identity = (status.st_dev, status.st_ino)
+                if identity not in ancestors:
+                    waiting.append((prefix + name, ancestors | {identity}))
 
     def _matches(self, pattern: str) -> Iterator[Item]:
         matches = sorted(glob.glob(pattern, recursive=True))
@@ -205,40 +278,44 @@ class Source:
                 yield from self._items(path)
 
     def _members(self, file: Any, archive: str, stamp: str) -> Iterator[Item]:
-        for member in choose_pictures(tar_members(file, archive), archive, self._ending, self._takes):
+        members = self._first_of_each_name(tar_members(file, archive))
+        for member in choose_pictures(members, archive, self._ending, self._takes):
             if not member.name:
-                yield Item(archive, None, stamp, problem=member.problem)
+                yield Item(_printable(archive), None, stamp, problem=member.problem)
                 continue
-            name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield Item(f"{archive}::{name}", member.size, stamp, archive, member.offset, member.problem)
+            uri = f"{_printable(archive)}::{_printable(member.name)}"
+            yield Item(uri, member.size, stamp, archive, member.offset, member.problem)
+
+    def _first_of_each_name(self, members: Iterable[Member]) -> Iterator[Member]:
+        for member in members:
+            if member.repeated:
+                self.skipped[REPEATED] += 1
+            else:
+                yield member
 
     def _remote_items(self, url: str, top: bool) -> Iterator[Item]:
         extension = remote.extension(url)
         if not top and extension != ".tar":
             # asking for the size of every entry of a list would cost a request each
-            yield Item(url)
+            uri = _printable(url)
+            yield Item(uri, path=None if uri == url else url)
             return
-        filesystem, path = remote.filesystem(url, self._options)
-        try:
-            if extension in EXTENSIONS and not any(character in path for character in "*["):
-                info = filesystem.info(path)
-                yield Item(url, info.get("size"), remote.stamp(info))
-            elif extension == ".tar" and "*" not in path:
-                with filesystem.open(path, "rb") as file:
-                    yield from self._members(file, url, remote.stamp(filesystem.info(path)))
-            elif top and extension in LISTS:
-                with filesystem.open(path, "rb") as file:
-                    for entry in list_entries(file, url):
-                        yield from self._items(entry if "://" in entry else remote.join(url, entry))
-            elif "*" in path or "[" in path:
-                yield from self._remote_matches(filesystem, path, url)
-            else:
-                yield from self._remote_folder(filesystem, path, url)
-        except (SourceError, UsageError):
-            raise
-        except Exception as error:
-            # every fsspec filesystem raises exceptions of its own
-            raise SourceError(f"cannot list {url}: {remote.reason(error)}") from error
+        filesystem, path = remote.filesystem(url, self._options, self.access)
+        if extension in EXTENSIONS and not any(character in path for character in "*["):
+            info = filesystem.info(path)
+            yield Item(url, info.get("size"), remote.stamp(info))
+        elif extension == ".tar" and "*" not in path:
+            with filesystem.open(path, "rb") as file:
+                yield from self._members(file, url, remote.stamp(filesystem.info(path)))
+        elif top and extension in LISTS:
+            with filesystem.open(path, "rb") as file:
+                meter = Meter(self.access, self.access.max_bytes, self._cancelled)
+                for entry in list_entries(file if extension == ".parquet" else metered(file, meter), url):
+                    yield from self._entry(entry, url)
+        elif "*" in path or "[" in path:
+            yield from self._remote_matches(filesystem, path, url)
+        else:
+            yield from self._remote_folder(filesystem, path, url)
 
     def _remote_matches(self, filesystem: Any, path: str, url: str) -> Iterator[Item]:
         matches = filesystem.glob(path, detail=True)
@@ -255,11 +332,34 @@ class Source:
                 yield Item(location, info.get("size"), remote.stamp(info))
 
     def _remote_folder(self, filesystem: Any, path: str, url: str) -> Iterator[Item]:
+        """Yield the images below a folder behind a URL, one listing per folder."""
         if not filesystem.exists(path):
             raise SourceError(f"cannot open the source {url}: it does not exist")
-        for name, info in sorted(filesystem.find(path, detail=True).items()):
-            if self._takes(name):
-                yield Item(remote.location(filesystem, name), info.get("size"), remote.stamp(info))
+        waiting = [(path, 0)]
+        while waiting:
+            folder, depth = waiting.pop()
+            try:
+                infos = sorted(filesystem.ls(folder, detail=True), key=lambda info: info["name"])
+            except Exception as error:
+                # every fsspec filesystem raises exceptions of its own
+                if folder == path:
+                    raise
+                problem = f"the folder cannot be listed: {remote.reason(error)}"
+                yield Item(_printable(remote.location(filesystem, folder)), problem=problem)
+                continue
+            folders = []
+            for info in infos:
+                name = info["name"]
+                if info.get("type") == "directory":
+                    folders.append(name)
+                elif self._takes(name):
+                    yield Item(remote.location(filesystem, name), info.get("size"), remote.stamp(info))
+            # an index page may link to itself and to its parents
+            below = [name for name in folders if len(name.rstrip("/")) > len(folder.rstrip("/"))]
+            if below and depth == MAX_DEPTH:
+                yield Item(remote.location(filesystem, below[0]), problem=f"it is {MAX_DEPTH} folders deep")
+            else:
+                waiting.extend((name, depth + 1) for name in reversed(below))
 
 
 def open_source(
@@ -267,25 +367,28 @@ def open_source(
     *,
     storage_options: Mapping[str, Any] | None = None,
     image_ending: str | None = None,
+    access: Access | None = None,
 ) -> Source:
     """Open a folder, list, glob, archive, image or fsspec URL; see the module's table.
 
     ``storage_options`` go to the fsspec filesystem of remote sources. ``image_ending`` takes only the files with this
     ending from folders and archives; in WebDataset shards it is the part of the name after the sample's key, as in
-    ``jpg``. Raises :class:`SourceError` if a local source does not exist, and :class:`UsageError` for a URL that no
-    installed filesystem serves.
+    ``jpg``. ``access`` limits what is read from URLs.
+
+    Raises :class:`SourceError` if a local source does not exist, and :class:`UsageError` for a URL that no installed
+    filesystem serves.
     """
     spec = os.fspath(spec)
     if not spec:
         raise UsageError("a source is a folder, a list, a glob, a tar archive or a URL; got an empty name")
     spec = remote.without_file_scheme(spec)
     if "://" in spec:
-        remote.filesystem(spec, dict(storage_options or {}))
-        return Source(spec, storage_options, image_ending=image_ending)
+        remote.filesystem(spec, dict(storage_options or {}), access or Access())
+        return Source(spec, storage_options, image_ending=image_ending, access=access)
     path = os.path.abspath(os.path.expanduser(spec))
     if not os.path.lexists(path) and not glob.has_magic(path):
         raise SourceError(f"no such file or folder: {path}")
-    return Source(path, storage_options, image_ending=image_ending)
+    return Source(path, storage_options, image_ending=image_ending, access=access)
 
 
 def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None) -> bytes:
@@ -293,9 +396,10 @@ def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None) -> byte
 
     Raises :class:`ImageError`, or :class:`SourceError` if its archive cannot be listed or does not hold it.
     """
-    if "::" not in uri:
+    member = split_member(uri)
+    if member is None or ("://" not in uri and os.path.lexists(uri)):
         return Source(uri, storage_options).read(Item(uri))
-    source = Source(uri.split("::", 1)[0], storage_options)
+    source = Source(member[0], storage_options)
     for item in source:
         if item.uri == uri:
             return source.read(item)
@@ -315,31 +419,43 @@ def _bucket(uri: str, count: int) -> int:
     return int.from_bytes(hashlib.blake2b(uri.encode(), digest_size=8).digest(), "big") % count
 
 
+def _printable(name: str) -> str:
+    """Return a name that can be written as UTF-8, with escapes for bytes that are none."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _local_item(path: str, status: os.stat_result | None = None) -> Item:
-    uri, location = path, None
-    if not path.isascii():
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            uri, location = os.fsencode(path).decode("utf-8", "backslashreplace"), path
+    uri = path if path.isascii() else _printable(path)
+    location = None if uri == path else path
     try:
         status = status or os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         # a broken link or a missing entry of a list: reading says what is wrong
         return Item(uri, None, "", location)
     return Item(uri, status.st_size, str(status.st_mtime_ns), location)
 
 
-def _read_local(path: str, item: Item) -> bytes:
+def _read_local(path: str, item: Item, max_bytes: int) -> bytes:
     # O_NONBLOCK: opening a named pipe must not wait for a writer
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("unreadable", f"{path} is not a regular file")
-        if item.offset is None:
-            if status.st_size > MAX_BYTES:
-                raise ImageError("too-large", f"{path} has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read")
-            return file.readall()
-        file.seek(item.offset)
-        return file.read(item.size or 0)
+            raise ImageError("unreadable", "it is not a regular file")
+        if item.offset is not None:
+            file.seek(item.offset)
+            return file.read(item.size or 0)
+        size = status.st_size
+        if size > max_bytes:
+            raise ImageError("too-large", f"it has {size:,} bytes; at most {max_bytes:,} are read")
+        data = file.read(size + 1)
+        if len(data) == size:
+            return data
+        # a file that grows, or whose size the system does not tell
+        parts = [data]
+        while part := file.read(1 << 20):
+            parts.append(part)
+            size = sum(map(len, parts))
+            if size > max_bytes:
+                raise ImageError("too-large", f"it has more than {max_bytes:,} bytes, the most that are read")
+        return b"".join(parts)

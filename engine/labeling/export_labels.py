@@ -27,6 +27,7 @@ from ...kernels.processors import usable_processors
 from ..calibration.calibration import Calibration
 from ..formats.base import FileSink, Ignored, ImageMode, LabelClasses, LabeledImage, Writer, WriterOptions
 from ..formats.open import CERTIFICATE, WRITERS, OutputFormat
+from ..inputs.archives import archives_of, split_member
 from ..inputs.identity import labels_id
 from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source, open_source
@@ -252,7 +253,7 @@ class _Job:
             weight=weight if options.weights else None,
             score=row.confidence,
             data=self._photo(entry, source) if options.images == "copy" else None,
-            path=entry.uri if "://" not in entry.uri and "::" not in entry.uri else None,
+            path=entry.uri if "://" not in entry.uri and split_member(entry.uri) is None else None,
         )
 
     def _photo(self, entry: _Entry, source: Source) -> bytes:
@@ -264,7 +265,7 @@ class _Job:
     @cached_property
     def _members(self) -> dict[str, Item]:
         """Photos in archives, whose offsets a store does not keep."""
-        archives = sorted({entry.uri.split("::", 1)[0] for entry in self.entries if "::" in entry.uri})
+        archives = archives_of(entry.uri for entry in self.entries)
         return {item.uri: item for archive in archives for item in open_source(archive)}
 
     def parts(self) -> Iterator[str]:

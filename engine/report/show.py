@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...errors import MaskmillError, StoreError, UsageError
 from ..inputs.images import decode_image
 from ..inputs.names import image_id
-from ..inputs.sources import open_source
+from ..inputs.sources import read_uri
 from ..predictors.open import PromptedOptions, open_prompted
 from ..predictors.prompted.setting_texts import format_settings
 from ..store.label_store import SEGMENTS, LabelStore
@@ -78,15 +78,7 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
 
 
 def _photo(uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    image = decode_image(_read(uri))
+    image = decode_image(read_uri(uri))
     if image.shape[:2] != shape:
         raise StoreError(f"{uri} has changed since it was labeled; run `maskmill label` again")
     return image
-
-
-def _read(uri: str) -> bytes:
-    source = open_source(uri.split("::", 1)[0])
-    for item in source:
-        if item.uri == uri:
-            return source.read(item)
-    raise UsageError(f"{uri} no longer exists")

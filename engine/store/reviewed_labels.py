@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..formats.base import LabelReader
+from ..inputs.archives import archives_of
 from ..inputs.labels import LabelSet
 from ..inputs.sources import Item, Source, open_source
 from .label_store import LabelStore
@@ -53,7 +54,7 @@ class ReviewedImages(Source):
     def __iter__(self) -> Iterator[Item]:
         """Items in the store's order; members of archives with their places."""
         self.skipped = Counter()
-        archives = sorted({uri.split("::", 1)[0] for uri in self._uris if "::" in uri})
+        archives = archives_of(self._uris)
         members = {item.uri: item for archive in archives for item in open_source(archive)}
         for uri in self._uris:
             yield members.get(uri, Item(uri))

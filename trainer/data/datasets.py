@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.formats.open import detect
+from ...engine.inputs.archives import archives_of
 from ...engine.inputs.identity import labels_id
 from ...engine.inputs.images import decode_image
 from ...engine.inputs.labeled_source import LabeledSource, pair_images
@@ -257,7 +258,7 @@ class PlainImages(_SequentialReads):
 
 def _located(items: Sequence[Item]) -> list[Item]:
     """Find the offsets of items inside archives, which a store does not keep."""
-    archives = sorted({item.uri.split("::", 1)[0] for item in items if "::" in item.uri})
+    archives = archives_of(item.uri for item in items)
     members = {member.uri: member for archive in archives for member in open_source(archive)}
     return [members.get(item.uri, item) for item in items]
 

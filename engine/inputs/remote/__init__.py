@@ -1,0 +1,1 @@
+"""Files behind URLs: bounded reads with time limits and retries, and listing."""

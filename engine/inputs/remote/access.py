@@ -1,0 +1,157 @@
+"""Limits on what is read from other places: time, size, retries, and the URL schemes that a list may name."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from ....errors import ImageError, UsageError
+
+MIN_RATE = 16 << 10
+"""Bytes per second that must arrive on average, beyond the time limit of a connection."""
+SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
+"""URL schemes that a list may name by default, besides its own."""
+
+HTTP = ("http://", "https://")
+
+
+class Cancelled(Exception):
+    """The run gave up an image in progress, because it was interrupted; nothing is known about the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Limits of reading files, above all behind URLs.
+
+    Raises :class:`UsageError` for values out of range.
+    """
+
+    timeout: float = 30.0
+    """Seconds until a connection must stand, and between two parts of an answer; (0, 3600]."""
+    retries: int = 2
+    """Further attempts after a failure that may pass: no answer, a broken connection, or a server error."""
+    schemes: tuple[str, ...] = SCHEMES
+    """URL schemes that the entries of a list may have, besides the list's own."""
+    max_bytes: int = 1 << 30
+    """Larger files are refused, before they are read if their size is known."""
+    max_unknown_bytes: int = 1 << 28
+    """Limit for files whose size is not known before they are read, in bytes; compressed data count decompressed."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.timeout) and 0 < self.timeout <= 3600):
+            raise UsageError(f"--timeout must be more than 0 and at most 3600 seconds, got {self.timeout}")
+        if not 0 <= self.retries <= 10:
+            raise UsageError(f"retries must be from 0 to 10, got {self.retries}")
+        for scheme in self.schemes:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
+                raise UsageError(f"--schemes lists URL schemes, such as https,s3; got {scheme!r}")
+
+    def seconds_for(self, num_bytes: int) -> float:
+        """Return the time that reading ``num_bytes`` may take, in seconds."""
+        return self.timeout + num_bytes / MIN_RATE
+
+    def refusal(self, entry: str, list_name: str) -> str:
+        """Return why the list ``list_name`` may not name ``entry``; empty if it may.
+
+        Every part of a chained URL counts, as in ``zip://a.jpg::https://host/photos.zip``.
+        """
+        # a list on this machine may name files on it
+        allowed = {*self.schemes, *(schemes_of(list_name) or ("file", "local"))}
+        for scheme in schemes_of(entry):
+            if scheme not in allowed:
+                return (
+                    f"a list may not name {scheme}:// URLs here; allow it with --schemes "
+                    f"{','.join((*self.schemes, scheme))}"
+                )
+        return ""
+
+
+def schemes_of(url: str) -> list[str]:
+    """Return the schemes of a URL and of what it is chained to; a path in a chain counts as ``file``."""
+    if "://" not in url:
+        return []
+    if url.lower().startswith(HTTP):
+        return [url.partition("://")[0].lower()]
+    parts = re.split(r"::(?=[a-z])|::(?=/)", url)
+    return [_scheme(part) for part in parts]
+
+
+def _scheme(part: str) -> str:
+    scheme, separator, _ = part.partition("://")
+    # a single word is a scheme, too, as in zip://a.jpg::simplecache::https://host/b.zip
+    return scheme.lower() if separator or re.fullmatch("[a-z0-9]+", part) else "file"
+
+
+@dataclass
+class Meter:
+    """Counts the bytes and the waiting time of one read, and raises :class:`ImageError` beyond the limits."""
+
+    access: Access
+    limit: int
+    """Largest number of bytes."""
+    cancelled: threading.Event | None = None
+    """Set when the run gives up images in progress; raises :class:`Cancelled`."""
+    num_bytes: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, chunk: bytes) -> bytes:
+        """Count a part that arrived, and return it."""
+        self.num_bytes += len(chunk)
+        if self.num_bytes > self.limit:
+            raise ImageError("too-large", f"it has more than {self.limit:,} bytes, the most that are read")
+        self.check()
+        return chunk
+
+    def check(self) -> None:
+        """Raise if the run was cancelled or too little has arrived in the time so far."""
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise Cancelled
+        if time.monotonic() - self.started > self.access.seconds_for(self.num_bytes):
+            raise ImageError("timeout", slow(self.access, self.num_bytes))
+
+
+def slow(access: Access, num_bytes: int = 0) -> str:
+    """Return the message about an answer that takes too long."""
+    if num_bytes:
+        return f"it is too slow: {num_bytes:,} bytes arrived within {access.seconds_for(num_bytes):.0f} s (--timeout)"
+    return f"no answer within {access.timeout:g} s (--timeout)"
+
+
+def read_counted(read: Callable[[int], bytes], meter: Meter, part: int = 1 << 18) -> bytes:
+    """Read until the end in parts, counted by ``meter``; ``read`` takes a number of bytes."""
+    parts = []
+    while chunk := read(part):
+        parts.append(meter.count(chunk))
+    return b"".join(parts)
+
+
+def metered(file: Any, meter: Meter) -> IO[bytes]:
+    """Return a buffered reader of a file behind a URL, whose waits and bytes ``meter`` counts."""
+    return io.BufferedReader(_Metered(file, meter), 1 << 18)
+
+
+class _Metered(io.RawIOBase):
+    """File behind a URL for a buffered reader; the time between two reads does not count."""
+
+    def __init__(self, file: Any, meter: Meter) -> None:
+        self._file = file
+        self._meter = meter
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        started = time.monotonic()
+        self._meter.started += started - self._paused if self._paused else 0.0
+        data = self._meter.count(self._file.read(len(buffer)))
+        self._paused = time.monotonic()
+        buffer[: len(data)] = data
+        return len(data)
+
+    _paused = 0.0

@@ -1,0 +1,229 @@
+"""Files behind fsspec URLs: opening filesystems, reading within limits, and naming what they list."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+
+from ....errors import ImageError, MissingPackageError, UsageError
+from .access import HTTP, Access, Cancelled, Meter, read_counted, schemes_of, slow
+from .http import METER, limited_client
+
+T = TypeVar("T")
+
+_POLL = 0.2
+"""Seconds between two looks at whether the run was cancelled."""
+_BACKOFF = 0.5
+"""Seconds before the first retry; each further pause is twice as long."""
+
+
+def read(
+    url: str,
+    access: Access,
+    options: Mapping[str, Any],
+    *,
+    offset: int | None = None,
+    size: int | None = None,
+    cancelled: threading.Event | None = None,
+) -> bytes:
+    """Return a file's bytes, or ``size`` of them from ``offset`` on, within the limits of ``access``.
+
+    Raises :class:`ImageError` (``too-large`` or ``timeout``), :class:`Cancelled`, or the filesystem's own exceptions.
+    """
+    for attempt in range(access.retries + 1):
+        try:
+            return _attempt(url, access, options, offset, size, cancelled)
+        except Exception as error:
+            if attempt == access.retries or not _may_pass(error):
+                raise
+            pause = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
+            if cancelled is None:
+                time.sleep(pause)
+            elif cancelled.wait(pause):
+                raise Cancelled from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _attempt(
+    url: str,
+    access: Access,
+    options: Mapping[str, Any],
+    offset: int | None,
+    size: int | None,
+    cancelled: threading.Event | None,
+) -> bytes:
+    part = {} if offset is None or size is None else {"start": offset, "end": offset + size}
+    meter = Meter(access, access.max_bytes if size is not None else access.max_unknown_bytes, cancelled)
+    if url.startswith(HTTP):
+        system, path = filesystem(url, options, access)
+        token = METER.set(meter)
+        try:
+            # the task inherits the context of this thread, and the client counts on this meter
+            future = asyncio.run_coroutine_threadsafe(system._cat_file(path, **part), system.loop)
+        finally:
+            METER.reset(token)
+    else:
+        future = _in_thread(lambda: _read_opened(url, options, access, part, size, meter))
+    data = _result(future, meter)
+    if part and len(data) > part["end"] - part["start"]:
+        raise ImageError("unreadable", "the server ignores byte ranges, so its archives must be downloaded first")
+    return data
+
+
+def _read_opened(
+    url: str, options: Mapping[str, Any], access: Access, part: Mapping[str, int], size: int | None, meter: Meter
+) -> bytes:
+    """Read a file, or a part of it, with the blocking calls of its filesystem."""
+    system, path = filesystem(url, options, access)
+    if part:
+        return meter.count(system.cat_file(path, **part))
+    if isinstance(system, AsyncFileSystem):
+        # object storage sends the whole object, so its size must be known first
+        size = system.info(path).get("size") if size is None else size
+        if size is not None and size > access.max_bytes:
+            raise ImageError("too-large", f"it has {size:,} bytes; at most {access.max_bytes:,} are read")
+        if size is not None:
+            return system.cat_file(path)
+    with system.open(path, "rb") as file:
+        return read_counted(file.read, meter)
+
+
+def _in_thread(function: Callable[[], T]) -> concurrent.futures.Future[T]:
+    """Run a function that may never return on a thread of its own."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def work() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            result = function()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=work, name="maskmill-remote", daemon=True).start()
+    return future
+
+
+def _result(future: concurrent.futures.Future[T], meter: Meter) -> T:
+    """Wait for a result, as long as ``meter`` allows."""
+    while True:
+        try:
+            return future.result(timeout=_POLL)
+        except TimeoutError as error:
+            if future.done():
+                raise ImageError("timeout", slow(meter.access)) from error
+        try:
+            meter.check()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether a failure may be gone at another attempt."""
+    if isinstance(error, ImageError):
+        return error.kind == "timeout"
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    # aiohttp is optional; its errors of connections and cut answers have these bases
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"ClientConnectionError", "ClientPayloadError"})
+
+
+def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a URL, and the path in it; raises :class:`UsageError` if none is installed."""
+    limited = _limited(url, options, access)
+    try:
+        if url.startswith(HTTP):
+            # `::` in a path would be taken for a chain
+            return fsspec.filesystem(url.partition(":")[0], **limited), url
+        return fsspec.core.url_to_fs(url, **limited)
+    except ImportError as error:
+        if url.startswith("http"):
+            raise MissingPackageError("aiohttp", "http", f"reading {url}") from error
+        raise UsageError(f"reading {url} needs another package: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"cannot open {url}: {error}") from error
+
+
+def _limited(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:
+    """Return storage options that limit every HTTP connection of a URL."""
+    result = dict(options)
+    schemes = schemes_of(url)
+    for scheme in {"http", "https"} & set(schemes):
+        # the options of a chain's first part stand beside those of the other parts
+        target = result if scheme == schemes[0] else result.setdefault(scheme, {})
+        if target is not result:
+            target = result[scheme] = dict(target)
+        target.setdefault("get_client", limited_client)
+        if target["get_client"] is limited_client:
+            target["client_kwargs"] = {"access": access, **target.get("client_kwargs", {})}
+    return result
+
+
+def without_file_scheme(spec: str) -> str:
+    """Return a local path for a ``file://`` URL, and any other spec as it is."""
+    local = spec.startswith(("file://", "local://")) and "::" not in spec
+    return fsspec.core.url_to_fs(spec)[1] if local else spec
+
+
+def location(system: Any, name: str) -> str:
+    """Return the URL of a file that a filesystem lists."""
+    return name if "://" in name else system.unstrip_protocol(name)
+
+
+def extension(url: str) -> str:
+    """Return the ending of a URL's path, in lower case."""
+    return os.path.splitext(urlsplit(url).path if url.startswith("http") else url)[1].lower()
+
+
+def join(url: str, entry: str) -> str:
+    """Return the URL of a list's entry that is relative to the list."""
+    if url.startswith("http"):
+        return urljoin(url, entry)
+    return f"{url.rpartition('/')[0]}/{entry}"
+
+
+def stamp(info: Mapping[str, Any]) -> str:
+    """Return what changes with a file's content: ETag or time of last change; empty if unknown."""
+    for key in (
+        "ETag",
+        "etag",
+        "e_tag",
+        "Last-Modified",
+        "LastModified",
+        "last_modified",
+        "updated",
+        "mtime",
+        "created",
+    ):
+        if value := info.get(key):
+            return str(value)
+    return ""
+
+
+def reason(error: BaseException) -> str:
+    """Return the reason of a failed access in a few words."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+    status = getattr(cause, "status", None)
+    if type(cause).__name__ == "TooManyRedirects":
+        return "the server redirects without end"
+    if isinstance(status, int) and status != 404:
+        return f"the server answers {status} {getattr(cause, 'message', '')}".rstrip()
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
