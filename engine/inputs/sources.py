@@ -32,8 +32,10 @@ from ...errors import ImageError, SourceError, UsageError
 from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
 from .listings import LISTS, Entry, list_entries
-from .remote import files as remote
-from .remote.access import Access, Cancelled, Meter, metered
+from .reading import remote
+from .reading.access import Access, Cancelled, Meter, metered
+from .reading.folders import walk_folder, walk_remote
+from .reading.local import read_local
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -42,9 +44,6 @@ EXTENSIONS = (
 """Endings (in any case) of the files that are taken from folders and archives, without those of optional packages."""
 
 _EXTENSIONS = frozenset(EXTENSIONS)
-
-MAX_DEPTH = 100
-"""Folders within folders that are searched behind a URL."""
 
 FORKS = "resource forks"
 """Kind of the files that macOS writes beside others (``._photo.jpg``, ``__MACOSX``); they are no images."""
@@ -122,7 +121,7 @@ class Source:
         """Return the bytes of an item.
 
         Raises :class:`ImageError` (``unreadable``, ``truncated``, ``too-large`` or ``timeout``), and
-        :class:`maskmill.engine.inputs.remote.access.Cancelled` after :meth:`cancel`.
+        :class:`maskmill.engine.inputs.reading.access.Cancelled` after :meth:`cancel`.
         """
         if item.problem:
             raise ImageError("unreadable", f"cannot read {item.uri}: {item.problem}")
@@ -141,7 +140,7 @@ class Source:
                     cancelled=self._cancelled,
                 )
             else:
-                data = _read_local(location, item, largest)
+                data = read_local(location, largest, item.offset, item.size)
         except ImageError as error:
             raise ImageError(error.kind, f"cannot read {item.uri}: {error}") from error
         except Cancelled:
@@ -207,7 +206,7 @@ class Source:
             return
         extension = os.path.splitext(path)[1].lower()
         if stat.S_ISDIR(status.st_mode):
-            yield from self._walk(path, frozenset({(status.st_dev, status.st_ino)}))
+            yield from self._walk(path)
         elif extension == ".tar" and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 yield from self._members(file, path, str(status.st_mtime_ns))
@@ -232,41 +231,9 @@ class Source:
         else:
             yield from self._items(entry.name)
 
-    def _walk(self, top: str, identities: frozenset[tuple[int, int]]) -> Iterator[Item]:
-        """Yield the images below a folder. Links to folders are followed, except to one of the folder's ancestors."""
-        waiting = [(top, identities)]
-        while waiting:
-            folder, ancestors = waiting.pop()
-            files, folders = [], []
-            try:
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        try:
-                            is_folder = entry.is_dir()
-                        except OSError:
-                            # a link that leads to itself
-                            is_folder = False
-                        (folders if is_folder else files).append(entry.name)
-            except OSError as error:
-                if folder == top:
-                    raise SourceError(f"cannot list the folder {folder}: {error.strerror}") from error
-                yield Item(_printable(folder), problem=f"the folder cannot be listed: {error.strerror}")
-            prefix = os.path.join(folder, "")
-            for name in sorted(files):
-                if self._takes(name):
-                    yield _local_item(prefix + name)
-            for name in sorted(folders, reverse=True):
-                if name == "__MACOSX":
-                    self.skipped[FORKS] += 1
-                    continue
-                try:
-                    status = os.stat(prefix + name)
-                except OSError as error:
-                    yield Item(_printable(prefix + name), problem=f"the folder cannot be listed: {error.strerror}")
-                    continue
-                identity = (status.st_dev, status.st_ino)
-                if identity not in ancestors:
-                    waiting.append((prefix + name, ancestors | {identity}))
+    def _walk(self, folder: str) -> Iterator[Item]:
+        for path, problem in walk_folder(folder, self._takes):
+            yield Item(_printable(path), problem=problem) if problem else _local_item(path)
 
     def _matches(self, pattern: str) -> Iterator[Item]:
         matches = sorted(glob.glob(pattern, recursive=True))
@@ -332,34 +299,10 @@ class Source:
                 yield Item(location, info.get("size"), remote.stamp(info))
 
     def _remote_folder(self, filesystem: Any, path: str, url: str) -> Iterator[Item]:
-        """Yield the images below a folder behind a URL, one listing per folder."""
         if not filesystem.exists(path):
             raise SourceError(f"cannot open the source {url}: it does not exist")
-        waiting = [(path, 0)]
-        while waiting:
-            folder, depth = waiting.pop()
-            try:
-                infos = sorted(filesystem.ls(folder, detail=True), key=lambda info: info["name"])
-            except Exception as error:
-                # every fsspec filesystem raises exceptions of its own
-                if folder == path:
-                    raise
-                problem = f"the folder cannot be listed: {remote.reason(error)}"
-                yield Item(_printable(remote.location(filesystem, folder)), problem=problem)
-                continue
-            folders = []
-            for info in infos:
-                name = info["name"]
-                if info.get("type") == "directory":
-                    folders.append(name)
-                elif self._takes(name):
-                    yield Item(remote.location(filesystem, name), info.get("size"), remote.stamp(info))
-            # an index page may link to itself and to its parents
-            below = [name for name in folders if len(name.rstrip("/")) > len(folder.rstrip("/"))]
-            if below and depth == MAX_DEPTH:
-                yield Item(remote.location(filesystem, below[0]), problem=f"it is {MAX_DEPTH} folders deep")
-            else:
-                waiting.extend((name, depth + 1) for name in reversed(below))
+        for name, info, problem in walk_remote(filesystem, path, self._takes):
+            yield Item(remote.location(filesystem, name), info.get("size"), remote.stamp(info), problem=problem)
 
 
 def open_source(
@@ -433,29 +376,3 @@ def _local_item(path: str, status: os.stat_result | None = None) -> Item:
         # a broken link or a missing entry of a list: reading says what is wrong
         return Item(uri, None, "", location)
     return Item(uri, status.st_size, str(status.st_mtime_ns), location)
-
-
-def _read_local(path: str, item: Item, max_bytes: int) -> bytes:
-    # O_NONBLOCK: opening a named pipe must not wait for a writer
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("unreadable", "it is not a regular file")
-        if item.offset is not None:
-            file.seek(item.offset)
-            return file.read(item.size or 0)
-        size = status.st_size
-        if size > max_bytes:
-            raise ImageError("too-large", f"it has {size:,} bytes; at most {max_bytes:,} are read")
-        data = file.read(size + 1)
-        if len(data) == size:
-            return data
-        # a file that grows, or whose size the system does not tell
-        parts = [data]
-        while part := file.read(1 << 20):
-            parts.append(part)
-            size = sum(map(len, parts))
-            if size > max_bytes:
-                raise ImageError("too-large", f"it has more than {max_bytes:,} bytes, the most that are read")
-        return b"".join(parts)

@@ -217,7 +217,6 @@ def test_members_are_told_by_their_archive(uri: str, parts: tuple[str, str] | No
     assert split_member(uri) == parts
 
 
-
 def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")

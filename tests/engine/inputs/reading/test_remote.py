@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from maskmill.engine.inputs.remote.access import Access, Cancelled, schemes_of
+from maskmill.engine.inputs.reading.access import Access, Cancelled, schemes_of
 from maskmill.engine.inputs.sources import Item, Source, open_source
 from maskmill.errors import ImageError, SourceError, UsageError
 from tests.hostile_server import HostileServer, hostile_server
@@ -172,7 +172,7 @@ def test_a_remote_archive_that_cannot_be_read_is_one_reject(server: HostileServe
 def test_an_index_page_that_goes_deeper_for_ever_ends(server: HostileServer) -> None:
     *items, last = open_source(f"{server.url}/index/", access=QUICK)
     assert len(items) == 101
-    assert last.problem == "it is 100 folders deep"
+    assert last.problem.startswith("it is 100 folders deep")
 
 
 def test_members_of_remote_archives_are_read(server: HostileServer) -> None:

@@ -1,0 +1,89 @@
+"""Folders within folders, here and behind URLs: files first, then subfolders, both sorted by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ....errors import SourceError
+from .remote import reason
+
+MAX_DEPTH = 100
+"""Folders within folders that are searched behind a URL; an index page may link to itself."""
+
+
+def walk_folder(top: str, takes: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Yield (path, problem) of the files below a folder that ``takes`` accepts, by name, and of unreadable folders.
+
+    ``problem`` is the reason why a folder cannot be listed, and empty for files. Links to folders are followed, except
+    to one of the folder's ancestors. Raises :class:`SourceError` if ``top`` itself cannot be listed.
+    """
+    status = os.stat(top)
+    waiting = [(top, frozenset({(status.st_dev, status.st_ino)}))]
+    while waiting:
+        folder, ancestors = waiting.pop()
+        files, folders = [], []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    try:
+                        is_folder = entry.is_dir()
+                    except OSError:
+                        # a link that leads to itself
+                        is_folder = False
+                    (folders if is_folder else files).append(entry.name)
+        except OSError as error:
+            if folder == top:
+                raise SourceError(f"cannot list the folder {folder}: {error.strerror}") from error
+            yield folder, f"the folder cannot be listed: {error.strerror}"
+        prefix = os.path.join(folder, "")
+        for name in sorted(files):
+            if takes(name):
+                yield prefix + name, ""
+        for name in sorted(folders, reverse=True):
+            if name == "__MACOSX":
+                takes(f"{name}/")
+                continue
+            try:
+                status = os.stat(prefix + name)
+            except OSError as error:
+                yield prefix + name, f"the folder cannot be listed: {error.strerror}"
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if identity not in ancestors:
+                waiting.append((prefix + name, ancestors | {identity}))
+
+
+def walk_remote(
+    filesystem: Any, top: str, takes: Callable[[str], bool]
+) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Yield (name, info, problem) of the files below a folder of an fsspec filesystem, one listing per folder.
+
+    ``info`` is the filesystem's. ``problem`` is the reason why a folder cannot be listed, and empty for files. Raises
+    the filesystem's own exceptions if ``top`` itself cannot be listed.
+    """
+    waiting = [(top, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            infos = sorted(filesystem.ls(folder, detail=True), key=lambda info: info["name"])
+        except Exception as error:
+            # every fsspec filesystem raises exceptions of its own
+            if folder == top:
+                raise
+            yield folder, {}, f"the folder cannot be listed: {reason(error)}"
+            continue
+        folders = []
+        for info in infos:
+            name = info["name"]
+            if info.get("type") == "directory":
+                # not the folder itself or its parents
+                if len(name.rstrip("/")) > len(folder.rstrip("/")):
+                    folders.append(name)
+            elif takes(name):
+                yield name, info, ""
+        if folders and depth == MAX_DEPTH:
+            yield folders[0], {}, f"it is {MAX_DEPTH} folders deep; name it as a source of its own"
+        else:
+            waiting.extend((name, depth + 1) for name in reversed(folders))

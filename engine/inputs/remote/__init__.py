@@ -1,1 +1,0 @@
-"""Files behind URLs: bounded reads with time limits and retries, and listing."""
