@@ -65,7 +65,7 @@ def make_certificate(
     reviews = store.current_reviews().values()
     drift = None
     if calibration is not None:
-        _check_same(run, calibration)
+        check_same(run, calibration)
         drift = watch_store(store, calibration)
     return {
         "format_version": FORMAT_VERSION,
@@ -162,7 +162,8 @@ def _seal(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _check_same(run: Mapping[str, Any], calibration: Calibration) -> None:
+def check_same(run: Mapping[str, Any], calibration: Calibration) -> None:
+    """Raise :class:`UsageError` unless the labels of a run record were made with ``calibration``."""
     made_with = (run.get("thresholds") or {}).get("sha")
     if made_with != content_id(calibration.thresholds.tobytes()):
         raise UsageError(

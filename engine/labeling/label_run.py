@@ -24,6 +24,7 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from ..predictors.segment_everything import SegmentEverything
 from ..store.label_store import SEGMENTS, LabelStore
+from .history import add_run
 from .progress import Progress
 from .selection import Selection
 from .stages import Stages
@@ -153,6 +154,8 @@ def _execute(
     stages.execute(
         ((item, writer) for item in items), progress, idle=writer.idle, finish=writer.flush, observer=observer
     )
+    if store is not None:
+        add_run(store.path, progress)
     return progress
 
 

@@ -47,6 +47,8 @@ class Quality:
     """Coverage of a calibration's prediction sets: overall and per class, with intervals; None without one."""
     source: SourceSummary | None = None
     """Files that were used and passed over, if labels were read."""
+    uris: tuple[str, ...] = ()
+    """(num_images,): inputs of the images of :attr:`tally`, in its order, for a store; empty otherwise."""
 
     @property
     def iou_kept(self) -> NDArray[np.float64]:
@@ -204,7 +206,8 @@ def evaluate_store(
             )
         return label, truth
 
-    return replace(quality(ordered_map(load, labeled.uris, workers), taxonomy), source=labeled.summary)
+    measured = quality(ordered_map(load, labeled.uris, workers), taxonomy)
+    return replace(measured, source=labeled.summary, uris=tuple(labeled.uris))
 
 
 def evaluate_predictor(

@@ -6,16 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import MaskmillError, StoreError, UsageError
-from ..inputs.images import decode_image
 from ..inputs.names import image_id
-from ..inputs.sources import read_uri
 from ..predictors.open import PromptedOptions, open_prompted
 from ..predictors.prompted.setting_texts import format_settings
 from ..store.label_store import SEGMENTS, LabelStore
 from .overlay import overlay, save_picture, segment_overlay
+from .photos import PhotoReader
 from .prompted_picture import prompted_picture
 
 
@@ -27,7 +25,7 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     uri = store.find(name).uri
     label, _ = store.read(uri)
     try:
-        image = _photo(uri, label.shape)
+        image = PhotoReader().read(uri, label.shape)
     except StoreError:
         raise
     except MaskmillError:
@@ -52,7 +50,7 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
         raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
     uri = store.find(name).uri
     label, _ = store.read(uri)
-    image = _photo(uri, label.shape)
+    image = PhotoReader().read(uri, label.shape)
     predictor, _ = open_prompted(replace(options, prompt=format_settings(settings)))
     for what, recorded_hash, opened_hash in (
         ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
@@ -75,10 +73,3 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
     path = output or Path(f"{image_id(uri)}-steps.png")
     save_picture(picture, path)
     return path
-
-
-def _photo(uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    image = decode_image(read_uri(uri))
-    if image.shape[:2] != shape:
-        raise StoreError(f"{uri} has changed since it was labeled; run `maskmill label` again")
-    return image

@@ -1,0 +1,105 @@
+"""Figures of every image of a store, as arrays: what the report aggregates and chooses its pictures by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ...calibration.calibration import Calibration
+from ...model.taxonomy import Taxonomy
+from ...store.label_store import LabelStore
+
+REJECT_EXAMPLES = 5
+"""Inputs that are named per kind of reject."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Overview:
+    """Figures of n images with K classes; the images are in the order of the store."""
+
+    ids: Sequence[str]
+    """(n,): ids of the labels."""
+    uris: Sequence[str]
+    """(n,): an input of each image; "" if its row is missing."""
+    pixels: NDArray[np.int64]
+    """(n,): pixels of each image."""
+    counts: NDArray[np.int64]
+    """(n, K): pixels labeled with each class."""
+    kept: NDArray[np.float64]
+    """(n,): share of pixels with a label."""
+    top_score: NDArray[np.float64]
+    """(n,): mean score of the top class over all pixels; over the labeled ones if the store has no other."""
+    num_inputs: int
+    """Number of inputs, rejects and duplicates included."""
+    rejects: Counter[str] = field(default_factory=Counter)
+    """Number of rejected inputs by kind."""
+    reject_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """Some (uri, message) per kind of reject."""
+    reviews: dict[str, str] = field(default_factory=dict)
+    """Verdict of the review in force of each reviewed id."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of labeled images."""
+        return len(self.ids)
+
+    @property
+    def num_duplicates(self) -> int:
+        """Number of inputs with the content of another input."""
+        return self.num_inputs - sum(self.rejects.values()) - self.num_images
+
+    @property
+    def kept_share(self) -> float:
+        """Share of all pixels with a label."""
+        return float(self.counts.sum() / max(int(self.pixels.sum()), 1))
+
+    def strangeness(self, calibration: Calibration) -> NDArray[np.float64]:
+        """(n,): 1 minus the two-sided rank of the mean top score among the calibration images; 1 is most unlike them.
+
+        Images beyond all calibration images are ordered by their distance from the mean.
+        """
+        reference = np.sort(calibration.counts.confidence)
+        below = np.searchsorted(reference, self.top_score, side="left")
+        upto = np.searchsorted(reference, self.top_score, side="right")
+        num = len(reference) + 1
+        tail = np.minimum(1 + upto, num - below) / num
+        distance = np.abs(self.top_score - reference.mean()) / max(float(np.ptp(reference)), 1e-9)
+        return 1 - np.minimum(2 * tail, 1) + 1e-3 * np.minimum(distance, 10)
+
+
+def read_overview(store: LabelStore) -> Overview:
+    """Read the figures of a store in one pass over its small columns; maps are not read. Raises StoreError."""
+    table = store.table(["id", "width", "height", "counts", "kept", "confidence", "drift"]).combine_chunks()
+    ids = table["id"].to_pylist()
+    num_targets = Taxonomy.from_json(store.classes).num_targets
+    flat = pa.chunked_array(table["counts"]).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    width, height, kept, confidence = (table[name].to_numpy() for name in ("width", "height", "kept", "confidence"))
+    drift = table["drift"].to_numpy().astype(np.float64)
+    inputs = store.table(["uri", "id", "error", "message"], "inputs")
+    uri_of: dict[str, str] = {}
+    rejects: Counter[str] = Counter()
+    examples: dict[str, list[tuple[str, str]]] = {}
+    for uri, id, error, message in zip(*(column.to_pylist() for column in inputs.columns), strict=True):
+        if error is None:
+            uri_of.setdefault(id, uri)
+            continue
+        rejects[error] += 1
+        if rejects[error] <= REJECT_EXAMPLES:
+            examples.setdefault(error, []).append((uri, message or ""))
+    return Overview(
+        ids=ids,
+        uris=[uri_of.get(id, "") for id in ids],
+        pixels=width.astype(np.int64) * height,
+        counts=flat.reshape(len(ids), -1)[:, :num_targets] if ids else np.zeros((0, num_targets), np.int64),
+        kept=kept,
+        top_score=np.where(np.isnan(drift), confidence, drift),
+        num_inputs=len(inputs),
+        rejects=rejects,
+        reject_examples=examples,
+        reviews={id: review.verdict for id, review in store.current_reviews().items()},
+    )

@@ -1,0 +1,309 @@
+"""Write the report of a store: figures, pictures and scripts in one HTML file that loads nothing.
+
+::
+
+    calibration = Calibration.load("calibration.json")
+    write_report(LabelStore.open("labels"), Path("report.html"), calibration=calibration)
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ....errors import UsageError
+from ...calibration.calibration import Calibration
+from ...inputs.labels import LabelSource
+from ...inputs.ordered_map import ordered_map
+from ...labeling.certificate import check_same
+from ...labeling.drift import watch_store
+from ...labeling.history import read_history
+from ...model.publishing import write_atomically
+from ...model.taxonomy import Taxonomy
+from ...predictors.semantic import SemanticPredictor
+from ...store.label_store import LabelStore
+from ..contents import describe_store
+from ..evaluate import Quality, evaluate_store
+from . import sections
+from .gallery import Group, Reader, choose_groups, picture
+from .model_view import ModelView, view_model
+from .overview import Overview, read_overview
+from .palette import class_palette
+from .wording import headline, notices
+
+PICTURES = 8
+"""Images of each kind in the gallery."""
+MODEL_IMAGES = 64
+"""Images of the random sample that the model sees again."""
+
+
+def write_report(
+    store: LabelStore,
+    output: Path,
+    *,
+    labels: LabelSource | None = None,
+    taxonomy: Taxonomy | None = None,
+    calibration: Calibration | None = None,
+    predictor: SemanticPredictor | None = None,
+    num_pictures: int = PICTURES,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the report of a store to ``output``, and return it.
+
+    Parameters
+    ----------
+    store, output
+        The label store, and the file to write.
+    labels, taxonomy
+        True labels of some of the images, and the class mapping that reads them (the store's own if None).
+    calibration
+        The calibration that the labels were made with.
+    predictor
+        The model that made them, run again on a sample: labels before selection, set sizes, PCOS' plane.
+    num_pictures, workers
+        Images of each kind in the gallery; images in progress at the same time.
+    progress
+        Called with the number of pictures finished, and of all.
+
+    Raises :class:`UsageError` if ``calibration`` is another one or ``labels`` match no image, :class:`StoreError`.
+    """
+    classes = Taxonomy.from_json(store.classes)
+    if calibration is not None:
+        check_same(store.run, calibration)
+    overview = read_overview(store)
+    if not overview.num_images:
+        raise UsageError(f"{store.path} holds no labeled image, so there is nothing to report; run `maskmill label`")
+    quality = None if labels is None else evaluate_store(store, labels, taxonomy or classes, workers=workers)
+    accuracy = {} if quality is None else image_accuracy(store, overview, quality)
+    groups = choose_groups(
+        overview,
+        classes,
+        size=num_pictures,
+        accuracy=accuracy,
+        strangeness=None if calibration is None else overview.strangeness(calibration),
+    )
+    reader = Reader(store, overview)
+    numbers = list(dict.fromkeys(number for group in groups for number in group.images))
+    view = None
+    if predictor is not None:
+        sample = choose_groups(overview, classes, size=MODEL_IMAGES)[0].images
+        view = view_model(
+            predictor,
+            reader,
+            [overview.ids[number] for number in sample],
+            [overview.ids[number] for number in numbers],
+            classes,
+            calibration,
+            workers=workers,
+        )
+
+    def encode(number: int) -> dict[str, Any]:
+        id = overview.ids[number]
+        raw = None if view is None else view.maps.get(id)
+        return picture(reader, id, classes, raw=raw, accuracy=accuracy.get(id), review=overview.reviews.get(id))
+
+    pictures = []
+    for entry in ordered_map(encode, numbers, workers):
+        pictures.append(entry)
+        if progress is not None:
+            progress(len(pictures), len(numbers))
+    context = page_context(store, overview, calibration=calibration, quality=quality, view=view)
+    data = page_data(classes, pictures=pictures, groups=groups, numbers=numbers)
+    html = render("report.html", ("viewer.js", "gallery.js"), data, num_pictures=len(pictures), **context)
+    try:
+        write_atomically(output, html.encode())
+    except OSError as error:
+        raise UsageError(f"cannot write the report {output}: {error}") from error
+    return output
+
+
+def page_context(
+    store: LabelStore,
+    overview: Overview,
+    *,
+    calibration: Calibration | None = None,
+    quality: Quality | None = None,
+    view: ModelView | None = None,
+) -> dict[str, Any]:
+    """Compute the sections of the page, by the names that the template uses."""
+    classes = Taxonomy.from_json(store.classes)
+    coverage = None if calibration is None else sections.coverage_section(calibration)
+    truth = sections.truth_section(quality)
+    watch = None if calibration is None else watch_store(store, calibration)
+    drift = sections.drift_section(overview, calibration, watch)
+    lines = [line.partition(": ")[::2] for line in describe_store(store)]
+    return {
+        "title": store.path.resolve().name,
+        "headline": headline(overview, calibration, coverage, truth),
+        "notices": notices(overview, coverage, drift),
+        "facts": _facts(overview, coverage, truth),
+        "num_images": overview.num_images,
+        "coverage": coverage,
+        "risk": None if calibration is None else sections.risk_section(calibration),
+        "kept": sections.kept_section(overview),
+        "sets": sections.sets_section(view),
+        "plane": sections.plane_section(view),
+        "balance": sections.balance_section(overview, classes, view, calibration),
+        "truth": truth,
+        "drift": drift,
+        "rejects": sections.rejects_section(overview),
+        "speed": sections.speed_section(read_history(store.path)),
+        "record": [(name[0].upper() + name[1:], text) for name, text in lines if "share of the labeled" not in name],
+        "hints": {"raw": view is None, "calibration": calibration is None, "truth": quality is None},
+        "palette": class_palette(classes.num_targets, classes.background),
+    }
+
+
+def page_data(
+    classes: Taxonomy,
+    *,
+    pictures: Sequence[Mapping[str, Any]] = (),
+    groups: Sequence[Group] = (),
+    numbers: Sequence[int] = (),
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the data of the page's scripts; groups name their pictures by position."""
+    position = {number: index for index, number in enumerate(numbers)}
+    return {
+        "classes": list(classes.targets),
+        "background": classes.background,
+        "colors": class_palette(classes.num_targets, classes.background),
+        "images": list(pictures),
+        "groups": [
+            {
+                "key": group.key,
+                "title": group.title,
+                "note": group.note,
+                "images": [position[number] for number in group.images],
+            }
+            for group in groups
+        ],
+        **more,
+    }
+
+
+def render(
+    template: str, scripts: Sequence[str], data: Mapping[str, Any], *, connect: bool = False, **context: Any
+) -> str:
+    """Fill a template; its Content-Security-Policy allows this style, this script and images in the page alone.
+
+    With ``connect`` the page may also talk to the server that it came from.
+    """
+    palette = "".join(f".k{index}{{--c:{color}}}" for index, color in enumerate(context.pop("palette", ())))
+    style = Markup(_source("style.css") + palette)
+    script = Markup("\n".join(_source(name) for name in scripts))
+    server = "connect-src 'self'; " if connect else ""
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; {server}"
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=style,
+            script=script,
+            policy=policy,
+            data=_json(data),
+            version=version("maskmill"),
+            date=datetime.now().strftime("%-d %B %Y"),
+            percent=sections.percent,
+            decimal=lambda value: "–" if value is None else f"{value:.3f}".lstrip("0"),
+            duration=_duration,
+            **context,
+        )
+    )
+
+
+def image_accuracy(store: LabelStore, overview: Overview, quality: Quality) -> dict[str, float]:
+    """Return the share of right labels of each measured image by id; images without a kept pixel are left out."""
+    if quality.tally is None:
+        return {}
+    id_of = {uri: id for uri, id in zip(overview.uris, overview.ids, strict=True) if uri}
+    kept, hits = quality.tally.kept.sum(axis=1), quality.tally.hits.sum(axis=1)
+    return {
+        id_of[uri]: float(hits[index] / kept[index])
+        for index, uri in enumerate(quality.uris)
+        if kept[index] and uri in id_of
+    }
+
+
+def _facts(
+    overview: Overview, coverage: Mapping[str, Any] | None, truth: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    duplicates = f"{overview.num_duplicates:,} duplicates" if overview.num_duplicates else "no duplicates"
+    facts = [
+        {
+            "name": "Images",
+            "value": f"{overview.num_images:,}",
+            "note": f"{overview.num_inputs:,} inputs, {duplicates}",
+        },
+        {"name": "Pixels with a label", "value": sections.percent(overview.kept_share), "note": _pixels(overview)},
+    ]
+    if coverage is not None:
+        note = "no target" if coverage["target"] is None else f"target {100 * coverage['target']:g} %"
+        value = sections.percent(coverage["total"]["coverage"])
+        facts.append({"name": "Held-out coverage", "value": value, "note": note})
+        if truth is None:
+            value = sections.percent(coverage["total"]["accuracy"])
+            facts.append({"name": "Right labels, held-out", "value": value, "note": "of those that are kept"})
+    if truth is not None:
+        note = "mIoU –" if truth["miou"] is None else f"mIoU {truth['miou']:.3f}"
+        facts.append({"name": "Right labels, truth", "value": sections.percent(truth["accuracy"]), "note": note})
+    if overview.reviews:
+        note = "of these images" if len(overview.reviews) < overview.num_images else "every image"
+        facts.append({"name": "Reviewed by people", "value": f"{len(overview.reviews):,}", "note": note})
+    return facts
+
+
+def _pixels(overview: Overview) -> str:
+    number = float(overview.pixels.sum())
+    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if number >= size:
+            return f"of {number / size:.3g} {unit}"
+    return f"of {number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _json(data: Mapping[str, Any]) -> Markup:
+    """Write JSON that may stand inside a script element: no text in it can end the element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

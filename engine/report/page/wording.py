@@ -1,0 +1,100 @@
+"""The headline of the page: the run in a few sentences, and what to look at before the labels are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from ...calibration.calibration import Calibration
+from .overview import Overview
+from .sections import percent
+
+_NAMED = 4
+
+
+def headline(
+    overview: Overview,
+    calibration: Calibration | None,
+    coverage: Mapping[str, Any] | None,
+    truth: Mapping[str, Any] | None,
+) -> list[Markup]:
+    """Describe the labels in one to three sentences."""
+    number = Markup("<b>{}</b>")
+    images = f"{overview.num_images:,} image{'' if overview.num_images == 1 else 's'}"
+    if overview.kept_share >= 0.9995:
+        sentences = [Markup("Every pixel of {} has a label.").format(number.format(images))]
+    else:
+        share = percent(overview.kept_share, 0 if 0.1 < overview.kept_share < 0.995 else 1)
+        sentences = [Markup("Of {}, labels are kept on {} of the pixels.").format(images, number.format(share))]
+    if truth is not None and truth["accuracy"] is not None:
+        sentences.append(
+            Markup("Compared with the truth of {}, {} of these labels are right.").format(
+                f"{truth['num_images']:,} images", number.format(percent(truth["accuracy"]))
+            )
+        )
+    if calibration is not None and coverage is not None:
+        sentences.append(_calibrated(calibration, coverage, number, short=truth is not None))
+    elif truth is None:
+        sentences.append(Markup("Nothing here says how many of them are right: no calibration and no truth was given."))
+    return sentences
+
+
+def _calibrated(calibration: Calibration, coverage: Mapping[str, Any], number: Markup, *, short: bool) -> Markup:
+    report, alpha = calibration.report, float(calibration.alpha)
+    if (rates := report.get("false_labels")) is not None:
+        return Markup("On held-out images, {} of an image’s labels were wrong; the target is at most {}.").format(
+            number.format(percent(rates["risk"])), percent(alpha, 0)
+        )
+    accuracy = coverage["total"]["accuracy"]
+    if calibration.control != "miscoverage":
+        return Markup("On held-out images, {} of the kept labels were right.").format(number.format(percent(accuracy)))
+    sentence = Markup("On held-out images, prediction sets covered {} of the pixels; the target is {}").format(
+        number.format(percent(coverage["total"]["coverage"])), percent(1 - alpha, 0)
+    )
+    if short or accuracy is None:
+        return sentence + "."
+    return sentence + Markup(", and {} of the kept labels were right.").format(number.format(percent(accuracy)))
+
+
+def notices(
+    overview: Overview,
+    coverage: Mapping[str, Any] | None,
+    drift: Mapping[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """List what a reader should know first: misses, drift, rejects; ``good`` marks good news."""
+    lines: list[dict[str, Any]] = []
+    if coverage is not None and coverage["target"] is not None:
+        missed = coverage["missed"]
+        if missed:
+            text = f"Coverage is below its target, interval included, for {names(missed)}."
+        else:
+            text = "No class is below its target by more than its interval."
+        lines.append({"good": not missed, "text": text, "link": "coverage"})
+    if coverage is not None and coverage["unseen"]:
+        text = f"No calibration image shows {names(coverage['unseen'])}."
+        lines.append({"good": False, "text": text, "link": "coverage"})
+    if drift is not None:
+        text = "No sign of drift from the calibration images."
+        if drift["alarm"]:
+            text = "These images do not look like the calibration images: the promise does not hold here."
+        lines.append({"good": not drift["alarm"], "text": text, "link": "drift"})
+    if rejects := sum(overview.rejects.values()):
+        text = f"{rejects:,} of {overview.num_inputs:,} inputs could not be read."
+        lines.append({"good": False, "text": text, "link": "rejects"})
+    empty = int((overview.kept == 0).sum())
+    if empty:
+        text = f"{empty:,} image{' has' if empty == 1 else 's have'} no label at all."
+        lines.append({"good": False, "text": text, "link": "kept"})
+    return lines
+
+
+def names(words: Sequence[str]) -> Markup:
+    """Join names for a sentence, the first four and the number of the others."""
+    listed = [str(escape(word)) for word in words[:_NAMED]]
+    if len(words) > _NAMED:
+        listed.append(f"{len(words) - _NAMED} more")
+    if len(listed) > 1:
+        listed = [", ".join(listed[:-1]) + " and " + listed[-1]]
+    return Markup(listed[0])

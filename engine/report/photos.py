@@ -1,0 +1,52 @@
+"""Photos of a store's images, read again from their inputs."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ImageError, SourceError, StoreError
+from ..inputs.images import decode_image
+from ..inputs.sources import Item, Source, open_source, read_uri
+
+
+class PhotoReader:
+    """Reads photos by uri; any thread may call it. An archive is listed once, whatever the number of its members."""
+
+    def __init__(self, bit_depth: int | None = None) -> None:
+        self._bit_depth = bit_depth
+        self._archives: dict[str, tuple[Source, dict[str, Item]]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Read the photo (H, W, 3) uint8 RGB of an input whose labels have the shape (H, W).
+
+        Raises :class:`StoreError` if its size has changed since it was labeled, :class:`SourceError` or
+        :class:`ImageError` if it cannot be read.
+        """
+        image = decode_image(self._bytes(uri), bit_depth=self._bit_depth)
+        if image.shape[:2] != tuple(shape[:2]):
+            raise StoreError(f"{uri} has changed since it was labeled; run `maskmill label` again")
+        return image
+
+    def find(self, uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        """Read a photo as :meth:`read` does; None if it is gone, cannot be read, or has changed."""
+        try:
+            return self.read(uri, shape)
+        except (ImageError, SourceError, StoreError):
+            return None
+
+    def _bytes(self, uri: str) -> bytes:
+        archive, inside, _ = uri.partition("::")
+        if not inside:
+            return read_uri(uri)
+        with self._lock:
+            if archive not in self._archives:
+                source = open_source(archive)
+                self._archives[archive] = source, {item.uri: item for item in source}
+            source, members = self._archives[archive]
+        if uri not in members:
+            raise SourceError(f"{uri} no longer exists")
+        return source.read(members[uri])
