@@ -17,11 +17,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 38
 _BASE = _HEIGHT - _BOTTOM
 
 
-def share_strip(share: float, kind: str) -> Markup:
-    """Draw a share in [0, 1] as a bar; ``kind`` is its class in the style sheet."""
+def share_strip(share: float, kind: str, *, thin: bool = False) -> Markup:
+    """Draw a share in [0, 1] as a bar; ``kind`` is its class in the style sheet. A larger share is cut off at 1."""
     width = 100 * min(max(share, 0.0), 1.0)
     bars = [_tag("rect", kind="track", width=100, height=10), _tag("rect", kind=kind, width=width, height=10)]
-    return _strip("strip", 10, bars)
+    return _strip("strip thin" if thin else "strip", 10, bars)
 
 
 def interval_strip(
@@ -110,20 +110,24 @@ def mirrored(
 
 
 def plane(counts: NDArray[np.int64], *, y_top: float, title: str) -> Markup:
-    """Draw PCOS' plane from counts (2, columns, rows) of the reliable cluster and the other one, on a log scale."""
+    """Draw PCOS' plane from counts (2, columns, rows) of the reliable cluster and the other one, on a log scale.
+
+    A cell has the color of the cluster with more of its pixels.
+    """
     _, columns, rows = counts.shape
     width, height = (_WIDTH - _LEFT - _RIGHT) / columns, (_BASE - _TOP) / rows
-    level = np.log1p(counts) / max(float(np.log1p(counts).max()), 1e-9)
+    total = counts.sum(axis=0)
+    level = np.log1p(total) / max(float(np.log1p(total).max()), 1e-9)
     parts = [
         _y_axis((0.0, 1.0), ["0", f"{y_top:.2g}"]),
         *_x_ticks((0, 0.5, 1), ("0", "0.5", "1")),
-        _text(_LEFT + 6, _TOP + 12, "dispersion of the other classes", "start"),
+        _text(_WIDTH - _RIGHT - 4, _TOP + 14, "dispersion of the other classes", "end"),
     ]
-    for cluster, kind in enumerate(("cell", "cell second")):
-        for column, row in np.argwhere(counts[cluster] > 0).tolist():
-            x, y = _LEFT + column * width, _BASE - (row + 1) * height
-            opacity = 0.12 + 0.88 * float(level[cluster, column, row])
-            parts.append(_tag("rect", kind=kind, x=x, y=y, width=width, height=height, fill_opacity=opacity))
+    for column, row in np.argwhere(total > 0).tolist():
+        kind = "cell" if counts[0, column, row] >= counts[1, column, row] else "cell second"
+        x, y = _LEFT + column * width, _BASE - (row + 1) * height
+        opacity = 0.12 + 0.88 * float(level[column, row])
+        parts.append(_tag("rect", kind=kind, x=x, y=y, width=width, height=height, fill_opacity=opacity))
     return _chart(parts, title, "confidence (share of the top class)")
 
 

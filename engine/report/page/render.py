@@ -142,12 +142,14 @@ def page_context(
     truth = sections.truth_section(quality)
     watch = None if calibration is None else watch_store(store, calibration)
     drift = sections.drift_section(overview, calibration, watch)
+    speed = sections.speed_section(read_history(store.path))
     lines = [line.partition(": ")[::2] for line in describe_store(store)]
+    hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)))
     return {
         "title": store.path.resolve().name,
         "headline": headline(overview, calibration, coverage, truth),
         "notices": notices(overview, coverage, drift),
-        "facts": _facts(overview, coverage, truth),
+        "facts": _facts(overview, coverage, truth, speed),
         "num_images": overview.num_images,
         "coverage": coverage,
         "risk": None if calibration is None else sections.risk_section(calibration),
@@ -158,8 +160,8 @@ def page_context(
         "truth": truth,
         "drift": drift,
         "rejects": sections.rejects_section(overview),
-        "speed": sections.speed_section(read_history(store.path)),
-        "record": [(name[0].upper() + name[1:], text) for name, text in lines if "share of the labeled" not in name],
+        "speed": speed,
+        "record": [(name[0].upper() + name[1:], text) for name, text in lines if name not in hidden],
         "hints": {"raw": view is None, "calibration": calibration is None, "truth": quality is None},
         "palette": class_palette(classes.num_targets, classes.background),
     }
@@ -219,7 +221,7 @@ def render(
             version=version("maskmill"),
             date=datetime.now().strftime("%-d %B %Y"),
             percent=sections.percent,
-            decimal=lambda value: "–" if value is None else f"{value:.3f}".lstrip("0"),
+            decimal=_decimal,
             duration=_duration,
             **context,
         )
@@ -240,39 +242,51 @@ def image_accuracy(store: LabelStore, overview: Overview, quality: Quality) -> d
 
 
 def _facts(
-    overview: Overview, coverage: Mapping[str, Any] | None, truth: Mapping[str, Any] | None
+    overview: Overview,
+    coverage: Mapping[str, Any] | None,
+    truth: Mapping[str, Any] | None,
+    speed: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    duplicates = f"{overview.num_duplicates:,} duplicates" if overview.num_duplicates else "no duplicates"
-    facts = [
-        {
-            "name": "Images",
-            "value": f"{overview.num_images:,}",
-            "note": f"{overview.num_inputs:,} inputs, {duplicates}",
-        },
-        {"name": "Pixels with a label", "value": sections.percent(overview.kept_share), "note": _pixels(overview)},
+    """List figures that the headline does not give."""
+    others = overview.num_duplicates
+    duplicates = f"{others:,} duplicate{'' if others == 1 else 's'}" if others else "no duplicates"
+    inputs = f"{overview.num_inputs:,} inputs, {duplicates}"
+    facts: list[dict[str, Any]] = [
+        {"name": "Images", "value": f"{overview.num_images:,}", "note": inputs},
+        {"name": "Labeled pixels", "value": _short(float(overview.counts.sum())), "note": _short_of(overview)},
     ]
-    if coverage is not None:
-        note = "no target" if coverage["target"] is None else f"target {100 * coverage['target']:g} %"
-        value = sections.percent(coverage["total"]["coverage"])
-        facts.append({"name": "Held-out coverage", "value": value, "note": note})
-        if truth is None:
-            value = sections.percent(coverage["total"]["accuracy"])
-            facts.append({"name": "Right labels, held-out", "value": value, "note": "of those that are kept"})
+    before = "" if coverage is None else f"{_decimal(coverage['total']['raw_iou'])} before selection, held-out"
     if truth is not None:
-        note = "mIoU –" if truth["miou"] is None else f"mIoU {truth['miou']:.3f}"
-        facts.append({"name": "Right labels, truth", "value": sections.percent(truth["accuracy"]), "note": note})
+        facts.append({"name": "mIoU of the labels", "value": _decimal(truth["miou"]), "note": before})
+    elif coverage is not None and coverage["total"]["iou"] is not None:
+        value = _decimal(coverage["total"]["iou"])
+        facts.append({"name": "mIoU of the labels, held-out", "value": value, "note": before})
+    if coverage is not None:
+        value = f"{coverage['total']['set_size']:.2f}"
+        facts.append({"name": "Classes per prediction set", "value": value, "note": "on held-out images"})
+    if speed is not None:
+        stages = max(speed["stages"], key=lambda stage: stage["share"], default=None)
+        note = "" if stages is None else f"most of the time: {stages['name']}"
+        facts.append({"name": "Images per second", "value": f"{speed['rate']:.3g}", "note": note})
     if overview.reviews:
-        note = "of these images" if len(overview.reviews) < overview.num_images else "every image"
+        note = f"of {overview.num_images:,} images"
         facts.append({"name": "Reviewed by people", "value": f"{len(overview.reviews):,}", "note": note})
     return facts
 
 
-def _pixels(overview: Overview) -> str:
-    number = float(overview.pixels.sum())
+def _short(number: float) -> str:
     for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
         if number >= size:
-            return f"of {number / size:.3g} {unit}"
-    return f"of {number:.0f}"
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _short_of(overview: Overview) -> str:
+    return f"of {_short(float(overview.pixels.sum()))}"
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".removeprefix("0")
 
 
 def _duration(seconds: float) -> str:

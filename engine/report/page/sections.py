@@ -134,14 +134,17 @@ def balance_section(
     before = None if view is None else shares(view.raw)
     sample = None if view is None else shares(view.kept)
     true = None if calibration is None else shares([row["pixels"] for row in calibration.report["classes"]])
-    largest = max(float(table.max(initial=0)) for table in (kept, before, sample, true) if table is not None) or 1.0
+    largest = np.sort(np.max([table for table in (kept, before, sample, true) if table is not None], axis=0))[::-1]
+    # one class, mostly the background, may dwarf the others: its bars are cut off then
+    is_cut = len(largest) > 1 and largest[0] > 3 * largest[1] > 0
+    unit = float(largest[int(is_cut)]) or 1.0
     rows = []
     for index, name in enumerate(taxonomy.targets):
         columns = [("kept", kept), ("before", before), ("sample", sample), ("true", true)]
         cells = {
             key: None
             if table is None
-            else {"share": float(table[index]), "strip": charts.share_strip(float(table[index]) / largest, key)}
+            else {"share": float(table[index]), "strip": charts.share_strip(float(table[index]) / unit, key, thin=True)}
             for key, table in columns
         }
         rows.append({"name": name, "images": int((overview.counts[:, index] > 0).sum()), **cells})
@@ -149,6 +152,7 @@ def balance_section(
         "rows": rows,
         "before": before is not None,
         "true": true is not None,
+        "cut": taxonomy.targets[int(np.argmax(kept))] if is_cut else None,
         "num_sample": 0 if view is None else view.num_images,
     }
 

@@ -36,7 +36,7 @@
       seen.observe(canvas);
       return button;
     }));
-    if (images.length) select(images[0]);
+    if (images.length) select(images.find((number) => page.images[number].classes.length > 1) ?? images[0]);
   }
   for (const entry of page.groups) {
     const button = element("button", entry.title, tabs, { type: "button", "data-group": entry.key });
