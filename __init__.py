@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.api import calibrate, draft_taxonomy, export_labels, import_labels, label, overlay
+    from .engine.api import calibrate, draft_taxonomy, export_labels, import_labels, label, overlay, report
     from .engine.calibration.calibration import Calibration
     from .engine.inputs.sources import Item, Source
     from .engine.labeling.export_labels import ExportSummary
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .trainer.train import TrainingProgress
 
 _MODULES = {
-    "engine.api": ("calibrate", "draft_taxonomy", "export_labels", "import_labels", "label", "overlay"),
+    "engine.api": ("calibrate", "draft_taxonomy", "export_labels", "import_labels", "label", "overlay", "report"),
     "engine.calibration.calibration": ("Calibration",),
     "engine.inputs.sources": ("Item", "Source"),
     "engine.labeling.export_labels": ("ExportSummary",),
@@ -73,7 +73,7 @@ __all__ = [
     "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
     "Quality", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy", "TrainingProgress",
     "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "export_labels", "import_labels",
-    "label", "open_session", "overlay", "predict", "train",
+    "label", "open_session", "overlay", "predict", "report", "train",
 ]  # fmt: skip
 
 __version__ = _version("maskmill")

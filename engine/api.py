@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .calibration.thresholds import SmallSample, Unit
     from .formats.base import Ignored, ImageMode
     from .formats.open import InputFormat, OutputFormat
+    from .inputs.labels import LabelSource
     from .labeling.export_labels import ExportSummary
     from .labeling.import_labels import ImportSummary
     from .labeling.progress import Progress
@@ -293,6 +294,62 @@ def overlay(
     from .report.overlay import overlay as draw
 
     return Overlay(draw(image_of(image), label, classes, background=background, opacity=opacity))
+
+
+def report(
+    store: Location | LabelStore,
+    output: Location = "report.html",
+    *,
+    labels: Location | LabelSource | None = None,
+    calibration: Location | Calibration | None = None,
+    model: Location | None = None,
+    taxonomy: Location | None = None,
+    pictures: int = 8,
+    provider: Provider = "cpu",
+    workers: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write one HTML page that shows if the labels of a store are good enough, and which are not.
+
+    Parameters
+    ----------
+    store, output
+        The label store; the page to write, which loads nothing from the network.
+    labels, taxonomy
+        True labels of some of its images, and the class mapping that reads them (the store's own if None).
+    calibration
+        The calibration that the labels were made with: shows coverage per class, risk and drift.
+    model, provider
+        Bundle of the model that made the labels, run again on a sample: shows the labels before selection, set sizes
+        and PCOS' plane; and its runtime.
+    pictures, workers
+        Images of each kind in the gallery; images in progress at the same time (one per core if None).
+    progress
+        Show a progress bar.
+
+    Returns ``output``. Raises :class:`UsageError` if the store holds no labels or segments without classes, or the
+    labels were made with another model or calibration; :class:`StoreError`.
+    """
+    from .calibration.calibration import Calibration
+    from .inputs.labels import open_labels
+    from .model.taxonomy import Taxonomy
+    from .report.page.model_view import open_model
+    from .report.page.render import write_report
+
+    opened = store_of(store)
+    classes = None if taxonomy is None else Taxonomy.from_json(opened.classes).with_labels_of(taxonomy)
+    with counter_if("drawing", progress) as observer:
+        return write_report(
+            opened,
+            Path(output),
+            labels=open_labels(labels) if isinstance(labels, str | os.PathLike) else labels,
+            taxonomy=classes,
+            calibration=Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration,
+            predictor=None if model is None else open_model(opened, Path(model), provider),
+            num_pictures=pictures,
+            workers=workers or usable_processors(),
+            progress=observer,
+        )
 
 
 def bundle_of(model: Location | Bundle) -> Bundle:

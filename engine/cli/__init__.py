@@ -9,6 +9,7 @@ from .choose import choose_selection
 from .export_labels import export_labels
 from .import_labels import import_labels
 from .label import label_corpus, label_prompted, segment_corpus
+from .report import report
 from .store import show
 from .taxonomy import draft_taxonomy
 from .verify import verify_store
@@ -21,7 +22,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "segment": segment_corpus,
         "verify": verify_store,
     },
-    "Looking": {"show": show},
+    "Looking": {"show": show, "report": report},
     "Exchange": {"export-labels": export_labels, "import-labels": import_labels},
 }
 """Commands by the panel of the root help that lists them: panel → name → function."""

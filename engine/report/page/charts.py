@@ -121,7 +121,7 @@ def plane(counts: NDArray[np.int64], *, y_top: float, title: str) -> Markup:
     parts = [
         _y_axis((0.0, 1.0), ["0", f"{y_top:.2g}"]),
         *_x_ticks((0, 0.5, 1), ("0", "0.5", "1")),
-        _text(_WIDTH - _RIGHT - 4, _TOP + 14, "dispersion of the other classes", "end"),
+        _text(_LEFT + 6, _BASE - 8, "↑ dispersion of the other classes", "start"),
     ]
     for column, row in np.argwhere(total > 0).tolist():
         kind = "cell" if counts[0, column, row] >= counts[1, column, row] else "cell second"

@@ -23,6 +23,8 @@ from ...store.label_store import LabelStore
 from ..photos import PhotoReader
 from .overview import Overview
 
+PICTURES = 8
+"""Images of each kind in the gallery."""
 SIDE = 560
 """Longest side of a picture on the page, in pixels."""
 _JPEG_QUALITY = 80

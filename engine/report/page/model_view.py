@@ -34,7 +34,7 @@ LARGEST_SET = 6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelView:
-    """What the model says about m images, beside their labels."""
+    """Answers of the model on m images, beside their labels."""
 
     num_images: int
     """Number of images, m."""

@@ -35,14 +35,12 @@ from ...store.label_store import LabelStore
 from ..contents import describe_store
 from ..evaluate import Quality, evaluate_store
 from . import sections
-from .gallery import Group, Reader, choose_groups, picture
+from .gallery import PICTURES, Group, Reader, choose_groups, picture
 from .model_view import ModelView, view_model
 from .overview import Overview, read_overview
 from .palette import class_palette
 from .wording import headline, notices
 
-PICTURES = 8
-"""Images of each kind in the gallery."""
 MODEL_IMAGES = 64
 """Images of the random sample that the model sees again."""
 
@@ -148,7 +146,7 @@ def page_context(
     return {
         "title": store.path.resolve().name,
         "headline": headline(overview, calibration, coverage, truth),
-        "notices": notices(overview, coverage, drift),
+        "notices": notices(overview, coverage, truth, drift),
         "facts": _facts(overview, coverage, truth, speed),
         "num_images": overview.num_images,
         "coverage": coverage,

@@ -61,20 +61,24 @@ def _calibrated(calibration: Calibration, coverage: Mapping[str, Any], number: M
 def notices(
     overview: Overview,
     coverage: Mapping[str, Any] | None,
+    truth: Mapping[str, Any] | None,
     drift: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     """List what a reader should know first: misses, drift, rejects; ``good`` marks good news."""
     lines: list[dict[str, Any]] = []
     if coverage is not None and coverage["target"] is not None:
         missed = coverage["missed"]
+        text = Markup("No class is below its target by more than its interval.")
         if missed:
-            text = f"Coverage is below its target, interval included, for {names(missed)}."
-        else:
-            text = "No class is below its target by more than its interval."
+            text = Markup("Coverage is below its target, interval included, for {}.").format(names(missed))
         lines.append({"good": not missed, "text": text, "link": "coverage"})
     if coverage is not None and coverage["unseen"]:
-        text = f"No calibration image shows {names(coverage['unseen'])}."
+        text = Markup("No calibration image shows {}.").format(names(coverage["unseen"]))
         lines.append({"good": False, "text": text, "link": "coverage"})
+    poor = [] if truth is None else [row["name"] for row in truth["rows"] if (row["accuracy"] or 1) < 0.5]
+    if poor:
+        text = Markup("Most labels of {} are wrong.").format(names(poor))
+        lines.append({"good": False, "text": text, "link": "truth"})
     if drift is not None:
         text = "No sign of drift from the calibration images."
         if drift["alarm"]:

@@ -4,7 +4,7 @@ const maskmill = (() => {
   const page = JSON.parse(document.getElementById("page-data").textContent);
   const find = (name) => document.querySelector(`[data-part=${name}]`);
   const canvas = find("canvas"), slider = find("slider"), stage = find("stage"), pen = canvas.getContext("2d");
-  const state = { picture: null, layers: [], level: 0, hidden: new Set(), zoom: 1, x: 0, y: 0 };
+  const state = { picture: null, layers: [], level: null, ticket: 0, hidden: new Set(), zoom: 1, x: 0, y: 0 };
   const rgb = page.colors.map((color) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)));
   const percent = (share) => share === null ? "–" : `${(100 * share).toFixed(1)} %`;
   const load = (url) => new Promise((done) => {
@@ -34,7 +34,7 @@ const maskmill = (() => {
       const target = picture.classes[map[index]], row = Math.floor(index / layer.width), at = 4 * index;
       if (target === undefined) {
         const stripe = (index % layer.width + row) % 7 < 2;
-        image.data.set(stripe ? [255, 255, 255, 150] : [20, 20, 24, 70], at);
+        image.data.set(stripe ? [255, 255, 255, 120] : [20, 20, 24, 60], at);
       } else if (!state.hidden.has(target)) {
         image.data.set([...rgb[target], target === page.background ? 40 : 255 * opacity], at);
       }
@@ -43,7 +43,7 @@ const maskmill = (() => {
     return layer;
   }
   function over(photo, labels) {
-    const layer = blank(photo), pen = layer.getContext("2d");
+    const layer = blank(photo), pen = layer.getContext("2d", { willReadFrequently: true });
     pen.drawImage(photo, 0, 0); if (labels) pen.drawImage(labels, 0, 0);
     return layer;
   }
@@ -117,12 +117,14 @@ const maskmill = (() => {
     }));
     slider.max = state.layers.length - 1;
   }
-  async function show(picture, level) {
+  async function show(picture) {
+    const ticket = ++state.ticket;
     const maps = { photo: await photoOf(picture), label: await values(picture, picture.label), weight: await values(picture, picture.weight) };
     maps.raw = picture.raw ? await values(picture, picture.raw) : null;
+    if (ticket !== state.ticket) return;  // another picture was chosen meanwhile
     Object.assign(state, { picture, maps, zoom: 1, x: 0, y: 0 });
     compose(); describe();
-    setLevel(level ?? (state.level || state.layers.length - 2));
+    setLevel(state.level ?? state.layers.length - 2);
     canvas.setAttribute("aria-label", `${picture.name}: ${percent(picture.kept)} labeled`);
     document.dispatchEvent(new CustomEvent("picture", { detail: picture }));
   }

@@ -1,0 +1,82 @@
+"""The command that writes the report of a label store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..report.page.gallery import PICTURES
+from .options import (
+    AsStoredOption,
+    FormatOption,
+    LabelsOption,
+    PairingOption,
+    ProviderOption,
+    StoreArgument,
+    WorkersOption,
+    writable_file,
+)
+
+
+def report(
+    store: StoreArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Page (.html) to write.")] = Path(
+        "report.html"
+    ),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration of the labels: shows coverage per class, risk and drift.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Model of the labels, run again on a sample: shows labels before selection, set sizes, PCOS' plane.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: LabelsOption = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
+    labels_format: FormatOption = None,
+    taxonomy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Class mapping whose \\[labels] table reads --labels.", show_default="the store's own"
+        ),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, metavar="N", help="Images of each kind in the gallery.")] = PICTURES,
+    provider: ProviderOption = "cpu",
+    workers: WorkersOption = None,
+) -> None:
+    """Write one HTML page that shows if the labels of a store are good enough, and which are not.
+
+    The page holds the run in words, figures, charts and a gallery of photos with their labels on a slider. It loads
+    nothing from the network, so it can be sent to others; it contains the photos that it shows.
+    """
+    from ..api import report as write
+    from ..inputs.labels import open_labels
+
+    writable_file(output, ".html")
+    truth = None
+    if labels is not None:
+        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
+    path = write(
+        store,
+        output,
+        labels=truth,
+        calibration=calibration,
+        model=model,
+        taxonomy=taxonomy,
+        pictures=pictures,
+        provider=provider,
+        workers=workers,
+        progress=True,
+    )
+    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
