@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, SourceError, StoreError
+from ..inputs.archives import split_member
 from ..inputs.images import decode_image
 from ..inputs.sources import Item, Source, open_source, read_uri
 
@@ -39,9 +41,10 @@ class PhotoReader:
             return None
 
     def _bytes(self, uri: str) -> bytes:
-        archive, inside, _ = uri.partition("::")
-        if not inside:
+        member = split_member(uri)
+        if member is None or ("://" not in uri and os.path.lexists(uri)):
             return read_uri(uri)
+        archive = member[0]
         with self._lock:
             if archive not in self._archives:
                 source = open_source(archive)

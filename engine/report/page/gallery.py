@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...inputs.archives import split_member
 from ...model.png import encode_png
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import LabelStore
@@ -162,7 +163,7 @@ def picture(
     steps = np.round(weight.astype(np.float32) / 255 * (_WEIGHT_LEVELS - 1)) * (255 / (_WEIGHT_LEVELS - 1))
     return {
         "id": id,
-        "name": PurePosixPath(uri.partition("::")[2] or uri).name or id[:12],
+        "name": PurePosixPath((split_member(uri) or ("", uri))[1]).name or id[:12],
         "uri": uri,
         "width": size[0],
         "height": size[1],
