@@ -170,9 +170,13 @@ class Calibration:
         report = {key: sum(part.report[key] for part in parts) for key in ("num_images", "num_pixels")}
         return replace(first, counts=counts, report=report).at(first.alpha)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the calibration as sealed JSON, atomically."""
-        target = Path(path)
+    @property
+    def seal(self) -> str:
+        """Hash of everything that a file of this calibration holds."""
+        return _seal(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the content of a file as plain data, without its seal."""
         values = self.thresholds
         packed: Any
         if values.ndim == 1:
@@ -180,7 +184,7 @@ class Calibration:
         else:
             data = base64.b64encode(zlib.compress(np.ascontiguousarray(values, "<f4").tobytes())).decode()
             packed = {"grid": list(values.shape), "float32_zlib_base64": data}
-        raw = {
+        return {
             "format_version": FORMAT_VERSION,
             **{name: getattr(self, name) for name in _PLAIN},
             "targets": list(self.targets),
@@ -190,6 +194,10 @@ class Calibration:
             "report": dict(self.report),
             "counts": self.counts.to_json(),
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the calibration as sealed JSON, atomically."""
+        target, raw = Path(path), self._fields()
         raw["seal"] = _seal(raw)
         try:
             write_atomically(target, (json.dumps(raw, indent=2, allow_nan=False) + "\n").encode())

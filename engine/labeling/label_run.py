@@ -77,6 +77,8 @@ def label(
     """
     selection.check(predictor, taxonomy)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
+    if selection.keeper is not None:
+        selection.keeper.write(store.path)
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     return _execute(stages, items, earlier, taxonomy.num_targets, store, observer)

@@ -9,8 +9,8 @@ Usage::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.resampling import resample_nearest
 from ..predictors.segment_everything import SegmentMap, paint
+
+if TYPE_CHECKING:
+    from .kept.keep import ScoreKeeper
 
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos", "pcos-supplement"]
@@ -55,6 +58,8 @@ class Selection:
     z²/8); ``pcos-supplement``: as in its supplement (z²/64, exact dispersion, no epsilon)."""
     weight_levels: int = 256
     """Number of distinct values in the weight map; fewer make smaller files."""
+    keeper: ScoreKeeper | None = None
+    """What to keep of the scores for later selections; None keeps nothing."""
 
     def __post_init__(self) -> None:
         for name, choices in (("method", Method), ("rule", Rule), ("weight", Weight)):
@@ -86,9 +91,24 @@ class Selection:
 
     @classmethod
     def conformal(
-        cls, calibration: Calibration, *, rule: Rule | None = None, weight: Weight = "none", weight_levels: int = 256
+        cls,
+        calibration: Calibration,
+        *,
+        rule: Rule | None = None,
+        weight: Weight = "none",
+        weight_levels: int = 256,
+        keep_scores: str | float | None = None,
     ) -> Selection:
-        """Keep the pixels that the calibration's prediction sets support; ``rule`` is the calibration's if None."""
+        """Keep the pixels that the calibration's prediction sets support; ``rule`` is the calibration's if None.
+
+        With ``keep_scores``, an alpha, the scores are stored that :func:`maskmill.engine.labeling.kept.reselect.reselect`
+        needs for that alpha and above.
+        """
+        keeper = None
+        if keep_scores is not None:
+            from .kept.keep import ScoreKeeper
+
+            keeper = ScoreKeeper.of(calibration, keep_scores)
         return cls(
             method="conformal",
             rule=rule or calibration.rule,
@@ -96,6 +116,7 @@ class Selection:
             calibration=calibration,
             weight=weight,
             weight_levels=weight_levels,
+            keeper=keeper,
         )
 
     def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
@@ -120,6 +141,8 @@ class Selection:
             record["calibration"] = {
                 key: getattr(self.calibration, key) for key in ("alpha", "group", "unit", "control", "delta")
             }
+        if self.keeper is not None:
+            record["kept_scores"] = self.keeper.record()
         return record
 
 
@@ -150,6 +173,8 @@ class Selected:
     drift: float | None = None
     """Mean score of the top class over all pixels, which the drift watch compares with calibration; None without
     classes."""
+    scores: bytes | None = None
+    """Encoded scores for later selections; None if the selection keeps none."""
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
@@ -175,10 +200,16 @@ def select_batch(
             numbers = [total, confidence.min().astype(np.float64), confidence.mean(dtype=np.float64)]
             arrays += [label, weight, backend.xp.stack(numbers)]
         arrays = backend.download(*arrays)
-        return [
+        selected = [
             _selected(score_map, arrays[3 * index], arrays[3 * index + 1], arrays[3 * index + 2], taxonomy)
             for index, score_map in enumerate(score_maps)
         ]
+    if selection.keeper is None:
+        return selected
+    return [
+        labels if isinstance(labels, ImageError) else replace(labels, scores=selection.keeper.keep(score_map, taxonomy))
+        for labels, score_map in zip(selected, score_maps, strict=True)
+    ]
 
 
 def _selected(

@@ -119,32 +119,7 @@ class Stages:
             together = self._predictor.batch if self._predictor.backend.queued else 1
             pipeline.add_stage(select, threads=self._workers, batch=together)
         pipeline.add_stage(("write", _write), threads=1, finish=finish, idle=idle)
-        progress.stages = pipeline.times
-        started = time.perf_counter()
-        pipeline.start()
-        while True:
-            try:
-                ended = pipeline.wait(0.5)
-                progress.seconds = time.perf_counter() - started
-                if observer is not None:
-                    observer(progress)
-                if ended:
-                    break
-                if stop is not None and stop.is_set() and not progress.interrupted:
-                    progress.interrupted = True
-                    pipeline.stop()
-            except KeyboardInterrupt:
-                if progress.interrupted:
-                    raise  # a second interrupt gives up the images in progress
-                progress.interrupted = True
-                pipeline.stop()
-        try:
-            pipeline.join()
-        except BaseException:
-            with suppress(Exception):  # the first error is the one to report
-                if finish is not None:
-                    finish()
-            raise
+        run_pipeline(pipeline, progress, finish=finish, observer=observer, stop=stop)
 
     def _decode(self, inputs: list[tuple[Item, Writer]]) -> list[_Job]:
         jobs = [self._read(item, writer) for item, writer in inputs]
@@ -192,6 +167,43 @@ class Stages:
         return [(job.writer, _finished(job, None if job.score_map is None else next(selected))) for job in jobs]
 
 
+def run_pipeline(
+    pipeline: Pipeline,
+    progress: Progress,
+    *,
+    finish: Callable[[], None] | None = None,
+    observer: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run a pipeline to its end, as :meth:`Stages.execute` describes; after an error ``finish`` runs once more."""
+    progress.stages = pipeline.times
+    started = time.perf_counter()
+    pipeline.start()
+    while True:
+        try:
+            ended = pipeline.wait(0.5)
+            progress.seconds = time.perf_counter() - started
+            if observer is not None:
+                observer(progress)
+            if ended:
+                break
+            if stop is not None and stop.is_set() and not progress.interrupted:
+                progress.interrupted = True
+                pipeline.stop()
+        except KeyboardInterrupt:
+            if progress.interrupted:
+                raise  # a second interrupt gives up the images in progress
+            progress.interrupted = True
+            pipeline.stop()
+    try:
+        pipeline.join()
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to report
+            if finish is not None:
+                finish()
+        raise
+
+
 def _write(results: list[tuple[Writer, Done]]) -> list[Any]:
     for writer, done in results:
         writer.write(done)
@@ -224,6 +236,7 @@ def _finished(job: _Job, selected: Selected | ImageError | None) -> Done:
         kept=selected.kept,
         confidence=selected.confidence,
         drift=selected.drift,
+        scores=selected.scores,
     )
     return Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)
 

@@ -40,19 +40,20 @@ def bilinear_weights(
 
 
 def sample_pixels(
-    scores: NDArray[Any], size: tuple[int, int], region: tuple[float, float, float, float], cells: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Interpolate the values (S, C) of a map (h, w, C) at the flat pixel indices ``cells`` of the map decoded to
-    ``size``; ``region`` (y0, x0, y1, x1) is the part of the map that covers the pixels.
+    scores: Any, size: tuple[int, int], region: tuple[float, float, float, float], cells: Any, xp: Any = np
+) -> Any:
+    """Interpolate the values (S, C) float32 of a map (h, w, C) at the flat pixel indices ``cells`` of the map decoded
+    to ``size``; ``region`` (y0, x0, y1, x1) is the part of the map that covers the pixels, ``xp`` the arrays' library.
     """
     taps = []
-    for axis, index in enumerate(np.divmod(cells, size[1])):
+    for axis, index in enumerate((cells // size[1], cells % size[1])):
         along = bilinear_taps(scores.shape[axis], size[axis], region[axis], region[axis + 2])
-        taps.append((along.lower[index], along.upper[index], along.weight[index][:, None]))
+        lower, upper, weight = (xp.asarray(array)[index] for array in (along.lower, along.upper, along.weight))
+        taps.append((lower, upper, weight[:, None]))
     (above, below, down), (left, right, across) = taps
     upper = (1 - across) * scores[above, left] + across * scores[above, right]
     lower = (1 - across) * scores[below, left] + across * scores[below, right]
-    return ((1 - down) * upper + down * lower).astype(np.float32)
+    return ((1 - down) * upper + down * lower).astype(xp.float32)
 
 
 def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> Any:

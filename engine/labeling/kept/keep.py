@@ -1,0 +1,182 @@
+"""Keep the scores of an image that a later selection may need: every class that a prediction set can hold, and more.
+
+Usage::
+
+    keeper = ScoreKeeper.of(Calibration.load("calibration.json"), "0.05")
+    selection = Selection.conformal(calibration, keeper=keeper)      # the label run stores the scores of every image
+
+Kept are, per pixel, the top class with its nonconformity score, the dispersion of the other classes, and every other
+class whose score is at most its largest threshold at the alpha of the keeper or above.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import CalibrationError, UsageError
+from ...calibration.calibration import Calibration, fewest_images, json_number, parse_alpha
+from ...model.taxonomy import Taxonomy
+from ...predictors.base import ScoreMap
+from ...predictors.resampling import sample_pixels
+from .encoding import RATIO_LEVELS, VERSION, KeptScores, encode_scores
+from .levels import ScoreLevels, cells_of
+
+CALIBRATION_FILE = "calibration.json"
+"""File in the folder of a store with kept scores: the calibration that their thresholds come from."""
+
+_CERTAIN = 1.2e-4
+"""Nonconformity score of the top class below which the dispersion is too small to matter."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreKeeper:
+    """What a label run keeps of the scores of every image."""
+
+    alpha: str
+    """Smallest alpha that may be chosen later, as it was written."""
+    limits: NDArray[np.float32]
+    """(Ke,): largest nonconformity score with which a class is kept beside the top class."""
+    calibration: Calibration
+    """Calibration that the limits come from; its own thresholds are boundaries of the quantization."""
+
+    @classmethod
+    def of(cls, calibration: Calibration, alpha: str | float) -> ScoreKeeper:
+        """Keep what the calibration's thresholds need at ``alpha`` and above.
+
+        A class's threshold may be larger at a larger alpha, which needs fewer images for a threshold of its own, so the
+        limit is the largest of them. Raises :class:`UsageError` for a calibration with thresholds per position or
+        another control than miscoverage.
+        """
+        if calibration.group == "position" or calibration.control != "miscoverage":
+            raise UsageError(
+                "scores are kept for thresholds per class: --keep-scores applies to no calibration with --group "
+                "position or another --control; leave it out"
+            )
+        level = parse_alpha(alpha)
+        needed = range(1, fewest_images(level) + 1)
+        if calibration.group != "cluster":
+            needed = sorted(set(needed) & set(_images_per_class(calibration)))
+        levels = [level, *(Fraction(1, num + 1) for num in needed if Fraction(1, num + 1) < 1)]
+        candidates = [calibration.thresholds, *(calibration.at(str(value)).thresholds for value in levels)]
+        return cls(alpha=str(alpha), limits=np.max(candidates, axis=0), calibration=calibration)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is common to all rows, for the run record."""
+        return {
+            "version": VERSION,
+            "alpha": self.alpha,
+            "limits": [json_number(limit) for limit in self.limits.tolist()],
+            "splits": [json_number(split) for split in self.calibration.thresholds.tolist()],
+            "calibration": self.calibration.seal,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write the calibration into the folder of a store, for later choices of alpha, unless it is there."""
+        if not (folder / CALIBRATION_FILE).exists():
+            self.calibration.save(folder / CALIBRATION_FILE)
+
+    @cached_property
+    def levels(self) -> ScoreLevels:
+        """Codes of the scores."""
+        return ScoreLevels(self.calibration.thresholds)
+
+    def keep(self, score_map: ScoreMap, taxonomy: Taxonomy) -> bytes:
+        """Encode the scores of one image; they are quantized on the backend of its scores."""
+        backend = score_map.backend
+        xp = backend.xp
+        wide = np.uint16 if taxonomy.num_scored > 256 else np.uint8
+        is_softmax = score_map.activation == "softmax"
+        with backend.queue():
+            stats = score_map.decode(
+                taxonomy, thresholds=self.limits, outputs=("top", "share", "dispersion", "set_size")
+            )
+            best = score_map.decode(taxonomy, truth=stats.top, outputs=("true_score",)).true_score
+            top = stats.top.astype(xp.int64)
+            holds_top = best <= xp.asarray(self.limits)[top]
+            cells = xp.flatnonzero(stats.set_size > holds_top)
+            row, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
+            num_more = xp.zeros(top.size, xp.int64)
+            num_more[cells] = xp.bincount(row, minlength=len(cells))
+            rest = 1 - stats.share.astype(xp.float64)
+            largest = xp.maximum(rest * rest / (taxonomy.num_scored - 1), 1e-30)
+            ratio = xp.clip(xp.rint(stats.dispersion / largest * RATIO_LEVELS), 0, RATIO_LEVELS)
+            ratio = xp.where(rest > _CERTAIN, ratio, RATIO_LEVELS)
+            arrays = backend.download(
+                top.astype(wide),
+                self.levels.codes(best, top, xp),
+                ratio.astype(xp.uint8),
+                num_more.reshape(top.shape).astype(wide),
+                classes.astype(wide),
+                self.levels.codes(scores, classes, xp),
+                *([] if is_softmax else [cells_of(rest.astype(xp.float32), xp).astype(xp.uint16)]),
+            )
+        names = ("top", "code", "ratio", "num_more", "more_class", "more_code", "share")
+        fields: dict[str, Any] = dict(zip(names, arrays, strict=False))
+        return encode_scores(KeptScores(**({"share": None} | fields)))
+
+    def _more(self, score_map: ScoreMap, taxonomy: Taxonomy, cells: Any, top: Any) -> tuple[Any, Any, Any]:
+        """Return (row of ``cells``, class, score) of every class but the top within its limit, best first per row."""
+        xp = score_map.backend.xp
+        scores = _class_scores(score_map, taxonomy, cells)
+        member = scores <= xp.asarray(self.limits)
+        member[xp.arange(len(top)), top] = False
+        row, classes = xp.nonzero(member)
+        chosen = scores[row, classes]
+        order = xp.argsort(row + xp.clip(chosen, 0, 1) / 2)
+        return row[order], classes[order], chosen[order]
+
+
+def _class_scores(score_map: ScoreMap, taxonomy: Taxonomy, cells: Any) -> Any:
+    """Compute the nonconformity scores (len(cells), Ke) float32 of every scored class at flat pixel indices."""
+    xp = score_map.backend.xp
+    values = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
+    values = sample_pixels(values, score_map.size, score_map.region, cells, xp=xp)
+    groups = np.arange(taxonomy.num_scored) if taxonomy.groups is None else taxonomy.groups
+    groups = np.where(groups < 0, taxonomy.num_targets, groups)
+    sums = xp.zeros((len(values), taxonomy.num_scored), xp.float64)
+    if score_map.activation == "softmax":
+        values = xp.exp(values.astype(xp.float64) - values.max(axis=1, keepdims=True))
+    elif score_map.activation == "sigmoid":
+        sums -= xp.inf
+    reached = np.zeros(taxonomy.num_scored, bool)
+    for channel, target in enumerate(groups.tolist()):
+        reached[target] = True
+        if score_map.activation == "sigmoid":
+            sums[:, target] = xp.maximum(sums[:, target], values[:, channel])
+        else:
+            sums[:, target] += values[:, channel]
+    if score_map.activation == "softmax":
+        total = sums.sum(axis=1, keepdims=True)
+        scores = (total - sums) / total
+    else:
+        scores = 1 / (1 + xp.exp(sums)) if score_map.activation == "sigmoid" else 1 - sums
+    return xp.where(xp.asarray(reached), scores, xp.inf).astype(xp.float32)
+
+
+def _images_per_class(calibration: Calibration) -> list[int]:
+    """Count the calibration images that show each class."""
+    return (calibration.counts.pixels(len(calibration.targets)) > 0).sum(axis=0).tolist()
+
+
+def load_kept_calibration(folder: str | os.PathLike[str], seal: str) -> Calibration | None:
+    """Load the calibration that a store with kept scores was made with; None if the file is not there.
+
+    Raises :class:`CalibrationError` if it is another one.
+    """
+    path = Path(folder) / CALIBRATION_FILE
+    if not path.exists():
+        return None
+    calibration = Calibration.load(path)
+    if calibration.seal != seal:
+        raise CalibrationError(
+            f"{path} is not the calibration that the scores were kept with; restore it, or give --calibration FILE"
+        )
+    return calibration

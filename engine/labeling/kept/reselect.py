@@ -1,0 +1,254 @@
+"""Make the labels of another selection from the kept scores of a store, without the model.
+
+Usage::
+
+    label(predictor, source, "labels", taxonomy, Selection.conformal(calibration, keep_scores="0.05"))
+    reselect("labels", "labels-10", alpha="0.10", weight="pcos")
+
+Labels are those of a new run with the same selection, except where a score is within its quantization of a threshold;
+:mod:`.levels` says how far that is. The new store has the inputs and rejects of the old one, its corrections by people,
+and in its run record the store it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ....errors import CalibrationMismatch, StoreError, UsageError
+from ....kernels.processors import usable_processors
+from ....kernels.types import Rule
+from ...calibration.calibration import Calibration
+from ...model.png import encode_png
+from ...store.label_store import InputRow, LabelRow, LabelStore
+from ...store.rows import ReviewRow
+from ..label_run import run_stages
+from ..progress import Progress
+from ..selection import Method, Selection, Weight
+from ..thread_stages import Pipeline
+from ..writer import Done, Writer
+from .decide import KeptSelection
+from .encoding import decode_scores
+from .keep import load_kept_calibration
+from .levels import ScoreLevels
+
+READ_ROWS = 32
+"""Rows that a worker reads together."""
+
+_SELECTION_KEYS = ("select", "rule", "weight", "weight_levels", "threshold", "thresholds", "calibration", "kept_scores")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reselection:
+    """Changes to the selection of a store; None keeps what the store was made with."""
+
+    calibration: Calibration | None = None
+    """Other thresholds."""
+    alpha: str | float | None = None
+    """Another alpha of the calibration."""
+    select: Method | None = None
+    """Another selection method."""
+    threshold: float | None = None
+    """Lowest confidence to keep (``threshold``)."""
+    rule: Rule | None = None
+    """Another rule."""
+    weight: Weight | None = None
+    """Another weight."""
+    weight_levels: int | None = None
+    """Another number of distinct weights."""
+
+    def apply(self, store: LabelStore) -> Selection:
+        """Return the new selection of a store's labels; raises :class:`UsageError` or :class:`CalibrationMismatch`."""
+        run, kept = store.run, _kept_record(store)
+        select = self.select or ("threshold" if self.threshold is not None else "conformal")
+        options: dict[str, Any] = {
+            "weight": self.weight or run["weight"],
+            "weight_levels": self.weight_levels or run["weight_levels"],
+        }
+        if (self.threshold is not None) != (select == "threshold"):
+            raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
+        if select != "conformal":
+            if not self.calibration is self.alpha is self.rule is None:
+                raise UsageError(
+                    f"--calibration, --alpha and --rule belong to --select conformal, not to --select {select}; "
+                    "leave them out"
+                )
+            if self.threshold is not None:
+                return Selection.threshold(self.threshold, **options)
+            return Selection.argmax(**options)
+        calibration = self.calibration or load_kept_calibration(store.path, kept["calibration"])
+        if calibration is None:
+            raise UsageError(
+                f"{store.path} has lost the calibration that its scores were kept with; give --calibration FILE"
+            )
+        if self.calibration is not None:
+            _check_conditions(self.calibration, store)
+        if self.alpha is not None:
+            calibration = calibration.at(self.alpha)
+        rule = self.rule or (calibration.rule if self.calibration is not None else run["rule"])
+        return Selection.conformal(calibration, rule=rule, **options)
+
+
+def reselect(
+    store: str | os.PathLike[str] | LabelStore,
+    output: str | os.PathLike[str],
+    change: Reselection,
+    *,
+    workers: int | None = None,
+    observer: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Write the labels of another selection to the store ``output``; calling it again continues an incomplete run.
+
+    Parameters
+    ----------
+    store
+        Label store with kept scores.
+    output
+        Folder of the new label store. A store made with other options is refused.
+    change
+        What is different from the selection of ``store``.
+    workers
+        Number of threads; None: the number of usable processors.
+    observer
+        Called about twice per second and at the end with the counts so far.
+
+    An interrupt finishes and commits the images in progress and returns with ``interrupted`` set. Raises
+    :class:`UsageError` for a store without kept scores and for a selection that needs scores that were not kept,
+    :class:`CalibrationMismatch`, :class:`StoreMismatch`, :class:`StoreError`.
+    """
+    source = store if isinstance(store, LabelStore) else LabelStore.open(store)
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers must be at least 1, got {workers}")
+    if Path(output).resolve() == source.path.resolve():
+        raise UsageError(f"{output} is the store to read; choose another folder for the new labels")
+    selection = change.apply(source)
+    decide = _decide(source, selection)
+    target = LabelStore.open_or_create(output, run_record(source, selection))
+    progress = Progress(kept=np.zeros(len(source.classes["targets"]), np.int64))
+    items = list(_unfinished(source, target))
+    progress.planned = len(items)
+    target.commit_reviews(_corrections(source))
+    writer = Writer(progress, target)
+    work = _Worker(source, decide, writer)
+    pipeline = Pipeline(items, ahead=2 * READ_ROWS)
+    threads = workers or usable_processors()
+    pipeline.add_stage(("read", work.read), ("select", work.select), threads=threads, batch=READ_ROWS)
+    pipeline.add_stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
+    return run_stages(pipeline, progress, writer, observer)
+
+
+def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
+    """Return the run record of the new store: that of ``source`` with another selection, and where it came from."""
+    made_with = {name: value for name, value in source.run.items() if name not in _SELECTION_KEYS}
+    before = {name: source.run[name] for name in _SELECTION_KEYS if name in source.run and name != "kept_scores"}
+    origin = {"store": str(source.path.resolve()), "selection": before, "kept_scores": source.run["kept_scores"]["alpha"]}
+    return {**made_with, **selection.record(), "reselected_from": origin}
+
+
+def _kept_record(store: LabelStore) -> Mapping[str, Any]:
+    kept = store.run.get("kept_scores")
+    if kept is None:
+        origin = store.run.get("reselected_from")
+        advice = (
+            f"reselect from {origin['store']}, where its scores are"
+            if origin
+            else "label its images with --keep-scores ALPHA into a new folder"
+        )
+        raise UsageError(f"{store.path} keeps no scores, so its labels cannot be selected again; {advice}")
+    return kept
+
+
+def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
+    """Raise :class:`CalibrationMismatch` unless the calibration holds for the scores of a store."""
+    made_with = {name: value for name, value in calibration.made_with.items() if name != "batch"}
+    different = [name for name, value in sorted(made_with.items()) if store.run.get(name) != value]
+    if not different:
+        return
+    kept = load_kept_calibration(store.path, store.run["kept_scores"]["calibration"])
+    if kept is None or dict(kept.made_with) != dict(calibration.made_with):
+        raise CalibrationMismatch(
+            f"the calibration was made under other conditions than the scores of {store.path} "
+            f"({', '.join(different)}); calibrate again with the model and class mapping of the store"
+        )
+
+
+def _decide(store: LabelStore, selection: Selection) -> KeptSelection:
+    kept, classes = store.run["kept_scores"], store.classes
+    num_targets = len(classes["targets"])
+    return KeptSelection(
+        selection,
+        ScoreLevels(np.array([float(value) for value in kept["splits"]], np.float32)),
+        np.array([float(value) for value in kept["limits"]], np.float32),
+        background=classes["background"],
+        ignore=255 if num_targets <= 255 else 65535,
+        names=tuple(classes["targets"]),
+    )
+
+
+def _unfinished(source: LabelStore, target: LabelStore) -> Iterator[InputRow]:
+    """Yield the inputs of ``source`` that ``target`` does not hold; rejects are copied again."""
+    conditions: dict[str, str] = {}
+
+    def rows() -> Iterator[Any]:
+        for row in source.inputs():
+            conditions[row.uri] = row.condition
+            yield row
+
+    # an input row names, dates and sizes an input as an item of a source does
+    return target.plan(rows(), retry_rejects=True, condition=conditions.pop)  # type: ignore[return-value]
+
+
+def _corrections(source: LabelStore) -> list[ReviewRow]:
+    """Return the reviews that hold for any labels: corrected maps, and images that are not to be used."""
+    return [row for row in source.current_reviews().values() if row.verdict in ("corrected", "rejected")]
+
+
+class _Worker:
+    """Functions of the stages."""
+
+    def __init__(self, source: LabelStore, decide: KeptSelection, writer: Writer) -> None:
+        self._source = source
+        self._decide = decide
+        self._knows = writer.knows
+        self._claimed: set[str] = set()
+        self._lock = threading.Lock()
+
+    def read(self, inputs: list[InputRow]) -> list[tuple[InputRow, LabelRow | None]]:
+        """Read the rows of inputs whose labels the new store does not hold yet."""
+        with self._lock:
+            new = {row.id for row in inputs if row.id is not None and row.id not in self._claimed}
+            new = {id for id in new if not self._knows(id)}
+            self._claimed |= new
+        labels = {row.id: row for row in self._source.take(sorted(new), extras=True)} if new else {}
+        return [(replace(row, time=0), labels.pop(row.id or "", None)) for row in inputs]
+
+    def select(self, rows: Sequence[tuple[InputRow, LabelRow | None]]) -> list[Done]:
+        """Select and encode."""
+        return [
+            Done(input=row, num_bytes=0, id=row.id, label=None if label is None else self._labels(label))
+            for row, label in rows
+        ]
+
+    def _labels(self, row: LabelRow) -> LabelRow:
+        if row.scores is None:
+            raise StoreError(f"the labels of {row.id} in {self._source.path} have no kept scores; label the image again")
+        try:
+            kept = decode_scores(row.scores, (row.height, row.width))
+        except ValueError as error:
+            raise StoreError(f"the scores of {row.id} in {self._source.path} cannot be read: {error}") from error
+        selected = self._decide.select(kept)
+        return replace(
+            row,
+            label=encode_png(selected.label),
+            weight=encode_png(selected.weight),
+            counts=selected.counts,
+            kept=selected.kept,
+            confidence=selected.confidence,
+            scores=None,
+        )
