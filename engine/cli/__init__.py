@@ -10,6 +10,7 @@ from .export_labels import export_labels
 from .import_labels import import_labels
 from .label import label_corpus, label_prompted, segment_corpus
 from .report import report
+from .reselect import reselect_labels
 from .store import show
 from .taxonomy import draft_taxonomy
 from .verify import verify_store
@@ -20,6 +21,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "label": label_corpus,
         "label-prompted": label_prompted,
         "segment": segment_corpus,
+        "reselect": reselect_labels,
         "verify": verify_store,
     },
     "Looking": {"show": show, "report": report},

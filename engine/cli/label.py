@@ -19,6 +19,7 @@ from .label_options import (
     CalibrationOption,
     DryRunOption,
     EmbeddingCacheOption,
+    KeepScoresOption,
     LevelsOption,
     LimitOption,
     MaxPixelsOption,
@@ -63,6 +64,7 @@ def label_corpus(
     taxonomy: TaxonomyOption = None,
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
+    keep_scores: KeepScoresOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     shard: ShardOption = None,
@@ -110,7 +112,7 @@ def label_corpus(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
-    run_label(run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels)
+    run_label(run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels, keep_scores)
 
 
 def label_prompted(
@@ -127,6 +129,7 @@ def label_prompted(
     taxonomy: TaxonomyOption = None,
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
+    keep_scores: KeepScoresOption = None,
     shard: ShardOption = None,
     workers: WorkersOption = None,
     limit: LimitOption = None,
@@ -173,7 +176,7 @@ def label_prompted(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
-    run_label(run, opening, cam, source, taxonomy, select, calibration, threshold, weight, weight_levels)
+    run_label(run, opening, cam, source, taxonomy, select, calibration, threshold, weight, weight_levels, keep_scores)
 
 
 def segment_corpus(

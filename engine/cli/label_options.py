@@ -35,6 +35,15 @@ WeightOption = Annotated[
 LevelsOption = Annotated[
     int, typer.Option(min=3, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
 ]
+KeepScoresOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-scores",
+        metavar="ALPHA",
+        help="Keep the scores that `maskmill reselect` needs for this alpha and above (--select conformal).",
+        show_default="not kept",
+    ),
+]
 ShardOption = Annotated[
     str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")
 ]

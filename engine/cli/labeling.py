@@ -61,6 +61,7 @@ def run_label(
     threshold: float | None,
     weight: Weight,
     weight_levels: int,
+    keep_scores: str | None,
 ) -> None:
     """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes."""
     from ..calibration.calibration import Calibration
@@ -74,6 +75,8 @@ def run_label(
         raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
     if (threshold is not None) != (select == "threshold"):
         raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
+    if keep_scores is not None and select != "conformal":
+        raise UsageError("--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out")
     if run.output is None and not run.dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     common = run.common
@@ -87,7 +90,7 @@ def run_label(
     thresholds = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels}
     if thresholds is not None:
-        selection = Selection.conformal(thresholds, **options)
+        selection = Selection.conformal(thresholds, keep_scores=keep_scores, **options)
     elif threshold is not None:
         selection = Selection.threshold(threshold, **options)
     else:
@@ -108,7 +111,7 @@ def run_label(
         else:
             images = open_source(source, image_ending=run.image_ending)
             progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
-    _finish(progress, classes, run.output, run.as_json, thresholds)
+    finish_run(progress, classes, run.output, run.as_json, thresholds)
 
 
 def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -> None:
@@ -133,10 +136,10 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
         else:
             images = open_source(source, image_ending=run.image_ending)
             progress = segment(predictor, images, run.output, observer=observer, **common)
-    _finish(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
+    finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
 
 
-def _finish(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
+def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
     """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
     from ..labeling.drift import watch_store
     from ..report import display

@@ -26,6 +26,7 @@ from ....kernels.processors import usable_processors
 from ....kernels.types import Rule
 from ...calibration.calibration import Calibration
 from ...model.png import encode_png
+from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
 from ...store.rows import ReviewRow
 from ..label_run import run_stages
@@ -143,6 +144,12 @@ def reselect(
     return run_stages(pipeline, progress, writer, observer)
 
 
+def classes_of(store: LabelStore) -> Taxonomy:
+    """Return the target classes of a store, without model classes."""
+    targets = tuple(store.classes["targets"])
+    return Taxonomy(targets=targets, background=store.classes["background"], model=tuple(range(len(targets))))
+
+
 def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
     """Return the run record of the new store: that of ``source`` with another selection, and where it came from."""
     made_with = {name: value for name, value in source.run.items() if name not in _SELECTION_KEYS}
@@ -179,15 +186,14 @@ def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
 
 
 def _decide(store: LabelStore, selection: Selection) -> KeptSelection:
-    kept, classes = store.run["kept_scores"], store.classes
-    num_targets = len(classes["targets"])
+    kept, classes = store.run["kept_scores"], classes_of(store)
     return KeptSelection(
         selection,
         ScoreLevels(np.array([float(value) for value in kept["splits"]], np.float32)),
         np.array([float(value) for value in kept["limits"]], np.float32),
-        background=classes["background"],
-        ignore=255 if num_targets <= 255 else 65535,
-        names=tuple(classes["targets"]),
+        background=classes.background,
+        ignore=classes.ignore_index,
+        names=classes.targets,
     )
 
 

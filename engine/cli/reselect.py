@@ -1,0 +1,88 @@
+"""The command that selects the labels of a store again, from its kept scores."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...kernels.types import Rule
+from ..labeling.selection import Method, Weight
+from .labeling import finish_run
+from .options import JsonOption, StoreArgument, WorkersOption
+
+
+def reselect_labels(
+    store: StoreArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Another calibration.", show_default="the one of the store"),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Another alpha of the calibration.", show_default="that of the calibration"),
+    ] = None,
+    select: Annotated[
+        Method | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Another selection: argmax, threshold or conformal.",
+            show_default="conformal; threshold with --threshold",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).", show_default=False),
+    ] = None,
+    rule: Annotated[
+        Rule | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the prediction set decides the label: argmax, foreground, single or agree.",
+            show_default="that of --calibration, or of the store",
+        ),
+    ] = None,
+    weight: Annotated[
+        Weight | None,
+        typer.Option(
+            metavar="NAME",
+            help="Weight of each kept pixel: none, confidence, pcos or pcos-supplement.",
+            show_default="that of the store",
+        ),
+    ] = None,
+    weight_levels: Annotated[
+        int | None,
+        typer.Option(min=3, max=256, metavar="N", help="Distinct weights.", show_default="those of the store"),
+    ] = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the labels of another selection, without the model, from a store labeled with --keep-scores.
+
+    The same command again continues where it stopped. A selection that needs scores which were not kept is refused.
+    Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
+    """
+    from ..calibration.calibration import Calibration
+    from ..labeling.kept.reselect import Reselection, classes_of, reselect
+    from ..report import display
+    from ..store.label_store import LabelStore
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    source = LabelStore.open(store)
+    change = Reselection(
+        calibration=None if calibration is None else Calibration.load(calibration),
+        alpha=alpha,
+        select=select,
+        threshold=threshold,
+        rule=rule,
+        weight=weight,
+        weight_levels=weight_levels,
+    )
+    with display.run_display(as_json=as_json) as observer:
+        progress = reselect(source, output, change, workers=workers, observer=observer)
+    finish_run(progress, classes_of(source), output, as_json)
