@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.api import calibrate, draft_taxonomy, export_labels, import_labels, label, overlay, report
+    from .engine.api import calibrate, draft_taxonomy, label, reselect
     from .engine.calibration.calibration import Calibration
     from .engine.inputs.sources import Item, Source
     from .engine.labeling.export_labels import ExportSummary
     from .engine.labeling.import_labels import ImportSummary
     from .engine.labeling.progress import Progress
     from .engine.labeling.selection import Selection
+    from .engine.labels_api import export_labels, import_labels, overlay, report
     from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
@@ -44,13 +45,14 @@ if TYPE_CHECKING:
     from .trainer.train import TrainingProgress
 
 _MODULES = {
-    "engine.api": ("calibrate", "draft_taxonomy", "export_labels", "import_labels", "label", "overlay", "report"),
+    "engine.api": ("calibrate", "draft_taxonomy", "label", "reselect"),
     "engine.calibration.calibration": ("Calibration",),
     "engine.inputs.sources": ("Item", "Source"),
     "engine.labeling.export_labels": ("ExportSummary",),
     "engine.labeling.import_labels": ("ImportSummary",),
     "engine.labeling.progress": ("Progress",),
     "engine.labeling.selection": ("Selection",),
+    "engine.labels_api": ("export_labels", "import_labels", "overlay", "report"),
     "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
@@ -73,7 +75,7 @@ __all__ = [
     "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
     "Quality", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy", "TrainingProgress",
     "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "export_labels", "import_labels",
-    "label", "open_session", "overlay", "predict", "report", "train",
+    "label", "open_session", "overlay", "predict", "report", "reselect", "train",
 ]  # fmt: skip
 
 __version__ = _version("maskmill")

@@ -1,4 +1,4 @@
-"""Public functions of the engine: class mapping, calibration, labeling, exchange of labels, and pictures.
+"""Public functions of the engine that use a model or its scores: class mapping, calibration, labeling.
 
 Paths may be strings or :class:`os.PathLike`; image sources may be folders, lists, globs, WebDataset tars or URLs. The
 functions are thin layers over the modules of this package; `maskmill` exports them.
@@ -6,41 +6,34 @@ functions are thin layers over the modules of this package; `maskmill` exports t
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..kernels.processors import usable_processors
+from .arguments import (
+    Location,
+    bundle_of,
+    calibration_of,
+    counter_if,
+    predictor_of,
+    run_display_if,
+    store_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from ..kernels.types import Rule
     from .calibration.calibration import Calibration, Control, RuleChoice
     from .calibration.sharing import Group, Unseen
     from .calibration.thresholds import SmallSample, Unit
-    from .formats.base import Ignored, ImageMode
-    from .formats.open import InputFormat, OutputFormat
-    from .inputs.labels import LabelSource
-    from .labeling.export_labels import ExportSummary
-    from .labeling.import_labels import ImportSummary
     from .labeling.progress import Progress
-    from .labeling.selection import Weight
+    from .labeling.selection import Method, Weight
     from .model.bundle import Bundle
     from .model.taxonomy import Taxonomy
     from .model.taxonomy_draft import Unmatched
     from .predictors.base import Predictor
-    from .report.overlay import Overlay
     from .runtimes.open import Provider
     from .store.label_store import LabelStore
-
-Location = str | os.PathLike[str]
-"""A path, or a URL as a string."""
 
 
 def draft_taxonomy(
@@ -156,6 +149,7 @@ def label(
     taxonomy: Location | Taxonomy | None = None,
     weight: Weight = "none",
     weight_levels: int = 256,
+    keep_scores: str | float | None = None,
     limit: int | None = None,
     retry_rejects: bool = False,
     provider: Provider = "cpu",
@@ -177,6 +171,8 @@ def label(
         Class mapping or its file; the model's own classes if None.
     weight, weight_levels
         Weight of each kept pixel, and the number of distinct weights.
+    keep_scores
+        Keep the scores that :func:`reselect` needs for this alpha and above.
     limit, retry_rejects
         Stop after this many inputs; try inputs again that were rejected before.
     provider, tile, overlap, workers
@@ -187,16 +183,17 @@ def label(
     Returns the counts of this run. Raises :class:`StoreMismatch` if the store holds labels made with other options,
     :class:`StoreError`, :class:`CalibrationMismatch`, :class:`SessionError`, :class:`SourceError`.
     """
-    from .calibration.calibration import Calibration
     from .inputs.sources import open_source
     from .labeling import label_run
     from .labeling.selection import Selection
 
     if calibration is not None and threshold is not None:
         raise UsageError("give calibration or threshold, not both")
-    if calibration is not None:
-        record = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        selection = Selection.conformal(record, weight=weight, weight_levels=weight_levels)
+    thresholds = calibration_of(calibration)
+    if thresholds is not None:
+        selection = Selection.conformal(thresholds, weight=weight, weight_levels=weight_levels, keep_scores=keep_scores)
+    elif keep_scores is not None:
+        raise UsageError("keep_scores needs a calibration, whose thresholds say which scores to keep")
     elif threshold is not None:
         selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels)
     else:
@@ -216,219 +213,50 @@ def label(
         )
 
 
-def export_labels(
+def reselect(
     store: Location | LabelStore,
     output: Location,
-    format: OutputFormat = "png",
     *,
-    images: ImageMode | None = None,
-    min_kept: float = 0.0,
-    weights: bool = False,
-    ignored: Ignored | None = None,
     calibration: Location | Calibration | None = None,
-    progress: bool = False,
-) -> ExportSummary:
-    """Write the labels of a store as files that other tools read; ``progress`` shows a progress bar.
-
-    The other parameters and the errors are those of :func:`maskmill.engine.labeling.export_labels.export_labels`.
-    """
-    from .calibration.calibration import Calibration
-    from .labeling import export_labels as exporting
-
-    record = Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration
-    with counter_if("exporting", progress) as observer:
-        return exporting.export_labels(
-            store_of(store),
-            output,
-            format,
-            images=images,
-            min_kept=min_kept,
-            weights=weights,
-            ignored=ignored,
-            calibration=record,
-            progress=observer,
-        )
-
-
-def import_labels(
-    store: Location | LabelStore,
-    reviewed: Location,
-    *,
-    reviewer: str,
-    format: InputFormat | None = None,
-    note: str | None = None,
-    progress: bool = False,
-) -> ImportSummary:
-    """Read corrected labels of any input format into the reviews of a store; ``progress`` shows a progress bar.
-
-    The other parameters and the errors are those of :func:`maskmill.engine.labeling.import_labels.import_labels`.
-    """
-    from .labeling import import_labels as importing
-
-    with counter_if("importing", progress) as observer:
-        return importing.import_labels(
-            store_of(store),
-            reviewed,
-            format=format,
-            reviewer=reviewer,
-            note=note,
-            workers=usable_processors(),
-            progress=observer,
-        )
-
-
-def overlay(
-    image: Location | NDArray[np.uint8],
-    label: NDArray[np.uint8] | NDArray[np.uint16],
-    classes: Sequence[str],
-    *,
-    background: int | None = None,
-    opacity: float = 0.6,
-) -> Overlay:
-    """Draw labels over a photo, with a legend of the classes present; a notebook shows the result.
-
-    ``image`` is a path or an array (H, W, 3) uint8 RGB, ``label`` (H, W) class indices; ignored pixels are hatched in
-    white, the background class shows the photo. ``opacity`` is in [0, 1].
-    """
-    from .report.overlay import Overlay
-    from .report.overlay import overlay as draw
-
-    return Overlay(draw(image_of(image), label, classes, background=background, opacity=opacity))
-
-
-def report(
-    store: Location | LabelStore,
-    output: Location = "report.html",
-    *,
-    labels: Location | LabelSource | None = None,
-    calibration: Location | Calibration | None = None,
-    model: Location | None = None,
-    taxonomy: Location | None = None,
-    pictures: int = 8,
-    provider: Provider = "cpu",
+    alpha: str | float | None = None,
+    select: Method | None = None,
+    threshold: float | None = None,
+    rule: Rule | None = None,
+    weight: Weight | None = None,
+    weight_levels: int | None = None,
     workers: int | None = None,
     progress: bool = False,
-) -> Path:
-    """Write one HTML page that shows if the labels of a store are good enough, and which are not.
+) -> Progress:
+    """Make the labels of another selection, without the model, from a store labeled with ``keep_scores``.
 
     Parameters
     ----------
     store, output
-        The label store; the page to write, which loads nothing from the network.
-    labels, taxonomy
-        True labels of some of its images, and the class mapping that reads them (the store's own if None).
-    calibration
-        The calibration that the labels were made with: shows coverage per class, risk and drift.
-    model, provider
-        Bundle of the model that made the labels, run again on a sample: shows the labels before selection, set sizes
-        and PCOS' plane; and its runtime.
-    pictures, workers
-        Images of each kind in the gallery; images in progress at the same time (one per core if None).
+        The store with kept scores, and the folder of the new label store; calling it again continues the run.
+    calibration, alpha, rule
+        Other thresholds, another alpha of the calibration, another rule.
+    select, threshold
+        Another selection method, and the lowest confidence to keep (``threshold``).
+    weight, weight_levels
+        Another weight of each kept pixel, and another number of distinct weights.
+    workers
+        Number of threads (one per core if None).
     progress
         Show a progress bar.
 
-    Returns ``output``. Raises :class:`UsageError` if the store holds no labels or segments without classes, or the
-    labels were made with another model or calibration; :class:`StoreError`.
+    What is None stays as in ``store``. Returns the counts of this run. Raises :class:`UsageError` for a selection that
+    needs scores that were not kept, :class:`CalibrationMismatch`, :class:`StoreMismatch`, :class:`StoreError`.
     """
-    from .calibration.calibration import Calibration
-    from .inputs.labels import open_labels
-    from .model.taxonomy import Taxonomy
-    from .report.page.model_view import open_model
-    from .report.page.render import write_report
+    from .labeling.reselection import reselect as reselecting
 
-    opened = store_of(store)
-    classes = None if taxonomy is None else Taxonomy.from_json(opened.classes).with_labels_of(taxonomy)
-    with counter_if("drawing", progress) as observer:
-        return write_report(
-            opened,
-            Path(output),
-            labels=open_labels(labels) if isinstance(labels, str | os.PathLike) else labels,
-            taxonomy=classes,
-            calibration=Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration,
-            predictor=None if model is None else open_model(opened, Path(model), provider),
-            num_pictures=pictures,
-            workers=workers or usable_processors(),
-            progress=observer,
-        )
-
-
-def bundle_of(model: Location | Bundle) -> Bundle:
-    """Return the bundle, or load it from its folder."""
-    from .model.bundle import Bundle
-
-    return model if isinstance(model, Bundle) else Bundle.load(model)
-
-
-def store_of(store: Location | LabelStore) -> LabelStore:
-    """Return the store, or open it from its folder."""
-    from .store.label_store import LabelStore
-
-    return store if isinstance(store, LabelStore) else LabelStore.open(store)
-
-
-def predictor_of(
-    model: Location | Bundle | Predictor,
-    taxonomy: Location | Taxonomy | None,
-    provider: Provider,
-    tile: int | None,
-    overlap: int,
-    precision: str | None = None,
-) -> tuple[Predictor, Taxonomy]:
-    """Open a semantic bundle, or accept a predictor, with its class mapping."""
-    from .model.bundle import Bundle
-    from .model.taxonomy import Taxonomy
-    from .predictors.open import ModelOptions, load_taxonomy, open_predictor
-
-    if isinstance(model, str | os.PathLike | Bundle):
-        folder = model.path if isinstance(model, Bundle) else Path(model)
-        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
-        predictor, classes = open_predictor(
-            folder, None if isinstance(taxonomy, Taxonomy | None) else Path(taxonomy), options=options
-        )
-        return predictor, taxonomy if isinstance(taxonomy, Taxonomy) else classes
-    if isinstance(taxonomy, Taxonomy):
-        return model, taxonomy
-    return model, load_taxonomy(model.bundle.path, None if taxonomy is None else Path(taxonomy))
-
-
-def image_of(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the image, (H, W, 3) uint8 RGB, or decode it from its file; raises :class:`UsageError`."""
-    from .inputs.images import decode_image
-
-    if not isinstance(image, str | os.PathLike):
-        return image
-    try:
-        return decode_image(Path(image).read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read {image}: {error}") from error
-
-
-def class_names_of(classes: Location | Sequence[str]) -> list[str]:
-    """Class names in order, from a sequence or a file."""
-    from .model.files import read_ordered_class_names
-
-    return read_ordered_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)
-
-
-@contextmanager
-def counter_if(name: str, progress: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar of (done, total) if ``progress``; yields its observer, or None."""
-    if not progress:
-        yield None
-        return
-    from .report.display import counter
-
-    with counter(name, quiet=False) as observer:
-        yield observer
-
-
-@contextmanager
-def run_display_if(progress: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Show the progress of a labeling run if ``progress``; yields its observer, or None."""
-    if not progress:
-        yield None
-        return
-    from .report.display import run_display
-
-    with run_display(as_json=False) as observer:
-        yield observer
+    change = reselecting.Reselection(
+        calibration=calibration_of(calibration),
+        alpha=alpha,
+        select=select,
+        threshold=threshold,
+        rule=rule,
+        weight=weight,
+        weight_levels=weight_levels,
+    )
+    with run_display_if(progress) as observer:
+        return reselecting.reselect(store_of(store), output, change, workers=workers, observer=observer)

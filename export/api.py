@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ..engine.api import Location, class_names_of
+from ..engine.arguments import Location, class_names_of
 from ..errors import UsageError
 
 if TYPE_CHECKING:

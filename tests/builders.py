@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.calibration.scores.score_counts import ScoreCounts
+from maskmill.engine.labeling.kept.keep import ScoreKeeper
 from maskmill.engine.model.png import encode_png
 from maskmill.engine.store.label_store import InputRow, LabelRow, content_id
 
@@ -229,3 +232,13 @@ def _tiff(entries: dict[int, tuple[int, int, int]], following: int) -> bytes:
     for tag, (kind, count, value) in sorted(entries.items()):
         data += struct.pack("<HHII", tag, kind, count, value)
     return data + struct.pack("<I", following)
+
+
+def score_keeper(thresholds: NDArray[np.float32], *, alpha: str = "0.05") -> ScoreKeeper:
+    """A keeper of scores up to ``thresholds`` (Ke,), with a calibration of the same thresholds and no images."""
+    calibration = Calibration(
+        alpha=alpha, group="class", unit="pixel", rule="agree", thresholds=thresholds, pooled=1.0, made_with={},
+        report={}, min_images=9, targets=tuple(f"class {index}" for index in range(len(thresholds))), background=None,
+        counts=ScoreCounts.empty(),
+    )  # fmt: skip
+    return ScoreKeeper(alpha=alpha, limits=thresholds, calibration=calibration)

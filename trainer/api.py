@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..engine.api import Location, class_names_of, counter_if, image_of
+from ..engine.arguments import Location, class_names_of, counter_if, image_of
 from ..errors import UsageError
 
 if TYPE_CHECKING:

@@ -112,7 +112,9 @@ def label_corpus(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
-    run_label(run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels, keep_scores)
+    run_label(
+        run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels, keep_scores
+    )
 
 
 def label_prompted(

@@ -40,7 +40,7 @@ KeepScoresOption = Annotated[
     typer.Option(
         "--keep-scores",
         metavar="ALPHA",
-        help="Keep the scores that `maskmill reselect` needs for this alpha and above (--select conformal).",
+        help="Keep the scores that reselect needs for this alpha and above (--select conformal).",
         show_default="not kept",
     ),
 ]

@@ -76,7 +76,9 @@ def run_label(
     if (threshold is not None) != (select == "threshold"):
         raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
     if keep_scores is not None and select != "conformal":
-        raise UsageError("--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out")
+        raise UsageError(
+            "--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out"
+        )
     if run.output is None and not run.dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     common = run.common

@@ -68,7 +68,8 @@ def reselect_labels(
     Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
     """
     from ..calibration.calibration import Calibration
-    from ..labeling.kept.reselect import Reselection, classes_of, reselect
+    from ..labeling.reselection.reselect import Reselection, reselect
+    from ..model.taxonomy import Taxonomy
     from ..report import display
     from ..store.label_store import LabelStore
 
@@ -85,4 +86,4 @@ def reselect_labels(
     )
     with display.run_display(as_json=as_json) as observer:
         progress = reselect(source, output, change, workers=workers, observer=observer)
-    finish_run(progress, classes_of(source), output, as_json)
+    finish_run(progress, Taxonomy.from_json(source.classes), output, as_json)

@@ -59,7 +59,7 @@ class Selection:
     weight_levels: int = 256
     """Number of distinct values in the weight map; fewer make smaller files."""
     keeper: ScoreKeeper | None = None
-    """What to keep of the scores for later selections; None keeps nothing."""
+    """Keeper of the scores that later selections need; None keeps none."""
 
     def __post_init__(self) -> None:
         for name, choices in (("method", Method), ("rule", Rule), ("weight", Weight)):
@@ -101,8 +101,8 @@ class Selection:
     ) -> Selection:
         """Keep the pixels that the calibration's prediction sets support; ``rule`` is the calibration's if None.
 
-        With ``keep_scores``, an alpha, the scores are stored that :func:`maskmill.engine.labeling.kept.reselect.reselect`
-        needs for that alpha and above.
+        With ``keep_scores``, an alpha, a label run stores the scores that another selection needs at that alpha and
+        above; see :mod:`maskmill.engine.labeling.reselection.reselect`.
         """
         keeper = None
         if keep_scores is not None:

@@ -1,1 +1,1 @@
-"""Kept scores: what a label run stores of an image's class scores, and other selections made from it."""
+"""Kept scores: what a label run stores of the class scores of an image, for later selections."""

@@ -1,8 +1,8 @@
 """Encode the kept scores of one image for the column ``scores`` of a label store.
 
 Maps of codes are nearly linear between the model's own pixels, so they are stored as the differences of differences
-along rows and columns, which are mostly near 0, low and high bytes apart, under Zstandard. The format, version 1, little
-endian::
+along rows and columns, which are mostly near 0: low and high bytes apart, compressed with Zstandard. The format,
+version 1, little endian::
 
     uint8    1
     uint8    flags: 1, classes are 16 bits wide; 2, there is a map of shares
@@ -120,4 +120,3 @@ def _halves(values: NDArray[np.uint16]) -> list[bytes]:
     """Return low and high bytes; small negative values get the high byte of small positive ones."""
     centered = (values + _CENTER).astype("<u2", copy=False).reshape(-1).view(np.uint8)
     return [centered[0::2].tobytes(), centered[1::2].tobytes()]
-

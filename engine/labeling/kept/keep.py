@@ -38,7 +38,7 @@ _CERTAIN = 1.2e-4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreKeeper:
-    """What a label run keeps of the scores of every image."""
+    """Keeps the scores of every image that a selection may need at an alpha or above."""
 
     alpha: str
     """Smallest alpha that may be chosen later, as it was written."""
@@ -118,9 +118,18 @@ class ScoreKeeper:
                 self.levels.codes(scores, classes, xp),
                 *([] if is_softmax else [cells_of(rest.astype(xp.float32), xp).astype(xp.uint16)]),
             )
-        names = ("top", "code", "ratio", "num_more", "more_class", "more_code", "share")
-        fields: dict[str, Any] = dict(zip(names, arrays, strict=False))
-        return encode_scores(KeptScores(**({"share": None} | fields)))
+        top, code, ratio, num_more, more_class, more_code, *share = arrays
+        return encode_scores(
+            KeptScores(
+                top=top,
+                code=code,
+                share=share[0] if share else None,
+                ratio=ratio,
+                num_more=num_more,
+                more_class=more_class,
+                more_code=more_code,
+            )
+        )
 
     def _more(self, score_map: ScoreMap, taxonomy: Taxonomy, cells: Any, top: Any) -> tuple[Any, Any, Any]:
         """Return (row of ``cells``, class, score) of every class but the top within its limit, best first per row."""

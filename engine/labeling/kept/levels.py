@@ -1,9 +1,9 @@
 """Quantize nonconformity scores finely near thresholds, so that later thresholds decide as on exact scores.
 
-The cells are 1/64 wide in the logit of the score from -9 on, and 1/8 below, where only confidences of 0.9999 differ. Each
-class has one more boundary at the threshold that the labels were made with. The upper edges of calibration's score bins
-are boundaries as well, so a threshold of :meth:`~maskmill.engine.calibration.calibration.Calibration.at` decides every
-pixel as on exact scores; any other threshold decides up to half a cell off, 1/128 in the logit.
+The cells are 1/64 wide in the logit of the score from -9 on, and 1/8 below, where only confidences of 0.9999 differ.
+Each class has one more boundary at the threshold that the labels were made with. The upper edges of calibration's score
+bins are boundaries as well, so a threshold of :meth:`~maskmill.engine.calibration.calibration.Calibration.at` decides
+every pixel as on exact scores; any other threshold decides up to half a cell off, 1/128 in the logit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EDGES: NDArray[np.float32] = _boundaries()
 """(E,) float32: largest score in each cell, without the boundary of a class's own."""
 
 
-def _middle(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.float64]:
+def _middle(low: Any, high: Any) -> Any:
     """Return the scores halfway, in the logit, between the boundaries of cells."""
     low, high = np.clip(low, 1e-12, 1 - 1e-9), np.clip(high, 1e-12, 1 - 1e-9)
     logit = (np.log(low / (1 - low)) + np.log(high / (1 - high))) / 2
@@ -82,6 +82,6 @@ class ScoreLevels:
             inside = last + 1 < len(edges) and (last < 0 or threshold > edges[last])
             if inside and threshold >= 0:
                 low = float(edges[last]) if last >= 0 else 0.0
-                last += bool(threshold >= _middle(np.float64(max(low, 0.0)), np.float64(edges[last + 1])))
+                last += bool(threshold >= _middle(low, float(edges[last + 1])))
             limits[target] = last
         return limits

@@ -5,15 +5,14 @@ Usage::
     label(predictor, source, "labels", taxonomy, Selection.conformal(calibration, keep_scores="0.05"))
     reselect("labels", "labels-10", alpha="0.10", weight="pcos")
 
-Labels are those of a new run with the same selection, except where a score is within its quantization of a threshold;
-:mod:`.levels` says how far that is. The new store has the inputs and rejects of the old one, its corrections by people,
-and in its run record the store it came from.
+Labels are those of a new run with the same selection, except if a score is within its quantization of a threshold;
+:mod:`maskmill.engine.labeling.kept.levels` says how far that is. The new store has the inputs and rejects of the old
+one, its corrections by people, and in its run record the store it came from.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,15 +28,15 @@ from ...model.png import encode_png
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
 from ...store.rows import ReviewRow
-from ..label_run import run_stages
+from ..kept.encoding import decode_scores
+from ..kept.keep import load_kept_calibration
+from ..kept.levels import ScoreLevels
 from ..progress import Progress
 from ..selection import Method, Selection, Weight
+from ..stages import run_pipeline
 from ..thread_stages import Pipeline
 from ..writer import Done, Writer
 from .decide import KeptSelection
-from .encoding import decode_scores
-from .keep import load_kept_calibration
-from .levels import ScoreLevels
 
 READ_ROWS = 32
 """Rows that a worker reads together."""
@@ -47,7 +46,7 @@ _SELECTION_KEYS = ("select", "rule", "weight", "weight_levels", "threshold", "th
 
 @dataclass(frozen=True, kw_only=True)
 class Reselection:
-    """Changes to the selection of a store; None keeps what the store was made with."""
+    """Changes to the selection of a store; None stands for the option that the store was made with."""
 
     calibration: Calibration | None = None
     """Other thresholds."""
@@ -140,21 +139,20 @@ def reselect(
     pipeline = Pipeline(items, ahead=2 * READ_ROWS)
     threads = workers or usable_processors()
     pipeline.add_stage(("read", work.read), ("select", work.select), threads=threads, batch=READ_ROWS)
-    pipeline.add_stage(("write", writer.write), threads=1, finish=writer.flush, idle=writer.idle)
-    return run_stages(pipeline, progress, writer, observer)
-
-
-def classes_of(store: LabelStore) -> Taxonomy:
-    """Return the target classes of a store, without model classes."""
-    targets = tuple(store.classes["targets"])
-    return Taxonomy(targets=targets, background=store.classes["background"], model=tuple(range(len(targets))))
+    pipeline.add_stage(("write", work.write), threads=1, finish=writer.flush, idle=writer.idle)
+    run_pipeline(pipeline, progress, finish=writer.flush, observer=observer)
+    return progress
 
 
 def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
     """Return the run record of the new store: that of ``source`` with another selection, and where it came from."""
     made_with = {name: value for name, value in source.run.items() if name not in _SELECTION_KEYS}
     before = {name: source.run[name] for name in _SELECTION_KEYS if name in source.run and name != "kept_scores"}
-    origin = {"store": str(source.path.resolve()), "selection": before, "kept_scores": source.run["kept_scores"]["alpha"]}
+    origin = {
+        "store": str(source.path.resolve()),
+        "selection": before,
+        "kept_scores": source.run["kept_scores"]["alpha"],
+    }
     return {**made_with, **selection.record(), "reselected_from": origin}
 
 
@@ -186,7 +184,7 @@ def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
 
 
 def _decide(store: LabelStore, selection: Selection) -> KeptSelection:
-    kept, classes = store.run["kept_scores"], classes_of(store)
+    kept, classes = store.run["kept_scores"], Taxonomy.from_json(store.classes)
     return KeptSelection(
         selection,
         ScoreLevels(np.array([float(value) for value in kept["splits"]], np.float32)),
@@ -221,18 +219,19 @@ class _Worker:
     def __init__(self, source: LabelStore, decide: KeptSelection, writer: Writer) -> None:
         self._source = source
         self._decide = decide
-        self._knows = writer.knows
-        self._claimed: set[str] = set()
-        self._lock = threading.Lock()
+        self._writer = writer
 
     def read(self, inputs: list[InputRow]) -> list[tuple[InputRow, LabelRow | None]]:
         """Read the rows of inputs whose labels the new store does not hold yet."""
-        with self._lock:
-            new = {row.id for row in inputs if row.id is not None and row.id not in self._claimed}
-            new = {id for id in new if not self._knows(id)}
-            self._claimed |= new
-        labels = {row.id: row for row in self._source.take(sorted(new), extras=True)} if new else {}
+        new = [row.id for row in inputs if row.id is not None and self._writer.claim(row.id)]
+        labels = {row.id: row for row in self._source.take(new, extras=True)} if new else {}
         return [(replace(row, time=0), labels.pop(row.id or "", None)) for row in inputs]
+
+    def write(self, results: list[Done]) -> list[Any]:
+        """Give finished inputs to the writer."""
+        for done in results:
+            self._writer.write(done)
+        return []
 
     def select(self, rows: Sequence[tuple[InputRow, LabelRow | None]]) -> list[Done]:
         """Select and encode."""
@@ -243,7 +242,9 @@ class _Worker:
 
     def _labels(self, row: LabelRow) -> LabelRow:
         if row.scores is None:
-            raise StoreError(f"the labels of {row.id} in {self._source.path} have no kept scores; label the image again")
+            raise StoreError(
+                f"the labels of {row.id} in {self._source.path} have no kept scores; label the image again"
+            )
         try:
             kept = decode_scores(row.scores, (row.height, row.width))
         except ValueError as error:

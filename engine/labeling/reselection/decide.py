@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from .... import kernels
 from ....errors import UsageError
 from ....kernels.types import Rule
+from ..kept.encoding import RATIO_LEVELS, KeptScores
+from ..kept.levels import EDGES, VALUES, ScoreLevels
 from ..selection import Selected, Selection
 from . import loops
-from .encoding import RATIO_LEVELS, KeptScores
-from .levels import EDGES, VALUES, ScoreLevels
 
 _RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -104,7 +104,7 @@ class KeptSelection:
             confidence=float(total) / num_kept if num_kept else 0.0,
         )
 
-    def _weight(self, kept: KeptScores, label: NDArray[Any], confidence: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _weight(self, kept: KeptScores, label: NDArray[Any], confidence: NDArray[np.float32]) -> NDArray[Any]:
         weight, ignore = self._selection.weight, self._ignore
         if weight == "none":
             return np.where(label == ignore, np.uint8(0), np.uint8(255))

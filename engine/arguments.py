@@ -1,0 +1,115 @@
+"""Conversion of the arguments of public functions: paths to objects, and displays of progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .calibration.calibration import Calibration
+    from .labeling.progress import Progress
+    from .model.bundle import Bundle
+    from .model.taxonomy import Taxonomy
+    from .predictors.base import Predictor
+    from .runtimes.open import Provider
+    from .store.label_store import LabelStore
+
+Location = str | os.PathLike[str]
+"""A path, or a URL as a string."""
+
+
+def calibration_of(calibration: Location | Calibration | None) -> Calibration | None:
+    """Return the calibration, or load it from its file."""
+    from .calibration.calibration import Calibration
+
+    return Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration
+
+
+def bundle_of(model: Location | Bundle) -> Bundle:
+    """Return the bundle, or load it from its folder."""
+    from .model.bundle import Bundle
+
+    return model if isinstance(model, Bundle) else Bundle.load(model)
+
+
+def store_of(store: Location | LabelStore) -> LabelStore:
+    """Return the store, or open it from its folder."""
+    from .store.label_store import LabelStore
+
+    return store if isinstance(store, LabelStore) else LabelStore.open(store)
+
+
+def predictor_of(
+    model: Location | Bundle | Predictor,
+    taxonomy: Location | Taxonomy | None,
+    provider: Provider,
+    tile: int | None,
+    overlap: int,
+    precision: str | None = None,
+) -> tuple[Predictor, Taxonomy]:
+    """Open a semantic bundle, or accept a predictor, with its class mapping."""
+    from .model.bundle import Bundle
+    from .model.taxonomy import Taxonomy
+    from .predictors.open import ModelOptions, load_taxonomy, open_predictor
+
+    if isinstance(model, str | os.PathLike | Bundle):
+        folder = model.path if isinstance(model, Bundle) else Path(model)
+        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
+        predictor, classes = open_predictor(
+            folder, None if isinstance(taxonomy, Taxonomy | None) else Path(taxonomy), options=options
+        )
+        return predictor, taxonomy if isinstance(taxonomy, Taxonomy) else classes
+    if isinstance(taxonomy, Taxonomy):
+        return model, taxonomy
+    return model, load_taxonomy(model.bundle.path, None if taxonomy is None else Path(taxonomy))
+
+
+def image_of(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the image, (H, W, 3) uint8 RGB, or decode it from its file; raises :class:`UsageError`."""
+    from .inputs.images import decode_image
+
+    if not isinstance(image, str | os.PathLike):
+        return image
+    try:
+        return decode_image(Path(image).read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {image}: {error}") from error
+
+
+def class_names_of(classes: Location | Sequence[str]) -> list[str]:
+    """Class names in order, from a sequence or a file."""
+    from .model.files import read_ordered_class_names
+
+    return read_ordered_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)
+
+
+@contextmanager
+def counter_if(name: str, progress: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar of (done, total) if ``progress``; yields its observer, or None."""
+    if not progress:
+        yield None
+        return
+    from .report.display import counter
+
+    with counter(name, quiet=False) as observer:
+        yield observer
+
+
+@contextmanager
+def run_display_if(progress: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Show the progress of a labeling run if ``progress``; yields its observer, or None."""
+    if not progress:
+        yield None
+        return
+    from .report.display import run_display
+
+    with run_display(as_json=False) as observer:
+        yield observer

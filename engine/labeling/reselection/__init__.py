@@ -1,0 +1,1 @@
+"""Labels of another selection from kept scores, without the model."""

@@ -1,0 +1,76 @@
+"""Compiled loops over the pixels of kept scores: one thread, Python's lock released."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....kernels.cpu.compiled import compiled
+
+# Indices of maskmill.kernels.types.Rule.
+ARGMAX, FOREGROUND, SINGLE, AGREE = range(4)
+
+
+@compiled()
+def decide(top, code, more, levels, selection, targets, label, confidence, counts):
+    """Fill label and confidence (N,) of every pixel, add to ``counts`` (ignore + 1,), and return the kept confidence.
+
+    Args:
+        top: scored classes of the highest scores.
+        code: codes of their nonconformity scores.
+        more: numbers of further classes; these classes, best first; codes of their scores.
+        levels: scores of the cells; cell of each class's own boundary.
+        selection: largest code that each class's threshold accepts; index of the rule; background, -1 if there is none.
+        targets: label of each scored class, the ignore index for one that is never emitted; ignore index last.
+        label: labels.
+        confidence: scores of the top classes.
+        counts: pixels of each label.
+    """
+    num_more, more_class, more_code = more
+    values, cells = levels
+    limits, rule, background = selection
+    ignore = targets[-1]
+    first, total = 0, 0.0
+    for i in range(top.size):
+        k, c = top[i], code[i]
+        confidence[i] = np.float32(1) - values[c - (c > cells[k])]
+        holds_top = c <= limits[k]
+        end = first + num_more[i]
+        chosen = targets[k] if holds_top else ignore
+        if end > first and rule != ARGMAX:
+            size, last = (1, np.int64(k)) if holds_top else (0, np.int64(-1))
+            winner, has_background = np.int64(-1), holds_top and k == background
+            if holds_top and k != background:
+                winner = np.int64(k)
+            for j in range(first, end):
+                other = more_class[j]
+                if more_code[j] <= limits[other]:
+                    size, last = size + 1, np.int64(other)
+                    if other == background:
+                        has_background = True
+                    elif winner < 0:
+                        winner = np.int64(other)
+            if rule == FOREGROUND:
+                only = background if has_background else np.int64(-1)
+                winner = winner if winner >= 0 else only
+                chosen = targets[winner] if winner >= 0 else ignore
+            elif rule == SINGLE:
+                chosen = targets[last] if size == 1 else ignore
+            else:
+                chosen = targets[k] if size == 1 and holds_top else ignore
+        first = end
+        label[i] = chosen
+        counts[chosen] += 1
+        if chosen != ignore:
+            total += confidence[i]
+    return total
+
+
+@compiled()
+def weigh_inputs(confidence, shares, has_shares, values, ratio, scale, offset, share, dispersion):
+    """Fill share and dispersion (N,) of every pixel; ``ratio * scale - offset`` is the dispersion of a whole rest."""
+    for i in range(ratio.size):
+        part = np.float32(1) - values[shares[i]] if has_shares else confidence[i]
+        rest = np.float32(1) - part
+        spread = np.float32(ratio[i]) * scale - offset
+        share[i] = part
+        dispersion[i] = (spread if spread > 0 else np.float32(0)) * rest * rest
