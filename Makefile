@@ -13,7 +13,7 @@ DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-read
 TOOLS  := $(VENV)-tools
 OLD    := $(VENV)-old
 
-.PHONY: setup demo test test-long test-export test-gpu test-formats test-old check format bench msrc students prompted clean
+.PHONY: setup demo test test-long test-export family-references test-gpu test-formats test-old check format bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -28,6 +28,11 @@ test-long: $(VENV)/.dev-ready ## the longer checks as well
 
 test-export: $(VENV)/.dev-ready ## every model family: exported, compared with PyTorch
 	$(PYTEST) -m "slow or not slow" tests/export
+
+# beside the checkout's own PyTorch: torchvision's compiled part is not loaded, timm is for EdgeTAM
+family-references: $(VENV)/.dev-ready ## arrays of tests/export/references, from transformers' own processors
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-references torchvision==0.28.0 timm==1.0.31
+	PYTHONPATH=$(VENV)-references:. $(BIN)/python -m tests.export.references.make
 
 test-gpu: $(VENV)/.dev-ready ## what needs an NVIDIA device; fails without one
 	MASKMILL_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
@@ -84,7 +89,7 @@ $(OLD)/.ready: $(PACKAGED)
 	@touch $@
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) $(TOOLS) $(OLD) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-references $(TOOLS) $(OLD) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

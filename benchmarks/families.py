@@ -40,7 +40,8 @@ from maskmill.export.pretrained.torch_module import TorchSession
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = runpy.run_path(str(ROOT / "tests" / "export" / "checkpoints.py"))["CHECKPOINTS"]
-CHOICES = {"clipseg": Choices(classes=("cow", "tree", "building"), background="other")}
+TEXTS = Choices(classes=("cow", "tree", "building"), background="other")
+CHOICES = {"clipseg": TEXTS, "sam3": TEXTS, "sam3_lite_text": TEXTS}
 
 
 METRICS = ("agreement", "mean_iou", "worst_iou", "mean_error", "max_error")

@@ -184,6 +184,8 @@ class PromptSpec:
     """Rows of a low-resolution mask of logits, in its own pixels; it covers the whole encoder input."""
     mask_width: int
     """Columns of a mask."""
+    pad_boxes: bool = False
+    """True if the model expects a padding point behind a box as well, as SAM 2 does; SAM has one without a box only."""
 
     def __post_init__(self) -> None:
         _check_choice("signature", self.signature, Signature)

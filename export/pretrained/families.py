@@ -35,15 +35,24 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "mask2former": ("queries", "Mask2FormerForUniversalSegmentation"),
     "oneformer": ("queries", "OneFormerForUniversalSegmentation"),
     "eomt": ("queries", "EomtForUniversalSegmentation"),
+    "eomt_dinov3": ("queries", "EomtDinov3ForUniversalSegmentation"),
     "clipseg": ("texts", "CLIPSegForImageSegmentation"),
+    "sam3": ("concepts", "Sam3Model"),
+    "sam3_lite_text": ("concepts", "Sam3LiteTextModel"),
     "sam": ("sam", "SamModel"),
+    "sam_hq": ("sam", "SamHQModel"),
     "sam2": ("sam", "Sam2Model"),
+    "edgetam": ("sam", "EdgeTamModel"),
+    "sam3_tracker": ("sam", "Sam3TrackerModel"),
     "resnet": ("classifier", "ResNetForImageClassification"),
     "convnext": ("classifier", "ConvNextForImageClassification"),
     "efficientnet": ("classifier", "EfficientNetForImageClassification"),
     "vit": ("classifier", "ViTForImageClassification"),
 }
 """Family → the module here with its function, and the class of transformers that loads it."""
+
+_OF_VIDEO = {"Sam2VideoModel": "sam2", "EdgeTamVideoModel": "edgetam", "Sam3VideoModel": "sam3"}
+"""Architecture of a published video checkpoint → the family that loads its part for single images."""
 
 
 def bundle_from_pretrained(
@@ -82,7 +91,7 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
         raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     module, architecture = FAMILIES[family]
     steps = preprocessing(checkpoint, choices)
-    if module not in ("texts", "sam"):
+    if module not in ("texts", "concepts", "sam"):
         class_names(checkpoint, choices)
     function = getattr(importlib.import_module(f".{module}", __package__), family)
     folded = function(checkpoint, checkpoint.load(architecture), choices)
@@ -108,6 +117,9 @@ def family_of(checkpoint: Checkpoint) -> str:
     for family, (_, architecture) in FAMILIES.items():
         if architecture in names:
             return family
+    for architecture in names:
+        if architecture in _OF_VIDEO:
+            return _OF_VIDEO[architecture]
     architectures = ", ".join(names) or "none"
     raise UsageError(
         f"{checkpoint.folder} is of no family that can be exported (its architecture: {architectures}; "

@@ -40,8 +40,8 @@ class Choices:
     """Divisor per channel."""
     resize_filter: ResizeFilter | None = None
     """Interpolation filter of the resize."""
-    template: str = "a photo of a {}."
-    """Sentence around a class name, for models that take text."""
+    template: str | None = None
+    """Sentence around a class name, for models that take text; the family's own if None."""
     masks: Masks = "all"
     """Masks per prompt: all of them, or the one with the best predicted IoU."""
 

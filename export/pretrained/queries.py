@@ -68,6 +68,10 @@ def eomt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     return _folded(checkpoint, model, choices, _scores, fixed=(side, side))
 
 
+eomt_dinov3 = eomt
+"""EoMT on DINOv3's transformer has the same interface."""
+
+
 def _scores(model: Any, image: Tensor, *, background: BackgroundScore | None) -> Tensor:
     output = model(pixel_values=image)
     return class_scores(output.class_queries_logits, output.masks_queries_logits, background)

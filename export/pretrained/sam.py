@@ -1,4 +1,8 @@
-"""Export Segment Anything, 1 and 2: an encoder, and a decoder that takes prompts of several images in one call."""
+"""Export Segment Anything and its kin: an encoder, and a decoder that takes prompts of several images in one call.
+
+SAM, SAM-HQ, SAM 2, EdgeTAM, and the tracker of SAM 3, which takes points and boxes (SAM 3 itself takes texts, see
+:mod:`.concepts`). Models of video are exported for single images, as their own image predictors run them.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,24 @@ def sam(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     return _folded(checkpoint, model, choices, encode, ["embedding"], model.config.vision_config.image_size)
 
 
+def sam_hq(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
+    """Fold SAM-HQ (arXiv 2306.01567) at its fixed size: masks are the sum of SAM's and of the high-quality token's."""
+    names = ["early_features", "embedding"]
+    return _folded(checkpoint, model, choices, encode_hq, names, model.config.vision_config.image_size)
+
+
 def sam2(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     """Fold SAM 2 (arXiv 2408.00714) on single images, at its fixed size; three embeddings, the finest first."""
     names = [f"embedding_{level}" for level in range(len(model.backbone_feature_sizes))]
-    return _folded(checkpoint, model, choices, encode2, names, model.config.prompt_encoder_config.image_size)
+    side = model.config.prompt_encoder_config.image_size
+    return _folded(checkpoint, model, choices, encode2, names, side, pad_boxes=True)
+
+
+edgetam = sam2
+"""EdgeTAM (arXiv 2501.07256) has SAM 2's interface."""
+
+sam3_tracker = sam2
+"""The tracker of SAM 3 has SAM 2's interface."""
 
 
 def encode(model: Any, image: Tensor) -> Tensor:
@@ -31,11 +49,19 @@ def encode(model: Any, image: Tensor) -> Tensor:
     return model.vision_encoder(image).last_hidden_state
 
 
+def encode_hq(model: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return SAM-HQ's features of the first global attention, (N, h, w, D'), and its image embedding (N, D, h, w)."""
+    output = model.vision_encoder(image)
+    return output.intermediate_embeddings[0], output.last_hidden_state
+
+
 def encode2(model: Any, image: Tensor) -> tuple[Tensor, ...]:
     """Return SAM 2's image embeddings as its own ``get_image_embeddings`` computes them for a single image."""
-    finest, fine, coarse = model.vision_encoder(image).fpn_hidden_states
-    coarse = coarse + model.no_memory_embedding.reshape(1, -1, 1, 1)
-    return model.mask_decoder.conv_s0(finest), model.mask_decoder.conv_s1(fine), coarse
+    levels = list(model.vision_encoder(image).fpn_hidden_states)
+    levels[0] = model.mask_decoder.conv_s0(levels[0])
+    levels[1] = model.mask_decoder.conv_s1(levels[1])
+    levels[-1] = levels[-1] + model.no_memory_embedding.reshape(1, -1, 1, 1)
+    return tuple(levels[: len(model.backbone_feature_sizes)])
 
 
 def embed_prompts(encoder: Any, points: Tensor, labels: Tensor) -> Tensor:
@@ -60,13 +86,18 @@ def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     import torch
 
     *finer, embedding, points, labels = inputs
+    further: dict[str, Any] = {}
+    if hasattr(model.mask_decoder, "hq_token"):
+        further = {"intermediate_embeddings": finer, "hq_token_only": False}
+    elif finer:
+        further = {"high_resolution_features": finer}
     outputs = model.mask_decoder(
         image_embeddings=embedding,
         image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(points.shape[0], -1, -1, -1),
         sparse_prompt_embeddings=embed_prompts(model.prompt_encoder, points, labels),
         dense_prompt_embeddings=model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
         multimask_output=True,
-        **({"high_resolution_features": finer} if finer else {}),
+        **further,
     )
     logits, ious = outputs[0].squeeze(1), outputs[1].squeeze(1)
     if masks == "all":
@@ -77,7 +108,14 @@ def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
 
 
 def _folded(
-    checkpoint: Checkpoint, model: Any, choices: Choices, encoder: Any, embeddings: list[str], side: int
+    checkpoint: Checkpoint,
+    model: Any,
+    choices: Choices,
+    encoder: Any,
+    embeddings: list[str],
+    side: int,
+    *,
+    pad_boxes: bool = False,
 ) -> Folded:
     spec = image_input(checkpoint, choices, fixed=(side, side))
     # padded after normalizing, with zeros
@@ -95,6 +133,9 @@ def _folded(
             OutputSpec(name="ious", kind="mask_scores", activation="none"),
         ),
         prompt=PromptSpec(
-            num_masks=1 if choices.masks == "best" else config.num_multimask_outputs, mask_height=grid, mask_width=grid
+            num_masks=1 if choices.masks == "best" else config.num_multimask_outputs,
+            mask_height=grid,
+            mask_width=grid,
+            pad_boxes=pad_boxes,
         ),
     )

@@ -1,4 +1,7 @@
-"""Export models that take text, CLIPSeg: class names are encoded at export and become constants of the graph."""
+"""Export models that take text: class names are encoded at export and become constants of the graph.
+
+CLIPSeg gives one channel per class. SAM 3 is in :mod:`.concepts`, which shares the functions here.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,17 @@ def clipseg(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
 
     A background that is not among the class names gets a channel with the logit of 1 minus the best class.
     """
-    if choices.classes is None:
-        raise UsageError("CLIPSeg segments the classes that you name: give the class names with --classes FILE")
-    check_class_names(choices.classes)
-    classes, background, score = with_background(choices.classes, choices)
-    if score == "void":
-        raise UsageError("CLIPSeg has no class for nothing at all; the background's score can only be 'rest'")
+    import torch
+
+    names = named_classes(choices, "CLIPSeg")
+    classes, background, score = with_background(names, choices)
     spec = image_input(checkpoint, choices)
     if spec.height != spec.width:
         raise UsageError(f"CLIPSeg takes square images only, not {spec.height}x{spec.width}")
-    texts = encode_texts(checkpoint, model, [choices.template.format(name) for name in choices.classes])
+    tokens = tokenize(checkpoint, texts_of(names, choices, default="a photo of a {}."))
+    with torch.no_grad():
+        features = model.clip.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    texts = features.pooler_output
     return Folded(
         module=as_module(
             partial(class_logits, texts=texts, layers=model.extract_layers, background=score is not None),
@@ -45,14 +49,27 @@ def clipseg(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     )
 
 
-def encode_texts(checkpoint: Checkpoint, model: Any, texts: list[str]) -> Tensor:
-    """Encode sentences to (C, D) float32 with the tokenizer beside the weights.
+def named_classes(choices: Choices, model: str) -> tuple[str, ...]:
+    """Return the class names that ``model`` is prompted with; raises :class:`UsageError` if there are none."""
+    if choices.classes is None:
+        raise UsageError(f"{model} segments the classes that you name: give the class names with --classes FILE")
+    check_class_names(choices.classes)
+    if choices.background_score == "void":
+        raise UsageError(f"{model} has no class for nothing at all; the background's score can only be 'rest'")
+    return choices.classes
+
+
+def texts_of(classes: tuple[str, ...], choices: Choices, *, default: str) -> list[str]:
+    """Return the sentence of each class, made with the caller's template or the family's ``default``."""
+    return [(choices.template or default).format(name) for name in classes]
+
+
+def tokenize(checkpoint: Checkpoint, texts: list[str], **settings: Any) -> Any:
+    """Tokenize sentences with the tokenizer beside the weights; ``settings`` are its own, such as ``padding``.
 
     Raises :class:`UsageError` if two sentences have the same tokens: their classes would be one.
     """
-    import torch
-
-    tokens = checkpoint.tokenizer()(texts, padding=True, truncation=True, return_tensors="pt")
+    tokens = checkpoint.tokenizer()(texts, **{"padding": True, "truncation": True, "return_tensors": "pt", **settings})
     rows = [tuple(row) for row in tokens["input_ids"].tolist()]
     for index, row in enumerate(rows):
         if row in rows[:index]:
@@ -60,9 +77,7 @@ def encode_texts(checkpoint: Checkpoint, model: Any, texts: list[str]) -> Tensor
                 f"the prompts {texts[rows.index(row)]!r} and {texts[index]!r} have the same tokens, so their classes "
                 "would be the same; use other names, and check that the tokenizer's files are the model's own"
             )
-    with torch.no_grad():
-        features = model.clip.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
-    return features.pooler_output
+    return tokens
 
 
 def class_logits(

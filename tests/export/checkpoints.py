@@ -129,6 +129,17 @@ def eomt(folder: Path) -> Path:
 
 
 @seeded
+def eomt_dinov3(folder: Path) -> Path:
+    config = transformers.EomtDinov3Config(
+        num_labels=5, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=64,
+        patch_size=8, num_blocks=2, num_queries=7, num_register_tokens=1,
+    )  # fmt: skip
+    model = transformers.EomtDinov3ForUniversalSegmentation(config)
+    model.attn_mask_probs.zero_()
+    return save(model, folder, size=square(64), gain=1.0)
+
+
+@seeded
 def clipseg(folder: Path) -> Path:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
     config = transformers.CLIPSegConfig(
@@ -157,6 +168,63 @@ def sam(folder: Path) -> Path:
 
 
 @seeded
+def sam_hq(folder: Path) -> Path:
+    config = transformers.SamHQConfig(
+        vision_config={
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 96, "patch_size": 16,
+            "output_channels": 16, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 32, "num_pos_feats": 8,
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 96, "patch_size": 16, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 16, "num_hidden_layers": 2,
+            "iou_head_hidden_dim": 8, "vit_dim": 16,
+        },
+    )  # fmt: skip
+    return save(transformers.SamHQModel(config), folder, size={"longest_edge": 96}, pad_size=square(96), do_pad=True)
+
+
+@seeded
+def sam3_tracker(folder: Path) -> Path:
+    config = transformers.Sam3TrackerConfig(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "image_size": 112, "patch_size": 14, "window_size": 4,
+                "global_attn_indexes": [1], "pretrain_image_size": 56,
+            },
+            "fpn_hidden_size": 16, "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            "scale_factors": [4.0, 2.0, 1.0],
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 112, "patch_size": 14, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 16, "num_hidden_layers": 2, "iou_head_hidden_dim": 8
+        },
+    )  # fmt: skip
+    return save(transformers.Sam3TrackerModel(config), folder, size=square(112))
+
+
+@seeded
+def edgetam(folder: Path) -> Path:
+    """Need timm and torchvision, which only ``make family-references`` installs."""
+    config = transformers.EdgeTamConfig(
+        vision_config={
+            "backbone_config": {
+                "model_type": "timm_wrapper", "architecture": "repvit_m0_9", "num_classes": 2,
+                "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3],
+                               "embed_dim": [8, 8, 16, 16], "depth": [1, 1, 1, 1]},
+            },
+            "backbone_channel_list": [16, 16, 8, 8], "fpn_hidden_size": 16,
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 128, "patch_size": 16, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 16, "num_hidden_layers": 2, "iou_head_hidden_dim": 8
+        },
+    )  # fmt: skip
+    return save(transformers.EdgeTamModel(config), folder, size=square(128))
+
+
+@seeded
 def sam2(folder: Path) -> Path:
     hiera = {
         "hidden_size": 8, "num_attention_heads": 1, "blocks_per_stage": [1, 2, 2, 1], "image_size": [128, 128],
@@ -175,6 +243,45 @@ def sam2(folder: Path) -> Path:
         },
     )  # fmt: skip
     return save(transformers.Sam2Model(config), folder, size=square(128))
+
+
+def sam3_config(kind: type, **text: Any) -> Any:
+    """SAM 3's configuration with one small layer of each kind; ``text`` is its text encoder's."""
+    small = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return kind(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "image_size": 112, "patch_size": 14, "window_size": 4,
+                "global_attn_indexes": [1], "pretrain_image_size": 56,
+            },
+            "fpn_hidden_size": 32, "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        text_config=text,
+        geometry_encoder_config=small, detr_encoder_config=small, detr_decoder_config={**small, "num_queries": 6},
+        mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+    )  # fmt: skip
+
+
+@seeded
+def sam3(folder: Path) -> Path:
+    config = sam3_config(
+        transformers.Sam3Config, model_type="clip_text_model", vocab_size=200, hidden_size=32, intermediate_size=64,
+        projection_dim=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, bos_token_id=188,
+        eos_token_id=189,
+    )  # fmt: skip
+    tokenizer(folder)
+    return save(transformers.Sam3Model(config), folder, size=square(112), gain=1.0)
+
+
+@seeded
+def sam3_lite_text(folder: Path) -> Path:
+    config = sam3_config(
+        transformers.Sam3LiteTextConfig, vocab_size=200, hidden_size=32, intermediate_size=64, projection_dim=16,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    tokenizer(folder)
+    return save(transformers.Sam3LiteTextModel(config), folder, size=square(112), gain=1.0)
 
 
 @seeded
@@ -211,6 +318,7 @@ def vit(folder: Path) -> Path:
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     builder.__name__: builder
     for builder in (
-        segformer, upernet, dpt, mask2former, oneformer, eomt, clipseg, sam, sam2, resnet, convnext, efficientnet, vit,
+        segformer, upernet, dpt, mask2former, oneformer, eomt, eomt_dinov3, clipseg, sam3, sam3_lite_text, sam, sam_hq,
+        sam2, edgetam, sam3_tracker, resnet, convnext, efficientnet, vit,
     )
 }  # fmt: skip

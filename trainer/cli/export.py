@@ -47,8 +47,13 @@ def export_model(
         typer.Option(help="Score of an added background: 1 minus the best class, or the void probability."),
     ] = "rest",
     template: Annotated[
-        str, typer.Option(metavar="TEXT", help="Sentence around a class name, for models that take text.")
-    ] = "a photo of a {}.",
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Sentence around a class name, for models that take text.",
+            show_default="the family's own",
+        ),
+    ] = None,
     masks: Annotated[
         Masks, typer.Option(help="Masks per prompt: all, or the one with the best predicted IoU.")
     ] = "all",
@@ -101,7 +106,7 @@ def export_model(
 
     if precision is not None and gate_images is None:
         raise UsageError(f"{precision} is proven on real images; give them with --gate-images")
-    if "{}" not in template:
+    if template is not None and "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
     photos = None if gate_images is None else GateImages.open(gate_images, limit=num_images)
     wanted_size = parse_size(size) if size else None

@@ -4,7 +4,7 @@
 
     segformer(21, size="b5")                       # downloads the authors' nvidia/mit-b5
     segformer(21, weights="folder")                # any SegFormer, by hub id or from a folder
-    dpt_dinov2(21, size="small")
+    dpt_dinov2(21, size="small"), dpt_dinov3(21, size="base"), linear_dinov3(21, frozen=True)
     smp("DeepLabV3Plus", 21, encoder_name="resnet101")
     by_path("package.module:function", 21)
 
@@ -41,6 +41,11 @@ _DINOV2: Mapping[str, Config] = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
+}
+_DINOV3: Mapping[str, Config] = {
+    "small": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
 
 
@@ -115,18 +120,109 @@ def dpt_dinov2(
     maps at stride 14 without the class token; logits have stride 7/4.
     """
     transformers = _transformers("DINOv2")
+    settings = {**_choice(size, _DINOV2), "image_size": 518}
+    source = (weights or f"facebook/dinov2-{size}") if pretrained and config is None else None
+    return _dense(
+        num_classes, transformers.Dinov2Backbone, transformers.Dinov2Config, settings, source=source, config=config
+    )
+
+
+def dpt_dinov3(
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    size: str = "small",
+    weights: str | None = None,
+    config: Config | None = None,
+) -> nn.Module:
+    """DINOv3 of ``size`` small to large with the dense prediction head (DPT), as :func:`dpt_dinov2`.
+
+    The default weights are the authors', ``facebook/dinov3-vitS16-pretrain-lvd1689m``, which need their permission.
+    Features have stride 16, logits stride 2.
+    """
+    transformers = _transformers("DINOv3")
+    source = (weights or _dinov3_weights(size)) if pretrained and config is None else None
+    return _dense(
+        num_classes,
+        transformers.DINOv3ViTBackbone,
+        transformers.DINOv3ViTConfig,
+        {**_choice(size, _DINOV3), "num_register_tokens": 4},
+        source=source,
+        config=config,
+    )
+
+
+def linear_dinov3(
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    size: str = "small",
+    weights: str | None = None,
+    frozen: bool = False,
+    config: Config | None = None,
+) -> nn.Module:
+    """DINOv3 with a linear head, as its authors probe it: batch normalization and one linear layer per patch.
+
+    Weights are those of :func:`dpt_dinov3`; a ``config`` is a DINOv3 configuration. ``frozen`` trains the head alone.
+    The only feature map is the last one, at stride 16, as are the logits.
+    """
+    from torch import nn
+
+    transformers = _transformers("DINOv3")
+    settings = {**_choice(size, _DINOV3), "num_register_tokens": 4} if config is None else dict(config)
+    last = [f"stage{transformers.DINOv3ViTConfig(**settings).num_hidden_layers}"]
+    source = (weights or _dinov3_weights(size)) if pretrained and config is None else None
+    backbone = _backbone(transformers.DINOv3ViTBackbone, transformers.DINOv3ViTConfig, settings, last, source)
+    if frozen:
+        backbone.requires_grad_(False)
+    width = backbone.config.hidden_size
+    head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, num_classes, 1))
+    return encoder_decoder(
+        _calling(lambda body, images: body(images).feature_maps, backbone),
+        _calling(lambda layers, features: layers(features[0]), head),
+        multiple=backbone.config.patch_size,
+        # the codes of positions are computed from the size
+        dynamic=False,
+        options={"config": _plain(backbone.config), "frozen": frozen},
+    )
+
+
+def _dinov3_weights(size: str) -> str:
+    return f"facebook/dinov3-vit{size[0]}16-pretrain-lvd1689m"
+
+
+def _backbone(family: Any, config_class: Any, settings: Config, stages: list[str], source: str | None) -> Any:
+    """Build a vision transformer that returns ``stages``, with the weights of a source or random ones."""
+    if source is None:
+        backbone = family(config_class(**{**settings, "out_features": stages}))
+    else:
+        backbone = _from_hub(
+            lambda: family.from_pretrained(source, out_features=stages, trust_remote_code=False), source
+        )
+    for name, parameter in backbone.named_parameters():
+        # used in pretraining only
+        parameter.requires_grad_(not name.endswith("mask_token"))
+    return backbone
+
+
+def _dense(
+    num_classes: int,
+    family: Any,
+    config_class: Any,
+    settings: Config,
+    *,
+    source: str | None,
+    config: Config | None,
+) -> nn.Module:
+    """Build a vision transformer with DPT's head on the maps after each quarter of its layers.
+
+    ``settings`` are the transformer's; a ``config``, a DPT configuration with its ``backbone_config``, replaces them.
+    """
+    transformers = _transformers("DPT")
     if config is None:
-        layers = _choice(size, _DINOV2)["num_hidden_layers"]
+        layers = settings["num_hidden_layers"]
         stages = [f"stage{layers * quarter // 4}" for quarter in (1, 2, 3, 4)]
-        if pretrained:
-            source = weights or f"facebook/dinov2-{size}"
-            family = transformers.Dinov2Backbone
-            backbone = _from_hub(
-                lambda: family.from_pretrained(source, out_features=stages, trust_remote_code=False), source
-            )
-        else:
-            body = transformers.Dinov2Config(**_DINOV2[size], image_size=518, out_features=stages)
-            backbone = transformers.Dinov2Backbone(body)
+        backbone = _backbone(family, config_class, settings, stages, source)
         width = backbone.config.hidden_size
         dense = transformers.DPTConfig(
             backbone_config=backbone.config,
@@ -137,10 +233,8 @@ def dpt_dinov2(
         )
     else:
         dense = transformers.DPTConfig(**{**config, "num_labels": num_classes})
-        backbone = transformers.Dinov2Backbone(dense.backbone_config)
-    for name, parameter in backbone.named_parameters():
-        # used in pretraining only
-        parameter.requires_grad_(not name.endswith("mask_token"))
+        body = dense.backbone_config
+        backbone = _backbone(family, config_class, body.to_dict(), list(body.out_features), None)
     return encoder_decoder(
         _calling(lambda body, images: body(images).feature_maps, backbone),
         _dense_head(dense),

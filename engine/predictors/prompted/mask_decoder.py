@@ -67,8 +67,8 @@ class PromptDecoder:
         spec, xp = self.spec, self._backend.xp
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
         scores = xp.empty((len(prompts), spec.num_masks), np.float32)
-        # without a box SAM expects one padding point, and no more
-        num_valid = prompts.num_points + ~(prompts.labels == BOX_END).any(axis=1)
+        # without a box SAM expects one padding point, and no more; SAM 2 expects it behind a box, too
+        num_valid = prompts.num_points + (spec.pad_boxes | ~(prompts.labels == BOX_END).any(axis=1))
         ask = self._official if spec.signature == "official" else self._batched
         for number in np.unique(num_valid):
             rows = np.flatnonzero(num_valid == number)

@@ -17,7 +17,7 @@ from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_p
 from maskmill.export.pretrained.queries import class_scores
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from ..checkpoints import CHECKPOINTS, MEAN, STD, save, square  # noqa: E402
 
@@ -89,10 +89,10 @@ def test_sam(tmp_path: Path) -> None:
     np.testing.assert_allclose(bundle.input.pad_value, np.array(MEAN) * 255, rtol=1e-6)
     assert bundle.prompt is not None
     assert (bundle.prompt.num_masks, bundle.prompt.mask_height) == (3, 24)
-    assert_prompts(bundle, model, ("embedding",))
+    assert_prompts(bundle, model)
 
 
-def assert_prompts(bundle: Bundle, model: Any, names: tuple[str, ...], *, best: bool = False) -> None:
+def assert_prompts(bundle: Bundle, model: Any, *, best: bool = False) -> None:
     """Encoder and decoder give the masks of the model's own forward, for points and for boxes."""
     encoder, decoder = (OnnxSession(bundle, role=role) for role in ("encoder", "decoder"))
     batch = images(bundle, 4)
@@ -101,7 +101,9 @@ def assert_prompts(bundle: Bundle, model: Any, names: tuple[str, ...], *, best: 
     points = np.random.default_rng(0).uniform(0, side, (4, 2, 2)).astype(np.float32)
     corners = np.sort(points, axis=1)
     # what SAM's own preparation adds: a padding point where there is no box; SAM 2 adds it to a box, too
-    pad_box = len(names) > 1
+    assert bundle.prompt is not None
+    pad_box = bundle.prompt.pad_boxes
+    names = [output.name for output in bundle.outputs_of("encoder")]
     with_padding = np.concatenate([points, np.zeros((4, 1, 2), np.float32)], axis=1)
     boxes = np.concatenate([corners, np.zeros((4, 1, 2), np.float32)], axis=1) if pad_box else corners
     box_labels = [2, 3, -1] if pad_box else [2, 3]
@@ -134,14 +136,15 @@ def test_sam_with_the_best_mask_only(tmp_path: Path) -> None:
     bundle, model = exported(tmp_path, "sam", Choices(masks="best"))
     assert bundle.prompt is not None
     assert bundle.prompt.num_masks == 1
-    assert_prompts(bundle, model, ("embedding",), best=True)
+    assert_prompts(bundle, model, best=True)
 
 
 @pytest.mark.slow
-def test_sam2(tmp_path: Path) -> None:
-    bundle, model = exported(tmp_path, "sam2")
-    assert bundle.input.resize == "stretch"
-    assert_prompts(bundle, model, ("embedding_0", "embedding_1", "embedding_2"))
+@pytest.mark.parametrize("family", ["sam2", "sam3_tracker", "sam_hq"])
+def test_further_promptable_models(tmp_path: Path, family: str) -> None:
+    bundle, model = exported(tmp_path, family)
+    assert (bundle.input.resize == "stretch") == (family != "sam_hq")
+    assert_prompts(bundle, model)
 
 
 @pytest.mark.slow
@@ -161,7 +164,7 @@ def test_models_with_a_class_map(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["mask2former", "eomt", "oneformer"])
+@pytest.mark.parametrize("family", ["mask2former", "eomt", "eomt_dinov3", "oneformer"])
 def test_models_with_queries(tmp_path: Path, family: str) -> None:
     bundle, model = exported(tmp_path, family)
     assert (bundle.outputs[0].activation, len(bundle.classes)) == ("none", 5)
@@ -194,6 +197,49 @@ def test_clipseg(tmp_path: Path) -> None:
         return torch.cat([torch.logit(rest), found], dim=1)
 
     assert_scores(bundle, own)
+
+
+def assert_sam3(bundle: Bundle, model: Any, tokenizer: Any) -> None:
+    """Every image and class alone through the model's own forward, scored as its instance segmentation scores."""
+
+    def own(image: Any) -> Any:
+        classes = []
+        for name in CLASSES:
+            tokens = tokenizer(name, padding="max_length", max_length=32, return_tensors="pt")
+            output = [model(pixel_values=single[None], **tokens) for single in image]
+            scores = torch.cat([one.pred_logits.sigmoid() * one.presence_logits.sigmoid() for one in output])
+            masks = torch.cat([one.pred_masks.sigmoid() for one in output])
+            classes.append((scores[..., None, None] * masks).amax(1))
+        best = torch.stack(classes, dim=1)
+        return torch.cat([1 - best.amax(1, keepdim=True), best], dim=1)
+
+    assert_scores(bundle, own)
+
+
+@pytest.mark.slow
+def test_sam3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskmill.export.pretrained.concepts.CHUNK", 2)
+    bundle, model = exported(tmp_path, "sam3", Choices(classes=CLASSES))
+    assert bundle.classes == ("background", *CLASSES)
+    assert (bundle.background, bundle.outputs[0].activation, bundle.input.height) == (0, "none", 112)
+    tokenizer = fetch(str(tmp_path / "sam3")).tokenizer()
+    assert_sam3(bundle, model, tokenizer)
+    with torch.no_grad():
+        tokens = tokenizer(CLASSES[0], padding="max_length", max_length=32, return_tensors="pt")
+        output = model(pixel_values=torch.from_numpy(images(bundle, 1)), **tokens)
+    assert 0.01 < output.presence_logits.sigmoid() < 0.99
+    assert 0.01 < output.pred_logits.sigmoid().max() < 0.99
+    assert 0.01 < (output.pred_masks > 0).float().mean() < 0.99
+
+
+@pytest.mark.slow
+def test_sam3_at_another_size(tmp_path: Path) -> None:
+    bundle, _ = exported(tmp_path, "sam3", Choices(classes=CLASSES, size=(168, 168)))
+    assert (bundle.input.height, bundle.input.width) == (168, 168)
+    config = transformers.Sam3Config.from_pretrained(tmp_path / "sam3")
+    config.image_size = 168  # as transformers' documentation says
+    model = transformers.Sam3Model.from_pretrained(tmp_path / "sam3", config=config, attn_implementation="eager").eval()
+    assert_sam3(bundle, model, fetch(str(tmp_path / "sam3")).tokenizer())
 
 
 @pytest.mark.slow

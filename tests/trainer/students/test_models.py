@@ -28,6 +28,19 @@ MODELS: dict[str, dict[str, Any]] = {
             "readout_type": "ignore", "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8,
         }
     },
+    "dpt-dinov3": {
+        "config": {
+            "backbone_config": {
+                "model_type": "dinov3_vit", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+                "intermediate_size": 32, "num_register_tokens": 1,
+                "out_features": ["stage1", "stage2", "stage3", "stage4"],
+            },
+            "readout_type": "ignore", "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8,
+        }
+    },
+    "linear-dinov3": {
+        "config": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    },
 }  # fmt: skip
 ONE_PIECE = f"{__name__}:one_piece"
 

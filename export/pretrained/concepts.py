@@ -1,0 +1,134 @@
+"""Export SAM 3, which segments what short texts name: class names are encoded at export and become constants.
+
+The image is encoded once; the detector runs for every pair of image and class, :data:`CHUNK` classes per call. For each
+pair it gives queries, each with a score and a mask, and the presence of the class in the image. The score of a class in
+a pixel is
+
+    presence x maximum over queries of (score of the query x mask of the query),
+
+all of them sigmoids, so that it lies in [0, 1]. Mask2Former and SEEM sum over queries; here an object has one query,
+and a sum over 200 queries with a score of .01 each would make a class certain that is nowhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ...engine.model.bundle import OutputSpec
+from ...errors import UsageError
+from ..adopt.semantic import BACKGROUND
+from .checkpoint import Checkpoint
+from .folded import Choices, Folded, image_input
+from .texts import named_classes, texts_of, tokenize
+from .torch_module import as_module
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 8
+"""Classes per call of the detector. A graph holds its nodes once per chunk and its weights once, and the memory for
+masks does not grow with the number of classes."""
+
+
+def sam3(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
+    """Fold SAM 3 (arXiv 2511.16719) at a fixed square size, its own or another multiple of its patches.
+
+    A background that is not among the class names is added in front: one minus the best class.
+    """
+    import torch
+
+    names = named_classes(choices, "SAM 3")
+    background = choices.background or BACKGROUND
+    model = _at_size(model, choices.size)
+    side = model.config.image_size
+    tokens = tokenize(checkpoint, texts_of(names, choices, default="{}"), padding="max_length", max_length=32)
+    present = tokens["attention_mask"]
+    with torch.no_grad():
+        texts = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=present).pooler_output
+    # behind the longest text there is only padding, which the detector ignores
+    longest = int(present.sum(1).max())
+    add_background = background not in names
+    return Folded(
+        module=as_module(
+            partial(
+                class_scores,
+                texts=texts[:, :longest].detach(),
+                present=present[:, :longest],
+                background=add_background,
+            ),
+            model,
+        ),
+        task="semantic",
+        input=image_input(checkpoint, choices, fixed=(side, side)),
+        outputs=(OutputSpec(name="scores", activation="none"),),
+        classes=(background, *names) if add_background else names,
+        background=background,
+    )
+
+
+sam3_lite_text = sam3
+"""SAM 3 with a smaller text encoder (LiteText) has the same detector."""
+
+
+def class_scores(model: Any, image: Tensor, *, texts: Tensor, present: Tensor, background: bool) -> Tensor:
+    """Score images (N, 3, S, S) for encoded classes (C, T, D), tokens ``present`` (C, T): (N, C, h, w) in [0, 1].
+
+    With ``background`` a channel is added in front: 1 minus the best class.
+    """
+    import torch
+
+    vision = model.get_vision_features(image)
+    chunks = [
+        _fold(model, vision, texts[start : start + CHUNK], present[start : start + CHUNK])
+        for start in range(0, len(texts), CHUNK)
+    ]
+    scores = torch.cat(chunks, dim=1)
+    if not background:
+        return scores
+    return torch.cat([1 - scores.amax(1, keepdim=True), scores], dim=1)
+
+
+def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Tensor:
+    """Run the detector for pairs of N images and C classes, and fold queries into scores (N, C, h, w)."""
+    output = detect(model, vision, texts, present)
+    queries = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
+    scores = (queries[:, :, None, None] * output.pred_masks.sigmoid()).amax(1)
+    return scores.reshape(-1, len(texts), *scores.shape[1:])
+
+
+def detect(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Any:
+    """Run the detector for all pairs of images and classes, images first, on image features computed once."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    classes = len(texts)
+    pairs = copy.copy(vision)
+    pairs.fpn_hidden_states = tuple(level.repeat_interleave(classes, dim=0) for level in vision.fpn_hidden_states)
+    pairs.fpn_position_encoding = tuple(
+        level.expand(len(vision.fpn_hidden_states[0]), -1, -1, -1).repeat_interleave(classes, dim=0)
+        for level in vision.fpn_position_encoding
+    )
+    num = vision.fpn_hidden_states[0].shape[0]
+    return model(
+        vision_embeds=pairs,
+        text_embeds=BaseModelOutputWithPooling(pooler_output=texts.repeat(num, 1, 1)),
+        attention_mask=present.repeat(num, 1),
+    )
+
+
+def _at_size(model: Any, size: tuple[int, int] | None) -> Any:
+    """Return the model for square images of ``size``; its position codes are computed, so its weights fit any."""
+    side = model.config.image_size
+    if size is None or size == (side, side):
+        return model
+    patch = model.config.vision_config.backbone_config.patch_size
+    if size[0] != size[1] or size[0] % patch:
+        raise UsageError(
+            f"SAM 3 takes square images whose side is a multiple of {patch} pixels, not {size[0]}x{size[1]}"
+        )
+    config = copy.deepcopy(model.config)
+    config.image_size = size[0]
+    resized = type(model)(config)
+    resized.load_state_dict(model.state_dict())
+    return resized.eval()
