@@ -1,9 +1,9 @@
 """Write what transformers' own processors and models give end to end; run by ``make family-references``.
 
 The image processors of SAM 2, SAM 3 and DINOv3 need torchvision, and EdgeTAM needs timm. Neither can be installed
-beside every build of PyTorch, so this script runs with both in a folder of their own, and the tests read the arrays that
-it writes: ``photos.npz``; ``FAMILY.npz`` with each output for them, and with the photos as the processor resized them,
-since torchvision rounds some pixels of a resize to the other side than Pillow; and EdgeTAM's graphs.
+beside every build of PyTorch, so this script runs with both in a folder of their own, and the tests read its files:
+``photos.npz``; ``FAMILY.npz`` with each output for them, and with the photos as the processor resized them, since
+torchvision rounds some pixels of a resize to the other side than Pillow; and EdgeTAM's graphs.
 """
 
 from __future__ import annotations
