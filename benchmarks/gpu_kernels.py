@@ -161,6 +161,16 @@ def confusion_counts(rng: Random, large: bool) -> Case:
     return Case(kernel="confusion_counts", arguments=(label, truth), options={"num_classes": classes})
 
 
+def binned_counts(rng: Random, large: bool) -> Case:
+    """Scores of labeled pixels in 546 bins; large: 16 maps of 512²."""
+    classes, shape = 21, (16, 512, 512) if large else tuple(map(int, rng.integers(1, 200, 2)))
+    truth = rng.choice(np.array([*range(classes), 255], np.uint8), shape)
+    top = np.where(rng.random(shape) < 0.2, rng.integers(0, classes + 1, shape), truth).astype(np.uint16)
+    scores, best = (rng.random(shape, np.float32) ** 4 for _ in range(2))
+    edges = np.linspace(0, 1, 546, dtype=np.float32)
+    return Case(kernel="binned_counts", arguments=(scores, truth, top, best, edges), options={"num_classes": classes})
+
+
 def perturbation_cover(rng: Random, large: bool) -> Case:
     """Grids of cells; large: 16 covers of 512²."""
     size = (512, 512) if large else tuple(map(int, rng.integers(8, 150, 2)))
@@ -209,7 +219,8 @@ CASES: dict[str, Callable[[Random, bool], Case]] = {
     function.__name__: function
     for function in (
         class_stats, pcos, cam_peaks, peak_local_max, quantize_weights, resize_normalize, confusion_counts,
-        perturbation_cover, score_counts, weighted_score_counts, select_prefix, kth_score, position_quantiles,
+        binned_counts, perturbation_cover, score_counts, weighted_score_counts, select_prefix, kth_score,
+        position_quantiles,
     )
 }  # fmt: skip
 """Every kernel's maker of cases: ``CASES[name](rng, large)``."""

@@ -96,6 +96,7 @@ LAUNCHES = (
     image("peaks", "settle_peaks", 1 / 8, 0, "min_distance 10", maps=20),
     image("confusion", "confusion_counts<true>", 2, 0, "8-bit maps of up to 90 classes"),
     image("confusion", "confusion_counts<false>", 2, 0, "8-bit maps of more classes; the counts stay in cache"),
+    image("binned", "binned_counts", 10, 0, "8-bit truth, 8-bit top class; the counts stay in cache"),
     image("cover", "perturbation_cover<4>", 1, 1, "with a reliable mask"),
     image("quantize", "quantize_weights<4>", 6, 1, "with reliable mask and label"),
     Launch(

@@ -12,6 +12,7 @@ Usage::
     weights = kernels.pcos(stats.share, stats.dispersion)
 """
 
+from .api.binned import binned_counts
 from .api.class_stats import class_stats
 from .api.confusion import confusion_counts
 from .api.cover import perturbation_cover
@@ -30,7 +31,7 @@ from .api.scores import (
 from .types import UNREACHED, ClassStats, Pcos, Peaks
 
 __all__ = [
-    "UNREACHED", "ClassStats", "Pcos", "Peaks", "cam_peaks", "class_stats", "conformal_rank", "confusion_counts",
-    "kth_score", "pcos", "peak_local_max", "perturbation_cover", "position_quantiles", "quantize_weights",
-    "resize_normalize", "score_counts", "select_prefix", "weighted_score_counts",
+    "UNREACHED", "ClassStats", "Pcos", "Peaks", "binned_counts", "cam_peaks", "class_stats", "conformal_rank",
+    "confusion_counts", "kth_score", "pcos", "peak_local_max", "perturbation_cover", "position_quantiles",
+    "quantize_weights", "resize_normalize", "score_counts", "select_prefix", "weighted_score_counts",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ A large call on the main thread shares its work with threads of the kernels; any
 a data worker, runs on the calling thread. Python's lock is released in both cases.
 """
 
+from .binned import binned_counts
 from .class_stats import class_stats
 from .confusion import confusion_counts
 from .cover import perturbation_cover
@@ -21,6 +22,7 @@ from .scores import (
 )
 
 __all__ = [
+    "binned_counts",
     "cam_peaks",
     "class_stats",
     "conformal_rank",

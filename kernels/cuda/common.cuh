@@ -152,6 +152,20 @@ __device__ __forceinline__ float value_of_key(uint32 key) {
 // Tests the bits: correct in every floating point mode.
 __device__ __forceinline__ bool is_nan(float value) { return (__float_as_uint(value) & 0x7fffffffu) > 0x7f800000u; }
 
+// ---- counts ------------------------------------------------------------------------------------------------------
+
+constexpr uint32 NO_CELL = 0xffffffffu;
+
+// Adds one for each lane to its count, the lanes of a warp that share a count in one addition. All lanes take part.
+template <typename T>
+__device__ __forceinline__ void count_together(T* counts, uint32 cell) {
+    if (!__any_sync(ALL_LANES, cell != NO_CELL)) return;
+    const uint32 peers = __match_any_sync(ALL_LANES, cell);
+    const int first = __ffs(peers) - 1;
+    if (cell != NO_CELL && first == static_cast<int>(threadIdx.x % 32))
+        atomicAdd(&counts[cell], static_cast<T>(__popc(peers)));
+}
+
 // ---- reductions --------------------------------------------------------------------------------------------------
 
 // Sums N values over the THREADS threads of a block, in place and for every thread. The tree is fixed, so the sums have

@@ -9,7 +9,6 @@
 
 constexpr int BINS = 65536;
 constexpr int THREADS = 256;
-constexpr uint32 NO_BIN = 0xffffffffu;
 
 // The high halves of scores from 2^-63 to 2: a block counts them, and zeros, in shared memory.
 constexpr uint32 WINDOW_START = 0xa000, WINDOW = 8192, BIN_OF_ZERO = 0x8000;
@@ -17,7 +16,7 @@ constexpr uint32 WINDOW_START = 0xa000, WINDOW = 8192, BIN_OF_ZERO = 0x8000;
 // Bin of a score in one row: its key's high half, or with a prefix the low half of a key whose high half is the prefix.
 __device__ __forceinline__ uint32 bin_of_key(uint32 key, const int64* prefix, int row) {
     if (prefix == nullptr) return key >> 16;
-    return static_cast<int64>(key >> 16) == prefix[row] ? key & 0xffffu : NO_BIN;
+    return static_cast<int64>(key >> 16) == prefix[row] ? key & 0xffffu : NO_CELL;
 }
 
 // Row of a score's class, or -1 if it counts only in the pooled row.
@@ -25,15 +24,6 @@ __device__ __forceinline__ int row_of_class(const void* classes, int class_code,
     if (classes == nullptr) return -1;
     const int64 value = load_integer(classes, class_code, index);
     return value >= 0 && value < num_classes ? static_cast<int>(value) : -1;
-}
-
-// Adds one for each lane to its count, the lanes of a warp that share a count in one addition. All lanes take part.
-__device__ __forceinline__ void count_together(uint64* counts, uint32 index) {
-    if (!__any_sync(ALL_LANES, index != NO_BIN)) return;
-    const uint32 peers = __match_any_sync(ALL_LANES, index);
-    const int first = __ffs(peers) - 1;
-    if (index != NO_BIN && first == static_cast<int>(threadIdx.x % 32))
-        atomicAdd(&counts[index], static_cast<uint64>(__popc(peers)));
 }
 
 // Adds the scores per bin to counts.
@@ -62,19 +52,19 @@ __global__ void __launch_bounds__(THREADS)
         const float score = index < count ? scores[index] : 0.0f;
         const bool counted = index < count && !is_nan(score);
         const uint32 key = order_key(score);
-        uint32 bin = counted ? bin_of_key(key, prefix, num_classes) : NO_BIN;
+        uint32 bin = counted ? bin_of_key(key, prefix, num_classes) : NO_CELL;
         if (HIGH) {
             const uint32 slot = bin == BIN_OF_ZERO ? WINDOW : bin - WINDOW_START;
             if (slot <= WINDOW && bin != WINDOW_START + WINDOW) {
                 atomicAdd(&window[slot], 1u);
-                bin = NO_BIN;
+                bin = NO_CELL;
             }
         }
-        count_together(counts, bin != NO_BIN ? pooled + bin : NO_BIN);
+        count_together(counts, bin != NO_CELL ? pooled + bin : NO_CELL);
         if (classes == nullptr) continue;
         const int row = counted ? row_of_class(classes, class_code, index, num_classes) : -1;
-        const uint32 own = row >= 0 ? bin_of_key(key, prefix, row) : NO_BIN;
-        count_together(counts, own != NO_BIN ? static_cast<uint32>(row) * BINS + own : NO_BIN);
+        const uint32 own = row >= 0 ? bin_of_key(key, prefix, row) : NO_CELL;
+        count_together(counts, own != NO_CELL ? static_cast<uint32>(row) * BINS + own : NO_CELL);
     }
     if (HIGH) {
         __syncthreads();
@@ -122,10 +112,10 @@ __global__ void __launch_bounds__(THREADS)
         const uint32 key = order_key(score);
         const uint64 weight = static_cast<uint64>(__double2ll_rn(ldexp(weights[index], shift)));
         const uint32 pooled = bin_of_key(key, prefix, num_classes);
-        if (pooled != NO_BIN) atomicAdd(&sums[static_cast<int64>(num_classes) * BINS + pooled], weight);
+        if (pooled != NO_CELL) atomicAdd(&sums[static_cast<int64>(num_classes) * BINS + pooled], weight);
         const int row = row_of_class(classes, class_code, index, num_classes);
-        const uint32 bin = row >= 0 ? bin_of_key(key, prefix, row) : NO_BIN;
-        if (bin != NO_BIN) atomicAdd(&sums[static_cast<int64>(row) * BINS + bin], weight);
+        const uint32 bin = row >= 0 ? bin_of_key(key, prefix, row) : NO_CELL;
+        if (bin != NO_CELL) atomicAdd(&sums[static_cast<int64>(row) * BINS + bin], weight);
     }
 }
 

@@ -5,6 +5,7 @@ package neither needs CuPy nor touches a device.
 """
 
 from ..plans.scores import conformal_rank
+from .binned import binned_counts
 from .class_stats import class_stats
 from .confusion import confusion_counts
 from .cover import perturbation_cover
@@ -15,6 +16,7 @@ from .quantize import quantize_weights
 from .scores import kth_score, position_quantiles, score_counts, select_prefix, weighted_score_counts
 
 __all__ = [
+    "binned_counts",
     "cam_peaks",
     "class_stats",
     "conformal_rank",

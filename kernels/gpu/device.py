@@ -66,6 +66,7 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     ),
     "pcos": tuple(f"{name}<{pack}>" for name in ("pcos_gram", "pcos_clusters", "pcos_weights") for pack in (1, 4)),
     "peaks": ("map_extremes", "zero_padded_maximum", "peak_candidates", "settle_peaks", "select_peaks"),
+    "binned": ("binned_counts",),
     "confusion": ("confusion_counts<true>", "confusion_counts<false>"),
     "cover": ("perturbation_cover<1>", "perturbation_cover<4>"),
     "quantize": ("quantize_weights<1>", "quantize_weights<4>"),

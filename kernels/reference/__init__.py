@@ -1,6 +1,7 @@
 """The kernels in NumPy and float64: the readable specification of the other forms, without regard to speed."""
 
 from ..plans.scores import conformal_rank, kth_score, select_prefix
+from .binned import binned_counts
 from .class_stats import class_stats
 from .confusion import confusion_counts
 from .cover import perturbation_cover
@@ -11,6 +12,7 @@ from .quantize import quantize_weights
 from .scores import position_quantiles, score_counts, weighted_score_counts
 
 __all__ = [
+    "binned_counts",
     "cam_peaks",
     "class_stats",
     "conformal_rank",

@@ -138,12 +138,22 @@ def test_confusion_counts(cupy, num_classes):
     np.testing.assert_array_equal(cupy.asnumpy(total), 2 * expected)
 
 
+def test_binned_counts(cupy):
+    rng = np.random.default_rng(9)
+    truth, top = (rng.choice([*range(21), 255], (3, 400, 500)).astype(np.uint8) for _ in range(2))
+    scores, best = (rng.random(truth.shape, np.float32) ** 4 for _ in range(2))
+    arguments = (scores, truth, top, best, np.linspace(0, 1, 546, dtype=np.float32))
+    found = gpu.binned_counts(*map(cupy.asarray, arguments), num_classes=21)
+    np.testing.assert_array_equal(cupy.asnumpy(found), reference.binned_counts(*arguments, num_classes=21))
+
+
 def test_nothing_waits_for_the_device(cupy):
     """A stream that is busy for long does not hold up the calls queued on it."""
     import time
 
     scores = cupy.zeros((21, 65, 65), cupy.float16)
     maps = cupy.asarray(np.random.default_rng(7).random((2, 256, 256), dtype=np.float32))
+    edges = cupy.linspace(0, 1, 500, dtype=np.float32)
     stream = cupy.cuda.Stream(non_blocking=True)
 
     def everything():
@@ -151,6 +161,7 @@ def test_nothing_waits_for_the_device(cupy):
         weights = gpu.pcos(stats.share, stats.dispersion)
         gpu.quantize_weights(weights.weight, weights.reliable, label=stats.label)
         gpu.confusion_counts(stats.label, stats.label, num_classes=21)
+        gpu.binned_counts(stats.share, stats.label, stats.label, stats.share, edges, num_classes=21)
         gpu.cam_peaks(maps, mode="official")
         prefix, within = gpu.select_prefix(gpu.score_counts(stats.share), 100)
         gpu.kth_score(gpu.score_counts(stats.share, prefix=prefix), prefix, within)
