@@ -144,7 +144,9 @@ class PinnedArray(np.ndarray):
 
 
 def _read(value: Any) -> Any:
-    """A plain array of values that the host reads now."""
+    """A plain array of values that the host reads now, or a list of such arrays."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_read, value))
     if isinstance(value, PinnedArray):
         race_detector.touch_on_host(value, write=False, what="read on the host")
         return np.asarray(value)
@@ -413,7 +415,7 @@ def _module() -> tuple[ModuleType, ModuleType]:
         "zeros": lambda shape, dtype=float: _filled(shape, dtype, 0, "zeros"),
     }
     names = (
-        "abs", "arange", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp", "isfinite", "maximum",
+        "abs", "arange", "bincount", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp", "isfinite", "maximum",
         "minimum", "moveaxis", "pad", "repeat", "sqrt", "stack", "where",
     )  # fmt: skip
     for name in names:

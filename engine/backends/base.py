@@ -57,6 +57,11 @@ class Backend(Protocol):
         """Number of files that :meth:`decode_batch` should get at once."""
         ...
 
+    @property
+    def keep_limit(self) -> int:
+        """Bytes of results that may stay on the backend until the end of a run; 0: keep them in files."""
+        ...
+
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
         """Decode an image file as :func:`maskmill.engine.inputs.images.decode_image`, to the host or to the backend."""
         ...

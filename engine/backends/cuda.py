@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 DECODE_SIZE = 8
 """Files that a decoding thread gives to nvImageCodec at once."""
+KEEP_SHARE = 4
+"""One in this many bytes of the device's memory may hold results until the end of a run."""
 MAX_STAGING = 16
 """Upload buffers in use before a thread waits for the oldest."""
 MAX_TENSORS = 64
@@ -103,6 +105,11 @@ class CudaBackend:
     def form(self) -> str:
         """``cuda``, or ``cuda, nvImageCodec`` with that JPEG decoder: pixels may differ by a level."""
         return "cuda" if self._codec is None else "cuda, nvImageCodec"
+
+    @property
+    def keep_limit(self) -> int:
+        """Bytes of results that may stay on the device: a quarter of its memory."""
+        return self._gpu.memory // KEEP_SHARE
 
     @property
     def streams(self) -> dict[str, cupy.cuda.Stream]:

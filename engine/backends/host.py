@@ -30,6 +30,7 @@ class HostBackend:
     xp = np
     queued = False
     decode_size = 1
+    keep_limit = 0
 
     def __init__(self, *, bit_depth: int | None = None) -> None:
         self.bit_depth = bit_depth

@@ -114,7 +114,7 @@ def hold_out_positions(
         )
         limits = fitted.values.ravel()
         for index in images:
-            scores, classes = spill.image(int(index))
+            scores, classes = spill.backend.download(*spill.image(int(index)))
             valid = classes != NO_CLASS
             total[index] = np.bincount(classes[valid], minlength=num)
             covered[index] = np.bincount(classes[valid & (scores <= limits)], minlength=num)

@@ -45,11 +45,14 @@ class Thresholds:
 
 def count_classes(spill: ScoreSpill, indices: Sequence[int], num_targets: int) -> tuple[Any, Any]:
     """Count the pixels (K,) and images (K,) of each class in the images ``indices``."""
-    num_pixels, num_images = np.zeros(num_targets, np.int64), np.zeros(num_targets, np.int64)
-    for _, classes in spill.images(indices):
-        counts = np.bincount(classes, minlength=NO_CLASS + 1)[:num_targets]
-        num_pixels += counts
-        num_images += counts > 0
+    xp = spill.backend.xp
+    with spill.backend.queue():
+        num_pixels, num_images = xp.zeros(num_targets, np.int64), xp.zeros(num_targets, np.int64)
+        for _, classes in spill.images(indices):
+            counts = xp.bincount(classes, minlength=NO_CLASS + 1)[:num_targets]
+            num_pixels += counts
+            num_images += counts > 0
+        num_pixels, num_images = spill.backend.download(num_pixels, num_images)
     return num_pixels, num_images
 
 
@@ -126,7 +129,7 @@ class _Fitter:
     def __init__(
         self, spill: ScoreSpill, indices: Sequence[int], alpha: Fraction, unit: Unit, on_small_n: SmallSample
     ) -> None:
-        self._spill = spill
+        self._spill, self._backend = spill, spill.backend
         self._indices = indices
         self._alpha = alpha
         self._unit = unit
@@ -138,13 +141,15 @@ class _Fitter:
         for start in range(0, max(num_groups, 1), _GROUPS_AT_ONCE):
             size = min(_GROUPS_AT_ONCE, num_groups - start)
             block = np.where(lookup == NO_CLASS, NO_CLASS, lookup - np.uint16(start)).astype(np.uint16)
-            fitted = self._pixels(block, size) if self._unit == "pixel" else self._images(block, size)
+            with self._backend.queue():
+                fitted = self._pixels(block, size) if self._unit == "pixel" else self._images(block, size)
             own[start : start + size], pooled = fitted[:-1], float(fitted[-1])
         return own, pooled
 
     def _images_of(self, lookup: NDArray[np.uint16]) -> Iterator[tuple[Any, Any, Any]]:
+        group_of = self._backend.constant(lookup)
         for scores, classes in self._spill.images(self._indices):
-            yield scores, lookup[classes], classes != NO_CLASS
+            yield scores, group_of[classes], classes != NO_CLASS
 
     def _pixels(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
         """The ceil((n + 1)(1 - alpha))-th smallest score of each group and of all pixels; +inf if there is none."""
@@ -153,15 +158,15 @@ class _Fitter:
             high = kernels.score_counts(scores, classes=groups, num_classes=size, out=high)
         if high is None:
             return np.full(size + 1, np.inf, np.float32)
-        totals = high.sum(axis=1).astype(np.int64)
+        totals = self._backend.download(high.sum(axis=1))[0].astype(np.int64)
         ranks = np.array([kernels.conformal_rank(int(n), self._alpha) for n in totals], np.int64)
         if self._finite:
             ranks = np.minimum(ranks, np.maximum(totals, 1))
-        prefix, within = kernels.select_prefix(high, ranks)
+        prefix, within = kernels.select_prefix(high, self._backend.xp.asarray(ranks))
         for scores, groups, _ in self._images_of(lookup):
             low = kernels.score_counts(scores, classes=groups, num_classes=size, prefix=prefix, out=low)
         assert low is not None, "the first pass saw images"
-        return np.asarray(kernels.kth_score(low, prefix, within), np.float32)
+        return self._backend.download(kernels.kth_score(low, prefix, within))[0]
 
     def _images(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
         """Conformal risk control: the smallest score q with (sum of the images' misses at q + 1) / (n + 1) <= alpha.
@@ -169,15 +174,16 @@ class _Fitter:
         An image's miss is the share of its pixels (of the group) whose score exceeds q; n counts images (with pixels
         of the group).
         """
-        num_images = np.zeros(size + 1, np.int64)
+        xp = self._backend.xp
+        num_images = xp.zeros(size + 1, np.int64)
 
         def weighted() -> Iterator[tuple[Any, Any, Any]]:
             for scores, groups, valid in self._images_of(lookup):
-                counts = np.bincount(groups, minlength=NO_CLASS + 1)
-                weights = np.where(groups < size, 1.0 / np.maximum(counts, 1)[groups], 0.0)
+                counts = xp.bincount(groups, minlength=NO_CLASS + 1)
+                weights = xp.where(groups < size, 1.0 / xp.maximum(counts, 1)[groups], 0.0)
                 num_images[:size] += counts[:size] > 0
-                num_images[size] += valid.any()
-                yield scores, groups, (weights, valid / max(1, int(valid.sum())))
+                num_images[size:] += valid.any()
+                yield scores, groups, (weights, valid / xp.maximum(valid.sum(), 1))
 
         def count(prefix: Any) -> Any:
             num_images[:] = 0
@@ -192,16 +198,17 @@ class _Fitter:
             if own is None:
                 return None
             own[-1] = pooled[-1]
-            return own
+            return self._backend.download(own)[0]
 
         high = count(None)
         if high is None:
             return np.full(size + 1, np.inf, np.float32)
-        budgets = np.array([float(self._alpha * (int(n) + 1) - 1) for n in num_images])
+        (images,) = self._backend.download(num_images)
+        budgets = np.array([float(self._alpha * (int(n) + 1) - 1) for n in images])
         if self._finite:
             budgets = np.maximum(budgets, 0)
         prefix, above = _tail_bucket(high, budgets)
-        low = count(prefix)
+        low = count(xp.asarray(prefix))
         bucket, _ = _tail_bucket(low, budgets - above)
         # kth_score reads the score from (prefix, position of rank 1 in a one-hot row)
         one_hot = np.zeros(low.shape, np.uint64)
@@ -237,14 +244,17 @@ def _position_thresholds(
 ) -> NDArray[np.float32]:
     """Fit one threshold per cell; a cell with too few images takes the pooled one, unless all cells have too few."""
     assert spill.grid is not None, "position thresholds need a grid"
-    height, width = spill.grid
+    backend, (height, width) = spill.backend, spill.grid
     values = np.full((height, width), fallback, np.float32)
     rows = max(1, math.floor(_BAND_BYTES / (4 * max(1, len(indices)) * width)))
     for start in range(0, height, rows):
-        band = spill.rows(start, min(start + rows, height), indices)
-        fitted = kernels.position_quantiles(band, alpha, fallback=fallback)
+        with backend.queue():
+            band = spill.rows(start, min(start + rows, height), indices)
+            known = backend.xp.where(band == band, band, np.float32(-np.inf))  # NaN differs from itself
+            fitted, largest = backend.download(
+                kernels.position_quantiles(band, alpha, fallback=fallback), known.max(axis=0)
+            )
         if on_small_n == "max":
-            largest = np.where(np.isnan(band), -np.inf, band).max(axis=0)
             fitted = np.where(np.isposinf(fitted) & np.isfinite(largest), largest, fitted)
         values[start : start + rows] = fitted
     if on_small_n == "refuse" and not np.isposinf(values).all():

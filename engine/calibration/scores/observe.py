@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import CalibrationError, ImageError
+from ....kernels.types import Activation
+from ...backends.base import Backend
 from ...inputs.identity import content_id
 from ...inputs.labeled_source import LabeledSource
 from ...inputs.ordered_map import ordered_map
@@ -18,17 +20,22 @@ from ...inputs.sources import Item, Source
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import Predictor, ScoreMap
 from ...predictors.resampling import resample_nearest
-from .pixel_samples import PixelSamples
-from .score_counts import ScoreCounts, count_scores
+from .pixel_samples import Draw, PixelSamples, class_values, draw_pixels
+from .score_counts import ScoreCounts, counts_of, queue_counts
 from .score_spill import NO_CLASS, ScoreSpill
 
 
 @dataclass(frozen=True, eq=False)
 class _Observation:
-    score_map: ScoreMap
-    truth: NDArray[Any]
-    scores: NDArray[np.float32]
+    """Everything that an image adds; scores and classes (H, W) are on the backend."""
+
+    scores: Any
+    classes: Any
+    backend: Backend
     counts: ScoreCounts
+    draw: Draw
+    values: NDArray[np.float32]
+    activation: Activation
 
 
 class Observations:
@@ -62,14 +69,13 @@ class Observations:
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
         parts = [self.counts]
         for observations in ordered_map(
-            lambda chunk: list(self._observe(predictor, source, labeled, chunk)), chunks, workers
+            lambda number: self._observe(predictor, source, labeled, chunks[number], number * size),
+            range(len(chunks)),
+            workers,
         ):
             for observation in observations:
-                classes = observation.truth.ravel().astype(np.uint16)
-                classes[observation.truth.ravel() == self._taxonomy.ignore_index] = NO_CLASS
-                pixels = slice(None) if self.spill.grid else classes != NO_CLASS
-                self.spill.append(observation.scores.ravel()[pixels], classes[pixels])
-                self.samples.append(observation.score_map, observation.truth)
+                self.spill.append(observation.scores, observation.classes, observation.backend)
+                self.samples.append(observation.draw, observation.values, observation.activation)
                 parts.append(observation.counts)
                 if progress is not None:
                     progress(len(parts) - 1, len(items))
@@ -78,8 +84,9 @@ class Observations:
         self.counts: ScoreCounts = ScoreCounts.merge(parts)
 
     def _observe(
-        self, predictor: Predictor, source: Source, labeled: LabeledSource, chunk: Sequence[Item]
-    ) -> Iterator[_Observation]:
+        self, predictor: Predictor, source: Source, labeled: LabeledSource, chunk: Sequence[Item], first: int
+    ) -> list[_Observation]:
+        """Run the model on a batch, the first of whose images has the number ``first``, and download its results."""
         prepared, truths, names = [], [], []
         for item in chunk:
             try:
@@ -96,10 +103,30 @@ class Observations:
                 )
             truths.append(truth if self.spill.grid is None else resample_nearest(truth, self.spill.grid))
             names.append(content_id(data))
-        for score_map, truth, name in zip(predictor.run(prepared), truths, names, strict=True):
-            scores = true_scores(score_map, truth, self._taxonomy)
-            counts = count_scores(score_map, truth, scores, self._taxonomy, name)
-            yield _Observation(score_map.on_host(), truth, scores, counts)
+        maps = predictor.run(prepared)
+        backend, queued, results = predictor.backend, [], []
+        with backend.queue():
+            for number, (score_map, truth) in enumerate(zip(maps, truths, strict=True), start=first):
+                draw = draw_pixels(truth, self._taxonomy.ignore_index, number)
+                truth_there = backend.xp.asarray(truth)
+                ignored = truth_there == self._taxonomy.ignore_index
+                classes = backend.xp.where(ignored, np.uint16(NO_CLASS), truth_there.astype(np.uint16))
+                scores = _queue_true_scores(score_map, truth_there, self._taxonomy)
+                queued.append((scores, classes, draw, score_map.activation))
+                results += queue_counts(score_map, truth_there, scores, self._taxonomy)
+                results.append(class_values(score_map, truth.shape, draw))
+            downloads = backend.download(*results)
+        observations = []
+        for index, (name, (scores, classes, draw, activation)) in enumerate(zip(names, queued, strict=True)):
+            tables, confidence, values = downloads[3 * index : 3 * index + 3]
+            counts = counts_of(name, tables, float(confidence))
+            observations.append(_Observation(scores, classes, backend, counts, draw, values, activation))
+        return observations
+
+
+def _queue_true_scores(score_map: ScoreMap, truth: Any, taxonomy: Taxonomy) -> Any:
+    size = (truth.shape[0], truth.shape[1])
+    return score_map.decode(taxonomy, size=size, truth=truth, outputs=("true_score",)).true_score
 
 
 def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) -> NDArray[np.float32]:
@@ -109,5 +136,4 @@ def true_scores(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy) ->
     """
     backend = score_map.backend
     with backend.queue():
-        stats = score_map.decode(taxonomy, size=(truth.shape[0], truth.shape[1]), truth=truth, outputs=("true_score",))
-        return backend.download(stats.true_score)[0]
+        return backend.download(_queue_true_scores(score_map, backend.xp.asarray(truth), taxonomy))[0]

@@ -26,6 +26,42 @@ PIXELS = 1024
 """Pixels per image."""
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Pixels drawn from an image, (S,) each."""
+
+    cells: NDArray[np.int64]
+    """Flat indices of the pixels."""
+    classes: NDArray[np.int64]
+    """Their true classes."""
+    weights: NDArray[np.float64]
+    """Number of pixels that each stands for."""
+
+
+def draw_pixels(truth: NDArray[Any], ignore: int, number: int) -> Draw:
+    """Draw pixels with a class from image ``number``; ``truth`` (H, W) holds target indices."""
+    rng = np.random.default_rng(number)
+    flat = truth.ravel()
+    present, counts = np.unique(flat[flat != ignore], return_counts=True)
+    cells, weights = [np.empty(0, np.int64)], [np.empty(0)]
+    for target, count in zip(present, counts, strict=True):
+        share = min(int(count), max(1, PIXELS // len(present)))
+        cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
+        weights.append(np.full(share, count / share))
+    drawn = np.concatenate(cells)
+    return Draw(drawn, flat[drawn].astype(np.int64), np.concatenate(weights))
+
+
+def class_values(score_map: ScoreMap, size: tuple[int, int], draw: Draw) -> Any:
+    """Interpolate the values of all model classes, (S, C) float32, at the pixels drawn from a map decoded to ``size``.
+
+    The result is on the backend of the map; call it inside its ``queue()``.
+    """
+    xp = score_map.backend.xp
+    scores = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
+    return sample_pixels(scores, size, score_map.region, xp.asarray(draw.cells), xp)
+
+
 class PixelSamples:
     """Class scores of sampled pixels, in a file of ``folder``; images are added in order."""
 
@@ -49,26 +85,15 @@ class PixelSamples:
     def __len__(self) -> int:
         return len(self._cells)
 
-    def append(self, score_map: ScoreMap, truth: NDArray[Any]) -> None:
-        """Sample one image; ``score_map`` is on the host and ``truth`` (H, W) holds target indices."""
-        rng = np.random.default_rng(len(self._cells))
-        self._activation = score_map.activation
-        flat = truth.ravel()
-        present, counts = np.unique(flat[flat != self.taxonomy.ignore_index], return_counts=True)
-        cells, weights = [np.empty(0, np.int64)], [np.empty(0)]
-        for target, count in zip(present, counts, strict=True):
-            share = min(int(count), max(1, PIXELS // len(present)))
-            cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
-            weights.append(np.full(share, count / share))
-        sample = np.concatenate(cells)
-        scores = score_map.scores if score_map.layout == "HWC" else np.moveaxis(score_map.scores, 0, -1)
-        values = sample_pixels(scores, (truth.shape[0], truth.shape[1]), score_map.region, sample)
-        self._stream.write(np.ascontiguousarray(values).tobytes())
-        self._cells.append(sample)
-        self._classes.append(flat[sample].astype(np.int64))
-        self._weights.append(np.concatenate(weights))
+    def append(self, draw: Draw, values: NDArray[np.float32], activation: Activation) -> None:
+        """Add the pixels drawn from one image, with their values of :func:`class_values` on the host."""
+        self._activation = activation
+        self._stream.write(np.ascontiguousarray(values, np.float32).tobytes())
+        self._cells.append(draw.cells)
+        self._classes.append(draw.classes)
+        self._weights.append(draw.weights)
         self._starts.append(self._end)
-        self._end += len(sample)
+        self._end += len(draw.cells)
 
     def finish(self) -> None:
         """Close the file for writing."""

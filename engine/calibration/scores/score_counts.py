@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .... import kernels
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
 
@@ -123,42 +124,27 @@ class ScoreCounts:
         return cls(tuple(packed["ids"]), np.array(packed["confidence"], np.float64), image, target, *tables)
 
 
-def count_scores(
-    score_map: ScoreMap, truth: NDArray[Any], scores: NDArray[np.float32], taxonomy: Taxonomy, name: str
-) -> ScoreCounts:
-    """Count the scores of one image.
+def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> tuple[Any, Any]:
+    """Count the scores of one image on the backend of its map; call it inside the backend's ``queue()``.
 
-    ``truth`` (H, W) holds target indices or the ignore index, ``scores`` (H, W) the nonconformity score of each pixel's
-    true class; ``name`` is the image's content hash.
+    ``truth`` (H, W) holds target indices or the ignore index, ``scores`` (H, W) float32 the nonconformity score of each
+    pixel's true class, both on the backend. Returns the tables (3, K, B) of :func:`maskmill.kernels.binned_counts` and
+    the mean score of the top class, () float64.
     """
-    backend = score_map.backend
-    with backend.queue():
-        stats = score_map.decode(taxonomy, size=truth.shape, outputs=("top", "confidence"))
-        top, confidence = stats.top, stats.confidence.mean(dtype=np.float64)
-        best = score_map.decode(taxonomy, size=truth.shape, truth=top, outputs=("true_score",)).true_score
-        top, best, confidence = backend.download(top, best, confidence)
-    num, valid = taxonomy.num_targets, truth != taxonomy.ignore_index
-    classes, top, scores, best = (values[valid].ravel() for values in (truth, top, scores, best))
-    classes = classes.astype(np.int64)
-    hit, wrong = top == classes, (top != classes) & (top < num)
-    targets = np.union1d(classes, top[wrong]).astype(np.int64)
-    row_of = np.zeros(max(num, 1), np.int64)
-    row_of[targets] = np.arange(len(targets))
-    true_bin, top_bin = (np.searchsorted(UPPER, values, side="left") for values in (scores, best))
-
-    def count(rows: NDArray[Any], bins: NDArray[Any]) -> NDArray[np.uint32]:
-        cells = row_of[rows] * NUM_BINS + np.minimum(bins, NUM_BINS - 1)
-        return np.bincount(cells, minlength=len(targets) * NUM_BINS).reshape(-1, NUM_BINS).astype(np.uint32)
-
-    return ScoreCounts(
-        (name,),
-        np.array([float(confidence)]),
-        np.zeros(len(targets), np.int64),
-        targets,
-        count(classes, true_bin),
-        count(classes[hit], true_bin[hit]),
-        count(top[wrong], top_bin[wrong]),
+    stats = score_map.decode(taxonomy, size=truth.shape, outputs=("top", "confidence"))
+    best = score_map.decode(taxonomy, size=truth.shape, truth=stats.top, outputs=("true_score",)).true_score
+    edges = score_map.backend.constant(UPPER)
+    tables = kernels.binned_counts(
+        scores, truth, stats.top, best, edges, num_classes=max(taxonomy.num_targets, 1), ignore=taxonomy.ignore_index
     )
+    return tables, stats.confidence.mean(dtype=np.float64)
+
+
+def counts_of(name: str, tables: NDArray[np.uint32], confidence: float) -> ScoreCounts:
+    """Return the counts of the image with the content hash ``name``, from the results of :func:`queue_counts`."""
+    targets = np.flatnonzero(tables[0].any(axis=1) | tables[2].any(axis=1))
+    true, hits, wrong = tables[:, targets]
+    return ScoreCounts((name,), np.array([confidence]), np.zeros(len(targets), np.int64), targets, true, hits, wrong)
 
 
 def _pack(values: NDArray[Any], dtype: str) -> str:

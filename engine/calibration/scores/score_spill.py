@@ -1,4 +1,4 @@
-"""Nonconformity scores of many images, spilled to disk."""
+"""Nonconformity scores of many images: on the device that computed them, or in files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ...backends.base import Backend
+from ...backends.host import HOST
+
 NO_CLASS = 65535
 """Class of a grid cell without a true class."""
 
 
 class ScoreSpill:
-    """True-class scores of many images in two files of a folder.
+    """True-class scores of many images, on a device as long as it has room for them, else in two files of a folder.
 
-    With a ``grid`` (height, width) every image holds one score a cell, NaN where the cell has no true class.
+    With a ``grid`` (height, width) every image holds one score per cell, NaN if the cell has no true class.
     """
 
     def __init__(self, folder: Path, *, grid: tuple[int, int] | None = None) -> None:
         self.grid = grid
+        self.backend: Backend = HOST
+        """Backend that holds the scores."""
+        self._kept: list[tuple[Any, Any]] = []
+        self._num_bytes = 0
         self._paths = (folder / "scores.f32", folder / "classes.u16")
         self._streams = tuple(path.open("wb") for path in self._paths)
         self._ends = [0]
@@ -33,14 +40,35 @@ class ScoreSpill:
         for stream in self._streams:
             stream.close()
 
-    def append(self, scores: NDArray[np.float32], classes: NDArray[np.integer[Any]]) -> None:
-        """Add one image: scores and true classes of its pixels, both flat and of the same length."""
-        self._streams[0].write(np.ascontiguousarray(scores, np.float32).tobytes())
-        self._streams[1].write(np.ascontiguousarray(classes, np.uint16).tobytes())
-        self._ends.append(self._ends[-1] + len(scores))
+    def append(self, scores: Any, classes: Any, backend: Backend = HOST) -> None:
+        """Add one image: scores float32 and true classes uint16 of its pixels, of the same shape, on ``backend``.
+
+        Pixels of :data:`NO_CLASS` have the score NaN; files without a grid leave them out.
+        """
+        if len(self) == 0:
+            self.backend = backend if backend.keep_limit else HOST
+        if self.backend is HOST:
+            self._write(*backend.download(scores, classes))
+            return
+        self._kept.append((scores.ravel(), classes.ravel()))
+        self._num_bytes += scores.nbytes + classes.nbytes
+        if self._num_bytes > self.backend.keep_limit:
+            self._move_to_files()
+
+    def _move_to_files(self) -> None:
+        for pair in self._kept:
+            self._write(*self.backend.download(*pair))
+        self.backend, self._kept = HOST, []
+
+    def _write(self, scores: NDArray[np.float32], classes: NDArray[np.integer[Any]]) -> None:
+        scores, classes = np.asarray(scores, np.float32).ravel(), np.asarray(classes, np.uint16).ravel()
+        pixels = slice(None) if self.grid else classes != NO_CLASS
+        self._streams[0].write(scores[pixels].tobytes())
+        self._streams[1].write(classes[pixels].tobytes())
+        self._ends.append(self._ends[-1] + len(scores[pixels]))
 
     def finish(self) -> None:
-        """Close the files for writing and map them for reading."""
+        """Close the files for writing and map them for reading, unless the scores are on a device."""
         for stream in self._streams:
             stream.close()
         if self._ends[-1] == 0:
@@ -52,21 +80,26 @@ class ScoreSpill:
             )
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._kept) or len(self._ends) - 1
 
-    def image(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
-        """Scores and classes of one image."""
+    def image(self, index: int) -> tuple[Any, Any]:
+        """Return scores and classes of one image, flat, on ``backend``."""
+        if self._kept:
+            return self._kept[index]
         assert self._maps is not None, "finish() comes before reading"
         chosen = slice(self._ends[index], self._ends[index + 1])
         return self._maps[0][chosen], self._maps[1][chosen]
 
-    def images(self, indices: Sequence[int]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint16]]]:
-        """Scores and classes of several images."""
+    def images(self, indices: Sequence[int]) -> Iterator[tuple[Any, Any]]:
+        """Return scores and classes of several images, one image after the other."""
         return (self.image(index) for index in indices)
 
-    def rows(self, start: int, stop: int, indices: Sequence[int]) -> NDArray[np.float32]:
-        """Scores (n, rows, width) of a band of the grid."""
+    def rows(self, start: int, stop: int, indices: Sequence[int]) -> Any:
+        """Return the scores (n, rows, width) of a band of the grid, on ``backend``."""
         assert self.grid is not None, "only a grid has rows"
+        if self._kept:
+            maps = [self._kept[index][0].reshape(self.grid) for index in indices]
+            return self.backend.xp.stack([scores[start:stop] for scores in maps])
         assert self._maps is not None, "finish() comes before reading"
         cells = self._maps[0].reshape(len(self), *self.grid)
         return cells[np.asarray(indices), start:stop]

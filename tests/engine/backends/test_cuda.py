@@ -31,6 +31,7 @@ from ... import cupy_fake
 from ...builders import encoded, photo
 from ...codec_fake import Codec, install
 from ...models import color_bundle
+from ...simt import harness
 from ..corpus import write_photos
 
 
@@ -119,22 +120,79 @@ def test_a_label_run_on_the_device_fills_the_same_store(cupy: Any, tmp_path: Pat
         np.testing.assert_allclose(found_weights.astype(int), weights, atol=1)
 
 
+def write_labels(folder: Path, images: Path) -> Path:
+    """A map of the strongest channel of each image; some pixels have no class."""
+    from PIL import Image
+
+    folder.mkdir()
+    for number, path in enumerate(sorted(images.iterdir())):
+        truth = np.asarray(Image.open(path)).argmax(2).astype(np.uint8)
+        truth[:2, number] = 255
+        Image.fromarray(truth).save(folder / path.name)
+    return folder
+
+
 def test_a_calibration_made_on_the_device_holds_there_only(cupy: Any, tmp_path: Path) -> None:
     bundle = built(tmp_path, gain=4.0)
     taxonomy = Taxonomy.of_model(bundle)
-    images, labels = tmp_path / "images", tmp_path / "labels"
+    images = tmp_path / "images"
     write_photos(images, 4)
-    labels.mkdir()
-    from PIL import Image
-
-    for path in images.iterdir():
-        Image.fromarray(np.asarray(Image.open(path)).argmax(2).astype(np.uint8)).save(labels / path.name)
+    labels = LabelFolder(write_labels(tmp_path / "labels", images))
     predictor = on_device(bundle)
-    made = calibrate(predictor, open_source(str(images)), LabelFolder(labels), taxonomy, alpha="0.2", workers=2)
+    made = calibrate(predictor, open_source(str(images)), labels, taxonomy, alpha="0.2", workers=2)
     assert made.made_with["kernels"] == "cuda"
     made.check(predictor, taxonomy)
     with pytest.raises(CalibrationMismatch, match="kernels: calibrated with cuda, labeling with cpu"):
         made.check(on_host(bundle), taxonomy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"group": "class"},
+        {"group": "pooled", "on_small_n": "max"},
+        {"group": "class", "unit": "image", "on_small_n": "max"},
+        {"group": "position", "on_small_n": "max", "grid": (6, 8)},
+    ],
+    ids=["class", "pooled", "by image", "by position"],
+)
+def test_thresholds_counted_on_the_device_are_those_of_the_files(
+    cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    bundle = built(tmp_path, gain=2.0, size=(12, 16))
+    taxonomy = Taxonomy.of_model(bundle)
+    images = tmp_path / "images"
+    write_photos(images, 5)
+    labels = LabelFolder(write_labels(tmp_path / "labels", images))
+    calibrations, launched = [], []
+    # all scores stay on the device, none do, or the first images do until there is no more room
+    for limit in (1 << 30, 0, 700):
+        monkeypatch.setattr(CudaBackend, "keep_limit", limit)
+        harness.launched.clear()
+        predictor = on_device(bundle, batch=2)
+        calibrations.append(calibrate(predictor, open_source(str(images)), labels, taxonomy, alpha="0.2", **options))
+        launched.append(set(harness.launched))
+    counted, *others = calibrations
+    for other in others:
+        np.testing.assert_array_equal(counted.thresholds, other.thresholds)
+        assert counted.pooled == other.pooled
+        assert counted.report == other.report
+        assert counted.counts.to_json() == other.counts.to_json()
+    used = {"position_quantiles"} if options["group"] == "position" else {"score_counts<true>", "weighted_score_counts"}
+    assert used & launched[0]
+    assert not used & launched[1], "files are counted on the host"
+
+
+def test_calibrating_downloads_no_score_map(cupy: Any, tmp_path: Path) -> None:
+    bundle = built(tmp_path, size=(12, 16))
+    taxonomy = Taxonomy.of_model(bundle)
+    images = tmp_path / "images"
+    write_photos(images, 3)
+    labels = LabelFolder(write_labels(tmp_path / "labels", images))
+    cupy_fake.events.clear()
+    calibrate(on_device(bundle), open_source(str(images)), labels, taxonomy, alpha="0.2", on_small_n="max")
+    shapes = {event[2] for event in cupy_fake.events if event[1] == "download"}
+    assert not [shape for shape in shapes if shape[-2:] == (12, 16)], "neither maps of classes nor of scores"
 
 
 def test_true_scores_are_those_of_the_host(cupy: Any, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from maskmill.engine.calibration.candidates import (
     recommend,
 )
 from maskmill.engine.calibration.scores.observe import true_scores
-from maskmill.engine.calibration.scores.pixel_samples import PixelSamples
-from maskmill.engine.calibration.scores.score_counts import ScoreCounts, count_scores
+from maskmill.engine.calibration.scores.pixel_samples import PixelSamples, class_values, draw_pixels
+from maskmill.engine.calibration.scores.score_counts import ScoreCounts, counts_of, queue_counts
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
 from maskmill.errors import UsageError
@@ -37,8 +37,10 @@ def observed(folder: Path, num: int = 30, seed: int = 0) -> tuple[BinnedScores, 
             scores=logits, layout="HWC", activation="softmax", size=(16, 16), region=(0.0, 0.0, 16.0, 16.0)
         )
         truth = truth.astype(np.uint8)
-        parts.append(count_scores(score_map, truth, true_scores(score_map, truth, TAXONOMY), TAXONOMY, str(index)))
-        samples.append(score_map, truth)
+        scores = true_scores(score_map, truth, TAXONOMY)
+        parts.append(counts_of(str(index), *queue_counts(score_map, truth, scores, TAXONOMY)))
+        draw = draw_pixels(truth, 255, index)
+        samples.append(draw, class_values(score_map, truth.shape, draw), "softmax")
     samples.finish()
     return BinnedScores(ScoreCounts.merge(parts), 3), samples
 
@@ -129,7 +131,8 @@ def test_shrinkage_moves_a_rare_class_towards_the_foreground(tmp_path: Path) -> 
         truth = np.full((8, 8), 1 if index else 2, np.uint8)
         logits[..., truth[0, 0]] += 1.0 if index else 6.0
         score_map = ScoreMap(scores=logits, layout="HWC", activation="softmax", size=(8, 8), region=(0, 0, 8, 8))
-        parts.append(count_scores(score_map, truth, true_scores(score_map, truth, TAXONOMY), TAXONOMY, str(index)))
+        scores = true_scores(score_map, truth, TAXONOMY)
+        parts.append(counts_of(str(index), *queue_counts(score_map, truth, scores, TAXONOMY)))
     scores = BinnedScores(ScoreCounts.merge(parts), 3)
     num_images, weights = (scores.pixels > 0).sum(axis=0), np.ones((1, 40))
     bins = {
