@@ -53,7 +53,7 @@ def sample_pixels(
     (above, below, down), (left, right, across) = taps
     upper = (1 - across) * scores[above, left] + across * scores[above, right]
     lower = (1 - across) * scores[below, left] + across * scores[below, right]
-    return ((1 - down) * upper + down * lower).astype(xp.float32)
+    return ((1 - down) * upper + down * lower).astype(np.float32)
 
 
 def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> Any:
