@@ -11,6 +11,7 @@ from .import_labels import import_labels
 from .label import label_corpus, label_prompted, segment_corpus
 from .report import report
 from .reselect import reselect_labels
+from .serve import serve
 from .store import show
 from .taxonomy import draft_taxonomy
 from .verify import verify_store
@@ -24,7 +25,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "reselect": reselect_labels,
         "verify": verify_store,
     },
-    "Looking": {"show": show, "report": report},
+    "Looking": {"show": show, "report": report, "serve": serve},
     "Exchange": {"export-labels": export_labels, "import-labels": import_labels},
 }
 """Commands by the panel of the root help that lists them: panel → name → function."""

@@ -58,6 +58,10 @@ class Reader:
         self._number = {id: number for number, id in enumerate(overview.ids)}
         self._photos = PhotoReader(store.run.get("bit_depth"))
 
+    def has(self, id: str) -> bool:
+        """Return True if the store holds labels of this id."""
+        return id in self._number
+
     def uri(self, id: str) -> str:
         """Return an input of the image."""
         return self._overview.uris[self._number[id]]
@@ -149,17 +153,20 @@ def picture(
     accuracy: float | None = None,
     review: str | None = None,
     side: int = SIDE,
+    every_class: bool = False,
 ) -> dict[str, Any]:
     """Encode one image as plain data for the page: photo, label maps, weights, and its figures.
 
-    ``raw`` (H, W) is the label map before selection, if it is known. Raises :class:`StoreError` for damaged labels.
+    ``raw`` (H, W) is the label map before selection, if it is known. With ``every_class`` the maps hold the classes'
+    own numbers, so that a page can add others. Raises :class:`StoreError` for damaged labels.
     """
     label, weight = reader.maps(id)
     uri, photo = reader.uri(id), reader.photo(id)
     height, width = label.shape
     scale = min(1.0, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    classes = _classes_in([label] if raw is None else [label, raw], taxonomy)
+    present = _classes_in([label] if raw is None else [label, raw], taxonomy)
+    classes = list(range(taxonomy.num_targets)) if every_class else present
     steps = np.round(weight.astype(np.float32) / 255 * (_WEIGHT_LEVELS - 1)) * (255 / (_WEIGHT_LEVELS - 1))
     return {
         "id": id,
@@ -172,6 +179,7 @@ def picture(
         "accuracy": accuracy,
         "review": review,
         "classes": classes,
+        "present": present,
         "photo": None if photo is None else _data_url("jpeg", _jpeg(photo, size)),
         "label": _map_url(label, classes, size),
         "raw": None if raw is None else _map_url(raw, classes, size),

@@ -217,13 +217,21 @@ def render(
             policy=policy,
             data=_json(data),
             version=version("maskmill"),
-            date=datetime.now().strftime("%-d %B %Y"),
+            date=_clock(),
             percent=sections.percent,
             decimal=_decimal,
             duration=_duration,
             **context,
         )
     )
+
+
+def render_part(template: str, **context: Any) -> str:
+    """Fill a template that is a part of the page, or the text of one."""
+    environment = _environment()
+    is_file = template.endswith(".html")
+    part = environment.get_template(template) if is_file else environment.from_string(template)
+    return part.render(percent=sections.percent, decimal=_decimal, duration=_duration, clock=_clock(), **context)
 
 
 def image_accuracy(store: LabelStore, overview: Overview, quality: Quality) -> dict[str, float]:
@@ -285,6 +293,11 @@ def _short_of(overview: Overview) -> str:
 
 def _decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}".removeprefix("0")
+
+
+def _clock() -> str:
+    now = datetime.now()
+    return f"{now.day} {now:%B %Y, %H:%M}"
 
 
 def _duration(seconds: float) -> str:

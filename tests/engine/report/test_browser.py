@@ -27,7 +27,7 @@ def picture_store(folder: Path, num: int = 6) -> LabelStore:
     (folder / "photos").mkdir()
     labels, inputs = [], []
     for index in range(num):
-        data = encoded(np.full((HEIGHT, WIDTH, 3), 40 * index, np.uint8), "PNG")
+        data = encoded(np.full((HEIGHT, WIDTH, 3), 40 * index % 251, np.uint8), "PNG")
         path = folder / "photos" / f"photo {index}.png"
         path.write_bytes(data)
         label = np.repeat(np.array([[0, 1, 255]], np.uint8), 20, axis=1).repeat(HEIGHT, axis=0)
@@ -43,7 +43,7 @@ def picture_store(folder: Path, num: int = 6) -> LabelStore:
                 weight=encode_png(weight),
                 counts=np.bincount(label[label != 255], minlength=3),
                 kept=float((label != 255).mean()),
-                confidence=0.5 + index / 100,
+                confidence=0.5 + index / 200,
             )
         )
         inputs.append(InputRow(uri=str(path), size=1, stamp="", id=content_id(data), error=None, message=None))
@@ -133,10 +133,10 @@ def test_groups_and_thumbnails_choose_the_picture(page: Browser) -> None:
 
 def test_keys_move_through_images_layers_and_sizes(page: Browser) -> None:
     page.run("maskmill.find('thumbs').children[0].click()")
-    page.wait("maskmill.state.number === maskmill.page.groups[0].images[0]")
+    page.wait("maskmill.state.picture === maskmill.page.images[maskmill.page.groups[0].images[0]]")
     page.run("maskmill.find('stage').focus()")
     page.press("ArrowRight")
-    page.wait("maskmill.state.number === maskmill.page.groups[0].images[1]")
+    page.wait("maskmill.state.picture === maskmill.page.images[maskmill.page.groups[0].images[1]]")
     page.press("1")
     assert page.run("maskmill.state.level") == 0
     page.press("+")

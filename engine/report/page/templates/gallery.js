@@ -1,14 +1,9 @@
 "use strict";
 // Groups, filter and thumbnails of the pictures that the page holds; keys move through them.
 (() => {
-  const { page, find, element, show, state, setLevel, zoomBy, percent, photoOf, values, paint, over } = maskmill;
+  const { page, find, element, show, state, percent, keys, miniature } = maskmill;
   const thumbs = find("thumbs"), filter = find("class-filter"), tabs = find("tabs");
   let group = page.groups[0], images = [];
-  async function miniature(picture, canvas) {
-    const layer = over(await photoOf(picture), paint(picture, await values(picture, picture.label), 0.55));
-    const scale = Math.max(canvas.width / layer.width, canvas.height / layer.height), width = layer.width * scale, height = layer.height * scale;
-    canvas.getContext("2d").drawImage(layer, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
-  }
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting) { seen.unobserve(target); miniature(page.images[target.dataset.image], target); }
   }, { rootMargin: "300px" });
@@ -49,12 +44,6 @@
     const at = images.indexOf(state.number) + by;
     if (at >= 0 && at < images.length) select(images[at], true);
   }
-  find("previous").addEventListener("click", () => step(-1));
-  find("next").addEventListener("click", () => step(1));
-  find("stage").addEventListener("keydown", (event) => {
-    const keys = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(1 / 16) };
-    const action = keys[event.key] || (/^[1-4]$/.test(event.key) ? () => setLevel(Number(event.key) - 1) : null);
-    if (action && !event.ctrlKey && !event.metaKey && event.target.tagName !== "INPUT") { event.preventDefault(); action(); }
-  });
+  keys(step);
   if (page.images.length) list();
 })();

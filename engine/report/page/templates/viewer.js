@@ -30,13 +30,15 @@ const maskmill = (() => {
   }
   function paint(picture, map, opacity) {  // a label map in class colors, hatched where there is no label
     const layer = blank(picture), pen = layer.getContext("2d"), image = pen.createImageData(layer.width, layer.height);
-    for (let index = 0; index < map.length; index++) {
-      const target = picture.classes[map[index]], row = Math.floor(index / layer.width), at = 4 * index;
-      if (target === undefined) {
-        const stripe = (index % layer.width + row) % 7 < 2;
-        image.data.set(stripe ? [255, 255, 255, 120] : [20, 20, 24, 60], at);
-      } else if (!state.hidden.has(target)) {
-        image.data.set([...rgb[target], target === page.background ? 40 : 255 * opacity], at);
+    const pixels = new Uint32Array(image.data.buffer), code = (red, green, blue, alpha) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+    const stripe = code(255, 255, 255, 120), gap = code(20, 20, 24, 60), table = new Uint32Array(256), none = new Uint8Array(256).fill(1);
+    picture.classes.forEach((target, value) => {
+      none[value] = 0;
+      if (!state.hidden.has(target)) table[value] = code(...rgb[target], target === page.background ? 40 : 255 * opacity);
+    });
+    for (let row = 0, at = 0; row < layer.height; row++) {
+      for (let column = 0; column < layer.width; column++, at++) {
+        pixels[at] = none[map[at]] ? ((column + row) % 7 < 2 ? stripe : gap) : table[map[at]];
       }
     }
     pen.putImageData(image, 0, 0);
@@ -97,10 +99,11 @@ const maskmill = (() => {
     find("name").textContent = picture.name; find("path").textContent = picture.uri;
     about.replaceChildren(); chips.replaceChildren();
     const figures = [["Labeled", percent(picture.kept)], ["Right", picture.accuracy === null ? null : percent(picture.accuracy)],
-      ["Size", `${picture.full[0]} × ${picture.full[1]}`], ["Reviewed", picture.review]];
+      ["Size", `${picture.full[0]} × ${picture.full[1]}`], ["Review", picture.review]];
     for (const [name, value] of figures) if (value) { element("dt", name, about); element("dd", value, about); }
     for (const value of maps.label) sums.set(value, (sums.get(value) || 0) + 1);
     picture.classes.forEach((target, value) => {
+      if (!sums.get(value) && !picture.present.includes(target)) return;
       const chip = element("button", "", chips, { type: "button", "aria-pressed": !state.hidden.has(target) });
       element("i", "", chip, { class: `swatch k${target}` }); chip.append(page.classes[target]);
       element("small", percent((sums.get(value) || 0) / maps.label.length), chip);
@@ -159,6 +162,20 @@ const maskmill = (() => {
   slider.addEventListener("input", () => setLevel(Number(slider.value)));
   find("closer").addEventListener("click", () => zoomBy(1.5));
   find("farther").addEventListener("click", () => zoomBy(1 / 1.5));
+  function keys(step) {  // keys on the picture: images, layers, size
+    stage.addEventListener("keydown", (event) => {
+      const actions = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(1 / 16) };
+      const action = actions[event.key] || (/^[1-4]$/.test(event.key) ? () => setLevel(Number(event.key) - 1) : null);
+      if (action && !event.ctrlKey && !event.metaKey) { event.preventDefault(); action(); }
+    });
+    find("previous").addEventListener("click", () => step(-1));
+    find("next").addEventListener("click", () => step(1));
+  }
+  async function miniature(picture, canvas) {
+    const layer = over(await photoOf(picture), paint(picture, await values(picture, picture.label), 0.55));
+    const scale = Math.max(canvas.width / layer.width, canvas.height / layer.height), width = layer.width * scale, height = layer.height * scale;
+    canvas.getContext("2d").drawImage(layer, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+  }
   new ResizeObserver(() => { canvas.width = 0; draw(); }).observe(stage);
-  return { page, state, show, setLevel, zoomBy, refresh, draw, place, find, element, percent, photoOf, values, paint, over };
+  return { page, state, show, setLevel, zoomBy, refresh, describe, draw, place, find, element, percent, keys, miniature };
 })();

@@ -1,0 +1,59 @@
+"""The command that serves the live page of a label store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import UsageError
+from .options import StoreArgument
+
+
+def serve(
+    store: StoreArgument,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration of the labels: shows coverage per class, risk and drift.",
+            show_default=False,
+        ),
+    ] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Let the page correct labels; corrections become reviews of the store.")
+    ] = False,
+    reviewer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the person, for --review.", show_default="the user's name"),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on. If other machines can reach it, the page needs the token that is printed.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
+) -> None:
+    """Show a whole store in the browser, also while it is being labeled, and correct labels by hand.
+
+    The page pages through every image, filtered by class, share of labeled pixels, and doubt, and follows a run that
+    continues. It is read-only unless --review is given.
+    """
+    import getpass
+
+    from ..calibration.calibration import Calibration
+    from ..labeling.certificate import check_same
+    from ..report.server.app import serve as run
+    from ..report.server.live_store import LiveStore
+    from ..store.label_store import LabelStore
+
+    if reviewer is not None and not review:
+        raise UsageError("--reviewer applies to --review only; add it or leave it out")
+    loaded = None if calibration is None else Calibration.load(calibration)
+    if loaded is not None:
+        check_same(LabelStore.open(store).run, loaded)
+    name = (reviewer or getpass.getuser()) if review else None
+    run(LiveStore(store, loaded), host=host, port=port, reviewer=name, say=typer.echo)

@@ -1,0 +1,70 @@
+"""Access to the live page: who may ask, and from which page.
+
+On the loopback address everybody on this machine may read. A page of another site must not: the Host header has to
+name this server, so a name that an attacker points at 127.0.0.1 is refused. On any other address each request needs the
+token of the start message, as ``?token=`` once and as a cookie from then on. A correction needs a key that only the
+page itself holds, in a header that other sites cannot send.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from typing import Any
+from urllib.parse import urlsplit
+
+COOKIE = "maskmill-token"
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if an address to listen on can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def guard(app: Any, *, token: str | None) -> Any:
+    """Wrap an ASGI application: refuse requests without the token, or, without one, for a host that is no loopback."""
+    from starlette.requests import Request
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        answer = None
+        if scope["type"] == "http":
+            answer = _refusal(Request(scope), token)
+        await (answer or app)(scope, receive, send_with_headers)
+
+    return guarded
+
+
+def _refusal(request: Any, token: str | None) -> Any:
+    """Return the answer to a request that is not passed on; None for others."""
+    from starlette.responses import PlainTextResponse, RedirectResponse
+
+    if token is None:
+        name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        if is_loopback(name):
+            return None
+        return PlainTextResponse("this page is for this machine: open it at 127.0.0.1", status_code=403)
+    offered = request.query_params.get("token", "")
+    if offered and secrets.compare_digest(offered.encode(), token.encode()):
+        answer = RedirectResponse(request.url.path, status_code=303)
+        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return answer
+    if secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), token.encode()):
+        return None
+    return PlainTextResponse("open the address that `maskmill serve` printed: it holds a token", status_code=401)

@@ -1,0 +1,119 @@
+"""A label store that others may write to while it is shown: figures of one moment, renewed when the store moves on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import UsageError
+from ...calibration.calibration import Calibration
+from ...model.taxonomy import Taxonomy
+from ...store.label_store import LabelStore
+from ..page.gallery import Reader
+from ..page.overview import Overview, read_overview
+
+PAUSE = 2.0
+"""Shortest time between two looks at the store, in seconds."""
+
+Order = Literal["doubt", "least", "most", "unlike", "stored"]
+"""Order of images: most doubtful, least labeled, most labeled, least like the calibration images, as stored."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The store at one moment."""
+
+    version: str
+    """Name of the moment; another one if the store was written to."""
+    store: LabelStore
+    """The store at that moment."""
+    overview: Overview
+    """Its figures."""
+    reader: Reader
+    """Its labels and photos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Images that a page asks for."""
+
+    order: Order = "doubt"
+    """Order of the images."""
+    target: int | None = None
+    """Class that they show; None: any."""
+    low: float = 0.0
+    """Smallest share of labeled pixels."""
+    high: float = 1.0
+    """Largest share of labeled pixels."""
+    score: float = 1.0
+    """Largest mean score of the top class."""
+    review: str = ""
+    """``any``: reviewed ones, ``none``: others, "": both."""
+    name: str = ""
+    """Part of their uri."""
+
+
+class LiveStore:
+    """Gives the newest snapshot of a store; any thread may call it."""
+
+    def __init__(
+        self, path: Path, calibration: Calibration | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.path = path
+        """Folder of the store."""
+        self.calibration = calibration
+        """Calibration of its labels, if it is known."""
+        self.classes: Taxonomy = Taxonomy.from_json(LabelStore.open(path).classes)
+        """Its classes."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._looked = float("-inf")
+        self._snapshot: Snapshot | None = None
+
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
+        """Return the newest snapshot, at most :data:`PAUSE` seconds old; ``fresh``: look at once."""
+        with self._lock:
+            now = self._clock()
+            if self._snapshot is not None and not fresh and now - self._looked < PAUSE:
+                return self._snapshot
+            store = LabelStore.open(self.path)
+            moment = store.moment
+            version = f"{moment.labels}.{moment.inputs}.{moment.reviews}"
+            if self._snapshot is None or self._snapshot.version != version:
+                overview = read_overview(store)
+                self._snapshot = Snapshot(version, store, overview, Reader(store, overview))
+            self._looked = now
+            return self._snapshot
+
+    def find(self, snapshot: Snapshot, query: Query) -> NDArray[np.int64]:
+        """Return the numbers of the images of a query, in order. Raises :class:`UsageError` for an unknown order."""
+        overview = snapshot.overview
+        shown = (overview.kept >= query.low) & (overview.kept <= query.high) & (overview.top_score <= query.score)
+        if query.target is not None:
+            if not 0 <= query.target < self.classes.num_targets:
+                raise UsageError(f"there is no class {query.target}; the last one is {self.classes.num_targets - 1}")
+            shown &= overview.counts[:, query.target] > 0
+        if query.review:
+            is_reviewed = np.array([id in overview.reviews for id in overview.ids], bool)
+            shown &= is_reviewed == (query.review == "any")
+        if query.name:
+            shown &= np.array([query.name.lower() in uri.lower() for uri in overview.uris], bool)
+        numbers = np.flatnonzero(shown)
+        if query.order == "stored":
+            return numbers
+        return numbers[np.argsort(self._keys(overview, query.order)[numbers], kind="stable")]
+
+    def _keys(self, overview: Overview, order: str) -> NDArray[np.float64]:
+        if order == "unlike" and self.calibration is not None:
+            return -overview.strangeness(self.calibration)
+        keys = {"doubt": overview.top_score, "least": overview.kept, "most": -overview.kept}
+        if order not in keys:
+            raise UsageError(f"the order must be one of {', '.join(get_args(Order))}, got {order!r}")
+        return keys[order]
