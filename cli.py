@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+import threading
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -52,7 +54,19 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"maskmill: {' '.join(str(error).split())}", err=True)
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("maskmill: interrupted", err=True)
-        sys.exit(130)
+        _exit(130)
+    except SystemExit as end:
+        _exit(end.code)
+
+
+def _exit(code: Any) -> NoReturn:
+    """Exit; at once if threads hang in a model or wait for a server, which would crash or hold up the ordinary way."""
+    if any(thread.name.startswith("maskmill") for thread in threading.enumerate()):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from ...errors import UsageError
+from ..inputs.reading.access import Access
 from ..labeling.selection import Method, Weight
 from ..predictors.open import load_taxonomy
 from ..runtimes.open import ON_GPU, Provider
@@ -29,6 +30,7 @@ class LabelingOptions:
     retry_rejects: bool
     max_pixels: int | None
     image_ending: str | None
+    access: Access
     provider: Provider
     device: str | None
     as_json: bool
@@ -43,6 +45,11 @@ class LabelingOptions:
             "limit": self.limit,
             "max_pixels": self.max_pixels,
         }
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """Keyword arguments of ``open_source``."""
+        return {"image_ending": self.image_ending, "access": self.access}
 
     @property
     def say(self) -> Callable[[str], None] | None:
@@ -98,7 +105,7 @@ def run_label(
     else:
         selection = Selection.argmax(**options)
     if run.dry_run:
-        images = open_source(source, image_ending=run.image_ending)
+        images = open_source(source, **run.opening)
         progress, total = label_run.dry_run(predictor, images, classes, selection, **common)
         display.print_estimate(progress, total, as_json=run.as_json)
         return
@@ -108,10 +115,10 @@ def run_label(
         if gpus:
             work = partial(label_share, opening, selection)
             progress = label_on_devices(
-                work, source, run.output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
+                work, source, run.output, devices=gpus, observer=observer, opening=run.opening, **common
             )
         else:
-            images = open_source(source, image_ending=run.image_ending)
+            images = open_source(source, **run.opening)
             progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
     finish_run(progress, classes, run.output, run.as_json, thresholds)
 
@@ -133,10 +140,10 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
         if predictor is None:
             work = partial(segment_share, opening)
             progress = label_on_devices(
-                work, source, run.output, devices=gpus, observer=observer, image_ending=run.image_ending, **common
+                work, source, run.output, devices=gpus, observer=observer, opening=run.opening, **common
             )
         else:
-            images = open_source(source, image_ending=run.image_ending)
+            images = open_source(source, **run.opening)
             progress = segment(predictor, images, run.output, observer=observer, **common)
     finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
 

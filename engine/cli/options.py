@@ -15,6 +15,7 @@ import typer
 
 from ...errors import UsageError
 from ..formats.open import InputFormat
+from ..inputs.reading.access import Access
 from ..runtimes.open import Provider
 
 SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
@@ -79,6 +80,18 @@ EndingOption = Annotated[
         metavar="ENDING",
         help="Take only the files of folders and archives that end like this, such as jpg.",
         show_default="every image ending",
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="Longest wait for a server of a URL; two more attempts follow a failure."
+    ),
+]
+SchemesOption = Annotated[
+    str,
+    typer.Option(
+        "--schemes", metavar="NAMES", help="Schemes of the URLs that a list may name, besides the list's own scheme."
     ),
 ]
 WorkersOption = Annotated[
@@ -167,6 +180,17 @@ PromptSettings = Annotated[
         show_default=False,
     ),
 ]
+
+
+DEFAULT_ACCESS = Access()
+"""Defaults of ``--timeout`` and ``--schemes``."""
+DEFAULT_SCHEMES = ",".join(DEFAULT_ACCESS.schemes)
+
+
+def access_of(timeout: float, schemes: str) -> Access:
+    """Return the limits of ``--timeout`` and ``--schemes``; raises :class:`UsageError` for values out of range."""
+    names = [scheme.strip().lower() for scheme in schemes.split(",")]
+    return Access(timeout=timeout, schemes=tuple(name for name in names if name))
 
 
 def print_json(raw: object, indent: int | None = 2) -> None:

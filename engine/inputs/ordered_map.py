@@ -14,10 +14,12 @@ R = TypeVar("R")
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Yield results in the order of ``items``, computed by ``workers`` threads, at most ``2 * workers`` ahead.
 
-    An error is raised at its item's place; items that were not started by then are dropped.
+    An error is raised at its item's place; items that were not started by then are dropped. An interrupt waits for no
+    item in progress.
     """
     pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="maskmill")
+    wait = True
     try:
         for item in items:
             pending.append(pool.submit(function, item))
@@ -25,5 +27,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except KeyboardInterrupt:
+        # a model call or a server may take for ever
+        wait = False
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)

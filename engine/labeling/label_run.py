@@ -4,7 +4,7 @@
 
     summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection.argmax(), observer=print)
 
-Finished work is never lost: the writer commits every few seconds, an interrupt finishes the images in progress, and an
+Finished work is never lost: the writer commits every few seconds, an interrupt commits what is finished, and an
 error is raised only after the images finished before it are committed. The same command resumes an incomplete run.
 """
 
@@ -71,8 +71,8 @@ def label(
     observer
         Called about twice per second and at the end with the counts so far.
 
-    An interrupt (``KeyboardInterrupt`` in the calling thread) finishes and commits the images in progress and returns
-    with ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
+    An interrupt (``KeyboardInterrupt`` in the calling thread) commits the images that finish within two seconds and
+    returns with ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
     :class:`SessionError`, :class:`SourceError`.
     """
     selection.check(predictor, taxonomy)

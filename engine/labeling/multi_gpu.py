@@ -18,7 +18,7 @@ import queue
 import signal
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -64,13 +64,13 @@ def label_on_devices(
     *,
     devices: Sequence[int],
     shard_of: tuple[int, int] | None = None,
-    image_ending: str | None = None,
+    opening: Mapping[str, Any] | None = None,
     observer: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Progress:
     """Label ``source`` on the GPUs ``devices`` and return the summed counts of all processes.
 
-    ``image_ending`` is that of :func:`maskmill.engine.inputs.sources.open_source`; ``options`` are passed to ``work``.
+    ``opening`` goes to :func:`maskmill.engine.inputs.sources.open_source`; ``options`` are passed to ``work``.
     The first error in a process stops the other processes, which commit their finished images; it is raised as
     :class:`SessionError`. Raises :class:`UsageError` for devices that do not exist.
     """
@@ -91,7 +91,7 @@ def label_on_devices(
     for part, device in enumerate(devices):
         share_options = {
             **options,
-            "image_ending": image_ending,
+            "opening": dict(opening or {}),
             "shard_of": (index + count * part, count * len(devices)),
         }
         device_name = visible[device] if visible else str(device)
@@ -142,7 +142,7 @@ def _work(
     def observe(progress: Progress) -> None:
         channel.put((part, progress))
 
-    images = open_source(source, image_ending=options.pop("image_ending"))
+    images = open_source(source, **options.pop("opening"))
     try:
         observe(work(images, store_path, observer=observe, **options))
     except MaskmillError as error:

@@ -6,6 +6,7 @@ are short, and only the last stage calls the writers.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from ...errors import ImageError, UsageError
 from ...kernels.processors import usable_processors
 from ..inputs.identity import labels_id
+from ..inputs.reading.access import Cancelled
 from ..inputs.sources import Item, Source
 from ..model.png import encode_png
 from ..model.taxonomy import Taxonomy
@@ -27,6 +29,9 @@ from .progress import Progress
 from .selection import Selected, Selection, select_batch, select_segments
 from .thread_stages import Pipeline
 from .writer import Done, Writer
+
+GRACE_SECONDS = 1.5
+"""Time that images in progress have after an interrupt, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +107,8 @@ class Stages:
         """Process inputs and give each result to its writer; ``inputs`` is read as the stages need it.
 
         ``progress`` receives the times of the stages. ``idle`` runs while the last stage waits, ``finish`` after the
-        last input; ``stop`` or an interrupt ends the run after the images in progress and sets
-        ``progress.interrupted``.
+        last input. ``stop`` or an interrupt sets ``progress.interrupted`` and ends the run after the images in progress
+        or :data:`GRACE_SECONDS`; images that are not finished by then are given up.
         """
         pipeline = Pipeline(inputs, ahead=2 * self._predictor.backend.decode_size)
         decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
@@ -119,10 +124,13 @@ class Stages:
             together = self._predictor.batch if self._predictor.backend.queued else 1
             pipeline.add_stage(select, threads=self._workers, batch=together)
         pipeline.add_stage(("write", _write), threads=1, finish=finish, idle=idle)
-        run_pipeline(pipeline, progress, finish=finish, observer=observer, stop=stop)
+        run_pipeline(pipeline, progress, finish=finish, observer=observer, stop=stop, cancel=self.source.cancel)
 
     def _decode(self, inputs: list[tuple[Item, Writer]]) -> list[_Job]:
-        jobs = [self._read(item, writer) for item, writer in inputs]
+        try:
+            jobs = [self._read(item, writer) for item, writer in inputs]
+        except Cancelled:
+            return []
         new = [(job, data) for job, data in jobs if data is not None]
 
         def warn(index: int, text: str) -> None:
@@ -174,34 +182,46 @@ def run_pipeline(
     finish: Callable[[], None] | None = None,
     observer: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
+    cancel: Callable[[], None] | None = None,
 ) -> None:
-    """Run a pipeline to its end, as :meth:`Stages.execute` describes; after an error ``finish`` runs once more."""
+    """Run a pipeline to its end, as :meth:`Stages.execute` describes; after an error ``finish`` runs once more.
+
+    ``cancel`` runs if items in progress are given up.
+    """
     progress.stages = pipeline.times
     started = time.perf_counter()
     pipeline.start()
-    while True:
+    deadline = math.inf
+    ended = False
+    while not ended and time.perf_counter() < deadline:
         try:
-            ended = pipeline.wait(0.5)
+            ended = pipeline.wait(min(0.5, max(0.0, deadline - time.perf_counter())))
             progress.seconds = time.perf_counter() - started
             if observer is not None:
                 observer(progress)
-            if ended:
-                break
-            if stop is not None and stop.is_set() and not progress.interrupted:
-                progress.interrupted = True
-                pipeline.stop()
+            if stop is not None and stop.is_set() and not ended and not progress.interrupted:
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             if progress.interrupted:
                 raise  # a second interrupt gives up the images in progress
             progress.interrupted = True
             pipeline.stop()
+            deadline = time.perf_counter() + GRACE_SECONDS
     try:
-        pipeline.join()
+        if ended:
+            pipeline.join()
+            return
+        # a server that does not answer, or a model that does not end
+        pipeline.abandon("write")
     except BaseException:
         with suppress(Exception):  # the first error is the one to report
             if finish is not None:
                 finish()
         raise
+    if cancel is not None:
+        cancel()
+    if finish is not None:
+        finish()
 
 
 def _write(results: list[tuple[Writer, Done]]) -> list[Any]:

@@ -86,6 +86,18 @@ class Pipeline:
         """Take no further items; items in progress are finished."""
         self._stopping.set()
 
+    def abandon(self, last: str) -> None:
+        """Give up the items in progress: wait for the threads of the stage that begins with the step ``last`` alone.
+
+        The other threads end at their next item, and those that hang are left behind. Raises the first error.
+        """
+        self._failed.set()
+        for thread in self._threads:
+            if thread.name.startswith(f"maskmill-{last}-"):
+                thread.join()
+        if self._error is not None:
+            raise self._error
+
     def wait(self, seconds: float) -> bool:
         """Wait for at most ``seconds``; returns True if every thread has ended."""
         deadline = time.monotonic() + seconds
