@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.metadata import version as _version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from .export.api import adopt
     from .trainer.api import evaluate, export, predict, train
     from .trainer.train import TrainingProgress
+
+    __version__: str
 
 _MODULES = {
     "engine.api": ("calibrate", "draft_taxonomy", "label", "reselect"),
@@ -78,8 +79,6 @@ __all__ = [
     "label", "open_session", "overlay", "predict", "report", "reselect", "train",
 ]  # fmt: skip
 
-__version__ = _version("maskmill")
-
 
 if any(Path(entry or ".").resolve() == Path(__file__).resolve().parent for entry in sys.path):
     # Python was started in the checkout: transformers looks for a package named `kernels` and would import this one's
@@ -87,6 +86,11 @@ if any(Path(entry or ".").resolve() == Path(__file__).resolve().parent for entry
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        # reading it takes longer than everything else here
+        from importlib.metadata import version
+
+        return version("maskmill")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'maskmill' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -13,7 +13,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import __version__
 from .engine.cli import COMMANDS as ENGINE
 from .errors import MaskmillError
 from .export.cli import COMMANDS as EXPORT
@@ -39,6 +38,8 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # read by main
 ) -> None:
     if version:
+        from . import __version__
+
         typer.echo(__version__)
         raise typer.Exit
 

@@ -264,3 +264,55 @@ def cam_bundle(
 
 def _parsed(text: str) -> onnx.ModelProto:
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {" ".join(text.split())}')
+
+
+MOODS = ("endless", "shape", "batch", "empty", "nan", "memory", "fails")
+"""Ways in which :func:`moody_graph` misbehaves on a white image."""
+
+
+def moody_graph(mood: str) -> onnx.ModelProto:
+    """Image in [0, 1] → logits ``10 * (r, g, b)``, except for a white image, on which it misbehaves."""
+    bad = {
+        "endless": """
+            trips = Constant <value = int64 {4611686018427387904}> ()
+            going = Constant <value = bool {1}> ()
+            result = Loop (trips, going, good) <body = step (int64 number, bool before, float[N, 3, h, w] old) =>
+                (bool after, float[N, 3, h, w] new) { after = Identity (before)  new = Add (old, old) }>""",
+        "shape": """
+            brightest = ReduceMax <axes = [1, 2, 3], keepdims = 0> (image)
+            one = Cast <to = 7> (brightest)
+            two = Add (one, one)
+            dims = Concat <axis = 0> (one, two, one, one)
+            zero = Constant <value = float {0}> ()
+            result = Expand (zero, dims)""",
+        "batch": "result = Concat <axis = 0> (good, good)",
+        "empty": """
+            none = Constant <value = int64[4] {0, 3, 16, 24}> ()
+            zero = Constant <value = float {0}> ()
+            result = Expand (zero, none)""",
+        "nan": "result = Div (Zeros, Zeros)",
+        "memory": """
+            many = Constant <value = int64[4] {1, 3, 4194304, 4194304}> ()
+            zero = Constant <value = float {0}> ()
+            result = Expand (zero, many)""",
+        "fails": """
+            brightest = ReduceMax <axes = [1, 2, 3], keepdims = 0> (image)
+            one = Cast <to = 7> (brightest)
+            dims = Concat <axis = 0> (one, one, one, one)
+            result = Reshape (good, dims)""",
+    }[mood].replace("Zeros", "dark")
+    return onnx.parser.parse_model(
+        f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        colors (float[N, 3, 16, 24] image) => (float[N, 3, h, w] scores) {{
+            gain = Constant <value = float {{10}}> ()
+            good = Mul (image, gain)
+            dark = Sub (image, image)
+            lowest = ReduceMin <keepdims = 0> (image)
+            limit = Constant <value = float {{0.99}}> ()
+            white = Greater (lowest, limit)
+            scores = If (white) <
+                then_branch = bad () => (float[a, b, c, d] result) {{ {bad} }},
+                else_branch = fine () => (float[N, 3, h, w] same) {{ same = Identity (good) }}>
+        }}"""
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ...errors import ImageError, UsageError
+from ...errors import ImageError, SessionError, UsageError
 from ...kernels.processors import usable_processors
 from ..inputs.identity import labels_id
 from ..inputs.reading.access import Cancelled
@@ -167,6 +167,9 @@ class Stages:
             if len(jobs) > 1:  # one image of a batch has no scores: find out which
                 return [result for job in jobs for result in self._predict([job])]
             return [replace(job, prepared=None, error=error) for job in jobs]
+        except SessionError as error:
+            others = f" and {len(ready) - 1} other images" if len(ready) > 1 else ""
+            raise SessionError(f"{ready[0].item.uri}{others}: {error}") from error
         return [job if job.prepared is None else replace(job, prepared=None, score_map=next(maps)) for job in jobs]
 
     def _select(self, jobs: list[_Job]) -> list[tuple[Writer, Done]]:

@@ -136,10 +136,10 @@ class SemanticPredictor:
             batch = xp.concatenate([batch, xp.zeros((fixed - num, *batch.shape[1:]), batch.dtype)])
         output = self.session.run(batch)[0]
         classes = output.shape[self.bundle.outputs[0].class_axis] if output.ndim == 4 else None
-        if classes != len(self.bundle.classes):
+        if classes != len(self.bundle.classes) or len(output) != len(batch) or 0 in output.shape:
             raise SessionError(
-                f"the model gave an output of shape {tuple(output.shape)}; expected four axes with "
-                f"{len(self.bundle.classes)} classes on axis {self.bundle.outputs[0].class_axis}"
+                f"the model gave an output of shape {tuple(output.shape)} for {len(batch)} image(s); expected four "
+                f"axes with {len(self.bundle.classes)} classes on axis {self.bundle.outputs[0].class_axis}"
             )
         return list(output[:num])
 

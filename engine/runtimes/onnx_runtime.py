@@ -199,8 +199,10 @@ def _with_options(provider: str, bundle: Bundle, stream: cupy.cuda.Stream | None
     return [(EXECUTION_PROVIDERS[provider], options), (EXECUTION_PROVIDERS["cuda"], shared)]
 
 
-def session_settings(precision: str, threads: int, *, log_severity: int = 3) -> dict[str, Any]:
+def session_settings(precision: str, threads: int, *, log_severity: int = 4) -> dict[str, Any]:
     """Return the arguments of an ``onnxruntime.InferenceSession`` for a graph in a precision.
+
+    Errors are raised, so that ONNX Runtime need not log them.
 
     An fp8 graph stays as written, fp32 nodes between quantizers: ONNX Runtime 1.31 would fuse them into nodes that
     do not support fp8.

@@ -1,0 +1,115 @@
+"""Interrupts end every command soon, whatever a model or a server does, and print no traceback."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.export.adopt.semantic import bundle_from_onnx
+from tests.hostile_server import hostile_server
+from tests.models import COLORS, color_bundle, moody_graph
+
+
+def start(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
+    """Start a command; returns when Python runs, and has not imported maskmill yet."""
+    code = "print('started', flush=True); from maskmill.__main__ import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def interrupt(process: subprocess.Popen[str], times: int = 1) -> tuple[float, str]:
+    """Interrupt a process; returns the seconds that it took to end, and its output."""
+    started = time.monotonic()
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, (process.returncode, errors)
+    assert "Traceback" not in errors
+    assert "core dumped" not in errors
+    return time.monotonic() - started, out + errors
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(pixels).save(path)
+
+
+def endless_bundle(folder: Path) -> Path:
+    onnx.save(moody_graph("endless"), folder / "model.onnx")
+    return bundle_from_onnx(folder / "model.onnx", folder / "bundle", classes=COLORS, background=None).path
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_endless_model_ends_with_an_interrupt(tmp_path: Path, times: int) -> None:
+    bundle = endless_bundle(tmp_path)
+    for number in range(3):
+        write(tmp_path / "photos" / f"{number}.png", np.full((16, 24, 3), 50 * number, np.uint8))
+    write(tmp_path / "photos" / "white.png", np.full((16, 24, 3), 255, np.uint8))
+    process = start("label", bundle, "photos", "-o", "store", "--workers", 2, folder=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "store" / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    seconds, output = interrupt(process, times)
+    assert seconds < 10
+    if times == 1:
+        assert "interrupted: finished images are stored" in output
+        assert len(LabelStore.open(tmp_path / "store")) == 3
+
+
+def test_an_endless_model_ends_with_an_interrupt_when_calibrating(tmp_path: Path) -> None:
+    bundle = endless_bundle(tmp_path)
+    for number in range(3):
+        write(tmp_path / "photos" / f"{number}.png", np.full((16, 24, 3), 255, np.uint8))
+        write(tmp_path / "labels" / f"{number}.png", np.zeros((16, 24), np.uint8))
+    process = start("calibrate", bundle, "--images", "photos", "--labels", "labels", "-o", "c.json", folder=tmp_path)
+    time.sleep(6)
+    assert process.poll() is None, process.communicate()
+    seconds, _ = interrupt(process)
+    assert seconds < 10
+
+
+def test_a_server_that_does_not_answer_ends_with_an_interrupt(tmp_path: Path) -> None:
+    color_bundle(tmp_path)
+    write(tmp_path / "a.png", np.zeros((16, 24, 3), np.uint8))
+    with hostile_server() as server:
+        (tmp_path / "list.txt").write_text("a.png\n" + "".join(f"{server.url}/silent/{n}.png\n" for n in range(9)))
+        process = start("label", "bundle", "list.txt", "-o", "store", folder=tmp_path)
+        deadline = time.monotonic() + 60
+        while not server.requests and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seconds, output = interrupt(process)
+    assert seconds < 5
+    assert "interrupted: finished images are stored" in output
+    assert len(LabelStore.open(tmp_path / "store")) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("label", "bundle", "photos", "-o", "store"), ("--help",), ("doctor",)], ids=" ".join
+)
+def test_an_interrupt_while_a_command_starts_prints_no_traceback(tmp_path: Path, command: tuple[str, ...]) -> None:
+    for delay in np.linspace(0.03, 0.9, 8):
+        process = start(*command, folder=tmp_path)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert not re.search("Traceback|KeyboardInterrupt", errors), (delay, errors)
