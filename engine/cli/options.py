@@ -89,9 +89,12 @@ TimeoutOption = Annotated[
     ),
 ]
 SchemesOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--schemes", metavar="NAMES", help="Schemes of the URLs that a list may name, besides the list's own scheme."
+        "--schemes",
+        metavar="NAMES",
+        help="Schemes of the URLs that a list may name, such as https,s3, besides the list's own scheme.",
+        show_default="http, https and object stores",
     ),
 ]
 WorkersOption = Annotated[
@@ -183,12 +186,13 @@ PromptSettings = Annotated[
 
 
 DEFAULT_ACCESS = Access()
-"""Defaults of ``--timeout`` and ``--schemes``."""
-DEFAULT_SCHEMES = ",".join(DEFAULT_ACCESS.schemes)
+"""Limits without ``--timeout`` and ``--schemes``."""
 
 
-def access_of(timeout: float, schemes: str) -> Access:
+def access_of(timeout: float, schemes: str | None) -> Access:
     """Return the limits of ``--timeout`` and ``--schemes``; raises :class:`UsageError` for values out of range."""
+    if schemes is None:
+        return Access(timeout=timeout)
     names = [scheme.strip().lower() for scheme in schemes.split(",")]
     return Access(timeout=timeout, schemes=tuple(name for name in names if name))
 

@@ -20,7 +20,7 @@ from tests.hostile_server import hostile_server
 from tests.models import COLORS, color_bundle, moody_graph
 
 
-def start(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
+def start(*arguments: str | int | Path, folder: Path) -> subprocess.Popen[str]:
     """Start a command; returns when Python runs, and has not imported maskmill yet."""
     code = "print('started', flush=True); from maskmill.__main__ import main; main()"
     process = subprocess.Popen(
@@ -81,7 +81,19 @@ def test_an_endless_model_ends_with_an_interrupt_when_calibrating(tmp_path: Path
     for number in range(3):
         write(tmp_path / "photos" / f"{number}.png", np.full((16, 24, 3), 255, np.uint8))
         write(tmp_path / "labels" / f"{number}.png", np.zeros((16, 24), np.uint8))
-    process = start("calibrate", bundle, "--images", "photos", "--labels", "labels", "-o", "c.json", folder=tmp_path)
+    process = start(
+        "calibrate",
+        bundle,
+        "--images",
+        "photos",
+        "--labels",
+        "labels",
+        "--alpha",
+        "0.1",
+        "-o",
+        "c.json",
+        folder=tmp_path,
+    )
     time.sleep(6)
     assert process.poll() is None, process.communicate()
     seconds, _ = interrupt(process)
