@@ -56,6 +56,7 @@ format: $(VENV)/.dev-ready
 
 bench: $(VENV)/.dev-ready ## every figure of speed; needs the photos of MASKMILL_DATA
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernel_instructions.py
 	$(BIN)/python benchmarks/label_run.py
 	$(BIN)/python benchmarks/runtimes.py
 	$(BIN)/python benchmarks/loading.py

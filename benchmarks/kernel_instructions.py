@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -168,7 +169,10 @@ def msrc_logits(folder: Path) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the MSRC photos and models")
+    data = os.environ.get("MASKMILL_DATA")
+    parser.add_argument(
+        "--data", type=Path, default=data and Path(data), help="folder of the MSRC photos and models (MASKMILL_DATA)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     random = np.random.default_rng(0).normal(0, 4, (150, 32, 128)).astype(np.float16)

@@ -13,7 +13,7 @@ import pytest
 from ..conftest import ROOT
 from ..export import trt_fake
 
-STEPS = ["tests", "compare", "sanitize", "kernels", "libraries", "path", "label", "train"]
+STEPS = ["compile", "tests", "compare", "sanitize", "kernels", "libraries", "path", "label", "train"]
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def test_every_step_runs_and_is_written_at_once(script: Any, tmp_path: Path, cap
     assert summary["machine"]["gpu"] == "NVIDIA H100 80GB HBM3"
     for number, name in enumerate(STEPS, 1):
         assert json.loads((tmp_path / "out" / f"{number}-{name}.json").read_text()) == steps[name]
+    assert steps["compile"]["compiled"] == steps["compile"]["of"] > 100
     assert steps["sanitize"]["skipped"] == "compute-sanitizer is not on PATH"
     assert min(steps["compare"]["shapes"].values()) >= 1
     assert {row["kernel"] for row in steps["kernels"]["kernels"]} == set(steps["compare"]["shapes"])
@@ -45,6 +46,45 @@ def test_every_step_runs_and_is_written_at_once(script: Any, tmp_path: Path, cap
     assert "its times mean nothing" in text
     assert "| `class_stats` | 150 classes from 128² to 512² |" in text
     assert "sanitize: skipped: compute-sanitizer" in capsys.readouterr().out
+
+
+def test_the_page_shows_the_latest_session_or_says_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_report
+
+    shown = gpu_report.MARK.search(gpu_report.PAGE.read_text(encoding="utf-8"))
+    assert shown is not None
+    assert shown[0] == shown[1] + gpu_report.section(gpu_report.latest_session()) + shown[2]
+    page = tmp_path / "page.md"
+    page.write_text(shown[0])
+    monkeypatch.setattr(gpu_report, "PAGE", page)
+    monkeypatch.setattr(gpu_report, "RESULTS", tmp_path)
+    row = {"kernel": "pcos", "case": "512²", "us": 9.5, "bytes": 100, "share_of_copy": 0.81}
+    summary: dict[str, Any] = {
+        "machine": {"gpu": "NVIDIA L4", "capability": "89", "python": "3.12"},
+        "small": False,
+        "steps": {
+            "compare": {"shapes": {"pcos": 200, "peaks": 180}},
+            "sanitize": {"skipped": "compute-sanitizer is not on PATH"},
+            "kernels": {"copy_gb_per_s": 280.0, "kernels": [row]},
+            "libraries": {"pcos in torch": {"ours_us": 9.5, "theirs_us": 95.0, "ratio": 10.0}},
+            "label": {"images_per_s": 512.0, "ratio": 0.97},
+        },
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    gpu_report.main([str(tmp_path / "summary.json")])
+    gpu_report.main([])
+    text = page.read_text()
+    for part in (
+        "NVIDIA L4", "| `pcos` | 512² | 9.5 | 0.81 |", "0.97 of the model alone", "at least 180 random shapes",
+        "`sanitize` skipped", "| pcos in torch | 9.5 | 95.0 | 10.0 |",
+    ):  # fmt: skip
+        assert part in text
+    (tmp_path / "small.json").write_text(json.dumps({**summary, "small": True}))
+    with pytest.raises(SystemExit, match="trial run"):
+        gpu_report.main([str(tmp_path / "small.json")])
 
 
 def test_a_failed_step_is_written_and_the_others_go_on(
