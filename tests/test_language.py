@@ -40,7 +40,7 @@ START = re.compile(r"\s*(?:What|Where|Whether|How many|How much|Which)\b")
 DOCUMENTS = [
     path
     for path in sorted(ROOT.rglob("*.md"))
-    if not {".venv", "results", "node_modules", "site"} & set(path.relative_to(ROOT).parts)
+    if not any(part.startswith(".") or part in ("results", "site") for part in path.relative_to(ROOT).parts)
 ]
 MODULES = sorted(
     [path for name in ("engine", "export", "kernels", "trainer", "benchmarks") for path in (ROOT / name).rglob("*.py")]

@@ -3,7 +3,7 @@
 ::
 
     student = load_run("run")
-    images = LabeledImages.open("photos", run_taxonomy(student.run))
+    images = LabeledImages.open("held-out", run_taxonomy(student.run))
     scores = score_images(student.module, images, student.run, tile=320, overlap=107)
     scores.miou, scores.iou
 """

@@ -2,7 +2,7 @@
 
 Usage::
 
-    choice = choose(predictor, source, open_labels("labels"), taxonomy, goal="accuracy 0.97")
+    choice, calibration = choose(predictor, source, open_labels("labels"), taxonomy, goal="accuracy 0.97")
     print(choice.recommended.candidate, choice.recommended.kept, choice.notes)
 """
 

@@ -2,7 +2,7 @@
 
 A reader opens a label file or folder, lists its images and rasterizes the map of one image when it is asked for::
 
-    reader = open_labels("instances.json")          # any format, see maskmill.engine.formats.open
+    reader = open_reader("instances.json")          # any format, see maskmill.engine.formats.open
     reader.class_names                              # {0: "background", 1: "cow", …}: values of the maps
     label = reader.read_labels(reader.names()[0])   # (H, W) uint8 or uint16
 

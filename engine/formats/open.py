@@ -2,8 +2,8 @@
 
 ::
 
-    reader = open_labels("export.zip")                      # the format is detected
-    reader = open_labels("labels", format="yolo-seg")       # or named
+    reader = open_reader("export.zip")                      # the format is detected
+    reader = open_reader("labels", format="yolo-seg")       # or named
     writer = WRITERS["coco"](WriterOptions(classes=classes))
 
 A folder of index maps without further structure is no format of its own: :mod:`maskmill.engine.inputs` pairs its files
@@ -93,7 +93,7 @@ WRITERS: dict[OutputFormat, type[Writer]] = {
 """Writer of each format."""
 
 
-def open_labels(
+def open_reader(
     location: str | os.PathLike[str], format: InputFormat | None = None, options: ShapeOptions | None = None
 ) -> LabelReader:
     """Open a label file, folder or fsspec URL.

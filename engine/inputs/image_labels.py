@@ -3,7 +3,7 @@
 ::
 
     labels = ImageLabels.load("labels.csv")
-    labels.classes_of("/photos/1.jpg", ("cow", "horse"))      # indices of the classes it shows
+    labels.classes_of("photos/0001.jpg", ("cow", "horse"))      # indices of the classes it shows
 
 =================  ==================================================================================================
 ``labels.csv``     a row per image, its name in the column ``image``: class names separated by ``;`` in a column

@@ -3,7 +3,7 @@
 ::
 
     labels = open_labels("labels")                            # a folder, archive or URL of label maps
-    entry = labels.find("/photos/1.jpg")
+    entry = labels.find("photos/0001.jpg")
     labels.read(entry)                                        # (H, W) label indices
 
 Everything that needs labels takes a :class:`LabelSource`. Files of label maps are paired with images by the rules of
@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from ...errors import ImageError, SourceError, UsageError
 from ..formats.base import LabelReader
-from ..formats.open import InputFormat, detect, is_exported
-from ..formats.open import open_labels as open_reader
+from ..formats.open import InputFormat, detect, is_exported, open_reader
 from ..model.color_tables import ColorTable
 from ..model.files import read_class_names
 from .archives import split_member

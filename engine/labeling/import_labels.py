@@ -2,7 +2,7 @@
 
 ::
 
-    summary = import_labels(store, "cvat-export.zip", reviewer="ana")
+    summary = import_labels(store, "coco.json", reviewer="ana")
     withdraw_reviews(store, reviewer="ana")                    # as if never reviewed
 
 The store's labels are never edited: a review is a row of its own, and wins wherever labels are read.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..formats.base import IGNORE, LabelReader, ShapeOptions
-from ..formats.open import InputFormat, open_labels
+from ..formats.open import InputFormat, open_reader
 from ..inputs.ordered_map import ordered_map
 from ..inputs.pairing import PairingIndex
 from ..model.png import encode_png
@@ -97,7 +97,7 @@ def import_labels(
         predictions=False,
         option="--format",
     )
-    reader = open_labels(reviewed, format, options)
+    reader = open_reader(reviewed, format, options)
     ids, unknown = _matches(store, reader)
     if not ids:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 Usage::
 
-    predictor, taxonomy = open_predictor(Path("segformer-b0"), options=ModelOptions(provider="cuda", batch=8))
+    predictor, taxonomy = open_predictor(Path("segformer-b0"), options=ModelOptions(provider="cpu", batch=8))
     score_map = predictor.predict(image)
 
 Importing this module is cheap: models and runtimes are imported when a predictor is opened.

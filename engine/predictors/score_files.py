@@ -5,7 +5,7 @@
     classes = ["background", "cat", "dog"]
     bundle = write_score_bundle("teacher", scores="seem/", classes=classes, background="background")
     predictor = ScoreFiles.open("teacher")
-    score_map = predictor.predict(image, "photos/1.jpg")       # reads seem/1.npy
+    score_map = predictor.predict(image, "photos/0001.jpg")       # reads seem/0001.npy
 
 Calibration, labeling and evaluation then work as with any model. The scores of an image have its name, with or without
 folders. Four forms are recognized by their endings:

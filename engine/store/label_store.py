@@ -8,7 +8,7 @@
 ::
 
     store = LabelStore.open("labels")
-    label, weight = store.read("/photos/1.jpg")     # (H, W) uint8 each
+    label, weight = store.read("photos/0001.jpg")     # (H, W) uint8 each
     for row in store.rejects():
         print(row.uri, row.error, row.message)
 

@@ -2,7 +2,7 @@
 
 ::
 
-    cam_from_onnx("resnet50.onnx", "resnet50-cam", classes=names, mean=…, std=…)
+    cam_from_onnx("resnet50.onnx", "resnet50-cam", classes=names, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 A graph that gives class activation maps beside its logits is adopted as it is. If a graph gives logits only, the maps
 follow from a head that is a mean over all positions and a linear layer: the maps are the linear layer at every position

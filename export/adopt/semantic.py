@@ -4,7 +4,7 @@ The graph is checked, edited if it must be, and run on generated pictures before
 per fault. The caller, or a Hugging Face ``preprocessor_config.json``, states what the graph cannot say: how an image
 becomes its input, what its scores mean, and the class names::
 
-    bundle_from_onnx("model.onnx", "bundle", classes=names, background="background", layout="NHWC", …)
+    bundle_from_onnx("model.onnx", "bundle", classes=names, background="background", layout="NCHW", scale=1 / 255)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ::
 
-    converted = in_8_bit(bundle, "model", "int8", photos, keep_fp32={"/head/Conv"})
+    converted = in_8_bit(bundle, "model", "int8", photos, keep_fp32={"logits"})
 
 int8 is ONNX Runtime's static quantizer: weights by channel, activations with a scale each. fp8 (E4M3) is NVIDIA
 ModelOpt's, where that is installed. Shapes and names of inputs and outputs stay, float32.

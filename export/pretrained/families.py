@@ -2,8 +2,9 @@
 
 ::
 
-    bundle = bundle_from_pretrained("nvidia/segformer-b0-finetuned-ade-512-512", "bundle")
-    bundle = bundle_from_pretrained("clipseg", "bundle", Choices(classes=("cat", "sofa"), background="other"))
+    bundle = bundle_from_pretrained("nvidia/segformer-b0-finetuned-ade-512-512", "segformer-b0")
+    clipseg = "CIDAS/clipseg-rd64-refined"
+    bundle = bundle_from_pretrained(clipseg, "clipseg", Choices(classes=("cat", "sofa"), background="other"))
 
 A family is a function from a checkpoint and its model to a :class:`Folded`: a module of pure functions over the model,
 its input as the checkpoint's image processor prepares it, and its classes. To add one, write that function and name it

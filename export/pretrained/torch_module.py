@@ -6,7 +6,7 @@
         module,                                  # (N,3,H,W) float32 → logits (N,C,h,w)
         "bundle",
         task="semantic",
-        input=InputSpec(name="image", height=512, width=512, dynamic=True, multiple=32, mean=…, std=…),
+        input=InputSpec(name="image", height=512, width=512, dynamic=True, multiple=32, mean=(0, 0, 0), std=(1, 1, 1)),
         outputs=[OutputSpec(name="scores", activation="softmax")],
         classes=["background", "cat"],
         background="background",

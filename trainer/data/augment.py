@@ -5,7 +5,7 @@
     moved = draw_move(rng, image.shape[:2], crop=256, scale=(0.5, 2.0), flip=0.5)
     view = move_image(image, moved)                       # (256, 256, 3) uint8
     label = move_map(label, moved, fill=ignore)           # (256, 256), nearest neighbor
-    strong = strong_view(view, rng)
+    strong = recolor(view, rng)
 
 All randomness comes from the generator that is passed in, so that a sample depends on its seed alone.
 """

@@ -2,7 +2,7 @@
 
 ::
 
-    corpus = open_corpus(stores=["labels"], labeled="photos", validation="held-out")
+    corpus = open_corpus(stores=["labels"], labeled="labeled", validation="held-out")
     corpus.streams()["union"]           # the labeled and the stored images
 
 All parts have the same classes. An image of the labeled or of the validation images is never also taken from a store or

@@ -2,7 +2,7 @@
 
 ::
 
-    labeled = LabeledImages.open("photos", taxonomy)           # photos/images, photos/labels
+    labeled = LabeledImages.open("labeled", taxonomy)          # labeled/images, labeled/labels
     stored = StoredImages.open("labels", skip=set(labeled.uris))
     data = TrainingImages({"union": (labeled, stored)}, crop=256, ignore=taxonomy.ignore_index)
     sample = data[Draw("union", 3, 17)]

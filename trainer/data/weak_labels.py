@@ -3,7 +3,7 @@
 ::
 
     weak = WeakLabels.open("segments", taxonomy, image_labels="labels.csv")
-    segments, present = weak.read(uri, image.label)
+    segments, present = weak.read(uri, label)
 """
 
 from __future__ import annotations

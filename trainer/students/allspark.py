@@ -2,7 +2,7 @@
 
 ::
 
-    network = allspark(segformer(21, size="b5"), num_classes=21, crop=512)
+    network = allspark(lite0(21), num_classes=21, crop=256)
     logits = network(images)                                       # each image attends to its own channels
     logits = network.decoder.spark(network.encode(images), own)    # first half labeled, second half unlabeled
 

@@ -2,7 +2,8 @@
 
 ::
 
-    reliability.ece, reliability.temperature
+    temperature = fit_temperature(logits, truth)                # (n, C) float, (n,) true classes
+    selected = measure_selection(label, reliable, truth, num_classes=21)
     selected.sampling, selected.accuracy, selected.recall       # per class
 """
 

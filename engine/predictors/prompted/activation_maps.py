@@ -4,7 +4,7 @@
 
     cams = CamModel(bundle, session, scales=(1.0, 1.5), flip=True)
     activations = cams.run([cams.prepare(image)])[0]
-    maps = activations.on_grid((256, 171), (256, 170.7), classes=[3, 7])      # (2, 256, 171) float32 in [0, 1]
+    maps = activations.on_grid((256, 171), (256, 170.7), classes=[0, 2])      # (2, 256, 171) float32 in [0, 1]
 
 As S2C: each map is resampled bilinearly, negative values are dropped, the maps of all scales and of the mirrored image
 are summed, and a class's sum is divided by its maximum (plus 1e-5).

@@ -2,7 +2,7 @@
 
 ::
 
-    cache = EmbeddingCache(store / "embeddings", encoder=bundle.file("encoder").sha256, max_bytes=20 << 30)
+    cache = EmbeddingCache("embeddings", encoder=bundle.file("encoder").sha256, max_bytes=20 << 30)
     key = cache.key(image)
     if (embeddings := cache.get(key)) is None:
         cache.put(key, embeddings := rounded(encode(image)))

@@ -4,7 +4,7 @@ A classifier locates each class of the image roughly, and a promptable model seg
 
     predictor = PromptedPredictor(cam_bundle, sam_bundle, cam_session, encoder_session, decoder_session,
                                   labels=ImageLabels.load("labels.csv"))
-    score_map = predictor.predict(image, "1.jpg")
+    score_map = predictor.predict(image, "0001.jpg")
 
 The score map has the classifier's classes behind a background, at the resolution of the promptable model's masks;
 :mod:`maskmill.engine.predictors.prompted.class_masks` defines a score. Selection, calibration, weights, store and

@@ -15,8 +15,8 @@ from PIL import Image
 from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.formats.base import FileSink, LabelClasses, LabeledImage, ShapeOptions, WriterOptions
-from maskmill.engine.formats.open import WRITERS, open_labels
-from maskmill.engine.inputs.labels import open_labels as open_source_labels
+from maskmill.engine.formats.open import WRITERS, open_reader
+from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.files import read_class_names
@@ -73,7 +73,7 @@ def write(format: Any, folder: Path, photos: Path, classes: LabelClasses) -> lis
 @pytest.mark.parametrize("format", FORMATS)
 def test_all_classes_come_back_exactly(format: Any, photos: Path, classes: LabelClasses, tmp_path: Path) -> None:
     images = write(format, tmp_path / "out", photos, classes)
-    reader = open_labels(tmp_path / "out", options=ShapeOptions(uncovered="ignore"))
+    reader = open_reader(tmp_path / "out", options=ShapeOptions(uncovered="ignore"))
     for image in images:
         (name,) = [name for name in reader.names() if name.removesuffix(".jpg").endswith(image.stem)]
         assert (read(reader, name, classes) == image.label).all()
@@ -142,7 +142,7 @@ def test_every_format_gives_the_same_calibration(
 
     def calibrated(labels: Path, taxonomy: Taxonomy) -> dict[str, Any]:
         source = open_source(photos / "images")
-        truth = open_source_labels(labels)
+        truth = open_labels(labels)
         return record(calibrate(predictor, source, truth, taxonomy, alpha="0.1", min_images=1, workers=2))
 
     expected = calibrated(photos / "labels", by_name)

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from maskmill.engine.formats.base import LabelReader, ShapeOptions
 from maskmill.engine.formats.label_studio import image_name
-from maskmill.engine.formats.open import detect, open_labels
+from maskmill.engine.formats.open import detect, open_reader
 from maskmill.engine.formats.rle import brush_of_mask
 from maskmill.engine.formats.yolo_seg import read_names
 from maskmill.engine.model.png import encode_png
@@ -43,7 +43,7 @@ def names_at(reader: LabelReader, name: str = "a.jpg") -> Any:
 
 
 def test_coco_uncovered_pixels_are_background_and_categories_keep_their_names(tmp_path: Path) -> None:
-    reader = open_labels(coco_file(tmp_path, [{"category_id": 90, "segmentation": [SQUARE]}]))
+    reader = open_reader(coco_file(tmp_path, [{"category_id": 90, "segmentation": [SQUARE]}]))
     at = names_at(reader)
     assert (at(0, 0), at(5, 5)) == ("background", "horse")
     assert reader.class_names == {0: "background", 1: "cow", 2: "horse"}
@@ -55,8 +55,8 @@ def test_coco_of_overlapping_objects_the_smaller_is_on_top_unless_asked_otherwis
         tmp_path,
         [{"category_id": 3, "segmentation": [SMALL]}, {"category_id": 90, "segmentation": [SQUARE]}],
     )
-    assert names_at(open_labels(path))(5, 5) == "cow"
-    assert names_at(open_labels(path, options=ShapeOptions(overlaps="later")))(5, 5) == "horse"
+    assert names_at(open_reader(path))(5, 5) == "cow"
+    assert names_at(open_reader(path, options=ShapeOptions(overlaps="later")))(5, 5) == "horse"
 
 
 def test_coco_parts_are_united_and_crowds_are_ignored(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_coco_parts_are_united_and_crowds_are_ignored(tmp_path: Path) -> None:
             {"category_id": 3, "iscrowd": 1, "segmentation": crowd},
         ],
     )
-    at = names_at(open_labels(path))
+    at = names_at(open_reader(path))
     assert (at(5, 5), at(0, 10), at(0, 0), at(9, 11)) == ("cow", "cow", None, "background")
 
 
@@ -78,8 +78,8 @@ def test_coco_masks_that_are_all_marked_as_crowds_are_refused_unless_they_are_sa
     entry = {"category_id": 3, "iscrowd": 1, "segmentation": {"size": [10, 12], "counts": [0, 20, 100]}}
     path = coco_file(tmp_path, [entry])
     with pytest.raises(UsageError, match="--labels-format coco-datumaro"):
-        open_labels(path)
-    assert names_at(open_labels(path, "coco-datumaro"))(0, 0) == "cow"
+        open_reader(path)
+    assert names_at(open_reader(path, "coco-datumaro"))(0, 0) == "cow"
 
 
 def test_coco_compressed_and_uncompressed_masks_are_the_same_pixels(tmp_path: Path) -> None:
@@ -88,13 +88,13 @@ def test_coco_compressed_and_uncompressed_masks_are_the_same_pixels(tmp_path: Pa
     compressed = coco_mask.encode(mask)["counts"].decode()
     for counts in (compressed, [23, 4, 6, 4, 6, 4, 6, 4, 6, 4, 6, 4, 6, 4, 33]):
         path = coco_file(tmp_path, [{"category_id": 3, "segmentation": {"size": [10, 12], "counts": counts}}])
-        assert ((open_labels(path).read_labels("a.jpg") == 1) == mask).all()
+        assert ((open_reader(path).read_labels("a.jpg") == 1) == mask).all()
 
 
 def test_coco_a_background_that_is_drawn_leaves_the_rest_ignored(tmp_path: Path) -> None:
     categories = [{"id": 3, "name": "cow"}, {"id": 90, "name": "background"}]
     path = coco_file(tmp_path, [{"category_id": 90, "segmentation": [SQUARE]}], categories=categories)
-    at = names_at(open_labels(path))
+    at = names_at(open_reader(path))
     assert (at(5, 5), at(0, 0)) == ("background", None)
 
 
@@ -108,7 +108,7 @@ def test_coco_a_background_that_is_drawn_leaves_the_rest_ignored(tmp_path: Path)
     ],
 )
 def test_coco_what_is_no_mask_is_refused_by_name(tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
-    reader = open_labels(coco_file(tmp_path, [annotation]))
+    reader = open_reader(coco_file(tmp_path, [annotation]))
     with pytest.raises(UsageError, match=rf"annotation 0 \(a.jpg\): .*{message}"):
         reader.read_labels("a.jpg")
 
@@ -125,12 +125,12 @@ def test_coco_what_is_no_mask_is_refused_by_name(tmp_path: Path, annotation: dic
 def test_coco_an_inconsistent_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = coco_file(tmp_path, [{"category_id": 3, "segmentation": [SQUARE]}], **changes)
     with pytest.raises(UsageError, match=message):
-        open_labels(path, "coco")
+        open_reader(path, "coco")
 
 
 def test_coco_a_nested_image_id_does_not_confuse_the_index(tmp_path: Path) -> None:
     entry = {"attributes": {"image_id": 9, "category_id": 1}, "category_id": 3, "segmentation": [SQUARE]}
-    assert names_at(open_labels(coco_file(tmp_path, [entry])))(5, 5) == "cow"
+    assert names_at(open_reader(coco_file(tmp_path, [entry])))(5, 5) == "cow"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"images": [', '{"images": [], "annotations": [{]}', "[]{"])
@@ -138,7 +138,7 @@ def test_a_damaged_json_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(text)
     with pytest.raises(UsageError):
-        open_labels(path, "coco")
+        open_reader(path, "coco")
 
 
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
@@ -155,7 +155,7 @@ POLYGON = '<polygon label="cow &amp; calf" points="2.0,2.0;8.0,2.0;8.0,8.0;2.0,8
 
 def test_cvat_masks_run_along_rows_and_begin_with_unset_pixels(tmp_path: Path) -> None:
     (tmp_path / "annotations.xml").write_text(CVAT.format(shapes=MASK.format(z="")))
-    reader = open_labels(tmp_path / "annotations.xml")
+    reader = open_reader(tmp_path / "annotations.xml")
     label = reader.read_labels("dir/a.jpg")
     assert np.argwhere(label == 2).tolist() == [[5, 5], [5, 6]]
     assert reader.class_names == {0: "background", 1: "cow & calf", 2: "horse"}
@@ -169,7 +169,7 @@ def test_cvat_the_higher_z_order_is_on_top(tmp_path: Path, mask: int, polygon: i
     shapes = MASK.format(z=f' z_order="{mask}"') + POLYGON.format(z=f' z_order="{polygon}"')
     with zipfile.ZipFile(tmp_path / "task.zip", "w") as archive:
         archive.writestr("annotations.xml", CVAT.format(shapes=shapes))
-    reader = open_labels(tmp_path / "task.zip")
+    reader = open_reader(tmp_path / "task.zip")
     assert reader.read_labels("dir/a.jpg")[5, 5] == expected
 
 
@@ -186,14 +186,14 @@ def test_cvat_the_higher_z_order_is_on_top(tmp_path: Path, mask: int, polygon: i
 def test_cvat_what_is_no_mask_is_refused_by_name(tmp_path: Path, shapes: str, message: str) -> None:
     (tmp_path / "annotations.xml").write_text(CVAT.format(shapes=shapes))
     with pytest.raises(UsageError, match=f"image dir/a.jpg.*{message}"):
-        open_labels(tmp_path).read_labels("dir/a.jpg")
+        open_reader(tmp_path).read_labels("dir/a.jpg")
 
 
 @pytest.mark.parametrize("text", ["", "<annotations>", "no xml"])
 def test_cvat_a_damaged_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "annotations.xml").write_text(text)
     with pytest.raises(UsageError, match="not valid XML"):
-        open_labels(tmp_path)
+        open_reader(tmp_path)
 
 
 def region(mask: Any, label: str, **changes: Any) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_label_studio_the_last_annotation_counts_and_predictions_do_not(tmp_path
     ]
     path = tmp_path / "project.json"
     path.write_text(json.dumps(tasks))
-    reader = open_labels(path)
+    reader = open_reader(path)
     assert list(reader.names()) == ["a.jpg"]
     assert ((reader.read_labels("a.jpg") == 1) == left).all()
 
@@ -233,7 +233,7 @@ def test_label_studio_polygons_are_shares_of_a_hundred(tmp_path: Path) -> None:
     result = {"type": "polygonlabels", "original_width": 8, "original_height": 4, "value": corners}
     tasks = [{"data": {"image": "a.jpg"}, "annotations": [{"result": [result]}]}]
     (tmp_path / "p.json").write_text(json.dumps(tasks))
-    label = open_labels(tmp_path / "p.json").read_labels("a.jpg")
+    label = open_reader(tmp_path / "p.json").read_labels("a.jpg")
     assert label.tolist() == [[0] * 8, [0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0], [0] * 8]
 
 
@@ -249,7 +249,7 @@ def test_label_studio_polygons_are_shares_of_a_hundred(tmp_path: Path) -> None:
 def test_label_studio_what_is_no_mask_is_refused_by_name(tmp_path: Path, result: Any, message: str) -> None:
     (tmp_path / "p.json").write_text(json.dumps([{"data": {"image": "a.jpg"}, "annotations": [{"result": [result]}]}]))
     with pytest.raises(UsageError, match=message):
-        open_labels(tmp_path / "p.json").read_labels("a.jpg")
+        open_reader(tmp_path / "p.json").read_labels("a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -272,19 +272,19 @@ def test_labelme_polygons_rectangles_and_masks_are_read_and_circles_refused(tmp_
     ]
     raw = {"shapes": shapes, "imagePath": "..\\photos\\a.jpg", "imageData": None, "imageHeight": 10, "imageWidth": 12}
     (tmp_path / "a.json").write_text(json.dumps(raw))
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     at = names_at(reader)
     assert (at(5, 5), at(1, 10), at(9, 0)) == ("cow", "horse", "background")
     shapes.append({"label": "horse", "shape_type": "circle", "points": [[5, 5], [6, 6]]})
     (tmp_path / "a.json").write_text(json.dumps(raw))
     with pytest.raises(UsageError, match="holds a circle of horse"):
-        open_labels(tmp_path).read_labels("a.jpg")
+        open_reader(tmp_path).read_labels("a.jpg")
 
 
 def test_labelme_a_size_that_is_missing_is_taken_from_the_image(tmp_path: Path) -> None:
     Image.new("RGB", (12, 10)).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.png", "imageHeight": None}))
-    assert open_labels(tmp_path).read_labels("a.png").shape == (10, 12)
+    assert open_reader(tmp_path).read_labels("a.png").shape == (10, 12)
 
 
 def yolo_folder(folder: Path, line: str, names: str = "names: [cow, horse]") -> Path:
@@ -297,7 +297,7 @@ def yolo_folder(folder: Path, line: str, names: str = "names: [cow, horse]") -> 
 
 
 def test_yolo_polygons_are_shares_of_the_image_beside_the_labels(tmp_path: Path) -> None:
-    reader = open_labels(yolo_folder(tmp_path, "1 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"))
+    reader = open_reader(yolo_folder(tmp_path, "1 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"))
     assert reader.names() == ["train/a"]
     label = reader.read_labels("train/a")
     assert label.shape == (4, 8)
@@ -316,7 +316,7 @@ def test_yolo_polygons_are_shares_of_the_image_beside_the_labels(tmp_path: Path)
     ],
 )
 def test_yolo_what_is_no_polygon_is_refused_by_line(tmp_path: Path, line: str, message: str) -> None:
-    reader = open_labels(yolo_folder(tmp_path, f"0 0 0 1 0 1 1\n\n{line}\n"))
+    reader = open_reader(yolo_folder(tmp_path, f"0 0 0 1 0 1 1\n\n{line}\n"))
     with pytest.raises(UsageError, match=f"a.txt, line 3.*{message}"):
         reader.read_labels("train/a")
 
@@ -342,9 +342,9 @@ def test_voc_color_maps_need_their_color_list(tmp_path: Path) -> None:
     colors[0, 0], colors[1, 2] = (128, 0, 0), (224, 224, 192)
     Image.fromarray(colors).save(tmp_path / "SegmentationClass" / "a.png")
     with pytest.raises(UsageError, match="add labelmap.txt"):
-        open_labels(tmp_path).read_labels("a")
+        open_reader(tmp_path).read_labels("a")
     (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\ncow:128,0,0::\nbackground:0,0,0::\n")
-    assert open_labels(tmp_path).read_labels("a").tolist() == [[1, 0, 0], [0, 0, 255]]
+    assert open_reader(tmp_path).read_labels("a").tolist() == [[1, 0, 0], [0, 0, 255]]
 
 
 def test_ade20k_value_0_is_ignored(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_ade20k_value_0_is_ignored(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1], [2, 2]], dtype=np.uint8)).save(tmp_path / "annotations" / "training" / "a.png")
     header = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
     (tmp_path / "objectInfo150.txt").write_text(f"{header}1\t.1\t1\t1\t1\twall\n2\t.1\t1\t1\t1\tbuilding, edifice\n")
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     assert reader.format == "ade20k"
     assert reader.class_names == {1: "wall", 2: "building"}
     assert reader.read_labels("training/a").tolist() == [[255, 1], [2, 2]]
@@ -369,7 +369,7 @@ def test_cityscapes_polygons_are_filled_in_order_and_groups_count_as_their_membe
     ]
     raw = {"imgHeight": 4, "imgWidth": 8, "objects": objects}
     (folder / "ulm_1_gtFine_polygons.json").write_text(json.dumps(raw))
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     label = reader.read_labels("ulm/ulm_1")
     assert (label[0, 0], label[1, 3], label[0, 7]) == (7, 26, 255)
     assert (reader.class_names[7], reader.class_names[26]) == ("road", "car")
@@ -391,7 +391,7 @@ def test_panoptic_void_and_crowd_are_ignored_and_colors_are_ids(tmp_path: Path) 
     colors = np.array([[[0, 0, 0], [5, 0, 0], [0, 3, 1], [7, 0, 0]]], dtype=np.uint8)
     Image.fromarray(colors).save(tmp_path / "panoptic" / "a.png")
     assert detect(str(tmp_path / "panoptic.json")) == "coco-panoptic"
-    assert open_labels(tmp_path / "panoptic.json").read_labels("a.jpg").tolist() == [[255, 0, 1, 255]]
+    assert open_reader(tmp_path / "panoptic.json").read_labels("a.jpg").tolist() == [[255, 0, 1, 255]]
 
 
 def test_hugging_face_images_are_named_by_their_path_if_no_column_names_them(tmp_path: Path) -> None:
@@ -401,9 +401,9 @@ def test_hugging_face_images_are_named_by_their_path_if_no_column_names_them(tmp
     label = encode_png(np.array([[0, 3], [255, 1]], dtype=np.uint8))
     rows = {"image": [{"bytes": b"photo", "path": "a.jpg"}], "mask": [{"bytes": label, "path": None}]}
     pq.write_table(pa.table(rows), tmp_path / "train.parquet")
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     assert list(reader.names()) == ["a.jpg"]
     assert reader.read_labels("a.jpg").tolist() == [[0, 3], [255, 1]]
     pq.write_table(pa.table({"image": rows["image"], "text": ["x"]}), tmp_path / "train.parquet")
     with pytest.raises(UsageError, match="needs a column of label maps"):
-        open_labels(tmp_path)
+        open_reader(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.formats.base import Ignored, LabelClasses, ShapeOptions, WriterOptions
-from maskmill.engine.formats.open import CERTIFICATE, WRITERS, OutputFormat, detect, open_labels
+from maskmill.engine.formats.open import CERTIFICATE, WRITERS, OutputFormat, detect, open_reader
 from maskmill.errors import UsageError
 
 from .builders import CLASSES, name_in, nested_map, read, write
@@ -27,7 +27,7 @@ def test_a_written_map_is_read_back_exactly(format: OutputFormat, tmp_path: Path
     maps = [nested_map(), np.flip(nested_map()), np.full((3, 5), 255, np.uint8), np.zeros((4, 4), np.uint8)]
     images = write(tmp_path, format, maps)
     assert detect(str(tmp_path)) == READ_AS.get(format, format)
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     assert len(reader) == len(images)
     for image in images:
         assert (read(reader, name_in(reader, image.stem)) == image.label).all()
@@ -37,14 +37,14 @@ def test_a_written_map_is_read_back_exactly(format: OutputFormat, tmp_path: Path
 def test_dropped_pixels_are_ignored_when_the_certificate_says_so(format: OutputFormat, tmp_path: Path) -> None:
     (image,) = write(tmp_path, format, [nested_map()], ignored="drop")
     (tmp_path / CERTIFICATE).write_text(json.dumps({"export": {"uncovered": "ignore", "background": "background"}}))
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     assert (read(reader, name_in(reader, image.stem)) == image.label).all()
 
 
 @pytest.mark.parametrize("format", SHAPES)
 def test_ignored_pixels_become_background_on_request(format: OutputFormat, tmp_path: Path) -> None:
     (image,) = write(tmp_path, format, [nested_map()], ignored="background")
-    reader = open_labels(tmp_path)
+    reader = open_reader(tmp_path)
     expected = np.where(image.label == 255, 0, image.label)
     assert (read(reader, name_in(reader, image.stem)) == expected).all()
 
@@ -72,7 +72,7 @@ def test_300_classes_are_read_back_exactly(format: OutputFormat, tmp_path: Path)
     label = (np.arange(600, dtype=np.uint16) % 300).reshape(20, 30)
     label[3, 4] = 65535
     (image,) = write(tmp_path, format, [label], classes=classes)
-    reader = open_labels(tmp_path, options=ShapeOptions(uncovered="ignore"))
+    reader = open_reader(tmp_path, options=ShapeOptions(uncovered="ignore"))
     assert (read(reader, name_in(reader, image.stem), classes) == label).all()
 
 
@@ -95,17 +95,17 @@ def test_signs_of_two_formats_are_an_error_that_names_both(tmp_path: Path) -> No
     write(tmp_path, "coco", [nested_map()])
     write(tmp_path, "voc", [nested_map()])
     with pytest.raises(UsageError, match="looks like voc and coco; name the format with --labels-format"):
-        open_labels(tmp_path)
-    assert open_labels(tmp_path, "voc").format == "voc"
+        open_reader(tmp_path)
+    assert open_reader(tmp_path, "voc").format == "voc"
 
 
 def test_a_folder_without_a_format_says_what_is_known(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"")
     assert detect(str(tmp_path)) is None
     with pytest.raises(UsageError, match="holds no label format that maskmill knows"):
-        open_labels(tmp_path)
+        open_reader(tmp_path)
     with pytest.raises(UsageError, match="no such file or folder"):
-        open_labels(tmp_path / "nowhere")
+        open_reader(tmp_path / "nowhere")
 
 
 def test_labels_are_read_through_fsspec(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_labels_are_read_through_fsspec(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "local"), "/remote", recursive=True)
     location = "memory://remote/local" if memory.exists("/remote/local") else "memory://remote"
-    reader = open_labels(location)
+    reader = open_reader(location)
     assert (read(reader, images[0].name) == images[0].label).all()
 
 

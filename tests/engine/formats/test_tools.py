@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.formats.coco import to_supervision
-from maskmill.engine.formats.open import open_labels
+from maskmill.engine.formats.open import open_reader
 from maskmill.engine.formats.rle import mask_of_row_counts, row_counts
 
 from .builders import CLASSES, nested_map, read, write
@@ -63,7 +63,7 @@ def test_we_read_parquet_files_that_datasets_writes(tmp_path: Path) -> None:
         for index, label in enumerate(MAPS)
     ]
     Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "data.parquet"))
-    reader = open_labels(tmp_path / "data.parquet")
+    reader = open_reader(tmp_path / "data.parquet")
     assert list(reader.names()) == ["0.jpg", "1.jpg"]
     for index, label in enumerate(MAPS):
         assert (reader.read_labels(f"{index}.jpg") == label).all()
@@ -113,7 +113,7 @@ def test_we_read_yolo_files_that_supervision_writes(tmp_path: Path) -> None:
     detections = to_supervision(np.where(label == 0, 255, label), CLASSES)
     dataset = supervision.DetectionDataset(list(CLASSES.names), [str(photo)], {str(photo): detections})
     dataset.as_yolo(str(tmp_path / "y" / "images"), str(tmp_path / "y" / "labels"), str(tmp_path / "y" / "data.yaml"))
-    drawn = read(open_labels(tmp_path / "y"), "a")
+    drawn = read(open_reader(tmp_path / "y"), "a")
     # supervision's corners are centers of pixels, so that the right and lower border is lost
     assert (drawn != label).sum() <= 25 + 30
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskmill.engine.formats.base import ShapeOptions
-from maskmill.engine.formats.open import open_labels
+from maskmill.engine.formats.open import open_reader
 from maskmill.engine.formats.rle import brush_of_mask, mask_of_brush
 from maskmill.errors import UsageError
 
@@ -114,8 +114,8 @@ def test_we_read_what_datumaro_writes(theirs: str, format: str, tmp_path: Path) 
     named: Any = "coco-datumaro" if format == "coco" else format
     if format == "coco":
         with pytest.raises(UsageError, match="every annotation .* is marked iscrowd"):
-            open_labels(folder)
-    reader = open_labels(folder, named, options=ShapeOptions(uncovered="ignore"))
+            open_reader(folder)
+    reader = open_reader(folder, named, options=ShapeOptions(uncovered="ignore"))
     for index, label in enumerate(MAPS):
         (name,) = [name for name in reader.names() if name.rsplit(".", 1)[0].endswith(str(index))]
         ignored = 0 if format == "voc" else 255

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskmill.engine.formats.open import open_labels
+from maskmill.engine.formats.open import open_reader
 from maskmill.engine.labeling import export_labels as module
 from maskmill.engine.labeling.certificate import promise, verify_export
 from maskmill.engine.labeling.export_labels import export_labels
@@ -250,7 +250,7 @@ def test_an_export_of_shapes_is_read_with_the_certificate(tmp_path: Path) -> Non
     store = make_store(tmp_path, 4)
     for ignored in ("drop", "class"):
         export_labels(store, tmp_path / ignored, "cvat", ignored=ignored)
-        reader = open_labels(tmp_path / ignored)
+        reader = open_reader(tmp_path / ignored)
         for index in range(4):
             label = reader.read_labels(f"{index}.png")
             names = [reader.class_names.get(value) for value in label.ravel().tolist()]
