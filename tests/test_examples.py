@@ -18,8 +18,10 @@ from PIL import Image
 
 import maskmill
 from maskmill.engine.backends.host import HOST
+from maskmill.engine.formats.base import LabelClasses
 from maskmill.engine.inputs.images import decode_image, preprocess
 from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling import label_run
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.schema import read_json_object
 from maskmill.engine.model.taxonomy import Taxonomy
@@ -40,7 +42,7 @@ from .models import cam_bundle, color_bundle, color_cam_graph, color_graph, colo
 CLASSES = ("background", "car", "cat")
 LABELS = {"engine.calibration": "labeled/labels", "engine.inputs": "maps", "engine.formats.open": "yolo"}
 """Contents of the folder ``labels`` by module; a store for all others."""
-NO_LABELS = ("", "engine.labeling.label_run")
+NO_LABELS = ("", "engine.labeling.label_run", "engine.labeling.reselection.reselect")
 """Modules whose examples make the folder ``labels``."""
 NOT_RUN = {
     "engine.cli.options": "the signature of a command",
@@ -49,6 +51,7 @@ NOT_RUN = {
     "engine.model.engine_records": "needs an NVIDIA device",
     "trainer.demo.run": "labels the Earth; tests/trainer/demo runs it",
     "trainer.demo.student": "trains the student of the Earth; tests/trainer/demo runs it",
+    "engine.model.storage": "needs a bucket",
     "engine.labeling.multi_gpu": "needs two devices",
     "export.build.engine_builder": "needs TensorRT's builder",
     "trainer.students.libraries": "downloads weights, needs optional libraries",
@@ -327,6 +330,7 @@ SETUP: dict[str, Callable[[Path], Any]] = {
     "trainer.evaluate": trained,
     "trainer.measure": trained,
     "trainer.run": trained,
+    "trainer.students.prediction": trained,
     "trainer.students.models": trained,
     "export.pretrained.checkpoint": checkpoint,
     "export.pretrained.families": checkpoint,
@@ -360,6 +364,8 @@ def classifier_network(home: Path) -> Any:
 
 
 LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
+    "engine.labeling.reselection.reselect": {"label": lambda home: label_run.label},
+    "engine.formats.open": {"classes": lambda home: LabelClasses(names=CLASSES)},
     "engine.calibration.drift": {"images": lambda home: [("a.jpg", 0.9), ("b.jpg", 0.8)]},
     "engine.inputs.labeled_source": {"source": lambda home: open_source(str(home / "photos"))},
     "engine.model.verdicts": {"session": lambda home: OnnxSession(Bundle.load(home / "deeplab"))},

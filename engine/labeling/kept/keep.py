@@ -3,7 +3,7 @@
 Usage::
 
     keeper = ScoreKeeper.of(Calibration.load("calibration.json"), "0.05")
-    selection = Selection.conformal(calibration, keeper=keeper)      # the label run stores the scores of every image
+    scores = keeper.keep(predictor.predict(image), taxonomy)         # bytes, for a row of the store
 
 Kept are, per pixel, the top class with its nonconformity score, the dispersion of the other classes, and every other
 class whose score is at most its largest threshold at the alpha of the keeper or above.

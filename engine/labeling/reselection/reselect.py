@@ -3,7 +3,7 @@
 Usage::
 
     label(predictor, source, "labels", taxonomy, Selection.conformal(calibration, keep_scores="0.05"))
-    reselect("labels", "labels-10", alpha="0.10", weight="pcos")
+    reselect("labels", "labels-10", Reselection(alpha="0.10", weight="pcos"))
 
 Labels are those of a new run with the same selection, except if a score is within its quantization of a threshold;
 :mod:`maskmill.engine.labeling.kept.levels` says how far that is. The new store has the inputs and rejects of the old
