@@ -85,12 +85,14 @@ class Results:
         resumed, started = (folder / LAST).exists(), time.process_time()
         if train(folder, recipe, corpus, init=init, device="cpu", workers=0).interrupted:
             raise KeyboardInterrupt
+        if record is not None:
+            return record
         # processor time of a single thread; unknown for a run that was resumed
         seconds = None if resumed else round(time.process_time() - started, 1)
         student = load_run(folder)
         figures = {}
         for name, images in scored.items():
-            scores = score_images(student.module, images, student.run, device="cpu")
+            scores = score_images(student.module, images, student.run, device="cpu", thresholds=student.thresholds)
             predicted = float(scores.confusion.sum(axis=0)[student.run.background or 0] / scores.confusion.sum())
             figures[name] = {
                 "miou": round(scores.miou, 5), "accuracy": round(scores.accuracy, 5),
@@ -100,7 +102,8 @@ class Results:
             if scores.selected is not None:
                 total = scores.selected.total()
                 for measure in ("sampling", "accuracy", "recall"):
-                    figures[name][f"selected_{measure}"] = round(float(getattr(total, measure)[0]), 5)
+                    value = float(getattr(total, measure)[0])
+                    figures[name][f"selected_{measure}"] = None if np.isnan(value) else round(value, 5)
         steps = student.run.recipe.steps
         record = self.add(group, row, seed, {"steps": steps, "seconds": seconds, **figures})
         if not keep:

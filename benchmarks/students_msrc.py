@@ -48,7 +48,7 @@ from maskmill.engine.store.label_store import LabelStore
 from maskmill.kernels.types import Rule
 from maskmill.trainer.data.corpus import open_corpus
 from maskmill.trainer.data.datasets import LabeledImages
-from maskmill.trainer.recipes import Recipe, conformalsam, supervised
+from maskmill.trainer.recipes import Recipe, conformalsam, csl, supervised
 
 RESULTS = Path(__file__).parent / "results" / "2026-11-28-students.jsonl"
 SEEDS = (0, 1, 2)
@@ -78,8 +78,7 @@ class Row:
 
     recipe: Callable[..., Recipe]
     labels: str
-    """Name of the labels of the unlabeled photos, a key of :func:`selections`."""
-    teachers: tuple[Teacher, ...] = ("eager", "blurred")
+    """Name of the labels of the unlabeled photos; see :func:`selection_of`."""
 
 
 ROWS: Mapping[str, Row] = {
@@ -97,6 +96,38 @@ ROWS: Mapping[str, Row] = {
 }
 """In the order of their importance."""
 ALONE = "labeled photos alone"
+FIRST = "+ conformal, rule agree"
+"""Row whose student is the start of the rows of :data:`SECOND`."""
+
+
+def consistent(**method: Any) -> Callable[..., Recipe]:
+    """Return a function that makes the recipe ``csl`` with changed settings of its method."""
+
+    def make(**settings: Any) -> Recipe:
+        settings = {**settings, "labeled": 4, "lr": COMMON["lr"] / 3}
+        return csl(**settings, method=dataclasses.replace(csl().method, **method))
+
+    return make
+
+
+def labeled_alone(**settings: Any) -> Recipe:
+    """Make the control of the rows of :data:`SECOND`."""
+    return supervised(**{**settings, "lr": COMMON["lr"] / 3})
+
+
+SECOND: Mapping[str, Callable[..., Recipe]] = {
+    "rule agree, then labeled photos alone": labeled_alone,
+    "rule agree, then own labels, conformal": consistent(selection="conformal", cover_probability=0.0, recalibrate=25),
+    "rule agree, then own labels, PCOS": consistent(cover_probability=0.0),
+    "rule agree, then own labels, conformal and PCOS": consistent(
+        selection="conformal-pcos", cover_probability=0.0, recalibrate=25
+    ),
+    "rule agree, then own labels, conformal, masked and screened": consistent(
+        selection="conformal", cell=8, screen=0.9, recalibrate=25
+    ),
+}
+"""Second stages: 100 steps from the student of :data:`FIRST`, with photos that it labels itself."""
+SECOND_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +222,12 @@ def train_row(
 ) -> None:
     """Label, train and score a row for a seed, unless its figures exist."""
     group, row = teacher or NONE, ROWS.get(name)
-    if results.find(group, name, seed) is not None:
+    folder = photos.work / group.replace(" ", "-") / f"seed{seed}"
+    number = 0 if row is None else 1 + list(ROWS).index(name)
+    needed = name == FIRST and not (folder / f"run{number}").exists()
+    if results.find(group, name, seed) is not None and not needed:
         return
     split = Split.of_seed(photos.files, seed)
-    folder = photos.work / group.replace(" ", "-") / f"seed{seed}"
     stores = []
     if row is not None and teacher is not None:
         store = folder / f"labels-{row.labels.replace(' ', '-').replace(',', '')}"
@@ -207,9 +240,27 @@ def train_row(
     )
     common = COMMON if steps is None else {**COMMON, "steps": steps}
     recipe = (supervised if row is None else row.recipe)(**common, seed=seed)
-    number = 0 if row is None else 1 + list(ROWS).index(name)
+    keep = name == FIRST
     scored = {"validation": photos.images(split.validation), "scored": photos.images(split.scored)}
-    results.run(group, name, seed, folder / f"run{number}", recipe, corpus, scored)
+    results.run(group, name, seed, folder / f"run{number}", recipe, corpus, scored, keep=keep)
+
+
+def train_second(results: Results, photos: Photos, name: str, teacher: Teacher, seed: int, steps: int | None) -> None:
+    """Train and score a second stage for a seed, unless its figures exist."""
+    if results.find(teacher, name, seed) is not None:
+        return
+    train_row(results, photos, FIRST, teacher, seed, steps)
+    split, folder = Split.of_seed(photos.files, seed), photos.work / teacher / f"seed{seed}"
+    listed = folder / "unlabeled.txt"
+    listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
+    corpus = open_corpus(
+        labeled=photos.folder, ids=[photo.stem for photo in split.labeled], unlabeled=listed, taxonomy=photos.taxonomy
+    )
+    recipe = SECOND[name](**{**COMMON, "steps": steps or SECOND_STEPS}, seed=seed)
+    scored = {"validation": photos.images(split.validation), "scored": photos.images(split.scored)}
+    first = folder / f"run{1 + list(ROWS).index(FIRST)}"
+    number = list(SECOND).index(name)
+    results.run(teacher, name, seed, folder / f"second{number}", recipe, corpus, scored, init=first)
 
 
 def main() -> int:
@@ -230,16 +281,21 @@ def main() -> int:
     photos = Photos.open(options.work)
     parts = options.rows.split(";") if options.rows else [""]
     jobs: list[tuple[str, Teacher | None]] = [(ALONE, None)]
-    for name, row in ROWS.items():
-        jobs += [
-            (name, teacher)
-            for teacher in row.teachers
-            if not options.teachers or teacher in options.teachers.split(",")
-        ]
+    chosen: tuple[Teacher, ...] = tuple(
+        teacher
+        for teacher in get_args(Teacher)
+        if (teacher in options.teachers.split(",") if options.teachers else teacher != "good")
+    )
+    names = list(ROWS)
+    for name in [*names[:4], *SECOND, *names[4:]]:
+        jobs += [(name, teacher) for teacher in chosen]
     for name, teacher in jobs:
         if any(part in name for part in parts):
             for seed in seeds:
-                train_row(results, photos, name, teacher, seed, options.steps)
+                if teacher is not None and name in SECOND:
+                    train_second(results, photos, name, teacher, seed, options.steps)
+                else:
+                    train_row(results, photos, name, teacher, seed, options.steps)
     return 0
 
 

@@ -103,6 +103,7 @@ def score_images(
     device: Any = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    thresholds: NDArray[np.floating] | None = None,
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
@@ -116,6 +117,8 @@ def score_images(
         The labeled images, in the classes of the run.
     tile, overlap
         Side and overlap of square tiles, in image pixels; None labels whole images.
+    thresholds
+        (K,) thresholds of the student's prediction sets, for a method that selects pseudo-labels by them.
     share
         (rank, processes) of a process group: each process labels its part, and all get the scores over all images.
     progress
@@ -139,7 +142,7 @@ def score_images(
         sums.add(label, confidence, sample.label)
         sums.add_logits(scores, sample.label)
         if isinstance(method, Consistency):
-            sums.add_selection(scores, sample.label, method, run.ignore)
+            sums.add_selection(scores, sample.label, method, run.ignore, thresholds)
         if progress is not None:
             progress(done, len(indices))
     sums = sums.over_processes(device) if world > 1 else sums
@@ -223,12 +226,21 @@ class _Sums:
         self.logits.append(np.asarray(logits[rows[:, None], columns][valid], np.float32))
         self.truth.append(sampled[valid].astype(np.int64))
 
-    def add_selection(self, scores: ScoreMap, truth: NDArray[Any], method: Consistency, ignore: int) -> None:
+    def add_selection(
+        self,
+        scores: ScoreMap,
+        truth: NDArray[Any],
+        method: Consistency,
+        ignore: int,
+        thresholds: NDArray[np.floating] | None,
+    ) -> None:
         """Select pseudo-labels on the score map enlarged to the image, as in training."""
         torch = import_torch()
         logits = scores.scores if scores.layout == "CHW" else np.moveaxis(scores.scores, -1, 0)
         real = torch.ones((1, *truth.shape), dtype=torch.bool)
-        own = select(torch.from_numpy(np.array(logits, np.float32))[None], real, method, ignore=ignore)
+        limits = None if thresholds is None else torch.from_numpy(np.asarray(thresholds, np.float64))
+        maps = torch.from_numpy(np.array(logits, np.float32))[None]
+        own = select(maps, real, method, ignore=ignore, thresholds=limits)
         quality = measure_selection(own.label[0].numpy(), own.reliable[0].numpy(), truth, self.num_classes)
         for name in _SELECTION:
             self.arrays[name] += getattr(quality, name)

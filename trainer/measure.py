@@ -172,6 +172,7 @@ def _evaluate_student(
         device=torch_device,
         tile=tile,
         overlap=overlap,
+        thresholds=student.thresholds,
         progress=progress,
     )
     confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student ignores no pixel

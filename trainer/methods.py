@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 
-SelectionRule = Literal["pcos", "threshold"]
+SelectionRule = Literal["pcos", "threshold", "matched", "conformal", "conformal-pcos"]
 PcosForm = Literal["code", "supplement"]
 PcosMetrics = Literal["dispersion", "dispersion+entropy", "dispersion+residual-entropy", "dispersion+margin", "all"]
 PcosGroups = Literal["image", "class"]
@@ -80,9 +80,19 @@ class Consistency:
     """
 
     selection: SelectionRule = "pcos"
-    """``pcos``: every pixel with its PCOS weight; ``threshold``: pixels with a confidence of at least ``threshold``."""
+    """``pcos``: every pixel with its PCOS weight; ``threshold``: pixels with a confidence of at least ``threshold``;
+    ``matched``: the most confident pixels of an image, as many as PCOS weighs in total, to compare the two orders;
+    ``conformal``: pixels whose prediction set is their top class alone, with thresholds per class from the labeled
+    images; ``conformal-pcos``: the same pixels with their PCOS weights."""
     threshold: float = 0.95
     """Lowest confidence that counts (``threshold`` only)."""
+    alpha: float = 0.1
+    """Miscoverage of the prediction sets (``conformal`` only)."""
+    recalibrate: int = 50
+    """Steps between two calibrations of the student (``conformal`` only)."""
+    calibration_share: float = 0.0
+    """Share of the labeled images that calibrate the student and are not trained on (``conformal`` only). With 0 all
+    labeled images do both; scores of images that the student has learned are too low, and so are the thresholds."""
     pcos: PcosForm = "code"
     """``code``: exponent z²/8, the authors' dispersion, epsilon 1e-8; ``supplement``: z²/64, exact dispersion, no
     epsilon."""
@@ -134,12 +144,20 @@ class Consistency:
     strong_statistics: bool = False
     """Let the strong views update the running statistics of batch normalization."""
 
+    @property
+    def calibrates(self) -> bool:
+        """Return True if the thresholds come from labeled images."""
+        return self.selection in ("conformal", "conformal-pcos")
+
     def __post_init__(self) -> None:
         for name in ("threshold", "ramp", "cover_probability", "cover", "cutmix", "screen"):
             check(0 <= getattr(self, name) <= 1, f"method.{name}", "from 0 to 1", getattr(self, name))
         for name in ("labeled", "strong", "second", "features", "start"):
             check(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))
-        check(0 <= self.dropout < 1, "method.dropout", "at least 0 and below 1", self.dropout)
+        for name in ("dropout", "calibration_share"):
+            check(0 <= getattr(self, name) < 1, f"method.{name}", "at least 0 and below 1", getattr(self, name))
+        check(0 < self.alpha < 1, "method.alpha", "above 0 and below 1", self.alpha)
+        check(self.recalibrate >= 1, "method.recalibrate", "at least 1", self.recalibrate)
         check(self.cell >= 1, "method.cell", "at least 1", self.cell)
         if self.feature_dropout == "complementary" and self.features:
             raise UsageError("method.feature_dropout=complementary replaces the feature view; set method.features=0")

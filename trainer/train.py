@@ -29,7 +29,7 @@ from .device_settings import device_settings
 from .evaluate import score_images, search_background
 from .log import RunLog
 from .loss_watch import LossWatch
-from .methods import S2c
+from .methods import Consistency, S2c
 from .objectives.base import Losses, Moment
 from .objectives.parallel import parallel_objectives
 from .optim import learning_rate, make_average, make_optimizer, set_learning_rate
@@ -37,6 +37,7 @@ from .phases import num_steps, phases, with_epochs
 from .processes import Process, interrupts, joined, limit_threads
 from .recipes import Recipe
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
+from .students.conformal import fit_student_thresholds
 from .students.start import build_student, load_student
 
 
@@ -155,6 +156,7 @@ class _Loop:
         self.optimizer = make_optimizer(self.student, recipe)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16")
         self.average = make_average(self.student, recipe) if recipe.ema else None
+        self.calibration, self.thresholds = corpus.calibration_images(recipe), None
         self.step, self.best, self.miou = 0, None, None
         self.watch = LossWatch()
         if (folder / LAST).is_file():
@@ -186,6 +188,7 @@ class _Loop:
                 if stop:
                     progress = replace(progress, interrupted=True)
                     break
+                self._recalibrate()
                 rate = learning_rate(recipe, self.step)
                 try:
                     losses = self._update(batches, dict(zip(_ROLES, counts, strict=True)), rate)
@@ -224,7 +227,7 @@ class _Loop:
         torch.manual_seed(_seed(self.recipe.seed, self.step, process.rank))
         moment = Moment(
             recipe=self.recipe, phase=phase_at(self.phases, self.step), step=self.step, ignore=self.run.ignore,
-            counts=counts, teacher=None if self.average is None else self.average.module,
+            counts=counts, thresholds=self.thresholds, teacher=None if self.average is None else self.average.module,
         )  # fmt: skip
         sums: dict[str, Any] = {}
         for number, batch in enumerate(batches, start=1):
@@ -249,6 +252,21 @@ class _Loop:
             self.average.update_parameters(self.student)
         return sums
 
+    def _recalibrate(self) -> None:
+        """Calibrate the student on the labeled images if it is time: before its first unlabeled loss, and regularly."""
+        method = self.recipe.method
+        if self.calibration is None or not isinstance(method, Consistency) or self.step < method.start:
+            return
+        if self.thresholds is not None and (self.step - method.start) % method.recalibrate:
+            return
+        module = self.average.module if method.teacher == "average" and self.average is not None else self.student
+        module.eval()
+        values = fit_student_thresholds(
+            module, self.calibration, self.run, alpha=method.alpha, device=self.process.device
+        )
+        self.student.train()
+        self.thresholds = import_torch().from_numpy(values).to(self.process.device)
+
     def _validate(self) -> dict[str, float]:
         """Measure the student on the validation images, which the processes share; keep the best student.
 
@@ -261,7 +279,8 @@ class _Loop:
         if isinstance(self.recipe.method, S2c) and process.world == 1:
             search_background(module, validation, self.run, device=process.device)
         share = (process.rank, process.world)
-        scores = score_images(module, validation, self.run, device=process.device, share=share)
+        limits = None if self.thresholds is None else self.thresholds.cpu().numpy()
+        scores = score_images(module, validation, self.run, device=process.device, thresholds=limits, share=share)
         self.student.train()
         self.miou = scores.miou
         if self.best is None or self.miou > self.best:
@@ -286,6 +305,7 @@ class _Loop:
                 "num_averaged": 0 if self.average is None else int(self.average.n_averaged),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+                "thresholds": self.thresholds,
                 "best": self.best,
                 "miou": self.miou,
             }
@@ -300,6 +320,7 @@ class _Loop:
         if self.average is not None:
             self.average.module.load_state_dict(state["ema"])
             self.average.n_averaged.fill_(state["num_averaged"])
+        self.thresholds = state.get("thresholds")
         self.step, self.best, self.miou = state["step"], state["best"], state["miou"]
 
 

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,26 @@ class Corpus:
         """
         _unpin(self.new_pins, self.pin)
 
-    def streams(self) -> dict[str, tuple[Part, ...]]:
-        """Return the parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from."""
-        labeled: tuple[Part, ...] = () if self.labeled is None else (self.labeled,)
+    def calibration_images(self, recipe: Recipe) -> LabeledImages | None:
+        """Return the labeled images that calibrate the student while it is trained; None if the recipe has none."""
+        method, labeled = recipe.method, self.labeled
+        if not isinstance(method, Consistency) or not method.calibrates or labeled is None:
+            return None
+        if not method.calibration_share:
+            return labeled
+        share = Fraction(method.calibration_share)
+        return labeled.only(frozenset(seeded_split(labeled.uris, share, seed=recipe.seed)))
+
+    def streams(self, recipe: Recipe | None = None) -> dict[str, tuple[Part, ...]]:
+        """Return the parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from.
+
+        A recipe that sets labeled images aside for calibration does not draw them.
+        """
+        true = self.labeled
+        aside = None if recipe is None else self.calibration_images(recipe)
+        if true is not None and aside is not None and len(aside.uris) < len(true.uris):
+            true = true.only(frozenset(true.uris) - frozenset(aside.uris))
+        labeled: tuple[Part, ...] = () if true is None else (true,)
         plain: tuple[Part, ...] = () if self.plain is None else (self.plain,)
         return {
             "union": labeled + self.stored,
@@ -201,7 +219,7 @@ def open_corpus(
 def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
     """Return the augmented samples of a recipe from the images of a corpus."""
     return TrainingImages(
-        corpus.streams(),
+        corpus.streams(recipe),
         crop=recipe.crop,
         ignore=corpus.taxonomy.ignore_index,
         scale=recipe.scale,

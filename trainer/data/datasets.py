@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -149,6 +150,13 @@ class LabeledImages(_SequentialReads):
         if not labeled.uris:
             raise UsageError(f"every image in {images} is used for something else already, e.g. validation")
         return labeled
+
+    def only(self, uris: Collection[str]) -> LabeledImages:
+        """Return the images with these names."""
+        subset = copy(self)
+        subset._items = [item for item in self._items if item.uri in uris]
+        subset.uris = [item.uri for item in subset._items]
+        return subset
 
     def read(self, index: int) -> AnnotatedImage:
         """Read one image with its true classes and full weights."""

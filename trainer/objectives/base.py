@@ -40,6 +40,8 @@ class Moment:
     """Index of pixels without a label."""
     counts: Mapping[str, float]
     """Pixels per role in all parts of the step, averaged over processes: the divisors of the losses."""
+    thresholds: Tensor | None = None
+    """(K,) float64 thresholds of the student's prediction sets; None if it is not calibrated."""
     teacher: nn.Module | None = None
     """Moving average of the student, in eval mode; None if the recipe keeps none."""
 

@@ -52,7 +52,7 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
         else:
             logits = student.decode(features)
         logits, own_logits = logits[:num], logits[num:]
-    own = select(own_logits, real, method, ignore=moment.ignore)
+    own = select(own_logits, real, method, ignore=moment.ignore, thresholds=moment.thresholds)
     first = mix(unlabeled["strong"], unlabeled["box"])
     second, second_labels = _second_view(unlabeled, own, method)
     views = [first, second] if method.second and method.masked_images != "labeled" else [first]

@@ -1,4 +1,4 @@
-"""Pseudo-labels of a student: a class and a weight per pixel of an unlabeled image, by PCOS or by confidence.
+"""Pseudo-labels of a student: a class and a weight per pixel of an unlabeled image, by the rule of a method.
 
 Logits are (N, K, h, w) of any float type and may be smaller than the maps: they are upsampled bilinearly and computed
 in float32, without a gradient. ``real`` is (N, H, W) bool, False on padding.
@@ -42,11 +42,25 @@ class PseudoLabels(NamedTuple):
     """(N, H, W) bool: pixels that trusted mask perturbation may mask; False on padding."""
 
 
-def select(logits: Tensor, real: Tensor, method: Consistency, *, ignore: int) -> PseudoLabels:
-    """Compute the pseudo-labels of a batch by the selection rule of a method."""
+def select(
+    logits: Tensor, real: Tensor, method: Consistency, *, ignore: int, thresholds: Tensor | None = None
+) -> PseudoLabels:
+    """Compute the pseudo-labels of a batch by the selection rule of a method.
+
+    ``thresholds`` (K,) are the largest nonconformity scores in a prediction set; without them the conformal rules
+    select nothing.
+    """
     if method.selection == "threshold":
         return threshold_labels(logits, real, threshold=method.threshold, ignore=ignore)
-    return pcos_labels(logits, real, form=method.pcos, metrics=method.metrics, groups=method.groups, ignore=ignore)
+    if method.selection == "conformal":
+        return conformal_labels(logits, real, thresholds, ignore=ignore)
+    own = pcos_labels(logits, real, form=method.pcos, metrics=method.metrics, groups=method.groups, ignore=ignore)
+    if method.selection == "matched":
+        return most_confident(logits, real, own)
+    if method.selection == "conformal-pcos":
+        kept = conformal_labels(logits, real, thresholds, ignore=ignore).reliable
+        return own._replace(weight=own.weight * kept, reliable=own.reliable & kept)
+    return own
 
 
 def pcos_labels(
@@ -119,6 +133,37 @@ def threshold_labels(logits: Tensor, real: Tensor, *, threshold: float, ignore: 
     stats = _stats(logits, real, ("label", "confidence"))
     confident = (stats.confidence >= threshold) & real
     return PseudoLabels(_on_real(stats.label, real, ignore), confident.float(), confident)
+
+
+def conformal_labels(logits: Tensor, real: Tensor, thresholds: Tensor | None, *, ignore: int) -> PseudoLabels:
+    """Label each pixel with its best class; weight 1 if that is the only member of the prediction set, otherwise 0.
+
+    The set of a pixel holds the classes with 1 - p_k <= ``thresholds[k]``. The scores are computed in float64, since
+    thresholds of a student that has learned the labeled images are tiny.
+    """
+    torch = import_torch()
+    label = _on_real(_stats(logits, real, ("label",)).label, real, ignore)
+    if thresholds is None:
+        kept = torch.zeros_like(real)
+        return PseudoLabels(label, kept.float(), kept)
+    size = tuple(real.shape[-2:])
+    upsampled = torch.nn.functional.interpolate(logits.detach().double(), size=size, mode="bilinear")
+    limits = thresholds.to(upsampled)[None, :, None, None]
+    members = 1 - upsampled.softmax(dim=1) <= limits
+    best = members.gather(1, upsampled.argmax(dim=1, keepdim=True))[:, 0]
+    kept = best & (members.sum(dim=1) == 1) & real
+    return PseudoLabels(label, kept.float(), kept)
+
+
+def most_confident(logits: Tensor, real: Tensor, own: PseudoLabels) -> PseudoLabels:
+    """Keep the most confident pixels of each image with weight 1, as many as the weights of ``own`` sum to."""
+    torch = import_torch()
+    confidence = _stats(logits, real, ("confidence",)).confidence.masked_fill(~real, -1.0)
+    kept = torch.zeros_like(real)
+    for image in range(len(real)):
+        number = int(own.weight[image].sum().round())
+        kept[image].view(-1)[confidence[image].flatten().topk(number).indices] = True
+    return PseudoLabels(own.label, kept.float(), kept)
 
 
 def argmax_labels(logits: Tensor, real: Tensor, *, ignore: int) -> Tensor:

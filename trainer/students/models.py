@@ -28,6 +28,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...engine.model.bundle import InputSpec
 from ...errors import TrainingError, UsageError
 from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
@@ -128,6 +131,8 @@ class Student:
     """Preprocessing of an image."""
     run: Run
     """The record of its training."""
+    thresholds: NDArray[np.float64] | None = None
+    """(K,) thresholds of its prediction sets if it was calibrated while it was trained, otherwise None."""
 
 
 def names_code(name: str) -> bool:
@@ -158,11 +163,16 @@ def load_run(path: str | os.PathLike[str], *, allow_code: bool = False) -> Stude
         )
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise TrainingError(f"{path} does not describe a {run.recipe.model} that can be built: {error}") from error
+    state = read_checkpoint(file)
     try:
-        module.load_state_dict(dict(student_state(read_checkpoint(file))))
+        module.load_state_dict(dict(student_state(state)))
     except RuntimeError as error:
         raise TrainingError(f"{file} does not hold the weights of {run.recipe.model}: {error}") from error
-    return Student(module=module.eval(), classes=run.classes, background=run.background, input=run.input, run=run)
+    thresholds = None if state.get("thresholds") is None else np.array(state["thresholds"], np.float64)
+    return Student(
+        module=module.eval(), classes=run.classes, background=run.background, input=run.input, run=run,
+        thresholds=thresholds,
+    )  # fmt: skip
 
 
 @contextmanager
