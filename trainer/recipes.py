@@ -33,7 +33,7 @@ Padding = Literal["mean", "black"]
 LabeledLoss = Literal["cross-entropy", "ohem"]
 RecipeName = Literal[
     "supervised", "weighted", "conformalsam", "allspark", "fixmatch", "unimatch", "unimatch-v2", "csl", "csl-dinov2",
-    "csl-segformer", "s2c",
+    "csl-segformer", "calibrated", "s2c",
 ]  # fmt: skip
 
 
@@ -214,6 +214,15 @@ def csl_segformer(**settings: Any) -> Recipe:
     return Recipe(**{"name": "csl-segformer", "method": Consistency(), **_UNIMATCH, **model, **settings})
 
 
+def calibrated(**settings: Any) -> Recipe:
+    """CSL's views with labels of the student that conformal thresholds select, recalibrated while it trains: ours.
+
+    Thresholds are per class, from the labeled images; batch, rate and views are those of ``csl`` without its masks.
+    """
+    method = Consistency(selection="conformal", cover_probability=0.0)
+    return Recipe(**{"name": "calibrated", "method": method, **_UNIMATCH, **settings})
+
+
 def s2c(**settings: Any) -> Recipe:
     """S2C's classifier; the store should hold the labels of the prompted predictor.
 
@@ -238,7 +247,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         supervised, weighted, conformalsam, allspark, fixmatch, unimatch, unimatch_v2, csl, csl_dinov2, csl_segformer,
-        s2c,
+        calibrated, s2c,
     )
 }  # fmt: skip
 """Functions by the name of their recipe."""

@@ -7,7 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.trainer.objectives.pseudo_labels import pcos_labels, pcos_weights  # noqa: E402
+from maskmill.trainer.objectives.pseudo_labels import (  # noqa: E402
+    PseudoLabels,
+    conformal_labels,
+    most_confident,
+    pcos_labels,
+    pcos_weights,
+)
 
 IGNORE = 255
 
@@ -110,3 +116,39 @@ def test_pixels_that_are_all_alike_keep_their_full_weight() -> None:
     weight, reliable = pcos_weights(torch.tensor([[0.9] * 5, [0.01] * 5]), torch.tensor([1.0, -1.0]), "supplement")
     assert weight.tolist() == [1.0] * 5
     assert reliable.all()
+
+
+def test_conformal_labels_keep_pixels_whose_set_is_their_best_class() -> None:
+    logits = random_logits(3, classes=3)
+    real = torch.ones(2, 16, 16, dtype=torch.bool)
+    real[0, :4] = False
+    limits = np.array([0.6, 0.4, -np.inf])
+    result = conformal_labels(torch.tensor(logits), real, torch.tensor(limits), ignore=IGNORE)
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(axis=1, keepdims=True)
+    members, best = 1 - shares <= limits[None, :, None, None], shares.argmax(axis=1)
+    expected = (members.sum(axis=1) == 1) & np.take_along_axis(members, best[:, None], 1)[:, 0] & real.numpy()
+    np.testing.assert_array_equal(result.reliable, expected)
+    np.testing.assert_array_equal(result.weight, expected)
+    np.testing.assert_array_equal(result.label, np.where(real.numpy(), best, IGNORE))
+
+
+def test_a_student_without_thresholds_selects_nothing() -> None:
+    real = torch.ones(2, 16, 16, dtype=torch.bool)
+    assert not conformal_labels(torch.tensor(random_logits()), real, None, ignore=IGNORE).reliable.any()
+
+
+def test_matched_labels_are_the_most_confident_pixels() -> None:
+    logits = torch.tensor(random_logits(4))
+    real = torch.ones(2, 16, 16, dtype=torch.bool)
+    real[1, 8:] = False
+    weight = torch.zeros(2, 16, 16)
+    weight[0, :2], weight[1, 0] = 0.5, 1.0
+    own = PseudoLabels(torch.zeros(2, 16, 16), weight, weight > 0)
+    result = most_confident(logits, real, own)
+    confidence = logits.softmax(dim=1).amax(dim=1)
+    assert result.reliable.sum(dim=(1, 2)).tolist() == [16, 16]
+    assert not result.reliable[~real].any()
+    for image in range(2):
+        left_out = real[image] & ~result.reliable[image]
+        assert confidence[image][result.reliable[image]].min() >= confidence[image][left_out].max()
