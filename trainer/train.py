@@ -261,9 +261,9 @@ class _Loop:
             return
         module = self.average.module if method.teacher == "average" and self.average is not None else self.student
         module.eval()
-        values = fit_student_thresholds(
-            module, self.calibration, self.run, alpha=method.alpha, device=self.process.device
-        )
+        order = np.random.default_rng(self.recipe.seed).permutation(len(self.calibration.uris))[:_CALIBRATION_IMAGES]
+        samples = ((sample.image, sample.label) for sample in map(self.calibration.read, order.tolist()))
+        values = fit_student_thresholds(module, samples, self.run, alpha=method.alpha, device=self.process.device)
         self.student.train()
         self.thresholds = import_torch().from_numpy(values).to(self.process.device)
 
@@ -325,6 +325,8 @@ class _Loop:
 
 
 _ROLES = ("labeled", "unlabeled")
+_CALIBRATION_IMAGES = 200
+"""Labeled images that calibrate a student while it trains, at most; the seed of the recipe chooses them."""
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

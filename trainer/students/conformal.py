@@ -2,7 +2,7 @@
 
 ::
 
-    thresholds = fit_student_thresholds(module, labeled, run, alpha=0.1)
+    thresholds = fit_student_thresholds(module, [(image, label)], run, alpha=0.1)
     pseudo = conformal_labels(logits, real, torch.from_numpy(thresholds), ignore=255)
 
 Thresholds are per class, as those of ``maskmill calibrate``: a class in too few of the images takes the threshold of
@@ -12,6 +12,7 @@ the pooled foreground classes, and a class in none is never selected.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,34 +25,34 @@ from ...engine.calibration.scores.observe import true_scores
 from ...engine.calibration.scores.score_spill import ScoreSpill
 from ...engine.calibration.sharing import share_thresholds
 from ...engine.calibration.thresholds import count_classes, fit_thresholds
-from ..data.datasets import LabeledImages
 from ..run import Run
 from .prediction import predict_scores, run_taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
 
-MAX_IMAGES = 200
-"""Images of a calibration, at most: the first of an order that the seed of the recipe shuffles."""
-
 
 def fit_student_thresholds(
-    module: nn.Module, images: LabeledImages, run: Run, *, alpha: float, device: Any = "cpu"
+    module: nn.Module,
+    samples: Iterable[tuple[NDArray[np.uint8], NDArray[Any]]],
+    run: Run,
+    *,
+    alpha: float,
+    device: Any = "cpu",
 ) -> NDArray[np.float64]:
     """Compute the thresholds (K,) of a student in eval mode; -inf keeps a class out of every prediction set.
 
-    The pixels of all images are pooled: the rank ceil((n + 1)(1 - alpha)) among the n scores of a class.
+    ``samples`` are images (H, W, 3) uint8 RGB and their maps of true classes (H, W) with the ignore index. The pixels
+    of all images are pooled: the rank ceil((n + 1)(1 - alpha)) among the n scores of a class.
     """
     taxonomy, level = run_taxonomy(run), Fraction(str(alpha))
-    order = np.random.default_rng(run.recipe.seed).permutation(len(images.uris))[:MAX_IMAGES]
     with tempfile.TemporaryDirectory(prefix="maskmill-recalibrate-") as folder, ScoreSpill(Path(folder)) as spill:
-        for index in order.tolist():
-            sample = images.read(index)
-            scores = true_scores(predict_scores(module, sample.image, run, device=device), sample.label, taxonomy)
-            valid = sample.label != taxonomy.ignore_index
-            spill.append(scores[valid], sample.label[valid].astype(np.uint16))
+        for image, label in samples:
+            scores = true_scores(predict_scores(module, image, run, device=device), label, taxonomy)
+            valid = label != taxonomy.ignore_index
+            spill.append(scores[valid], label[valid].astype(np.uint16))
         spill.finish()
-        chosen = list(range(len(order)))
+        chosen = list(range(len(spill)))
         num_pixels, num_images = count_classes(spill, chosen, taxonomy.num_targets)
         if not num_pixels.any():
             return np.full(taxonomy.num_targets, -np.inf)

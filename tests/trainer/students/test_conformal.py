@@ -34,14 +34,14 @@ def student(background: int | None = 0) -> tuple[torch.nn.Module, Run]:
 def test_thresholds_are_order_statistics_of_each_class(tmp_path: Path) -> None:
     module, run = student()
     images = LabeledImages.open(write_labeled(tmp_path, range(4)), run_taxonomy(run))
-    thresholds = fit_student_thresholds(module, images, run, alpha=0.3)
+    samples = [(sample.image, sample.label) for sample in map(images.read, range(4))]
+    thresholds = fit_student_thresholds(module, samples, run, alpha=0.3)
     scores: dict[int, list[float]] = {}
-    for index in range(4):
-        sample = images.read(index)
-        logits = torch.from_numpy(np.array(predict_scores(module, sample.image, run).scores, np.float32))[None]
-        shares = torch.nn.functional.interpolate(logits, size=sample.label.shape, mode="bilinear")[0].softmax(dim=0)
-        for target in np.unique(sample.label[sample.label < len(CLASSES)]):
-            values = 1 - shares[int(target)].numpy()[sample.label == target]
+    for image, label in samples:
+        logits = torch.from_numpy(np.array(predict_scores(module, image, run).scores, np.float32))[None]
+        shares = torch.nn.functional.interpolate(logits, size=label.shape, mode="bilinear")[0].softmax(dim=0)
+        for target in np.unique(label[label < len(CLASSES)]):
+            values = 1 - shares[int(target)].numpy()[label == target]
             scores.setdefault(int(target), []).extend(values.tolist())
     for target in range(len(CLASSES)):
         if target not in scores:
