@@ -11,14 +11,19 @@ import typer
 from ..predictors.open import (
     ModelOptions,
     PromptedOptions,
+    bundle_conditions,
     open_everything,
     open_predictor,
     open_prompted,
+    prompted_conditions,
 )
 from .label_options import (
+    AddressOption,
     CalibrationOption,
+    CpusOption,
     DryRunOption,
     EmbeddingCacheOption,
+    GpusOption,
     KeepScoresOption,
     LevelsOption,
     LimitOption,
@@ -27,6 +32,8 @@ from .label_options import (
     RequiredCam,
     RequiredSam,
     RetryOption,
+    RunnerOption,
+    RunWorkersOption,
     SelectOption,
     ShardOption,
     ThresholdOption,
@@ -53,7 +60,6 @@ from .options import (
     TileOption,
     TimeoutOption,
     UnverifiedOption,
-    WorkersOption,
     access_of,
 )
 
@@ -72,7 +78,11 @@ def label_corpus(
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     shard: ShardOption = None,
-    workers: WorkersOption = None,
+    runner: RunnerOption = "local",
+    workers: RunWorkersOption = None,
+    address: AddressOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
     limit: LimitOption = None,
     retry_rejects: RetryOption = False,
     max_pixels: MaxPixelsOption = None,
@@ -97,7 +107,11 @@ def label_corpus(
     run = LabelingOptions(
         output=output,
         shard=shard,
+        runner=runner,
         workers=workers,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
         limit=limit,
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
@@ -119,8 +133,20 @@ def label_corpus(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
+    conditions = partial(bundle_conditions, bundle)
     run_label(
-        run, opening, bundle, source, taxonomy, select, calibration, threshold, weight, weight_levels, keep_scores
+        run,
+        opening,
+        conditions,
+        bundle,
+        source,
+        taxonomy,
+        select,
+        calibration,
+        threshold,
+        weight,
+        weight_levels,
+        keep_scores,
     )
 
 
@@ -140,7 +166,11 @@ def label_prompted(
     weight_levels: LevelsOption = 256,
     keep_scores: KeepScoresOption = None,
     shard: ShardOption = None,
-    workers: WorkersOption = None,
+    runner: RunnerOption = "local",
+    workers: RunWorkersOption = None,
+    address: AddressOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
     limit: LimitOption = None,
     retry_rejects: RetryOption = False,
     max_pixels: MaxPixelsOption = None,
@@ -165,7 +195,11 @@ def label_prompted(
     run = LabelingOptions(
         output=output,
         shard=shard,
+        runner=runner,
         workers=workers,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
         limit=limit,
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
@@ -188,7 +222,21 @@ def label_prompted(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
-    run_label(run, opening, cam, source, taxonomy, select, calibration, threshold, weight, weight_levels, keep_scores)
+    conditions = partial(prompted_conditions, image_labels)
+    run_label(
+        run,
+        opening,
+        conditions,
+        cam,
+        source,
+        taxonomy,
+        select,
+        calibration,
+        threshold,
+        weight,
+        weight_levels,
+        keep_scores,
+    )
 
 
 def segment_corpus(
@@ -207,7 +255,11 @@ def segment_corpus(
         ),
     ] = None,
     shard: ShardOption = None,
-    workers: WorkersOption = None,
+    runner: RunnerOption = "local",
+    workers: RunWorkersOption = None,
+    address: AddressOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
     limit: LimitOption = None,
     retry_rejects: RetryOption = False,
     max_pixels: MaxPixelsOption = None,
@@ -230,7 +282,11 @@ def segment_corpus(
     run = LabelingOptions(
         output=output,
         shard=shard,
+        runner=runner,
         workers=workers,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
         limit=limit,
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from ...errors import UsageError
+from ..cluster.job import Job, no_conditions
+from ..cluster.runner import Runner
 from ..inputs.reading.access import Access
 from ..labeling.selection import Method, Weight
 from ..predictors.open import load_taxonomy
@@ -25,7 +27,11 @@ class LabelingOptions:
 
     output: Path | None
     shard: str | None
-    workers: int | None
+    runner: Runner
+    workers: str | None
+    address: str | None
+    cpus_per_worker: int | None
+    gpus_per_worker: float | None
     limit: int | None
     retry_rejects: bool
     max_pixels: int | None
@@ -41,7 +47,7 @@ class LabelingOptions:
         """Keyword arguments of ``label``, ``segment`` and ``dry_run``."""
         return {
             "shard_of": _shard(self.shard),
-            "workers": self.workers,
+            "workers": self.threads,
             "limit": self.limit,
             "max_pixels": self.max_pixels,
         }
@@ -52,6 +58,15 @@ class LabelingOptions:
         return {"image_ending": self.image_ending, "access": self.access}
 
     @property
+    def threads(self) -> int | None:
+        """Number of images in progress at the same time in one process."""
+        if self.workers is None or self.runner == "ray":
+            return None
+        if not self.workers.isdecimal() or int(self.workers) < 1:
+            raise UsageError(f"--workers must be at least 1, or MIN:MAX with --runner ray; got {self.workers!r}")
+        return int(self.workers)
+
+    @property
     def say(self) -> Callable[[str], None] | None:
         """Printer of the line that states which runtime and backend are used."""
         return None if self.as_json else typer.echo
@@ -60,6 +75,7 @@ class LabelingOptions:
 def run_label(
     run: LabelingOptions,
     opening: Callable[[], tuple[Any, Any]],
+    conditions: Callable[[], Callable[[str], str]],
     classes_of: Path,
     source: str,
     taxonomy: Path | None,
@@ -70,11 +86,13 @@ def run_label(
     weight_levels: int,
     keep_scores: str | None,
 ) -> None:
-    """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes."""
+    """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes.
+
+    ``conditions`` returns the predictor's conditions without opening it.
+    """
     from ..calibration.calibration import Calibration
     from ..inputs.sources import open_source
     from ..labeling import label_run
-    from ..labeling.multi_gpu import label_on_devices, label_share
     from ..labeling.selection import Selection
     from ..report import display
 
@@ -92,7 +110,7 @@ def run_label(
     gpus = _devices(run)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     predictor: Any = None
-    if gpus:  # each GPU's process opens its own predictor; this process opens none
+    if gpus or run.runner != "local":  # each worker opens its own predictor; this process opens none
         classes = load_taxonomy(classes_of, taxonomy)
     else:
         predictor, classes = opening()
@@ -111,14 +129,11 @@ def run_label(
         return
     assert run.output is not None, "checked above"
     common["retry_rejects"] = run.retry_rejects
+    images = open_source(source, **run.opening)
     with display.run_display(as_json=run.as_json) as observer:
-        if gpus:
-            work = partial(label_share, opening, selection)
-            progress = label_on_devices(
-                work, source, run.output, devices=gpus, observer=observer, opening=run.opening, **common
-            )
+        if predictor is None:
+            progress = _run_leases(run, gpus, opening, selection, conditions, images, observer)
         else:
-            images = open_source(source, **run.opening)
             progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
     finish_run(progress, classes, run.output, run.as_json, thresholds)
 
@@ -127,7 +142,6 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
     """Segment ``source`` with the predictor that ``opening`` makes, print the summary and exit with its status."""
     from ..inputs.sources import open_source
     from ..labeling.label_run import segment
-    from ..labeling.multi_gpu import label_on_devices, segment_share
     from ..model.taxonomy import Taxonomy
     from ..report import display
 
@@ -135,17 +149,62 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
     common = {**run.common, "retry_rejects": run.retry_rejects}
     gpus = _devices(run)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    predictor = None if gpus else opening()
+    predictor = None if gpus or run.runner != "local" else opening()
+    images = open_source(source, **run.opening)
     with display.run_display(as_json=run.as_json) as observer:
         if predictor is None:
-            work = partial(segment_share, opening)
-            progress = label_on_devices(
-                work, source, run.output, devices=gpus, observer=observer, opening=run.opening, **common
-            )
+            progress = _run_leases(run, gpus, opening, None, no_conditions, images, observer)
         else:
-            images = open_source(source, **run.opening)
             progress = segment(predictor, images, run.output, observer=observer, **common)
     finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
+
+
+def _run_leases(
+    run: LabelingOptions,
+    gpus: tuple[int, ...],
+    opening: Callable[[], Any],
+    selection: Any,
+    conditions: Callable[[], Callable[[str], str]],
+    images: Any,
+    observer: Any,
+) -> Any:
+    """Run on several GPUs of this machine, as one process of an array, or on Ray."""
+    from ..cluster.device_pool import DevicePool
+    from ..cluster.ray_pool import RayPool, RaySettings, parse_workers
+    from ..cluster.runner import run_array, run_on
+
+    job = Job(
+        opening=opening,
+        selection=selection,
+        source=images,
+        store=os.path.abspath(str(run.output)),
+        conditions=conditions,
+        max_pixels=run.max_pixels,
+    )
+    options: dict[str, Any] = {
+        "shard_of": _shard(run.shard),
+        "limit": run.limit,
+        "retry_rejects": run.retry_rejects,
+        "observer": observer,
+    }
+    if run.runner == "array":
+        return run_array(job, threads=run.threads, **options)
+    if run.runner == "local":
+        return run_on(DevicePool(job, gpus, threads=run.threads), job, **options)
+    low, high = parse_workers(run.workers)
+    gpus_per_worker = float(run.provider in ON_GPU) if run.gpus_per_worker is None else run.gpus_per_worker
+    pool = RayPool(
+        job,
+        RaySettings(
+            address=run.address,
+            min_workers=low,
+            max_workers=high,
+            cpus_per_worker=run.cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+        ),
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place
+    return run_on(pool, job, **options)
 
 
 def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
@@ -170,8 +229,20 @@ def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, calibrat
 
 def _devices(run: LabelingOptions) -> tuple[int, ...]:
     """GPU numbers of ``--device``; empty if the option was not given."""
+    ray_only = {"--address": run.address, "--cpus-per-worker": run.cpus_per_worker}
+    ray_only["--gpus-per-worker"] = run.gpus_per_worker
+    for name, value in ray_only.items():
+        if value is not None and run.runner != "ray":
+            raise UsageError(f"{name} applies to --runner ray; leave it out, or add --runner ray")
+    if run.dry_run and run.runner != "local":
+        raise UsageError("--dry-run labels a sample in this process; leave --runner out")
     if run.device is None:
         return ()
+    if run.runner != "local":
+        raise UsageError(
+            "--device applies to --runner local: a process of an array uses the GPU of CUDA_VISIBLE_DEVICES, and Ray "
+            "chooses one for each worker"
+        )
     if run.provider not in ON_GPU or run.dry_run:
         raise UsageError(
             f"--device applies to --provider {' or '.join(ON_GPU)}, and not to --dry-run; leave it out or change them"

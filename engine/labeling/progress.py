@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class Progress:
     """Files that were used and passed over."""
     interrupted: bool = False
     """True if the run was stopped before its end."""
+    warnings: list[str] = field(default_factory=list)
+    """Faults that did not end the run, such as the death of a worker process."""
 
     @property
     def inputs(self) -> int:
@@ -71,6 +74,62 @@ class Progress:
         """Return the files that were used and passed over so far."""
         return replace(self.source, images=self.images + self.duplicates, rejected=self.rejects)
 
+    def record(self) -> dict[str, Any]:
+        """Return everything as plain data, for another process."""
+        return {
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "rejects": dict(self.rejects),
+            "earlier_rejects": dict(self.earlier_rejects),
+            "kept": self.kept.tolist(),
+            "stages": [asdict(stage) for stage in self.stages],
+            "skipped": dict(self.source.skipped),
+            "low_range": list(self.source.low_range),
+            "interrupted": self.interrupted,
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_record(cls, raw: Mapping[str, Any]) -> Progress:
+        """Return the progress of :meth:`record`'s data."""
+        return cls(
+            **{name: raw[name] for name in _NUMBERS},
+            rejects=Counter(raw["rejects"]),
+            earlier_rejects=Counter(raw["earlier_rejects"]),
+            kept=np.array(raw["kept"], np.int64),
+            stages=[StageTime(**stage) for stage in raw["stages"]],
+            source=SourceSummary(skipped=Counter(raw["skipped"]), low_range=list(raw["low_range"])),
+            interrupted=raw["interrupted"],
+            warnings=list(raw["warnings"]),
+        )
+
+    @classmethod
+    def total(cls, parts: Sequence[Progress]) -> Progress:
+        """Sum the counts of parts of one run that worked at the same time; ``planned`` and times of stages as well."""
+        kept = np.zeros(max((len(part.kept) for part in parts), default=0), np.int64)
+        stages: dict[str, StageTime] = {}
+        for part in parts:
+            kept[: len(part.kept)] += part.kept
+            for stage in part.stages:
+                total = stages.setdefault(stage.name, StageTime(stage.name, 0))
+                total.threads += stage.threads
+                total.items += stage.items
+                total.busy += stage.busy
+                total.cpu += stage.cpu
+        numbers = {name: sum(getattr(part, name) for part in parts) for name in _NUMBERS}
+        return cls(
+            **{**numbers, "seconds": max((part.seconds for part in parts), default=0.0)},
+            rejects=sum((part.rejects for part in parts), Counter()),
+            earlier_rejects=sum((part.earlier_rejects for part in parts), Counter()),
+            kept=kept,
+            stages=list(stages.values()),
+            source=SourceSummary(
+                skipped=sum((part.source.skipped for part in parts), Counter()),
+                low_range=[uri for part in parts for uri in part.source.low_range],
+            ),
+            interrupted=any(part.interrupted for part in parts),
+            warnings=[warning for part in parts for warning in part.warnings],
+        )
+
     def to_json(self, taxonomy: Taxonomy) -> dict[str, Any]:
         """Return the counts and times as plain data."""
         busy = sum(stage.busy for stage in self.stages)
@@ -82,6 +141,7 @@ class Progress:
             "earlier_rejects": dict(self.earlier_rejects),
             "source": self.summary().to_json(),
             "interrupted": self.interrupted,
+            "warnings": list(self.warnings),
             "seconds": self.seconds,
             "images_per_second": self.rate,
             "kept": self.kept_share,
@@ -102,3 +162,15 @@ class Progress:
             },
             "bottleneck": self.bottleneck,
         }
+
+
+_NUMBERS = (
+    "planned",
+    "images",
+    "duplicates",
+    "pixels",
+    "input_bytes",
+    "label_bytes",
+    "weight_bytes",
+    "seconds",
+)

@@ -108,7 +108,8 @@ class Stages:
 
         ``progress`` receives the times of the stages. ``idle`` runs while the last stage waits, ``finish`` after the
         last input. ``stop`` or an interrupt sets ``progress.interrupted`` and ends the run after the images in progress
-        or :data:`GRACE_SECONDS`; images that are not finished by then are given up.
+        or :data:`GRACE_SECONDS`; images that are not finished by then are given up. ``stop`` is also set when a stage
+        fails, so that ``inputs`` may wait for it.
         """
         pipeline = Pipeline(inputs, ahead=2 * self._predictor.backend.decode_size)
         decode, predict, select = ("decode", self._decode), ("predict", self._predict), ("select", self._select)
@@ -191,6 +192,7 @@ def run_pipeline(
 
     ``cancel`` runs if items in progress are given up.
     """
+    stop = stop or threading.Event()
     progress.stages = pipeline.times
     started = time.perf_counter()
     pipeline.start()
@@ -202,7 +204,9 @@ def run_pipeline(
             progress.seconds = time.perf_counter() - started
             if observer is not None:
                 observer(progress)
-            if stop is not None and stop.is_set() and not ended and not progress.interrupted:
+            if pipeline.failed:
+                stop.set()
+            elif stop.is_set() and not ended and not progress.interrupted:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             if progress.interrupted:
@@ -210,6 +214,7 @@ def run_pipeline(
             progress.interrupted = True
             pipeline.stop()
             deadline = time.perf_counter() + GRACE_SECONDS
+            stop.set()
     try:
         if ended:
             pipeline.join()

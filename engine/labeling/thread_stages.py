@@ -86,6 +86,11 @@ class Pipeline:
         """Take no further items; items in progress are finished."""
         self._stopping.set()
 
+    @property
+    def failed(self) -> bool:
+        """True if a stage has raised an error, which :meth:`join` raises."""
+        return self._failed.is_set()
+
     def abandon(self, last: str) -> None:
         """Give up the items in progress: wait for the threads of the stage that begins with the step ``last`` alone.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,6 +163,21 @@ def open_everything(
     return SegmentEverything(
         sam, encoder, decoder, settings=settings, backend=open_backend(options.provider, bit_depth=options.bit_depth)
     )
+
+
+def bundle_conditions(bundle: Path) -> Callable[[str], str]:
+    """Return the function from a uri to the condition of its labels that :func:`open_predictor` would give."""
+    from .score_files import RECORD, ScoreFiles
+
+    return ScoreFiles.open(bundle).condition if (bundle / RECORD).is_file() else lambda uri: ""
+
+
+def prompted_conditions(image_labels: Path | None) -> Callable[[str], str]:
+    """Return the function from a uri to the condition of its labels that :func:`open_prompted` would give."""
+    from ..inputs.image_labels import ImageLabels
+    from .prompted.predictor import labels_condition
+
+    return partial(labels_condition, None if image_labels is None else ImageLabels.load(image_labels))
 
 
 def load_taxonomy(bundle: Path, taxonomy: Path | None = None) -> Taxonomy:

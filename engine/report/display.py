@@ -113,6 +113,8 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
     say(run.summary().line())
     _print_rejects(run.rejects, "rejected as", store)
     _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
+    for warning in dict.fromkeys(run.warnings):
+        say(f"warning: {warning}")
     if run.interrupted:
         say("interrupted: finished images are stored; run the same command to resume")
 

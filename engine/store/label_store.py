@@ -46,6 +46,9 @@ from .table import REPAIR, store_errors
 
 __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "Moment", "ReviewRow", "content_id"]
 
+LEASES = "leases"
+"""Folder of a store that holds unfinished work of runs of several processes, see :mod:`maskmill.engine.cluster`."""
+
 COMPACT_EVERY = 64
 """Number of commits between two compactions."""
 
@@ -103,7 +106,7 @@ class LabelStore(StoreReader):
         with store_errors(f"cannot create a label store in {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-            own = {RUN_FILE, *(f"{name}.lance" for name in SCHEMAS)}
+            own = {RUN_FILE, LEASES, *(f"{name}.lance" for name in SCHEMAS)}
             if others := [name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)]:
                 raise StoreError(
                     f"{folder} is not empty (it holds {others[0]}) and not a label store; choose a new folder"
@@ -142,16 +145,18 @@ class LabelStore(StoreReader):
         *,
         retry_rejects: bool = False,
         condition: Callable[[str], str] | None = None,
+        leased: bytes = b"",
     ) -> Iterator[Item]:
         """Yield the items to process, in order: unknown ones and those whose size, stamp or condition changed.
 
         Only ``inputs.lance`` is read, 16 bytes per input. With ``retry_rejects``, rejects are processed again.
-        ``condition`` returns the condition of a uri.
+        ``condition`` returns the condition of a uri. Inputs with a fingerprint in ``leased``, 16 bytes each, are left
+        out as well.
         """
         where = "error IS NULL" if retry_rejects else None
         with store_errors(f"cannot read the label store {self.path}"):
             batches = self._dataset("inputs").to_batches(columns=["fingerprint"], filter=where)
-            return unfinished(items, (batch.column(0) for batch in batches), condition or (lambda _: ""))
+            return unfinished(items, (batch.column(0) for batch in batches), condition or (lambda _: ""), leased)
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
         """Add labels, then inputs, each all or nothing; safe against other writers of the same rows.

@@ -19,13 +19,16 @@ _CHUNK = 1024
 
 
 def unfinished(
-    items: Iterable[Item], fingerprints: Iterable[pa.FixedSizeBinaryArray], condition: Callable[[str], str]
+    items: Iterable[Item],
+    fingerprints: Iterable[pa.FixedSizeBinaryArray],
+    condition: Callable[[str], str],
+    others: bytes = b"",
 ) -> Iterator[Item]:
-    """Return the items whose fingerprints are not among ``fingerprints``, in order.
+    """Return the items whose fingerprints are not among ``fingerprints`` or ``others``, in order.
 
     The fingerprints are read at once, 16 bytes per input; the items as they are needed.
     """
-    digests = []
+    digests = [others]
     for column in fingerprints:
         start = column.offset * DIGEST_BYTES
         digests.append(column.buffers()[1][start : start + len(column) * DIGEST_BYTES].to_pybytes())

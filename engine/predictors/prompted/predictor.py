@@ -205,8 +205,7 @@ class PromptedPredictor:
 
     def condition(self, uri: str) -> str:
         """Return the image-level labels of an image as text, "" without them."""
-        names = None if self._labels is None else self._labels.find(uri)
-        return "" if names is None else f"image-level labels: {json.dumps(sorted(names), ensure_ascii=False)}"
+        return labels_condition(self._labels, uri)
 
     def prepare(self, image: Any, uri: str = "") -> PreparedPrompted:
         """Resize and normalize one image, HWC uint8 RGB, for the classifier and the encoder.
@@ -379,3 +378,9 @@ class PromptedPredictor:
         finally:
             with self._lock:
                 self.seconds[step] += time.perf_counter() - started
+
+
+def labels_condition(labels: ImageLabels | None, uri: str) -> str:
+    """Return the image-level labels of an image as text, "" without them."""
+    names = None if labels is None else labels.find(uri)
+    return "" if names is None else f"image-level labels: {json.dumps(sorted(names), ensure_ascii=False)}"

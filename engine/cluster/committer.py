@@ -1,0 +1,154 @@
+"""Committer: merges the rows of finished leases into the store, many at a time.
+
+A merge into a large store costs about the same for 512 rows as for 65,536, so finished leases wait for each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ...errors import StoreError
+from ..labeling.progress import Progress
+from ..store.digests import digest_table, digests_of
+from ..store.label_store import InputRow, LabelStore
+from .leases import Finished, Leases
+
+COMMIT_ROWS = 65_536
+"""Commit when this many rows are waiting …"""
+COMMIT_SECONDS = 300.0
+"""… or when a lease has waited this long, in seconds …"""
+COMMIT_BYTES = 512 << 20
+"""… or when the waiting leases have this size."""
+
+
+class Committer:
+    """Commits finished leases into a store::
+
+    committer = Committer(store, leases, complete=withdraw_or_lease_again)
+    committer.step(leases.finished())
+    """
+
+    def __init__(self, store: LabelStore, leases: Leases, complete: Callable[[Finished, pa.Table], bool]) -> None:
+        """Create a committer; ``complete`` is called with a lease and its committed inputs before its file is deleted.
+
+        It returns False if the lease was committed before, so that its counts are left out.
+        """
+        self.progress = Progress()
+        """Counts of everything that was committed; an image that two leases hold counts as a duplicate."""
+        self.seconds = 0.0
+        """Time in commits."""
+        self.num_commits = 0
+        """Number of commits."""
+        self.num_rows = 0
+        """Number of committed inputs."""
+        self.store = store
+        """Store that is committed to."""
+        self._leases = leases
+        self._complete = complete
+        self._since: float | None = None
+
+    def step(self, finished: Sequence[Finished], *, flush: bool = False) -> bool:
+        """Commit if enough leases wait or the first has waited long enough; with ``flush`` in any case.
+
+        Returns True if something was committed. Raises :class:`StoreError`; the leases stay then, and the step may be
+        repeated.
+        """
+        if not finished:
+            self._since = None
+            return False
+        self._since = self._since or time.monotonic()
+        num_rows, num_bytes = (sum(getattr(done, name) for done in finished) for name in ("num_rows", "num_bytes"))
+        is_late = time.monotonic() - self._since >= COMMIT_SECONDS
+        if not (flush or is_late or num_rows >= COMMIT_ROWS or num_bytes >= COMMIT_BYTES):
+            return False
+        for batch in _batches(finished):
+            self._commit(batch)
+        self._since = None
+        return True
+
+    def reject(self, row: InputRow) -> None:
+        """Commit a reject that no worker can record, since it ends their processes."""
+        self.store.commit([], [row])
+        self.progress.rejects[row.error or ""] += 1
+
+    def _commit(self, batch: Sequence[Finished]) -> None:
+        started = time.monotonic()
+        parts: list[tuple[Finished, pa.Table, pa.Table, Progress]] = []
+        for done in batch:
+            try:
+                rows = self._leases.rows(done)
+            except StoreError:
+                # half-written or damaged: its inputs are labeled again
+                self._leases.forget(done)
+                self._leases.release(done.lease)
+                continue
+            if rows is not None:
+                parts.append((done, rows[0], rows[1], Progress.from_record(rows[2]["progress"])))
+        if not parts:
+            return
+        labels = pa.concat_tables([part[1] for part in parts])
+        inputs = pa.concat_tables([part[2] for part in parts])
+        is_new = _first_of_each(digest_table(digests_of(labels["id"]))) & ~self.store.are_known(labels["id"])
+        new_labels = labels.filter(pa.array(is_new))
+        self.store.commit_tables(new_labels, _last_of_each_uri(inputs))
+        start = 0
+        for done, part, part_inputs, progress in parts:
+            stop = start + len(part)
+            if self._complete(done, part_inputs):
+                _count_duplicates(progress, part.filter(pa.array(~is_new[start:stop])))
+                self.progress = Progress.total([self.progress, progress])
+            self._leases.forget(done)
+            start = stop
+        self.seconds += time.monotonic() - started
+        self.num_commits += 1
+        self.num_rows += len(inputs)
+
+
+def rejected(row: dict[str, Any], kind: str, message: str) -> InputRow:
+    """Return the reject of an input, given its uri, size, stamp and condition."""
+    return InputRow(**row, id=None, error=kind, message=message)
+
+
+def _batches(finished: Sequence[Finished]) -> list[list[Finished]]:
+    batches: list[list[Finished]] = [[]]
+    num_rows = num_bytes = 0
+    for done in finished:
+        if batches[-1] and (
+            num_rows + done.num_rows > 2 * COMMIT_ROWS or num_bytes + done.num_bytes > 2 * COMMIT_BYTES
+        ):
+            batches.append([])
+            num_rows = num_bytes = 0
+        batches[-1].append(done)
+        num_rows, num_bytes = num_rows + done.num_rows, num_bytes + done.num_bytes
+    return batches
+
+
+def _first_of_each(digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return for each of (n, 2) digests, (n,) bool, if it is the first of its value."""
+    first = np.zeros(len(digests), bool)
+    first[np.unique(digests, axis=0, return_index=True)[1]] = True
+    return first
+
+
+def _last_of_each_uri(inputs: pa.Table) -> pa.Table:
+    last = {uri: index for index, uri in enumerate(inputs["uri"].to_pylist())}
+    return inputs if len(last) == len(inputs) else inputs.take(sorted(last.values()))
+
+
+def _count_duplicates(progress: Progress, labels: pa.Table) -> None:
+    """Count images as duplicates whose labels another lease, or the store, holds already."""
+    if not len(labels):
+        return
+    progress.images -= len(labels)
+    progress.duplicates += len(labels)
+    progress.pixels -= int(np.dot(labels["width"].to_numpy().astype(np.int64), labels["height"].to_numpy()))
+    progress.kept = progress.kept - np.array(labels["counts"].to_pylist(), np.int64).sum(axis=0)
+    progress.label_bytes -= pc.sum(pc.binary_length(labels["label"])).as_py()
+    progress.weight_bytes -= pc.sum(pc.binary_length(labels["weight"])).as_py()

@@ -1,0 +1,399 @@
+"""Driver of a run: plans leases as they are needed, watches the workers, and commits what they finish.
+
+A run has one driver, which any process of it may become when the last one has died. It keeps nothing that is not in the
+store's folder: a new driver commits what is finished, takes back leases that nobody labels, and plans what is left.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from ...errors import StoreError
+from ..inputs.sources import Item, shard
+from ..labeling.history import add_run
+from ..labeling.progress import Progress
+from ..store.label_store import InputRow, LabelStore
+from ..store.rows import fingerprint
+from .committer import Committer
+from .job import Job
+from .leases import Finished, Leases
+from .presence import BEAT_SECONDS, EXPIRY_SECONDS, Watcher, describe, identity, is_here, new_token
+
+SMALLEST_LEASE, LARGEST_LEASE = 16, 2048
+"""Bounds of the number of inputs of a lease."""
+LEASE_SECONDS = 30.0
+"""Time that a worker should need for a lease."""
+ENDED = ("finished", "interrupted", "failed")
+"""States of a driver whose run has ended."""
+MAX_DEATHS = 3
+"""Number of workers that one input may end before it is rejected."""
+_FIRST_LEASE = 64
+_PIECES = 8  # a lease whose workers die is cut into pieces, to find the input that ends them
+
+
+class Driver:
+    """Plans, watches and commits::
+
+    driver = Driver(job, Leases(job.store))
+    if driver.lead():
+        while not driver.step():
+            time.sleep(0.5)
+        driver.close("finished")
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        leases: Leases,
+        *,
+        shard_of: tuple[int, int] | None = None,
+        limit: int | None = None,
+        retry_rejects: bool = False,
+    ) -> None:
+        self.token = new_token()
+        """Name of the driver."""
+        self.warnings: list[str] = []
+        """Faults that did not end the run, such as the death of a worker."""
+        self.lost: set[str] = set()
+        """Tokens of workers that whoever started them knows to be dead."""
+        self.num_failures = 0
+        """Number of workers that died or reported an error."""
+        self.proven: set[str] = set()
+        """Tokens of workers that have opened their model."""
+        self.num_open = 0
+        """Number of leases that are not finished."""
+        self.store = job.store
+        """Name of the store."""
+        self._job = job
+        self._leases = leases
+        self._shard_of, self._limit, self._retry_rejects = shard_of, limit, retry_rejects
+        self._watcher = Watcher()
+        self._committer: Committer | None = None
+        self._planner: threading.Thread | None = None
+        self._planned = 0
+        self._plan_error: BaseException | None = None
+        self._earlier_rejects: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._room = threading.Condition()
+        self._num_allowed = 0
+        self._sizes: dict[str, int] = {}
+        self._deaths: Counter[str] = Counter()
+        self._committed: set[str] = set()
+        self._lock = threading.Lock()
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._reports: dict[str, Progress] = {}
+        self._claims: dict[str, str] = {}
+        self._num_waiting = 0
+        self._started = time.monotonic()
+        self._beat = 0
+        self._state = "starting"
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def lead(self) -> bool:
+        """Become the driver of the run; returns False while another process is."""
+        record = self._leases.driver()
+        dead = None
+        if record is not None:
+            token = str(record.get("token"))
+            over = record.get("state") in ENDED
+            if not over and not self._watcher.is_dead(token, record):
+                return False
+            dead = token
+        if not self._leases.lead(self._record(), instead_of=dead):
+            return False
+        self._beating = threading.Thread(target=self._keep_beating, name="maskmill-driver", daemon=True)
+        self._beating.start()
+        return True
+
+    def wait_to_lead(self) -> None:
+        """Become the driver, or raise :class:`StoreError` if another process shows that it is alive."""
+        started = time.monotonic()
+        beat = None
+        while not self.lead():
+            record = self._leases.driver() or {}
+            if (beat is not None and record.get("beat") != beat) or is_here(record):
+                raise StoreError(
+                    f"another run already labels into {self._job.store} ({describe(record)}); wait for its end, or "
+                    "start further workers beside it with --runner array"
+                )
+            beat = record.get("beat")
+            if time.monotonic() - started > 2 * EXPIRY_SECONDS:
+                raise StoreError(f"cannot become the driver of {self._job.store}: {describe(record)} is")
+            time.sleep(BEAT_SECONDS / 5)
+
+    @property
+    def progress(self) -> Progress:
+        """Counts so far: those of committed inputs, and, as images, the inputs that are not committed yet."""
+        total = Progress.total([Progress() if self._committer is None else self._committer.progress])
+        with self._lock:
+            records = {token: Progress.from_record(record["progress"]) for token, record in self._workers.items()}
+            self._reports.update(records)
+            workers = Progress.total(list(self._reports.values()))
+        if self._num_waiting:
+            total.images += self._num_waiting
+            total.pixels, total.kept = workers.pixels, workers.kept
+        total.stages = workers.stages
+        total.planned = self._planned
+        total.seconds = time.monotonic() - self._started
+        total.earlier_rejects = self._earlier_rejects
+        total.source.skipped = self._job.source.skipped
+        total.interrupted = self._state == "interrupted"
+        total.warnings = list(self.warnings)
+        return total
+
+    @property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Latest records of the workers, by token."""
+        with self._lock:
+            return dict(self._workers)
+
+    def step(self, *, flush: bool = False) -> bool:
+        """Do what there is to do, without waiting; returns True when every input of the plan is committed.
+
+        ``flush`` commits whatever is finished. Raises the errors of planning.
+        """
+        if self._committer is None and not self._begin():
+            return False
+        assert self._committer is not None, "the run has begun"
+        if self._plan_error is not None:
+            raise self._plan_error
+        planning = self._planner is not None and self._planner.is_alive()
+        # in this order: a worker writes its record, then claims, then hands back, then deletes its record
+        self._claims = self._leases.claims(self._claims)
+        self._watch_workers()
+        finished = self._leases.finished()
+        handed_back = {done.lease for done in finished}
+        for lease, worker in list(self._claims.items()):
+            if lease not in handed_back and worker not in self._workers:
+                self._lost_lease(lease, worker)
+        open_names = self._leases.open_names()
+        unfinished = [name for name in open_names if name not in handed_back]
+        self.num_open = len(unfinished)
+        in_progress = {lease: number for record in self._workers.values() for lease, number in record["leases"].items()}
+        self._num_waiting = sum(done.num_rows for done in finished if done.lease not in self._committed) + sum(
+            number for lease, number in in_progress.items() if lease in unfinished
+        )
+        if self._committer.step(finished, flush=flush or not (planning or unfinished)):
+            self._num_waiting = 0
+        self._make_room(len(unfinished))
+        return not planning and not self._leases.open_names() and not self._leases.finished()
+
+    def stop(self) -> None:
+        """Plan no further leases, and take back those that nobody has claimed."""
+        self._end_planning()
+        self._take_back(keep=set(self._leases.claims(self._claims)))
+
+    def close(self, state: str) -> None:
+        """End the run: ``finished``, ``interrupted`` or ``failed``; leases that are not finished are taken back."""
+        self._end_planning()
+        with suppress(OSError):
+            self._take_back(keep=set())
+        self._state = state
+        if self._committer is not None:
+            add_run(self._committer.store.path, self.progress)
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join()
+        with suppress(OSError):
+            self._leases.report(self._record())
+
+    def forget_workers(self) -> None:
+        """Delete the records of workers that were killed at the end."""
+        for token in self.workers:
+            with suppress(OSError):
+                self._leases.leave(token)
+
+    def _end_planning(self) -> None:
+        self._stop.set()
+        with self._room:
+            self._room.notify_all()
+        if self._planner is not None:
+            self._planner.join()
+
+    def _begin(self) -> bool:
+        """Commit what an earlier run finished, and start to plan; returns False while there is no store yet."""
+        self._watch_workers()
+        try:
+            store = LabelStore.open(self._job.store)
+        except StoreError:
+            return False  # the first worker that has opened its model creates it
+        self._committer = Committer(store, self._leases, self._complete)
+        claims = self._leases.claims()
+        self._watch_workers()
+        finished = self._leases.finished()
+        self._committer.step(finished, flush=True)
+        busy = {lease for lease, worker in claims.items() if worker in self._workers}
+        self._take_back(keep=busy - {done.lease for done in finished})
+        self._committer.progress = Progress()  # of earlier runs
+        self._state = "labeling"
+        self._planner = threading.Thread(target=self._plan, args=(store,), name="maskmill-plan", daemon=True)
+        self._planner.start()
+        return True
+
+    def _take_back(self, keep: set[str]) -> None:
+        for lease in self._leases.open_names():
+            if lease not in keep:
+                self._leases.withdraw(lease)
+
+    def _plan(self, store: LabelStore) -> None:
+        try:
+            condition = self._job.conditions()
+            leased = b""
+            for lease in self._leases.open_names():
+                items = self._leases.items(lease) or []
+                self._sizes[lease] = len(items)
+                self._planned += len(items)
+                leased += b"".join(fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in items)
+            number = 0
+            plan = iter(self._unfinished(store, condition, leased))
+            while not self._stop.is_set():
+                with self._room:
+                    self._room.wait_for(lambda: self._num_allowed > 0 or self._stop.is_set())
+                    self._num_allowed -= 1
+                if self._stop.is_set() or not (items := list(islice(plan, self._lease_size()))):
+                    return
+                self._planned += len(items)
+                self._publish(f"{self.token}-{number:08d}", items)
+                number += 1
+        except BaseException as error:
+            self._plan_error = error
+
+    def _unfinished(self, store: LabelStore, condition: Any, leased: bytes) -> Iterator[Item]:
+        rejects = {} if self._retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
+        source = self._job.source if self._shard_of is None else shard(self._job.source, *self._shard_of)
+        earlier: Counter[str] = Counter()
+
+        def watched() -> Iterator[Item]:
+            for item in source:
+                if self._stop.is_set():
+                    return
+                if item.uri in rejects:
+                    earlier[rejects[item.uri]] += 1
+                yield item
+
+        plan = store.plan(watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased)
+        for item in islice(plan, self._limit):
+            if item.uri in rejects:  # a file that changed is processed again
+                earlier[rejects[item.uri]] -= 1
+            yield item
+        self._earlier_rejects = +earlier
+
+    def _publish(self, lease: str, items: Sequence[Item]) -> None:
+        self._sizes[lease] = len(items)
+        self._leases.publish(lease, items)
+
+    def _lease_size(self) -> int:
+        """Return the number of inputs that a worker labels in :data:`LEASE_SECONDS`, as far as is known."""
+        with self._lock:
+            parts = [Progress.from_record(record["progress"]) for record in self._workers.values()]
+        rates = [part.inputs / part.seconds for part in parts if part.seconds > 1.0]
+        if not rates:
+            return _FIRST_LEASE
+        return int(min(max(LEASE_SECONDS * sum(rates) / len(rates), SMALLEST_LEASE), LARGEST_LEASE))
+
+    def _make_room(self, num_open: int) -> None:
+        """Let the planner publish further leases, a few for each worker."""
+        with self._room:
+            self._num_allowed = 16 + 3 * len(self._workers) - num_open
+            self._room.notify_all()
+
+    def _watch_workers(self) -> None:
+        """Read the records of the workers; forget those that are dead or have failed."""
+        workers = self._leases.workers()
+        for token, record in list(workers.items()):
+            if "error" in record:
+                self.num_failures += 1
+                self.warnings.append(f"{record.get('name') or describe(record)}: {record['error']}")
+            elif token in self.lost or self._watcher.is_dead(token, record):
+                self.warnings.append(f"a worker died ({describe(record)}); its leases are labeled again")
+            else:
+                continue
+            self._leases.leave(token)
+            del workers[token]
+        self.proven.update(token for token, record in workers.items() if record["state"] == "labeling")
+        with self._lock:
+            self._workers = workers
+
+    def _lost_lease(self, lease: str, worker: str) -> None:
+        """Offer the lease of a worker that is gone again; an input that ends every worker becomes a reject."""
+        del self._claims[lease]
+        if self._stop.is_set():
+            self._leases.withdraw(lease)
+            return
+        self._deaths[lease] += 1
+        items = self._leases.items(lease)
+        if items is None:
+            self._leases.withdraw(lease)
+        elif self._deaths[lease] < 2:
+            self._leases.release(lease)
+        elif len(items) > 1:
+            size = -(-len(items) // _PIECES)
+            for number, start in enumerate(range(0, len(items), size)):
+                piece = f"{lease}.{number}"
+                self._deaths[piece] = 1
+                self._publish(piece, items[start : start + size])
+            self._leases.withdraw(lease)
+        elif self._deaths[lease] < MAX_DEATHS:
+            self._leases.release(lease)
+        else:
+            self._reject(items[0])
+            self._leases.withdraw(lease)
+
+    def _reject(self, item: Item) -> None:
+        assert self._committer is not None, "the run has begun"
+        message = f"{MAX_DEATHS} workers died while they labeled {item.uri}; look for their last words in the log"
+        self._committer.reject(
+            InputRow(
+                uri=item.uri,
+                size=item.size,
+                stamp=item.stamp,
+                condition=self._job.conditions()(item.uri),
+                id=None,
+                error="crash",
+                message=message,
+            )
+        )
+
+    def _complete(self, done: Finished, inputs: pa.Table) -> bool:
+        """Take a committed lease back; inputs that its worker did not finish are offered again."""
+        if done.lease in self._committed:
+            return False
+        size = self._sizes.pop(done.lease, None)
+        if size is None:
+            size = len(self._leases.items(done.lease) or ())
+        if done.num_rows < size and not self._stop.is_set():
+            uris = set(inputs["uri"].to_pylist())
+            rest = [item for item in self._leases.items(done.lease) or () if item.uri not in uris]
+            if rest:
+                self._publish(f"{done.lease}.r", rest)
+        self._leases.withdraw(done.lease)
+        self._committed.add(done.lease)
+        return True
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                self._leases.report(self._record())
+
+    def _record(self) -> dict[str, Any]:
+        self._beat += 1
+        return {
+            **identity(),
+            "token": self.token,
+            "beat": self._beat,
+            "state": self._state,
+            "planned_all": self._planner is not None and not self._planner.is_alive(),
+            "open": self.num_open,
+            "workers": len(self._workers),
+            "progress": self.progress.record(),
+            "time": time.time(),
+        }

@@ -1,0 +1,180 @@
+"""Leases: pieces of a run's plan, which processes claim, label and hand back as files in the store's folder.
+
+::
+
+    STORE/leases/driver.json            the process that plans and commits
+                 workers/WORKER.json    signs of life of each worker, with its counts
+                 open/LEASE             inputs to label
+                 claims/LEASE           the worker that labels them
+                 done/LEASE~WORKER~ROWS what it made of them
+
+A claim is a file that one of several writers can create, in a folder as in a bucket. Files of finished leases stay
+until their rows are committed, so whoever dies, finished work is kept; leases of dead workers are labeled again. The
+commit merges rows on their keys: a lease that is labeled or committed twice costs time and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ...errors import StoreError
+from ..inputs.sources import Item
+from ..model.storage import open_folder
+from ..store.label_store import LEASES
+from .lease_file import decode_items, decode_rows, encode_items, encode_rows
+
+_DRIVER = f"{LEASES}/driver.json"
+_CHOICES = 8  # a claim is tried on one of the first few leases, so that many workers do not all try the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """File of a finished lease."""
+
+    lease: str
+    """Name of the lease."""
+    worker: str
+    """Token of its worker."""
+    num_rows: int
+    """Number of inputs with a result."""
+    num_bytes: int
+    """Size of the file."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self.lease}~{self.worker}~{self.num_rows}"
+
+
+class Leases:
+    """Leases of the run into one store; every method may be called from any process and thread."""
+
+    def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
+        self._folder = open_folder(store, options)
+
+    def publish(self, lease: str, items: Sequence[Item]) -> None:
+        """Offer inputs to the workers."""
+        self._folder.write(f"{LEASES}/open/{lease}", encode_items(items))
+
+    def open_names(self) -> list[str]:
+        """Return the names of leases that are not committed, in order."""
+        return list(self._folder.names(f"{LEASES}/open"))
+
+    def items(self, lease: str) -> list[Item] | None:
+        """Return the inputs of a lease; None if it was committed meanwhile or its file is damaged."""
+        try:
+            return decode_items(self._folder.read(f"{LEASES}/open/{lease}"))
+        except (FileNotFoundError, StoreError):
+            return None
+
+    def claim(self, worker: str) -> tuple[str, list[Item]] | None:
+        """Claim the first lease that nobody has claimed; returns its name and inputs, None if there is none."""
+        claimed = self._folder.names(f"{LEASES}/claims")
+        free = [name for name in self.open_names() if name not in claimed][:_CHOICES]
+        random.shuffle(free)
+        for lease in free:
+            if self._folder.write_once(f"{LEASES}/claims/{lease}", worker.encode()):
+                items = self.items(lease)
+                if items is not None:
+                    return lease, items
+                self.withdraw(lease)
+        return None
+
+    def claims(self, known: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the worker of each claimed lease; claims in ``known`` are not read again."""
+        workers: dict[str, str] = {}
+        for lease in self._folder.names(f"{LEASES}/claims"):
+            if known and lease in known:
+                workers[lease] = known[lease]
+                continue
+            try:
+                workers[lease] = self._folder.read(f"{LEASES}/claims/{lease}").decode(errors="replace")
+            except FileNotFoundError:
+                continue  # committed meanwhile
+        return workers
+
+    def release(self, lease: str) -> None:
+        """Let others claim a lease."""
+        self._folder.remove(f"{LEASES}/claims/{lease}")
+
+    def withdraw(self, lease: str) -> None:
+        """Take a lease back; whoever labels it may finish, and its rows are committed."""
+        self._folder.remove(f"{LEASES}/open/{lease}")
+        self._folder.remove(f"{LEASES}/claims/{lease}")
+
+    def finish(self, lease: str, worker: str, labels: pa.Table, inputs: pa.Table, meta: Mapping[str, Any]) -> None:
+        """Hand back the rows of a lease, and plain data about them."""
+        data = encode_rows(labels, inputs, meta)
+        done = Finished(lease=lease, worker=worker, num_rows=len(inputs), num_bytes=len(data))
+        self._folder.write(f"{LEASES}/done/{done.name}", data)
+
+    def finished(self) -> list[Finished]:
+        """Return the finished leases that are not committed, in order."""
+        files = []
+        for name, size in self._folder.names(f"{LEASES}/done").items():
+            lease, worker, num_rows = name.rsplit("~", 2)
+            files.append(Finished(lease=lease, worker=worker, num_rows=int(num_rows), num_bytes=size))
+        return files
+
+    def rows(self, done: Finished) -> tuple[pa.Table, pa.Table, dict[str, Any]] | None:
+        """Read (labels, inputs, plain data) of a finished lease; None if it is gone.
+
+        A damaged file raises :class:`StoreError`.
+        """
+        try:
+            return decode_rows(self._folder.read(f"{LEASES}/done/{done.name}"))
+        except FileNotFoundError:
+            return None
+
+    def forget(self, done: Finished) -> None:
+        """Delete the file of a finished lease."""
+        self._folder.remove(f"{LEASES}/done/{done.name}")
+
+    def beat(self, worker: str, record: Mapping[str, Any]) -> None:
+        """Write the sign of life of a worker."""
+        self._folder.write(f"{LEASES}/workers/{worker}.json", json.dumps(record).encode())
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the latest record of each worker."""
+        records = {name: self._record(f"{LEASES}/workers/{name}") for name in self._folder.names(f"{LEASES}/workers")}
+        return {name.removesuffix(".json"): record for name, record in records.items() if record is not None}
+
+    def leave(self, worker: str) -> None:
+        """Delete the record of a worker that has ended."""
+        self._folder.remove(f"{LEASES}/workers/{worker}.json")
+
+    def driver(self) -> dict[str, Any] | None:
+        """Return the record of the driver; None if there is none."""
+        return self._record(_DRIVER)
+
+    def lead(self, record: Mapping[str, Any], *, instead_of: str | None = None) -> bool:
+        """Become the driver; returns False if another process is. ``instead_of`` is the token of a dead driver."""
+        data = json.dumps(record).encode()
+        if instead_of is not None:
+            current = self.driver()
+            if current is not None and current.get("token") != instead_of:
+                return False
+            self._folder.remove(_DRIVER)
+        return self._folder.write_once(_DRIVER, data)
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        """Write the driver's sign of life."""
+        self._folder.write(_DRIVER, json.dumps(record).encode())
+
+    def resign(self) -> None:
+        """Delete the record of the driver."""
+        self._folder.remove(_DRIVER)
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self._folder.read(name))
+        except (FileNotFoundError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None

@@ -1,0 +1,88 @@
+"""Signs of life of processes: who they are, and whether they are still there.
+
+Every process of a run writes a small record every few seconds, with a number that grows. A process is taken for dead if
+its record does not change for :data:`EXPIRY_SECONDS` by the clock of the observer, so clocks need not agree; on the
+observer's own machine also as soon as its process id is gone. To take a live process for dead costs time, never a row.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+BEAT_SECONDS = 5.0
+"""Seconds between two records of a process."""
+EXPIRY_SECONDS = 60.0
+"""Seconds without a new record after which a process is taken for dead."""
+
+
+def new_token() -> str:
+    """Return a new name of a process, 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+def identity() -> dict[str, Any]:
+    """Return what other processes need to find this one: host, process id, start and a name of the machine."""
+    return {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid()), **_machine()}
+
+
+def is_gone(record: Mapping[str, Any]) -> bool:
+    """Return True if a record is of a process of this machine that does not run any more."""
+    return _is_local(record) and _started(record["process"]) != record["started"]
+
+
+def is_here(record: Mapping[str, Any]) -> bool:
+    """Return True if a record is of a process that runs on this machine."""
+    return _is_local(record) and _started(record["process"]) == record["started"]
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """Return host and process id in words."""
+    return f"process {record.get('process')} on {record.get('host')}"
+
+
+class Watcher:
+    """Tells which of the processes that write records are dead."""
+
+    def __init__(self, expiry: float = EXPIRY_SECONDS) -> None:
+        self._expiry = expiry
+        self._seen: dict[str, tuple[Any, float]] = {}
+
+    def is_dead(self, token: str, record: Mapping[str, Any] | None) -> bool:
+        """Return True if the process ``token`` is dead; ``record`` is its latest one, None if there is none."""
+        beat = None if record is None else record.get("beat")
+        now = time.monotonic()
+        last, since = self._seen.get(token, (None, now))
+        if token not in self._seen or beat != last:
+            since = now
+        self._seen[token] = beat, since
+        return now - since >= self._expiry or (record is not None and is_gone(record))
+
+
+def _is_local(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("boot")) and {name: record.get(name) for name in ("boot", "pids")} == _machine()
+
+
+@cache
+def _machine() -> dict[str, str]:
+    """Return names of this boot of the machine and of its process ids; containers have process ids of their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot": boot, "pids": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {"boot": "", "pids": ""}
+
+
+def _started(process: int) -> str:
+    """Return the start time of a process, empty if it does not run: numbers of processes are used again."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

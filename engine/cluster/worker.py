@@ -1,0 +1,212 @@
+"""Worker of a run: claims leases, labels them in one uninterrupted pipeline, and hands back their rows.
+
+A lease is labeled by itself: an image that occurs in two leases is labeled twice and stored once, so the rows of a
+lease need no other lease. In a store of at most :data:`KNOWN_ROWS` images, workers skip those that it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from ...errors import MaskmillError
+from ..inputs.sources import Item
+from ..labeling.progress import Progress
+from ..labeling.writer import Writer
+from ..store.label_store import InputRow, LabelRow
+from ..store.rows import input_table, label_table
+from .job import Job
+from .leases import Leases
+from .presence import BEAT_SECONDS, identity
+
+KNOWN_ROWS = 20_000_000
+"""Size of a store up to which workers remember its images, 24 bytes each."""
+POLL_SECONDS = 0.5
+"""Seconds between two looks for a lease while there is none."""
+_HAND_BACKS = 2  # finished leases that may wait for the storage before labeling waits, too
+
+
+class LeaseWriter(Writer):
+    """Collects the results of one lease and hands them back when it is complete."""
+
+    def __init__(
+        self,
+        num_items: int,
+        num_targets: int,
+        is_known: Callable[[str], bool],
+        hand_back: Callable[[Sequence[LabelRow], Sequence[InputRow], Progress], None],
+    ) -> None:
+        super().__init__(Progress(planned=num_items, kept=np.zeros(num_targets, np.int64)), self)
+        self._is_known = is_known
+        self._hand_back = hand_back
+
+    def has_id(self, id: str) -> bool:
+        """Return True if the store holds the labels of an image."""
+        return self._is_known(id)
+
+    def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
+        """Hand back the rows."""
+        self._hand_back(labels, inputs, self.progress)
+
+    def idle(self) -> None:
+        """Hand back the rows when every input has a result."""
+        if self.progress.inputs >= self.progress.planned:
+            self.flush()
+
+
+class Worker:
+    """One process that labels leases::
+
+    Worker(job, Leases("labels"), token=new_token()).run(is_over=lambda: False)
+    """
+
+    def __init__(self, job: Job, leases: Leases, *, token: str, threads: int | None = None, name: str = "") -> None:
+        self.token = token
+        """Token of the worker."""
+        self._name = name
+        self.stop = threading.Event()
+        """Ends the run after the images in progress, as an interrupt does."""
+        self.progress = Progress()
+        """Counts of all leases of this worker so far, and the times of its stages."""
+        self._job = job
+        self._leases = leases
+        self._threads = threads
+        self._writers: dict[str, LeaseWriter] = {}
+        self._finished: list[Progress] = []
+        self._lock = threading.Lock()
+        self._beat = 0
+        self._state = "starting"
+        self._error: str | None = None
+
+    def run(self, *, is_over: Callable[[], bool], observer: Callable[[Progress], None] | None = None) -> Progress:
+        """Label leases until the run is over; returns the counts of this worker.
+
+        ``is_over`` is called while there is no lease to claim. An interrupt, or :attr:`stop`, finishes the images in
+        progress and hands back what is finished. Errors are raised, and left in the worker's record.
+        """
+        ended = threading.Event()
+        beating = threading.Thread(target=self._beat_until, args=(ended,), name="maskmill-beat", daemon=True)
+        self.beat()  # before the first claim: a claim without a record is of a worker that has left
+        beating.start()
+        try:
+            self._label(is_over, observer)
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):
+                # class and message: they are shown by the driver, which may run on another machine
+                kind = "" if isinstance(error, MaskmillError) else f"{type(error).__name__}: "
+                self._error = kind + " ".join(str(error).split())
+            raise
+        finally:
+            ended.set()
+            beating.join()
+            self._state = "ended"
+            if self._error is not None:
+                self.beat()
+            else:
+                self._leases.leave(self.token)
+        return self.progress
+
+    def _label(self, is_over: Callable[[], bool], observer: Callable[[Progress], None] | None) -> None:
+        stages, store, num_targets = self._job.open(self._threads)
+        is_known = store.has_id if len(store) <= KNOWN_ROWS else _unknown
+        self.progress = Progress(kept=np.zeros(num_targets, np.int64))
+        self._state = "labeling"
+        storage = ThreadPoolExecutor(1, thread_name_prefix="maskmill-leases")
+        waiting: list[Future[None]] = []
+
+        def hand_back(lease: str, labels: Sequence[LabelRow], inputs: Sequence[InputRow], progress: Progress) -> None:
+            while len(waiting) >= _HAND_BACKS:
+                waiting.pop(0).result()
+            waiting.append(storage.submit(self._hand_back, lease, labels, inputs, progress))
+
+        def inputs() -> Iterator[tuple[Item, Writer]]:
+            for lease, items in self._claimed(is_over):
+
+                def handing(
+                    labels: Sequence[LabelRow], rows: Sequence[InputRow], progress: Progress, lease: str = lease
+                ) -> None:
+                    hand_back(lease, labels, rows, progress)
+
+                writer = LeaseWriter(len(items), num_targets, is_known, handing)
+                with self._lock:
+                    self._writers[lease] = writer
+                for item in items:
+                    yield item, writer
+
+        def flush() -> None:
+            with self._lock:
+                partial = list(self._writers.values())
+            for writer in partial:
+                writer.flush()
+            while waiting:
+                waiting.pop(0).result()
+
+        def observe(progress: Progress) -> None:
+            self.progress = self._counted(progress)
+            if observer is not None:
+                observer(self.progress)
+
+        run = Progress(kept=np.zeros(num_targets, np.int64))
+        try:
+            stages.execute(inputs(), run, finish=flush, observer=observe, stop=self.stop)
+        finally:
+            self.stop.set()
+            storage.shutdown(wait=True)
+            self.progress = self._counted(run)
+
+    def _claimed(self, is_over: Callable[[], bool]) -> Iterator[tuple[str, list[Item]]]:
+        while not self.stop.is_set():
+            claimed = self._leases.claim(self.token)
+            if claimed is not None:
+                yield claimed
+            elif is_over() or self.stop.wait(POLL_SECONDS):
+                return
+
+    def _hand_back(
+        self, lease: str, labels: Sequence[LabelRow], inputs: Sequence[InputRow], progress: Progress
+    ) -> None:
+        meta = {"progress": progress.record()}
+        self._leases.finish(lease, self.token, label_table(labels), input_table(inputs), meta)
+        with self._lock:
+            self._writers.pop(lease, None)
+            self._finished = [Progress.total([*self._finished, progress])]
+
+    def _counted(self, run: Progress) -> Progress:
+        """Return the counts of all leases, with the times and the state of the run of the stages."""
+        with self._lock:
+            parts = [*self._finished, *(writer.progress for writer in self._writers.values())]
+        total = Progress.total(parts)
+        total.stages, total.seconds, total.interrupted = run.stages, run.seconds, run.interrupted
+        return total
+
+    def _beat_until(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with suppress(OSError):  # the next beat comes soon, and the observers are patient
+                self.beat()
+
+    def beat(self) -> None:
+        """Write the worker's record."""
+        self._beat += 1
+        with self._lock:
+            leases = {lease: writer.progress.inputs for lease, writer in self._writers.items()}
+        counts = {**self.progress.record(), "low_range": []}  # names go into the files of the leases
+        record: dict[str, Any] = {
+            **identity(),
+            "name": self._name,
+            "beat": self._beat,
+            "state": self._state,
+            "leases": leases,
+            "progress": counts,
+        }
+        if self._error is not None:
+            record["error"] = self._error
+        self._leases.beat(self.token, record)
+
+
+def _unknown(id: str) -> bool:
+    return False

@@ -1,0 +1,53 @@
+"""Jobs with a model that is quick to open, importable in every process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maskmill.engine.cluster.job import Job
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import ScoreMap
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.open import open_session
+from maskmill.errors import SessionError
+
+
+class SlowPredictor(SemanticPredictor):
+    """Waits before each image; an image of the color 66, 66, 66 ends the process, as a fault in a decoder would."""
+
+    pause = 0.0
+
+    def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
+        time.sleep(self.pause)
+        return super().run(prepared)
+
+
+def open_predictor(bundle: Path, pause: float, seen: Path | None) -> tuple[SemanticPredictor, Taxonomy]:
+    """Open the model; ``seen`` notes the device that the process was given."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if seen is not None:
+        (seen / device).touch()
+    if device == "7":
+        raise SessionError("no such device")
+    model = Bundle.load(bundle)
+    predictor = SlowPredictor(model, open_session(model))
+    predictor.pause = pause
+    return predictor, Taxonomy.of_model(model)
+
+
+def color_job(bundle: Bundle, photos: Path, store: Path, *, pause: float = 0.0, seen: Path | None = None) -> Job:
+    """Label a folder into a store by the color of its pixels."""
+    return Job(
+        opening=partial(open_predictor, bundle.path, pause, seen),
+        selection=Selection.argmax(),
+        source=open_source(photos),
+        store=str(store),
+    )
