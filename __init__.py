@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from .engine.labeling.import_labels import ImportSummary
     from .engine.labeling.progress import Progress
     from .engine.labeling.selection import Selection
-    from .engine.labels_api import export_labels, import_labels, overlay, report
+    from .engine.labels_api import export_labels, import_labels, overlay, rank, report
     from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
     from .engine.predictors.semantic import SemanticPredictor
     from .engine.report.evaluate import Quality
     from .engine.report.overlay import Overlay
+    from .engine.report.ranking.rank import Queue
     from .engine.runtimes.base import Session
     from .engine.runtimes.open import open_session
     from .engine.store.label_store import LabelStore
@@ -53,13 +54,14 @@ _MODULES = {
     "engine.labeling.import_labels": ("ImportSummary",),
     "engine.labeling.progress": ("Progress",),
     "engine.labeling.selection": ("Selection",),
-    "engine.labels_api": ("export_labels", "import_labels", "overlay", "report"),
+    "engine.labels_api": ("export_labels", "import_labels", "overlay", "rank", "report"),
     "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
     "engine.predictors.semantic": ("SemanticPredictor",),
     "engine.report.evaluate": ("Quality",),
     "engine.report.overlay": ("Overlay",),
+    "engine.report.ranking.rank": ("Queue",),
     "engine.runtimes.base": ("Session",),
     "engine.runtimes.open": ("open_session",),
     "engine.store.label_store": ("LabelStore",),
@@ -74,9 +76,9 @@ _EXPORTS = {name: module for module, names in _MODULES.items() for name in names
 __all__ = [
     "Bundle", "Calibration", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item", "LabelStore",
     "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
-    "Quality", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy", "TrainingProgress",
-    "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "export_labels", "import_labels",
-    "label", "open_session", "overlay", "predict", "report", "reselect", "train",
+    "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy",
+    "TrainingProgress", "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "export_labels",
+    "import_labels", "label", "open_session", "overlay", "predict", "rank", "report", "reselect", "train",
 ]  # fmt: skip
 
 

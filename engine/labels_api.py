@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..kernels.processors import usable_processors
 from .arguments import Location, calibration_of, counter_if, image_of, store_of
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .labeling.export_labels import ExportSummary
     from .labeling.import_labels import ImportSummary
     from .report.overlay import Overlay
+    from .report.ranking.rank import Queue
     from .runtimes.open import Provider
     from .store.label_store import LabelStore
 
@@ -37,13 +40,16 @@ def export_labels(
     min_kept: float = 0.0,
     weights: bool = False,
     ignored: Ignored | None = None,
+    ids: Location | Sequence[str] | None = None,
     calibration: Location | Calibration | None = None,
     progress: bool = False,
 ) -> ExportSummary:
     """Write the labels of a store as files that other tools read; ``progress`` shows a progress bar.
 
-    The other parameters and the errors are those of :func:`maskmill.engine.labeling.export_labels.export_labels`.
+    ``ids`` are names of the images to write, or a file of them, such as a queue of :func:`rank`; all if None. The
+    other parameters and the errors are those of :func:`maskmill.engine.labeling.export_labels.export_labels`.
     """
+    from .inputs.names import read_ids
     from .labeling import export_labels as exporting
 
     with counter_if("exporting", progress) as observer:
@@ -55,6 +61,7 @@ def export_labels(
             min_kept=min_kept,
             weights=weights,
             ignored=ignored,
+            ids=read_ids(ids) if isinstance(ids, str | os.PathLike) else None if ids is None else frozenset(ids),
             calibration=calibration_of(calibration),
             progress=observer,
         )
@@ -159,3 +166,79 @@ def report(
             workers=workers or usable_processors(),
             progress=observer,
         )
+
+
+def rank(
+    store: Location | LabelStore,
+    budget: int = 100,
+    *,
+    output: Location | None = None,
+    calibration: Location | Calibration | None = None,
+    images: Location | None = None,
+    model: Location | None = None,
+    labels: Location | LabelSource | None = None,
+    ids: Sequence[str] | None = None,
+    provider: Provider = "cpu",
+    workers: int | None = None,
+    progress: bool = False,
+) -> Queue:
+    """Choose the images of a store that people should label next, and find likely errors in labels that they made.
+
+    Parameters
+    ----------
+    store, budget
+        The label store; number of images to choose, 0 for none.
+    output
+        File (.json) to write the queue to, which ``export_labels`` reads as ``ids``; None: no file.
+    calibration
+        The calibration that the labels were made with: classes that few of its images show come first.
+    images
+        Labeled images, such as those of the calibration: near-duplicates of them are named, and left out of the queue.
+    model, provider
+        Bundle of the model that made the labels, run again on the candidates: classes before selection and sizes of
+        prediction sets decide then; and its runtime.
+    labels, ids
+        True labels of ``images`` to look for errors in, which needs ``model``; names of the images to look at.
+    workers, progress
+        Images in progress at the same time (one per core if None); show a progress bar.
+
+    Returns the queue. Raises :class:`UsageError` if no image is left to choose from, or the labels were made with
+    another model or calibration; :class:`StoreError`.
+    """
+    from .inputs.labeled_source import pair_images
+    from .inputs.labels import open_labels
+    from .inputs.sources import open_source
+    from .labeling.certificate import check_same
+    from .model.taxonomy import Taxonomy
+    from .report.page.model_view import open_model
+    from .report.ranking.label_errors import doubt_labels
+    from .report.ranking.rank import Queue, rank_store, save_queue
+
+    if labels is not None and (images is None or model is None):
+        raise UsageError("labels need the images that they belong to, and the model that judges them")
+    opened, threads = store_of(store), workers or usable_processors()
+    loaded = calibration_of(calibration)
+    if loaded is not None:
+        check_same(opened.run, loaded)
+    predictor = None if model is None else open_model(opened, Path(model), provider)
+    queue = Queue(images=(), num_candidates=0)
+    if budget:
+        with counter_if("looking", progress) as observer:
+            queue = rank_store(
+                opened,
+                budget,
+                calibration=loaded,
+                calibration_images=None if images is None else open_source(images),
+                predictor=predictor,
+                workers=threads,
+                progress=observer,
+            )
+    if labels is not None and predictor is not None and images is not None:
+        classes, source = Taxonomy.from_json(opened.classes), open_source(images)
+        truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
+        labeled = pair_images(source, truth, classes, ids=ids)
+        doubts = doubt_labels(predictor, source, labeled, classes, workers=threads)
+        queue = replace(queue, label_errors=tuple(doubts))
+    if output is not None:
+        save_queue(queue, Path(output))
+    return queue

@@ -9,6 +9,7 @@ from .choose import choose_selection
 from .export_labels import export_labels
 from .import_labels import import_labels
 from .label import label_corpus, label_prompted, segment_corpus
+from .rank import rank
 from .report import report
 from .reselect import reselect_labels
 from .serve import serve
@@ -25,7 +26,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "reselect": reselect_labels,
         "verify": verify_store,
     },
-    "Looking": {"show": show, "report": report, "serve": serve},
+    "Looking": {"show": show, "report": report, "serve": serve, "rank": rank},
     "Exchange": {"export-labels": export_labels, "import-labels": import_labels},
 }
 """Commands by the panel of the root help that lists them: panel → name → function."""

@@ -9,7 +9,7 @@ import typer
 
 from ..formats.base import Ignored, ImageMode
 from ..formats.open import OutputFormat
-from .options import JsonOption, StoreArgument, WorkersOption, print_json
+from .options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
 
 
 def export_labels(
@@ -37,6 +37,7 @@ def export_labels(
             show_default=False,
         ),
     ] = None,
+    ids: IdsOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -51,6 +52,7 @@ def export_labels(
     The same command again continues where it stopped. `maskmill verify DIR` compares the files with the certificate.
     """
     from ..calibration.calibration import Calibration
+    from ..inputs.names import read_ids
     from ..labeling.export_labels import export_labels as export
     from ..report import display
     from ..store.label_store import LabelStore
@@ -64,6 +66,7 @@ def export_labels(
             min_kept=min_kept,
             weights=weights,
             ignored=ignored,
+            ids=read_ids(ids) if ids else None,
             calibration=Calibration.load(calibration) if calibration else None,
             workers=workers,
             progress=progress,

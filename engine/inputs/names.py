@@ -7,6 +7,7 @@ Names are compared by their tails: ``a/1.jpg`` names the image ``/photos/a/1.jpg
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
@@ -109,10 +110,13 @@ class NameIndex(Generic[T]):
 def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     """Read a list of image names: one per line, or a CSV or Parquet file with a column ``image``.
 
-    Lines of an image and its label map, separated by a space, are those of published splits; the image counts.
+    Lines of an image and its label map, separated by a space, are those of published splits; the image counts. A
+    ``.json`` file is a queue of ``maskmill rank``, and names its images.
 
     Raises :class:`UsageError` if the list cannot be read or is empty.
     """
+    if Path(path).suffix == ".json":
+        return _queued_names(Path(path))
     try:
         with Path(path).open("rb") as stream:
             entries = list(list_entries(stream, str(path)))
@@ -125,6 +129,20 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     names = frozenset(_PAIR.sub(r"\1", entry.name) for entry in entries)
     if not names:
         raise UsageError(f"the list of images {path} is empty; it needs one image name per line")
+    return names
+
+
+def _queued_names(path: Path) -> frozenset[str]:
+    try:
+        names = frozenset(str(image["uri"]) for image in json.loads(path.read_text(encoding="utf-8"))["images"])
+    except OSError as error:
+        raise UsageError(f"cannot read the list of images {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not a queue of `maskmill rank`; give a list with one image name per line"
+        ) from error
+    if not names:
+        raise UsageError(f"the queue {path} is empty; it names no image")
     return names
 
 

@@ -29,6 +29,7 @@ from ..formats.base import FileSink, Ignored, ImageMode, LabelClasses, LabeledIm
 from ..formats.open import CERTIFICATE, WRITERS, OutputFormat
 from ..inputs.archives import archives_of, split_member
 from ..inputs.identity import labels_id
+from ..inputs.names import select_ids
 from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source, open_source
 from ..model.publishing import write_atomically
@@ -70,6 +71,7 @@ def export_labels(
     min_kept: float = 0.0,
     weights: bool = False,
     ignored: Ignored | None = None,
+    ids: frozenset[str] | None = None,
     calibration: Calibration | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -92,6 +94,8 @@ def export_labels(
         Write the weight maps as well, if the format has a place for them.
     ignored
         Fate of pixels without a label in formats that cannot mark them.
+    ids
+        Names of the images to export; all if None.
     calibration
         The calibration of the labels, whose coverage report goes into the certificate.
     workers
@@ -113,6 +117,7 @@ def export_labels(
         "format": format,
         "images": options.images,
         "min_kept": min_kept,
+        "ids": None if ids is None else sorted(ids),
         "weights": weights,
         "ignored": ignored,
         "uncovered": "background" if covers_background else "ignore",
@@ -123,7 +128,7 @@ def export_labels(
     certificate = make_certificate(store, record, calibration)
     folder = Path(output)
     try:
-        job = _Job(store, folder, writer, record, min_kept)
+        job = _Job(store, folder, writer, record, min_kept, ids)
         job.run(workers or usable_processors(), progress)
         writer.finish(job.parts, job.sink)
         certificate["export"].update(num_images=len(job.entries), skipped=dict(job.skipped))
@@ -140,7 +145,13 @@ class _Job:
     """The plan of an export and its journal."""
 
     def __init__(
-        self, store: LabelStore, folder: Path, writer: Writer, record: dict[str, Any], min_kept: float
+        self,
+        store: LabelStore,
+        folder: Path,
+        writer: Writer,
+        record: dict[str, Any],
+        min_kept: float,
+        ids: frozenset[str] | None,
     ) -> None:
         self._store, self._folder, self._writer = store, folder, writer
         self._state = folder / _STATE
@@ -149,7 +160,7 @@ class _Job:
         self.skipped: Counter[str] = Counter()
         self._check_folder(record)
         if not (self._state / "plan.jsonl").is_file():
-            self._make_plan(min_kept)
+            self._make_plan(min_kept, ids)
         with (self._state / "plan.jsonl").open(encoding="utf-8") as plan:
             self.skipped.update(json.loads(next(plan)))
             self.entries = [_Entry(*json.loads(line)) for line in plan]
@@ -183,7 +194,7 @@ class _Job:
         self._state.mkdir()
         write_atomically(options, text.encode())
 
-    def _make_plan(self, min_kept: float) -> None:
+    def _make_plan(self, min_kept: float, ids: frozenset[str] | None) -> None:
         """Write the list of images; a continued export keeps it, even if the store has grown."""
         table = self._store.table(["id", "kept"])
         kept_shares = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
@@ -198,6 +209,10 @@ class _Job:
                 skipped["below --min-kept"] += 1
             else:
                 labeled.append((row.uri, row.id, row.condition))
+        if ids is not None:
+            chosen = set(select_ids([uri for uri, _, _ in labeled], ids))
+            skipped["not listed"] = len(labeled) - len(chosen)
+            labeled = [entry for entry in labeled if entry[0] in chosen]
         labeled.sort()
         names = export_names([uri for uri, _, _ in labeled])
         lines = [json.dumps(skipped)]

@@ -71,6 +71,42 @@ def open_model(store: LabelStore, bundle: Path, provider: Provider = "cpu") -> S
     return predictor
 
 
+def read_scores(
+    predictor: SemanticPredictor,
+    reader: Reader,
+    ids: Sequence[str],
+    taxonomy: Taxonomy,
+    calibration: Calibration | None,
+    *,
+    workers: int = 1,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the share of each class before selection, (n, K), and a doubt (n,) of the images ``ids``.
+
+    The doubt is the mean distance of the prediction set's size from 1; without a calibration, 1 minus the mean top
+    score. Images whose photos cannot be read have no class and no doubt.
+    """
+    thresholds = None if calibration is None else calibration.thresholds
+    grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
+    outputs = ("top", "confidence") if thresholds is None else ("top", "set_size")
+
+    def observe(id: str) -> tuple[NDArray[np.float64], float]:
+        photo = reader.photo(id)
+        if photo is None:
+            return np.zeros(taxonomy.num_targets), 0.0
+        (score_map,) = predictor.run([predictor.prepare(photo, reader.uri(id))])
+        backend = predictor.backend
+        with backend.queue():
+            stats = score_map.decode(taxonomy, size=grid, thresholds=thresholds, outputs=outputs)
+            top, values = backend.download(stats.top, stats.confidence if thresholds is None else stats.set_size)
+        shares = np.bincount(top.ravel(), minlength=taxonomy.num_targets)[: taxonomy.num_targets] / top.size
+        if thresholds is None:
+            return shares, 1 - float(values.mean(dtype=np.float64))
+        return shares, float(np.abs(values.astype(np.float64) - 1).mean())
+
+    rows = list(ordered_map(observe, ids, workers))
+    return np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+
+
 def view_model(
     predictor: SemanticPredictor,
     reader: Reader,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +21,9 @@ REJECT_EXAMPLES = 5
 class Overview:
     """Figures of n images with K classes; the images are in the order of the store."""
 
-    ids: Sequence[str]
+    ids: list[str]
     """(n,): ids of the labels."""
-    uris: Sequence[str]
+    uris: list[str]
     """(n,): an input of each image; "" if its row is missing."""
     pixels: NDArray[np.int64]
     """(n,): pixels of each image."""

@@ -1,0 +1,120 @@
+"""The command that ranks images for people: what to label next, and which labels to doubt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import UsageError
+from .options import (
+    AsStoredOption,
+    FormatOption,
+    IdsOption,
+    JsonOption,
+    PairingOption,
+    ProviderOption,
+    StoreArgument,
+    WorkersOption,
+    print_json,
+    writable_file,
+)
+
+_SHOWN = 10
+
+
+def rank(
+    store: StoreArgument,
+    budget: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Images to choose for labeling; 0: only doubt the labels.")
+    ] = 100,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Queue (.json) to write; --ids of others reads it.")
+    ] = Path("queue.json"),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Calibration of the labels: its rare classes come first.", show_default=False
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Images of the calibration, whose near-duplicates are named; with --labels, their images.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Model of the labels, run again on the candidates; --labels needs it.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABELS",
+            help="True labels of --images to look for errors in: a folder of label maps, or of another format.",
+            show_default=False,
+        ),
+    ] = None,
+    ids: IdsOption = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
+    labels_format: FormatOption = None,
+    provider: ProviderOption = "cpu",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the images that people should label next, and find likely errors in labels that they made.
+
+    The queue prefers images whose labels are doubtful, that show classes which the calibration lacks, and that differ
+    from each other; near-duplicates are left out. `maskmill export-labels --ids queue.json` hands it to CVAT or Label
+    Studio with the labels so far. A queue is no random sample: label some images drawn at random as well.
+    """
+    from ..inputs.labels import open_labels
+    from ..inputs.names import read_ids
+    from ..labels_api import rank as run
+
+    writable_file(output, ".json")
+    if labels is not None and (images is None or model is None):
+        raise UsageError("--labels needs --images SOURCE, which they belong to, and --model BUNDLE, which judges them")
+    if labels is None and (ids or pairing or labels_as_stored or labels_format):
+        raise UsageError("--ids, --pairing, --labels-as-stored and --labels-format apply to --labels; add it")
+    truth = None
+    if labels is not None:
+        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
+    queue = run(
+        store,
+        budget,
+        output=output,
+        calibration=calibration,
+        images=images,
+        model=model,
+        labels=truth,
+        ids=None if ids is None else sorted(read_ids(ids)),
+        provider=provider,
+        workers=workers,
+        progress=not as_json,
+    )
+    if as_json:
+        print_json(queue.to_json())
+        return
+    for number, image in enumerate(queue.images[:_SHOWN], 1):
+        shows = f", shows {', '.join(image.classes)}" if image.classes else ""
+        typer.echo(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.2f}{shows})")
+    for doubt in queue.label_errors[:_SHOWN]:
+        reason = f", {doubt.given} on pixels that look like {doubt.suggested or 'no class'}" if doubt.given else ""
+        typer.echo(f"label {doubt.score:.3f} {doubt.uri} ({doubt.doubted:.1%} doubted{reason})")
+    if queue.calibration_twins:
+        typer.echo(f"warning: {len(queue.calibration_twins)} images are nearly those of the calibration:")
+        for first, second in queue.calibration_twins[:_SHOWN]:
+            typer.echo(f"  {second} is like {first}")
+    parts = [f"{len(queue.images)} of {queue.num_candidates} candidates", f"{len(queue.twins)} near-duplicate pairs"]
+    if labels is not None:
+        parts.append(f"{len(queue.label_errors)} labels judged")
+    typer.echo(f"{output}: {', '.join(parts)}")
