@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .calibration.calibration import Calibration, Control, RuleChoice
     from .calibration.sharing import Group, Unseen
     from .calibration.thresholds import SmallSample, Unit
+    from .labeling.drift import OnDrift
     from .labeling.progress import Progress
     from .labeling.selection import Method, Weight
     from .model.bundle import Bundle
@@ -150,6 +151,7 @@ def label(
     weight: Weight = "none",
     weight_levels: int = 256,
     keep_scores: str | float | None = None,
+    on_drift: OnDrift = "warn",
     limit: int | None = None,
     retry_rejects: bool = False,
     provider: Provider = "cpu",
@@ -173,6 +175,8 @@ def label(
         Weight of each kept pixel, and the number of distinct weights.
     keep_scores
         Keep the scores that :func:`reselect` needs for this alpha and above.
+    on_drift
+        ``stop`` ends the run, with ``drifted`` set, as soon as the images do not look like those of the calibration.
     limit, retry_rejects
         Stop after this many inputs; try inputs again that were rejected before.
     provider, tile, overlap, workers
@@ -206,6 +210,7 @@ def label(
             store,
             classes,
             selection,
+            on_drift=on_drift,
             limit=limit,
             retry_rejects=retry_rejects,
             workers=workers,

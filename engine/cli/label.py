@@ -28,6 +28,7 @@ from .label_options import (
     LevelsOption,
     LimitOption,
     MaxPixelsOption,
+    OnDriftOption,
     OutputOption,
     RequiredCam,
     RequiredSam,
@@ -71,6 +72,7 @@ def label_corpus(
     select: SelectOption = "argmax",
     calibration: CalibrationOption = None,
     threshold: ThresholdOption = None,
+    on_drift: OnDriftOption = "warn",
     taxonomy: TaxonomyOption = None,
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
@@ -101,8 +103,8 @@ def label_corpus(
 ) -> None:
     """Label a corpus with a model. The same command again continues where the run stopped.
 
-    Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 130 if
-    interrupted.
+    Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 3 at a drift
+    alarm with --on-drift stop, 130 if interrupted.
     """
     run = LabelingOptions(
         output=output,
@@ -147,6 +149,7 @@ def label_corpus(
         weight,
         weight_levels,
         keep_scores,
+        on_drift,
     )
 
 
@@ -161,6 +164,7 @@ def label_prompted(
     select: SelectOption = "argmax",
     calibration: CalibrationOption = None,
     threshold: ThresholdOption = None,
+    on_drift: OnDriftOption = "warn",
     taxonomy: TaxonomyOption = None,
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
@@ -190,7 +194,7 @@ def label_prompted(
     """Label a corpus with a classifier and a promptable model: activation maps give points, points give masks.
 
     The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
-    rejected by this run or an earlier one, 130 if interrupted.
+    rejected by this run or an earlier one, 3 at a drift alarm with --on-drift stop, 130 if interrupted.
     """
     run = LabelingOptions(
         output=output,
@@ -236,6 +240,7 @@ def label_prompted(
         weight,
         weight_levels,
         keep_scores,
+        on_drift,
     )
 
 

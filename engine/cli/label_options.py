@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..cluster.runner import Runner
+from ..labeling.drift import OnDrift
 from ..labeling.selection import Method, Weight
 
 OutputOption = Annotated[
@@ -31,6 +32,14 @@ WeightOption = Annotated[
     Weight,
     typer.Option(
         metavar="NAME", help="Weight of each kept pixel: none (1), confidence, pcos (as CSL's code) or pcos-supplement."
+    ),
+]
+OnDriftOption = Annotated[
+    OnDrift,
+    typer.Option(
+        "--on-drift",
+        metavar="NAME",
+        help="If the images do not look like the calibration images: say so at the end (warn), or stop the run (stop).",
     ),
 ]
 LevelsOption = Annotated[

@@ -15,6 +15,7 @@ from ...errors import UsageError
 from ..cluster.job import Job, no_conditions
 from ..cluster.runner import Runner
 from ..inputs.reading.access import Access
+from ..labeling.drift import OnDrift
 from ..labeling.selection import Method, Weight
 from ..predictors.open import load_taxonomy
 from ..runtimes.open import ON_GPU, Provider
@@ -85,6 +86,7 @@ def run_label(
     weight: Weight,
     weight_levels: int,
     keep_scores: str | None,
+    on_drift: OnDrift,
 ) -> None:
     """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes.
 
@@ -104,6 +106,8 @@ def run_label(
         raise UsageError(
             "--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out"
         )
+    if on_drift == "stop" and calibration is None:
+        raise UsageError("--on-drift stop compares with calibration images: give --calibration FILE, or leave it out")
     if run.output is None and not run.dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     common = run.common
@@ -128,14 +132,14 @@ def run_label(
         display.print_estimate(progress, total, as_json=run.as_json)
         return
     assert run.output is not None, "checked above"
-    common["retry_rejects"] = run.retry_rejects
+    common |= {"retry_rejects": run.retry_rejects, "on_drift": on_drift}
     images = open_source(source, **run.opening)
     with display.run_display(as_json=run.as_json) as observer:
         if predictor is None:
             progress = _run_leases(run, gpus, opening, selection, conditions, images, observer)
         else:
             progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
-    finish_run(progress, classes, run.output, run.as_json, thresholds)
+    finish_run(progress, classes, run.output, run.as_json)
 
 
 def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -> None:
@@ -207,20 +211,26 @@ def _run_leases(
     return run_on(pool, job, **options)
 
 
-def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, calibration: Any = None) -> None:
+def finish_run(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
     """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
     from ..labeling.drift import watch_store
     from ..report import display
 
-    drift = None if calibration is None else watch_store(store, calibration)
-
+    drift = watch_store(store)
     if as_json:
-        found = {} if drift is None else {"drift": drift.to_json()}
-        print_json({"event": "summary", **progress.to_json(classes), **found}, indent=None)
+        report = {} if drift is None else {"drift": drift.to_json()}
+        print_json({"event": "summary", **progress.to_json(classes), **report}, indent=None)
     else:
         display.print_summary(progress, classes, store)
         if drift is not None:
             display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
+        if progress.drifted:
+            display.say(
+                "stopped by --on-drift stop: finished images are stored; run the same command with --on-drift warn to "
+                "label the rest"
+            )
+    if progress.drifted:
+        raise typer.Exit(3)
     if progress.interrupted:
         raise typer.Exit(130)
     if progress.rejects or progress.earlier_rejects:

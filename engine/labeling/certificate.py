@@ -63,10 +63,9 @@ def make_certificate(
     """
     run = store.run
     reviews = store.current_reviews().values()
-    drift = None
     if calibration is not None:
         check_same(run, calibration)
-        drift = watch_store(store, calibration)
+    drift = watch_store(store)
     return {
         "format_version": FORMAT_VERSION,
         "maskmill": version("maskmill"),
@@ -83,7 +82,7 @@ def make_certificate(
             "images": len(reviews),
             "reviewers": sorted({review.reviewer for review in reviews}),
         },
-        "origin": {key: value for key, value in run.items() if key not in ("calibration", "thresholds")},
+        "origin": {key: value for key, value in run.items() if key not in ("calibration", "thresholds", "drift")},
     }
 
 

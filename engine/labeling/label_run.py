@@ -24,6 +24,7 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from ..predictors.segment_everything import SegmentEverything
 from ..store.label_store import SEGMENTS, LabelStore
+from .drift import OnDrift, RunWatch, drift_record
 from .history import add_run
 from .progress import Progress
 from .selection import Selection
@@ -46,6 +47,7 @@ def label(
     limit: int | None = None,
     retry_rejects: bool = False,
     max_pixels: int | None = None,
+    on_drift: OnDrift = "warn",
     observer: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Label every input of ``source`` that the store does not hold yet.
@@ -68,6 +70,9 @@ def label(
         Retry inputs that were rejected before.
     max_pixels
         Largest image to accept, in pixels.
+    on_drift
+        With a calibration: ``stop`` ends the run, with ``drifted`` set, as soon as the images do not look like those of
+        the calibration; ``warn`` labels all of them.
     observer
         Called about twice per second and at the end with the counts so far.
 
@@ -79,9 +84,10 @@ def label(
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
     if selection.keeper is not None:
         selection.keeper.write(store.path)
-    items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
+    watch = RunWatch.of(store, on_drift)
+    items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit, watch)
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
-    return _execute(stages, items, earlier, taxonomy.num_targets, store, observer)
+    return _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch)
 
 
 def segment(
@@ -128,7 +134,12 @@ def dry_run(
 
 def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
     """Return everything that decides the labels of a store; runs with different records never share a store."""
-    return {**conditions(predictor, taxonomy), "classes": taxonomy.to_json(), **selection.record()}
+    return {
+        **conditions(predictor, taxonomy),
+        "classes": taxonomy.to_json(),
+        **selection.record(),
+        **drift_record(selection),
+    }
 
 
 def segment_record(predictor: SegmentEverything) -> dict[str, Any]:
@@ -148,14 +159,27 @@ def _execute(
     num_targets: int,
     store: LabelStore | None,
     observer: Callable[[Progress], None] | None,
+    watch: RunWatch | None = None,
 ) -> Progress:
-    """Process items into a store, or only count them without one."""
+    """Process items into a store, or only count them without one; ``watch`` may stop the run."""
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
     progress.source.skipped = stages.source.skipped
-    writer = Writer(progress, store)
-    stages.execute(
-        ((item, writer) for item in items), progress, idle=writer.idle, finish=writer.flush, observer=observer
-    )
+    writer = Writer(progress, store, None if watch is None else watch.add)
+
+    def inputs() -> Iterator[tuple[Item, Writer]]:
+        for item in items:
+            if watch is not None and watch.stop.is_set():
+                return
+            yield item, writer
+
+    def observe(progress: Progress) -> None:
+        if watch is not None:
+            watch.poll()
+        if observer is not None:
+            observer(progress)
+
+    stages.execute(inputs(), progress, idle=writer.idle, finish=writer.flush, observer=observe)
+    progress.drifted = watch is not None and watch.stop.is_set()
     if store is not None:
         add_run(store.path, progress)
     return progress
@@ -168,8 +192,12 @@ def _plan(
     shard_of: tuple[int, int] | None,
     retry_rejects: bool,
     limit: int | None,
+    watch: RunWatch | None = None,
 ) -> tuple[list[Item], Counter[str]]:
-    """List the inputs to process, and count by kind of error the rejects of earlier runs that are passed over."""
+    """List the inputs to process, and count by kind of error the rejects of earlier runs that are passed over.
+
+    With a watch for drift, its sample comes first.
+    """
     rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
     earlier: dict[str, str] = {}
 
@@ -179,12 +207,13 @@ def _plan(
                 earlier[item.uri] = rejects[item.uri]
             yield item
 
-    plan = store.plan(watched(_chosen(source, shard_of)), retry_rejects=retry_rejects, condition=predictor.condition)
-    items = list(islice(plan, limit))
+    chosen = _chosen(source if watch is None else watch.observe(source), shard_of)
+    plan = store.plan(watched(chosen), retry_rejects=retry_rejects, condition=predictor.condition)
+    items = list(islice(plan, limit)) if watch is None else watch.order(list(plan), limit)
     for item in items:  # a file that changed is processed again
         earlier.pop(item.uri, None)
     return items, Counter(earlier.values())
 
 
-def _chosen(source: Source, shard_of: tuple[int, int] | None) -> Iterable[Item]:
+def _chosen(source: Iterable[Item], shard_of: tuple[int, int] | None) -> Iterable[Item]:
     return source if shard_of is None else shard(source, *shard_of)

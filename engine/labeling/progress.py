@@ -49,6 +49,8 @@ class Progress:
     """True if the run was stopped before its end."""
     warnings: list[str] = field(default_factory=list)
     """Faults that did not end the run, such as the death of a worker process."""
+    drifted: bool = False
+    """True if the run stopped because its images do not look like the calibration images."""
 
     @property
     def inputs(self) -> int:
@@ -142,6 +144,7 @@ class Progress:
             "source": self.summary().to_json(),
             "interrupted": self.interrupted,
             "warnings": list(self.warnings),
+            "drifted": self.drifted,
             "seconds": self.seconds,
             "images_per_second": self.rate,
             "kept": self.kept_share,

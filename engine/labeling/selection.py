@@ -124,6 +124,12 @@ class Selection:
         if self.calibration is not None:
             self.calibration.check(predictor, taxonomy)
 
+    def drift_reference(self) -> NDArray[np.float64] | None:
+        """Return the statistics (n, J) of the calibration images, in which drift is watched; None without them."""
+        if self.calibration is None or not self.calibration.counts.num_images:
+            return None
+        return self.calibration.counts.statistics
+
     def record(self) -> dict[str, Any]:
         """Return all that decides labels and weights, as plain data for the run record."""
         record: dict[str, Any] = {
@@ -170,15 +176,12 @@ class Selected:
     """Share of pixels that carry a label."""
     confidence: float
     """Mean score of the top class over the kept pixels; 0 if no pixel is kept."""
-    drift: float | None = None
-    """Mean score of the top class over all pixels, which the drift watch compares with calibration; None without
-    classes."""
     scores: bytes | None = None
     """Encoded scores for later selections; None if the selection keeps none."""
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
-    """Decode, select and weight one image on the device of its scores; only two maps and three numbers reach the host.
+    """Decode, select and weight one image on the device of its scores; only two maps and two numbers reach the host.
 
     Raises :class:`ImageError` of the kind ``not-finite`` for scores with NaN or infinity.
     """
@@ -197,7 +200,7 @@ def select_batch(
         for score_map in score_maps:
             label, weight, confidence = _maps(score_map, taxonomy, selection)
             total = backend.xp.where(label == taxonomy.ignore_index, np.float32(0), confidence).sum(dtype=np.float64)
-            numbers = [total, confidence.min().astype(np.float64), confidence.mean(dtype=np.float64)]
+            numbers = [total, confidence.min().astype(np.float64)]
             arrays += [label, weight, backend.xp.stack(numbers)]
         arrays = backend.download(*arrays)
         selected = [
@@ -219,8 +222,8 @@ def _selected(
     numbers: NDArray[np.float64],
     taxonomy: Taxonomy,
 ) -> Selected | ImageError:
-    """Count the pixels of maps on the host; ``numbers``: sum of kept, lowest and mean top score."""
-    (total, lowest, mean), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
+    """Count the pixels of maps on the host; ``numbers``: sum of kept, and lowest top score."""
+    (total, lowest), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
     if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
         return ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels
     counts = np.bincount(label.ravel(), minlength=ignore + 1)
@@ -231,7 +234,6 @@ def _selected(
         counts=counts[: taxonomy.num_targets],
         kept=num_kept / label.size,
         confidence=float(total) / num_kept if num_kept else 0.0,
-        drift=float(mean),
     )
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
+from types import MappingProxyType
 from typing import Any
 
 from ...errors import ImageError, SessionError, UsageError
 from ...kernels.processors import usable_processors
+from ..calibration.drift.statistics import sample_picture
 from ..inputs.identity import labels_id
 from ..inputs.reading.access import Cancelled
 from ..inputs.sources import Item, Source
@@ -25,6 +28,7 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.segment_everything import SegmentEverything, SegmentMap
 from ..store.label_store import InputRow, LabelRow
+from .drift import Describer
 from .progress import Progress
 from .selection import Selected, Selection, select_batch, select_segments
 from .thread_stages import Pipeline
@@ -44,6 +48,7 @@ class _Job:
     id: str | None = None
     num_bytes: int = 0
     prepared: Any = None
+    picture: Any = None
     score_map: ScoreMap | SegmentMap | None = None
     error: ImageError | None = None
 
@@ -58,6 +63,7 @@ class Stages:
         select: Callable[[Sequence[Any]], list[Selected | ImageError]],
         workers: int | None,
         max_pixels: int | None,
+        describer: Describer | None = None,
     ) -> None:
         if workers is not None and workers < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
@@ -65,6 +71,7 @@ class Stages:
         """Images that the stages read."""
         self._predictor = predictor
         self._select_maps = select
+        self._describer = describer
         self._workers = workers or usable_processors()
         self._decode_options = {} if max_pixels is None else {"max_pixels": max_pixels}
 
@@ -80,7 +87,9 @@ class Stages:
         max_pixels: int | None = None,
     ) -> Stages:
         """Return the stages that label by classes; parameters as in :func:`label`."""
-        return cls(predictor, source, partial(_select, taxonomy, selection), workers, max_pixels)
+        statistics = selection.drift_reference()
+        describer = None if statistics is None else Describer(statistics, taxonomy)
+        return cls(predictor, source, partial(_select, taxonomy, selection), workers, max_pixels, describer)
 
     @classmethod
     def segmenting(
@@ -155,8 +164,9 @@ class Stages:
     def _prepare(self, job: _Job, image: Any) -> _Job:
         if isinstance(image, ImageError):
             return replace(job, error=image)
+        picture = None if self._describer is None else sample_picture(image, self._predictor.backend)
         try:
-            return replace(job, prepared=self._predictor.prepare(image, job.item.uri))
+            return replace(job, prepared=self._predictor.prepare(image, job.item.uri), picture=picture)
         except ImageError as error:
             return replace(job, error=error)
 
@@ -176,7 +186,15 @@ class Stages:
     def _select(self, jobs: list[_Job]) -> list[tuple[Writer, Done]]:
         maps = [job.score_map for job in jobs if job.score_map is not None]
         selected = iter(self._select_maps(maps) if maps else ())
-        return [(job.writer, _finished(job, None if job.score_map is None else next(selected))) for job in jobs]
+        columns: Iterator[Mapping[str, Any]] = repeat({})
+        if self._describer is not None:
+            pictures = [job.picture for job in jobs if job.score_map is not None]
+            score_maps = [score_map for score_map in maps if isinstance(score_map, ScoreMap)]
+            columns = iter(self._describer.columns(score_maps, pictures))
+        return [
+            (job.writer, _finished(job) if job.score_map is None else _finished(job, next(selected), next(columns)))
+            for job in jobs
+        ]
 
 
 def run_pipeline(
@@ -238,7 +256,9 @@ def _write(results: list[tuple[Writer, Done]]) -> list[Any]:
     return []
 
 
-def _finished(job: _Job, selected: Selected | ImageError | None) -> Done:
+def _finished(
+    job: _Job, selected: Selected | ImageError | None = None, columns: Mapping[str, Any] = MappingProxyType({})
+) -> Done:
     item, error = job.item, job.error
     if isinstance(selected, ImageError):
         error, selected = selected, None
@@ -263,8 +283,8 @@ def _finished(job: _Job, selected: Selected | ImageError | None) -> Done:
         counts=selected.counts,
         kept=selected.kept,
         confidence=selected.confidence,
-        drift=selected.drift,
         scores=selected.scores,
+        **columns,
     )
     return Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -48,13 +48,14 @@ class Done:
 class Writer:
     """Counts finished inputs and commits them in batches, labels before the inputs that point to them.
 
-    Without a sink it only counts.
+    Without a sink it only counts. ``observer`` is called with every input.
     """
 
-    def __init__(self, progress: Progress, sink: Sink | None) -> None:
+    def __init__(self, progress: Progress, sink: Sink | None, observer: Callable[[Done], None] | None = None) -> None:
         self.progress = progress
         """Counts of the inputs that were written."""
         self._sink = sink
+        self._observer = observer
         self._claimed: set[str] = set()
         self._claim_lock = threading.Lock()
         self._labels: list[LabelRow] = []
@@ -75,6 +76,8 @@ class Writer:
 
     def write(self, done: Done) -> None:
         """Accept a finished input; commits when a batch is full or old enough."""
+        if self._observer is not None:
+            self._observer(done)
         self.progress.input_bytes += done.num_bytes
         if done.label is not None:
             self._add_label(done.label, done.input)

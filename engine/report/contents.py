@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..labeling.certificate import promise
+from ..labeling.drift import watch_store
 from ..store.label_store import SEGMENTS, LabelStore
 
 _GROUPS = {
@@ -35,6 +36,8 @@ def describe_store(store: LabelStore) -> list[str]:
     elif "select" in run:
         lines += [f"selection: {_selection(run)}", f"promise: {promise(run)}", f"weight: {_weight(run)}"]
     lines += _coverage(store)
+    if (drift := watch_store(store)) is not None:
+        lines.append(f"drift: {drift.sentence()}")
     lines.append(f"reviews in force: {len(store.current_reviews()):,}")
     return lines
 

@@ -92,7 +92,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         f"{store}: {run.images} images labeled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
         f"{run.duplicates} duplicates, {rejects} rejected"
     )
-    if run.inputs == 0:
+    if run.inputs == 0 and not run.drifted:
         done = "holds or has rejected" if run.earlier_rejects else "holds"
         say(f"nothing to do: the store {done} every input already")
         _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
@@ -115,7 +115,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
     _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
     for warning in dict.fromkeys(run.warnings):
         say(f"warning: {warning}")
-    if run.interrupted:
+    if run.interrupted and not run.drifted:
         say("interrupted: finished images are stored; run the same command to resume")
 
 

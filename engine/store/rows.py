@@ -46,9 +46,9 @@ class LabelRow:
     features: Sequence[float] | NDArray[np.float32] | None = None
     """Feature vector of the model, if it has one."""
     drift: float | None = None
-    """Number that the drift watch compares with calibration."""
+    """Distance of the image's statistics from those of the calibration images."""
     statistics: str | None = None
-    """JSON object of further numbers."""
+    """JSON object of numbers that describe the image, in which drift is watched."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ Later features fill columns that are empty today; they add none.
                 beginning with a version byte. The run record holds what is common to all rows (alpha, steps).
 ``instances``   null, or the image's objects (class, score, box, mask), encoded, beginning with a version byte
 ``features``    null, or the model's feature vector (float32), for drift, diversity and near-duplicates
-``drift``       null, or the number that the drift watch compares with calibration. The state of the watch follows
-                from these numbers in the order of the plan, so it needs no place of its own.
-``statistics``  null, or a JSON object of further numbers per image, for reports and ranking
+``drift``       null, or the distance of the image's statistics from those of the calibration images
+``statistics``  null, or a JSON object of numbers that describe the image, in which drift is watched. The state of the
+                watch follows from them, the run record and the order of the plan; it needs no place of its own.
 ``extra_hash``  null if the five columns above are null, else their 16-byte hash. It is separate, so that reading a
                 label map checks the row without reading stored scores.
 ==============  =====================================================================================================

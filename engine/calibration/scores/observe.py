@@ -20,6 +20,7 @@ from ...inputs.sources import Item, Source
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import Predictor, ScoreMap
 from ...predictors.resampling import resample_nearest
+from ..drift.statistics import describe_images, sample_picture
 from .pixel_samples import Draw, PixelSamples, class_values, draw_pixels
 from .score_counts import ScoreCounts, counts_of, queue_counts
 from .score_spill import NO_CLASS, ScoreSpill
@@ -87,11 +88,12 @@ class Observations:
         self, predictor: Predictor, source: Source, labeled: LabeledSource, chunk: Sequence[Item], first: int
     ) -> list[_Observation]:
         """Run the model on a batch, the first of whose images has the number ``first``, and download its results."""
-        prepared, truths, names = [], [], []
+        prepared, pictures, truths, names = [], [], [], []
         for item in chunk:
             try:
                 data = source.read(item)
                 image = predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
+                pictures.append(sample_picture(image, predictor.backend))
                 prepared.append(predictor.prepare(image, item.uri))
             except ImageError as error:
                 raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; fix it or leave it out") from error
@@ -113,13 +115,14 @@ class Observations:
                 classes = backend.xp.where(ignored, np.uint16(NO_CLASS), truth_there.astype(np.uint16))
                 scores = _queue_true_scores(score_map, truth_there, self._taxonomy)
                 queued.append((scores, classes, draw, score_map.activation))
-                results += queue_counts(score_map, truth_there, scores, self._taxonomy)
+                results.append(queue_counts(score_map, truth_there, scores, self._taxonomy))
                 results.append(class_values(score_map, truth.shape, draw))
             downloads = backend.download(*results)
+        statistics = describe_images(maps, pictures, self._taxonomy)
         observations = []
         for index, (name, (scores, classes, draw, activation)) in enumerate(zip(names, queued, strict=True)):
-            tables, confidence, values = downloads[3 * index : 3 * index + 3]
-            counts = counts_of(name, tables, float(confidence))
+            tables, values = downloads[2 * index : 2 * index + 2]
+            counts = counts_of(name, tables, statistics[index])
             observations.append(_Observation(scores, classes, backend, counts, draw, values, activation))
         return observations
 

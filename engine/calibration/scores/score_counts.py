@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from .... import kernels
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
+from ..drift.statistics import STATISTICS
 
 _LOGITS = np.arange(-20 * 16, 14 * 16 + 1) / 16
 UPPER: NDArray[np.float32] = np.append(1 / (1 + np.exp(-_LOGITS)), [1.0, np.inf]).astype(np.float32)
@@ -37,8 +38,9 @@ class ScoreCounts:
 
     ids: tuple[str, ...]
     """(n,): content hash of each image's file."""
-    confidence: NDArray[np.float64]
-    """(n,): mean score of the top class over all pixels of each image, ignored ones included; for drift."""
+    statistics: NDArray[np.float64]
+    """(n, J): statistics of each image that drift is watched in; see
+    :data:`~maskmill.engine.calibration.drift.statistics.STATISTICS`."""
     image: NDArray[np.int64]
     """(R,): index of the row's image."""
     target: NDArray[np.int64]
@@ -59,7 +61,7 @@ class ScoreCounts:
     def empty(cls) -> ScoreCounts:
         """Return counts of no image."""
         rows, bins = np.empty(0, np.int64), np.empty((0, NUM_BINS), np.uint32)
-        return cls((), np.empty(0), rows, rows, bins, bins, bins)
+        return cls((), np.empty((0, len(STATISTICS))), rows, rows, bins, bins, bins)
 
     def pixels(self, num_targets: int) -> NDArray[np.int64]:
         """(n, K): number of pixels of each class in each image."""
@@ -80,7 +82,7 @@ class ScoreCounts:
         rows = rows[np.argsort(position[self.image[rows]], kind="stable")]
         return ScoreCounts(
             tuple(self.ids[index] for index in indices),
-            self.confidence[indices],
+            self.statistics[indices],
             position[self.image[rows]],
             self.target[rows],
             self.true[rows],
@@ -95,14 +97,15 @@ class ScoreCounts:
         starts = np.cumsum([0, *(part.num_images for part in parts)])
         return cls(
             ids,
-            np.concatenate([part.confidence for part in parts]),
+            np.concatenate([part.statistics for part in parts]),
             np.concatenate([part.image + start for part, start in zip(parts, starts[:-1], strict=True)]),
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "true", "hits", "wrong")),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Pack the counts as plain data: the non-zero ones, compressed."""
-        packed: dict[str, Any] = {"ids": list(self.ids), "bins": NUM_BINS, "confidence": self.confidence.tolist()}
+        packed: dict[str, Any] = {"ids": list(self.ids), "bins": NUM_BINS}
+        packed["statistics"] = self.statistics.tolist()
         packed["image"], packed["target"] = _pack(self.image, "<u4"), _pack(self.target, "<u2")
         for name in ("true", "hits", "wrong"):
             counts = getattr(self, name).ravel()
@@ -115,36 +118,40 @@ class ScoreCounts:
         """Unpack :meth:`to_json`; raises KeyError, TypeError or ValueError if it is damaged."""
         if packed["bins"] != NUM_BINS:
             raise ValueError(f"its scores are counted in {packed['bins']} bins, {NUM_BINS} are expected")
+        statistics = np.array(packed["statistics"], np.float64).reshape(-1, len(STATISTICS))
+        if len(statistics) != len(packed["ids"]):
+            raise ValueError(f"it has statistics of {len(statistics)} images, {len(packed['ids'])} are expected")
         image, target = _unpack(packed["image"], "<u4"), _unpack(packed["target"], "<u2")
         tables = []
         for name in ("true", "hits", "wrong"):
             counts = np.zeros(len(image) * NUM_BINS, np.uint32)
             counts[np.cumsum(_unpack(packed[name]["steps"], "<u4"))] = _unpack(packed[name]["counts"], "<u4")
             tables.append(counts.reshape(len(image), NUM_BINS))
-        return cls(tuple(packed["ids"]), np.array(packed["confidence"], np.float64), image, target, *tables)
+        return cls(tuple(packed["ids"]), statistics, image, target, *tables)
 
 
-def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> tuple[Any, Any]:
+def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> Any:
     """Count the scores of one image on the backend of its map; call it inside the backend's ``queue()``.
 
     ``truth`` (H, W) holds target indices or the ignore index, ``scores`` (H, W) float32 the nonconformity score of each
-    pixel's true class, both on the backend. Returns the tables (3, K, B) of :func:`maskmill.kernels.binned_counts` and
-    the mean score of the top class, () float64.
+    pixel's true class, both on the backend. Returns the tables (3, K, B) of :func:`maskmill.kernels.binned_counts`.
     """
-    stats = score_map.decode(taxonomy, size=truth.shape, outputs=("top", "confidence"))
-    best = score_map.decode(taxonomy, size=truth.shape, truth=stats.top, outputs=("true_score",)).true_score
+    top = score_map.decode(taxonomy, size=truth.shape, outputs=("top",)).top
+    best = score_map.decode(taxonomy, size=truth.shape, truth=top, outputs=("true_score",)).true_score
     edges = score_map.backend.constant(UPPER)
-    tables = kernels.binned_counts(
-        scores, truth, stats.top, best, edges, num_classes=max(taxonomy.num_targets, 1), ignore=taxonomy.ignore_index
+    return kernels.binned_counts(
+        scores, truth, top, best, edges, num_classes=max(taxonomy.num_targets, 1), ignore=taxonomy.ignore_index
     )
-    return tables, stats.confidence.mean(dtype=np.float64)
 
 
-def counts_of(name: str, tables: NDArray[np.uint32], confidence: float) -> ScoreCounts:
-    """Return the counts of the image with the content hash ``name``, from the results of :func:`queue_counts`."""
+def counts_of(name: str, tables: NDArray[np.uint32], statistics: NDArray[np.float64]) -> ScoreCounts:
+    """Return the counts of the image with the content hash ``name``, from the tables of :func:`queue_counts`.
+
+    ``statistics`` (J,) are those of the image that drift is watched in.
+    """
     targets = np.flatnonzero(tables[0].any(axis=1) | tables[2].any(axis=1))
     true, hits, wrong = tables[:, targets]
-    return ScoreCounts((name,), np.array([confidence]), np.zeros(len(targets), np.int64), targets, true, hits, wrong)
+    return ScoreCounts((name,), statistics[None], np.zeros(len(targets), np.int64), targets, true, hits, wrong)
 
 
 def _pack(values: NDArray[Any], dtype: str) -> str:

@@ -28,6 +28,7 @@ from ...model.png import encode_png
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
 from ...store.rows import ReviewRow
+from ..drift import StoredWatch, drift_record
 from ..kept.encoding import decode_scores
 from ..kept.keep import load_kept_calibration
 from ..kept.levels import ScoreLevels
@@ -41,7 +42,17 @@ from .decide import KeptSelection
 READ_ROWS = 32
 """Rows that a worker reads together."""
 
-_SELECTION_KEYS = ("select", "rule", "weight", "weight_levels", "threshold", "thresholds", "calibration", "kept_scores")
+_SELECTION_KEYS = (
+    "select",
+    "rule",
+    "weight",
+    "weight_levels",
+    "threshold",
+    "thresholds",
+    "calibration",
+    "kept_scores",
+    "drift",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +146,7 @@ def reselect(
     progress.planned = len(items)
     target.commit_reviews(_corrections(source))
     writer = Writer(progress, target)
-    work = _Worker(source, decide, writer)
+    work = _Worker(source, decide, writer, StoredWatch.of(target.run))
     pipeline = Pipeline(items, ahead=2 * READ_ROWS)
     threads = workers or usable_processors()
     pipeline.add_stage(("read", work.read), ("select", work.select), threads=threads, batch=READ_ROWS)
@@ -147,13 +158,17 @@ def reselect(
 def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
     """Return the run record of the new store: that of ``source`` with another selection, and where it came from."""
     made_with = {name: value for name, value in source.run.items() if name not in _SELECTION_KEYS}
-    before = {name: source.run[name] for name in _SELECTION_KEYS if name in source.run and name != "kept_scores"}
+    before = {
+        name: source.run[name]
+        for name in _SELECTION_KEYS
+        if name in source.run and name not in ("kept_scores", "drift")
+    }
     origin = {
         "store": str(source.path.resolve()),
         "selection": before,
         "kept_scores": source.run["kept_scores"]["alpha"],
     }
-    return {**made_with, **selection.record(), "reselected_from": origin}
+    return {**made_with, **selection.record(), **drift_record(selection), "reselected_from": origin}
 
 
 def _kept_record(store: LabelStore) -> Mapping[str, Any]:
@@ -216,10 +231,11 @@ def _corrections(source: LabelStore) -> list[ReviewRow]:
 class _Worker:
     """Functions of the stages."""
 
-    def __init__(self, source: LabelStore, decide: KeptSelection, writer: Writer) -> None:
+    def __init__(self, source: LabelStore, decide: KeptSelection, writer: Writer, watch: StoredWatch | None) -> None:
         self._source = source
         self._decide = decide
         self._writer = writer
+        self._watch = watch
 
     def read(self, inputs: list[InputRow]) -> list[tuple[InputRow, LabelRow | None]]:
         """Read the rows of inputs whose labels the new store does not hold yet."""
@@ -258,4 +274,5 @@ class _Worker:
             kept=selected.kept,
             confidence=selected.confidence,
             scores=None,
+            drift=None if self._watch is None else self._watch.distance_of(row.statistics),
         )

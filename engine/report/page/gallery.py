@@ -87,12 +87,10 @@ def choose_groups(
     *,
     size: int,
     accuracy: Mapping[str, float] | None = None,
-    strangeness: NDArray[np.float64] | None = None,
 ) -> list[Group]:
     """Choose up to ``size`` images for each kind, and two for each class.
 
-    ``accuracy`` maps ids to the share of right labels, if the truth is known; ``strangeness`` (n,) is larger for images
-    less like those of the calibration.
+    ``accuracy`` maps ids to the share of right labels, if the truth is known.
     """
     num = overview.num_images
     everything = np.arange(num)
@@ -115,9 +113,11 @@ def choose_groups(
         groups.append(_ranked("worst", "Worst", note, overview.kept, size))
     best = -overview.kept - 1e-3 * overview.top_score
     groups.append(_ranked("best", "Best", "The largest share of pixels with a label.", best, size))
-    if strangeness is not None:
-        note = "A mean top score that is rare among the calibration images."
-        groups.append(_ranked("unlike", "Least like calibration", note, -strangeness, size))
+    if not np.isnan(overview.distance).all():
+        note = (
+            "The largest distance from the calibration images, in brightness, sharpness, scores and other statistics."
+        )
+        groups.append(_ranked("unlike", "Least like calibration", note, -overview.distance, size))
     groups.append(_by_class(overview, taxonomy))
     return [group for group in groups if group.images]
 

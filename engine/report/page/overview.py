@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -9,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...calibration.calibration import Calibration
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import LabelStore
 
@@ -33,6 +33,8 @@ class Overview:
     """(n,): share of pixels with a label."""
     top_score: NDArray[np.float64]
     """(n,): mean score of the top class over all pixels; over the labeled ones if the store has no other."""
+    distance: NDArray[np.float64]
+    """(n,): distance of each image from the calibration images; NaN without calibration."""
     num_inputs: int
     """Number of inputs, rejects and duplicates included."""
     rejects: Counter[str] = field(default_factory=Counter)
@@ -57,28 +59,18 @@ class Overview:
         """Share of all pixels with a label."""
         return float(self.counts.sum() / max(int(self.pixels.sum()), 1))
 
-    def strangeness(self, calibration: Calibration) -> NDArray[np.float64]:
-        """(n,): 1 minus the two-sided rank of the mean top score among the calibration images; 1 is most unlike them.
-
-        Images beyond all calibration images are ordered by their distance from the mean.
-        """
-        reference = np.sort(calibration.counts.confidence)
-        below = np.searchsorted(reference, self.top_score, side="left")
-        upto = np.searchsorted(reference, self.top_score, side="right")
-        num = len(reference) + 1
-        tail = np.minimum(1 + upto, num - below) / num
-        distance = np.abs(self.top_score - reference.mean()) / max(float(np.ptp(reference)), 1e-9)
-        return 1 - np.minimum(2 * tail, 1) + 1e-3 * np.minimum(distance, 10)
-
 
 def read_overview(store: LabelStore) -> Overview:
     """Read the figures of a store in one pass over its small columns; maps are not read. Raises StoreError."""
-    table = store.table(["id", "width", "height", "counts", "kept", "confidence", "drift"]).combine_chunks()
+    table = store.table(
+        ["id", "width", "height", "counts", "kept", "confidence", "drift", "statistics"]
+    ).combine_chunks()
     ids = table["id"].to_pylist()
     num_targets = Taxonomy.from_json(store.classes).num_targets
     flat = pa.chunked_array(table["counts"]).combine_chunks().flatten().to_numpy(zero_copy_only=False)
     width, height, kept, confidence = (table[name].to_numpy() for name in ("width", "height", "kept", "confidence"))
-    drift = table["drift"].to_numpy().astype(np.float64)
+    statistics = [None if text is None else json.loads(text)["top score"] for text in table["statistics"].to_pylist()]
+    top_score = np.array(statistics, np.float64)
     inputs = store.table(["uri", "id", "error", "message"], "inputs")
     uri_of: dict[str, str] = {}
     rejects: Counter[str] = Counter()
@@ -96,7 +88,8 @@ def read_overview(store: LabelStore) -> Overview:
         pixels=width.astype(np.int64) * height,
         counts=flat.reshape(len(ids), -1)[:, :num_targets] if ids else np.zeros((0, num_targets), np.int64),
         kept=kept,
-        top_score=np.where(np.isnan(drift), confidence, drift),
+        top_score=np.where(np.isnan(top_score), confidence, top_score),
+        distance=table["drift"].to_numpy().astype(np.float64),
         num_inputs=len(inputs),
         rejects=rejects,
         reject_examples=examples,

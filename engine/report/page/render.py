@@ -26,7 +26,7 @@ from ...calibration.calibration import Calibration
 from ...inputs.labels import LabelSource
 from ...inputs.ordered_map import ordered_map
 from ...labeling.certificate import check_same
-from ...labeling.drift import watch_store
+from ...labeling.drift import StoredWatch, watch_store
 from ...labeling.history import read_history
 from ...model.publishing import write_atomically
 from ...model.taxonomy import Taxonomy
@@ -89,7 +89,6 @@ def write_report(
         classes,
         size=num_pictures,
         accuracy=accuracy,
-        strangeness=None if calibration is None else overview.strangeness(calibration),
     )
     reader = Reader(store, overview)
     numbers = list(dict.fromkeys(number for group in groups for number in group.images))
@@ -138,8 +137,7 @@ def page_context(
     classes = Taxonomy.from_json(store.classes)
     coverage = None if calibration is None else sections.coverage_section(calibration)
     truth = sections.truth_section(quality)
-    watch = None if calibration is None else watch_store(store, calibration)
-    drift = sections.drift_section(overview, calibration, watch)
+    drift = sections.drift_section(overview, StoredWatch.of(store.run), watch_store(store))
     speed = sections.speed_section(read_history(store.path))
     lines = [line.partition(": ")[::2] for line in describe_store(store)]
     hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)))

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ...calibration.calibration import Calibration
-from ...calibration.drift import DriftReport
+from ...calibration.drift.report import DriftReport
 from ...calibration.risk import LabelLosses
+from ...labeling.drift import StoredWatch
 from ...model.taxonomy import Taxonomy
 from ..evaluate import Quality
 from . import charts
@@ -221,24 +222,22 @@ def truth_section(quality: Quality | None) -> dict[str, Any] | None:
     }
 
 
-def drift_section(
-    overview: Overview, calibration: Calibration | None, drift: DriftReport | None
-) -> dict[str, Any] | None:
-    """Compare the mean top scores of the store's images with those of the calibration; None without calibration."""
-    if calibration is None or drift is None:
+def drift_section(overview: Overview, settings: StoredWatch | None, drift: DriftReport | None) -> dict[str, Any] | None:
+    """Compare distances of the store's images and of the calibration images from the latter; None without them."""
+    if settings is None or drift is None:
         return None
-    both = np.concatenate([overview.top_score, calibration.counts.confidence])
+    own = settings.distance.own
+    distances = overview.distance[np.isfinite(overview.distance)]
+    both = np.concatenate([distances, own])
     edges = np.linspace(float(both.min()), float(both.max()) + 1e-9, _BINS + 1)
-    above, below = (
-        np.histogram(values, bins=edges)[0].astype(float)
-        for values in (overview.top_score, calibration.counts.confidence)
-    )
+    above, below = (np.histogram(values, bins=edges)[0].astype(float) for values in (distances, own))
     return {
         "alarm": drift.alarm is not None,
         "sentence": drift.sentence(),
         "chart": charts.mirrored(
             above, below, edges, ("these images", "calibration images"),
-            "mean top score of an image", "Mean top score of these images and of the calibration images",
+            "distance of an image from the calibration images",
+            "Distance of these images, and of the calibration images, from the calibration images",
         ),
     }  # fmt: skip
 

@@ -52,7 +52,7 @@ class Answers:
         scripts = ["viewer.js", "live.js", *(() if self._reviewer is None else ("review.js",))]
         data = page_data(classes, version=snapshot.version, size=PAGE, seconds=SECONDS, key=self.key)
         orders = [*_ORDERS]
-        if self._live.calibration is not None:
+        if "drift" in snapshot.store.run:
             orders.append(("unlike", "least like calibration"))
         return render(
             "live.html",

@@ -111,9 +111,9 @@ class LiveStore:
         return numbers[np.argsort(self._keys(overview, query.order)[numbers], kind="stable")]
 
     def _keys(self, overview: Overview, order: str) -> NDArray[np.float64]:
-        if order == "unlike" and self.calibration is not None:
-            return -overview.strangeness(self.calibration)
         keys = {"doubt": overview.top_score, "least": overview.kept, "most": -overview.kept}
+        if not np.isnan(overview.distance).all():
+            keys["unlike"] = -overview.distance
         if order not in keys:
             raise UsageError(f"the order must be one of {', '.join(get_args(Order))}, got {order!r}")
         return keys[order]

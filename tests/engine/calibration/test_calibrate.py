@@ -14,8 +14,6 @@ from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.calibration.choose import choose
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.labeling.drift import watch_store
-from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
@@ -435,23 +433,3 @@ def test_controls_that_promise_nothing_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         run(bundle, photos, **options)
-
-
-def test_a_label_run_notices_images_unlike_those_of_the_calibration(
-    bundle: Bundle, photos: Path, tmp_path: Path
-) -> None:
-    predictor, taxonomy = SemanticPredictor(bundle, OnnxSession(bundle)), Taxonomy.of_model(bundle)
-    calibration = run(bundle, photos)
-    (tmp_path / "dark").mkdir()
-    for path in (photos / "images").iterdir():
-        Image.fromarray((np.asarray(Image.open(path)) * 0.3).astype(np.uint8)).save(tmp_path / "dark" / path.name)
-    reports = {}
-    for name, folder in (("same", photos / "images"), ("dark", tmp_path / "dark")):
-        label(predictor, open_source(folder), tmp_path / f"{name}-labels", taxonomy, Selection.conformal(calibration))
-        reports[name] = watch_store(tmp_path / f"{name}-labels", calibration)
-    same, dark = reports["same"], reports["dark"]
-    assert same is not None
-    assert dark is not None
-    assert (same.alarm, same.mean) == (None, pytest.approx(same.calibration_mean))
-    assert dark.alarm is not None
-    assert "do not look like the calibration images" in dark.sentence()

@@ -38,7 +38,7 @@ def observed(folder: Path, num: int = 30, seed: int = 0) -> tuple[BinnedScores, 
         )
         truth = truth.astype(np.uint8)
         scores = true_scores(score_map, truth, TAXONOMY)
-        parts.append(counts_of(str(index), *queue_counts(score_map, truth, scores, TAXONOMY)))
+        parts.append(counts_of(str(index), queue_counts(score_map, truth, scores, TAXONOMY), np.zeros(9)))
         draw = draw_pixels(truth, 255, index)
         samples.append(draw, class_values(score_map, truth.shape, draw), "softmax")
     samples.finish()
@@ -132,7 +132,7 @@ def test_shrinkage_moves_a_rare_class_towards_the_foreground(tmp_path: Path) -> 
         logits[..., truth[0, 0]] += 1.0 if index else 6.0
         score_map = ScoreMap(scores=logits, layout="HWC", activation="softmax", size=(8, 8), region=(0, 0, 8, 8))
         scores = true_scores(score_map, truth, TAXONOMY)
-        parts.append(counts_of(str(index), *queue_counts(score_map, truth, scores, TAXONOMY)))
+        parts.append(counts_of(str(index), queue_counts(score_map, truth, scores, TAXONOMY), np.zeros(9)))
     scores = BinnedScores(ScoreCounts.merge(parts), 3)
     num_images, weights = (scores.pixels > 0).sum(axis=0), np.ones((1, 40))
     bins = {

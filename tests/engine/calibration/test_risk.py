@@ -26,7 +26,7 @@ def counts_of(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> ScoreC
             table[index, : len(part)] = part
     rows = np.arange(len(images))
     classes = np.zeros(len(images), np.int64)
-    return ScoreCounts(tuple(map(str, rows)), np.zeros(len(images)), rows, classes, *tables)
+    return ScoreCounts(tuple(map(str, rows)), np.zeros((len(images), 9)), rows, classes, *tables)
 
 
 def random_counts(num: int, seed: int, error: float = 0.3) -> ScoreCounts:
