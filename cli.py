@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .engine.cli import COMMANDS as ENGINE
+from .engine.report.terminal import printable
 from .errors import MaskmillError
 from .export.cli import COMMANDS as EXPORT
 from .kernels.processors import let_idle_threads_sleep
@@ -54,7 +55,7 @@ def main() -> None:
     except MaskmillError as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"maskmill: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"maskmill: {printable(' '.join(str(error).split()))}", err=True)
         _exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("maskmill: interrupted", err=True)

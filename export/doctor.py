@@ -64,13 +64,15 @@ def findings() -> list[Finding]:
 
 def print_report() -> None:
     """Print the findings as a table."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from ..engine.report.terminal import PlainConsole
 
     table = Table("", "installed", "to install it", box=None)
     for finding in findings():
-        table.add_row(finding.name, finding.version or "[red]missing[/red]", finding.remedy.replace("[", r"\["))
-    console = Console()
+        table.add_row(finding.name, finding.version or Text("missing", "red"), finding.remedy)
+    console = PlainConsole()
     console.print(table)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from ..engine.report.terminal import PlainConsole, say
 from .data.datasets import LabeledImages, PlainImages
 from .evaluate import Scores
 from .train import TrainingProgress
@@ -22,11 +22,11 @@ from .train import TrainingProgress
 @contextmanager
 def observing(*, as_json: bool) -> Iterator[Callable[[TrainingProgress], None]]:
     """Yield an observer of a run: a bar on a terminal, JSON lines if ``as_json``, otherwise plain lines."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if as_json:
         yield lambda run: print(json.dumps({"event": "progress", **dataclasses.asdict(run)}), flush=True)
     elif not console.is_terminal:
-        yield lambda run: print(f"step {run.step} of {run.steps}, {_note(run)}", flush=True)
+        yield lambda run: say(f"step {run.step} of {run.steps}, {_note(run)}")
     else:
         columns = (
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
@@ -45,7 +45,7 @@ def print_sources(parts: Mapping[str, LabeledImages | PlainImages | None], *, as
         if part is not None and as_json:
             print(json.dumps({"event": "source", "part": name, **part.summary.to_json()}), flush=True)
         elif part is not None:
-            print(f"{name}: {part.summary.line()}")
+            say(f"{name}: {part.summary.line()}")
 
 
 def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None:
@@ -56,15 +56,15 @@ def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None
         print(json.dumps({"event": "summary", **dataclasses.asdict(run)}), flush=True)
         return
     best = "" if run.best is None else f", best mIoU {run.best:.3f}"
-    print(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
+    say(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
     if run.interrupted:
-        print("interrupted: the run is saved; run the same command again to resume")
+        say("interrupted: the run is saved; run the same command again to resume")
 
 
 def print_reliability(scores: Scores) -> None:
     """Print how far a student's confidence can be trusted, and the quality of the pseudo-labels that it selects."""
     reliability = scores.reliability
-    print(
+    say(
         f"confidence {reliability.confidence:.3f} at accuracy {scores.accuracy:.3f}, calibration error "
         f"{reliability.ece:.3f}, best temperature {reliability.temperature:.2f}"
     )
@@ -78,7 +78,7 @@ def print_reliability(scores: Scores) -> None:
         for name, count, *values in zip(names, selected.predicted, *measures, strict=True):
             if count:
                 table.add_row(name, f"{count:,}", *("-" if value != value else f"{value:.3f}" for value in values))
-    Console().print(table)
+    PlainConsole().say(table)
 
 
 def _note(run: TrainingProgress) -> str:

@@ -12,6 +12,7 @@ from ..calibration.calibration import Control, RuleChoice
 from ..calibration.sharing import Fallback, Group, Unseen
 from ..calibration.thresholds import SmallSample, Unit
 from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
+from ..report.terminal import say
 from .options import (
     AsStoredOption,
     BatchOption,
@@ -200,14 +201,14 @@ def calibrate_thresholds(
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
-    say = None if as_json else typer.echo
+    printer = None if as_json else say
     predictor: Any
     if bundle is not None:
-        predictor, classes = open_predictor(bundle, taxonomy, options=options, say=say)
+        predictor, classes = open_predictor(bundle, taxonomy, options=options, say=printer)
     else:
         assert sam is not None, "checked above"
         prompted = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()))
-        predictor, classes = open_prompted(prompted, taxonomy, options=options, say=say)
+        predictor, classes = open_prompted(prompted, taxonomy, options=options, say=printer)
     if reviewed is not None:
         store = LabelStore.open(reviewed)
         truth, classes = open_reviewed(store), classes.for_own_labels()

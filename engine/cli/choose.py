@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..predictors.open import ModelOptions, open_predictor
+from ..report.terminal import say
 from .options import (
     AsStoredOption,
     BatchOption,
@@ -93,7 +94,7 @@ def choose_selection(
     )
     assert images is not None, "the option is required"
     assert labels is not None, "the option is required"
-    predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else typer.echo)
+    predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else say)
     with display.counter("measuring", quiet=as_json) as progress:
         choice, calibration = choose(
             predictor,

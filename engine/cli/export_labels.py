@@ -9,6 +9,7 @@ import typer
 
 from ..formats.base import Ignored, ImageMode
 from ..formats.open import OutputFormat
+from ..report.terminal import say
 from .options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
 
 
@@ -75,6 +76,6 @@ def export_labels(
         print_json({"images": summary.num_images, "before": summary.num_before, "skipped": dict(summary.skipped)})
         return
     before = f" ({summary.num_before} of them before an interruption)" if summary.num_before else ""
-    typer.echo(f"{output}: labels of {summary.num_images} images written as {format}{before}")
+    say(f"{output}: labels of {summary.num_images} images written as {format}{before}")
     for reason, number in sorted(summary.skipped.items()):
-        typer.echo(f"left out, {reason}: {number}")
+        say(f"left out, {reason}: {number}")

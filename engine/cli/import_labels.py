@@ -10,6 +10,7 @@ import typer
 from ...errors import UsageError
 from ..formats.open import InputFormat
 from ..labeling.import_labels import Unchanged
+from ..report.terminal import say
 from .options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
 
 
@@ -68,7 +69,7 @@ def import_labels(
         if as_json:
             print_json({"withdrawn": number})
         else:
-            typer.echo(f"{store}: {number} reviews withdrawn; these images have the model's labels again")
+            say(f"{store}: {number} reviews withdrawn; these images have the model's labels again")
         return
     with display.counter("importing", quiet=as_json) as progress:
         summary = reviews.import_labels(
@@ -84,9 +85,9 @@ def import_labels(
     if as_json:
         print_json(vars(summary) | {"unknown": list(summary.unknown)})
         return
-    typer.echo(
+    say(
         f"{store}: {summary.corrected} images corrected ({summary.pixels:,} pixels), {summary.accepted} accepted, "
         f"{summary.unchanged} came back as they were"
     )
     if summary.unknown:
-        typer.echo(f"{len(summary.unknown)} images are not in the store, e.g. {summary.unknown[0]}")
+        say(f"{len(summary.unknown)} images are not in the store, e.g. {summary.unknown[0]}")

@@ -18,6 +18,7 @@ from ..inputs.reading.access import Access
 from ..labeling.drift import OnDrift
 from ..labeling.selection import Method, Weight
 from ..predictors.open import load_taxonomy
+from ..report.terminal import say
 from ..runtimes.open import ON_GPU, Provider
 from .options import print_json
 
@@ -70,7 +71,7 @@ class LabelingOptions:
     @property
     def say(self) -> Callable[[str], None] | None:
         """Printer of the line that states which runtime and backend are used."""
-        return None if self.as_json else typer.echo
+        return None if self.as_json else say
 
 
 def run_label(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..report.page.gallery import PICTURES
+from ..report.terminal import say
 from .options import (
     AsStoredOption,
     FormatOption,
@@ -79,4 +80,4 @@ def report(
         workers=workers,
         progress=True,
     )
-    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import UsageError
+from ..report.terminal import say
 from .options import StoreArgument
 
 
@@ -56,4 +57,4 @@ def serve(
     if loaded is not None:
         check_same(LabelStore.open(store).run, loaded)
     name = (reviewer or getpass.getuser()) if review else None
-    run(LiveStore(store, loaded), host=host, port=port, reviewer=name, say=typer.echo)
+    run(LiveStore(store, loaded), host=host, port=port, reviewer=name, say=say)

@@ -9,6 +9,7 @@ import typer
 
 from ...errors import UsageError
 from ..predictors.open import PromptedOptions
+from ..report.terminal import say
 from .options import CamOption, ImageLabelsOption, SamOption
 
 
@@ -58,9 +59,9 @@ def show(
     elif steps:
         assert sam is not None, "checked above"
         options = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels)
-        typer.echo(f"wrote {write_steps(label_store, uri, output, options)}")
+        say(f"wrote {write_steps(label_store, uri, output, options)}")
     else:
-        typer.echo(f"wrote {write_overlay(label_store, uri, output)}")
+        say(f"wrote {write_overlay(label_store, uri, output)}")
 
 
 def _draw_model(folder: Path, image: Path, output: Path | None) -> None:
@@ -71,4 +72,4 @@ def _draw_model(folder: Path, image: Path, output: Path | None) -> None:
     bundle = Bundle.load(folder)
     bundle.verify()
     picture = write_preview(bundle, photo, output or Path(f"{image.stem}-labels.png"))
-    typer.echo(f"wrote {picture}")
+    say(f"wrote {picture}")

@@ -10,6 +10,7 @@ import typer
 from ...errors import UsageError
 from ..model.color_tables import TableName
 from ..model.taxonomy_draft import Unmatched
+from ..report.terminal import say
 from .options import BundleArgument, FormatOption
 
 
@@ -62,13 +63,15 @@ def draft_taxonomy(
         source = open_labels(labels, format=labels_format)
         by_name = source.by_name
         names = value_names(source, names, colors=table)
-        typer.echo(
+        say(
             SourceSummary(images=len(source), skipped=source.skipped, labels_format=source.format).line(
                 "labeled images"
             )
         )
     text, notes = draft(model, names, unmatched=unmatched, by_name=by_name, colors=colors)
     output.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {output}; check every line before you use it")
+    say(f"wrote {output}; check every line before you use it")
     if notes:
-        typer.echo("no matching name:\n  " + "\n  ".join(notes))
+        say("no matching name:")
+        for note in notes:
+            say(f"  {note}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import UsageError
+from ..report.terminal import say
 from .options import JsonOption, print_json
 
 _SHOWN = 20
@@ -43,21 +44,21 @@ def verify_store(
         print_json(result.to_json())
     else:
         for damage in result.damages[:_SHOWN]:
-            typer.echo(f"damaged: {damage}")
+            say(f"damaged: {damage}")
         if len(result.damages) > _SHOWN:
-            typer.echo(f"… and {len(result.damages) - _SHOWN:,} more; --json lists all")
+            say(f"… and {len(result.damages) - _SHOWN:,} more; --json lists all")
         counts = ", ".join(f"{count:,} {name}" for name, count in result.rows.items())
         if result.rows.get("reviews"):
             counts += f", {result.num_reviews_in_force:,} of them in force"
         for tag, version in result.pins.items():
-            typer.echo(f"pinned: version {version} of labels, by {tag}")
+            say(f"pinned: version {version} of labels, by {tag}")
         if not result.damages:
-            typer.echo(f"{store}: nothing is damaged ({counts})")
+            say(f"{store}: nothing is damaged ({counts})")
         elif repair:
-            typer.echo(f"{store}: {len(result.damages):,} damaged rows or files removed, {counts} are sound")
-            typer.echo("Run the command that made the labels again to replace them.")
+            say(f"{store}: {len(result.damages):,} damaged rows or files removed, {counts} are sound")
+            say("Run the command that made the labels again to replace them.")
         else:
-            typer.echo(f"{store}: {len(result.damages):,} damaged rows or files; remove them with --repair")
+            say(f"{store}: {len(result.damages):,} damaged rows or files; remove them with --repair")
     if not result.sound:
         raise typer.Exit(1)
 
@@ -71,13 +72,13 @@ def _check_export(folder: Path, *, as_json: bool) -> bool:
         print_json({"files": check.num_files, "faults": list(check.faults), "certificate": dict(check.certificate)})
         return not check.faults
     for fault in check.faults[:_SHOWN]:
-        typer.echo(f"damaged: {fault}")
+        say(f"damaged: {fault}")
     if len(check.faults) > _SHOWN:
-        typer.echo(f"… and {len(check.faults) - _SHOWN:,} more; --json lists all")
+        say(f"… and {len(check.faults) - _SHOWN:,} more; --json lists all")
     if check.faults:
-        typer.echo(f"{folder}: {len(check.faults):,} of {check.num_files:,} files are not as they were exported")
+        say(f"{folder}: {len(check.faults):,} of {check.num_files:,} files are not as they were exported")
         return False
     export = check.certificate["export"]
-    typer.echo(f"{folder}: {check.num_files:,} files are as they were exported ({export['num_images']:,} images)")
-    typer.echo(f"promise: {check.certificate['promise']}")
+    say(f"{folder}: {check.num_files:,} files are as they were exported ({export['num_images']:,} images)")
+    say(f"promise: {check.certificate['promise']}")
     return True

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..calibration.calibration import Calibration
 from ..calibration.candidates import Candidate, Choice
@@ -21,6 +21,7 @@ from ..model.taxonomy import Taxonomy
 from ..store.label_store import LabelStore
 from .contents import describe_store
 from .evaluate import Quality
+from .terminal import PlainConsole, say
 
 LOG_SECONDS = 10.0
 """Seconds between lines in a log."""
@@ -29,7 +30,7 @@ LOG_SECONDS = 10.0
 @contextmanager
 def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Show a bar of (done, total) on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda done, total: None
         return
@@ -42,7 +43,7 @@ def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
     """Yield an observer of a labeling run: a bar on a terminal, lines elsewhere."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if console.is_terminal and not as_json:
         columns = (
             TextColumn("labeling"),
@@ -86,7 +87,7 @@ def _note(run: RunProgress) -> str:
 
 def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
     """Print the summary of a labeling run."""
-    console = Console()
+    console = PlainConsole()
     rejects = sum(run.rejects.values())
     say(
         f"{store}: {run.images} images labeled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
@@ -149,7 +150,7 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
 
 def print_calibration(calibration: Calibration, path: Path) -> None:
     """Print thresholds, held-out coverage and label quality of every class."""
-    console, report = Console(), calibration.report
+    console, report = PlainConsole(), calibration.report
     table = _table("class", "img", "thresh", "cover", "95 %", "set", "kept", "acc", "IoU", "raw")
     for row in report["classes"]:
         if row["pixels"] == 0:
@@ -211,7 +212,7 @@ def print_choice(choice: Choice, path: Path | None) -> None:
             f"{point.miou:.3f}",
             style="bold" if point.candidate == best.candidate else None,
         )
-    Console().print(table)
+    PlainConsole().print(table)
     say(f"for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
     for note in choice.notes:
         say(f"note: {note}")
@@ -246,9 +247,9 @@ def _print_coverage(coverage: dict[str, Any]) -> None:
     table = _table("class", "images", "coverage", "95 %")
     for row in coverage["rows"]:
         missed = row["interval"] is not None and row["interval"][1] < coverage["target"]
-        share = f"[red]{row['coverage']:.3f}![/red]" if missed else f"{row['coverage']:.3f}"
+        share = Text(f"{row['coverage']:.3f}!", "red") if missed else f"{row['coverage']:.3f}"
         table.add_row(row["class"], str(row["images"]), share, _range(row["interval"]))
-    Console().print(table)
+    PlainConsole().print(table)
     say(
         f"coverage of the calibration's prediction sets: {coverage['target']:g} is the target, ! marks a class below "
         f"it by more than the interval; mean coverage of an image {_share(coverage['image_mean'])}"
@@ -269,11 +270,6 @@ def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def say(text: str) -> None:
-    """Print a sentence on one line, so that a log can be searched."""
-    Console().print(text, soft_wrap=True, highlight=False, markup=False)
-
-
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None)
     table.add_column(first, no_wrap=True)
@@ -284,7 +280,7 @@ def _table(first: str, *others: str) -> Table:
 
 def print_quality(quality: Quality) -> None:
     """Print label quality per class and overall."""
-    console, raw = Console(), quality.to_json()
+    console, raw = PlainConsole(), quality.to_json()
     table = _table("class", "pixels", "kept", "IoU of kept", "IoU of all")
     for row in raw["classes"]:
         if row["pixels"]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ...engine.cli.options import BundleArgument, PrecisionOption
+from ...engine.report.terminal import say
 from ...errors import UsageError
 from .gate import NumImagesOption
 
@@ -79,14 +80,12 @@ def build(
     )
     for role in roles_of(model):
         with _phases() as observer:
-            built = build_engine(
-                model, role=role, precision=precision, options=options, observer=observer, say=typer.echo
-            )
+            built = build_engine(model, role=role, precision=precision, options=options, observer=observer, say=say)
         model, engine = built.bundle, built.engine
         done = "there already" if built.reused else "built"
-        typer.echo(f"{done}: {model.path / engine.path} ({engine.bytes:,} bytes, {engine.gpu}, {engine.tensorrt})")
+        say(f"{done}: {model.path / engine.path} ({engine.bytes:,} bytes, {engine.gpu}, {engine.tensorrt})")
     if gate_images is None:
-        typer.echo(
+        say(
             "the engine is not proved, and `maskmill label` refuses it: run "
             f"`maskmill gate {model.path} --provider engine --images SOURCE`"
         )
@@ -103,18 +102,20 @@ def _prove(model: Any, precision: str | None, source: str, num_images: int) -> N
     photos = GateImages.open(source, limit=num_images)
     verdicts = prove_artifact(model, "engine", precision, photos, threads=usable_processors())
     for verdict in verdicts:
-        typer.echo(f"{describe(verdict)}\n{photos.summary.line()}")
+        say(describe(verdict))
+        say(photos.summary.line())
     require_pass(*verdicts)
 
 
 @contextmanager
 def _phases() -> Iterator[Any]:
     """Show TensorRT's phases as nested bars on standard error."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ...engine.report.terminal import PlainConsole
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=PlainConsole(stderr=True), transient=True) as bars:
         yield _Bars(bars)
 
 

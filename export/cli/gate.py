@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...engine.cli.options import SOURCE_HELP, BundleArgument, JsonOption, ProviderOption
+from ...engine.report.terminal import say
 from ...errors import UsageError
 from ..precision.convert import OnFail
 from ..precision.eight_bit import Method
@@ -144,11 +145,11 @@ def convert_bundle(
         threads=usable_processors(),
     )
     photos = GateImages.open(images, limit=num_images)
-    converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=typer.echo)
-    typer.echo(photos.summary.line())
+    converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=say)
+    say(photos.summary.line())
     for entry in converted.files:
         if entry.derived_from and entry not in model.files:
-            typer.echo(f"wrote {converted.path / entry.path} ({entry.bytes:,} bytes)")
+            say(f"wrote {converted.path / entry.path} ({entry.bytes:,} bytes)")
 
 
 def prove(
@@ -203,7 +204,8 @@ def prove(
         verdicts = prove_same(
             Bundle.load(reference), model, photos, tolerances, threads=usable_processors(), batch=batch
         )
-        typer.echo(f"{describe(verdicts[0])}\n{photos.summary.line()}")
+        say(describe(verdicts[0]))
+        say(photos.summary.line())
         require_pass(*verdicts)
         return
     known = sorted({file.precision for file in model.files if file.derived_from and file.role != "external-data"})
@@ -213,9 +215,9 @@ def prove(
     failures = []
     for each in precisions:
         verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)
-        typer.echo(describe(verdicts[0]))
+        say(describe(verdicts[0]))
         failures += [verdict for verdict in verdicts if not verdict.passed]
-    typer.echo(photos.summary.line())
+    say(photos.summary.line())
     if failures:
         require_pass(*failures)
 
@@ -257,5 +259,5 @@ def _tolerances(bundle: Bundle, require_classes: str | None, **limits: float | N
         values["required_classes"] = bundle.classes if names == ("all",) else names
     tolerances = Tolerances(**values)
     if overrides := tolerances.overrides():
-        typer.echo(f"tolerances changed: {', '.join(f'{name} {describe_limit(v)}' for name, v in overrides.items())}")
+        say(f"tolerances changed: {', '.join(f'{name} {describe_limit(v)}' for name, v in overrides.items())}")
     return tolerances

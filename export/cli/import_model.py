@@ -10,6 +10,7 @@ import typer
 from ...engine.cli.options import SOURCE_HELP, BundleArgument
 from ...engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter, Task
 from ...engine.model.files import read_ordered_class_names
+from ...engine.report.terminal import say
 from ...errors import UsageError
 
 
@@ -142,7 +143,7 @@ def import_model(
             output, scores=model, classes=read_ordered_class_names(classes), background=background,
             activation=activation or "none", license=license,
         )  # fmt: skip
-        typer.echo(f"{bundle.path}: scores of {len(bundle.classes)} classes from the files in {model}")
+        say(f"{bundle.path}: scores of {len(bundle.classes)} classes from the files in {model}")
         return
     photo = None if preview is None else read_photo(preview)
     if task != "semantic":
@@ -194,19 +195,19 @@ def import_model(
                 **fields,
             )
     spec = bundle.input
-    typer.echo(
+    say(
         f"{bundle.path}: {_meaning(bundle)}, "
         f"input {spec.height}x{spec.width} {spec.layout} {spec.channels}, "
         f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
         f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
     )
     for change in bundle.source.changes:
-        typer.echo(f"note: {change}")
+        say(f"note: {change}")
     if bundle.reduced_labels:
-        typer.echo("note: label maps of its dataset hold 0 for unlabeled pixels and k + 1 for class k")
+        say("note: label maps of its dataset hold 0 for unlabeled pixels and k + 1 for class k")
     if photo is not None:
         picture = write_preview(bundle, photo, bundle.path / "preview.png")
-        typer.echo(f"look at {picture}: labels must follow the objects in the photo")
+        say(f"look at {picture}: labels must follow the objects in the photo")
 
 
 def cam_head(
@@ -234,12 +235,12 @@ def cam_head(
     )
     for name, count in report.counts.items():
         precision = report.precision[name]
-        typer.echo(f"  {name}: {count} images, average precision {'-' if precision is None else f'{precision:.3f}'}")
-    typer.echo(
+        say(f"  {name}: {count} images, average precision {'-' if precision is None else f'{precision:.3f}'}")
+    say(
         f"{fitted.path}: {len(fitted.classes)} classes from {report.num_images} images ({report.skipped} not listed); "
         f"mean average precision on held-out images {report.mean_precision:.3f}"
     )
-    typer.echo(SourceSummary(images=report.num_images, skipped=source.skipped).line())
+    say(SourceSummary(images=report.num_images, skipped=source.skipped).line())
 
 
 def doctor() -> None:

@@ -98,8 +98,9 @@ def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
         raw = [{**dataclasses.asdict(row), "verdict": row.verdict and row.verdict.to_dict()} for row in rows]
         print(json.dumps(raw, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from ...engine.report.terminal import PlainConsole
 
     table = Table("provider", "precision", "images/s", "ratio", "mean IoU", "worst", "agreement", "gate", box=None)
     for row in rows:
@@ -116,7 +117,7 @@ def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
             ),
             row.gate,
         )
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, callers: int, seconds: float) -> float:

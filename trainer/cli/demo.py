@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ...engine.report.terminal import say
 from ...errors import install_command
 
 
@@ -27,9 +28,7 @@ def demo(
     console = Console()
     figures = run_demo(output, console=console)
     if student and importlib.util.find_spec("torch") is None:
-        typer.echo(
-            f"the student needs PyTorch; install it with: {install_command('demo,train')}, then run the demo again"
-        )
+        say(f"the student needs PyTorch; install it with: {install_command('demo,train')}, then run the demo again")
     elif student:
         from ..demo.student import run_student
 

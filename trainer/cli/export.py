@@ -9,6 +9,7 @@ import typer
 
 from ...engine.model.bundle import ResizeFilter
 from ...engine.model.files import read_ordered_class_names
+from ...engine.report.terminal import say
 from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
 from ...export.cli.import_model import parse_size, three_numbers
@@ -150,18 +151,18 @@ def export_model(
         )
     spec = bundle.input
     multiples = f", any multiple of {spec.multiple}" if spec.dynamic else ""
-    typer.echo(
+    say(
         f"{bundle.path}: {bundle.task}, {len(bundle.classes)} classes, input {spec.height}x{spec.width}{multiples}, "
         f"{spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
-    typer.echo(describe(Verdict.from_dict(bundle.verdicts[0])))
+    say(describe(Verdict.from_dict(bundle.verdicts[0])))
     if photos is not None and precision is not None:
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors
 
         calibration = None if calibration_images is None else GateImages.open(calibration_images, limit=num_images)
         how = Conversion(calibration=calibration, threads=usable_processors())
-        convert(bundle, precision, photos, how=how, on_fail=on_fail, say=typer.echo)
+        convert(bundle, precision, photos, how=how, on_fail=on_fail, say=say)
 
 
 def _refuse_for_a_run(options: dict[str, Any]) -> None:

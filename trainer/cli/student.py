@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...engine.cli.options import OverlapOption, TileOption
+from ...engine.report.terminal import say
 from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
@@ -39,4 +40,4 @@ def predict_image(
         student.module.to(torch_device), photo, student.run, device=torch_device, tile=tile, overlap=overlap
     )
     save_picture(draw_overlay(photo, label, student.classes, background=student.background), output)
-    typer.echo(f"wrote {output}")
+    say(f"wrote {output}")
