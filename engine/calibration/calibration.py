@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
+from ..model.files import inflate
 from ..model.publishing import write_atomically
+from ..model.schema import read_json_object
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
@@ -208,8 +210,8 @@ class Calibration:
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a calibration; raises :class:`CalibrationError` if it is none, damaged, or edited."""
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raw = read_json_object(Path(path), max_bytes=MAX_BYTES)
+        except (OSError, UsageError) as error:
             raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
         if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
             raise CalibrationError(
@@ -223,7 +225,7 @@ class Calibration:
         try:
             packed = raw["thresholds"]
             if isinstance(packed, dict):
-                data = zlib.decompress(base64.b64decode(packed["float32_zlib_base64"]))
+                data = inflate(base64.b64decode(packed["float32_zlib_base64"]), MAX_THRESHOLD_BYTES)
                 thresholds = np.frombuffer(data, "<f4").reshape(packed["grid"])
             else:
                 thresholds = np.array([float(value) for value in packed], np.float32)
@@ -238,10 +240,14 @@ class Calibration:
                 counts=ScoreCounts.from_json(raw["counts"]),
                 report=raw["report"],
             )
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError) as error:
             raise CalibrationError(f"the calibration {path} is damaged: {error}; calibrate again") from error
 
 
+MAX_BYTES = 1 << 28
+"""Largest calibration file, in bytes."""
+MAX_THRESHOLD_BYTES = 1 << 26
+"""Largest grid of thresholds, in bytes."""
 _PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "background")
 
 

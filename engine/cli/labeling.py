@@ -14,10 +14,10 @@ import typer
 from ...errors import UsageError
 from ..cluster.job import Job, no_conditions
 from ..cluster.runner import Runner
-from ..inputs.reading.access import Access
 from ..labeling.drift import OnDrift
 from ..labeling.selection import Method, Weight
 from ..predictors.open import load_taxonomy
+from ..reading.access import Access
 from ..report.terminal import say
 from ..runtimes.open import ON_GPU, Provider
 from .options import print_json

@@ -15,7 +15,7 @@ import typer
 
 from ...errors import UsageError
 from ..formats.open import InputFormat
-from ..inputs.reading.access import Access
+from ..reading.access import Access
 from ..runtimes.open import Provider
 
 SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -37,6 +38,8 @@ from .yolo_seg import undrawn
 
 FILE = "annotations.xml"
 ARCHIVE = "cvat.zip"
+MAX_XML = 1 << 30
+"""Largest XML file in an archive, in bytes."""
 _REFUSED = ("box", "polyline", "points", "ellipse", "cuboid", "skeleton")
 
 
@@ -147,8 +150,12 @@ def _annotations(location: str) -> bytes | Any:
         return raw
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            return archive.read(FILE)
-    except (KeyError, zipfile.BadZipFile) as error:
+            with archive.open(FILE) as file:
+                raw = file.read(MAX_XML + 1)
+            if len(raw) > MAX_XML:
+                raise UsageError(f"{location} holds an {FILE} of more than {MAX_XML:,} bytes; export fewer images")
+            return raw
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UsageError(f"{location} is not a CVAT export: expected {FILE} in it ({error})") from error
 
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from ...errors import MissingPackageError, UsageError
 from ...kernels.cpu.compiled import compiled
+from ..reading.access import Access
+from ..reading.local import read_local
+from ..reading.remote import read
 
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
@@ -49,7 +52,9 @@ class FileTree:
     def read(self, name: str) -> bytes:
         """Bytes of a file; raises :class:`UsageError`."""
         try:
-            return self._filesystem.cat_file(f"{self._root}/{name}")
+            if "://" in self.location:
+                return read(self.path(name), Access(), {})
+            return read_local(f"{self._root}/{name}", Access().max_bytes)
         except Exception as error:
             # every fsspec filesystem raises exceptions of its own
             raise UsageError(f"cannot read {self.path(name)}: {error}") from error
@@ -102,7 +107,7 @@ def read_bytes(location: str) -> bytes | mmap.mmap:
         if "://" not in location and os.path.getsize(path):
             with open(path, "rb") as stream:
                 return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return filesystem.cat_file(path)
+        return read(location, Access(), {}) if "://" in location else b""
     except Exception as error:
         raise UsageError(f"cannot read {location}: {error}") from error
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
 
 from ...errors import UsageError
-from .reading.remote import extension
+from ..reading.remote import extension
 
 MAX_HEADER = 1 << 20
 """Bytes of headers that one member may have: long names, extended headers and tables of sparse files."""

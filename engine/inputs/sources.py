@@ -29,13 +29,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...errors import ImageError, SourceError, UsageError
+from ..reading import remote
+from ..reading.access import Access, Cancelled, Meter, metered
+from ..reading.folders import walk_folder, walk_remote
+from ..reading.local import read_local
 from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
 from .listings import LISTS, Entry, list_entries
-from .reading import remote
-from .reading.access import Access, Cancelled, Meter, metered
-from .reading.folders import walk_folder, walk_remote
-from .reading.local import read_local
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -121,7 +121,7 @@ class Source:
         """Return the bytes of an item.
 
         Raises :class:`ImageError` (``unreadable``, ``truncated``, ``too-large`` or ``timeout``), and
-        :class:`maskmill.engine.inputs.reading.access.Cancelled` after :meth:`cancel`.
+        :class:`maskmill.engine.reading.access.Cancelled` after :meth:`cancel`.
         """
         if item.problem:
             raise ImageError("unreadable", f"cannot read {item.uri}: {item.problem}")

@@ -21,12 +21,12 @@ from ...errors import ImageError, SessionError, UsageError
 from ...kernels.processors import usable_processors
 from ..calibration.drift.statistics import sample_picture
 from ..inputs.identity import labels_id
-from ..inputs.reading.access import Cancelled
 from ..inputs.sources import Item, Source
 from ..model.png import encode_png
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.segment_everything import SegmentEverything, SegmentMap
+from ..reading.access import Cancelled
 from ..store.label_store import InputRow, LabelRow
 from .drift import Describer
 from .progress import Progress

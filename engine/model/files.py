@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import MaskmillError, UsageError
+from ...errors import ImageError, MaskmillError, UsageError
+from ..reading.local import read_local
+
+MAX_TEXT = 1 << 30
+"""Largest text file that is read, in bytes."""
 
 
 def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[MaskmillError] = UsageError) -> str:
@@ -17,9 +22,11 @@ def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[Maskmil
     not UTF-8.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_local(os.fspath(path), MAX_TEXT)
     except OSError as problem:
         raise error(f"cannot read {purpose} {path}: {problem.strerror or problem}") from problem
+    except (ImageError, ValueError) as problem:
+        raise error(f"cannot read {purpose} {path}: {problem}") from problem
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
@@ -27,6 +34,18 @@ def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[Maskmil
             f"cannot read {purpose} {path}: it is not UTF-8 text (byte {problem.start:,}); save it as UTF-8"
         ) from (problem)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """Decompress zlib data; raises ValueError if they are damaged or hold more than ``limit`` bytes."""
+    inflater = zlib.decompressobj()
+    try:
+        result = inflater.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(result) > limit or not inflater.eof:
+        raise ValueError(f"compressed data are cut short or hold more than {limit:,} bytes")
+    return result
 
 
 def list_lines(lines: Iterable[str]) -> Iterator[str]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .files import inflate
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -50,7 +52,7 @@ def decode_png(data: bytes) -> NDArray[Any]:
         ">I", zlib.crc32(data[37 : 41 + length])
     ):
         raise ValueError("the map is damaged: its data is cut short or its checksum does not match")
-    rows = np.frombuffer(zlib.decompress(payload), dtype=np.uint8).reshape(height, -1)
+    rows = np.frombuffer(inflate(payload, height * (1 + width * bits // 8)), dtype=np.uint8).reshape(height, -1)
     if rows[:, 0].any():
         raise ValueError("a map is stored without row filters")
     values = np.ascontiguousarray(rows[:, 1:])

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ...errors import UsageError
+from ...errors import ImageError, UsageError
+from ..reading.local import read_local
 
 MAX_BYTES = 64 * 2**20
 """Largest JSON file that is read; a manifest has a few kilobytes."""
@@ -30,17 +32,12 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     object in UTF-8 of at most ``max_bytes``.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
-        text = data.decode("utf-8-sig") if len(data) <= max_bytes else ""
-        raw = json.loads(text) if text else None
+        raw = json.loads(read_local(os.fspath(path), max_bytes).decode("utf-8-sig"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ImageError, ValueError, RecursionError) as error:
         # json raises ValueError for numbers of thousands of digits, RecursionError for thousands of brackets
         raise UsageError(f"cannot read {path}: {error}") from error
-    if len(data) > max_bytes:
-        raise UsageError(f"cannot read {path}: it has more than {max_bytes:,} bytes")
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must hold a JSON object, got {_name_of(raw)}")
     return raw

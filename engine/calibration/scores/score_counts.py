@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .... import kernels
+from ...model.files import inflate
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
 from ..drift.statistics import STATISTICS
@@ -122,6 +123,12 @@ class ScoreCounts:
         if len(statistics) != len(packed["ids"]):
             raise ValueError(f"it has statistics of {len(statistics)} images, {len(packed['ids'])} are expected")
         image, target = _unpack(packed["image"], "<u4"), _unpack(packed["target"], "<u2")
+        if (
+            len(image) != len(target)
+            or len(image) * NUM_BINS > MAX_CELLS
+            or image.max(initial=-1) >= len(packed["ids"])
+        ):
+            raise ValueError("its counts do not fit its images")
         tables = []
         for name in ("true", "hits", "wrong"):
             counts = np.zeros(len(image) * NUM_BINS, np.uint32)
@@ -154,12 +161,15 @@ def counts_of(name: str, tables: NDArray[np.uint32], statistics: NDArray[np.floa
     return ScoreCounts((name,), statistics[None], np.zeros(len(targets), np.int64), targets, true, hits, wrong)
 
 
+MAX_PACKED = 1 << 28
+"""Largest packed array, in bytes."""
+MAX_CELLS = 1 << 29
+"""Most counts of a table."""
+
+
 def _pack(values: NDArray[Any], dtype: str) -> str:
     return base64.b64encode(zlib.compress(np.ascontiguousarray(values, dtype).tobytes())).decode()
 
 
 def _unpack(text: str, dtype: str) -> NDArray[np.int64]:
-    try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).astype(np.int64)
-    except zlib.error as error:
-        raise ValueError(str(error)) from error
+    return np.frombuffer(inflate(base64.b64decode(text), MAX_PACKED), dtype).astype(np.int64)

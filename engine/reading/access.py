@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from ....errors import ImageError, UsageError
+from ...errors import ImageError, UsageError
 
 MIN_RATE = 16 << 10
 """Bytes per second that must arrive on average, beyond the time limit of a connection."""

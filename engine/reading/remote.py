@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from ....errors import ImageError, MissingPackageError, UsageError
+from ...errors import ImageError, MissingPackageError, UsageError
 from .access import HTTP, Access, Cancelled, Meter, read_counted, schemes_of, slow
 from .http import METER, limited_client
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ....errors import SourceError
+from ...errors import SourceError
 from .remote import reason
 
 MAX_DEPTH = 100

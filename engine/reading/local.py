@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ....errors import ImageError
+from ...errors import ImageError
 
 
 def read_local(path: str, max_bytes: int, offset: int | None = None, size: int | None = None) -> bytes:

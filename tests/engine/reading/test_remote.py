@@ -13,8 +13,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from maskmill.engine.inputs.reading.access import Access, Cancelled, schemes_of
 from maskmill.engine.inputs.sources import Item, Source, open_source
+from maskmill.engine.reading.access import Access, Cancelled, schemes_of
 from maskmill.errors import ImageError, SourceError, UsageError
 from tests.hostile_server import HostileServer, hostile_server
 
