@@ -36,3 +36,16 @@ def test_nothing_that_runs_code_from_a_file_is_called(path: Path) -> None:
         for suffix, (keyword, value) in REQUIRED.items():
             if name == suffix or suffix.startswith(".") and name.endswith(suffix):
                 assert keywords.get(keyword) == str(value), f"line {call.lineno}: {name} needs {keyword}={value}"
+
+
+PRINTERS = {"typer.echo", "click.echo", "print", "Console", "rich.print"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_text_reaches_the_terminal_by_the_printer_that_escapes_names(path: Path) -> None:
+    allowed = {"typer.echo"} if path.name in ("cli.py", "options.py") else set()
+    allowed |= {"Console"} if path.name == "terminal.py" else set()
+    for call in calls(path):
+        name = ast.unparse(call.func)
+        is_json = bool(call.args) and ast.unparse(call.args[0]).startswith("json.dumps(")
+        assert name not in PRINTERS - allowed or is_json, f"line {call.lineno}: print with engine.report.terminal.say"

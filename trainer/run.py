@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -21,8 +22,9 @@ from typing import Any
 from ..engine.model.bundle import InputSpec, check_class_names
 from ..engine.model.publishing import remove_leftovers, write_atomically
 from ..engine.model.schema import read_json_object, read_value
+from ..engine.reading.local import read_local
 from ..engine.store.run_record import is_store
-from ..errors import MissingPackageError, TrainingError, UsageError
+from ..errors import ImageError, MissingPackageError, TrainingError, UsageError
 from ..kernels.processors import let_idle_threads_sleep
 from .recipes import Recipe, recipe_from_json
 
@@ -153,6 +155,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     torch = import_torch()
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
+    buffer.write(_trailer(buffer.getbuffer()))
     try:
         remove_leftovers(path.parent)  # checkpoints that a killed process had not finished
         write_atomically(path, buffer.getvalue(), sync=True)
@@ -167,7 +170,14 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     """
     torch = import_torch()
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        # PyTorch reads files with flipped bits
+        data = read_local(os.fspath(path), MAX_CHECKPOINT)
+        content = memoryview(data)[:-_TRAILER_BYTES]
+        if data[-_TRAILER_BYTES:] != _trailer(content):
+            raise TrainingError(f"the checkpoint {path} does not match the hash at its end: it is damaged; train again")
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except ImageError as error:
+        raise TrainingError(f"cannot read the checkpoint {path}: {error}") from error
     except FileNotFoundError:
         raise TrainingError(f"the checkpoint {path} does not exist") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -178,6 +188,16 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TrainingError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not a dictionary")
     return state
+
+
+def _trailer(content: bytes | memoryview) -> bytes:
+    """Return the end of a checkpoint's file: the hash of everything before it."""
+    return b"\nsha256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+_TRAILER_BYTES = 73
+MAX_CHECKPOINT = 1 << 36
+"""Largest checkpoint, in bytes."""
 
 
 def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:

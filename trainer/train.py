@@ -160,7 +160,10 @@ class _Loop:
         self.step, self.best, self.miou = 0, None, None
         self.watch = LossWatch()
         if (folder / LAST).is_file():
-            self._restore(read_checkpoint(folder / LAST, str(process.device)))
+            try:
+                self._restore(read_checkpoint(folder / LAST, str(process.device)))
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise TrainingError(f"{folder / LAST} is not a state of this run: {error}; train again") from error
         if recipe.compile:
             self.student.encode, self.student.decode = map(torch.compile, (self.student.encode, self.student.decode))
         self.losses = parallel_objectives(self.student, process)

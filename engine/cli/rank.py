@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import UsageError
+from ..report.terminal import say
 from .options import (
     AsStoredOption,
     FormatOption,
@@ -106,15 +107,15 @@ def rank(
         return
     for number, image in enumerate(queue.images[:_SHOWN], 1):
         shows = f", shows {', '.join(image.classes)}" if image.classes else ""
-        typer.echo(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.2f}{shows})")
+        say(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.2f}{shows})")
     for doubt in queue.label_errors[:_SHOWN]:
         reason = f", {doubt.given} on pixels that look like {doubt.suggested or 'no class'}" if doubt.given else ""
-        typer.echo(f"label {doubt.score:.3f} {doubt.uri} ({doubt.doubted:.1%} doubted{reason})")
+        say(f"label {doubt.score:.3f} {doubt.uri} ({doubt.doubted:.1%} doubted{reason})")
     if queue.calibration_twins:
-        typer.echo(f"warning: {len(queue.calibration_twins)} images are nearly those of the calibration:")
+        say(f"warning: {len(queue.calibration_twins)} images are nearly those of the calibration:")
         for first, second in queue.calibration_twins[:_SHOWN]:
-            typer.echo(f"  {second} is like {first}")
+            say(f"  {second} is like {first}")
     parts = [f"{len(queue.images)} of {queue.num_candidates} candidates", f"{len(queue.twins)} near-duplicate pairs"]
     if labels is not None:
         parts.append(f"{len(queue.label_errors)} labels judged")
-    typer.echo(f"{output}: {', '.join(parts)}")
+    say(f"{output}: {', '.join(parts)}")

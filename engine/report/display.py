@@ -75,7 +75,7 @@ def run_display(*, as_json: bool) -> Iterator[Callable[[RunProgress], None]]:
             }
             print(json.dumps(event), flush=True)
         else:
-            print(f"labeled {run.inputs} of {run.planned}, {_note(run)}", flush=True)
+            say(f"labeled {run.inputs} of {run.planned}, {_note(run)}")
 
     yield line
 

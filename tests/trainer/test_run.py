@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +95,7 @@ def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no checkpoint yet"):
         best_checkpoint(tmp_path)
     (tmp_path / LAST).write_bytes(b"not a checkpoint")
-    with pytest.raises(TrainingError, match="cannot read the checkpoint"):
+    with pytest.raises(TrainingError, match="does not match the hash"):
         read_checkpoint(tmp_path / LAST)
 
 
@@ -136,8 +138,28 @@ def test_no_edit_of_a_record_ends_in_a_traceback(tmp_path: Path) -> None:
     assert refused > tried / 2
 
 
+def test_no_flipped_bit_of_a_checkpoint_is_read(tmp_path: Path) -> None:
+    file = tmp_path / LAST
+    write_checkpoint(file, {"model": {"weight": torch.arange(300.0)}, "ema": None})
+    data = file.read_bytes()
+    # other programs read the file as well
+    assert torch.load(file, weights_only=True)["model"]["weight"][7] == 7
+    for place in [*range(0, len(data), 29), *range(len(data) - 80, len(data))]:
+        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(TrainingError, match="does not match the hash"):
+            read_checkpoint(file)
+    for length in (0, 10, 73, len(data) - 73, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(TrainingError, match="does not match the hash"):
+            read_checkpoint(file)
+
+
 def test_a_checkpoint_that_is_no_dictionary_is_refused(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / LAST)
+    write_checkpoint(tmp_path / LAST, {})
+    buffer = io.BytesIO()
+    torch.save([1, 2], buffer)
+    content = buffer.getvalue()
+    (tmp_path / LAST).write_bytes(content + b"\nsha256 " + hashlib.sha256(content).hexdigest().encode() + b"\n")
     with pytest.raises(TrainingError, match="is not a checkpoint: it holds a list"):
         read_checkpoint(tmp_path / LAST)
 

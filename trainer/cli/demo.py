@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ...engine.report.terminal import say
+from ...engine.report.terminal import PlainConsole, say
 from ...errors import install_command
 
 
@@ -21,11 +21,9 @@ def demo(
     ] = True,
 ) -> None:
     """Label the Earth: fit a small teacher in the west, calibrate and label in the east, measure, draw, train."""
-    from rich.console import Console
-
     from ..demo.run import run_demo
 
-    console = Console()
+    console = PlainConsole()
     figures = run_demo(output, console=console)
     if student and importlib.util.find_spec("torch") is None:
         say(f"the student needs PyTorch; install it with: {install_command('demo,train')}, then run the demo again")

@@ -161,14 +161,14 @@ def load_run(path: str | os.PathLike[str], *, allow_code: bool = False) -> Stude
         module = build_model(
             run.recipe.model, len(run.classes), background=run.background, pretrained=False, **run.model_options
         )
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
         raise TrainingError(f"{path} does not describe a {run.recipe.model} that can be built: {error}") from error
     state = read_checkpoint(file)
     try:
         module.load_state_dict(dict(student_state(state)))
-    except RuntimeError as error:
+        thresholds = None if state.get("thresholds") is None else np.array(state["thresholds"], np.float64)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise TrainingError(f"{file} does not hold the weights of {run.recipe.model}: {error}") from error
-    thresholds = None if state.get("thresholds") is None else np.array(state["thresholds"], np.float64)
     return Student(
         module=module.eval(), classes=run.classes, background=run.background, input=run.input, run=run,
         thresholds=thresholds,

@@ -337,7 +337,11 @@ def test_one_image_calibrates_without_a_coverage_report(bundle: Bundle, photos: 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot read"), ("[]", "must hold a JSON object"), ('{"format_version": 1}', "is not a calibration of format")],
+    [
+        ("{", "cannot read"),
+        ("[]", "must hold a JSON object"),
+        ('{"format_version": 1}', "is not a calibration of format"),
+    ],
 )
 def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "calibration.json"
