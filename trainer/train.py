@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import TrainingError
 from .data.corpus import Corpus, training_images
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
 from .device_settings import device_settings
