@@ -13,7 +13,7 @@ DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-read
 TOOLS  := $(VENV)-tools
 OLD    := $(VENV)-old
 
-.PHONY: setup demo test test-long test-export family-references test-gpu test-formats test-old check format bench msrc students prompted clean
+.PHONY: setup demo test test-long test-export family-references test-gpu test-formats test-old check format site docs-commands bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -53,6 +53,12 @@ check: $(VENV)/.dev-ready ## lint, format, types, layers
 format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: $(VENV)/.dev-ready ## the documentation site, in site/
+	$(BIN)/python -m mkdocs build --strict
+
+docs-commands: $(VENV)/.dev-ready ## the pages of commands, with their output
+	$(BIN)/python docs/run_commands.py
 
 bench: $(VENV)/.dev-ready ## every figure of speed; needs the photos of MASKMILL_DATA
 	$(BIN)/python benchmarks/kernels.py
@@ -111,5 +117,5 @@ $(VENV)/.student-ready: $(PACKAGED) | $(BIN)/python
 $(VENV)/.dev-ready: $(PACKAGED) | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null \
 	  || echo "The tests need PyTorch, which pip fetches once: about 3 GB where it takes a CUDA build."
-	$(PIP) --editable '.[cpu,demo,export,train,dev]'
+	$(PIP) --editable '.[cpu,demo,export,train,docs,dev]'
 	@touch $(VENV)/.demo-ready $(VENV)/.student-ready $@

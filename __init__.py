@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .engine.store.rows import InputRow
     from .errors import MaskmillError
     from .export.api import adopt
-    from .trainer.api import evaluate, export, predict, train
+    from .trainer.api import evaluate, export_model, predict, train
     from .trainer.train import TrainingProgress
 
     __version__: str
@@ -68,7 +68,7 @@ _MODULES = {
     "engine.store.rows": ("InputRow",),
     "errors": ("MaskmillError",),
     "export.api": ("adopt",),
-    "trainer.api": ("evaluate", "export", "predict", "train"),
+    "trainer.api": ("evaluate", "export_model", "predict", "train"),
     "trainer.train": ("TrainingProgress",),
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
@@ -77,8 +77,8 @@ __all__ = [
     "Bundle", "Calibration", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item", "LabelStore",
     "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
     "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy",
-    "TrainingProgress", "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export", "export_labels",
-    "import_labels", "label", "open_session", "overlay", "predict", "rank", "report", "reselect", "train",
+    "TrainingProgress", "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export_labels",
+    "export_model", "import_labels", "label", "open_session", "overlay", "predict", "rank", "report", "reselect", "train",
 ]  # fmt: skip
 
 

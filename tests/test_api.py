@@ -121,3 +121,8 @@ def test_a_notebook_shows_an_overlay(home: Path) -> None:
     label = np.zeros((16, 24), np.uint8)
     picture = maskmill.overlay(home / "photos" / "0.png", label, ["red", "green", "blue"])
     assert picture._repr_png_().startswith(b"\x89PNG")
+
+
+def test_no_public_name_is_hidden_by_a_module() -> None:
+    modules = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert not modules & set(maskmill.__all__)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .train import TrainingProgress
 
 
-def export(
+def export_model(
     model: Location,
     output: Location,
     *,
