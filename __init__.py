@@ -78,7 +78,8 @@ __all__ = [
     "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
     "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy",
     "TrainingProgress", "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export_labels",
-    "export_model", "import_labels", "label", "open_session", "overlay", "predict", "rank", "report", "reselect", "train",
+    "export_model", "import_labels", "label", "open_session", "overlay", "predict", "rank", "report", "reselect",
+    "train",
 ]  # fmt: skip
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .calibrate import calibrate_thresholds
-from .choose import choose_selection
-from .export_labels import export_labels
-from .import_labels import import_labels
-from .label import label_corpus, label_prompted, segment_corpus
-from .rank import rank
-from .report import report
-from .reselect import reselect_labels
-from .serve import serve
-from .store import show
-from .taxonomy import draft_taxonomy
-from .verify import verify_store
+from .calibration.calibrate import calibrate_thresholds
+from .calibration.choose import choose_selection
+from .calibration.taxonomy import draft_taxonomy
+from .exchange.export_labels import export_labels
+from .exchange.import_labels import import_labels
+from .labels.label import label_corpus, label_prompted, segment_corpus
+from .labels.reselect import reselect_labels
+from .labels.verify import verify_store
+from .looking.rank import rank
+from .looking.report import report
+from .looking.serve import serve
+from .looking.store import show
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Calibration": {"taxonomy": draft_taxonomy, "choose": choose_selection, "calibrate": calibrate_thresholds},

@@ -15,7 +15,7 @@ from maskmill.engine.backends import cuda
 from maskmill.engine.backends.base import Backend
 from maskmill.engine.backends.cuda import CudaBackend
 from maskmill.engine.backends.host import HOST
-from maskmill.engine.cli import label as cli
+from maskmill.engine.cli.labels import label as cli
 from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label, segment

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..formats.open import InputFormat
-from ..labeling.import_labels import Unchanged
-from ..report.terminal import say
-from .options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
+from ....errors import UsageError
+from ...formats.open import InputFormat
+from ...labeling.import_labels import Unchanged
+from ...report.terminal import say
+from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
 
 
 def import_labels(
@@ -51,11 +51,11 @@ def import_labels(
 
     Reviewed pixels win wherever labels are read, exported or trained on. The labels themselves are never edited.
     """
-    from ...kernels.processors import usable_processors
-    from ..inputs.names import read_ids
-    from ..labeling import import_labels as reviews
-    from ..report import display
-    from ..store.label_store import LabelStore
+    from ....kernels.processors import usable_processors
+    from ...inputs.names import read_ids
+    from ...labeling import import_labels as reviews
+    from ...report import display
+    from ...store.label_store import LabelStore
 
     if withdraw == (reviewed is not None):
         raise UsageError("expected REVIEWED, a file or folder of corrected labels, or --withdraw without it")

@@ -11,16 +11,16 @@ from typing import Any
 
 import typer
 
-from ...errors import UsageError
-from ..cluster.job import Job, no_conditions
-from ..cluster.runner import Runner
-from ..labeling.drift import OnDrift
-from ..labeling.selection import Method, Weight
-from ..predictors.open import load_taxonomy
-from ..reading.access import Access
-from ..report.terminal import say
-from ..runtimes.open import ON_GPU, Provider
-from .options import print_json
+from ....errors import UsageError
+from ...cluster.job import Job, no_conditions
+from ...cluster.runner import Runner
+from ...labeling.drift import OnDrift
+from ...labeling.selection import Method, Weight
+from ...predictors.open import load_taxonomy
+from ...reading.access import Access
+from ...report.terminal import say
+from ...runtimes.open import ON_GPU, Provider
+from ..options import print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,11 @@ def run_label(
 
     ``conditions`` returns the predictor's conditions without opening it.
     """
-    from ..calibration.calibration import Calibration
-    from ..inputs.sources import open_source
-    from ..labeling import label_run
-    from ..labeling.selection import Selection
-    from ..report import display
+    from ...calibration.calibration import Calibration
+    from ...inputs.sources import open_source
+    from ...labeling import label_run
+    from ...labeling.selection import Selection
+    from ...report import display
 
     if (calibration is not None) != (select == "conformal"):
         raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
@@ -145,10 +145,10 @@ def run_label(
 
 def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -> None:
     """Segment ``source`` with the predictor that ``opening`` makes, print the summary and exit with its status."""
-    from ..inputs.sources import open_source
-    from ..labeling.label_run import segment
-    from ..model.taxonomy import Taxonomy
-    from ..report import display
+    from ...inputs.sources import open_source
+    from ...labeling.label_run import segment
+    from ...model.taxonomy import Taxonomy
+    from ...report import display
 
     assert run.output is not None, "the command requires a store"
     common = {**run.common, "retry_rejects": run.retry_rejects}
@@ -174,9 +174,9 @@ def _run_leases(
     observer: Any,
 ) -> Any:
     """Run on several GPUs of this machine, as one process of an array, or on Ray."""
-    from ..cluster.device_pool import DevicePool
-    from ..cluster.ray_pool import RayPool, RaySettings, parse_workers
-    from ..cluster.runner import run_array, run_on
+    from ...cluster.device_pool import DevicePool
+    from ...cluster.ray_pool import RayPool, RaySettings, parse_workers
+    from ...cluster.runner import run_array, run_on
 
     job = Job(
         opening=opening,
@@ -214,8 +214,8 @@ def _run_leases(
 
 def finish_run(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
     """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
-    from ..labeling.drift import watch_store
-    from ..report import display
+    from ...labeling.drift import watch_store
+    from ...report import display
 
     drift = watch_store(store)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..predictors.open import (
+from ...predictors.open import (
     ModelOptions,
     PromptedOptions,
     bundle_conditions,
@@ -16,6 +16,28 @@ from ..predictors.open import (
     open_predictor,
     open_prompted,
     prompted_conditions,
+)
+from ..options import (
+    DEFAULT_ACCESS,
+    BatchOption,
+    BitDepthOption,
+    BundleArgument,
+    DevicesOption,
+    EndingOption,
+    ImageLabelsOption,
+    JsonOption,
+    OverlapOption,
+    PrecisionOption,
+    PromptSettings,
+    ProviderOption,
+    SchemesOption,
+    SourceArgument,
+    TaxonomyOption,
+    ThreadsOption,
+    TileOption,
+    TimeoutOption,
+    UnverifiedOption,
+    access_of,
 )
 from .label_options import (
     AddressOption,
@@ -41,28 +63,6 @@ from .label_options import (
     WeightOption,
 )
 from .labeling import LabelingOptions, run_label, run_segment
-from .options import (
-    DEFAULT_ACCESS,
-    BatchOption,
-    BitDepthOption,
-    BundleArgument,
-    DevicesOption,
-    EndingOption,
-    ImageLabelsOption,
-    JsonOption,
-    OverlapOption,
-    PrecisionOption,
-    PromptSettings,
-    ProviderOption,
-    SchemesOption,
-    SourceArgument,
-    TaxonomyOption,
-    ThreadsOption,
-    TileOption,
-    TimeoutOption,
-    UnverifiedOption,
-    access_of,
-)
 
 
 def label_corpus(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..report.terminal import say
-from .options import StoreArgument
+from ....errors import UsageError
+from ...report.terminal import say
+from ..options import StoreArgument
 
 
 def serve(
@@ -45,11 +45,11 @@ def serve(
     """
     import getpass
 
-    from ..calibration.calibration import Calibration
-    from ..labeling.certificate import check_same
-    from ..report.server.app import serve as run
-    from ..report.server.live_store import LiveStore
-    from ..store.label_store import LabelStore
+    from ...calibration.calibration import Calibration
+    from ...labeling.certificate import check_same
+    from ...report.server.app import serve as run
+    from ...report.server.live_store import LiveStore
+    from ...store.label_store import LabelStore
 
     if reviewer is not None and not review:
         raise UsageError("--reviewer applies to --review only; add it or leave it out")

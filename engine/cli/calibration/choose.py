@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..predictors.open import ModelOptions, open_predictor
-from ..report.terminal import say
-from .options import (
+from ...predictors.open import ModelOptions, open_predictor
+from ...report.terminal import say
+from ..options import (
     AsStoredOption,
     BatchOption,
     BitDepthOption,
@@ -73,12 +73,12 @@ def choose_selection(
     that no other one beats in kept share and in the goal's figure, all measured on held-out images: kept, the share of
     pixels with a label; accuracy of these labels, with a 95 % interval; and their mIoU.
     """
-    from ...kernels.processors import usable_processors
-    from ..calibration.choose import choose
-    from ..inputs.labels import open_labels
-    from ..inputs.names import read_ids
-    from ..inputs.sources import open_source
-    from ..report import display
+    from ....kernels.processors import usable_processors
+    from ...calibration.choose import choose
+    from ...inputs.labels import open_labels
+    from ...inputs.names import read_ids
+    from ...inputs.sources import open_source
+    from ...report import display
 
     if output is not None:
         writable_file(output, ".json")

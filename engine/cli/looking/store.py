@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..predictors.open import PromptedOptions
-from ..report.terminal import say
-from .options import CamOption, ImageLabelsOption, SamOption
+from ....errors import UsageError
+from ...predictors.open import PromptedOptions
+from ...report.terminal import say
+from ..options import CamOption, ImageLabelsOption, SamOption
 
 
 def show(
@@ -37,10 +37,10 @@ def show(
 
     Of a model, draw the labels that it gives one photo.
     """
-    from ..model.bundle import MANIFEST
-    from ..report import display
-    from ..report.show import write_overlay, write_steps
-    from ..store.label_store import LabelStore
+    from ...model.bundle import MANIFEST
+    from ...report import display
+    from ...report.show import write_overlay, write_steps
+    from ...store.label_store import LabelStore
 
     if steps and (uri is None or cam is None or sam is None):
         raise UsageError("--steps needs an IMAGE of the store, --cam BUNDLE and --sam BUNDLE")
@@ -65,8 +65,8 @@ def show(
 
 
 def _draw_model(folder: Path, image: Path, output: Path | None) -> None:
-    from ..model.bundle import Bundle
-    from ..report.preview import read_photo, write_preview
+    from ...model.bundle import Bundle
+    from ...report.preview import read_photo, write_preview
 
     photo = read_photo(image)
     bundle = Bundle.load(folder)

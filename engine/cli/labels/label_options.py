@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..cluster.runner import Runner
-from ..labeling.drift import OnDrift
-from ..labeling.selection import Method, Weight
+from ...cluster.runner import Runner
+from ...labeling.drift import OnDrift
+from ...labeling.selection import Method, Weight
 
 OutputOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..report.page.gallery import PICTURES
-from ..report.terminal import say
-from .options import (
+from ...report.page.gallery import PICTURES
+from ...report.terminal import say
+from ..options import (
     AsStoredOption,
     FormatOption,
     LabelsOption,
@@ -61,8 +61,8 @@ def report(
     The page holds the run in words, figures, charts and a gallery of photos with their labels on a slider. It loads
     nothing from the network, so it can be sent to others; it contains the photos that it shows.
     """
-    from ..inputs.labels import open_labels
-    from ..labels_api import report as write
+    from ...inputs.labels import open_labels
+    from ...labels_api import report as write
 
     writable_file(output, ".html")
     truth = None

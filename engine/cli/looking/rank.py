@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..report.terminal import say
-from .options import (
+from ....errors import UsageError
+from ...report.terminal import say
+from ..options import (
     AsStoredOption,
     FormatOption,
     IdsOption,
@@ -77,9 +77,9 @@ def rank(
     from each other; near-duplicates are left out. `maskmill export-labels --ids queue.json` hands it to CVAT or Label
     Studio with the labels so far. A queue is no random sample: label some images drawn at random as well.
     """
-    from ..inputs.labels import open_labels
-    from ..inputs.names import read_ids
-    from ..labels_api import rank as run
+    from ...inputs.labels import open_labels
+    from ...inputs.names import read_ids
+    from ...labels_api import rank as run
 
     writable_file(output, ".json")
     if labels is not None and (images is None or model is None):

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..report.terminal import say
-from .options import JsonOption, print_json
+from ....errors import UsageError
+from ...report.terminal import say
+from ..options import JsonOption, print_json
 
 _SHOWN = 20
 
@@ -28,9 +28,9 @@ def verify_store(
     Exit status: 0 if nothing is damaged or everything damaged was removed, 1 otherwise. Let no other command use the
     store during a repair.
     """
-    from ..formats.open import is_exported
-    from ..report import display
-    from ..store.verify import verify
+    from ...formats.open import is_exported
+    from ...report import display
+    from ...store.verify import verify
 
     if is_exported(str(store)):
         if repair:
@@ -65,7 +65,7 @@ def verify_store(
 
 def _check_export(folder: Path, *, as_json: bool) -> bool:
     """Compare an export with its certificate and print the result; returns True if nothing is damaged."""
-    from ..labeling.certificate import verify_export
+    from ...labeling.certificate import verify_export
 
     check = verify_export(folder)
     if as_json:

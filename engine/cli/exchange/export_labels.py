@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..formats.base import Ignored, ImageMode
-from ..formats.open import OutputFormat
-from ..report.terminal import say
-from .options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
+from ...formats.base import Ignored, ImageMode
+from ...formats.open import OutputFormat
+from ...report.terminal import say
+from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
 
 
 def export_labels(
@@ -52,11 +52,11 @@ def export_labels(
 
     The same command again continues where it stopped. `maskmill verify DIR` compares the files with the certificate.
     """
-    from ..calibration.calibration import Calibration
-    from ..inputs.names import read_ids
-    from ..labeling.export_labels import export_labels as export
-    from ..report import display
-    from ..store.label_store import LabelStore
+    from ...calibration.calibration import Calibration
+    from ...inputs.names import read_ids
+    from ...labeling.export_labels import export_labels as export
+    from ...report import display
+    from ...store.label_store import LabelStore
 
     with display.counter("exporting", quiet=as_json) as progress:
         summary = export(

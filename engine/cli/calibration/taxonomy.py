@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
-from ..model.color_tables import TableName
-from ..model.taxonomy_draft import Unmatched
-from ..report.terminal import say
-from .options import BundleArgument, FormatOption
+from ....errors import UsageError
+from ...model.color_tables import TableName
+from ...model.taxonomy_draft import Unmatched
+from ...report.terminal import say
+from ..options import BundleArgument, FormatOption
 
 
 def draft_taxonomy(
@@ -43,13 +43,13 @@ def draft_taxonomy(
     ] = "ignore",
 ) -> None:
     """Draft a class mapping from matching names, and list the names that did not match."""
-    from ..inputs.labeled_source import value_names
-    from ..inputs.labels import open_labels
-    from ..inputs.summary import SourceSummary
-    from ..model.bundle import Bundle
-    from ..model.color_tables import named_table
-    from ..model.taxonomy_draft import draft, read_label_names
-    from ..predictors.prompted.activation_maps import scored_bundle
+    from ...inputs.labeled_source import value_names
+    from ...inputs.labels import open_labels
+    from ...inputs.summary import SourceSummary
+    from ...model.bundle import Bundle
+    from ...model.color_tables import named_table
+    from ...model.taxonomy_draft import draft, read_label_names
+    from ...predictors.prompted.activation_maps import scored_bundle
 
     model = scored_bundle(Bundle.load(bundle))
     if output.exists():

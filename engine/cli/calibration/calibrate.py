@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ...errors import UsageError
-from ..calibration.calibration import Control, RuleChoice
-from ..calibration.sharing import Fallback, Group, Unseen
-from ..calibration.thresholds import SmallSample, Unit
-from ..predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
-from ..report.terminal import say
-from .options import (
+from ....errors import UsageError
+from ...calibration.calibration import Control, RuleChoice
+from ...calibration.sharing import Fallback, Group, Unseen
+from ...calibration.thresholds import SmallSample, Unit
+from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
+from ...report.terminal import say
+from ..options import (
     AsStoredOption,
     BatchOption,
     BitDepthOption,
@@ -169,14 +169,14 @@ def calibrate_thresholds(
     of classes in the set; kept, acc and IoU, kept share, accuracy and IoU of the labels that the rule makes; raw, the
     IoU of the top class of every pixel, in which pixels whose top class is a dropped one count as missed.
     """
-    from ...kernels.processors import usable_processors
-    from ..calibration.calibrate import calibrate
-    from ..inputs.labels import open_labels
-    from ..inputs.names import read_ids
-    from ..inputs.sources import open_source
-    from ..report import display
-    from ..store.label_store import LabelStore
-    from ..store.reviewed_labels import ReviewedImages, open_reviewed
+    from ....kernels.processors import usable_processors
+    from ...calibration.calibrate import calibrate
+    from ...inputs.labels import open_labels
+    from ...inputs.names import read_ids
+    from ...inputs.sources import open_source
+    from ...report import display
+    from ...store.label_store import LabelStore
+    from ...store.reviewed_labels import ReviewedImages, open_reviewed
 
     if (labels is None) == (reviewed is None) or (labels is not None and images is None):
         raise UsageError("expected labeled images: give --images SOURCE with --labels LABELS, or --reviewed STORE")

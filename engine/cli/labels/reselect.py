@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ...kernels.types import Rule
-from ..labeling.selection import Method, Weight
+from ....kernels.types import Rule
+from ...labeling.selection import Method, Weight
+from ..options import JsonOption, StoreArgument, WorkersOption
 from .labeling import finish_run
-from .options import JsonOption, StoreArgument, WorkersOption
 
 
 def reselect_labels(
@@ -67,11 +67,11 @@ def reselect_labels(
     The same command again continues where it stopped. A selection that needs scores which were not kept is refused.
     Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
     """
-    from ..calibration.calibration import Calibration
-    from ..labeling.reselection.reselect import Reselection, reselect
-    from ..model.taxonomy import Taxonomy
-    from ..report import display
-    from ..store.label_store import LabelStore
+    from ...calibration.calibration import Calibration
+    from ...labeling.reselection.reselect import Reselection, reselect
+    from ...model.taxonomy import Taxonomy
+    from ...report import display
+    from ...store.label_store import LabelStore
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     source = LabelStore.open(store)

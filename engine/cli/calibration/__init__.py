@@ -1,0 +1,1 @@
+"""Commands that map classes, choose a selection and calibrate it."""

@@ -1,0 +1,1 @@
+"""Commands that exchange labels with other tools."""

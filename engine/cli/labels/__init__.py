@@ -1,0 +1,1 @@
+"""Commands that label a corpus and check the labels."""
