@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine.api import calibrate, draft_taxonomy, label, reselect
     from .engine.calibration.calibration import Calibration
+    from .engine.calibration.objects import ObjectThresholds
     from .engine.inputs.sources import Item, Source
     from .engine.labeling.export_labels import ExportSummary
     from .engine.labeling.import_labels import ImportSummary
     from .engine.labeling.progress import Progress
     from .engine.labeling.selection import Selection
-    from .engine.labels_api import export_labels, import_labels, overlay, rank, report
+    from .engine.labels_api import calibrate_objects, export_labels, import_labels, overlay, rank, report
     from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
@@ -49,12 +50,13 @@ if TYPE_CHECKING:
 _MODULES = {
     "engine.api": ("calibrate", "draft_taxonomy", "label", "reselect"),
     "engine.calibration.calibration": ("Calibration",),
+    "engine.calibration.objects": ("ObjectThresholds",),
     "engine.inputs.sources": ("Item", "Source"),
     "engine.labeling.export_labels": ("ExportSummary",),
     "engine.labeling.import_labels": ("ImportSummary",),
     "engine.labeling.progress": ("Progress",),
     "engine.labeling.selection": ("Selection",),
-    "engine.labels_api": ("export_labels", "import_labels", "overlay", "rank", "report"),
+    "engine.labels_api": ("calibrate_objects", "export_labels", "import_labels", "overlay", "rank", "report"),
     "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
@@ -75,11 +77,11 @@ _EXPORTS = {name: module for module, names in _MODULES.items() for name in names
 
 __all__ = [
     "Bundle", "Calibration", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item", "LabelStore",
-    "MaskmillError", "ModelFile", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance",
-    "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy",
-    "TrainingProgress", "__version__", "adopt", "calibrate", "draft_taxonomy", "evaluate", "export_labels",
-    "export_model", "import_labels", "label", "open_session", "overlay", "predict", "rank", "report", "reselect",
-    "train",
+    "MaskmillError", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec",
+    "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy",
+    "TrainingProgress", "__version__", "adopt", "calibrate", "calibrate_objects", "draft_taxonomy", "evaluate",
+    "export_labels", "export_model", "import_labels", "label", "open_session", "overlay", "predict", "rank", "report",
+    "reselect", "train",
 ]  # fmt: skip
 
 

@@ -152,6 +152,8 @@ def label(
     weight_levels: int = 256,
     keep_scores: str | float | None = None,
     on_drift: OnDrift = "warn",
+    instances: bool = False,
+    min_score: float = 0.5,
     limit: int | None = None,
     retry_rejects: bool = False,
     provider: Provider = "cpu",
@@ -177,6 +179,8 @@ def label(
         Keep the scores that :func:`reselect` needs for this alpha and above.
     on_drift
         ``stop`` ends the run, with ``drifted`` set, as soon as the images do not look like those of the calibration.
+    instances, min_score
+        Store single objects as well, from a model that gives them; the lowest score of an object.
     limit, retry_rejects
         Stop after this many inputs; try inputs again that were rejected before.
     provider, tile, overlap, workers
@@ -189,19 +193,25 @@ def label(
     """
     from .inputs.sources import open_source
     from .labeling import label_run
+    from .labeling.instances import InstanceSettings
     from .labeling.selection import Selection
 
     if calibration is not None and threshold is not None:
         raise UsageError("give calibration or threshold, not both")
+    if instances and tile is not None:
+        raise UsageError("instances do not go with tiles: an object that several tiles show would be several")
     thresholds = calibration_of(calibration)
+    objects = InstanceSettings(min_score=min_score) if instances else None
     if thresholds is not None:
-        selection = Selection.conformal(thresholds, weight=weight, weight_levels=weight_levels, keep_scores=keep_scores)
+        selection = Selection.conformal(
+            thresholds, weight=weight, weight_levels=weight_levels, keep_scores=keep_scores, instances=objects
+        )
     elif keep_scores is not None:
         raise UsageError("keep_scores needs a calibration, whose thresholds say which scores to keep")
     elif threshold is not None:
-        selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels)
+        selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels, instances=objects)
     else:
-        selection = Selection.argmax(weight=weight, weight_levels=weight_levels)
+        selection = Selection.argmax(weight=weight, weight_levels=weight_levels, instances=objects)
     predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap)
     with run_display_if(progress) as observer:
         return label_run.label(

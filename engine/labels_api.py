@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .calibration.calibration import Calibration
+    from .calibration.objects import ObjectThresholds
     from .formats.base import Ignored, ImageMode
     from .formats.open import InputFormat, OutputFormat
     from .inputs.labels import LabelSource
@@ -41,6 +42,8 @@ def export_labels(
     weights: bool = False,
     ignored: Ignored | None = None,
     ids: Location | Sequence[str] | None = None,
+    instances: bool = False,
+    object_thresholds: Location | ObjectThresholds | None = None,
     calibration: Location | Calibration | None = None,
     progress: bool = False,
 ) -> ExportSummary:
@@ -49,9 +52,12 @@ def export_labels(
     ``ids`` are names of the images to write, or a file of them, such as a queue of :func:`rank`; all if None. The
     other parameters and the errors are those of :func:`maskmill.engine.labeling.export_labels.export_labels`.
     """
+    from .calibration import objects
     from .inputs.names import read_ids
     from .labeling import export_labels as exporting
 
+    if object_thresholds is not None and not isinstance(object_thresholds, objects.ObjectThresholds):
+        object_thresholds = objects.ObjectThresholds.load(object_thresholds)
     with counter_if("exporting", progress) as observer:
         return exporting.export_labels(
             store_of(store),
@@ -62,9 +68,22 @@ def export_labels(
             weights=weights,
             ignored=ignored,
             ids=read_ids(ids) if isinstance(ids, str | os.PathLike) else None if ids is None else frozenset(ids),
+            instances=instances,
+            object_thresholds=object_thresholds,
             calibration=calibration_of(calibration),
             progress=observer,
         )
+
+
+def calibrate_objects(store: Location | LabelStore, labels: Location, *, alpha: float | str) -> ObjectThresholds:
+    """Choose the lowest score of an object by class, so that few of the objects that are kept are wrong.
+
+    ``labels`` is a COCO file with the true objects of some of the store's images. The other parameters and the errors
+    are those of :func:`maskmill.engine.calibration.objects.calibrate_objects`.
+    """
+    from .calibration import objects
+
+    return objects.calibrate_objects(store_of(store), labels, alpha=str(alpha))
 
 
 def import_labels(

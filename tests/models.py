@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
-from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.bundle import OBJECT_KINDS, Bundle, OutputSpec
 from maskmill.export.adopt.classifier import cam_from_onnx
 from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.adopt.semantic import bundle_from_onnx
+from maskmill.export.staging import model_file
 
 COLORS = ("red", "green", "blue")
 
@@ -316,3 +318,37 @@ def moody_graph(mood: str) -> onnx.ModelProto:
                 else_branch = fine () => (float[N, 3, h, w] same) {{ same = Identity (good) }}>
         }}"""
     )
+
+
+def object_bundle(
+    folder: Path,
+    masks: np.ndarray,
+    *,
+    scores: Sequence[float],
+    indices: Sequence[int],
+    classes: Sequence[str] = COLORS,
+    background: str | None = None,
+) -> Bundle:
+    """:func:`color_graph` that also gives the same objects for every image: masks (K, h, w) bool, scores, classes."""
+    size = (int(masks.shape[1]), int(masks.shape[2]))
+    bundle = color_bundle(folder, size=size, classes=classes, background=background)
+    path = bundle.model_path()
+    model = onnx.load(path)
+    values = {
+        "object_scores": np.asarray(scores, np.float32),
+        "object_classes": np.asarray(indices, np.float32),
+        "object_masks": np.where(masks, 6, -6).astype(np.float32),
+    }
+    nodes = [helper.make_node("Shape", ["image"], ["batch"], start=0, end=1)]
+    for name, array in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(array[None], f"{name}_one"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(array.shape, np.int64), f"{name}_rest"))
+        nodes.append(helper.make_node("Concat", ["batch", f"{name}_rest"], [f"{name}_shape"], axis=0))
+        nodes.append(helper.make_node("Expand", [f"{name}_one", f"{name}_shape"], [name]))
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *array.shape]))
+    model.graph.node.extend(nodes)
+    path.write_bytes(model.SerializeToString())
+    outputs = (*bundle.outputs, *(OutputSpec(name=name, kind=name, activation="none") for name in OBJECT_KINDS))
+    changed = replace(bundle, files=(model_file(path, role="model"),), outputs=outputs)
+    changed.save()
+    return changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .calibration.calibrate import calibrate_thresholds
+from .calibration.calibrate import calibrate_object_scores, calibrate_thresholds
 from .calibration.choose import choose_selection
 from .calibration.taxonomy import draft_taxonomy
 from .exchange.export_labels import export_labels
@@ -18,7 +18,12 @@ from .looking.serve import serve
 from .looking.store import show
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
-    "Calibration": {"taxonomy": draft_taxonomy, "choose": choose_selection, "calibrate": calibrate_thresholds},
+    "Calibration": {
+        "taxonomy": draft_taxonomy,
+        "choose": choose_selection,
+        "calibrate": calibrate_thresholds,
+        "calibrate-objects": calibrate_object_scores,
+    },
     "Labels": {
         "label": label_corpus,
         "label-prompted": label_prompted,

@@ -67,6 +67,22 @@ class LabelClasses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One object of an image."""
+
+    target: int
+    """Index of its class."""
+    score: float
+    """Score of the object, in [0, 1]."""
+    box: tuple[int, int, int, int]
+    """(x, y, width, height) of its pixels."""
+    counts: str
+    """Mask as COCO's compressed run lengths."""
+    area: int
+    """Number of pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabeledImage:
     """One image's labels on their way into a file."""
 
@@ -84,6 +100,8 @@ class LabeledImage:
     """Bytes of the photo's file; None if they are not needed."""
     path: str | None = None
     """Absolute path of a local photo, for links."""
+    instances: tuple[Instance, ...] | None = None
+    """Objects of the image, best first, no two of which share a pixel; None if classes are exported, not objects."""
 
 
 class FileSink:
@@ -122,6 +140,8 @@ class WriterOptions:
     images: ImageMode = "none"
     weights: bool = False
     """True if weights are written."""
+    instances: bool = False
+    """True if single objects are written in place of one mask per class."""
     ignored: Ignored | None = None
     """Fate of ignored pixels; needed by formats that cannot mark them."""
     certificate: str = "{}"
@@ -134,6 +154,8 @@ class Writer(ABC):
     format: ClassVar[str]
     marks_ignored: ClassVar[bool] = False
     """True if the format can say that a pixel has no label."""
+    holds_instances: ClassVar[bool] = False
+    """True if the format tells objects of one class apart."""
     holds_weights: ClassVar[bool] = False
     """True if the format has a place for weights."""
     image_modes: ClassVar[tuple[ImageMode, ...]] = ("none", "copy", "link")
@@ -151,6 +173,10 @@ class Writer(ABC):
             )
         if options.weights and not self.holds_weights:
             raise UsageError(f"{self.format} has no place for weights; leave out --weights, or export png as well")
+        if options.instances and not self.holds_instances:
+            raise UsageError(
+                f"{self.format} does not tell objects of one class apart; use coco or coco-panoptic with --instances"
+            )
         if self.marks_ignored and options.ignored is not None:
             raise UsageError(f"{self.format} marks ignored pixels itself; leave out --ignored")
         if not self.marks_ignored and options.ignored is None:

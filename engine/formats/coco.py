@@ -3,7 +3,8 @@
 Reading: an annotation's polygons are filled as pycocotools fills them and united; ``iscrowd`` regions are ignored; of
 overlapping annotations the smaller is on top, or the later one. Writing: one annotation per class and image, run-length
 encoded (``coco``), or one per region as a polygon (``coco-polygons``); ignored pixels are an ``iscrowd`` annotation of
-a category named ``ignore``. Weights do not fit into COCO files.
+a category named ``ignore``. With objects, ``coco`` holds one annotation per object, with its score, and nothing else.
+Weights do not fit into COCO files.
 """
 
 from __future__ import annotations
@@ -128,6 +129,18 @@ class CocoReader(LabelReader):
             shapes.append(Shape(self._classes.values[label], runs))
         return paint_shapes(shapes, height, width, self._classes, self._overlaps)
 
+    def read_objects(self, name: str) -> list[tuple[str, NDArray[np.int64]]]:
+        """Return class name and runs of every object of an image; ``iscrowd`` regions are left out."""
+        number, height, width = self._images[name]
+        objects = []
+        for index in self._order[self._first[number] : self._first[number + 1]].tolist():
+            where = f"{self.path}, annotation {index} ({name})"
+            annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
+            if not annotation.get("iscrowd"):
+                runs = _runs(annotation.get("segmentation"), height, width, where)
+                objects.append((self._categories[_key(annotation["category_id"])], runs))
+        return objects
+
 
 def _runs(segmentation: Any, height: int, width: int, where: str) -> NDArray[np.int64]:
     try:
@@ -171,6 +184,7 @@ class CocoWriter(Writer):
 
     format = "coco"
     marks_ignored = True
+    holds_instances = True
 
     def write(self, index: int, images: Sequence[LabeledImage], sink: FileSink) -> str:
         """Return the image's entry and annotations; ids are given at the end."""
@@ -182,6 +196,12 @@ class CocoWriter(Writer):
 
     def _annotations(self, image: LabeledImage) -> list[dict[str, Any]]:
         size = list(image.label.shape)
+        if image.instances is not None:
+            return [
+                self._annotation(instance.target, instance.area, instance.box)
+                | {"segmentation": {"size": size, "counts": instance.counts}, "score": instance.score}
+                for instance in image.instances
+            ]
         return [
             self._annotation(mask.value, mask.area, mask.box) | {"segmentation": {"size": size, "counts": mask.counts}}
             for mask in encode_classes(image.label)
@@ -213,6 +233,7 @@ class CocoPolygonWriter(CocoWriter):
     """Writes one polygon annotation per region; ignored pixels are run-length encoded."""
 
     format = "coco-polygons"
+    holds_instances = False
 
     def _annotations(self, image: LabeledImage) -> list[dict[str, Any]]:
         ignore = self.options.classes.ignore

@@ -1,7 +1,8 @@
 """COCO panoptic: a JSON file and one PNG per image whose colors are segment ids (red + 256 green + 65536 blue).
 
-Pixels of id 0 have no label, and neither have ``iscrowd`` segments. Written segments are the regions of a class for
-stuff and things alike: a label map does not tell instances of one class apart.
+Pixels of id 0 have no label, and neither have ``iscrowd`` segments. Of a label map alone, each class is one segment:
+it does not tell objects apart. With objects, each of them is a segment, on top of the classes; what is left of a class
+that has objects in the image is an ``iscrowd`` segment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ...errors import UsageError
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Writer
 from .coco import _annotation_entries, _image_entries
 from .files import FileTree, json_document, json_elements, json_members, load_json, read_bytes
-from .rle import encode_classes
+from .rle import encode_classes, paint_runs, runs_of_counts, string_to_counts
 
 FILE = "annotations/panoptic.json"
 FOLDER = "annotations/panoptic"
@@ -77,21 +78,48 @@ class CocoPanopticWriter(Writer):
 
     format = "coco-panoptic"
     marks_ignored = True
+    holds_instances = True
 
     def write(self, index: int, images: Sequence[LabeledImage], sink: FileSink) -> str:
         """Write the PNG; return the image's entry and its segments."""
         (image,) = images
         self.place_image(sink, image, f"images/{image.name}")
-        ignore = self.options.classes.ignore
-        ids = np.where(image.label == ignore, 0, image.label.astype(np.uint32) + 1)
+        ignore, num = self.options.classes.ignore, len(self.names)
+        label, objects = image.label, image.instances or ()
+        ids = np.where(label == ignore, 0, label.astype(np.uint32) + 1)
+        if objects:
+            columns = np.zeros(label.size, np.uint32)
+            for number, instance in enumerate(objects, start=num + 1):
+                paint_runs(columns, runs_of_counts(string_to_counts(instance.counts), label.size), number)
+            painted = columns.reshape(label.shape[::-1]).T
+            ids = np.where(painted > 0, painted, ids)
+            label = np.where(painted > 0, label.dtype.type(ignore), label)
         colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(colors).save(buffer, "PNG", compress_level=1)
         sink.save(f"{FOLDER}/{image.stem}.png", buffer.getvalue())
-        segments = [
-            {"id": mask.value + 1, "category_id": mask.value + 1, "iscrowd": 0, "area": mask.area, "bbox": mask.box}
-            for mask in encode_classes(image.label)
+        things = {instance.target for instance in objects}
+        segments: list[dict[str, Any]] = [
+            {
+                "id": mask.value + 1,
+                "category_id": mask.value + 1,
+                "iscrowd": int(mask.value in things),
+                "area": mask.area,
+                "bbox": mask.box,
+            }
+            for mask in encode_classes(label)
             if mask.value != ignore
+        ]
+        segments += [
+            {
+                "id": number,
+                "category_id": instance.target + 1,
+                "iscrowd": 0,
+                "area": instance.area,
+                "bbox": instance.box,
+                "score": instance.score,
+            }
+            for number, instance in enumerate(objects, start=num + 1)
         ]
         height, width = image.label.shape
         entry = {"file_name": image.name, "height": height, "width": width}

@@ -25,7 +25,17 @@ from typing import Any, NamedTuple, get_args
 from ...errors import StoreError, UsageError
 from ...kernels.processors import usable_processors
 from ..calibration.calibration import Calibration
-from ..formats.base import FileSink, Ignored, ImageMode, LabelClasses, LabeledImage, Writer, WriterOptions
+from ..calibration.objects import ObjectThresholds
+from ..formats.base import (
+    FileSink,
+    Ignored,
+    ImageMode,
+    Instance,
+    LabelClasses,
+    LabeledImage,
+    Writer,
+    WriterOptions,
+)
 from ..formats.open import CERTIFICATE, WRITERS, OutputFormat
 from ..inputs.archives import archives_of, split_member
 from ..inputs.identity import labels_id
@@ -33,6 +43,7 @@ from ..inputs.names import select_ids
 from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source, open_source
 from ..model.publishing import write_atomically
+from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
 from .certificate import make_certificate, write_certificate
 from .export_names import export_names
@@ -72,6 +83,8 @@ def export_labels(
     weights: bool = False,
     ignored: Ignored | None = None,
     ids: frozenset[str] | None = None,
+    instances: bool = False,
+    object_thresholds: ObjectThresholds | None = None,
     calibration: Calibration | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -96,6 +109,11 @@ def export_labels(
         Fate of pixels without a label in formats that cannot mark them.
     ids
         Names of the images to export; all if None.
+    instances
+        Write single objects in place of one mask per class (``coco``, ``coco-panoptic``). Images whose labels a
+        reviewer corrected are left out, since their objects are not known.
+    object_thresholds
+        Lowest score of an object by class, as :func:`calibrate_objects` measures it; all objects of the store if None.
     calibration
         The calibration of the labels, whose coverage report goes into the certificate.
     workers
@@ -109,8 +127,18 @@ def export_labels(
     if format not in WRITERS:
         raise UsageError(f"unknown format {format!r}; expected one of {', '.join(get_args(OutputFormat))}")
     kind = WRITERS[format]
+    if instances and "instances" not in store.run:
+        raise UsageError(f"{store.path} holds no objects; label with --instances, or export classes")
+    if object_thresholds is not None and not instances:
+        raise UsageError("object thresholds apply to objects: export them with --instances")
     classes = LabelClasses(names=tuple(store.classes["targets"]), background=store.classes["background"])
-    options = WriterOptions(classes=classes, images=images or kind.image_modes[0], weights=weights, ignored=ignored)
+    options = WriterOptions(
+        classes=classes,
+        images=images or kind.image_modes[0],
+        weights=weights,
+        ignored=ignored,
+        instances=instances,
+    )
     writer = kind(options)
     covers_background = ignored in ("background", "class") and classes.background is not None
     record = {
@@ -119,6 +147,8 @@ def export_labels(
         "min_kept": min_kept,
         "ids": None if ids is None else sorted(ids),
         "weights": weights,
+        "instances": instances,
+        "object_thresholds": None if object_thresholds is None else object_thresholds.to_json(),
         "ignored": ignored,
         "uncovered": "background" if covers_background else "ignore",
         "background": None if classes.background is None else classes.names[classes.background],
@@ -128,7 +158,7 @@ def export_labels(
     certificate = make_certificate(store, record, calibration)
     folder = Path(output)
     try:
-        job = _Job(store, folder, writer, record, min_kept, ids)
+        job = _Job(store, folder, writer, record, min_kept, ids, object_thresholds)
         job.run(workers or usable_processors(), progress)
         writer.finish(job.parts, job.sink)
         certificate["export"].update(num_images=len(job.entries), skipped=dict(job.skipped))
@@ -152,7 +182,9 @@ class _Job:
         record: dict[str, Any],
         min_kept: float,
         ids: frozenset[str] | None,
+        thresholds: ObjectThresholds | None,
     ) -> None:
+        self._thresholds = thresholds
         self._store, self._folder, self._writer = store, folder, writer
         self._state = folder / _STATE
         self._journal = self._state / "parts.jsonl"
@@ -205,6 +237,8 @@ class _Job:
                 skipped["rejected input"] += 1
             elif row.id in reviews and reviews[row.id].verdict == "rejected":
                 skipped["rejected by a reviewer"] += 1
+            elif self._writer.options.instances and row.id in reviews and reviews[row.id].verdict == "corrected":
+                skipped["corrected by a reviewer, whose objects are not known"] += 1
             elif row.id not in reviews and kept_shares[row.id] < min_kept:
                 skipped["below --min-kept"] += 1
             else:
@@ -250,7 +284,8 @@ class _Job:
 
     def _write(self, start: int, stop: int, source: Source) -> list[str]:
         batches = self._batches[start:stop]
-        rows = iter(self._store.take([entry.id for batch in batches for entry in batch]))
+        ids = [entry.id for batch in batches for entry in batch]
+        rows = iter(self._store.take(ids, extras=self._writer.options.instances))
         lines = []
         for index, batch in enumerate(batches, start=start):
             sink = FileSink(self._folder)
@@ -268,8 +303,13 @@ class _Job:
             weight=weight if options.weights else None,
             score=row.confidence,
             data=self._photo(entry, source) if options.images == "copy" else None,
+            instances=self._instances(row) if options.instances else None,
             path=entry.uri if "://" not in entry.uri and split_member(entry.uri) is None else None,
         )
+
+    def _instances(self, row: Any) -> tuple[Instance, ...]:
+        objects = () if row.instances is None else decode_instances(row.instances)
+        return objects if self._thresholds is None else self._thresholds.keep(objects)
 
     def _photo(self, entry: _Entry, source: Source) -> bytes:
         data = source.read(self._members.get(entry.uri, Item(entry.uri)))

@@ -25,6 +25,8 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.resampling import resample_nearest
 from ..predictors.segment_everything import SegmentMap, paint
+from ..store.instances import encode_instances
+from .instances import InstanceSettings, find_instances
 
 if TYPE_CHECKING:
     from .kept.keep import ScoreKeeper
@@ -60,6 +62,8 @@ class Selection:
     """Number of distinct values in the weight map; fewer make smaller files."""
     keeper: ScoreKeeper | None = None
     """Keeper of the scores that later selections need; None keeps none."""
+    instances: InstanceSettings | None = None
+    """Objects to store beside the labels; None stores none."""
 
     def __post_init__(self) -> None:
         for name, choices in (("method", Method), ("rule", Rule), ("weight", Weight)):
@@ -73,12 +77,21 @@ class Selection:
         check_levels(self.weight_levels)
 
     @classmethod
-    def argmax(cls, *, weight: Weight = "none", weight_levels: int = 256) -> Selection:
+    def argmax(
+        cls, *, weight: Weight = "none", weight_levels: int = 256, instances: InstanceSettings | None = None
+    ) -> Selection:
         """Keep the top class of every pixel."""
-        return cls(weight=weight, weight_levels=weight_levels)
+        return cls(weight=weight, weight_levels=weight_levels, instances=instances)
 
     @classmethod
-    def threshold(cls, confidence: float, *, weight: Weight = "none", weight_levels: int = 256) -> Selection:
+    def threshold(
+        cls,
+        confidence: float,
+        *,
+        weight: Weight = "none",
+        weight_levels: int = 256,
+        instances: InstanceSettings | None = None,
+    ) -> Selection:
         """Keep the top class if its nonconformity score is at most ``1 - confidence``, with a confidence in (0, 1]."""
         if not 0 < confidence <= 1:
             raise UsageError(f"the confidence threshold must be above 0 and at most 1, got {confidence}")
@@ -87,6 +100,7 @@ class Selection:
             thresholds=np.asarray(1 - confidence, np.float32),
             weight=weight,
             weight_levels=weight_levels,
+            instances=instances,
         )
 
     @classmethod
@@ -98,6 +112,7 @@ class Selection:
         weight: Weight = "none",
         weight_levels: int = 256,
         keep_scores: str | float | None = None,
+        instances: InstanceSettings | None = None,
     ) -> Selection:
         """Keep the pixels that the calibration's prediction sets support; ``rule`` is the calibration's if None.
 
@@ -117,12 +132,18 @@ class Selection:
             weight=weight,
             weight_levels=weight_levels,
             keeper=keeper,
+            instances=instances,
         )
 
     def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
         """Raise :class:`CalibrationMismatch` if the calibration was made under other conditions."""
         if self.calibration is not None:
             self.calibration.check(predictor, taxonomy)
+        if self.instances is not None and not predictor.bundle.has_objects:
+            raise UsageError(
+                f"{predictor.bundle.path} gives classes only, no single objects; export a Mask2Former, OneFormer, EoMT "
+                "or SAM 3 with --instances, or import a YOLO-seg or RF-DETR-Seg model"
+            )
 
     def drift_reference(self) -> NDArray[np.float64] | None:
         """Return the statistics (n, J) of the calibration images, in which drift is watched; None without them."""
@@ -149,6 +170,8 @@ class Selection:
             }
         if self.keeper is not None:
             record["kept_scores"] = self.keeper.record()
+        if self.instances is not None:
+            record["instances"] = self.instances.record()
         return record
 
 
@@ -178,6 +201,8 @@ class Selected:
     """Mean score of the top class over the kept pixels; 0 if no pixel is kept."""
     scores: bytes | None = None
     """Encoded scores for later selections; None if the selection keeps none."""
+    instances: bytes | None = None
+    """Encoded objects; None if the selection stores none."""
 
 
 def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
@@ -207,12 +232,22 @@ def select_batch(
             _selected(score_map, arrays[3 * index], arrays[3 * index + 1], arrays[3 * index + 2], taxonomy)
             for index, score_map in enumerate(score_maps)
         ]
-    if selection.keeper is None:
+    if selection.keeper is None and selection.instances is None:
         return selected
     return [
-        labels if isinstance(labels, ImageError) else replace(labels, scores=selection.keeper.keep(score_map, taxonomy))
+        labels if isinstance(labels, ImageError) else _with_extras(labels, score_map, taxonomy, selection)
         for labels, score_map in zip(selected, score_maps, strict=True)
     ]
+
+
+def _with_extras(labels: Selected, score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
+    """Add what the selection stores beside the maps."""
+    keeper, settings = selection.keeper, selection.instances
+    return replace(
+        labels,
+        scores=None if keeper is None else keeper.keep(score_map, taxonomy),
+        instances=None if settings is None else encode_instances(find_instances(score_map, taxonomy, settings)),
+    )
 
 
 def _selected(

@@ -284,6 +284,7 @@ def _finished(
         kept=selected.kept,
         confidence=selected.confidence,
         scores=selected.scores,
+        instances=selected.instances,
         **columns,
     )
     return Done(input=row, num_bytes=job.num_bytes, id=job.id, label=labels)

@@ -38,7 +38,10 @@ Resize = Literal["stretch", "longest-side"]
 ResizeFilter = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Channels = Literal["RGB", "BGR"]
 Activation = Literal["softmax", "sigmoid", "none"]
-Kind = Literal["scores", "logits", "cam", "features", "embedding", "masks", "mask_scores"]
+Kind = Literal[
+    "scores", "logits", "cam", "features", "embedding", "masks", "mask_scores",
+    "object_scores", "object_classes", "object_masks",
+]  # fmt: skip
 Role = Literal["model", "encoder", "decoder", "external-data"]
 Signature = Literal["batched", "official"]
 
@@ -124,7 +127,9 @@ class OutputSpec:
     """Name of the graph's output tensor."""
     kind: Kind = "scores"
     """``scores``: per-class score maps; ``features``: (N, D, h, w) or (N, D), which no label depends on, for measures
-    of drift and similarity. The other kinds belong to the cam and promptable tasks.
+    of drift and similarity; ``object_scores`` (N, K) in [0, 1], ``object_classes`` (N, K), indices as floats, and
+    ``object_masks`` (N, K, h, w), logits on the grid of the scores: the K best objects of an image. The other kinds
+    belong to the cam and promptable tasks.
     """
     activation: Activation = "softmax"
     """Function that turns the stored values into scores; with ``none`` they are scores already."""
@@ -252,7 +257,12 @@ class Bundle:
                 f"a semantic model needs at least two classes, got {len(self.classes)}; a model with one channel has "
                 "its class and the background, at one minus the class's probability"
             )
-        kinds = sorted(output.kind for output in self.outputs if output.kind != "features")
+        objects = [output.kind for output in self.outputs if output.kind in OBJECT_KINDS]
+        if objects and (self.task != "semantic" or sorted(objects) != sorted(OBJECT_KINDS)):
+            raise UsageError(
+                f"a semantic bundle with objects has the outputs {', '.join(OBJECT_KINDS)}; got {', '.join(objects)}"
+            )
+        kinds = sorted(output.kind for output in self.outputs if output.kind not in ("features", *OBJECT_KINDS))
         embeddings = kinds.count("embedding")
         if sorted(kinds) != sorted([*_KINDS[self.task], *["embedding"] * (embeddings - 1)]):
             raise UsageError(
@@ -346,6 +356,11 @@ class Bundle:
         return dataclasses.replace(self, input=dataclasses.replace(self.input, height=height, width=width))
 
     @property
+    def has_objects(self) -> bool:
+        """True if the graph gives single objects beside its scores."""
+        return any(output.kind in OBJECT_KINDS for output in self.outputs)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the scores: task, original files, input, outputs and classes."""
         raw = dataclasses.asdict(self)
@@ -363,6 +378,9 @@ def check_class_names(names: Sequence[str]) -> None:
         repeated = sorted({name for name in names if list(names).count(name) > 1})
         raise UsageError(f"class names must be unique; listed more than once: {', '.join(repeated)}")
 
+
+OBJECT_KINDS: tuple[Kind, ...] = ("object_scores", "object_classes", "object_masks")
+"""Outputs of a semantic bundle that gives single objects as well, in their order."""
 
 _KINDS = {"semantic": ["scores"], "cam": ["cam", "logits"], "promptable": ["embedding", "mask_scores", "masks"]}
 

@@ -18,6 +18,21 @@ from ..model.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Objects:
+    """Objects that a model found in one image, on the device of its score map."""
+
+    scores: Any
+    """(K,) float32 in [0, 1]."""
+    classes: Any
+    """(K,) float32: index of each object's model class."""
+    masks: Any
+    """(K, h, w) float32 logits on the grid of the score map."""
+
+    def __repr__(self) -> str:
+        return f"Objects({self.masks.shape[0]} masks of {self.masks.shape[1]}x{self.masks.shape[2]})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScoreMap:
     """Per-class scores of one image at the model's resolution."""
 
@@ -33,6 +48,8 @@ class ScoreMap:
     """(y0, x0, y1, x1) in score-map pixels: the part that covers the image."""
     backend: Backend = HOST
     """Device that holds ``scores``."""
+    objects: Objects | None = None
+    """Single objects that the model found; None if it gives none."""
 
     def decode(
         self,
@@ -89,7 +106,12 @@ class ScoreMap:
         """Copy the map to main memory."""
         with self.backend.queue():
             (scores,) = self.backend.download(self.scores)
-        return replace(self, scores=scores, backend=HOST)
+            objects = self.objects
+            if objects is not None:
+                objects = Objects(
+                    **dict(zip(vars(objects), self.backend.download(*vars(objects).values()), strict=True))
+                )
+        return replace(self, scores=scores, objects=objects, backend=HOST)
 
     def __repr__(self) -> str:
         return (

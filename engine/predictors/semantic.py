@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ...errors import SessionError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST
-from ..model.bundle import Bundle
+from ..model.bundle import OBJECT_KINDS, Bundle
 from ..runtimes.base import Session
-from .base import ScoreMap
+from .base import Objects, ScoreMap
 from .tiling import Prepared, blend_tiles, tile_starts
 
 
@@ -62,6 +62,8 @@ class SemanticPredictor:
         self.overlap: int = overlap if tile is not None else 0
         self._batch = batch
         self._backend = backend
+        kinds = [output.kind for output in bundle.outputs]
+        self._objects_at = [kinds.index(kind) for kind in OBJECT_KINDS] if bundle.has_objects else []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class SemanticPredictor:
         """Compute the score maps of prepared images; every tile goes through the session once."""
         tensors = [tensor for image in prepared for tensor in image.tensors]
         limit = self.batch
-        scores: list[Any] = []
+        scores: list[tuple[Any, Objects | None]] = []
         with self.backend.queue():
             for start in range(0, len(tensors), limit):
                 chunk = tensors[start : start + limit]
@@ -130,21 +132,28 @@ class SemanticPredictor:
                 start = end
         return maps
 
-    def _scores(self, batch: Any) -> list[Any]:
+    def _scores(self, batch: Any) -> list[tuple[Any, Objects | None]]:
         num, xp = len(batch), self.backend.xp
         if (fixed := self.session.max_batch) and num < fixed:
             batch = xp.concatenate([batch, xp.zeros((fixed - num, *batch.shape[1:]), batch.dtype)])
-        output = self.session.run(batch)[0]
+        outputs = self.session.run(batch)
+        output = outputs[0]
         classes = output.shape[self.bundle.outputs[0].class_axis] if output.ndim == 4 else None
         if classes != len(self.bundle.classes) or len(output) != len(batch) or 0 in output.shape:
             raise SessionError(
                 f"the model gave an output of shape {tuple(output.shape)} for {len(batch)} image(s); expected four "
                 f"axes with {len(self.bundle.classes)} classes on axis {self.bundle.outputs[0].class_axis}"
             )
-        return list(output[:num])
+        if not self._objects_at:
+            return [(scores, None) for scores in output[:num]]
+        values, classes, masks = (outputs[index] for index in self._objects_at)
+        return [
+            (scores, Objects(scores=values[row], classes=classes[row], masks=masks[row]))
+            for row, scores in enumerate(output[:num])
+        ]
 
-    def _assemble(self, image: Prepared, scores: list[Any]) -> ScoreMap:
-        output = self.bundle.outputs[0]
+    def _assemble(self, image: Prepared, parts: list[tuple[Any, Objects | None]]) -> ScoreMap:
+        output, scores = self.bundle.outputs[0], [part[0] for part in parts]
         if len(scores) == 1:
             blended = scores[0]
             height, width = blended.shape[:2] if output.layout == "HWC" else blended.shape[1:]
@@ -159,4 +168,6 @@ class SemanticPredictor:
             size=image.size,
             region=region,
             backend=self.backend,
+            # an object that several tiles show would be several
+            objects=parts[0][1] if len(parts) == 1 else None,
         )

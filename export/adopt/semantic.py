@@ -2,7 +2,8 @@
 
 The graph is checked, edited if it must be, and run on generated pictures before anything is written: one clear error
 per fault. The caller, or a Hugging Face ``preprocessor_config.json``, states what the graph cannot say: how an image
-becomes its input, what its scores mean, and the class names::
+becomes its input, what its scores mean, and the class names. Detectors with masks, YOLO-seg and RF-DETR-Seg, become
+semantic models with objects (:mod:`.objects`)::
 
     bundle_from_onnx("model.onnx", "bundle", classes=names, background="background", layout="NCHW", scale=1 / 255)
 """
@@ -33,6 +34,7 @@ from ..graph import shape_of
 from ..pictures import GateImage
 from ..staging import staged
 from .adoption import Adoption
+from .objects import Detector, detector_of, fold_detector
 from .rewrite import add_complement, cut_argmax, expose_features
 from .signatures import refuse_other_models
 from .trial import Trial, trial_tensors
@@ -97,6 +99,13 @@ def bundle_from_onnx(
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
     check_class_names(classes)
     adoption = Adoption.open(source)
+    detector = detector_of(adoption.model, len(classes)) if output_name is None else None
+    if detector is not None:
+        preprocessing = {**detector.preprocessing, **preprocessing}
+        return _with_objects(
+            adoption, detector, folder, classes, background, layout=layout, size=size, license=license, images=images,
+            preprocessing=preprocessing,
+        )  # fmt: skip
     refuse_other_models(adoption.model)
     name, size = adoption.image_input(layout, size, preprocessing)
     spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **preprocessing)
@@ -136,6 +145,55 @@ def bundle_from_onnx(
             source=Provenance(
                 id=source.name,
                 weights_sha256=sha256(source),
+                license=license,
+                changes=tuple(adoption.changes),
+            ),
+        )
+        OnnxSession(bundle)
+        bundle.save()
+    return Bundle.load(folder)
+
+
+def _with_objects(
+    adoption: Adoption,
+    detector: Detector,
+    folder: Path,
+    classes: Sequence[str],
+    background: str | None,
+    *,
+    layout: Layout,
+    size: tuple[int, int] | None,
+    license: str,
+    images: Sequence[GateImage],
+    preprocessing: dict[str, Any],
+) -> Bundle:
+    """Adopt a detector with masks; the background is added in front of its classes."""
+    background = background or BACKGROUND
+    if background in classes:
+        raise UsageError(
+            f"{detector.kind} has no class for the background, which is added: name it with --background, and leave "
+            f"{background!r} out of the classes"
+        )
+    name, size = adoption.image_input(layout, size, preprocessing)
+    spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **preprocessing)
+    adoption.model, outputs, sentence = fold_detector(adoption.model, detector, len(classes), size)
+    adoption.note(sentence)
+    with staged(folder) as staging:
+        tensors = trial_tensors(spec, images)
+        files = adoption.write(staging, spec, ["scores"], tensors)
+        Trial(files[0], name, ["scores"]).steady_outputs(tensors)
+        adoption.rewrite(files[0])
+        bundle = Bundle(
+            path=staging,
+            task="semantic",
+            files=adoption.entries(files),
+            input=spec,
+            outputs=outputs,
+            classes=(background, *classes),
+            background=0,
+            source=Provenance(
+                id=adoption.source.name,
+                weights_sha256=sha256(adoption.source),
                 license=license,
                 changes=tuple(adoption.changes),
             ),

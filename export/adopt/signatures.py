@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import onnx
 
 _SAM_DECODER = {"point_coords", "point_labels", "mask_input", "has_mask_input"}
+_SAM3_PARTS = {"language_mask", "language_features", "prompt_features", "text_memory", "prompt_mask"}
 _DETR_BOXES = {"pred_boxes", "dets", "boxes"}
 
 
@@ -34,14 +35,16 @@ def signature_of(model: onnx.ModelProto) -> str:
         return "a SAM 2 encoder; import it with its decoder: --task promptable --decoder DECODER.onnx"
     if set(outputs) <= {"image_embeddings", "image_embed", "embeddings"} and len(inputs) == 1:
         return "a Segment Anything encoder; import it with its decoder: --task promptable --decoder DECODER.onnx"
+    if set(inputs) & _SAM3_PARTS or sum("fpn" in name for name in (*inputs, *outputs)) > 1:
+        return "a part of SAM 3; export its checkpoint with your classes: maskmill export facebook/sam3 --classes FILE"
     if _DETR_BOXES & set(outputs):
-        return "a detector of the DETR family (RF-DETR and others): instances with boxes, which are not read yet"
+        return "a detector of the DETR family without masks of its own, or with other outputs than RF-DETR-Seg's"
     if len(lists) == 1 and len(maps) == 1 and len(outputs) == 2 and _is_queries(lists[0], maps[0]):
         return "a model of mask queries (MaskFormer and others); export its checkpoint with `maskmill export`"
     if len(lists) == 1 and len(maps) == 1 and len(outputs) == 2 and _is_yolo(lists[0], maps[0][1]):
-        return "a YOLO segmentation export: instances from boxes, coefficients and prototypes, which are not read yet"
+        return "a YOLO-seg export whose boxes do not have as many classes as names are given, or in an unknown order"
     if len(outputs) == 1 and len(lists) == 1 and len(inputs) == 1 and _is_yolo(lists[0], 0):
-        return "a YOLO detection export: boxes with class scores, which are not read yet"
+        return "a YOLO detection export: boxes with class scores and no masks; use a YOLO-seg model"
     return ""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.model.bundle import Bundle, InputSpec
+from ...engine.model.bundle import Bundle, InputSpec, OutputSpec
 from ...engine.model.verdicts import Tolerances, add_verdict
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession
@@ -72,10 +72,29 @@ def output_errors(
                 actual = converted[role].run(feed)
             except SessionError as error:
                 raise GateError(f"the exported {role} does not run on an input of the module: {error}") from error
-            for output, reference, array in zip(bundle.outputs_of(role), expected, actual, strict=True):
+            for output, reference, array in _paired(bundle.outputs_of(role), expected, actual):
                 error = _checked_error(f"output {output.name!r} of the exported {role}", reference, array)
                 worst[output.name] = max(worst.get(output.name, 0.0), error)
     return worst
+
+
+def _paired(
+    outputs: Sequence[OutputSpec], expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]
+) -> Iterator[tuple[OutputSpec, NDArray[Any], NDArray[Any]]]:
+    """Yield outputs with what both sides gave.
+
+    Objects with nearly equal scores may trade places, so that their masks and classes are compared as a sum over the
+    objects of score times probability, and of score times class.
+    """
+    at = {output.kind: index for index, output in enumerate(outputs)}
+    for index, output in enumerate(outputs):
+        values = [expected[index], actual[index]]
+        if output.kind in ("object_masks", "object_classes"):
+            scores = [side[at["object_scores"]] for side in (expected, actual)]
+            if output.kind == "object_masks":
+                values = [1 / (1 + np.exp(-np.clip(masks, -30, 30))) for masks in values]
+            values = [np.einsum("nk,nk...->n...", *pair) for pair in zip(scores, values, strict=True)]
+        yield output, values[0], values[1]
 
 
 def _batches(spec: InputSpec, photos: Sequence[GateImage]) -> Iterator[NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from ...engine.model.bundle import OutputSpec
 from ...errors import UsageError
 from ..adopt.semantic import BACKGROUND
 from .checkpoint import Checkpoint
-from .folded import Choices, Folded, image_input
+from .folded import OBJECTS, Choices, Folded, best_objects, image_input
 from .texts import named_classes, texts_of, tokenize
 from .torch_module import as_module
 
@@ -57,12 +57,13 @@ def sam3(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
                 texts=texts[:, :longest].detach(),
                 present=present[:, :longest],
                 background=add_background,
+                instances=choices.instances,
             ),
             model,
         ),
         task="semantic",
         input=image_input(checkpoint, choices, fixed=(side, side)),
-        outputs=(OutputSpec(name="scores", activation="none"),),
+        outputs=(OutputSpec(name="scores", activation="none"), *(OBJECTS if choices.instances else ())),
         classes=(background, *names) if add_background else names,
         background=background,
     )
@@ -72,30 +73,51 @@ sam3_lite_text = sam3
 """SAM 3 with a smaller text encoder (LiteText) has the same detector."""
 
 
-def class_scores(model: Any, image: Tensor, *, texts: Tensor, present: Tensor, background: bool) -> Tensor:
+def class_scores(
+    model: Any, image: Tensor, *, texts: Tensor, present: Tensor, background: bool, instances: int = 0
+) -> Tensor | tuple[Tensor, ...]:
     """Score images (N, 3, S, S) for encoded classes (C, T, D), tokens ``present`` (C, T): (N, C, h, w) in [0, 1].
 
-    With ``background`` a channel is added in front: 1 minus the best class.
+    With ``background`` a channel is added in front: 1 minus the best class. With ``instances`` scores (N, K), classes
+    (N, K) and masks (N, K, h, w) of that many queries follow, best first; a query's score contains the presence.
     """
     import torch
 
     vision = model.get_vision_features(image)
-    chunks = [
-        _fold(model, vision, texts[start : start + CHUNK], present[start : start + CHUNK])
+    parts = [
+        _fold(
+            model, vision, texts[start : start + CHUNK], present[start : start + CHUNK], start + background, instances
+        )
         for start in range(0, len(texts), CHUNK)
     ]
-    scores = torch.cat(chunks, dim=1)
-    if not background:
+    scores = torch.cat([part[0] for part in parts], dim=1)
+    if background:
+        scores = torch.cat([1 - scores.amax(1, keepdim=True), scores], dim=1)
+    if not instances:
         return scores
-    return torch.cat([1 - scores.amax(1, keepdim=True), scores], dim=1)
+    values, classes, masks = (torch.cat([part[index] for part in parts], dim=1) for index in (1, 2, 3))
+    return scores, *best_objects(values, classes, torch.arange(values.shape[1]), masks, instances)
 
 
-def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Tensor:
-    """Run the detector for pairs of N images and C classes, and fold queries into scores (N, C, h, w)."""
+def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor, first: int, instances: int) -> tuple[Tensor, ...]:
+    """Run the detector for pairs of N images and C classes: scores (N, C, h, w), and the best queries of all classes.
+
+    ``first`` is the channel of the first class.
+    """
+    import torch
+
+    num = len(texts)
     output = detect(model, vision, texts, present)
     queries = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
     scores = (queries[:, :, None, None] * output.pred_masks.sigmoid()).amax(1)
-    return scores.reshape(-1, len(texts), *scores.shape[1:])
+    scores = scores.reshape(-1, num, *scores.shape[1:])
+    if not instances:
+        return (scores,)
+    per_class = queries.shape[1]
+    masks = output.pred_masks.reshape(-1, num * per_class, *output.pred_masks.shape[2:])
+    classes = torch.arange(num).repeat_interleave(per_class)[None] + first
+    candidates = torch.arange(num * per_class)
+    return scores, *best_objects(queries.reshape(-1, num * per_class), classes, candidates, masks, instances)
 
 
 def detect(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Any:

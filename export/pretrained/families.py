@@ -91,6 +91,11 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
     if family not in FAMILIES:
         raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     module, architecture = FAMILIES[family]
+    if choices.instances and module not in ("queries", "concepts"):
+        with_objects = [name for name, (where, _) in FAMILIES.items() if where in ("queries", "concepts")]
+        raise UsageError(
+            f"{family} gives no single objects; leave --instances out, or export one of {', '.join(with_objects)}"
+        )
     steps = preprocessing(checkpoint, choices)
     if module not in ("texts", "concepts", "sam"):
         class_names(checkpoint, choices)

@@ -14,7 +14,7 @@ from ..adopt.semantic import BACKGROUND
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 BackgroundScore = Literal["rest", "void"]
 Masks = Literal["all", "best"]
@@ -42,6 +42,8 @@ class Choices:
     """Interpolation filter of the resize."""
     template: str | None = None
     """Sentence around a class name, for models that take text; the family's own if None."""
+    instances: int = 0
+    """Number of objects per image that the graph gives beside the scores, best first; 0: none."""
     masks: Masks = "all"
     """Masks per prompt: all of them, or the one with the best predicted IoU."""
 
@@ -166,6 +168,25 @@ def with_background(
     if background is None or background in classes:
         return classes, background, None
     return (background, *classes), background, choices.background_score
+
+
+OBJECTS = (
+    OutputSpec(name="object_scores", kind="object_scores", activation="none"),
+    OutputSpec(name="object_classes", kind="object_classes", activation="none"),
+    OutputSpec(name="object_masks", kind="object_masks", activation="sigmoid"),
+)
+"""Outputs of a graph that gives single objects."""
+
+
+def best_objects(scores: Tensor, classes: Tensor, queries: Tensor, masks: Tensor, limit: int) -> tuple[Tensor, ...]:
+    """Choose the best of P candidates: scores (N, P), with classes (N or 1, P) and numbers of their masks (P,).
+
+    ``masks`` are logits (N, Q, h, w). Returns scores (N, K), classes (N, K) float32 and masks (N, K, h, w), best first,
+    with K at most ``limit``.
+    """
+    values, places = scores.topk(min(limit, scores.shape[1]), dim=1)
+    rows = queries[places][:, :, None, None].expand(-1, -1, *masks.shape[2:])
+    return values, classes.float().expand(scores.shape[0], -1).gather(1, places), masks.gather(1, rows)
 
 
 def _whole_image(config: Mapping[str, Any]) -> Any:

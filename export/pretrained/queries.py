@@ -3,18 +3,29 @@
 A query gives a probability for each class and for none (void), and for each pixel of its mask. The score of a class at
 a pixel is the sum of their products over the queries, as SEEM and Mask2Former infer semantic maps (arXiv 2112.01527
 §3.4). It is not normalized over classes and may exceed 1, so the output's activation is ``none``.
+
+Objects are pairs of query and class, as Mask2Former infers instances: the score is the probability of the class times
+the mean probability of the mask's own pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...engine.model.bundle import OutputSpec
 from ...errors import ExportError
 from .checkpoint import Checkpoint
-from .folded import BackgroundScore, Choices, Folded, class_names, image_input, with_background
+from .folded import (
+    OBJECTS,
+    BackgroundScore,
+    Choices,
+    Folded,
+    best_objects,
+    class_names,
+    image_input,
+    with_background,
+)
 from .torch_module import as_module
 
 if TYPE_CHECKING:
@@ -39,9 +50,26 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor, background: Backgrou
     return torch.cat([first, scores], dim=1)
 
 
+def objects(class_logits: Tensor, mask_logits: Tensor, limit: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose objects from queries (N, Q, C + 1) and (N, Q, h, w); ``first`` is the channel of the first class.
+
+    Returns scores (N, K), classes (N, K) and masks (N, K, h, w), best classes first.
+    """
+    import torch
+
+    probabilities = class_logits.softmax(-1)[..., :-1]
+    num, num_classes = probabilities.shape[1:]
+    classes = torch.arange(num_classes).repeat(num)[None] + first
+    queries = torch.arange(num).repeat_interleave(num_classes)
+    scores, classes, masks = best_objects(probabilities.flatten(1), classes, queries, mask_logits, limit)
+    inside = (masks > 0).float()
+    quality = (masks.sigmoid() * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-6)
+    return scores * quality, classes, masks
+
+
 def mask2former(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     """Fold Mask2Former (arXiv 2112.01527), at a fixed size."""
-    return _folded(checkpoint, model, choices, _scores)
+    return _folded(checkpoint, model, choices)
 
 
 def oneformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
@@ -50,7 +78,7 @@ def oneformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
         "the task is semantic", padding="max_length", truncation=True, max_length=model.config.task_seq_len,
         return_tensors="pt",
     )  # fmt: skip
-    return _folded(checkpoint, model, choices, _scores_of_task, task=tokens["input_ids"])
+    return _folded(checkpoint, model, choices, task=tokens["input_ids"])
 
 
 def eomt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
@@ -65,38 +93,37 @@ def eomt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     del model.attn_mask_probs
     model.attn_mask_probs = chances
     side = model.config.image_size
-    return _folded(checkpoint, model, choices, _scores, fixed=(side, side))
+    return _folded(checkpoint, model, choices, fixed=(side, side))
 
 
 eomt_dinov3 = eomt
 """EoMT on DINOv3's transformer has the same interface."""
 
 
-def _scores(model: Any, image: Tensor, *, background: BackgroundScore | None) -> Tensor:
-    output = model(pixel_values=image)
-    return class_scores(output.class_queries_logits, output.masks_queries_logits, background)
-
-
-def _scores_of_task(model: Any, image: Tensor, *, background: BackgroundScore | None, task: Tensor) -> Tensor:
-    output = model(pixel_values=image, task_inputs=task.expand(image.shape[0], -1))
-    return class_scores(output.class_queries_logits, output.masks_queries_logits, background)
+def _outputs(
+    model: Any, image: Tensor, *, background: BackgroundScore | None, instances: int, task: Tensor | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    further = {} if task is None else {"task_inputs": task.expand(image.shape[0], -1)}
+    output = model(pixel_values=image, **further)
+    classes, masks = output.class_queries_logits, output.masks_queries_logits
+    scores = class_scores(classes, masks, background)
+    return (scores, *objects(classes, masks, instances, int(background is not None))) if instances else scores
 
 
 def _folded(
     checkpoint: Checkpoint,
     model: Any,
     choices: Choices,
-    forward: Callable[..., Tensor],
     *,
     fixed: tuple[int, int] | None = None,
     **constants: Any,
 ) -> Folded:
     classes, background, score = with_background(class_names(checkpoint, choices), choices)
     return Folded(
-        module=as_module(partial(forward, background=score, **constants), model),
+        module=as_module(partial(_outputs, background=score, instances=choices.instances, **constants), model),
         task="semantic",
         input=image_input(checkpoint, choices, fixed=fixed),
-        outputs=(OutputSpec(name="scores", activation="none"),),
+        outputs=(OutputSpec(name="scores", activation="none"), *(OBJECTS if choices.instances else ())),
         classes=classes,
         background=background,
     )

@@ -58,6 +58,16 @@ def export_model(
     masks: Annotated[
         Masks, typer.Option(help="Masks per prompt: all, or the one with the best predicted IoU.")
     ] = "all",
+    instances: Annotated[
+        int,
+        typer.Option(
+            "--instances",
+            min=0,
+            max=1000,
+            metavar="N",
+            help="Also give the N best objects of an image, for label --instances; models with mask queries.",
+        ),
+    ] = 0,
     size: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Input size.", show_default="the model's own")
     ] = None,
@@ -122,6 +132,7 @@ def export_model(
                 "--std": std,
                 "--resize-filter": resize_filter,
                 "--allow-pickle": allow_pickle or None,
+                "--instances": instances or None,
             }
         )
         bundle = bundle_from_run(model, output, size=wanted_size, license=license, allow_code=allow_code, images=photos)
@@ -138,6 +149,7 @@ def export_model(
             resize_filter=resize_filter,
             template=template,
             masks=masks,
+            instances=instances,
         )
         bundle = bundle_from_pretrained(
             model,

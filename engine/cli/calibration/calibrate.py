@@ -1,4 +1,4 @@
-"""The command that computes conformal thresholds."""
+"""The commands that compute conformal thresholds: of pixels, and of the scores of objects."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from ..options import (
     PromptSettings,
     ProviderOption,
     SamOption,
+    StoreArgument,
     TaxonomyOption,
     ThreadsOption,
     TileOption,
@@ -244,3 +245,36 @@ def calibrate_thresholds(
         print_json(dict(calibration.report))
     else:
         display.print_calibration(calibration, output)
+
+
+def calibrate_object_scores(
+    store: StoreArgument,
+    labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],
+    alpha: Annotated[str, typer.Option(metavar="RATE", help="Largest mean share of wrong objects.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the lowest score of an object by class, so that few of the objects that are kept are wrong.
+
+    The store is made with label --instances and a low --min-score; export-labels --object-thresholds reads the file.
+    """
+    from ...calibration.objects import calibrate_objects
+    from ...store.label_store import LabelStore
+
+    writable_file(output, ".json")
+    thresholds = calibrate_objects(LabelStore.open(store), labels, alpha=alpha)
+    thresholds.save(output)
+    if as_json:
+        print_json(thresholds.to_json())
+        return
+    for name, limit in thresholds.thresholds.items():
+        counts = thresholds.measured.get(name)
+        if counts is None:
+            typer.echo(f"{name}: never found, none kept")
+            continue
+        text = "none kept, no score holds the share" if limit is None else f"score {limit:.3f} and more"
+        typer.echo(
+            f"{name}: {text}; {counts['kept']:.0f} of {counts['objects']:.0f} objects on {counts['images']:.0f} images "
+            f"kept, {counts['wrong']:.0f} of them wrong"
+        )
+    typer.echo(f"{output}: at most {alpha} of the objects wrong, on average over images in which a class is found")

@@ -39,6 +39,15 @@ def export_labels(
         ),
     ] = None,
     ids: IdsOption = None,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Write single objects in place of one mask per class (coco formats).")
+    ] = False,
+    object_thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Lowest score of an object by class, from calibrate-objects.", show_default=False
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -53,6 +62,7 @@ def export_labels(
     The same command again continues where it stopped. `maskmill verify DIR` compares the files with the certificate.
     """
     from ...calibration.calibration import Calibration
+    from ...calibration.objects import ObjectThresholds
     from ...inputs.names import read_ids
     from ...labeling.export_labels import export_labels as export
     from ...report import display
@@ -68,6 +78,8 @@ def export_labels(
             weights=weights,
             ignored=ignored,
             ids=read_ids(ids) if ids else None,
+            instances=instances,
+            object_thresholds=None if object_thresholds is None else ObjectThresholds.load(object_thresholds),
             calibration=Calibration.load(calibration) if calibration else None,
             workers=workers,
             progress=progress,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ....errors import UsageError
+from ...labeling.instances import InstanceSettings
 from ...predictors.open import (
     ModelOptions,
     PromptedOptions,
@@ -46,10 +48,12 @@ from .label_options import (
     DryRunOption,
     EmbeddingCacheOption,
     GpusOption,
+    InstancesOption,
     KeepScoresOption,
     LevelsOption,
     LimitOption,
     MaxPixelsOption,
+    MinScoreOption,
     OnDriftOption,
     OutputOption,
     RequiredCam,
@@ -77,6 +81,8 @@ def label_corpus(
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
     keep_scores: KeepScoresOption = None,
+    instances: InstancesOption = False,
+    min_score: MinScoreOption = 0.5,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     shard: ShardOption = None,
@@ -134,7 +140,10 @@ def label_corpus(
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
+    if instances and tile is not None:
+        raise UsageError("--instances does not go with --tile: an object that several tiles show would be several")
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
+    settings = InstanceSettings(min_score=min_score) if instances else None
     conditions = partial(bundle_conditions, bundle)
     run_label(
         run,
@@ -150,6 +159,7 @@ def label_corpus(
         weight_levels,
         keep_scores,
         on_drift,
+        settings,
     )
 
 

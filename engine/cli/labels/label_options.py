@@ -101,6 +101,12 @@ GpusOption = Annotated[
         show_default="1 if the provider runs on one",
     ),
 ]
+InstancesOption = Annotated[
+    bool, typer.Option("--instances", help="Store single objects as well, from a model that gives them.")
+]
+MinScoreOption = Annotated[
+    float, typer.Option(min=0, max=1, metavar="SCORE", help="Lowest score of an object (--instances).")
+]
 ShardOption = Annotated[
     str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")
 ]

@@ -15,6 +15,7 @@ from ....errors import UsageError
 from ...cluster.job import Job, no_conditions
 from ...cluster.runner import Runner
 from ...labeling.drift import OnDrift
+from ...labeling.instances import InstanceSettings
 from ...labeling.selection import Method, Weight
 from ...predictors.open import load_taxonomy
 from ...reading.access import Access
@@ -88,6 +89,7 @@ def run_label(
     weight_levels: int,
     keep_scores: str | None,
     on_drift: OnDrift,
+    instances: InstanceSettings | None = None,
 ) -> None:
     """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes.
 
@@ -120,7 +122,7 @@ def run_label(
     else:
         predictor, classes = opening()
     thresholds = Calibration.load(calibration) if calibration else None
-    options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels}
+    options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels, "instances": instances}
     if thresholds is not None:
         selection = Selection.conformal(thresholds, keep_scores=keep_scores, **options)
     elif threshold is not None:

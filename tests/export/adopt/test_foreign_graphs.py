@@ -303,12 +303,11 @@ IMAGE = [("images", [1, 3, 64, 64])]
 @pytest.mark.parametrize(
     ("outputs", "options", "message"),
     [
-        ([("output0", [1, 32, 2100]), ("output1", [1, 32, 16, 16])], {"output_name": "output1"}, "YOLO segmentation"),
-        ([("output0", [1, 116, 8400]), ("output1", [1, 32, 16, 16])], {}, "YOLO segmentation"),
-        ([("output0", [1, 300, 38]), ("output1", [1, 32, 16, 16])], {}, "YOLO segmentation"),
+        ([("output0", [1, 32, 2100]), ("output1", [1, 32, 16, 16])], {"output_name": "output1"}, "YOLO-seg"),
         ([("output0", [1, 84, 8400])], {}, "YOLO detection"),
         ([("logits", [1, 100, 134]), ("masks", [1, 100, 16, 16])], {}, "mask queries"),
-        ([("dets", [1, 300, 4]), ("labels", [1, 300, 91]), ("masks", [1, 300, 16, 16])], {}, "DETR family"),
+        ([("dets", [1, 300, 4]), ("labels", [1, 300, 91])], {}, "DETR family"),
+        ([("backbone_fpn_0", [1, 8, 64, 64]), ("backbone_fpn_1", [1, 8, 32, 32])], {}, "a part of SAM 3"),
         ([("image_embeddings", [1, 256, 16, 16])], {}, "a Segment Anything encoder; import it with its decoder"),
         (
             [

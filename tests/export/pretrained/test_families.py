@@ -14,7 +14,7 @@ from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, UsageError
 from maskmill.export.pretrained.checkpoint import fetch
 from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_pretrained, family_of, fold
-from maskmill.export.pretrained.queries import class_scores
+from maskmill.export.pretrained.queries import class_scores, objects
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -299,6 +299,26 @@ def test_queries_fold_to_the_sum_of_class_times_mask(background: Any) -> None:
     torch.testing.assert_close(scores, expected)
 
 
+def test_objects_are_the_best_pairs_of_query_and_class() -> None:
+    # two queries on a map of two pixels, three classes and void
+    probabilities = torch.tensor([[[0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.6, 0.1]]])
+    masks = torch.logit(torch.tensor([[[[0.9, 0.2]], [[0.8, 0.6]]]]))
+    scores, classes, chosen = objects(probabilities.log(), masks, 3, first=1)
+    # of class 0 on the first mask, class 2 and class 1 on the second: times the mean of the mask's own pixels
+    torch.testing.assert_close(scores, torch.tensor([[0.7 * 0.9, 0.6 * 0.7, 0.2 * 0.7]]), atol=1e-5, rtol=0)
+    assert classes.tolist() == [[1, 3, 2]]
+    torch.testing.assert_close(chosen[0, :, 0], masks[0, [0, 1, 1], 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mask2former", "sam3"])
+def test_objects_are_exported_beside_the_scores(tmp_path: Path, family: str) -> None:
+    choices = Choices(classes=CLASSES if family == "sam3" else None, instances=5)
+    bundle, _ = exported(tmp_path, family, choices)
+    scores, values, classes, masks = OnnxSession(bundle).run(images(bundle, 2))
+    assert (values.shape, classes.shape, masks.shape) == ((2, 5), (2, 5), (2, 5, *scores.shape[2:]))
+
+
 def test_the_family_follows_the_architecture_in_the_configuration(tmp_path: Path) -> None:
     for family in ("segformer", "resnet"):
         (tmp_path / family).mkdir()
@@ -328,6 +348,7 @@ def test_names_that_a_model_lists_twice_get_their_index(tmp_path: Path) -> None:
         ("segformer", Choices(background="sky"), "background 'sky' is not one of the classes"),
         ("segformer", Choices(classes=("a", "b")), "the model has 5 classes, 2 names are given"),
         ("sam", Choices(size=(64, 64)), "takes 96x96 images only, not 64x64"),
+        ("segformer", Choices(instances=5), "gives no single objects"),
         ("clipseg", Choices(), "give the class names with --classes"),
         ("clipseg", Choices(classes=CLASSES, size=(64, 96)), "square images only"),
         ("clipseg", Choices(classes=CLASSES, background="x", background_score="void"), "can only be 'rest'"),

@@ -85,6 +85,27 @@ def test_scores_are_those_of_the_models_own_processing(family: str, tmp_path: Pa
         close(np.asarray(view.scores)[1 if texts else 0 :], scores)
 
 
+def test_objects_are_those_of_sam3s_own_instance_segmentation(tmp_path: Path) -> None:
+    photos, expected = reference("sam3")
+    bundle, sessions = folded(tmp_path, "sam3", Choices(classes=CLASSES[:1], instances=20))
+    assert bundle.has_objects
+    predictor = SemanticPredictor(bundle, sessions["model"])
+    for number, photo in enumerate(photos):
+        objects = predictor.predict(expected[f"levels_{number}"]).objects
+        assert objects is not None
+        scores = expected[f"instance_scores_{number}"]
+        order = np.argsort(-scores)
+        close(np.asarray(objects.scores), scores[order])
+        assert set(objects.classes) == {1}
+        height, width = photo.shape[:2]
+        packed = expected[f"instance_masks_{number}"]
+        own = np.unpackbits(packed, count=len(scores) * height * width).reshape(-1, height, width)[order]
+        # it interpolates probabilities, where labeling interpolates logits
+        probabilities = 1 / (1 + np.exp(-np.asarray(objects.masks)))
+        masks = np.stack([cv2.resize(mask, (width, height)) > 0.5 for mask in probabilities])
+        assert (masks == own).mean() > 0.999
+
+
 @pytest.mark.parametrize("family", [*PROMPTABLE, "edgetam"])
 def test_masks_are_those_of_the_models_own_processing(family: str, tmp_path: Path) -> None:
     if family == "edgetam":  # its checkpoint cannot be loaded without timm, its graphs can

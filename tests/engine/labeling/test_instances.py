@@ -1,0 +1,202 @@
+"""Objects of a model: found, stored, exported, and filtered at a controlled share of wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.mask import area
+
+from maskmill.engine.backends.host import HOST
+from maskmill.engine.calibration.objects import ObjectThresholds, calibrate_objects, lowest_score
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.export_labels import export_labels
+from maskmill.engine.labeling.instances import InstanceSettings, find_instances
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import Objects, ScoreMap
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.instances import decode_instances
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import CalibrationError, UsageError
+
+from ...models import color_bundle, color_image, object_bundle
+
+TAXONOMY = Taxonomy(targets=("ground", "cow", "horse"), background=0, model=(0, 1, 2))
+SIZE = (24, 36)
+
+
+def boxes(*corners: tuple[int, int, int, int]) -> np.ndarray:
+    """Masks (K, 24, 36) of boxes (top, left, bottom, right)."""
+    masks = np.zeros((len(corners), *SIZE), bool)
+    for mask, (top, left, bottom, right) in zip(masks, corners, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+def score_map(masks: np.ndarray, scores: list[float], classes: list[int], **changes: Any) -> ScoreMap:
+    objects = Objects(
+        scores=np.float32(scores), classes=np.float32(classes), masks=np.where(masks, 6, -6).astype(np.float32)
+    )
+    values: dict[str, Any] = {
+        "scores": np.zeros((3, *SIZE), np.float32), "layout": "CHW", "activation": "none", "size": SIZE,
+        "region": (0.0, 0.0, *map(float, SIZE)), "backend": HOST, "objects": objects,
+    }  # fmt: skip
+    return ScoreMap(**values | changes)
+
+
+def test_pixels_belong_to_the_best_object_and_copies_are_dropped() -> None:
+    masks = boxes((2, 2, 12, 12), (3, 2, 12, 12), (2, 8, 12, 20), (15, 0, 20, 9), (15, 20, 20, 30))
+    found = find_instances(
+        score_map(masks, [0.9, 0.8, 0.7, 0.4, 0.6], [1, 1, 2, 1, 0]), TAXONOMY, InstanceSettings(min_score=0.5)
+    )
+    # the second is a copy of the first, the fourth is too weak, the last is background
+    assert [(instance.target, round(instance.score, 3)) for instance in found] == [(1, 0.9), (2, 0.7)]
+    assert (found[0].box, found[0].area) == ((2, 2, 10, 10), 100)
+    assert (found[1].box, found[1].area) == ((12, 2, 8, 10), 80)
+
+
+def test_masks_are_upsampled_as_scores_are() -> None:
+    import cv2
+
+    rng = np.random.default_rng(0)
+    logits = cv2.resize(rng.normal(size=(6, 9)).astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+    objects = Objects(scores=np.float32([0.9]), classes=np.float32([1]), masks=logits[None])
+    for size in ((24, 36), (101, 73), (11, 13)):
+        (instance,) = find_instances(
+            score_map(boxes(), [], [], objects=objects, size=size), TAXONOMY, InstanceSettings(min_area=1)
+        )
+        expected = cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR) > 0
+        assert abs(instance.area - int(expected.sum())) <= 1
+
+
+def test_padding_is_not_part_of_an_object() -> None:
+    # the image covers the upper half of the map
+    masks = boxes((0, 0, 24, 36))
+    (instance,) = find_instances(
+        score_map(masks, [0.9], [1], region=(0.0, 0.0, 12.0, 36.0), size=(50, 150)), TAXONOMY, InstanceSettings()
+    )
+    assert (instance.box, instance.area) == ((0, 0, 150, 50), 7500)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(3):
+        map = np.full(SIZE, index, np.uint8)
+        Image.fromarray(color_image(map)).save(folder / f"{index}.png")
+    return folder
+
+
+def labeled(tmp_path: Path, photos: Path, batch: int = 1, **settings: float) -> LabelStore:
+    masks = boxes((2, 2, 12, 12), (2, 8, 12, 20), (15, 0, 20, 9))
+    bundle = object_bundle(tmp_path, masks, scores=[0.9, 0.7, 0.6], indices=[1, 2, 1], classes=TAXONOMY.targets,
+                           background="ground")  # fmt: skip
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle), batch=batch)
+    selection = Selection.argmax(instances=InstanceSettings(**settings))
+    label(predictor, open_source(str(photos)), tmp_path / "store", TAXONOMY, selection)
+    return LabelStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_objects_are_stored_beside_the_maps_and_exported(tmp_path: Path, photos: Path, batch: int) -> None:
+    store = labeled(tmp_path, photos, batch)
+    assert store.run["instances"]["min_score"] == 0.5
+    for row in store.iter_rows(extras=True):
+        assert row.instances is not None
+        assert [instance.target for instance in decode_instances(row.instances)] == [1, 2, 1]
+
+    export_labels(store, tmp_path / "coco", "coco", instances=True)
+    coco = COCO(str(tmp_path / "coco/annotations/instances.json"))
+    assert len(coco.anns) == 9
+    first = coco.loadAnns(coco.getAnnIds(imgIds=1))
+    assert [(entry["category_id"], entry["score"], entry["bbox"]) for entry in first] == [
+        (2, 0.9, [2, 2, 10, 10]), (3, 0.7, [12, 2, 8, 10]), (2, 0.6, [0, 15, 9, 5])
+    ]  # fmt: skip
+    assert [int(area(coco.annToRLE(entry))) for entry in first] == [100, 80, 45]
+
+    export_labels(store, tmp_path / "panoptic", "coco-panoptic", instances=True)
+    raw = json.loads((tmp_path / "panoptic/annotations/panoptic.json").read_text())
+    colors = np.asarray(Image.open(tmp_path / "panoptic/annotations/panoptic/1.png")).astype(int)
+    ids = colors @ [1, 256, 65536]
+    segments = {segment["id"]: segment for segment in raw["annotations"][1]["segments_info"]}
+    assert set(np.unique(ids)) == set(segments)
+    assert {number: int((ids == number).sum()) for number in segments} == {
+        number: segment["area"] for number, segment in segments.items()
+    }
+    # the photo is a cow everywhere: what no object covers is a crowd
+    assert [(s["category_id"], s["iscrowd"]) for s in segments.values()] == [(2, 1), (2, 0), (3, 0), (2, 0)]
+    with pytest.raises(UsageError, match="does not tell objects of one class apart"):
+        export_labels(store, tmp_path / "png", "png", instances=True)
+
+
+def test_models_and_stores_without_objects_are_refused(tmp_path: Path, photos: Path) -> None:
+    bundle = color_bundle(tmp_path, size=SIZE, classes=TAXONOMY.targets)
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    with pytest.raises(UsageError, match="gives classes only"):
+        label(
+            predictor, open_source(str(photos)), tmp_path / "a", TAXONOMY,
+            Selection.argmax(instances=InstanceSettings()),
+        )  # fmt: skip
+    label(predictor, open_source(str(photos)), tmp_path / "b", TAXONOMY, Selection.argmax())
+    with pytest.raises(UsageError, match="holds no objects"):
+        export_labels(LabelStore.open(tmp_path / "b"), tmp_path / "out", "coco", instances=True)
+
+
+def truth(path: Path) -> Path:
+    """Of the store's objects the first cow and the horse are right on every photo, the second cow on photo 0 alone."""
+    images = [{"id": index, "file_name": f"{index}.png", "height": 24, "width": 36} for index in range(3)]
+    box = lambda top, left, bottom, right: [left, top, right, top, right, bottom, left, bottom]  # noqa: E731
+    annotations = [
+        {"id": 10 * index + number, "image_id": index, "category_id": category, "segmentation": [corners], "iscrowd": 0}
+        for index in range(3)
+        for number, (category, corners) in enumerate(
+            [(1, box(2, 2, 12, 12)), (2, box(2, 12, 12, 20)), *([(1, box(15, 0, 20, 9))] if index == 0 else [])]
+        )
+    ]
+    categories = [{"id": 1, "name": "cow"}, {"id": 2, "name": "horse"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def test_few_of_the_kept_objects_are_wrong(tmp_path: Path, photos: Path) -> None:
+    store = labeled(tmp_path, photos, min_score=0.1)
+    thresholds = calibrate_objects(store, truth(tmp_path / "truth.json"), alpha="0.3")
+    assert thresholds.measured["cow"]["objects"] == 6
+    assert thresholds.measured["cow"]["right"] == 4
+    # (0 + 1) / (3 + 1) <= .3 with the best cow of each image; (0 + 1/2 + 1/2 + 1) / 4 with both
+    assert thresholds.thresholds == {"cow": pytest.approx(0.9), "horse": pytest.approx(0.7)}
+    thresholds.save(tmp_path / "objects.json")
+    again = ObjectThresholds.load(tmp_path / "objects.json")
+    assert again == thresholds
+    export_labels(store, tmp_path / "kept", "coco", instances=True, object_thresholds=again)
+    assert len(COCO(str(tmp_path / "kept/annotations/instances.json")).anns) == 6
+    # three images cannot promise a tenth
+    assert set(calibrate_objects(store, tmp_path / "truth.json", alpha="0.1").thresholds.values()) == {None}
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(CalibrationError, match="calibrate-objects"):
+        ObjectThresholds.load(tmp_path / "other.json")
+
+
+def test_the_share_of_wrong_objects_holds_on_new_images() -> None:
+    rng = np.random.default_rng(3)
+
+    def image() -> list[tuple[float, bool]]:
+        scores = rng.uniform(size=rng.integers(1, 8))
+        return [(float(score), bool(rng.uniform() < score)) for score in scores]
+
+    shares = []
+    for _ in range(150):
+        limit = lowest_score([image() for _ in range(60)], 0.2)
+        assert limit is not None
+        kept = [[right for score, right in image() if score >= limit] for _ in range(60)]
+        shares.append(np.mean([1 - np.mean(rights) if rights else 0.0 for rights in kept]))
+    assert 0.1 < np.mean(shares) <= 0.2
