@@ -17,10 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ....errors import StoreError
 from ...inputs.archives import split_member
+from ...labeling.kept.encoding import decode_scores
 from ...model.png import encode_png
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import LabelStore
+from ...store.table import REPAIR
 from ..photos import PhotoReader
 from .overview import Overview
 
@@ -66,6 +69,10 @@ class Reader:
         """Return an input of the image."""
         return self._overview.uris[self._number[id]]
 
+    def short(self, uri: str) -> str:
+        """Return an input's name without the folder that all inputs of the store have in common."""
+        return self._overview.short(uri)
+
     def counts(self, id: str) -> NDArray[np.int64]:
         """Return the pixels labeled with each class (K,), before reviews."""
         return self._overview.counts[self._number[id]]
@@ -74,6 +81,18 @@ class Reader:
         """Return the label and weight map (H, W). Raises :class:`StoreError`."""
         (row,) = self.store.take([id])
         return self.store.maps(row, reviewed=reviewed)
+
+    def raw(self, id: str) -> NDArray[Any] | None:
+        """Return the labels before selection (H, W), of a store that keeps scores; None for others."""
+        (row,) = self.store.take([id], extras=True)
+        if row.scores is None:
+            return None
+        try:
+            top = decode_scores(row.scores, (row.height, row.width)).top
+        except ValueError as error:
+            raise StoreError(f"the scores of {id} in {self.store.path} cannot be read: {error}; {REPAIR}") from error
+        taxonomy = Taxonomy.from_json(self.store.classes)
+        return np.where(top < taxonomy.num_targets, top, taxonomy.ignore_index).astype(taxonomy.dtype)
 
     def photo(self, id: str) -> NDArray[np.uint8] | None:
         """Return the photo (H, W, 3); None if it is gone, cannot be read, or has changed."""
@@ -157,11 +176,13 @@ def picture(
 ) -> dict[str, Any]:
     """Encode one image as plain data for the page: photo, label maps, weights, and its figures.
 
-    ``raw`` (H, W) is the label map before selection, if it is known. With ``every_class`` the maps hold the classes'
-    own numbers, so that a page can add others. Raises :class:`StoreError` for damaged labels.
+    ``raw`` (H, W) is the label map before selection, by default that of the kept scores, if there are any. With
+    ``every_class`` the maps hold the classes' own numbers, so that a page can add others. Raises :class:`StoreError`
+    for damaged labels.
     """
     label, weight = reader.maps(id)
     uri, photo = reader.uri(id), reader.photo(id)
+    raw = reader.raw(id) if raw is None else raw
     height, width = label.shape
     scale = min(1.0, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -171,7 +192,7 @@ def picture(
     return {
         "id": id,
         "name": PurePosixPath((split_member(uri) or ("", uri))[1]).name or id[:12],
-        "uri": uri,
+        "uri": reader.short(uri),
         "width": size[0],
         "height": size[1],
         "full": [width, height],

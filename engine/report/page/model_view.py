@@ -71,6 +71,20 @@ def open_model(store: LabelStore, bundle: Path, provider: Provider = "cpu") -> S
     return predictor
 
 
+def view_kept_scores(
+    reader: Reader, sample: Sequence[str], taxonomy: Taxonomy, *, workers: int = 1
+) -> ModelView | None:
+    """Count the labels before selection of a ``sample`` of images by id; None if the store keeps no scores."""
+    raw, kept = (np.zeros(taxonomy.num_targets, np.int64) for _ in range(2))
+    for id, map in zip(sample, ordered_map(reader.raw, sample, workers), strict=True):
+        if map is None:
+            return None
+        raw += np.bincount(map.ravel(), minlength=taxonomy.num_targets)[: taxonomy.num_targets]
+        kept += reader.counts(id)
+    plane = np.zeros((2, COLUMNS, ROWS), np.int64)
+    return ModelView(num_images=len(sample), raw=raw, kept=kept, set_sizes=None, plane=plane, dispersion=1.0, maps={})
+
+
 def read_scores(
     predictor: SemanticPredictor,
     reader: Reader,
@@ -82,8 +96,8 @@ def read_scores(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the share of each class before selection, (n, K), and a doubt (n,) of the images ``ids``.
 
-    The doubt is the mean distance of the prediction set's size from 1; without a calibration, 1 minus the mean top
-    score. Images whose photos cannot be read have no class and no doubt.
+    The doubt is the share of pixels whose prediction set does not hold one class alone; without a calibration, 1 minus
+    the mean top score. Images whose photos cannot be read have no class and no doubt.
     """
     thresholds = None if calibration is None else calibration.thresholds
     grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
@@ -101,7 +115,7 @@ def read_scores(
         shares = np.bincount(top.ravel(), minlength=taxonomy.num_targets)[: taxonomy.num_targets] / top.size
         if thresholds is None:
             return shares, 1 - float(values.mean(dtype=np.float64))
-        return shares, float(np.abs(values.astype(np.float64) - 1).mean())
+        return shares, float((values != 1).mean())
 
     rows = list(ordered_map(observe, ids, workers))
     return np.array([row[0] for row in rows]), np.array([row[1] for row in rows])

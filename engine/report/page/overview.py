@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,16 @@ class Overview:
     """Some (uri, message) per kind of reject."""
     reviews: dict[str, str] = field(default_factory=dict)
     """Verdict of the review in force of each reviewed id."""
+
+    @cached_property
+    def _common(self) -> str:
+        """Folder of all inputs, with its last slash; "" if they have none in common."""
+        uris = [*filter(None, self.uris), *(uri for examples in self.reject_examples.values() for uri, _ in examples)]
+        return os.path.commonprefix([uri.rpartition("/")[0] + "/" for uri in uris]).rpartition("/")[0] + "/"
+
+    def short(self, uri: str) -> str:
+        """Return an input's name without the folder that all inputs of the store have in common."""
+        return uri.removeprefix(self._common) if len(self._common) > 1 else uri
 
     @property
     def num_images(self) -> int:

@@ -36,7 +36,7 @@ from ..contents import describe_store
 from ..evaluate import Quality, evaluate_store
 from . import sections
 from .gallery import PICTURES, Group, Reader, choose_groups, picture
-from .model_view import ModelView, view_model
+from .model_view import ModelView, view_kept_scores, view_model
 from .overview import Overview, read_overview
 from .palette import class_palette
 from .wording import headline, notices
@@ -92,18 +92,12 @@ def write_report(
     )
     reader = Reader(store, overview)
     numbers = list(dict.fromkeys(number for group in groups for number in group.images))
-    view = None
-    if predictor is not None:
-        sample = choose_groups(overview, classes, size=MODEL_IMAGES)[0].images
-        view = view_model(
-            predictor,
-            reader,
-            [overview.ids[number] for number in sample],
-            [overview.ids[number] for number in numbers],
-            classes,
-            calibration,
-            workers=workers,
-        )
+    sample = [overview.ids[number] for number in choose_groups(overview, classes, size=MODEL_IMAGES)[0].images]
+    if predictor is None:
+        view = view_kept_scores(reader, sample, classes, workers=workers)
+    else:
+        shown = [overview.ids[number] for number in numbers]
+        view = view_model(predictor, reader, sample, shown, classes, calibration, workers=workers)
 
     def encode(number: int) -> dict[str, Any]:
         id = overview.ids[number]
@@ -279,9 +273,9 @@ def _facts(
 
 
 def _short(number: float) -> str:
-    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"{number / size:.3g} {unit}"
+            return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
 
 

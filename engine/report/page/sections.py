@@ -245,9 +245,13 @@ def drift_section(overview: Overview, settings: StoredWatch | None, drift: Drift
 def rejects_section(overview: Overview) -> list[dict[str, Any]]:
     """List rejected inputs by kind, the most frequent kind first, with examples."""
     return [
-        {"kind": kind, "count": count, "examples": overview.reject_examples.get(kind, [])}
+        {"kind": kind, "count": count, "examples": _examples(overview, kind)}
         for kind, count in overview.rejects.most_common()
     ]
+
+
+def _examples(overview: Overview, kind: str) -> list[tuple[str, str]]:
+    return [(overview.short(uri), message) for uri, message in overview.reject_examples.get(kind, [])]
 
 
 def speed_section(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

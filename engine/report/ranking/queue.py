@@ -24,7 +24,7 @@ SHOWS = 0.005
 class Weights:
     """Weights of the three parts of an image's value, each of which is in [0, 1]."""
 
-    doubt: float = 1.0
+    doubt: float = 0.5
     """Weight of the doubt."""
     need: float = 1.0
     """Weight of the need for its classes."""

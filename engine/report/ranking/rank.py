@@ -116,8 +116,9 @@ def rank_store(
         Its photos: near-duplicates of them are left out of the queue, and named for the whole store.
     predictor
         The model of the labels, run again on the candidates: classes are counted before selection, and doubt is the
-        mean number of classes in the prediction sets. Without it the labels of the store are counted, which never
-        hold classes that the calibration lacks, and doubt is measured by unlabeled pixels and low scores.
+        share of pixels whose prediction set does not hold one class alone. Without it the labels of the store are
+        counted, which never hold classes that the calibration lacks, and doubt is measured by unlabeled pixels and low
+        scores.
     workers, progress
         Images in progress at the same time; observer of (photos read, all of them).
 

@@ -96,7 +96,7 @@ const maskmill = (() => {
   }
   function describe() {
     const { picture, maps } = state, about = find("figures"), chips = find("chips"), sums = new Map();
-    find("name").textContent = picture.name; find("path").textContent = picture.uri;
+    find("name").textContent = picture.name; find("path").textContent = picture.uri === picture.name ? "" : picture.uri;
     about.replaceChildren(); chips.replaceChildren();
     const figures = [["Labeled", percent(picture.kept)], ["Right", picture.accuracy === null ? null : percent(picture.accuracy)],
       ["Size", `${picture.full[0]} × ${picture.full[1]}`], ["Review", picture.review]];
