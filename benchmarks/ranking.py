@@ -15,6 +15,9 @@ compared by the average precision of finding them, on equal probabilities; clean
 ``--cleanlab``, which may be an environment of its own. Then both score ``--num-images`` random maps, for time and
 memory.
 
+With ``--copies``, changed copies of all photos are compared with the originals: the share that is found, per change,
+and the pairs found among the originals.
+
 The data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the repository.
 """
 
@@ -26,10 +29,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from choose import observe, open_teacher
 from msrc import find_data
@@ -45,7 +50,7 @@ from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.report.ranking.near_duplicates import photo_print
+from maskmill.engine.report.ranking.near_duplicates import Prints, pairs_between, pairs_within, photo_print
 from maskmill.engine.report.ranking.queue import Candidates, Weights, plan_queue
 
 ALPHA = Fraction("0.1")
@@ -281,6 +286,49 @@ def find_errors(data: Path, teacher: str, python: str, seeds: range, num_images:
     }
 
 
+def jpeg(photo: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """A photo after lossy compression."""
+    return np.asarray(cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1))
+
+
+def cropped(photo: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """A photo without a share of its size at each edge."""
+    top, left = (int(share * length) for length in photo.shape[:2])
+    return photo[top : photo.shape[0] - top, left : photo.shape[1] - left]
+
+
+CHANGES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    "JPEG, quality 30": lambda photo: jpeg(photo, 30),
+    "half the size": lambda photo: cv2.resize(photo, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    "1.7 times the size": lambda photo: cv2.resize(photo, None, fx=1.7, fy=1.7, interpolation=cv2.INTER_CUBIC),
+    "1.3 times as bright": lambda photo: np.clip(photo * 1.3, 0, 255).astype(np.uint8),
+    "gamma 1.4": lambda photo: (255 * (photo / 255.0) ** 1.4).astype(np.uint8),
+    "2 % cut off at each edge": lambda photo: cropped(photo, 0.02),
+    "5 % cut off at each edge": lambda photo: cropped(photo, 0.05),
+    "mirrored": lambda photo: np.ascontiguousarray(photo[:, ::-1]),
+}
+
+
+def find_copies(data: Path) -> dict[str, Any]:
+    """Share of changed copies that are found, and pairs among the photos as they are."""
+    paths = sorted((data / "msrc" / "images").glob("*.jpg"))
+    photos = [decode_image(path.read_bytes()) for path in paths]
+    originals = Prints.gather([photo_print(photo) for photo in photos])
+    pairs = pairs_within(originals)
+    result: dict[str, Any] = {
+        "photos": len(photos),
+        "pairs": [[paths[number].name for number in pair] for pair in pairs],
+    }
+    result["found"], result["wrong"] = {}, {}
+    same = {(number, number) for number in range(len(photos))} | {*pairs, *((b, a) for a, b in pairs)}
+    for name, change in CHANGES.items():
+        copies = Prints.gather([photo_print(change(photo)) for photo in photos])
+        matches = pairs_between(originals, copies)
+        result["found"][name] = sum(first == second for first, second in matches) / len(photos)
+        result["wrong"][name] = sum(pair not in same for pair in matches)
+    return result
+
+
 def average_precision(scores: NDArray[np.float64], wrong: NDArray[np.bool_]) -> float:
     hits = wrong[np.argsort(scores, kind="stable")]
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
@@ -293,12 +341,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--weights", action="store_true")
     parser.add_argument("--errors", action="store_true")
+    parser.add_argument("--copies", action="store_true")
     parser.add_argument("--cleanlab", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--num-images", type=int, default=10_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     data, started = find_data(), time.perf_counter()
-    if options.errors:
+    if options.copies:
+        result = find_copies(data)
+    elif options.errors:
         seeds = range(min(options.seeds, 5))
         result = find_errors(data, options.teacher, options.cleanlab, seeds, options.num_images)
     else:
@@ -316,7 +367,7 @@ def main() -> int:
             f"{name:24} at +20, queue minus random: "
             + "  ".join(f"{k} {v[0]:+.3f} ± {v[1]:.3f}" for k, v in row.items())
         )
-    if options.errors:
+    if options.errors or options.copies:
         print({key: value for key, value in result.items() if key != "rows"})
     return 0
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 from collections.abc import Callable
@@ -111,8 +112,9 @@ def serve(
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
-    name = f"[{host}]" if ":" in host else host
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise UsageError(f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port") from error
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     mode = "read-only" if reviewer is None else f"corrections are saved as reviews by {reviewer}"
     query = "" if token is None else f"?token={token}"
     say(f"{live.path}: http://{name}:{port}/{query} ({mode}); stop with Ctrl-C")
