@@ -1,4 +1,4 @@
-"""What the queue of ``maskmill rank`` is worth on MSRC: the next calibration with its images, against random ones.
+"""Value of the queue of ``maskmill rank`` on MSRC: the next calibration with its images, against random ones.
 
     python benchmarks/ranking.py --teacher deeplabv3-257 --json
     python benchmarks/ranking.py --errors --json

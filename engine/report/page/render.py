@@ -134,7 +134,7 @@ def page_context(
     drift = sections.drift_section(overview, StoredWatch.of(store.run), watch_store(store))
     speed = sections.speed_section(read_history(store.path))
     lines = [line.partition(": ")[::2] for line in describe_store(store)]
-    hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)))
+    hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)), "drift")
     return {
         "title": store.path.resolve().name,
         "headline": headline(overview, calibration, coverage, truth),

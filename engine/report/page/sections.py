@@ -234,6 +234,13 @@ def drift_section(overview: Overview, settings: StoredWatch | None, drift: Drift
     return {
         "alarm": drift.alarm is not None,
         "sentence": drift.sentence(),
+        "images": drift.images,
+        "level": drift.level,
+        "changes": [
+            {"statistic": change.statistic, "alarm": change.alarm, "before": change.calibration, "now": change.corpus}
+            for change in drift.changes
+        ],
+        "surroundings": drift.surroundings,
         "chart": charts.mirrored(
             above, below, edges, ("these images", "calibration images"),
             "distance of an image from the calibration images",
