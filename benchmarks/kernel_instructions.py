@@ -52,6 +52,8 @@ class Loop:
 
     always: int
     competes: int
+    otherwise: int
+    """If no pixel of the warp competes."""
     rescales: int
     """If all pixels of the thread are rescaled."""
     outside: int
@@ -108,11 +110,15 @@ def class_loop(name: str, architecture: int) -> Loop:
     competes = max(skips, key=lambda span: span[1] - span[0], default=(0, 1))
     inside = [span for span in skips if competes[0] < span[0] and span[1] <= competes[1]]
     rescales = max(inside, key=lambda span: span[1] - span[0], default=(0, 1))
+    # A block that ends in a jump over the next one has that for its alternative.
+    ends = [jumps[at] for at in range(competes[0] + 1, competes[1]) if competes[1] < jumps.get(at, 0) <= last + 1]
+    otherwise = max(ends, default=competes[1]) - competes[1]
     length = [end - start - 1 for start, end in (competes, rescales)]
     others = sum(end - start + 1 for start, end in reads)
     return Loop(
-        always=last - first + 1 - length[0],
+        always=last - first + 1 - length[0] - otherwise,
         competes=length[0] - length[1],
+        otherwise=otherwise,
         rescales=length[1],
         outside=len([line for line in code if not line.startswith("NOP")]) - others,
     )
@@ -141,10 +147,10 @@ def executed(scores: np.ndarray, size: tuple[int, int], mode: str) -> dict[str, 
     for architecture in ARCHITECTURES:
         loop = class_loop(name, architecture)
         instructions = loop.always * visits["CLASS"] + loop.competes * visits["COMPETES"]
-        instructions += loop.rescales * visits["RESCALES"]
+        instructions += loop.otherwise * (visits["CLASS"] - visits["COMPETES"]) + loop.rescales * visits["RESCALES"]
         row[f"sm_{architecture}"] = {
             "per_class_and_pixel": round(instructions * 32 / pixels / scores.shape[0], 1),
-            "loop": [loop.always, loop.competes, loop.rescales],
+            "loop": [loop.always, loop.competes, loop.otherwise, loop.rescales],
             "outside": loop.outside,
         }
     return row

@@ -62,10 +62,12 @@ struct Result {
     }
 };
 
-// Rank of a class, begun or continued with the value of one of its model classes; shift is the pixel's.
-template <Activation A>
-__device__ __forceinline__ float rank_with(float rank, float value, bool begins, float shift) {
-    if constexpr (A == SOFTMAX) return (begins ? 0 : rank) + fast_exp2(fmaf(value, LOG2E, shift));
+// Rank of a class at a pixel, begun or continued with one of its model classes; shift is the pixel's.
+template <Activation A, int Q>
+__device__ __forceinline__ float rank_with(float rank, const Rows<Q>& rows, int q, float weight, bool begins,
+                                           float shift) {
+    if constexpr (A == SOFTMAX) return (begins ? 0 : rank) + fast_exp2(rows.power(q, weight, shift));
+    const float value = rows.value(q, weight);
     if constexpr (A == SIGMOID) return begins ? value : fmaxf(rank, value);
     return begins ? value : rank + value;
 }
@@ -136,6 +138,7 @@ __device__ __forceinline__ int chosen_by_rule(int rule, uint32 count, uint32 top
 // Statistics of every pixel of N maps of (height, width), from scores at their own resolution.
 //
 //   scores, stride_*   (N, channels, source height, source width) in any order; strides in elements
+//   class_bytes        stride of the classes, in bytes
 //   strips             (row_strips + column_strips, 4) int32, as Strip: of rows with counts up to P, then of columns
 //                      with counts up to Q
 //   weights            (height + width,) float32: of the upper source row of each row, then of each column
@@ -152,7 +155,7 @@ __device__ __forceinline__ int chosen_by_rule(int rule, uint32 count, uint32 top
 // One thread per strip of rows and strip of columns; grid (blocks, 1, N).
 template <typename T, Activation A, Walk W, Mode M, int P, int Q>
 __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
-    class_stats(const T* scores, int64 stride_map, int64 stride_class, int64 stride_row, int64 stride_column,
+    class_stats(const T* scores, int64 stride_map, int class_bytes, int64 stride_row, int64 stride_column,
                 int channels, int height, int width, const int* strips, int row_strips, int column_strips,
                 const float* weights, const int* order, const int* first, int scored, int targets,
                 const float* thresholds, int64 per_class, int64 per_row, int64 per_column, int rule, int background,
@@ -185,16 +188,30 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
 
     const T* corner = scores + map * stride_map + rows.lower * stride_row + columns.lower * stride_column;
     const int64 down = rows.step * stride_row, across = columns.step * stride_column;
-    const Cell<T> cell = {{corner, corner + across, corner + down, corner + across + down}, stride_class};
+    const Cell<T> cell = {{corner, corner + across, corner + down, corner + across + down}, class_bytes};
     const Classes classes = {channels, order, first, scored};
 
     const Pixels<HAS_SUMS, N> pixels = {words};
     {
-        Tally<A, GROUPS, M, N> tally;
-        walk<W>(cell, classes, weights_x, [&](const Rows<Q>& values, int target, bool begins, bool ends) {
-            tally.template add<P, Q>(values, weights_y, target, begins, ends);
+        Tally<A, GROUPS, M, N> tally(first_class<W>(cell, classes), weights_x, weights_y);
+        walk<W, N>(cell, classes, [&](const Corners& corners, int target, bool begins, bool ends) {
+            tally.add(corners, weights_x, weights_y, target, begins, ends);
         });
-        tally.save(pixels);
+        for (int i = 0; i < N; ++i) tally.save(i, pixels, i);
+    }
+    if constexpr (Tally<A, GROUPS, M, N>::MASSES && N > 1) {
+#pragma unroll 1
+        for (int i = 0; i < N; ++i) {
+            if (!(pixels.value(MASS, i) < FAINT)) continue;
+            VISIT(FAINT_PIXEL, i);
+            const float weight_x[1] = {weights[height + columns.start + min(i % Q, columns.count - 1)]};
+            const float weight_y[1] = {weights[rows.start + min(i / Q, rows.count - 1)]};
+            Tally<A, GROUPS, M, 1> tally(first_class<W>(cell, classes), weight_x, weight_y);
+            walk<W, 1>(cell, classes, [&](const Corners& corners, int target, bool begins, bool ends) {
+                tally.add(corners, weight_x, weight_y, target, begins, ends);
+            });
+            tally.save(0, pixels, i);
+        }
     }
 
     float highest_limit = 0;
@@ -242,9 +259,8 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
                     for (int k = begin; k < end; ++k) {
                         Pack<T, 1> corners[4];
                         cell.template load<1>(GROUPS ? order[k] : k, corners);
-                        const Rows<1> values(widen(corners[0].value[0]), widen(corners[1].value[0]),
-                                             widen(corners[2].value[0]), widen(corners[3].value[0]), weight_x);
-                        rank = rank_with<A>(rank, values.value(0, weights[row]), k == begin, result.shift);
+                        const Rows<1> values(Corners(corners, 0), weight_x);
+                        rank = rank_with<A>(rank, values, 0, weights[row], k == begin, result.shift);
                     }
                     score = nonconformity<A>(rank, result.total, result.inverse);
                 }
@@ -287,16 +303,17 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
     // The pixels with an open set visit the other classes again, but for those that are too low everywhere in the cell.
     if (M == SECONDS && lowest_of_cell < infinity()) {
         float group[N] = {};
-        walk<W>(cell, classes, weights_x, [&](const Rows<Q>& values, int target, bool begins, bool ends) {
+        walk<W, N>(cell, classes, [&](const Corners& corners, int target, bool begins, bool ends) {
             VISIT(SET_PASS, target);
+            const Rows<Q> values(corners, weights_x);
             if (!GROUPS && values.bound() < lowest_of_cell) return;
             VISIT(SET_CLASS, target);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 const float shift = HAS_SUMS ? pixels.value(SET_SHIFT, i) : 0;
-                const float value = values.value(i % Q, weights_y[i / Q]);
-                group[i] = rank_with<A>(group[i], value, begins, shift);
-                if (!ends || !((GROUPS ? group[i] : value) >= pixels.value(LOWEST, i))) continue;
+                group[i] = rank_with<A>(group[i], values, i % Q, weights_y[i / Q], begins, shift);
+                if (!ends) continue;
+                if (!((GROUPS ? group[i] : values.value(i % Q, weights_y[i / Q])) >= pixels.value(LOWEST, i))) continue;
                 if (static_cast<int>(pixels.at(TOP_AND_BEST, i) & 0xffff) == target) continue;
                 const float* limits =
                     thresholds + (rows.start + i / Q) * per_row + (columns.start + i % Q) * per_column;

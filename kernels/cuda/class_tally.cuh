@@ -8,11 +8,14 @@ enum Activation { SOFTMAX, SIGMOID, NONE };
 enum Mode { TOP, SUMS, SECONDS };
 
 constexpr int THREADS = 128;
-constexpr float LOG2E = 1.4426950408889634f;
 
-// Softmax masses are in units of exp(reference). The reference follows the top class in steps: each change rounds the
-// sums, and masses below exp(8) cannot overflow them. In powers of two.
-constexpr float RESCALE_ABOVE = 8 * LOG2E;
+// Softmax masses are powers of two above a reference, one for all pixels of a thread, whose own mass is 2^-11. The
+// reference follows the highest value in steps, as soon as a mass is 2 or more: each change rounds the sums, and masses
+// below 2 cannot overflow them.
+constexpr float REFERENCE_POWER = -11;
+// A pixel whose top class has less mass is far below the others of its thread, and is summed again with a reference of
+// its own: 2^-35.
+constexpr float FAINT = 2.910383e-11f;
 
 // 1 / (1 + exp(-x)) to 2e-7 + 5e-8 |x| of its value.
 __device__ __forceinline__ float sigmoid(float x) { return fast_reciprocal(1 + fast_exp2(-x * LOG2E)); }
@@ -44,7 +47,7 @@ struct Tally {
     static constexpr bool RANK_IS_MASS = A == NONE || MASSES;
     static constexpr float UNRANKED = -3.4e38f;
 
-    float shift[N];             // SOFTMAX: minus the reference, in powers of two
+    float shift = 0;            // MASSES: REFERENCE_POWER minus the reference
     float group[N];             // GROUPS: rank of the class being visited
     float top[N], second[N];    // ranks of the top and the second class
     float mass[N];              // of the top class, unless its rank is its mass
@@ -52,9 +55,15 @@ struct Tally {
     int top_class[N], second_class[N];
     float defects = 0;          // NaN if a corner of a class is not finite
 
-    __device__ __forceinline__ Tally() {
+    // The reference is the first class: its highest value in the cell, or that of the only pixel.
+    template <int P, int Q>
+    __device__ __forceinline__ Tally(const Corners& first, const float (&weights_x)[Q], const float (&weights_y)[P]) {
+        static_assert(P * Q == N, "");
+        if constexpr (MASSES) {
+            const float value = N == 1 ? Rows<Q>(first, weights_x).value(0, weights_y[0]) : first.highest();
+            shift = fmaf(-value, LOG2E, REFERENCE_POWER);
+        }
         for (int i = 0; i < N; ++i) {
-            shift[i] = infinity();
             top[i] = MASSES ? 0 : UNRANKED;
             second[i] = MASSES ? -1 : UNRANKED;
             mass[i] = rest[i] = squares[i] = group[i] = 0;
@@ -62,48 +71,45 @@ struct Tally {
         }
     }
 
-    __device__ __forceinline__ float exponent(int i, float value) const { return fmaf(value, LOG2E, shift[i]); }
     __device__ __forceinline__ float top_mass(int i) const {
         return !RANK_IS_MASS ? mass[i] : top_class[i] < 0 ? 0 : top[i];
     }
 
-    __device__ __forceinline__ void save(const Pixels<HAS_SUMS, N>& pixels) const {
-        const bool finite = defects == 0;
-        for (int i = 0; i < N; ++i) {
-            pixels.set(TOP_RANK, i, top[i]);
-            pixels.set(SECOND_RANK, i, second[i]);
-            pixels.at(CLASSES, i) = finite ? (top_class[i] & 0xffffu) | static_cast<uint32>(second_class[i]) << 16 : ~0u;
-            if constexpr (HAS_SUMS) {
-                pixels.set(SHIFT, i, shift[i]);
-                pixels.set(MASS, i, top_mass(i));
-                pixels.set(REST, i, rest[i]);
-                pixels.set(SQUARES, i, squares[i]);
-            }
+    // Saves pixel i as number `place`.
+    template <int OTHERS>
+    __device__ __forceinline__ void save(int i, const Pixels<HAS_SUMS, OTHERS>& pixels, int place) const {
+        // A corner that is not finite makes a mass NaN, or the reference infinite.
+        const bool finite = defects == 0 && (!MASSES || fmaf(shift, 0, rest[i] * 0) == 0);
+        pixels.set(TOP_RANK, place, top[i]);
+        pixels.set(SECOND_RANK, place, second[i]);
+        pixels.at(CLASSES, place) = finite ? (top_class[i] & 0xffffu) | static_cast<uint32>(second_class[i]) << 16 : ~0u;
+        if constexpr (HAS_SUMS) {
+            pixels.set(SHIFT, place, shift);
+            pixels.set(MASS, place, finite ? top_mass(i) : not_a_number());
+            pixels.set(REST, place, rest[i]);
+            pixels.set(SQUARES, place, squares[i]);
         }
     }
 
-    // Makes a value the reference of a pixel.
-    __device__ __forceinline__ void rescale(int i, float value) {
-        const float factor = fast_exp2(-exponent(i, value));
-        rest[i] *= factor;
-        squares[i] *= factor * factor;
-        top[i] *= factor;
-        group[i] *= factor;
-        second[i] = second[i] < 0 ? second[i] : second[i] * factor;
-        shift[i] = -value * LOG2E;
-    }
-
-    // Makes a class the reference of the pixels in which its mass could overflow.
-    __device__ __forceinline__ void rescale_all(const float (&value)[N], float (&own)[N]) {
-        float exponents[N], limits[N];
-        for (int i = 0; i < N; ++i) exponents[i] = exponent(i, value[i]), limits[i] = RESCALE_ABOVE;
-        if (!any_greater(exponents, limits)) return;
+    // Makes the highest value in the cell, or that of the only pixel, the reference if a mass could overflow the sums.
+    __device__ __forceinline__ void rescale(float (&own)[N], const float (&powers)[N]) {
+        uint32 bits = 0;
+        for (int i = 0; i < N; ++i) bits |= __float_as_uint(own[i]);
+        if (!(bits & 0x40000000u)) return;  // the highest bit of the exponents: no mass is 2 or more
         VISIT(RESCALES, 0);
+        float highest = powers[0];
+        for (int i = 1; i < N; ++i) highest = fmaxf(highest, powers[i]);
+        highest -= REFERENCE_POWER;
+        const float factor = fast_exp2(-highest);
         for (int i = 0; i < N; ++i) {
-            if (!(exponents[i] > RESCALE_ABOVE)) continue;
-            rescale(i, value[i]);
-            own[i] = fast_exp2(exponent(i, value[i]));
+            own[i] = fast_exp2(powers[i] - highest);
+            rest[i] *= factor;
+            squares[i] *= factor * factor;
+            top[i] *= factor;
+            group[i] *= factor;
+            second[i] = second[i] < 0 ? second[i] : second[i] * factor;
         }
+        shift -= highest;
     }
 
     // Ranks of the classes that a class must exceed to be noted.
@@ -123,55 +129,54 @@ struct Tally {
         }
         mass[i] = select_if_greater(rank, top[i], own_mass, mass[i]);
         top_class[i] = select_if_greater(rank, top[i], scored, top_class[i]);
+        if constexpr (MASSES && M == SUMS) return keep_higher(top[i], rank);
         top[i] = fmaxf(top[i], rank);
         return other;
     }
 
     // Adds a model class to the class being visited, and ranks that class at its end.
     template <int P, int Q>
-    __device__ __forceinline__ void add(const Rows<Q>& rows, const float (&weights)[P], int scored, bool begins,
-                                        bool ends) {
+    __device__ __forceinline__ void add(const Corners& corners, const float (&weights_x)[Q], const float (&weights_y)[P],
+                                        int scored, bool begins, bool ends) {
         static_assert(P * Q == N, "");
         VISIT(CLASS, scored);
+        const Rows<Q> rows(corners, weights_x);
         // With a corner that is not finite, no difference of the rows is.
-        defects = fmaf(rows.step[0], 0.0f, defects);
+        if constexpr (!MASSES) defects = fmaf(rows.step[0], 0.0f, defects);
         if constexpr (!HAS_SUMS && !GROUPS) {
             float lowest = top[0];
             for (int i = 1; i < N; ++i) lowest = fminf(lowest, top[i]);
             if (!(rows.bound() > lowest)) return;
             VISIT(COMPETES, scored);
-            for (int i = 0; i < N; ++i) note(i, scored, rows.value(i % Q, weights[i / Q]), 0);
+            for (int i = 0; i < N; ++i) note(i, scored, rows.value(i % Q, weights_y[i / Q]), 0);
             return;
         }
-        float value[N], rank[N], own[N];
+        float rank[N], own[N], powers[N];
         for (int i = 0; i < N; ++i) {
-            rank[i] = value[i] = rows.value(i % Q, weights[i / Q]);
-            if constexpr (A == SOFTMAX) rank[i] = own[i] = fast_exp2(exponent(i, value[i]));
+            powers[i] = rows.power(i % Q, weights_y[i / Q], shift);
+            own[i] = rank[i] = MASSES ? fast_exp2(powers[i]) : rows.value(i % Q, weights_y[i / Q]);
         }
         if constexpr (GROUPS) {
-            if constexpr (A == SOFTMAX) {
-                rescale_all(value, own);
-            }
-            for (int i = 0; i < N; ++i) {
-                const float part = A == SOFTMAX ? own[i] : value[i];
-                group[i] = begins ? part : A == SIGMOID ? fmaxf(group[i], part) : group[i] + part;
-            }
+            if constexpr (MASSES) rescale(own, powers);
+            for (int i = 0; i < N; ++i)
+                group[i] = begins ? own[i] : A == SIGMOID ? fmaxf(group[i], own[i]) : group[i] + own[i];
             if (!ends) return;
             for (int i = 0; i < N; ++i) rank[i] = own[i] = group[i];
         }
-        if constexpr (A == NONE && !GROUPS)
-            for (int i = 0; i < N; ++i) own[i] = rank[i];
         if constexpr (A == SIGMOID && HAS_SUMS)
             for (int i = 0; i < N; ++i) own[i] = sigmoid(rank[i]);
         if (any_greater(rank, rivals())) {
             VISIT(COMPETES, scored);
-            if constexpr (A == SOFTMAX && !GROUPS) rescale_all(value, own);
-            for (int i = 0; i < N; ++i) own[i] = note(i, scored, MASSES ? own[i] : rank[i], own[i]);
+            if constexpr (MASSES && !GROUPS) rescale(own, powers);
+            for (int i = 0; i < N; ++i) sum(i, note(i, scored, MASSES ? own[i] : rank[i], own[i]));
+        } else {
+            for (int i = 0; i < N; ++i) sum(i, own[i]);
         }
-        if constexpr (HAS_SUMS)
-            for (int i = 0; i < N; ++i) {
-                rest[i] += own[i];
-                squares[i] = fmaf(own[i], own[i], squares[i]);
-            }
+    }
+
+    __device__ __forceinline__ void sum(int i, float other) {
+        if constexpr (!HAS_SUMS) return;
+        rest[i] += other;
+        squares[i] = fmaf(other, other, squares[i]);
     }
 };

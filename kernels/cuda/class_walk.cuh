@@ -7,6 +7,7 @@
 enum Walk { STRIDED, VECTOR, GROUPED };
 
 constexpr int PACK = 4;  // classes in one load of VECTOR
+constexpr float LOG2E = 1.4426950408889634f;
 
 // Adjacent rows or columns of output pixels between the same two source rows or columns.
 struct Strip {
@@ -23,28 +24,38 @@ __device__ __forceinline__ Strip load_strip(const int* strips, int index) {
 template <typename T>
 struct Cell {
     const T* corners[4];  // of class 0
-    int64 per_class;      // stride in elements
+    int class_bytes;      // distance of adjacent classes
 
-    // Reads V classes from step strides on.
+    // Reads V classes from a class on. An address is one instruction, which multiplies 32 bits and adds 64.
     template <int V>
-    __device__ __forceinline__ void load(int64 step, Pack<T, V> (&values)[4]) const {
+    __device__ __forceinline__ void load(int first, Pack<T, V> (&values)[4]) const {
         for (int i = 0; i < 4; ++i)
-            values[i] = *reinterpret_cast<const Pack<T, V>*>(corners[i] + step * per_class);
-    }
-
-    __device__ __forceinline__ void advance() {
-        for (int i = 0; i < 4; ++i) corners[i] += per_class;
+            values[i] = *reinterpret_cast<const Pack<T, V>*>(reinterpret_cast<const char*>(corners[i]) +
+                                                             static_cast<int64>(first) * class_bytes);
     }
 };
 
 __device__ __forceinline__ float mix(float a, float step, float weight) { return fmaf(weight, step, a); }
+
+// One class at the corners of a cell: the upper two, then the lower two.
+struct Corners {
+    float a, b, c, d;
+
+    template <typename T, int V>
+    __device__ __forceinline__ Corners(const Pack<T, V> (&loaded)[4], int i)
+        : a(widen(loaded[0].value[i])), b(widen(loaded[1].value[i])), c(widen(loaded[2].value[i])),
+          d(widen(loaded[3].value[i])) {}
+
+    __device__ __forceinline__ float highest() const { return fmaxf(fmaxf(a, b), fmaxf(c, d)); }
+};
 
 // One class in the cell, interpolated along the rows at Q columns.
 template <int Q>
 struct Rows {
     float upper[Q], lower[Q], step[Q];
 
-    __device__ __forceinline__ Rows(float a, float b, float c, float d, const float (&weights)[Q]) {
+    __device__ __forceinline__ Rows(const Corners& corners, const float (&weights)[Q]) {
+        const auto& [a, b, c, d] = corners;
         const float above = b - a, below = d - c;
         for (int q = 0; q < Q; ++q) {
             upper[q] = mix(a, above, weights[q]);
@@ -54,6 +65,11 @@ struct Rows {
     }
 
     __device__ __forceinline__ float value(int q, float weight) const { return mix(upper[q], step[q], weight); }
+
+    // The value as a power of two, plus shift.
+    __device__ __forceinline__ float power(int q, float weight, float shift) const {
+        return fmaf(weight * LOG2E, step[q], fmaf(upper[q], LOG2E, shift));
+    }
 
     // No value in the cell exceeds it: the larger row, and the rounding of the interpolation.
     __device__ __forceinline__ float bound() const {
@@ -74,14 +90,17 @@ struct Classes {
     int scored;
 };
 
-// Visits every model class: visit(rows, scored class, begins it, ends it).
-template <Walk W, int Q, typename T, typename Visit>
-__device__ __forceinline__ void walk(const Cell<T>& cell, const Classes& classes, const float (&weights)[Q],
-                                     Visit visit) {
-    auto rows = [&](const auto& corners, int i) {
-        return Rows<Q>(widen(corners[0].value[i]), widen(corners[1].value[i]), widen(corners[2].value[i]),
-                       widen(corners[3].value[i]), weights);
-    };
+// The model class that walk() visits first.
+template <Walk W, typename T>
+__device__ __forceinline__ Corners first_class(const Cell<T>& cell, const Classes& classes) {
+    Pack<T, 1> loaded[4];
+    cell.template load<1>(W == GROUPED ? classes.order[0] : 0, loaded);
+    return Corners(loaded, 0);
+}
+
+// Visits every model class for N pixels: visit(corners, scored class, begins it, ends it).
+template <Walk W, int N, typename T, typename Visit>
+__device__ __forceinline__ void walk(const Cell<T>& cell, const Classes& classes, Visit visit) {
     if constexpr (W == GROUPED) {
         Pack<T, 1> corners[4];
 #pragma unroll 1
@@ -90,7 +109,7 @@ __device__ __forceinline__ void walk(const Cell<T>& cell, const Classes& classes
 #pragma unroll 1
             for (; i < end; ++i) {
                 cell.template load<1>(classes.order[i], corners);
-                visit(rows(corners, 0), target, i == begin, i + 1 == end);
+                visit(Corners(corners, 0), target, i == begin, i + 1 == end);
             }
         }
     } else if constexpr (W == VECTOR) {
@@ -100,28 +119,28 @@ __device__ __forceinline__ void walk(const Cell<T>& cell, const Classes& classes
         for (; c + PACK <= classes.channels; c += PACK) {
             cell.template load<PACK>(c, corners);
 #pragma unroll
-            for (int i = 0; i < PACK; ++i) visit(rows(corners, i), c + i, true, true);
+            for (int i = 0; i < PACK; ++i) visit(Corners(corners, i), c + i, true, true);
         }
         Pack<T, 1> rest[4];
 #pragma unroll 1
         for (; c < classes.channels; ++c) {
             cell.template load<1>(c, rest);
-            visit(rows(rest, 0), c, true, true);
+            visit(Corners(rest, 0), c, true, true);
         }
     } else {
         // The next class is loaded before this one is summed, and widened after.
-        Cell<T> ahead = cell;
         Pack<T, 1> next[4];
-        float corners[4];
-        ahead.template load<1>(0, next);
-        ahead.advance();
-        for (int i = 0; i < 4; ++i) corners[i] = widen(next[i].value[0]);
+        cell.template load<1>(0, next);
+        Corners corners(next, 0);
 #pragma unroll 1
         for (int c = 0; c < classes.channels; ++c) {
-            if (c + 1 < classes.channels) ahead.template load<1>(0, next);
-            ahead.advance();
-            visit(Rows<Q>(corners[0], corners[1], corners[2], corners[3], weights), c, true, true);
-            for (int i = 0; i < 4; ++i) corners[i] = widen(next[i].value[0]);
+            // The last class is read twice where that takes fewer instructions than a condition.
+            if constexpr (N > 1)
+                cell.template load<1>(min(c + 1, classes.channels - 1), next);
+            else if (c + 1 < classes.channels)
+                cell.template load<1>(c + 1, next);
+            visit(corners, c, true, true);
+            corners = Corners(next, 0);
         }
     }
 }

@@ -94,6 +94,19 @@ __device__ __forceinline__ bool any_greater(const float (&values)[N], const floa
     return any;
 }
 
+// Sets `highest` to the higher of two values and returns the lower one; the compiler would copy registers.
+__device__ __forceinline__ float keep_higher(float& highest, float value) {
+#ifdef __CUDACC__
+    float lower;
+    asm("{min.ftz.f32 %0, %1, %2; max.ftz.f32 %1, %1, %2;}" : "=&f"(lower), "+f"(highest) : "f"(value));
+    return lower;
+#else
+    const float lower = fminf(highest, value);
+    highest = fmaxf(highest, value);
+    return lower;
+#endif
+}
+
 // value > limit ? yes : no, as a selection: the compiler would branch.
 __device__ __forceinline__ float select_if_greater(float value, float limit, float yes, float no) {
 #ifdef __CUDACC__

@@ -52,6 +52,9 @@ def class_stats(
     if scores.dtype.name not in ELEMENTS:
         raise UsageError(f"scores must be {', '.join(ELEMENTS)}, got {scores.dtype}")
     strides = _strides(scores, plan)
+    class_bytes = strides[1] * scores.dtype.itemsize
+    if abs(class_bytes) >= 1 << 31:
+        raise UsageError(f"adjacent classes must be less than 2 GiB apart, got {class_bytes:,} bytes; pass fewer rows")
     walk, order, first = _classes(scores, plan, strides)
     shape, strips, weights, num_strips = _sampling(plan.rows, plan.columns)
     limit, limit_strides = _thresholds(thresholds)
@@ -73,7 +76,9 @@ def class_stats(
         (THREADS,),
         (
             scores,
-            *map(np.int64, strides),
+            np.int64(strides[0]),
+            np.int32(class_bytes),
+            *map(np.int64, strides[2:]),
             np.int32(plan.channels),
             *map(np.int32, plan.size),
             constant(strips),

@@ -160,6 +160,30 @@ def test_rising_logits_are_summed_as_exactly_as_falling_ones():
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=5e-6)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("spread", [10, 40, 300])
+def test_pixels_far_below_their_neighbors_are_summed_as_exactly(spread, grouped):
+    # The classes of one source pixel are all far above those of the next, in the middle of both and everywhere else.
+    rng = np.random.default_rng(7)
+    scores = (rng.normal(0, 2, (6, 2, 4)) + spread * np.array([[1, 0, -1, 0.5], [0, 1, 0, -1]])).astype(np.float32)
+    options = {"truth": rng.integers(0, 3, (12, 25)), "thresholds": 0.9, "rule": "foreground", "background": 1}
+    options |= {"outputs": OUTPUTS, "dispersion": "exact"}
+    if grouped:
+        options |= {"groups": np.array([0, 1, 1, 2, 0, 2]), "num_targets": 3}
+    launched.clear()
+    found, expected = (form.class_stats(scores, (12, 25), **options) for form in (cuda, reference))
+    assert launched[-1].endswith("4, 2>")
+    clear = ~undecided(scores, (12, 25), {"activation": "softmax", **options})
+    # Each value is rounded to 24 bits before it is compared with the others of its pixel.
+    tolerance = 1e-5 + 1e-6 * spread
+    for name in OUTPUTS:
+        left, right = getattr(found, name), getattr(expected, name)
+        if right.dtype != np.float32:
+            np.testing.assert_array_equal(left[clear], right[clear], err_msg=name)
+        else:
+            np.testing.assert_allclose(left, right, rtol=tolerance, atol=1e-7, err_msg=name)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", ["CHW", "HWC"])
 def test_a_true_score_is_the_smallest_threshold_that_holds_its_class(activation, layout):
