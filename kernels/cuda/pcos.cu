@@ -108,12 +108,26 @@ __device__ __forceinline__ void store_part(double* parts, double (&sums)[N]) {
         for (int i = 0; i < N; ++i) parts[(blockIdx.y * static_cast<int64>(gridDim.x) + blockIdx.x) * N + i] = sums[i];
 }
 
-// The two clusters as wedges at the origin: cluster 1 if |across . h| > |along . h|, h = (x, v).
+// The two clusters as wedges at the origin: cluster 1 if |across . h| > |along . h|, h = (x, v). No coefficient is above
+// 1, so that floats of them cannot overflow.
 struct Wedge {
     double along_x, along_v, across_x, across_v;
+    float rounded[4];
 
-    __device__ bool holds(double x, double v) const {
-        return fabs(fma(across_x, x, across_v * v)) > fabs(fma(along_x, x, along_v * v));
+    __device__ __forceinline__ Wedge() = default;
+    __device__ __forceinline__ Wedge(double along_x, double along_v, double across_x, double across_v)
+        : along_x(along_x), along_v(along_v), across_x(across_x), across_v(across_v),
+          rounded{static_cast<float>(along_x), static_cast<float>(along_v), static_cast<float>(across_x),
+                  static_cast<float>(across_v)} {}
+
+    __device__ __forceinline__ bool holds(float x, float v) const {
+        // In float first; in double if the difference is within the rounding of the float, at most 4 x 2^-24 of each term.
+        const float a = rounded[0] * x, b = rounded[1] * v, c = rounded[2] * x, d = rounded[3] * v;
+        const float difference = fabsf(c + d) - fabsf(a + b);
+        const float rounding = 5e-7f * (fabsf(a) + fabsf(b) + fabsf(c) + fabsf(d)) + 4 * SMALLEST_NORMAL;
+        if (fabsf(difference) > rounding) return difference > 0;
+        return fabs(fma(across_x, static_cast<double>(x), across_v * v)) >
+               fabs(fma(along_x, static_cast<double>(x), along_v * v));
     }
 };
 
@@ -124,7 +138,10 @@ __device__ __forceinline__ Wedge wedge_of_gram(double a, double b, double c) {
     const double ux = half >= 0 ? half + root : b, uv = half >= 0 ? b : root - half;
     // |u1 . h| / sigma1 > |u0 . h| / sigma0, u1 = (-uv, ux), without dividing.
     const double sigma0 = sqrt(largest), sigma1 = sqrt(determinant / largest);
-    return {ux * sigma1, uv * sigma1, -uv * sigma0, ux * sigma0};
+    const double size = sigma0 * fmax(fabs(ux), fabs(uv));  // below 2^exponent, and no coefficient exceeds it
+    const int exponent = static_cast<int>(__double_as_longlong(size) >> 52) - 1022;
+    const double scale = ldexp(1.0, -exponent);
+    return {ux * sigma1 * scale, uv * sigma1 * scale, -uv * sigma0 * scale, ux * sigma0 * scale};
 }
 
 // First pass: sums the Gram matrix.
@@ -174,24 +191,28 @@ __global__ void __launch_bounds__(THREADS)
 
     const Maps maps = maps_of_block(share, dispersion, mask, pixels);
     double sums[CLUSTER_SUMS] = {};
+    int64 members = 0;
+    auto add = [&](double* sum, double dx, double dv) {
+        sum[0] += dx;
+        sum[1] = fma(dx, dx, sum[1]);
+        sum[2] += dv;
+        sum[3] = fma(dv, dv, sum[3]);
+    };
     for (int64 index = first_pack<V>(maps); index < maps.end; index += pack_stride<V>()) {
         const Pixels<V> loaded = load_pixels<V>(maps, index);
         for (int i = 0; i < V; ++i) {
             if (!loaded.part[i]) continue;
-            const double x = loaded.x.value[i], v = loaded.v.value[i];
-            const double dx = x - mean_x, dv = v - mean_v;
-            const bool second = wedge.holds(x, v);
-            sums[0] += second ? 1 : 0;
-            for (int cluster = 0; cluster < 2; ++cluster) {
-                const bool member = second == (cluster == 1);
-                double* sum = sums + 1 + 4 * cluster;
-                sum[0] += member ? dx : 0;
-                sum[1] = fma(member ? dx : 0, dx, sum[1]);
-                sum[2] += member ? dv : 0;
-                sum[3] = fma(member ? dv : 0, dv, sum[3]);
+            const float x = loaded.x.value[i], v = loaded.v.value[i];
+            // Adjacent pixels are mostly of one cluster: a warp takes one of the branches.
+            if (wedge.holds(x, v)) {
+                ++members;
+                add(sums + 5, x - mean_x, v - mean_v);
+            } else {
+                add(sums + 1, x - mean_x, v - mean_v);
             }
         }
     }
+    sums[0] = static_cast<double>(members);
     store_part(cluster_parts, sums);
 }
 
