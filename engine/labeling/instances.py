@@ -88,7 +88,7 @@ def find_instances(score_map: ScoreMap, taxonomy: Taxonomy, settings: InstanceSe
 
 
 def _upsampled(logits: NDArray[np.float32], score_map: ScoreMap) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
-    """Upsample a mask (h, w) where it can be set: the window in the image, and the mask there."""
+    """Upsample a mask (h, w): return the window of the image in which it can be set, and the mask there."""
     top, left, bottom, right = score_map.region
     spans, matrices = [], []
     for axis, (start, stop, size) in enumerate(((top, bottom, score_map.size[0]), (left, right, score_map.size[1]))):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..model.taxonomy import Taxonomy
     from ..runtimes.base import Session
     from ..runtimes.open import Provider
+    from .prompted.given_predictor import GivenPredictor
+    from .prompted.given_prompts import GivenPrompts
     from .prompted.predictor import PromptedPredictor
     from .score_files import ScoreFiles
     from .segment_everything import SegmentEverything
@@ -61,7 +63,13 @@ class PromptedOptions:
     sam: Path
     """Bundle of the promptable model."""
     cam: Path | None = None
-    """Bundle of the classifier with activation maps; None: segment everything, without classes."""
+    """Bundle of the classifier with activation maps; None: prompts come from a file, or everything is segmented."""
+    boxes: Path | None = None
+    """File of boxes; see :mod:`.prompted.given_prompts`."""
+    points: Path | None = None
+    """File of points."""
+    masks: Path | None = None
+    """Label store, or label file or folder, with coarse masks to refine."""
     image_labels: Path | None = None
     """File with the classes of each image; None: the classifier decides."""
     prompt: tuple[str, ...] = ()
@@ -69,7 +77,15 @@ class PromptedOptions:
     embedding_cache: float | None = None
     """Limit in gigabytes of the embeddings kept in the store; None: they are not kept."""
 
+    @property
+    def sources(self) -> dict[str, Path]:
+        """Sources of prompts that are given, by their option."""
+        sources = {"--cam": self.cam, "--boxes": self.boxes, "--points": self.points, "--masks": self.masks}
+        return {name: path for name, path in sources.items() if path is not None}
+
     def __post_init__(self) -> None:
+        if len(self.sources) > 1:
+            raise UsageError(f"prompts have one source; give one of {', '.join(self.sources)}")
         if self.cam is None and (self.image_labels or self.embedding_cache):
             raise UsageError("--image-labels and --embedding-cache need --cam BUNDLE together with --sam BUNDLE")
 
@@ -106,8 +122,11 @@ def open_prompted(
     options: ModelOptions | None = None,
     store: Path | None = None,
     say: Say | None = None,
-) -> tuple[PromptedPredictor, Taxonomy]:
-    """Open a classifier and a promptable model; embeddings are kept in the folder ``store`` if ``prompted`` says so."""
+) -> tuple[PromptedPredictor | GivenPredictor, Taxonomy]:
+    """Open a promptable model with the source of its prompts: a classifier, a file of prompts, or coarse masks.
+
+    Embeddings are kept in the folder ``store`` if ``prompted`` says so.
+    """
     from ..backends.open import open_backend
     from ..inputs.image_labels import ImageLabels
     from .prompted.class_masks import MaskSettings
@@ -117,8 +136,10 @@ def open_prompted(
     from .prompted.setting_texts import parse_settings
 
     options = options or ModelOptions()
+    if not prompted.sources:
+        raise UsageError("prompts need a source: --cam BUNDLE, --boxes FILE, --points FILE or --masks STORE")
     if prompted.cam is None:
-        raise UsageError("labels from image-level classes need --cam BUNDLE together with --sam BUNDLE")
+        return _open_given(prompted, taxonomy, options, say)
     if options.tile is not None:
         raise UsageError("--tile does not apply to --cam and --sam; leave it out")
     cam, (cam_session,) = _open(prompted.cam, ("model",), options, say)
@@ -144,6 +165,53 @@ def open_prompted(
         **values["views"],
     )
     return predictor, load_taxonomy(prompted.cam, taxonomy)
+
+
+def _open_given(
+    prompted: PromptedOptions, taxonomy: Path | None, options: ModelOptions, say: Say | None
+) -> tuple[GivenPredictor, Taxonomy]:
+    from ..backends.open import open_backend
+    from ..model.taxonomy import Taxonomy
+    from .prompted.given_predictor import GivenPredictor
+
+    if prompted.prompt:
+        raise UsageError("--set applies to prompts from --cam; leave it out")
+    given = given_prompts(prompted)
+    sam, (encoder, decoder) = _open(prompted.sam, ("encoder", "decoder"), options, say)
+    predictor = GivenPredictor(
+        sam,
+        encoder,
+        decoder,
+        given,
+        batch=options.batch,
+        backend=open_backend(options.provider, bit_depth=options.bit_depth),
+    )
+    model = predictor.bundle
+    return predictor, Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+
+
+def given_prompts(prompted: PromptedOptions) -> GivenPrompts:
+    """Open the boxes, points or coarse masks of ``prompted``."""
+    from .prompted.given_prompts import boxes_of, masks_of, points_of
+
+    if prompted.boxes is not None:
+        return boxes_of(prompted.boxes)
+    if prompted.points is not None:
+        return points_of(prompted.points)
+    assert prompted.masks is not None, "the caller checks the source"
+    return masks_of(prompted.masks)
+
+
+def prompted_taxonomy(prompted: PromptedOptions, taxonomy: Path | None = None) -> Taxonomy:
+    """Load the class mapping of :func:`open_prompted` without opening a model."""
+    from ..model.bundle import Bundle
+    from ..model.taxonomy import Taxonomy
+    from .prompted.given_predictor import prompted_bundle
+
+    if prompted.cam is not None:
+        return load_taxonomy(prompted.cam, taxonomy)
+    model = prompted_bundle(Bundle.load(prompted.sam), given_prompts(prompted).classes)
+    return Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
 
 
 def open_everything(
@@ -172,8 +240,11 @@ def bundle_conditions(bundle: Path) -> Callable[[str], str]:
     return ScoreFiles.open(bundle).condition if (bundle / RECORD).is_file() else lambda uri: ""
 
 
-def prompted_conditions(image_labels: Path | None) -> Callable[[str], str]:
+def prompted_conditions(prompted: PromptedOptions) -> Callable[[str], str]:
     """Return the function from a uri to the condition of its labels that :func:`open_prompted` would give."""
+    if prompted.cam is None:
+        return given_prompts(prompted).condition
+    image_labels = prompted.image_labels
     from ..inputs.image_labels import ImageLabels
     from .prompted.predictor import labels_condition
 

@@ -270,11 +270,11 @@ def calibrate_object_scores(
     for name, limit in thresholds.thresholds.items():
         counts = thresholds.measured.get(name)
         if counts is None:
-            typer.echo(f"{name}: never found, none kept")
+            say(f"{name}: never found, none kept")
             continue
         text = "none kept, no score holds the share" if limit is None else f"score {limit:.3f} and more"
-        typer.echo(
+        say(
             f"{name}: {text}; {counts['kept']:.0f} of {counts['objects']:.0f} objects on {counts['images']:.0f} images "
             f"kept, {counts['wrong']:.0f} of them wrong"
         )
-    typer.echo(f"{output}: at most {alpha} of the objects wrong, on average over images in which a class is found")
+    say(f"{output}: at most {alpha} of the objects wrong, on average over images in which a class is found")

@@ -14,10 +14,12 @@ from ...predictors.open import (
     ModelOptions,
     PromptedOptions,
     bundle_conditions,
+    load_taxonomy,
     open_everything,
     open_predictor,
     open_prompted,
     prompted_conditions,
+    prompted_taxonomy,
 )
 from ..options import (
     DEFAULT_ACCESS,
@@ -43,6 +45,7 @@ from ..options import (
 )
 from .label_options import (
     AddressOption,
+    BoxesOption,
     CalibrationOption,
     CpusOption,
     DryRunOption,
@@ -52,11 +55,13 @@ from .label_options import (
     KeepScoresOption,
     LevelsOption,
     LimitOption,
+    MasksOption,
     MaxPixelsOption,
     MinScoreOption,
     OnDriftOption,
     OutputOption,
-    RequiredCam,
+    PointsOption,
+    PromptCam,
     RequiredSam,
     RetryOption,
     RunnerOption,
@@ -149,9 +154,8 @@ def label_corpus(
         run,
         opening,
         conditions,
-        bundle,
+        partial(load_taxonomy, bundle, taxonomy),
         source,
-        taxonomy,
         select,
         calibration,
         threshold,
@@ -165,8 +169,11 @@ def label_corpus(
 
 def label_prompted(
     source: SourceArgument,
-    cam: RequiredCam,
     sam: RequiredSam,
+    cam: PromptCam = None,
+    boxes: BoxesOption = None,
+    points: PointsOption = None,
+    masks: MasksOption = None,
     output: OutputOption = None,
     image_labels: ImageLabelsOption = None,
     settings: PromptSettings = None,
@@ -179,6 +186,8 @@ def label_prompted(
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
     keep_scores: KeepScoresOption = None,
+    instances: InstancesOption = False,
+    min_score: MinScoreOption = 0.5,
     shard: ShardOption = None,
     runner: RunnerOption = "local",
     workers: RunWorkersOption = None,
@@ -201,7 +210,9 @@ def label_prompted(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Label a corpus with a classifier and a promptable model: activation maps give points, points give masks.
+    """Label a corpus with a promptable model, such as Segment Anything, and prompts from one source.
+
+    Sources: a classifier, whose activation maps give points; files of boxes or points; coarse masks to refine.
 
     The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
     rejected by this run or an earlier one, 3 at a drift alarm with --on-drift stop, 130 if interrupted.
@@ -225,8 +236,17 @@ def label_prompted(
         dry_run=dry_run,
     )
     prompts = PromptedOptions(
-        cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()), embedding_cache=embedding_cache
+        cam=cam,
+        sam=sam,
+        boxes=boxes,
+        points=points,
+        masks=masks,
+        image_labels=image_labels,
+        prompt=tuple(settings or ()),
+        embedding_cache=embedding_cache,
     )
+    if instances and cam is not None:
+        raise UsageError("prompts from a classifier give classes, no single objects; leave --instances out")
     options = ModelOptions(
         provider=provider,
         precision=precision,
@@ -236,14 +256,13 @@ def label_prompted(
         allow_unverified=allow_unverified,
     )
     opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
-    conditions = partial(prompted_conditions, image_labels)
+    conditions = partial(prompted_conditions, prompts)
     run_label(
         run,
         opening,
         conditions,
-        cam,
+        partial(prompted_taxonomy, prompts, taxonomy),
         source,
-        taxonomy,
         select,
         calibration,
         threshold,
@@ -251,6 +270,7 @@ def label_prompted(
         weight_levels,
         keep_scores,
         on_drift,
+        InstanceSettings(min_score=min_score) if instances else None,
     )
 
 

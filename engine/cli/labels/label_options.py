@@ -127,7 +127,25 @@ EmbeddingCacheOption = Annotated[
         show_default="not kept",
     ),
 ]
-RequiredCam = Annotated[Path, typer.Option("--cam", metavar="BUNDLE", help="Classifier with class activation maps.")]
+PromptCam = Annotated[
+    Path | None,
+    typer.Option(
+        "--cam", metavar="BUNDLE", help="Prompts from activation maps of this classifier.", show_default=False
+    ),
+]
+BoxesOption = Annotated[
+    Path | None,
+    typer.Option("--boxes", metavar="FILE", help="Prompts from boxes: a CSV or COCO file.", show_default=False),
+]
+PointsOption = Annotated[
+    Path | None, typer.Option("--points", metavar="FILE", help="Prompts from points: a CSV file.", show_default=False)
+]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--masks", metavar="STORE", help="Coarse masks to refine: a label store or label files.", show_default=False
+    ),
+]
 RequiredSam = Annotated[
     Path, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
 ]

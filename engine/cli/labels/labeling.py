@@ -17,7 +17,7 @@ from ...cluster.runner import Runner
 from ...labeling.drift import OnDrift
 from ...labeling.instances import InstanceSettings
 from ...labeling.selection import Method, Weight
-from ...predictors.open import load_taxonomy
+from ...model.taxonomy import Taxonomy
 from ...reading.access import Access
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
@@ -79,9 +79,8 @@ def run_label(
     run: LabelingOptions,
     opening: Callable[[], tuple[Any, Any]],
     conditions: Callable[[], Callable[[str], str]],
-    classes_of: Path,
+    classes_of: Callable[[], Taxonomy],
     source: str,
-    taxonomy: Path | None,
     select: Method,
     calibration: Path | None,
     threshold: float | None,
@@ -91,9 +90,9 @@ def run_label(
     on_drift: OnDrift,
     instances: InstanceSettings | None = None,
 ) -> None:
-    """Label ``source`` with the predictor that ``opening`` makes; the bundle ``classes_of`` names the classes.
+    """Label ``source`` with the predictor that ``opening`` makes.
 
-    ``conditions`` returns the predictor's conditions without opening it.
+    ``classes_of`` returns the class mapping and ``conditions`` the predictor's conditions, without opening it.
     """
     from ...calibration.calibration import Calibration
     from ...inputs.sources import open_source
@@ -118,7 +117,7 @@ def run_label(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     predictor: Any = None
     if gpus or run.runner != "local":  # each worker opens its own predictor; this process opens none
-        classes = load_taxonomy(classes_of, taxonomy)
+        classes = classes_of()
     else:
         predictor, classes = opening()
     thresholds = Calibration.load(calibration) if calibration else None

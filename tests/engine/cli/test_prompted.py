@@ -183,3 +183,26 @@ def test_steps_of_other_models_are_refused(home: Path) -> None:
     result = maskmill("show", "stored", "0.png", "--steps", "--cam", "other", "--sam", "sam", cwd=home)
     assert result.returncode == 2
     assert "was labeled with another classifier" in result.stderr
+
+
+def test_prompts_from_a_file_and_coarse_masks_from_a_store(home: Path) -> None:
+    rows = [f"{index}.png,red,10,10" for index in range(12)] + [f"{index}.png,green,33,20" for index in range(1, 12, 2)]
+    (home / "points.csv").write_text("image,label,x,y\n" + "\n".join(rows) + "\n")
+    ok("label-prompted", "photos", "--sam", "sam", "--points", "points.csv", "-o", "pointed", "--instances",
+       "--min-score", "0.2", "--batch", "4", cwd=home)  # fmt: skip
+    store = LabelStore.open(home / "pointed")
+    assert store.classes["targets"] == ["background", "green", "red"]
+    ok("export-labels", "pointed", "--format", "coco", "--instances", "-o", "objects", cwd=home)
+    assert len(json.loads((home / "objects/annotations/instances.json").read_text())["annotations"]) == len(rows)
+    ok("label-prompted", "photos", "--sam", "sam", "--masks", "pointed", "-o", "refined", cwd=home)
+    maps = [decode_png(row.label) for row in LabelStore.open(home / "refined").iter_rows()]
+    assert sum(bool((label == 1).any()) for label in maps) == 6
+    for options, message in (
+        ((), "prompts need a source"),
+        (("--points", "points.csv", "--cam", "cam"), "prompts have one source"),
+        (("--points", "points.csv", "--set", "mode=box"), "--set applies to prompts from --cam"),
+        (("--boxes", "nowhere.csv"), "nowhere.csv"),
+    ):
+        result = maskmill("label-prompted", "photos", "--sam", "sam", *options, "-o", "other", cwd=home)
+        assert result.returncode == 2
+        assert message in result.stderr

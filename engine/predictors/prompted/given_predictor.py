@@ -1,0 +1,286 @@
+"""Predict class scores and objects from prompts that come from elsewhere, see :mod:`.given_prompts`.
+
+::
+
+    predictor = GivenPredictor(sam_bundle, encoder_session, decoder_session, boxes_of("boxes.csv"))
+    score_map = predictor.predict(image, "1.jpg")
+
+Every prompt's object has a mask and a confidence; the score of a class in a pixel, and the background's, follow from
+them as in :mod:`.class_masks`. Of the masks that the model gives for a prompt the one with the best predicted IoU is
+used, and its confidence is the prompt's score times that IoU. A part of a coarse mask is prompted in several ways; the
+mask that agrees best with the part, by IoU, is used, with the agreement as its confidence. If none reaches
+:data:`MIN_AGREEMENT`, the part stays as it was, with that confidence.
+
+The encoder runs once per image, and not at all if there is no prompt; the prompts of all images of a batch go to the
+decoder together. Masks are chosen on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import UsageError
+from ...backends.base import Backend
+from ...backends.host import HOST
+from ...model.bundle import OBJECT_KINDS, Bundle, OutputSpec
+from ...runtimes.base import Session
+from ..base import Objects, ScoreMap
+from .class_masks import ClassMask, score_map
+from .embedding_cache import rounded
+from .given_prompts import GivenPrompts, Target
+from .mask_decoder import PromptDecoder
+from .prompts import PADDING, Prompts
+
+BACKGROUND = "background"
+MIN_AGREEMENT = 0.5
+"""IoU with the part of the coarse mask below which a refined mask is not used."""
+_CERTAIN = 6.0  # magnitude of the logits of a coarse mask that stays
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedGiven:
+    """One preprocessed image with its prompts."""
+
+    tensor: Any
+    """The encoder's input, without the batch axis; None without prompts."""
+    size: tuple[int, int]
+    """(height, width) of the image, in pixels."""
+    covers: tuple[float, float]
+    """Fractions of the encoder's input that the image covers."""
+    targets: Sequence[Target]
+    """Objects to segment."""
+
+
+class GivenPredictor:
+    """Class scores and objects from prompts; implements the ``Predictor`` protocol.
+
+    Parameters
+    ----------
+    sam
+        A ``promptable`` bundle.
+    encoder, decoder
+        Sessions of its two graphs.
+    prompts
+        Prompts of every image.
+    batch
+        Images per call of ``run``.
+    backend
+        Device that decodes and prepares images; the sessions must accept its arrays.
+    """
+
+    def __init__(
+        self,
+        sam: Bundle,
+        encoder: Session,
+        decoder: Session,
+        prompts: GivenPrompts,
+        *,
+        batch: int = 1,
+        backend: Backend = HOST,
+    ) -> None:
+        if batch < 1:
+            raise UsageError(f"the batch must be at least 1, got {batch}")
+        self.sam = sam
+        self.encoder = encoder
+        self.decoder: PromptDecoder = PromptDecoder(sam, decoder, backend=backend)
+        self.prompts = prompts
+        self.bundle: Bundle = prompted_bundle(sam, prompts.classes)
+        """The promptable bundle with the classes of the score maps."""
+        self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
+        self._batch = batch
+        self._backend = backend
+        self._lock = threading.Lock()
+        self.encoded = 0
+        """Images that the encoder saw so far."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Bundle, sessions, and the kind of prompts; the prompts of an image are its condition."""
+        return {
+            "bundle": self.bundle.fingerprint,
+            "session": self.encoder.kind,
+            "artifact": self.encoder.artifact,
+            "decoder": {"session": self._decoder_kind, "artifact": self._decoder_artifact},
+            "prompts_from": self.prompts.origin,
+        }
+
+    @property
+    def batch(self) -> int:
+        """Number of prepared images per call of ``run``: the batch size that the encoder needs, else the one given."""
+        return self.encoder.max_batch or self._batch
+
+    @property
+    def threads(self) -> int:
+        """Number of host threads that one call of ``run`` uses."""
+        return self.encoder.threads
+
+    @property
+    def backend(self) -> Backend:
+        """Device that decodes images."""
+        return self._backend
+
+    def predict(self, image: NDArray[np.uint8], uri: str) -> ScoreMap:
+        """Compute the scores of one image, HWC uint8 RGB; ``uri`` names it among the prompts."""
+        return self.run([self.prepare(image, uri)])[0]
+
+    def condition(self, uri: str) -> str:
+        """Return the prompts of an image as text, "" without them."""
+        return self.prompts.condition(uri)
+
+    def prepare(self, image: Any, uri: str = "") -> PreparedGiven:
+        """Resize and normalize one image, HWC uint8 RGB, and find its prompts."""
+        targets = self.prompts.targets_of(uri)
+        size = (int(image.shape[0]), int(image.shape[1]))
+        for target in targets:
+            if target.coarse is not None and target.coarse.shape != size:
+                raise UsageError(
+                    f"the mask of {uri} in {self.prompts.origin} has {target.coarse.shape[0]}x{target.coarse.shape[1]} "
+                    f"pixels, the image {size[0]}x{size[1]}; they must be of one size"
+                )
+        tensor, covers = None, (1.0, 1.0)
+        with self.backend.queue():
+            tensor, covers = self.backend.preprocess(self.backend.upload(image), self.sam.input)
+        return PreparedGiven(tensor=tensor if targets else None, size=size, covers=covers, targets=targets)
+
+    def run(self, prepared: Sequence[PreparedGiven]) -> list[ScoreMap]:
+        """Compute the score maps of prepared images, with their objects."""
+        prompted = [image for image in prepared if image.targets]
+        answers = iter(self._answers(prompted) if prompted else ())
+        return [self._score_map(image, next(answers) if image.targets else []) for image in prepared]
+
+    def _answers(self, images: Sequence[PreparedGiven]) -> list[list[tuple[NDArray[np.float32], float]]]:
+        """Return mask logits (rows, columns), cut to the image, and confidence of each object of each image."""
+        prompts = self._prompts(images)
+        with self.backend.queue():
+            masks, ious = self.decoder.run(self._embed(images), prompts)
+            masks, ious = self.backend.download(masks, ious)
+        end, answers = 0, []
+        for image in images:
+            rows, columns = self._grid(image)[0]
+            results = []
+            for target in image.targets:
+                part = slice(end, end + len(target.prompts))
+                end = part.stop
+                results.append(_choose(target, masks[part, :, :rows, :columns], ious[part], self._grid(image)[1]))
+            answers.append(results)
+        return answers
+
+    def _prompts(self, images: Sequence[PreparedGiven]) -> Prompts:
+        """Join the prompts of all images, in pixels of the encoder's input."""
+        spec = self.sam.input
+        points, labels, numbers = [], [], []
+        for number, image in enumerate(images):
+            scale = np.array(
+                [spec.width * image.covers[1] / image.size[1], spec.height * image.covers[0] / image.size[0]],
+                np.float32,
+            )
+            for target in image.targets:
+                for places, kinds in target.prompts:
+                    points.append(places * scale)
+                    labels.append(kinds)
+                    numbers.append(number)
+        width = max(map(len, labels))
+        joined = np.zeros((len(points), width, 2), np.float32)
+        marks = np.full((len(points), width), PADDING, np.float32)
+        for row, (places, kinds) in enumerate(zip(points, labels, strict=True)):
+            joined[row, : len(kinds)], marks[row, : len(kinds)] = places, kinds
+        none = np.zeros(len(points), np.int64)
+        return Prompts(
+            image=np.array(numbers, np.int64),
+            target=none,
+            group=none,
+            points=self.backend.xp.asarray(joined),
+            labels=marks,
+        )
+
+    def _embed(self, images: Sequence[PreparedGiven]) -> list[Any]:
+        """Compute the embeddings, each (images, …)."""
+        xp, limit, rows = self.backend.xp, self.encoder.max_batch or self._batch, []
+        for start in range(0, len(images), limit):
+            tensors = [image.tensor for image in images[start : start + limit]]
+            padding = [tensors[0]] * ((self.encoder.max_batch or 0) - len(tensors))
+            outputs = self.encoder.run(xp.stack([*tensors, *padding]))
+            rows += [rounded([output[row] for output in outputs], xp) for row in range(len(tensors))]
+        with self._lock:
+            self.encoded += len(images)
+        return [xp.stack(level) for level in zip(*rows, strict=True)]
+
+    def _grid(self, image: PreparedGiven) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Return the cells of a mask that the image covers: rounded up, and as real numbers."""
+        mask = self.decoder.spec
+        extent = mask.mask_height * image.covers[0], mask.mask_width * image.covers[1]
+        return (max(1, math.ceil(extent[0])), max(1, math.ceil(extent[1]))), extent
+
+    def _score_map(self, image: PreparedGiven, answers: Sequence[tuple[NDArray[np.float32], float]]) -> ScoreMap:
+        size, extent = self._grid(image)
+        class_masks = []
+        for target, (logits, confidence) in zip(image.targets, answers, strict=True):
+            claim = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+            class_masks.append(ClassMask(target=target.target + 1, claim=claim, score=claim * np.float32(confidence)))
+        objects = Objects(
+            scores=np.array([confidence for _, confidence in answers], np.float32),
+            classes=np.array([target.target + 1 for target in image.targets], np.float32),
+            masks=np.stack([logits for logits, _ in answers]) if answers else np.zeros((0, *size), np.float32),
+        )
+        return ScoreMap(
+            scores=score_map(class_masks, size, len(self.bundle.classes), 0),
+            layout="CHW",
+            activation="none",
+            size=image.size,
+            region=(0.0, 0.0, *extent),
+            objects=objects,
+        )
+
+
+def prompted_bundle(sam: Bundle, classes: Sequence[str]) -> Bundle:
+    """Return a promptable bundle as one that scores classes: the background first, then ``classes``."""
+    return dataclasses.replace(
+        sam,
+        task="semantic",
+        prompt=None,
+        outputs=(
+            OutputSpec(name="scores", activation="none"),
+            *(OutputSpec(name=kind, kind=kind, activation="none") for kind in OBJECT_KINDS),
+        ),
+        classes=(BACKGROUND, *classes),
+        background=0,
+    )
+
+
+def _choose(
+    target: Target, masks: NDArray[np.float32], ious: NDArray[np.float32], extent: tuple[float, float]
+) -> tuple[NDArray[np.float32], float]:
+    """Choose among the answers (prompts, M, rows, columns) of one object: a mask and its confidence."""
+    if target.coarse is None:
+        prompt, best = np.unravel_index(int(ious.argmax()), ious.shape)
+        return masks[prompt, best], target.score * float(np.clip(ious[prompt, best], 0, 1))
+    part = _on_grid(target.coarse, masks.shape[2:], extent)
+    inside = masks > 0
+    both, either = (inside & part).sum(axis=(2, 3)), (inside | part).sum(axis=(2, 3))
+    agreement = both / np.maximum(either, 1)
+    prompt, best = np.unravel_index(int(agreement.argmax()), agreement.shape)
+    if agreement[prompt, best] < MIN_AGREEMENT:
+        return np.where(part, np.float32(_CERTAIN), np.float32(-_CERTAIN)), target.score * MIN_AGREEMENT
+    return masks[prompt, best], target.score * float(agreement[prompt, best])
+
+
+def _on_grid(part: NDArray[np.bool_], size: tuple[int, ...], extent: tuple[float, float]) -> NDArray[np.bool_]:
+    """Resample a mask of the image to the cells (rows, columns), of which the image covers the first ``extent``."""
+    rows = np.minimum(((np.arange(size[0]) + 0.5) / extent[0] * part.shape[0]).astype(int), part.shape[0] - 1)
+    columns = np.minimum(((np.arange(size[1]) + 0.5) / extent[1] * part.shape[1]).astype(int), part.shape[1] - 1)
+    cells = max(extent[0] / part.shape[0], extent[1] / part.shape[1])
+    if cells < 0.5:
+        # average first, since a cell covers several pixels
+        smooth = cv2.resize(part.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        if (round(extent[0]), round(extent[1])) == (size[0], size[1]):
+            return smooth >= 0.5
+    return part[rows[:, None], columns[None]]

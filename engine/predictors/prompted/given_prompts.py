@@ -1,0 +1,274 @@
+"""Prompts that come from elsewhere: boxes or points from a file, coarse masks from a label store or label files.
+
+=================  ===================================================================================================
+boxes, ``.csv``    ``image,label,x0,y0,x1,y1`` and optionally ``score``, a row per box
+boxes, ``.json``   a COCO file: ``images``, ``categories``, and ``annotations`` with ``bbox`` and optionally ``score``
+points, ``.csv``   ``image,label,x,y`` and optionally ``positive`` (1 on the object, 0 off it) and ``object``: rows of
+                   one image, label and object are one prompt
+masks              a label store, or a file or folder of any label format that maskmill reads
+=================  ===================================================================================================
+
+Coordinates are pixels of the image. An image without a row has no prompts, and is background everywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import UsageError
+from ...formats.base import BACKGROUND
+from ...inputs.names import NameIndex
+from ...model.files import read_text
+from .prompts import BOX_END, BOX_START, POSITIVE
+
+NEGATIVE = 0.0
+"""Label of a point off the object."""
+MIN_PART = 0.001
+"""Smallest share of the image that a part of a coarse mask covers to be refined."""
+INNER_POINTS = 3
+"""Points inside a part of a coarse mask."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Target:
+    """One object to segment."""
+
+    target: int
+    """Index of its class, the background not counted."""
+    score: float = 1.0
+    """Score of the prompt, in [0, 1]."""
+    prompts: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+    """Points (P, 2) in pixels of the image and their labels (P,) of each prompt; one answer is kept."""
+    coarse: NDArray[np.bool_] | None = field(default=None, compare=False)
+    """(H, W): the part of the coarse mask that is to be refined; None for prompts without one."""
+
+
+class GivenPrompts:
+    """Prompts of images, with the names of their classes."""
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        find: Callable[[str], Sequence[Target]],
+        condition: Callable[[str], str],
+        origin: str,
+    ) -> None:
+        self.classes: tuple[str, ...] = tuple(classes)
+        """Names of the classes, the background not among them."""
+        self.origin = origin
+        """File or store that the prompts come from."""
+        self.targets_of = find
+        """Function from an image's uri to the objects to segment."""
+        self.condition = condition
+        """Function from an image's uri to the text that decides its labels besides the pixels."""
+
+
+def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
+    """Read boxes; raises :class:`UsageError` naming the line that is not as expected."""
+    file = Path(path)
+    rows = _coco_boxes(file) if file.suffix.lower() == ".json" else _csv_boxes(file)
+    return _of_rows([(image, label, score, _box(*corners)) for image, label, score, corners in rows], file)
+
+
+def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
+    """Read points; raises :class:`UsageError` naming the line that is not as expected."""
+    file = Path(path)
+    groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for number, row in _csv_rows(file, ("image", "label", "x", "y")):
+        positive = _number(row.get("positive") or "1", file, number)
+        point = (_number(row["x"], file, number), _number(row["y"], file, number), POSITIVE if positive else NEGATIVE)
+        groups.setdefault((row["image"], row["label"], row.get("object") or ""), []).append(point)
+    rows = []
+    for (image, label, _), points in groups.items():
+        values = np.array(points, np.float32)
+        if not (values[:, 2] == POSITIVE).any():
+            raise UsageError(f"{file}: {label} in {image} has no point on the object; add one with positive 1")
+        rows.append((image, label, 1.0, (values[:, :2], values[:, 2])))
+    return _of_rows(rows, file)
+
+
+def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
+    """Open coarse masks; raises :class:`UsageError` for a path that holds no labels."""
+    from ...store.run_record import is_store
+
+    names, background, read = _stored_masks(path) if is_store(path) else _label_files(path)
+    classes = [name for index, name in enumerate(names) if index != background]
+    numbers = {index: number for number, index in enumerate(i for i in range(len(names)) if i != background)}
+
+    def find(uri: str) -> Sequence[Target]:
+        label = read(uri)
+        return [] if label is None else list(_parts(label, numbers))
+
+    def condition(uri: str) -> str:
+        label = read(uri)
+        return "" if label is None else f"coarse masks: {_digest(label.tobytes())}"
+
+    return GivenPrompts(classes, find, condition, str(path))
+
+
+def _of_rows(
+    rows: Sequence[tuple[str, str, float, tuple[NDArray[np.float32], NDArray[np.float32]]]], file: Path
+) -> GivenPrompts:
+    if not rows:
+        raise UsageError(f"{file} holds no prompts")
+    classes = sorted({label for _, label, _, _ in rows})
+    if BACKGROUND in classes:
+        raise UsageError(f"{file} prompts for {BACKGROUND}, which is what no prompt covers; leave these rows out")
+    by_image: dict[str, list[Target]] = {}
+    for image, label, score, prompt in rows:
+        by_image.setdefault(image, []).append(Target(target=classes.index(label), score=score, prompts=(prompt,)))
+    index = NameIndex(by_image, f"images in {file}")
+
+    def find(uri: str) -> Sequence[Target]:
+        return index.find(uri) or []
+
+    def condition(uri: str) -> str:
+        parts = [
+            f"{classes[target.target]} {target.score} {points.tolist()} {labels.tolist()}"
+            for target in find(uri)
+            for points, labels in target.prompts
+        ]
+        return f"prompts: {_digest(json.dumps(sorted(parts)).encode())}" if parts else ""
+
+    return GivenPrompts(classes, find, condition, str(file))
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return np.array([[x0, y0], [x1, y1]], np.float32), np.array([BOX_START, BOX_END], np.float32)
+
+
+def _csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(read_text(file, "the prompts"), newline=""))
+    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise UsageError(f"{file} needs a first line with {','.join(columns)}; it lacks {', '.join(missing)}")
+    for row in reader:
+        if None in row or any(not (row[name] or "").strip() for name in columns):
+            raise UsageError(f"{file}, line {reader.line_num}: expected a value for each of {','.join(columns)}")
+        yield reader.line_num, {name: value.strip() for name, value in row.items() if value is not None}
+
+
+def _csv_boxes(file: Path) -> Iterator[tuple[str, str, float, tuple[float, float, float, float]]]:
+    for number, row in _csv_rows(file, ("image", "label", "x0", "y0", "x1", "y1")):
+        x0, y0, x1, y1 = (_number(row[name], file, number) for name in ("x0", "y0", "x1", "y1"))
+        score = _number(row.get("score") or "1", file, number)
+        _check(x0, y0, x1, y1, score, f"{file}, line {number}")
+        yield row["image"], row["label"], score, (x0, y0, x1, y1)
+
+
+def _coco_boxes(file: Path) -> Iterator[tuple[str, str, float, tuple[float, float, float, float]]]:
+    try:
+        raw = json.loads(read_text(file, "the prompts"))
+        names = {category["id"]: str(category["name"]) for category in raw["categories"]}
+        images = {image["id"]: str(image["file_name"]) for image in raw["images"]}
+        for number, annotation in enumerate(raw["annotations"]):
+            x0, y0, width, height = map(float, annotation["bbox"])
+            score = float(annotation.get("score", 1.0))
+            _check(x0, y0, x0 + width, y0 + height, score, f"{file}, annotation {number}")
+            label = names[annotation["category_id"]]
+            yield images[annotation["image_id"]], label, score, (x0, y0, x0 + width, y0 + height)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{file} is not a COCO file of images, categories and boxes ({error!r})") from error
+
+
+def _check(x0: float, y0: float, x1: float, y1: float, score: float, where: str) -> None:
+    if not (x0 < x1 and y0 < y1 and 0 <= score <= 1):
+        raise UsageError(
+            f"{where}: expected a box x0 < x1, y0 < y1 in pixels and a score in [0, 1], got {x0:g}, {y0:g}, {x1:g}, "
+            f"{y1:g} and {score:g}"
+        )
+
+
+def _number(text: str, file: Path, line: int) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{file}, line {line}: expected a number, got {text!r}")
+    return value
+
+
+def _stored_masks(
+    path: str | os.PathLike[str],
+) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None]]:
+    from ...store.label_store import LabelStore
+
+    store = LabelStore.open(path)
+    ids: Mapping[str, str] = {row.uri: row.id for row in store.inputs() if row.id is not None}
+    index = NameIndex(ids, f"images in {path}")
+
+    def read(uri: str) -> NDArray[Any] | None:
+        id = index.find(uri)
+        return None if id is None else store.maps(store.take([id])[0])[0]
+
+    return store.classes["targets"], store.classes["background"], read
+
+
+def _label_files(
+    path: str | os.PathLike[str],
+) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None]]:
+    from ...formats.open import open_reader
+
+    reader = open_reader(path)
+    index = NameIndex({name: name for name in reader.names()}, f"images in {path}")
+    names = [reader.class_names.get(value, f"class {value}") for value in range(max(reader.class_names) + 1)]
+
+    def read(uri: str) -> NDArray[Any] | None:
+        name = index.find(uri)
+        return None if name is None else reader.read_labels(name)
+
+    return names, names.index(BACKGROUND) if BACKGROUND in names else None, read
+
+
+def _parts(label: NDArray[Any], numbers: Mapping[int, int]) -> Iterator[Target]:
+    """Make prompts for the connected parts of each class: the box, the box with inner points, and the points alone."""
+    for value in np.unique(label).tolist():
+        if value not in numbers:
+            continue
+        _, parts, statistics, _ = cv2.connectedComponentsWithStats((label == value).astype(np.uint8), connectivity=8)
+        for number, (left, top, width, height, area) in enumerate(statistics[1:].tolist(), start=1):
+            if area < max(1, MIN_PART * label.size):
+                continue
+            part = parts == number
+            box, corners = _box(left, top, left + width, top + height)
+            points = inner_points(part[top : top + height, left : left + width], INNER_POINTS) + (left, top)
+            inside = np.full(len(points), POSITIVE, np.float32)
+            prompts = (
+                (box, corners),
+                (np.concatenate([box, points]).astype(np.float32), np.concatenate([corners, inside])),
+                (points.astype(np.float32), inside),
+            )
+            yield Target(target=numbers[value], prompts=prompts, coarse=part)
+
+
+def inner_points(part: NDArray[np.bool_], limit: int) -> NDArray[np.float64]:
+    """Return at most ``limit`` points (n, 2), (x, y), deep inside a part and far from each other; n > 0."""
+    padded = np.pad(part.astype(np.uint8), 1)
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deepest = float(depth.max())
+    points = []
+    while len(points) < limit:
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        if points and depth[row, column] < deepest / 2:
+            break
+        points.append((column + 0.5, row + 0.5))
+        # the next point is not within the circle that fits around this one
+        cv2.circle(depth, (int(column), int(row)), max(1, math.ceil(2 * float(depth[row, column]))), 0.0, -1)
+    return np.array(points)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

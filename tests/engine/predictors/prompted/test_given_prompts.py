@@ -1,0 +1,173 @@
+"""Boxes and points from files, coarse masks from a store: prompts, masks, scores and objects that follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.export_labels import export_labels
+from maskmill.engine.labeling.instances import InstanceSettings
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.prompted.given_predictor import GivenPredictor
+from maskmill.engine.predictors.prompted.given_prompts import GivenPrompts, boxes_of, inner_points, masks_of, points_of
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.instances import decode_instances
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import UsageError
+
+from ....models import color_image, sam_bundle
+
+RED, GREEN = (slice(4, 20), slice(4, 20)), (slice(12, 28), slice(26, 42))
+
+
+def picture(*, mirrored: bool = False) -> NDArray[np.uint8]:
+    image = np.full((32, 48, 3), 90, np.uint8)
+    for color, place in ((0, RED), (1, GREEN)):
+        image[place] = color_image(np.full((1, 1), color))
+    return image[:, ::-1].copy() if mirrored else image
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(picture()).save(folder / "a 1.png")
+    Image.fromarray(picture(mirrored=True)).save(folder / "b.png")
+    Image.fromarray(np.full((32, 48, 3), 90, np.uint8)).save(folder / "empty.png")
+    return folder
+
+
+def predictor_of(folder: Path, prompts: GivenPrompts, *, batch: int = 1, signature: str = "batched") -> GivenPredictor:
+    bundle = sam_bundle(folder, name=f"sam-{batch}-{signature}", signature=signature)
+    encoder, decoder = (OnnxSession(bundle, role=role) for role in ("encoder", "decoder"))
+    return GivenPredictor(bundle, encoder, decoder, prompts, batch=batch)
+
+
+def labeled(folder: Path, photos: Path, prompts: GivenPrompts, name: str = "store", **options: object) -> LabelStore:
+    predictor = predictor_of(folder, prompts, **options)  # type: ignore[arg-type]
+    selection = Selection.argmax(instances=InstanceSettings(min_score=0.1))
+    label(predictor, open_source(str(photos)), folder / name, Taxonomy.of_model(predictor.bundle), selection)
+    assert predictor.encoded == 2  # not the photo without prompts
+    return LabelStore.open(folder / name)
+
+
+def maps_of(store: LabelStore) -> dict[str, NDArray[np.uint8]]:
+    rows = {row.uri.rsplit("/", 1)[-1]: row.id for row in store.inputs() if row.id is not None}
+    return {name: store.maps(store.take([id])[0])[0] for name, id in rows.items()}
+
+
+def truth() -> NDArray[np.uint8]:
+    """Classes background, green, red: in the order of their names."""
+    label = np.zeros((32, 48), np.uint8)
+    label[RED], label[GREEN] = 2, 1
+    return label
+
+
+@pytest.mark.parametrize(("batch", "signature"), [(1, "batched"), (3, "batched"), (2, "official")])
+def test_points_become_masks_of_their_class(tmp_path: Path, photos: Path, batch: int, signature: str) -> None:
+    (tmp_path / "points.csv").write_text(
+        "image,label,x,y,positive\na 1.png,red,10.5,10.5,1\na 1.png,green,30.5,20.5,1\nb.png,red,37.5,10.5,1\n"
+        "b.png,green,14.5,20.5,1\n"
+    )
+    store = labeled(tmp_path, photos, points_of(tmp_path / "points.csv"), batch=batch, signature=signature)
+    assert store.classes["targets"] == ["background", "green", "red"]
+    maps = maps_of(store)
+    assert (maps["a 1.png"] == truth()).mean() > 0.97
+    assert (maps["b.png"] == truth()[:, ::-1]).mean() > 0.97
+    assert (maps["empty.png"] == 0).all()
+
+
+def test_boxes_become_objects_with_their_scores(tmp_path: Path, photos: Path) -> None:
+    rows = ["image,label,x0,y0,x1,y1,score", "a 1.png,red,4,4,20,20,1", "b.png,red,28,4,44,20,0.5"]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows) + "\n")
+    store = labeled(tmp_path, photos, boxes_of(tmp_path / "boxes.csv"))
+    assert (maps_of(store)["a 1.png"][5:19, 5:19] == 1).all()
+    objects = sorted(
+        (instance.score, instance.box, instance.area)
+        for row in store.iter_rows(extras=True)
+        for instance in decode_instances(row.instances or b"")
+    )
+    # the mask that the model scores highest has a predicted IoU of .9; upsampling takes a pixel from each of its edges
+    assert objects == [(pytest.approx(0.45), (29, 5, 14, 14), 196), (pytest.approx(0.9), (5, 5, 14, 14), 196)]
+    export_labels(store, tmp_path / "coco", "coco", instances=True)
+    again = boxes_of(tmp_path / "coco/annotations/instances.json")  # a COCO file is read as boxes
+    assert again.classes == ("red",)
+    (target,) = again.targets_of("/elsewhere/b.png")
+    assert target.score == pytest.approx(0.45)
+    assert target.prompts[0][0].tolist() == [[29, 5], [43, 19]]
+
+
+def test_coarse_masks_are_refined_and_kept_if_nothing_agrees(tmp_path: Path, photos: Path) -> None:
+    coarse = np.zeros((32, 48), np.uint8)
+    coarse[RED], coarse[GREEN] = 2, 1
+    coarse[4:12, 4:12] = coarse[20:28, 34:42] = 0  # a quarter of each is missing
+    coarse[24:30, 2:8] = 2  # on gray: no mask of the model agrees with it
+    folder = tmp_path / "coarse"
+    folder.mkdir()
+    Image.fromarray(coarse).save(folder / "a 1.png")
+    Image.fromarray(coarse[:, ::-1]).save(folder / "b.png")
+    (folder / "classes.txt").write_text("0 background\n1 green\n2 red\n")
+    prompts = masks_of(folder)
+    assert prompts.classes == ("green", "red")
+    assert [len(target.prompts) for target in prompts.targets_of("a 1.png")] == [3, 3, 3]
+    maps = maps_of(labeled(tmp_path, photos, prompts))
+    inside = np.zeros((32, 48), bool)
+    inside[22:, :10] = True
+    assert (maps["a 1.png"] == truth())[~inside].mean() > 0.97
+    assert (coarse == truth())[~inside].mean() < 0.93
+    assert (maps["a 1.png"] == coarse)[inside].mean() > 0.9
+
+
+def test_other_prompts_make_other_labels_of_the_same_photo(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("image,label,x,y\na.png,red,1,2\nb.png,red,1,2\nb.png,red,5,5\n")
+    prompts = points_of(path)
+    assert prompts.condition("a.png").startswith("prompts: ")
+    assert prompts.condition("a.png") != prompts.condition("b.png")
+    assert prompts.condition("c.png") == ""
+    path.write_text("image,label,x,y\na.png,red,1,3\n")
+    assert points_of(path).condition("a.png") != prompts.condition("a.png")
+
+
+def test_points_lie_deep_inside_and_apart() -> None:
+    part = np.zeros((40, 90), bool)
+    part[10:30, 5:85] = True
+    points = inner_points(part, 3)
+    assert len(points) == 3
+    assert ((points[:, 1] > 15) & (points[:, 1] < 25)).all()
+    assert np.diff(np.sort(points[:, 0])).min() > 15
+    assert len(inner_points(np.ones((1, 1), bool), 3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("boxes.csv", "image,label,x0,y0,x1\n", "lacks y1"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1\na.png,red,5,5,5,9\n", "line 2: expected a box"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1\na.png,red,5,5,nan,9\n", "line 2: expected a number"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1\n", "holds no prompts"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1\na.png,background,1,1,5,9\n", "what no prompt covers"),
+        ("boxes.json", json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4]}]), "is not a COCO file"),
+    ],
+)
+def test_files_that_are_not_as_expected_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        boxes_of(tmp_path / name)
+
+
+def test_masks_of_another_size_than_the_photo_are_named(tmp_path: Path, photos: Path) -> None:
+    folder = tmp_path / "coarse"
+    folder.mkdir()
+    Image.fromarray(np.ones((16, 24), np.uint8)).save(folder / "b.png")
+    (folder / "classes.txt").write_text("0 background\n1 green\n")
+    with pytest.raises(UsageError, match="16x24 pixels, the image 32x48"):
+        predictor_of(tmp_path, masks_of(folder)).predict(picture(), "b.png")
