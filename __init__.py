@@ -23,12 +23,23 @@ if TYPE_CHECKING:
     from .engine.api import calibrate, draft_taxonomy, label, reselect
     from .engine.calibration.calibration import Calibration
     from .engine.calibration.objects import ObjectThresholds
+    from .engine.cluster.status import Status, WorkerStatus
     from .engine.inputs.sources import Item, Source
     from .engine.labeling.export_labels import ExportSummary
     from .engine.labeling.import_labels import ImportSummary
     from .engine.labeling.progress import Progress
     from .engine.labeling.selection import Selection
-    from .engine.labels_api import calibrate_objects, export_labels, import_labels, overlay, rank, report
+    from .engine.labels_api import (
+        calibrate_objects,
+        export_labels,
+        import_labels,
+        merge_stores,
+        overlay,
+        rank,
+        report,
+        status,
+        write_manifest,
+    )
     from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
@@ -39,6 +50,7 @@ if TYPE_CHECKING:
     from .engine.runtimes.base import Session
     from .engine.runtimes.open import open_session
     from .engine.store.label_store import LabelStore
+    from .engine.store.merge import MergeCounts
     from .engine.store.rows import InputRow
     from .errors import MaskmillError
     from .export.api import adopt
@@ -51,12 +63,23 @@ _MODULES = {
     "engine.api": ("calibrate", "draft_taxonomy", "label", "reselect"),
     "engine.calibration.calibration": ("Calibration",),
     "engine.calibration.objects": ("ObjectThresholds",),
+    "engine.cluster.status": ("Status", "WorkerStatus"),
     "engine.inputs.sources": ("Item", "Source"),
     "engine.labeling.export_labels": ("ExportSummary",),
     "engine.labeling.import_labels": ("ImportSummary",),
     "engine.labeling.progress": ("Progress",),
     "engine.labeling.selection": ("Selection",),
-    "engine.labels_api": ("calibrate_objects", "export_labels", "import_labels", "overlay", "rank", "report"),
+    "engine.labels_api": (
+        "calibrate_objects",
+        "export_labels",
+        "import_labels",
+        "merge_stores",
+        "overlay",
+        "rank",
+        "report",
+        "status",
+        "write_manifest",
+    ),
     "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
@@ -67,6 +90,7 @@ _MODULES = {
     "engine.runtimes.base": ("Session",),
     "engine.runtimes.open": ("open_session",),
     "engine.store.label_store": ("LabelStore",),
+    "engine.store.merge": ("MergeCounts",),
     "engine.store.rows": ("InputRow",),
     "errors": ("MaskmillError",),
     "export.api": ("adopt",),
@@ -77,11 +101,11 @@ _EXPORTS = {name: module for module, names in _MODULES.items() for name in names
 
 __all__ = [
     "Bundle", "Calibration", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item", "LabelStore",
-    "MaskmillError", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec",
-    "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Taxonomy",
-    "TrainingProgress", "__version__", "adopt", "calibrate", "calibrate_objects", "draft_taxonomy", "evaluate",
-    "export_labels", "export_model", "import_labels", "label", "open_session", "overlay", "predict", "rank", "report",
-    "reselect", "train",
+    "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor", "Progress",
+    "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source",
+    "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate", "calibrate_objects",
+    "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels", "label", "merge_stores",
+    "open_session", "overlay", "predict", "rank", "report", "reselect", "status", "train", "write_manifest",
 ]  # fmt: skip
 
 

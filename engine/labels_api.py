@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .calibration.calibration import Calibration
     from .calibration.objects import ObjectThresholds
+    from .cluster.status import Status
     from .formats.base import Ignored, ImageMode
     from .formats.open import InputFormat, OutputFormat
     from .inputs.labels import LabelSource
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .report.ranking.rank import Queue
     from .runtimes.open import Provider
     from .store.label_store import LabelStore
+    from .store.merge import MergeCounts
 
 
 def export_labels(
@@ -261,3 +263,34 @@ def rank(
     if output is not None:
         save_queue(queue, Path(output))
     return queue
+
+
+def merge_stores(stores: Sequence[Location], output: Location, *, progress: bool = False) -> MergeCounts:
+    """Merge stores made with the same options into ``output``; ``progress`` shows a progress bar.
+
+    The errors are those of :func:`maskmill.engine.store.merge.merge_stores`.
+    """
+    from .store import merge
+
+    with counter_if("merging", progress) as observer:
+        return merge.merge_stores(stores, output, progress=observer)
+
+
+def status(store: Location) -> Status:
+    """Read how far the runs into a store are, from any machine; raises :class:`StoreError`."""
+    from .cluster.status import read_status
+
+    return read_status(store)
+
+
+def write_manifest(images: Location, output: Location, *, progress: bool = False) -> int:
+    """List a source into a Parquet file, which is itself a source that lists nothing; returns the number of images.
+
+    Raises :class:`SourceError`.
+    """
+    from .inputs.sources import open_source
+    from .model.publishing import published_file
+    from .reading import manifest
+
+    with counter_if("listing", progress) as observer, published_file(Path(output)) as path:
+        return manifest.write_manifest(open_source(images), path, progress=observer)

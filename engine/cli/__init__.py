@@ -11,6 +11,7 @@ from .exchange.export_labels import export_labels
 from .exchange.import_labels import import_labels
 from .labels.label import label_corpus, label_prompted, segment_corpus
 from .labels.reselect import reselect_labels
+from .labels.stores import manifest, merge, status
 from .labels.verify import verify_store
 from .looking.rank import rank
 from .looking.report import report
@@ -29,9 +30,11 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "label-prompted": label_prompted,
         "segment": segment_corpus,
         "reselect": reselect_labels,
+        "merge": merge,
         "verify": verify_store,
+        "status": status,
     },
     "Looking": {"show": show, "report": report, "serve": serve, "rank": rank},
-    "Exchange": {"export-labels": export_labels, "import-labels": import_labels},
+    "Exchange": {"export-labels": export_labels, "import-labels": import_labels, "manifest": manifest},
 }
 """Commands by the panel of the root help that lists them: panel → name → function."""

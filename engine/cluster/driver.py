@@ -9,33 +9,31 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from ...errors import StoreError
-from ..inputs.sources import Item, shard
+from ..inputs.sources import Item
+from ..labeling.drift import OnDrift, RunWatch
 from ..labeling.history import add_run
 from ..labeling.progress import Progress
 from ..store.label_store import InputRow, LabelStore
-from ..store.rows import fingerprint
 from .committer import Committer
 from .job import Job
 from .leases import Finished, Leases
+from .planner import LARGEST_LEASE, SMALLEST_LEASE, Planner
 from .presence import BEAT_SECONDS, EXPIRY_SECONDS, Watcher, describe, identity, is_here, new_token
 
-SMALLEST_LEASE, LARGEST_LEASE = 16, 2048
-"""Bounds of the number of inputs of a lease."""
 LEASE_SECONDS = 30.0
 """Time that a worker should need for a lease."""
 ENDED = ("finished", "interrupted", "failed")
 """States of a driver whose run has ended."""
 MAX_DEATHS = 3
 """Number of workers that one input may end before it is rejected."""
-_FIRST_LEASE = 64
+FIRST_LEASE = 64
+"""Number of inputs of a lease before the speed of the workers is known."""
 _PIECES = 8  # a lease whose workers die is cut into pieces, to find the input that ends them
 
 
@@ -57,6 +55,7 @@ class Driver:
         shard_of: tuple[int, int] | None = None,
         limit: int | None = None,
         retry_rejects: bool = False,
+        on_drift: OnDrift = "warn",
     ) -> None:
         self.token = new_token()
         """Name of the driver."""
@@ -74,23 +73,21 @@ class Driver:
         """Name of the store."""
         self._job = job
         self._leases = leases
-        self._shard_of, self._limit, self._retry_rejects = shard_of, limit, retry_rejects
+        self._plan_options: dict[str, Any] = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects}
+        self._on_drift: OnDrift = on_drift
+        self._watch: RunWatch | None = None
+        self._drifted = False
         self._watcher = Watcher()
         self._committer: Committer | None = None
-        self._planner: threading.Thread | None = None
-        self._planned = 0
-        self._plan_error: BaseException | None = None
-        self._earlier_rejects: Counter[str] = Counter()
+        self._planner: Planner | None = None
         self._stop = threading.Event()
-        self._room = threading.Condition()
-        self._num_allowed = 0
-        self._sizes: dict[str, int] = {}
         self._deaths: Counter[str] = Counter()
         self._committed: set[str] = set()
         self._lock = threading.Lock()
         self._workers: dict[str, dict[str, Any]] = {}
         self._reports: dict[str, Progress] = {}
         self._claims: dict[str, str] = {}
+        self._stalled: set[str] = set()
         self._num_waiting = 0
         self._started = time.monotonic()
         self._beat = 0
@@ -142,11 +139,12 @@ class Driver:
             total.images += self._num_waiting
             total.pixels, total.kept = workers.pixels, workers.kept
         total.stages = workers.stages
-        total.planned = self._planned
+        total.planned = 0 if self._planner is None else self._planner.planned
         total.seconds = time.monotonic() - self._started
-        total.earlier_rejects = self._earlier_rejects
+        total.earlier_rejects = Counter() if self._planner is None else self._planner.earlier_rejects
         total.source.skipped = self._job.source.skipped
         total.interrupted = self._state == "interrupted"
+        total.drifted = self._drifted
         total.warnings = list(self.warnings)
         return total
 
@@ -164,9 +162,10 @@ class Driver:
         if self._committer is None and not self._begin():
             return False
         assert self._committer is not None, "the run has begun"
-        if self._plan_error is not None:
-            raise self._plan_error
-        planning = self._planner is not None and self._planner.is_alive()
+        assert self._planner is not None, "the run has begun"
+        planning = self._planner.is_busy
+        if self._planner.error is not None:
+            raise self._planner.error
         # in this order: a worker writes its record, then claims, then hands back, then deletes its record
         self._claims = self._leases.claims(self._claims)
         self._watch_workers()
@@ -182,9 +181,10 @@ class Driver:
         self._num_waiting = sum(done.num_rows for done in finished if done.lease not in self._committed) + sum(
             number for lease, number in in_progress.items() if lease in unfinished
         )
-        if self._committer.step(finished, flush=flush or not (planning or unfinished)):
+        flush = flush or not (planning or unfinished) or self._look_for_drift()
+        if self._committer.step(finished, flush=flush):
             self._num_waiting = 0
-        self._make_room(len(unfinished))
+        self._planner.make_room(16 + 3 * len(self._workers) - len(unfinished))
         return not planning and not self._leases.open_names() and not self._leases.finished()
 
     def stop(self) -> None:
@@ -214,10 +214,8 @@ class Driver:
 
     def _end_planning(self) -> None:
         self._stop.set()
-        with self._room:
-            self._room.notify_all()
         if self._planner is not None:
-            self._planner.join()
+            self._planner.end()
 
     def _begin(self) -> bool:
         """Commit what an earlier run finished, and start to plan; returns False while there is no store yet."""
@@ -235,61 +233,34 @@ class Driver:
         self._take_back(keep=busy - {done.lease for done in finished})
         self._committer.progress = Progress()  # of earlier runs
         self._state = "labeling"
-        self._planner = threading.Thread(target=self._plan, args=(store,), name="maskmill-plan", daemon=True)
+        if self._on_drift == "stop":
+            self._watch = RunWatch.of(store, "stop")
+        self._planner = Planner(
+            self._job,
+            self._leases,
+            store,
+            name=self.token,
+            size=self._lease_size,
+            watch=self._watch,
+            **self._plan_options,
+        )
         self._planner.start()
         return True
+
+    def _look_for_drift(self) -> bool:
+        """End the plan at an alarm; returns True while the watch for drift waits for results to be committed."""
+        if self._watch is None or self._drifted:
+            return False
+        self._watch.poll()
+        if self._watch.stop.is_set():
+            self._drifted = True
+            self.stop()
+        return self._watch.is_waiting
 
     def _take_back(self, keep: set[str]) -> None:
         for lease in self._leases.open_names():
             if lease not in keep:
                 self._leases.withdraw(lease)
-
-    def _plan(self, store: LabelStore) -> None:
-        try:
-            condition = self._job.conditions()
-            leased = b""
-            for lease in self._leases.open_names():
-                items = self._leases.items(lease) or []
-                self._sizes[lease] = len(items)
-                self._planned += len(items)
-                leased += b"".join(fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in items)
-            number = 0
-            plan = iter(self._unfinished(store, condition, leased))
-            while not self._stop.is_set():
-                with self._room:
-                    self._room.wait_for(lambda: self._num_allowed > 0 or self._stop.is_set())
-                    self._num_allowed -= 1
-                if self._stop.is_set() or not (items := list(islice(plan, self._lease_size()))):
-                    return
-                self._planned += len(items)
-                self._publish(f"{self.token}-{number:08d}", items)
-                number += 1
-        except BaseException as error:
-            self._plan_error = error
-
-    def _unfinished(self, store: LabelStore, condition: Any, leased: bytes) -> Iterator[Item]:
-        rejects = {} if self._retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
-        source = self._job.source if self._shard_of is None else shard(self._job.source, *self._shard_of)
-        earlier: Counter[str] = Counter()
-
-        def watched() -> Iterator[Item]:
-            for item in source:
-                if self._stop.is_set():
-                    return
-                if item.uri in rejects:
-                    earlier[rejects[item.uri]] += 1
-                yield item
-
-        plan = store.plan(watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased)
-        for item in islice(plan, self._limit):
-            if item.uri in rejects:  # a file that changed is processed again
-                earlier[rejects[item.uri]] -= 1
-            yield item
-        self._earlier_rejects = +earlier
-
-    def _publish(self, lease: str, items: Sequence[Item]) -> None:
-        self._sizes[lease] = len(items)
-        self._leases.publish(lease, items)
 
     def _lease_size(self) -> int:
         """Return the number of inputs that a worker labels in :data:`LEASE_SECONDS`, as far as is known."""
@@ -297,19 +268,16 @@ class Driver:
             parts = [Progress.from_record(record["progress"]) for record in self._workers.values()]
         rates = [part.inputs / part.seconds for part in parts if part.seconds > 1.0]
         if not rates:
-            return _FIRST_LEASE
+            return FIRST_LEASE
         return int(min(max(LEASE_SECONDS * sum(rates) / len(rates), SMALLEST_LEASE), LARGEST_LEASE))
-
-    def _make_room(self, num_open: int) -> None:
-        """Let the planner publish further leases, a few for each worker."""
-        with self._room:
-            self._num_allowed = 16 + 3 * len(self._workers) - num_open
-            self._room.notify_all()
 
     def _watch_workers(self) -> None:
         """Read the records of the workers; forget those that are dead or have failed."""
         workers = self._leases.workers()
         for token, record in list(workers.items()):
+            if record.get("stalled") and token not in self._stalled:
+                self._stalled.add(token)
+                self.warnings.append(f"{describe(record)} is stalled in {record['stalled']}")
             if "error" in record:
                 self.num_failures += 1
                 self.warnings.append(f"{record.get('name') or describe(record)}: {record['error']}")
@@ -326,7 +294,7 @@ class Driver:
     def _lost_lease(self, lease: str, worker: str) -> None:
         """Offer the lease of a worker that is gone again; an input that ends every worker becomes a reject."""
         del self._claims[lease]
-        if self._stop.is_set():
+        if self._planner is None or self._stop.is_set():
             self._leases.withdraw(lease)
             return
         self._deaths[lease] += 1
@@ -340,7 +308,7 @@ class Driver:
             for number, start in enumerate(range(0, len(items), size)):
                 piece = f"{lease}.{number}"
                 self._deaths[piece] = 1
-                self._publish(piece, items[start : start + size])
+                self._planner.publish(piece, items[start : start + size])
             self._leases.withdraw(lease)
         elif self._deaths[lease] < MAX_DEATHS:
             self._leases.release(lease)
@@ -367,14 +335,12 @@ class Driver:
         """Take a committed lease back; inputs that its worker did not finish are offered again."""
         if done.lease in self._committed:
             return False
-        size = self._sizes.pop(done.lease, None)
-        if size is None:
-            size = len(self._leases.items(done.lease) or ())
-        if done.num_rows < size and not self._stop.is_set():
+        size = len(self._leases.items(done.lease) or ()) if self._planner is None else self._planner.size_of(done.lease)
+        if self._planner is not None and done.num_rows < size and not self._stop.is_set():
             uris = set(inputs["uri"].to_pylist())
             rest = [item for item in self._leases.items(done.lease) or () if item.uri not in uris]
             if rest:
-                self._publish(f"{done.lease}.r", rest)
+                self._planner.publish(f"{done.lease}.r", rest)
         self._leases.withdraw(done.lease)
         self._committed.add(done.lease)
         return True
@@ -391,7 +357,7 @@ class Driver:
             "token": self.token,
             "beat": self._beat,
             "state": self._state,
-            "planned_all": self._planner is not None and not self._planner.is_alive(),
+            "planned_all": self._planner is not None and not self._planner.is_busy,
             "open": self.num_open,
             "workers": len(self._workers),
             "progress": self.progress.record(),

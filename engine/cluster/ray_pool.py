@@ -7,6 +7,7 @@ through Ray: workers read the source and hand leases back in the store's folder,
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,10 @@ class RayPool:
         self._own = not ray.is_initialized()
         if self._own:
             try:
-                ray.init(address=settings.address, log_to_driver=False, include_dashboard=False, logging_level="error")
+                with warnings.catch_warnings():
+                    # Ray forks to start programs, which use nothing of Lance
+                    warnings.filterwarnings("ignore", "lance is not fork-safe")
+                    ray.init(address=settings.address, log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise SessionError(f"cannot connect to the Ray cluster {settings.address}: {error}") from error
         self._job, self._settings = job, settings

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Literal, Protocol
 
 from ...errors import SessionError, StoreError
+from ..labeling.drift import OnDrift
 from ..labeling.progress import Progress
 from ..model.storage import OUTAGE_SECONDS, is_url
 from .driver import ENDED, Driver
@@ -54,6 +55,7 @@ def run_on(
     shard_of: tuple[int, int] | None = None,
     limit: int | None = None,
     retry_rejects: bool = False,
+    on_drift: OnDrift = "warn",
     observer: Observer | None = None,
 ) -> Progress:
     """Run a job on a pool, drive it in this process, and return the counts of the run.
@@ -63,7 +65,7 @@ def run_on(
     is left.
     """
     leases = Leases(job.store, job.storage_options)
-    driver = Driver(job, leases, shard_of=shard_of, limit=limit, retry_rejects=retry_rejects)
+    driver = Driver(job, leases, shard_of=shard_of, limit=limit, retry_rejects=retry_rejects, on_drift=on_drift)
     driver.wait_to_lead()
     state = "failed"
     turn = _Turn(driver)
@@ -112,6 +114,7 @@ def run_array(
     shard_of: tuple[int, int] | None = None,
     limit: int | None = None,
     retry_rejects: bool = False,
+    on_drift: OnDrift = "warn",
     observer: Observer | None = None,
 ) -> Progress:
     """Label as one of many processes with the same job, such as the tasks of a Slurm array; returns the run's counts.
@@ -120,7 +123,7 @@ def run_array(
     as :func:`run_on`; an interrupt ends this process, and the run if it is the only one.
     """
     leases = Leases(job.store, job.storage_options)
-    options = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects}
+    options = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects, "on_drift": on_drift}
     duty = _Duty(job, leases, options)
     worker = Worker(job, leases, token=new_token(), threads=threads)
     duty.start()

@@ -7,6 +7,7 @@ lease need no other lease. In a store of at most :data:`KNOWN_ROWS` images, work
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -182,6 +183,7 @@ class Worker:
             parts = [*self._finished, *(writer.progress for writer in self._writers.values())]
         total = Progress.total(parts)
         total.stages, total.seconds, total.interrupted = run.stages, run.seconds, run.interrupted
+        total.stalled = run.stalled
         return total
 
     def _beat_until(self, ended: threading.Event) -> None:
@@ -202,6 +204,8 @@ class Worker:
             "state": self._state,
             "leases": leases,
             "progress": counts,
+            "stalled": self.progress.stalled,
+            "time": time.time(),
         }
         if self._error is not None:
             record["error"] = self._error

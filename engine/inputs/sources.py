@@ -4,7 +4,7 @@
 ``photos/``                   a folder, walked recursively: files with an image ending (:data:`EXTENSIONS`)
 ``photos.txt``                a text list: one path or URL per line; relative entries start at the list's folder
 ``photos.csv``                a CSV list: the column ``image``, ``uri``, ``path`` or ``url``
-``photos.parquet``            a Parquet list: one of these columns, or the only column of strings
+``photos.parquet``            a Parquet list: one of these columns, or the only column of strings; or a manifest
 ``shards/part-0001.tar``      a tar archive or WebDataset shard: its members with an image ending
 ``'photos/**/*.jpg'``         a glob: everything that matches
 ``s3://bucket/photos``        any of these behind any fsspec URL: ``http(s)://``, ``s3://``, ``memory://``, ...
@@ -33,6 +33,7 @@ from ..reading import remote
 from ..reading.access import Access, Cancelled, Meter, metered
 from ..reading.folders import walk_folder, walk_remote
 from ..reading.local import read_local
+from ..reading.manifest import manifest_items
 from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
 from .listings import LISTS, Entry, list_entries
@@ -212,10 +213,21 @@ class Source:
                 yield from self._members(file, path, str(status.st_mtime_ns))
         elif top and extension in LISTS and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
-                for entry in list_entries(file, path):
-                    yield from self._entry(entry, path)
+                yield from self._listed(file, path)
         else:
             yield _local_item(path, status)
+
+    def _listed(self, file: Any, name: str) -> Iterator[Item]:
+        """Yield the items of a list or manifest."""
+        rows = manifest_items(file, name) if name.lower().endswith(".parquet") else None
+        if rows is None:
+            for entry in list_entries(file, name):
+                yield from self._entry(entry, name)
+            return
+        for item in map(Item._make, rows):
+            location = item.path or item.uri
+            refusal = self.access.refusal(location, name) if "://" in location else ""
+            yield item._replace(problem=refusal) if refusal else item
 
     def _entry(self, entry: Entry, list_name: str) -> Iterator[Item]:
         """Yield the items of a list's entry, relative to the list."""
@@ -277,8 +289,7 @@ class Source:
         elif top and extension in LISTS:
             with filesystem.open(path, "rb") as file:
                 meter = Meter(self.access, self.access.max_bytes, self._cancelled)
-                for entry in list_entries(file if extension == ".parquet" else metered(file, meter), url):
-                    yield from self._entry(entry, url)
+                yield from self._listed(file if extension == ".parquet" else metered(file, meter), url)
         elif "*" in path or "[" in path:
             yield from self._remote_matches(filesystem, path, url)
         else:

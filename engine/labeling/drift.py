@@ -182,12 +182,20 @@ class RunWatch:
             self._sample.add(item.uri)
             yield item
 
-    def order(self, items: list[Item], limit: int | None) -> list[Item]:
-        """Return the plan with the sample first, cut to ``limit``; an alarm on earlier results empties it."""
+    @property
+    def is_waiting(self) -> bool:
+        """True until the whole sample is known."""
+        return bool(self._waiting)
+
+    def order(self, items: list[Item], limit: int | None, *, own: bool = True) -> list[Item]:
+        """Return the plan with the sample first, cut to ``limit``; an alarm on earlier results empties it.
+
+        Without ``own``, other processes label the plan, and their results are read from the store.
+        """
         uris = self._sample.uris()
         self._places = {uri: index for index, uri in enumerate(uris)}
         items = sorted(items, key=lambda item: self._places.get(item.uri, len(uris)))[:limit]
-        self._own = {item.uri for item in items}
+        self._own = {item.uri for item in items} if own else set()
         self._waiting = uris[::-1]
         self._refresh()
         return [] if self.stop.is_set() else items

@@ -14,6 +14,9 @@ from ..inputs.summary import SourceSummary
 from ..model.taxonomy import Taxonomy
 from .thread_stages import StageTime
 
+STALL_SECONDS = 30.0
+"""Time in seconds after which a step that has not finished its image, or batch, is reported."""
+
 
 @dataclass
 class Progress:
@@ -47,6 +50,8 @@ class Progress:
     """Files that were used and passed over."""
     interrupted: bool = False
     """True if the run was stopped before its end."""
+    stalled: str = ""
+    """Step that has worked on one image, or batch, for more than :data:`STALL_SECONDS`; empty if none has."""
     warnings: list[str] = field(default_factory=list)
     """Faults that did not end the run, such as the death of a worker process."""
     drifted: bool = False
@@ -87,6 +92,7 @@ class Progress:
             "skipped": dict(self.source.skipped),
             "low_range": list(self.source.low_range),
             "interrupted": self.interrupted,
+            "drifted": self.drifted,
             "warnings": list(self.warnings),
         }
 
@@ -101,6 +107,7 @@ class Progress:
             stages=[StageTime(**stage) for stage in raw["stages"]],
             source=SourceSummary(skipped=Counter(raw["skipped"]), low_range=list(raw["low_range"])),
             interrupted=raw["interrupted"],
+            drifted=raw["drifted"],
             warnings=list(raw["warnings"]),
         )
 

@@ -29,7 +29,7 @@ from ..predictors.segment_everything import SegmentEverything, SegmentMap
 from ..reading.access import Cancelled
 from ..store.label_store import InputRow, LabelRow
 from .drift import Describer
-from .progress import Progress
+from .progress import STALL_SECONDS, Progress
 from .selection import Selected, Selection, select_batch, select_segments
 from .thread_stages import Pipeline
 from .writer import Done, Writer
@@ -220,6 +220,7 @@ def run_pipeline(
         try:
             ended = pipeline.wait(min(0.5, max(0.0, deadline - time.perf_counter())))
             progress.seconds = time.perf_counter() - started
+            progress.stalled = pipeline.stalled(STALL_SECONDS)
             if observer is not None:
                 observer(progress)
             if pipeline.failed:

@@ -53,6 +53,7 @@ class Pipeline:
         self._threads: list[threading.Thread] = []
         self._queue: queue.Queue[Any] = queue.Queue(ahead)
         self.times: list[StageTime] = []
+        self._busy: dict[int, tuple[str, float]] = {}
         self._add("maskmill-feed", self._feed, items, self._queue)
 
     def add_stage(
@@ -90,6 +91,12 @@ class Pipeline:
     def failed(self) -> bool:
         """True if a stage has raised an error, which :meth:`join` raises."""
         return self._failed.is_set()
+
+    def stalled(self, seconds: float) -> str:
+        """Return the name of a step that has worked on its items for longer than ``seconds``; empty if none has."""
+        now = time.perf_counter()
+        late = [(started, name) for name, started in list(self._busy.values()) if now - started > seconds]
+        return min(late)[1] if late else ""
 
     def abandon(self, last: str) -> None:
         """Give up the items in progress: wait for the threads of the stage that begins with the step ``last`` alone.
@@ -157,7 +164,9 @@ class Pipeline:
 
     def _timed(self, record: StageTime, function: Step, items: list[Any]) -> list[Any]:
         started, cpu = time.perf_counter(), time.thread_time()
+        self._busy[threading.get_ident()] = record.name, started
         results = function(items)
+        del self._busy[threading.get_ident()]
         busy, cpu = time.perf_counter() - started, time.thread_time() - cpu
         with self._lock:
             record.items += len(items)

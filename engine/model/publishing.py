@@ -59,6 +59,17 @@ def write_once(path: Path, data: bytes) -> bool:
 
 
 @contextmanager
+def published_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file that replaces ``path`` at the end; after an error nothing is left."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def published_folder(folder: Path) -> Iterator[Path]:
     """Yield the path of a new empty folder that is renamed to ``folder`` at the end; after an error nothing is left.
 

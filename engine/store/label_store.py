@@ -178,6 +178,11 @@ class LabelStore(StoreReader):
             if len(inputs):
                 self._tables["inputs"].merge(inputs, replace=_OUTDATED)
 
+    def merge_rows(self, dataset: str, rows: pa.Table) -> None:
+        """Add rows of another store's ``inputs``, of which later ones replace earlier ones, or ``reviews``."""
+        with self._writing():
+            self._tables[dataset].merge(rows, replace="source.time > target.time" if dataset == "inputs" else None)
+
     def commit_reviews(self, reviews: Sequence[ReviewRow]) -> None:
         """Add reviews, all or nothing; rows with the key of an existing one are dropped. Raises StoreError."""
         distinct = list({(row.id, row.reviewer, row.time): row for row in reviews}.values())

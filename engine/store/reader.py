@@ -167,6 +167,12 @@ class StoreReader:
         with store_errors(f"cannot read the label store {self.path}"):
             return self._dataset(dataset).to_table(columns=list(columns))
 
+    def batches(self, dataset: str) -> Iterator[pa.RecordBatch]:
+        """Yield all columns of a dataset, a few thousand rows at a time; rows are not checked against their hashes."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            opened = self._dataset(dataset)
+            yield from opened.to_batches(columns=opened.schema.names, batch_size=4096)
+
     def inputs(self) -> Iterator[InputRow]:
         """Yield every input, labeled or rejected."""
         return self._inputs(None)
@@ -185,6 +191,13 @@ class StoreReader:
     def current_reviews(self) -> dict[str, ReviewRow]:
         """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
         return current(self.reviews())
+
+    def counts(self) -> dict[str, int]:
+        """Count ``images``, ``inputs`` and ``rejects`` without reading rows."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            inputs = self._dataset("inputs")
+            rejects = inputs.count_rows(filter="error IS NOT NULL")
+            return {"images": len(self), "inputs": inputs.count_rows(), "rejects": rejects}
 
     def summary(self) -> dict[str, Any]:
         """Count ``inputs``, ``images``, ``rejects`` by kind, ``reviewed`` images and ``bytes`` on disk."""

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import typer
 from ....errors import UsageError
 from ...cluster.job import Job, no_conditions
 from ...cluster.runner import Runner
+from ...cluster.status import published
 from ...labeling.drift import OnDrift
 from ...labeling.instances import InstanceSettings
 from ...labeling.selection import Method, Weight
@@ -138,9 +140,13 @@ def run_label(
     images = open_source(source, **run.opening)
     with display.run_display(as_json=run.as_json) as observer:
         if predictor is None:
-            progress = _run_leases(run, gpus, opening, selection, conditions, images, observer)
+            progress = _run_leases(run, gpus, opening, selection, conditions, images, observer, on_drift)
         else:
-            progress = label_run.label(predictor, images, run.output, classes, selection, observer=observer, **common)
+            with published(run.output) as publish:
+                observing = partial(_observe, observer, publish)
+                progress = label_run.label(
+                    predictor, images, run.output, classes, selection, observer=observing, **common
+                )
     finish_run(progress, classes, run.output, run.as_json)
 
 
@@ -161,8 +167,15 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
         if predictor is None:
             progress = _run_leases(run, gpus, opening, None, no_conditions, images, observer)
         else:
-            progress = segment(predictor, images, run.output, observer=observer, **common)
+            with published(run.output) as publish:
+                observing = partial(_observe, observer, publish)
+                progress = segment(predictor, images, run.output, observer=observing, **common)
     finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
+
+
+def _observe(display: Callable[[Any], None], publish: Callable[[Any], None], progress: Any) -> None:
+    display(progress)
+    publish(progress)
 
 
 def _run_leases(
@@ -173,6 +186,7 @@ def _run_leases(
     conditions: Callable[[], Callable[[str], str]],
     images: Any,
     observer: Any,
+    on_drift: OnDrift = "warn",
 ) -> Any:
     """Run on several GPUs of this machine, as one process of an array, or on Ray."""
     from ...cluster.device_pool import DevicePool
@@ -191,6 +205,7 @@ def _run_leases(
         "shard_of": _shard(run.shard),
         "limit": run.limit,
         "retry_rejects": run.retry_rejects,
+        "on_drift": on_drift,
         "observer": observer,
     }
     if run.runner == "array":

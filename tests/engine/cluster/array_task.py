@@ -33,7 +33,7 @@ def hold_commits(seconds: float) -> None:
 if __name__ == "__main__":
     photos, store, bundle, pause, rows = sys.argv[1:6]
     committer.COMMIT_ROWS = int(rows)
-    driver._FIRST_LEASE = driver.SMALLEST_LEASE = driver.LARGEST_LEASE = 16
+    driver.FIRST_LEASE = driver.SMALLEST_LEASE = driver.LARGEST_LEASE = 16
     presence.BEAT_SECONDS = driver.BEAT_SECONDS = worker.BEAT_SECONDS = 0.5
     if os.environ.get("HOLD_COMMITS"):
         hold_commits(float(os.environ["HOLD_COMMITS"]))

@@ -43,11 +43,14 @@ def open_predictor(bundle: Path, pause: float, seen: Path | None) -> tuple[Seman
     return predictor, Taxonomy.of_model(model)
 
 
-def color_job(bundle: Bundle, photos: Path, store: Path, *, pause: float = 0.0, seen: Path | None = None) -> Job:
+def color_job(
+    bundle: Bundle, photos: Path, store: Path, *, pause: float = 0.0, seen: Path | None = None, **options: Any
+) -> Job:
     """Label a folder into a store by the color of its pixels."""
     return Job(
         opening=partial(open_predictor, bundle.path, pause, seen),
         selection=Selection.argmax(),
         source=open_source(photos),
         store=str(store),
+        **options,
     )

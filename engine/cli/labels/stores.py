@@ -1,0 +1,92 @@
+"""Commands about whole stores and sources: merging stores, the progress of runs, manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....errors import UsageError
+from ..options import (
+    DEFAULT_ACCESS,
+    EndingOption,
+    JsonOption,
+    SchemesOption,
+    StoreArgument,
+    TimeoutOption,
+    access_of,
+    print_json,
+)
+
+
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Label stores made with the same options.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Merge label stores into one, such as those of machines without common storage.
+
+    An image that several stores hold is stored once; of several results of one input the latest wins. Stores made with
+    different options are refused. The same command again continues where it stopped.
+    """
+    from ...report import display
+    from ...store.merge import merge_stores
+
+    with display.counter("merging", quiet=as_json) as progress:
+        counts = merge_stores(stores, output, progress=progress)
+    if as_json:
+        print_json(counts.to_json())
+    else:
+        display.say(
+            f"{output}: {counts.images:,} images of {counts.inputs:,} inputs, {counts.reviews:,} reviews; "
+            f"{counts.duplicates:,} images were in several stores"
+        )
+
+
+def status(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """Show how far the runs into a store are: inputs, speed and state of every process that labels.
+
+    Works on any machine that reads the store, while runs are at work and afterwards.
+    """
+    from ...cluster.status import read_status
+    from ...report import display
+
+    current = read_status(store)
+    if as_json:
+        print_json(current.to_json())
+        return
+    for line in current.describe():
+        display.say(line)
+
+
+def manifest(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Images: a folder, list, glob, WebDataset tar or URL.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Parquet file to write.")],
+    image_ending: EndingOption = None,
+    timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
+    schemes: SchemesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List a source once into a Parquet file, which every later command reads instead of listing again.
+
+    The file holds name, size and time of each image. It does not notice files that change later: write it again then.
+    """
+    from ...inputs.sources import open_source
+    from ...model.publishing import published_file
+    from ...reading.manifest import write_manifest
+    from ...report import display
+
+    if output.suffix != ".parquet":
+        raise UsageError(f"a manifest is a Parquet file: expected -o FILE.parquet, got {output}")
+    images = open_source(source, image_ending=image_ending, access=access_of(timeout, schemes))
+    with display.counter("listing", quiet=as_json) as progress, published_file(output) as path:
+        num_items = write_manifest(images, path, progress=progress)
+    if as_json:
+        print_json({"items": num_items, "skipped": dict(images.skipped)})
+    else:
+        display.say(f"{output}: {num_items:,} images; {sum(images.skipped.values()):,} other files passed over")

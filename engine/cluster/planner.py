@@ -1,0 +1,130 @@
+"""Plan of a run: lists the source in a thread and publishes leases of what the store lacks, as workers need them."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from ..inputs.sources import Item, shard
+from ..labeling.drift import RunWatch
+from ..store.label_store import LabelStore
+from ..store.rows import fingerprint
+from .job import Job
+from .leases import Leases
+
+SMALLEST_LEASE, LARGEST_LEASE = 16, 2048
+"""Bounds of the number of inputs of a lease."""
+
+
+class Planner:
+    """Publishes leases in a thread, never many more than there are workers."""
+
+    def __init__(
+        self,
+        job: Job,
+        leases: Leases,
+        store: LabelStore,
+        *,
+        name: str,
+        size: Callable[[], int],
+        watch: RunWatch | None = None,
+        shard_of: tuple[int, int] | None = None,
+        limit: int | None = None,
+        retry_rejects: bool = False,
+    ) -> None:
+        """Create a planner; leases are called ``name`` and a number, and hold ``size()`` inputs."""
+        self.planned = 0
+        """Number of inputs in leases so far, those of an earlier driver included."""
+        self.earlier_rejects: Counter[str] = Counter()
+        """Inputs per kind of error that an earlier run rejected and this one passes over, counted at the end."""
+        self.error: BaseException | None = None
+        """Error that ended the planning."""
+        self._job, self._leases, self._store = job, leases, store
+        self._name, self._size, self._watch = name, size, watch
+        self._shard_of, self._limit, self._retry_rejects = shard_of, limit, retry_rejects
+        self._sizes: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._room = threading.Condition()
+        self._num_allowed = 0
+        self._thread = threading.Thread(target=self._run, name="maskmill-plan", daemon=True)
+
+    def start(self) -> None:
+        """Start to plan."""
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """True while there may be further leases."""
+        return self._thread.is_alive()
+
+    def make_room(self, num_leases: int) -> None:
+        """Let up to ``num_leases`` further leases be published."""
+        with self._room:
+            self._num_allowed = num_leases
+            self._room.notify_all()
+
+    def end(self) -> None:
+        """Publish no further leases."""
+        self._stop.set()
+        with self._room:
+            self._room.notify_all()
+        self._thread.join()
+
+    def publish(self, lease: str, items: Sequence[Item]) -> None:
+        """Publish a lease and remember its size."""
+        self._sizes[lease] = len(items)
+        self._leases.publish(lease, items)
+
+    def size_of(self, lease: str) -> int:
+        """Return the number of inputs of a lease, and forget it."""
+        size = self._sizes.pop(lease, None)
+        return len(self._leases.items(lease) or ()) if size is None else size
+
+    def _run(self) -> None:
+        try:
+            number = 0
+            plan = self._unfinished()
+            while not self._stop.is_set():
+                with self._room:
+                    self._room.wait_for(lambda: self._num_allowed > 0 or self._stop.is_set())
+                    self._num_allowed -= 1
+                items = [] if self._stop.is_set() else list(islice(plan, self._size()))
+                if not items:
+                    return
+                self.planned += len(items)
+                self.publish(f"{self._name}-{number:08d}", items)
+                number += 1
+        except BaseException as error:
+            self.error = error
+
+    def _unfinished(self) -> Iterator[Item]:
+        condition = self._job.conditions()
+        leased = b""
+        for lease in self._leases.open_names():
+            items = self._leases.items(lease) or []
+            self._sizes[lease] = len(items)
+            self.planned += len(items)
+            leased += b"".join(fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in items)
+        rejects = {} if self._retry_rejects else {row.uri: row.error or "" for row in self._store.rejects()}
+        earlier: Counter[str] = Counter()
+        watch = self._watch
+        source = self._job.source if watch is None else watch.observe(self._job.source)
+        source = source if self._shard_of is None else shard(source, *self._shard_of)
+
+        def watched() -> Iterator[Item]:
+            for item in source:
+                if self._stop.is_set():
+                    return
+                if item.uri in rejects:
+                    earlier[rejects[item.uri]] += 1
+                yield item
+
+        plan = self._store.plan(watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased)
+        ordered = islice(plan, self._limit) if watch is None else watch.order(list(plan), self._limit, own=False)
+        for item in ordered:
+            if item.uri in rejects:  # a file that changed is processed again
+                earlier[rejects[item.uri]] -= 1
+            yield item
+        self.earlier_rejects = +earlier

@@ -1,0 +1,188 @@
+"""Progress of a run, as its store shows it to any process on any machine.
+
+::
+
+    print(read_status("labels").describe())
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..labeling.progress import Progress
+from ..store.label_store import LabelStore
+from .driver import ENDED
+from .leases import Leases
+from .presence import BEAT_SECONDS, EXPIRY_SECONDS, describe, identity, is_gone, new_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatus:
+    """One process that labels."""
+
+    name: str
+    """Host and process id."""
+    state: str
+    """``starting``, ``labeling``, ``silent`` if its records are old, or ``dead``."""
+    inputs: int
+    """Number of inputs that it has processed."""
+    images_per_second: float
+    """Images labeled per second."""
+    seconds_since: float
+    """Age of its latest record, by the clocks of the machines."""
+    stalled: str = ""
+    """Step that has worked on one image, or batch, for half a minute; empty if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """State of a store and of the runs that label into it."""
+
+    store: str
+    """Name of the store."""
+    images: int
+    """Number of labeled images in the store."""
+    inputs: int
+    """Number of inputs in the store, labeled or rejected."""
+    rejects: int
+    """Number of rejected inputs."""
+    run: str
+    """State of the latest run of several processes: ``labeling``, ``finished``, ``interrupted``, ``failed``, ``dead``,
+    or empty if there was none."""
+    planned: int
+    """Number of inputs that this run has planned so far."""
+    done: int
+    """Number of them that are labeled or rejected, committed or not."""
+    is_planned: bool
+    """True if the run has listed all inputs."""
+    waiting: int
+    """Number of inputs in leases that are finished and not committed."""
+    seconds: float
+    """Time since this run started."""
+    workers: list[WorkerStatus] = field(default_factory=list)
+    """Processes that label."""
+    warnings: list[str] = field(default_factory=list)
+    """Faults of this run that did not end it."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second of all workers that are alive."""
+        return sum(worker.images_per_second for worker in self.workers if worker.state == "labeling")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest of the plan will take; None if it is unknown."""
+        rate = self.images_per_second
+        return (self.planned - self.done) / rate if self.is_planned and rate > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        raw["workers"] = [vars(worker) for worker in self.workers]
+        return raw | {"images_per_second": self.images_per_second, "seconds_left": self.seconds_left}
+
+    def describe(self) -> list[str]:
+        """Return the status in words, one line per fact."""
+        lines = [f"{self.store}: {self.images:,} images of {self.inputs:,} inputs stored, {self.rejects:,} rejected"]
+        if self.run:
+            more = "" if self.is_planned or self.run in ENDED else " or more"
+            lines.append(
+                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs in {self.seconds:,.0f} s; "
+                f"{self.waiting:,} finished and not committed yet"
+            )
+        if self.workers:
+            left = self.seconds_left
+            rest = "" if left is None else f", {_duration(left)} left"
+            lines.append(f"workers: {len(self.workers):,}, {self.images_per_second:,.1f} images/s{rest}")
+        for worker in self.workers:
+            stall = f", stalled in {worker.stalled}" if worker.stalled else ""
+            lines.append(
+                f"  {worker.name}: {worker.state}, {worker.inputs:,} inputs, {worker.images_per_second:.1f} images/s, "
+                f"seen {worker.seconds_since:.0f} s ago{stall}"
+            )
+        lines += [f"warning: {warning}" for warning in dict.fromkeys(self.warnings)]
+        if self.run == "dead":
+            lines.append("the driver of the run is dead; run the same command again to continue")
+        return lines
+
+
+def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Status:
+    """Read the state of a store and of the runs that label into it; raises :class:`StoreError`."""
+    opened, leases = LabelStore.open(store), Leases(store, options)
+    summary = opened.counts()
+    driver = leases.driver()
+    finished = leases.finished()
+    workers = [_worker(record) for record in leases.workers().values()]
+    state, progress = "", Progress()
+    if driver is not None:
+        state, progress = driver["state"], Progress.from_record(driver["progress"])
+        if state not in ENDED and (is_gone(driver) or time.time() - driver["time"] > 2 * EXPIRY_SECONDS):
+            state = "dead"
+    return Status(
+        store=os.fspath(store),
+        images=summary["images"],
+        inputs=summary["inputs"],
+        rejects=summary["rejects"],
+        run=state,
+        planned=progress.planned,
+        done=progress.inputs,
+        is_planned=bool(driver and driver["planned_all"]),
+        waiting=sum(done.num_rows for done in finished),
+        seconds=progress.seconds,
+        workers=workers,
+        warnings=progress.warnings,
+    )
+
+
+@contextmanager
+def published(store: str | os.PathLike[str]) -> Iterator[Any]:
+    """Show a run in this process to :func:`read_status` on any machine; yields the observer of its counts."""
+    leases, token = Leases(store), new_token()
+    latest: list[Progress] = []  # empty until the run has opened its store
+    ended = threading.Event()
+
+    def publish() -> None:
+        beat = 0
+        while not ended.wait(BEAT_SECONDS):
+            if not latest:
+                continue
+            beat += 1
+            record = {**identity(), "name": "", "beat": beat, "state": "labeling", "leases": {}, "time": time.time()}
+            record |= {"progress": {**latest[0].record(), "low_range": []}, "stalled": latest[0].stalled}
+            with suppress(OSError):  # a full disk: the run itself reports it
+                leases.beat(token, record)
+
+    thread = threading.Thread(target=publish, name="maskmill-status", daemon=True)
+    thread.start()
+    try:
+        yield lambda progress: latest.__setitem__(slice(None), [progress])
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(OSError):
+            leases.leave(token)
+
+
+def _worker(record: Mapping[str, Any]) -> WorkerStatus:
+    progress = Progress.from_record(record["progress"])
+    age = max(0.0, time.time() - record["time"])
+    state = "dead" if is_gone(record) else "silent" if age > EXPIRY_SECONDS else record["state"]
+    return WorkerStatus(
+        name=describe(record) + (f" ({record['name']})" if record.get("name") else ""),
+        state=state,
+        inputs=progress.inputs,
+        images_per_second=progress.rate,
+        seconds_since=age,
+        stalled=record.get("stalled", ""),
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

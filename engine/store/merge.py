@@ -1,0 +1,101 @@
+"""Merge label stores that were made with the same options, such as those of machines without common storage.
+
+::
+
+    counts = merge_stores(["labels-a", "labels-b"], "labels")
+
+An image that several stores hold is stored once; of several rows of one input, the latest wins; reviews are joined. The
+rows are copied with their hashes: a damaged one stays damaged, and `maskmill verify` finds it. The same command again
+continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ...errors import UsageError
+from .label_store import LabelStore
+from .run_record import RUN_FILE, check_run
+from .schema import SCHEMAS
+
+MERGE_ROWS = 65_536
+"""Rows per commit."""
+_MERGE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCounts:
+    """Rows that the merged store holds."""
+
+    images: int
+    """Number of distinct images."""
+    inputs: int
+    """Number of inputs."""
+    reviews: int
+    """Number of reviews."""
+    duplicates: int
+    """Number of images of the merged stores that another one of them holds as well."""
+
+    def to_json(self) -> dict[str, int]:
+        """Return the counts as plain data."""
+        return asdict(self)
+
+
+def merge_stores(
+    stores: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeCounts:
+    """Merge stores into ``output``, a new folder or a store made with the same options; returns the result's rows.
+
+    ``progress`` is called with (rows read, rows in total). Raises :class:`StoreMismatch` if the stores were made with
+    different options, :class:`StoreError`, and :class:`UsageError` if there is nothing to merge.
+    """
+    if not stores:
+        raise UsageError("expected one or more label stores to merge")
+    if any(Path(path).resolve() == Path(output).resolve() for path in stores):
+        raise UsageError(f"{output} is one of the stores to merge; give a new folder, or leave it out of the list")
+    sources = [LabelStore.open(path) for path in stores]
+    for source in sources[1:]:
+        check_run(source.path, source.run, sources[0].run)
+    if (Path(output) / RUN_FILE).exists():
+        check_run(Path(output), LabelStore.open(output).run, sources[0].run)
+    target = LabelStore.open_or_create(output, sources[0].run)
+    num_rows = [sum(len(source.table([], name)) for source in sources) for name in SCHEMAS]
+    done, duplicates = 0, 0
+    for name in ("labels", "inputs", "reviews"):  # labels before the inputs that point to them
+        for source in sources:
+            for table in _pieces(source.batches(name)):
+                if name == "labels":
+                    fresh = ~target.are_known(table["id"])
+                    duplicates += len(table) - int(np.count_nonzero(fresh))
+                    target.commit_tables(table.filter(pa.array(fresh)), SCHEMAS["inputs"].empty_table())
+                else:
+                    target.merge_rows(name, table)
+                done += len(table)
+                if progress is not None:
+                    progress(done, sum(num_rows))
+    counts = {name: len(target.table([], name)) for name in SCHEMAS}
+    return MergeCounts(
+        images=counts["labels"], inputs=counts["inputs"], reviews=counts["reviews"], duplicates=duplicates
+    )
+
+
+def _pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Join batches to tables of a commit's size."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        size = sum(part.nbytes for part in waiting)
+        if sum(len(part) for part in waiting) >= MERGE_ROWS or size >= _MERGE_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)

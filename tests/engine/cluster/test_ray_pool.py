@@ -1,0 +1,110 @@
+"""Runs on Ray: each image exactly once with the labels of an ordinary run, whichever worker dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.ray_pool import RayPool, RaySettings, parse_workers
+from maskmill.engine.cluster.runner import run_on
+from maskmill.engine.model.bundle import Bundle
+from maskmill.errors import SessionError, StoreError, UsageError
+
+from ...models import color_bundle
+from ..corpus import write_photos
+from .test_array import assert_exactly_once
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    opening = str(Path(__file__).parent / "opening")
+    paths = os.pathsep.join([opening, os.environ.get("PYTHONPATH", "")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(
+            num_cpus=3,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return color_bundle(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("cluster")
+class TestRay:
+    """Tests that share one cluster."""
+
+    def test_workers_that_die_are_replaced(self, jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+        paths = write_photos(tmp_path / "photos", 300)
+        job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store", pause=0.02)
+        pool = RayPool(job, RaySettings(min_workers=2, max_workers=2, cpus_per_worker=1))
+        killed: list[int] = []
+
+        def kill() -> None:
+            leases = Leases(tmp_path / "store")
+            while not killed:
+                busy = [record["process"] for record in leases.workers().values() if record["leases"]]
+                if busy:
+                    time.sleep(0.5)
+                    os.kill(busy[0], signal.SIGKILL)
+                    killed.append(busy[0])
+                time.sleep(0.1)
+
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
+        progress = run_on(pool, job)
+        assert killed
+        assert progress.images == 300
+        assert any("died" in warning for warning in progress.warnings)
+        assert_exactly_once(tmp_path, bundle, paths)
+
+    def test_an_error_of_every_worker_is_raised(self, jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+        write_photos(tmp_path / "photos", 3)
+        job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+        other = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store", version="0.0.1")
+        settings = RaySettings(min_workers=1, max_workers=1, cpus_per_worker=1)
+        with pytest.raises(SessionError, match=r"was started with 0\.0\.1; install the same version"):
+            run_on(RayPool(other, settings), other)
+        assert run_on(RayPool(job, settings), job).images == 3
+
+    def test_a_second_run_into_a_store_is_refused(self, jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+        write_photos(tmp_path / "photos", 100)
+        job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store", pause=0.05)
+        settings = RaySettings(min_workers=1, max_workers=1, cpus_per_worker=1)
+        run = threading.Thread(target=run_on, args=(RayPool(job, settings), job), daemon=True)
+        run.start()
+        while not (tmp_path / "store" / "leases" / "driver.json").exists():
+            time.sleep(0.05)
+        with pytest.raises(StoreError, match="another run already labels into"):
+            run_on(RayPool(job, settings), job)
+        run.join()
+
+
+@pytest.mark.parametrize(("text", "sizes"), [(None, (1, None)), ("4", (4, 4)), ("2:8", (2, 8))])
+def test_sizes_of_a_pool(text: str | None, sizes: tuple[int, int | None]) -> None:
+    assert parse_workers(text) == sizes
+
+
+@pytest.mark.parametrize("text", ["0", "8:2", "a", "2:", "-1", ":"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="N or MIN:MAX"):
+        parse_workers(text)

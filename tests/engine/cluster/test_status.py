@@ -1,0 +1,98 @@
+"""Progress of runs, as any process sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.presence import Watcher, identity, is_gone
+from maskmill.engine.cluster.status import read_status
+from maskmill.engine.store.label_store import LabelStore
+
+from ...models import color_bundle
+from ..corpus import label_folder, write_photos
+from .test_array import start
+
+
+def test_a_store_without_runs_counts_its_rows(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "empty.png").touch()
+    label_folder(color_bundle(tmp_path), tmp_path / "photos", tmp_path / "store")
+    status = read_status(tmp_path / "store")
+    assert (status.images, status.inputs, status.rejects, status.run, status.workers) == (3, 4, 1, "", [])
+
+
+def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 200)
+    bundle = color_bundle(tmp_path)
+    process = start(tmp_path, bundle, pause=0.04, rows=100_000)
+    store = tmp_path / "store"
+    try:
+        deadline = time.monotonic() + 60
+        status = None
+        while time.monotonic() < deadline:
+            if (store / "run.json").exists():
+                status = read_status(store)
+                if status.run == "labeling" and status.done and status.workers and status.workers[0].inputs:
+                    break
+            time.sleep(0.05)
+        assert status is not None
+        assert 0 < status.done <= status.planned == 200
+        (worker,) = status.workers
+        assert str(process.pid) in worker.name
+        assert worker.state == "labeling"
+        assert any("images/s" in line for line in status.describe())
+    finally:
+        process.kill()
+        process.wait()
+    dead = read_status(store)
+    assert (dead.run, dead.workers[0].state) == ("dead", "dead")
+    assert "run the same command again" in dead.describe()[-1]
+    again = start(tmp_path, bundle)
+    assert again.wait(60) == 0
+    done = read_status(store)
+    assert (done.run, done.images, done.workers, done.waiting) == ("finished", 200, [], 0)
+    assert len(LabelStore.open(store)) == 200
+
+
+def test_a_process_that_ended_is_gone_at_once() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    record = {**identity(), "process": child.pid, "beat": 1}
+    from maskmill.engine.cluster import presence
+
+    record["started"] = presence._started(child.pid)
+    assert not is_gone(record)
+    child.kill()
+    child.wait()
+    assert is_gone(record)
+
+
+def test_a_process_of_another_machine_is_dead_when_its_records_stop() -> None:
+    watcher, record = Watcher(expiry=0.05), {"host": "other", "boot": "1", "pids": "2", "process": 3, "started": "4"}
+    for beat in range(3):
+        assert not watcher.is_dead("a", {**record, "beat": beat})
+        time.sleep(0.03)
+    time.sleep(0.05)
+    assert watcher.is_dead("a", {**record, "beat": 2})
+
+
+def test_one_of_many_claims_each_lease(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from maskmill.engine.inputs.sources import Item
+
+    leases = Leases(tmp_path)
+    for number in range(40):
+        leases.publish(f"{number:03d}", [Item(f"/photos/{number}.jpg", number)])
+
+    def claim_all(worker: str) -> list[str]:
+        claimed = []
+        while (lease := leases.claim(worker)) is not None:
+            claimed.append(lease[0])
+        return claimed
+
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [lease for part in pool.map(claim_all, "abcdefgh") for lease in part]
+    assert sorted(claimed) == [f"{number:03d}" for number in range(40)]
