@@ -26,20 +26,21 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ...errors import StoreError
 from ..inputs.identity import content_id
 from ..inputs.sources import Item
 from ..model.publishing import is_temporary, remove_leftovers
-from .digests import digests_of
-from .lookup import unfinished
+from .digests import DIGEST_BYTES, DigestIndex, digest_table, digests_of
 from .moments import Moment, pin_moment, unpin_moment
 from .reader import SEGMENTS, StoreReader
-from .rows import InputRow, LabelRow, ReviewRow, input_table, label_table, review_table
+from .rows import InputRow, LabelRow, ReviewRow, fingerprint, input_table, label_table, review_table
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 from .schema import SCHEMAS
 from .table import REPAIR, store_errors
@@ -52,6 +53,7 @@ LEASES = "leases"
 COMPACT_EVERY = 64
 """Number of commits between two compactions."""
 
+_CHUNK = 1024
 # input rows that a commit replaces: the file changed, or it was rejected before and is tried again
 _OUTDATED = "source.fingerprint <> target.fingerprint OR target.error IS NOT NULL"
 
@@ -156,7 +158,7 @@ class LabelStore(StoreReader):
         where = "error IS NULL" if retry_rejects else None
         with store_errors(f"cannot read the label store {self.path}"):
             batches = self._dataset("inputs").to_batches(columns=["fingerprint"], filter=where)
-            return unfinished(items, (batch.column(0) for batch in batches), condition or (lambda _: ""), leased)
+            return _unfinished(items, (batch.column(0) for batch in batches), condition or (lambda _: ""), leased)
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
         """Add labels, then inputs, each all or nothing; safe against other writers of the same rows.
@@ -209,3 +211,28 @@ class LabelStore(StoreReader):
                 for table in self._tables.values():
                     with suppress(OSError):  # another writer compacts, or the disk is full: the next turn does it
                         table.compact()
+
+
+def _unfinished(
+    items: Iterable[Item],
+    fingerprints: Iterable[pa.FixedSizeBinaryArray],
+    condition: Callable[[str], str],
+    others: bytes = b"",
+) -> Iterator[Item]:
+    """Return the items whose fingerprints are not among ``fingerprints`` or ``others``, in order.
+
+    The fingerprints are read at once, 16 bytes per input; the items as they are needed.
+    """
+    digests = [others]
+    for column in fingerprints:
+        start = column.offset * DIGEST_BYTES
+        digests.append(column.buffers()[1][start : start + len(column) * DIGEST_BYTES].to_pybytes())
+    finished = DigestIndex(digest_table(b"".join(digests)))
+    return _missing(iter(items), finished, condition)
+
+
+def _missing(items: Iterator[Item], finished: DigestIndex, condition: Callable[[str], str]) -> Iterator[Item]:
+    while chunk := list(islice(items, _CHUNK)):
+        digests = [fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in chunk]
+        for index in np.flatnonzero(finished.find(digest_table(b"".join(digests))) < 0):
+            yield chunk[index]

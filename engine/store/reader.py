@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...errors import StoreError
+from ...errors import StoreError, UsageError
+from ..inputs.names import image_id
 from .digests import DigestIndex, DigestSet, digest_table, digests_of
-from .lookup import only_match
 from .moments import Moment, moment_of, open_moment
 from .reviews import current, reviewed_maps
 from .rows import InputRow, LabelRow, ReviewRow, row_fault, to_row
@@ -96,7 +96,7 @@ class StoreReader:
         """
         quoted = name.replace("'", "''")
         rows = list(self._inputs(f"uri = '{quoted}'"))
-        return only_match(self.path, name, rows or self._inputs("id IS NOT NULL"))
+        return _only_match(self.path, name, rows or self._inputs("id IS NOT NULL"))
 
     def read(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Read the label map and the weight map, (H, W) each, of one input, found as by :meth:`find`."""
@@ -247,3 +247,20 @@ class StoreReader:
         with store_errors(f"cannot read the label store {self.path}"):
             batches = self._dataset("labels").to_batches(columns=["id"])
             return digest_table(b"".join([digests_of(batch["id"]) for batch in batches]))
+
+
+def _only_match(store: Path, name: str, rows: Iterable[InputRow]) -> InputRow:
+    """Return the labeled input whose uri, end of the path, or file name with or without extension is ``name``.
+
+    Raises :class:`UsageError` if no input or more than one matches, or the input was rejected.
+    """
+    matches = [row for row in rows if row.uri == name or row.uri.endswith("/" + name) or image_id(row.uri) == name]
+    if not matches:
+        raise UsageError(f"{store} holds no image {name}")
+    if len(matches) > 1:
+        raise UsageError(
+            f"{name} matches {len(matches)} images of {store} ({matches[0].uri}, {matches[1].uri}, …); give the uri"
+        )
+    if matches[0].id is None:
+        raise UsageError(f"{matches[0].uri} was rejected ({matches[0].error}: {matches[0].message}); it has no labels")
+    return matches[0]
