@@ -2,7 +2,8 @@
 
 A calibration file is JSON with a seal, a hash over all other fields: a file edited by hand is refused. The score counts
 answer later questions without the model: thresholds at another alpha (:meth:`Calibration.at`), and calibrations of
-several image sets merged into one (:meth:`Calibration.merge`).
+several image sets merged into one (:meth:`Calibration.merge`) or weighted to resemble another corpus
+(:meth:`Calibration.resembling`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,11 +33,13 @@ from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from .binned import BinnedScores
+from .drift.statistics import pack_statistics, unpack_statistics
+from .drift.weights import effective_size, fit_weights
 from .scores.score_counts import UPPER, ScoreCounts
 from .sharing import Group, Unseen, share_thresholds
 from .thresholds import Unit
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 RuleChoice = Literal[Rule, "auto"]
 """A rule, or the best of them on held-out images."""
@@ -73,6 +77,8 @@ class Calibration:
     """Index of the background class."""
     made_with: Mapping[str, Any]
     """Bundle, session, batch, tiling, taxonomy and kernel form: labeling must use the same."""
+    weighting: Mapping[str, Any] | None = None
+    """Weights of the calibration images and the corpus that they resemble with them; None: all images count alike."""
     counts: ScoreCounts
     """Binned scores of every calibration image."""
     report: Mapping[str, Any]
@@ -125,7 +131,10 @@ class Calibration:
         if group == "position" or self.control != "miscoverage":
             raise UsageError("thresholds per position, or with --control, need the images: run `maskmill calibrate`")
         scores = BinnedScores(self.counts, len(self.targets))
-        num_images = (scores.pixels > 0).sum(axis=0)
+        weights, seen = self._image_weights(level), scores.pixels > 0
+        num_images = seen.sum(axis=0)
+        if self.weighting is not None:
+            num_images = np.array([int(effective_size(weights[images])) for images in seen.T], np.int64)
         sharing = share_thresholds(
             group,
             num_images,
@@ -134,15 +143,18 @@ class Calibration:
             counts=self.counts,
             unseen=self.unseen,
         )
-        everything = np.ones((1, self.counts.num_images))
-        bins = scores.thresholds(sharing, everything, alpha=level, unit=unit)[0]
+        bins = scores.thresholds(sharing, weights[None], alpha=level, unit=unit)[0]
         pooled_sharing = share_thresholds(
             "pooled", num_images, min_images=1, background=self.background, unseen="pooled"
         )
-        pooled = float(UPPER[scores.thresholds(pooled_sharing, everything, alpha=level, unit=unit)[0, 0]])
+        pooled = float(UPPER[scores.thresholds(pooled_sharing, weights[None], alpha=level, unit=unit)[0, 0]])
         values = np.where(bins >= 0, UPPER[bins], -np.inf)
         none_of_these = len(self.thresholds) - len(self.targets) if self.thresholds.ndim == 1 else 0
         sizes = {key: self.report[key] for key in ("num_images", "num_pixels") if key in self.report}
+        report: dict[str, Any] = dict(sizes)
+        if self.weighting is not None:
+            names = ("like", "images", "effective_images", "separation")
+            report["weighting"] = {name: self.weighting[name] for name in names}
         return replace(
             self,
             alpha=str(alpha),
@@ -151,8 +163,53 @@ class Calibration:
             thresholds=np.append(values, np.full(max(none_of_these, 0), pooled)).astype(np.float32),
             pooled=pooled,
             min_images=fewest_images(level),
-            report=sizes,
+            report=report,
         )
+
+    def resembling(
+        self,
+        corpus: NDArray[np.float64],
+        name: str,
+        *,
+        alpha: str | float | None = None,
+        group: Group | None = None,
+        unit: Unit | None = None,
+    ) -> Calibration:
+        """Weigh the images so that they resemble a corpus, given the statistics (m, J) of its images, and refit.
+
+        Thresholds are those of :meth:`at`. ``name`` is recorded. Raises :class:`CalibrationError` if the weighted
+        images count as fewer than 1 / alpha: then they say too little about the corpus.
+        """
+        weights = fit_weights(self.counts.statistics, corpus)
+        weighting = {
+            "like": name,
+            "images": len(corpus),
+            "effective_images": round(weights.effective, 2),
+            "separation": round(weights.separation, 4),
+            "values": weights.values.tolist(),
+            "statistics": pack_statistics(corpus),
+        }
+        return replace(self, weighting=weighting).at(alpha or self.alpha, group=group, unit=unit)
+
+    @property
+    def drift_reference(self) -> NDArray[np.float64]:
+        """Statistics (n, J) that new images should look like: of the calibration images, or of the corpus instead."""
+        return self.counts.statistics if self.weighting is None else unpack_statistics(self.weighting["statistics"])
+
+    def _image_weights(self, alpha: Fraction) -> NDArray[np.float64]:
+        """Return the weight (n,) of each image; raises :class:`CalibrationError` if they say too little for alpha."""
+        if self.weighting is None:
+            return np.ones(self.counts.num_images)
+        weights = np.array(self.weighting["values"], np.float64)
+        effective = effective_size(weights)
+        if effective * alpha < 1:
+            remedy = f", or use --alpha {math.ceil(1e3 / effective) / 1e3:g} or more" if effective > 2 else ""
+            raise CalibrationError(
+                f"weighted to resemble {self.weighting['like']}, the {len(weights)} calibration images count as "
+                f"{effective:.1f}, and alpha {float(alpha):g} needs {math.ceil(1 / alpha)}: they say too little about "
+                f"that corpus; label some of its images and calibrate on them{remedy}"
+            )
+        return weights
 
     @classmethod
     def merge(cls, parts: Sequence[Calibration]) -> Calibration:
@@ -164,6 +221,8 @@ class Calibration:
             for name in ("made_with", "targets", "group", "unit", "rule", "control", "alpha"):
                 if getattr(part, name) != getattr(first, name):
                     raise CalibrationError(f"the calibrations differ in {name}; merge calibrations of one kind")
+        if any(part.weighting is not None for part in parts) and len(parts) > 1:
+            raise CalibrationError("a weighted calibration cannot be merged; merge first, then weigh with --like STORE")
         ids = [name for part in parts for name in set(part.counts.ids)]
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
@@ -248,7 +307,7 @@ MAX_BYTES = 1 << 28
 """Largest calibration file, in bytes."""
 MAX_THRESHOLD_BYTES = 1 << 26
 """Largest grid of thresholds, in bytes."""
-_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "background")
+_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "background", "weighting")
 
 
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:

@@ -44,6 +44,10 @@ _IMAGE_BY_CLASS = (
     "at most {alpha} of the class's pixels in an image have a prediction set that misses it. Classes seen in too few "
     "images share a threshold, without a guarantee. It does not bound the error of the labels."
 )
+_WEIGHTED = (
+    " The calibration images were weighted to resemble the images of {like}: read it as about images like those, as "
+    "far as they differ from the calibration images in how often kinds of images occur, and the weights are right."
+)
 _FALSE_LABELS = (
     "Guarantee: averaged over images exchangeable with those of the calibration, at most {alpha} of an image's labeled "
     "pixels are wrong, counting 0 for an image without labels{but}."
@@ -98,9 +102,10 @@ def promise(run: Mapping[str, Any]) -> str:
             return _MISSES.format(alpha=alpha)
         delta = record.get("delta")
         return _FALSE_LABELS.format(alpha=alpha, but="" if delta is None else f", except with probability {delta}")
-    if record.get("unit") != "image":
-        return _PIXEL.format(alpha=alpha)
-    return (_IMAGE if record.get("group") == "pooled" else _IMAGE_BY_CLASS).format(alpha=alpha)
+    text = _PIXEL
+    if record.get("unit") == "image":
+        text = _IMAGE if record.get("group") == "pooled" else _IMAGE_BY_CLASS
+    return text.format(alpha=alpha) + (_WEIGHTED.format(like=record["like"]) if "like" in record else "")
 
 
 def write_certificate(folder: Path, certificate: Mapping[str, Any], hashes: Iterator[tuple[str, str]]) -> None:

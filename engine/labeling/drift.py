@@ -7,12 +7,10 @@ the calibration images and a label row those of its image: the state of the watc
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import threading
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,10 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ...errors import UsageError
+from ...errors import CalibrationMismatch, UsageError
+from ..calibration.calibration import Calibration
 from ..calibration.drift.report import Distance, DriftReport, survey, watch_images
-from ..calibration.drift.statistics import STATISTICS, describe_images
+from ..calibration.drift.statistics import STATISTICS, describe_images, pack_statistics, unpack_statistics
 from ..calibration.drift.watch import LEVEL, SAMPLE, DriftWatch, Sample
+from ..calibration.sharing import Group
+from ..calibration.thresholds import Unit
 from ..inputs.sources import Item
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import ScoreMap
@@ -46,8 +47,8 @@ def drift_record(selection: Selection) -> dict[str, Any]:
     statistics = selection.drift_reference()
     if statistics is None:
         return {}
-    data = base64.b64encode(zlib.compress(np.ascontiguousarray(statistics, "<f8").tobytes())).decode()
-    return {"drift": {"level": LEVEL, "sample": SAMPLE, "statistics": list(STATISTICS), "calibration": data}}
+    settings = {"level": LEVEL, "sample": SAMPLE, "statistics": list(STATISTICS)}
+    return {"drift": {**settings, "calibration": pack_statistics(statistics)}}
 
 
 class StoredWatch:
@@ -56,8 +57,7 @@ class StoredWatch:
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.names = list(record["statistics"])
         self.level, self.size = float(record["level"]), int(record["sample"])
-        data = zlib.decompress(base64.b64decode(record["calibration"]))
-        self.calibration = np.frombuffer(data, "<f8").reshape(-1, len(self.names))
+        self.calibration = unpack_statistics(record["calibration"])
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> StoredWatch | None:
@@ -86,8 +86,53 @@ def watch_store(store: LabelStore | str | os.PathLike[str]) -> DriftReport | Non
     settings = StoredWatch.of(store.run)
     if settings is None:
         return None
+    inputs = _labeled_inputs(store)
+    report = watch_images(settings.calibration, _sample(store, settings, inputs), level=settings.level)
+    return None if report is None else _with_surroundings(report, store, settings, inputs)
+
+
+def weigh_like(
+    calibration: Calibration,
+    store: LabelStore | str | os.PathLike[str],
+    *,
+    alpha: str | float | None = None,
+    group: Group | None = None,
+    unit: Unit | None = None,
+) -> Calibration:
+    """Weigh the images of a calibration so that they resemble a corpus, without labels of it.
+
+    ``alpha``, ``group`` and ``unit`` are the calibration's if None.
+
+    The corpus is known by the images of a label store that was labeled with a calibration of the same model. Raises
+    :class:`UsageError` for another store, :class:`CalibrationMismatch` for another model, and
+    :class:`CalibrationError` if the weighted images say too little about the corpus.
+    """
+    store = store if isinstance(store, LabelStore) else LabelStore.open(store)
+    settings = StoredWatch.of(store.run)
+    if settings is None:
+        raise UsageError(
+            f"{store.path} has no statistics of its images, which --like compares: label them with --calibration FILE"
+        )
+    names = ("bundle", "artifact", "taxonomy")
+    different = [name for name in names if store.run.get(name) != calibration.made_with.get(name)]
+    if different:
+        raise CalibrationMismatch(
+            f"{store.path} was labeled with another {different[0]} than the calibration's, so their statistics cannot "
+            "be compared; label the corpus with the same model and taxonomy"
+        )
+    rows = [statistics for _, statistics in _sample(store, settings, _labeled_inputs(store))]
+    if not rows:
+        raise UsageError(f"{store.path} holds no labeled image, so there is no corpus to resemble; label some first")
+    return calibration.resembling(np.array(rows), str(store.path), alpha=alpha, group=group, unit=unit)
+
+
+def _labeled_inputs(store: LabelStore) -> pa.Table:
     inputs = store.table(["uri", "id"], "inputs")
-    inputs = inputs.filter(pc.is_valid(inputs["id"]))
+    return inputs.filter(pc.is_valid(inputs["id"]))
+
+
+def _sample(store: LabelStore, settings: StoredWatch, inputs: pa.Table) -> list[tuple[str, list[float]]]:
+    """Return (uri, statistics) of the distinct images of the sample, in its order."""
     sample = Sample(settings.size)
     for batch in inputs.to_batches(max_chunksize=1 << 16):
         for uri in batch["uri"].to_pylist():
@@ -95,10 +140,8 @@ def watch_store(store: LabelStore | str | os.PathLike[str]) -> DriftReport | Non
     uris = sample.uris()
     ids = _ids(inputs, uris)
     statistics = _statistics(store, settings, ids.values())
-    distinct = {ids[uri]: uri for uri in reversed(uris)}  # the first input of each image
-    images = [(uri, statistics[ids[uri]]) for uri in uris if distinct[ids[uri]] == uri and ids[uri] in statistics]
-    report = watch_images(settings.calibration, images, level=settings.level)
-    return None if report is None else _with_surroundings(report, store, settings, inputs)
+    first = {ids[uri]: uri for uri in reversed(uris)}
+    return [(uri, statistics[ids[uri]]) for uri in uris if first[ids[uri]] == uri and ids[uri] in statistics]
 
 
 def _with_surroundings(report: DriftReport, store: LabelStore, settings: StoredWatch, inputs: pa.Table) -> DriftReport:
@@ -207,15 +250,19 @@ class RunWatch:
         with self._lock:
             if done.label is not None and done.label.statistics is not None:
                 self._statistics[done.label.id] = self._settings.read(done.label.statistics)
+            if done.input.error is not None and done.id is not None:
+                self._seen.add(done.id)  # other inputs with the same content are no images either
             self._ids[done.input.uri] = None if done.input.error is not None else done.id
             self._advance()
 
     def poll(self) -> None:
         """Look for results of other processes, if the watch waits for one."""
-        if not self._waiting or time.monotonic() - self._polled < POLL_SECONDS:
-            return
-        uri = self._waiting[-1]
-        if uri not in self._own or self._ids.get(uri) is not None:
+        with self._lock:
+            if not self._waiting or time.monotonic() - self._polled < POLL_SECONDS:
+                return
+            uri = self._waiting[-1]
+            is_elsewhere = uri not in self._own or self._ids.get(uri) is not None
+        if is_elsewhere:
             self._refresh()
 
     def _refresh(self) -> None:
@@ -235,7 +282,7 @@ class RunWatch:
             id = self._ids[uri]
             if id is not None and id not in self._seen:
                 if id not in self._statistics:
-                    return  # a duplicate overtook its original
+                    break  # a duplicate overtook its original
                 self._watch.update(self._statistics[id], uri)
                 self._seen.add(id)
             self._waiting.pop()

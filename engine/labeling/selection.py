@@ -149,7 +149,7 @@ class Selection:
         """Return the statistics (n, J) of the calibration images, in which drift is watched; None without them."""
         if self.calibration is None or not self.calibration.counts.num_images:
             return None
-        return self.calibration.counts.statistics
+        return self.calibration.drift_reference
 
     def record(self) -> dict[str, Any]:
         """Return all that decides labels and weights, as plain data for the run record."""
@@ -168,6 +168,8 @@ class Selection:
             record["calibration"] = {
                 key: getattr(self.calibration, key) for key in ("alpha", "group", "unit", "control", "delta")
             }
+            if self.calibration.weighting is not None:
+                record["calibration"]["like"] = self.calibration.weighting["like"]
         if self.keeper is not None:
             record["kept_scores"] = self.keeper.record()
         if self.instances is not None:

@@ -8,6 +8,8 @@ They are read from a sample of 64 x 64 points, so that their cost does not depen
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends.base import Backend
+from ...model.files import inflate
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
 from ...runtimes.device_arrays import is_device_array
@@ -44,6 +47,7 @@ POINTS = 64
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255
 _DIGITS = 6
+_MAX_BYTES = 1 << 28
 
 
 def sample_picture(image: Any, backend: Backend) -> Any:
@@ -83,6 +87,17 @@ def describe_images(score_maps: Sequence[ScoreMap], pictures: Sequence[Any], tax
         for picture, (top, confidence) in zip(pictures, models, strict=True)
     ]
     return np.round(np.array(rows, np.float64), _DIGITS)
+
+
+def pack_statistics(values: NDArray[np.float64]) -> str:
+    """Encode statistics (n, 9) as text."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values, "<f8").tobytes())).decode()
+
+
+def unpack_statistics(text: str) -> NDArray[np.float64]:
+    """Decode the text of :func:`pack_statistics` to (n, 9); raises ValueError if it is damaged."""
+    data = inflate(base64.b64decode(text), _MAX_BYTES)
+    return np.frombuffer(data, "<f8").reshape(-1, len(STATISTICS))
 
 
 def _of_picture(picture: NDArray[np.uint8]) -> list[float]:

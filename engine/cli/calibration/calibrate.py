@@ -40,6 +40,7 @@ from ..options import (
     print_json,
     writable_file,
 )
+from .recalibrate import recalibrate, weigh
 
 
 def calibrate_thresholds(
@@ -61,6 +62,24 @@ def calibrate_thresholds(
             show_default=False,
         ),
     ] = None,
+    calibrations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Take the images of this calibration, without the model, instead of --images; repeat to merge them.",
+            show_default=False,
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="STORE",
+            help="Weigh the calibration images so that they resemble the images of this label store.",
+            show_default=False,
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --cam and --sam are given.")
     ] = None,
@@ -74,13 +93,14 @@ def calibrate_thresholds(
         ),
     ] = None,
     unit: Annotated[
-        Unit,
+        Unit | None,
         typer.Option(
             metavar="NAME",
+            show_default="pixel, or that of --calibration",
             help="What is promised: with pixel nothing, coverage is measured; with image, on average over new images "
             "like these, at most RATE of an image's pixels (pooled) or of a class's pixels (class) miss their class.",
         ),
-    ] = "pixel",
+    ] = None,
     rule: Annotated[
         RuleChoice | None,
         typer.Option(
@@ -169,6 +189,8 @@ def calibrate_thresholds(
     interval for as many new images (! marks a class below its target by more than the interval); set, the mean number
     of classes in the set; kept, acc and IoU, kept share, accuracy and IoU of the labels that the rule makes; raw, the
     IoU of the top class of every pixel, in which pixels whose top class is a dropped one count as missed.
+
+    With --calibration or --like thresholds are read from binned scores, and the report gives sample sizes alone.
     """
     from ....kernels.processors import usable_processors
     from ...calibration.calibrate import calibrate
@@ -179,6 +201,15 @@ def calibrate_thresholds(
     from ...store.label_store import LabelStore
     from ...store.reviewed_labels import ReviewedImages, open_reviewed
 
+    writable_file(output, ".json")
+    if calibrations:
+        if not labels is images is reviewed is bundle is sam is rule is None:
+            raise UsageError(
+                "--calibration FILE takes the images, the model and the rule of that calibration; leave out BUNDLE, "
+                "--sam, --images, --labels, --reviewed and --rule"
+            )
+        recalibrate(calibrations, like, output, alpha, group, unit, as_json)
+        return
     if (labels is None) == (reviewed is None) or (labels is not None and images is None):
         raise UsageError("expected labeled images: give --images SOURCE with --labels LABELS, or --reviewed STORE")
     if cam is not None and sam is None:
@@ -191,7 +222,6 @@ def calibrate_thresholds(
         raise UsageError("--grid applies to --group position only; leave it out")
     if bundle is None and (tile is not None or overlap):
         raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
-    writable_file(output, ".json")
     options = ModelOptions(
         provider=provider,
         precision=precision,
@@ -227,7 +257,7 @@ def calibrate_thresholds(
             classes,
             alpha=alpha,
             group=group,
-            unit=unit,
+            unit=unit or "pixel",
             rule=rule,
             control=control,
             delta=delta,
@@ -240,6 +270,9 @@ def calibrate_thresholds(
             workers=workers or usable_processors(),
             progress=progress,
         )
+    if like is not None:
+        weigh(calibration, like, output, as_json)
+        return
     calibration.save(output)
     if as_json:
         print_json(dict(calibration.report))

@@ -134,7 +134,8 @@ def balance_section(
     kept = shares(overview.counts.sum(axis=0))
     before = None if view is None else shares(view.raw)
     sample = None if view is None else shares(view.kept)
-    true = None if calibration is None else shares([row["pixels"] for row in calibration.report["classes"]])
+    classes = None if calibration is None else calibration.report.get("classes")
+    true = None if classes is None else shares([row["pixels"] for row in classes])
     largest = np.sort(np.max([table for table in (kept, before, sample, true) if table is not None], axis=0))[::-1]
     # one class, mostly the background, may dwarf the others: its bars are cut off then
     is_cut = len(largest) > 1 and largest[0] > 3 * largest[1] > 0

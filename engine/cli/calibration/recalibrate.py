@@ -1,0 +1,66 @@
+"""Calibrations from the scores in calibration files, without the model: merged, at another alpha, weighted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...calibration.calibration import Calibration
+from ...calibration.sharing import Group
+from ...calibration.thresholds import Unit
+from ...report.terminal import say
+from ..options import print_json
+
+
+def recalibrate(
+    files: list[Path],
+    like: Path | None,
+    output: Path,
+    alpha: str,
+    group: Group | None,
+    unit: Unit | None,
+    as_json: bool,
+) -> None:
+    """Make a calibration from the images of others, without the model."""
+    from ...labeling.drift import weigh_like
+
+    calibration = Calibration.merge([Calibration.load(file) for file in files])
+    if like is not None:
+        calibration = weigh_like(calibration, like, alpha=alpha, group=group, unit=unit)
+    else:
+        calibration = calibration.at(alpha, group=group, unit=unit)
+    _finish(calibration, output, as_json)
+
+
+def weigh(calibration: Calibration, like: Path, output: Path, as_json: bool) -> None:
+    """Weigh a calibration, write it, and report the weights."""
+    from ...labeling.drift import weigh_like
+
+    _finish(weigh_like(calibration, like), output, as_json)
+
+
+def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
+    from ...calibration.calibration import parse_alpha
+    from ...calibration.description import promise
+
+    calibration.save(output)
+    report = dict(calibration.report)
+    if as_json:
+        print_json(report)
+        return
+    images = calibration.counts.num_images
+    say(
+        f"{output}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, rule "
+        f"{calibration.rule}, from the scores of {images} images"
+    )
+    if (weighting := report.get("weighting")) is not None:
+        say(
+            f"weighted to resemble {weighting['images']} images of {weighting['like']}: the calibration images count "
+            f"as {weighting['effective_images']:.1f}; a classifier tells them from the corpus in "
+            f"{weighting['separation']:.0%} of the pairs (50 % is chance)"
+        )
+        say(
+            "weights restore what the calibration promises if the corpus differs in how often kinds of images occur, "
+            "and not if the images themselves changed, as by another camera or light"
+        )
+    level = parse_alpha(calibration.alpha)
+    say(f"promise: {promise(level, calibration.group, calibration.unit, images, calibration.control)}")
