@@ -85,6 +85,28 @@ def test_a_step_does_not_wait_for_the_device(
     assert set(waits) == {*range(2, total, 2), total}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_step_on_a_device_does_not_wait_for_it(
+    name: str,
+    tmp_path: Path,
+    corpus: Corpus,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = train_module._Loop._update
+
+    def watched(loop: Any, *args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return update(loop, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(train_module._Loop, "_update", watched)
+    settings = ["log_every=2", "steps=4", "validate_every=100", "ema=0.9", "precision=fp16", "channels_last=true"]
+    train_module.train(tmp_path / "run", recipe_of(name, *settings), corpus, device="cuda", workers=0)
+
+
 def test_segments_are_compared_without_waiting() -> None:
     segments, features = torch.randint(0, 4, (2, 5, 6)), torch.randn(2, 3, 5, 6)
     for compat in (False, True):
