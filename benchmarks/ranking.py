@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 
 from maskmill.engine.calibration.binned import BinnedScores
 from maskmill.engine.calibration.calibration import fewest_images
+from maskmill.engine.calibration.drift.statistics import STATISTICS
 from maskmill.engine.calibration.scores.observe import Observations
 from maskmill.engine.calibration.scores.pixel_samples import Tally
 from maskmill.engine.calibration.scores.score_counts import UPPER
@@ -105,7 +106,7 @@ class Experiment:
         if how == "model":
             doubt, shares = 1 - tally.single.sum(axis=1) / pixels, self.raw_shares[pool]
         else:
-            confidence = self.counts.confidence[pool]
+            confidence = self.counts.statistics[pool, STATISTICS.index("top score")]
             doubt = ranks(-tally.kept.sum(axis=1) / pixels) + ranks(-confidence)
             shares = tally.labeled / pixels[:, None]
         descriptors = np.hstack([np.sqrt(shares), 0.5 * self.colors[pool]]).astype(np.float32)
@@ -182,6 +183,7 @@ print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.R
 OURS = """
 import json, resource, sys, time
 import numpy as np
+from maskmill.engine.report.ranking.label_errors import softmin
 data = np.load(sys.argv[1])
 labels, probabilities = data["labels"], data["probabilities"]
 started = time.perf_counter()

@@ -102,8 +102,8 @@ def mirrored(
             parts.append(_tag("rect", kind=kind, x=x, y=y, width=0.88 * width, height=height, rx=1))
     span = float(edges[-1] - edges[0])
     parts += [
-        _text(_LEFT + 4, _TOP + 12, names[0], "start", "strong"),
-        _text(_LEFT + 4, _BASE - 4, names[1], "start", "strong"),
+        _text(_WIDTH - _RIGHT, _TOP + 12, names[0], "end", "strong"),
+        _text(_WIDTH - _RIGHT, _BASE - 4, names[1], "end", "strong"),
         *_x_ticks((0, 0.5, 1), [f"{edges[0] + span * share:.2f}" for share in (0, 0.5, 1)]),
     ]
     return _chart(parts, title, x_title)

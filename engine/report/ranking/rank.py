@@ -171,6 +171,10 @@ def rank_store(
         shares, pool_doubt = read_scores(
             predictor, reader, [overview.ids[number] for number in pool.tolist()], classes, calibration, workers=workers
         )
+    elif (
+        kept := _kept_shares(reader, [overview.ids[number] for number in pool.tolist()], classes, workers)
+    ) is not None:
+        shares = kept
     picks = plan_queue(
         Candidates(
             doubt=pool_doubt,
@@ -188,6 +192,20 @@ def rank_store(
         twins=tuple((overview.uris[pool[first]], overview.uris[pool[second]]) for first, second in within),
         calibration_twins=tuple(dict.fromkeys([*exact, *calibration_twins])),
     )
+
+
+def _kept_shares(reader: Reader, ids: Sequence[str], classes: Taxonomy, workers: int) -> NDArray[np.float64] | None:
+    """Return the share of each class before selection, (n, K), from kept scores; None if the store keeps none."""
+    if reader.raw(ids[0]) is None:
+        return None
+
+    def count(id: str) -> NDArray[np.float64]:
+        raw = reader.raw(id)
+        if raw is None:
+            return np.zeros(classes.num_targets)
+        return np.bincount(raw.ravel(), minlength=classes.num_targets)[: classes.num_targets] / raw.size
+
+    return np.array(list(ordered_map(count, ids, workers)))
 
 
 def save_queue(queue: Queue, path: Path) -> None:

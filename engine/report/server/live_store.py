@@ -20,7 +20,9 @@ from ..page.gallery import Reader
 from ..page.overview import Overview, read_overview
 
 PAUSE = 2.0
-"""Shortest time between two looks at the store, in seconds."""
+"""Shortest time between two looks at the store, in seconds …"""
+SHARE = 0.2
+"""… but looks at a large store that is written to take no more than this share of the time."""
 
 Order = Literal["doubt", "least", "most", "unlike", "stored"]
 """Order of images: most doubtful, least labeled, most labeled, least like the calibration images, as stored."""
@@ -74,14 +76,14 @@ class LiveStore:
         """Its classes."""
         self._clock = clock
         self._lock = threading.Lock()
-        self._looked = float("-inf")
+        self._next_look = float("-inf")
         self._snapshot: Snapshot | None = None
 
     def snapshot(self, *, fresh: bool = False) -> Snapshot:
-        """Return the newest snapshot, at most :data:`PAUSE` seconds old; ``fresh``: look at once."""
+        """Return a snapshot of the last seconds; ``fresh``: look at once."""
         with self._lock:
             now = self._clock()
-            if self._snapshot is not None and not fresh and now - self._looked < PAUSE:
+            if self._snapshot is not None and not fresh and now < self._next_look:
                 return self._snapshot
             store = LabelStore.open(self.path)
             moment = store.moment
@@ -89,7 +91,8 @@ class LiveStore:
             if self._snapshot is None or self._snapshot.version != version:
                 overview = read_overview(store)
                 self._snapshot = Snapshot(version, store, overview, Reader(store, overview))
-            self._looked = now
+            ended = self._clock()
+            self._next_look = ended + max(PAUSE, (ended - now) / SHARE)
             return self._snapshot
 
     def find(self, snapshot: Snapshot, query: Query) -> NDArray[np.int64]:

@@ -172,3 +172,27 @@ def test_the_first_sixteen_colors_differ_for_every_color_vision() -> None:
         seen = np.clip(linear @ matrix.T, 0, 1) ** (1 / 2.2)
         distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + np.eye(16)
         assert distance.min() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unit": "image"},
+        {"control": "false-label-rate"},
+        {"control": "miss-rate"},
+        {"group": "pooled", "rule": "single"},
+        {"group": "position"},
+    ],
+    ids=lambda options: " ".join(options.values()),
+)
+def test_every_kind_of_calibration_is_described(
+    labeled: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    images = labeled["data/images"]
+    calibration = maskmill.calibrate(labeled["bundle"], images, images.parent / "labels", alpha=0.2, **options)
+    maskmill.label(labeled["bundle"], labeled["photos"], tmp_path / "store", calibration=calibration)
+    text = maskmill.report(
+        tmp_path / "store", tmp_path / "page.html", calibration=calibration, model=labeled["bundle"]
+    ).read_text()
+    assert '<section id="coverage">' in text
+    assert ("the target is" in text) == (options.get("control") != "miss-rate")
