@@ -16,7 +16,7 @@ import typer
 from ...errors import UsageError
 from ..formats.open import InputFormat
 from ..reading.access import Access
-from ..runtimes.open import Provider
+from ..runtimes.open import Provider, ProviderChoice
 
 SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
 
@@ -111,6 +111,15 @@ ProviderOption = Annotated[
         "--provider",
         metavar="RUNTIME",
         help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino. It is never replaced by another.",
+    ),
+]
+ProviderOrAutoOption = Annotated[
+    ProviderChoice,
+    typer.Option(
+        "--provider",
+        metavar="RUNTIME",
+        help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino, never replaced by another; or auto, what "
+        "maskmill tune chose for this machine.",
     ),
 ]
 PrecisionOption = Annotated[

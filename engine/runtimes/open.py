@@ -14,6 +14,9 @@ Provider = Literal["cpu", "cuda", "tensorrt", "engine", "openvino"]
 """Runtime of a model: ONNX Runtime (``cpu``, ``cuda``, ``tensorrt``), a TensorRT engine that ``maskmill build`` made
 (``engine``), or OpenVINO."""
 
+ProviderChoice = Literal["cpu", "cuda", "tensorrt", "engine", "openvino", "auto"]
+"""A :data:`Provider`, or the one that ``maskmill tune`` chose for this machine."""
+
 ON_GPU: tuple[Provider, ...] = ("cuda", "tensorrt", "engine")
 """Providers that run on an NVIDIA GPU."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .build import build
-from .gate import compare_installed, convert_bundle, prove
+from .gate import compare_installed, convert_bundle, prove, tune_bundle
 from .import_model import cam_head, doctor, import_model
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "gate": prove,
         "build": build,
         "bench": compare_installed,
+        "tune": tune_bundle,
     },
     "Setup": {"doctor": doctor},
 }

@@ -248,6 +248,64 @@ def compare_installed(
     print_rows(rows, as_json=as_json)
 
 
+def tune_bundle(
+    bundle: BundleArgument,
+    images: GateImagesOption,
+    num_images: NumImagesOption = 100,
+    precisions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Precisions to convert to and try as well: fp16, bf16, int8 or fp8.",
+            show_default="those of the bundle",
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds to time each combination for.")] = 5.0,
+    mean_iou: MeanIouOption = None,
+    worst_iou: WorstIouOption = None,
+    agreement: AgreementOption = None,
+    min_images: MinImagesOption = None,
+    min_share: MinShareOption = None,
+    class_iou: ClassIouOption = None,
+    require_classes: RequireClassesOption = None,
+    score_quantile_shift: ShiftOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the fastest runtime and precision that gives the original's masks, for label --provider auto.
+
+    The choice holds for this machine's processor and is recorded in the bundle.
+    """
+    from ...engine.model.bundle import Bundle
+    from ..gate.bench import print_rows
+    from ..gate.judge import GateImages
+    from ..gate.tune import tune
+
+    model = Bundle.load(bundle)
+    model.verify()
+    tolerances = _tolerances(
+        model,
+        require_classes,
+        mean_iou=mean_iou,
+        worst_iou=worst_iou,
+        agreement=agreement,
+        min_images=min_images,
+        min_share=min_share,
+        class_iou=class_iou,
+        score_quantile_shift=score_quantile_shift,
+    )
+    wanted = [name.strip() for name in precisions.split(",")] if precisions else []
+    photos = GateImages.open(images, limit=num_images)
+    choice, rows = tune(
+        model, photos, precisions=wanted, seconds=seconds, tolerances=tolerances, say=None if as_json else say
+    )
+    print_rows(rows, as_json=as_json)
+    if not as_json:
+        say(
+            f"{bundle}: {choice.provider} in {choice.precision} on {choice.machine}, {choice.images_per_second:g} "
+            f"images/s, {choice.ratio:.2f}x the original; `label --provider auto` uses it"
+        )
+
+
 def _tolerances(bundle: Bundle, require_classes: str | None, **limits: float | None) -> Tolerances:
     """Build the tolerances: the defaults, replaced by the given values, which are printed."""
     from ...engine.model.verdicts import Tolerances

@@ -21,6 +21,8 @@ from ...predictors.open import (
     prompted_conditions,
     prompted_taxonomy,
 )
+from ...report.terminal import say
+from ...runtimes.open import Provider, ProviderChoice
 from ..options import (
     DEFAULT_ACCESS,
     BatchOption,
@@ -34,6 +36,7 @@ from ..options import (
     PrecisionOption,
     PromptSettings,
     ProviderOption,
+    ProviderOrAutoOption,
     SchemesOption,
     SourceArgument,
     TaxonomyOption,
@@ -103,7 +106,7 @@ def label_corpus(
     image_ending: EndingOption = None,
     timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
     schemes: SchemesOption = None,
-    provider: ProviderOption = "cpu",
+    provider: ProviderOrAutoOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
     allow_unverified: UnverifiedOption = False,
@@ -117,6 +120,7 @@ def label_corpus(
     Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 3 at a drift
     alarm with --on-drift stop, 130 if interrupted.
     """
+    runtime, precision = _runtime(bundle, provider, precision, as_json)
     run = LabelingOptions(
         output=output,
         shard=shard,
@@ -130,13 +134,13 @@ def label_corpus(
         max_pixels=max_pixels,
         image_ending=image_ending,
         access=access_of(timeout, schemes),
-        provider=provider,
+        provider=runtime,
         device=device,
         as_json=as_json,
         dry_run=dry_run,
     )
     options = ModelOptions(
-        provider=provider,
+        provider=runtime,
         precision=precision,
         threads=threads,
         batch=batch,
@@ -165,6 +169,23 @@ def label_corpus(
         on_drift,
         settings,
     )
+
+
+def _runtime(
+    bundle: Path, provider: ProviderChoice, precision: str | None, as_json: bool
+) -> tuple[Provider, str | None]:
+    """Return runtime and precision: those given, or for ``auto`` those that ``maskmill tune`` chose."""
+    from ...model.bundle import Bundle
+    from ...runtimes.tuned import read_choice
+
+    if provider != "auto":
+        return provider, precision
+    if precision is not None:
+        raise UsageError("--provider auto chooses the precision, too; leave --precision out, or name the runtime")
+    choice = read_choice(Bundle.load(bundle))
+    if not as_json:
+        say(f"tuned for this machine: {choice.provider} in {choice.precision}, {choice.ratio:.2f}x the original")
+    return choice.provider, choice.precision
 
 
 def label_prompted(
