@@ -278,7 +278,7 @@ def tune_bundle(
     from ...engine.model.bundle import Bundle
     from ..gate.bench import print_rows
     from ..gate.judge import GateImages
-    from ..gate.tune import tune
+    from ..precision.tune import tune
 
     model = Bundle.load(bundle)
     model.verify()

@@ -15,10 +15,10 @@ from ...engine.model.verdicts import Tolerances
 from ...engine.runtimes.tuned import TunedChoice, machine_name, write_choice
 from ...errors import GateError
 from ...kernels.processors import usable_processors
-from ..precision.convert import Conversion, convert
-from .bench import Row, measure
-from .judge import GateImages
-from .proof import prove_artifact, roles_of
+from ..gate.bench import Row, measure
+from ..gate.judge import GateImages
+from ..gate.proof import prove_artifact, roles_of
+from .convert import Conversion, convert
 
 
 def tune(

@@ -15,10 +15,10 @@ from maskmill.engine.model.verdicts import Tolerances
 from maskmill.engine.runtimes import tuned
 from maskmill.engine.runtimes.tuned import TunedChoice, machine_name, read_choice, write_choice
 from maskmill.errors import BundleError, UsageError
-from maskmill.export.gate import tune as module
 from maskmill.export.gate.bench import Row, measure
 from maskmill.export.gate.judge import GateImages
-from maskmill.export.gate.tune import tune
+from maskmill.export.precision import tune as module
+from maskmill.export.precision.tune import tune
 
 from ...models import color_bundle, color_image
 from ...test_cli import maskmill, ok
