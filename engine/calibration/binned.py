@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .scores.score_counts import NUM_BINS, UPPER, ScoreCounts
-from .sharing import FOREGROUND, NEVER, SHRINK_IMAGES, Sharing
+from .sharing import CONFIDENT, NEVER, SHRINKAGE, Sharing
 from .thresholds import Unit
 
 NEVER_BIN = -1
@@ -40,11 +40,19 @@ class BinnedScores:
         """(R, B): pixels of each row's class whose score is at most the bin's upper edge."""
         return np.cumsum(self.counts.true, axis=1, dtype=np.int64)
 
+    @cached_property
+    def topped(self) -> NDArray[np.int64]:
+        """(R, B): pixels whose top class is the row's and has a score of at most the bin's upper edge."""
+        return np.cumsum(self.counts.hits.astype(np.int64) + self.counts.wrong, axis=1)
+
     def image_counts(self, members: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(n, B): pixels of the ``members`` (K,) in each image, per bin."""
         rows = np.flatnonzero(members[self.counts.target])
         table = np.zeros((self.counts.num_images, NUM_BINS))
-        np.add.at(table, self.counts.image[rows], self.counts.true[rows])
+        if len(rows):
+            # the rows are sorted by image
+            images, starts = np.unique(self.counts.image[rows], return_index=True)
+            table[images] = np.add.reduceat(self.counts.true[rows], starts, axis=0, dtype=np.float64)
         return table
 
     def thresholds(
@@ -63,21 +71,30 @@ class BinnedScores:
         """
         bins = np.full((len(weights), self.num_targets), NEVER_BIN, np.int64)
         for source in np.unique(sharing.group_of):
-            if source == NEVER:
+            if source in (NEVER, CONFIDENT):
                 continue
             targets = np.flatnonzero(sharing.group_of == source)
             table = self.image_counts(sharing.members(int(source)))
-            pool = None
-            if sharing.group == "shrunk" and source >= 0 and targets[0] != sharing.background:
-                pool = self._pool(sharing, weights)
-            bins[:, targets] = _fit(table, weights, alpha, unit, match_level, pool)[:, None]
+            bins[:, targets] = _fit(table, weights, alpha, unit, match_level)[:, None]
+        confident = sharing.group_of == CONFIDENT
+        if sharing.group == "shrunk" or confident.any():
+            constant = self.constant_bins(bins, weights)[:, None]
+            if sharing.group == "shrunk":  # bins are equally wide in the logit
+                shrunk = np.rint((1 - SHRINKAGE) * bins + SHRINKAGE * constant).astype(np.int64)
+                bins = np.where(bins >= 0, shrunk, bins)
+            bins[:, confident] = constant
         return bins
 
-    def _pool(self, sharing: Sharing, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Average the foreground's scores over the weighted images: cumulative shares (m, B)."""
-        pool = self.image_counts(sharing.members(FOREGROUND))
-        num = weights @ (pool.sum(axis=1) > 0)
-        return np.cumsum(weights @ _per_image(pool), axis=1) / np.maximum(num, 1e-300)[:, None]
+    def constant_bins(self, bins: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the bin (m,) for all classes at which the top class keeps as many pixels as at ``bins`` (m, K)."""
+        kept, total = np.zeros(len(weights)), np.zeros((len(weights), NUM_BINS))
+        for target in range(self.num_targets):
+            rows = np.flatnonzero(self.counts.target == target)
+            sums = weights[:, self.counts.image[rows]] @ self.topped[rows]
+            chosen = bins[:, target]
+            kept += np.where(chosen >= 0, sums[np.arange(len(sums)), np.maximum(chosen, 0)], 0)
+            total += sums
+        return (total >= kept[:, None] - 1e-6).argmax(axis=1)
 
     def coverage(self, bins: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum the covered pixels (m, K) of the weighted images (m, n) under the thresholds ``bins`` (m, K)."""
@@ -112,26 +129,20 @@ def _fit(
     alpha: Fraction | float,
     unit: Unit,
     match: bool,
-    pool: NDArray[np.float64] | None,
 ) -> NDArray[np.int64]:
-    """Fit one bin (m,) per weighting (m, n) from counts (n, B), with ``SHRINK_IMAGES`` images like the pool (m, B)."""
+    """Fit one bin (m,) per weighting (m, n) from counts (n, B)."""
     alpha = float(alpha)
     present = table.sum(axis=1) > 0
     num = weights @ present
-    full, extra = float(present.sum()), 0.0 if pool is None else SHRINK_IMAGES
+    full = float(present.sum())
     if unit == "pixel":
         cumulative = np.cumsum(weights @ table, axis=1)
-        if pool is not None:
-            cumulative = cumulative + (cumulative[:, -1] / np.maximum(num, 1) * extra)[:, None] * pool
         total = cumulative[:, -1]
         rank = np.minimum(total + 1 - np.floor((total + 1) * alpha + _SLACK), total)
         reached = cumulative >= rank[:, None] - 1e-6
     else:
         shares = np.cumsum(_per_image(table), axis=1)
         missed = weights @ (present[:, None] - shares)
-        if pool is not None:
-            missed = missed + extra * (1 - pool)
-        num, full = num + extra, full + extra
         budget = num * (alpha * (full + 1) - 1) / max(full, 1.0) if match else alpha * (num + 1) - 1
         reached = missed <= np.maximum(budget, 0)[:, None] + _SLACK
     return np.where(reached.any(axis=1), reached.argmax(axis=1), NUM_BINS - 1)

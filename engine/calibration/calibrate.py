@@ -33,14 +33,14 @@ from ..inputs.labels import LabelSource
 from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
-from .binned import BinnedScores
+from .binned import BinnedScores, bins_of
 from .calibration import Calibration, Control, RuleChoice, conditions, fewest_images, parse_alpha
 from .coverage import HeldOut, argmax_rows, hold_out, hold_out_positions
 from .description import describe, promise
 from .risk import LabelLosses, control_false_labels, control_misses, false_label_report, false_label_threshold
 from .scores.observe import Observations
 from .scores.score_counts import UPPER
-from .sharing import NEVER, Fallback, Group, Unseen, share_thresholds
+from .sharing import CONFIDENT, NEVER, Fallback, Group, Unseen, share_thresholds
 from .thresholds import SmallSample, Unit, count_classes, fit_thresholds
 
 DEFAULT_GRID = (512, 512)
@@ -99,7 +99,8 @@ def calibrate(
     fallback
         Threshold of a class with fewer images: of the pooled ``foreground`` classes, or of all classes (``pooled``).
     unseen
-        ``never`` emits no class without a calibration pixel, ``pooled`` gives it the pooled threshold.
+        Threshold of a class without a calibration pixel: ``never`` emits none, ``confident`` takes the constant
+        threshold that keeps as many pixels as the thresholds of the other classes, ``pooled`` the pooled threshold.
     on_small_n
         Treatment of thresholds that the number of images does not allow; see
         :func:`maskmill.engine.calibration.thresholds.fit_thresholds`.
@@ -227,6 +228,9 @@ def fit_calibration(
     if group == "shrunk" or control != "miscoverage":
         bins = fit_bins(np.ones((1, total)))[0]
         final.values[: taxonomy.num_targets] = np.where(bins >= 0, UPPER[bins], -np.inf)
+    elif (confident := sharing.group_of == CONFIDENT).any():
+        bins = np.where(confident, -1, bins_of(final.values[: taxonomy.num_targets]))[None]
+        final.values[: taxonomy.num_targets][confident] = UPPER[scores.constant_bins(bins, np.ones((1, total)))[0]]
 
     def measure(rule: Rule) -> HeldOut | None:
         if total < 2:

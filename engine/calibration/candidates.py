@@ -8,7 +8,7 @@ without each fold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 from typing import Any, Literal, get_args
@@ -23,12 +23,13 @@ from .calibration import fewest_images
 from .intervals import blocks, folds
 from .scores.pixel_samples import PixelSamples, Tally
 from .scores.score_counts import UPPER
-from .sharing import Fallback, Group, share_thresholds
+from .sharing import Fallback, Group, Unseen, share_thresholds
 from .thresholds import Unit
 
 ALPHAS = ("0.01", "0.02", "0.05", "0.1", "0.15", "0.2", "0.3", "0.4")
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
 GROUPS: tuple[Group, ...] = ("pooled", "class", "cluster", "shrunk")
+UNSEEN: tuple[Unseen, ...] = ("never", "confident")
 FOLDS = 5
 
 Aim = Literal["accuracy", "kept", "miou"]
@@ -51,7 +52,9 @@ class Candidate:
     alpha: str | None = None
     """Error rate (``conformal``)."""
     fallback: Fallback = "foreground"
-    """Threshold of classes with few images (``conformal``, group ``class``)."""
+    """Threshold of classes with few images (``conformal``, groups with thresholds of classes' own)."""
+    unseen: Unseen = "never"
+    """Threshold of classes without a calibration pixel (``conformal``)."""
 
     def __str__(self) -> str:
         if self.method == "argmax":
@@ -59,7 +62,8 @@ class Candidate:
         if self.method == "threshold":
             return f"confidence {self.confidence:g}"
         fallback = ", fallback pooled" if self.fallback == "pooled" else ""
-        return f"{self.rule}, {self.group}, {self.unit}, alpha {self.alpha}{fallback}"
+        unseen = "" if self.unseen == "never" else f", unseen {self.unseen}"
+        return f"{self.rule}, {self.group}, {self.unit}, alpha {self.alpha}{fallback}{unseen}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +84,13 @@ class Measured:
     """Interval of the accuracy; None over too few images."""
     dominated: bool = False
     """Another candidate keeps as much with as good accuracy and mIoU, and is better in one of them."""
+    tally: Tally | None = field(default=None, repr=False, compare=False)
+    """Counts that the figures come from, by image."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        raw = asdict(self)
+        """Return plain data, without the counts."""
+        raw = asdict(replace(self, tally=None))
+        del raw["tally"]
         raw["candidate"] = {key: value for key, value in asdict(self.candidate).items() if value is not None}
         return raw
 
@@ -153,10 +160,10 @@ def default_candidates(groups: Sequence[Group] = GROUPS) -> list[Candidate]:
     """List the candidates that ``maskmill choose`` measures."""
     candidates = [Candidate(method="argmax")]
     candidates += [Candidate(method="threshold", confidence=confidence) for confidence in CONFIDENCES]
-    for group, unit, alpha, rule in product(groups, get_args(Unit), ALPHAS, get_args(Rule)):
+    for group, unit, alpha, unseen, rule in product(groups, get_args(Unit), ALPHAS, UNSEEN, get_args(Rule)):
         fallbacks: tuple[Fallback, ...] = get_args(Fallback) if group == "class" else ("foreground",)
         for fallback in fallbacks:
-            options: dict[str, Any] = {"rule": rule, "group": group, "unit": unit, "alpha": alpha}
+            options: dict[str, Any] = {"rule": rule, "group": group, "unit": unit, "alpha": alpha, "unseen": unseen}
             candidates.append(Candidate(method="conformal", fallback=fallback, **options))
     return candidates
 
@@ -174,6 +181,7 @@ def measure_candidates(
         weights = (fold_of != fold).astype(np.float64)[None]
         rest = BinnedScores(scores.counts.subset(np.flatnonzero(weights[0])), num)
         images_per_class = (rest.pixels > 0).sum(axis=0)
+        pixels = samples.read(images)
         limits: dict[Any, Any] = {}
         for index, candidate in enumerate(candidates):
             key = (
@@ -183,10 +191,11 @@ def measure_candidates(
                 candidate.unit,
                 candidate.alpha,
                 candidate.fallback,
+                candidate.unseen,
             )
             if key not in limits:
                 limits[key] = _limits(candidate, scores, rest, weights, images_per_class, extra, taxonomy.background)
-            parts[index].append((images, samples.tally(images, limits[key], candidate.rule)))
+            parts[index].append((images, pixels.tally(limits[key], candidate.rule)))
     points = [
         _measured(candidate, Tally.gather(part, num_images, num))
         for candidate, part in zip(candidates, parts, strict=True)
@@ -219,6 +228,7 @@ def _limits(
         background=background,
         counts=rest.counts,
         fallback=candidate.fallback,
+        unseen=candidate.unseen,
     )
     pooled = share_thresholds("pooled", images_per_class, min_images=1, background=background, unseen="pooled")
     options: dict[str, Any] = {"alpha": alpha, "unit": candidate.unit}
@@ -237,6 +247,7 @@ def _measured(candidate: Candidate, tally: Tally) -> Measured:
         miou=summary["miou_kept"] or 0.0,
         kept_interval=_pair(summary["kept_interval"]),
         accuracy_interval=_pair(summary["accuracy_kept_interval"]),
+        tally=tally,
     )
 
 

@@ -67,6 +67,7 @@ def choose(
             unit=best.unit,
             rule=best.rule,
             fallback=best.fallback,
+            unseen=best.unseen,
             on_small_n="max",
         )
     return choice, calibration

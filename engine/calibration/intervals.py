@@ -9,6 +9,7 @@ interval is Wilson's, with the number of draws that the variance stands for and 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,13 @@ _PRIOR_IMAGES = 20.0
 """Weight of independent draws in the variance, in images."""
 
 
+@lru_cache(maxsize=16)
 def image_weights(num_images: int, rounds: int = ROUNDS, seed: int = 0) -> NDArray[np.float64]:
-    """Draw bootstrap multiplicities (rounds, n) of n images."""
+    """Draw bootstrap multiplicities (rounds, n) of n images; the array is shared and read-only."""
     shares = np.full(max(num_images, 1), 1 / max(num_images, 1))
-    return np.random.default_rng(seed).multinomial(num_images, shares, size=rounds).astype(np.float64)
+    weights = np.random.default_rng(seed).multinomial(num_images, shares, size=rounds).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def student_quantile(degrees: float) -> float:

@@ -1,12 +1,14 @@
 """Decide which classes share a threshold, and where a class with too few images gets its own from.
 
 ``pooled`` has one threshold for all classes, ``class`` one per class (Mondrian), ``cluster`` one per group of classes
-with similar scores (clustered conformal prediction, Ding et al. 2023), ``shrunk`` one per class whose scores are mixed
-with those of all foreground classes, and ``position`` one per cell of a fixed grid (ConformalSAM).
+with similar scores (clustered conformal prediction, Ding et al. 2023), ``shrunk`` one per class, moved a quarter of the
+way (in the logit) to the constant threshold that keeps as many pixels, and ``position`` one per cell of a fixed grid
+(ConformalSAM).
 
 A class seen in fewer than ``min_images`` images takes the threshold of the pooled foreground classes; the background
 never joins them, since its scores are far lower and its threshold would let in every label. A class that calibration
-has never seen is not emitted, unless ``unseen`` says otherwise.
+has never seen is not emitted, or, with ``unseen`` "confident", at the constant threshold that keeps as many pixels as
+the thresholds of the other classes do.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from .scores.score_counts import NUM_BINS, ScoreCounts
 
 Group = Literal["pooled", "class", "cluster", "shrunk", "position"]
 Fallback = Literal["foreground", "pooled"]
-Unseen = Literal["never", "pooled"]
+Unseen = Literal["never", "confident", "pooled"]
 
-FOREGROUND, POOLED, NEVER = -1, -2, -3
-"""Values of :attr:`Sharing.group_of` for the pool of the foreground classes, of all classes, and for no threshold."""
+FOREGROUND, POOLED, NEVER, CONFIDENT = -1, -2, -3, -4
+"""Values of :attr:`Sharing.group_of` for the pool of the foreground classes, of all classes, for no threshold, and for
+the constant threshold that keeps as many pixels."""
 
-SHRINK_IMAGES = 10.0
-"""Weight of the foreground pool in a ``shrunk`` threshold, in images."""
+SHRINKAGE = 0.25
+"""Weight of the constant threshold in a ``shrunk`` one."""
 
 _LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -39,7 +42,7 @@ class Sharing:
     group: Group
     """The grouping that was requested."""
     group_of: NDArray[np.int64]
-    """(K,): index of the class's group from 0, or FOREGROUND, POOLED or NEVER."""
+    """(K,): index of the class's group from 0, or FOREGROUND, POOLED, NEVER or CONFIDENT."""
     background: int | None
     """Background class, which is no member of the foreground pool."""
 
@@ -57,10 +60,12 @@ class Sharing:
         return self.group_of == source
 
     def source_name(self, target: int, names: tuple[str, ...]) -> str:
-        """Describe where the threshold of a class comes from: own, pooled, foreground, cluster members, or never."""
+        """Describe where the threshold of a class comes from: own, pooled, foreground, confident, cluster members, or
+        never.
+        """
         source = int(self.group_of[target])
         if source < 0:
-            return {FOREGROUND: "foreground", POOLED: "pooled", NEVER: "never"}[source]
+            return {FOREGROUND: "foreground", POOLED: "pooled", NEVER: "never", CONFIDENT: "confident"}[source]
         members = np.flatnonzero(self.members(source))
         if len(members) > 1:
             return "+".join(names[index] for index in members)
@@ -81,19 +86,17 @@ def share_thresholds(
     num = len(num_images)
     group_of = np.full(num, POOLED, np.int64)
     starved = num_images < min_images
-    if group == "class":
+    if group in ("class", "shrunk"):
         group_of[~starved] = np.arange(int((~starved).sum()))
-    elif group == "shrunk":
-        group_of[num_images > 0] = np.arange(int((num_images > 0).sum()))
     elif group == "cluster":
         assert counts is not None, "clusters need the scores"
         group_of = _clusters(counts, num_images, min_images, background)
-    if group in ("class", "cluster") and fallback == "foreground":
+    if group in ("class", "cluster", "shrunk") and fallback == "foreground":
         foreground = np.arange(num) != (-1 if background is None else background)
         if (foreground & (num_images > 0)).any():
             group_of[starved & foreground & (group_of < 0)] = FOREGROUND
-    if group not in ("pooled", "position") or unseen == "never":
-        group_of[num_images == 0] = NEVER if unseen == "never" else POOLED
+    sources = {"never": NEVER, "confident": POOLED if group == "position" else CONFIDENT, "pooled": POOLED}
+    group_of[num_images == 0] = sources[unseen]
     return Sharing(group=group, group_of=group_of, background=background)
 
 

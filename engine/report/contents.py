@@ -21,7 +21,7 @@ _GROUPS = {
     "pooled": "one threshold for all classes",
     "class": "a threshold per class",
     "cluster": "a threshold per group of classes",
-    "shrunk": "a threshold per class, its scores mixed with those of all foreground classes",
+    "shrunk": "a threshold per class, moved a quarter of the way to a constant threshold",
     "position": "a threshold per cell of a grid",
 }
 _ID_DIGITS = 12

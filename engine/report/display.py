@@ -232,8 +232,7 @@ def _label_options(candidate: Candidate, path: Path | None) -> str:
     return (
         "the calibration of `maskmill calibrate "
         f"--alpha {candidate.alpha} --group {candidate.group} --unit {candidate.unit} --rule {candidate.rule} "
-        f"--fallback {candidate.fallback} "
-        "--on-small-n max`"
+        f"--fallback {candidate.fallback} --unseen {candidate.unseen} --on-small-n max`"
     )
 
 

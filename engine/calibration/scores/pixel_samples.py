@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .... import kernels
 from ....kernels.types import Activation, Rule
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
+from ...predictors.class_scores import class_scores
 from ...predictors.resampling import sample_pixels
 from ..intervals import ratio_variance, share_interval
 
@@ -108,56 +109,107 @@ class PixelSamples:
         return view
 
     def tally(self, indices: Sequence[int] | NDArray[np.int64], thresholds: Any, rule: Rule) -> Tally:
-        """Label the samples of some images with ``thresholds``: a scalar, one per scored class (Ke,), or a map over a
-        grid that the images were sampled on; None: the top class.
-        """
-        num, ignore = self.taxonomy.num_targets, self.taxonomy.ignore_index
-        tally = Tally.zeros(len(indices), num)
+        """Label the samples of some images; parameters as in :meth:`SampledScores.tally`."""
+        return self.read(indices).tally(thresholds, rule)
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> SampledScores:
+        """Compute the class scores of the samples of some images."""
         sizes = [len(self._cells[index]) for index in indices]
-        if sum(sizes) == 0:
-            return tally
-        table = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
-        spans = [slice(self._starts[index], self._starts[index] + len(self._cells[index])) for index in indices]
-        values = np.concatenate([table[span] for span in spans])
-        classes = np.concatenate([self._classes[index] for index in indices])
-        weights = np.concatenate([self._weights[index] for index in indices])
-        row = np.repeat(np.arange(len(indices)), sizes)
-        limits = None
-        if thresholds is not None:
+        values = np.empty((0, len(self.taxonomy.model)), np.float32)
+        if sum(sizes):
+            stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
+            spans = [slice(self._starts[index], self._starts[index] + len(self._cells[index])) for index in indices]
+            values = np.concatenate([stored[span] for span in spans])
+        rank, scores = class_scores(values, self.taxonomy, self._activation)
+        nothing = [np.empty(0, np.int64)]
+        return SampledScores(
+            taxonomy=self.taxonomy,
+            num_images=len(indices),
+            image=np.repeat(np.arange(len(indices)), sizes),
+            cells=np.concatenate(nothing + [self._cells[index] for index in indices]),
+            classes=np.concatenate(nothing + [self._classes[index] for index in indices]),
+            weights=np.concatenate([np.empty(0), *(self._weights[index] for index in indices)]),
+            rank=rank,
+            scores=scores,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampledScores:
+    """Class scores of the sampled pixels of n images, to try many thresholds and rules on."""
+
+    taxonomy: Taxonomy
+    """The target classes."""
+    num_images: int
+    """Number of images, n."""
+    image: NDArray[np.int64]
+    """(S,): index of each pixel's image."""
+    cells: NDArray[np.int64]
+    """(S,): index of each pixel in its image."""
+    classes: NDArray[np.int64]
+    """(S,): true target class."""
+    weights: NDArray[np.float64]
+    """(S,): number of pixels that the sample stands for."""
+    rank: NDArray[np.float64]
+    """(S, Ke): values that order the classes as their scores do."""
+    scores: NDArray[np.float32]
+    """(S, Ke): nonconformity scores."""
+
+    @cached_property
+    def top(self) -> NDArray[np.int64]:
+        """(S,): scored class of the highest score."""
+        return self.rank.argmax(axis=1)
+
+    @cached_property
+    def true(self) -> NDArray[np.float64]:
+        """(n, K): pixels of each class."""
+        return self._total(np.ones(len(self.classes), bool), self.classes)
+
+    def tally(self, thresholds: Any, rule: Rule) -> Tally:
+        """Label the samples with ``thresholds``: a scalar, one per scored class (Ke,), or a map over a grid that the
+        images were sampled on; None: the top class.
+        """
+        num = self.taxonomy.num_targets
+        size = np.ones(len(self.classes), np.int64)
+        if thresholds is None:
+            label = self.top
+        else:
             limits = np.asarray(thresholds, np.float32)
-            if limits.ndim == 2:
-                limits = limits.ravel()[np.concatenate([self._cells[index] for index in indices])][:, None]
-        stats = kernels.class_stats(
-            values[:, None, :],
-            (len(values), 1),
-            layout="HWC",
-            activation=self._activation,
-            groups=self.taxonomy.groups,
-            num_targets=num,
-            thresholds=limits,
-            rule=rule,
-            background=self.taxonomy.background,
-            ignore=ignore,
-            outputs=("label",) if limits is None else ("label", "set_size"),
-        )
-        label = stats.label.ravel().astype(np.int64)
-        has_label = label != ignore
-        cells = row * num + classes
-
-        def total(mask: NDArray[np.bool_], index: NDArray[np.int64]) -> NDArray[np.float64]:
-            sums = np.bincount(index[mask], weights[mask], len(indices) * num)
-            return np.asarray(sums.reshape(-1, num), np.float64)
-
-        everything = np.ones(len(values), bool)
-        size = np.ones(len(values)) if limits is None else stats.set_size.ravel().astype(np.float64)
+            member = self.scores <= (limits.ravel()[self.cells][:, None] if limits.ndim == 2 else limits)
+            size = member.sum(axis=1)
+            label = self._label(member, size, rule)
+        kept = (label >= 0) & (label < num)
+        single = size == 1
         return Tally(
-            true=total(everything, cells),
-            kept=total(has_label, cells),
-            hits=total(has_label & (label == classes), cells),
-            labeled=total(has_label, row * num + np.where(has_label, label, 0)),
-            members=np.asarray(np.bincount(cells, weights * size, len(indices) * num).reshape(-1, num), np.float64),
-            single=total(size == 1, cells),
+            true=self.true,
+            kept=self._total(kept, self.classes),
+            hits=self._total(kept & (label == self.classes), self.classes),
+            labeled=self._total(kept, label),
+            members=self._total(size > 0, self.classes, size),
+            single=self._total(single, self.classes),
         )
+
+    def _label(self, member: NDArray[np.bool_], size: NDArray[np.int64], rule: Rule) -> NDArray[np.int64]:
+        """Return the scored class that the rule selects from the prediction sets (S, Ke), -1 for none."""
+        if rule == "argmax":
+            return np.where(member[np.arange(len(member)), self.top], self.top, -1)
+        if rule == "foreground":
+            in_set = np.where(member, self.rank, -np.inf)
+            if self.taxonomy.background is not None:
+                has_others = size > member[:, self.taxonomy.background]
+                in_set[has_others, self.taxonomy.background] = -np.inf
+            return np.where(size > 0, in_set.argmax(axis=1), -1)
+        only = np.where(size == 1, member.argmax(axis=1), -1)
+        return only if rule == "single" else np.where(only == self.top, only, -1)
+
+    def _total(
+        self, mask: NDArray[np.bool_], targets: NDArray[np.int64], times: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Sum the weights of the pixels in ``mask`` by image and target, (n, K)."""
+        num = self.taxonomy.num_targets
+        weights = self.weights[mask] if times is None else self.weights[mask] * times[mask]
+        cells = self.image[mask] * num + targets[mask]
+        return np.bincount(cells, weights, self.num_images * num).reshape(-1, num).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,11 +228,6 @@ class Tally:
     """Pixels of each class times the size of their prediction set."""
     single: NDArray[np.float64]
     """Pixels of each class whose prediction set has one member."""
-
-    @classmethod
-    def zeros(cls, num_images: int, num_targets: int) -> Tally:
-        """Return an empty tally."""
-        return cls(**{name: np.zeros((num_images, num_targets)) for name in cls.__dataclass_fields__})
 
     @classmethod
     def gather(cls, parts: Sequence[tuple[NDArray[np.int64], Tally]], num_images: int, num_targets: int) -> Tally:

@@ -87,8 +87,8 @@ def calibrate_thresholds(
         Group | None,
         typer.Option(
             metavar="NAME",
-            help="Pixels that share a threshold: all (pooled), a class, a cluster of similar classes, a class mixed "
-            "with the others (shrunk), or a position.",
+            help="Pixels that share a threshold: all (pooled), a class, a cluster of similar classes, a class, moved "
+            "toward a constant threshold (shrunk), or a position.",
             show_default="class; pooled for --unit image",
         ),
     ] = None,
@@ -153,7 +153,9 @@ def calibrate_thresholds(
     unseen: Annotated[
         Unseen,
         typer.Option(
-            metavar="NAME", help="Classes without a calibration pixel: never emitted, or at the pooled threshold."
+            metavar="NAME",
+            help="Classes without a calibration pixel: never emitted, emitted if as confident as a constant threshold "
+            "would demand to keep as many pixels (confident), or at the pooled threshold.",
         ),
     ] = "never",
     on_small_n: Annotated[

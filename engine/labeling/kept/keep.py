@@ -25,6 +25,7 @@ from ....errors import CalibrationError, UsageError
 from ...calibration.calibration import Calibration, fewest_images, json_number, parse_alpha
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
+from ...predictors.class_scores import class_scores
 from ...predictors.resampling import sample_pixels
 from .encoding import RATIO_LEVELS, VERSION, KeptScores, encode_scores
 from .levels import ScoreLevels, cells_of
@@ -134,40 +135,15 @@ class ScoreKeeper:
     def _more(self, score_map: ScoreMap, taxonomy: Taxonomy, cells: Any, top: Any) -> tuple[Any, Any, Any]:
         """Return (row of ``cells``, class, score) of every class but the top within its limit, best first per row."""
         xp = score_map.backend.xp
-        scores = _class_scores(score_map, taxonomy, cells)
+        values = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
+        values = sample_pixels(values, score_map.size, score_map.region, cells, xp=xp)
+        _, scores = class_scores(values, taxonomy, score_map.activation, xp)
         member = scores <= xp.asarray(self.limits)
         member[xp.arange(len(top)), top] = False
         row, classes = xp.nonzero(member)
         chosen = scores[row, classes]
         order = xp.argsort(row + xp.clip(chosen, 0, 1) / 2)
         return row[order], classes[order], chosen[order]
-
-
-def _class_scores(score_map: ScoreMap, taxonomy: Taxonomy, cells: Any) -> Any:
-    """Compute the nonconformity scores (len(cells), Ke) float32 of every scored class at flat pixel indices."""
-    xp = score_map.backend.xp
-    values = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
-    values = sample_pixels(values, score_map.size, score_map.region, cells, xp=xp)
-    groups = np.arange(taxonomy.num_scored) if taxonomy.groups is None else taxonomy.groups
-    groups = np.where(groups < 0, taxonomy.num_targets, groups)
-    sums = xp.zeros((len(values), taxonomy.num_scored), xp.float64)
-    if score_map.activation == "softmax":
-        values = xp.exp(values.astype(xp.float64) - values.max(axis=1, keepdims=True))
-    elif score_map.activation == "sigmoid":
-        sums -= xp.inf
-    reached = np.zeros(taxonomy.num_scored, bool)
-    for channel, target in enumerate(groups.tolist()):
-        reached[target] = True
-        if score_map.activation == "sigmoid":
-            sums[:, target] = xp.maximum(sums[:, target], values[:, channel])
-        else:
-            sums[:, target] += values[:, channel]
-    if score_map.activation == "softmax":
-        total = sums.sum(axis=1, keepdims=True)
-        scores = (total - sums) / total
-    else:
-        scores = 1 / (1 + xp.exp(sums)) if score_map.activation == "sigmoid" else 1 - sums
-    return xp.where(xp.asarray(reached), scores, xp.inf).astype(xp.float32)
 
 
 def _images_per_class(calibration: Calibration) -> list[int]:

@@ -18,6 +18,7 @@ from maskmill.engine.calibration.candidates import (
 from maskmill.engine.calibration.scores.observe import true_scores
 from maskmill.engine.calibration.scores.pixel_samples import PixelSamples, class_values, draw_pixels
 from maskmill.engine.calibration.scores.score_counts import ScoreCounts, counts_of, queue_counts
+from maskmill.engine.calibration.sharing import share_thresholds
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
 from maskmill.errors import UsageError
@@ -108,8 +109,6 @@ def test_the_default_candidates_have_different_names() -> None:
 
 
 def test_similar_classes_form_clusters_and_the_background_stays_alone(tmp_path: Path) -> None:
-    from maskmill.engine.calibration.sharing import share_thresholds
-
     scores, _ = observed(tmp_path, num=30)
     num_images = (scores.pixels > 0).sum(axis=0)
     assert num_images.tolist() == [30, 30, 20]
@@ -121,26 +120,39 @@ def test_similar_classes_form_clusters_and_the_background_stays_alone(tmp_path: 
     assert joined.source_name(2, TAXONOMY.targets) == "cat+dog"
 
 
-def test_shrinkage_moves_a_rare_class_towards_the_foreground(tmp_path: Path) -> None:
-    from maskmill.engine.calibration.sharing import share_thresholds
-
+def rare_dog(num: int = 40) -> BinnedScores:
+    """Images of the cat, which the model finds, and one of the dog, of which it is very sure."""
     rng = np.random.default_rng(0)
     parts = []
-    for index in range(40):
+    for index in range(num):
         logits = rng.normal(0, 1, (8, 8, 3)).astype(np.float32)
         truth = np.full((8, 8), 1 if index else 2, np.uint8)
         logits[..., truth[0, 0]] += 1.0 if index else 6.0
         score_map = ScoreMap(scores=logits, layout="HWC", activation="softmax", size=(8, 8), region=(0, 0, 8, 8))
         scores = true_scores(score_map, truth, TAXONOMY)
         parts.append(counts_of(str(index), queue_counts(score_map, truth, scores, TAXONOMY), np.zeros(9)))
-    scores = BinnedScores(ScoreCounts.merge(parts), 3)
-    num_images, weights = (scores.pixels > 0).sum(axis=0), np.ones((1, 40))
-    bins = {
-        group: scores.thresholds(
-            share_thresholds(group, num_images, min_images=1, background=0), weights, alpha=0.1, unit="pixel"
-        )[0]
-        for group in ("class", "shrunk")
-    }
-    assert bins["class"][2] < bins["shrunk"][2] < bins["class"][1]
-    assert abs(bins["shrunk"][1] - bins["class"][1]) <= 4
-    assert bins["class"][0] == -1  # never seen
+    return BinnedScores(ScoreCounts.merge(parts), 3)
+
+
+def fitted(scores: BinnedScores, group: Any, **options: Any) -> np.ndarray:
+    """Bins of the three classes at alpha .1."""
+    num_images, weights = (scores.pixels > 0).sum(axis=0), np.ones((1, scores.counts.num_images))
+    sharing = share_thresholds(group, num_images, min_images=1, background=0, **options)
+    return scores.thresholds(sharing, weights, alpha=0.1, unit="pixel")[0]
+
+
+def test_shrinkage_moves_thresholds_towards_the_constant_one_that_keeps_as_many_pixels() -> None:
+    scores = rare_dog()
+    own, shrunk = fitted(scores, "class"), fitted(scores, "shrunk")
+    constant = scores.constant_bins(own[None], np.ones((1, 40)))[0]
+    assert own[2] < constant <= own[1]
+    assert shrunk[2] == round(0.75 * own[2] + 0.25 * constant)
+    assert shrunk[1] == round(0.75 * own[1] + 0.25 * constant)
+    assert own[0] == shrunk[0] == -1  # never seen
+
+
+def test_a_class_never_seen_is_emitted_at_a_constant_confidence_if_asked_for() -> None:
+    scores = rare_dog()
+    own, confident = fitted(scores, "class"), fitted(scores, "class", unseen="confident")
+    assert confident[0] == scores.constant_bins(own[None], np.ones((1, 40)))[0]
+    np.testing.assert_array_equal(confident[1:], own[1:])
