@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.api import calibrate, draft_taxonomy, label, reselect
+    from .engine.api import calibrate, choose, draft_taxonomy, label, reselect
     from .engine.calibration.calibration import Calibration
+    from .engine.calibration.candidates import Choice
     from .engine.calibration.objects import ObjectThresholds
     from .engine.cluster.status import Status, WorkerStatus
     from .engine.inputs.sources import Item, Source
@@ -60,8 +61,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
-    "engine.api": ("calibrate", "draft_taxonomy", "label", "reselect"),
+    "engine.api": ("calibrate", "choose", "draft_taxonomy", "label", "reselect"),
     "engine.calibration.calibration": ("Calibration",),
+    "engine.calibration.candidates": ("Choice",),
     "engine.calibration.objects": ("ObjectThresholds",),
     "engine.cluster.status": ("Status", "WorkerStatus"),
     "engine.inputs.sources": ("Item", "Source"),
@@ -100,11 +102,11 @@ _MODULES = {
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "Bundle", "Calibration", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item", "LabelStore",
-    "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor", "Progress",
+    "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item",
+    "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor", "Progress",
     "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source",
     "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate", "calibrate_objects",
-    "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels", "label", "merge_stores",
+    "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels", "label", "merge_stores",
     "open_session", "overlay", "predict", "rank", "report", "reselect", "status", "train", "write_manifest",
 ]  # fmt: skip
 

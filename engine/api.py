@@ -24,6 +24,7 @@ from .arguments import (
 if TYPE_CHECKING:
     from ..kernels.types import Rule
     from .calibration.calibration import Calibration, Control, RuleChoice
+    from .calibration.candidates import Choice
     from .calibration.sharing import Group, Unseen
     from .calibration.thresholds import SmallSample, Unit
     from .labeling.drift import OnDrift
@@ -135,6 +136,55 @@ def calibrate(
             min_images=min_images,
             unseen=unseen,
             on_small_n=on_small_n,
+            workers=workers or usable_processors(),
+            progress=observer,
+        )
+
+
+def choose(
+    model: Location | Bundle | Predictor,
+    images: Location,
+    labels: Location,
+    *,
+    goal: str = "kept 0.8",
+    taxonomy: Location | Taxonomy | None = None,
+    ids: Sequence[str] | None = None,
+    provider: Provider = "cpu",
+    tile: int | None = None,
+    overlap: int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[Choice, Calibration | None]:
+    """Measure every way to select pixels on labeled images, and recommend one for a goal.
+
+    Parameters
+    ----------
+    model, images, labels, taxonomy, ids
+        As for :func:`calibrate`.
+    goal
+        ``accuracy A`` keeps as much as possible at that accuracy, ``kept S`` is the best mIoU that keeps that share,
+        ``miou`` the best mIoU.
+    provider, tile, overlap, workers
+        Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
+    progress
+        Show a progress bar.
+
+    Returns the measured candidates with the recommendation, and its calibration if it needs one. Raises
+    :class:`CalibrationError`, :class:`UsageError`, :class:`TaxonomyError`.
+    """
+    from .calibration import choose as choosing
+    from .inputs.labels import open_labels
+    from .inputs.sources import open_source
+
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap)
+    with counter_if("measuring", progress) as observer:
+        return choosing.choose(
+            predictor,
+            open_source(images),
+            open_labels(labels),
+            classes,
+            goal=goal,
+            ids=None if ids is None else frozenset(ids),
             workers=workers or usable_processors(),
             progress=observer,
         )

@@ -248,12 +248,13 @@ def fit_calibration(
             )
         return hold_out(scores, observations.samples, fit_bins, final, rule=rule)
 
+    raw = observations.samples.tally(everything, None, "argmax")
     if rule == "auto":
         rules: tuple[Rule, ...] = get_args(Rule)
-        rule, held_out = _best_rule({name: measure(name) for name in rules}, argmax_rows(scores)[0])
+        rule, held_out = _best_rule({name: measure(name) for name in rules}, argmax_rows(raw)[0])
     else:
         held_out = measure(rule)
-    report = describe(final, held_out, scores, sharing, taxonomy, level, min_images, control)
+    report = describe(final, held_out, scores, sharing, taxonomy, level, min_images, raw, control)
     return Calibration(
         alpha=str(alpha),
         group=group,

@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ...errors import UsageError
 from ...kernels.types import Rule
 from ..inputs.summary import SourceSummary
 from .binned import BinnedScores
 from .calibration import fewest_images
-from .intervals import blocks, folds
+from .goal import Expected, Goal, optimism, pick
+from .intervals import FEWEST_IMAGES, blocks, folds
 from .scores.pixel_samples import PixelSamples, Tally
 from .scores.score_counts import UPPER
 from .sharing import Fallback, Group, Unseen, share_thresholds
@@ -31,8 +31,6 @@ CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
 GROUPS: tuple[Group, ...] = ("pooled", "class", "cluster", "shrunk")
 UNSEEN: tuple[Unseen, ...] = ("never", "confident")
 FOLDS = 5
-
-Aim = Literal["accuracy", "kept", "miou"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +94,6 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Goal:
-    """Aim of a selection: as much kept as possible at an accuracy, the best mIoU at a kept share, or the best mIoU."""
-
-    aim: Aim
-    """Figure that the goal is about."""
-    least: float = 0.0
-    """Lowest acceptable value of ``accuracy`` or ``kept``."""
-
-    @classmethod
-    def parse(cls, text: str) -> Goal:
-        """Read ``accuracy 0.97``, ``kept 0.9`` or ``miou``; raises :class:`UsageError`."""
-        name, _, value = text.strip().partition(" ")
-        aims: dict[str, Aim] = {"accuracy": "accuracy", "kept": "kept", "miou": "miou"}
-        aim = aims.get(name)
-        try:
-            least = float(value) if value else 0.0
-        except ValueError:
-            least = -1.0
-        if aim is None or not 0 <= least < 1 or (aim == "miou") == bool(value):
-            raise UsageError(f'a goal is "accuracy 0.97", "kept 0.9" or "miou", got {text!r}')
-        return cls(aim=aim, least=least)
-
-    def __str__(self) -> str:
-        return self.aim if self.aim == "miou" else f"{self.aim} {self.least:g}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Choice:
     """Measured candidates, and the one to use."""
 
@@ -134,6 +105,8 @@ class Choice:
     """The candidate for the goal."""
     notes: tuple[str, ...]
     """Limits of the recommendation in plain words."""
+    expected: Expected | None = None
+    """Figures of the recommendation on new images; None over too few images."""
     warnings: tuple[str, ...] = ()
     """Signs that the measurements mean nothing."""
     source: SourceSummary | None = None
@@ -149,6 +122,7 @@ class Choice:
         return {
             "goal": str(self.goal),
             "recommended": self.recommended.to_json(),
+            "expected": None if self.expected is None else asdict(self.expected),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "source": None if self.source is None else self.source.to_json(),
@@ -268,27 +242,22 @@ def _with_dominance(point: Measured, points: Sequence[Measured]) -> Measured:
 
 
 def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
-    """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note."""
+    """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note.
+
+    If the points have tallies, :attr:`Choice.expected` takes the optimism of the choice away.
+    """
     raw = points[0]
-    better = [point for point in points if point.accuracy >= raw.accuracy and point.miou >= raw.miou]
+    figures = np.array([[point.kept, point.accuracy, point.miou] for point in points])
+    chosen, fits = pick(figures, goal)
+    recommended = points[chosen]
     notes = []
-    if goal.aim == "accuracy":
-        fit = [point for point in better if point.accuracy >= goal.least]
-        if fit:
-            recommended = max(fit, key=lambda point: (point.kept, point.miou))
-            if recommended.accuracy_interval is None:
-                notes.append("there are too few images for an interval of its accuracy: new images may fall below")
-            elif recommended.accuracy_interval[0] < goal.least:
-                low, high = recommended.accuracy_interval
-                notes.append(f"the interval of its accuracy is {low:.3f} to {high:.3f}: new images may fall below")
-        else:
-            recommended = max((point for point in points if point.kept > 0), key=lambda point: point.accuracy)
-            notes.append(f"no candidate reaches accuracy {goal.least:g}; this one comes closest")
-    elif goal.aim == "kept":
-        fit = [point for point in better if point.kept >= goal.least]
-        recommended = max(fit or [raw], key=lambda point: (point.miou, point.accuracy))
-    else:
-        recommended = max(better, key=lambda point: (point.miou, point.accuracy))
+    if goal.aim == "accuracy" and not fits:
+        notes.append(f"no candidate reaches accuracy {goal.least:g}; this one comes closest")
+    elif goal.aim == "accuracy" and recommended.accuracy_interval is None:
+        notes.append("there are too few images for an interval of its accuracy: new images may fall below")
+    elif goal.aim == "accuracy" and recommended.accuracy_interval and recommended.accuracy_interval[0] < goal.least:
+        low, high = recommended.accuracy_interval
+        notes.append(f"the interval of its accuracy is {low:.3f} to {high:.3f}: new images may fall below")
     if recommended.miou < raw.miou or recommended.accuracy < raw.accuracy:
         notes.append(
             f"its labels are worse than the top class of every pixel: accuracy {recommended.accuracy:.3f} against "
@@ -301,4 +270,12 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
             f"{1 - raw.kept:.1%} of the pixels have a dropped model class as their top class; without a label, they do "
             "not count in the accuracy and mIoU of the top class of every pixel"
         )
-    return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes))
+    if recommended.candidate.unseen == "confident":
+        notes.append(
+            "it emits classes without a calibration pixel if the model is as confident as for constant confidence"
+        )
+    tallies = [point.tally for point in points if point.tally is not None]
+    expected = None
+    if len(tallies) == len(points) and len(tallies[0].true) >= FEWEST_IMAGES:
+        expected = Expected(*(figures[chosen] - optimism(tallies, goal)).clip(0, 1).tolist())
+    return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes), expected=expected)

@@ -21,7 +21,8 @@ from ..predictors.base import Predictor
 from .binned import BinnedScores
 from .calibrate import fit_calibration
 from .calibration import Calibration
-from .candidates import Choice, Goal, default_candidates, measure_candidates, recommend
+from .candidates import Choice, default_candidates, measure_candidates, recommend
+from .goal import Goal
 from .scores.observe import Observations
 
 

@@ -158,26 +158,22 @@ def coverage_rows(held_out: HeldOut, target: float) -> list[dict[str, Any] | Non
     return rows
 
 
-def argmax_rows(scores: BinnedScores) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
-    """Report accuracy and IoU of the top class: overall, and for each class of the truth.
+def argmax_rows(tally: Tally) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
+    """Report accuracy and IoU of the top class from its tally: overall, and for each class of the truth.
 
-    The labels are those without a selection: a pixel whose top class is a dropped one has none. The overall accuracy is
-    that of the pixels with a label, whose share is ``kept``; the others count as missed in a class's accuracy and IoU.
+    The labels are those without a selection: a pixel whose top class is a dropped one has none. All figures are over
+    the pixels with a label, whose share is ``kept``, as they are for the labels of a selection.
     """
-    counts, num = scores.counts, scores.num_targets
-    hits, wrong = (
-        np.bincount(counts.target, table.sum(axis=1), minlength=num) for table in (counts.hits, counts.wrong)
-    )
-    true = scores.pixels.sum(axis=0)
-    iou = np.where(true > 0, hits / np.maximum(true + wrong, 1), np.nan)
-    rows = [
-        {"accuracy": float(hits[index] / true[index]), "iou": float(iou[index])} if true[index] else None
-        for index in range(num)
-    ]
-    labeled = hits.sum() + wrong.sum()
+    summary, iou = tally.summary(), tally.iou
+    sums = {name: getattr(tally, name).sum(axis=0) for name in ("true", "kept", "hits")}
+    rows: list[dict[str, Any] | None] = []
+    for index, share in enumerate(iou.tolist()):
+        kept = float(sums["kept"][index])
+        accuracy = float(sums["hits"][index]) / kept if kept else None
+        rows.append({"accuracy": accuracy, "iou": share} if sums["true"][index] else None)
     overall = {
-        "accuracy": float(hits.sum() / max(labeled, 1)),
-        "kept": float(labeled / true.sum()),
-        "miou": float(np.nanmean(iou)),
+        "accuracy": summary["accuracy_kept"] or 0.0,
+        "kept": summary["kept"] or 0.0,
+        "miou": summary["miou_kept"] or 0.0,
     }
     return overall, rows

@@ -11,6 +11,7 @@ from ..model.taxonomy import Taxonomy
 from .binned import BinnedScores
 from .calibration import Control, json_number
 from .coverage import HeldOut, argmax_rows, coverage_rows
+from .scores.pixel_samples import Tally
 from .sharing import NEVER, Group, Sharing
 from .thresholds import Thresholds, Unit
 
@@ -62,12 +63,16 @@ def describe(
     taxonomy: Taxonomy,
     alpha: Fraction,
     min_images: int,
+    raw: Tally,
     control: Control = "miscoverage",
 ) -> dict[str, Any]:
-    """Report every class and all pixels, with warnings; ``held_out`` is None for a single image."""
+    """Report every class and all pixels, with warnings; ``held_out`` is None for a single image.
+
+    ``raw`` counts the labels without a selection.
+    """
     target = 1 - float(alpha) if control == "miscoverage" else 0.0
     rows = [None] * (taxonomy.num_targets + 1) if held_out is None else coverage_rows(held_out, target)
-    argmax, argmax_classes = argmax_rows(scores)
+    argmax, argmax_classes = argmax_rows(raw)
     by_class = []
     for index, name in enumerate(taxonomy.targets):
         row: dict[str, Any] = {

@@ -214,6 +214,11 @@ def print_choice(choice: Choice, path: Path | None) -> None:
         )
     PlainConsole().print(table)
     say(f"for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
+    if choice.expected is not None:
+        say(
+            f"expected on new images, without the luck of the best of {len(choice.points)}: kept "
+            f"{choice.expected.kept:.3f}, accuracy {choice.expected.accuracy:.3f}, mIoU {choice.expected.miou:.3f}"
+        )
     for note in choice.notes:
         say(f"note: {note}")
     if choice.source is not None:

@@ -26,6 +26,8 @@ from ..intervals import ratio_variance, share_interval
 PIXELS = 1024
 """Pixels per image."""
 
+_IMAGES_AT_ONCE = 64  # their samples and all class scores are in memory together
+
 
 @dataclass(frozen=True, eq=False)
 class Draw:
@@ -110,7 +112,13 @@ class PixelSamples:
 
     def tally(self, indices: Sequence[int] | NDArray[np.int64], thresholds: Any, rule: Rule) -> Tally:
         """Label the samples of some images; parameters as in :meth:`SampledScores.tally`."""
-        return self.read(indices).tally(thresholds, rule)
+        starts = range(0, len(indices), _IMAGES_AT_ONCE)
+        parts = [
+            (np.arange(start, min(start + _IMAGES_AT_ONCE, len(indices))), indices[start : start + _IMAGES_AT_ONCE])
+            for start in starts
+        ]
+        tallies = [(places, self.read(images).tally(thresholds, rule)) for places, images in parts]
+        return Tally.gather(tallies, len(indices), self.taxonomy.num_targets)
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> SampledScores:
         """Compute the class scores of the samples of some images."""

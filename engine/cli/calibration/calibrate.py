@@ -190,7 +190,7 @@ def calibrate_thresholds(
     set; and, on images that were held out: cover, the share of pixels whose true class is in the set, with a 95 %
     interval for as many new images (! marks a class below its target by more than the interval); set, the mean number
     of classes in the set; kept, acc and IoU, kept share, accuracy and IoU of the labels that the rule makes; raw, the
-    IoU of the top class of every pixel, in which pixels whose top class is a dropped one count as missed.
+    IoU of the top class of every pixel. Accuracy and IoU are over the pixels with a label.
 
     With --calibration or --like thresholds are read from binned scores, and the report gives sample sizes alone.
     """

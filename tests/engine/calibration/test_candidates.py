@@ -9,14 +9,14 @@ import pytest
 from maskmill.engine.calibration.binned import BinnedScores
 from maskmill.engine.calibration.candidates import (
     Candidate,
-    Goal,
     Measured,
     default_candidates,
     measure_candidates,
     recommend,
 )
+from maskmill.engine.calibration.goal import Goal, optimism
 from maskmill.engine.calibration.scores.observe import true_scores
-from maskmill.engine.calibration.scores.pixel_samples import PixelSamples, class_values, draw_pixels
+from maskmill.engine.calibration.scores.pixel_samples import PixelSamples, Tally, class_values, draw_pixels
 from maskmill.engine.calibration.scores.score_counts import ScoreCounts, counts_of, queue_counts
 from maskmill.engine.calibration.sharing import share_thresholds
 from maskmill.engine.model.taxonomy import Taxonomy
@@ -101,6 +101,31 @@ def test_candidates_are_measured_out_of_sample(tmp_path: Path) -> None:
     assert raw.accuracy_interval is not None
     assert raw.accuracy_interval[0] < raw.accuracy < raw.accuracy_interval[1]
     assert not sure.dominated
+
+
+def test_figures_of_the_recommendation_are_corrected_for_the_choice_among_many(tmp_path: Path) -> None:
+    scores, samples = observed(tmp_path)
+    candidates = [RAW, *(Candidate(method="threshold", confidence=level) for level in np.linspace(0.5, 0.95, 30))]
+    choice = recommend(measure_candidates(scores, samples, candidates), Goal.parse("miou"))
+    assert choice.expected is not None
+    assert 0 < choice.expected.miou <= choice.recommended.miou
+    assert choice.expected.accuracy == pytest.approx(choice.recommended.accuracy, abs=0.05)
+    assert choice.to_json()["expected"]["miou"] == choice.expected.miou
+    assert "tally" not in choice.to_json()["points"][0]
+
+
+def test_luck_is_taken_away_and_skill_is_not() -> None:
+    rng = np.random.default_rng(0)
+
+    def tally(share: float) -> Tally:
+        true = np.full((40, 2), 100.0)
+        hits = rng.binomial(20, share, (40, 2)) * 5.0
+        return Tally(true=true, kept=true, hits=hits, labeled=true, members=true, single=true)
+
+    lucky = optimism([tally(0.5), *(tally(0.7) for _ in range(60))], Goal.parse("miou"))
+    skilled = optimism([tally(0.5), tally(0.9), *(tally(0.6) for _ in range(60))], Goal.parse("miou"))
+    assert lucky[2] > 0.01
+    assert skilled[2] < 0.01
 
 
 def test_the_default_candidates_have_different_names() -> None:
