@@ -103,11 +103,11 @@ _EXPORTS = {name: module for module, names in _MODULES.items() for name in names
 
 __all__ = [
     "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item",
-    "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor", "Progress",
-    "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source",
-    "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate", "calibrate_objects",
-    "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels", "label", "merge_stores",
-    "open_session", "overlay", "predict", "rank", "report", "reselect", "status", "train", "write_manifest",
+    "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor",
+    "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
+    "Source", "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
+    "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
+    "label", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect", "status", "train", "write_manifest",
 ]  # fmt: skip
 
 

@@ -5,8 +5,8 @@
 Each of ten random splits has 92 photos to choose on, and the others to check the choice on. ``curves`` compares
 families of selections: the mean over kept shares from .5 to 1 of the best mIoU (and accuracy) among the candidates of a
 family that keep at least that share, minus the same for constant confidences; ``new`` with thresholds of the 92 photos
-on the others, ``held out`` cross-validated on the 92. ``recommendations`` compares what the chosen selection promised on
-the 92, cross-validated and corrected, with what it does on the others. ``fallbacks`` is the table of fallbacks in
+on the others, ``held out`` cross-validated on the 92. ``recommendations`` compares what the chosen selection promised
+on the 92, cross-validated and corrected, with what it does on the others. ``fallbacks`` is the table of fallbacks in
 docs/calibration.md: thresholds per class at alpha .05 from the 92 photos, on the others.
 
 ``--splits-file`` holds one line per finished split, so that an interrupted run continues.
