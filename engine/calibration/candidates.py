@@ -19,7 +19,7 @@ from ...kernels.types import Rule
 from ..inputs.summary import SourceSummary
 from .binned import BinnedScores
 from .calibration import fewest_images
-from .goal import Expected, Goal, optimism, pick
+from .goal import Expected, Goal, choice_bias, pick
 from .intervals import FEWEST_IMAGES, blocks, folds
 from .scores.pixel_samples import PixelSamples, Tally
 from .scores.score_counts import UPPER
@@ -244,7 +244,7 @@ def _with_dominance(point: Measured, points: Sequence[Measured]) -> Measured:
 def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
     """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note.
 
-    If the points have tallies, :attr:`Choice.expected` takes the optimism of the choice away.
+    If the points have tallies, :attr:`Choice.expected` has the bias of choosing the best removed.
     """
     raw = points[0]
     figures = np.array([[point.kept, point.accuracy, point.miou] for point in points])
@@ -277,5 +277,5 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
     tallies = [point.tally for point in points if point.tally is not None]
     expected = None
     if len(tallies) == len(points) and len(tallies[0].true) >= FEWEST_IMAGES:
-        expected = Expected(*(figures[chosen] - optimism(tallies, goal)).clip(0, 1).tolist())
+        expected = Expected(*(figures[chosen] - choice_bias(tallies, goal)).clip(0, 1).tolist())
     return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes), expected=expected)

@@ -1,6 +1,6 @@
 """Goals of a selection, the candidate that serves one best, and how much of its lead is luck.
 
-The best of many candidates owes part of its figures to the images that it was chosen on. :func:`optimism` estimates
+The best of many candidates owes part of its figures to the images that it was chosen on. :func:`choice_bias` estimates
 that part as in "Bootstrapping the out-of-sample predictions" (Tsamardinos et al. 2018): images are drawn with
 replacement, the best candidate on them is chosen, and its figures there are compared with those on the images that were
 not drawn. The same difference for the labels without a selection, which nobody chose, comes from the smaller set of
@@ -55,7 +55,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Expected:
-    """Figures of a recommendation without the optimism of choosing the best of many, in [0, 1]."""
+    """Figures of a recommendation without the bias of choosing the best of many, in [0, 1]."""
 
     kept: float
     """Share of pixels with a label."""
@@ -88,7 +88,7 @@ def _best(fit: NDArray[np.bool_], first: NDArray[np.float64], second: NDArray[np
     return int(np.where(leading, second, -1).argmax())
 
 
-def optimism(tallies: Sequence[Tally], goal: Goal) -> NDArray[np.float64]:
+def choice_bias(tallies: Sequence[Tally], goal: Goal) -> NDArray[np.float64]:
     """Estimate how much too good kept share, accuracy and mIoU (3,) of the chosen candidate are."""
     drawn = image_weights(len(tallies[0].true), ROUNDS, seed=2)
     others = (drawn == 0).astype(np.float64)

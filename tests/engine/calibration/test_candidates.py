@@ -14,7 +14,7 @@ from maskmill.engine.calibration.candidates import (
     measure_candidates,
     recommend,
 )
-from maskmill.engine.calibration.goal import Goal, optimism
+from maskmill.engine.calibration.goal import Goal, choice_bias
 from maskmill.engine.calibration.scores.observe import true_scores
 from maskmill.engine.calibration.scores.pixel_samples import PixelSamples, Tally, class_values, draw_pixels
 from maskmill.engine.calibration.scores.score_counts import ScoreCounts, counts_of, queue_counts
@@ -122,8 +122,8 @@ def test_luck_is_taken_away_and_skill_is_not() -> None:
         hits = rng.binomial(20, share, (40, 2)) * 5.0
         return Tally(true=true, kept=true, hits=hits, labeled=true, members=true, single=true)
 
-    lucky = optimism([tally(0.5), *(tally(0.7) for _ in range(60))], Goal.parse("miou"))
-    skilled = optimism([tally(0.5), tally(0.9), *(tally(0.6) for _ in range(60))], Goal.parse("miou"))
+    lucky = choice_bias([tally(0.5), *(tally(0.7) for _ in range(60))], Goal.parse("miou"))
+    skilled = choice_bias([tally(0.5), tally(0.9), *(tally(0.6) for _ in range(60))], Goal.parse("miou"))
     assert lucky[2] > 0.01
     assert skilled[2] < 0.01
 
