@@ -13,7 +13,7 @@ DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-read
 TOOLS  := $(VENV)-tools
 OLD    := $(VENV)-old
 
-.PHONY: setup demo test test-long test-export family-references test-gpu test-formats test-old check format site docs-commands bench msrc students prompted clean
+.PHONY: setup demo test test-long test-export family-references test-gpu fuzz test-formats test-old check format site docs-commands bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -36,6 +36,11 @@ family-references: $(VENV)/.dev-ready ## arrays of tests/export/references, from
 
 test-gpu: $(VENV)/.dev-ready ## what needs an NVIDIA device; fails without one
 	MASKMILL_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+
+# inputs that were never tried before, for all files that are read
+MINUTES ?= 10
+fuzz: $(VENV)/.dev-ready ## changed files of every format, for MINUTES=10
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 test-formats: $(VENV)/.formats-ready $(TOOLS)/.ready ## label files against the libraries of other tools
 	$(BIN)/python -m pytest -m libraries tests/engine/formats/test_tools.py

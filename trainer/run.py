@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +179,10 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
         raise TrainingError(f"cannot read the checkpoint {path}: {error}") from error
     except FileNotFoundError:
         raise TrainingError(f"the checkpoint {path} does not exist") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except TrainingError:
+        raise
+    except Exception as error:
+        # PyTorch's reader raises nearly every exception for damage
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise TrainingError(
             f"cannot read the checkpoint {path}, which is damaged or not a checkpoint: {reason}"

@@ -27,7 +27,7 @@ from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
 from ..model.files import inflate
 from ..model.publishing import write_atomically
-from ..model.schema import read_json_object
+from ..model.schema import read_json_object, read_value
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
@@ -103,7 +103,7 @@ class Calibration:
                 "give the same --taxonomy FILE as for the calibration, or calibrate again with this class mapping"
             )
         remedy = "calibrate again under these conditions"
-        if set(different) <= {"artifact", "session"} and "artifact" in self.made_with:
+        if set(different) <= {"artifact", "session"} and {"artifact", "session"} <= set(self.made_with):
             before, after = ((settings["artifact"], settings["session"]) for settings in (self.made_with, now))
             shift = shift_between(predictor.bundle, before, after)
             if shift is not None and shift.moved <= shift.allowed:
@@ -288,16 +288,23 @@ class Calibration:
                 thresholds = np.frombuffer(data, "<f4").reshape(packed["grid"])
             else:
                 thresholds = np.array([float(value) for value in packed], np.float32)
+            made_with = read_value(Mapping[str, Any], raw["made_with"], "made_with")
+            for name in ("artifact", "session"):
+                # only models have them, not files of scores
+                read_value(str | None, made_with.get(name), f"made_with.{name}")
+            background = read_value(int | None, raw["background"], "background")
+            if background is not None and not 0 <= background < len(raw["targets"]):
+                raise ValueError(f"background {background} is not one of the targets")
             if np.isnan(thresholds).any():
                 raise ValueError("a threshold is not a number")
             return cls(
                 **{name: raw[name] for name in _PLAIN},
-                targets=tuple(raw["targets"]),
+                targets=read_value(tuple[str, ...], raw["targets"], "targets"),
                 thresholds=thresholds,
                 pooled=float(raw["pooled"]),
-                made_with=raw["made_with"],
+                made_with=made_with,
                 counts=ScoreCounts.from_json(raw["counts"]),
-                report=raw["report"],
+                report=read_value(Mapping[str, Any], raw["report"], "report"),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError) as error:
             raise CalibrationError(f"the calibration {path} is damaged: {error}; calibrate again") from error

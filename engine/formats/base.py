@@ -16,6 +16,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
+from ...errors import MaskmillError, UsageError
 from ..model.publishing import write_atomically
 from .rle import paint_runs
 
@@ -243,13 +244,30 @@ class LabelReader(ABC):
         """Return the names of the images that have labels, as the format writes them."""
         return self.image_names
 
-    @abstractmethod
     def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the label map (H, W) uint8 or uint16 of one image of :meth:`names`.
 
         ``size`` is the image's (height, width), for formats that may not state it. Raises :class:`UsageError` if the
         labels are damaged or name an unknown class.
         """
+        with damage_named(self.path):
+            return self.decode_labels(name, size)
+
+    @abstractmethod
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+        """Do the work of :meth:`read_labels`; may raise any exception for values of the wrong type."""
+
+
+@contextmanager
+def damage_named(path: str) -> Iterator[None]:
+    """Turn errors about values of a wrong type or size in other programs' files into one that names the file."""
+    try:
+        yield
+    except MaskmillError:
+        raise
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError, RecursionError) as error:
+        detail = str(error).partition("\n")[0][:200]
+        raise UsageError(f"{path} is damaged: {type(error).__name__}, {detail}; write it again") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class CityscapesReader(LabelReader):
         self.image_names: Sequence[str] = list(self._files)
         self.notes: tuple[str, ...] = ("ids 0 to 3 are ignored",)
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read the ids of an image, or fill its polygons in the order of the file."""
         file = self._files[name]
         where = self._tree.path(file)

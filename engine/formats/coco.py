@@ -116,7 +116,7 @@ class CocoReader(LabelReader):
         self._num_crowds = crowds
         return owners, {self._categories[category] for category in used_names}
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the annotations of an image."""
         number, height, width = self._images[name]
         shapes = []

@@ -55,7 +55,7 @@ class CocoPanopticReader(LabelReader):
         self.class_names: Mapping[int, str] = dict(enumerate(names))
         self.notes: tuple[str, ...] = ("pixels without a segment and iscrowd segments are ignored",)
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Translate the segment ids of an image to classes."""
         annotation = load_json(self._raw, self._spans[name], f"the annotation of {name}")
         file = annotation["file_name"]

@@ -96,7 +96,7 @@ class CvatReader(LabelReader):
             raise UsageError(f"{self.path} is not valid XML: {error}") from error
         return declared, used_names
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the shapes of an image."""
         begin, end = self._spans[name]
         where = f"{self.path}, image {name}"

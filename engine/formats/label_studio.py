@@ -78,7 +78,7 @@ class LabelStudioReader(LabelReader):
             f"labels are the tasks' {source}",
         )
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the regions of a task; one without regions needs ``size``."""
         span, annotated = self._tasks[name]
         task = load_json(self._raw, span, f"the task of {name}")

@@ -71,7 +71,7 @@ class LabelmeReader(LabelReader):
             raise UsageError(f"{self._tree.path(file)} is not valid JSON: {error}") from error
         return raw if isinstance(raw, dict) and isinstance(raw.get("shapes"), list) else None
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the shapes of an image."""
         file = self._files[name]
         raw, where = self._load(file) or {}, self._tree.path(file)

@@ -66,7 +66,7 @@ class VocReader(LabelReader):
             self.class_names: Mapping[int, str] = dict(enumerate(VOC_NAMES))
             self.notes: tuple[str, ...] = ("class names are those of PASCAL VOC; 255 is ignored",)
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read an index map, or translate the colors of a color map."""
         file = self._files[name]
         with _open(self._tree, file) as image:
@@ -105,7 +105,7 @@ class IndexReader(LabelReader):
         self.image_names: Sequence[str] = list(self._files)
         self.notes: tuple[str, ...] = (f"{65535 if len(self.class_names) > 255 else 255} is ignored",)
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read a map of class indices."""
         with _open(self._tree, self._files[name]) as image:
             label = np.asarray(image)
@@ -152,7 +152,7 @@ class Ade20kReader(LabelReader):
         self.image_names: Sequence[str] = list(self._files)
         self.notes: tuple[str, ...] = ("value 0 is ignored, values 1 to 150 are the classes of objectInfo150.txt",)
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read a map; 0 becomes 255."""
         file = self._files[name]
         with _open(self._tree, file) as image:

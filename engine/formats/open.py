@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from ...errors import UsageError
-from .base import BACKGROUND, LabelReader, ShapeOptions, Writer
+from .base import BACKGROUND, LabelReader, ShapeOptions, Writer, damage_named
 from .cityscapes import CityscapesReader, CityscapesWriter
 from .coco import CocoPolygonWriter, CocoReader, CocoWriter
 from .coco_panoptic import CocoPanopticReader, CocoPanopticWriter
@@ -113,7 +113,11 @@ def open_reader(
                 f"{location} holds no label format that maskmill knows ({', '.join(get_args(InputFormat))}); "
                 f"name one with {options.option}{hint}"
             )
-    location = _main_file(location, format)
+    with damage_named(location):
+        return _reader(_main_file(location, format), format, options)
+
+
+def _reader(location: str, format: InputFormat, options: ShapeOptions) -> LabelReader:
     shapes = _own_options(location, options)
     match format:
         case "coco":

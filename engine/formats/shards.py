@@ -185,7 +185,7 @@ class HuggingFaceReader(LabelReader):
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"cannot read {file}: {error}") from error
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Decode the label map of an image."""
         file, group, number = self._rows[name]
         with self._lock:

@@ -49,7 +49,7 @@ class YoloReader(LabelReader):
         self.notes: tuple[str, ...] = (self._classes.note, f"overlaps: {self._overlaps} on top")
         self._images = {name.rsplit(".", 1)[0]: name for name in self._tree.with_suffix(*IMAGE_SUFFIXES)}
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the polygons of an image; its size is read from the image beside the labels unless given."""
         file = self._files[name]
         height, width = size or self._size_of(file)

@@ -27,6 +27,7 @@ from typing import Any
 
 from ...errors import ImageError, UsageError
 from ..model.files import read_text
+from ..model.schema import read_value
 from .names import NameIndex
 
 _NEGATIVE, _POSITIVE = ("", "0", "-1", "false", "no"), ("1", "true", "yes")
@@ -114,7 +115,7 @@ def _read_lines(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
         try:
             raw = json.loads(line)
             image, labels = raw["image"], raw["labels"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UsageError(f'{path}, line {number}: expected {{"image": NAME, "labels": [CLASS, …]}}') from error
         if not isinstance(image, str) or not isinstance(labels, list) or not all(isinstance(n, str) for n in labels):
             raise UsageError(f"{path}, line {number}: the image is a name and its labels a list of class names")
@@ -128,7 +129,9 @@ def _read_coco(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
         classes: dict[Any, set[str]] = {image["id"]: set() for image in raw["images"]}
         for annotation in raw["annotations"]:
             classes[annotation["image_id"]].add(categories[annotation["category_id"]])
-        names = {image["id"]: image["file_name"] for image in raw["images"]}
-    except (ValueError, TypeError, KeyError) as error:
+        names = {image["id"]: read_value(str, image["file_name"], "file_name") for image in raw["images"]}
+        for name in categories.values():
+            read_value(str, name, "name")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"{path} is not a COCO file of images, annotations and categories ({error!r})") from error
     yield from ((names[image], labels) for image, labels in classes.items())

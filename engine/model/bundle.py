@@ -168,7 +168,9 @@ class ModelFile:
     def __post_init__(self) -> None:
         _check_choice("role", self.role, Role)
         if not self.path.isprintable() or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
-            raise BundleError(f"the bundle names the file {self.path!r} outside its own folder; make the bundle again")
+            raise BundleError(f"the bundle names the file {self.path!r:.300} outside its own folder; make it again")
+        if len(self.path) > 1000 or any(len(os.fsencode(part)) > 255 for part in Path(self.path).parts):
+            raise BundleError(f"the bundle names a file of {len(self.path):,} characters; make the bundle again")
 
 
 @dataclass(frozen=True, kw_only=True)

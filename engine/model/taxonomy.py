@@ -286,18 +286,21 @@ class Taxonomy:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Taxonomy:
-        """Return the taxonomy of :meth:`to_json`'s data."""
+        """Return the taxonomy of :meth:`to_json`'s data; raises :class:`TaxonomyError` if they are damaged."""
         colors = raw.get("colors")
-        return cls(
-            targets=tuple(raw["targets"]),
-            background=raw["background"],
-            model=tuple(raw["model"]),
-            labels={int(index): target for index, target in raw["labels"].items()},
-            named_labels=raw.get("named_labels", {}),
-            label_names={int(index): name for index, name in raw.get("label_names", {}).items()},
-            colors=None if colors is None else ColorTable.from_json(colors),
-            assumed=raw.get("assumed", False),
-        )
+        try:
+            return cls(
+                targets=tuple(raw["targets"]),
+                background=raw["background"],
+                model=tuple(raw["model"]),
+                labels={int(index): target for index, target in raw["labels"].items()},
+                named_labels=raw.get("named_labels", {}),
+                label_names={int(index): name for index, name in raw.get("label_names", {}).items()},
+                colors=None if colors is None else ColorTable.from_json(colors),
+                assumed=raw.get("assumed", False),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TaxonomyError(f"the recorded class mapping is damaged: {error}; make it again") from error
 
     @property
     def fingerprint(self) -> str:

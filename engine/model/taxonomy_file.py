@@ -8,9 +8,10 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...errors import TaxonomyError
+from ...errors import TaxonomyError, UsageError
 from .color_tables import ColorTable, named_table, parse_color
 from .files import read_text
+from .schema import read_value
 
 DROPPED = "dropped"
 IGNORE = "ignore"
@@ -46,9 +47,25 @@ def read_taxonomy(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a taxonomy file; raises :class:`TaxonomyError` if it cannot be read or is not TOML."""
     text = read_text(path, "the taxonomy", error=TaxonomyError)
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
+    try:
+        for name, kind in _TYPES.items():
+            if name in raw:
+                read_value(kind, raw[name], name)
+    except UsageError as error:
+        raise TaxonomyError(f"the taxonomy {path}: {error}") from error
+    return raw
+
+
+_TYPES: dict[str, Any] = {
+    "model": Mapping[str, Any],
+    "labels": Mapping[str, Any],
+    "label_names": tuple[str, ...],
+    "colors": str | Mapping[str, Any],
+}
+"""Types of the entries whose values are checked later."""
 
 
 def parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:

@@ -39,7 +39,7 @@ class ReviewedLabels(LabelReader):
         if not self._ids:
             raise UsageError(f"{store.path} holds no reviewed labels; add them with `maskmill import-labels`")
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read the label map of an image, the review's pixels over the model's."""
         return self._store.read_id(self._ids[name])[0]
 

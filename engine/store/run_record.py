@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import StoreError, StoreMismatch
+from ...errors import StoreError, StoreMismatch, UsageError
 from ..model.publishing import write_once
+from ..model.schema import read_json_object, read_value
 from ..model.taxonomy_difference import mapping_difference
 
 FORMAT_VERSION = 2
@@ -36,12 +37,12 @@ def publish_run(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 def read_run(folder: Path) -> dict[str, Any]:
     """Read the run record of a store. Raises :class:`StoreError` if ``folder`` holds no store of this format."""
     try:
-        manifest = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        manifest = read_json_object(folder / RUN_FILE)
         version = manifest["format_version"]
     except FileNotFoundError as error:
         missing = "it has no run.json" if folder.is_dir() else "it does not exist"
         raise StoreError(f"{folder} is not a label store: {missing}") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, UsageError, KeyError) as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} cannot be read ({error})") from error
     if "recipe" in manifest:
         raise StoreError(
@@ -62,11 +63,34 @@ def read_run(folder: Path) -> dict[str, Any]:
         run, digest = manifest["run"], manifest["hash"]
     except KeyError as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} has no {error}") from error
-    if digest != _digest(run):
-        raise StoreError(
-            f"{folder / RUN_FILE} was damaged or edited: it does not match its hash; restore it, or label again"
-        )
+    try:
+        if digest != _digest(run):
+            raise StoreError(
+                f"{folder / RUN_FILE} was damaged or edited: it does not match its hash; restore it, or label again"
+            )
+        read_value(Mapping[str, Any], run, "run")
+        if "classes" in run:
+            classes = read_value(Mapping[str, Any], run["classes"], "run.classes")
+            for name, kind in _CLASSES.items():
+                read_value(kind, classes.get(name), f"run.classes.{name}")
+            background = classes.get("background")
+            if background is not None and not 0 <= background < len(classes["targets"]):
+                raise UsageError(f"run.classes.background {background} is not one of the targets")
+    except (UsageError, ValueError, RecursionError) as error:
+        # JSON knows no NaN, Python's reader does
+        raise StoreError(f"{folder / RUN_FILE} is damaged: {error}; restore it, or label again") from error
     return run
+
+
+_CLASSES: dict[str, Any] = {
+    "targets": tuple[str, ...],
+    "background": int | None,
+    "model": tuple[int, ...] | None,
+    "labels": Mapping[str, int] | None,
+    "named_labels": Mapping[str, int] | None,
+    "label_names": Mapping[str, str] | None,
+}
+"""Types of the class mapping that a store records."""
 
 
 def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:

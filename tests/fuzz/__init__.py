@@ -1,0 +1,5 @@
+"""Fuzzing of every file that maskmill reads: documents of :mod:`.targets`, changed by :mod:`.mutation`.
+
+The default suite runs a few inputs per target, always the same ones; ``make fuzz MINUTES=10`` runs more, and
+``python -m tests.fuzz --inputs 5000 NAME`` prints what was tried.
+"""

@@ -1,0 +1,111 @@
+"""Run inputs of a target: every one is accepted or refused by an error of ours, soon, and touches no other file."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import sys
+import sysconfig
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskmill.errors import MaskmillError
+from tests.fuzz.mutation import change_bytes
+from tests.fuzz.targets import Target
+
+MAX_SECONDS = 2.0
+MAX_BYTES = 1 << 30
+_SYSTEM = (
+    "/proc/",
+    "/sys/",
+    "/dev/",
+    "/usr/",
+    "/etc/",
+    "/lib/",
+    sys.prefix,
+    sys.base_prefix,
+    sysconfig.get_path("stdlib"),
+)
+
+
+@dataclass
+class Report:
+    """What a target did with its inputs."""
+
+    inputs: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    changed: Counter[Any] = field(default_factory=Counter)
+    slowest: float = 0.0
+
+    def line(self, name: str) -> str:
+        """Return the counts in one line."""
+        kinds = ", ".join(f"{kind} {number}" for kind, number in self.refused.most_common(4))
+        fewest = min(self.changed.values(), default=0)
+        return (
+            f"{name}: {self.inputs} inputs, {self.accepted} accepted, refused as {kinds}; {len(self.changed)} places "
+            f"changed, each at least {fewest} times; slowest {self.slowest:.2f} s"
+        )
+
+
+_allowed: list[str] = []
+_touched: list[str] = []
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _allowed and isinstance(arguments[0], str):
+        path = os.path.abspath(arguments[0])
+        writes = isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
+        if (
+            not path.startswith(_allowed[0])
+            and (writes or not path.startswith(_SYSTEM))
+            and not path.endswith((".py", ".pyc"))
+        ):
+            _touched.append(path)
+
+
+sys.addaudithook(_watch)
+
+
+@contextmanager
+def only_files_of(folder: Path) -> Iterator[None]:
+    """Raise AssertionError if a file outside ``folder`` is opened, other than those of Python and the system."""
+    _touched.clear()
+    _allowed.append(str(folder.resolve()))
+    try:
+        yield
+    finally:
+        _allowed.clear()
+    assert not _touched, f"opened {_touched[:3]}"
+
+
+def run_input(target: Target, seed: int, report: Report) -> None:
+    """Change the target's document with the random numbers of ``seed`` and read it."""
+    chance = random.Random(seed)
+    document, place = target.change(target.original, chance)
+    if not isinstance(target.original, bytes) and target.change is not change_bytes and chance.randrange(4) == 0:
+        document, _ = target.change(document, chance) if document else (document, ())
+    report.inputs += 1
+    report.changed[place] += 1
+    started = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            target.read(document)
+        report.accepted += 1
+    except MaskmillError as error:
+        report.refused[type(error).__name__] += 1
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}") from error
+    seconds = time.perf_counter() - started
+    report.slowest = max(report.slowest, seconds)
+    assert seconds < MAX_SECONDS, f"seed {seed} took {seconds:.1f} s"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak < 4 * MAX_BYTES, f"seed {seed}: the process has {peak:,} bytes"
