@@ -12,8 +12,8 @@ over classes; mIoU, accuracy and kept share are those of the labels (alpha 0.1, 
 With ``--errors``, labels of 60 of the 296 photos are damaged, each of one kind: a class is replaced by another, the map
 is moved by 24 pixels, or a third of the photo is lost to the background. The rankings of maskmill and of cleanlab are
 compared by the average precision of finding them, on equal probabilities; cleanlab is run by the Python of
-``--cleanlab``, which may be an environment of its own. Then both score ``--num-images`` random maps, for time and
-memory.
+``--cleanlab``, which may be an environment of its own. With ``--costs`` both score ``--num-images`` random maps, for
+time and memory.
 
 With ``--copies``, changed copies of all photos are compared with the originals: the share that is found, per change,
 and the pairs found among the originals.
@@ -170,7 +170,7 @@ def compare(data: Path, teacher: str, seeds: range, try_weights: bool) -> dict[s
 
 
 CLEANLAB = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from cleanlab.segmentation.rank import get_label_quality_scores
 data = np.load(sys.argv[1])
@@ -178,10 +178,11 @@ started = time.perf_counter()
 scores, _ = get_label_quality_scores(data["labels"], data["probabilities"], method="softmin", verbose=False)
 seconds = time.perf_counter() - started
 np.save(sys.argv[2], scores)
-print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"seconds": seconds, "megabytes": peak}))
 """
 OURS = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from maskmill.engine.report.ranking.label_errors import softmin
 data = np.load(sys.argv[1])
@@ -193,7 +194,8 @@ scores = [
 ]
 seconds = time.perf_counter() - started
 np.save(sys.argv[2], np.array(scores))
-print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"seconds": seconds, "megabytes": peak}))
 """
 
 
@@ -226,8 +228,8 @@ def scores_of(score_map: Any, taxonomy: Any, target: int, side: int) -> NDArray[
     return np.asarray(stats.true_score)
 
 
-def find_errors(data: Path, teacher: str, python: str, seeds: range, num_images: int) -> dict[str, Any]:
-    """Average precision of finding damaged labels, ours and cleanlab's, and time and memory on random maps."""
+def find_errors(data: Path, teacher: str, python: str, seeds: range) -> dict[str, Any]:
+    """Average precision of finding damaged labels, ours and cleanlab's."""
     rows: list[dict[str, Any]] = []
     side = 64
     with tempfile.TemporaryDirectory(prefix="maskmill-errors-") as name:
@@ -268,20 +270,23 @@ def find_errors(data: Path, teacher: str, python: str, seeds: range, num_images:
                     "difference": float(np.abs(ours - theirs).max()),
                 }
             )
-        rng = np.random.default_rng(0)
-        values = rng.random((num_images, 8, side, side), dtype=np.float32)
+    return {"teacher": teacher, "average_precision": mean_of(rows), "rows": rows}
+
+
+def compare_costs(python: str, num_images: int, side: int = 64, num_classes: int = 8) -> dict[str, Any]:
+    """Time and peak memory of both rankings on random maps that each process reads from one file."""
+    with tempfile.TemporaryDirectory(prefix="maskmill-costs-") as name:
+        folder, rng = Path(name), np.random.default_rng(0)
+        values = rng.random((num_images, num_classes, side, side), dtype=np.float32)
         values /= values.sum(axis=1, keepdims=True)
-        maps = rng.integers(0, 8, (num_images, side, side), dtype=np.uint8)
+        maps = rng.integers(0, num_classes, (num_images, side, side), dtype=np.uint8)
         archive = folder / "large.npz"
         np.savez(archive, labels=maps, probabilities=values)
         ours, our_cost = run_ranker(sys.executable, OURS, archive, folder / "ours.npy")
         theirs, their_cost = run_ranker(python, CLEANLAB, archive, folder / "theirs.npy")
     return {
-        "teacher": teacher,
-        "average_precision": mean_of(rows),
-        "rows": rows,
         "images": num_images,
-        "maps": f"{side}x{side}, 8 classes",
+        "maps": f"{side}x{side}, {num_classes} classes",
         "ours": our_cost,
         "cleanlab": their_cost,
         "largest_difference": float(np.abs(ours - theirs).max()),
@@ -343,6 +348,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--weights", action="store_true")
     parser.add_argument("--errors", action="store_true")
+    parser.add_argument("--costs", action="store_true")
     parser.add_argument("--copies", action="store_true")
     parser.add_argument("--cleanlab", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--num-images", type=int, default=10_000)
@@ -352,8 +358,9 @@ def main() -> int:
     if options.copies:
         result = find_copies(data)
     elif options.errors:
-        seeds = range(min(options.seeds, 5))
-        result = find_errors(data, options.teacher, options.cleanlab, seeds, options.num_images)
+        result = find_errors(data, options.teacher, options.cleanlab, range(min(options.seeds, 5)))
+    elif options.costs:
+        result = compare_costs(options.cleanlab, options.num_images)
     else:
         seeds = range(100, 100 + options.seeds) if options.weights else range(options.seeds)
         result = compare(data, options.teacher, seeds, options.weights)
@@ -369,7 +376,7 @@ def main() -> int:
             f"{name:24} at +20, queue minus random: "
             + "  ".join(f"{k} {v[0]:+.3f} ± {v[1]:.3f}" for k, v in row.items())
         )
-    if options.errors or options.copies:
+    if options.errors or options.costs or options.copies:
         print({key: value for key, value in result.items() if key != "rows"})
     return 0
 

@@ -217,7 +217,8 @@ def rank(
         Labeled images, such as those of the calibration: near-duplicates of them are named, and left out of the queue.
     model, provider
         Bundle of the model that made the labels, run again on the candidates: classes before selection and sizes of
-        prediction sets decide then; and its runtime.
+        prediction sets decide then; and its runtime. Without it the scores that the store keeps decide; without both,
+        the images are random.
     labels, ids
         True labels of ``images`` to look for errors in, which needs ``model``; names of the images to look at.
     workers, progress

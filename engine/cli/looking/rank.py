@@ -73,9 +73,9 @@ def rank(
 ) -> None:
     """Choose the images that people should label next, and find likely errors in labels that they made.
 
-    The queue prefers images whose labels are doubtful, that show classes which the calibration lacks, and that differ
-    from each other; near-duplicates are left out. `maskmill export-labels --ids queue.json` hands it to CVAT or Label
-    Studio with the labels so far. A queue is no random sample: label some images drawn at random as well.
+    With --model, or in a store that keeps scores, the queue prefers images whose labels are doubtful, that show classes
+    which the calibration lacks, and that differ from each other; otherwise it is random. Near-duplicates are left out.
+    `maskmill export-labels --ids queue.json` hands it to CVAT or Label Studio with the labels so far.
     """
     from ...inputs.labels import open_labels
     from ...inputs.names import read_ids
@@ -106,6 +106,9 @@ def rank(
         print_json(queue.to_json())
         return
     for number, image in enumerate(queue.images[:_SHOWN], 1):
+        if queue.basis == "random":
+            typer.echo(f"{number:>3} {image.uri} (labeled {image.kept:.0%})")
+            continue
         shows = f", shows {', '.join(image.classes)}" if image.classes else ""
         say(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.2f}{shows})")
     for doubt in queue.label_errors[:_SHOWN]:
@@ -115,6 +118,8 @@ def rank(
         say(f"warning: {len(queue.calibration_twins)} images are nearly those of the calibration:")
         for first, second in queue.calibration_twins[:_SHOWN]:
             say(f"  {second} is like {first}")
+    if queue.images and queue.basis == "random":
+        typer.echo("note: drawn at random, without near-duplicates; --model BUNDLE or kept scores give an order")
     parts = [f"{len(queue.images)} of {queue.num_candidates} candidates", f"{len(queue.twins)} near-duplicate pairs"]
     if labels is not None:
         parts.append(f"{len(queue.label_errors)} labels judged")

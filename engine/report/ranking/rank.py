@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,10 @@ from ..page.model_view import read_scores
 from ..page.overview import Overview, read_overview
 from .label_errors import LabelDoubt
 from .near_duplicates import Prints, pairs_between, pairs_within, photo_print
-from .queue import SHOWS, Candidates, Pick, plan_queue
+from .queue import SHOWS, Candidates, Pick, Weights, plan_queue
+
+Basis = Literal["model", "scores", "random"]
+"""Origin of the classes and the doubt that a queue is made from."""
 
 FORMAT_VERSION = 1
 POOL = 20
@@ -72,6 +75,8 @@ class Queue:
     """The images to label."""
     num_candidates: int
     """Images whose photos were compared."""
+    basis: Basis = "random"
+    """Origin of classes and doubt: the ``model``, run again; kept ``scores``; or none, and the images are random."""
     twins: tuple[tuple[str, str], ...] = ()
     """Near-duplicates among the candidates."""
     calibration_twins: tuple[tuple[str, str], ...] = ()
@@ -86,6 +91,7 @@ class Queue:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "images": [asdict(image) for image in self.images],
             "candidates": self.num_candidates,
+            "basis": self.basis,
             "near_duplicates": [list(pair) for pair in self.twins],
             "near_duplicates_of_calibration": [list(pair) for pair in self.calibration_twins],
             "label_errors": [asdict(doubt) for doubt in self.label_errors],
@@ -116,9 +122,10 @@ def rank_store(
         Its photos: near-duplicates of them are left out of the queue, and named for the whole store.
     predictor
         The model of the labels, run again on the candidates: classes are counted before selection, and doubt is the
-        share of pixels whose prediction set does not hold one class alone. Without it the labels of the store are
-        counted, which never hold classes that the calibration lacks, and doubt is measured by unlabeled pixels and low
-        scores.
+        share of pixels whose prediction set does not hold one class alone. Without it, a store that keeps scores
+        gives the classes, and doubt is the share of pixels without a label. Without both, the images are drawn at
+        random: labels never show classes that the calibration lacks, and images ordered by them were measured to be
+        worth less than random ones (``benchmarks/ranking.py``).
     workers, progress
         Images in progress at the same time; observer of (photos read, all of them).
 
@@ -142,6 +149,10 @@ def rank_store(
     missing = np.clip(1 - calibrated / enough, 0, 1)
     shows = overview.counts >= SHOWS * overview.pixels[:, None]
     urgency = _ranks(doubt) + (shows * missing).max(axis=1, initial=0)
+    keeps_scores = reader.raw(overview.ids[0]) is not None
+    basis: Basis = "model" if predictor is not None else "scores" if keeps_scores else "random"
+    if basis == "random":
+        urgency = _ranks(np.array([int(id[:12], 16) for id in overview.ids], np.float64))
     size = max(SMALLEST_POOL, POOL * budget)
     pool = open_numbers[np.argsort(-urgency[open_numbers], kind="stable")[:size]]
     compared = np.arange(overview.num_images) if calibration_images is not None else pool
@@ -165,39 +176,37 @@ def rank_store(
     if not len(pool):
         raise UsageError(f"no photo of {store.path} can be read that is not one of the calibration; nothing to queue")
     within = pairs_within(Prints.gather([prints[number] for number in pool.tolist()]))
-    shares = overview.counts[pool] / overview.pixels[pool, None]
-    pool_doubt = doubt[pool]
+    ids = [overview.ids[number] for number in pool.tolist()]
+    weights, shares, pool_doubt = Weights(), np.zeros((len(pool), classes.num_targets)), urgency[pool]
     if predictor is not None:
-        shares, pool_doubt = read_scores(
-            predictor, reader, [overview.ids[number] for number in pool.tolist()], classes, calibration, workers=workers
-        )
-    elif (
-        kept := _kept_shares(reader, [overview.ids[number] for number in pool.tolist()], classes, workers)
-    ) is not None:
-        shares = kept
+        shares, pool_doubt = read_scores(predictor, reader, ids, classes, calibration, workers=workers)
+    elif basis == "scores":
+        shares, pool_doubt = _kept_shares(reader, ids, classes, workers), 1 - overview.kept[pool]
+    else:
+        weights = Weights(doubt=1.0, need=0.0, novelty=0.0)
     picks = plan_queue(
         Candidates(
             doubt=pool_doubt,
             shares=shares,
-            descriptors=_descriptors(store, [overview.ids[number] for number in pool], shares, prints, pool),
+            descriptors=_descriptors(store, ids, shares, prints, pool),
         ),
         budget,
         calibrated=calibrated,
         enough=enough,
+        weights=weights,
         twins=within,
     )
     return Queue(
         images=tuple(_queued(overview, classes, int(pool[pick.image]), pick) for pick in picks),
         num_candidates=len(pool),
+        basis=basis,
         twins=tuple((overview.uris[pool[first]], overview.uris[pool[second]]) for first, second in within),
         calibration_twins=tuple(dict.fromkeys([*exact, *calibration_twins])),
     )
 
 
-def _kept_shares(reader: Reader, ids: Sequence[str], classes: Taxonomy, workers: int) -> NDArray[np.float64] | None:
-    """Return the share of each class before selection, (n, K), from kept scores; None if the store keeps none."""
-    if reader.raw(ids[0]) is None:
-        return None
+def _kept_shares(reader: Reader, ids: Sequence[str], classes: Taxonomy, workers: int) -> NDArray[np.float64]:
+    """Return the share of each class before selection, (n, K), from kept scores."""
 
     def count(id: str) -> NDArray[np.float64]:
         raw = reader.raw(id)

@@ -138,6 +138,23 @@ def test_near_duplicates_are_left_out_and_those_of_the_calibration_named(home: P
     assert "blue" in queue.images[0].classes  # no calibration image shows it
 
 
+def test_without_scores_the_queue_is_random_and_says_so(home: Path, tmp_path: Path) -> None:
+    queue = maskmill.rank(home / "store", 12, calibration=home / "calibration.json")
+    assert queue.basis == "random"
+    assert [image.id for image in queue.images] == sorted((image.id for image in queue.images), reverse=True)
+    command = ["rank", str(home / "store"), "-o", str(tmp_path / "queue.json")]
+    assert "drawn at random" in CliRunner().invoke(app, command).output
+
+
+def test_kept_scores_show_the_classes_that_the_calibration_lacks(home: Path, tmp_path: Path) -> None:
+    maskmill.label(
+        home / "bundle", home / "photos", tmp_path / "store", calibration=home / "calibration.json", keep_scores=0.1
+    )
+    queue = maskmill.rank(tmp_path / "store", 3, calibration=home / "calibration.json")
+    assert queue.basis == "scores"
+    assert "blue" in queue.images[0].classes
+
+
 def test_reviewed_images_are_not_queued_again(tmp_path: Path) -> None:
     store = make_store(tmp_path, 4)
     store.commit_reviews([ReviewRow(id=store.ids()[0], reviewer="ana", time=1, verdict="accepted")])
