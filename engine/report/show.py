@@ -10,6 +10,7 @@ import numpy as np
 from ...errors import MaskmillError, StoreError, UsageError
 from ..inputs.names import image_id
 from ..predictors.open import PromptedOptions, open_prompted
+from ..predictors.prompted.predictor import PromptedPredictor
 from ..predictors.prompted.setting_texts import format_settings
 from ..store.label_store import SEGMENTS, LabelStore
 from .overlay import overlay, save_picture, segment_overlay
@@ -52,6 +53,8 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
     label, _ = store.read(uri)
     image = PhotoReader().read(uri, label.shape)
     predictor, _ = open_prompted(replace(options, prompt=format_settings(settings)))
+    if not isinstance(predictor, PromptedPredictor):
+        raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
     for what, recorded_hash, opened_hash in (
         ("classifier", store.run["bundle"], predictor.cam.bundle.fingerprint),
         ("promptable model", store.run["promptable"]["bundle"], predictor.sam.fingerprint),
