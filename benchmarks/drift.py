@@ -1,12 +1,22 @@
-"""False alarms of the drift watch, and photos until it notices a change.
+"""Drift: false alarms of the watch, images until it notices a change, and what weights restore.
 
-    python benchmarks/drift.py --json
+    python benchmarks/drift.py --json > drift.json
+    python benchmarks/drift.py streams photos weights cost      # the parts, in this order
 
-``false alarms`` is the share of 200 exchangeable streams that raise an alarm at level .05: 92 calibration numbers and
-a stream of 2,000, all drawn from one distribution; ``fixed`` repeats it with p-values against the 92 alone, which is
-what the watch does not do. ``until alarm`` is the median number of photos, over 40 random splits of MSRC's 296 photos
-(92 calibrate DeepLabv3 257 px, 204 follow), until an alarm for photos as they are, darkened to 60 %, blurred (sigma
-5 px), and cropped to the middle half; and the share of the splits with an alarm.
+``streams``: share of 200 exchangeable streams of 5,000 images that raise an alarm at level .05, with 92 calibration
+images. ``synthetic`` draws nine normal statistics that depend on each other, ``real`` draws MSRC's 296 photos with
+replacement; ``fixed`` ranks against the 92 calibration images alone, which the watch does not do.
+
+``photos``: share of 40 random splits of MSRC (92 photos calibrate DeepLabv3 257 px, 204 follow) with an alarm, and the
+median number of photos until it: as they are, in the order of the watch or of the folder, and changed. ``top score``
+watches the mean score of the top class alone. For CamVid, val calibrates and train follows, in both orders; ``mixed``
+draws the calibration images from both.
+
+``weights``: mean miscoverage per image at alpha .1 (``--unit image``) over 40 splits of MSRC, with and without weights:
+for corpora drawn with other frequencies (the odds of a photo grow by e ** .5 with each standard deviation of a
+statistic), and for changed photos; and after merging 40 labeled photos of the changed kind.
+
+``cost``: milliseconds per image of the statistics, on one thread.
 
 The data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the repository.
 """
@@ -14,106 +24,273 @@ The data folder is ``$MASKMILL_DATA``, or ``../shared/data`` beside the reposito
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from msrc import adopt, find_data
+from PIL import Image
 
-from maskmill.engine.calibration.drift import DriftWatch
+from maskmill.engine.backends.host import HOST
+from maskmill.engine.calibration.calibrate import calibrate
+from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.calibration.drift.statistics import STATISTICS, describe_images, sample_picture
+from maskmill.engine.calibration.drift.watch import DriftWatch
+from maskmill.engine.calibration.scores.score_counts import UPPER, ScoreCounts
 from maskmill.engine.inputs.images import decode_image
-from maskmill.engine.inputs.ordered_map import ordered_map
-from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.inputs.labels import open_labels
+from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.kernels.processors import usable_processors
+from maskmill.errors import CalibrationError
 
-NUM_CALIBRATION, NUM_STREAMS, LENGTH, NUM_SPLITS = 92, 200, 2000, 40
+NUM_CALIBRATION, NUM_STREAMS, LENGTH, NUM_SPLITS, ALPHA = 92, 200, 5000, 40, "0.1"
+PARTS = ("streams", "photos", "weights", "cost")
 
-
-class FixedWatch(DriftWatch):
-    """A watch that compares with the calibration numbers alone."""
-
-    def update(self, value: float, name: str) -> float:
-        """Add one number and forget it."""
-        values = list(self._values)
-        p_value = super().update(value, name)
-        self._values = values
-        return p_value
+View = Callable[[np.ndarray], np.ndarray]
 
 
-def alarm(watch: DriftWatch, stream: Any, seed: int) -> int | None:
-    for index, value in enumerate(stream):
-        watch.update(float(value), f"{seed}/{index}")
+def middle(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return np.ascontiguousarray(image[height // 4 : height - height // 4, width // 4 : width - width // 4])
+
+
+def identity(image: np.ndarray) -> np.ndarray:
+    return image
+
+
+VIEWS: dict[str, tuple[View, View]] = {
+    "as they are": (identity, identity),
+    "darkened to 85 %": (lambda image: (image * 0.85).astype(np.uint8), identity),
+    "darkened to 60 %": (lambda image: (image * 0.6).astype(np.uint8), identity),
+    "blurred, sigma 1.5": (lambda image: cv2.GaussianBlur(image, (0, 0), 1.5), identity),
+    "blurred, sigma 5": (lambda image: cv2.GaussianBlur(image, (0, 0), 5.0), identity),
+    "middle half": (middle, middle),
+}
+"""Change of the photo, and of its label map."""
+
+
+def first_alarm(calibration: np.ndarray, stream: np.ndarray, seed: int) -> int | None:
+    watch = DriftWatch(calibration)
+    for index, row in enumerate(stream):
+        watch.update(row, f"{seed}/{index}")
         if watch.alarm is not None:
             break
     return watch.alarm
 
 
-def views(image: np.ndarray) -> dict[str, np.ndarray]:
-    height, width = image.shape[:2]
-    middle = image[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    return {
-        "as they are": image,
-        "darkened": (image * 0.6).astype(np.uint8),
-        "blurred": cv2.GaussianBlur(image, (0, 0), 5.0),
-        "cropped": np.ascontiguousarray(middle),
-    }
+def fixed_alarm(calibration: np.ndarray, stream: np.ndarray, seed: int) -> int | None:
+    """Watch that forgets every image."""
+    watch = DriftWatch(calibration)
+    values = [list(column) for column in watch._values]
+    for index, row in enumerate(stream):
+        watch.update(row, f"{seed}/{index}")
+        watch._values = [list(column) for column in values]
+        if watch.alarm is not None:
+            break
+    return watch.alarm
+
+
+def summary(alarms: list[int | None]) -> dict[str, Any]:
+    times = [alarm for alarm in alarms if alarm is not None]
+    return {"share with alarm": len(times) / len(alarms), "median images": float(np.median(times)) if times else None}
+
+
+def streams(real: np.ndarray) -> dict[str, Any]:
+    counts = {"synthetic": 0, "real": 0, "fixed": 0}
+    for seed in range(NUM_STREAMS):
+        rng = np.random.default_rng(seed)
+        synthetic = rng.normal(size=(NUM_CALIBRATION + LENGTH, 9)) @ rng.normal(size=(9, 9))
+        drawn = real[rng.integers(len(real), size=NUM_CALIBRATION + LENGTH)]
+        for name, values, alarm in (
+            ("synthetic", synthetic, first_alarm), ("real", drawn, first_alarm), ("fixed", synthetic, fixed_alarm),
+        ):  # fmt: skip
+            counts[name] += alarm(values[:NUM_CALIBRATION], values[NUM_CALIBRATION:], seed) is not None
+        if seed % 20 == 19:
+            print(f"streams: {counts} of {seed + 1}", file=sys.stderr, flush=True)
+    return {name: count / NUM_STREAMS for name, count in counts.items()}
+
+
+def until_alarm(statistics: dict[str, np.ndarray], camvid: dict[str, np.ndarray]) -> dict[str, Any]:
+    top = [STATISTICS.index("top score")]
+    plain = statistics["as they are"]
+    alarms: dict[str, list[int | None]] = {}
+    for seed in range(NUM_SPLITS):
+        order = np.random.default_rng(seed).permutation(len(plain))
+        calibration = plain[order[:NUM_CALIBRATION]]
+        for name, rows in statistics.items():
+            stream = rows[order[NUM_CALIBRATION:]]
+            alarms.setdefault(f"MSRC, {name}", []).append(first_alarm(calibration, stream, seed))
+            alarms.setdefault(f"MSRC, {name}, top score", []).append(
+                first_alarm(calibration[:, top], stream[:, top], seed)
+            )
+        folder = plain[np.sort(order[NUM_CALIBRATION:])]
+        alarms.setdefault("MSRC, as they are, folder's order", []).append(first_alarm(calibration, folder, seed))
+        both = np.concatenate([camvid["val"], camvid["train"]])
+        mixed = both[np.random.default_rng(seed).permutation(len(both))]
+        num = len(camvid["val"])
+        alarms.setdefault("CamVid, mixed", []).append(first_alarm(mixed[:num], mixed[num:], seed))
+        train = camvid["train"][np.random.default_rng(seed).permutation(len(camvid["train"]))]
+        alarms.setdefault("CamVid, val to train", []).append(first_alarm(camvid["val"], train, seed))
+    alarms["CamVid, val to train, folder's order"] = [first_alarm(camvid["val"], camvid["train"], 0)]
+    return {name: summary(values) for name, values in alarms.items()}
+
+
+def miscoverage(calibration: Calibration, counts: ScoreCounts) -> float:
+    """Mean share of an image's pixels whose score exceeds the pooled threshold."""
+    above = calibration.pooled < UPPER
+    missed, total = (
+        np.bincount(counts.image, values, counts.num_images)
+        for values in (counts.true[:, above].sum(axis=1), counts.true.sum(axis=1))
+    )
+    return float(np.mean(missed / np.maximum(total, 1)))
+
+
+def restored(calibrations: dict[str, Calibration]) -> dict[str, Any]:
+    plain = calibrations["as they are"]
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+
+    def compare(name: str, calibration: Calibration, corpus: ScoreCounts, statistics: np.ndarray) -> None:
+        try:
+            weighted = calibration.resembling(statistics, name)
+            weighting = weighted.weighting or {}
+            after, effective = miscoverage(weighted, corpus), weighting["effective_images"]
+        except CalibrationError:
+            after, effective = np.nan, np.nan
+        rows.setdefault(name, []).append((miscoverage(calibration, corpus), after, effective, 0.0))
+
+    for seed in range(NUM_SPLITS):
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(plain.counts.num_images)
+        calibration = with_images(plain, order[:NUM_CALIBRATION])
+        rest = order[NUM_CALIBRATION:]
+        for statistic in ("as they are", "brightness", "contrast", "main class", "top score"):
+            chosen = rest
+            if statistic in STATISTICS:
+                values = plain.counts.statistics[rest, STATISTICS.index(statistic)]
+                for sign, word in ((0.5, "higher"), (-0.5, "lower")):
+                    odds = np.exp(sign * (values - values.mean()) / values.std())
+                    chosen = rest[rng.random(len(rest)) < odds / np.quantile(odds, 0.95)]
+                    corpus = plain.counts.subset(chosen)
+                    compare(f"{word} {statistic}", calibration, corpus, corpus.statistics)
+            else:
+                corpus = plain.counts.subset(chosen)
+                compare("the same frequencies", calibration, corpus, corpus.statistics)
+        for name, changed in calibrations.items():
+            if name == "as they are":
+                continue
+            corpus = changed.counts.subset(rest[40:])
+            compare(name, calibration, corpus, corpus.statistics)
+            merged = Calibration.merge([calibration, with_images(changed, rest[:40])])
+            compare(f"{name}, 40 labeled photos merged", merged, corpus, corpus.statistics)
+    table = {}
+    for name, values in rows.items():
+        before, after, effective, _ = np.array(values).T
+        done = np.isfinite(after)
+        table[name] = {
+            "miscoverage": float(before.mean()),
+            "miscoverage of splits that weights allow": float(before[done].mean()) if done.any() else None,
+            "miscoverage with weights": float(after[done].mean()) if done.any() else None,
+            "refused": float(1 - done.mean()),
+            "effective images": float(np.median(effective[done])) if done.any() else None,
+        }
+    return table
+
+
+def with_images(calibration: Calibration, indices: np.ndarray) -> Calibration:
+    counts = calibration.counts.subset(indices)
+    sizes = {"num_images": counts.num_images, "num_pixels": int(counts.true.sum())}
+    return dataclasses.replace(calibration, counts=counts, report=sizes).at(ALPHA)
+
+
+def write_view(data: Path, folder: Path, view: View, label_view: View) -> None:
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for path in sorted((data / "msrc" / "images").glob("*.jpg")):
+        Image.fromarray(view(decode_image(path.read_bytes()))).save(folder / "images" / f"{path.stem}.png")
+        label = np.asarray(Image.open(data / "msrc" / "labels" / f"{path.stem}.png"))
+        Image.fromarray(label_view(label)).save(folder / "labels" / f"{path.stem}.png")
+
+
+def cost(predictor: SemanticPredictor, taxonomy: Any, data: Path) -> dict[str, float]:
+    photo = decode_image(next((data / "msrc" / "images").glob("*.jpg")).read_bytes())
+    figures = {}
+    for name, image in (("320 x 213 px", photo), ("4000 x 3000 px", cv2.resize(photo, (4000, 3000)))):
+        score_map = predictor.predict(image)
+        run = partial(describe_images, [score_map], taxonomy=taxonomy)
+        times = []
+        for _ in range(200):
+            started = time.perf_counter()
+            run(pictures=[sample_picture(image, HOST)])
+            times.append(time.perf_counter() - started)
+        figures[f"statistics of {name}"] = 1000 * float(np.median(times))
+    watch, rng = DriftWatch(np.random.default_rng(0).normal(size=(92, 9))), np.random.default_rng(1)
+    started = time.perf_counter()
+    for index in range(2000):
+        watch.update(rng.normal(size=9), str(index))
+    figures["watch, mean of 2,000 images"] = (time.perf_counter() - started) / 2
+    return figures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all by default")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    options.parts = options.parts or list(PARTS)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     data, started = find_data(), time.perf_counter()
-    rng = np.random.default_rng(0)
-    alarms = {"transductive": 0, "fixed": 0}
-    for seed in range(NUM_STREAMS):
-        values = rng.beta(8, 2, NUM_CALIBRATION + LENGTH)
-        for name, kind in (("transductive", DriftWatch), ("fixed", FixedWatch)):
-            found = alarm(kind(values[:NUM_CALIBRATION]), values[NUM_CALIBRATION:], seed)
-            alarms[name] += found is not None
-    with tempfile.TemporaryDirectory(prefix="maskmill-drift-") as folder:
-        bundle, taxonomy = adopt(data, Path(folder), antialias=True)
-        predictor = SemanticPredictor(bundle, OnnxSession(bundle))
-
-        def numbers(photo: Path) -> dict[str, float]:
-            pictures = views(decode_image(photo.read_bytes()))
-            return {
-                name: select(predictor.predict(picture), taxonomy, Selection.argmax()).drift or 0.0
-                for name, picture in pictures.items()
-            }
-
-        rows = list(ordered_map(numbers, sorted((data / "msrc" / "images").glob("*.jpg")), usable_processors()))
-    until: dict[str, list[int | None]] = {name: [] for name in rows[0]}
-    for seed in range(NUM_SPLITS):
-        order = np.random.default_rng(seed).permutation(len(rows))
-        calibration = [rows[index]["as they are"] for index in order[:NUM_CALIBRATION]]
-        for name, found in until.items():
-            stream = [rows[index][name] for index in order[NUM_CALIBRATION:]]
-            found.append(alarm(DriftWatch(calibration), stream, seed))
-    report = {
+    report: dict[str, Any] = {
         "benchmark": "drift",
         "command": " ".join(["benchmarks/drift.py", *sys.argv[1:]]),
-        "false alarms": {name: count / NUM_STREAMS for name, count in alarms.items()},
-        "until alarm": {
-            name: {
-                "share with alarm": sum(value is not None for value in found) / len(found),
-                "median photos": float(np.median([value for value in found if value is not None]))
-                if any(found)
-                else None,
-            }
-            for name, found in until.items()
-        },
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    print(json.dumps(report, indent=2) if options.json else json.dumps(report, indent=1))
+    with tempfile.TemporaryDirectory(prefix="maskmill-drift-") as folder:
+        root = Path(folder)
+        bundle, taxonomy = adopt(data, root, antialias=True)
+        predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+        calibrations: dict[str, Calibration] = {}
+        if {"streams", "photos", "weights"} & set(options.parts):
+            for number, (name, views) in enumerate(VIEWS.items()):
+                place = root / str(number)
+                write_view(data, place, *views)
+                calibrations[name] = calibrate(
+                    predictor, open_source(place / "images"), open_labels(place / "labels"), taxonomy, alpha=ALPHA,
+                    unit="image", workers=2,
+                )  # fmt: skip
+                print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        statistics = {name: calibration.counts.statistics for name, calibration in calibrations.items()}
+        parts: dict[str, Callable[[], Any]] = {
+            "streams": lambda: streams(statistics["as they are"]),
+            "photos": lambda: until_alarm(statistics, camvid_statistics(predictor, taxonomy, data)),
+            "weights": lambda: restored(calibrations),
+            "cost": lambda: cost(predictor, taxonomy, data),
+        }
+        for part in options.parts:
+            report[part] = parts[part]()
+            print(f"{part}: {json.dumps(report[part])}", file=sys.stderr, flush=True)
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    print(json.dumps(report, indent=2 if options.json else 1))
     return 0
+
+
+def camvid_statistics(predictor: SemanticPredictor, taxonomy: Any, data: Path) -> dict[str, np.ndarray]:
+    """Statistics of the photos of val and train, in the folder's order."""
+    rows = {}
+    for part in ("val", "train"):
+        images = [decode_image(path.read_bytes()) for path in sorted((data / "camvid" / part / "images").glob("*.jpg"))]
+        rows[part] = np.concatenate(
+            [describe_images([predictor.predict(image)], [sample_picture(image, HOST)], taxonomy) for image in images]
+        )
+    return rows
 
 
 if __name__ == "__main__":
