@@ -258,9 +258,10 @@ def main() -> int:
         bundle, taxonomy = adopt(data, root, antialias=True)
         predictor = SemanticPredictor(bundle, OnnxSession(bundle))
         calibrations: dict[str, Calibration] = {}
-        if {"streams", "photos", "weights"} & set(options.parts):
-            for number, (name, views) in enumerate(VIEWS.items()):
-                place = root / str(number)
+        names = list(VIEWS) if {"photos", "weights"} & set(options.parts) else list(VIEWS)[:1]
+        if set(options.parts) != {"cost"}:
+            for number, name in enumerate(names):
+                views, place = VIEWS[name], root / str(number)
                 write_view(data, place, *views)
                 calibrations[name] = calibrate(
                     predictor, open_source(place / "images"), open_labels(place / "labels"), taxonomy, alpha=ALPHA,

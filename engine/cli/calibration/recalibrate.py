@@ -63,4 +63,7 @@ def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
             "and not if the images themselves changed, as by another camera or light"
         )
     level = parse_alpha(calibration.alpha)
-    say(f"promise: {promise(level, calibration.group, calibration.unit, images, calibration.control)}")
+    text = promise(level, calibration.group, calibration.unit, images, calibration.control)
+    if "weighting" in report:
+        text += "; the calibration images stand for that corpus as far as their weights are right"
+    say(f"promise: {text}")
