@@ -213,6 +213,16 @@ def print_json(raw: object, indent: int | None = 2) -> None:
     typer.echo(json.dumps(raw, indent=indent))
 
 
+def new_file(path: Path, suffix: str) -> None:
+    """Refuse an output file that exists or cannot be written, before any work is done.
+
+    Raises :class:`UsageError` as :func:`writable_file` does, and for a file that exists.
+    """
+    writable_file(path, suffix)
+    if path.exists():
+        raise UsageError(f"{path} exists already, and other files may refer to it; choose another name, or remove it")
+
+
 def writable_file(path: Path, suffix: str) -> None:
     """Refuse an output file that cannot be written, before any work is done.
 

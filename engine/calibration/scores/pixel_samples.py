@@ -137,8 +137,8 @@ class PixelSamples:
             cells=np.concatenate(nothing + [self._cells[index] for index in indices]),
             classes=np.concatenate(nothing + [self._classes[index] for index in indices]),
             weights=np.concatenate([np.empty(0), *(self._weights[index] for index in indices)]),
-            rank=rank,
-            scores=scores,
+            rank=np.ascontiguousarray(rank.T),
+            scores=np.ascontiguousarray(scores.T),
         )
 
 
@@ -159,65 +159,81 @@ class SampledScores:
     weights: NDArray[np.float64]
     """(S,): number of pixels that the sample stands for."""
     rank: NDArray[np.float64]
-    """(S, Ke): values that order the classes as their scores do."""
+    """(Ke, S): values that order the classes as their scores do."""
     scores: NDArray[np.float32]
-    """(S, Ke): nonconformity scores."""
+    """(Ke, S): nonconformity scores."""
 
     @cached_property
     def top(self) -> NDArray[np.int64]:
         """(S,): scored class of the highest score."""
-        return self.rank.argmax(axis=1)
+        return self.rank.argmax(axis=0)
+
+    @cached_property
+    def _top_score(self) -> NDArray[np.float32]:
+        return np.take_along_axis(self.scores, self.top[None], axis=0)[0]
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """(S,): place of each pixel's image in a table (n, K)."""
+        return self.image * self.taxonomy.num_targets
 
     @cached_property
     def true(self) -> NDArray[np.float64]:
         """(n, K): pixels of each class."""
-        return self._total(np.ones(len(self.classes), bool), self.classes)
+        return self._total(self.weights, self.classes)
 
     def tally(self, thresholds: Any, rule: Rule) -> Tally:
         """Label the samples with ``thresholds``: a scalar, one per scored class (Ke,), or a map over a grid that the
         images were sampled on; None: the top class.
         """
         num = self.taxonomy.num_targets
-        size = np.ones(len(self.classes), np.int64)
         if thresholds is None:
-            label = self.top
+            label, size = self.top, np.ones(len(self.classes), np.uint16)
         else:
             limits = np.asarray(thresholds, np.float32)
-            member = self.scores <= (limits.ravel()[self.cells][:, None] if limits.ndim == 2 else limits)
-            size = member.sum(axis=1)
-            label = self._label(member, size, rule)
-        kept = (label >= 0) & (label < num)
-        single = size == 1
+            if limits.ndim == 2:
+                limits = np.broadcast_to(limits.ravel()[self.cells], self.scores.shape)
+            limits = np.broadcast_to(limits, len(self.scores)) if limits.ndim < 2 else limits
+            label, size = self._label(limits, rule)
+        kept = np.where((label >= 0) & (label < num), self.weights, 0)
         return Tally(
             true=self.true,
             kept=self._total(kept, self.classes),
-            hits=self._total(kept & (label == self.classes), self.classes),
-            labeled=self._total(kept, label),
-            members=self._total(size > 0, self.classes, size),
-            single=self._total(single, self.classes),
+            hits=self._total(np.where(label == self.classes, kept, 0), self.classes),
+            labeled=self._total(kept, np.clip(label, 0, num - 1)),
+            members=self._total(self.weights * size, self.classes),
+            single=self._total(np.where(size == 1, self.weights, 0), self.classes),
         )
 
-    def _label(self, member: NDArray[np.bool_], size: NDArray[np.int64], rule: Rule) -> NDArray[np.int64]:
-        """Return the scored class that the rule selects from the prediction sets (S, Ke), -1 for none."""
-        if rule == "argmax":
-            return np.where(member[np.arange(len(member)), self.top], self.top, -1)
-        if rule == "foreground":
-            in_set = np.where(member, self.rank, -np.inf)
-            if self.taxonomy.background is not None:
-                has_others = size > member[:, self.taxonomy.background]
-                in_set[has_others, self.taxonomy.background] = -np.inf
-            return np.where(size > 0, in_set.argmax(axis=1), -1)
-        only = np.where(size == 1, member.argmax(axis=1), -1)
-        return only if rule == "single" else np.where(only == self.top, only, -1)
+    def _label(self, limits: NDArray[np.float32], rule: Rule) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """Return the scored class (S,) that the rule selects, -1 for none, and the size of the prediction set.
 
-    def _total(
-        self, mask: NDArray[np.bool_], targets: NDArray[np.int64], times: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float64]:
-        """Sum the weights of the pixels in ``mask`` by image and target, (n, K)."""
+        ``limits`` (Ke,) or (Ke, S) are the thresholds. One class at a time, since sums over adjacent classes are slow.
+        """
+        size, only = np.zeros(len(self.classes), np.uint16), np.full(len(self.classes), -1)
+        best, winner = np.full(len(self.classes), -np.inf), np.full(len(self.classes), -1)
+        background = self.taxonomy.background
+        for target, (score, rank, limit) in enumerate(zip(self.scores, self.rank, limits, strict=True)):
+            member = score <= limit
+            size += member
+            if rule == "single" or (rule == "foreground" and target == background):
+                only[member] = target
+            if rule == "foreground" and target != background:
+                better = member & (rank > best)
+                best[better], winner[better] = rank[better], target
+        if rule == "foreground":
+            return np.where(winner >= 0, winner, only), size
+        if rule == "single":
+            return np.where(size == 1, only, -1), size
+        top_limit = limits[self.top] if limits.ndim == 1 else np.take_along_axis(limits, self.top[None], axis=0)[0]
+        chosen = self._top_score <= top_limit
+        return np.where(chosen & (size == 1) if rule == "agree" else chosen, self.top, -1), size
+
+    def _total(self, weights: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sum weights (S,) by image and target, (n, K)."""
         num = self.taxonomy.num_targets
-        weights = self.weights[mask] if times is None else self.weights[mask] * times[mask]
-        cells = self.image[mask] * num + targets[mask]
-        return np.bincount(cells, weights, self.num_images * num).reshape(-1, num).astype(np.float64)
+        sums = np.bincount(self._places + targets, weights, self.num_images * num)
+        return sums.reshape(-1, num).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -37,8 +37,8 @@ from ..options import (
     TileOption,
     UnverifiedOption,
     WorkersOption,
+    new_file,
     print_json,
-    writable_file,
 )
 from .recalibrate import recalibrate, weigh
 
@@ -203,7 +203,7 @@ def calibrate_thresholds(
     from ...store.label_store import LabelStore
     from ...store.reviewed_labels import ReviewedImages, open_reviewed
 
-    writable_file(output, ".json")
+    new_file(output, ".json")
     if calibrations:
         if not labels is images is reviewed is bundle is sam is rule is None:
             raise UsageError(
@@ -296,7 +296,7 @@ def calibrate_object_scores(
     from ...calibration.objects import calibrate_objects
     from ...store.label_store import LabelStore
 
-    writable_file(output, ".json")
+    new_file(output, ".json")
     thresholds = calibrate_objects(LabelStore.open(store), labels, alpha=alpha)
     thresholds.save(output)
     if as_json:

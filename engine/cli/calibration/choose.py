@@ -29,8 +29,8 @@ from ..options import (
     TileOption,
     UnverifiedOption,
     WorkersOption,
+    new_file,
     print_json,
-    writable_file,
 )
 
 
@@ -81,7 +81,7 @@ def choose_selection(
     from ...report import display
 
     if output is not None:
-        writable_file(output, ".json")
+        new_file(output, ".json")
     options = ModelOptions(
         provider=provider,
         precision=precision,

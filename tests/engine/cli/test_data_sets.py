@@ -48,14 +48,14 @@ def test_a_draft_needs_names_for_the_label_values(home: Path) -> None:
 
 
 def test_thresholds_come_with_a_line_about_what_was_read(home: Path) -> None:
-    arguments = ("calibrate", "bundle", "--images", "photos", "--labels", "labels", "--alpha", "0.1", "-o", "c.json")
-    output = ok(*arguments, cwd=home)
+    arguments = ("calibrate", "bundle", "--images", "photos", "--labels", "labels", "--alpha", "0.1", "-o")
+    output = ok(*arguments, "c.json", cwd=home)
     assert "12 images used; label i taken for class i of the model" in output
     assert "paired by suffix _mask (12)" in output
     assert "12 photos turned by their EXIF orientation and their maps not" in output
-    source = json.loads(ok(*arguments, "--labels-as-stored", "--json", cwd=home))["source"]
+    source = json.loads(ok(*arguments, "stored.json", "--labels-as-stored", "--json", cwd=home))["source"]
     assert source["images"] == source["turned"] == 12
     assert source["labels_as_stored"]
-    refused = maskmill(*("colors" if word == "labels" else word for word in arguments), cwd=home)
+    refused = maskmill(*("colors" if word == "labels" else word for word in arguments), "no.json", cwd=home)
     assert refused.returncode == 2
     assert "holds colors, e.g." in refused.stderr

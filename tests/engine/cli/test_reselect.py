@@ -71,3 +71,11 @@ def test_faults_are_one_line_that_says_what_to_do(home: Path) -> None:
         "label", home / "bundle", home / "my photos", "--keep-scores", "0.1", "-o", home / "x"
     )
     assert not (home / "x").exists()
+
+
+def test_a_calibration_is_not_overwritten(home: Path) -> None:
+    before = (home / "c.json").read_bytes()
+    labeled = ("--images", home / "my photos", "--labels", home / "labels", "-o", home / "c.json")
+    assert "c.json exists already" in fault("calibrate", home / "bundle", *labeled, "--alpha", "0.2")
+    assert "c.json exists already" in fault("choose", home / "bundle", *labeled)
+    assert (home / "c.json").read_bytes() == before

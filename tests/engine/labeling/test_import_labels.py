@@ -218,13 +218,13 @@ def test_the_command_line_calibrates_on_reviewed_labels(tmp_path: Path) -> None:
     store = make_store(tmp_path, NUM)
     export_labels(store, tmp_path / "out", "cvat", ignored="drop")
     import_labels(store, correct_in_cvat(tmp_path / "out"), reviewer="ana")
-    arguments = ("calibrate", str(bundle.path), "--alpha", "0.1", "--min-images", "1", "-o", tmp_path / "c.json")
-    ok(*map(str, arguments), "--reviewed", str(store.path), cwd=tmp_path)
+    arguments = ("calibrate", str(bundle.path), "--alpha", "0.1", "--min-images", "1", "-o")
+    ok(*map(str, arguments), "c.json", "--reviewed", str(store.path), cwd=tmp_path)
     calibration = Calibration.load(tmp_path / "c.json")
     valid = sum(int((corrected_map(index) != 255).sum()) for index in range(NUM))
     assert calibration.report["num_pixels"] == valid
     assert calibration.report["num_images"] == NUM
-    refused = maskmill(*map(str, arguments), cwd=tmp_path)
+    refused = maskmill(*map(str, arguments), "no.json", cwd=tmp_path)
     assert "expected labeled images" in refused.stderr
     quality = json.loads(ok("evaluate", str(store.path), "--reviewed", "--json", cwd=tmp_path))
     assert quality["num_images"] == NUM
