@@ -1,7 +1,7 @@
 """Take the screenshots of docs/report.md: the report and the live page of the demo's Earth, in a headless Chromium.
 
     maskmill demo --no-student
-    python benchmarks/screenshots.py demo-output/earth --output docs
+    python benchmarks/screenshots.py demo-output/earth
 
 The pictures show NASA's Blue Marble alone, which is free to use. The browser is driven by ``tests/browser.py``.
 """
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("earth", type=Path, help="Folder that `maskmill demo` wrote.")
     parser.add_argument("--store", type=Path, default=None, help="Label store; that of the demo by default.")
     parser.add_argument("--calibration", type=Path, default=None)
-    parser.add_argument("--output", type=Path, default=Path("docs"))
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
     options = parser.parse_args()
     earth, output = options.earth, options.output
     store = options.store or earth / "labels" / "conformal"
