@@ -1,10 +1,5 @@
 """Choose the lowest score of an object by class, so that few of the objects that are kept are wrong.
 
-::
-
-    thresholds = calibrate_objects(LabelStore.open("labels"), "instances.json", alpha="0.1")
-    kept = thresholds.keep(objects)
-
 An object is right if it overlaps an object of its class in the truth, not matched by a better one, with an IoU of at
 least one half. The loss of an image for a class is the share of its kept objects of that class that are wrong, 0 if
 none is kept. It does not fall monotonically with the threshold, so each image's loss is replaced by its running maximum

@@ -1,9 +1,5 @@
 """Find the objects of an image: filter by score, upsample masks, and give every pixel to one object.
 
-::
-
-    objects = find_instances(score_map, taxonomy, InstanceSettings(min_score=0.5))
-
 Objects take their pixels in the order of their scores. One that is left with less than half of its own mask is another
 view of an object before it, and is dropped; models that give an object several times, such as YOLO without its
 suppression, need no further step. Source: Panoptic Segmentation (arXiv 1801.00868), appendix.

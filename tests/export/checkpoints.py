@@ -15,8 +15,19 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, **preprocessor: Any) -> Path:
-    """The model in ``folder``, its weights such that outputs differ from place to place and image to image."""
+def save(
+    model: Any,
+    folder: Path,
+    *,
+    size: dict[str, int],
+    gain: float = 1.5,
+    biases: dict[str, float] | None = None,
+    **preprocessor: Any,
+) -> Path:
+    """The model in ``folder``, its weights such that outputs differ from place to place and image to image.
+
+    ``biases`` are values of parameters that would be 0, by name.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -28,6 +39,8 @@ def save(model: Any, folder: Path, *, size: dict[str, int], gain: float = 1.5, *
                 parameter.zero_()
             else:
                 parameter.normal_(0, 0.02, generator=generator)
+        for name, value in (biases or {}).items():
+            model.get_parameter(name).fill_(value)
     model.save_pretrained(folder)
     steps = {
         "do_resize": True, "size": size, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -245,6 +258,10 @@ def sam2(folder: Path) -> Path:
     return save(transformers.Sam2Model(config), folder, size=square(128))
 
 
+# a class is present with a probability of about .9, so that it wins pixels against the background
+PRESENT = {"detr_decoder.presence_head.layer3.bias": 3.5}
+
+
 def sam3_config(kind: type, **text: Any) -> Any:
     """SAM 3's configuration with one small layer of each kind; ``text`` is its text encoder's."""
     small = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -271,7 +288,7 @@ def sam3(folder: Path) -> Path:
         eos_token_id=189,
     )  # fmt: skip
     tokenizer(folder)
-    return save(transformers.Sam3Model(config), folder, size=square(112), gain=1.0)
+    return save(transformers.Sam3Model(config), folder, size=square(112), gain=1.0, biases=PRESENT)
 
 
 @seeded
@@ -281,7 +298,7 @@ def sam3_lite_text(folder: Path) -> Path:
         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     tokenizer(folder)
-    return save(transformers.Sam3LiteTextModel(config), folder, size=square(112), gain=1.0)
+    return save(transformers.Sam3LiteTextModel(config), folder, size=square(112), gain=1.0, biases=PRESENT)
 
 
 @seeded

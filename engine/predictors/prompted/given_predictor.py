@@ -1,10 +1,5 @@
 """Predict class scores and objects from prompts that come from elsewhere, see :mod:`.given_prompts`.
 
-::
-
-    predictor = GivenPredictor(sam_bundle, encoder_session, decoder_session, boxes_of("boxes.csv"))
-    score_map = predictor.predict(image, "1.jpg")
-
 Every prompt's object has a mask and a confidence; the score of a class in a pixel, and the background's, follow from
 them as in :mod:`.class_masks`. Of the masks that the model gives for a prompt the one with the best predicted IoU is
 used, and its confidence is the prompt's score times that IoU. A part of a coarse mask is prompted in several ways; the
