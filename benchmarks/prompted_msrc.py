@@ -13,6 +13,7 @@ product's own maps, peaks, prompts, masks and selection.
   fits the head on image-level labels and chooses every threshold by its own mIoU, each photo under a head that was
   fitted without its fifth of them, since maps are sharper on photos that the head has seen; the other half is labeled
   and scored, its image-level labels given.
+* Prompts: the maximum of a map is always one of its peaks (``maximum=true``), so that no class lacks a prompt.
 * ``miou``: mean over the 16 classes in the truth, pixels of all scored photos together; ``instance_iou``: mean over
   photos and the classes that each shows, background left out. Intervals: 2000 resamplings of the scored photos, the
   same for both sides, of the difference in the mean over splits.
@@ -315,7 +316,7 @@ class Split:
     def run(self, photos: list[Photo], **options: Any) -> tuple[Labeled, list[PromptedSteps]]:
         """A variant, every pixel kept; options of PromptSettings and MaskSettings."""
         masks = MaskSettings(**{key: options.pop(key) for key in ("pick", "keep") if key in options})
-        found = self.steps(photos, PromptSettings(**options), masks)
+        found = self.steps(photos, PromptSettings(maximum=True, **options), masks)
         return self.label(photos, found, Selection()), found
 
     def _maps(self, photo: Photo, chosen: list[int]) -> np.ndarray:
@@ -418,7 +419,9 @@ def measure_speed(split: Split, folder: Path, sam: Bundle, chosen: dict[str, Any
     trunk = Bundle.load(folder / "lite0")
     fitted = head_bundle(trunk, folder / f"head-{os.getpid()}", CLASSES, *split.head)
     labels = ImageLabels({photo.path.name: frozenset(photo.shown) for photo in photos}, "labels")
-    prompts = PromptSettings(mode=chosen["mode"], tau=chosen["tau"], box_threshold=chosen["box_threshold"])
+    prompts = PromptSettings(
+        mode=chosen["mode"], tau=chosen["tau"], box_threshold=chosen["box_threshold"], maximum=True
+    )
 
     def product() -> PromptedPredictor:
         predictor = PromptedPredictor(

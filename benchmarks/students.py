@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from maskmill.trainer.data.corpus import Corpus
-from maskmill.trainer.data.datasets import LabeledImages
+from maskmill.trainer.data.parts import LabeledImages
 from maskmill.trainer.evaluate import score_images
 from maskmill.trainer.recipes import Recipe
 from maskmill.trainer.run import LAST

@@ -47,7 +47,7 @@ from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.kernels.types import Rule
 from maskmill.trainer.data.corpus import open_corpus
-from maskmill.trainer.data.datasets import LabeledImages
+from maskmill.trainer.data.parts import LabeledImages
 from maskmill.trainer.recipes import Recipe, conformalsam, csl, supervised
 
 RESULTS = Path(__file__).parent / "results" / "2026-11-28-students.jsonl"

@@ -40,7 +40,7 @@ from students_msrc import RESULTS, Split
 from maskmill.engine.model.files import read_class_names
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.trainer.data.corpus import Corpus, classes_taxonomy, open_corpus
-from maskmill.trainer.data.datasets import LabeledImages
+from maskmill.trainer.data.parts import LabeledImages
 from maskmill.trainer.recipes import Recipe, csl, supervised, unimatch
 
 SEEDS = (0, 1, 2)

@@ -37,7 +37,9 @@ maskmill.overlay("photos/0.png", label, model.classes).save("overlay.png")
 assert maskmill.export_labels(store, "coco", "coco").num_images == 6
 assert maskmill.import_labels(store, "coco", reviewer="me").corrected == 0
 settings = {"model": "tiny", "steps": 2, "crop": 16, "batch": 2, "warmup": 0}
-maskmill.train("store", output="run", labeled="data", settings=settings, device="cpu", workers=0)
+maskmill.train(
+    "store", output="run", labeled="data", labeled_share="1/2", split_seed=1, settings=settings, device="cpu", workers=0
+)
 assert maskmill.predict("run", "photos/0.png", device="cpu").shape == label.shape == weight.shape
 """
 

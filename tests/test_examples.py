@@ -34,7 +34,7 @@ from maskmill.export.gate.compare import Side
 from maskmill.export.gate.judge import GateImages
 from maskmill.export.precision.convert import convert
 from maskmill.export.precision.sixteen_bit import in_16_bit
-from maskmill.trainer.data.datasets import LabeledImages
+from maskmill.trainer.data.parts import LabeledImages
 
 from .conftest import ROOT
 from .models import cam_bundle, color_bundle, color_cam_graph, color_graph, color_image, sam_bundle

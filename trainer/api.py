@@ -126,6 +126,11 @@ def train(
     validation: Location | None = None,
     ids: Sequence[str] | None = None,
     validation_ids: Sequence[str] | None = None,
+    labeled_share: str | None = None,
+    split_seed: int = 0,
+    classes: Location | Sequence[str] | None = None,
+    background: str | None = None,
+    taxonomy: Location | None = None,
     init: Location | None = None,
     settings: Mapping[str, object] | None = None,
     device: str | None = None,
@@ -143,6 +148,12 @@ def train(
         measure on, whose best student is kept.
     ids, validation_ids
         Names of the images to use from ``labeled`` and ``validation``; all if None.
+    labeled_share, split_seed
+        Use a share of the labeled images, such as ``1/16``, drawn with this seed; all if None.
+    classes, background
+        Class names and the background class, needed without a store.
+    taxonomy
+        Class mapping whose ``[labels]`` table reads the labels of ``labeled`` and ``validation``.
     init
         Run with the same network and classes whose student is the start (warm start).
     settings
@@ -154,13 +165,15 @@ def train(
 
     Raises :class:`UsageError` for settings that do not fit, :class:`TrainingError`.
     """
-    from .data.corpus import open_corpus
+    from .data.corpus import classes_taxonomy, open_corpus
     from .recipes import RECIPES, with_settings
     from .train import train as train_run
     from .training_display import observing
 
     if recipe not in RECIPES:
         raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    if background is not None and classes is None:
+        raise UsageError("background needs classes: a file, or their names")
     settled_recipe = with_settings(RECIPES[recipe](), [f"{name}={value}" for name, value in (settings or {}).items()])
     corpus = open_corpus(
         stores=[stores] if isinstance(stores, str | os.PathLike) else stores,
@@ -169,6 +182,10 @@ def train(
         unlabeled=unlabeled,
         validation=validation,
         validation_ids=validation_ids,
+        labeled_share=labeled_share,
+        split_seed=split_seed,
+        taxonomy=None if classes is None else classes_taxonomy(class_names_of(classes), background),
+        labels_of=taxonomy,
         run=output,
     )
     if not progress:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..engine.predictors.base import ScoreMap
 from ..errors import TrainingError
-from .data.datasets import LabeledImages
+from .data.parts import LabeledImages
 from .methods import Consistency
 from .objectives.pseudo_labels import select
 from .run import Run, import_torch

@@ -30,7 +30,7 @@ from ..engine.store.reviewed_labels import open_reviewed
 from ..errors import UsageError
 from ..kernels.processors import usable_processors
 from .bundle import is_run
-from .data.datasets import LabeledImages
+from .data.parts import LabeledImages
 from .evaluate import Scores, score_images
 from .processes import resolve_device
 from .students.models import Student, load_run

@@ -39,6 +39,7 @@ from .processes import Process, interrupts, joined, limit_threads
 from .recipes import Recipe
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
 from .students.conformal import fit_student_thresholds
+from .students.prediction import label_image
 from .students.start import build_student, load_student
 
 
@@ -62,6 +63,8 @@ class TrainingProgress:
     """Since the process began to train."""
     interrupted: bool = False
     """True if an interrupt stopped the run before the last step."""
+    only_class: str | None = None
+    """Class that the finished student predicts everywhere on images that show others; None if it predicts several."""
 
 
 def train(
@@ -222,7 +225,24 @@ class _Loop:
                     self._save(LAST)
             if progress.interrupted:
                 self._save(LAST)
-        return replace(progress, step=self.step, seconds=time.perf_counter() - started)
+        only_class = self._only_class() if process.first and not progress.interrupted else None
+        return replace(progress, step=self.step, seconds=time.perf_counter() - started, only_class=only_class)
+
+    def _only_class(self) -> str | None:
+        """Return the class that the student predicts everywhere on some labeled images; None if there are several."""
+        parts = (self.corpus.validation, self.corpus.labeled, *self.corpus.stored)
+        part = next(part for part in parts if part is not None)
+        module = self.student if self.average is None else self.average.module
+        module.eval()
+        predicted: set[int] = set()
+        shown: set[int] = set()
+        for sample in map(part.read, range(min(len(part.uris), _CHECKED_IMAGES))):
+            label = label_image(module, sample.image, self.run, device=self.process.device)
+            predicted |= set(np.unique(label).tolist())
+            shown |= set(np.unique(sample.label[sample.label != self.run.ignore]).tolist())
+            if len(predicted) > 1:
+                return None
+        return self.run.classes[min(predicted)] if predicted and shown - predicted else None
 
     def _update(self, batches: Sequence[Any], counts: Mapping[str, float], rate: float) -> dict[str, Any]:
         """One optimizer step on all parts of a batch; returns the step's loss, terms and figures in this process."""
@@ -329,6 +349,8 @@ class _Loop:
 
 
 _ROLES = ("labeled", "unlabeled")
+_CHECKED_IMAGES = 10
+"""Labeled images, at most, on which a finished student must predict more than one class."""
 _CALIBRATION_IMAGES = 200
 """Labeled images that calibrate a student while it trains, at most; the seed of the recipe chooses them."""
 

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from ..engine.report.terminal import PlainConsole, say
-from .data.datasets import LabeledImages, PlainImages
+from .data.parts import LabeledImages, PlainImages
 from .evaluate import Scores
 from .train import TrainingProgress
 
@@ -57,6 +57,11 @@ def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None
         return
     best = "" if run.best is None else f", best mIoU {run.best:.3f}"
     say(f"{folder}: {run.step} of {run.steps} steps, {run.seconds:.0f} s{_loss(run)}{best}")
+    if run.only_class is not None:
+        say(
+            f"warning: the student predicts {run.only_class} everywhere on the images that were checked; train longer, "
+            "with a higher lr, or use a larger model"
+        )
     if run.interrupted:
         say("interrupted: the run is saved; run the same command again to resume")
 

@@ -17,7 +17,7 @@ torchmetrics = pytest.importorskip("torchmetrics")
 from maskmill.cli import app  # noqa: E402
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
-from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
+from maskmill.trainer.data.parts import LabeledImages  # noqa: E402
 from maskmill.trainer.evaluate import Scores, score_images  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402

@@ -127,6 +127,7 @@ def test_training_learns_the_classes(tmp_path: Path, corpus: Corpus) -> None:
     assert losses[-1] < 0.6 * losses[0]
     assert progress.best is not None
     assert progress.best > 0.6
+    assert progress.only_class is None
 
 
 def test_the_best_student_is_the_one_that_is_loaded(tmp_path: Path, corpus: Corpus) -> None:
@@ -248,3 +249,8 @@ def test_the_first_updates_do_not_weigh_on_an_average_with_warm_up(tmp_path: Pat
     # update 0 copies, update 1 averages with 1/2
     assert state["num_averaged"] == 2
     assert any(not torch.equal(state["model"][name], state["ema"][name]) for name in state["model"])
+
+
+def test_a_student_that_predicts_one_class_everywhere_is_reported(tmp_path: Path, corpus: Corpus) -> None:
+    recipe = recipe_of("supervised", "steps=1", "lr=1e-9")
+    assert run(tmp_path / "run", recipe, corpus).only_class in corpus.taxonomy.targets

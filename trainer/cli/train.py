@@ -7,7 +7,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from ...engine.cli.options import IdsOption, JsonOption
+from ...engine.cli.options import AsStoredOption, IdsOption, JsonOption, PairingOption
+from ...engine.formats.open import InputFormat
 from ...errors import UsageError
 from ..recipes import RecipeName
 from .options import DeviceOption
@@ -26,6 +27,12 @@ def train_student(
     labeled: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Photos with true labels: images/, and labels/ or another format's files."),
+    ] = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
+    labels_format: Annotated[
+        InputFormat | None,
+        typer.Option(metavar="NAME", help="Format of the true labels, such as coco.", show_default="detected"),
     ] = None,
     ids: IdsOption = None,
     labeled_share: Annotated[
@@ -92,6 +99,7 @@ def train_student(
     from ...engine.inputs.names import read_ids
     from ...engine.model.files import read_ordered_class_names
     from ..data.corpus import classes_taxonomy, open_corpus
+    from ..data.parts import Reading
     from ..recipes import RECIPES, with_settings
     from ..train import train
     from ..training_display import observing, print_sources, print_summary
@@ -113,6 +121,7 @@ def train_student(
         image_labels=image_labels,
         labeled_share=labeled_share,
         split_seed=split_seed,
+        reading=Reading(pairing=pairing, as_stored=labels_as_stored, format=labels_format),
         run=output,
     )
     print_sources(

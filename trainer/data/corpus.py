@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from ...errors import UsageError
 from ..methods import Consistency, S2c
 from ..recipes import Recipe
 from ..run import RUN_FILE
-from .datasets import LabeledImages, Part, PlainImages, StoredImages, TrainingImages
+from .datasets import TrainingImages
+from .parts import LabeledImages, Part, PlainImages, Reading, StoredImages
 from .splits import parse_share, seeded_split
 from .weak_labels import WeakLabels
 
@@ -128,6 +129,7 @@ def open_corpus(
     image_labels: Location | None = None,
     labeled_share: str | None = None,
     split_seed: int = 0,
+    reading: Reading | None = None,
     run: Location | None = None,
 ) -> Corpus:
     """Open all images of a run, once, before it starts.
@@ -152,6 +154,8 @@ def open_corpus(
         the classes in its label map); see :mod:`.weak_labels`.
     labeled_share, split_seed
         Use a share of the labeled images, such as ``1/16``, drawn with this seed (:mod:`.splits`); all if None.
+    reading
+        How the labels of ``labeled`` and ``validation`` are read, if they are not recognized.
     run
         Folder of the training run: the stores are read at one moment, kept until :meth:`Corpus.release`, and a run
         that is resumed reads the same moment.
@@ -177,14 +181,16 @@ def open_corpus(
         classes = replace(classes, labels=taxonomy.labels)
     if labels_of is not None:
         classes = classes.with_labels_of(labels_of)
-    held_out = None if validation is None else LabeledImages.open(validation, classes, ids=validation_ids)
+    held_out = (
+        None if validation is None else LabeledImages.open(validation, classes, ids=validation_ids, reading=reading)
+    )
     skip = set() if held_out is None else set(held_out.uris)
-    true = None if labeled is None else LabeledImages.open(labeled, classes, ids=ids, skip=skip)
+    true = None if labeled is None else LabeledImages.open(labeled, classes, ids=ids, skip=skip, reading=reading)
     if labeled_share is not None:
         if labeled is None or true is None:
             raise UsageError("--labeled-share needs --labeled DIR")
         split = seeded_split(true.uris, parse_share(labeled_share), seed=split_seed)
-        true = LabeledImages.open(labeled, classes, ids=split, skip=skip)
+        true = true.only(frozenset(split))
     skip |= set() if true is None else set(true.uris)
     plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
     new_pins = tuple(store for store in pinned if pin is not None and not store.has_pin(pin))
@@ -203,6 +209,8 @@ def open_corpus(
         "image_labels": None if image_labels is None else str(image_labels),
         "images": {"stored": sum(len(part.uris) for part in stored)},
     }
+    if reading is not None and reading != Reading():
+        record["reading"] = asdict(reading)
     return Corpus(
         taxonomy=classes,
         labeled=true,

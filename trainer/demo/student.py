@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.corpus import open_corpus
-from ..data.datasets import LabeledImages
+from ..data.parts import LabeledImages
 from ..evaluate import score_images
 from ..recipes import weighted
 from ..run import import_torch

@@ -10,7 +10,8 @@ Maps, peaks and points are on one device (:mod:`maskmill.engine.backends.base`).
 needed on the host: the counts of peaks are downloaded from a device, the peaks themselves are not.
 
 Modes: ``points`` is one prompt per class, with all its peaks; ``peaks`` one per peak; ``box`` one for each part of the
-map above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` all of these.
+map above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` all of these;
+``single-box`` one box per class, around all parts that hold a peak.
 Source of the peaks: S2C, class-specific point prompts.
 """
 
@@ -33,7 +34,7 @@ from ...backends.host import HOST
 POSITIVE, BOX_START, BOX_END, PADDING = 1.0, 2.0, 3.0, -1.0
 """Labels of points: on the object, a box's top left and bottom right corner, and no point at all."""
 
-Mode = Literal["points", "peaks", "box", "box+points", "best"]
+Mode = Literal["points", "peaks", "box", "box+points", "best", "single-box"]
 PeakMode = Literal["paper", "official"]
 
 _SMALLEST_PART = 0.05
@@ -47,8 +48,11 @@ class PromptSettings:
     mode: Mode = "points"
     """Prompts that the decoder receives; see the module's text."""
     peaks: PeakMode = "paper"
-    """``paper``: peaks above ``tau``, none in a border of ``min_distance``, and the map's maximum; ``official``: as the
-    authors of S2C coded it."""
+    """``paper``: peaks above ``tau``, none in a border of ``min_distance``; ``official``: as the authors of S2C coded
+    it."""
+    maximum: bool = True
+    """Add the maximum of a map that is not among its peaks, as one in the border: a class then never lacks a prompt.
+    False is as in the paper."""
     tau: float = 0.5
     """A peak exceeds this value of its map, whose maximum is 1."""
     min_distance: int | None = None
@@ -153,8 +157,8 @@ def prompts_of(
     indices = [index for index, cams in enumerate(images) if len(cams)]
     if not indices:
         return prompts
-    modes = get_args(Mode)[:-1] if settings.mode == "best" else (settings.mode,)
-    with_boxes = any(mode.startswith("box") for mode in modes)
+    modes = ("points", "peaks", "box", "box+points") if settings.mode == "best" else (settings.mode,)
+    with_boxes = any("box" in mode for mode in modes)
     peaks_of = [find_peaks(images[index], settings, backend.xp) for index in indices]
     requests = [
         (counts, images[index], peaks) if with_boxes else (counts,)
@@ -178,7 +182,7 @@ def find_peaks(cams: Any, settings: PromptSettings, xp: Any = np) -> tuple[Any, 
         mode=settings.peaks,
         threshold=settings.tau,
         min_distance=settings.min_distance,
-        always_argmax=True,
+        always_argmax=settings.maximum,
     )
     counts = peaks.count if settings.max_peaks is None else xp.minimum(peaks.count, settings.max_peaks)
     return peaks.coordinates, xp.where(positive, counts, np.int64(0))
@@ -210,6 +214,9 @@ def _image_prompts(
         else:
             assert cams is not None, "downloaded for boxes"
             assert known_peaks is not None, "downloaded for boxes"
+            if mode == "single-box":
+                parts.append(_single_boxes(cams[present], known_peaks[present], counts, settings, group, xp))
+                continue
             with_points = mode == "box+points"
             parts.append(_boxes(cams[present], known_peaks[present], counts, settings, with_points, group, xp))
     prompts = _concatenated(parts, xp)
@@ -262,6 +269,26 @@ def _boxes(
         if with_points:
             points[row, 2 : 2 + len(on)], labels[row, 2 : 2 + len(on)] = on, POSITIVE
     return _part(np.array(targets, np.int64), group, xp.asarray(points), labels)
+
+
+def _single_boxes(
+    cams: NDArray[np.float32],
+    peaks: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    settings: PromptSettings,
+    group: int,
+    xp: Any,
+) -> list[Any]:
+    """Make one box per class: around all parts of its map that hold a peak, and around the peaks outside of parts."""
+    points = np.zeros((len(cams), 2, 2), np.float32)
+    for target, cam in enumerate(cams):
+        inside = peaks[target, : counts[target]]
+        _, parts = cv2.connectedComponents((cam > settings.box_threshold).astype(np.uint8), connectivity=8)
+        numbers = parts[tuple(inside.T)]
+        cells = np.concatenate([np.argwhere(np.isin(parts, numbers[numbers > 0])), inside])
+        points[target] = cells.min(axis=0)[::-1], cells.max(axis=0)[::-1] + 1
+    labels = np.tile(np.array([BOX_START, BOX_END]), (len(cams), 1))
+    return _part(np.arange(len(cams)), group, xp.asarray(points), labels)
 
 
 def _part(target: NDArray[Any], group: int, points: Any, labels: NDArray[Any]) -> list[Any]:

@@ -72,6 +72,19 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
     assert json.loads((tmp_path / "run" / "run.json").read_text())["background"] == 1
 
 
+def test_the_names_of_label_maps_are_an_option(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "classes.txt").write_text("\n".join(COLORS))
+    for path in (photos / "labels").iterdir():
+        path.rename(path.with_name(f"map-{path.stem}.png"))
+    output = call(
+        "train", "--labeled", photos, "--pairing", "*=map-*", "--labels-as-stored", "--classes",
+        tmp_path / "classes.txt", "--recipe", "supervised", "-o", tmp_path / "run", "--device", "cpu", "--workers", 0,
+        *TINY,
+    )  # fmt: skip
+    assert "labeled: 6 images" in output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["reading"]["pairing"] == "*=map-*"
+
+
 def pins(store: Path) -> dict[str, int]:
     return verify(store).pins
 

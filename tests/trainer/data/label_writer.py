@@ -19,7 +19,7 @@ from PIL import Image
 from maskmill.engine.model.png import encode_png
 from maskmill.engine.store import label_store
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
-from maskmill.trainer.data.datasets import StoredImages
+from maskmill.trainer.data.parts import StoredImages
 
 SIZE = (8, 8)
 

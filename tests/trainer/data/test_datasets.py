@@ -18,7 +18,8 @@ from maskmill.engine.model.png import encode_png  # noqa: E402
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id  # noqa: E402
 from maskmill.errors import StoreError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import open_corpus  # noqa: E402
-from maskmill.trainer.data.datasets import Draw, LabeledImages, StoredImages, TrainingImages  # noqa: E402
+from maskmill.trainer.data.datasets import Draw, TrainingImages  # noqa: E402
+from maskmill.trainer.data.parts import LabeledImages, StoredImages  # noqa: E402
 from maskmill.trainer.methods import Consistency  # noqa: E402
 
 from ...models import color_image  # noqa: E402

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from maskmill.engine.store import label_store  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
 from maskmill.engine.store.verify import verify  # noqa: E402
-from maskmill.trainer.data.datasets import StoredImages  # noqa: E402
+from maskmill.trainer.data.parts import StoredImages  # noqa: E402
 
 from ...conftest import ROOT  # noqa: E402
 from ..builders import TAXONOMY  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from maskmill.engine.inputs.labels import LabelFolder  # noqa: E402
 from maskmill.errors import MaskmillError, TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus  # noqa: E402
-from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
+from maskmill.trainer.data.parts import LabeledImages  # noqa: E402
 from maskmill.trainer.data.weak_labels import WeakLabels  # noqa: E402
 from maskmill.trainer.evaluate import score_images  # noqa: E402
 from maskmill.trainer.objectives.s2c import classification, map_scores, segment_contrast  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.trainer.data.datasets import LabeledImages  # noqa: E402
+from maskmill.trainer.data.parts import LabeledImages  # noqa: E402
 from maskmill.trainer.recipes import calibrated  # noqa: E402
 from maskmill.trainer.run import Run  # noqa: E402
 from maskmill.trainer.students.conformal import fit_student_thresholds  # noqa: E402

@@ -164,3 +164,18 @@ def test_a_grid_of_points_lies_in_the_middle_of_its_cells() -> None:
 def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         PromptSettings(**options)
+
+
+def test_a_maximum_in_the_border_is_a_peak_unless_it_is_turned_off() -> None:
+    maps = np.stack([cam((2, 3, 1.0), (25, 40, 0.8)), cam((2, 3, 1.0))])
+    assert find_peaks(maps, PromptSettings())[1].tolist() == [2, 1]
+    assert find_peaks(maps, PromptSettings(maximum=False))[1].tolist() == [1, 0]
+
+
+def test_a_single_box_is_around_all_parts_with_a_peak() -> None:
+    maps = np.zeros((1, 60, 60), np.float32)
+    maps[0, 12:20, 15:25], maps[0, 40:46, 30:50], maps[0, 50:52, 2:4] = 0.6, 0.7, 0.5
+    maps[0, 15, 20], maps[0, 43, 40] = 1.0, 0.9
+    prompts = asked(maps, PromptSettings(mode="single-box", box_threshold=0.4))
+    assert prompts.points.tolist() == [[[15, 12], [50, 46]]]
+    assert prompts.labels.tolist() == [[2, 3]]
