@@ -78,8 +78,7 @@ struct Tally {
     // Saves pixel i as number `place`.
     template <int OTHERS>
     __device__ __forceinline__ void save(int i, const Pixels<HAS_SUMS, OTHERS>& pixels, int place) const {
-        // A corner that is not finite makes a mass NaN, or the reference infinite.
-        const bool finite = defects == 0 && (!MASSES || fmaf(shift, 0, rest[i] * 0) == 0);
+        const bool finite = defects == 0;
         pixels.set(TOP_RANK, place, top[i]);
         pixels.set(SECOND_RANK, place, second[i]);
         pixels.at(CLASSES, place) = finite ? (top_class[i] & 0xffffu) | static_cast<uint32>(second_class[i]) << 16 : ~0u;
@@ -142,7 +141,7 @@ struct Tally {
         VISIT(CLASS, scored);
         const Rows<Q> rows(corners, weights_x);
         // With a corner that is not finite, no difference of the rows is.
-        if constexpr (!MASSES) defects = fmaf(rows.step[0], 0.0f, defects);
+        defects = fmaf(rows.step[0], 0.0f, defects);
         if constexpr (!HAS_SUMS && !GROUPS) {
             float lowest = top[0];
             for (int i = 1; i < N; ++i) lowest = fminf(lowest, top[i]);

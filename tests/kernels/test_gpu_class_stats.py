@@ -48,7 +48,7 @@ def random_case(rng, dtype, activation, walk, mode, shape):
     scores = scores_of(rng, activation, (batch or 1, *source, channels), DTYPES[dtype], rng.choice([0.5, 2, 5]))
     if rng.random() < 0.25:
         scores[0, rng.integers(source[0]), rng.integers(source[1]), rng.integers(channels)] = rng.choice(
-            [np.nan, np.inf]
+            [np.nan, np.inf, -np.inf]
         )
     layout = "HWC" if walk == "VECTOR" else str(rng.choice(["CHW", "HWC"]))
     if layout == "CHW":
@@ -158,6 +158,23 @@ def test_rising_logits_are_summed_as_exactly_as_falling_ones():
         found, expected = cuda.class_stats(scores, (1, 1), **options), reference.class_stats(scores, (1, 1), **options)
         for name in options["outputs"]:
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=5e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_pixels_with_a_corner_that_is_not_finite_have_no_class(activation, value):
+    rng = np.random.default_rng(8)
+    scores = scores_of(rng, activation, (1, 4, 5, 6), np.float32, 2)[0]
+    scores[1, 2, 4], scores[3, 4, 0] = value, value
+    outputs = ("label", "top", "confidence", "share", "dispersion", "second")
+    for size in ((16, 20), (5, 5)):
+        found, expected = (
+            form.class_stats(scores, size, layout="HWC", activation=activation, outputs=outputs)
+            for form in (cuda, reference)
+        )
+        assert 0 < (expected.top == 65535).mean() < 1
+        np.testing.assert_array_equal(found.top == 65535, expected.top == 65535)
+        np.testing.assert_allclose(found.share, expected.share, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
