@@ -133,16 +133,16 @@ def plane(counts: NDArray[np.int64], *, y_top: float, title: str) -> Markup:
 
 def matrix(values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str) -> Markup:
     """Draw shares (rows, columns) as squares, darker for more, each with its text in percent from 1 % on."""
-    cell, left = 30, 8 + 7.2 * max(len(name) for name in rows)
+    cell, margin = 30, 8 + 7.2 * max(len(name) for name in rows)
     top = 14 + 5.8 * max(len(name) for name in columns)
-    width, height = left + cell * len(columns) + 34, top + cell * len(rows) + 4
-    parts = [_text(left - 6, top + cell * (index + 0.5) + 4, name, "end") for index, name in enumerate(rows)]
+    width, height = margin + cell * len(columns) + 34, top + cell * len(rows) + 4
+    parts = [_text(margin - 6, top + cell * (index + 0.5) + 4, name, "end") for index, name in enumerate(rows)]
     for index, name in enumerate(columns):
-        x, y = left + cell * (index + 0.5) + 4, top - 6
+        x, y = margin + cell * (index + 0.5) + 4, top - 6
         parts.append(_tag("text", name, x=x, y=y, transform=f"rotate(-62 {_number(x)} {_number(y)})"))
     for row, column in np.ndindex(*values.shape):
         share = float(values[row, column])
-        x, y = left + column * cell, top + row * cell
+        x, y = margin + column * cell, top + row * cell
         kind = "cell" if rows[row] == columns[column] else "cell wrong"
         opacity = 0.05 + 0.95 * share**0.6
         parts.append(

@@ -96,8 +96,8 @@ def write_report(
     if predictor is None:
         view = view_kept_scores(reader, sample, classes, workers=workers)
     else:
-        shown = [overview.ids[number] for number in numbers]
-        view = view_model(predictor, reader, sample, shown, classes, calibration, workers=workers)
+        pictured = [overview.ids[number] for number in numbers]
+        view = view_model(predictor, reader, sample, pictured, classes, calibration, workers=workers)
 
     def encode(number: int) -> dict[str, Any]:
         id = overview.ids[number]

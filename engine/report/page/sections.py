@@ -31,10 +31,10 @@ def coverage_section(calibration: Calibration) -> dict[str, Any] | None:
     if not report.get("overall") or not report.get("classes"):
         return None
     target = 1 - float(calibration.alpha) if calibration.control == "miscoverage" else None
-    seen = [
+    measured = [
         (index, row, row["held_out"], row["argmax"]) for index, row in enumerate(report["classes"]) if row["held_out"]
     ]
-    lows = [(held["interval"] or [held["coverage"]])[0] for _, _, held, _ in seen]
+    lows = [(held["interval"] or [held["coverage"]])[0] for _, _, held, _ in measured]
     low = max(0.0, np.floor(min([*lows, 0.9 if target is None else target - 0.05]) * 10) / 10)
     rows = [
         {
@@ -45,7 +45,7 @@ def coverage_section(calibration: Calibration) -> dict[str, Any] | None:
             "raw_iou": None if raw is None else raw["iou"],
             **_covered(held, target, low),
         }
-        for index, row, held, raw in seen
+        for index, row, held, raw in measured
     ]
     total = {
         "name": "all",
@@ -91,17 +91,17 @@ def risk_section(calibration: Calibration) -> dict[str, Any] | None:
         return None
     losses = LabelLosses.of_counts(calibration.counts)
     weights = calibration.counts.pixels(len(calibration.targets)).sum(axis=1).astype(float)
-    kept = (losses.kept * weights[:, None]).sum(axis=0) / weights.sum()
+    kept_share = (losses.kept * weights[:, None]).sum(axis=0) / weights.sum()
     wrong = (losses.risk * losses.kept * weights[:, None]).sum(axis=0) / weights.sum()
-    visible = kept > 0.02
-    points = list(zip(kept[visible].tolist(), (wrong[visible] / kept[visible]).tolist(), strict=True))
-    chosen = (labels["kept"], 1 - labels["accuracy_kept"], f"chosen: {calibration.rule}")
+    visible = kept_share > 0.02
+    points = list(zip(kept_share[visible].tolist(), (wrong[visible] / kept_share[visible]).tolist(), strict=True))
+    mark = (labels["kept"], 1 - labels["accuracy_kept"], f"chosen: {calibration.rule}")
     return {
         "kept": labels["kept"],
         "error": 1 - labels["accuracy_kept"],
         "chart": charts.curve(
             points,
-            [chosen],
+            [mark],
             x_title="share of pixels with a label",
             y_title="wrong labels",
             title="Share of wrong labels against the share of pixels with a label",

@@ -18,6 +18,9 @@ MOST_BITS = 80
 """Bits that may differ, of 512."""
 MOST_COLOR = 14.0
 """Mean difference of the thumbnails' values, [0, 255], after removing the difference of their means."""
+Print = tuple[NDArray[np.uint64], NDArray[np.float32]]
+"""Bits (8,) and colors (D,) of one photo."""
+
 _CELLS = 16
 _COLOR = 8
 _BLOCK = 2048
@@ -33,7 +36,7 @@ class Prints:
     """(n, D): thumbnails in color, [0, 255]."""
 
     @classmethod
-    def gather(cls, prints: Sequence[tuple[NDArray[np.uint64], NDArray[np.float32]]]) -> Prints:
+    def gather(cls, prints: Sequence[Print]) -> Prints:
         """Join the prints of single photos."""
         if not prints:
             return cls(np.empty((0, 8), np.uint64), np.empty((0, _COLOR * _COLOR * 3), np.float32))
@@ -41,7 +44,7 @@ class Prints:
         return cls(np.stack(bits), np.stack(colors))
 
 
-def photo_print(photo: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+def photo_print(photo: NDArray[np.uint8]) -> Print:
     """Return the bits (8,) and the colors (D,) of a photo (H, W, 3) uint8 RGB."""
     gray = cv2.resize(photo, (_CELLS + 1, _CELLS + 1), interpolation=cv2.INTER_AREA).astype(np.float32) @ _LUMA
     right, down = gray[:-1, 1:] > gray[:-1, :-1], gray[1:, :-1] > gray[:-1, :-1]

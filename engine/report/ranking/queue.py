@@ -82,17 +82,17 @@ def plan_queue(
     distance = np.ones(num)
     available = np.ones(num, bool)
     counts = calibrated.astype(np.float64).copy()
-    others: dict[int, list[int]] = {}
+    twins_of: dict[int, list[int]] = {}
     for first, second in twins:
-        others.setdefault(first, []).append(second)
-        others.setdefault(second, []).append(first)
+        twins_of.setdefault(first, []).append(second)
+        twins_of.setdefault(second, []).append(first)
     picks: list[Pick] = []
     while len(picks) < budget and available.any():
-        missing = np.clip(1 - counts / max(enough, 1), 0, 1)
-        need = 1 - np.prod(np.where(shows, 1 - missing, 1), axis=1)
+        lack = np.clip(1 - counts / max(enough, 1), 0, 1)
+        need = 1 - np.prod(np.where(shows, 1 - lack, 1), axis=1)
         value = weights.doubt * doubt + weights.need * need + weights.novelty * distance
         image = int(np.argmax(np.where(available, value, -np.inf)))
-        lacking = [int(target) for target in np.argsort(-missing, kind="stable") if missing[target] > 0]
+        lacking = [int(target) for target in np.argsort(-lack, kind="stable") if lack[target] > 0]
         picks.append(
             Pick(
                 image=image,
@@ -102,7 +102,7 @@ def plan_queue(
                 classes=tuple(target for target in lacking if shows[image, target]),
             )
         )
-        available[[image, *others.get(image, ())]] = False
+        available[[image, *twins_of.get(image, ())]] = False
         counts += shows[image]
         step = np.linalg.norm(candidates.descriptors - candidates.descriptors[image], axis=1) / scale
         distance = np.minimum(distance, np.clip(step, 0, 1))

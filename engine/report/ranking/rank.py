@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from ....errors import UsageError
 from ...calibration.calibration import Calibration, fewest_images, parse_alpha
-from ...inputs.identity import content_id
 from ...inputs.images import decode_image
 from ...inputs.ordered_map import ordered_map
-from ...inputs.sources import Source
+from ...inputs.sources import Item, Source
 from ...model.publishing import write_atomically
 from ...model.taxonomy import Taxonomy
 from ...predictors.semantic import SemanticPredictor
@@ -32,7 +31,7 @@ from ..page.gallery import Reader
 from ..page.model_view import read_scores
 from ..page.overview import Overview, read_overview
 from .label_errors import LabelDoubt
-from .near_duplicates import Prints, pairs_between, pairs_within, photo_print
+from .near_duplicates import Print, Prints, pairs_between, pairs_within, photo_print
 from .queue import SHOWS, Candidates, Pick, Weights, plan_queue
 
 Basis = Literal["model", "scores", "random"]
@@ -131,81 +130,143 @@ def rank_store(
 
     Raises :class:`StoreError`, and :class:`UsageError` if no image is left to choose from.
     """
-    classes = Taxonomy.from_json(store.classes)
-    overview = read_overview(store)
-    reader = Reader(store, overview)
-    calibrated = np.zeros(classes.num_targets, np.int64)
-    enough, known = ENOUGH, set[str]()
-    if calibration is not None:
-        calibrated = (calibration.counts.pixels(classes.num_targets) > 0).sum(axis=0)
-        enough, known = max(ENOUGH, fewest_images(parse_alpha(calibration.alpha))), set(calibration.counts.ids)
-    examples = _calibration_prints(calibration_images, workers)
-    open_numbers = np.array(
-        [number for number, id in enumerate(overview.ids) if id not in known and id not in overview.reviews], np.int64
-    )
-    if not len(open_numbers):
+    classes, overview = Taxonomy.from_json(store.classes), read_overview(store)
+    reader, need = Reader(store, overview), _need(calibration, classes.num_targets)
+    candidates = [number for number, id in enumerate(overview.ids) if id not in need.ids and id not in overview.reviews]
+    if not candidates:
         raise UsageError(f"{store.path} holds no image that is neither reviewed nor in the calibration")
-    doubt = _doubt(overview)
-    missing = np.clip(1 - calibrated / enough, 0, 1)
-    shows = overview.counts >= SHOWS * overview.pixels[:, None]
-    urgency = _ranks(doubt) + (shows * missing).max(axis=1, initial=0)
     keeps_scores = reader.raw(overview.ids[0]) is not None
     basis: Basis = "model" if predictor is not None else "scores" if keeps_scores else "random"
-    if basis == "random":
-        urgency = _ranks(np.array([int(id[:12], 16) for id in overview.ids], np.float64))
-    size = max(SMALLEST_POOL, POOL * budget)
-    pool = open_numbers[np.argsort(-urgency[open_numbers], kind="stable")[:size]]
-    compared = np.arange(overview.num_images) if calibration_images is not None else pool
-    prints: dict[int, tuple[NDArray[np.uint64], NDArray[np.float32]]] = {}
+    pool = _pool(overview, np.array(candidates, np.int64), need, max(SMALLEST_POOL, POOL * budget), basis)
+    examples = [] if calibration_images is None else _source_prints(calibration_images, workers)
+    numbers = pool if calibration_images is None else list(range(overview.num_images))
+    prints = _prints(reader, overview, numbers, workers, progress)
+    copies = _copies(examples, prints)
+    calibration_copies = {number for _, number in copies}
+    pool = [number for number in pool if number in prints and number not in calibration_copies]
+    if not pool:
+        raise UsageError(f"no photo of {store.path} can be read that is not one of the calibration; nothing to queue")
+    ids = [overview.ids[number] for number in pool]
+    weights, doubt, shares = Weights(), 1 - overview.kept[pool], np.zeros((len(pool), classes.num_targets))
+    if predictor is not None:
+        shares, doubt = read_scores(predictor, reader, ids, classes, calibration, workers=workers)
+    elif basis == "scores":
+        shares = _raw_shares(reader, ids, classes, workers)
+    else:
+        weights, doubt = Weights(doubt=1.0, need=0.0, novelty=0.0), _random(overview)[pool]
+    twins = pairs_within(Prints.gather([prints[number] for number in pool]))
+    descriptors = _descriptors(store, ids, shares, [prints[number] for number in pool])
+    picks = plan_queue(
+        Candidates(doubt=doubt, shares=shares, descriptors=descriptors),
+        budget,
+        calibrated=need.calibrated,
+        enough=need.enough,
+        weights=weights,
+        twins=twins,
+    )
+    return Queue(
+        images=tuple(_queued(overview, classes, pool[pick.image], pick) for pick in picks),
+        num_candidates=len(pool),
+        basis=basis,
+        twins=tuple((overview.uris[pool[first]], overview.uris[pool[second]]) for first, second in twins),
+        calibration_twins=tuple((uri, overview.uris[number]) for uri, number in copies),
+    )
 
-    def look(number: int) -> tuple[int, Any]:
+
+def save_queue(queue: Queue, path: Path) -> None:
+    """Write a queue as JSON; ``--ids`` of other commands reads it. Raises :class:`UsageError`."""
+    try:
+        write_atomically(path, (json.dumps(queue.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"cannot write the queue {path}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Need:
+    """Images that a calibration has, and needs, of each class."""
+
+    calibrated: NDArray[np.int64]
+    """(K,): calibration images that show each class."""
+    enough: int
+    """Calibration images from which a class needs no more."""
+    ids: frozenset[str]
+    """Content hashes of the calibration images."""
+
+    def missing(self) -> NDArray[np.float64]:
+        """(K,): share of the needed images that each class lacks."""
+        return np.clip(1 - self.calibrated / self.enough, 0, 1)
+
+
+def _need(calibration: Calibration | None, num_targets: int) -> _Need:
+    if calibration is None:
+        return _Need(np.zeros(num_targets, np.int64), ENOUGH, frozenset())
+    calibrated = (calibration.counts.pixels(num_targets) > 0).sum(axis=0)
+    enough = max(ENOUGH, fewest_images(parse_alpha(calibration.alpha)))
+    return _Need(calibrated, enough, frozenset(calibration.counts.ids))
+
+
+def _pool(overview: Overview, candidates: NDArray[np.int64], need: _Need, size: int, basis: Basis) -> list[int]:
+    """Choose the images whose photos are read: half by the labels of the store, half at random.
+
+    The labels alone are a poor guide, and running the model on every image would take as long as labeling them.
+    """
+    by_chance = candidates[np.argsort(-_random(overview)[candidates], kind="stable")]
+    if basis == "random":
+        return by_chance[:size].tolist()
+    shows = overview.counts >= SHOWS * overview.pixels[:, None]
+    urgency = _ranks(-overview.kept) + _ranks(-overview.top_score) + (shows * need.missing()).max(axis=1, initial=0)
+    by_labels = candidates[np.argsort(-urgency[candidates], kind="stable")]
+    both = np.stack([by_labels, by_chance], axis=1).ravel().tolist()
+    return list(dict.fromkeys(both))[:size]
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(len(values) - 1, 1)
+
+
+def _random(overview: Overview) -> NDArray[np.float64]:
+    """Return a number in [0, 1) per image that depends on its content alone."""
+    return np.array([int(id[:12], 16) / 16**12 for id in overview.ids])
+
+
+def _source_prints(source: Source, workers: int) -> list[tuple[str, Print]]:
+    def look(item: Item) -> tuple[str, Print]:
+        return item.uri, photo_print(decode_image(source.read(item)))
+
+    return list(ordered_map(look, list(source), workers))
+
+
+def _prints(
+    reader: Reader,
+    overview: Overview,
+    numbers: Sequence[int],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[int, Print]:
+    """Return the prints of photos by number; those that cannot be read are left out."""
+
+    def look(number: int) -> tuple[int, Print | None]:
         photo = reader.photo(overview.ids[number])
         return number, None if photo is None else photo_print(photo)
 
-    for count, (number, values) in enumerate(ordered_map(look, compared.tolist(), workers), 1):
+    prints = {}
+    for count, (number, values) in enumerate(ordered_map(look, numbers, workers), 1):
         if values is not None:
             prints[number] = values
         if progress is not None:
-            progress(count, len(compared))
-    readable = sorted(prints)
-    copies = pairs_between(Prints.gather(examples[1]), Prints.gather([prints[number] for number in readable]))
-    calibration_twins = [(examples[0][first], overview.uris[readable[second]]) for first, second in copies]
-    exact = [(uri, overview.uris[number]) for uri, number in _exact(examples, overview)]
-    close = {readable[second] for _, second in copies}
-    pool = np.array([number for number in pool.tolist() if number in prints and number not in close], np.int64)
-    if not len(pool):
-        raise UsageError(f"no photo of {store.path} can be read that is not one of the calibration; nothing to queue")
-    within = pairs_within(Prints.gather([prints[number] for number in pool.tolist()]))
-    ids = [overview.ids[number] for number in pool.tolist()]
-    weights, shares, pool_doubt = Weights(), np.zeros((len(pool), classes.num_targets)), urgency[pool]
-    if predictor is not None:
-        shares, pool_doubt = read_scores(predictor, reader, ids, classes, calibration, workers=workers)
-    elif basis == "scores":
-        shares, pool_doubt = _kept_shares(reader, ids, classes, workers), 1 - overview.kept[pool]
-    else:
-        weights = Weights(doubt=1.0, need=0.0, novelty=0.0)
-    picks = plan_queue(
-        Candidates(
-            doubt=pool_doubt,
-            shares=shares,
-            descriptors=_descriptors(store, ids, shares, prints, pool),
-        ),
-        budget,
-        calibrated=calibrated,
-        enough=enough,
-        weights=weights,
-        twins=within,
-    )
-    return Queue(
-        images=tuple(_queued(overview, classes, int(pool[pick.image]), pick) for pick in picks),
-        num_candidates=len(pool),
-        basis=basis,
-        twins=tuple((overview.uris[pool[first]], overview.uris[pool[second]]) for first, second in within),
-        calibration_twins=tuple(dict.fromkeys([*exact, *calibration_twins])),
-    )
+            progress(count, len(numbers))
+    return prints
 
 
-def _kept_shares(reader: Reader, ids: Sequence[str], classes: Taxonomy, workers: int) -> NDArray[np.float64]:
+def _copies(examples: Sequence[tuple[str, Print]], prints: dict[int, Print]) -> list[tuple[str, int]]:
+    """Return (calibration image, number) of near-duplicates."""
+    numbers = sorted(prints)
+    originals = Prints.gather([values for _, values in examples])
+    pairs = pairs_between(originals, Prints.gather([prints[number] for number in numbers]))
+    return [(examples[first][0], numbers[second]) for first, second in pairs]
+
+
+def _raw_shares(reader: Reader, ids: Sequence[str], classes: Taxonomy, workers: int) -> NDArray[np.float64]:
     """Return the share of each class before selection, (n, K), from kept scores."""
 
     def count(id: str) -> NDArray[np.float64]:
@@ -217,47 +278,8 @@ def _kept_shares(reader: Reader, ids: Sequence[str], classes: Taxonomy, workers:
     return np.array(list(ordered_map(count, ids, workers)))
 
 
-def save_queue(queue: Queue, path: Path) -> None:
-    """Write a queue as JSON; ``--ids`` of other commands reads it. Raises :class:`UsageError`."""
-    try:
-        write_atomically(path, (json.dumps(queue.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"cannot write the queue {path}: {error}") from error
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(len(values) - 1, 1)
-
-
-def _doubt(overview: Overview) -> NDArray[np.float64]:
-    """Order images by unlabeled pixels and by low scores, with equal weight."""
-    return _ranks(-overview.kept) + _ranks(-overview.top_score)
-
-
-def _calibration_prints(source: Source | None, workers: int) -> tuple[list[str], list[Any], list[str]]:
-    """Read the calibration images: their uris, prints and content hashes."""
-    if source is None:
-        return [], [], []
-
-    def look(item: Any) -> tuple[str, Any, str]:
-        data = source.read(item)
-        return item.uri, photo_print(decode_image(data)), content_id(data)
-
-    rows = list(ordered_map(look, list(source), workers))
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
-
-
-def _exact(examples: tuple[list[str], list[Any], list[str]], overview: Overview) -> list[tuple[str, int]]:
-    number_of = {id: number for number, id in enumerate(overview.ids)}
-    return [(uri, number_of[id]) for uri, id in zip(examples[0], examples[2], strict=True) if id in number_of]
-
-
 def _descriptors(
-    store: LabelStore,
-    ids: Sequence[str],
-    shares: NDArray[np.float64],
-    prints: dict[int, Any],
-    pool: NDArray[np.int64],
+    store: LabelStore, ids: Sequence[str], shares: NDArray[np.float64], prints: Sequence[Print]
 ) -> NDArray[np.float32]:
     """Return the model's features if the store holds them, else class shares and colors of a thumbnail."""
     rows = store.table(["id", "features"])
@@ -265,7 +287,7 @@ def _descriptors(
     if all(features.get(id) is not None for id in ids):
         vectors = np.array([features[id] for id in ids], np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    colors = np.array([prints[number][1] for number in pool.tolist()], np.float32) / 255
+    colors = np.array([color for _, color in prints], np.float32) / 255
     scaled = colors / max(np.sqrt(colors.shape[1]) * float(colors.std()), 1e-9)
     return np.hstack([np.sqrt(shares).astype(np.float32), 0.5 * scaled])
 

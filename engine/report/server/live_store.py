@@ -98,17 +98,17 @@ class LiveStore:
     def find(self, snapshot: Snapshot, query: Query) -> NDArray[np.int64]:
         """Return the numbers of the images of a query, in order. Raises :class:`UsageError` for an unknown order."""
         overview = snapshot.overview
-        shown = (overview.kept >= query.low) & (overview.kept <= query.high) & (overview.top_score <= query.score)
+        mask = (overview.kept >= query.low) & (overview.kept <= query.high) & (overview.top_score <= query.score)
         if query.target is not None:
             if not 0 <= query.target < self.classes.num_targets:
                 raise UsageError(f"there is no class {query.target}; the last one is {self.classes.num_targets - 1}")
-            shown &= overview.counts[:, query.target] > 0
+            mask &= overview.counts[:, query.target] > 0
         if query.review:
             is_reviewed = np.array([id in overview.reviews for id in overview.ids], bool)
-            shown &= is_reviewed == (query.review == "any")
+            mask &= is_reviewed == (query.review == "any")
         if query.name:
-            shown &= np.array([query.name.lower() in uri.lower() for uri in overview.uris], bool)
-        numbers = np.flatnonzero(shown)
+            mask &= np.array([query.name.lower() in uri.lower() for uri in overview.uris], bool)
+        numbers = np.flatnonzero(mask)
         if query.order == "stored":
             return numbers
         return numbers[np.argsort(self._keys(overview, query.order)[numbers], kind="stable")]
