@@ -31,6 +31,7 @@ from lease_jobs import color_job  # noqa: E402
 
 from maskmill.engine.cluster import driver  # noqa: E402
 from maskmill.engine.cluster.leases import Leases  # noqa: E402
+from maskmill.engine.cluster.presence import is_here  # noqa: E402
 from maskmill.engine.cluster.ray_pool import RayPool, RaySettings  # noqa: E402
 from maskmill.engine.cluster.runner import run_on  # noqa: E402
 from maskmill.engine.labeling.label_run import label  # noqa: E402
@@ -135,12 +136,13 @@ def main() -> None:
             finished_early = True
             break
         if kind == "worker":
-            workers = list(leases.workers().values())
+            deadline = time.monotonic() + 60
+            while not (workers := [record for record in leases.workers().values() if is_here(record)]):
+                if time.monotonic() > deadline or process.poll() is not None:
+                    break
+                time.sleep(0.05)
             if workers:
-                try:
-                    os.kill(moments.choice(workers)["process"], signal.SIGKILL)
-                except ProcessLookupError:
-                    kind = "worker (gone already)"
+                os.kill(moments.choice(workers)["process"], signal.SIGKILL)
         elif kind == "raylet":
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=1))

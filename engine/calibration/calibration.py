@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +25,8 @@ from numpy.typing import NDArray
 from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
 from ..model.files import inflate
-from ..model.publishing import write_atomically
 from ..model.schema import read_json_object, read_value
+from ..model.storage import fetched, location_of, write_whole
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
@@ -258,10 +257,10 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the calibration as sealed JSON, atomically."""
-        target, raw = Path(path), self._fields()
+        target, raw = location_of(path), self._fields()
         raw["seal"] = _seal(raw)
         try:
-            write_atomically(target, (json.dumps(raw, indent=2, allow_nan=False) + "\n").encode())
+            write_whole(target, (json.dumps(raw, indent=2, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise CalibrationError(f"cannot write the calibration {target}: {error}") from error
 
@@ -269,7 +268,7 @@ class Calibration:
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a calibration; raises :class:`CalibrationError` if it is none, damaged, or edited."""
         try:
-            raw = read_json_object(Path(path), max_bytes=MAX_BYTES)
+            raw = read_json_object(fetched(path), max_bytes=MAX_BYTES)
         except (OSError, UsageError) as error:
             raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
         if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:

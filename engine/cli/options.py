@@ -8,6 +8,7 @@ Each alias is the annotation of a parameter; the default stands in the command's
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,18 @@ import typer
 
 from ...errors import UsageError
 from ..formats.open import InputFormat
+from ..model.storage import is_remote, location_of
 from ..reading.access import Access
 from ..runtimes.open import Provider, ProviderChoice
 
 SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the model bundle.")]
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the label store.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", parser=location_of, help="Folder or URL of the model bundle.")
+]
+StoreArgument = Annotated[
+    Path, typer.Argument(metavar="STORE", parser=location_of, help="Folder or URL of the label store.")
+]
 SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images to label: {SOURCE_HELP}.")]
 
 ImagesOption = Annotated[
@@ -43,7 +49,13 @@ FormatOption = Annotated[
 ]
 TaxonomyOption = Annotated[
     Path | None,
-    typer.Option("--taxonomy", metavar="FILE", help="Class mapping (TOML).", show_default="the model's own classes"),
+    typer.Option(
+        "--taxonomy",
+        metavar="FILE",
+        parser=location_of,
+        help="Class mapping (TOML).",
+        show_default="the model's own classes",
+    ),
 ]
 IdsOption = Annotated[
     Path | None,
@@ -80,6 +92,15 @@ EndingOption = Annotated[
         metavar="ENDING",
         help="Take only the files of folders and archives that end like this, such as jpg.",
         show_default="every image ending",
+    ),
+]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        help="Option of the storage of URLs, such as aws_region=eu-west-1; repeat for several.",
+        show_default="environment",
     ),
 ]
 TimeoutOption = Annotated[
@@ -204,6 +225,11 @@ def access_of(timeout: float, schemes: str | None) -> Access:
         return Access(timeout=timeout)
     names = [scheme.strip().lower() for scheme in schemes.split(",")]
     return Access(timeout=timeout, schemes=tuple(name for name in names if name))
+
+
+def with_options(path: Path, options: Mapping[str, str]) -> Path:
+    """Return a location with the options of its storage, if it is a URL."""
+    return location_of(str(path), options) if options and is_remote(path) else path
 
 
 def print_json(raw: object, indent: int | None = 2) -> None:

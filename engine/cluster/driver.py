@@ -221,7 +221,7 @@ class Driver:
         """Commit what an earlier run finished, and start to plan; returns False while there is no store yet."""
         self._watch_workers()
         try:
-            store = LabelStore.open(self._job.store)
+            store = LabelStore.open(self._job.store, storage_options=self._job.storage_options)
         except StoreError:
             return False  # the first worker that has opened its model creates it
         self._committer = Committer(store, self._leases, self._complete)

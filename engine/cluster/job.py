@@ -73,7 +73,7 @@ class Job:
             self.selection.check(predictor, taxonomy)
             num_targets, record = taxonomy.num_targets, run_record(predictor, taxonomy, self.selection)
             stages = Stages.labeling(predictor, self.source, taxonomy, self.selection, **options)
-        store = LabelStore.open_or_create(self.store, record)
+        store = LabelStore.open_or_create(self.store, record, storage_options=self.storage_options)
         if self.selection is not None and self.selection.keeper is not None:
             self.selection.keeper.write(store.path)
         return stages, store, num_targets

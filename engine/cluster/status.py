@@ -114,7 +114,7 @@ class Status:
 
 def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Status:
     """Read the state of a store and of the runs that label into it; raises :class:`StoreError`."""
-    opened, leases = LabelStore.open(store), Leases(store, options)
+    opened, leases = LabelStore.open(store, storage_options=options), Leases(store, options)
     summary = opened.counts()
     driver = leases.driver()
     finished = leases.finished()

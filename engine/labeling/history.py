@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..model.storage import is_remote
 from .progress import Progress
 
 HISTORY_FILE = "history.jsonl"
@@ -19,7 +20,7 @@ HISTORY_FILE = "history.jsonl"
 
 def add_run(folder: Path, progress: Progress) -> None:
     """Append the counts and stage times of a run to the history of a store, unless it processed nothing."""
-    if not progress.inputs:
+    if not progress.inputs or is_remote(folder):
         return
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -24,6 +24,7 @@ from ...errors import BundleError, UsageError
 from .files import sha256
 from .publishing import write_atomically
 from .schema import read_json_object, read_value
+from .storage import fetched
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
@@ -278,11 +279,11 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read a bundle's manifest; the files are checked when :meth:`verify` is called.
+        """Read a bundle's manifest; the files are checked when :meth:`verify` is called. A URL is copied first.
 
         Raises :class:`BundleError` if the folder is not a bundle, or its manifest is damaged or of another format.
         """
-        folder = Path(path)
+        folder = fetched(path)
         manifest = folder / MANIFEST
         try:
             raw = read_json_object(manifest)

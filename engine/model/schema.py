@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ...errors import ImageError, UsageError
 from ..reading.local import read_local
+from .storage import is_remote
 
 MAX_BYTES = 64 * 2**20
 """Largest JSON file that is read; a manifest has a few kilobytes."""
@@ -32,7 +33,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     object in UTF-8 of at most ``max_bytes``.
     """
     try:
-        raw = json.loads(read_local(os.fspath(path), max_bytes).decode("utf-8-sig"))
+        raw = json.loads(_data_of(path, max_bytes).decode("utf-8-sig"))
     except FileNotFoundError:
         raise
     except (OSError, ImageError, ValueError, RecursionError) as error:
@@ -41,6 +42,18 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must hold a JSON object, got {_name_of(raw)}")
     return raw
+
+
+def _data_of(path: Path, max_bytes: int) -> bytes:
+    if not is_remote(path):
+        return read_local(os.fspath(path), max_bytes)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # each fsspec filesystem raises exceptions of its own
+        raise OSError(f"the storage does not answer: {error}") from error
 
 
 def read_record(kind: type[T], raw: object, where: str) -> T:

@@ -13,7 +13,10 @@ and does not end it.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +39,8 @@ _S3_KEYS = {
     "endpoint": "endpoint_url",
 }
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+_FETCHED: dict[str, Path] = {}  # copies of this process, by URL
 
 Result = TypeVar("Result")
 
@@ -64,29 +69,96 @@ class Folder(Protocol):
         ...
 
 
-def is_url(location: str | os.PathLike[str]) -> bool:
+def is_url(location: Any) -> bool:
     """Return True for a URL of a bucket or another remote filesystem; ``file://`` is a local path."""
-    text = os.fspath(location)
+    text = str(location)
     return "://" in text and not text.startswith(("file://", "local://"))
 
 
-def local_path(location: str | os.PathLike[str]) -> Path:
-    """Return the path of a local folder or file, also of a ``file://`` URL."""
+def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
+    """Return a path, also for a ``file://`` URL; for another URL an object that is used like a path.
+
+    ``options`` are those of the filesystem, see :func:`fsspec_options`. Raises :class:`MissingPackageError` and
+    :class:`UsageError` for a URL that no installed filesystem serves.
+    """
+    if not isinstance(location, str | os.PathLike):
+        return location  # such an object already
     text = os.fspath(location)
-    for scheme in ("file://", "local://"):
-        if text.startswith(scheme):
-            return Path(text.removeprefix(scheme))
-    return Path(text)
+    if not is_url(text):
+        for scheme in ("file://", "local://"):
+            if text.startswith(scheme):
+                return Path(text.removeprefix(scheme))
+        return Path(text)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise MissingPackageError("universal-pathlib", "s3", f"access to {text}") from error
+    scheme = text.partition("://")[0]
+    # a listing that is remembered would hide the files of other processes
+    remote: Any = UPath(text, use_listings_cache=False, **fsspec_options(scheme, options or {}))
+    remote_filesystem(text, options or {})
+    return remote
 
 
-def open_folder(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
+def is_remote(path: Any) -> bool:
+    """Return True for a location that :func:`location_of` made of a URL."""
+    return not isinstance(path, str | os.PathLike)
+
+
+def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
+    """Return a local path of a file or folder; behind a URL, of a copy that is deleted when the process ends.
+
+    Raises :class:`UsageError` if there is nothing at the URL.
+    """
+    path: Any = location_of(location, options)
+    if not is_remote(path):
+        return path
+    if str(path) in _FETCHED:
+        return _FETCHED[str(path)]
+    folder = Path(tempfile.mkdtemp(prefix="maskmill-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = folder / path.name
+    system, root = path.fs, path.path.rstrip("/")
+    try:
+        files = system.find(root)
+        if not files:
+            raise UsageError(f"there is nothing at {path}")
+        for name in files:
+            copy = target / name.removeprefix(root).lstrip("/") if name != root else target
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(name, str(copy))
+    except UsageError:
+        raise
+    except Exception as error:
+        # each fsspec filesystem raises exceptions of its own
+        raise UsageError(f"cannot read {path}: {error}") from error
+    _FETCHED[str(path)] = target
+    return target
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the size of all files below a folder, here or behind a URL."""
+    if is_remote(path):
+        remote: Any = path
+        return sum(info["size"] or 0 for info in remote.fs.find(remote.path, detail=True).values())
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, here or behind a URL, and replace an older one in one step; raises :class:`OSError`."""
+    if is_remote(path):
+        path.write_bytes(data)
+    else:
+        write_atomically(path, data)
+
+
+def open_folder(location: Any, options: Mapping[str, Any] | None = None) -> Folder:
     """Return the folder at a path or URL, which need not exist yet.
 
     Raises :class:`UsageError` for a URL that no installed filesystem serves.
     """
-    if not is_url(location):
-        return LocalFolder(local_path(location))
-    return RemoteFolder(os.fspath(location), options or {})
+    path: Any = location_of(location, options)
+    return RemoteFolder(str(path), path.storage_options) if is_remote(path) else LocalFolder(path)
 
 
 class LocalFolder:
@@ -137,7 +209,7 @@ class RemoteFolder:
     """A :class:`Folder` behind an fsspec URL."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self._system, self._root = remote_filesystem(url, options)
+        self._system, self._root = remote_filesystem(url, {**options, "use_listings_cache": False})
 
     def read(self, name: str) -> bytes:
         """See :meth:`Folder.read`."""
@@ -218,6 +290,10 @@ def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:
     """Translate storage options into the words of Lance; None if there are none."""
     if not options:
         return None
+    options = dict(options)
+    options.pop("use_listings_cache", None)
+    if region := options.pop("client_kwargs", {}).get("region_name"):
+        options["aws_region"] = region
     names = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
     names["endpoint_url"] = "aws_endpoint"
     translated = {names.get(key, key): str(value) for key, value in options.items()}

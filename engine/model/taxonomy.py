@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 from ...errors import TaxonomyError
 from .bundle import Bundle
 from .color_tables import ColorTable
+from .storage import fetched
 from .taxonomy_file import (
     DROPPED,
     IGNORE,
@@ -113,7 +114,7 @@ class Taxonomy:
     @classmethod
     def load(cls, path: str | os.PathLike[str], bundle: Bundle) -> Taxonomy:
         """Read a taxonomy file and check it against the model's classes; raises :class:`TaxonomyError`."""
-        raw = read_taxonomy(path)
+        raw = read_taxonomy(fetched(path))
         try:
             targets, background = parse_targets(raw)
             check_several(targets)
@@ -146,7 +147,7 @@ class Taxonomy:
     def with_labels_of(self, path: str | os.PathLike[str]) -> Taxonomy:
         """Return the same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
         try:
-            raw = read_taxonomy(path)
+            raw = read_taxonomy(fetched(path))
             targets, _ = parse_targets(raw)
             labels, targets_by_name, label_names, colors = parse_labels(raw, targets)
         except TaxonomyError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError
+from ..model.storage import fetched
 
 if TYPE_CHECKING:
     from ..model.bundle import Bundle
@@ -101,7 +102,7 @@ def open_predictor(
     from .score_files import RECORD, ScoreFiles
     from .semantic import SemanticPredictor
 
-    options = options or ModelOptions()
+    options, bundle = options or ModelOptions(), fetched(bundle)
     classes = load_taxonomy(bundle, taxonomy)
     if (bundle / RECORD).is_file():
         if options.tile is not None or options.provider != "cpu":
@@ -237,6 +238,7 @@ def bundle_conditions(bundle: Path) -> Callable[[str], str]:
     """Return the function from a uri to the condition of its labels that :func:`open_predictor` would give."""
     from .score_files import RECORD, ScoreFiles
 
+    bundle = fetched(bundle)
     return ScoreFiles.open(bundle).condition if (bundle / RECORD).is_file() else lambda uri: ""
 
 

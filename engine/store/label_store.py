@@ -37,6 +37,7 @@ from ...errors import StoreError
 from ..inputs.identity import content_id
 from ..inputs.sources import Item
 from ..model.publishing import is_temporary, remove_leftovers
+from ..model.storage import is_remote, location_of
 from .digests import DIGEST_BYTES, DigestIndex, digest_table, digests_of
 from .moments import Moment, pin_moment, unpin_moment
 from .reader import SEGMENTS, StoreReader
@@ -69,18 +70,24 @@ class LabelStore(StoreReader):
     @classmethod
     def create(cls, path: str | os.PathLike[str], run: Mapping[str, Any]) -> LabelStore:
         """Create a store in a new or empty folder; ``run`` is plain data. Raises :class:`StoreError`."""
-        folder = Path(path)
+        folder = location_of(path)
         if (folder / RUN_FILE).exists():
             raise StoreError(f"{folder} already holds a label store; open it, or choose another folder")
         return cls._create(folder, run)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, moment: Moment | None = None) -> LabelStore:
-        """Open a store, at the newest moment or at ``moment``.
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        moment: Moment | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> LabelStore:
+        """Open a store, at the newest moment or at ``moment``; ``storage_options`` are those of a URL's filesystem.
 
         Raises :class:`StoreError` if the folder holds no store of this format.
         """
-        folder = Path(path)
+        folder = location_of(path, storage_options)
         run = read_run(folder)
         for name in SCHEMAS:
             if not (folder / f"{name}.lance").is_dir():
@@ -88,31 +95,37 @@ class LabelStore(StoreReader):
         return cls(folder, run, moment)
 
     @classmethod
-    def open_or_create(cls, path: str | os.PathLike[str], run: Mapping[str, Any]) -> LabelStore:
+    def open_or_create(
+        cls, path: str | os.PathLike[str], run: Mapping[str, Any], *, storage_options: Mapping[str, Any] | None = None
+    ) -> LabelStore:
         """Open the store that was created with ``run``, or create it.
 
         Files that killed processes left half written are removed. Processes that start at the same time agree on one
         store. Raises :class:`StoreMismatch` if the store was created with another ``run``; the message names the
         differences.
         """
-        folder = Path(path)
+        folder = location_of(path, storage_options)
         if not (folder / RUN_FILE).exists():
             return cls._create(folder, run)
         store = cls.open(folder)
         check_run(folder, store.run, run)
-        remove_leftovers(folder)
+        if not is_remote(folder):
+            remove_leftovers(folder)
         return store
 
     @classmethod
     def _create(cls, folder: Path, run: Mapping[str, Any]) -> LabelStore:
         with store_errors(f"cannot create a label store in {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-            own = {RUN_FILE, LEASES, *(f"{name}.lance" for name in SCHEMAS)}
-            if others := [name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)]:
-                raise StoreError(
-                    f"{folder} is not empty (it holds {others[0]}) and not a label store; choose a new folder"
-                )
+            if not is_remote(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(folder)
+                own = {RUN_FILE, LEASES, *(f"{name}.lance" for name in SCHEMAS)}
+                if others := [
+                    name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)
+                ]:
+                    raise StoreError(
+                        f"{folder} is not empty (it holds {others[0]}) and not a label store; choose a new folder"
+                    )
             store = cls(folder, run)
             for name, table in store._tables.items():
                 table.create(folder, name)

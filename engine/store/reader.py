@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import StoreError, UsageError
 from ..inputs.names import image_id
+from ..model.storage import folder_bytes
 from .digests import DigestIndex, DigestSet, digest_table, digests_of
 from .moments import Moment, moment_of, open_moment
 from .reviews import current, reviewed_maps
@@ -209,7 +210,7 @@ class StoreReader:
                 "images": len(self),
                 "rejects": dict(sorted(Counter(errors).items())),
                 "reviewed": len(self.current_reviews()),
-                "bytes": sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+                "bytes": folder_bytes(self.path),
             }
 
     def _inputs(self, condition: str | None) -> Iterator[InputRow]:

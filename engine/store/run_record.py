@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import StoreError, StoreMismatch, UsageError
-from ..model.publishing import write_once
 from ..model.schema import read_json_object, read_value
+from ..model.storage import location_of, open_folder
 from ..model.taxonomy_difference import mapping_difference
 
 FORMAT_VERSION = 2
@@ -22,13 +22,13 @@ RUN_FILE = "run.json"
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
     """Return True for the folder of a label store, whole or damaged; training runs have a ``run.json`` as well."""
-    return (Path(folder) / "labels.lance").is_dir()
+    return (location_of(folder) / "labels.lance").is_dir()
 
 
 def publish_run(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``run.json`` in one step; if another process was faster, agree with it or raise StoreMismatch."""
     manifest = {"format_version": FORMAT_VERSION, "hash": _digest(run), "run": dict(run)}
-    write_once(folder / RUN_FILE, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+    open_folder(folder).write_once(RUN_FILE, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
     published = read_run(folder)
     check_run(folder, published, run)
     return published

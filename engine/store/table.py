@@ -22,7 +22,8 @@ import lance
 import pyarrow as pa
 
 from ...errors import MaskmillError, StoreError
-from ..model.publishing import published_folder, write_atomically
+from ..model.publishing import published_folder
+from ..model.storage import is_remote, lance_options, open_folder
 from .schema import KEYS, SCHEMAS
 
 # fragments of this size are left alone, so that a row is rewritten about once however large the store grows
@@ -42,6 +43,7 @@ class Table:
         self.path: Path = folder / f"{name}.lance"
         """Folder of the dataset."""
         self._session = session
+        self._options = lance_options(getattr(folder, "storage_options", None))
         self._process = os.getpid()
         self._hashes: dict[str, str] = {}
 
@@ -50,6 +52,18 @@ class Table:
         """Create an empty dataset unless it exists; processes that do so at once agree on one."""
         path = folder / f"{name}.lance"
         if path.exists():
+            return
+        if is_remote(path):
+            options = lance_options(getattr(folder, "storage_options", None))
+            empty = SCHEMAS[name].empty_table()
+            try:
+                # the first version is written on condition that there is none
+                lance.write_dataset(
+                    empty, str(path), mode="create", enable_stable_row_ids=True, storage_options=options
+                )
+            except OSError:
+                if not path.exists():
+                    raise
             return
         # written aside and renamed: of two processes that create in place, the second would overwrite the first's rows
         try:
@@ -77,7 +91,7 @@ class Table:
                 f"version {version} of {self.path} was dropped, as versions that are not pinned are after an hour; "
                 "open the store again"
             )
-        dataset = lance.dataset(self.path, version=version, session=self._session)
+        dataset = lance.dataset(str(self.path), version=version, session=self._session, storage_options=self._options)
         if damaged := self.damaged_file(dataset):
             raise StoreError(f"{self.path / damaged} does not match its recorded hash; {REPAIR}")
         return dataset
@@ -110,6 +124,9 @@ class Table:
         Nothing happens while another process of this machine does it: Lance would refuse the second result, and leave
         its files for days.
         """
+        if is_remote(self.path):
+            self._compact()  # of two processes that compact at once, one loses its work
+            return
         with _locked(self.path / _CHECKS / "compacting") as is_first:
             if is_first:
                 self._compact()
@@ -137,8 +154,7 @@ class Table:
     def record(self, dataset: Any) -> None:
         """Write the hashes of a version's structural files."""
         lines = "".join(f"{self._hash(name)} {name}\n" for name in self._structure(dataset))
-        (self.path / _CHECKS).mkdir(exist_ok=True)
-        write_atomically(self._check(dataset.version), f"{_digest(lines.encode())}\n{lines}".encode())
+        open_folder(self.path).write(f"{_CHECKS}/{dataset.version}", f"{_digest(lines.encode())}\n{lines}".encode())
 
     def damaged_file(self, dataset: Any) -> str | None:
         """Return the first structural file of a version that does not match its recorded hash; None if all match."""

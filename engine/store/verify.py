@@ -22,8 +22,9 @@ from typing import Any
 
 import lance
 
-from ...errors import StoreError
+from ...errors import StoreError, UsageError
 from ..model.png import decode_png
+from ..model.storage import is_remote, location_of
 from .repair import UNREADABLE, fragment_records, rebuild, replace_fragment
 from .reviews import current
 from .rows import ReviewRow, row_fault, to_row
@@ -83,7 +84,9 @@ def verify(
     ``progress`` is called with (rows read, rows in total). Raises :class:`StoreError` if the folder holds no store of
     this format or cannot be read or written at all.
     """
-    folder = Path(path)
+    folder = location_of(path)
+    if is_remote(folder):
+        raise UsageError(f"{folder} is in a bucket; copy the store to a disk to verify or repair it")
     read_run(folder)
     with store_errors(f"cannot verify the label store {folder}"):
         return _Verifier(folder, repair, progress).run()

@@ -10,6 +10,7 @@ import typer
 
 from ....errors import UsageError
 from ...labeling.instances import InstanceSettings
+from ...model.storage import parse_storage_options
 from ...predictors.open import (
     ModelOptions,
     PromptedOptions,
@@ -39,12 +40,14 @@ from ..options import (
     ProviderOrAutoOption,
     SchemesOption,
     SourceArgument,
+    StorageOption,
     TaxonomyOption,
     ThreadsOption,
     TileOption,
     TimeoutOption,
     UnverifiedOption,
     access_of,
+    with_options,
 )
 from .label_options import (
     AddressOption,
@@ -106,6 +109,7 @@ def label_corpus(
     image_ending: EndingOption = None,
     timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
     schemes: SchemesOption = None,
+    storage_option: StorageOption = None,
     provider: ProviderOrAutoOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -120,9 +124,11 @@ def label_corpus(
     Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 3 at a drift
     alarm with --on-drift stop, 130 if interrupted.
     """
+    bundle = with_options(bundle, parse_storage_options(storage_option))
     runtime, precision = _runtime(bundle, provider, precision, as_json)
     run = LabelingOptions(
         output=output,
+        storage_options=parse_storage_options(storage_option),
         shard=shard,
         runner=runner,
         workers=workers,
@@ -222,6 +228,7 @@ def label_prompted(
     image_ending: EndingOption = None,
     timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
     schemes: SchemesOption = None,
+    storage_option: StorageOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -240,6 +247,7 @@ def label_prompted(
     """
     run = LabelingOptions(
         output=output,
+        storage_options=parse_storage_options(storage_option),
         shard=shard,
         runner=runner,
         workers=workers,
@@ -323,6 +331,7 @@ def segment_corpus(
     image_ending: EndingOption = None,
     timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
     schemes: SchemesOption = None,
+    storage_option: StorageOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -337,6 +346,7 @@ def segment_corpus(
     """
     run = LabelingOptions(
         output=output,
+        storage_options=parse_storage_options(storage_option),
         shard=shard,
         runner=runner,
         workers=workers,

@@ -10,9 +10,11 @@ import typer
 from ...cluster.runner import Runner
 from ...labeling.drift import OnDrift
 from ...labeling.selection import Method, Weight
+from ...model.storage import location_of
 
 OutputOption = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+    Path | None,
+    typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to make or to continue."),
 ]
 SelectOption = Annotated[
     Method,
@@ -23,7 +25,8 @@ SelectOption = Annotated[
     ),
 ]
 CalibrationOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Calibration to select with (--select conformal).")
+    Path | None,
+    typer.Option(metavar="FILE", parser=location_of, help="Calibration to select with (--select conformal)."),
 ]
 ThresholdOption = Annotated[
     float | None, typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).")

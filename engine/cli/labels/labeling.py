@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from ...cluster.status import published
 from ...labeling.drift import OnDrift
 from ...labeling.instances import InstanceSettings
 from ...labeling.selection import Method, Weight
+from ...model.storage import fsspec_options, is_url
 from ...model.taxonomy import Taxonomy
 from ...reading.access import Access
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
-from ..options import print_json
+from ..options import print_json, with_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class LabelingOptions:
     """Options that every labeling command shares, as given."""
 
     output: Path | None
+    storage_options: Mapping[str, str]
     shard: str | None
     runner: Runner
     workers: str | None
@@ -48,6 +50,12 @@ class LabelingOptions:
     dry_run: bool = False
 
     @property
+    def place(self) -> Path:
+        """The store, with the options of its storage."""
+        assert self.output is not None, "the command has checked that there is a store"
+        return with_options(self.output, self.storage_options)
+
+    @property
     def common(self) -> dict[str, Any]:
         """Keyword arguments of ``label``, ``segment`` and ``dry_run``."""
         return {
@@ -60,7 +68,11 @@ class LabelingOptions:
     @property
     def opening(self) -> dict[str, Any]:
         """Keyword arguments of ``open_source``."""
-        return {"image_ending": self.image_ending, "access": self.access}
+        return {
+            "image_ending": self.image_ending,
+            "access": self.access,
+            "storage_options": fsspec_options("s3", self.storage_options),
+        }
 
     @property
     def threads(self) -> int | None:
@@ -122,7 +134,7 @@ def run_label(
         classes = classes_of()
     else:
         predictor, classes = opening()
-    thresholds = Calibration.load(calibration) if calibration else None
+    thresholds = Calibration.load(with_options(calibration, run.storage_options)) if calibration else None
     options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels, "instances": instances}
     if thresholds is not None:
         selection = Selection.conformal(thresholds, keep_scores=keep_scores, **options)
@@ -142,12 +154,12 @@ def run_label(
         if predictor is None:
             progress = _run_leases(run, gpus, opening, selection, conditions, images, observer, on_drift)
         else:
-            with published(run.output) as publish:
+            with published(run.place) as publish:
                 observing = partial(_observe, observer, publish)
                 progress = label_run.label(
-                    predictor, images, run.output, classes, selection, observer=observing, **common
+                    predictor, images, run.place, classes, selection, observer=observing, **common
                 )
-    finish_run(progress, classes, run.output, run.as_json)
+    finish_run(progress, classes, run.place, run.as_json)
 
 
 def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -> None:
@@ -167,10 +179,10 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
         if predictor is None:
             progress = _run_leases(run, gpus, opening, None, no_conditions, images, observer)
         else:
-            with published(run.output) as publish:
+            with published(run.place) as publish:
                 observing = partial(_observe, observer, publish)
-                progress = segment(predictor, images, run.output, observer=observing, **common)
-    finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.output, run.as_json)
+                progress = segment(predictor, images, run.place, observer=observing, **common)
+    finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.place, run.as_json)
 
 
 def _observe(display: Callable[[Any], None], publish: Callable[[Any], None], progress: Any) -> None:
@@ -197,7 +209,8 @@ def _run_leases(
         opening=opening,
         selection=selection,
         source=images,
-        store=os.path.abspath(str(run.output)),
+        store=str(run.output) if is_url(run.output) else os.path.abspath(str(run.output)),
+        storage_options=run.storage_options,
         conditions=conditions,
         max_pixels=run.max_pixels,
     )

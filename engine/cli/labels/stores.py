@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from ....errors import UsageError
+from ...model.storage import parse_storage_options
 from ..options import (
     DEFAULT_ACCESS,
     EndingOption,
     JsonOption,
     SchemesOption,
+    StorageOption,
     StoreArgument,
     TimeoutOption,
     access_of,
@@ -46,7 +48,7 @@ def merge(
         )
 
 
-def status(store: StoreArgument, as_json: JsonOption = False) -> None:
+def status(store: StoreArgument, storage_option: StorageOption = None, as_json: JsonOption = False) -> None:
     """Show how far the runs into a store are: inputs, speed and state of every process that labels.
 
     Works on any machine that reads the store, while runs are at work and afterwards.
@@ -54,7 +56,7 @@ def status(store: StoreArgument, as_json: JsonOption = False) -> None:
     from ...cluster.status import read_status
     from ...report import display
 
-    current = read_status(store)
+    current = read_status(store, parse_storage_options(storage_option))
     if as_json:
         print_json(current.to_json())
         return

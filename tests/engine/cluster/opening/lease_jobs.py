@@ -43,6 +43,11 @@ def open_predictor(bundle: Path, pause: float, seen: Path | None) -> tuple[Seman
     return predictor, Taxonomy.of_model(model)
 
 
+def opening_of(bundle: Bundle) -> Any:
+    """Function that opens the model of a bundle in any process."""
+    return partial(open_predictor, bundle.path, 0.0, None)
+
+
 def color_job(
     bundle: Bundle, photos: Path, store: Path, *, pause: float = 0.0, seen: Path | None = None, **options: Any
 ) -> Job:

@@ -1,0 +1,235 @@
+"""Stores, bundles and photos in a bucket of an S3-compatible server on this machine, with an outage during a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.cluster.job import Job
+from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.runner import run_array
+from maskmill.engine.cluster.status import read_status
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.storage import fsspec_options, lance_options, location_of, open_folder
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import CalibrationError
+
+from ...models import color_bundle
+from ..corpus import label_folder, write_photos
+
+pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+
+OPTIONS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
+
+
+class Server:
+    """moto's server in a process of its own; its state is lost when it stops, so an outage pauses it."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    request = urllib.request.Request(f"http://127.0.0.1:{self.port}/bucket", method="PUT")
+                    with urllib.request.urlopen(request):
+                        return
+            time.sleep(0.1)
+        raise RuntimeError("the server does not start")
+
+
+@pytest.fixture(scope="module")
+def options() -> Iterator[dict[str, str]]:
+    server = Server()
+    options = {**OPTIONS, "aws_endpoint": f"http://127.0.0.1:{server.port}"}
+    yield options
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return color_bundle(tmp_path)
+
+
+def upload(folder: Path, url: str, options: dict[str, str]) -> None:
+    target: Any = location_of(url, options)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
+def labels_of(store: LabelStore) -> dict[str, tuple[bytes, bytes]]:
+    return {row.id: (row.label, row.weight) for row in store.iter_rows()}
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestBucket:
+    """Tests that share one server."""
+
+    def test_a_run_from_a_bucket_into_a_bucket(
+        self, jobs: Any, bundle: Bundle, tmp_path: Path, options: dict[str, str]
+    ) -> None:
+        write_photos(tmp_path / "photos", 20)
+        upload(tmp_path / "photos", "s3://bucket/photos", options)
+        upload(bundle.path, "s3://bucket/model", options)
+        copy = Bundle.load(location_of("s3://bucket/model", options))
+        assert copy.classes == bundle.classes
+        job = Job(
+            opening=jobs.opening_of(copy),
+            selection=Selection.argmax(),
+            source=open_source("s3://bucket/photos", storage_options=fsspec_options("s3", options)),
+            store="s3://bucket/labels",
+            storage_options=options,
+        )
+        assert run_array(job, threads=1).images == 20
+        store = LabelStore.open("s3://bucket/labels", storage_options=options)
+        label_folder(bundle, tmp_path / "photos", tmp_path / "alone", selection=Selection.argmax())
+        assert labels_of(store) == labels_of(LabelStore.open(tmp_path / "alone"))
+        assert store.summary()["bytes"] > 0
+        status = read_status("s3://bucket/labels", options)
+        assert (status.images, status.run) == (20, "finished")
+        assert run_array(job, threads=1).inputs == 0
+
+    def test_an_ordinary_run_commits_into_a_bucket(
+        self, jobs: Any, bundle: Bundle, tmp_path: Path, options: dict[str, str]
+    ) -> None:
+        write_photos(tmp_path / "photos", 5)
+        predictor, taxonomy = jobs.open_predictor(bundle.path, 0.0, None)
+        place = location_of("s3://bucket/ordinary", options)
+        source = open_source(tmp_path / "photos")
+        assert label(predictor, source, place, taxonomy, Selection.argmax()).images == 5
+        assert label(predictor, source, place, taxonomy, Selection.argmax()).inputs == 0
+        assert len(LabelStore.open(place)) == 5
+
+    def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
+        from ...builders import input_row, label_row
+
+        place = location_of("s3://bucket/writers", options)
+        LabelStore.create(place, {"run": 1})
+
+        def commit(part: int) -> None:
+            store = LabelStore.open(place)
+            for start in range(0, 30, 10):
+                names = [str(number) for number in range(start + part, start + part + 20)]
+                store.commit([label_row(name) for name in names], [input_row(name) for name in names])
+
+        threads = [threading.Thread(target=commit, args=(part,)) for part in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        store = LabelStore.open(place)
+        ids, uris = store.ids(), [row.uri for row in store.inputs()]
+        assert len(ids) == len(set(ids)) == len(uris) == len(set(uris)) == 42
+
+    def test_one_of_many_claims_each_lease(self, options: dict[str, str]) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from maskmill.engine.inputs.sources import Item
+
+        leases = Leases("s3://bucket/claims", options)
+        for number in range(6):
+            leases.publish(str(number), [Item(f"s3://bucket/{number}.jpg")])
+
+        def claim_all(worker: str) -> list[str]:
+            claimed = []
+            while (lease := leases.claim(worker)) is not None:
+                claimed.append(lease[0])
+            return claimed
+
+        with ThreadPoolExecutor(3) as pool:
+            claimed = [lease for part in pool.map(claim_all, "abc") for lease in part]
+        assert sorted(claimed) == [str(number) for number in range(6)]
+
+    def test_a_folder_in_a_bucket_is_like_one_on_a_disk(self, tmp_path: Path, options: dict[str, str]) -> None:
+        for place in (tmp_path / "folder", location_of("s3://bucket/folder", options)):
+            folder = open_folder(place)
+            assert folder.names("a") == {}
+            folder.write("a/1", b"one")
+            folder.write("a/2", b"")
+            assert folder.write_once("a/3", b"three")
+            assert not folder.write_once("a/3", b"four")
+            assert folder.names("a") == {"1": 3, "2": 0, "3": 5}
+            assert folder.read("a/3") == b"three"
+            folder.remove("a/1")
+            folder.remove("a/1")
+            with pytest.raises(FileNotFoundError):
+                folder.read("a/1")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_outage_delays_a_run(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+    seconds = float(os.environ.get("MASKMILL_OUTAGE_SECONDS", "8"))
+    server = Server()
+    options = {**OPTIONS, "aws_endpoint": f"http://127.0.0.1:{server.port}"}
+    write_photos(tmp_path / "photos", 60)
+    job = jobs.color_job(bundle, tmp_path / "photos", "s3://bucket/labels", pause=0.1, storage_options=options)
+
+    def outage() -> None:
+        while not Leases("s3://bucket/labels", options).claims():
+            time.sleep(0.2)
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        server.process.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    started = time.monotonic()
+    try:
+        progress = run_array(job, threads=1)
+        thread.join()
+        assert time.monotonic() - started > seconds
+        assert (progress.images, progress.rejects) == (60, {})
+        store = LabelStore.open("s3://bucket/labels", storage_options=options)
+        assert len(store) == len({row.uri for row in store.inputs()}) == 60
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        server.process.kill()
+        server.process.wait()
+
+
+def test_storage_options_are_understood_by_both_readers() -> None:
+    assert fsspec_options("s3", OPTIONS) == {
+        "key": "test", "secret": "test", "client_kwargs": {"region_name": "us-east-1"},
+    }  # fmt: skip
+    assert lance_options(fsspec_options("s3", OPTIONS)) == OPTIONS
+    local = lance_options({**OPTIONS, "endpoint_url": "http://127.0.0.1:1"})
+    assert local == {**OPTIONS, "aws_endpoint": "http://127.0.0.1:1", "allow_http": "true"}
+
+
+def test_file_urls_are_paths(tmp_path: Path) -> None:
+    LabelStore.create(f"file://{tmp_path}/labels", {"run": 1})
+    assert (tmp_path / "labels" / "run.json").is_file()
+    assert len(LabelStore.open(f"file://{tmp_path}/labels")) == 0
+
+
+def test_calibration_and_bundle_come_from_memory(bundle: Bundle, tmp_path: Path) -> None:
+    target: Any = location_of("memory://models/colors")
+    for file in bundle.path.rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(bundle.path).as_posix()).write_bytes(file.read_bytes())
+    assert Bundle.load("memory://models/colors").classes == bundle.classes
+    with pytest.raises(CalibrationError, match="there is nothing at"):
+        Calibration.load("memory://models/none.json")
+    assert not list(Path().glob("memory:*"))
