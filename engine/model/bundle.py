@@ -283,8 +283,7 @@ class Bundle:
 
         Raises :class:`BundleError` if the folder is not a bundle, or its manifest is damaged or of another format.
         """
-        folder = fetched(path)
-        manifest = folder / MANIFEST
+        manifest = (folder := fetched(path)) / MANIFEST
         try:
             raw = read_json_object(manifest)
         except FileNotFoundError:
