@@ -1,7 +1,8 @@
 """Every error a user can meet.
 
 Each message says what was expected, what was found and what to do. The command line prints it on one line and exits
-with 2 if the call was wrong (:class:`UsageError`) and with 1 if the work failed; ``--debug`` shows the traceback.
+with 2 if the call was wrong (:class:`UsageError`, or a bundle, store, run, calibration or source that does not exist)
+and with 1 if the work failed; ``--debug`` shows the traceback.
 
 ::
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import distributions
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 __all__ = [
@@ -52,6 +54,11 @@ class MaskmillError(Exception):
     """Base of every error that maskmill raises for a reason a user can act on."""
 
     exit_code = 1
+
+    def of_the_call(self) -> Self:
+        """Mark the error as one of the call, as for a file that does not exist: the command line exits with 2."""
+        self.exit_code = 2
+        return self
 
 
 class UsageError(MaskmillError, ValueError):

@@ -90,7 +90,7 @@ class Run:
         except FileNotFoundError:
             raise TrainingError(
                 f"{folder} is not a training run: it has no {RUN_FILE}; make one with `maskmill train`"
-            ) from None
+            ).of_the_call() from None
         except UsageError as error:
             raise TrainingError(str(error)) from error
         version = raw.get("format_version")

@@ -269,6 +269,8 @@ class Calibration:
         """Read a calibration; raises :class:`CalibrationError` if it is none, damaged, or edited."""
         try:
             raw = read_json_object(fetched(path), max_bytes=MAX_BYTES)
+        except FileNotFoundError as error:
+            raise CalibrationError(f"the calibration {path} does not exist").of_the_call() from error
         except (OSError, UsageError) as error:
             raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
         if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
@@ -286,7 +288,8 @@ class Calibration:
                 data = inflate(base64.b64decode(packed["float32_zlib_base64"]), MAX_THRESHOLD_BYTES)
                 thresholds = np.frombuffer(data, "<f4").reshape(packed["grid"])
             else:
-                thresholds = np.array([float(value) for value in packed], np.float32)
+                with np.errstate(over="ignore"):
+                    thresholds = np.array([float(value) for value in packed], np.float32)
             made_with = read_value(Mapping[str, Any], raw["made_with"], "made_with")
             for name in ("artifact", "session"):
                 # only models have them, not files of scores

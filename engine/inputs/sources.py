@@ -341,7 +341,7 @@ def open_source(
         return Source(spec, storage_options, image_ending=image_ending, access=access)
     path = os.path.abspath(os.path.expanduser(spec))
     if not os.path.lexists(path) and not glob.has_magic(path):
-        raise SourceError(f"no such file or folder: {path}")
+        raise SourceError(f"no such file or folder: {path}").of_the_call()
     return Source(path, storage_options, image_ending=image_ending, access=access)
 
 

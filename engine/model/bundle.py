@@ -290,7 +290,7 @@ class Bundle:
             raise BundleError(
                 f"{folder} is not a model bundle: it has no {MANIFEST}; "
                 f"make one with `maskmill import MODEL.onnx -o {folder}`"
-            ) from None
+            ).of_the_call() from None
         except UsageError as error:
             raise BundleError(f"{error}; make the bundle again") from error
         version = raw.pop("format_version", None)

@@ -41,7 +41,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         version = manifest["format_version"]
     except FileNotFoundError as error:
         missing = "it has no run.json" if folder.is_dir() else "it does not exist"
-        raise StoreError(f"{folder} is not a label store: {missing}") from error
+        raise StoreError(f"{folder} is not a label store: {missing}").of_the_call() from error
     except (OSError, UsageError, KeyError) as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} cannot be read ({error})") from error
     if "recipe" in manifest:
