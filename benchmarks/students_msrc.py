@@ -96,6 +96,8 @@ ROWS: Mapping[str, Row] = {
 }
 """In the order of their importance."""
 ALONE = "labeled photos alone"
+ALONE_LONGER = "labeled photos alone, 300 steps"
+"""As long as the rows of :data:`SECOND`."""
 FIRST = "+ conformal, rule agree"
 """Row whose student is the start of the rows of :data:`SECOND`."""
 
@@ -220,10 +222,10 @@ def label_photos(name: str, photos: Photos, teacher: Teacher, split: Split, fold
 def train_row(
     results: Results, photos: Photos, name: str, teacher: Teacher | None, seed: int, steps: int | None
 ) -> None:
-    """Label, train and score a row for a seed, unless its figures exist."""
+    """Label, train and score one row with one seed, unless its figures exist."""
     group, row = teacher or NONE, ROWS.get(name)
     folder = photos.work / group.replace(" ", "-") / f"seed{seed}"
-    number = 0 if row is None else 1 + list(ROWS).index(name)
+    number = -1 if name == ALONE_LONGER else 0 if row is None else 1 + list(ROWS).index(name)
     needed = name == FIRST and not (folder / f"run{number}").exists()
     if results.find(group, name, seed) is not None and not needed:
         return
@@ -238,7 +240,8 @@ def train_row(
     corpus = open_corpus(
         stores=stores, labeled=photos.folder, ids=[photo.stem for photo in split.labeled], taxonomy=photos.taxonomy
     )
-    common = COMMON if steps is None else {**COMMON, "steps": steps}
+    usual = COMMON["steps"] + (SECOND_STEPS if name == ALONE_LONGER else 0)
+    common = {**COMMON, "steps": steps or usual}
     recipe = (supervised if row is None else row.recipe)(**common, seed=seed)
     keep = name == FIRST
     scored = {"validation": photos.images(split.validation), "scored": photos.images(split.scored)}
@@ -246,7 +249,7 @@ def train_row(
 
 
 def train_second(results: Results, photos: Photos, name: str, teacher: Teacher, seed: int, steps: int | None) -> None:
-    """Train and score a second stage for a seed, unless its figures exist."""
+    """Train and score one second stage with one seed, unless its figures exist."""
     if results.find(teacher, name, seed) is not None:
         return
     train_row(results, photos, FIRST, teacher, seed, steps)
@@ -280,7 +283,7 @@ def main() -> int:
     torch.set_num_threads(1)
     photos = Photos.open(options.work)
     parts = options.rows.split(";") if options.rows else [""]
-    jobs: list[tuple[str, Teacher | None]] = [(ALONE, None)]
+    jobs: list[tuple[str, Teacher | None]] = [(ALONE, None), (ALONE_LONGER, None)]
     chosen: tuple[Teacher, ...] = tuple(
         teacher
         for teacher in get_args(Teacher)

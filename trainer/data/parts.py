@@ -2,7 +2,7 @@
 
 ::
 
-    labeled = LabeledImages.open("photos", taxonomy)           # photos/images, photos/labels
+    labeled = LabeledImages.open("labeled", taxonomy)          # labeled/images, labeled/labels
     stored = StoredImages.open("labels", skip=set(labeled.uris))
     image, label, weight = labeled.read(0)
 

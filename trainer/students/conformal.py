@@ -2,8 +2,10 @@
 
 ::
 
-    thresholds = fit_student_thresholds(module, [(image, label)], run, alpha=0.1)
-    pseudo = conformal_labels(logits, real, torch.from_numpy(thresholds), ignore=255)
+    student = load_run("run")
+    labeled = LabeledImages.open("labeled", run_taxonomy(student.run))
+    samples = ((sample.image, sample.label) for sample in map(labeled.read, range(2)))
+    thresholds = fit_student_thresholds(student.module, samples, student.run, alpha=0.1)    # (classes,)
 
 Thresholds are per class, as those of ``maskmill calibrate``: a class in too few of the images takes the threshold of
 the pooled foreground classes, and a class in none is never selected.
