@@ -328,6 +328,7 @@ SETUP: dict[str, Callable[[Path], Any]] = {
         + [shutil.rmtree(home / "sam")]
     ),
     "trainer.evaluate": trained,
+    "trainer.students.conformal": trained,
     "trainer.measure": trained,
     "trainer.run": trained,
     "trainer.students.prediction": trained,
