@@ -13,7 +13,7 @@ DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-read
 TOOLS  := $(VENV)-tools
 OLD    := $(VENV)-old
 
-.PHONY: setup demo test test-long test-export family-references test-gpu fuzz test-formats test-old check format site docs-commands bench msrc students prompted clean
+.PHONY: setup demo test test-long test-export family-references foundation test-gpu fuzz test-formats test-old check format site docs-commands bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -33,6 +33,11 @@ test-export: $(VENV)/.dev-ready ## every model family: exported, compared with P
 family-references: $(VENV)/.dev-ready ## arrays of tests/export/references, from transformers' own processors
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-references torchvision==0.28.0 timm==1.0.31
 	PYTHONPATH=$(VENV)-references:. $(BIN)/python -m tests.export.references.make
+
+# PHOTOS=folder, and MODELS, PROVIDER, BATCH for a part of it
+foundation: $(VENV)/.dev-ready ## download, export and label with the named foundation models; needs a network
+	$(BIN)/python benchmarks/foundation.py $(PHOTOS) $(if $(MODELS),--models $(MODELS)) \
+	  --provider $(or $(PROVIDER),cpu) --batch $(or $(BATCH),1)
 
 test-gpu: $(VENV)/.dev-ready ## what needs an NVIDIA device; fails without one
 	MASKMILL_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu

@@ -31,7 +31,7 @@ def build(
         str | None,
         typer.Option(metavar="MIN,BEST,MAX", help="Columns of a dynamic input.", show_default="the bundle's"),
     ] = None,
-    points: Annotated[
+    prompt_points: Annotated[
         str, typer.Option(metavar="MIN,BEST,MAX", help="Points per prompt of a promptable bundle.")
     ] = "1,2,16",
     workspace: Annotated[
@@ -73,7 +73,7 @@ def build(
         batch=_range(batch, "--batches"),
         height=None if height is None else _range(height, "--height"),
         width=None if width is None else _range(width, "--width"),
-        points=_range(points, "--points"),
+        points=_range(prompt_points, "--prompt-points"),
         workspace=None if workspace is None else _bytes(workspace),
         hardware_compatible=hardware_compatible,
         version_compatible=version_compatible,
