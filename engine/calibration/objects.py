@@ -92,9 +92,12 @@ def calibrate_objects(store: LabelStore, labels: str | os.PathLike[str], *, alph
     the store does not hold cannot be kept. Images are paired by name. Raises :class:`UsageError` for a store without
     objects, a file of another format, or images that do not pair.
     """
-    level = Fraction(alpha)
+    try:
+        level = Fraction(alpha)
+    except (ValueError, ZeroDivisionError):
+        level = Fraction(0)
     if not 0 < level < 1:
-        raise UsageError(f"alpha must be between 0 and 1, got {alpha}")
+        raise UsageError(f"alpha must be a number between 0 and 1, got {alpha!r:.80}")
     if "instances" not in store.run:
         raise UsageError(f"{store.path} holds no objects; label the images with --instances")
     reader = open_reader(labels)

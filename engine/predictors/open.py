@@ -81,7 +81,7 @@ class PromptedOptions:
     @property
     def sources(self) -> dict[str, Path]:
         """Sources of prompts that are given, by their option."""
-        sources = {"--cam": self.cam, "--boxes": self.boxes, "--points": self.points, "--masks": self.masks}
+        sources = {"--cam": self.cam, "--boxes": self.boxes, "--points": self.points, "--coarse-masks": self.masks}
         return {name: path for name, path in sources.items() if path is not None}
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ def open_prompted(
 
     options = options or ModelOptions()
     if not prompted.sources:
-        raise UsageError("prompts need a source: --cam BUNDLE, --boxes FILE, --points FILE or --masks STORE")
+        raise UsageError("prompts need a source: --cam BUNDLE, --boxes FILE, --points FILE or --coarse-masks STORE")
     if prompted.cam is None:
         return _open_given(prompted, taxonomy, options, say)
     if options.tile is not None:

@@ -194,7 +194,7 @@ def test_prompts_from_a_file_and_coarse_masks_from_a_store(home: Path) -> None:
     assert store.classes["targets"] == ["background", "green", "red"]
     ok("export-labels", "pointed", "--format", "coco", "--instances", "-o", "objects", cwd=home)
     assert len(json.loads((home / "objects/annotations/instances.json").read_text())["annotations"]) == len(rows)
-    ok("label-prompted", "photos", "--sam", "sam", "--masks", "pointed", "-o", "refined", cwd=home)
+    ok("label-prompted", "photos", "--sam", "sam", "--coarse-masks", "pointed", "-o", "refined", cwd=home)
     maps = [decode_png(row.label) for row in LabelStore.open(home / "refined").iter_rows()]
     assert sum(bool((label == 1).any()) for label in maps) == 6
     for options, message in (
