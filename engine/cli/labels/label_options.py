@@ -146,7 +146,10 @@ PointsOption = Annotated[
 MasksOption = Annotated[
     Path | None,
     typer.Option(
-        "--coarse-masks", metavar="STORE", help="Coarse masks to refine: a label store or label files.", show_default=False
+        "--coarse-masks",
+        metavar="STORE",
+        help="Coarse masks to refine: a label store or label files.",
+        show_default=False,
     ),
 ]
 RequiredSam = Annotated[
