@@ -107,7 +107,7 @@ def rank(
         return
     for number, image in enumerate(queue.images[:_SHOWN], 1):
         if queue.basis == "random":
-            typer.echo(f"{number:>3} {image.uri} (labeled {image.kept:.0%})")
+            say(f"{number:>3} {image.uri} (labeled {image.kept:.0%})")
             continue
         shows = f", shows {', '.join(image.classes)}" if image.classes else ""
         say(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.2f}{shows})")
@@ -119,7 +119,7 @@ def rank(
         for first, second in queue.calibration_twins[:_SHOWN]:
             say(f"  {second} is like {first}")
     if queue.images and queue.basis == "random":
-        typer.echo("note: drawn at random, without near-duplicates; --model BUNDLE or kept scores give an order")
+        say("note: drawn at random, without near-duplicates; --model BUNDLE or kept scores give an order")
     parts = [f"{len(queue.images)} of {queue.num_candidates} candidates", f"{len(queue.twins)} near-duplicate pairs"]
     if labels is not None:
         parts.append(f"{len(queue.label_errors)} labels judged")

@@ -2,7 +2,7 @@
 
 ::
 
-    serve(LiveStore(Path("labels")), port=8000)
+    app = make_app(LiveStore("labels"), reviewer="ana")
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ....errors import MaskmillError, MissingPackageError, UsageError
+from ..terminal import say
 from .access import guard, is_loopback
 from .answers import Answers
 from .live_store import LiveStore
@@ -90,7 +91,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     reviewer: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> None:
     """Serve the page until an interrupt; on an address that others can reach, the printed address holds a token.
 

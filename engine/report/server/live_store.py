@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -66,9 +67,13 @@ class LiveStore:
     """Gives the newest snapshot of a store; any thread may call it."""
 
     def __init__(
-        self, path: Path, calibration: Calibration | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        path: str | os.PathLike[str],
+        calibration: Calibration | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path = path
+        self.path = Path(path)
         """Folder of the store."""
         self.calibration = calibration
         """Calibration of its labels, if it is known."""
