@@ -80,6 +80,7 @@ def calibrate(
     min_images: int | None = None,
     unseen: Unseen = "never",
     on_small_n: SmallSample = "refuse",
+    like: Location | LabelStore | None = None,
     provider: Provider = "cpu",
     tile: int | None = None,
     overlap: int = 0,
@@ -108,6 +109,9 @@ def calibrate(
     min_images, unseen, on_small_n
         Fewest images for a threshold of a class's own (ceil(1 / alpha) - 1 if None); whether classes that calibration
         never saw are emitted; treatment of an alpha that the number of images does not allow.
+    like
+        Label store of the corpus, labeled with a calibration of the same model: weigh the calibration images so that
+        they resemble its images.
     provider, tile, overlap, workers
         Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
     progress
@@ -118,10 +122,11 @@ def calibrate(
     from .calibration import calibrate as calibration_module
     from .inputs.labels import open_labels
     from .inputs.sources import open_source
+    from .labeling.drift import weigh_like
 
     predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap)
     with counter_if("calibrating", progress) as observer:
-        return calibration_module.calibrate(
+        calibration = calibration_module.calibrate(
             predictor,
             open_source(images),
             open_labels(labels),
@@ -139,6 +144,7 @@ def calibrate(
             workers=workers or usable_processors(),
             progress=observer,
         )
+    return calibration if like is None else weigh_like(calibration, store_of(like))
 
 
 def choose(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import maskmill
 from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.inputs.labels import open_labels
@@ -53,8 +54,13 @@ def calibrated(bundle: Bundle, folder: Path, alpha: str = "0.1") -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def calibration(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    return calibrated(bundle, write(tmp_path_factory.mktemp("calibration"), 120, seed=0, noisy=0.25))
+def calibration_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("calibration"), 120, seed=0, noisy=0.25) / "images"
+
+
+@pytest.fixture(scope="module")
+def calibration(bundle: Bundle, calibration_images: Path) -> Calibration:
+    return calibrated(bundle, calibration_images.parent)
 
 
 def miscoverage(calibration: Calibration, corpus: Calibration) -> float:
@@ -71,7 +77,7 @@ def miscoverage(calibration: Calibration, corpus: Calibration) -> float:
 
 
 def test_weights_restore_the_rate_on_a_corpus_with_more_hard_images(
-    bundle: Bundle, calibration: Calibration, tmp_path: Path
+    bundle: Bundle, calibration_images: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "corpus", 200, seed=1, noisy=0.6)
     label_folder(bundle, folder / "images", tmp_path / "store", selection=Selection.conformal(calibration))
@@ -85,6 +91,10 @@ def test_weights_restore_the_rate_on_a_corpus_with_more_hard_images(
     loaded = Calibration.load(tmp_path / "weighted.json")
     assert loaded.weighting == weighted.weighting
     assert loaded.at("0.1").pooled == weighted.pooled
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    sources = (calibration_images, calibration_images.parent / "labels")
+    from_python = maskmill.calibrate(predictor, *sources, alpha="0.1", unit="image", like=tmp_path / "store")
+    assert from_python.pooled == weighted.pooled
     # labels made with it are compared with that corpus, and say so
     label_folder(bundle, folder / "images", tmp_path / "again", selection=Selection.conformal(loaded))
     report = watch_store(tmp_path / "again")
