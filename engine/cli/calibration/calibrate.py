@@ -11,6 +11,7 @@ from ....errors import UsageError
 from ...calibration.calibration import Control, RuleChoice
 from ...calibration.sharing import Fallback, Group, Unseen
 from ...calibration.thresholds import SmallSample, Unit
+from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from ...report.terminal import say
 from ..options import (
@@ -67,6 +68,7 @@ def calibrate_thresholds(
         typer.Option(
             "--calibration",
             metavar="FILE",
+            parser=location_of,
             help="Take the images of this calibration, without the model, instead of --images; repeat to merge them.",
             show_default=False,
         ),
@@ -76,6 +78,7 @@ def calibrate_thresholds(
         typer.Option(
             "--like",
             metavar="STORE",
+            parser=location_of,
             help="Weigh the calibration images so that they resemble the images of this label store.",
             show_default=False,
         ),
