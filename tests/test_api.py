@@ -36,6 +36,9 @@ label, weight = store.read("0.png")
 maskmill.overlay("photos/0.png", label, model.classes).save("overlay.png")
 assert maskmill.export_labels(store, "coco", "coco").num_images == 6
 assert maskmill.import_labels(store, "coco", reviewer="me").corrected == 0
+assert maskmill.report(store, "report.html", calibration="calibration.json", labels="truth", model="bundle").is_file()
+queue: maskmill.Queue = maskmill.rank(store, 3, model="bundle", calibration=calibration, output="queue.json")
+assert len(queue.images) == maskmill.export_labels(store, "queued", "coco", ids="queue.json").num_images == 3
 settings = {"model": "tiny", "steps": 2, "crop": 16, "batch": 2, "warmup": 0}
 maskmill.train(
     "store", output="run", labeled="data", labeled_share="1/2", split_seed=1, settings=settings, device="cpu", workers=0
