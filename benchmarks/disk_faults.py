@@ -66,7 +66,7 @@ def run(folder: Path, shim: Path | None, place: int = 0, kind: str = "") -> tupl
             "FAULT_KIND": "full" if kind == "full" else "kill", "FAULT_LOG": str(folder / "log.txt"),
         }  # fmt: skip
     command = [sys.executable, "-c", CHILD, str(folder), str(ROOT)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     lines = (result.stdout + result.stderr).strip().splitlines()
     assert result.returncode in (0, 3, 137), result.stderr[-1000:]
     return result.returncode, lines[-1] if lines else ""

@@ -114,7 +114,7 @@ class FileSink:
 
     def save(self, relative: str, data: bytes) -> None:
         """Write a file and its folders."""
-        target = self.folder / relative
+        target = self._place(relative)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, data)
         self.files[relative] = hashlib.sha256(data).hexdigest()
@@ -123,14 +123,21 @@ class FileSink:
         """Give a file that was written beside its place its name."""
         with temporary.open("rb") as stream:
             self.files[relative] = hashlib.file_digest(stream, "sha256").hexdigest()
-        os.replace(temporary, self.folder / relative)
+        os.replace(temporary, self._place(relative))
 
     def link(self, relative: str, path: str) -> None:
         """Make a symbolic link to a local photo; links are not hashed."""
-        target = self.folder / relative
+        target = self._place(relative)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         target.symlink_to(path)
+
+    def _place(self, relative: str) -> Path:
+        """Return the path of a file; raises :class:`UsageError` for a name outside the folder."""
+        parts = Path(relative)
+        if parts.is_absolute() or ".." in parts.parts or "\0" in relative:
+            raise UsageError(f"an export writes into its own folder only, not to {relative!r:.200}")
+        return self.folder / parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import io
+import logging
 import re
 import threading
 import warnings
@@ -316,6 +317,8 @@ def _silence_libraries() -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     else:
         cv2.setLogLevel(0)  # OpenCV 4
+    # without any handler, logging prints errors itself
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     for library in (Path(Image.__file__).parents[1] / "pillow.libs").glob("libtiff*"):
         libtiff = ctypes.CDLL(str(library))
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from .schema import HASH_BYTES, SCHEMAS, Verdict, covered_columns
 
+_ID = re.compile("[0-9a-f]{32}")
 _COVERED = {name: covered_columns(schema) for name, schema in SCHEMAS.items()}
 _EXTRAS = covered_columns(SCHEMAS["labels"], "extra_hash")
 
@@ -170,6 +172,8 @@ def row_fault(name: str, columns: Sequence[str], row: dict[str, Any]) -> str | N
     """
     if row_hash(columns, row) != row["row_hash"]:
         return "its content does not match its hash"
+    if row.get("id") is not None and not _ID.fullmatch(row["id"]):
+        return "its id is not a hash, so that it could name a file"
     if name == "labels" and "extra_hash" in row:
         features = row["features"]
         values = row if features is None else {**row, "features": np.asarray(features, np.float32)}

@@ -242,3 +242,16 @@ def test_an_id_list_with_a_bad_line_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_bytes(b"a.jpg\n\xff.jpg\n")
     with pytest.raises(UsageError, match="line 2: a list holds"):
         read_ids(tmp_path / "ids.txt")
+
+
+def test_names_with_two_colons_are_paired_with_their_own_label_map(tmp_path: Path) -> None:
+    from maskmill.engine.inputs.labels import open_labels
+
+    for name in ("a::x", "b::x"):
+        for folder, suffix in (("images", ".jpg"), ("labels", ".png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}{suffix}").write_bytes(b"x")
+    pairs = open_labels(tmp_path / "labels").pair(
+        [str(tmp_path / "images" / "a::x.jpg"), str(tmp_path / "images" / "b::x.jpg")], str(tmp_path / "images")
+    )
+    assert [entry.name.rpartition("/")[2] for entry in pairs.labels.values()] == ["a::x.png", "b::x.png"]
