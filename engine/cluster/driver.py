@@ -361,5 +361,7 @@ class Driver:
             "open": self.num_open,
             "workers": len(self._workers),
             "progress": self.progress.record(),
+            "commits": 0 if self._committer is None else self._committer.num_commits,
+            "commit_seconds": 0.0 if self._committer is None else self._committer.seconds,
             "time": time.time(),
         }

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..labeling.progress import Progress
+from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
 from .driver import ENDED
 from .leases import Leases
@@ -65,6 +66,14 @@ class Status:
     """Number of inputs in leases that are finished and not committed."""
     seconds: float
     """Time since this run started."""
+    commits: int = 0
+    """Number of commits of this run."""
+    commit_seconds: float = 0.0
+    """Time of these commits."""
+    rejects_by_kind: dict[str, int] = field(default_factory=dict)
+    """Rejects of this run that are committed, by kind of error."""
+    stages: dict[str, StageTime] = field(default_factory=dict)
+    """Items and times of the stages of all workers."""
     workers: list[WorkerStatus] = field(default_factory=list)
     """Processes that label."""
     warnings: list[str] = field(default_factory=list)
@@ -85,6 +94,7 @@ class Status:
         """Return everything as plain data."""
         raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
         raw["workers"] = [vars(worker) for worker in self.workers]
+        raw["stages"] = {name: vars(stage) for name, stage in self.stages.items()}
         return raw | {"images_per_second": self.images_per_second, "seconds_left": self.seconds_left}
 
     def describe(self) -> list[str]:
@@ -118,7 +128,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     summary = opened.counts()
     driver = leases.driver()
     finished = leases.finished()
-    workers = [_worker(record) for record in leases.workers().values()]
+    records = list(leases.workers().values())
+    workers = [_worker(record) for record in records]
+    reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
     state, progress = "", Progress()
     if driver is not None:
         state, progress = driver["state"], Progress.from_record(driver["progress"])
@@ -135,6 +147,10 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         is_planned=bool(driver and driver["planned_all"]),
         waiting=sum(done.num_rows for done in finished),
         seconds=progress.seconds,
+        commits=driver["commits"] if driver else 0,
+        commit_seconds=driver["commit_seconds"] if driver else 0.0,
+        rejects_by_kind=dict(progress.rejects),
+        stages={stage.name: stage for stage in (progress.stages or reports.stages)},
         workers=workers,
         warnings=progress.warnings,
     )

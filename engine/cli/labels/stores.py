@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -48,20 +49,65 @@ def merge(
         )
 
 
-def status(store: StoreArgument, storage_option: StorageOption = None, as_json: JsonOption = False) -> None:
+def status(
+    store: StoreArgument,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every",
+            min=1.0,
+            metavar="SECONDS",
+            help="Show it again and again until the run has ended; a line of JSON each time with --json.",
+            show_default="once",
+        ),
+    ] = None,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics",
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="Serve the figures for Prometheus on this port of this machine, until an interrupt.",
+            show_default="off",
+        ),
+    ] = None,
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show how far the runs into a store are: inputs, speed and state of every process that labels.
 
     Works on any machine that reads the store, while runs are at work and afterwards.
     """
+    from ...cluster.metrics import metrics_server
     from ...cluster.status import read_status
     from ...report import display
 
-    current = read_status(store, parse_storage_options(storage_option))
-    if as_json:
-        print_json(current.to_json())
-        return
-    for line in current.describe():
-        display.say(line)
+    if every is not None and metrics is not None:
+        raise UsageError("--every prints and --metrics serves; give one of them")
+    options = parse_storage_options(storage_option)
+    current = read_status(store, options)
+    if metrics is not None:
+        with metrics_server(store, metrics, options) as server:
+            display.say(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                return
+    while True:
+        if as_json:
+            print_json(current.to_json(), indent=2 if every is None else None)
+        else:
+            for line in current.describe():
+                display.say(line)
+        is_active = current.run in ("starting", "labeling") or any(w.state == "labeling" for w in current.workers)
+        if every is None or not is_active:
+            return
+        try:
+            time.sleep(every)
+        except KeyboardInterrupt:
+            return
+        current = read_status(store, options)
 
 
 def manifest(

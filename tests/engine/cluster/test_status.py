@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
+import urllib.request
 from pathlib import Path
 
 from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.metrics import metrics_server, metrics_text
 from maskmill.engine.cluster.presence import Watcher, identity, is_gone
 from maskmill.engine.cluster.status import read_status
 from maskmill.engine.store.label_store import LabelStore
@@ -44,6 +47,10 @@ def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
         assert str(process.pid) in worker.name
         assert worker.state == "labeling"
         assert any("images/s" in line for line in status.describe())
+        text = metrics_text(status)
+        assert "maskmill_run_planned 200\n" in text
+        assert 'maskmill_workers{state="labeling"} 1\n' in text
+        assert 'maskmill_stage_items_total{stage="predict"} ' in text
     finally:
         process.kill()
         process.wait()
@@ -96,3 +103,15 @@ def test_one_of_many_claims_each_lease(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         claimed = [lease for part in pool.map(claim_all, "abcdefgh") for lease in part]
     assert sorted(claimed) == [f"{number:03d}" for number in range(40)]
+
+
+def test_metrics_are_served_on_this_machine_alone(tmp_path: Path) -> None:
+    LabelStore.create(tmp_path / "store", {"run": 1})
+    with metrics_server(tmp_path / "store", 0) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        assert "maskmill_images 0" in lines
+        assert all(line.startswith(("#", "maskmill_")) for line in lines)
+        server.shutdown()
