@@ -64,7 +64,7 @@ class DevicePool:
                     continue
                 driver.lost.add(token)
                 self._deaths += 1
-                self._failed_starts += token not in driver.proven
+                self._failed_starts += not driver.has_started(token)
                 driver.num_failures += 1
                 driver.warnings.append(f"the process of device {device} ended with status {process.exitcode}")
             if device not in self._ended and not self._stopping and self._may_start():

@@ -22,7 +22,7 @@ from ..labeling.progress import Progress
 from ..store.label_store import InputRow, LabelStore
 from .committer import Committer
 from .job import Job
-from .leases import Finished, Leases
+from .leases import ALONE, Finished, Leases
 from .planner import LARGEST_LEASE, SMALLEST_LEASE, Planner
 from .presence import BEAT_SECONDS, EXPIRY_SECONDS, Watcher, describe, identity, is_here, new_token
 
@@ -65,8 +65,7 @@ class Driver:
         """Tokens of workers that whoever started them knows to be dead."""
         self.num_failures = 0
         """Number of workers that died or reported an error."""
-        self.proven: set[str] = set()
-        """Tokens of workers that have opened their model."""
+        self._proven: set[str] = set()
         self.num_open = 0
         """Number of leases that are not finished."""
         self.store = job.store
@@ -147,6 +146,10 @@ class Driver:
         total.drifted = self._drifted
         total.warnings = list(self.warnings)
         return total
+
+    def has_started(self, token: str) -> bool:
+        """Return True if a worker has opened its model: it has said so, or has claimed a lease."""
+        return token in self._proven or token in self._leases.claims().values()
 
     @property
     def workers(self) -> dict[str, dict[str, Any]]:
@@ -287,7 +290,7 @@ class Driver:
                 continue
             self._leases.leave(token)
             del workers[token]
-        self.proven.update(token for token, record in workers.items() if record["state"] == "labeling")
+        self._proven.update(token for token, record in workers.items() if record["state"] == "labeling")
         with self._lock:
             self._workers = workers
 
@@ -297,24 +300,18 @@ class Driver:
         if self._planner is None or self._stop.is_set():
             self._leases.withdraw(lease)
             return
-        self._deaths[lease] += 1
-        items = self._leases.items(lease)
-        if items is None:
-            self._leases.withdraw(lease)
-        elif self._deaths[lease] < 2:
-            self._leases.release(lease)
-        elif len(items) > 1:
-            size = -(-len(items) // _PIECES)
-            for number, start in enumerate(range(0, len(items), size)):
-                piece = f"{lease}.{number}"
-                self._deaths[piece] = 1
-                self._planner.publish(piece, items[start : start + size])
-            self._leases.withdraw(lease)
-        elif self._deaths[lease] < MAX_DEATHS:
-            self._leases.release(lease)
-        else:
+        num_deaths = self._deaths.pop(lease, 0) + 1
+        items = self._leases.items(lease) or []
+        if len(items) == 1 and num_deaths >= MAX_DEATHS:
             self._reject(items[0])
-            self._leases.withdraw(lease)
+        elif items:
+            size = -(-len(items) // _PIECES) if num_deaths > 1 else len(items)
+            for number, start in enumerate(range(0, len(items), size)):
+                piece = f"{lease.removesuffix(ALONE)}.{number}{ALONE}"
+                # a piece of a lease is under suspicion as the lease was; one input is blamed for its own deaths
+                self._deaths[piece] = num_deaths if size == len(items) else 1
+                self._planner.publish(piece, items[start : start + size])
+        self._leases.withdraw(lease)
 
     def _reject(self, item: Item) -> None:
         assert self._committer is not None, "the run has begun"

@@ -30,6 +30,9 @@ from ..model.storage import open_folder
 from ..store.label_store import LEASES
 from .lease_file import decode_items, decode_rows, encode_items, encode_rows
 
+ALONE = "-alone"
+"""End of the name of a lease whose worker died: the next one labels nothing beside it, to tell what is to blame."""
+
 _DRIVER = f"{LEASES}/driver.json"
 _CHOICES = 8  # a claim is tried on one of the first few leases, so that many workers do not all try the same
 

@@ -143,7 +143,7 @@ class RayPool:
             driver.lost.add(token)
             driver.num_failures += 1
             self._num_deaths += 1
-            self._failed_starts += token not in driver.proven
+            self._failed_starts += not driver.has_started(token)
             driver.warnings.append(f"a worker died: {str(problem).splitlines()[0]}")
             return
         if error is not None:

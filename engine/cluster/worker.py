@@ -22,7 +22,7 @@ from ..labeling.writer import Writer
 from ..store.label_store import InputRow, LabelRow
 from ..store.rows import input_table, label_table
 from .job import Job
-from .leases import Leases
+from .leases import ALONE, Leases
 from .presence import BEAT_SECONDS, identity
 
 KNOWN_ROWS = 20_000_000
@@ -163,10 +163,19 @@ class Worker:
     def _claimed(self, is_over: Callable[[], bool]) -> Iterator[tuple[str, list[Item]]]:
         while not self.stop.is_set():
             claimed = self._leases.claim(self.token)
-            if claimed is not None:
+            if claimed is not None and claimed[0].endswith(ALONE):
+                self._wait_for_writers()
+                yield claimed
+                self._wait_for_writers()
+            elif claimed is not None:
                 yield claimed
             elif is_over() or self.stop.wait(POLL_SECONDS):
                 return
+
+    def _wait_for_writers(self) -> None:
+        """Wait until every lease in progress is handed back."""
+        while self._writers and not self.stop.wait(POLL_SECONDS / 10):
+            pass
 
     def _hand_back(
         self, lease: str, labels: Sequence[LabelRow], inputs: Sequence[InputRow], progress: Progress

@@ -50,6 +50,17 @@ def test_a_device_with_an_error_leaves_the_work_to_the_others(jobs: Any, bundle:
     assert run_on(DevicePool(job, (7, 1)), job).images == 12
 
 
+@pytest.mark.slow
+def test_an_image_that_ends_every_worker_becomes_a_reject(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+    paths = write_photos(tmp_path / "photos", 30)
+    (tmp_path / "photos" / "deadly.png").write_bytes(paths[0].read_bytes() + b"another file")
+    job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+    progress = run_on(DevicePool(job, (1,), threads=1), job)
+    assert (progress.images, progress.rejects) == (30, {"crash": 1})
+    (reject,) = LabelStore.open(tmp_path / "store").rejects()
+    assert "3 workers died while they labeled" in (reject.message or "")
+
+
 @pytest.mark.parametrize("devices", [(), (0, 0), (-1,)])
 def test_devices_are_different_numbers(jobs: Any, bundle: Bundle, tmp_path: Path, devices: tuple[int, ...]) -> None:
     write_photos(tmp_path / "photos", 1)

@@ -21,9 +21,14 @@ from maskmill.errors import SessionError
 
 
 class SlowPredictor(SemanticPredictor):
-    """Waits before each image; an image of the color 66, 66, 66 ends the process, as a fault in a decoder would."""
+    """Waits before each image; an image called ``deadly.png`` ends the process, as a fault in a decoder would."""
 
     pause = 0.0
+
+    def prepare(self, image: Any, uri: str = "") -> Any:
+        if uri.endswith("deadly.png"):
+            os._exit(9)
+        return super().prepare(image, uri)
 
     def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
         time.sleep(self.pause)
