@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import StoreError
 from ..labeling.progress import Progress
+from ..labeling.thread_stages import StageTime
 from ..store.digests import digest_table, digests_of
 from ..store.label_store import InputRow, LabelStore
 from .leases import Finished, Leases
@@ -42,6 +43,8 @@ class Committer:
         """
         self.progress = Progress()
         """Counts of everything that was committed; an image that two leases hold counts as a duplicate."""
+        self.stages: dict[str, list[StageTime]] = {}
+        """Items and times of the stages of each worker, as of its last lease that was committed."""
         self.seconds = 0.0
         """Time in commits."""
         self.num_commits = 0
@@ -103,6 +106,7 @@ class Committer:
             stop = start + len(part)
             if self._complete(done, part_inputs):
                 _count_duplicates(progress, part.filter(pa.array(~is_new[start:stop])))
+                self.stages[done.worker], progress.stages = progress.stages, []
                 self.progress = Progress.total([self.progress, progress])
             self._leases.forget(done)
             start = stop

@@ -133,7 +133,9 @@ class Driver:
         with self._lock:
             records = {token: Progress.from_record(record["progress"]) for token, record in self._workers.items()}
             self._reports.update(records)
-            workers = Progress.total(list(self._reports.values()))
+            committed = {} if self._committer is None else self._committer.stages
+            short = [Progress(stages=stages) for token, stages in committed.items() if token not in self._reports]
+            workers = Progress.total([*self._reports.values(), *short])
         if self._num_waiting:
             total.images += self._num_waiting
             total.pixels, total.kept = workers.pixels, workers.kept

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class Worker:
         self._threads = threads
         self._writers: dict[str, LeaseWriter] = {}
         self._finished: list[Progress] = []
+        self._run = Progress()
         self._lock = threading.Lock()
         self._beat = 0
         self._state = "starting"
@@ -152,7 +154,7 @@ class Worker:
             if observer is not None:
                 observer(self.progress)
 
-        run = Progress(kept=np.zeros(num_targets, np.int64))
+        run = self._run
         try:
             stages.execute(inputs(), run, finish=flush, observer=observe, stop=self.stop)
         finally:
@@ -180,7 +182,8 @@ class Worker:
     def _hand_back(
         self, lease: str, labels: Sequence[LabelRow], inputs: Sequence[InputRow], progress: Progress
     ) -> None:
-        meta = {"progress": progress.record()}
+        # the times of the worker's stages so far: a short run may end between two of its records
+        meta = {"progress": {**progress.record(), "stages": [asdict(stage) for stage in self._run.stages]}}
         self._leases.finish(lease, self.token, label_table(labels), input_table(inputs), meta)
         with self._lock:
             self._writers.pop(lease, None)

@@ -110,7 +110,8 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         )
         busy = sum(stage.busy for stage in run.stages) or 1.0
         parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
-        say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
+        if parts:
+            say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
     say(run.summary().line())
     _print_rejects(run.rejects, "rejected as", store)
     _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
