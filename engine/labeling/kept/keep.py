@@ -103,9 +103,9 @@ class ScoreKeeper:
             top = stats.top.astype(xp.int64)
             holds_top = best <= xp.asarray(self.limits)[top]
             cells = xp.flatnonzero(stats.set_size > holds_top)
-            row, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
+            counts, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
             num_more = xp.zeros(top.size, xp.int64)
-            num_more[cells] = xp.bincount(row, minlength=len(cells))
+            num_more[cells] = counts
             rest = 1 - stats.share.astype(xp.float64)
             largest = xp.maximum(rest * rest / (taxonomy.num_scored - 1), 1e-30)
             ratio = xp.clip(xp.rint(stats.dispersion / largest * RATIO_LEVELS), 0, RATIO_LEVELS)
@@ -133,7 +133,9 @@ class ScoreKeeper:
         )
 
     def _more(self, score_map: ScoreMap, taxonomy: Taxonomy, cells: Any, top: Any) -> tuple[Any, Any, Any]:
-        """Return (row of ``cells``, class, score) of every class but the top within its limit, best first per row."""
+        """Return the number of classes but the top within their limits, per cell; and class and score of each of them,
+        cell by cell, best first.
+        """
         xp = score_map.backend.xp
         values = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
         values = sample_pixels(values, score_map.size, score_map.region, cells, xp=xp)
@@ -143,7 +145,7 @@ class ScoreKeeper:
         row, classes = xp.nonzero(member)
         chosen = scores[row, classes]
         order = xp.argsort(row + xp.clip(chosen, 0, 1) / 2)
-        return row[order], classes[order], chosen[order]
+        return member.sum(axis=1), classes[order], chosen[order]
 
 
 def _images_per_class(calibration: Calibration) -> list[int]:
