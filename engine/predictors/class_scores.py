@@ -21,12 +21,14 @@ def class_scores(values: Any, taxonomy: Taxonomy, activation: Activation, xp: An
     values = values.astype(xp.float64)
     if activation == "softmax":
         values = xp.exp(values - values.max(axis=1, keepdims=True))
-    rank = xp.full((len(values), num_scored), -xp.inf if activation == "sigmoid" else 0.0)
-    for channel, target in enumerate(groups.tolist()):
-        if activation == "sigmoid":
-            rank[:, target] = xp.maximum(rank[:, target], values[:, channel])
-        else:
-            rank[:, target] += values[:, channel]
+    rank = values
+    if taxonomy.groups is not None:
+        rank = xp.full((len(values), num_scored), -xp.inf if activation == "sigmoid" else 0.0)
+        for channel, target in enumerate(groups.tolist()):
+            if activation == "sigmoid":
+                rank[:, target] = xp.maximum(rank[:, target], values[:, channel])
+            else:
+                rank[:, target] += values[:, channel]
     if activation == "softmax":
         total = rank.sum(axis=1, keepdims=True)
         top = rank.argmax(axis=1)
