@@ -35,6 +35,10 @@ def describe_store(store: LabelStore) -> list[str]:
         lines.append("maps: segments without classes")
     elif "select" in run:
         lines += [f"selection: {_selection(run)}", f"promise: {promise(run)}", f"weight: {_weight(run)}"]
+    if "kept_scores" in run:
+        lines.append(f"kept scores: for `maskmill reselect` at alpha {run['kept_scores']['alpha']} and above")
+    if "reselected_from" in run:
+        lines.append(f"reselected from: {run['reselected_from']['store']}")
     lines += _coverage(store)
     if (drift := watch_store(store)) is not None:
         lines.append(f"drift: {drift.sentence()}")

@@ -34,6 +34,13 @@ def test_the_run_is_told_in_words_and_without_hashes(tmp_path: Path) -> None:
     assert not re.search("[0-9a-f]{16}|[{}]", text)
 
 
+def test_kept_scores_and_the_origin_of_a_reselection_are_told(tmp_path: Path) -> None:
+    run = {**RUN, "kept_scores": {"alpha": "0.05"}, "reselected_from": {"store": "/data/labels"}}
+    lines = describe_store(LabelStore.create(tmp_path / "store", run))
+    assert "kept scores: for `maskmill reselect` at alpha 0.05 and above" in lines
+    assert "reselected from: /data/labels" in lines
+
+
 def test_shares_of_classes_and_reviews_in_force_are_counted(tmp_path: Path) -> None:
     store = make_store(tmp_path, 3)
     labels = np.stack([store.read(f"{index}.png")[0] for index in range(3)])
