@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ....errors import CalibrationError, UsageError
 from ...calibration.calibration import Calibration, fewest_images, json_number, parse_alpha
+from ...model.storage import location_of
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
 from ...predictors.class_scores import class_scores
@@ -158,7 +159,7 @@ def load_kept_calibration(folder: str | os.PathLike[str], seal: str) -> Calibrat
 
     Raises :class:`CalibrationError` if it is another one.
     """
-    path = Path(folder) / CALIBRATION_FILE
+    path = location_of(folder) / CALIBRATION_FILE
     if not path.exists():
         return None
     calibration = Calibration.load(path)

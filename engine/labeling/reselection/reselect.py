@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ....kernels.processors import usable_processors
 from ....kernels.types import Rule
 from ...calibration.calibration import Calibration
 from ...model.png import encode_png
+from ...model.storage import location_of
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
 from ...store.rows import ReviewRow
@@ -136,7 +136,7 @@ def reselect(
     source = store if isinstance(store, LabelStore) else LabelStore.open(store)
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
-    if Path(output).resolve() == source.path.resolve():
+    if str(location_of(output).absolute()) == str(source.path.absolute()):
         raise UsageError(f"{output} is the store to read; choose another folder for the new labels")
     selection = change.apply(source)
     decide = _decide(source, selection)
@@ -164,7 +164,7 @@ def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
         if name in source.run and name not in ("kept_scores", "drift")
     }
     origin = {
-        "store": str(source.path.resolve()),
+        "store": str(source.path.absolute()),
         "selection": before,
         "kept_scores": source.run["kept_scores"]["alpha"],
     }
