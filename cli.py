@@ -51,7 +51,7 @@ def main() -> None:
     os.environ.setdefault("LANCE_LOG", "error")
     let_idle_threads_sleep()
     try:
-        app()
+        app(prog_name="maskmill")
     except MaskmillError as error:
         if "--debug" in sys.argv:
             raise

@@ -16,6 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from maskmill.cli import app
+
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS / "commands"
 WIDTH = 80
@@ -162,14 +166,9 @@ def shown(text: str, home: Path) -> str:
 
 def help_of(command: str) -> str:
     """Return the help of a command; empty if there is no such command."""
-    result = subprocess.run(
-        [sys.executable, "-m", "maskmill", command, "--help"],
-        env={**os.environ, "COLUMNS": str(WIDTH), "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return "" if result.returncode else "\n".join(line.rstrip() for line in result.stdout.strip("\n").splitlines())
+    environment = {"COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}
+    result = CliRunner().invoke(app, [command, "--help"], env=environment, prog_name="maskmill")
+    return "" if result.exit_code else "\n".join(line.rstrip() for line in result.output.strip("\n").splitlines())
 
 
 def section(command: str, outputs: Sequence[str]) -> list[str]:
