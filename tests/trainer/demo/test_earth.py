@@ -92,14 +92,14 @@ def test_no_tile_is_both_calibrated_on_and_scored(run):
         assert labeled == scored
 
 
-def test_vouched_labels_are_better_than_raw_ones(run):
+def test_conformal_labels_are_better_than_raw_ones(run):
     _, figures, printed = run
-    raw, vouched = figures["argmax"], figures["conformal"]
+    raw, conformal = figures["argmax"], figures["conformal"]
     assert raw["kept"] == 1
     assert 0.86 < raw["accuracy_kept"] < 0.92
-    assert vouched["accuracy_kept"] > 0.95
-    assert vouched["miou_kept"] > raw["miou_kept"] + 0.03
-    assert 0.7 < vouched["kept"] < 0.9
+    assert conformal["accuracy_kept"] > 0.95
+    assert conformal["miou_kept"] > raw["miou_kept"] + 0.03
+    assert 0.7 < conformal["kept"] < 0.9
     for name in ("argmax", "threshold", "conformal"):
         assert f"{figures[name]['miou_kept']:.3f}" in printed
 
