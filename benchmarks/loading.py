@@ -38,9 +38,9 @@ from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, co
 from maskmill.trainer.data.corpus import classes_taxonomy, open_corpus
 from maskmill.trainer.data.datasets import TrainingImages, augment
 from maskmill.trainer.data.loading import Plan, count_pixels, open_loader, to_device
+from maskmill.trainer.loop.optim import make_optimizer
 from maskmill.trainer.objectives.base import Moment
 from maskmill.trainer.objectives.steps import OBJECTIVES
-from maskmill.trainer.optim import make_optimizer
 from maskmill.trainer.phases import phases
 from maskmill.trainer.recipes import weighted
 from maskmill.trainer.students.models import build_model

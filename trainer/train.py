@@ -26,14 +26,14 @@ import numpy as np
 from ..errors import TrainingError
 from .data.corpus import Corpus, training_images
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
-from .device_settings import device_settings
 from .evaluate import score_images, search_background
 from .log import RunLog
-from .loss_watch import LossWatch
+from .loop.device_settings import device_settings
+from .loop.loss_watch import LossWatch
+from .loop.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from .methods import Consistency, S2c
 from .objectives.base import Losses, Moment
 from .objectives.parallel import parallel_objectives
-from .optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from .phases import num_steps, phases, with_epochs
 from .processes import Process, interrupts, joined, limit_threads
 from .recipes import Recipe

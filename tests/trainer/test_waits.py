@@ -17,10 +17,10 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from maskmill.errors import TrainingError  # noqa: E402
-from maskmill.trainer import device_settings as settings_module  # noqa: E402
 from maskmill.trainer import train as train_module  # noqa: E402
 from maskmill.trainer.data.corpus import Corpus  # noqa: E402
-from maskmill.trainer.loss_watch import LossWatch  # noqa: E402
+from maskmill.trainer.loop import device_settings as settings_module  # noqa: E402
+from maskmill.trainer.loop.loss_watch import LossWatch  # noqa: E402
 from maskmill.trainer.objectives.base import Losses  # noqa: E402
 from maskmill.trainer.objectives.s2c import segment_contrast  # noqa: E402
 from maskmill.trainer.processes import Process  # noqa: E402

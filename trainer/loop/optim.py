@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .phases import num_steps
-from .recipes import Recipe
-from .run import import_torch
+from ..phases import num_steps
+from ..recipes import Recipe
+from ..run import import_torch
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import TrainingError
-from .objectives.base import Losses
-from .run import import_torch
+from ...errors import TrainingError
+from ..objectives.base import Losses
+from ..run import import_torch
 
 
 class LossWatch:

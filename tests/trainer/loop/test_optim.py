@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.trainer.optim import learning_rate, make_optimizer, set_learning_rate  # noqa: E402
+from maskmill.trainer.loop.optim import learning_rate, make_optimizer, set_learning_rate  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.students.models import build_model  # noqa: E402
 

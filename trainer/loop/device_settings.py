@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from .recipes import Recipe
-from .run import import_torch
+from ..recipes import Recipe
+from ..run import import_torch
 
 
 @contextmanager

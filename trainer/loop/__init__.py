@@ -1,0 +1,1 @@
+"""Parts of the training loop: optimizer, settings of the device, and the watch over losses."""
