@@ -325,6 +325,42 @@ def test_the_family_follows_the_architecture_in_the_configuration(tmp_path: Path
         assert family_of(fetch(str(CHECKPOINTS[family](tmp_path / family)))) == family
 
 
+def test_a_checkpoint_of_video_holds_sam3_and_its_tracker(tmp_path: Path) -> None:
+    """As facebook/sam3 is published: one configuration, and one transformer that both parts use."""
+    from safetensors.torch import load_file, save_file
+
+    folders = {name: tmp_path / name for name in ("sam3", "sam3_tracker", "video")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        if name != "video":
+            CHECKPOINTS[name](folder)
+    weights = {
+        f"detector_model.{name}": value for name, value in load_file(folders["sam3"] / "model.safetensors").items()
+    }
+    tracker = load_file(folders["sam3_tracker"] / "model.safetensors")
+    for name in list(tracker):
+        published = name.removeprefix("tracker_model.")
+        if published.startswith("detector_model."):
+            tracker[name] = weights[published].clone()
+        else:
+            weights[published if published.startswith("tracker_neck.") else name] = tracker[name]
+    save_file(tracker, folders["sam3_tracker"] / "model.safetensors", metadata={"format": "pt"})
+    for file in folders["sam3"].iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            (folders["video"] / file.name).write_bytes(file.read_bytes())
+    save_file(weights, folders["video"] / "model.safetensors", metadata={"format": "pt"})
+    configs = [json.loads((folders[name] / "config.json").read_text()) for name in ("sam3", "sam3_tracker")]
+    video = {"model_type": "sam3_video", "detector_config": configs[0], "tracker_config": configs[1]}
+    (folders["video"] / "config.json").write_text(json.dumps({**video, "architectures": ["Sam3VideoModel"]}))
+    assert family_of(fetch(str(folders["video"]))) == "sam3"
+    image = torch.randn(1, 3, 112, 112)
+    for family, choices in (("sam3", Choices(classes=CLASSES)), ("sam3_tracker", Choices())):
+        modules = [fold(fetch(str(folders[name])), choices, family=family).module for name in ("video", family)]
+        with torch.no_grad():
+            outputs = [module(image) for module in modules]
+        torch.testing.assert_close(outputs[0], outputs[1])
+
+
 def test_every_family_has_a_checkpoint_here() -> None:
     assert set(CHECKPOINTS) == set(FAMILIES)
 
