@@ -77,14 +77,26 @@ int fsync(int descriptor) {
   return real(descriptor);
 }
 
+static void names(char *both, size_t size, const char *from, const char *to) { snprintf(both, size, "%s\t%s", from, to); }
+
 #define TWO_NAMES(name, kind) \
   int name(const char *from, const char *to) { \
     REAL(#name, int, const char *, const char *); \
-    if (below(to) && fault(kind, to, 0) == 1) _exit(137); \
+    char both[8192]; \
+    names(both, sizeof both, from, to); \
+    if (below(to) && fault(kind, both, 0) == 1) _exit(137); \
     return real(from, to); \
   }
 TWO_NAMES(rename, "rename")
 TWO_NAMES(link, "link")
+
+int linkat(int from_folder, const char *from, int to_folder, const char *to, int flags) {
+  REAL("linkat", int, int, const char *, int, const char *, int);
+  char both[8192];
+  names(both, sizeof both, from, to);
+  if (below(to) && fault("link", both, 0) == 1) _exit(137);
+  return real(from_folder, from, to_folder, to, flags);
+}
 
 int unlink(const char *path) {
   REAL("unlink", int, const char *);

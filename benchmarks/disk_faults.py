@@ -81,6 +81,10 @@ def lose_unsynced(folder: Path) -> int:
             unsynced.add(path)
         elif kind == "sync":
             unsynced.discard(path)
+        elif kind in ("rename", "link"):
+            before, _, after = path.partition("\t")
+            if before in unsynced:
+                unsynced.add(after)
     lost = 0
     for path in unsynced:
         if os.path.isfile(path):
