@@ -84,6 +84,7 @@ msrc: $(VENV)/.dev-ready ## labels on MSRC
 
 # resumable: finished runs are not repeated; hours on two cores
 students: $(VENV)/.dev-ready ## missing rows of the student benchmarks: two bad teachers on MSRC, CamVid without a teacher
+	$(BIN)/python benchmarks/label_tables.py
 	$(BIN)/python benchmarks/students_msrc.py
 	$(BIN)/python benchmarks/students_unlabeled.py
 
