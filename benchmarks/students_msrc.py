@@ -220,13 +220,20 @@ def label_photos(name: str, photos: Photos, teacher: Teacher, split: Split, fold
 
 
 def train_row(
-    results: Results, photos: Photos, name: str, teacher: Teacher | None, seed: int, steps: int | None
+    results: Results,
+    photos: Photos,
+    name: str,
+    teacher: Teacher | None,
+    seed: int,
+    steps: int | None,
+    *,
+    student_needed: bool = False,
 ) -> None:
-    """Label, train and score one row with one seed, unless its figures exist."""
+    """Label, train and score one row with one seed, unless its figures, and the student if needed, exist."""
     group, row = teacher or NONE, ROWS.get(name)
     folder = photos.work / group.replace(" ", "-") / f"seed{seed}"
     number = -1 if name == ALONE_LONGER else 0 if row is None else 1 + list(ROWS).index(name)
-    needed = name == FIRST and not (folder / f"run{number}").exists()
+    needed = student_needed and not (folder / f"run{number}").exists()
     if results.find(group, name, seed) is not None and not needed:
         return
     split = Split.of_seed(photos.files, seed)
@@ -252,7 +259,7 @@ def train_second(results: Results, photos: Photos, name: str, teacher: Teacher, 
     """Train and score one second stage with one seed, unless its figures exist."""
     if results.find(teacher, name, seed) is not None:
         return
-    train_row(results, photos, FIRST, teacher, seed, steps)
+    train_row(results, photos, FIRST, teacher, seed, steps, student_needed=True)
     split, folder = Split.of_seed(photos.files, seed), photos.work / teacher / f"seed{seed}"
     listed = folder / "unlabeled.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
