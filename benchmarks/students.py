@@ -119,6 +119,8 @@ class Results:
             print("|---|---|---|---|---|---|")
             rows = self.rows(group, seeds)
             for row, runs in rows.items():
+                if scored not in runs[0]:
+                    continue  # figures of labels, not of a student
                 columns = {
                     key: [run[scored][key] for run in runs if key in run[scored]]
                     for key in ("miou", "accuracy", "confidence")
