@@ -34,7 +34,7 @@ PANELS: dict[str, tuple[str, tuple[str, ...]]] = {
         "import", "export", "cam-head", "convert", "gate", "build", "bench", "tune",
     )),
     "Calibration": ("Map classes, compute thresholds from labeled images, choose how to select.", (
-        "taxonomy", "choose", "calibrate",
+        "taxonomy", "choose", "calibrate", "calibrate-objects",
     )),
     "Labels": ("Label a corpus, and keep its labels in order.", (
         "label", "label-prompted", "segment", "reselect", "merge", "verify", "status",
@@ -85,6 +85,7 @@ EXAMPLES: dict[str, Sequence[str]] = {
 }
 NOTES = {
     "build": "It needs an NVIDIA GPU and TensorRT; see [TensorRT](../tensorrt.md).",
+    "calibrate-objects": "An example is in [objects](../instances.md).",
     "cam-head": "An example is in [labels from image-level classes](../prompted.md).",
     "label-prompted": "An example is in [labels from image-level classes](../prompted.md).",
     "segment": "An example is in [labels from image-level classes](../prompted.md).",
