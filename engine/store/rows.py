@@ -173,7 +173,7 @@ def row_fault(name: str, columns: Sequence[str], row: dict[str, Any]) -> str | N
     if row_hash(columns, row) != row["row_hash"]:
         return "its content does not match its hash"
     if row.get("id") is not None and not _ID.fullmatch(row["id"]):
-        return "its id is not a hash of 64 hexadecimal digits"
+        return "its id is not a hash of 32 hexadecimal digits"
     if name == "labels" and "extra_hash" in row:
         features = row["features"]
         values = row if features is None else {**row, "features": np.asarray(features, np.float32)}
