@@ -41,7 +41,12 @@ def maskmill(*arguments: str | Path, cwd: Path) -> Result:
     handler = signal.getsignal(signal.SIGTERM)
     os.chdir(cwd)
     try:
-        with redirect_stdout(out), redirect_stderr(errors), patch("sys.argv", ["maskmill", *map(str, arguments)]):
+        with (
+            redirect_stdout(out),
+            redirect_stderr(errors),
+            patch("sys.argv", ["maskmill", *map(str, arguments)]),
+            patch("maskmill.cli._exit", sys.exit),  # which would end the tests beside a thread of an earlier one
+        ):
             main()
         code = 0
     except SystemExit as end:

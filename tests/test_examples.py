@@ -52,7 +52,8 @@ NOT_RUN = {
     "trainer.demo.run": "labels the Earth; tests/trainer/demo runs it",
     "trainer.demo.student": "trains the student of the Earth; tests/trainer/demo runs it",
     "engine.model.storage": "needs a bucket",
-    "engine.labeling.multi_gpu": "needs two devices",
+    "engine.cluster.metrics": "serves requests",
+    "engine.cluster.runner": "needs two devices",
     "export.build.engine_builder": "needs TensorRT's builder",
     "trainer.students.libraries": "downloads weights, needs optional libraries",
 }
@@ -240,6 +241,8 @@ def checkpoint(home: Path) -> None:
 
 VALUES: dict[str, Callable[[Path], Any]] = {
     "np": lambda home: np,
+    "Path": lambda home: Path,
+    "score_map": lambda home: open_predictor(home / "deeplab")[0].predict(photo(home)),
     "rich": lambda home: importlib.import_module("rich"),
     "console": lambda home: importlib.import_module("rich.console").Console(quiet=True),
     "rng": lambda home: np.random.default_rng(0),
@@ -327,6 +330,10 @@ SETUP: dict[str, Callable[[Path], Any]] = {
         [(home / f"sam-{role}.onnx").rename(home / f"{role}.onnx") for role in ("encoder", "decoder")]
         + [shutil.rmtree(home / "sam")]
     ),
+    "engine.store.merge": lambda home: [
+        shutil.move(home / "labels", home / "labels-a"),
+        shutil.copytree(home / "labels-a", home / "labels-b"),
+    ],
     "trainer.evaluate": trained,
     "trainer.students.conformal": trained,
     "trainer.measure": trained,
@@ -367,7 +374,7 @@ def classifier_network(home: Path) -> Any:
 LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
     "engine.labeling.reselection.reselect": {"label": lambda home: label_run.label},
     "engine.formats.open": {"classes": lambda home: LabelClasses(names=CLASSES)},
-    "engine.calibration.drift": {"images": lambda home: [("a.jpg", 0.9), ("b.jpg", 0.8)]},
+    "engine.calibration.drift.watch": {"images": lambda home: [("a.jpg", np.full(9, 0.9)), ("b.jpg", np.full(9, 0.8))]},
     "engine.inputs.labeled_source": {"source": lambda home: open_source(str(home / "photos"))},
     "engine.model.verdicts": {"session": lambda home: OnnxSession(Bundle.load(home / "deeplab"))},
     "engine.predictors.prompted.activation_maps": {

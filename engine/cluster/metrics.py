@@ -2,7 +2,8 @@
 
 ::
 
-    serve_metrics("labels", port=9105)   # until an interrupt; http://127.0.0.1:9105/metrics
+    with metrics_server("labels", port=9105) as server:     # http://127.0.0.1:9105/metrics
+        server.handle_request()                             # or server.serve_forever()
 
 The figures come from the store, as those of :mod:`.status` do: one process on any machine shows the whole run.
 """

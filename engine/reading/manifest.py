@@ -3,7 +3,7 @@
 ::
 
     with published_file(Path("photos.parquet")) as path:
-        num_items = write_manifest(open_source("s3://bucket/photos"), path)
+        num_items = write_manifest(open_source("photos"), path)
     source = open_source("photos.parquet")   # the same items, in the same order
 
 Files that change after the manifest was written are not noticed; write it again.

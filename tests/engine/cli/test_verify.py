@@ -28,7 +28,7 @@ def test_damage_is_named_and_removed(tmp_path: Path) -> None:
 
 def test_only_stores_are_verified(tmp_path: Path) -> None:
     refused = maskmill("verify", "store", cwd=tmp_path)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "store is not a label store: it does not exist" in refused.stderr
 
 

@@ -380,7 +380,7 @@ class Reader(LabelReader):
     class_names = {0: "dark", 1: "blue", 2: "Green", 3: "red"}
     image_names = tuple(f"p{seed}.jpg" for seed in range(3))
 
-    def read_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
+    def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         return np.array([0, 3, 2, 1], np.uint8)[truth(int(name[1]))]
 
 
