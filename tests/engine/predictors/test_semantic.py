@@ -100,7 +100,9 @@ def test_a_model_that_does_not_keep_its_word_is_an_error(tmp_path: Path) -> None
         def run(self, batch: np.ndarray) -> list[np.ndarray]:
             return [np.zeros((len(batch), 2, 4, 4), np.float32)]
 
-    with pytest.raises(SessionError, match=r"output of shape \(1, 2, 4, 4\) for 1 image\(s\); expected four axes with 3 classes"):
+    with pytest.raises(
+        SessionError, match=r"output of shape \(1, 2, 4, 4\) for 1 image\(s\); expected four axes with 3 classes"
+    ):
         SemanticPredictor(bundle, Liar()).predict(np.zeros((4, 4, 3), np.uint8))
 
 
