@@ -264,6 +264,8 @@ def fit_calibration(
         pooled=final.pooled,
         min_images=min_images,
         unseen=unseen,
+        fallback=fallback,
+        on_small_n=on_small_n,
         targets=taxonomy.targets,
         background=taxonomy.background,
         made_with={**conditions(predictor, taxonomy), "batch": predictor.batch},

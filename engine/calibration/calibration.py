@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,10 @@ from .binned import BinnedScores
 from .drift.statistics import pack_statistics, unpack_statistics
 from .drift.weights import effective_size, fit_weights
 from .scores.score_counts import UPPER, ScoreCounts
-from .sharing import Group, Unseen, share_thresholds
-from .thresholds import Unit
+from .sharing import Fallback, Group, Unseen, share_thresholds
+from .thresholds import SmallSample, Unit
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 RuleChoice = Literal[Rule, "auto"]
 """A rule, or the best of them on held-out images."""
@@ -70,6 +70,10 @@ class Calibration:
     """Fewest images for a threshold of a class's own."""
     unseen: Unseen = "never"
     """Treatment of classes without a calibration pixel."""
+    fallback: Fallback = "foreground"
+    """Classes whose threshold a class with too few images shares."""
+    on_small_n: SmallSample = "refuse"
+    """Treatment of an alpha that the images are too few for."""
     targets: tuple[str, ...]
     """Names of the target classes."""
     background: int | None
@@ -127,6 +131,16 @@ class Calibration:
         keeps sample sizes alone. Raises :class:`UsageError` for thresholds per position, which need the images.
         """
         level, group, unit = parse_alpha(alpha), group or self.group, unit or self.unit
+        for name, value, choices in (("group", group, Group), ("unit", unit, Unit)):
+            if value not in get_args(choices):
+                raise UsageError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        if self.on_small_n != "refuse" and self.control == "miscoverage":
+            raise UsageError(
+                f"the calibration was made with --on-small-n {self.on_small_n}, which needs the images: run "
+                "`maskmill calibrate` with this alpha"
+            )
+        is_default = self.min_images == fewest_images(parse_alpha(self.alpha))
+        min_images = fewest_images(level) if is_default else self.min_images
         if group == "position" or self.control != "miscoverage":
             raise UsageError("thresholds per position, or with --control, need the images: run `maskmill calibrate`")
         scores = BinnedScores(self.counts, len(self.targets))
@@ -137,9 +151,10 @@ class Calibration:
         sharing = share_thresholds(
             group,
             num_images,
-            min_images=fewest_images(level),
+            min_images=min_images,
             background=self.background,
             counts=self.counts,
+            fallback=self.fallback,
             unseen=self.unseen,
         )
         bins = scores.thresholds(sharing, weights[None], alpha=level, unit=unit)[0]
@@ -161,7 +176,7 @@ class Calibration:
             unit=unit,
             thresholds=np.append(values, np.full(max(none_of_these, 0), pooled)).astype(np.float32),
             pooled=pooled,
-            min_images=fewest_images(level),
+            min_images=min_images,
             report=report,
         )
 
@@ -218,8 +233,12 @@ class Calibration:
         first = parts[0]
         for part in parts[1:]:
             for name in ("made_with", "targets", "group", "unit", "rule", "control", "alpha"):
-                if getattr(part, name) != getattr(first, name):
-                    raise CalibrationError(f"the calibrations differ in {name}; merge calibrations of one kind")
+                old, new = getattr(first, name), getattr(part, name)
+                if old != new:
+                    values = "" if isinstance(old, Mapping) else f" ({old} and {new})"
+                    raise CalibrationError(
+                        f"the calibrations differ in {name}{values}; make them with the same options, then merge them"
+                    )
         if any(part.weighting is not None for part in parts) and len(parts) > 1:
             raise CalibrationError("a weighted calibration cannot be merged; merge first, then weigh with --like STORE")
         ids = [name for part in parts for name in set(part.counts.ids)]
@@ -316,7 +335,11 @@ MAX_BYTES = 1 << 28
 """Largest calibration file, in bytes."""
 MAX_THRESHOLD_BYTES = 1 << 26
 """Largest grid of thresholds, in bytes."""
-_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "background", "weighting")
+_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "fallback") + (
+    "on_small_n",
+    "background",
+    "weighting",
+)
 
 
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:

@@ -232,6 +232,13 @@ def with_options(path: Path, options: Mapping[str, str]) -> Path:
     return location_of(str(path), options) if options and is_remote(path) else path
 
 
+def options_of_call(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that the command line gives."""
+    names = (parameter.name or "" for parameter in context.command.params)
+    sources = ((name, context.get_parameter_source(name)) for name in names)
+    return {name for name, source in sources if source is not None and source.name == "COMMANDLINE"}
+
+
 def print_json(raw: object, indent: int | None = 2) -> None:
     """Print plain data as JSON on standard output."""
     import json

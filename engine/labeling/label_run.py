@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UsageError
 from ..calibration.calibration import conditions
 from ..inputs.sources import Item, Source, shard
 from ..model.taxonomy import Taxonomy
@@ -126,10 +127,17 @@ def dry_run(
 ) -> tuple[Progress, int]:
     """Label an evenly spaced sample of the source without a store; returns (its counts and times, number of inputs)."""
     selection.check(predictor, taxonomy)
+    check_limit(limit)
     items = list(islice(_chosen(source, shard_of), limit))
     sample = items[:: max(1, len(items) // DRY_RUN_IMAGES)][:DRY_RUN_IMAGES]
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     return _execute(stages, sample, Counter(), taxonomy.num_targets, None, None), len(items)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise :class:`UsageError` unless a number of images is at least 1."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, got {limit}")
 
 
 def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
@@ -198,6 +206,7 @@ def _plan(
 
     With a watch for drift, its sample comes first.
     """
+    check_limit(limit)
     rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
     earlier: dict[str, str] = {}
 

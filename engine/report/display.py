@@ -93,7 +93,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         f"{store}: {run.images} images labeled in {run.seconds:.1f} s ({run.rate:.1f} images/s), "
         f"{run.duplicates} duplicates, {rejects} rejected"
     )
-    if run.inputs == 0 and not run.drifted:
+    if run.inputs == 0 and not run.drifted and not run.interrupted:
         done = "holds or has rejected" if run.earlier_rejects else "holds"
         say(f"nothing to do: the store {done} every input already")
         _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)

@@ -39,12 +39,14 @@ from ..options import (
     UnverifiedOption,
     WorkersOption,
     new_file,
+    options_of_call,
     print_json,
 )
 from .recalibrate import recalibrate, weigh
 
 
 def calibrate_thresholds(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) to write.")],
     alpha: Annotated[
         str,
@@ -208,10 +210,12 @@ def calibrate_thresholds(
 
     new_file(output, ".json")
     if calibrations:
-        if not labels is images is reviewed is bundle is sam is rule is None:
+        others = options_of_call(context) - {"calibrations", "like", "output", "alpha", "group", "unit", "as_json"}
+        if others:
+            names = sorted("BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}" for name in others)
             raise UsageError(
-                "--calibration FILE takes the images, the model and the rule of that calibration; leave out BUNDLE, "
-                "--sam, --images, --labels, --reviewed and --rule"
+                "--calibration FILE takes the images, the model and all settings but --alpha, --group and --unit from "
+                f"that calibration; leave out {', '.join(names)}"
             )
         recalibrate(calibrations, like, output, alpha, group, unit, as_json)
         return

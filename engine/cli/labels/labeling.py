@@ -122,6 +122,10 @@ def run_label(
         raise UsageError(
             "--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out"
         )
+    if on_drift == "stop" and run.shard is not None:
+        raise UsageError(
+            "--on-drift stop watches a sample of the whole source, and a shard sees a part; use --runner array, or warn"
+        )
     if on_drift == "stop" and calibration is None:
         raise UsageError("--on-drift stop compares with calibration images: give --calibration FILE, or leave it out")
     if run.output is None and not run.dry_run:
@@ -159,7 +163,7 @@ def run_label(
                 progress = label_run.label(
                     predictor, images, run.place, classes, selection, observer=observing, **common
                 )
-    finish_run(progress, classes, run.place, run.as_json)
+    finish_run(progress, classes, run.place, run.as_json, on_drift)
 
 
 def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -> None:
@@ -241,7 +245,7 @@ def _run_leases(
     return run_on(pool, job, **options)
 
 
-def finish_run(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
+def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, on_drift: OnDrift = "warn") -> None:
     """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
     from ...labeling.drift import watch_store
     from ...report import display
@@ -256,10 +260,10 @@ def finish_run(progress: Any, classes: Any, store: Path, as_json: bool) -> None:
             display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
         if progress.drifted:
             display.say(
-                "stopped by --on-drift stop: finished images are stored; run the same command with --on-drift warn to "
-                "label the rest"
+                "stopped by --on-drift stop: finished images are stored; the same command with --on-drift warn labels "
+                "what is left"
             )
-    if progress.drifted:
+    if progress.drifted or (on_drift == "stop" and drift is not None and drift.alarm):
         raise typer.Exit(3)
     if progress.interrupted:
         raise typer.Exit(130)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -77,6 +77,10 @@ class Reselection:
     def apply(self, store: LabelStore) -> Selection:
         """Return the new selection of a store's labels; raises :class:`UsageError` or :class:`CalibrationMismatch`."""
         run, kept = store.run, _kept_record(store)
+        if self.select not in (None, *get_args(Method)):
+            raise UsageError(f"select must be one of {', '.join(get_args(Method))}, got {self.select!r}")
+        if self.weight_levels is not None and self.weight_levels < 2:
+            raise UsageError(f"weight_levels must be at least 2, got {self.weight_levels}")
         select = self.select or ("threshold" if self.threshold is not None else "conformal")
         options: dict[str, Any] = {
             "weight": self.weight or run["weight"],

@@ -255,7 +255,7 @@ def _facts(
     ]
     before = "" if coverage is None else f"{_decimal(coverage['total']['raw_iou'])} before selection, held-out"
     if truth is not None:
-        facts.append({"name": "mIoU of the labels", "value": _decimal(truth["miou"]), "note": before})
+        facts.append({"name": "mIoU of the labels", "value": _decimal(truth["miou"]), "note": ""})
     elif coverage is not None and coverage["total"]["iou"] is not None:
         value = _decimal(coverage["total"]["iou"])
         facts.append({"name": "mIoU of the labels, held-out", "value": value, "note": before})

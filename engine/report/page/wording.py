@@ -69,6 +69,10 @@ def notices(
     if coverage is not None and coverage["target"] is not None:
         missed = coverage["missed"]
         text = Markup("No class is below its target by more than its interval.")
+        if unjudged := sum(row["interval"] is None for row in coverage["rows"]):
+            text += Markup(" {} of {} classes have too few images for an interval.").format(
+                unjudged, len(coverage["rows"])
+            )
         if missed:
             text = Markup("Coverage is below its target, interval included, for {}.").format(names(missed))
         lines.append({"good": not missed, "text": text, "link": "coverage"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,13 +57,13 @@ def _refusal(request: Any, token: str | None) -> Any:
     from starlette.responses import PlainTextResponse, RedirectResponse
 
     if token is None:
-        name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        if is_loopback(name):
-            return None
+        with suppress(ValueError):
+            if is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
+                return None
         return PlainTextResponse("this page is for this machine: open it at 127.0.0.1", status_code=403)
     offered = request.query_params.get("token", "")
     if offered and secrets.compare_digest(offered.encode(), token.encode()):
-        answer = RedirectResponse(request.url.path, status_code=303)
+        answer = RedirectResponse("/" + request.url.path.lstrip("/"), status_code=303)
         answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return answer
     if secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), token.encode()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -105,11 +106,13 @@ class Answers:
         try:
             values = json.loads(body)
             verdict, corrected = values["verdict"], values.get("map")
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageError("expected a JSON object with a verdict, and a map if it is corrected") from None
         if verdict not in get_args(Verdict) or not isinstance(corrected, str | None):
             raise UsageError(f"the verdict must be one of {', '.join(get_args(Verdict))}, with the map as text")
         store = LabelStore.open(self._live.path)
+        if not re.fullmatch("[0-9a-f]{32}", id) or not store.has_id(id):
+            raise UsageError("the store holds no such image; reload the page")
         save_review(store, id, verdict, reviewer=self._reviewer or "", picture=corrected, origin="maskmill serve")
         return self._picture(id, 0, fresh=True)
 

@@ -17,7 +17,7 @@ const live = (() => {
   }, { rootMargin: "200px" });
   async function select(at, focus = false) {
     const id = rows[at]?.id;
-    if (!id) return;
+    if (!id || (maskmill.mayLeave && !maskmill.mayLeave())) return;
     thumbs.querySelectorAll("button").forEach((button, index) => {
       button.setAttribute("aria-current", index === at);
       if (index === at && focus) button.scrollIntoView({ block: "nearest" });

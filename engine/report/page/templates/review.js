@@ -96,6 +96,8 @@
     if (state.picture.id === id) await maskmill.show(picture);
     say(verdict === "withdrawn" ? "Withdrawn: the model's labels are back." : `Saved as ${verdict}.`);
   }
+  maskmill.mayLeave = () => !undo.length || confirm("The corrections of this image are not saved. Leave it without saving?");
+  addEventListener("beforeunload", (event) => { if (undo.length) event.preventDefault(); });
   document.addEventListener("picture", () => { undo = []; touched = new Uint8Array(state.maps.label.length); last = null; say(""); ready(); });
   document.querySelectorAll("[data-tool]").forEach((button) => button.addEventListener("click", () => choose(button.dataset.tool)));
   const verdicts = { save: "corrected", accept: "accepted", reject: "rejected", withdraw: "withdrawn" };
