@@ -73,6 +73,13 @@ def test_faults_are_one_line_that_says_what_to_do(home: Path) -> None:
     assert not (home / "x").exists()
 
 
+def test_options_that_a_calibration_file_decides_are_refused(home: Path) -> None:
+    words = ("calibrate", "--calibration", home / "c.json", "--alpha", "0.2", "-o", home / "d.json")
+    assert "leave out --control, --min-images" in fault(*words, "--min-images", "2", "--control", "false-label-rate")
+    assert "leave out BUNDLE" in fault(*words, home / "bundle")
+    assert not (home / "d.json").exists()
+
+
 def test_a_calibration_is_not_overwritten(home: Path) -> None:
     before = (home / "c.json").read_bytes()
     labeled = ("--images", home / "my photos", "--labels", home / "labels", "-o", home / "c.json")

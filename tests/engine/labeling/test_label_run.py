@@ -26,7 +26,7 @@ from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.errors import CalibrationMismatch, ImageError, SessionError, StoreMismatch
+from maskmill.errors import CalibrationMismatch, ImageError, SessionError, StoreMismatch, UsageError
 
 from ...builders import hostile_files
 from ...conftest import ROOT
@@ -124,6 +124,8 @@ def test_shards_share_the_work_without_overlap(bundle: Bundle, tmp_path: Path) -
 
 def test_a_limit_stops_early_and_the_next_run_goes_on(bundle: Bundle, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 7)
+    with pytest.raises(UsageError, match="limit must be at least 1"):
+        label_folder(bundle, tmp_path / "photos", tmp_path / "store", limit=-1)
     assert label_folder(bundle, tmp_path / "photos", tmp_path / "store", limit=3).images == 3
     assert label_folder(bundle, tmp_path / "photos", tmp_path / "store").images == 4
 

@@ -87,6 +87,7 @@ def test_pages_of_other_hosts_are_refused(tmp_path: Path) -> None:
     with serving(make_store(tmp_path, 2)) as url:
         assert ask(url)[0] == 200
         assert ask(url, Host="evil.example:80")[0] == 403
+        assert ask(url, Host="[::1")[0] == 403
         assert ask(url + "api/images", Host="127.0.0.1.evil.example")[0] == 403
 
 
@@ -117,6 +118,8 @@ def test_a_correction_needs_the_key_of_the_page(tmp_path: Path) -> None:
         assert ask(url + f"api/reviews/{id}", {"verdict": "accepted"}, **{"X-Maskmill": key_of(url)})[0] == 200
         assert ask(url + f"api/reviews/{id}", {"verdict": "nonsense"}, **{"X-Maskmill": key_of(url)})[0] == 400
         assert ask(url + f"api/reviews/{id}", ["x"], **{"X-Maskmill": key_of(url)})[0] == 400
+        assert ask(url + "api/reviews/unknown", {"verdict": "accepted"}, **{"X-Maskmill": key_of(url)})[0] == 400
+        assert ask(url + f"api/reviews/{'0' * 32}", {"verdict": "accepted"}, **{"X-Maskmill": key_of(url)})[0] == 400
     (review,) = LabelStore.open(store.path).current_reviews().values()
     assert (review.verdict, review.reviewer, review.origin) == ("accepted", "ana", "maskmill serve")
 

@@ -208,6 +208,8 @@ def test_a_calibration_of_another_model_is_refused(
         ({"select": "threshold"}, "--threshold SCORE and --select threshold go together"),
         ({"select": "argmax", "alpha": "0.2"}, "belong to --select conformal, not to --select argmax"),
         ({"threshold": 0.9, "rule": "single"}, "belong to --select conformal, not to --select threshold"),
+        ({"select": "Conformal"}, "select must be one of argmax, threshold, conformal"),
+        ({"weight_levels": 0}, "weight_levels must be at least 2"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(
@@ -239,6 +241,26 @@ def test_a_store_that_lost_its_calibration_needs_one(
         tmp_path / "store", tmp_path / "new", Reselection(calibration=calibration, alpha="0.2")
     )
     assert progress.images == 20
+
+
+def test_another_alpha_keeps_the_other_settings_of_the_calibration(bundle: Bundle, photos: Path) -> None:
+    def fit(alpha: str, **options: Any) -> Calibration:
+        source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
+        predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+        return calibrate(predictor, source, labels, Taxonomy.of_model(bundle), alpha=alpha, **options)
+
+    plain, pooled = fit("0.1", min_images=99), fit("0.1", min_images=99, fallback="pooled")
+    for calibration, options in ((plain, {}), (pooled, {"fallback": "pooled"})):
+        fresh = fit("0.2", min_images=99, **options)
+        again = calibration.at("0.2")
+        assert again.min_images == 99
+        assert np.allclose(again.thresholds, fresh.thresholds, rtol=0.07)
+    assert pooled.at("0.2").fallback == "pooled"
+    assert not np.allclose(plain.at("0.2").thresholds, fit("0.1").at("0.2").thresholds)
+    with pytest.raises(UsageError, match="made with --on-small-n max"):
+        fit("0.1", on_small_n="max").at("0.2")
+    with pytest.raises(UsageError, match="group must be one of"):
+        plain.at("0.2", group="bogus")  # type: ignore[arg-type]
 
 
 def test_scores_are_kept_for_thresholds_per_class_only(calibration: Calibration) -> None:
