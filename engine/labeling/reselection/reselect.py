@@ -148,7 +148,7 @@ def reselect(
     progress = Progress(kept=np.zeros(len(source.classes["targets"]), np.int64))
     items = list(_unfinished(source, target))
     progress.planned = len(items)
-    target.commit_reviews(_corrections(source))
+    target.commit_reviews(_corrections(source, target))
     writer = Writer(progress, target)
     work = _Worker(source, decide, writer, StoredWatch.of(target.run))
     pipeline = Pipeline(items, ahead=2 * READ_ROWS)
@@ -227,9 +227,19 @@ def _unfinished(source: LabelStore, target: LabelStore) -> Iterator[InputRow]:
     return target.plan(rows(), retry_rejects=True, condition=conditions.pop)  # type: ignore[return-value]
 
 
-def _corrections(source: LabelStore) -> list[ReviewRow]:
-    """Return the reviews that hold for any labels: corrected maps, and images that are not to be used."""
-    return [row for row in source.current_reviews().values() if row.verdict in ("corrected", "rejected")]
+def _corrections(source: LabelStore, target: LabelStore) -> list[ReviewRow]:
+    """Return the reviews that hold for any labels: corrected maps, images that are not to be used, and their ends.
+
+    A review that an earlier call copied ends in ``target`` if a later one of ``source`` withdraws or replaces it.
+    """
+    latest = {row.id: row for row in sorted(source.reviews(), key=lambda row: (row.time, row.reviewer))}
+    rows = [row for row in latest.values() if row.verdict in ("corrected", "rejected")]
+    ends = (latest[id] for id, row in target.current_reviews().items() if id in latest and latest[id].time > row.time)
+    return rows + [
+        replace(row, verdict="withdrawn", label=None, region=None, instances=None)
+        for row in ends
+        if row.verdict in ("accepted", "withdrawn")
+    ]
 
 
 class _Worker:

@@ -179,6 +179,9 @@ def test_corrections_come_along_and_approvals_of_old_labels_do_not(
     new = LabelStore.open(tmp_path / "new")
     assert {review.id: review.verdict for review in new.reviews()} == {first: "corrected"}
     assert (new.read_id(first)[0] == 2).all()
+    store.commit_reviews([ReviewRow(id=first, reviewer="ann", time=2, verdict="withdrawn")])
+    reselect(store, tmp_path / "new", Reselection(alpha="0.2"))
+    assert not LabelStore.open(tmp_path / "new").current_reviews()
 
 
 def test_a_smaller_alpha_than_was_kept_is_refused(kept: LabelStore, tmp_path: Path) -> None:
