@@ -66,7 +66,7 @@ def main() -> None:
 
 def _exit(code: Any) -> NoReturn:
     """Exit; at once if threads hang in a model or wait for a server, which would crash or hold up the ordinary way."""
-    if any(thread.name in ("maskmill-model", "maskmill-remote") for thread in threading.enumerate()):
+    if any(thread.name.startswith("maskmill") for thread in threading.enumerate()):
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
