@@ -37,7 +37,7 @@ _SYSTEM = (
 
 @dataclass
 class Report:
-    """What a target did with its inputs."""
+    """Outcome of the inputs of one target."""
 
     inputs: int = 0
     accepted: int = 0
