@@ -16,12 +16,14 @@ FULL_WEIGHT = 255
 """Weight of a pixel that a person labeled."""
 
 
+def latest_reviews(reviews: Iterable[ReviewRow]) -> dict[str, ReviewRow]:
+    """Return the latest review of each id, withdrawals included."""
+    return {row.id: row for row in sorted(reviews, key=lambda row: (row.time, row.reviewer))}
+
+
 def current(reviews: Iterable[ReviewRow]) -> dict[str, ReviewRow]:
     """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
-    latest: dict[str, ReviewRow] = {}
-    for row in sorted(reviews, key=lambda row: (row.time, row.reviewer)):
-        latest[row.id] = row
-    return {id: row for id, row in latest.items() if row.verdict != "withdrawn"}
+    return {id: row for id, row in latest_reviews(reviews).items() if row.verdict != "withdrawn"}
 
 
 def reviewed_maps(

@@ -27,6 +27,7 @@ from ...model.png import encode_png
 from ...model.storage import location_of
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
+from ...store.reviews import latest_reviews
 from ...store.rows import ReviewRow
 from ..drift import StoredWatch, drift_record
 from ..kept.encoding import decode_scores
@@ -79,12 +80,10 @@ class Reselection:
         run, kept = store.run, _kept_record(store)
         if self.select not in (None, *get_args(Method)):
             raise UsageError(f"select must be one of {', '.join(get_args(Method))}, got {self.select!r}")
-        if self.weight_levels is not None and self.weight_levels < 2:
-            raise UsageError(f"weight_levels must be at least 2, got {self.weight_levels}")
         select = self.select or ("threshold" if self.threshold is not None else "conformal")
         options: dict[str, Any] = {
             "weight": self.weight or run["weight"],
-            "weight_levels": self.weight_levels or run["weight_levels"],
+            "weight_levels": run["weight_levels"] if self.weight_levels is None else self.weight_levels,
         }
         if (self.threshold is not None) != (select == "threshold"):
             raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
@@ -232,7 +231,7 @@ def _corrections(source: LabelStore, target: LabelStore) -> list[ReviewRow]:
 
     A review that an earlier call copied ends in ``target`` if a later one of ``source`` withdraws or replaces it.
     """
-    latest = {row.id: row for row in sorted(source.reviews(), key=lambda row: (row.time, row.reviewer))}
+    latest = latest_reviews(source.reviews())
     rows = [row for row in latest.values() if row.verdict in ("corrected", "rejected")]
     ends = (latest[id] for id, row in target.current_reviews().items() if id in latest and latest[id].time > row.time)
     return rows + [
