@@ -42,9 +42,10 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.waiting import waiting_rows
 from maskmill.errors import MaskmillError
 writer.COMMIT_ROWS = 2
-writer.COMMIT_SHARE = 1.0
+waiting_rows.COMMIT_SHARE = 1.0
 folder = Path(sys.argv[1])
 bundle = Bundle.load(folder / "bundle")
 predictor = SemanticPredictor(bundle, OnnxSession(bundle))

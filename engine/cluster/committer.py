@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ...errors import StoreError
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
-from ..store.digests import digest_table, digests_of
 from ..store.label_store import InputRow, LabelStore
+from ..store.waiting.row_files import are_first, last_of_each_uri
 from .leases import Finished, Leases
 
 COMMIT_ROWS = 65_536
@@ -98,9 +97,9 @@ class Committer:
             return
         labels = pa.concat_tables([part[1] for part in parts])
         inputs = pa.concat_tables([part[2] for part in parts])
-        is_new = _first_of_each(digest_table(digests_of(labels["id"]))) & ~self.store.are_known(labels["id"])
+        is_new = are_first(labels) & ~self.store.are_known(labels["id"])
         new_labels = labels.filter(pa.array(is_new))
-        self.store.commit_tables(new_labels, _last_of_each_uri(inputs))
+        self.store.commit_tables(new_labels, last_of_each_uri(inputs))
         start = 0
         for done, part, part_inputs, progress in parts:
             stop = start + len(part)
@@ -132,18 +131,6 @@ def _batches(finished: Sequence[Finished]) -> list[list[Finished]]:
         batches[-1].append(done)
         num_rows, num_bytes = num_rows + done.num_rows, num_bytes + done.num_bytes
     return batches
-
-
-def _first_of_each(digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return for each of (n, 2) digests, (n,) bool, if it is the first of its value."""
-    first = np.zeros(len(digests), bool)
-    first[np.unique(digests, axis=0, return_index=True)[1]] = True
-    return first
-
-
-def _last_of_each_uri(inputs: pa.Table) -> pa.Table:
-    last = {uri: index for index, uri in enumerate(inputs["uri"].to_pylist())}
-    return inputs if len(last) == len(inputs) else inputs.take(sorted(last.values()))
 
 
 def _count_duplicates(progress: Progress, labels: pa.Table) -> None:

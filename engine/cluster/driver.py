@@ -20,6 +20,7 @@ from ..labeling.drift import OnDrift, RunWatch
 from ..labeling.history import add_run
 from ..labeling.progress import Progress
 from ..store.label_store import InputRow, LabelStore
+from ..store.waiting.waiting_rows import commit_waiting
 from .committer import Committer
 from .job import Job
 from .leases import ALONE, Finished, Leases
@@ -229,6 +230,7 @@ class Driver:
             store = LabelStore.open(self._job.store, storage_options=self._job.storage_options)
         except StoreError:
             return False  # the first worker that has opened its model creates it
+        commit_waiting(store)  # of a run in one process that was killed
         self._committer = Committer(store, self._leases, self._complete)
         claims = self._leases.claims()
         self._watch_workers()

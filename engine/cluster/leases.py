@@ -28,7 +28,8 @@ from ...errors import StoreError
 from ..inputs.sources import Item
 from ..model.storage import open_folder
 from ..store.label_store import LEASES
-from .lease_file import decode_items, decode_rows, encode_items, encode_rows
+from ..store.waiting.row_files import decode_rows, encode_rows
+from .lease_file import decode_items, encode_items
 
 ALONE = "-alone"
 """End of the name of a lease whose worker died: the next one labels nothing beside it, to tell what is to blame."""

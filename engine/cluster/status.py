@@ -18,6 +18,7 @@ from typing import Any
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
+from ..store.waiting.waiting_rows import num_waiting_rows
 from .driver import ENDED
 from .leases import Leases
 from .presence import BEAT_SECONDS, EXPIRY_SECONDS, describe, identity, is_gone, new_token
@@ -63,7 +64,7 @@ class Status:
     is_planned: bool
     """True if the run has listed all inputs."""
     waiting: int
-    """Number of inputs in leases that are finished and not committed."""
+    """Number of finished inputs in files that wait for a commit."""
     seconds: float
     """Time since this run started."""
     commits: int = 0
@@ -145,7 +146,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         planned=progress.planned,
         done=progress.inputs,
         is_planned=bool(driver and driver["planned_all"]),
-        waiting=sum(done.num_rows for done in finished),
+        waiting=sum(done.num_rows for done in finished) + num_waiting_rows(store, options),
         seconds=progress.seconds,
         commits=driver["commits"] if driver else 0,
         commit_seconds=driver["commit_seconds"] if driver else 0.0,

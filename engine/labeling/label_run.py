@@ -4,8 +4,9 @@
 
     summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection.argmax(), observer=print)
 
-Finished work is never lost: the writer commits every few seconds, an interrupt commits what is finished, and an
-error is raised only after the images finished before it are committed. The same command resumes an incomplete run.
+Finished work is never lost: every few seconds the writer hands over what is finished, to a commit or to a file that
+waits for one; an interrupt commits it, and an error is raised only after the images finished before it are committed.
+The same command resumes an incomplete run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from ..predictors.segment_everything import SegmentEverything
 from ..store.label_store import SEGMENTS, LabelStore
+from ..store.waiting.waiting_rows import WaitingRows, commit_waiting
 from .drift import OnDrift, RunWatch, drift_record
 from .history import add_run
 from .progress import Progress
@@ -172,7 +174,8 @@ def _execute(
     """Process items into a store, or only count them without one; ``watch`` may stop the run."""
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
     progress.source.skipped = stages.source.skipped
-    writer = Writer(progress, store, None if watch is None else watch.add)
+    rows = None if store is None else WaitingRows(store)
+    writer = Writer(progress, rows, None if watch is None else watch.add)
 
     def inputs() -> Iterator[tuple[Item, Writer]]:
         for item in items:
@@ -186,7 +189,12 @@ def _execute(
         if observer is not None:
             observer(progress)
 
-    stages.execute(inputs(), progress, idle=writer.idle, finish=writer.flush, observer=observe)
+    def finish() -> None:
+        writer.flush()
+        if rows is not None:
+            rows.flush()
+
+    stages.execute(inputs(), progress, idle=writer.idle, finish=finish, observer=observe)
     progress.drifted = watch is not None and watch.stop.is_set()
     if store is not None:
         add_run(store.path, progress)
@@ -202,11 +210,12 @@ def _plan(
     limit: int | None,
     watch: RunWatch | None = None,
 ) -> tuple[list[Item], Counter[str]]:
-    """List the inputs to process, and count by kind of error the rejects of earlier runs that are passed over.
+    """Commit what an earlier run finished, list the inputs to process, and count by kind of error the rejects of earlier runs that are passed over.
 
     With a watch for drift, its sample comes first.
     """
     check_limit(limit)
+    commit_waiting(store)
     rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
     earlier: dict[str, str] = {}
 

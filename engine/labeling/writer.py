@@ -1,4 +1,4 @@
-"""Count finished images and commit them in batches: the last stage of a labeling run."""
+"""Count finished images and hand them over in batches: the last stage of a labeling run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from ..store.label_store import InputRow, LabelRow
 from .progress import Progress
 
 COMMIT_ROWS = 512
-"""Commit when this many rows are waiting …"""
+"""Hand rows over when this many are waiting …"""
 COMMIT_SECONDS = 10.0
-"""… or when a row has waited this long, in seconds …"""
-COMMIT_SHARE = 0.01
-"""… but let commits take no more than this share of the time: they take longer in larger stores, per commit …"""
-LONGEST_SECONDS = 60.0
-"""… and never wait longer than this, in seconds …"""
+"""… or when one has waited this long, in seconds …"""
 LARGEST_BYTES = 256 << 20
-"""… or hold more than this in memory."""
+"""… or they hold more than this in memory."""
 
 
 class Sink(Protocol):
-    """Receiver of finished rows, such as a :class:`LabelStore`."""
+    """Receiver of finished rows, such as :class:`~maskmill.engine.store.waiting.waiting_rows.WaitingRows`."""
 
     def has_id(self, id: str) -> bool:
         """Return True if the labels of an image are there already."""
@@ -46,7 +42,7 @@ class Done:
 
 
 class Writer:
-    """Counts finished inputs and commits them in batches, labels before the inputs that point to them.
+    """Counts finished inputs and hands them over in batches.
 
     Without a sink it only counts. ``observer`` is called with every input.
     """
@@ -65,7 +61,6 @@ class Writer:
         self._waiting: dict[str, list[InputRow]] = {}
         self._since: float | None = None
         self._num_bytes = 0
-        self._commit_seconds = 0.0
 
     def claim(self, id: str) -> bool:
         """Return True for the first caller of an image whose labels the sink does not hold: it labels the image."""
@@ -75,7 +70,7 @@ class Writer:
         return not known
 
     def write(self, done: Done) -> None:
-        """Accept a finished input; commits when a batch is full or old enough."""
+        """Accept a finished input; hands rows over when a batch is full or old enough."""
         if self._observer is not None:
             self._observer(done)
         self.progress.input_bytes += done.num_bytes
@@ -93,21 +88,17 @@ class Writer:
         self.idle()
 
     def idle(self) -> None:
-        """Commit if enough rows wait, or the oldest of them has waited long enough."""
+        """Hand rows over if enough wait, or the oldest of them has waited long enough."""
         if self._since is None:
             return
-        waited = time.monotonic() - self._since
-        is_batch = len(self._inputs) >= COMMIT_ROWS or waited >= COMMIT_SECONDS
-        pause = min(self._commit_seconds / COMMIT_SHARE, LONGEST_SECONDS)
-        if (is_batch and waited >= pause) or self._num_bytes >= LARGEST_BYTES:
+        is_late = time.monotonic() - self._since >= COMMIT_SECONDS
+        if is_late or len(self._inputs) >= COMMIT_ROWS or self._num_bytes >= LARGEST_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Commit every row that is waiting."""
+        """Hand over every row that is waiting."""
         if self._sink is not None and self._inputs:
-            started = time.monotonic()
             self._sink.commit(self._labels, self._inputs)
-            self._commit_seconds = time.monotonic() - started
         self._labels, self._inputs, self._since, self._num_bytes = [], [], None, 0
 
     def _knows(self, id: str) -> bool:

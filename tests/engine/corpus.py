@@ -17,6 +17,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.waiting import waiting_rows
 
 
 def write_photos(folder: Path, num: int, *, size: tuple[int, int] = (12, 16), seed: int = 0) -> list[Path]:
@@ -38,5 +39,5 @@ def label_folder(bundle: Bundle, photos: Path | str, store: Path, **options) -> 
 
 if __name__ == "__main__":
     # bundle, photos, store, rows a commit: what the tests start and kill
-    writer.COMMIT_ROWS, writer.COMMIT_SHARE = int(sys.argv[4]), 1.0
+    writer.COMMIT_ROWS, waiting_rows.COMMIT_SHARE = int(sys.argv[4]), 1.0
     label_folder(Bundle.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), workers=2)

@@ -29,6 +29,7 @@ from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
 from ...store.reviews import latest_reviews
 from ...store.rows import ReviewRow
+from ...store.waiting.waiting_rows import WaitingRows, commit_waiting
 from ..drift import StoredWatch, drift_record
 from ..kept.encoding import decode_scores
 from ..kept.keep import load_kept_calibration
@@ -145,16 +146,23 @@ def reselect(
     decide = _decide(source, selection)
     target = LabelStore.open_or_create(output, run_record(source, selection))
     progress = Progress(kept=np.zeros(len(source.classes["targets"]), np.int64))
+    commit_waiting(target)
     items = list(_unfinished(source, target))
     progress.planned = len(items)
     target.commit_reviews(_corrections(source, target))
-    writer = Writer(progress, target)
+    rows = WaitingRows(target)
+    writer = Writer(progress, rows)
     work = _Worker(source, decide, writer, StoredWatch.of(target.run))
     pipeline = Pipeline(items, ahead=2 * READ_ROWS)
     threads = workers or usable_processors()
     pipeline.add_stage(("read", work.read), ("select", work.select), threads=threads, batch=READ_ROWS)
-    pipeline.add_stage(("write", work.write), threads=1, finish=writer.flush, idle=writer.idle)
-    run_pipeline(pipeline, progress, finish=writer.flush, observer=observer)
+
+    def finish() -> None:
+        writer.flush()
+        rows.flush()
+
+    pipeline.add_stage(("write", work.write), threads=1, finish=finish, idle=writer.idle)
+    run_pipeline(pipeline, progress, finish=finish, observer=observer)
     return progress
 
 

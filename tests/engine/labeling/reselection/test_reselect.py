@@ -26,6 +26,7 @@ from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.rows import ReviewRow
 from maskmill.engine.store.verify import verify
+from maskmill.engine.store.waiting import waiting_rows
 from maskmill.errors import CalibrationMismatch, StoreMismatch, UsageError
 
 from ....models import color_bundle, color_image
@@ -127,9 +128,9 @@ def test_an_interrupted_reselection_continues_and_holds_every_row_once(
     kept: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "COMMIT_ROWS", 1)
-    monkeypatch.setattr(writer, "COMMIT_SHARE", 1.0)
+    monkeypatch.setattr(waiting_rows, "COMMIT_SHARE", 1e9)
     with monkeypatch.context() as failing:
-        commit, commits = LabelStore.commit, []
+        commit, commits = LabelStore.commit_tables, []
 
         def fail(self: LabelStore, *rows: Any) -> None:
             commits.append(rows)
@@ -137,7 +138,7 @@ def test_an_interrupted_reselection_continues_and_holds_every_row_once(
                 raise KeyError("the machine stops here")
             commit(self, *rows)
 
-        failing.setattr(LabelStore, "commit", fail)
+        failing.setattr(LabelStore, "commit_tables", fail)
         with pytest.raises(KeyError, match="stops here"):
             reselect(kept, tmp_path / "new", Reselection(alpha="0.2"), workers=2)
     partial = LabelStore.open(tmp_path / "new")

@@ -1,0 +1,158 @@
+"""Commits of one process: small ones into a small store, rare and large ones into a large store.
+
+A commit searches the keys of the whole store, so it costs about the same for 512 rows as for 65,536. Rows that are not
+worth a commit yet wait in files of the store's folder::
+
+    STORE/leases/waiting/PROCESS-NUMBER~ROWS
+
+A killed process leaves them there, and the next run commits them first: nothing is labeled again. Files of a process that
+still runs may be committed by another one as well, since every commit is a merge on the keys.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ....errors import StoreError
+from ...model.storage import Folder, open_folder
+from ..label_store import LEASES, LabelStore
+from ..rows import InputRow, LabelRow, input_table, label_table
+from ..table import store_errors
+from .row_files import are_first, decode_rows, encode_rows, last_of_each_uri
+
+COMMIT_SHARE = 0.01
+"""Commits may take this share of the time …"""
+CHEAP_SECONDS = 0.1
+"""… and one that takes longer than this, in seconds, …"""
+ROW_SECONDS = 40e-6
+"""… waits until it costs at most this per row, in seconds …"""
+MOST_ROWS = 65_536
+"""… or has this many rows …"""
+LONGEST_SECONDS = 600.0
+"""… but no row waits longer than this, in seconds …"""
+LARGEST_BYTES = 256 << 20
+"""… and the rows of a commit are no larger than this."""
+
+_WAITING = f"{LEASES}/waiting"
+
+
+class WaitingRows:
+    """Receives the rows of a run in one process and commits them when that is cheap; :meth:`flush` ends the run."""
+
+    def __init__(self, store: LabelStore) -> None:
+        self._store = store
+        self._folder = open_folder(store.path)
+        self._process = secrets.token_hex(6)
+        self._files: list[str] = []
+        self._num_files = self._num_rows = self._num_bytes = 0
+        self._seconds = 0.0  # of the last commit
+        self._last = time.monotonic()
+
+    def has_id(self, id: str) -> bool:
+        """Return True if the store holds the labels of an image."""
+        return self._store.has_id(id)
+
+    def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
+        """Accept rows: they are committed, or safe in a file, when this returns. Raises :class:`StoreError`."""
+        label_rows, input_rows = label_table(labels), input_table(inputs)
+        self._num_rows += len(inputs)
+        self._num_bytes += label_rows.nbytes + input_rows.nbytes
+        if self._is_due():
+            self._commit((label_rows, input_rows))
+            return
+        name = f"{self._process}-{self._num_files:08d}~{len(inputs)}"
+        with store_errors(f"cannot write to the label store {self._store.path}"):
+            self._folder.write(f"{_WAITING}/{name}", encode_rows(label_rows, input_rows))
+        self._num_files += 1
+        self._files.append(name)
+
+    def flush(self) -> None:
+        """Commit every row that is waiting. Raises :class:`StoreError`; the files stay then."""
+        if self._files:
+            self._commit()
+
+    def _is_due(self) -> bool:
+        waited = time.monotonic() - self._last
+        if waited >= LONGEST_SECONDS or self._num_bytes >= LARGEST_BYTES:
+            return True
+        enough = min(self._seconds / ROW_SECONDS, MOST_ROWS) if self._seconds > CHEAP_SECONDS else 0
+        return waited >= self._seconds / COMMIT_SHARE and self._num_rows >= enough
+
+    def _commit(self, *fresh: tuple[pa.Table, pa.Table]) -> None:
+        started = time.monotonic()
+        is_damaged = _commit_files(self._store, self._folder, self._files, fresh)
+        self._last = time.monotonic()
+        self._seconds = self._last - started
+        self._files, self._num_rows, self._num_bytes = [], 0, 0
+        if is_damaged:
+            raise StoreError(f"files of {self._store.path} in {_WAITING} were damaged; run the same command again")
+
+
+def num_waiting_rows(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> int:
+    """Count the inputs in files that wait for a commit."""
+    return sum(_num_rows(name) for name in open_folder(store, options).names(_WAITING))
+
+
+def commit_waiting(store: LabelStore) -> None:
+    """Commit the rows that killed processes left in files; raises :class:`StoreError`.
+
+    A damaged file is dropped, so that its inputs are labeled again.
+    """
+    folder = open_folder(store.path)
+    names: list[str] = []
+    num_bytes = 0
+    for name, size in folder.names(_WAITING).items():
+        names.append(name)
+        num_bytes += size
+        if num_bytes >= LARGEST_BYTES:
+            _commit_files(store, folder, names)
+            names, num_bytes = [], 0
+    if names:
+        _commit_files(store, folder, names)
+
+
+def _num_rows(name: str) -> int:
+    number = name.rpartition("~")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _commit_files(
+    store: LabelStore, folder: Folder, names: Sequence[str], fresh: Sequence[tuple[pa.Table, pa.Table]] = ()
+) -> bool:
+    """Commit the rows of files, then ``fresh`` ones, all at once, and delete the files; returns if one was damaged."""
+    parts: list[tuple[pa.Table, pa.Table]] = []
+    is_damaged = False
+    for name in names:
+        try:
+            with store_errors(f"cannot read the label store {store.path}"), suppress(FileNotFoundError):
+                parts.append(decode_rows(folder.read(f"{_WAITING}/{name}"))[:2])
+        except StoreError:
+            is_damaged = True
+    parts.extend(fresh)
+    if parts:
+        labels, inputs = (pa.concat_tables([part[place] for part in parts]) for place in (0, 1))
+        labels, inputs = labels.filter(pa.array(are_first(labels))), last_of_each_uri(inputs)
+        if is_damaged:  # rows of the damaged file may be what other inputs point to
+            inputs = _with_labels(store, labels, inputs)
+        store.commit_tables(labels, inputs)
+    for name in names:
+        folder.remove(f"{_WAITING}/{name}")
+    return is_damaged
+
+
+def _with_labels(store: LabelStore, labels: pa.Table, inputs: pa.Table) -> pa.Table:
+    """Return the inputs that are rejects, or whose labels are in ``labels`` or in the newest version of the store."""
+    newest = LabelStore.open(store.path)
+    ids = inputs["id"]
+    is_known = pc.or_(pc.is_null(ids), pc.is_in(ids, value_set=labels["id"].combine_chunks()))
+    rest = inputs.filter(pc.invert(is_known))
+    known = rest.filter(pa.array(newest.are_known(rest["id"]), pa.bool_()))
+    return pa.concat_tables([inputs.filter(is_known), known])

@@ -1,0 +1,121 @@
+"""Rows that wait for a commit: when they are committed, and what a killed process leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lance
+import pytest
+
+from maskmill.engine.cluster.status import read_status
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.verify import verify
+from maskmill.engine.store.waiting import waiting_rows as module
+from maskmill.engine.store.waiting.waiting_rows import WaitingRows, commit_waiting
+
+from ....builders import input_row, label_row
+
+
+class Clock:
+    """Stands for ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LabelStore:
+    return LabelStore.create(tmp_path / "store", {"run": 1})
+
+
+def commit_sizes(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch, *, commit_seconds: float, rows_per_second: float, num: int
+) -> list[int]:
+    """Rows of each commit of a run that hands a row over at a time; every commit takes ``commit_seconds``."""
+    clock, sizes = Clock(), []
+    monkeypatch.setattr(module, "time", clock)
+
+    def commit(self: LabelStore, labels: Any, inputs: Any) -> None:
+        sizes.append(len(inputs))
+        clock.now += commit_seconds
+
+    monkeypatch.setattr(LabelStore, "commit_tables", commit)
+    rows = WaitingRows(store)
+    for number in range(num):
+        clock.now += 1 / rows_per_second
+        rows.commit([label_row(str(number))], [input_row(str(number))])
+    return sizes
+
+
+def waiting_files(store: LabelStore) -> list[Path]:
+    return sorted((store.path / "leases" / "waiting").glob("*"))
+
+
+def leave_waiting(store: LabelStore, *parts: str) -> None:
+    """Hand over one part after the other and die; a capital letter is another input with the same image."""
+    rows = WaitingRows(store)
+    rows._seconds = 1e9  # no commit is due
+    for part in parts:
+        rows.commit([label_row(name) for name in part if name.islower()], [input_row(n.lower(), uri=n) for n in part])
+
+
+def test_commits_take_one_percent_of_the_time(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = commit_sizes(store, monkeypatch, commit_seconds=0.05, rows_per_second=10, num=160)
+    assert sizes == [1, 50, 50, 50]
+
+
+def test_a_long_commit_waits_until_it_costs_40_microseconds_per_row(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROW_SECONDS", 4e-3)
+    assert commit_sizes(store, monkeypatch, commit_seconds=1.0, rows_per_second=2, num=600) == [1, 250, 250]
+
+
+def test_no_row_waits_longer_than_ten_minutes(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commit_sizes(store, monkeypatch, commit_seconds=9.0, rows_per_second=0.5, num=620) == [1, 300, 300]
+
+
+def test_memory_limits_a_commit(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_BYTES", 30_000)
+    sizes = commit_sizes(store, monkeypatch, commit_seconds=9.0, rows_per_second=1000, num=300)
+    assert len(sizes) > 2
+    assert len(set(sizes[1:])) == 1
+
+
+def test_the_next_run_commits_what_a_killed_one_left(store: LabelStore) -> None:
+    leave_waiting(store, "abc", "dA")
+    assert [len(store), read_status(store.path).waiting, len(waiting_files(store))] == [0, 5, 2]
+    commit_waiting(LabelStore.open(store.path))
+    assert not waiting_files(store)
+    opened = LabelStore.open(store.path)
+    assert (len(opened), sorted(row.uri for row in opened.inputs())) == (4, ["A", "a", "b", "c", "d"])
+    assert read_status(store.path).waiting == 0
+
+
+def test_files_that_two_processes_commit_are_stored_once(store: LabelStore, tmp_path: Path) -> None:
+    leave_waiting(store, "abc", "dA")
+    copies = {file: file.read_bytes() for file in waiting_files(store)}
+    commit_waiting(LabelStore.open(store.path))
+    for file, data in copies.items():
+        file.write_bytes(data)
+    commit_waiting(LabelStore.open(store.path))
+    for name, expected in (("labels", 4), ("inputs", 5)):
+        assert lance.dataset(store.path / f"{name}.lance").count_rows() == expected
+
+
+@pytest.mark.parametrize("damage", ["cut short", "flipped"])
+def test_a_damaged_file_is_dropped_with_the_inputs_that_need_it(store: LabelStore, damage: str) -> None:
+    leave_waiting(store, "abc", "dAe")
+    file = waiting_files(store)[0]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data[:-9] if damage == "cut short" else data)
+    commit_waiting(LabelStore.open(store.path))
+    opened = LabelStore.open(store.path)
+    assert sorted(row.uri for row in opened.inputs()) == ["d", "e"]
+    assert verify(store.path).sound
+    assert not waiting_files(store)
