@@ -210,9 +210,9 @@ def _plan(
     limit: int | None,
     watch: RunWatch | None = None,
 ) -> tuple[list[Item], Counter[str]]:
-    """Commit what an earlier run finished, list the inputs to process, and count by kind of error the rejects of earlier runs that are passed over.
+    """Commit what a killed run finished, and list the inputs to process; with a watch for drift, its sample comes first.
 
-    With a watch for drift, its sample comes first.
+    Returns also the number of rejects of earlier runs that are passed over, by kind of error.
     """
     check_limit(limit)
     commit_waiting(store)

@@ -5,8 +5,8 @@ worth a commit yet wait in files of the store's folder::
 
     STORE/leases/waiting/PROCESS-NUMBER~ROWS
 
-A killed process leaves them there, and the next run commits them first: nothing is labeled again. Files of a process that
-still runs may be committed by another one as well, since every commit is a merge on the keys.
+A killed process leaves them there, and the next run commits them first: nothing is labeled again. Files of a process
+that still runs may be committed by another one as well, since every commit is a merge on the keys.
 """
 
 from __future__ import annotations
