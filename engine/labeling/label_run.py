@@ -210,7 +210,7 @@ def _plan(
     limit: int | None,
     watch: RunWatch | None = None,
 ) -> tuple[list[Item], Counter[str]]:
-    """Commit what a killed run finished, and list the inputs to process; with a watch for drift, its sample comes first.
+    """Commit what a killed run finished, and list the inputs to process; a watch for drift has its sample first.
 
     Returns also the number of rejects of earlier runs that are passed over, by kind of error.
     """
