@@ -8,7 +8,7 @@ without each fold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import product
 from typing import Any, Literal, get_args
@@ -19,8 +19,8 @@ from ...kernels.types import Rule
 from ..inputs.summary import SourceSummary
 from .binned import BinnedScores
 from .calibration import fewest_images
-from .goal import Expected, Goal, choice_bias, pick
-from .intervals import FEWEST_IMAGES, blocks, folds
+from .goal import Goal, pick
+from .intervals import blocks, folds
 from .scores.pixel_samples import PixelSamples, Tally
 from .scores.score_counts import UPPER
 from .sharing import Fallback, Group, Unseen, share_thresholds
@@ -31,6 +31,8 @@ CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
 GROUPS: tuple[Group, ...] = ("pooled", "class", "cluster", "shrunk")
 UNSEEN: tuple[Unseen, ...] = ("never", "confident")
 FOLDS = 5
+ROUNDING = 1e-3
+"""Difference of two figures that is not worth a row of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +84,10 @@ class Measured:
     """Interval of the accuracy; None over too few images."""
     dominated: bool = False
     """Another candidate keeps as much with as good accuracy and mIoU, and is better in one of them."""
-    tally: Tally | None = field(default=None, repr=False, compare=False)
-    """Counts that the figures come from, by image."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, without the counts."""
-        raw = asdict(replace(self, tally=None))
-        del raw["tally"]
+        """Return plain data."""
+        raw = asdict(self)
         raw["candidate"] = {key: value for key, value in asdict(self.candidate).items() if value is not None}
         return raw
 
@@ -105,8 +104,6 @@ class Choice:
     """The candidate for the goal."""
     notes: tuple[str, ...]
     """Limits of the recommendation in plain words."""
-    expected: Expected | None = None
-    """Figures of the recommendation on new images; None over too few images."""
     warnings: tuple[str, ...] = ()
     """Signs that the measurements mean nothing."""
     source: SourceSummary | None = None
@@ -117,12 +114,30 @@ class Choice:
         """The labels without selection."""
         return self.points[0]
 
+    @property
+    def leading(self) -> list[Measured]:
+        """Selections that no other one beats in kept share and in the goal's figure, from most to least kept.
+
+        The labels without selection and the recommendation are always among them. Of selections whose figures differ
+        by less than :data:`ROUNDING`, which mostly keep the same pixels, only one is listed.
+        """
+        figure = "accuracy" if self.goal.aim == "accuracy" else "miou"
+        leading, highest = [self.raw], -1.0
+        if self.recommended is not self.raw:
+            leading.append(self.recommended)
+        for point in sorted(self.points, key=lambda point: (-point.kept, -getattr(point, figure))):
+            if getattr(point, figure) <= highest:
+                continue
+            highest = getattr(point, figure)
+            if not any(_alike(point, other) for other in leading):
+                leading.append(point)
+        return sorted(leading, key=lambda point: -point.kept)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return {
             "goal": str(self.goal),
             "recommended": self.recommended.to_json(),
-            "expected": None if self.expected is None else asdict(self.expected),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "source": None if self.source is None else self.source.to_json(),
@@ -221,7 +236,6 @@ def _measured(candidate: Candidate, tally: Tally) -> Measured:
         miou=summary["miou_kept"] or 0.0,
         kept_interval=_pair(summary["kept_interval"]),
         accuracy_interval=_pair(summary["accuracy_kept_interval"]),
-        tally=tally,
     )
 
 
@@ -241,11 +255,12 @@ def _with_dominance(point: Measured, points: Sequence[Measured]) -> Measured:
     return Measured(**{**vars(point), "dominated": dominated})
 
 
-def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
-    """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note.
+def _alike(point: Measured, other: Measured) -> bool:
+    return all(abs(getattr(point, key) - getattr(other, key)) < ROUNDING for key in ("kept", "accuracy", "miou"))
 
-    If the points have tallies, :attr:`Choice.expected` has the bias of choosing the best removed.
-    """
+
+def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
+    """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note."""
     raw = points[0]
     figures = np.array([[point.kept, point.accuracy, point.miou] for point in points])
     chosen, fits = pick(figures, goal)
@@ -274,8 +289,4 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
         notes.append(
             "it emits classes without a calibration pixel if the model is as confident as for constant confidence"
         )
-    tallies = [point.tally for point in points if point.tally is not None]
-    expected = None
-    if len(tallies) == len(points) and len(tallies[0].true) >= FEWEST_IMAGES:
-        expected = Expected(*(figures[chosen] - choice_bias(tallies, goal)).clip(0, 1).tolist())
-    return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes), expected=expected)
+    return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes))

@@ -196,30 +196,19 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
 
 def print_choice(choice: Choice, path: Path | None) -> None:
     """Print the selections that no other one beats, the recommendation, and how to use it."""
-    table = _table("selection", "kept", "accuracy", "95 %", "mIoU")
-    best, figure = choice.recommended, "accuracy" if choice.goal.aim == "accuracy" else "miou"
-    front, highest = [], -1.0
-    for point in sorted(choice.points, key=lambda point: (-point.kept, -getattr(point, figure))):
-        if getattr(point, figure) > highest + 5e-4:
-            front.append(point)
-            highest = getattr(point, figure)
-    rows = {str(point.candidate): point for point in (choice.raw, *front, best)}
-    for name, point in sorted(rows.items(), key=lambda row: -row[1].kept):
+    table = _table("  selection", "kept", "accuracy", "95 %", "mIoU")
+    best = choice.recommended
+    for point in choice.leading:
         table.add_row(
-            name,
+            f"{'→' if point is best else ' '} {point.candidate}",
             f"{point.kept:.3f}",
             f"{point.accuracy:.3f}",
             _range(point.accuracy_interval),
             f"{point.miou:.3f}",
-            style="bold" if point.candidate == best.candidate else None,
+            style="bold" if point is best else None,
         )
     PlainConsole().print(table)
-    say(f"for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
-    if choice.expected is not None:
-        say(
-            f"expected on new images, without the luck of the best of {len(choice.points)}: kept "
-            f"{choice.expected.kept:.3f}, accuracy {choice.expected.accuracy:.3f}, mIoU {choice.expected.miou:.3f}"
-        )
+    say(f"→ for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
     for note in choice.notes:
         say(f"note: {note}")
     if choice.source is not None:

@@ -71,15 +71,18 @@ def choose_selection(
 
     Every rule, grouping, unit and alpha, and constant confidences, are cross-validated. The table lists the selections
     that no other one beats in kept share and in the goal's figure, all measured on held-out images: kept, the share of
-    pixels with a label; accuracy of these labels, with a 95 % interval; and their mIoU.
+    pixels with a label; accuracy of these labels, with a 95 % interval; and their mIoU. An arrow marks the
+    recommendation; of selections with the same figures only one is listed.
     """
     from ....kernels.processors import usable_processors
     from ...calibration.choose import choose
+    from ...calibration.goal import Goal
     from ...inputs.labels import open_labels
     from ...inputs.names import read_ids
     from ...inputs.sources import open_source
     from ...report import display
 
+    aim = Goal.parse(goal)
     if output is not None:
         new_file(output, ".json")
     options = ModelOptions(
@@ -101,7 +104,7 @@ def choose_selection(
             open_source(images, image_ending=image_ending),
             open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
             classes,
-            goal=goal,
+            goal=aim,
             ids=read_ids(ids) if ids else None,
             workers=workers or usable_processors(),
             progress=progress,
