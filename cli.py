@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .engine.cli import COMMANDS as ENGINE
+from .engine.cli.command import PlainCommand, PlainGroup
 from .engine.report.terminal import printable
 from .errors import MaskmillError
 from .export.cli import COMMANDS as EXPORT
@@ -22,6 +23,7 @@ from .trainer.cli import COMMANDS as TRAINER
 
 app = typer.Typer(
     name="maskmill",
+    cls=PlainGroup,
     help="Label images with a foundation model, keep the pixels that calibration supports, and train a student.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
@@ -30,7 +32,7 @@ app = typer.Typer(
 for _panel in ("Models", "Calibration", "Labels", "Looking", "Exchange", "Students", "Setup"):
     for _commands in (EXPORT, ENGINE, TRAINER):
         for _name, _function in _commands.get(_panel, {}).items():
-            app.command(_name, rich_help_panel=_panel)(_function)
+            app.command(_name, cls=PlainCommand, rich_help_panel=_panel)(_function)
 
 
 @app.callback(invoke_without_command=True)

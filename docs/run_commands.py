@@ -1,7 +1,8 @@
 """Write the pages of commands: the help of every command, and the output of examples that it runs on the Earth.
 
 Run it after a command changed: ``make docs-commands``. The examples run one after another in a new folder with the
-images, labels and teacher of ``maskmill demo``; a test compares the help on the pages with the commands.
+images, labels and teacher of ``maskmill demo``; a test compares the help on the pages with the commands. With the
+argument ``help`` only the help on the pages is written anew, which takes seconds.
 """
 
 from __future__ import annotations
@@ -100,7 +101,11 @@ ORDER = (
 
 
 def main() -> int:
-    """Run the examples and write all pages."""
+    """Run the examples and write all pages, or only their help."""
+    if sys.argv[1:] == ["help"]:
+        for path in PAGES.glob("*.md"):
+            path.write_text(with_current_help(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder).resolve()
         outputs: dict[str, list[str]] = {}
@@ -179,7 +184,22 @@ def section(command: str, outputs: Sequence[str]) -> list[str]:
         lines += [NOTES[command], ""]
     for example, output in zip(EXAMPLES.get(command, ()), outputs, strict=True):
         lines += ["```console", f"$ {example}", output, "```", ""]
-    return [*lines, '??? info "All options"', "", "    ```text", *indented(help_of(command)), "    ```", ""]
+    return [*lines, *help_block(command), ""]
+
+
+def help_block(command: str) -> list[str]:
+    """Write the help of a command, folded."""
+    return ['??? info "All options"', "", "    ```text", *indented(help_of(command)), "    ```"]
+
+
+def with_current_help(page: str) -> str:
+    """Replace the help of every command on a page."""
+    block = re.compile(r'^\?\?\? info "All options"\n.*?^    ```$', re.MULTILINE | re.DOTALL)
+    sections = re.split(r"(?m)^(?=## maskmill )", page)
+    for index, text in enumerate(sections[1:], start=1):
+        help_lines = "\n".join(help_block(text.split()[2]))
+        sections[index] = block.sub(lambda _, lines=help_lines: lines, text)
+    return "".join(sections)
 
 
 def indented(text: str) -> list[str]:

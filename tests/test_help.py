@@ -36,6 +36,7 @@ def test_help_shows_every_option_with_its_default(name: str, command: Any) -> No
     text = help_of(name)
     assert max(map(len, text.splitlines())) <= 80
     assert command.help
+    assert not re.search(r"<[\w ]+>|list\[|Usage:.*(\{|\[\[)", text), "types of Python and brackets of Typer"
     compact = flat(text)
     for parameter in command.params:
         if parameter.name == "help":

@@ -31,7 +31,7 @@ CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
 GROUPS: tuple[Group, ...] = ("pooled", "class", "cluster", "shrunk")
 UNSEEN: tuple[Unseen, ...] = ("never", "confident")
 FOLDS = 5
-ROUNDING = 1e-3
+ROUNDING = 0.005
 """Difference of two figures that is not worth a row of its own."""
 
 

@@ -21,7 +21,7 @@ GateImagesOption = Annotated[
     str, typer.Option("--images", metavar="SOURCE", help=f"Real images to compare on: {SOURCE_HELP}.")
 ]
 NumImagesOption = Annotated[
-    int, typer.Option("--num-images", min=1, help="Images taken from the source, evenly spaced.")
+    int, typer.Option("--num-images", metavar="N", min=1, help="Images taken from the source, evenly spaced.")
 ]
 CalibrationImagesOption = Annotated[
     str | None,
@@ -40,28 +40,50 @@ OnFailOption = Annotated[
     ),
 ]
 MeanIouOption = Annotated[
-    float | None, typer.Option("--mean-iou", min=0, max=1, help="Lowest mean mask IoU.", show_default="0.99")
+    float | None,
+    typer.Option("--mean-iou", metavar="SHARE", min=0, max=1, help="Lowest mean mask IoU.", show_default="0.99"),
 ]
 WorstIouOption = Annotated[
     float | None,
-    typer.Option("--worst-iou", min=0, max=1, help="Lowest mask IoU of any image.", show_default="0.95"),
+    typer.Option(
+        "--worst-iou", metavar="SHARE", min=0, max=1, help="Lowest mask IoU of any image.", show_default="0.95"
+    ),
 ]
 AgreementOption = Annotated[
     float | None,
-    typer.Option("--agreement", min=0, max=1, help="Lowest share of pixels with the same class.", show_default="0.995"),
+    typer.Option(
+        "--agreement",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Lowest share of pixels with the same class.",
+        show_default="0.995",
+    ),
 ]
 MinImagesOption = Annotated[
-    int | None, typer.Option("--min-images", min=1, help="Fewest images to compare on.", show_default="50")
+    int | None, typer.Option("--min-images", metavar="N", min=1, help="Fewest images to compare on.", show_default="50")
 ]
 MinShareOption = Annotated[
     float | None,
     typer.Option(
-        "--min-share", min=0, max=1, help="Smallest share of an image for a class to count in it.", show_default="0"
+        "--min-share",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Smallest share of an image for a class to count in it.",
+        show_default="0",
     ),
 ]
 ClassIouOption = Annotated[
     float | None,
-    typer.Option("--class-iou", min=0, max=1, help="Lowest mask IoU of a class over all images.", show_default="0.9"),
+    typer.Option(
+        "--class-iou",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Lowest mask IoU of a class over all images.",
+        show_default="0.9",
+    ),
 ]
 RequireClassesOption = Annotated[
     str | None,
@@ -74,12 +96,15 @@ RequireClassesOption = Annotated[
 ]
 BatchOption = Annotated[
     int | None,
-    typer.Option("--artifact-batch", min=1, help="Images per call of the artifact.", show_default="2, if it can"),
+    typer.Option(
+        "--artifact-batch", metavar="N", min=1, help="Images per call of the artifact.", show_default="2, if it can"
+    ),
 ]
 ShiftOption = Annotated[
     float | None,
     typer.Option(
         "--max-shift",
+        metavar="SHARE",
         min=0,
         max=1,
         help="Largest shift of a score quantile for calibrations to stay valid.",
@@ -234,7 +259,9 @@ def compare_installed(
         ),
     ] = None,
     num_images: NumImagesOption = 100,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds to time each combination for.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds to time each combination for.")
+    ] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure images per second of every installed runtime and precision, and compare their masks."""
@@ -260,7 +287,9 @@ def tune_bundle(
             show_default="those of the bundle",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds to time each combination for.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds to time each combination for.")
+    ] = 5.0,
     mean_iou: MeanIouOption = None,
     worst_iou: WorstIouOption = None,
     agreement: AgreementOption = None,

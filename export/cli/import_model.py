@@ -217,7 +217,9 @@ def cam_head(
         Path, typer.Option(metavar="FILE", help="Classes that each image shows: CSV, JSON lines or COCO.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
-    regularization: Annotated[float, typer.Option(min=0, help="Weight of the head's squared norm.")] = 0.01,
+    regularization: Annotated[
+        float, typer.Option(metavar="NUMBER", min=0, help="Weight of the head's squared norm.")
+    ] = 0.01,
 ) -> None:
     """Fit a classifier of your classes on the frozen features of a cam bundle, from image-level labels."""
     from ...engine.inputs.image_labels import ImageLabels

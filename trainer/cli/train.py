@@ -38,7 +38,7 @@ def train_student(
     labeled_share: Annotated[
         str | None, typer.Option(metavar="1/N", help="Use a share of the labeled images.", show_default="all")
     ] = None,
-    split_seed: Annotated[int, typer.Option(help="Seed of the images that --labeled-share draws.")] = 0,
+    split_seed: Annotated[int, typer.Option(metavar="N", help="Seed of the images that --labeled-share draws.")] = 0,
     unlabeled: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Images without labels, for semi-supervised recipes.")
     ] = None,
@@ -89,7 +89,9 @@ def train_student(
         ),
     ] = None,
     device: DeviceOption = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images, per training process.")] = 2,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Processes that load images, per training process.")
+    ] = 2,
     as_json: JsonOption = False,
 ) -> None:
     """Train a student. The same command again continues where the run stopped, under torchrun as well.

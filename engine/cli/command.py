@@ -1,0 +1,75 @@
+"""The classes of the commands: help with plain placeholders, and one line about a value that an option cannot take."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+from ...errors import UsageError
+
+NUMBERS = {"int": "a whole number", "float": "a number"}
+"""Kinds of numbers by the first word of pydantic's error types."""
+LIMITS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
+"""Limits by pydantic's error types: the key of the number, and the words before it."""
+
+
+def without_types(parameters: Any) -> Any:
+    """Remove the Python types that the help shows beside flags and arguments."""
+    for parameter in parameters:
+        if isinstance(parameter, TyperArgument):
+            parameter.display_type_rich = lambda ctx: ""
+        elif parameter.is_flag and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
+
+
+class PlainGroup(TyperGroup):
+    """The command line, whose help names no Python types."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, with no placeholder for flags."""
+        return without_types(super().get_params(ctx))
+
+
+class PlainCommand(TyperCommand):
+    """Command whose help names no Python types, and whose errors do not speak of validation."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, with no placeholder for flags, and none beside the name of an argument."""
+        return without_types(super().get_params(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage line: NAME for a required argument, [NAME] for another."""
+        pieces = [re.sub(r"^\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub(r"^\[(\[.*\](\.\.\.)?)\](\.\.\.)?$", r"\1", piece) for piece in pieces]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; raises :class:`UsageError` for a value that an option cannot take."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if error.param is None or not error.message:  # a missing one
+                raise
+            refuse_value(error)
+
+
+def refuse_value(error: Any) -> NoReturn:
+    """Raise the :class:`UsageError` for a value that Typer refuses."""
+    parameter = error.param
+    name = next((text for text in parameter.opts if text.startswith("--")), parameter.metavar or parameter.name)
+    cause = error.__cause__
+    detail: Any = cause.errors()[0] if hasattr(cause, "errors") else {}
+    got, kind = f"got {str(detail.get('input', '')):.80}", str(detail.get("type", ""))
+    if (number := NUMBERS.get(kind.partition("_")[0])) is not None:
+        expected = f"must be {number}, {got}"
+    elif kind in LIMITS:
+        key, words = LIMITS[kind]
+        expected = f"must be {words} {detail['ctx'][key]:g}, {got}"
+    elif choices := re.search(r"is not one of (.*?)\.?$", error.message):
+        expected = f"must be one of {choices[1].replace(chr(39), '')}, {got}"
+    else:
+        expected = f"cannot be used: {error.message.removeprefix('Value error, ')}"
+    raise UsageError(f"{name} {expected}") from error

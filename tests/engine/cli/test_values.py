@@ -1,0 +1,28 @@
+"""Values that an option cannot take: one line that names the option, what it takes and what it got."""
+
+from __future__ import annotations
+
+import pytest
+
+from ...test_cli import maskmill
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("label", "b", "p", "--tile", "3.5"), "--tile must be a whole number, got 3.5"),
+        (("label", "b", "p", "--tile", "3"), "--tile must be at least 16, got 3"),
+        (("label", "b", "p", "--threshold", "high"), "--threshold must be a number, got high"),
+        (("label", "b", "p", "--select", "best"), "--select must be one of argmax, threshold, conformal, got best"),
+        (("export-labels", "s", "-o", "x", "--format", "gif"), "--format must be one of png, coco,"),
+        (("export-labels", "s", "-o", "x", "--format", "png", "--min-kept", "2"), "--min-kept must be at most 1, got"),
+        (("choose", "b", "--images", "p", "--labels", "l", "--goal", "accuracy 1.2"), "the accuracy of a goal must be"),
+    ],
+)
+def test_a_value_that_an_option_cannot_take_is_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    result = maskmill(*arguments, cwd=tmp_path_factory.getbasetemp())
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"maskmill: {message}")
+    assert result.stderr.count("\n") == 1
