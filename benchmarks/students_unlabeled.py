@@ -47,7 +47,7 @@ SEEDS = (0, 1, 2)
 SHRINK = 3
 NUM_LABELED, NUM_VALIDATION = 37, 40
 UNLABELED_INDEX = 11
-WARM_STEPS, STEPS, ALONE_STEPS = 600, 160, 640
+WARM_STEPS, STEPS, ALONE_STEPS = 1500, 160, 640
 COMMON: dict[str, Any] = {
     "crop": 64,
     "scale": (0.8, 1.6),
@@ -79,14 +79,21 @@ ROWS: Mapping[str, Callable[..., Recipe]] = {
     "confidence ≥ .95": consistent(csl, selection="threshold", cover_probability=0.0),
     "PCOS": consistent(csl, cover_probability=0.0),
     "CSL: PCOS and mask perturbation": consistent(csl, cell=CELL),
-    "conformal": consistent(csl, selection="conformal", cover_probability=0.0, recalibrate=40),
-    "confidence, as many pixels as PCOS": consistent(csl, selection="matched", cover_probability=0.0),
     "UniMatch": consistent(unimatch),
-    "conformal, PCOS weights": consistent(csl, selection="conformal-pcos", cover_probability=0.0, recalibrate=40),
-    "conformal, masked and screened": consistent(csl, selection="conformal", cell=CELL, screen=0.9, recalibrate=40),
+    "confidence, as many pixels as PCOS": consistent(csl, selection="matched", cover_probability=0.0),
+    "conformal": consistent(csl, selection="conformal", cover_probability=0.0, recalibrate=40),
+    "conformal, alpha .02": consistent(csl, selection="conformal", alpha=0.02, cover_probability=0.0, recalibrate=40),
     "conformal, a third of the labels set aside": consistent(
         csl, selection="conformal", cover_probability=0.0, recalibrate=40, calibration_share=0.33
     ),
+    "conformal, alpha .02, PCOS weights": consistent(
+        csl, selection="conformal-pcos", alpha=0.02, cover_probability=0.0, recalibrate=40
+    ),
+    "conformal, alpha .02, PCOS weights, masked and screened": consistent(
+        csl, selection="conformal-pcos", alpha=0.02, cell=CELL, screen=0.9, recalibrate=40
+    ),
+    "conformal, PCOS weights": consistent(csl, selection="conformal-pcos", cover_probability=0.0, recalibrate=40),
+    "conformal, masked and screened": consistent(csl, selection="conformal", cell=CELL, screen=0.9, recalibrate=40),
 }
 """In the order of their importance."""
 
@@ -185,7 +192,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
     parser.add_argument("--table", action="store_true", help="print finished rows and do nothing else")
     parser.add_argument("--data", default="camvid,msrc", help="data sets, separated by commas")
-    parser.add_argument("--rows", help="parts of the names of the rows to run, separated by semicolons")
+    parser.add_argument("--rows", help="names of the rows to run, or parts of them, separated by semicolons")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--steps", type=int, help="steps per run, to try the script")
     options = parser.parse_args()
@@ -195,7 +202,8 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
     parts = options.rows.split(";") if options.rows else [""]
-    rows = {name: recipe for name, recipe in ROWS.items() if any(part in name for part in parts)}
+    names = {name for part in parts for name in ROWS if (name == part if part in ROWS else part in name)}
+    rows = {name: recipe for name, recipe in ROWS.items() if name in names}
     for name in options.data.split(","):
         data = getattr(DataSet, name)(options.work)
         for row, recipe in rows.items():
