@@ -173,11 +173,11 @@ class Segmenter:
         _finished(segment(model, open_source(photos.source), store, workers=1))
         return store
 
-    def label(self, photos: Photos, cam: Classifier, store: Path) -> float:
+    def label(self, photos: Photos, cam: Classifier, store: Path, maximum: bool = True) -> float:
         """Label the photos with prompts from activation maps into a store; returns the mIoU of the labels."""
         predictor = PromptedPredictor(
             cam.bundle, self.bundle, cam, self.encoder, self.decoder,
-            prompts=PromptSettings(maximum=True), scales=CAM_SCALES, labels=ImageLabels.load(photos.image_labels),
+            prompts=PromptSettings(maximum=maximum), scales=CAM_SCALES, labels=ImageLabels.load(photos.image_labels),
             cache=self.cache,
         )  # fmt: skip
         _finished(label(predictor, open_source(photos.source), store, photos.taxonomy, Selection.argmax(), workers=1))
@@ -263,6 +263,9 @@ def run_seed(results: Results, photos: Photos, sam: Segmenter, rows: Sequence[st
         labels = round(sam.label(photos, cam, store), 5)
         if results.find("MSRC", name, seed) is None:
             figures = {**score_cams(photos, cam), "labels": labels, "seconds": seconds}
+            if name == START:
+                peaks_alone = sam.label(photos, cam, store.with_name(f"{store.name}-peaks"), maximum=False)
+                figures["labels_of_peaks_alone"] = round(peaks_alone, 5)
             results.add("MSRC", name, seed, figures)
             print(f"{name}, seed {seed}: {figures}", flush=True)
         return store

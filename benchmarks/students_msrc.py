@@ -100,25 +100,27 @@ ALONE_LONGER = "labeled photos alone, 300 steps"
 """As long as the rows of :data:`SECOND`."""
 FIRST = "+ conformal, rule agree"
 """Row whose student is the start of the rows of :data:`SECOND`."""
+THEN = "rule agree, then labeled photos alone"
+"""Row of :data:`SECOND` whose student is the start of the rows of :data:`THIRD`."""
 
 
 def consistent(**method: Any) -> Callable[..., Recipe]:
     """Return a function that makes the recipe ``csl`` with changed settings of its method."""
 
     def make(**settings: Any) -> Recipe:
-        settings = {**settings, "labeled": 4, "lr": COMMON["lr"] / 3}
+        settings = {"labeled": 4, **settings, "lr": COMMON["lr"] / 3}
         return csl(**settings, method=dataclasses.replace(csl().method, **method))
 
     return make
 
 
 def labeled_alone(**settings: Any) -> Recipe:
-    """Make the control of the rows of :data:`SECOND`."""
+    """Make the control of the rows of :data:`SECOND` and :data:`THIRD`."""
     return supervised(**{**settings, "lr": COMMON["lr"] / 3})
 
 
 SECOND: Mapping[str, Callable[..., Recipe]] = {
-    "rule agree, then labeled photos alone": labeled_alone,
+    THEN: labeled_alone,
     "rule agree, then own labels, conformal": consistent(selection="conformal", cover_probability=0.0, recalibrate=25),
     "rule agree, then own labels, PCOS": consistent(cover_probability=0.0),
     "rule agree, then own labels, conformal and PCOS": consistent(
@@ -129,6 +131,22 @@ SECOND: Mapping[str, Callable[..., Recipe]] = {
     ),
 }
 """Second stages: 100 steps from the student of :data:`FIRST`, with photos that it labels itself."""
+_ASIDE: dict[str, Any] = {"alpha": 0.05, "calibration_share": 0.33, "cover_probability": 0.0, "recalibrate": 25}
+TRUE_LABELS = "third stage: true labels of all photos"
+THIRD: Mapping[str, Callable[..., Recipe]] = {
+    "third stage: labeled photos alone": labeled_alone,
+    TRUE_LABELS: labeled_alone,
+    "third stage: PCOS": consistent(cover_probability=0.0),
+    "third stage: PCOS, masked and screened": consistent(cell=8, screen=0.9),
+    "third stage: conformal .05, a third set aside": consistent(selection="conformal", **_ASIDE),
+    "third stage: conformal .05 and PCOS, a third set aside": consistent(selection="conformal-pcos", **_ASIDE),
+    "third stage: PCOS, 8 labeled and 8 unlabeled photos per step": lambda **settings: consistent(
+        cover_probability=0.0
+    )(**{**settings, "batch": 16, "labeled": 8}),
+}
+"""Third stages of the teacher ``eager``: 100 steps from the student of :data:`THEN`. True labels of all photos are the
+bound of every selection.
+"""
 SECOND_STEPS = 100
 
 
@@ -255,22 +273,36 @@ def train_row(
     results.run(group, name, seed, folder / f"run{number}", recipe, corpus, scored, keep=keep)
 
 
-def train_second(results: Results, photos: Photos, name: str, teacher: Teacher, seed: int, steps: int | None) -> None:
-    """Train and score one second stage with one seed, unless its figures exist."""
-    if results.find(teacher, name, seed) is not None:
-        return
-    train_row(results, photos, FIRST, teacher, seed, steps, student_needed=True)
+def train_later(
+    results: Results,
+    photos: Photos,
+    name: str,
+    teacher: Teacher,
+    seed: int,
+    steps: int | None,
+    *,
+    student_needed: bool = False,
+) -> None:
+    """Train and score a second or third stage with one seed, unless its figures, and the student if needed, exist."""
     split, folder = Split.of_seed(photos.files, seed), photos.work / teacher / f"seed{seed}"
+    third, then = name in THIRD, folder / f"second{list(SECOND).index(THEN)}"
+    output = folder / (f"third{list(THIRD).index(name)}" if third else f"second{list(SECOND).index(name)}")
+    if results.find(teacher, name, seed) is not None and not (student_needed and not output.exists()):
+        return
+    if third:
+        train_later(results, photos, THEN, teacher, seed, steps, student_needed=True)
+    else:
+        train_row(results, photos, FIRST, teacher, seed, steps, student_needed=True)
     listed = folder / "unlabeled.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
-    corpus = open_corpus(
-        labeled=photos.folder, ids=[photo.stem for photo in split.labeled], unlabeled=listed, taxonomy=photos.taxonomy
-    )
-    recipe = SECOND[name](**{**COMMON, "steps": steps or SECOND_STEPS}, seed=seed)
+    known = [*split.labeled, *split.unlabeled] if name == TRUE_LABELS else split.labeled
+    unlabeled = {} if name == TRUE_LABELS else {"unlabeled": listed}
+    ids = [photo.stem for photo in known]
+    corpus = open_corpus(labeled=photos.folder, ids=ids, taxonomy=photos.taxonomy, **unlabeled)
+    recipe = {**SECOND, **THIRD}[name](**{**COMMON, "steps": steps or SECOND_STEPS}, seed=seed)
     scored = {"validation": photos.images(split.validation), "scored": photos.images(split.scored)}
-    first = folder / f"run{1 + list(ROWS).index(FIRST)}"
-    number = list(SECOND).index(name)
-    results.run(teacher, name, seed, folder / f"second{number}", recipe, corpus, scored, init=first)
+    first = then if third else folder / f"run{1 + list(ROWS).index(FIRST)}"
+    results.run(teacher, name, seed, output, recipe, corpus, scored, init=first, keep=name == THEN)
 
 
 def main() -> int:
@@ -299,11 +331,12 @@ def main() -> int:
     names = list(ROWS)
     for name in [*names[:4], *SECOND, *names[4:]]:
         jobs += [(name, teacher) for teacher in chosen]
+    jobs += [(name, teacher) for name in THIRD for teacher in chosen if teacher == "eager"]
     for name, teacher in jobs:
         if any(part in name for part in parts):
             for seed in seeds:
-                if teacher is not None and name in SECOND:
-                    train_second(results, photos, name, teacher, seed, options.steps)
+                if teacher is not None and name in (*SECOND, *THIRD):
+                    train_later(results, photos, name, teacher, seed, options.steps)
                 else:
                     train_row(results, photos, name, teacher, seed, options.steps)
     return 0

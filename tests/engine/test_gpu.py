@@ -126,7 +126,7 @@ def test_prompted_labels_and_segments_are_those_of_the_host(cupy, tmp_path: Path
     for library, backend in ((None, HOST), (cupy, CudaBackend())):
         # the models run on the processor, so that everything else is compared
         given = sessions(cam, sam, library, down=cupy.asnumpy)
-        settings = PromptSettings(min_distance=3, mode=mode)
+        settings = PromptSettings(maximum=True, min_distance=3, mode=mode)
         predictor = PromptedPredictor(cam, sam, *given, prompts=settings, labels=labels, batch=3, backend=backend)
         maps = predictor.run([predictor.prepare(image, name) for name, image in images.items()])
         found.append([one.on_host().scores for one in maps])

@@ -50,7 +50,7 @@ class PromptSettings:
     peaks: PeakMode = "paper"
     """``paper``: peaks above ``tau``, none in a border of ``min_distance``; ``official``: as the authors of S2C coded
     it."""
-    maximum: bool = True
+    maximum: bool = False
     """Add the maximum of a map that is not among its peaks, as one in the border: a class then never lacks a prompt.
     False is as in the paper."""
     tau: float = 0.5

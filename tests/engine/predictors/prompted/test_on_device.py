@@ -91,7 +91,7 @@ def predictors(bundles: dict[str, Bundle], cupy: Any, *, sam: str = "batched", *
     """The same predictor on the host and on the device."""
     cam = bundles["cam"]
     options = {"class_threshold": 0.4, "scales": (1.0, 2.0), "batch": 4, **options}
-    options.setdefault("prompts", PromptSettings(min_distance=3))
+    options.setdefault("prompts", PromptSettings(maximum=True, min_distance=3))
     for library, backend in ((None, HOST), (cupy, CudaBackend())):
         yield PromptedPredictor(cam, bundles[sam], *sessions(cam, bundles[sam], library), backend=backend, **options)
 
@@ -119,7 +119,7 @@ def assert_same(host: list[PromptedSteps], device: list[PromptedSteps]) -> None:
 def test_every_way_to_prompt_gives_the_hosts_scores(
     cupy: Any, bundles: dict[str, Bundle], sam: str, mode: Any, peaks: Any
 ) -> None:
-    prompts = PromptSettings(min_distance=3, mode=mode, peaks=peaks)
+    prompts = PromptSettings(maximum=True, min_distance=3, mode=mode, peaks=peaks)
     host, device = (steps(one) for one in predictors(bundles, cupy, sam=sam, prompts=prompts, labels=LABELS))
     assert [len(one.masks) for one in host] == [3, 2, 0, 0]
     assert_same(host, device)
@@ -130,7 +130,7 @@ def test_every_way_to_prompt_gives_the_hosts_scores(
 def test_every_choice_of_masks_gives_the_hosts_scores(
     cupy: Any, bundles: dict[str, Bundle], pick: Any, labels: ImageLabels | None
 ) -> None:
-    options = {"prompts": PromptSettings(min_distance=3, mode="best"), "masks": MaskSettings(pick=pick)}
+    options = {"prompts": PromptSettings(maximum=True, min_distance=3, mode="best"), "masks": MaskSettings(pick=pick)}
     host, device = (steps(one) for one in predictors(bundles, cupy, labels=labels, **options))
     assert any(one.masks for one in host)
     assert_same(host, device)
@@ -160,7 +160,7 @@ def downloads(work: Callable[[], Any]) -> tuple[list[tuple[int, ...]], int]:
 
 @pytest.mark.parametrize("mode", ["points", "peaks"])
 def test_of_points_only_counts_and_confidences_come_down(cupy: Any, bundles: dict[str, Bundle], mode: Any) -> None:
-    prompts = PromptSettings(min_distance=40, mode=mode)
+    prompts = PromptSettings(maximum=True, min_distance=40, mode=mode)
     _, predictor = predictors(bundles, cupy, labels=LABELS, prompts=prompts)
     prepared = [predictor.prepare(IMAGES[name], name) for name in IMAGES]
     shapes, waits = downloads(lambda: predictor.run(prepared))
@@ -170,7 +170,7 @@ def test_of_points_only_counts_and_confidences_come_down(cupy: Any, bundles: dic
 
 
 def test_without_labels_the_probabilities_come_down_as_well(cupy: Any, bundles: dict[str, Bundle]) -> None:
-    _, predictor = predictors(bundles, cupy, prompts=PromptSettings(min_distance=40))
+    _, predictor = predictors(bundles, cupy, prompts=PromptSettings(maximum=True, min_distance=40))
     prepared = [predictor.prepare(IMAGES[name]) for name in ("all", "two")]
     shapes, waits = downloads(lambda: predictor.run(prepared))
     assert shapes[:2] == [(3,), (3,)]
@@ -179,7 +179,7 @@ def test_without_labels_the_probabilities_come_down_as_well(cupy: Any, bundles: 
 
 
 def test_boxes_bring_the_maps_down_and_groups_their_agreements(cupy: Any, bundles: dict[str, Bundle]) -> None:
-    prompts = PromptSettings(min_distance=40, mode="best")
+    prompts = PromptSettings(maximum=True, min_distance=40, mode="best")
     _, predictor = predictors(bundles, cupy, labels=LABELS, prompts=prompts)
     prepared = [predictor.prepare(IMAGES["two"], "two")]
     shapes, waits = downloads(lambda: predictor.run(prepared))
@@ -308,7 +308,9 @@ def test_engines_are_opened_with_the_device_as_their_place(cupy: Any, tmp_path: 
 
 def test_everything_asked_of_cupy_is_in_the_true_one(cupy: Any, bundles: dict[str, Bundle]) -> None:
     cupy_fake.used.clear()
-    _, predictor = predictors(bundles, cupy, prompts=PromptSettings(min_distance=3, mode="best", max_peaks=3))
+    _, predictor = predictors(
+        bundles, cupy, prompts=PromptSettings(maximum=True, min_distance=3, mode="best", max_peaks=3)
+    )
     steps(predictor)
     _, model = segmenters(bundles, cupy)
     paint(model.run([model.prepare(IMAGES["all"])])[0])

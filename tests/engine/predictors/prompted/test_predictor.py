@@ -35,7 +35,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def predictor(bundles: dict[str, Any], signature: str = "batched", **options: Any) -> PromptedPredictor:
     cam, sam = bundles["cam"], bundles[signature]
-    options.setdefault("prompts", PromptSettings(min_distance=3, mode="peaks"))
+    options.setdefault("prompts", PromptSettings(maximum=True, min_distance=3, mode="peaks"))
     options.setdefault("class_threshold", 0.4)
     sessions = [OnnxSession(cam), *(OnnxSession(sam, role=role) for role in ("encoder", "decoder"))]
     return PromptedPredictor(cam, sam, *sessions, **options)
@@ -63,7 +63,9 @@ def test_the_colors_that_an_image_shows_are_labeled_as_they_lie(
     bundles: dict[str, Any], signature: str, mode: Any
 ) -> None:
     labels = ImageLabels({"a": frozenset({"red", "green"})}, "labels")
-    model = predictor(bundles, signature, labels=labels, prompts=PromptSettings(min_distance=3, mode=mode))
+    model = predictor(
+        bundles, signature, labels=labels, prompts=PromptSettings(maximum=True, min_distance=3, mode=mode)
+    )
     found = label(model, picture(RED, GREEN), "a.jpg")
     expected = np.zeros(SIZE)
     expected[RED[1:]], expected[GREEN[1:]] = 1, 2
@@ -112,7 +114,9 @@ def test_prompts_of_all_images_and_classes_share_the_decoders_calls(bundles: dic
     labels = ImageLabels({name: frozenset(COLORS) for name in "abcd"}, "labels")
     image = picture(RED, GREEN, BLUE)
     for signature, calls in (("batched", 1), ("official", 12)):
-        model = predictor(bundles, signature, labels=labels, prompts=PromptSettings(min_distance=40, mode="points"))
+        model = predictor(
+            bundles, signature, labels=labels, prompts=PromptSettings(maximum=True, min_distance=40, mode="points")
+        )
         model.run([model.prepare(image, name) for name in "abcd"])
         assert model.decoder.calls == calls
 
@@ -143,7 +147,7 @@ def test_an_empty_mask_leaves_its_class_out(bundles: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize("peaks", ["paper", "official"])
 def test_images_of_any_shape(bundles: dict[str, Any], size: tuple[int, int], mode: Any, peaks: Any) -> None:
     labels = ImageLabels({"a": frozenset({"green"})}, "labels")
-    model = predictor(bundles, labels=labels, prompts=PromptSettings(mode=mode, peaks=peaks))
+    model = predictor(bundles, labels=labels, prompts=PromptSettings(mode=mode, peaks=peaks, maximum=True))
     found = label(model, color_image(np.ones(size, np.int64)), "a")
     assert found.shape == size
     assert (found == 2).all()
@@ -155,7 +159,7 @@ def test_twenty_classes_in_one_image(tmp_path: Path) -> None:
     sam = sam_bundle(tmp_path, size=SIZE)
     sessions = [OnnxSession(cam), *(OnnxSession(sam, role=role) for role in ("encoder", "decoder"))]
     labels = ImageLabels({"a": frozenset(names)}, "labels")
-    model = PromptedPredictor(cam, sam, *sessions, labels=labels, prompts=PromptSettings(min_distance=2))
+    model = PromptedPredictor(cam, sam, *sessions, labels=labels, prompts=PromptSettings(maximum=True, min_distance=2))
     steps = model.steps([model.prepare(picture(RED, GREEN, BLUE), "a")])[0]
     assert [mask.target for mask in steps.masks] == list(range(1, 21))
     assert steps.score_map.scores.shape[0] == 21

@@ -51,9 +51,10 @@ def test_points_are_in_pixels_of_the_encoders_input() -> None:
     np.testing.assert_array_equal(prompts.points[0, 0], [15.5 * 2, 12.5 * 4])
 
 
-def test_peaks_in_the_border_are_left_out_but_the_highest() -> None:
+def test_peaks_in_the_border_are_left_out_but_the_highest_on_request() -> None:
     maps = np.stack([cam((20, 30, 1.0), (3, 3, 0.9)), cam((3, 3, 1.0), (20, 30, 0.9))])
-    peaks, counts = find_peaks(maps, PromptSettings())
+    assert find_peaks(maps, PromptSettings())[1].tolist() == [1, 1]
+    peaks, counts = find_peaks(maps, PromptSettings(maximum=True))
     np.testing.assert_array_equal(counts, [1, 2])
     np.testing.assert_array_equal(peaks[0, :2], [[20, 30], [-1, -1]])
     np.testing.assert_array_equal(peaks[1, :2], [[20, 30], [3, 3]])
@@ -62,7 +63,7 @@ def test_peaks_in_the_border_are_left_out_but_the_highest() -> None:
 @pytest.mark.parametrize("corner", [(0, 0), (0, 59), (39, 0), (39, 59)])
 @pytest.mark.parametrize("mode", ["points", "peaks", "box", "box+points", "best"])
 def test_a_peak_in_a_corner_is_asked_for(corner: tuple[int, int], mode: str) -> None:
-    prompts = asked(np.stack([cam((*corner, 1.0))]), PromptSettings(mode=mode))  # type: ignore[arg-type]
+    prompts = asked(np.stack([cam((*corner, 1.0))]), PromptSettings(mode=mode, maximum=True))  # type: ignore[arg-type]
     assert len(prompts) == (4 if mode == "best" else 1)
     assert (prompts.points >= 0).all()
     assert (prompts.points <= [60, 40]).all()
@@ -100,7 +101,7 @@ def test_a_map_without_a_positive_value_gives_no_prompt() -> None:
 @pytest.mark.parametrize("peaks", ["paper", "official"])
 def test_maps_of_one_row_or_column(size: tuple[int, int], peaks: str) -> None:
     maps = np.ones((1, *size), np.float32)
-    prompts = asked(maps, PromptSettings(peaks=peaks))  # type: ignore[arg-type]
+    prompts = asked(maps, PromptSettings(peaks=peaks, maximum=True))  # type: ignore[arg-type]
     assert prompts.num_points.tolist() == [1]
 
 
@@ -166,10 +167,10 @@ def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
         PromptSettings(**options)
 
 
-def test_a_maximum_in_the_border_is_a_peak_unless_it_is_turned_off() -> None:
+def test_a_maximum_in_the_border_is_a_peak_only_on_request() -> None:
     maps = np.stack([cam((2, 3, 1.0), (25, 40, 0.8)), cam((2, 3, 1.0))])
-    assert find_peaks(maps, PromptSettings())[1].tolist() == [2, 1]
-    assert find_peaks(maps, PromptSettings(maximum=False))[1].tolist() == [1, 0]
+    assert find_peaks(maps, PromptSettings(maximum=True))[1].tolist() == [2, 1]
+    assert find_peaks(maps, PromptSettings())[1].tolist() == [1, 0]
 
 
 def test_a_single_box_is_around_all_parts_with_a_peak() -> None:

@@ -1,0 +1,183 @@
+"""Write the tables of the student benchmarks into docs/students.md, from the files of results.
+
+    python benchmarks/student_tables.py                    # rewrite the tables
+    python benchmarks/student_tables.py --add FILE         # first take over the runs of another file of results
+
+A table is between the lines ``<!-- table NAME -->`` and ``<!-- end -->``. It holds the rows with all seeds; the table
+``missing`` names the others. Text around the tables is not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import s2c_rounds
+import students_msrc
+import students_unlabeled
+from students import Results
+from students_msrc import ALONE, ALONE_LONGER, NONE, RESULTS, SEEDS
+from students_unlabeled import WARM
+
+PAGE = Path(__file__).parents[1] / "docs" / "students.md"
+Runs = Sequence[Mapping[str, Any]]
+
+
+def mean(values: Sequence[float]) -> str:
+    """Format mean ± standard deviation."""
+    return f"{_short(float(np.mean(values)))} ± {_short(float(np.std(values)))}"
+
+
+def by_seed(values: Sequence[float]) -> str:
+    """Format the value of each seed."""
+    return ", ".join(map(_short, values))
+
+
+def _short(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.{digits}f}"
+
+
+def table(head: str, rows: Iterable[Sequence[str]]) -> str:
+    """Format a Markdown table."""
+    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def ordered(records: Mapping[str, Runs], names: Iterable[str]) -> dict[str, Runs]:
+    """Return the rows with all seeds in the order of ``names``."""
+    return {name: records[name] for name in names if name in records}
+
+
+def bad_teacher(results: Results, teacher: str) -> str:
+    """Make the table of the students of a teacher of MSRC."""
+    alone = ordered(results.rows(NONE, SEEDS), (ALONE, ALONE_LONGER))
+    names = [*students_msrc.ROWS, *students_msrc.SECOND, *students_msrc.THIRD]
+    complete = results.rows(teacher, SEEDS)
+    rows = []
+    for name, runs in {**alone, **ordered(complete, names)}.items():
+        miou, accuracy = ([run["scored"][key] for run in runs] for key in ("miou", "accuracy"))
+        source = students_msrc.ROWS.get(name)
+        labels = complete.get(f"labels: {source.labels}") if source else None
+        quality = "-"
+        if labels:
+            measures = ("kept", "miou_kept", "accuracy_kept")
+            quality = ", ".join(_short(np.mean([run["labels"][key] for run in labels]), 2) for key in measures)
+        rows.append([name, quality, mean(miou), mean(accuracy), by_seed(miou), by_seed(accuracy)])
+    return table("student | labels kept, mIoU, accuracy | mIoU | accuracy | mIoU by seed | accuracy by seed", rows)
+
+
+def unlabeled(results: Results, data: str) -> str:
+    """Make the table of the students without a teacher."""
+    rows = []
+    for name, runs in ordered(results.rows(data, SEEDS), (WARM, *students_unlabeled.ROWS)).items():
+        miou, accuracy, confidence = (
+            [run["scored"][key] for run in runs] for key in ("miou", "accuracy", "confidence")
+        )
+        selected = "-"
+        if all(run["scored"].get("selected_sampling") is not None for run in runs):
+            measures = ("selected_sampling", "selected_accuracy")
+            selected = ", ".join(_short(np.mean([run["scored"][key] for run in runs])) for key in measures)
+        seconds = [run["seconds"] for run in runs if run["seconds"] is not None]
+        time_used = f"{np.mean(seconds):.0f}" if seconds else "-"
+        validation = mean([run["validation"]["miou"] for run in runs])
+        rows.append(
+            [
+                name,
+                mean(miou),
+                mean(accuracy),
+                _short(np.mean(confidence)),
+                selected,
+                by_seed(miou),
+                validation,
+                time_used,
+            ]
+        )
+    return table(
+        "student | mIoU | accuracy | confidence | selected: share, accuracy | mIoU by seed | validation mIoU | seconds",
+        rows,
+    )
+
+
+def curve(results: Results, data: str) -> str:
+    """Make the table of the validation mIoU during the warm starts."""
+    runs = results.rows(data, SEEDS).get(f"{WARM}: validation")
+    if not runs:
+        return "Not measured."
+    steps = [step for number, step in enumerate(runs[0]["miou_by_step"], start=1) if number % 3 == 0]
+    rows = [[f"seed {run['seed']}", *(_short(run["miou_by_step"][step]) for step in steps)] for run in runs]
+    return table(" | ".join(["validation mIoU after steps", *steps]), rows)
+
+
+def rounds(results: Results) -> str:
+    """Make the table of S2C's rounds."""
+    rows = []
+    names = [f"{row}, round {number}" for row in s2c_rounds.ROWS for number in range(1, s2c_rounds.NUM_ROUNDS + 1)]
+    for name, runs in ordered(results.rows("MSRC", SEEDS), (s2c_rounds.START, *names)).items():
+        cams, labels = ([run[key] for run in runs] for key in ("cams", "labels"))
+        without = _short(np.mean([run["without_peak"] for run in runs]), 2)
+        rows.append([name, mean(cams), mean(labels), by_seed(cams), by_seed(labels), without])
+    return table("classifier | maps, mIoU | labels, mIoU | maps by seed | labels by seed | maps without a peak", rows)
+
+
+def missing(msrc: Results, without_teacher: Results, s2c: Results) -> str:
+    """List the rows that have no figures with all seeds."""
+    lines = []
+
+    def add(title: str, results: Results, group: str, names: Iterable[str]) -> None:
+        complete = results.rows(group, SEEDS)
+        if rows := [name for name in names if name not in complete]:
+            lines.append(f"* {title}: {'; '.join(rows)}.")
+
+    stages = [*students_msrc.ROWS, *students_msrc.SECOND]
+    add("MSRC, eager", msrc, "eager", [*stages, *students_msrc.THIRD])
+    add("MSRC, blurred", msrc, "blurred", stages)
+    for data in ("CamVid", "MSRC"):
+        add(f"{data} without a teacher", without_teacher, data, [WARM, *students_unlabeled.ROWS])
+    names = [f"{row}, round {number}" for row in s2c_rounds.ROWS for number in range(1, s2c_rounds.NUM_ROUNDS + 1)]
+    add("S2C", s2c, "MSRC", names)
+    return "\n".join([*lines, "* Any run at the scale of the papers."])
+
+
+def take_over(source: Path, target: Path) -> int:
+    """Append the runs of a file of results that another does not have; returns their number."""
+    known = set(target.read_text(encoding="utf-8").splitlines())
+    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line not in known]
+    with target.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    return len(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
+    parser.add_argument("--add", type=Path, help="file whose runs are taken over first")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the tables")
+    options = parser.parse_args()
+    if options.add:
+        print(f"{take_over(options.add, options.results)} runs taken over")
+    msrc, without_teacher, s2c = (
+        Results(options.results, name) for name in ("students_msrc", "students_unlabeled", "s2c_rounds")
+    )
+    makers: Mapping[str, Callable[[], str]] = {
+        "eager": lambda: bad_teacher(msrc, "eager"),
+        "blurred": lambda: bad_teacher(msrc, "blurred"),
+        "camvid": lambda: unlabeled(without_teacher, "CamVid"),
+        "camvid-curve": lambda: curve(without_teacher, "CamVid"),
+        "msrc": lambda: unlabeled(without_teacher, "MSRC"),
+        "s2c": lambda: rounds(s2c),
+        "missing": lambda: missing(msrc, without_teacher, s2c),
+    }
+    text = options.page.read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    text = pattern.sub(lambda match: f"{match[1]}\n{makers[match[2]]()}\n\n{match[3]}", text)
+    options.page.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
