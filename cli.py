@@ -59,6 +59,15 @@ def main() -> None:
             raise
         typer.echo(f"maskmill: {printable(' '.join(str(error).split()))}", err=True)
         _exit(error.exit_code)
+    except MemoryError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(
+            f"maskmill: out of memory ({error}); what was committed is safe: use fewer --workers, a smaller --batch or "
+            "--max-pixels, and run the same command again",
+            err=True,
+        )
+        _exit(1)
     except KeyboardInterrupt:
         typer.echo("maskmill: interrupted", err=True)
         _exit(130)

@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...errors import StoreError
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import InputRow, LabelStore
-from ..store.waiting.row_files import are_first, last_of_each_uri
+from ..store.waiting.row_files import DamagedFile, are_first, last_of_each_uri
 from .leases import Finished, Leases
 
 COMMIT_ROWS = 65_536
@@ -86,7 +85,7 @@ class Committer:
         for done in batch:
             try:
                 rows = self._leases.rows(done)
-            except StoreError:
+            except DamagedFile:
                 # half-written or damaged: its inputs are labeled again
                 self._leases.forget(done)
                 self._leases.release(done.lease)

@@ -69,6 +69,8 @@ class Driver:
         self._proven: set[str] = set()
         self.num_open = 0
         """Number of leases that are not finished."""
+        self.is_deposed = False
+        """True once another process drives the run."""
         self.store = job.store
         """Name of the store."""
         self._job = job
@@ -165,6 +167,8 @@ class Driver:
 
         ``flush`` commits whatever is finished. Raises the errors of planning.
         """
+        if self.is_deposed:
+            raise StoreError(f"another process drives the run into {self.store}: this one was silent for a minute")
         if self._committer is None and not self._begin():
             return False
         assert self._committer is not None, "the run has begun"
@@ -180,7 +184,10 @@ class Driver:
         for lease, worker in list(self._claims.items()):
             if lease not in handed_back and worker not in self._workers:
                 self._lost_lease(lease, worker)
+        published = self._planner.published()
         open_names = self._leases.open_names()
+        for lease in published.difference(open_names, self._committed):
+            self._lost_inputs(self._planner.size_of(lease))
         unfinished = [name for name in open_names if name not in handed_back]
         self.num_open = len(unfinished)
         in_progress = {lease: number for record in self._workers.values() for lease, number in record["leases"].items()}
@@ -191,31 +198,36 @@ class Driver:
         if self._committer.step(finished, flush=flush):
             self._num_waiting = 0
         self._planner.make_room(16 + 3 * len(self._workers) - len(unfinished))
-        return not planning and not self._leases.open_names() and not self._leases.finished()
+        is_over = not planning and not self._leases.open_names() and not self._leases.finished()
+        return is_over and (self._stop.is_set() or not self._planner.plan_lost())
 
     def stop(self) -> None:
         """Plan no further leases, and take back those that nobody has claimed."""
         self._end_planning()
-        self._take_back(keep=set(self._leases.claims(self._claims)))
+        if not self.is_deposed:
+            self._take_back(keep=set(self._leases.claims(self._claims)))
 
     def close(self, state: str) -> None:
         """End the run: ``finished``, ``interrupted`` or ``failed``; leases that are not finished are taken back."""
         self._end_planning()
-        with suppress(OSError):
-            self._take_back(keep=set())
-        self._state = state
-        if self._committer is not None:
-            add_run(self._committer.store.path, self.progress)
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
-        with suppress(OSError):
+        self._state = state
+        with suppress(StoreError):
+            self._look_for_another()
+            if self.is_deposed:
+                return
+            self._take_back(keep=set())
+        if self._committer is not None:
+            add_run(self._committer.store.path, self.progress)
+        with suppress(StoreError):
             self._leases.report(self._record())
 
     def forget_workers(self) -> None:
         """Delete the records of workers that were killed at the end."""
         for token in self.workers:
-            with suppress(OSError):
+            with suppress(StoreError):
                 self._leases.leave(token)
 
     def _end_planning(self) -> None:
@@ -305,7 +317,7 @@ class Driver:
             self._leases.withdraw(lease)
             return
         num_deaths = self._deaths.pop(lease, 0) + 1
-        items = self._leases.items(lease) or []
+        items = self._leases.items(lease) or []  # if its file is damaged, step() finds it withdrawn
         if len(items) == 1 and num_deaths >= MAX_DEATHS:
             self._reject(items[0])
         elif items:
@@ -315,6 +327,8 @@ class Driver:
                 # a piece of a lease is under suspicion as the lease was; one input is blamed for its own deaths
                 self._deaths[piece] = num_deaths if size == len(items) else 1
                 self._planner.publish(piece, items[start : start + size])
+        if items:
+            self._planner.size_of(lease)
         self._leases.withdraw(lease)
 
     def _reject(self, item: Item) -> None:
@@ -338,24 +352,40 @@ class Driver:
             return False
         size = len(self._leases.items(done.lease) or ()) if self._planner is None else self._planner.size_of(done.lease)
         if self._planner is not None and done.num_rows < size and not self._stop.is_set():
-            uris = set(inputs["uri"].to_pylist())
-            rest = [item for item in self._leases.items(done.lease) or () if item.uri not in uris]
+            uris, items = set(inputs["uri"].to_pylist()), self._leases.items(done.lease)
+            rest = [item for item in items or () if item.uri not in uris]
             if rest:
                 self._planner.publish(f"{done.lease}.r", rest)
+            elif items is None:
+                self._lost_inputs(size - done.num_rows)
         self._leases.withdraw(done.lease)
         self._committed.add(done.lease)
         return True
 
+    def _lost_inputs(self, num_inputs: int) -> None:
+        if self._planner is not None and not self._stop.is_set():
+            self._planner.lose(num_inputs)
+            self.warnings.append("the file of a lease was damaged or deleted; its inputs are planned again")
+
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with suppress(OSError):
+            with suppress(StoreError):
+                self._look_for_another()
+                if self.is_deposed:
+                    return
                 self._leases.report(self._record())
+
+    def _look_for_another(self) -> None:
+        """Set :attr:`is_deposed` if another process took this one for dead and drives the run."""
+        record = self._leases.driver()
+        self.is_deposed = record is not None and record.get("token") != self.token
 
     def _record(self) -> dict[str, Any]:
         self._beat += 1
         return {
             **identity(),
             "token": self.token,
+            "version": self._job.version,
             "beat": self._beat,
             "state": self._state,
             "planned_all": self._planner is not None and not self._planner.is_busy,

@@ -19,6 +19,6 @@ def encode_items(items: Sequence[Item]) -> bytes:
 
 
 def decode_items(data: bytes) -> list[Item]:
-    """Decode the inputs of a lease; raises :class:`StoreError` for a damaged file."""
+    """Decode the inputs of a lease; raises :class:`DamagedFile`."""
     _, (table,) = decode_tables(data)
     return [Item(**record) for record in table.to_pylist()]

@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ from ...errors import StoreError
 from ..inputs.sources import Item
 from ..model.storage import open_folder
 from ..store.label_store import LEASES
-from ..store.waiting.row_files import decode_rows, encode_rows
+from ..store.table import store_errors
+from ..store.waiting.row_files import DamagedFile, decode_rows, encode_rows
 from .lease_file import decode_items, encode_items
 
 ALONE = "-alone"
@@ -58,10 +60,13 @@ class Finished:
 
 
 class Leases:
-    """Leases of the run into one store; every method may be called from any process and thread."""
+    """Leases of the run into one store; every method may be called from any process and thread.
+
+    A full disk or another error of the storage is raised as :class:`StoreError`.
+    """
 
     def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
-        self._folder = open_folder(store, options)
+        self._folder = _StoreFolder(store, options)
 
     def publish(self, lease: str, items: Sequence[Item]) -> None:
         """Offer inputs to the workers."""
@@ -75,7 +80,7 @@ class Leases:
         """Return the inputs of a lease; None if it was committed meanwhile or its file is damaged."""
         try:
             return decode_items(self._folder.read(f"{LEASES}/open/{lease}"))
-        except (FileNotFoundError, StoreError):
+        except (FileNotFoundError, DamagedFile):
             return None
 
     def claim(self, worker: str) -> tuple[str, list[Item]] | None:
@@ -130,7 +135,7 @@ class Leases:
     def rows(self, done: Finished) -> tuple[pa.Table, pa.Table, dict[str, Any]] | None:
         """Read (labels, inputs, plain data) of a finished lease; None if it is gone.
 
-        A damaged file raises :class:`StoreError`.
+        A damaged file raises :class:`DamagedFile`.
         """
         try:
             return decode_rows(self._folder.read(f"{LEASES}/done/{done.name}"))
@@ -159,12 +164,15 @@ class Leases:
         return self._record(_DRIVER)
 
     def lead(self, record: Mapping[str, Any], *, instead_of: str | None = None) -> bool:
-        """Become the driver; returns False if another process is. ``instead_of`` is the token of a dead driver."""
+        """Become the driver; returns False if another process is. ``instead_of`` is the token of a dead driver.
+
+        A record that a power loss cut short is of nobody.
+        """
         data = json.dumps(record).encode()
-        if instead_of is not None:
-            current = self.driver()
-            if current is not None and current.get("token") != instead_of:
-                return False
+        is_there, current = "driver.json" in self._folder.names(LEASES), self.driver()
+        if instead_of is not None and current is not None and current.get("token") != instead_of:
+            return False
+        if instead_of is not None or (is_there and current is None):
             self._folder.remove(_DRIVER)
         return self._folder.write_once(_DRIVER, data)
 
@@ -182,3 +190,41 @@ class Leases:
         except (FileNotFoundError, ValueError):
             return None
         return record if isinstance(record, dict) else None
+
+
+class _StoreFolder:
+    """Folder of a store whose errors, apart from missing files, are :class:`StoreError`."""
+
+    def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None) -> None:
+        self._store = store
+        self._folder = open_folder(store, options)
+
+    def read(self, name: str) -> bytes:
+        with self._errors("read"):
+            return self._folder.read(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._errors("write to"):
+            self._folder.write(name, data)
+
+    def write_once(self, name: str, data: bytes) -> bool:
+        with self._errors("write to"):
+            return self._folder.write_once(name, data)
+
+    def names(self, folder: str) -> dict[str, int]:
+        with self._errors("read"):
+            return self._folder.names(folder)
+
+    def remove(self, name: str) -> None:
+        with self._errors("write to"):
+            self._folder.remove(name)
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        try:
+            with store_errors(f"cannot {action} the label store {self._store}"):
+                yield
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise error.__cause__ from None
+            raise

@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from ...errors import StoreError
 from ..inputs.sources import Item, shard
 from ..labeling.drift import RunWatch
-from ..store.label_store import LabelStore
+from ..store.label_store import LEASES, LabelStore
 from ..store.rows import fingerprint
 from .job import Job
 from .leases import Leases
 
 SMALLEST_LEASE, LARGEST_LEASE = 16, 2048
 """Bounds of the number of inputs of a lease."""
+MAX_PASSES = 10
+"""Number of times that inputs of lost leases are planned again."""
 
 
 class Planner:
@@ -45,6 +48,7 @@ class Planner:
         self._name, self._size, self._watch = name, size, watch
         self._shard_of, self._limit, self._retry_rejects = shard_of, limit, retry_rejects
         self._sizes: dict[str, int] = {}
+        self._num_lost = self._num_passes = 0
         self._stop = threading.Event()
         self._room = threading.Condition()
         self._num_allowed = 0
@@ -74,17 +78,44 @@ class Planner:
 
     def publish(self, lease: str, items: Sequence[Item]) -> None:
         """Publish a lease and remember its size."""
-        self._sizes[lease] = len(items)
         self._leases.publish(lease, items)
+        self._sizes[lease] = len(items)
 
     def size_of(self, lease: str) -> int:
         """Return the number of inputs of a lease, and forget it."""
         size = self._sizes.pop(lease, None)
         return len(self._leases.items(lease) or ()) if size is None else size
 
+    def published(self) -> set[str]:
+        """Return the names of the leases that :meth:`size_of` has not forgotten."""
+        return set(self._sizes)
+
+    def lose(self, num_inputs: int) -> None:
+        """Note that the file of a lease was damaged or deleted before its inputs were labeled."""
+        self.planned -= num_inputs
+        self._num_lost += num_inputs
+
+    def plan_lost(self) -> bool:
+        """Plan inputs of lost leases again, once everything else is committed; returns False if there are none.
+
+        Raises :class:`StoreError` if leases are lost again and again.
+        """
+        if not self._num_lost:
+            return False
+        self._num_passes += 1
+        if self._num_passes > MAX_PASSES:
+            raise StoreError(
+                f"files in {self._job.store}/{LEASES}/open are damaged or deleted again and again; check the disk, and "
+                "run the same command again"
+            )
+        self._limit, self._num_lost, self._watch, self._retry_rejects = self._num_lost, 0, None, False
+        self._thread = threading.Thread(target=self._run, name="maskmill-plan", daemon=True)
+        self._thread.start()
+        return True
+
     def _run(self) -> None:
         try:
-            number = 0
+            number, name = 0, f"{self._name}-{self._num_passes}" if self._num_passes else self._name
             plan = self._unfinished()
             while not self._stop.is_set():
                 with self._room:
@@ -94,7 +125,7 @@ class Planner:
                 if not items:
                     return
                 self.planned += len(items)
-                self.publish(f"{self._name}-{number:08d}", items)
+                self.publish(f"{name}-{number:08d}", items)
                 number += 1
         except BaseException as error:
             self.error = error
@@ -104,8 +135,9 @@ class Planner:
         leased = b""
         for lease in self._leases.open_names():
             items = self._leases.items(lease) or []
-            self._sizes[lease] = len(items)
-            self.planned += len(items)
+            if lease not in self._sizes:
+                self._sizes[lease] = len(items)
+                self.planned += len(items)
             leased += b"".join(fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in items)
         rejects = {} if self._retry_rejects else {row.uri: row.error or "" for row in self._store.rejects()}
         earlier: Counter[str] = Counter()
@@ -127,4 +159,5 @@ class Planner:
             if item.uri in rejects:  # a file that changed is processed again
                 earlier[rejects[item.uri]] -= 1
             yield item
-        self.earlier_rejects = +earlier
+        if not self._num_passes:
+            self.earlier_rejects = +earlier

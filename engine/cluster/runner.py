@@ -21,7 +21,7 @@ from ..model.storage import OUTAGE_SECONDS, is_url
 from .driver import ENDED, Driver
 from .job import Job
 from .leases import Leases
-from .presence import new_token
+from .presence import describe, new_token
 from .worker import Worker
 
 Runner = Literal["local", "array", "ray"]
@@ -189,6 +189,11 @@ class _Duty:
         followed: str | None = None
         while not self._stop.is_set():
             record = self._leases.driver()
+            if record is not None and record["state"] not in ENDED and record["version"] != self._job.version:
+                raise SessionError(
+                    f"this process has maskmill {self._job.version}, the run into {self._job.store} was started with "
+                    f"{record['version']} ({describe(record)}); install the same version on every machine"
+                )
             if record is not None and record["state"] == "finished" and record["token"] == followed:
                 self.progress = Progress.from_record(record["progress"])
                 return True
@@ -201,12 +206,14 @@ class _Duty:
         return False
 
     def _driven(self, driver: Driver) -> bool:
-        """Drive the run; returns True if it is finished."""
+        """Drive the run; returns True if it is finished, False if another process drives it now."""
         if self._stop.is_set():
             return False
         turn, state = _Turn(driver), "failed"
         try:
             while not self._stop.is_set():
+                if driver.is_deposed:
+                    return False
                 if turn.take():
                     state = "finished"
                     return True
@@ -235,7 +242,7 @@ class _Turn:
             return False
         try:
             over = self._driver.step(flush=flush)
-        except (StoreError, OSError) as error:
+        except StoreError as error:
             self._failed_since = self._failed_since or now
             if flush or not is_url(self._driver.store) or now - self._failed_since > OUTAGE_SECONDS:
                 raise

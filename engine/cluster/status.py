@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...errors import StoreError
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
@@ -172,7 +173,7 @@ def published(store: str | os.PathLike[str]) -> Iterator[Any]:
             beat += 1
             record = {**identity(), "name": "", "beat": beat, "state": "labeling", "leases": {}, "time": time.time()}
             record |= {"progress": {**latest[0].record(), "low_range": []}, "stalled": latest[0].stalled}
-            with suppress(OSError):  # a full disk: the run itself reports it
+            with suppress(StoreError):  # a full disk: the run itself reports it
                 leases.beat(token, record)
 
     thread = threading.Thread(target=publish, name="maskmill-status", daemon=True)
@@ -182,7 +183,7 @@ def published(store: str | os.PathLike[str]) -> Iterator[Any]:
     finally:
         ended.set()
         thread.join()
-        with suppress(OSError):
+        with suppress(StoreError):
             leases.leave(token)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import MaskmillError
+from ...errors import MaskmillError, StoreError
 from ..inputs.sources import Item
 from ..labeling.progress import Progress
 from ..labeling.writer import Writer
@@ -89,7 +89,7 @@ class Worker:
     def run(self, *, is_over: Callable[[], bool], observer: Callable[[Progress], None] | None = None) -> Progress:
         """Label leases until the run is over; returns the counts of this worker.
 
-        ``is_over`` is called while there is no lease to claim. An interrupt, or :attr:`stop`, finishes the images in
+        ``is_over`` is called before each claim. An interrupt, or :attr:`stop`, finishes the images in
         progress and hands back what is finished. Errors are raised, and left in the worker's record.
         """
         ended = threading.Event()
@@ -108,10 +108,11 @@ class Worker:
             ended.set()
             beating.join()
             self._state = "ended"
-            if self._error is not None:
-                self.beat()
-            else:
-                self._leases.leave(self.token)
+            with suppress(StoreError):  # the first error is the one to report
+                if self._error is not None:
+                    self.beat()
+                else:
+                    self._leases.leave(self.token)
         return self.progress
 
     def _label(self, is_over: Callable[[], bool], observer: Callable[[Progress], None] | None) -> None:
@@ -163,7 +164,7 @@ class Worker:
             self.progress = self._counted(run)
 
     def _claimed(self, is_over: Callable[[], bool]) -> Iterator[tuple[str, list[Item]]]:
-        while not self.stop.is_set():
+        while not (self.stop.is_set() or is_over()):
             claimed = self._leases.claim(self.token)
             if claimed is not None and claimed[0].endswith(ALONE):
                 self._wait_for_writers()
@@ -171,8 +172,8 @@ class Worker:
                 self._wait_for_writers()
             elif claimed is not None:
                 yield claimed
-            elif is_over() or self.stop.wait(POLL_SECONDS):
-                return
+            else:
+                self.stop.wait(POLL_SECONDS)
 
     def _wait_for_writers(self) -> None:
         """Wait until every lease in progress is handed back."""
@@ -200,7 +201,7 @@ class Worker:
 
     def _beat_until(self, ended: threading.Event) -> None:
         while not ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # the next beat comes soon, and the observers are patient
+            with suppress(StoreError):  # the next beat comes soon, and the observers are patient
                 self.beat()
 
     def beat(self) -> None:

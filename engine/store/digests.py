@@ -72,7 +72,7 @@ class DigestSet:
         if fresh:
             data = np.ascontiguousarray(table).tobytes()
             starts = range(0, len(data), DIGEST_BYTES)
-            known |= [data[start : start + DIGEST_BYTES] in fresh for start in starts]
+            known |= np.array([data[start : start + DIGEST_BYTES] in fresh for start in starts], bool)
         for index in self._indexes:
             known |= index.find(table) >= 0
         return known

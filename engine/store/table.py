@@ -231,6 +231,8 @@ def store_errors(action: str) -> Iterator[None]:
         if not panic and not isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException):
             raise
         text = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            text = error.strerror  # the files have temporary names
         if "No space left" in text or "Disk quota exceeded" in text or "File too large" in text:
             text = "the disk is full. What was committed is safe: free some space and run the same command again"
         elif panic:

@@ -19,13 +19,17 @@ _HEADER_LENGTH = 64  # Lance reads the tables without a copy, and needs their nu
 _META = b"maskmill:lease"
 
 
+class DamagedFile(StoreError):
+    """A file is cut short or damaged."""
+
+
 def encode_rows(labels: pa.Table, inputs: pa.Table, meta: Mapping[str, Any] | None = None) -> bytes:
     """Encode rows of ``labels`` and ``inputs``, and plain data about them."""
     return encode_tables([labels, inputs], meta)
 
 
 def decode_rows(data: bytes) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
-    """Decode (labels, inputs, plain data); raises :class:`StoreError` for a damaged file."""
+    """Decode (labels, inputs, plain data); raises :class:`DamagedFile`."""
     meta, (labels, inputs) = decode_tables(data)
     return labels, inputs, meta
 
@@ -44,10 +48,10 @@ def encode_tables(
 
 
 def decode_tables(data: bytes) -> tuple[dict[str, Any], list[pa.Table]]:
-    """Decode (plain data, tables); raises :class:`StoreError` for a damaged file."""
+    """Decode (plain data, tables); raises :class:`DamagedFile`."""
     body = memoryview(data)[_HEADER_LENGTH:]
     if data[:_DIGEST_LENGTH] != _digest(body):
-        raise StoreError("the file is damaged: its content does not match its hash")
+        raise DamagedFile("the file is damaged: its content does not match its hash")
     source = pa.BufferReader(pa.py_buffer(body))
     tables = []
     while source.tell() < len(body):

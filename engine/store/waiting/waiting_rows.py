@@ -26,7 +26,7 @@ from ...model.storage import Folder, open_folder
 from ..label_store import LEASES, LabelStore
 from ..rows import InputRow, LabelRow, input_table, label_table
 from ..table import store_errors
-from .row_files import are_first, decode_rows, encode_rows, last_of_each_uri
+from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
 COMMIT_SHARE = 0.01
 """Commits may take this share of the time …"""
@@ -134,7 +134,7 @@ def _commit_files(
         try:
             with store_errors(f"cannot read the label store {store.path}"), suppress(FileNotFoundError):
                 parts.append(decode_rows(folder.read(f"{_WAITING}/{name}"))[:2])
-        except StoreError:
+        except DamagedFile:
             is_damaged = True
     parts.extend(fresh)
     if parts:

@@ -15,6 +15,7 @@ from pathlib import Path
 import lance
 import pytest
 
+from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.store.label_store import LabelStore
@@ -98,9 +99,9 @@ def test_an_interrupted_task_hands_back_what_it_has_finished(
 ) -> None:
     paths = write_photos(tmp_path / "photos", 200)
     processes.append(start(tmp_path, bundle, pause=0.05))
-    while not list((tmp_path / "store" / "leases").glob("claims/*")):
+    leases = Leases(tmp_path / "store")
+    while not any(sum(record["leases"].values()) for record in leases.workers().values()):
         time.sleep(0.05)
-    time.sleep(1.5)
     processes[0].send_signal(signal.SIGINT)
     assert processes[0].wait(60) == 0
     assert 0 < len(LabelStore.open(tmp_path / "store")) < 200

@@ -17,7 +17,7 @@ from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.rows import input_table, label_table
 
-from ...builders import input_row, label_row
+from ...builders import input_row, label_row, reject_row
 
 
 @pytest.fixture
@@ -70,6 +70,20 @@ def test_images_of_two_leases_are_stored_once_and_counted_as_duplicates(store: L
     assert int(progress.kept.sum()) == 30
     assert progress.label_bytes == sum(len(label_row(name).label) for name in "abcde")
     assert sorted(LabelStore.open(store.path).ids()) == sorted(label_row(name).id for name in "abcde")
+
+
+def test_leases_of_rejects_alone_are_committed(store: LabelStore) -> None:
+    leases = Leases(store.path)
+    committer = committer_of(store, leases)
+    for lease, names in (("1", "ab"), ("2", "cd")):
+        committer.step(leases.finished(), flush=True)
+        leases.publish(lease, [Item(name, 3, "1") for name in names])
+        leases.claim("worker")
+        labels = label_table([label_row(name) for name in names if lease == "1"])
+        inputs = input_table([input_row(name) if lease == "1" else reject_row(name) for name in names])
+        leases.finish(lease, "worker", labels, inputs, {"progress": Progress().record()})
+    assert committer.step(leases.finished(), flush=True)
+    assert [row.uri for row in LabelStore.open(store.path).rejects()] == ["c", "d"]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "flipped"])
