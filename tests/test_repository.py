@@ -101,6 +101,20 @@ def test_every_module_imports_with_the_optional_packages_blocked() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_models_run_without_the_packages_that_files_stores_and_commands_need() -> None:
+    folders = [
+        ROOT / name for name in ("kernels", "engine/model", "engine/runtimes", "engine/backends", "engine/predictors")
+    ]
+    files = [path for folder in folders for path in folder.rglob("*.py") if ROOT / "kernels/cpu" not in path.parents]
+    script = (
+        "import sys, importlib\n"
+        "for name in ('pydantic', 'numba', 'lance', 'typer'): sys.modules[name] = None\n"
+        f"for name in {sorted(f'maskmill.{dotted(path)}' for path in files)!r}: importlib.import_module(name)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_no_package_is_imported_under_its_bare_name() -> None:
     assert not [name for name in PACKAGES if sys.modules.get(name)]
 

@@ -105,38 +105,51 @@ class Run:
 
     @classmethod
     def _from_json(cls, raw: Mapping[str, Any]) -> Run:
-        values = {name: read_value(kind, raw.get(name), name) for name, kind in _TYPES.items()}
-        classes, background, labels = values["classes"], values["background"], values["labels"]
-        check_class_names(classes)
-        if len(classes) < 2:
-            raise UsageError(f"a student has at least two classes, got {len(classes)}")
-        if background is not None and not 0 <= background < len(classes):
-            raise UsageError(f"background {background} is not one of the {len(classes)} classes")
-        for index, target in labels.items():
-            if not index.isdecimal() or len(index) > 6 or not -1 <= target < len(classes):
-                raise UsageError(f"labels maps {index!r:.80} to {target}, which is no class")
+        file: _RunFile = read_value(_RunFile, raw)
         return cls(
-            recipe=recipe_from_json(values["recipe"]),
-            model_options=read_value(Mapping[str, Any], values["model"].get("options"), "model.options"),
-            classes=classes,
-            background=background,
-            labels={int(index): target for index, target in labels.items()},
-            input=values["input"],
-            data=values["data"],
-            versions=values["versions"],
+            recipe=recipe_from_json(file.recipe),
+            model_options=file.model.options,
+            classes=file.classes,
+            background=file.background,
+            labels=file.labels,
+            input=file.input,
+            data=file.data,
+            versions=file.versions,
         )
 
 
-_TYPES: dict[str, Any] = {
-    "recipe": Mapping[str, Any],
-    "model": Mapping[str, Any],
-    "classes": tuple[str, ...],
-    "background": int | None,
-    "labels": Mapping[str, int],
-    "input": InputSpec,
-    "data": Mapping[str, Any],
-    "versions": Mapping[str, str],
-}
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """Network of a run."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunFile:
+    """Form of ``run.json``."""
+
+    format_version: int
+    recipe: Mapping[str, Any]
+    model: _Model
+    classes: tuple[str, ...]
+    background: int | None
+    ignore: int
+    labels: Mapping[int, int]
+    input: InputSpec
+    data: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        check_class_names(self.classes)
+        if len(self.classes) < 2:
+            raise UsageError(f"a student has at least two classes, got {len(self.classes)}")
+        if self.background is not None and not 0 <= self.background < len(self.classes):
+            raise UsageError(f"background {self.background} is not one of the {len(self.classes)} classes")
+        for index, target in self.labels.items():
+            if not 0 <= index < 1_000_000 or not -1 <= target < len(self.classes):
+                raise UsageError(f"labels maps {index} to {target}, which is no class")
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> Path:

@@ -32,6 +32,7 @@ from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from .binned import BinnedScores
+from .calibration_file import CalibrationFile, Control, Grid
 from .drift.statistics import pack_statistics, unpack_statistics
 from .drift.weights import effective_size, fit_weights
 from .scores.score_counts import UPPER, ScoreCounts
@@ -42,8 +43,6 @@ FORMAT_VERSION = 4
 
 RuleChoice = Literal[Rule, "auto"]
 """A rule, or the best of them on held-out images."""
-
-Control = Literal["miscoverage", "false-label-rate", "miss-rate"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -302,32 +301,25 @@ class Calibration:
                 "thresholds; make it again with `maskmill calibrate`"
             )
         try:
-            packed = raw["thresholds"]
-            if isinstance(packed, dict):
-                data = inflate(base64.b64decode(packed["float32_zlib_base64"]), MAX_THRESHOLD_BYTES)
-                thresholds = np.frombuffer(data, "<f4").reshape(packed["grid"])
+            file: CalibrationFile = read_value(CalibrationFile, raw)
+            if isinstance(file.thresholds, Grid):
+                data = inflate(base64.b64decode(file.thresholds.float32_zlib_base64), MAX_THRESHOLD_BYTES)
+                thresholds = np.frombuffer(data, "<f4").reshape(file.thresholds.grid)
             else:
                 with np.errstate(over="ignore"):
-                    thresholds = np.array([float(value) for value in packed], np.float32)
-            made_with = read_value(Mapping[str, Any], raw["made_with"], "made_with")
-            for name in ("artifact", "session"):
-                # only models have them, not files of scores
-                read_value(str | None, made_with.get(name), f"made_with.{name}")
-            background = read_value(int | None, raw["background"], "background")
-            if background is not None and not 0 <= background < len(raw["targets"]):
-                raise ValueError(f"background {background} is not one of the targets")
+                    thresholds = np.array([float(value) for value in file.thresholds], np.float32)
             if np.isnan(thresholds).any():
                 raise ValueError("a threshold is not a number")
             return cls(
                 **{name: raw[name] for name in _PLAIN},
-                targets=read_value(tuple[str, ...], raw["targets"], "targets"),
+                targets=file.targets,
                 thresholds=thresholds,
-                pooled=float(raw["pooled"]),
-                made_with=made_with,
-                counts=ScoreCounts.from_json(raw["counts"]),
-                report=read_value(Mapping[str, Any], raw["report"], "report"),
+                pooled=float(file.pooled),
+                made_with=raw["made_with"],
+                counts=ScoreCounts.from_json(file.counts),
+                report=raw["report"],
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+        except (ValueError, IndexError, MemoryError) as error:
             raise CalibrationError(f"the calibration {path} is damaged: {error}; calibrate again") from error
 
 

@@ -26,7 +26,7 @@ from ..formats.coco import CocoReader
 from ..formats.open import open_reader
 from ..formats.rle import runs_of_counts, string_to_counts
 from ..model.publishing import write_atomically
-from ..model.schema import read_json_object
+from ..model.schema import read_json_object, read_value
 from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
 
@@ -73,13 +73,8 @@ class ObjectThresholds:
             raw = read_json_object(Path(path))
             if raw.get("format") != _FORMAT:
                 raise UsageError(f"{path} has format {raw.get('format')!r:.80}, expected {_FORMAT}")
-            return cls(
-                alpha=str(raw["alpha"]),
-                classes=tuple(raw["classes"]),
-                thresholds={name: None if limit is None else float(limit) for name, limit in raw["thresholds"].items()},
-                measured=raw["measured"],
-            )
-        except (OSError, UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+            return read_value(cls, {name: value for name, value in raw.items() if name not in ("format", "iou")})
+        except (OSError, UsageError) as error:
             raise CalibrationError(
                 f"{path} holds no thresholds of objects ({error}); make them with `maskmill calibrate-objects`"
             ) from error

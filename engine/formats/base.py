@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from ...errors import MaskmillError, UsageError
 from ..model.publishing import write_atomically
-from .rle import paint_runs
 
 BACKGROUND = "background"
 IGNORE = "ignore"
@@ -339,6 +338,8 @@ def paint_shapes(
 
     Ignored shapes are painted first, so that labeled shapes inside them keep their labels.
     """
+    from .rle import paint_runs  # compiled by Numba, which predictors do without
+
     columns = np.full(height * width, classes.uncovered, dtype=classes.table.dtype)
     sequence = list(shapes)
     if overlaps == "smaller":

@@ -129,9 +129,9 @@ def _read_coco(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
         classes: dict[Any, set[str]] = {image["id"]: set() for image in raw["images"]}
         for annotation in raw["annotations"]:
             classes[annotation["image_id"]].add(categories[annotation["category_id"]])
-        names = {image["id"]: read_value(str, image["file_name"], "file_name") for image in raw["images"]}
-        for name in categories.values():
-            read_value(str, name, "name")
+        read_value(list[str], list(categories.values()), "names of categories")
+        read_value(list[str], [image["file_name"] for image in raw["images"]], "file names of images")
+        names = {image["id"]: image["file_name"] for image in raw["images"]}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"{path} is not a COCO file of images, annotations and categories ({error!r})") from error
     yield from ((names[image], labels) for image, labels in classes.items())

@@ -6,7 +6,7 @@ classes, the model's origin, and which artifacts passed the gate on which runtim
     bundle = Bundle.load("deeplab")
     bundle.input.height, bundle.classes, bundle.model_path()
 
-Only the standard library is used, so that every package can import this module.
+Importing this module needs the standard library only; reading a manifest needs pydantic.
 """
 
 from __future__ import annotations
@@ -300,12 +300,9 @@ class Bundle:
                 "import or export the model again"
             )
         try:
-            kinds = {**_TYPES, "source": Provenance}
-            if unknown := [name for name in raw if name not in kinds]:
-                raise UsageError(f"the unknown field {unknown[0]!r:.80}")
-            if missing := [name for name in kinds if name not in raw]:
-                raise UsageError(f"the field {missing[0]!r} is missing")
-            return cls(path=folder, **{name: read_value(kind, raw[name], name) for name, kind in kinds.items()})
+            if missing := [field.name for field in dataclasses.fields(cls) if field.name not in {*raw, "path"}]:
+                raise UsageError(f"{missing[0]} is missing")
+            return read_value(cls, {**raw, "path": os.fspath(folder)})
         except (BundleError, UsageError) as error:
             raise BundleError(f"{manifest} is damaged: {error}; make the bundle again") from error
 
@@ -385,16 +382,3 @@ OBJECT_KINDS: tuple[Kind, ...] = ("object_scores", "object_classes", "object_mas
 """Outputs of a semantic bundle that gives single objects as well, in their order."""
 
 _KINDS = {"semantic": ["scores"], "cam": ["cam", "logits"], "promptable": ["embedding", "mask_scores", "masks"]}
-
-_TYPES: dict[str, Any] = {
-    "task": Task,
-    "files": tuple[ModelFile, ...],
-    "input": InputSpec,
-    "outputs": tuple[OutputSpec, ...],
-    "classes": tuple[str, ...],
-    "background": int | None,
-    "reduced_labels": bool,
-    "prompt": PromptSpec | None,
-    "verdicts": tuple[Mapping[str, Any], ...],
-    "engines": tuple[Mapping[str, Any], ...],
-}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ...errors import BundleError, SessionError, UsageError
 from .bundle import Bundle, ModelFile
-from .schema import read_record
+from .schema import read_value
 
 AMPERE = 80
 """Lowest compute capability that a hardware-compatible engine runs on."""
@@ -72,7 +72,7 @@ class Engine:
 def engines_of(bundle: Bundle) -> list[Engine]:
     """Return the bundle's engines, the latest first; raises :class:`BundleError` if a record is damaged."""
     try:
-        return [read_record(Engine, entry, "engine") for entry in reversed(bundle.engines)]
+        return [read_value(Engine, entry, "engine") for entry in reversed(bundle.engines)]
     except UsageError as error:
         raise BundleError(f"{bundle.path} lists a damaged engine ({error}); run maskmill build again") from error
 

@@ -1,20 +1,21 @@
-"""Read JSON objects into the dataclasses that describe them, with one clear error per fault.
+"""Read JSON objects into the dataclasses that describe them, with one clear line per fault.
 
-Only the standard library is used: a machine that runs models has no pydantic::
+pydantic validates, and is imported when a file is read: a machine that only runs models need not have it::
 
-    spec = read_record(InputSpec, raw["input"], "input")     # UsageError: "input.height must be a whole number, …"
+    spec = read_value(InputSpec, raw["input"], "input")   # UsageError: "input.height must be a valid integer, got '16'"
+
+Dataclasses are the schemas: a field without a default must be there, no other field may be, and no value is converted,
+except that a JSON array becomes a tuple and an integer a float.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ...errors import ImageError, UsageError
 from ..reading.local import read_local
@@ -22,8 +23,6 @@ from .storage import is_remote
 
 MAX_BYTES = 64 * 2**20
 """Largest JSON file that is read; a manifest has a few kilobytes."""
-
-T = TypeVar("T")
 
 
 def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
         # json raises ValueError for numbers of thousands of digits, RecursionError for thousands of brackets
         raise UsageError(f"cannot read {path}: {error}") from error
     if not isinstance(raw, dict):
-        raise UsageError(f"{path} must hold a JSON object, got {_name_of(raw)}")
+        raise UsageError(f"{path} must hold a JSON object, got {_text(raw)}")
     return raw
 
 
@@ -56,89 +55,68 @@ def _data_of(path: Path, max_bytes: int) -> bytes:
         raise OSError(f"the storage does not answer: {error}") from error
 
 
-def read_record(kind: type[T], raw: object, where: str) -> T:
-    """Build the dataclass ``kind`` from a JSON object that is called ``where`` in messages.
+def read_value(kind: Any, raw: object, where: str = "") -> Any:
+    """Return a JSON or TOML value as the type ``kind``, a dataclass or another annotation.
 
-    Raises :class:`UsageError` for a missing or unknown field, and for a value of another type than the field has.
+    ``where`` is the value's name in messages; empty for a whole file. Raises :class:`UsageError` with the first fault,
+    or whatever else the ``__post_init__`` of a dataclass raises.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(raw, Mapping):
-        raise UsageError(f"{where} must be an object, got {_name_of(raw)}")
-    if unknown := [str(name) for name in raw if name not in fields]:
-        raise UsageError(f"{where} has the unknown field {unknown[0]!r}; known fields are {', '.join(fields)}")
-    types_of = _types_of(kind)
-    values = {}
-    for name, field in fields.items():
-        if name in raw:
-            values[name] = read_value(types_of[name], raw[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where} lacks the field {name!r}")
-    return kind(**values)
+    from pydantic import ValidationError
 
-
-def read_value(kind: Any, raw: object, where: str) -> Any:
-    """Check one JSON value against a type annotation; lists become tuples."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return raw
-    if origin is Literal:
-        if raw not in arguments or isinstance(raw, bool):
-            raise UsageError(f"{where} must be one of {', '.join(map(str, arguments))}, got {raw!r:.80}")
-        return raw
-    if origin in (Union, types.UnionType):
-        return _read_union(arguments, raw, where)
-    if origin is tuple:
-        return _read_tuple(arguments, raw, where)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(raw, Mapping):
-            raise UsageError(f"{where} must be an object, got {_name_of(raw)}")
-        return {str(name): read_value(arguments[1], value, f"{where}.{name}") for name, value in raw.items()}
-    if origin is list:
-        return list(_read_tuple((arguments[0], ...), raw, where))
-    if dataclasses.is_dataclass(kind):
-        return read_record(kind, raw, where)  # type: ignore[arg-type]
-    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        try:
-            return float(raw)
-        except OverflowError:
-            raise UsageError(f"{where} is too large a number") from None
-    if isinstance(raw, kind) and (kind is bool or not isinstance(raw, bool)):
-        return raw
-    raise UsageError(f"{where} must be {_WORDS.get(kind, str(kind))}, got {_name_of(raw)}")
-
-
-def _read_union(kinds: tuple[Any, ...], raw: object, where: str) -> Any:
-    if raw is None and type(None) in kinds:
-        return None
-    *others, last = [kind for kind in kinds if kind is not type(None)]
-    for kind in others:
-        try:
-            return read_value(kind, raw, where)
-        except UsageError:
-            continue
-    return read_value(last, raw, where)
-
-
-def _read_tuple(kinds: tuple[Any, ...], raw: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(raw, list | tuple):
-        raise UsageError(f"{where} must be a list, got {_name_of(raw)}")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(raw)
-    if len(kinds) != len(raw):
-        raise UsageError(f"{where} must have {len(kinds)} values, got {len(raw)}")
-    return tuple(
-        read_value(kind, value, f"{where}[{index}]") for index, (kind, value) in enumerate(zip(kinds, raw, strict=True))
-    )
-
-
-_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _name_of(raw: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(raw), f"{raw!r:.80}")
+    try:
+        # dates of TOML become texts; strict JSON, unlike strict Python values, lets arrays be tuples
+        document = json.dumps({where: raw}, default=str)
+        return _validator(kind).validate_json(document, strict=True)[where]
+    except ValidationError as error:
+        raise UsageError(_line(error.errors(include_url=False), where, raw)) from error
+    except RecursionError as error:
+        raise UsageError(f"{where or 'the file'} is nested too deeply") from error
 
 
 @cache
-def _types_of(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _validator(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    # wrapped, since only so the configuration reaches dataclasses
+    return TypeAdapter(dict[str, kind], config={"extra": "forbid"})
+
+
+def _line(faults: Sequence[Mapping[str, Any]], where: str, raw: object) -> str:
+    """Return the fault with the most exact place as a sentence; the types of a union give several."""
+    places = [_place(where, raw, fault) for fault in faults]
+    fault, place = max(zip(faults, places, strict=True), key=lambda pair: len(pair[1]))
+    match fault["type"]:
+        case "missing":
+            return f"{place} is missing"
+        case "unexpected_keyword_argument":
+            return f"{place} is not a known field"
+        case "value_error":
+            return f"{place}: {fault['ctx']['error']}" if place else str(fault["ctx"]["error"])
+        case "json_invalid":
+            deep = "recursion" in fault["ctx"]["error"]
+            return f"{place or 'the file'} {'is nested too deeply' if deep else 'holds a text that is not Unicode'}"
+        case _:
+            rule = fault["msg"].replace(" after validation", "")[:200]
+            rule = f" must{rule.removeprefix('Input should')}" if rule.startswith("Input should") else f": {rule}"
+            return f"{place or 'the file'}{rule}, got {_text(fault['input'])}"
+
+
+def _place(where: str, raw: Any, fault: Mapping[str, Any]) -> str:
+    """Return the name of a place in a document, as in ``files[0].path``, without pydantic's names of union types."""
+    for number, part in enumerate(fault["loc"][1:], start=2):
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            if number < len(fault["loc"]) or fault["type"] not in ("missing", "unexpected_keyword_argument"):
+                continue
+        if isinstance(part, int):
+            where += f"[{part}]"
+        else:
+            name = part if part.isidentifier() else f"{part!r:.80}"
+            where += f".{name}" if where else name
+    return where
+
+
+def _text(raw: object) -> str:
+    names = {dict: "an object", list: "an array", type(None): "null"}
+    return names.get(type(raw)) or f"{raw!r:.80}"

@@ -114,18 +114,18 @@ class Taxonomy:
     @classmethod
     def load(cls, path: str | os.PathLike[str], bundle: Bundle) -> Taxonomy:
         """Read a taxonomy file and check it against the model's classes; raises :class:`TaxonomyError`."""
-        raw = read_taxonomy(fetched(path))
+        file = read_taxonomy(fetched(path))
         try:
-            targets, background = parse_targets(raw)
+            targets, background = parse_targets(file)
             check_several(targets)
-            labels, targets_by_name, label_names, colors = parse_labels(raw, targets)
+            labels, targets_by_name, label_names, colors = parse_labels(file, targets)
             mapped = {*labels.values(), *targets_by_name.values()}
             if background is not None and mapped and mapped <= {background, -1}:
                 raise TaxonomyError(
                     f"[labels] maps no label to another target than the background {targets[background]!r}, so that "
                     "nothing could be measured; map the labels of the other targets"
                 )
-            model = parse_model(raw, bundle.classes, targets)
+            model = parse_model(file, bundle.classes, targets)
             if unmapped := [name for index, name in enumerate(targets) if index in mapped and index not in model]:
                 raise TaxonomyError(
                     f"no model class is mapped to the target{'' if len(unmapped) == 1 else 's'} "
@@ -146,10 +146,10 @@ class Taxonomy:
 
     def with_labels_of(self, path: str | os.PathLike[str]) -> Taxonomy:
         """Return the same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
+        file = read_taxonomy(fetched(path))
         try:
-            raw = read_taxonomy(fetched(path))
-            targets, _ = parse_targets(raw)
-            labels, targets_by_name, label_names, colors = parse_labels(raw, targets)
+            targets, _ = parse_targets(file)
+            labels, targets_by_name, label_names, colors = parse_labels(file, targets)
         except TaxonomyError as error:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:

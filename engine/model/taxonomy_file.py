@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 from ...errors import TaxonomyError, UsageError
 from .color_tables import ColorTable, named_table, parse_color
@@ -43,60 +44,66 @@ def check_several(targets: Sequence[str]) -> None:
         )
 
 
-def read_taxonomy(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a taxonomy file; raises :class:`TaxonomyError` if it cannot be read or is not TOML."""
+@dataclass(frozen=True, kw_only=True)
+class TaxonomyFile:
+    """Entries of a taxonomy file, as they are written."""
+
+    targets: tuple[str, ...]
+    """Names of the target classes."""
+    background: str | None = None
+    """Name of the background target."""
+    model: Mapping[str, str] = field(default_factory=dict)
+    """Target, or "dropped", of every model class."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Target, or "ignore", of labels by index or name."""
+    label_names: tuple[str, ...] = ()
+    """Names of the label indices from 0 on."""
+    colors: str | Mapping[str, str] | None = None
+    """Name of a color table, or the target of every color."""
+
+
+def read_taxonomy(path: str | os.PathLike[str]) -> TaxonomyFile:
+    """Read a taxonomy file; raises :class:`TaxonomyError` if it cannot be read, is not TOML, or has wrong entries."""
     text = read_text(path, "the taxonomy", error=TaxonomyError)
     try:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise TaxonomyError(f"the taxonomy {path} is not valid TOML: {error}") from error
+    entries = [field.name for field in dataclasses.fields(TaxonomyFile)]
+    if unknown := sorted(set(raw) - set(entries)):
+        raise TaxonomyError(
+            f"the taxonomy {path}: unknown entries: {', '.join(unknown)}{did_you_mean(unknown[0], entries)}"
+        )
     try:
-        for name, kind in _TYPES.items():
-            if name in raw:
-                read_value(kind, raw[name], name)
+        return read_value(TaxonomyFile, raw)
     except UsageError as error:
-        raise TaxonomyError(f"the taxonomy {path}: {error}") from error
-    return raw
+        example = '; list the classes, as in targets = ["background", "person"]' if "targets" in str(error) else ""
+        raise TaxonomyError(f"the taxonomy {path}: {error}{example}") from error
 
 
-_TYPES: dict[str, Any] = {
-    "model": Mapping[str, Any],
-    "labels": Mapping[str, Any],
-    "label_names": tuple[str, ...],
-    "colors": str | Mapping[str, Any],
-}
-"""Types of the entries whose values are checked later."""
-
-
-def parse_targets(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
+def parse_targets(file: TaxonomyFile) -> tuple[tuple[str, ...], int | None]:
     """Return the targets and the index of the background; raises :class:`TaxonomyError`."""
-    entries = {"targets", "background", "model", "labels", "label_names", "colors"}
-    if unknown := sorted(set(raw) - entries):
-        raise TaxonomyError(f"unknown entries: {', '.join(unknown)}{did_you_mean(unknown[0], entries)}")
-    targets = raw.get("targets")
-    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise TaxonomyError('`targets` must be a list of names, as in targets = ["background", "person"]')
-    background = raw.get("background")
+    targets, background = file.targets, file.background
     if background is not None and background not in targets:
         raise TaxonomyError(
             f"the background {background!r} is not one of the targets: {', '.join(targets)}"
-            f"{did_you_mean(str(background), targets)}"
+            f"{did_you_mean(background, targets)}"
         )
-    return tuple(targets), None if background is None else targets.index(background)
+    return targets, None if background is None else targets.index(background)
 
 
 def parse_labels(
-    raw: Mapping[str, Any], targets: Sequence[str]
+    file: TaxonomyFile, targets: Sequence[str]
 ) -> tuple[dict[int, int], dict[str, int], dict[int, str], ColorTable | None]:
     """Return the target index of every label by value and by name, names of values, and the color table."""
-    colors = raw.get("colors")
+    colors = file.colors
     table = None
-    names = {name: index for index, name in enumerate(raw.get("label_names", []))}
+    names = {name: index for index, name in enumerate(file.label_names)}
     if isinstance(colors, str):
         table = named_table(colors)
         names = {name: index for index, name in table.names.items()}
     elif colors is not None:
-        if not isinstance(colors, dict) or "labels" in raw:
+        if file.labels:
             raise TaxonomyError('give `colors = "voc"` with [labels], or [colors] in place of [labels]')
         rgb = [parse_color(color) for color in colors]
         if len(set(rgb)) != len(rgb):
@@ -108,7 +115,7 @@ def parse_labels(
         return by_color, {}, {}, ColorTable(name="", colors=tuple(rgb), indices=tuple(range(len(rgb))), names={})
     labels: dict[int, int] = {}
     targets_by_name: dict[str, int] = {}
-    for key, value in raw.get("labels", {}).items():
+    for key, value in file.labels.items():
         if key in names:
             index = names[key]
         elif key.isdecimal() and int(key) < 65536:
@@ -127,9 +134,9 @@ def parse_labels(
     return labels, targets_by_name, {index: name for name, index in names.items() if index in labels}, table
 
 
-def parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
+def parse_model(file: TaxonomyFile, classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
     """Return the target index of every model class, -1 for dropped ones; raises :class:`TaxonomyError`."""
-    model = dict(raw.get("model", {}))
+    model = file.model
     missing = [name for name in classes if name not in model]
     if unknown := sorted(set(model) - set(classes)):
         names = ", ".join(unknown)
@@ -144,12 +151,12 @@ def parse_model(raw: Mapping[str, Any], classes: Sequence[str], targets: Sequenc
     return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
 
 
-def _target(section: str, key: str, value: Any, targets: Sequence[str], escape: str) -> int:
+def _target(section: str, key: str, value: str, targets: Sequence[str], escape: str) -> int:
     if value == escape:
         return -1
     if value not in targets:
         raise TaxonomyError(
             f"[{section}] {key!r} = {value!r} is neither a target nor "
-            f"{escape!r}{did_you_mean(str(value), [*targets, escape])}"
+            f"{escape!r}{did_you_mean(value, [*targets, escape])}"
         )
     return targets.index(value)

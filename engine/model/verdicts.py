@@ -4,8 +4,6 @@ A verdict belongs to an artifact (by its hash), a runtime and a device, which ar
 ``kind``::
 
     require_verdict(bundle, session.artifact, *runtime_and_device(session.kind))     # raises GateError unless it passed
-
-Only the standard library is used, so that the engine can check verdicts.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ...errors import GateError, UsageError
 from .bundle import Bundle
-from .schema import read_record
+from .schema import read_value
 
 REFERENCE = ("onnxruntime", "cpu")
 """Runtime and device on which originals run when an artifact is compared with them."""
@@ -146,7 +144,7 @@ class Verdict:
             metrics = fields.get("metrics")
             if isinstance(metrics, Mapping):
                 fields["metrics"] = {**metrics, "images": raw.get("images")}
-            verdict = read_record(cls, fields, "verdict")
+            verdict = read_value(cls, fields, "verdict")
             if raw.get("passed") is not verdict.passed:
                 raise UsageError("it contradicts itself: 'passed' does not follow from its failures")
             return verdict

@@ -10,13 +10,13 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ...errors import BundleError, UsageError
 from ...kernels.processors import usable_processors
 from ..model.bundle import Bundle
 from ..model.publishing import write_atomically
-from ..model.schema import read_json_object
+from ..model.schema import read_json_object, read_value
 from .open import Provider
 
 FILE = "tuned.json"
@@ -73,13 +73,9 @@ def _read(path: Path) -> list[TunedChoice]:
     if not path.is_file():
         return []
     try:
-        choices = [TunedChoice(**entry) for entry in read_json_object(path)["choices"]]
-    except (UsageError, KeyError, TypeError) as error:
+        return read_value(list[TunedChoice], read_json_object(path).get("choices"), "choices")
+    except UsageError as error:
         raise BundleError(f"{path} is damaged ({error}); delete it and run `maskmill tune` again") from error
-    for choice in choices:
-        if choice.provider not in get_args(Provider):
-            raise BundleError(f"{path} names the unknown runtime {choice.provider!r:.80}; delete it and tune again")
-    return choices
 
 
 def _processor() -> str:

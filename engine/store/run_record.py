@@ -7,8 +7,9 @@ import json
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import StoreError, StoreMismatch, UsageError
 from ..model.schema import read_json_object, read_value
@@ -68,29 +69,89 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise StoreError(
                 f"{folder / RUN_FILE} was damaged or edited: it does not match its hash; restore it, or label again"
             )
-        read_value(Mapping[str, Any], run, "run")
-        if "classes" in run:
-            classes = read_value(Mapping[str, Any], run["classes"], "run.classes")
-            for name, kind in _CLASSES.items():
-                read_value(kind, classes.get(name), f"run.classes.{name}")
-            background = classes.get("background")
-            if background is not None and not 0 <= background < len(classes["targets"]):
-                raise UsageError(f"run.classes.background {background} is not one of the targets")
+        read_value(RunRecord, run, "run")
     except (UsageError, ValueError, RecursionError) as error:
         # JSON knows no NaN, Python's reader does
         raise StoreError(f"{folder / RUN_FILE} is damaged: {error}; restore it, or label again") from error
     return run
 
 
-_CLASSES: dict[str, Any] = {
-    "targets": tuple[str, ...],
-    "background": int | None,
-    "model": tuple[int, ...] | None,
-    "labels": Mapping[str, int] | None,
-    "named_labels": Mapping[str, int] | None,
-    "label_names": Mapping[str, str] | None,
-}
-"""Types of the class mapping that a store records."""
+@dataclass(frozen=True, kw_only=True)
+class ClassMapping:
+    """Form of the class mapping that a store records, see :meth:`maskmill.engine.model.taxonomy.Taxonomy.to_json`."""
+
+    targets: tuple[str, ...]
+    background: int | None = None
+    model: tuple[int, ...] | None = None
+    labels: Mapping[int, int] | None = None
+    named_labels: Mapping[str, int] | None = None
+    label_names: Mapping[int, str] | None = None
+    colors: Mapping[str, Any] | None = None
+    assumed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.background is not None and not 0 <= self.background < len(self.targets):
+            raise UsageError(f"background {self.background} is not one of the {len(self.targets)} targets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptScores:
+    """Form of the entry about kept scores."""
+
+    version: int
+    alpha: str
+    limits: tuple[float | Literal["inf", "-inf"], ...]
+    splits: tuple[float | Literal["inf", "-inf"], ...]
+    calibration: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    """Form of the entry about drift."""
+
+    level: float
+    sample: int
+    statistics: tuple[str, ...]
+    calibration: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOrigin:
+    """Form of the entry about the store that labels were selected again from."""
+
+    store: str
+    selection: Mapping[str, Any]
+    kept_scores: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Form of the entries that later commands read; a record holds others as well, which are only compared."""
+
+    __pydantic_config__ = {"extra": "ignore"}
+
+    bundle: str | None = None
+    session: str | None = None
+    artifact: str | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    bit_depth: int | None = None
+    maps: str | None = None
+    classes: ClassMapping | None = None
+    classes_from: str | None = None
+    select: str | None = None
+    rule: str | None = None
+    weight: str | None = None
+    weight_levels: int | None = None
+    threshold: float | None = None
+    calibration: Mapping[str, str | None] | None = None
+    kept_scores: KeptScores | None = None
+    instances: Mapping[str, float] | None = None
+    drift: WatchSettings | None = None
+    reselected_from: SelectionOrigin | None = None
+    promptable: Mapping[str, Any] | None = None
+    prompts: Mapping[str, Any] | None = None
+    everything: Mapping[str, Any] | None = None
 
 
 def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,28 @@ _LOGITS = np.arange(-20 * 16, 14 * 16 + 1) / 16
 UPPER: NDArray[np.float32] = np.append(1 / (1 + np.exp(-_LOGITS)), [1.0, np.inf]).astype(np.float32)
 """(B,) float32: largest score in each bin; the last bin holds scores that are not finite."""
 NUM_BINS = len(UPPER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTable:
+    """Form of the non-zero counts of a table: distances between their places, and values."""
+
+    steps: str
+    counts: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedCounts:
+    """Form of :meth:`ScoreCounts.to_json`; texts are arrays, compressed."""
+
+    ids: tuple[str, ...]
+    bins: int
+    statistics: tuple[tuple[float, ...], ...]
+    image: str
+    target: str
+    true: PackedTable
+    hits: PackedTable
+    wrong: PackedTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,26 +137,22 @@ class ScoreCounts:
         return packed
 
     @classmethod
-    def from_json(cls, packed: Mapping[str, Any]) -> ScoreCounts:
-        """Unpack :meth:`to_json`; raises KeyError, TypeError or ValueError if it is damaged."""
-        if packed["bins"] != NUM_BINS:
-            raise ValueError(f"its scores are counted in {packed['bins']} bins, {NUM_BINS} are expected")
-        statistics = np.array(packed["statistics"], np.float64).reshape(-1, len(STATISTICS))
-        if len(statistics) != len(packed["ids"]):
-            raise ValueError(f"it has statistics of {len(statistics)} images, {len(packed['ids'])} are expected")
-        image, target = _unpack(packed["image"], "<u4"), _unpack(packed["target"], "<u2")
-        if (
-            len(image) != len(target)
-            or len(image) * NUM_BINS > MAX_CELLS
-            or image.max(initial=-1) >= len(packed["ids"])
-        ):
+    def from_json(cls, packed: PackedCounts) -> ScoreCounts:
+        """Unpack :meth:`to_json`; raises ValueError or IndexError if it is damaged."""
+        if packed.bins != NUM_BINS:
+            raise ValueError(f"its scores are counted in {packed.bins} bins, {NUM_BINS} are expected")
+        statistics = np.array(packed.statistics, np.float64).reshape(-1, len(STATISTICS))
+        if len(statistics) != len(packed.ids):
+            raise ValueError(f"it has statistics of {len(statistics)} images, {len(packed.ids)} are expected")
+        image, target = _unpack(packed.image, "<u4"), _unpack(packed.target, "<u2")
+        if len(image) != len(target) or len(image) * NUM_BINS > MAX_CELLS or image.max(initial=-1) >= len(packed.ids):
             raise ValueError("its counts do not fit its images")
         tables = []
-        for name in ("true", "hits", "wrong"):
+        for table in (packed.true, packed.hits, packed.wrong):
             counts = np.zeros(len(image) * NUM_BINS, np.uint32)
-            counts[np.cumsum(_unpack(packed[name]["steps"], "<u4"))] = _unpack(packed[name]["counts"], "<u4")
+            counts[np.cumsum(_unpack(table.steps, "<u4"))] = _unpack(table.counts, "<u4")
             tables.append(counts.reshape(len(image), NUM_BINS))
-        return cls(tuple(packed["ids"]), statistics, image, target, *tables)
+        return cls(packed.ids, statistics, image, target, *tables)
 
 
 def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> Any:

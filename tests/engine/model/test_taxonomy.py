@@ -83,7 +83,10 @@ def test_a_label_that_is_not_known_names_file_and_index(bundle: Bundle, tmp_path
         (('background = "blue"', 'backdrop = "blue"'), "unknown entries: backdrop"),
         (('"warm", "blue"', '"warm", "blue", "warm"'), "target names must be unique"),
         (("[model]", "[model"), "is not valid TOML"),
-        (('["warm", "blue"]', '"warm"'), "must be a list of names"),
+        (
+            ('["warm", "blue"]', '"warm"'),
+            r"targets must be a valid array, got 'warm'; list the classes, as in targets = \[",
+        ),
     ],
 )
 def test_a_faulty_file_is_refused_with_its_fault(

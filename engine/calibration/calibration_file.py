@@ -1,0 +1,212 @@
+"""The form of a calibration file; :mod:`.calibration` reads and writes it.
+
+pydantic checks a file against these classes. All numbers are finite: infinite thresholds are written as texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ...errors import UsageError
+from ...kernels.types import Rule
+from .scores.score_counts import PackedCounts
+from .sharing import Fallback, Group, Unseen
+from .thresholds import SmallSample, Unit
+
+Control = Literal["miscoverage", "false-label-rate", "miss-rate"]
+Number = float | Literal["inf", "-inf"]
+Count = Annotated[int, Field(ge=0)]
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Thresholds per position."""
+
+    grid: tuple[int, int]
+    float32_zlib_base64: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """Weights of the calibration images, and the corpus that they resemble with them."""
+
+    like: str
+    images: Count
+    effective_images: float
+    separation: float
+    values: tuple[float, ...]
+    statistics: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightingSummary:
+    """What the report says of the weights."""
+
+    like: str
+    images: Count
+    effective_images: float
+    separation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRow:
+    """Coverage and labels of a class, or of all pixels, on images that decided no threshold."""
+
+    coverage: float
+    interval: Interval
+    missed: bool
+    mean_set_size: float
+    singleton_share: float
+    kept: float
+    accuracy_kept: float | None
+    iou_kept: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassArgmax:
+    """Labels of a class without a selection."""
+
+    accuracy: float | None
+    iou: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """Sample, threshold and figures of a class."""
+
+    name: Annotated[str, Field(alias="class")]
+    pixels: Count
+    images: Count
+    threshold_from: str
+    held_out: HeldOutRow | None
+    argmax: ClassArgmax | None
+    threshold: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Labels of the selection on held-out images."""
+
+    miou_kept: float | None
+    kept: float | None
+    kept_interval: Interval
+    accuracy_kept: float | None
+    accuracy_kept_interval: Interval
+    accuracy_all: float | None
+    accuracy_all_interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Argmax:
+    """Labels of all pixels without a selection."""
+
+    accuracy: float
+    kept: float
+    miou: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseLabels:
+    """Wrong labels of an image on held-out images."""
+
+    risk: float
+    risk_interval: Interval
+    risk_of_labeled_images: float | None
+    empty_images: float
+    kept: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Images and labels that were read, see :class:`maskmill.engine.inputs.summary.SourceSummary`."""
+
+    images: Count
+    skipped: Mapping[str, Count]
+    rejected: Mapping[str, Count]
+    without_map: tuple[str, ...]
+    without_image: tuple[str, ...]
+    low_range: tuple[str, ...]
+    hint: str
+    rules: Mapping[str, Count]
+    labels_format: str
+    assumed: bool
+    turned: Count
+    labels_as_stored: bool
+    label_pixels: Count
+    ignored_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Report of thresholds that were read from binned scores."""
+
+    num_images: Count
+    num_pixels: Count
+    weighting: WeightingSummary | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Report of thresholds that were computed from images."""
+
+    num_images: Count
+    num_pixels: Count
+    min_images: Count
+    overall: HeldOutRow | None
+    labels: Labels | None
+    argmax: Argmax
+    image_mean_coverage: float | None
+    classes: tuple[ClassRow, ...]
+    warnings: tuple[str, ...]
+    promise: str
+    source: Source | None = None
+    infinite_positions: Count | None = None
+    false_labels: FalseLabels | None = None
+    guaranteed_miss_rates: tuple[float | None, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeWith:
+    """Conditions of a calibration that code reads; all of them are compared."""
+
+    __pydantic_config__ = {"extra": "ignore"}
+
+    artifact: str | None = None
+    session: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFile:
+    """A calibration file without its seal."""
+
+    # JSON knows no other numbers
+    __pydantic_config__ = {"allow_inf_nan": False}
+
+    format_version: int
+    alpha: str
+    group: Group
+    unit: Unit
+    rule: Rule
+    control: Control
+    delta: str | None
+    min_images: Count
+    unseen: Unseen
+    fallback: Fallback
+    on_small_n: SmallSample
+    background: int | None
+    weighting: Weighting | None
+    targets: tuple[str, ...]
+    thresholds: tuple[Number, ...] | Grid
+    pooled: Number
+    made_with: MadeWith
+    report: Report | Sizes
+    counts: PackedCounts
+
+    def __post_init__(self) -> None:
+        if self.background is not None and not 0 <= self.background < len(self.targets):
+            raise UsageError(f"background {self.background} is not one of the {len(self.targets)} targets")
