@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
     from .engine.predictors.semantic import SemanticPredictor
+    from .engine.reading.access import limit_reads
     from .engine.report.evaluate import Quality
     from .engine.report.overlay import Overlay
     from .engine.report.ranking.rank import Queue
@@ -86,6 +87,7 @@ _MODULES = {
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
     "engine.predictors.semantic": ("SemanticPredictor",),
+    "engine.reading.access": ("limit_reads",),
     "engine.report.evaluate": ("Quality",),
     "engine.report.overlay": ("Overlay",),
     "engine.report.ranking.rank": ("Queue",),
@@ -107,8 +109,8 @@ __all__ = [
     "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
     "Source", "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
     "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
-    "label", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect", "status", "train",
-    "write_manifest",
+    "label", "limit_reads", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect", "status",
+    "train", "write_manifest",
 ]  # fmt: skip
 
 

@@ -7,17 +7,19 @@ Each alias is the annotation of a parameter; the default stands in the command's
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ...errors import UsageError
 from ..formats.open import InputFormat
 from ..model.storage import is_remote, location_of
-from ..reading.access import Access
+from ..reading.access import Access, limit_reads
 from ..runtimes.open import Provider, ProviderChoice
 
 SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
@@ -104,9 +106,14 @@ StorageOption = Annotated[
     ),
 ]
 TimeoutOption = Annotated[
-    float,
+    float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for the server of a URL.")
+]
+RetriesOption = Annotated[
+    int,
     typer.Option(
-        "--timeout", metavar="SECONDS", help="Longest wait for a server of a URL; two more attempts follow a failure."
+        "--retries",
+        metavar="N",
+        help="Further attempts to read a URL after a failure that may pass, such as no answer within --timeout.",
     ),
 ]
 SchemesOption = Annotated[
@@ -215,16 +222,38 @@ PromptSettings = Annotated[
 ]
 
 
-DEFAULT_ACCESS = Access()
-"""Limits without ``--timeout`` and ``--schemes``."""
+def reads_urls(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--timeout``, ``--retries`` and ``--schemes`` to a command; they limit all that it reads."""
 
+    @wraps(command)
+    def limited(*, timeout: float, retries: int, schemes: str | None, **arguments: Any) -> None:
+        names = None if schemes is None else [scheme.strip().lower() for scheme in schemes.split(",")]
+        with limit_reads(timeout=timeout, retries=retries, schemes=names and [name for name in names if name]):
+            command(**arguments)
 
-def access_of(timeout: float, schemes: str | None) -> Access:
-    """Return the limits of ``--timeout`` and ``--schemes``; raises :class:`UsageError` for values out of range."""
-    if schemes is None:
-        return Access(timeout=timeout)
-    names = [scheme.strip().lower() for scheme in schemes.split(",")]
-    return Access(timeout=timeout, schemes=tuple(name for name in names if name))
+    default = Access()
+    options = {
+        "timeout": (TimeoutOption, default.timeout),
+        "retries": (RetriesOption, default.retries),
+        "schemes": (SchemesOption, None),
+    }
+    annotations = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    # Typer reads the parameters of a command from its signature
+    limited.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            *(
+                parameter.replace(annotation=annotations[name], kind=inspect.Parameter.KEYWORD_ONLY)
+                for name, parameter in signature.parameters.items()
+            ),
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=value)
+                for name, (annotation, value) in options.items()
+            ),
+        ]
+    )
+    limited.__annotations__ = annotations | {name: annotation for name, (annotation, _) in options.items()}
+    return limited
 
 
 def with_options(path: Path, options: Mapping[str, str]) -> Path:

@@ -15,11 +15,11 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import MissingPackageError, UsageError
+from ...errors import UsageError
 from ...kernels.cpu.compiled import compiled
-from ..reading.access import Access
+from ..reading import remote
+from ..reading.access import current_access
 from ..reading.local import read_local
-from ..reading.remote import read
 
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
@@ -33,6 +33,7 @@ class FileTree:
         self.location = os.fspath(location)
         self._filesystem, root = filesystem_of(self.location)
         self._root = root.rstrip("/")
+        self._access = current_access()
 
     @cached_property
     def names(self) -> list[str]:
@@ -41,7 +42,7 @@ class FileTree:
             paths = self._filesystem.find(self._root)
         except Exception as error:
             # every fsspec filesystem raises exceptions of its own
-            raise UsageError(f"cannot list {self.location}: {error}") from error
+            raise UsageError(f"cannot list {self.location}: {remote.reason(error)}") from error
         relative = (path[len(self._root) :].lstrip("/") for path in paths)
         return sorted(name for name in relative if not any(part.startswith(".") for part in name.split("/")))
 
@@ -53,11 +54,11 @@ class FileTree:
         """Bytes of a file; raises :class:`UsageError`."""
         try:
             if "://" in self.location:
-                return read(self.path(name), Access(), {})
-            return read_local(f"{self._root}/{name}", Access().max_bytes)
+                return remote.read(self.path(name), self._access, {})
+            return read_local(f"{self._root}/{name}", self._access.max_bytes)
         except Exception as error:
             # every fsspec filesystem raises exceptions of its own
-            raise UsageError(f"cannot read {self.path(name)}: {error}") from error
+            raise UsageError(f"cannot read {self.path(name)}: {remote.reason(error)}") from error
 
     def open(self, name: str) -> Any:
         """Open a file for reading at any place; raises :class:`OSError` or an exception of the filesystem."""
@@ -77,14 +78,9 @@ class FileTree:
 
 def filesystem_of(location: str) -> tuple[Any, str]:
     """Open the filesystem of a path or URL; raises :class:`UsageError` if no installed package serves it."""
-    try:
-        return fsspec.core.url_to_fs(location if "://" in location else os.path.abspath(os.path.expanduser(location)))
-    except ImportError as error:
-        if location.startswith("http"):
-            raise MissingPackageError("aiohttp", "http", f"reading {location}") from error
-        raise UsageError(f"reading {location} needs another package: {error}") from error
-    except ValueError as error:
-        raise UsageError(f"cannot open {location}: {error}") from error
+    if "://" in location:
+        return remote.filesystem(location, {}, current_access())
+    return fsspec.core.url_to_fs(os.path.abspath(os.path.expanduser(location)))
 
 
 def is_folder(location: str) -> bool:
@@ -96,7 +92,7 @@ def is_folder(location: str) -> bool:
         if filesystem.exists(path):
             return False
     except Exception as error:
-        raise UsageError(f"cannot open {location}: {error}") from error
+        raise UsageError(f"cannot open {location}: {remote.reason(error)}") from error
     raise UsageError(f"no labels at {location}: no such file or folder")
 
 
@@ -107,9 +103,9 @@ def read_bytes(location: str) -> bytes | mmap.mmap:
         if "://" not in location and os.path.getsize(path):
             with open(path, "rb") as stream:
                 return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return read(location, Access(), {}) if "://" in location else b""
+        return remote.read(location, current_access(), {}) if "://" in location else b""
     except Exception as error:
-        raise UsageError(f"cannot read {location}: {error}") from error
+        raise UsageError(f"cannot read {location}: {remote.reason(error)}") from error
 
 
 def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, int]]:

@@ -23,6 +23,7 @@ from ...errors import UsageError
 from ..model.color_tables import ColorTable
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_draft import means_nothing, same_class
+from ..reading.access import current_access
 from .image_formats import orientation_of, turn_upright
 from .images import image_size
 from .labels import LOSSY, NAMES_FILE, LabelEntry, LabelSource
@@ -54,6 +55,7 @@ class LabeledSource:
         """Names of the images, in order."""
         self._entries = dict(entries)
         self._taxonomy = taxonomy
+        self._access = current_access()
 
     def name_of(self, uri: str) -> str:
         """Return the file of an image's labels, for messages."""
@@ -67,7 +69,7 @@ class LabeledSource:
         """
         entry = self._entries[uri]
         if photo is None and self.labels.as_stored:
-            photo = read_uri(uri)
+            photo = read_uri(uri, access=self._access)
         size = None if photo is None or not self.labels.format else self._stored_size(photo)
         raw = self.labels.read(entry, self._taxonomy.colors, size=size)
         turned = False

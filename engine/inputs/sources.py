@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ImageError, SourceError, UsageError
 from ..reading import remote
-from ..reading.access import Access, Cancelled, Meter, metered
+from ..reading.access import Access, Cancelled, Meter, current_access, metered
 from ..reading.folders import walk_folder, walk_remote
 from ..reading.local import read_local
 from ..reading.manifest import manifest_items
@@ -82,7 +82,7 @@ class Source:
         access: Access | None = None,
     ) -> None:
         self.spec = spec
-        self.access = access or Access()
+        self.access = access or current_access()
         """Limits of reading from URLs."""
         self._cancelled = threading.Event()
         self.skipped: Counter[str] = Counter()
@@ -327,7 +327,8 @@ def open_source(
 
     ``storage_options`` go to the fsspec filesystem of remote sources. ``image_ending`` takes only the files with this
     ending from folders and archives; in WebDataset shards it is the part of the name after the sample's key, as in
-    ``jpg``. ``access`` limits what is read from URLs.
+    ``jpg``. ``access`` limits what is read from URLs; None takes the limits of
+    :func:`maskmill.engine.reading.access.limit_reads`.
 
     Raises :class:`SourceError` if a local source does not exist, and :class:`UsageError` for a URL that no installed
     filesystem serves.
@@ -337,7 +338,7 @@ def open_source(
         raise UsageError("a source is a folder, a list, a glob, a tar archive or a URL; got an empty name")
     spec = remote.without_file_scheme(spec)
     if "://" in spec:
-        remote.filesystem(spec, dict(storage_options or {}), access or Access())
+        remote.filesystem(spec, dict(storage_options or {}), access or current_access())
         return Source(spec, storage_options, image_ending=image_ending, access=access)
     path = os.path.abspath(os.path.expanduser(spec))
     if not os.path.lexists(path) and not glob.has_magic(path):
@@ -345,15 +346,15 @@ def open_source(
     return Source(path, storage_options, image_ending=image_ending, access=access)
 
 
-def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None) -> bytes:
+def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None, *, access: Access | None = None) -> bytes:
     """Return the bytes of an image by its uri, as an :class:`Item` had it.
 
     Raises :class:`ImageError`, or :class:`SourceError` if its archive cannot be listed or does not hold it.
     """
     member = split_member(uri)
     if member is None or ("://" not in uri and os.path.lexists(uri)):
-        return Source(uri, storage_options).read(Item(uri))
-    source = Source(member[0], storage_options)
+        return Source(uri, storage_options, access=access).read(Item(uri))
+    source = Source(member[0], storage_options, access=access)
     for item in source:
         if item.uri == uri:
             return source.read(item)

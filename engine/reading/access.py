@@ -7,7 +7,9 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -47,7 +49,7 @@ class Access:
         if not (math.isfinite(self.timeout) and 0 < self.timeout <= 3600):
             raise UsageError(f"--timeout must be more than 0 and at most 3600 seconds, got {self.timeout}")
         if not 0 <= self.retries <= 10:
-            raise UsageError(f"retries must be from 0 to 10, got {self.retries}")
+            raise UsageError(f"--retries must be from 0 to 10, got {self.retries}")
         for scheme in self.schemes:
             if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
                 raise UsageError(f"--schemes lists URL schemes, such as https,s3; got {scheme!r}")
@@ -70,6 +72,34 @@ class Access:
                     f"{','.join((*self.schemes, scheme))}"
                 )
         return ""
+
+
+_current: ContextVar[Access | None] = ContextVar("access", default=None)
+
+
+def current_access() -> Access:
+    """Return the limits in force, see :func:`limit_reads`."""
+    return _current.get() or Access()
+
+
+@contextmanager
+def limit_reads(*, timeout: float = 30.0, retries: int = 2, schemes: Sequence[str] | None = None) -> Iterator[None]:
+    """Limit reads from URLs: of sources of images and labels that are opened in the ``with`` block, also later on.
+
+    ``timeout`` is the longest wait for a server in seconds, ``retries`` the number of further attempts after a failure
+    that may pass, ``schemes`` are the URL schemes that lists may name besides their own (None: http, https and object
+    stores). The limits hold for the thread that sets them, and for what it starts. Raises :class:`UsageError` for
+    values out of range. ::
+
+        with maskmill.limit_reads(timeout=5, retries=0, schemes=["https"]):
+            maskmill.label("deeplab", "photos.txt", "labels")
+    """
+    access = Access(timeout=timeout, retries=retries, schemes=SCHEMES if schemes is None else tuple(schemes))
+    token = _current.set(access)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def schemes_of(url: str) -> list[str]:

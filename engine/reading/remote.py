@@ -226,4 +226,6 @@ def reason(error: BaseException) -> str:
         return f"the server answers {status} {getattr(cause, 'message', '')}".rstrip()
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
+    if isinstance(error, TimeoutError) and not error.errno:
+        return "no answer in time (--timeout)"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

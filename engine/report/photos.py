@@ -12,6 +12,7 @@ from ...errors import ImageError, SourceError, StoreError
 from ..inputs.archives import split_member
 from ..inputs.images import decode_image
 from ..inputs.sources import Item, Source, open_source, read_uri
+from ..reading.access import current_access
 
 
 class PhotoReader:
@@ -19,6 +20,7 @@ class PhotoReader:
 
     def __init__(self, bit_depth: int | None = None) -> None:
         self._bit_depth = bit_depth
+        self._access = current_access()  # of the thread that opens it, whichever thread reads
         self._archives: dict[str, tuple[Source, dict[str, Item]]] = {}
         self._lock = threading.Lock()
 
@@ -43,11 +45,11 @@ class PhotoReader:
     def _bytes(self, uri: str) -> bytes:
         member = split_member(uri)
         if member is None or ("://" not in uri and os.path.lexists(uri)):
-            return read_uri(uri)
+            return read_uri(uri, access=self._access)
         archive = member[0]
         with self._lock:
             if archive not in self._archives:
-                source = open_source(archive)
+                source = open_source(archive, access=self._access)
                 self._archives[archive] = source, {item.uri: item for item in source}
             source, members = self._archives[archive]
         if uri not in members:

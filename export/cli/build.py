@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...engine.cli.options import BundleArgument, PrecisionOption
+from ...engine.cli.options import BundleArgument, PrecisionOption, reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from .gate import NumImagesOption
@@ -17,6 +17,7 @@ from .gate import NumImagesOption
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
+@reads_urls
 def build(
     bundle: BundleArgument,
     precision: PrecisionOption = None,

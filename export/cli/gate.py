@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...engine.cli.options import SOURCE_HELP, BundleArgument, JsonOption, ProviderOption
+from ...engine.cli.options import SOURCE_HELP, BundleArgument, JsonOption, ProviderOption, reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from ..precision.convert import OnFail
@@ -113,6 +113,7 @@ ShiftOption = Annotated[
 ]
 
 
+@reads_urls
 def convert_bundle(
     bundle: BundleArgument,
     images: GateImagesOption,
@@ -177,6 +178,7 @@ def convert_bundle(
             say(f"wrote {converted.path / entry.path} ({entry.bytes:,} bytes)")
 
 
+@reads_urls
 def prove(
     bundle: BundleArgument,
     images: GateImagesOption,
@@ -275,6 +277,7 @@ def compare_installed(
     print_rows(rows, as_json=as_json)
 
 
+@reads_urls
 def tune_bundle(
     bundle: BundleArgument,
     images: GateImagesOption,

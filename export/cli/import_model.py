@@ -7,13 +7,14 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ...engine.cli.options import SOURCE_HELP, BundleArgument
+from ...engine.cli.options import SOURCE_HELP, BundleArgument, reads_urls
 from ...engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter, Task
 from ...engine.model.files import read_ordered_class_names
 from ...engine.report.terminal import say
 from ...errors import UsageError
 
 
+@reads_urls
 def import_model(
     model: Annotated[
         Path,
@@ -210,6 +211,7 @@ def import_model(
         say(f"look at {picture}: labels must follow the objects in the photo")
 
 
+@reads_urls
 def cam_head(
     bundle: BundleArgument,
     images: Annotated[str, typer.Option(metavar="SOURCE", help=f"Images to fit on: {SOURCE_HELP}.")],

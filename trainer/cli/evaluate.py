@@ -20,11 +20,13 @@ from ...engine.cli.options import (
     TileOption,
     WorkersOption,
     print_json,
+    reads_urls,
 )
 from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
 
+@reads_urls
 def evaluate_target(
     target: Annotated[
         Path, typer.Argument(metavar="STORE|RUN|BUNDLE", help="Label store, training run or model bundle to measure.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from ...engine.cli.options import reads_urls
 from ...engine.model.bundle import ResizeFilter
 from ...engine.model.files import read_ordered_class_names
 from ...engine.report.terminal import say
@@ -17,6 +18,7 @@ from ...export.pretrained.folded import BackgroundScore, Masks
 from .options import AllowCodeOption
 
 
+@reads_urls
 def export_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder with a checkpoint, or training run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],

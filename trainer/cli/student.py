@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ...engine.cli.options import OverlapOption, TileOption
+from ...engine.cli.options import OverlapOption, TileOption, reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
 
+@reads_urls
 def predict_image(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Photo to label.")],

@@ -7,13 +7,14 @@ from typing import Annotated, get_args
 
 import typer
 
-from ...engine.cli.options import AsStoredOption, IdsOption, JsonOption, PairingOption
+from ...engine.cli.options import AsStoredOption, IdsOption, JsonOption, PairingOption, reads_urls
 from ...engine.formats.open import InputFormat
 from ...errors import UsageError
 from ..recipes import RecipeName
 from .options import DeviceOption
 
 
+@reads_urls
 def train_student(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run to make or continue.")

@@ -41,10 +41,12 @@ from ..options import (
     new_file,
     options_of_call,
     print_json,
+    reads_urls,
 )
 from .recalibrate import recalibrate, weigh
 
 
+@reads_urls
 def calibrate_thresholds(
     context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) to write.")],
@@ -289,6 +291,7 @@ def calibrate_thresholds(
         display.print_calibration(calibration, output)
 
 
+@reads_urls
 def calibrate_object_scores(
     store: StoreArgument,
     labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],

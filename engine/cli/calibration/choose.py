@@ -31,9 +31,11 @@ from ..options import (
     WorkersOption,
     new_file,
     print_json,
+    reads_urls,
 )
 
 
+@reads_urls
 def choose_selection(
     bundle: BundleArgument,
     images: ImagesOption,

@@ -11,9 +11,10 @@ from ....errors import UsageError
 from ...model.color_tables import TableName
 from ...model.taxonomy_draft import Unmatched
 from ...report.terminal import say
-from ..options import BundleArgument, FormatOption
+from ..options import BundleArgument, FormatOption, reads_urls
 
 
+@reads_urls
 def draft_taxonomy(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="TOML file to write.")],

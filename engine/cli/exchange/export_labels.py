@@ -10,9 +10,10 @@ import typer
 from ...formats.base import Ignored, ImageMode
 from ...formats.open import OutputFormat
 from ...report.terminal import say
-from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
+from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json, reads_urls
 
 
+@reads_urls
 def export_labels(
     store: StoreArgument,
     format: Annotated[

@@ -11,9 +11,10 @@ from ....errors import UsageError
 from ...formats.open import InputFormat
 from ...labeling.import_labels import Unchanged
 from ...report.terminal import say
-from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json
+from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json, reads_urls
 
 
+@reads_urls
 def import_labels(
     store: StoreArgument,
     reviewed: Annotated[

@@ -25,7 +25,6 @@ from ...predictors.open import (
 from ...report.terminal import say
 from ...runtimes.open import Provider, ProviderChoice
 from ..options import (
-    DEFAULT_ACCESS,
     BatchOption,
     BitDepthOption,
     BundleArgument,
@@ -38,15 +37,13 @@ from ..options import (
     PromptSettings,
     ProviderOption,
     ProviderOrAutoOption,
-    SchemesOption,
     SourceArgument,
     StorageOption,
     TaxonomyOption,
     ThreadsOption,
     TileOption,
-    TimeoutOption,
     UnverifiedOption,
-    access_of,
+    reads_urls,
     with_options,
 )
 from .label_options import (
@@ -80,6 +77,7 @@ from .label_options import (
 from .labeling import LabelingOptions, run_label, run_segment
 
 
+@reads_urls
 def label_corpus(
     bundle: BundleArgument,
     source: SourceArgument,
@@ -107,8 +105,6 @@ def label_corpus(
     max_pixels: MaxPixelsOption = None,
     bit_depth: BitDepthOption = None,
     image_ending: EndingOption = None,
-    timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
-    schemes: SchemesOption = None,
     storage_option: StorageOption = None,
     provider: ProviderOrAutoOption = "cpu",
     device: DevicesOption = None,
@@ -139,7 +135,6 @@ def label_corpus(
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
         image_ending=image_ending,
-        access=access_of(timeout, schemes),
         provider=runtime,
         device=device,
         as_json=as_json,
@@ -194,6 +189,7 @@ def _runtime(
     return choice.provider, choice.precision
 
 
+@reads_urls
 def label_prompted(
     source: SourceArgument,
     sam: RequiredSam,
@@ -226,8 +222,6 @@ def label_prompted(
     max_pixels: MaxPixelsOption = None,
     bit_depth: BitDepthOption = None,
     image_ending: EndingOption = None,
-    timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
-    schemes: SchemesOption = None,
     storage_option: StorageOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
@@ -258,7 +252,6 @@ def label_prompted(
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
         image_ending=image_ending,
-        access=access_of(timeout, schemes),
         provider=provider,
         device=device,
         as_json=as_json,
@@ -303,6 +296,7 @@ def label_prompted(
     )
 
 
+@reads_urls
 def segment_corpus(
     source: SourceArgument,
     sam: RequiredSam,
@@ -329,8 +323,6 @@ def segment_corpus(
     max_pixels: MaxPixelsOption = None,
     bit_depth: BitDepthOption = None,
     image_ending: EndingOption = None,
-    timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
-    schemes: SchemesOption = None,
     storage_option: StorageOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
@@ -357,7 +349,6 @@ def segment_corpus(
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
         image_ending=image_ending,
-        access=access_of(timeout, schemes),
         provider=provider,
         device=device,
         as_json=as_json,

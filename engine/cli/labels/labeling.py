@@ -21,7 +21,7 @@ from ...labeling.instances import InstanceSettings
 from ...labeling.selection import Method, Weight
 from ...model.storage import fsspec_options, is_url
 from ...model.taxonomy import Taxonomy
-from ...reading.access import Access
+from ...reading.access import current_access
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
 from ..options import print_json, with_options
@@ -43,7 +43,6 @@ class LabelingOptions:
     retry_rejects: bool
     max_pixels: int | None
     image_ending: str | None
-    access: Access
     provider: Provider
     device: str | None
     as_json: bool
@@ -70,7 +69,7 @@ class LabelingOptions:
         """Keyword arguments of ``open_source``."""
         return {
             "image_ending": self.image_ending,
-            "access": self.access,
+            "access": current_access(),
             "storage_options": fsspec_options("s3", self.storage_options),
         }
 

@@ -11,15 +11,12 @@ import typer
 from ....errors import UsageError
 from ...model.storage import parse_storage_options
 from ..options import (
-    DEFAULT_ACCESS,
     EndingOption,
     JsonOption,
-    SchemesOption,
     StorageOption,
     StoreArgument,
-    TimeoutOption,
-    access_of,
     print_json,
+    reads_urls,
 )
 
 
@@ -110,14 +107,13 @@ def status(
         current = read_status(store, options)
 
 
+@reads_urls
 def manifest(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Images: a folder, list, glob, WebDataset tar or URL.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Parquet file to write.")],
     image_ending: EndingOption = None,
-    timeout: TimeoutOption = DEFAULT_ACCESS.timeout,
-    schemes: SchemesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List a source once into a Parquet file, which every later command reads instead of listing again.
@@ -131,7 +127,7 @@ def manifest(
 
     if output.suffix != ".parquet":
         raise UsageError(f"a manifest is a Parquet file: expected -o FILE.parquet, got {output}")
-    images = open_source(source, image_ending=image_ending, access=access_of(timeout, schemes))
+    images = open_source(source, image_ending=image_ending)
     with display.counter("listing", quiet=as_json) as progress, published_file(output) as path:
         num_items = write_manifest(images, path, progress=progress)
     if as_json:

@@ -19,12 +19,14 @@ from ..options import (
     StoreArgument,
     WorkersOption,
     print_json,
+    reads_urls,
     writable_file,
 )
 
 _SHOWN = 10
 
 
+@reads_urls
 def rank(
     store: StoreArgument,
     budget: Annotated[

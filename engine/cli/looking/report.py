@@ -17,10 +17,12 @@ from ..options import (
     ProviderOption,
     StoreArgument,
     WorkersOption,
+    reads_urls,
     writable_file,
 )
 
 
+@reads_urls
 def report(
     store: StoreArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Page (.html) to write.")] = Path(

@@ -9,9 +9,10 @@ import typer
 
 from ....errors import UsageError
 from ...report.terminal import say
-from ..options import StoreArgument
+from ..options import StoreArgument, reads_urls
 
 
+@reads_urls
 def serve(
     store: StoreArgument,
     calibration: Annotated[

@@ -10,9 +10,10 @@ import typer
 from ....errors import UsageError
 from ...predictors.open import PromptedOptions
 from ...report.terminal import say
-from ..options import CamOption, ImageLabelsOption, SamOption
+from ..options import CamOption, ImageLabelsOption, SamOption, reads_urls
 
 
+@reads_urls
 def show(
     store: Annotated[Path, typer.Argument(metavar="STORE|BUNDLE", help="Folder of a label store, or of a model.")],
     uri: Annotated[

@@ -13,8 +13,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import Item, Source, open_source
-from maskmill.engine.reading.access import Access, Cancelled, schemes_of
+from maskmill.engine.reading.access import Access, Cancelled, limit_reads, schemes_of
 from maskmill.errors import ImageError, SourceError, UsageError
 from tests.hostile_server import HostileServer, hostile_server
 
@@ -60,6 +61,19 @@ def test_an_answer_out_of_bounds_is_one_reject(server: HostileServer, kind: str,
 def test_failures_that_may_pass_are_tried_again(server: HostileServer) -> None:
     assert read(f"{server.url}/recovers/a.jpg", Access(retries=2)) == b"a photo"
     assert server.requests["recovers"] == 3
+
+
+def test_limits_hold_for_images_and_labels_that_are_opened_under_them(server: HostileServer) -> None:
+    silent = f"{server.url}/silent/a.jpg"
+    with limit_reads(timeout=0.5, retries=0):
+        source = Source(silent)
+        with pytest.raises(UsageError, match=r"no answer in time \(--timeout\)"):
+            open_labels(f"{server.url}/silent/labels.json", format="coco")
+    before = server.requests["silent"]
+    with pytest.raises(ImageError, match=r"no answer within 0\.5 s"):
+        source.read(Item(silent))
+    assert server.requests["silent"] == before + 1
+    assert Source(silent).access == Access()
 
 
 def test_a_missing_file_is_not_tried_again(server: HostileServer) -> None:
