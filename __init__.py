@@ -109,8 +109,8 @@ __all__ = [
     "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
     "Source", "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
     "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
-    "label", "limit_reads", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect", "status",
-    "train", "write_manifest",
+    "label", "limit_reads", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect",
+    "status", "train", "write_manifest",
 ]  # fmt: skip
 
 

@@ -34,13 +34,12 @@ def run(*arguments: str) -> BaseException | None:
     return CliRunner().invoke(app, arguments).exception
 
 
-@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("command", "option", "message"),
     [
-        (["--timeout", "0"], "--timeout must be more than 0"),
-        (["--retries", "11"], "--retries must be from 0 to 10"),
-        (["--schemes", "h t"], "--schemes lists URL schemes"),
+        *((command, ["--timeout", "0"], "--timeout must be more than 0") for command in COMMANDS),
+        ("label", ["--retries", "11"], "--retries must be from 0 to 10"),
+        ("gate", ["--schemes", "h t"], "--schemes lists URL schemes"),
     ],
 )
 def test_limits_out_of_range_are_refused(
@@ -59,8 +58,8 @@ def test_calibration_gives_up_a_server_without_an_answer(tmp_path: Path) -> None
         arguments = ["--images", f"{server.url}/silent/photos", "--labels", f"{server.url}/silent/labels.json"]
         started = time.monotonic()
         error = run(
-            "calibrate", str(bundle.path), *arguments, "-o", str(tmp_path / "c.json"), "--timeout", "0.5", "--alpha", "0.1",
-            "--retries", "0", "--labels-format", "coco",
+            "calibrate", str(bundle.path), *arguments, "-o", str(tmp_path / "c.json"), "--timeout", "0.5",
+            "--retries", "0", "--alpha", "0.1", "--labels-format", "coco",
         )  # fmt: skip
         assert isinstance(error, MaskmillError), error
         assert "no answer in time (--timeout)" in str(error)
