@@ -45,7 +45,7 @@ class Weighting:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightingSummary:
-    """What the report says of the weights."""
+    """Summary of the weights in the report."""
 
     like: str
     images: Count
