@@ -9,7 +9,7 @@ photos are labeled, 138 unlabeled, 48 validate and 80 are scored; long training 
 student. Every student is the built-in ``lite0`` network.
 
 For each of three seeds a supervised run on the labeled images comes first. On CamVid it is validated every 100 steps
-and the best student is kept, on MSRC the last. Every row starts with that student and takes 160 more steps at a third
+and the best student is kept, on MSRC the last. Every row starts with that student and takes 120 more steps at a third
 of the learning rate with 4 labeled and 4 unlabeled images each; labeled images alone take four times as many steps of 4
 images, which need as much time. All rows but UniMatch have the views of CSL. Scores are those of the student after the
 last step, with its mean confidence beside its accuracy; ``selected_…`` are the labels that the rule selects, on the
@@ -47,7 +47,7 @@ SEEDS = (0, 1, 2)
 SHRINK = 3
 NUM_LABELED, NUM_VALIDATION = 37, 40
 UNLABELED_INDEX = 11
-WARM_STEPS, STEPS, ALONE_STEPS = 1500, 160, 640
+WARM_STEPS, STEPS, ALONE_STEPS = 1200, 120, 480
 COMMON: dict[str, Any] = {
     "crop": 64,
     "scale": (0.8, 1.6),

@@ -38,7 +38,7 @@ def _table(groups: Mapping[Source, str]) -> dict[str, Source]:
     return {name: source for source, names in groups.items() for name in names.split()}
 
 
-_GEOMETRY = "scale flip padding optimizer weight_decay schedule clip warmup ema head_lr"
+_GEOMETRY = "scale scaling flip padding optimizer weight_decay schedule clip warmup ema head_lr"
 _VIEWS = "method.selection method.labeled method.strong method.second method.features method.second_view method.cutmix"
 _UNIMATCH = f"batch labeled lr {_GEOMETRY} colors labeled_loss {_VIEWS} method.threshold method.teacher method.start"
 _CSL = _table(
@@ -79,7 +79,8 @@ _SOURCES: Mapping[RecipeName, Mapping[str, Source]] = {
     "s2c": _table(
         {
             "paper": "batch method.segments method.prompted",
-            "code": "crop flip colors head_lr weight_decay schedule model_options method.warmup method.temperature",
+            "code": "crop scale scaling flip colors head_lr weight_decay schedule model_options method.warmup "
+            "method.temperature",
         }
     ),
 }  # fmt: skip

@@ -30,6 +30,7 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["poly", "cosine"]
 Colors = Literal["none", "strong", "s2c"]
 Padding = Literal["mean", "black"]
+Scaling = Literal["factor", "long-side"]
 LabeledLoss = Literal["cross-entropy", "ohem"]
 RecipeName = Literal[
     "supervised", "weighted", "conformalsam", "allspark", "fixmatch", "unimatch", "unimatch-v2", "csl", "csl-dinov2",
@@ -65,7 +66,10 @@ class Recipe:
     crop: int = 320
     """Side of the square training crop, in pixels; a multiple of the coarsest stride of the network."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random scale of an image before the crop."""
+    """Range of the random scale of an image before the crop; see ``scaling``."""
+    scaling: Scaling = "factor"
+    """``factor``: ``scale`` multiplies the size of an image; ``long-side``: it is the length of its longer side, in
+    pixels, as in S2C."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     colors: Colors = "none"
@@ -226,12 +230,12 @@ def calibrated(**settings: Any) -> Recipe:
 def s2c(**settings: Any) -> Recipe:
     """S2C's classifier; the store should hold the labels of the prompted predictor.
 
-    Batch, crop, scales, colors, decay and frozen batch normalization are the authors' on VOC. Their rate of 0.02 goes
+    Batch, crop, sizes, colors, decay and frozen batch normalization are the authors' on VOC. Their rate of 0.02 goes
     with a momentum of nearly 0, and equals 0.002 with the momentum of 0.9 used here.
     """
     defaults = {
-        "batch": 8, "crop": 256, "scale": (0.5, 1.0), "colors": "s2c", "lr": 2e-3, "head_lr": 1.0, "weight_decay": 5e-4,
-        "model": "cam:lite0", "model_options": {"freeze_batchnorm": True},
+        "batch": 8, "crop": 256, "scale": (256.0, 512.0), "scaling": "long-side", "colors": "s2c", "lr": 2e-3,
+        "head_lr": 1.0, "weight_decay": 5e-4, "model": "cam:lite0", "model_options": {"freeze_batchnorm": True},
     }  # fmt: skip
     return Recipe(**{"name": "s2c", "method": S2c(), **defaults, **settings})
 

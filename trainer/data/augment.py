@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 from ..methods import MaskedColors
+from ..recipes import Scaling
 
 PADDING = {"mean": (124, 116, 104), "black": (0, 0, 0)}
 """RGB of pixels outside the image by its name in a recipe; ``mean`` is ImageNet's."""
@@ -76,9 +77,22 @@ MASKED: Mapping[MaskedColors, ColorSettings | None] = {
 """Colors of images before trusted mask perturbation; the last entry is CSL's code."""
 
 
-def draw_move(rng: Generator, size: tuple[int, int], *, crop: int, scale: tuple[float, float], flip: float) -> Move:
-    """Draw a scale in a range, the position of a square crop and a flip for an image of ``size`` (H, W)."""
+def draw_move(
+    rng: Generator,
+    size: tuple[int, int],
+    *,
+    crop: int,
+    scale: tuple[float, float],
+    flip: float,
+    scaling: Scaling = "factor",
+) -> Move:
+    """Draw a scale in a range, the position of a square crop and a flip for an image of ``size`` (H, W).
+
+    ``scale`` is a range of factors, or with the ``scaling`` ``long-side`` of lengths of the longer side, in pixels.
+    """
     factor = rng.uniform(*scale)
+    if scaling == "long-side":
+        factor /= max(size)
     height, width = (max(1, round(length * factor)) for length in size)
     return Move(
         size=(height, width),

@@ -231,6 +231,7 @@ def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
         crop=recipe.crop,
         ignore=corpus.taxonomy.ignore_index,
         scale=recipe.scale,
+        scaling=recipe.scaling,
         flip=recipe.flip,
         seed=recipe.seed,
         colors=recipe.colors,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ...errors import MaskmillError, TrainingError
 from ..methods import Consistency
-from ..recipes import Colors, Padding
+from ..recipes import Colors, Padding, Scaling
 from ..run import import_torch
 from . import augment
 from .augment import ColorSettings
@@ -73,6 +73,7 @@ class TrainingImages:
         crop: int,
         ignore: int,
         scale: tuple[float, float] = (1.0, 1.0),
+        scaling: Scaling = "factor",
         flip: float = 0.0,
         seed: int = 0,
         colors: Colors = "none",
@@ -84,6 +85,7 @@ class TrainingImages:
         self._ends = {name: list(accumulate(len(part.uris) for part in parts)) for name, parts in streams.items()}
         self._crop = crop
         self._scale = scale
+        self._scaling: Scaling = scaling
         self._flip = flip
         self._ignore = ignore
         self._seed = seed
@@ -123,7 +125,9 @@ class TrainingImages:
     def _sample(self, draw: Draw, uri: str, photo: AnnotatedImage) -> dict[str, Any]:
         torch = import_torch()
         rng = np.random.default_rng([self._seed, STREAMS.index(draw.stream), draw.position])
-        move = augment.draw_move(rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip)
+        move = augment.draw_move(
+            rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip, scaling=self._scaling
+        )
         image = augment.move_image(photo.image, move, self._fill)
         sample: dict[str, Any] = {"stream": draw.stream, "uri": uri}
         views, inside = self._views, augment.inside(move)

@@ -73,6 +73,16 @@ def test_scales_and_places_span_their_ranges() -> None:
     assert 0.2 < np.mean([move.flip for move in moves]) < 0.3
 
 
+@pytest.mark.parametrize("size", [(100, 200), (200, 100), (31, 31)])
+def test_a_scale_of_the_long_side_is_its_length_in_pixels(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    moves = [augment.draw_move(rng, size, crop=50, scale=(64, 128), flip=0, scaling="long-side") for _ in range(200)]
+    lengths = [max(move.size) for move in moves]
+    assert 64 <= min(lengths) < 68
+    assert 124 < max(lengths) <= 128
+    assert all(abs(move.size[0] / move.size[1] - size[0] / size[1]) < 0.05 for move in moves)
+
+
 def test_recoloring_leaves_the_image_alone_where_nothing_is_drawn() -> None:
     image = position_image(20, 30)
     still = ColorSettings(jitter=0, gray=0, blur=0)

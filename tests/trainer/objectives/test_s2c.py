@@ -204,6 +204,7 @@ def test_a_run_trains_a_classifier_that_labels(tmp_path: Path) -> None:
         "batch=6",
         "crop=32",
         "scale=1,1",
+        "scaling=factor",
         "lr=0.02",
     ]
     corpus = open_corpus(stores=[tmp_path / "labels"], segments=tmp_path / "segments")
