@@ -58,6 +58,7 @@ COMMON: dict[str, Any] = {
     "weight_decay": 1e-2,
     "warmup": 20,
     "save_every": 50,
+    "channels_last": True,
 }
 WARM = "warm start"
 CELL = 8

@@ -17,6 +17,7 @@ PcosMetrics = Literal["dispersion", "dispersion+entropy", "dispersion+residual-e
 PcosGroups = Literal["image", "class"]
 SecondView = Literal["masked", "cutmix"]
 MaskForm = Literal["code", "supplement"]
+Partners = Literal["batch", "second"]
 MaskedImages = Literal["unlabeled", "labeled", "both"]
 MaskedColors = Literal["none", "strong", "strong-without-gray", "mild-without-gray"]
 FeatureDropout = Literal["separate", "complementary"]
@@ -135,7 +136,11 @@ class Consistency:
     screen: float = 0.0
     """Confidence from which the prediction for the masked view replaces an unreliable label in L_s and L_fp; 0: off."""
     cutmix: float = 0.5
-    """Share of the images that are mixed with another image of the batch."""
+    """Share of the images that are mixed with another one."""
+    partners: Partners = "batch"
+    """Images that CutMix takes its boxes from: ``batch``: the next image of the same batch, as UniMatch V2's code;
+    ``second``: a second batch of unlabeled images in another order, with labels of its own from a forward pass more,
+    as the code of UniMatch and CSL."""
     dropout: float = 0.5
     """Share of the feature channels that are dropped."""
     feature_dropout: FeatureDropout = "separate"

@@ -38,7 +38,8 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     else:
         with_labels = {"labeled": recipe.labeled, "stored": recipe.batch - recipe.labeled}
     if isinstance(method, Consistency):
-        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=halves),)
+        more = {"partners": halves["unlabeled"]} if method.partners == "second" else {}
+        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=halves | more),)
     if isinstance(method, AllSpark):
         check(2 * half == recipe.batch, "labeled", f"half of the batch of {recipe.batch}", half)
         return (Phase(objective="allspark", start=0, stop=recipe.steps, draws=halves),)

@@ -31,7 +31,13 @@ SETTINGS = {
     "conformalsam": ["method.initial=0.25", "ema=0.5"],
     "csl": ["labeled=2", "method.cell=8", "method.cover_probability=1", "method.cutmix=1"],
     "calibrated": ["labeled=2", "method.recalibrate=3", "method.calibration_share=0.5", "method.alpha=0.6"],
-    "unimatch": ["labeled=2", "method.threshold=0.4", "labeled_loss=ohem", "ohem_pixels=500"],
+    "unimatch": [
+        "labeled=2",
+        "method.threshold=0.4",
+        "method.partners=second",
+        "labeled_loss=ohem",
+        "ohem_pixels=500",
+    ],  # fmt: skip
     "unimatch-v2": ["labeled=2", "method.threshold=0.4", "method.cutmix=1", "head_lr=1"],
     "allspark": ["labeled=2", "model=allspark:tiny", "method.memory_start=0.5"],
 }

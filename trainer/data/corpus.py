@@ -99,6 +99,7 @@ class Corpus:
             "labeled": labeled,
             "stored": self.stored,
             "unlabeled": self.stored + plain,
+            "partners": self.stored + plain,
         }
 
 

@@ -34,7 +34,7 @@ from .weak_labels import WeakLabels
 if TYPE_CHECKING:
     from torch import Tensor
 
-STREAMS = ("union", "labeled", "stored", "unlabeled")
+STREAMS = ("union", "labeled", "stored", "unlabeled", "partners")
 """Lists of images that a step draws from. The position of a stream in this tuple is part of the seed of its draws."""
 
 
@@ -55,12 +55,12 @@ class TrainingImages:
     A sample holds tensors, C the crop's side: ``image`` (3, C, C) uint8 RGB; ``label`` (C, C) uint8, or int32 beyond
     255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
 
-    A sample of the stream ``unlabeled`` holds ``real`` (C, C) bool, True on pixels that are not padding, instead of the
-    maps. With ``views`` it also holds ``strong`` and ``second`` (3, C, C) uint8, two recolored forms of the image;
-    ``box`` and
-    ``second_box`` (4,) int64, their CutMix boxes; and ``cells`` bool (g, g), the cells of ``second`` that trusted mask
-    perturbation masks, all False for an image without it. Labeled samples hold ``second`` and ``cells`` if the method
-    masks labeled images. ``colors`` changes the colors of images with labels; ``padding`` is the color outside images.
+    A sample of the streams ``unlabeled`` and ``partners`` holds ``real`` (C, C) bool, True on pixels that are not
+    padding, instead of the maps. With ``views`` it also holds ``strong`` and ``second`` (3, C, C) uint8, two recolored
+    forms of the image; ``box`` and ``second_box`` (4,) int64, their CutMix boxes; and ``cells`` bool (g, g), the cells
+    of ``second`` that trusted mask perturbation masks, all False for an image without it. Labeled samples hold
+    ``second`` and ``cells`` if the method masks labeled images. ``colors`` changes the colors of images with labels;
+    ``padding`` is the color outside images.
 
     With ``weak`` a sample with a label also holds ``segments`` (C, C) int32, 0 on pixels without a segment, and
     ``present`` (K,) bool, the classes in the whole image.
@@ -131,7 +131,7 @@ class TrainingImages:
         image = augment.move_image(photo.image, move, self._fill)
         sample: dict[str, Any] = {"stream": draw.stream, "uri": uri}
         views, inside = self._views, augment.inside(move)
-        if draw.stream != "unlabeled":
+        if draw.stream not in ("unlabeled", "partners"):
             label = augment.move_map(photo.label, move, self._ignore)
             weight = augment.move_map(photo.weight, move, 0)
             # int32 beyond 255 classes: PyTorch has few operations on uint16

@@ -22,7 +22,9 @@ from ..phases import Phase
 from ..run import import_torch
 from .datasets import STREAMS, Draw, TrainingImages
 
-ROLES = {"union": "labeled", "labeled": "labeled", "stored": "labeled", "unlabeled": "unlabeled"}
+ROLES = {
+    "union": "labeled", "labeled": "labeled", "stored": "labeled", "unlabeled": "unlabeled", "partners": "partners",
+}  # fmt: skip
 """Role of the samples of each stream in the losses."""
 
 
@@ -89,6 +91,7 @@ _NEEDED = {
     "labeled": "labeled images: give --labeled DIR",
     "stored": "labels of a teacher: give a STORE",
     "unlabeled": "unlabeled images: give a STORE or --unlabeled SOURCE",
+    "partners": "unlabeled images: give a STORE or --unlabeled SOURCE",
 }
 
 

@@ -4,8 +4,8 @@ L = a L_x + b L_s + c L_m + d L_fp, with the weights of :class:`~maskmill.traine
 images; on unlabeled images, with the labels and weights of the weak view, L_s on a strong view with CutMix, L_m on the
 second view (masked, or strong with a CutMix box of its own), L_fp on the weak view with dropped feature channels.
 
-CutMix takes its box from the next image of the same batch, as in UniMatch V2's code. UniMatch and CSL draw a second
-batch for it and label that in eval mode (UniMatch) or train mode (CSL).
+CutMix takes its box from the next image of the same batch, as in UniMatch V2's code, or from a second batch, as in that
+of UniMatch and CSL. The second batch is labeled in eval mode, as in UniMatch's code (CSL's labels in train mode).
 """
 
 from __future__ import annotations
@@ -53,8 +53,12 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
             logits = student.decode(features)
         logits, own_logits = logits[:num], logits[num:]
     own = select(own_logits, real, method, ignore=moment.ignore, thresholds=moment.thresholds)
-    first = mix(unlabeled["strong"], unlabeled["box"])
-    second, second_labels = _second_view(unlabeled, own, method)
+    partners, others = batch.get("partners"), None
+    if partners is not None:
+        other_logits = predict(moment.teacher if method.teacher == "average" else student, partners["image"])
+        others = select(other_logits, partners["real"], method, ignore=moment.ignore, thresholds=moment.thresholds)
+    first = mix(unlabeled["strong"], unlabeled["box"], None if partners is None else partners["strong"])
+    second, second_labels = _second_view(unlabeled, own, method, partners, others)
     views = [first, second] if method.second and method.masked_images != "labeled" else [first]
     masked_labeled = method.second_view == "masked" and method.masked_images != "unlabeled"
     if masked_labeled:
@@ -64,7 +68,7 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
     screened = own
     if method.screen and method.second_view == "masked" and len(views) > 1:
         screened = _screen(own, strong[1], real, method.screen)
-    mixed = PseudoLabels(*(mix(values, unlabeled["box"]) for values in screened))
+    mixed = mix_labels(screened, unlabeled["box"], others)
     count = moment.counts["unlabeled"]
 
     def unlabeled_loss(logits: Tensor, pseudo: PseudoLabels, weighted: bool = True) -> Tensor:
@@ -135,25 +139,38 @@ def complementary_dropout(features: Sequence[Tensor], probability: float) -> lis
     return [feature * masks[feature.shape[1]].to(feature) for feature in features]
 
 
-def mix(values: Tensor, boxes: Tensor) -> Tensor:
-    """CutMix: (N, ..., H, W) with each image's box (N, 4) of (top, left, bottom, right) taken from the next image."""
+def mix(values: Tensor, boxes: Tensor, partners: Tensor | None = None) -> Tensor:
+    """CutMix: (N, ..., H, W) with each image's box (N, 4) of (top, left, bottom, right) taken from its partner.
+
+    ``partners`` have the shape of ``values``; without them the partner is the next image.
+    """
     torch = import_torch()
     rows, columns = (torch.arange(length, device=values.device) for length in values.shape[-2:])
     top, left, bottom, right = boxes[:, :, None].unbind(1)
     inside_rows, inside_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     inside = inside.view(len(values), *[1] * (values.dim() - 3), *values.shape[-2:])
-    return torch.where(inside, values.roll(-1, 0), values)
+    return torch.where(inside, values.roll(-1, 0) if partners is None else partners, values)
+
+
+def mix_labels(own: PseudoLabels, boxes: Tensor, others: PseudoLabels | None) -> PseudoLabels:
+    """Apply :func:`mix` to labels, weights and reliability."""
+    partners = [None] * len(own) if others is None else others
+    return PseudoLabels(*(mix(values, boxes, other) for values, other in zip(own, partners, strict=True)))
 
 
 def _second_view(
-    unlabeled: Mapping[str, Tensor], own: PseudoLabels, method: Consistency
+    unlabeled: Mapping[str, Tensor],
+    own: PseudoLabels,
+    method: Consistency,
+    partners: Mapping[str, Tensor] | None,
+    others: PseudoLabels | None,
 ) -> tuple[Tensor, PseudoLabels]:
     """Return the images of the second view and their labels."""
     image = unlabeled["second"]
     if method.second_view == "cutmix" or method.masked_cutmix:
-        image = mix(image, unlabeled["second_box"])
-        own = PseudoLabels(*(mix(values, unlabeled["second_box"]) for values in own))
+        image = mix(image, unlabeled["second_box"], None if partners is None else partners["second"])
+        own = mix_labels(own, unlabeled["second_box"], others)
     if method.second_view == "masked":
         image = image.masked_fill(_masked(unlabeled["cells"], own.reliable, method)[:, None], 0)
     return image, own

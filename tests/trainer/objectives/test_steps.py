@@ -206,29 +206,40 @@ def unlabeled_loss(logits: torch.Tensor, own, real: torch.Tensor) -> torch.Tenso
     return losses.cross_entropy(upsample(logits), own.label, own.weight, ignore=IGNORE, count=float(real.sum()))
 
 
-def boxed(values: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+def boxed(values: torch.Tensor, boxes: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
     mixed = values.clone()
     for image, (top, left, bottom, right) in enumerate(boxes.tolist()):
-        source = values[(image + 1) % len(values)]
+        source = values[(image + 1) % len(values)] if partners is None else partners[image]
         mixed[image][..., top:bottom, left:right] = source[..., top:bottom, left:right]
     return mixed
 
 
-def test_unimatch_has_two_strong_views_with_boxes_of_their_own(student) -> None:
+@pytest.mark.parametrize("partners", ["batch", "second"])
+def test_unimatch_has_two_strong_views_with_boxes_of_their_own(student, partners: str) -> None:
     samples = batch()
     recipe = unimatch()
-    recipe = unimatch(method=replace(recipe.method, threshold=0.35, dropout=0.0))
+    recipe = unimatch(method=replace(recipe.method, threshold=0.35, dropout=0.0, partners=partners))
+    second: dict = {}
+    if partners == "second":
+        samples["partners"] = second = batch(seed=1)["unlabeled"]
+        logits = student.eval()(second["image"])
+        others = pseudo_labels.threshold_labels(logits, second["real"], threshold=0.35, ignore=IGNORE)
+        student.train()
     found = OBJECTIVES["consistency"](student, samples, moment(recipe))
     labeled, unlabeled = samples["labeled"], samples["unlabeled"]
     real = unlabeled["real"]
     features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))
     weak, dropped = student.decode([torch.cat([feature, feature]) for feature in features]).chunk(2)
     own = pseudo_labels.threshold_labels(weak[2:], real, threshold=0.35, ignore=IGNORE)
-    images = [boxed(unlabeled[name], unlabeled[box]) for name, box in (("strong", "box"), ("second", "second_box"))]
+    images = [
+        boxed(unlabeled[name], unlabeled[box], second.get(name))
+        for name, box in (("strong", "box"), ("second", "second_box"))
+    ]
     strong = student(torch.cat(images)).chunk(2)
     total = losses.cross_entropy(upsample(weak[:2]), labeled["label"], ignore=IGNORE)
     for logits, box in zip(strong, ("box", "second_box"), strict=True):
-        mixed = type(own)(*(boxed(values, unlabeled[box]) for values in own))
+        sources = others if second else [None] * len(own)
+        mixed = type(own)(*(boxed(values, unlabeled[box], other) for values, other in zip(own, sources, strict=True)))
         total = total + unlabeled_loss(logits, mixed, real) / 4
     total = total + unlabeled_loss(dropped[2:], own, real) / 2
     assert float(found.total.detach()) == pytest.approx(float(total.detach()) / 2, rel=1e-5)
