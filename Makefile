@@ -83,10 +83,12 @@ msrc: $(VENV)/.dev-ready ## labels on MSRC
 	$(BIN)/python benchmarks/msrc.py --resolution full
 
 # resumable: finished runs are not repeated; hours on two cores
-students: $(VENV)/.dev-ready ## missing rows of the student benchmarks: two bad teachers on MSRC, CamVid without a teacher
+students: $(VENV)/.dev-ready ## missing rows of the student benchmarks, and their tables in docs/students.md
 	$(BIN)/python benchmarks/label_tables.py
 	$(BIN)/python benchmarks/students_msrc.py
+	$(BIN)/python benchmarks/s2c_rounds.py
 	$(BIN)/python benchmarks/students_unlabeled.py
+	$(BIN)/python benchmarks/student_tables.py
 
 prompted: $(VENV)/.dev-ready ## labels from image-level classes on MSRC
 	$(BIN)/python benchmarks/prompted_msrc.py
