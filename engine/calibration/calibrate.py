@@ -44,6 +44,8 @@ from .sharing import CONFIDENT, NEVER, Fallback, Group, Unseen, share_thresholds
 from .thresholds import SmallSample, Unit, count_classes, fit_thresholds
 
 DEFAULT_GRID = (512, 512)
+Collect = Callable[..., None]
+"""Function with the parameters of :meth:`Observations.collect`, observations first."""
 
 
 def calibrate(
@@ -66,6 +68,7 @@ def calibrate(
     grid: tuple[int, int] = DEFAULT_GRID,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    collect: Collect = Observations.collect,
 ) -> Calibration:
     """Compute thresholds from labeled images.
 
@@ -110,6 +113,8 @@ def calibrate(
         Number of images processed at once.
     progress
         Called with (images done, all images).
+    collect
+        Function that runs the model on every image; others than the default let several processes share the work.
 
     Raises :class:`CalibrationError`, :class:`UsageError` or :class:`TaxonomyError`; an image that cannot be decoded is
     an error here, since leaving it out would change the sample.
@@ -142,7 +147,7 @@ def calibrate(
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
         Observations(Path(folder), taxonomy, grid=grid if position else None) as observations,
     ):
-        observations.collect(predictor, source, labeled, workers=workers, progress=progress)
+        collect(observations, predictor, source, labeled, workers=workers, progress=progress)
         calibration = fit_calibration(
             observations,
             predictor,

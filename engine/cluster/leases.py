@@ -89,12 +89,16 @@ class Leases:
         free = [name for name in self.open_names() if name not in claimed][:_CHOICES]
         random.shuffle(free)
         for lease in free:
-            if self._folder.write_once(f"{LEASES}/claims/{lease}", worker.encode()):
+            if self.take(lease, worker):
                 items = self.items(lease)
                 if items is not None:
                     return lease, items
                 self.withdraw(lease)
         return None
+
+    def take(self, lease: str, worker: str) -> bool:
+        """Claim a lease by its name; returns False if another worker has."""
+        return self._folder.write_once(f"{LEASES}/claims/{lease}", worker.encode())
 
     def claims(self, known: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the worker of each claimed lease; claims in ``known`` are not read again."""
@@ -120,8 +124,11 @@ class Leases:
 
     def finish(self, lease: str, worker: str, labels: pa.Table, inputs: pa.Table, meta: Mapping[str, Any]) -> None:
         """Hand back the rows of a lease, and plain data about them."""
-        data = encode_rows(labels, inputs, meta)
-        done = Finished(lease=lease, worker=worker, num_rows=len(inputs), num_bytes=len(data))
+        self.hand_back(lease, worker, len(inputs), encode_rows(labels, inputs, meta))
+
+    def hand_back(self, lease: str, worker: str, num_rows: int, data: bytes) -> None:
+        """Hand back the file of a lease with results of ``num_rows`` inputs."""
+        done = Finished(lease=lease, worker=worker, num_rows=num_rows, num_bytes=len(data))
         self._folder.write(f"{LEASES}/done/{done.name}", data)
 
     def finished(self) -> list[Finished]:
@@ -138,9 +145,13 @@ class Leases:
         A damaged file raises :class:`DamagedFile`.
         """
         try:
-            return decode_rows(self._folder.read(f"{LEASES}/done/{done.name}"))
+            return decode_rows(self.data(done))
         except FileNotFoundError:
             return None
+
+    def data(self, done: Finished) -> bytes:
+        """Read the file of a finished lease; raises :class:`FileNotFoundError`."""
+        return self._folder.read(f"{LEASES}/done/{done.name}")
 
     def forget(self, done: Finished) -> None:
         """Delete the file of a finished lease."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ...errors import MaskmillError, MissingPackageError, SessionError, UsageError
-from .driver import Driver
-from .job import Job
 from .leases import Leases
 from .presence import new_token
 from .runner import is_over
@@ -44,6 +42,25 @@ class RaySettings:
     """GPUs of each worker."""
 
 
+class Driving(Protocol):
+    """Driver as a pool sees it, such as :class:`maskmill.engine.cluster.driver.Driver`."""
+
+    token: str
+    lost: set[str]
+    num_failures: int
+    num_open: int
+    warnings: list[str]
+
+    @property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Latest records of the workers, by token."""
+        ...
+
+    def has_started(self, token: str) -> bool:
+        """Return True if a worker has opened its model."""
+        ...
+
+
 def parse_workers(text: str | None) -> tuple[int, int | None]:
     """Parse ``N`` or ``MIN:MAX``; raises :class:`UsageError`."""
     if text is None:
@@ -57,8 +74,8 @@ def parse_workers(text: str | None) -> tuple[int, int | None]:
 class RayPool:
     """Actors on a Ray cluster; one that dies is replaced, one that reports an error is not."""
 
-    def __init__(self, job: Job, settings: RaySettings) -> None:
-        """Connect to the cluster.
+    def __init__(self, job: Any, settings: RaySettings, worker: Any = Worker) -> None:
+        """Connect to the cluster; ``worker`` is the class that does the ``job``.
 
         Raises :class:`MissingPackageError` without Ray and :class:`SessionError` if the cluster does not answer.
         """
@@ -76,7 +93,7 @@ class RayPool:
                     ray.init(address=settings.address, log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise SessionError(f"cannot connect to the Ray cluster {settings.address}: {error}") from error
-        self._job, self._settings = job, settings
+        self._job, self._settings, self._worker = job, settings, worker
         self._cpus = settings.cpus_per_worker or self._default_cpus()
         self._actors: dict[str, Any] = {}
         self._runs: dict[Any, str] = {}
@@ -86,7 +103,7 @@ class RayPool:
         self._num_errors = 0
         self._stopping = False
 
-    def tend(self, driver: Driver) -> int:
+    def tend(self, driver: Driving) -> int:
         """See :meth:`maskmill.engine.cluster.runner.Pool.tend`."""
         if self._runs:
             ended, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
@@ -116,7 +133,7 @@ class RayPool:
         if self._own:
             self._ray.shutdown()
 
-    def _start(self, driver: Driver) -> None:
+    def _start(self, driver: Driving) -> None:
         token = new_token()
         actor = (
             self._ray.remote(RayWorker)
@@ -127,13 +144,13 @@ class RayPool:
                 max_concurrency=2,
                 scheduling_strategy="SPREAD",
             )
-            .remote(token, driver.token, self._job, self._cpus)
+            .remote(token, driver.token, self._job, self._cpus, self._worker)
         )
         self._actors[token] = actor
         self._runs[actor.run.remote()] = token
         self._started[token] = time.monotonic()
 
-    def _ended(self, run: Any, driver: Driver) -> None:
+    def _ended(self, run: Any, driver: Driving) -> None:
         token = self._runs.pop(run)
         self._actors.pop(token, None)
         self._started.pop(token, None)
@@ -152,7 +169,7 @@ class RayPool:
                 driver.num_failures += 1
                 driver.warnings.append(error)
 
-    def _end_idle(self, driver: Driver) -> None:
+    def _end_idle(self, driver: Driving) -> None:
         """End workers that have found no lease for a while, and report those that wait for a machine."""
         now = time.monotonic()
         workers = driver.workers
@@ -191,10 +208,10 @@ class RayPool:
 class RayWorker:
     """Actor that runs a worker; its methods are called at the same time."""
 
-    def __init__(self, token: str, driver: str, job: Job, threads: int) -> None:
+    def __init__(self, token: str, driver: str, job: Any, threads: int, worker: Any) -> None:
         self._leases = Leases(job.store, job.storage_options)
         self._driver = driver
-        self._worker = Worker(job, self._leases, token=token, threads=threads)
+        self._worker = worker(job, self._leases, token=token, threads=threads)
 
     def run(self) -> str | None:
         """Label leases until the run is over; returns an error, empty if it is in the worker's record."""

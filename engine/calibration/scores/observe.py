@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,27 @@ from .pixel_samples import Draw, PixelSamples, class_values, draw_pixels
 from .score_counts import ScoreCounts, counts_of, queue_counts
 from .score_spill import NO_CLASS, ScoreSpill
 
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, eq=False)
-class _Observation:
-    """Everything that an image adds; scores and classes (H, W) are on the backend."""
+class Observation:
+    """Everything that an image adds to a calibration."""
 
     scores: Any
+    """Nonconformity scores of the pixels' true classes, float32, on ``backend``."""
     classes: Any
+    """True classes of these pixels, uint16, on ``backend``."""
     backend: Backend
+    """Backend that holds scores and classes."""
     counts: ScoreCounts
+    """Binned scores."""
     draw: Draw
+    """Sampled pixels."""
     values: NDArray[np.float32]
+    """(S, C): values of all model classes at the sampled pixels."""
     activation: Activation
+    """Activation that turns the values into scores."""
 
 
 class Observations:
@@ -47,6 +56,7 @@ class Observations:
         self.samples: PixelSamples = PixelSamples(folder, taxonomy)
         self.counts = ScoreCounts.empty()
         self._taxonomy = taxonomy
+        self._parts = [ScoreCounts.empty()]
 
     def __enter__(self) -> Observations:
         return self
@@ -55,6 +65,11 @@ class Observations:
         self.spill.__exit__()
         self.samples.__exit__()
 
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Target classes."""
+        return self._taxonomy
+
     def collect(
         self,
         predictor: Predictor,
@@ -62,69 +77,106 @@ class Observations:
         labeled: LabeledSource,
         *,
         workers: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Run the model once per image, ``predictor.batch`` images per call."""
-        size = max(predictor.batch, 1)
         items = labeled.items
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        parts = [self.counts]
-        for observations in ordered_map(
-            lambda number: self._observe(predictor, source, labeled, chunks[number], number * size),
-            range(len(chunks)),
-            workers,
-        ):
-            for observation in observations:
-                self.spill.append(observation.scores, observation.classes, observation.backend)
-                self.samples.append(observation.draw, observation.values, observation.activation)
-                parts.append(observation.counts)
-                if progress is not None:
-                    progress(len(parts) - 1, len(items))
+        results = observe(
+            predictor, source, labeled, self._taxonomy, items, grid=self.spill.grid, workers=workers, first=0
+        )
+        for number, observation in enumerate(results, start=1):
+            self.add(observation)
+            if progress is not None:
+                progress(number, len(items))
+        self.finish()
+
+    def add(self, observation: Observation) -> None:
+        """Add the next image; images are added in the order of their numbers."""
+        self.spill.append(observation.scores, observation.classes, observation.backend)
+        self.samples.append(observation.draw, observation.values, observation.activation)
+        self._parts.append(observation.counts)
+
+    def finish(self) -> None:
+        """End adding; scores and samples may be read from now on."""
         self.spill.finish()
         self.samples.finish()
-        self.counts: ScoreCounts = ScoreCounts.merge(parts)
+        self.counts: ScoreCounts = ScoreCounts.merge(self._parts)
 
-    def _observe(
-        self, predictor: Predictor, source: Source, labeled: LabeledSource, chunk: Sequence[Item], first: int
-    ) -> list[_Observation]:
-        """Run the model on a batch, the first of whose images has the number ``first``, and download its results."""
-        prepared, pictures, truths, names = [], [], [], []
-        for item in chunk:
-            try:
-                data = source.read(item)
-                image = predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
-                pictures.append(sample_picture(image, predictor.backend))
-                prepared.append(predictor.prepare(image, item.uri))
-            except ImageError as error:
-                raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; fix it or leave it out") from error
-            truth = labeled.read(item.uri, data)
-            if truth.shape != image.shape[:2]:
-                raise CalibrationError(
-                    f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
-                    f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
-                )
-            truths.append(truth if self.spill.grid is None else resample_nearest(truth, self.spill.grid))
-            names.append(content_id(data))
-        maps = predictor.run(prepared)
-        backend, queued, results = predictor.backend, [], []
-        with backend.queue():
-            for number, (score_map, truth) in enumerate(zip(maps, truths, strict=True), start=first):
-                draw = draw_pixels(truth, self._taxonomy.ignore_index, number)
-                truth_there = backend.xp.asarray(truth)
-                ignored = truth_there == self._taxonomy.ignore_index
-                classes = backend.xp.where(ignored, np.uint16(NO_CLASS), truth_there.astype(np.uint16))
-                scores = _queue_true_scores(score_map, truth_there, self._taxonomy)
-                queued.append((scores, classes, draw, score_map.activation))
-                results.append(queue_counts(score_map, truth_there, scores, self._taxonomy))
-                results.append(class_values(score_map, truth.shape, draw))
-            downloads = backend.download(*results)
-        statistics = describe_images(maps, pictures, self._taxonomy)
-        observations = []
-        for index, (name, (scores, classes, draw, activation)) in enumerate(zip(names, queued, strict=True)):
-            tables, values = downloads[2 * index : 2 * index + 2]
-            counts = counts_of(name, tables, statistics[index])
-            observations.append(_Observation(scores, classes, backend, counts, draw, values, activation))
-        return observations
+
+def observe(
+    predictor: Predictor,
+    source: Source,
+    labeled: LabeledSource,
+    taxonomy: Taxonomy,
+    items: Sequence[Item],
+    *,
+    first: int,
+    grid: tuple[int, int] | None,
+    workers: int,
+) -> Iterator[Observation]:
+    """Run the model on labeled images, ``predictor.batch`` per call; yields what each of them adds, in order.
+
+    ``first`` is the number of the first of ``items`` in the whole sample. Raises :class:`CalibrationError` for an image
+    that cannot be decoded or whose label map has another size.
+    """
+    size = max(predictor.batch, 1)
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    batches = ordered_map(
+        lambda number: _observe(predictor, source, labeled, taxonomy, chunks[number], first + number * size, grid),
+        range(len(chunks)),
+        workers,
+    )
+    for batch in batches:
+        yield from batch
+
+
+def _observe(
+    predictor: Predictor,
+    source: Source,
+    labeled: LabeledSource,
+    taxonomy: Taxonomy,
+    chunk: Sequence[Item],
+    first: int,
+    grid: tuple[int, int] | None,
+) -> list[Observation]:
+    """Run the model on a batch, the first of whose images has the number ``first``, and download its results."""
+    prepared, pictures, truths, names = [], [], [], []
+    for item in chunk:
+        try:
+            data = source.read(item)
+            image = predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
+            pictures.append(sample_picture(image, predictor.backend))
+            prepared.append(predictor.prepare(image, item.uri))
+        except ImageError as error:
+            raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; fix it or leave it out") from error
+        truth = labeled.read(item.uri, data)
+        if truth.shape != image.shape[:2]:
+            raise CalibrationError(
+                f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
+                f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
+            )
+        truths.append(truth if grid is None else resample_nearest(truth, grid))
+        names.append(content_id(data))
+    maps = predictor.run(prepared)
+    backend, queued, results = predictor.backend, [], []
+    with backend.queue():
+        for number, (score_map, truth) in enumerate(zip(maps, truths, strict=True), start=first):
+            draw = draw_pixels(truth, taxonomy.ignore_index, number)
+            truth_there = backend.xp.asarray(truth)
+            ignored = truth_there == taxonomy.ignore_index
+            classes = backend.xp.where(ignored, np.uint16(NO_CLASS), truth_there.astype(np.uint16))
+            scores = _queue_true_scores(score_map, truth_there, taxonomy)
+            queued.append((scores, classes, draw, score_map.activation))
+            results.append(queue_counts(score_map, truth_there, scores, taxonomy))
+            results.append(class_values(score_map, truth.shape, draw))
+        downloads = backend.download(*results)
+    statistics = describe_images(maps, pictures, taxonomy)
+    observations = []
+    for index, (name, (scores, classes, draw, activation)) in enumerate(zip(names, queued, strict=True)):
+        tables, values = downloads[2 * index : 2 * index + 2]
+        counts = counts_of(name, tables, statistics[index])
+        observations.append(Observation(scores, classes, backend, counts, draw, values, activation))
+    return observations
 
 
 def _queue_true_scores(score_map: ScoreMap, truth: Any, taxonomy: Taxonomy) -> Any:

@@ -1,0 +1,1 @@
+"""Calibration by several processes: workers run the model, one process fits the thresholds."""

@@ -1,0 +1,172 @@
+"""Calibration by several workers: equal to that of one process, bit for bit, whoever dies."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskmill.engine.calibration.calibrate import calibrate
+from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.cluster.calibration import worker as worker_module
+from maskmill.engine.cluster.calibration.collect import calibrate_array, work_folder
+from maskmill.engine.cluster.calibration.worker import RECORD, ObservationJob, ObservationWorker
+from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.presence import identity
+from maskmill.engine.inputs.labeled_source import pair_images
+from maskmill.engine.inputs.labels import LabelFolder
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.errors import CalibrationError, UsageError
+
+from ....models import color_bundle
+from .photos import write_labeled_photos
+
+NUM_PHOTOS = 13
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return color_bundle(tmp_path_factory.mktemp("model"), size=(16, 24), gain=6.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_labeled_photos(tmp_path_factory.mktemp("photos"), NUM_PHOTOS)
+
+
+@pytest.fixture(autouse=True)
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "LEASE_IMAGES", 3)
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.01)
+
+
+def open_model(bundle: Bundle, batch: int = 1) -> tuple[Any, Taxonomy]:
+    return SemanticPredictor(bundle, OnnxSession(bundle), batch=batch), Taxonomy.of_model(bundle)
+
+
+def fit_of(bundle: Bundle, photos: Path, *, batch: int = 1, **options: Any) -> Any:
+    predictor, classes = open_model(bundle, batch)
+    source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
+    return partial(calibrate, predictor, source, labels, classes, **{"alpha": "0.2", "min_images": 4, **options})
+
+
+def pair(photos: Path, classes: Taxonomy) -> Any:
+    source = open_source(photos / "images")
+    return source, pair_images(source, LabelFolder(photos / "labels"), classes), classes
+
+
+def start_worker(bundle: Bundle, photos: Path, output: Path, **options: Any) -> threading.Thread:
+    """Work in a thread until the calibration is written."""
+    folder = work_folder(output)
+    job = ObservationJob(opening=partial(open_model, bundle), pairing=partial(pair, photos), store=folder, **options)
+    worker = ObservationWorker(job, Leases(folder), token=f"{id(job):x}", threads=1)
+    is_over = lambda: not (Path(folder) / RECORD).exists()  # noqa: E731
+    thread = threading.Thread(target=worker.run, kwargs={"is_over": is_over})
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "options"),
+    [
+        (1, {"group": "class"}),
+        (2, {"group": "class", "rule": "auto"}),
+        (3, {"group": "pooled", "unit": "image"}),
+        (2, {"group": "position", "grid": (8, 8)}),
+    ],
+)
+def test_any_number_of_workers_gives_the_calibration_of_one_process(
+    bundle: Bundle, photos: Path, tmp_path: Path, num_workers: int, options: dict[str, Any]
+) -> None:
+    fit = fit_of(bundle, photos, **options)
+    fit().save(tmp_path / "local.json")
+    output = tmp_path / "shared.json"
+    grid = options.get("grid") if options["group"] == "position" else None
+    threads = [start_worker(bundle, photos, output, grid=grid) for _ in range(num_workers - 1)]
+    calibrate_array(fit, output, threads=1)
+    for thread in threads:
+        thread.join(60)
+    assert output.read_bytes() == (tmp_path / "local.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["local.json", "shared.json"]
+
+
+def test_a_batch_is_never_cut_by_a_lease(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    fit = fit_of(bundle, photos, batch=4)
+    fit().save(tmp_path / "local.json")
+    calibrate_array(fit, tmp_path / "shared.json")
+    assert (tmp_path / "shared.json").read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["dead worker", "damaged file", "finished file"])
+def test_work_that_others_left_is_finished(
+    bundle: Bundle, photos: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, output = fit_of(bundle, photos), tmp_path / "shared.json"
+    fit().save(tmp_path / "local.json")
+    leases = Leases(work_folder(output))
+    with monkeypatch.context() as patch:  # the process dies at its third lease
+        hand_back, handed = Leases.hand_back, []
+
+        def die(self: Leases, *arguments: Any) -> None:
+            if len(handed) == 2:
+                raise KeyboardInterrupt
+            handed.append(hand_back(self, *arguments))
+
+        patch.setattr(Leases, "hand_back", die)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_array(fit, output)
+    finished = leases.finished()
+    assert len(finished) == 2
+    if fault == "damaged file":
+        path = Path(work_folder(output)) / "leases" / "done" / finished[0].name
+        path.write_bytes(path.read_bytes()[:-7])
+    elif fault == "dead worker":
+        leases.beat("dead", {**identity(), "process": 2**22 - 1, "beat": 1, "leases": {}, "state": "labeling"})
+        free = next(name for name in leases.open_names() if name not in leases.claims())
+        assert leases.take(free, "dead")
+    calibrate_array(fit, output)
+    assert output.read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+def test_a_process_with_other_options_is_refused(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shared.json"
+    worker = open_model(bundle)[0]
+    source, labeled, classes = pair(photos, Taxonomy.of_model(bundle))
+    sample = worker_module.Sample(predictor=worker, source=source, labeled=labeled, taxonomy=classes)
+    sample.join(work_folder(output))
+    with pytest.raises(UsageError, match=r"unfinished work of another calibration \(different: batch\)"):
+        calibrate_array(fit_of(bundle, photos, batch=2), output)
+
+
+def test_an_image_that_cannot_be_used_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    photos = write_labeled_photos(tmp_path, 4)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(photos / "labels" / "2.png")
+    with pytest.raises(CalibrationError, match=r"2\.png is 4x4 px and its image"):
+        calibrate_array(fit_of(bundle, photos), tmp_path / "shared.json")
+
+
+def test_tasks_that_fit_nothing_return_what_was_written(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    fit, output = fit_of(bundle, photos), tmp_path / "shared.json"
+    expected = fit()
+    leases = Leases(work_folder(output))
+    results: list[Calibration] = []
+    task = threading.Thread(target=lambda: results.append(calibrate_array(fit, output)))
+    task.start()  # as long as another process holds the fit, it waits
+    while not leases.take("merge", "other"):
+        pass
+    leases.beat("other", {**identity(), "beat": 1, "leases": {}, "state": "labeling"})
+    while len(leases.finished()) < 5:
+        assert task.is_alive()
+    expected.save(output)
+    (Path(work_folder(output)) / RECORD).unlink()
+    task.join(60)
+    assert results[0].thresholds.tolist() == expected.thresholds.tolist()
