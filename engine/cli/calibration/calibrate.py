@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from ...calibration.thresholds import SmallSample, Unit
 from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from ...report.terminal import say
+from ..labels.label_options import AddressOption, CpusOption, GpusOption, RunnerOption, RunWorkersOption
 from ..options import (
     AsStoredOption,
     BatchOption,
@@ -37,13 +39,13 @@ from ..options import (
     ThreadsOption,
     TileOption,
     UnverifiedOption,
-    WorkersOption,
     new_file,
     options_of_call,
     print_json,
     reads_urls,
 )
 from .recalibrate import recalibrate, weigh
+from .runners import LabeledImages, absolute, calibrate_with, check_ray_options, threads_of
 
 
 @reads_urls
@@ -188,7 +190,11 @@ def calibrate_thresholds(
     sam: SamOption = None,
     image_labels: ImageLabelsOption = None,
     settings: PromptSettings = None,
-    workers: WorkersOption = None,
+    runner: RunnerOption = "local",
+    workers: RunWorkersOption = None,
+    address: AddressOption = None,
+    cpus_per_worker: CpusOption = None,
+    gpus_per_worker: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute conformal thresholds from labeled images, and report how well they hold.
@@ -203,12 +209,7 @@ def calibrate_thresholds(
     """
     from ....kernels.processors import usable_processors
     from ...calibration.calibrate import calibrate
-    from ...inputs.labels import open_labels
-    from ...inputs.names import read_ids
-    from ...inputs.sources import open_source
     from ...report import display
-    from ...store.label_store import LabelStore
-    from ...store.reviewed_labels import ReviewedImages, open_reviewed
 
     new_file(output, ".json")
     if calibrations:
@@ -233,6 +234,12 @@ def calibrate_thresholds(
         raise UsageError("--grid applies to --group position only; leave it out")
     if bundle is None and (tile is not None or overlap):
         raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
+    if like is not None and runner != "local":
+        raise UsageError(
+            "--like weighs the images in one process: calibrate first, then weigh with --calibration FILE --like STORE"
+        )
+    check_ray_options(runner, address, cpus_per_worker, gpus_per_worker)
+    threads_per_process = threads_of(workers, runner) or usable_processors()
     options = ModelOptions(
         provider=provider,
         precision=precision,
@@ -244,24 +251,28 @@ def calibrate_thresholds(
         allow_unverified=allow_unverified,
     )
     printer = None if as_json else say
-    predictor: Any
+    opening: Any
     if bundle is not None:
-        predictor, classes = open_predictor(bundle, taxonomy, options=options, say=printer)
+        opening = partial(open_predictor, bundle, taxonomy, options=options)
     else:
         assert sam is not None, "checked above"
         prompted = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()))
-        predictor, classes = open_prompted(prompted, taxonomy, options=options, say=printer)
-    if reviewed is not None:
-        store = LabelStore.open(reviewed)
-        truth, classes = open_reviewed(store), classes.for_own_labels()
-        source = ReviewedImages(store) if images is None else open_source(images, image_ending=image_ending)
-    else:
-        assert labels is not None, "checked above"
-        assert images is not None, "checked above"
-        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
-        source = open_source(images, image_ending=image_ending)
+        opening = partial(open_prompted, prompted, taxonomy, options=options)
+    predictor, model_classes = opening(say=printer)
+    labeled = LabeledImages(
+        images=absolute(images),
+        labels=absolute(labels),
+        reviewed=reviewed,
+        pairing=pairing,
+        as_stored=labels_as_stored,
+        format=labels_format,
+        image_ending=image_ending,
+        ids=ids,
+    )
+    source, truth, classes = labeled.open(model_classes)
     with display.counter("calibrating", quiet=as_json) as progress:
-        calibration = calibrate(
+        fit = partial(
+            calibrate,
             predictor,
             source,
             truth,
@@ -272,19 +283,33 @@ def calibrate_thresholds(
             rule=rule,
             control=control,
             delta=delta,
-            ids=read_ids(ids) if ids else None,
+            ids=labeled.names,
             min_images=min_images,
             fallback=fallback,
             unseen=unseen,
             on_small_n=on_small_n,
             grid=(grid or 512, grid or 512),
-            workers=workers or usable_processors(),
+            workers=threads_per_process,
             progress=progress,
+        )
+        calibration = calibrate_with(
+            runner,
+            fit,
+            output,
+            opening=opening,
+            labeled=labeled,
+            grid=(grid or 512, grid or 512) if group == "position" else None,
+            workers=workers,
+            address=address,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            provider=provider,
         )
     if like is not None:
         weigh(calibration, like, output, as_json)
         return
-    calibration.save(output)
+    if runner == "local":
+        calibration.save(output)
     if as_json:
         print_json(dict(calibration.report))
     else:

@@ -24,6 +24,7 @@ from ...model.taxonomy import Taxonomy
 from ...reading.access import current_access
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
+from ..calibration.runners import check_ray_options, threads_of
 from ..options import print_json, with_options
 
 
@@ -76,11 +77,7 @@ class LabelingOptions:
     @property
     def threads(self) -> int | None:
         """Number of images in progress at the same time in one process."""
-        if self.workers is None or self.runner == "ray":
-            return None
-        if not self.workers.isdecimal() or int(self.workers) < 1:
-            raise UsageError(f"--workers must be at least 1, or MIN:MAX with --runner ray; got {self.workers!r}")
-        return int(self.workers)
+        return threads_of(self.workers, self.runner)
 
     @property
     def say(self) -> Callable[[str], None] | None:
@@ -272,11 +269,7 @@ def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, on_drift
 
 def _devices(run: LabelingOptions) -> tuple[int, ...]:
     """GPU numbers of ``--device``; empty if the option was not given."""
-    ray_only = {"--address": run.address, "--cpus-per-worker": run.cpus_per_worker}
-    ray_only["--gpus-per-worker"] = run.gpus_per_worker
-    for name, value in ray_only.items():
-        if value is not None and run.runner != "ray":
-            raise UsageError(f"{name} applies to --runner ray; leave it out, or add --runner ray")
+    check_ray_options(run.runner, run.address, run.cpus_per_worker, run.gpus_per_worker)
     if run.dry_run and run.runner != "local":
         raise UsageError("--dry-run labels a sample in this process; leave --runner out")
     if run.device is None:

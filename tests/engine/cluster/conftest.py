@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,3 +23,22 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield lease_jobs
     del sys.modules["lease_jobs"]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray cluster of this machine with three processors, for tests that need one."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    paths = os.pathsep.join([str(OPENING), os.environ.get("PYTHONPATH", "")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(
+            num_cpus=3,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        )
+    yield
+    ray.shutdown()

@@ -6,8 +6,6 @@ import os
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +22,6 @@ from ..corpus import write_photos
 from .test_array import assert_exactly_once
 
 ray = pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    opening = str(Path(__file__).parent / "opening")
-    paths = os.pathsep.join([opening, os.environ.get("PYTHONPATH", "")])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(
-            num_cpus=3,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": paths}},
-        )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from maskmill.engine.cluster.job import Job
-from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.inputs.labeled_source import LabeledSource, pair_images
+from maskmill.engine.inputs.labels import LabelFolder
+from maskmill.engine.inputs.sources import Source, open_source
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
@@ -51,6 +53,12 @@ def open_predictor(bundle: Path, pause: float, seen: Path | None) -> tuple[Seman
 def opening_of(bundle: Bundle) -> Any:
     """Function that opens the model of a bundle in any process."""
     return partial(open_predictor, bundle.path, 0.0, None)
+
+
+def pair_labels(photos: Path, classes: Taxonomy) -> tuple[Source, LabeledSource, Taxonomy]:
+    """Pair the images of a folder with its label maps."""
+    source = open_source(photos / "images")
+    return source, pair_images(source, LabelFolder(photos / "labels"), classes), classes
 
 
 def color_job(
