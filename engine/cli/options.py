@@ -196,10 +196,16 @@ DevicesOption = Annotated[
 
 CamOption = Annotated[
     Path | None,
-    typer.Option("--cam", metavar="BUNDLE", help="Classifier with class activation maps; use it together with --sam."),
+    typer.Option(
+        "--cam",
+        metavar="BUNDLE",
+        parser=location_of,
+        help="Classifier with class activation maps; use it together with --sam.",
+    ),
 ]
 SamOption = Annotated[
-    Path | None, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
+    Path | None,
+    typer.Option("--sam", metavar="BUNDLE", parser=location_of, help="Promptable model, such as Segment Anything."),
 ]
 ImageLabelsOption = Annotated[
     Path | None,

@@ -1,29 +1,30 @@
-"""History of a store's labeling runs: ``history.jsonl``, one line per run, for the report's figures of speed.
+"""History of a store's labeling runs: a file per run in the folder ``history``, for the report's figures of speed.
 
-The labels do not depend on it; a store without the file, or with a damaged line, is complete.
+The labels do not depend on it; a store without the folder, or with a damaged file in it, is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..model.storage import is_remote
+from ..model.storage import open_folder
 from .progress import Progress
 
-HISTORY_FILE = "history.jsonl"
+HISTORY = "history"
 
 
 def add_run(folder: Path, progress: Progress) -> None:
-    """Append the counts and stage times of a run to the history of a store, unless it processed nothing."""
-    if not progress.inputs or is_remote(folder):
+    """Add the counts and stage times of a run to the history of a store, unless it processed nothing."""
+    if not progress.inputs:
         return
-    line = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    now = datetime.now(UTC)
+    record = {
+        "time": now.isoformat(timespec="seconds"),
         "images": progress.images,
         "duplicates": progress.duplicates,
         "rejects": sum(progress.rejects.values()),
@@ -32,24 +33,22 @@ def add_run(folder: Path, progress: Progress) -> None:
         "bottleneck": progress.bottleneck,
         "stages": [vars(stage) for stage in progress.stages],
     }
+    name = f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.json"
     with suppress(OSError):  # a full disk: the labels are committed, and figures of speed are worth no error
-        file = os.open(folder / HISTORY_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(file, f"{json.dumps(line)}\n".encode())  # one call: lines of several processes never mix
-        finally:
-            os.close(file)
+        open_folder(folder).write(f"{HISTORY}/{name}", f"{json.dumps(record)}\n".encode())
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Read the runs of a store, oldest first; lines that cannot be read are left out."""
+    """Read the runs of a store, oldest first; files that cannot be read are left out."""
+    files = open_folder(folder)
     try:
-        lines = (folder / HISTORY_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        names = list(files.names(HISTORY))
     except OSError:
         return []
     runs = []
-    for line in lines:
-        with suppress(ValueError):
-            run = json.loads(line)
+    for name in names:
+        with suppress(OSError, ValueError):
+            run = json.loads(files.read(f"{HISTORY}/{name}"))
             if isinstance(run, dict) and isinstance(run.get("stages"), list):
                 runs.append(run)
     return runs

@@ -133,7 +133,11 @@ EmbeddingCacheOption = Annotated[
 PromptCam = Annotated[
     Path | None,
     typer.Option(
-        "--cam", metavar="BUNDLE", help="Prompts from activation maps of this classifier.", show_default=False
+        "--cam",
+        metavar="BUNDLE",
+        parser=location_of,
+        help="Prompts from activation maps of this classifier.",
+        show_default=False,
     ),
 ]
 BoxesOption = Annotated[
@@ -153,5 +157,6 @@ MasksOption = Annotated[
     ),
 ]
 RequiredSam = Annotated[
-    Path, typer.Option("--sam", metavar="BUNDLE", help="Promptable model, such as Segment Anything.")
+    Path,
+    typer.Option("--sam", metavar="BUNDLE", parser=location_of, help="Promptable model, such as Segment Anything."),
 ]
