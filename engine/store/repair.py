@@ -38,7 +38,11 @@ def replace_fragment(table: Table, dataset: Any, fragment_id: int, damaged: Coll
     """
     fragment = dataset.get_fragment(fragment_id)
     remove = lance.LanceOperation.Delete(updated_fragments=[], deleted_fragment_ids=[fragment_id], predicate="damaged")
-    table.record(lance.LanceDataset.commit(str(table.path), remove, read_version=dataset.version))
+    table.record(
+        lance.LanceDataset.commit(
+            str(table.path), remove, read_version=dataset.version, storage_options=table.storage_options
+        )
+    )
     if fragment is not None and UNREADABLE not in damaged:
         sound = (row for number, row, _ in fragment_records(fragment) if row is not None and number not in damaged)
         while chunk := list(islice(sound, _MERGE_ROWS)):

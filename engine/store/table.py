@@ -43,7 +43,8 @@ class Table:
         self.path: Path = folder / f"{name}.lance"
         """Folder of the dataset."""
         self._session = session
-        self._options = lance_options(getattr(folder, "storage_options", None))
+        self.storage_options: dict[str, str] | None = lance_options(getattr(folder, "storage_options", None))
+        """Options of the storage in the words of Lance; None on a disk."""
         self._process = os.getpid()
         self._hashes: dict[str, str] = {}
 
@@ -91,7 +92,9 @@ class Table:
                 f"version {version} of {self.path} was dropped, as versions that are not pinned are after an hour; "
                 "open the store again"
             )
-        dataset = lance.dataset(str(self.path), version=version, session=self._session, storage_options=self._options)
+        dataset = lance.dataset(
+            str(self.path), version=version, session=self._session, storage_options=self.storage_options
+        )
         if damaged := self.damaged_file(dataset):
             raise StoreError(f"{self.path / damaged} does not match its recorded hash; {REPAIR}")
         return dataset

@@ -15,14 +15,14 @@ nothing else may use the store meanwhile. Damaged reviews cannot be made again: 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lance
 
-from ...errors import StoreError, UsageError
+from ...errors import StoreError
 from ..model.png import decode_png
 from ..model.storage import is_remote, location_of
 from .repair import UNREADABLE, fragment_records, rebuild, replace_fragment
@@ -77,16 +77,18 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str], *, repair: bool = False, progress: Callable[[int, int], None] | None = None
+    path: str | os.PathLike[str],
+    *,
+    repair: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Check every row of a store; with ``repair``, remove what is damaged.
 
-    ``progress`` is called with (rows read, rows in total). Raises :class:`StoreError` if the folder holds no store of
-    this format or cannot be read or written at all.
+    ``progress`` is called with (rows read, rows in total); ``storage_options`` are those of a URL's filesystem. Raises
+    :class:`StoreError` if the folder holds no store of this format or cannot be read or written at all.
     """
-    folder = location_of(path)
-    if is_remote(folder):
-        raise UsageError(f"{folder} is in a bucket; copy the store to a disk to verify or repair it")
+    folder = location_of(path, storage_options)
     read_run(folder)
     with store_errors(f"cannot verify the label store {folder}"):
         return _Verifier(folder, repair, progress).run()
@@ -134,6 +136,8 @@ class _Verifier:
             self._result.damages.append(Damage(dataset=table.name, name=table.path.name, reason=reason))
         if not self._repair:
             return None
+        if is_remote(table.path):
+            raise StoreError(f"{table.path} is in a bucket, where only rows can be repaired; copy the store to a disk")
         if missing:
             table.create(table.path.parent, table.name)
         else:

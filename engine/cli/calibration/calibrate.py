@@ -45,7 +45,7 @@ from ..options import (
     reads_urls,
 )
 from .recalibrate import recalibrate, weigh
-from .runners import LabeledImages, absolute, calibrate_with, check_ray_options, threads_of
+from .runners import LabeledImages, calibrate_with, check_ray_options, reached, threads_of
 
 
 @reads_urls
@@ -253,21 +253,26 @@ def calibrate_thresholds(
     printer = None if as_json else say
     opening: Any
     if bundle is not None:
-        opening = partial(open_predictor, bundle, taxonomy, options=options)
+        opening = partial(open_predictor, reached(bundle, runner), reached(taxonomy, runner), options=options)
     else:
         assert sam is not None, "checked above"
-        prompted = PromptedOptions(cam=cam, sam=sam, image_labels=image_labels, prompt=tuple(settings or ()))
-        opening = partial(open_prompted, prompted, taxonomy, options=options)
+        prompted = PromptedOptions(
+            cam=reached(cam, runner),
+            sam=reached(sam, runner),
+            image_labels=reached(image_labels, runner),
+            prompt=tuple(settings or ()),
+        )
+        opening = partial(open_prompted, prompted, reached(taxonomy, runner), options=options)
     predictor, model_classes = opening(say=printer)
     labeled = LabeledImages(
-        images=absolute(images),
-        labels=absolute(labels),
-        reviewed=reviewed,
+        images=reached(images, runner),
+        labels=reached(labels, runner),
+        reviewed=reached(reviewed, runner),
         pairing=pairing,
         as_stored=labels_as_stored,
         format=labels_format,
         image_ending=image_ending,
-        ids=ids,
+        ids=reached(ids, runner),
     )
     source, truth, classes = labeled.open(model_classes)
     with display.counter("calibrating", quiet=as_json) as progress:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ....errors import UsageError
 from ...calibration.calibration import Calibration
@@ -17,8 +17,11 @@ from ...inputs.labeled_source import LabeledSource, pair_images
 from ...inputs.labels import LabelSource, open_labels
 from ...inputs.names import read_ids
 from ...inputs.sources import Source, open_source
+from ...model.storage import is_remote
 from ...model.taxonomy import Taxonomy
 from ...runtimes.open import ON_GPU, Provider
+
+AnyPath = TypeVar("AnyPath", Path, str, Path | None, str | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,8 @@ def calibrate_with(
     return calibrate_on_ray(fit, output, job, settings)
 
 
-def absolute(images: str | None) -> str | None:
-    """Return a path that holds on every machine with the same files; URLs as they are."""
-    return images if images is None or "://" in images else os.path.abspath(images)
+def reached(path: AnyPath, runner: Runner) -> AnyPath:
+    """Return a path that workers on Ray, which run in other folders, reach as well; URLs as they are."""
+    if runner != "ray" or path is None or is_remote(path) or "://" in str(path):
+        return path
+    return type(path)(os.path.abspath(path))

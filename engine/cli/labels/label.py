@@ -152,6 +152,7 @@ def label_corpus(
     )
     if instances and tile is not None:
         raise UsageError("--instances does not go with --tile: an object that several tiles show would be several")
+    bundle, taxonomy = run.reached(bundle), run.reached(taxonomy)
     opening = partial(open_predictor, bundle, taxonomy, options=options, say=run.say)
     settings = InstanceSettings(min_score=min_score) if instances else None
     conditions = partial(bundle_conditions, bundle)
@@ -258,12 +259,12 @@ def label_prompted(
         dry_run=dry_run,
     )
     prompts = PromptedOptions(
-        cam=cam,
-        sam=sam,
-        boxes=boxes,
-        points=points,
-        masks=coarse_masks,
-        image_labels=image_labels,
+        cam=run.reached(cam),
+        sam=run.reached(sam),
+        boxes=run.reached(boxes),
+        points=run.reached(points),
+        masks=run.reached(coarse_masks),
+        image_labels=run.reached(image_labels),
         prompt=tuple(settings or ()),
         embedding_cache=embedding_cache,
     )
@@ -277,6 +278,7 @@ def label_prompted(
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
     )
+    taxonomy = run.reached(taxonomy)
     opening = partial(open_prompted, prompts, taxonomy, options=options, store=output, say=run.say)
     conditions = partial(prompted_conditions, prompts)
     run_label(
@@ -353,7 +355,7 @@ def segment_corpus(
         device=device,
         as_json=as_json,
     )
-    prompts = PromptedOptions(sam=sam, prompt=tuple(settings or ()))
+    prompts = PromptedOptions(sam=run.reached(sam), prompt=tuple(settings or ()))
     options = ModelOptions(
         provider=provider,
         precision=precision,

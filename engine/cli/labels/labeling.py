@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import typer
 
@@ -24,7 +24,7 @@ from ...model.taxonomy import Taxonomy
 from ...reading.access import current_access
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
-from ..calibration.runners import check_ray_options, threads_of
+from ..calibration.runners import check_ray_options, reached, threads_of
 from ..options import print_json, with_options
 
 
@@ -78,6 +78,14 @@ class LabelingOptions:
     def threads(self) -> int | None:
         """Number of images in progress at the same time in one process."""
         return threads_of(self.workers, self.runner)
+
+    @overload
+    def reached(self, path: Path) -> Path: ...
+    @overload
+    def reached(self, path: Path | None) -> Path | None: ...
+    def reached(self, path: Path | None) -> Path | None:
+        """Return a file or folder under a name that every worker reaches it by, with the options of its storage."""
+        return path if path is None else reached(with_options(path, self.storage_options), self.runner)
 
     @property
     def say(self) -> Callable[[str], None] | None:

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.runner import run_array
 from maskmill.engine.cluster.status import read_status
 from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.history import read_history
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.storage import fsspec_options, lance_options, location_of, open_folder
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.verify import verify
 from maskmill.errors import CalibrationError
 
 from ...models import color_bundle
@@ -86,6 +89,25 @@ def labels_of(store: LabelStore) -> dict[str, tuple[bytes, bytes]]:
 @pytest.mark.filterwarnings("ignore")
 class TestBucket:
     """Tests that share one server."""
+
+    def test_a_store_in_a_bucket_is_verified_repaired_and_has_a_history(
+        self, bundle: Bundle, tmp_path: Path, options: dict[str, str]
+    ) -> None:
+        write_photos(tmp_path / "photos", 4)
+        place = location_of("s3://bucket/verified", options)
+        label_folder(bundle, tmp_path / "photos", place, selection=Selection.argmax())
+        assert [run["images"] for run in read_history(place)] == [4]
+        sound = verify("s3://bucket/verified", storage_options=options)
+        assert (sound.damages, sound.rows["labels"], sound.rows["inputs"]) == ([], 4, 4)
+        store = LabelStore.open(place)
+        store.commit([], [replace(next(store.inputs()), uri="/lost.png", id="0" * 32)])
+        (damage,) = verify(place).damages
+        assert (damage.name, damage.reason) == ("/lost.png", "its labels are damaged or missing")
+        assert verify(place, repair=True).sound
+        assert verify(place).damages == []
+        assert sorted(row.uri for row in LabelStore.open(place).inputs()) == sorted(
+            str(path) for path in (tmp_path / "photos").iterdir()
+        )
 
     def test_a_run_from_a_bucket_into_a_bucket(
         self, jobs: Any, bundle: Bundle, tmp_path: Path, options: dict[str, str]

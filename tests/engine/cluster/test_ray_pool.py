@@ -19,6 +19,7 @@ from maskmill.errors import SessionError, StoreError, UsageError
 
 from ...models import color_bundle
 from ..corpus import write_photos
+from .prompted_jobs import KINDS, assert_as_local, prompted_job, write_scenes
 from .test_array import assert_exactly_once
 
 ray = pytest.importorskip("ray")
@@ -57,6 +58,13 @@ class TestRay:
         assert progress.images == 300
         assert any("died" in warning for warning in progress.warnings)
         assert_exactly_once(tmp_path, bundle, paths)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_promptable_models_label_as_in_one_process(self, tmp_path: Path, kind: str) -> None:
+        job = prompted_job(kind, tmp_path, write_scenes(tmp_path / "photos", 6), tmp_path / "store")
+        pool = RayPool(job, RaySettings(min_workers=1, max_workers=1, cpus_per_worker=1))
+        assert run_on(pool, job).images == 6
+        assert_as_local(job, tmp_path)
 
     def test_an_error_of_every_worker_is_raised(self, jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
         write_photos(tmp_path / "photos", 3)
