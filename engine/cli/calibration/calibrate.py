@@ -15,7 +15,6 @@ from ...calibration.thresholds import SmallSample, Unit
 from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from ...report.terminal import say
-from ..labels.label_options import AddressOption, CpusOption, GpusOption, RunnerOption, RunWorkersOption
 from ..options import (
     AsStoredOption,
     BatchOption,
@@ -44,8 +43,18 @@ from ..options import (
     print_json,
     reads_urls,
 )
+from ..runner_options import (
+    AddressOption,
+    CpusOption,
+    GpusOption,
+    RunnerOption,
+    RunWorkersOption,
+    check_ray_options,
+    reached,
+    threads_of,
+)
 from .recalibrate import recalibrate, weigh
-from .runners import LabeledImages, calibrate_with, check_ray_options, reached, threads_of
+from .runners import LabeledImages, calibrate_with
 
 
 @reads_urls

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ....errors import UsageError
 from ...calibration.calibration import Calibration
 from ...cluster.runner import Runner
 from ...formats.open import InputFormat
@@ -17,11 +15,9 @@ from ...inputs.labeled_source import LabeledSource, pair_images
 from ...inputs.labels import LabelSource, open_labels
 from ...inputs.names import read_ids
 from ...inputs.sources import Source, open_source
-from ...model.storage import is_remote
 from ...model.taxonomy import Taxonomy
 from ...runtimes.open import ON_GPU, Provider
-
-AnyPath = TypeVar("AnyPath", Path, str, Path | None, str | None)
+from ..runner_options import threads_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +61,6 @@ class LabeledImages:
         return open_source(images, image_ending=self.image_ending)
 
 
-def threads_of(workers: str | None, runner: Runner) -> int | None:
-    """Return the images in progress of one process, None for one per core; raises :class:`UsageError`."""
-    if workers is None or runner == "ray":
-        return None
-    if not workers.isdecimal() or int(workers) < 1:
-        raise UsageError(f"--workers must be at least 1, or MIN:MAX with --runner ray; got {workers!r}")
-    return int(workers)
-
-
-def check_ray_options(
-    runner: Runner, address: str | None, cpus_per_worker: int | None, gpus_per_worker: float | None
-) -> None:
-    """Raise :class:`UsageError` for an option of Ray without ``--runner ray``."""
-    options = {"--address": address, "--cpus-per-worker": cpus_per_worker, "--gpus-per-worker": gpus_per_worker}
-    for name, value in options.items():
-        if value is not None and runner != "ray":
-            raise UsageError(f"{name} applies to --runner ray; leave it out, or add --runner ray")
-
-
 def calibrate_with(
     runner: Runner,
     fit: Callable[..., Calibration],
@@ -122,10 +99,3 @@ def calibrate_with(
     )
     job = ObservationJob(opening=opening, pairing=labeled.pair, store=work_folder(output), grid=grid)
     return calibrate_on_ray(fit, output, job, settings)
-
-
-def reached(path: AnyPath, runner: Runner) -> AnyPath:
-    """Return a path that workers on Ray, which run in other folders, reach as well; URLs as they are."""
-    if runner != "ray" or path is None or is_remote(path) or "://" in str(path):
-        return path
-    return type(path)(os.path.abspath(path))

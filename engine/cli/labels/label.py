@@ -46,14 +46,12 @@ from ..options import (
     reads_urls,
     with_options,
 )
+from ..runner_options import AddressOption, CpusOption, GpusOption, RunnerOption, RunWorkersOption
 from .label_options import (
-    AddressOption,
     BoxesOption,
     CalibrationOption,
-    CpusOption,
     DryRunOption,
     EmbeddingCacheOption,
-    GpusOption,
     InstancesOption,
     KeepScoresOption,
     LevelsOption,
@@ -67,8 +65,6 @@ from .label_options import (
     PromptCam,
     RequiredSam,
     RetryOption,
-    RunnerOption,
-    RunWorkersOption,
     SelectOption,
     ShardOption,
     ThresholdOption,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ...cluster.runner import Runner
 from ...labeling.drift import OnDrift
 from ...labeling.selection import Method, Weight
 from ...model.storage import location_of
@@ -55,53 +54,6 @@ KeepScoresOption = Annotated[
         metavar="ALPHA",
         help="Keep the scores that reselect needs for this alpha and above (--select conformal).",
         show_default="not kept",
-    ),
-]
-RunnerOption = Annotated[
-    Runner,
-    typer.Option(
-        "--runner",
-        metavar="NAME",
-        help="Where to run: this process (local), one of many that share the store, as in a Slurm array (array), or "
-        "a Ray cluster (ray).",
-    ),
-]
-RunWorkersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--workers",
-        metavar="N",
-        help="Images in progress at the same time; with --runner ray worker processes, N or MIN:MAX.",
-        show_default="one per core",
-    ),
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster (--runner ray).",
-        show_default="that of this machine, or a new one",
-    ),
-]
-CpusOption = Annotated[
-    int | None,
-    typer.Option(
-        "--cpus-per-worker",
-        min=1,
-        metavar="N",
-        help="Processors of each worker (--runner ray).",
-        show_default="those of a machine, at most 8",
-    ),
-]
-GpusOption = Annotated[
-    float | None,
-    typer.Option(
-        "--gpus-per-worker",
-        min=0.0,
-        metavar="N",
-        help="GPUs of each worker (--runner ray).",
-        show_default="1 if the provider runs on one",
     ),
 ]
 InstancesOption = Annotated[

@@ -24,8 +24,8 @@ from ...model.taxonomy import Taxonomy
 from ...reading.access import current_access
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
-from ..calibration.runners import check_ray_options, reached, threads_of
 from ..options import print_json, with_options
+from ..runner_options import check_ray_options, reached, threads_of
 
 
 @dataclass(frozen=True, kw_only=True)
