@@ -1,6 +1,7 @@
 """Compare the speed of a labeling run with the bare model and with the obvious loop.
 
     python benchmarks/label_run.py [--json] [--images 296] [--rounds 7]
+    python benchmarks/label_run.py --against CHECKOUT [--images 60] [--rounds 20]
 
 deeplabv3-257 on MSRC photos (MASKMILL_DATA, or ../shared/data beside the repository). The variants alternate within a
 round; figures are medians over rounds with their range.
@@ -15,6 +16,10 @@ round; figures are medians over rounds with their range.
 Keys: `vs_bare` (images/s over bare's), `vs_obvious` (images/s over the obvious loop's), both of the product on ONNX
 Runtime; `openvino_vs_obvious`; `stages` (milliseconds per image on one thread, and bytes); `resume_1m_s` (seconds to
 plan a resume over a million finished inputs).
+
+``--against`` compares the product with that of another checkout of the repository: one process each, which label the
+photos in turn, the order drawn anew in every round. `old_over_new` and `old_over_new_wall` are the ratios of processor
+time and of time, medians over rounds with their 95 % bootstrap interval: above 1, this checkout is faster.
 """
 
 from __future__ import annotations
@@ -23,7 +28,10 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,6 +61,32 @@ from maskmill.kernels.processors import usable_processors
 
 PRODUCT_OPENVINO = "product, OpenVINO"
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+CHILD = """
+import shutil, sys, time
+from pathlib import Path
+import numpy as np
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.label_run import label
+from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+folder = Path(sys.argv[1])
+bundle = Bundle.load(folder / "deeplab")
+taxonomy, predictor = Taxonomy.of_model(bundle), SemanticPredictor(bundle, OnnxSession(bundle))
+thresholds = np.full(taxonomy.num_scored, 0.5, np.float32)
+selection = Selection(method="conformal", rule="agree", thresholds=thresholds, weight="pcos")
+for line in sys.stdin:
+    store = folder / line.strip()
+    wall, cpu = time.perf_counter(), time.process_time()
+    run = label(predictor, open_source(folder / "photos.txt"), store, taxonomy, selection)
+    print(run.images, time.process_time() - cpu, time.perf_counter() - wall, flush=True)
+    shutil.rmtree(store)
+"""
+"""One side of a comparison of two checkouts: labels the photos for every line that it reads."""
 
 
 def adopt(folder: Path) -> Bundle:
@@ -171,18 +205,67 @@ def stage_times(bundle: Bundle, photos: list[Path], selection: Selection, taxono
     return {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
 
 
+def compare_checkouts(old: Path, photos: list[Path], folder: Path, rounds: int) -> dict[str, Any]:
+    """Label with two checkouts in turn."""
+    adopt(folder)
+    (folder / "photos.txt").write_text("\n".join(map(str, photos)))
+    children: dict[str, subprocess.Popen[str]] = {}
+    for name, checkout in (("old", old), ("new", Path(__file__).resolve().parents[1])):
+        (folder / name).mkdir()
+        (folder / name / "maskmill").symlink_to(checkout.resolve())
+        environment = {**os.environ, "PYTHONPATH": str(folder / name)}
+        command = [sys.executable, "-c", CHILD, str(folder)]
+        children[name] = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(name: str, number: int) -> tuple[float, float]:
+        child = children[name]
+        assert child.stdin is not None, "the child reads"
+        assert child.stdout is not None, "the child answers"
+        child.stdin.write(f"{name}-{number}\n")
+        child.stdin.flush()
+        images, cpu, wall = child.stdout.readline().split()
+        assert int(images) == len(photos), f"{name} labeled {images} of {len(photos)} photos"
+        return float(cpu), float(wall)
+
+    chance = random.Random(0)
+    ratios: list[tuple[float, float]] = []
+    for number in range(-2, rounds):
+        names = ["old", "new"]
+        chance.shuffle(names)
+        times = {name: run(name, number) for name in names}
+        if number >= 0:  # the first rounds compile kernels and warm caches
+            ratios.append((times["old"][0] / times["new"][0], times["old"][1] / times["new"][1]))
+    for child in children.values():
+        child.communicate()
+    result: dict[str, Any] = {"images": len(photos), "rounds": rounds}
+    for place, name in enumerate(("old_over_new", "old_over_new_wall")):
+        values = [pair[place] for pair in ratios]
+        medians = sorted(statistics.median(chance.choices(values, k=rounds)) for _ in range(2000))
+        result[name] = round(statistics.median(values), 4)
+        result[f"{name}_interval"] = [round(medians[50], 4), round(medians[1949], 4)]
+        result[f"{name}_all"] = [round(value, 4) for value in values]
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--images", type=int, default=296)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-resume", action="store_true", help="leave out the million-input resume")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with this checkout instead")
     arguments = parser.parse_args()
     # one of the photos exists twice; the product would label it once
     distinct = {photo.read_bytes(): photo for photo in sorted((DATA / "msrc" / "images").glob("*.jpg"))}
     photos = list(distinct.values())[: arguments.images]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if arguments.against is not None:
+            result = compare_checkouts(arguments.against, photos, folder, arguments.rounds)
+            print(json.dumps(result, indent=2) if arguments.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+            return
         bundle = adopt(folder)
         taxonomy = Taxonomy.of_model(bundle)
         # the thresholds' values change what is kept, not the work
