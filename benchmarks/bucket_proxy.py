@@ -40,7 +40,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError, ValueError), client, socket.create_connection(("127.0.0.1", self.port)) as server:
             incoming, outgoing = client.makefile("rb"), server.makefile("rb")
-            while request := message(incoming):
+            while request := message(incoming, client):
                 kind = self._draw()
                 if kind in ("500", "503"):
                     client.sendall(refusal(kind))
@@ -70,13 +70,16 @@ def refusal(status: str) -> bytes:
     return (head + body).encode()
 
 
-def message(stream: Any, *, is_answer: bool = False, is_head: bool = False) -> bytes:
-    """Read one HTTP message; empty at the end of the stream."""
+def message(stream: Any, asker: Any = None, *, is_answer: bool = False, is_head: bool = False) -> bytes:
+    """Read one HTTP message; empty at the end of the stream. ``asker`` is told to send the body if it waits for that."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = stream.readline()
         if not line:
             return b""
+        if line.lower().startswith(b"expect: 100"):
+            asker.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            continue
         head += line
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
     if is_answer and (is_head or head.split()[1] in (b"204", b"304", b"100")):
