@@ -41,7 +41,8 @@ if TYPE_CHECKING:
         status,
         write_manifest,
     )
-    from .engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance
+    from .engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance
+    from .engine.model.input_spec import InputSpec
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
     from .engine.predictors.semantic import SemanticPredictor

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from maskmill.engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec
+from maskmill.engine.model.bundle import Bundle, ModelFile, OutputSpec
 from maskmill.engine.model.files import sha256
+from maskmill.engine.model.input_spec import InputSpec
 
 CLASSES = 21
 STRIDE = 8

@@ -54,8 +54,9 @@ from maskmill.engine.inputs.image_labels import ImageLabels
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec
+from maskmill.engine.model.bundle import Bundle, OutputSpec
 from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.input_spec import InputSpec
 from maskmill.engine.model.publishing import write_atomically
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.prompted.activation_maps import CamModel, Cams

@@ -215,6 +215,8 @@ def label(
     provider: Provider = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    windows: int | None = None,
+    window_overlap: int = 0,
     workers: int | None = None,
     progress: bool = False,
 ) -> Progress:
@@ -239,6 +241,8 @@ def label(
         Store single objects as well, from a model that gives them; the lowest score of an object.
     limit, retry_rejects
         Stop after this many inputs; try inputs again that were rejected before.
+    windows, window_overlap
+        Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each an image of its own.
     provider, tile, overlap, workers
         Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
     progress
@@ -251,6 +255,7 @@ def label(
     from .labeling import label_run
     from .labeling.instances import InstanceSettings
     from .labeling.selection import Selection
+    from .reading.geotiff import cut_of
 
     if calibration is not None and threshold is not None:
         raise UsageError("give calibration or threshold, not both")
@@ -272,7 +277,7 @@ def label(
     with run_display_if(progress) as observer:
         return label_run.label(
             predictor,
-            open_source(images),
+            open_source(images, windows=cut_of(windows, window_overlap)),
             store,
             classes,
             selection,

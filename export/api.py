@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..engine.arguments import Location, class_names_of
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter
+    from ..engine.model.bundle import Activation, Bundle
+    from ..engine.model.input_spec import Channels, Layout, Resize, ResizeFilter, SampleType
 
 
 def adopt(
@@ -27,10 +28,13 @@ def adopt(
     resize_filter: ResizeFilter = "bilinear",
     antialias: bool = True,
     channels: Channels = "RGB",
-    scale: float = 1 / 255,
-    mean: float | tuple[float, float, float] = 0.0,
-    std: float | tuple[float, float, float] = 1.0,
-    pad_value: float = 0.0,
+    bands: Sequence[int] | None = None,
+    sample_type: SampleType = "uint8",
+    display_bands: tuple[int, int, int] | None = None,
+    scale: float | None = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    pad_value: float | Sequence[float] = 0.0,
     license: str = "",
 ) -> Bundle:
     """Make a model bundle from an ONNX file: check the graph, run it, record hashes, classes and preprocessing.
@@ -47,28 +51,42 @@ def adopt(
         Order of the input's axes; (height, width) in pixels if the graph leaves them open; the function that turns
         the output into scores; the score output's name if there are several.
     resize, resize_filter, antialias, channels, scale, mean, std, pad_value
-        How an image (HWC uint8 RGB, [0, 255]) becomes the input: x = (pixel * scale - mean) / std.
+        How an image (HWC uint8 RGB, [0, 255]) becomes the input: x = (pixel * scale - mean) / std; the scale is 1/255
+        if None.
+    bands, sample_type, display_bands
+        Bands of a file that feed a semantic model in place of red, green and blue, counted from 1, in the order of its
+        channels; their number type, of which all but uint8 need a scale; the three bands that pictures show.
     license
         License of the weights, for the record.
 
     Raises :class:`BundleError` for a graph that cannot be used, :class:`UsageError` for options that contradict it.
     """
     from .adopt.classifier import cam_from_onnx
+    from .adopt.preprocessing import with_bands
     from .adopt.semantic import bundle_from_onnx
 
     names = class_names_of(classes)
-    three_mean = (mean, mean, mean) if isinstance(mean, int | float) else mean
-    three_std = (std, std, std) if isinstance(std, int | float) else std
+    values = {"mean": mean, "std": std, "pad_value": pad_value}
+    fields: dict[str, Any] = {
+        name: value if isinstance(value, int | float) else tuple(value) for name, value in values.items()
+    }
+    if scale is not None:
+        fields["scale"] = scale
+    if bands is not None:
+        fields = with_bands(fields, bands, sample_type, display_bands)
+    elif sample_type != "uint8" or display_bands is not None:
+        raise UsageError("sample_type and display_bands apply to bands; give bands as well")
+    else:
+        fields |= {name: (fields[name],) * 3 for name in ("mean", "std") if isinstance(fields[name], int | float)}
+    fields |= {"resize": resize, "resize_filter": resize_filter, "antialias": antialias, "channels": channels}
     if task == "cam":
         if activation == "none":
             raise UsageError("a classifier's activation is softmax or sigmoid; choose one of them")
         return cam_from_onnx(
             model, output, classes=names, background=background, layout=layout, size=size, activation=activation,
-            license=license, resize=resize, resize_filter=resize_filter, antialias=antialias, channels=channels,
-            scale=scale, mean=three_mean, std=three_std, pad_value=pad_value,
+            license=license, **fields,
         )  # fmt: skip
     return bundle_from_onnx(
         model, output, classes=names, background=background, layout=layout, size=size, activation=activation,
-        output_name=output_name, license=license, resize=resize, resize_filter=resize_filter, antialias=antialias,
-        channels=channels, scale=scale, mean=three_mean, std=three_std, pad_value=pad_value,
+        output_name=output_name, license=license, **fields,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..engine.model.bundle import Layout
+from ..engine.model.input_spec import Layout
 from ..engine.runtimes.base import first_line
 from ..errors import BundleError, ExportError, UsageError
 
@@ -114,7 +114,9 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
 
 
-def image_input(model: onnx.ModelProto, layout: Layout, size: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
+def image_input(
+    model: onnx.ModelProto, layout: Layout, size: tuple[int, int] | None, num_channels: int = 3
+) -> tuple[str, tuple[int, int]]:
     """Return the name and the (height, width) of the one input, a float32 batch of images.
 
     ``size`` is used if the graph leaves it free. Raises :class:`BundleError` for another input, :class:`UsageError` for
@@ -130,11 +132,12 @@ def image_input(model: onnx.ModelProto, layout: Layout, size: tuple[int, int] | 
     if len(shape) != 4:
         raise BundleError(f"the input {value.name!r} has {len(shape)} axes; an image batch has four ({layout})")
     channels, height, width = (shape[1], shape[2], shape[3]) if layout == "NCHW" else (shape[3], shape[1], shape[2])
-    if channels not in (None, 3):
+    if channels not in (None, num_channels):
         other = "NHWC" if layout == "NCHW" else "NCHW"
+        hint = f"is its layout {other}?" if num_channels in shape else f"name its {channels} bands with --bands"
         raise UsageError(
-            f"the input {value.name!r} has shape {shape}, so in {layout} it takes {channels} channels instead of 3; "
-            f"is its layout {other}?"
+            f"the input {value.name!r} has shape {shape}, so in {layout} it takes {channels} channels instead of "
+            f"{num_channels}; {hint}"
         )
     if size is None:
         if height is None or width is None:

@@ -13,7 +13,9 @@ import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
 from maskmill.engine.model.bundle import OBJECT_KINDS, Bundle, OutputSpec
+from maskmill.engine.model.input_spec import SampleType
 from maskmill.export.adopt.classifier import cam_from_onnx
+from maskmill.export.adopt.preprocessing import with_bands
 from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.adopt.semantic import bundle_from_onnx
 from maskmill.export.staging import model_file
@@ -91,6 +93,33 @@ def color_bundle(
         layout=graph.get("layout", "NCHW"),
         **options,
     )
+
+
+def band_bundle(
+    folder: Path,
+    *,
+    bands: Sequence[int] = (5, 1, 4, 2),
+    sample_type: SampleType = "uint16",
+    scale: float = 1 / 10_000,
+    size: tuple[int, int] = (16, 24),
+    layout: str = "NCHW",
+    **options: Any,
+) -> Bundle:
+    """A bundle in ``folder / "bundle"`` whose class i is the strongest of its bands, by their order."""
+    number = len(bands)
+    shape = ["N", number, *size] if layout == "NCHW" else ["N", *size, number]
+    turn = "Transpose <perm = [0, 3, 1, 2]>" if layout == "NHWC" else "Identity"
+    model = _parsed(f"""
+        bands (float[{", ".join(map(str, shape))}] image) => (float[N, {number}, {size[0]}, {size[1]}] scores)
+        {{ planes = {turn} (image)  scores = Conv (planes, weight) }}
+    """)
+    weight = (np.eye(number) * 10).astype(np.float32).reshape(number, number, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
+    path = folder / "bands.onnx"
+    onnx.save(model, path)
+    fields = with_bands({"scale": scale, **options}, bands, sample_type)
+    names = [f"band {band}" for band in bands]
+    return bundle_from_onnx(path, folder / "bundle", classes=names, layout=layout, **fields)  # type: ignore[arg-type]
 
 
 def color_image(label: np.ndarray, *, strength: int = 255) -> np.ndarray:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.model.bundle import InputSpec, check_class_names
+from ..engine.model.bundle import check_class_names
+from ..engine.model.input_spec import InputSpec
 from ..engine.model.publishing import remove_leftovers, write_atomically
 from ..engine.model.schema import read_json_object, read_value
 from ..engine.reading.local import read_local

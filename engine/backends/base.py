@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...errors import ImageError
 from ..inputs.images import MAX_PIXELS
-from ..model.bundle import InputSpec
+from ..model.input_spec import BandSpec, InputSpec
 
 
 class Backend(Protocol):
@@ -50,6 +50,11 @@ class Backend(Protocol):
 
         None: all bits of their type. It is recorded with labels and calibrations.
         """
+        ...
+
+    @property
+    def bands(self) -> BandSpec | None:
+        """Bands that images are decoded to, (H, W, C) on the host in their sample type; None: HWC uint8 RGB."""
         ...
 
     @property

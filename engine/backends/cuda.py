@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import ImageError
 from ...kernels.gpu import device
-from ..inputs.images import MAX_PIXELS, image_size, resized_size
-from ..model.bundle import InputSpec
+from ..inputs.images import MAX_PIXELS, image_size, preprocess, resized_size
+from ..model.input_spec import BandSpec, InputSpec
 from ..runtimes.device_arrays import array_over, is_device_array
 from ..runtimes.nvidia import this_gpu
 from .host import decoded_or_error
@@ -80,8 +80,9 @@ class CudaBackend:
     it does not support, on the CPU.
     """
 
-    def __init__(self, *, bit_depth: int | None = None) -> None:
+    def __init__(self, *, bit_depth: int | None = None, bands: BandSpec | None = None) -> None:
         self.bit_depth = bit_depth
+        self.bands = bands
         self._gpu = this_gpu()
         import cupy
 
@@ -158,7 +159,12 @@ class CudaBackend:
         jpegs = []
         for index, data in enumerate(files):
             # a truncated file goes to the host's decoder, which refuses it instead of filling it up
-            if self._codec is None or data[:3] != b"\xff\xd8\xff" or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+            if (
+                self._codec is None
+                or self.bands is not None
+                or data[:3] != b"\xff\xd8\xff"
+                or not data.rstrip(b"\0").endswith(b"\xff\xd9")
+            ):
                 continue
             try:
                 image_size(data, max_pixels=max_pixels)  # refuses images that are too large
@@ -172,12 +178,23 @@ class CudaBackend:
         for index, data in enumerate(files):
             if images[index] is None:
                 images[index] = decoded_or_error(
-                    data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn and partial(warn, index)
+                    data,
+                    self.bands,
+                    max_pixels=max_pixels,
+                    bit_depth=self.bit_depth,
+                    warn=warn and partial(warn, index),
                 )
         return images
 
     def preprocess(self, image: Any, spec: InputSpec) -> tuple[Any, tuple[float, float]]:
-        """Compute a model input as :func:`maskmill.engine.inputs.images.preprocess`, on the ingest stream."""
+        """Compute a model input as :func:`maskmill.engine.inputs.images.preprocess`, on the ingest stream.
+
+        Bands are resized and normalized on the host.
+        """
+        if spec.bands is not None:
+            host, covers = preprocess(image, spec)
+            with self._compute:
+                return self._cupy.asarray(host), covers
         height, width = resized_size(image.shape[0], image.shape[1], spec)
         shape = (3, spec.height, spec.width) if spec.layout == "NCHW" else (spec.height, spec.width, 3)
         staging = None

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError
-from ..inputs.images import MAX_PIXELS, decode_image, preprocess
-from ..model.bundle import InputSpec
+from ..inputs.images import MAX_PIXELS, decode_input, preprocess
+from ..model.input_spec import BandSpec, InputSpec
 
 
-def decoded_or_error(data: bytes, **options: Any) -> NDArray[np.uint8] | ImageError:
-    """Run :func:`maskmill.engine.inputs.images.decode_image` and return its error instead of raising it."""
+def decoded_or_error(data: bytes, bands: BandSpec | None, **options: Any) -> NDArray[Any] | ImageError:
+    """Decode a photo, or the bands of a file, and return its :class:`ImageError` instead of raising it."""
     try:
-        return decode_image(data, **options)
+        return decode_input(data, bands, **options)
     except ImageError as error:
         return error
 
@@ -32,14 +32,15 @@ class HostBackend:
     decode_size = 1
     keep_limit = 0
 
-    def __init__(self, *, bit_depth: int | None = None) -> None:
+    def __init__(self, *, bit_depth: int | None = None, bands: BandSpec | None = None) -> None:
         self.bit_depth = bit_depth
+        self.bands = bands
 
     def decode(
         self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None
-    ) -> NDArray[np.uint8]:
+    ) -> NDArray[Any]:
         """Decode on the calling thread."""
-        return decode_image(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn)
+        return decode_input(data, self.bands, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn)
 
     def decode_batch(
         self,
@@ -47,14 +48,20 @@ class HostBackend:
         *,
         max_pixels: int = MAX_PIXELS,
         warn: Callable[[int, str], None] | None = None,
-    ) -> list[NDArray[np.uint8] | ImageError]:
+    ) -> list[NDArray[Any] | ImageError]:
         """Decode one file after the other on the calling thread."""
         return [
-            decoded_or_error(data, max_pixels=max_pixels, bit_depth=self.bit_depth, warn=warn and partial(warn, index))
+            decoded_or_error(
+                data,
+                self.bands,
+                max_pixels=max_pixels,
+                bit_depth=self.bit_depth,
+                warn=warn and partial(warn, index),
+            )
             for index, data in enumerate(files)
         ]
 
-    def upload(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def upload(self, image: NDArray[Any]) -> NDArray[Any]:
         """Return the image itself."""
         return image
 

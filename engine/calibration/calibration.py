@@ -342,6 +342,7 @@ def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
         "taxonomy": taxonomy.fingerprint,
         "kernels": backend.form,
         "bit_depth": backend.bit_depth,
+        **({} if backend.bands is None else {"bands": backend.bands.to_json()}),
     }
 
 

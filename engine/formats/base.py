@@ -165,6 +165,8 @@ class Writer(ABC):
     """True if the format tells objects of one class apart."""
     holds_weights: ClassVar[bool] = False
     """True if the format has a place for weights."""
+    merges_windows: ClassVar[bool] = False
+    """True if windows of one file become one file again."""
     image_modes: ClassVar[tuple[ImageMode, ...]] = ("none", "copy", "link")
     """Choices for photos, the default first."""
     batch: ClassVar[int] = 1

@@ -24,6 +24,7 @@ from .coco import CocoPolygonWriter, CocoReader, CocoWriter
 from .coco_panoptic import CocoPanopticReader, CocoPanopticWriter
 from .cvat import CvatReader, CvatWriter
 from .files import FileTree, is_folder, json_elements, json_members, json_start, read_bytes
+from .geotiff.writer import GeotiffWriter
 from .label_studio import LabelStudioReader, LabelStudioWriter
 from .labelme import LabelmeReader, LabelmeWriter
 from .mask_folders import (
@@ -69,6 +70,7 @@ OutputFormat = Literal[
     "webdataset",
     "huggingface",
     "fiftyone",
+    "geotiff",
 ]
 """Formats that can be written."""
 
@@ -89,6 +91,7 @@ WRITERS: dict[OutputFormat, type[Writer]] = {
     "webdataset": WebDatasetWriter,
     "huggingface": HuggingFaceWriter,
     "fiftyone": FiftyoneWriter,
+    "geotiff": GeotiffWriter,
 }
 """Writer of each format."""
 

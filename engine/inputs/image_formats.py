@@ -129,9 +129,19 @@ def orientation(image: Any) -> int:
 
 
 def orientation_of(data: bytes) -> int:
-    """Return the EXIF orientation of an image file's bytes, 1 to 8; raises :class:`ImageError`."""
+    """Return the EXIF orientation of an image file's bytes, 1 to 8; raises :class:`ImageError`.
+
+    NumPy files and TIFF files of bands that Pillow does not know have none: 1.
+    """
+    if data.startswith(b"\x93NUMPY"):
+        return 1
     with quiet_pillow():
-        return orientation(open_image(data, 1 << 62))
+        try:
+            return orientation(open_image(data, 1 << 62))
+        except ImageError:
+            if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+                return 1
+            raise
 
 
 def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

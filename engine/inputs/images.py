@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import ImageError, UsageError
-from ..model.bundle import InputSpec
+from ..model.input_spec import BandSpec, InputSpec
 from .image_formats import damage, open_image, orientation, pixels_of, quiet_pillow
+from .rasters.bands import NPY, decode_bands, photo_of_npy, raster_size
 
 MAX_PIXELS = 178_956_970
 """Default limit on an image's pixels: half a gigabyte as RGB."""
@@ -62,6 +64,8 @@ def decode_image(
     """
     if bit_depth is not None and not 9 <= bit_depth <= 32:
         raise UsageError(f"the bit depth must be from 9 to 32, got {bit_depth}")
+    if data.startswith(NPY):
+        return photo_of_npy(data, max_pixels)
     with quiet_pillow():
         image = open_image(data, max_pixels)
         try:
@@ -79,8 +83,27 @@ def decode_image(
     return pixels
 
 
+def decode_input(
+    data: bytes,
+    bands: BandSpec | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> NDArray[Any]:
+    """Decode what a model takes: the ``bands`` of a file, (H, W, C) in their sample type, or a photo if None.
+
+    Raises :class:`ImageError`, and :class:`MissingPackageError` for bands of a TIFF file without rasterio.
+    """
+    if bands is None:
+        return decode_image(data, max_pixels=max_pixels, bit_depth=bit_depth, warn=warn)
+    return decode_bands(data, bands, max_pixels=max_pixels)
+
+
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return the (height, width) that :func:`decode_image` would give, from the header alone; the same errors."""
+    if (size := raster_size(data)) is not None:
+        return size
     with quiet_pillow():
         image = open_image(data, max_pixels)
         width, height = image.size
@@ -89,15 +112,20 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def preprocess(
-    image: NDArray[np.uint8], spec: InputSpec, out: NDArray[np.float32] | None = None
+    image: NDArray[Any], spec: InputSpec, out: NDArray[np.float32] | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """Resize and normalize an (H, W, 3) uint8 RGB image for a model; returns (tensor, region).
 
-    The tensor is float32, (3, height, width) or (height, width, 3), without a batch axis, in ``out`` if given.
+    A model with bands takes (H, W, C) in their sample type: they are resized as floats, without rounding, and samples
+    that are not finite become the padding value.
+
+    The tensor is float32, (C, height, width) or (height, width, C), without a batch axis, in ``out`` if given.
     ``region`` is the share of its height and of its width that the image covers: (1.0, 1.0) when stretched; with
     ``longest-side`` the image is at the top left and the rest holds the padding value. With antialiasing the resize
     is Pillow's, else OpenCV's half-pixel interpolation. Raises :class:`UsageError` for arrays of another shape or type.
     """
+    if spec.bands is not None:
+        return _preprocess_bands(image, spec, spec.bands, out)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise UsageError(f"an image must be (H, W, 3) uint8 and not empty, got {image.dtype}{image.shape}")
     nhwc = spec.layout == "NHWC"
@@ -147,6 +175,45 @@ def _resize(image: NDArray[np.uint8], height: int, width: int, spec: InputSpec) 
     return np.asarray(
         cv2.resize(image, (width, height), interpolation=_CV2_FILTERS[spec.resize_filter]), dtype=np.uint8
     )
+
+
+def _preprocess_bands(
+    image: NDArray[Any], spec: InputSpec, bands: BandSpec, out: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    number = len(bands.numbers)
+    if image.ndim != 3 or image.shape[2] != number or str(image.dtype) != bands.sample_type or 0 in image.shape:
+        raise UsageError(
+            f"an image of this model must be (H, W, {number}) {bands.sample_type} and not empty, got "
+            f"{image.dtype}{image.shape}"
+        )
+    shape = (number, spec.height, spec.width) if spec.layout == "NCHW" else (spec.height, spec.width, number)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32:
+        raise UsageError(f"out must be float32{shape}, got {out.dtype}{out.shape}")
+    height, width = resized_size(image.shape[0], image.shape[1], spec)
+    planes = out if spec.layout == "NCHW" else np.moveaxis(out, 2, 0)
+    padding = np.broadcast_to(np.asarray(spec.pad_value, np.float64), number)
+    for channel, plane in enumerate(planes):
+        factor, mean, std = spec.scale / spec.std[channel], spec.mean[channel], spec.std[channel]
+        offset = -mean / std
+        samples = image[..., channel].astype(np.float32)
+        if bands.sample_type == "float32":
+            samples[~np.isfinite(samples)] = padding[channel]
+        resized = _resize_plane(samples, height, width, spec)
+        plane[height:] = plane[:height, width:] = padding[channel] * factor + offset
+        np.multiply(resized, np.float32(factor), out=plane[:height, :width])
+        plane[:height, :width] += np.float32(offset)
+    return out, (height / spec.height, width / spec.width)
+
+
+def _resize_plane(samples: NDArray[np.float32], height: int, width: int, spec: InputSpec) -> NDArray[np.float32]:
+    if samples.shape == (height, width):
+        return samples
+    if spec.antialias or spec.resize_filter == "nearest":
+        return np.asarray(Image.fromarray(samples).resize((width, height), _PIL_FILTERS[spec.resize_filter]))
+    resized = cv2.resize(samples, (width, height), interpolation=_CV2_FILTERS[spec.resize_filter])
+    return np.asarray(resized, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)

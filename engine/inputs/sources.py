@@ -32,11 +32,13 @@ from ...errors import ImageError, SourceError, UsageError
 from ..reading import remote
 from ..reading.access import Access, Cancelled, Meter, current_access, metered
 from ..reading.folders import walk_folder, walk_remote
+from ..reading.geotiff import Windows, read_window, split_window
 from ..reading.local import read_local
 from ..reading.manifest import manifest_items
 from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
 from .listings import LISTS, Entry, list_entries
+from .rasters.windows import windowed
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -80,9 +82,11 @@ class Source:
         image_ending: str | None = None,
         endings: frozenset[str] | None = None,
         access: Access | None = None,
+        windows: Windows | None = None,
     ) -> None:
         self.spec = spec
         self.access = access or current_access()
+        self._windows = windows
         """Limits of reading from URLs."""
         self._cancelled = threading.Event()
         self.skipped: Counter[str] = Counter()
@@ -131,7 +135,9 @@ class Source:
             raise ImageError("too-large", f"{item.uri} has {item.size:,} bytes; at most {largest:,} are read")
         location = item.path or item.uri
         try:
-            if "://" in location:
+            if part := split_window(item.uri):
+                data = read_window(item.path or part[0], part[1], largest)
+            elif "://" in location:
                 data = remote.read(
                     location,
                     self.access,
@@ -215,7 +221,7 @@ class Source:
             with open(path, "rb") as file:
                 yield from self._listed(file, path)
         else:
-            yield _local_item(path, status)
+            yield from windowed(_local_item(path, status), path, self._windows)
 
     def _listed(self, file: Any, name: str) -> Iterator[Item]:
         """Yield the items of a list or manifest."""
@@ -245,7 +251,8 @@ class Source:
 
     def _walk(self, folder: str) -> Iterator[Item]:
         for path, problem in walk_folder(folder, self._takes):
-            yield Item(_printable(path), problem=problem) if problem else _local_item(path)
+            item = Item(_printable(path), problem=problem) if problem else _local_item(path)
+            yield from windowed(item, path, None if problem else self._windows)
 
     def _matches(self, pattern: str) -> Iterator[Item]:
         matches = sorted(glob.glob(pattern, recursive=True))
@@ -322,13 +329,15 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     image_ending: str | None = None,
     access: Access | None = None,
+    windows: Windows | None = None,
 ) -> Source:
     """Open a folder, list, glob, archive, image or fsspec URL; see the module's table.
 
     ``storage_options`` go to the fsspec filesystem of remote sources. ``image_ending`` takes only the files with this
     ending from folders and archives; in WebDataset shards it is the part of the name after the sample's key, as in
     ``jpg``. ``access`` limits what is read from URLs; None takes the limits of
-    :func:`maskmill.engine.reading.access.limit_reads`.
+    :func:`maskmill.engine.reading.access.limit_reads`. ``windows`` cuts local GeoTIFF files that are larger than a
+    window; each window is an image of its own.
 
     Raises :class:`SourceError` if a local source does not exist, and :class:`UsageError` for a URL that no installed
     filesystem serves.
@@ -339,11 +348,11 @@ def open_source(
     spec = remote.without_file_scheme(spec)
     if "://" in spec:
         remote.filesystem(spec, dict(storage_options or {}), access or current_access())
-        return Source(spec, storage_options, image_ending=image_ending, access=access)
+        return Source(spec, storage_options, image_ending=image_ending, access=access, windows=windows)
     path = os.path.abspath(os.path.expanduser(spec))
     if not os.path.lexists(path) and not glob.has_magic(path):
         raise SourceError(f"no such file or folder: {path}").of_the_call()
-    return Source(path, storage_options, image_ending=image_ending, access=access)
+    return Source(path, storage_options, image_ending=image_ending, access=access, windows=windows)
 
 
 def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None, *, access: Access | None = None) -> bytes:

@@ -43,6 +43,7 @@ from ..inputs.names import select_ids
 from ..inputs.ordered_map import ordered_map
 from ..inputs.sources import Item, Source, open_source
 from ..model.publishing import write_atomically
+from ..reading.geotiff import split_window
 from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
 from .certificate import make_certificate, write_certificate
@@ -248,7 +249,13 @@ class _Job:
             skipped["not listed"] = len(labeled) - len(chosen)
             labeled = [entry for entry in labeled if entry[0] in chosen]
         labeled.sort()
-        names = export_names([uri for uri, _, _ in labeled])
+        uris = [uri for uri, _, _ in labeled]
+        if self._writer.merges_windows:
+            files = [(split_window(uri) or (uri,))[0] for uri in uris]
+            name_of = dict(zip(dict.fromkeys(files), export_names(list(dict.fromkeys(files))), strict=True))
+            names = [name_of[file] for file in files]
+        else:
+            names = export_names(uris)
         lines = [json.dumps(skipped)]
         lines += [json.dumps([*entry, *name]) for entry, name in zip(labeled, names, strict=True)]
         write_atomically(self._state / "plan.jsonl", "\n".join(lines).encode())

@@ -18,26 +18,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ...errors import BundleError, UsageError
 from .files import sha256
+from .input_spec import InputSpec, check_choice
 from .publishing import write_atomically
 from .schema import read_json_object, read_value
 from .storage import fetched
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
-MAX_SIDE = 32_768
-"""Largest height or width of an input, in pixels."""
-MAX_FACTOR = 1e9
-"""Largest magnitude of a scale, mean, standard deviation or padding value; beyond it inputs would overflow."""
-
 Task = Literal["semantic", "cam", "promptable"]
-Layout = Literal["NCHW", "NHWC"]
-Resize = Literal["stretch", "longest-side"]
-ResizeFilter = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
-Channels = Literal["RGB", "BGR"]
 Activation = Literal["softmax", "sigmoid", "none"]
 Kind = Literal[
     "scores", "logits", "cam", "features", "embedding", "masks", "mask_scores",
@@ -45,79 +37,6 @@ Kind = Literal[
 ]  # fmt: skip
 Role = Literal["model", "encoder", "decoder", "external-data"]
 Signature = Literal["batched", "official"]
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise UsageError(f"{name.replace('_', '-')} must be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputSpec:
-    """How an image (HWC uint8 RGB, [0, 255]) becomes the model's input: x = (pixel * scale - mean) / std."""
-
-    name: str
-    """Name of the graph's input tensor."""
-    layout: Layout = "NCHW"
-    """Order of the input's axes."""
-    height: int
-    """Rows of the input, in pixels."""
-    width: int
-    """Columns of the input, in pixels."""
-    resize: Resize = "stretch"
-    """``stretch`` fills the input; ``longest-side`` keeps the aspect ratio and pads at the right and the bottom."""
-    resize_filter: ResizeFilter = "bilinear"
-    """Interpolation filter of the resize, as Pillow defines it."""
-    antialias: bool = True
-    """Widen the filter when shrinking (Pillow's and torchvision's antialias)."""
-    channels: Channels = "RGB"
-    """Order of the color channels."""
-    scale: float = 1.0 / 255.0
-    """Factor applied to a pixel first."""
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Subtracted after scaling, in the order of ``channels``."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Divisor after subtracting, in the order of ``channels``."""
-    pad_value: float | tuple[float, float, float] = 0.0
-    """Value of padded pixels, in [0, 255] before scaling: one per channel in the order of ``channels``, or one for all.
-
-    SAM pads with zeros after normalizing, so its values are the mean of each channel.
-    """
-    dynamic: bool = False
-    """True if the graph accepts other heights and widths; ``height`` and ``width`` are the ones in use."""
-    multiple: int = 1
-    """Height and width of a dynamic input must be multiples of this, in pixels."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("layout", Layout), ("resize", Resize), ("resize_filter", ResizeFilter), ("channels", Channels)
-        ):  # fmt: skip
-            _check_choice(name, getattr(self, name), choices)
-        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
-            raise UsageError(
-                f"the input size must be at least 1x1 and at most {MAX_SIDE}x{MAX_SIDE}, got {self.height}x{self.width}"
-            )
-        if self.multiple < 1 or self.height % self.multiple or self.width % self.multiple:
-            raise UsageError(
-                f"the input size must be a multiple of {self.multiple} pixels, got {self.height}x{self.width}"
-            )
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != 3 or not all(abs(value) <= MAX_FACTOR for value in values):
-                raise UsageError(
-                    f"{name} must be three finite numbers, one per channel, at most {MAX_FACTOR:g}, got {values!r}"
-                )
-        if min(self.std) < 1 / MAX_FACTOR:
-            raise UsageError(f"std must be positive in every channel, at least {1 / MAX_FACTOR:g}, got {self.std!r}")
-        if not 1 / MAX_FACTOR <= abs(self.scale) <= MAX_FACTOR:
-            raise UsageError(f"scale must be a finite number other than 0, at most {MAX_FACTOR:g}, got {self.scale!r}")
-        padding = self.pad_value if isinstance(self.pad_value, tuple) else (self.pad_value,) * 3
-        if len(padding) != 3 or not all(abs(value) <= MAX_FACTOR for value in padding):
-            raise UsageError(f"the pad value must be one finite number or three, got {self.pad_value!r}")
-        if not self.antialias and self.resize_filter in ("area", "lanczos"):
-            raise UsageError(
-                f"the {self.resize_filter} filter always averages; choose bilinear or bicubic with --no-antialias"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +57,8 @@ class OutputSpec:
     """Axis of the classes in the batched tensor: 1 (N,C,h,w) or 3 (N,h,w,C)."""
 
     def __post_init__(self) -> None:
-        _check_choice("kind", self.kind, Kind)
-        _check_choice("activation", self.activation, Activation)
+        check_choice("kind", self.kind, Kind)
+        check_choice("activation", self.activation, Activation)
         if self.class_axis not in (1, 3):
             raise UsageError(f"the class axis must be 1 (N,C,h,w) or 3 (N,h,w,C), got {self.class_axis}")
 
@@ -167,7 +86,7 @@ class ModelFile:
     """Hash of the file that this one was converted from; empty for the bundle's originals."""
 
     def __post_init__(self) -> None:
-        _check_choice("role", self.role, Role)
+        check_choice("role", self.role, Role)
         if not self.path.isprintable() or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise BundleError(f"the bundle names the file {self.path!r:.300} outside its own folder; make it again")
         if len(self.path) > 1000 or any(len(os.fsencode(part)) > 255 for part in Path(self.path).parts):
@@ -196,7 +115,7 @@ class PromptSpec:
     """True if the model expects a padding point behind a box as well, as SAM 2 does; SAM has one without a box only."""
 
     def __post_init__(self) -> None:
-        _check_choice("signature", self.signature, Signature)
+        check_choice("signature", self.signature, Signature)
         if min(self.num_masks, self.mask_height, self.mask_width) < 1:
             raise UsageError(f"a prompt gives at least one mask of 1x1, got {self}")
 
@@ -251,10 +170,12 @@ class Bundle:
     """Engines built from the graphs: architecture, TensorRT version, precision, profile, sha256."""
 
     def __post_init__(self) -> None:
-        _check_choice("task", self.task, Task)
+        check_choice("task", self.task, Task)
         if (self.prompt is not None) != (self.task == "promptable"):
             raise UsageError("a promptable bundle, and no other, says how its decoder is prompted")
         check_class_names(self.classes)
+        if self.input.bands is not None and self.task != "semantic":
+            raise UsageError(f"bands feed semantic models only; a {self.task} bundle takes photos")
         if self.task == "semantic" and len(self.classes) < 2:
             raise UsageError(
                 f"a semantic model needs at least two classes, got {len(self.classes)}; a model with one channel has "
@@ -364,6 +285,7 @@ class Bundle:
         """Hash of everything that decides the scores: task, original files, input, outputs and classes."""
         raw = dataclasses.asdict(self)
         decisive = {key: raw[key] for key in ("task", "input", "outputs", "classes", "background", "prompt")}
+        decisive["input"] = {name: value for name, value in raw["input"].items() if value is not None}
         decisive["files"] = [file for file in raw["files"] if not file["derived_from"]]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

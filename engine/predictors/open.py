@@ -109,7 +109,7 @@ def open_predictor(
             raise UsageError(f"{bundle} reads scores from files; leave --tile and --provider out")
         return ScoreFiles.open(bundle), classes
     model, (session,) = _open(bundle, ("model",), options, say)
-    backend = open_backend(options.provider, bit_depth=options.bit_depth)
+    backend = open_backend(options.provider, bit_depth=options.bit_depth, bands=model.input.bands)
     predictor = SemanticPredictor(
         model, session, tile=options.tile, overlap=options.overlap, batch=options.batch, backend=backend
     )

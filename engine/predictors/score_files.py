@@ -39,7 +39,8 @@ from ...errors import ImageError, MissingPackageError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..inputs.names import NameIndex
-from ..model.bundle import Activation, Bundle, InputSpec, OutputSpec, Provenance
+from ..model.bundle import Activation, Bundle, OutputSpec, Provenance
+from ..model.input_spec import InputSpec
 from ..model.publishing import write_atomically
 from .base import ScoreMap
 

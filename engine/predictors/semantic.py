@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import SessionError, UsageError
 from ..backends.base import Backend
-from ..backends.host import HOST
+from ..backends.host import HOST, HostBackend
 from ..model.bundle import OBJECT_KINDS, Bundle
 from ..runtimes.base import Session
 from .base import Objects, ScoreMap
@@ -56,6 +56,11 @@ class SemanticPredictor:
             raise UsageError(f"the overlap must be at least 0 and less than the tile, got {overlap} for {tile} px")
         if batch < 1:
             raise UsageError(f"the batch must be at least 1, got {batch}")
+        bands = bundle.input.bands
+        if backend is HOST and bands is not None:
+            backend = HostBackend(bands=bands)
+        if backend.bands != bands:
+            raise UsageError(f"{bundle.path} takes {bands or 'photos'}, and the backend decodes {backend.bands}")
         self.bundle = bundle
         self.session = session
         self.tile = tile
@@ -92,7 +97,7 @@ class SemanticPredictor:
         return self._backend
 
     def predict(self, image: NDArray[np.uint8]) -> ScoreMap:
-        """Compute the scores of one image, HWC uint8 RGB."""
+        """Compute the scores of one image, HWC uint8 RGB, or (H, W, C) samples of the model's bands."""
         return self.run([self.prepare(image)])[0]
 
     def condition(self, uri: str) -> str:
@@ -100,7 +105,10 @@ class SemanticPredictor:
         return ""
 
     def prepare(self, image: Any, uri: str = "") -> Prepared:
-        """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; ``uri`` is not used."""
+        """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; ``uri`` is not used.
+
+        Of a model with bands the image is (H, W, C) in their sample type.
+        """
         height, width = image.shape[:2]
         tile = (height, width) if self.tile is None else (min(height, self.tile), min(width, self.tile))
         corners = [

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, SourceError, StoreError
 from ..inputs.archives import split_member
-from ..inputs.images import decode_image
+from ..inputs.images import MAX_PIXELS, decode_image
+from ..inputs.rasters.bands import decode_bands, display_of
 from ..inputs.sources import Item, Source, open_source, read_uri
+from ..model.input_spec import BandSpec
+from ..model.schema import read_record
 from ..reading.access import current_access
 
 
 class PhotoReader:
-    """Reads photos by uri; any thread may call it. An archive is listed once, whatever the number of its members."""
+    """Reads photos by uri; any thread may call it. An archive is listed once, whatever the number of its members.
 
-    def __init__(self, bit_depth: int | None = None) -> None:
-        self._bit_depth = bit_depth
+    ``run`` is the record of the run that labeled them: its bit depth and bands.
+    """
+
+    def __init__(self, run: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._bit_depth = run.get("bit_depth")
+        raw = run.get("bands")
+        self._bands = None if raw is None else read_record(BandSpec, raw, "bands")
         self._access = current_access()  # of the thread that opens it, whichever thread reads
         self._archives: dict[str, tuple[Source, dict[str, Item]]] = {}
         self._lock = threading.Lock()
@@ -30,10 +41,16 @@ class PhotoReader:
         Raises :class:`StoreError` if its size has changed since it was labeled, :class:`SourceError` or
         :class:`ImageError` if it cannot be read.
         """
-        image = decode_image(self._bytes(uri), bit_depth=self._bit_depth)
+        image = self.picture(self._bytes(uri))
         if image.shape[:2] != tuple(shape[:2]):
             raise StoreError(f"{uri} has changed since it was labeled; run `maskmill label` again")
         return image
+
+    def picture(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode a file to (H, W, 3) uint8 RGB; of a file with bands these are the bands that pictures show."""
+        if self._bands is not None:
+            return display_of(decode_bands(data, self._bands, max_pixels=MAX_PIXELS), self._bands)
+        return decode_image(data, bit_depth=self._bit_depth)
 
     def find(self, uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """Read a photo as :meth:`read` does; None if it is gone, cannot be read, or has changed."""

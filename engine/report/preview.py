@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, UsageError
-from ..inputs.images import decode_image
+from ..inputs.images import decode_input
+from ..inputs.rasters.bands import display_of
 from ..labeling.selection import Selection, select
 from ..model.bundle import Bundle
+from ..model.input_spec import BandSpec
 from ..model.taxonomy import Taxonomy
 from ..predictors.semantic import SemanticPredictor
 from ..runtimes.onnx_runtime import OnnxSession
 from .overlay import overlay, save_picture
 
 
-def read_photo(path: Path) -> NDArray[np.uint8]:
-    """Read a photo, (H, W, 3) uint8 RGB; raises :class:`UsageError` if it cannot be read."""
+def read_photo(path: Path, bands: BandSpec | None = None) -> NDArray[Any]:
+    """Read a photo, (H, W, 3) uint8 RGB, or the bands of a file; raises :class:`UsageError` if it cannot be read."""
     try:
-        return decode_image(path.read_bytes())
+        return decode_input(path.read_bytes(), bands)
     except (OSError, ImageError) as error:
         raise UsageError(f"cannot read the image {path}: {error}") from error
 
 
-def write_preview(bundle: Bundle, photo: NDArray[np.uint8], output: Path) -> Path:
+def write_preview(bundle: Bundle, photo: NDArray[Any], output: Path) -> Path:
     """Write the overlay of a photo and its labels, in the classes of the model itself; returns ``output``.
 
     Raises :class:`UsageError` for a bundle that is not ``semantic``.
@@ -33,5 +35,7 @@ def write_preview(bundle: Bundle, photo: NDArray[np.uint8], output: Path) -> Pat
     taxonomy = Taxonomy.of_model(bundle)
     score_map = SemanticPredictor(bundle, OnnxSession(bundle)).predict(photo)
     labels = select(score_map, taxonomy, Selection()).label
-    save_picture(overlay(photo, labels, taxonomy.targets, background=taxonomy.background), output)
+    bands = bundle.input.bands
+    picture = photo if bands is None else display_of(photo, bands)
+    save_picture(overlay(picture, labels, taxonomy.targets, background=taxonomy.background), output)
     return output

@@ -26,7 +26,7 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     uri = store.find(name).uri
     label, _ = store.read(uri)
     try:
-        image = PhotoReader().read(uri, label.shape)
+        image = PhotoReader(store.run).read(uri, label.shape)
     except StoreError:
         raise
     except MaskmillError:
@@ -51,7 +51,7 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
         raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
     uri = store.find(name).uri
     label, _ = store.read(uri)
-    image = PhotoReader().read(uri, label.shape)
+    image = PhotoReader(store.run).read(uri, label.shape)
     predictor, _ = open_prompted(replace(options, prompt=format_settings(settings)))
     if not isinstance(predictor, PromptedPredictor):
         raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import InputSpec, Layout, ModelFile, Role
+from ...engine.model.bundle import ModelFile, Role
+from ...engine.model.input_spec import InputSpec, Layout
 from ...errors import UsageError
 from ..graph import external_files, image_input, load_checked
 from ..staging import model_file, write_model
@@ -54,10 +55,13 @@ class Adoption:
         An input of integers takes raw pixels, so that ``preprocessing`` gets a scale of 1 unless it has one; other
         values than whole numbers raise :class:`UsageError`.
         """
+        bands = preprocessing.get("bands")
+        num_channels = 3 if bands is None else len(bands.numbers)
         kind, sentence = cast_input(self.model)
         self.note(sentence)
         if kind in INTEGERS.values():
-            for name, value in (("scale", 1.0), ("mean", (0.0,) * 3), ("std", (1.0,) * 3), ("pad_value", 0.0)):
+            defaults = {"scale": 1.0, "mean": (0.0,) * num_channels, "std": (1.0,) * num_channels, "pad_value": 0.0}
+            for name, value in defaults.items():
                 preprocessing.setdefault(name, value)
             levels = np.arange(256)[:, None] * preprocessing["scale"] - np.asarray(preprocessing["mean"])
             levels = levels / np.asarray(preprocessing["std"])
@@ -66,7 +70,7 @@ class Adoption:
                     f"the graph takes {kind}, raw pixels from 0 to 255, and normalizes them itself; scale, mean and "
                     "std would make fractions of them: leave them out, or give --scale 1"
                 )
-        return image_input(self.model, layout, size)
+        return image_input(self.model, layout, size, num_channels)
 
     def place(self, staging: Path, role: Role = "model") -> list[Path]:
         """Write the graph, or copy its file if it was not edited, with its external data; returns the paths."""

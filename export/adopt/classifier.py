@@ -19,17 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import (
-    Activation,
-    Bundle,
-    InputSpec,
-    Kind,
-    Layout,
-    OutputSpec,
-    Provenance,
-    check_class_names,
-)
+from ...engine.model.bundle import Activation, Bundle, Kind, OutputSpec, Provenance, check_class_names
 from ...engine.model.files import sha256
+from ...engine.model.input_spec import InputSpec, Layout
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
 from ..graph import shape_of

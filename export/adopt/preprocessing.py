@@ -12,11 +12,12 @@ that is not known here, is an error.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...engine.model.input_spec import BandSpec, SampleType, default_display
 from ...engine.model.schema import read_json_object
 from ...errors import UsageError
 
@@ -79,6 +80,42 @@ def preprocessing_of(config: Mapping[str, Any], path: str | os.PathLike[str]) ->
         fields["channels"] = "BGR"
     reduced = config.get("do_reduce_labels", config.get("reduce_labels", False))
     return Preprocessing(fields=fields, size=size, reduced_labels=bool(reduced))
+
+
+def with_bands(
+    fields: Mapping[str, Any],
+    numbers: Sequence[int],
+    sample_type: SampleType = "uint8",
+    display: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
+    """Complete fields of an :class:`InputSpec` for a model that takes bands of a file.
+
+    One mean, standard deviation or pad value applies to every band. Pictures show the bands ``display``, or the first
+    three; samples of more than 8 bits are shown from 0 to 1 / scale, or two standard deviations around the mean.
+
+    Raises :class:`UsageError` for values that are not one per band, and if samples of more than 8 bits have no scale.
+    """
+    numbers, fields = tuple(numbers), dict(fields)
+    if sample_type != "uint8" and "scale" not in fields:
+        raise UsageError(f"{sample_type} samples need a scale, such as --scale 1/10000")
+    for name, default in (("mean", 0.0), ("std", 1.0)):
+        value = fields.get(name, default)
+        values = tuple(value) if isinstance(value, Sequence) else (value,)
+        fields[name] = values[:1] * len(numbers) if len(set(values)) == 1 else values
+    if display is None and numbers:
+        display = default_display(numbers)
+    display_range = (0.0, 255.0)
+    if sample_type != "uint8":
+        scale, low, high = fields["scale"], 0.0, 1.0
+        if set(fields["mean"]) != {0.0} or set(fields["std"]) != {1.0}:
+            low = min(mean - 2 * std for mean, std in zip(fields["mean"], fields["std"], strict=False))
+            high = max(mean + 2 * std for mean, std in zip(fields["mean"], fields["std"], strict=False))
+        first, last = sorted((low / scale, high / scale)) if scale else (low, high)
+        display_range = (first, last)
+    fields["bands"] = BandSpec(
+        numbers=numbers, sample_type=sample_type, display=display or (1, 1, 1), display_range=display_range
+    )
+    return fields
 
 
 def _resize(config: Mapping[str, Any], path: str | os.PathLike[str], fields: dict[str, Any]) -> tuple[int, int]:

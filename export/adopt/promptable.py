@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import Bundle, InputSpec, Layout, OutputSpec, PromptSpec, Provenance, Signature
+from ...engine.model.bundle import Bundle, OutputSpec, PromptSpec, Provenance, Signature
 from ...engine.model.files import sha256
+from ...engine.model.input_spec import InputSpec, Layout
 from ...engine.predictors.prompted.mask_decoder import PromptDecoder, official_feeds
 from ...engine.predictors.prompted.prompts import PADDING, POSITIVE, point_prompts
 from ...engine.runtimes.onnx_runtime import OnnxSession

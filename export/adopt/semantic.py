@@ -18,16 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import (
-    Activation,
-    Bundle,
-    InputSpec,
-    Layout,
-    OutputSpec,
-    Provenance,
-    check_class_names,
-)
+from ...engine.model.bundle import Activation, Bundle, OutputSpec, Provenance, check_class_names
 from ...engine.model.files import sha256
+from ...engine.model.input_spec import InputSpec, Layout
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
 from ..graph import shape_of
@@ -89,7 +82,8 @@ def bundle_from_onnx(
     images
         Photos, with names, that the model is tried on beside generated pictures.
     preprocessing
-        Further fields of :class:`InputSpec`: resize, resize_filter, antialias, channels, scale, mean, std, pad_value.
+        Further fields of :class:`InputSpec`: resize, resize_filter, antialias, channels, bands, scale, mean, std,
+        pad_value.
 
     The edits that were made to the graph stand in the bundle's ``source.changes``. Raises :class:`BundleError` for a
     graph that cannot be used, :class:`UsageError` for options that contradict it.

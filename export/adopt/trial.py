@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.model.bundle import InputSpec
+from ...engine.model.input_spec import InputSpec
 from ...engine.runtimes.base import first_line
 from ...engine.runtimes.onnx_runtime import session_settings
 from ...errors import BundleError, MissingPackageError, SessionError

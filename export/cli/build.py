@@ -100,7 +100,7 @@ def _prove(model: Any, precision: str | None, source: str, num_images: int) -> N
     from ..gate.judge import GateImages, describe, require_pass
     from ..gate.proof import prove_artifact
 
-    photos = GateImages.open(source, limit=num_images)
+    photos = GateImages.open(source, limit=num_images, bands=model.input.bands)
     verdicts = prove_artifact(model, "engine", precision, photos, threads=usable_processors())
     for verdict in verdicts:
         say(describe(verdict))

@@ -164,13 +164,15 @@ def convert_bundle(
     how = Conversion(
         roles=tuple(role or ()),
         keep_fp32=tuple(keep_fp32 or ()),
-        calibration=None if calibration_images is None else GateImages.open(calibration_images, limit=num_images),
+        calibration=None
+        if calibration_images is None
+        else GateImages.open(calibration_images, limit=num_images, bands=model.input.bands),
         method=method,
         symmetric=symmetric,
         tolerances=tolerances,
         threads=usable_processors(),
     )
-    photos = GateImages.open(images, limit=num_images)
+    photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
     converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=say)
     say(photos.summary.line())
     for entry in converted.files:
@@ -226,7 +228,7 @@ def prove(
         class_iou=class_iou,
         score_quantile_shift=score_quantile_shift,
     )
-    photos = GateImages.open(images, limit=num_images)
+    photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
     if reference is not None:
         verdicts = prove_same(
             Bundle.load(reference), model, photos, tolerances, threads=usable_processors(), batch=batch
@@ -273,7 +275,9 @@ def compare_installed(
 
     model = Bundle.load(bundle)
     model.verify()
-    rows = measure(model, GateImages.open(images, limit=num_images) if images else None, seconds=seconds)
+    rows = measure(
+        model, GateImages.open(images, limit=num_images, bands=model.input.bands) if images else None, seconds=seconds
+    )
     print_rows(rows, as_json=as_json)
 
 
@@ -326,7 +330,7 @@ def tune_bundle(
         score_quantile_shift=score_quantile_shift,
     )
     wanted = [name.strip() for name in precisions.split(",")] if precisions else []
-    photos = GateImages.open(images, limit=num_images)
+    photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
     choice, rows = tune(
         model, photos, precisions=wanted, seconds=seconds, tolerances=tolerances, say=None if as_json else say
     )

@@ -8,8 +8,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 from ...engine.cli.options import SOURCE_HELP, BundleArgument, reads_urls
-from ...engine.model.bundle import Activation, Bundle, Channels, Layout, Resize, ResizeFilter, Task
+from ...engine.model.bundle import Activation, Bundle, Task
 from ...engine.model.files import read_ordered_class_names
+from ...engine.model.input_spec import Channels, InputSpec, Layout, Resize, ResizeFilter, SampleType
 from ...engine.report.terminal import say
 from ...errors import UsageError
 
@@ -72,29 +73,48 @@ def import_model(
         typer.Option("--antialias/--no-antialias", help="Widen the filter when shrinking.", show_default="antialias"),
     ] = None,
     channels: Annotated[Channels | None, typer.Option(help="Order of the color channels.", show_default="RGB")] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Bands of a file that feed the model, in the order of its channels, such as 4,3,2.",
+            show_default="red, green and blue",
+        ),
+    ] = None,
+    sample_type: Annotated[
+        SampleType, typer.Option(metavar="NAME", help="Number type of bands: uint8, uint16, int16 or float32.")
+    ] = "uint8",
+    display_bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,N", help="Bands that pictures show as red, green and blue.", show_default="the first three"
+        ),
+    ] = None,
     scale: Annotated[
         str | None,
         typer.Option(
             metavar="FACTOR",
-            help="Factor on pixels (0 to 255), a number or a fraction such as 1/255.",
-            show_default="1/255",
+            help="Factor on samples (0 to 255 in photos), a number or a fraction such as 1/255.",
+            show_default="1/255; bands of other types need one",
         ),
     ] = None,
     mean: Annotated[
         str | None,
         typer.Option(
-            metavar="M[,M,M]",
+            metavar="M[,M,...]",
             help="Subtracted after scaling: x = (pixel * scale - mean) / std.",
             show_default="0",
         ),
     ] = None,
     std: Annotated[
-        str | None, typer.Option(metavar="S[,S,S]", help="Divisor after subtracting.", show_default="1")
+        str | None, typer.Option(metavar="S[,S,...]", help="Divisor after subtracting.", show_default="1")
     ] = None,
     pad_value: Annotated[
         str | None,
         typer.Option(
-            metavar="V[,V,V]", help="Value of padded pixels, 0 to 255.", show_default="0; SAM's mean for promptable"
+            metavar="V[,V,...]",
+            help="Value of padded pixels, before scaling.",
+            show_default="0; SAM's mean for promptable",
         ),
     ] = None,
     activation: Annotated[
@@ -132,7 +152,7 @@ def import_model(
     class, which with a NAME/scores.json of confidences are binary masks.
     """
     from ...engine.report.preview import read_photo, write_preview
-    from ..adopt.preprocessing import Preprocessing, read_preprocessor
+    from ..adopt.preprocessing import Preprocessing, read_preprocessor, with_bands
     from ..adopt.semantic import bundle_from_onnx
 
     if model.is_dir():
@@ -146,11 +166,13 @@ def import_model(
         )  # fmt: skip
         say(f"{bundle.path}: scores of {len(bundle.classes)} classes from the files in {model}")
         return
-    photo = None if preview is None else read_photo(preview)
     if task != "semantic":
         _refuse_unless_semantic(
-            {"--output-name": output_name, "--features-name": features_name, "--preview": preview}, task
+            {"--output-name": output_name, "--features-name": features_name, "--preview": preview, "--bands": bands},
+            task,
         )
+    numbers = None if bands is None else parse_bands(bands, "--bands")
+    num_channels = 3 if numbers is None else len(numbers)
     steps = read_preprocessor(preprocessor) if preprocessor else Preprocessing()
     fields = dict(steps.fields)
     fields_given = {
@@ -159,11 +181,19 @@ def import_model(
         "antialias": antialias,
         "channels": channels,
         "scale": None if scale is None else _number(scale, "--scale"),
-        "mean": None if mean is None else three_numbers(mean, "--mean"),
-        "std": None if std is None else three_numbers(std, "--std"),
-        "pad_value": None if pad_value is None else _pad_value(pad_value),
+        "mean": None if mean is None else channel_numbers(mean, "--mean", num_channels),
+        "std": None if std is None else channel_numbers(std, "--std", num_channels),
+        "pad_value": None if pad_value is None else _pad_value(pad_value, num_channels),
     }
     fields.update({name: value for name, value in fields_given.items() if value is not None})
+    if numbers is not None:
+        shown = None if display_bands is None else parse_bands(display_bands, "--display-bands")
+        if shown is not None and len(shown) != 3:
+            raise UsageError(f"--display-bands must be three band numbers, got {display_bands!r}")
+        fields = with_bands(fields, numbers, sample_type, shown)
+    elif sample_type != "uint8" or display_bands is not None:
+        raise UsageError("--sample-type and --display-bands apply to --bands; give it as well")
+    photo = None if preview is None else read_photo(preview, fields.get("bands"))
     common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else steps.size}
     common["license"] = license
     if (task == "promptable") != (decoder is not None):
@@ -198,9 +228,9 @@ def import_model(
     spec = bundle.input
     say(
         f"{bundle.path}: {_meaning(bundle)}, "
-        f"input {spec.height}x{spec.width} {spec.layout} {spec.channels}, "
+        f"input {spec.height}x{spec.width} {spec.layout} {_channels(spec)}, "
         f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
-        f"x = (pixel * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
+        f"x = ({'sample' if spec.bands else 'pixel'} * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
     )
     for change in bundle.source.changes:
         say(f"note: {change}")
@@ -277,19 +307,34 @@ def _meaning(bundle: Bundle) -> str:
     return f"{len(bundle.classes)} classes, {activation}"
 
 
-def _pad_value(text: str) -> float | tuple[float, float, float]:
-    values = three_numbers(text, "--pad-value")
+def _channels(spec: InputSpec) -> str:
+    if spec.bands is None:
+        return spec.channels
+    return f"bands {','.join(map(str, spec.bands.numbers))} of {spec.bands.sample_type}"
+
+
+def _pad_value(text: str, num_channels: int) -> float | tuple[float, ...]:
+    values = channel_numbers(text, "--pad-value", num_channels)
     return values[0] if len(set(values)) == 1 else values
 
 
-def three_numbers(text: str, option: str) -> tuple[float, float, float]:
-    """Parse one number, or three separated by commas; raise :class:`UsageError` that names ``option`` otherwise."""
+def channel_numbers(text: str, option: str, num_channels: int) -> tuple[float, ...]:
+    """Parse one number for all channels, or one per channel; raise :class:`UsageError` that names ``option``."""
     parts = [_number(part, option) for part in text.split(",")]
     if len(parts) == 1:
-        parts *= 3
-    if len(parts) != 3:
-        raise UsageError(f"{option} must be one number or three separated by commas, got {text!r}")
-    return parts[0], parts[1], parts[2]
+        parts *= num_channels
+    if len(parts) != num_channels:
+        number = "three" if num_channels == 3 else str(num_channels)
+        raise UsageError(f"{option} must be one number or {number} separated by commas, got {text!r}")
+    return tuple(parts)
+
+
+def parse_bands(text: str, option: str) -> tuple[int, ...]:
+    """Parse band numbers separated by commas; raise :class:`UsageError` that names ``option``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 6 for part in parts):
+        raise UsageError(f"{option} must be band numbers separated by commas, counted from 1, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
 
-from ...engine.inputs.images import decode_image
+from ...engine.inputs.images import decode_input
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.inputs.summary import SourceSummary
+from ...engine.model.input_spec import BandSpec
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, runtime_and_device
 from ...errors import GateError, ImageError, UsageError
 from ..pictures import GateImage
@@ -49,15 +50,17 @@ class GateImages:
     """The chosen images."""
     rejected: dict[str, str] = field(default_factory=dict, compare=False)
     """Kind of error of each image that could not be decoded so far."""
+    bands: BandSpec | None = None
+    """Bands of the files that the model takes; None: photos."""
 
     @classmethod
-    def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES) -> GateImages:
+    def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES, bands: BandSpec | None = None) -> GateImages:
         """Choose at most ``limit`` images of the folder, list, glob, archive or URL that ``spec`` names."""
         source = open_source(spec)
         items = tuple(source)
         if len(items) > limit:
             items = tuple(items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int))
-        return cls(source, items)
+        return cls(source, items, bands=bands)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -65,7 +68,7 @@ class GateImages:
     def __iter__(self) -> Iterator[GateImage]:
         for item in self.items:
             try:
-                yield item.uri, decode_image(self.source.read(item))
+                yield item.uri, decode_input(self.source.read(item), self.bands)
             except ImageError as error:
                 self.rejected[item.uri] = error.kind
                 continue
@@ -81,12 +84,12 @@ class GateImages:
 
     def first(self, num: int) -> GateImages:
         """Return the first ``num`` of them."""
-        return GateImages(self.source, self.items[:num], self.rejected)
+        return replace(self, items=self.items[:num])
 
     def only(self, names: Iterable[str]) -> GateImages:
         """Return those of them that are in ``names``."""
         selection = frozenset(names)
-        return GateImages(self.source, tuple(item for item in self.items if item.uri in selection), self.rejected)
+        return replace(self, items=tuple(item for item in self.items if item.uri in selection))
 
 
 @dataclass(frozen=True, kw_only=True)

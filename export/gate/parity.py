@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.inputs.images import preprocess
-from ...engine.model.bundle import Bundle, InputSpec, OutputSpec
+from ...engine.model.bundle import Bundle, OutputSpec
+from ...engine.model.input_spec import InputSpec
 from ...engine.model.verdicts import Tolerances, add_verdict
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...engine.model.bundle import InputSpec, OutputSpec, PromptSpec, ResizeFilter, Task, check_class_names
+from ...engine.model.bundle import OutputSpec, PromptSpec, Task, check_class_names
+from ...engine.model.input_spec import InputSpec, ResizeFilter
 from ...errors import UsageError
 from ..adopt.preprocessing import PIL_FILTERS, Preprocessing, preprocessing_of
 from ..adopt.semantic import BACKGROUND
@@ -34,9 +35,9 @@ class Choices:
     """Score of an added background: ``rest`` is 1 minus the best class, ``void`` the queries' mass on no class."""
     size: tuple[int, int] | None = None
     """(height, width) of the input in pixels."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
     """Mean per channel, subtracted after scaling."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, ...] | None = None
     """Divisor per channel."""
     resize_filter: ResizeFilter | None = None
     """Interpolation filter of the resize."""

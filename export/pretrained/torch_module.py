@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import Bundle, InputSpec, ModelFile, OutputSpec, PromptSpec, Provenance, Role, Task
+from ...engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance, Role, Task
+from ...engine.model.input_spec import InputSpec
 from ...engine.runtimes.base import Session, first_line
 from ...errors import ExportError, MissingPackageError, SessionError, UsageError
 from ..gate.parity import prove

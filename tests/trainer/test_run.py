@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskmill.engine.model.bundle import InputSpec  # noqa: E402
+from maskmill.engine.model.input_spec import InputSpec  # noqa: E402
 from maskmill.errors import TrainingError, UsageError  # noqa: E402
 from maskmill.trainer.recipes import csl  # noqa: E402
 from maskmill.trainer.run import (  # noqa: E402

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from ...engine.cli.options import reads_urls
-from ...engine.model.bundle import ResizeFilter
 from ...engine.model.files import read_ordered_class_names
+from ...engine.model.input_spec import ResizeFilter
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
-from ...export.cli.import_model import parse_size, three_numbers
+from ...export.cli.import_model import channel_numbers, parse_size
 from ...export.pretrained.folded import BackgroundScore, Masks
 from .options import AllowCodeOption
 
@@ -146,8 +146,8 @@ def export_model(
             background=background,
             background_score=background_score,
             size=wanted_size,
-            mean=None if mean is None else three_numbers(mean, "--mean"),
-            std=None if std is None else three_numbers(std, "--std"),
+            mean=None if mean is None else channel_numbers(mean, "--mean", 3),
+            std=None if std is None else channel_numbers(std, "--std", 3),
             resize_filter=resize_filter,
             template=template,
             masks=masks,

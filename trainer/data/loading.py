@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import InputSpec
+from ...engine.model.input_spec import InputSpec
 from ...errors import TrainingError, UsageError
 from ..phases import Phase
 from ..run import import_torch

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import InputSpec
+from ...engine.model.input_spec import InputSpec
 from ...errors import TrainingError, UsageError
 from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 from . import networks

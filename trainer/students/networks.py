@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...engine.model.bundle import InputSpec
+from ...engine.model.input_spec import InputSpec
 from ...errors import MissingPackageError, UsageError
 from ..run import import_torch
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends.base import Backend
+from ...inputs.rasters.bands import display_of
 from ...model.files import inflate
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
@@ -53,6 +54,8 @@ _MAX_BYTES = 1 << 28
 def sample_picture(image: Any, backend: Backend) -> Any:
     """Return sampled pixels (64, 192, 3) uint8 of ``image``, HWC uint8 RGB, on the host or the backend as that is.
 
+    Of an image with bands these are the bands that pictures show.
+
     The three blocks of 64 columns are the points, their right neighbors, and the pixels 1/32 of the width to the right.
     """
     height, width = image.shape[:2]
@@ -60,6 +63,8 @@ def sample_picture(image: Any, backend: Backend) -> Any:
     rows, columns = steps * height // (2 * POINTS), steps * width // (2 * POINTS)
     shifts = [np.minimum(columns + shift, width - 1) for shift in (0, 1, max(1, width // 32))]
     places = rows[:, None], np.concatenate(shifts)
+    if backend.bands is not None:
+        return display_of(image[places], backend.bands)
     if not is_device_array(image):
         return image[places]
     with backend.queue():

@@ -22,6 +22,7 @@ from ...predictors.open import (
     prompted_conditions,
     prompted_taxonomy,
 )
+from ...reading.geotiff import cut_of
 from ...report.terminal import say
 from ...runtimes.open import Provider, ProviderChoice
 from ..options import (
@@ -69,6 +70,8 @@ from .label_options import (
     ShardOption,
     ThresholdOption,
     WeightOption,
+    WindowOverlapOption,
+    WindowsOption,
 )
 from .labeling import LabelingOptions, run_label, run_segment
 
@@ -90,6 +93,8 @@ def label_corpus(
     min_score: MinScoreOption = 0.5,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
+    windows: WindowsOption = None,
+    window_overlap: WindowOverlapOption = 0,
     shard: ShardOption = None,
     runner: RunnerOption = "local",
     workers: RunWorkersOption = None,
@@ -131,6 +136,7 @@ def label_corpus(
         retry_rejects=retry_rejects,
         max_pixels=max_pixels,
         image_ending=image_ending,
+        windows=cut_of(windows, window_overlap),
         provider=runtime,
         device=device,
         as_json=as_json,

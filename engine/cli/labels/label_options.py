@@ -56,6 +56,20 @@ KeepScoresOption = Annotated[
         show_default="not kept",
     ),
 ]
+WindowsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--windows",
+        min=16,
+        metavar="PIXELS",
+        help="Read GeoTIFF files that are larger by square windows of this side, each an image of its own.",
+        show_default="off",
+    ),
+]
+WindowOverlapOption = Annotated[
+    int,
+    typer.Option("--window-overlap", min=0, metavar="PIXELS", help="Overlap of neighboring windows (with --windows)."),
+]
 InstancesOption = Annotated[
     bool, typer.Option("--instances", help="Store single objects as well, from a model that gives them.")
 ]

@@ -22,6 +22,7 @@ from ...labeling.selection import Method, Weight
 from ...model.storage import fsspec_options, is_url
 from ...model.taxonomy import Taxonomy
 from ...reading.access import current_access
+from ...reading.geotiff import Windows
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
 from ..options import print_json, with_options
@@ -48,6 +49,7 @@ class LabelingOptions:
     device: str | None
     as_json: bool
     dry_run: bool = False
+    windows: Windows | None = None
 
     @property
     def place(self) -> Path:
@@ -71,6 +73,7 @@ class LabelingOptions:
         return {
             "image_ending": self.image_ending,
             "access": current_access(),
+            "windows": self.windows,
             "storage_options": fsspec_options("s3", self.storage_options),
         }
 

@@ -59,7 +59,7 @@ class Reader:
         """The store."""
         self._overview = overview
         self._number = {id: number for number, id in enumerate(overview.ids)}
-        self._photos = PhotoReader(store.run.get("bit_depth"))
+        self._photos = PhotoReader(store.run)
 
     def has(self, id: str) -> bool:
         """Return True if the store holds labels of this id."""
@@ -98,6 +98,10 @@ class Reader:
         """Return the photo (H, W, 3); None if it is gone, cannot be read, or has changed."""
         (row,) = self.store.take([id])
         return self._photos.find(self.uri(id), (row.height, row.width))
+
+    def picture(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode another image file to (H, W, 3) uint8 RGB, as the store's photos are."""
+        return self._photos.picture(data)
 
 
 def choose_groups(

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from ....errors import UsageError
 from ...calibration.calibration import Calibration, fewest_images, parse_alpha
-from ...inputs.images import decode_image
 from ...inputs.ordered_map import ordered_map
 from ...inputs.sources import Item, Source
 from ...model.publishing import write_atomically
@@ -138,7 +137,7 @@ def rank_store(
     keeps_scores = reader.raw(overview.ids[0]) is not None
     basis: Basis = "model" if predictor is not None else "scores" if keeps_scores else "random"
     pool = _pool(overview, np.array(candidates, np.int64), need, max(SMALLEST_POOL, POOL * budget), basis)
-    examples = [] if calibration_images is None else _source_prints(calibration_images, workers)
+    examples = [] if calibration_images is None else _source_prints(calibration_images, reader.picture, workers)
     numbers = pool if calibration_images is None else list(range(overview.num_images))
     prints = _prints(reader, overview, numbers, workers, progress)
     copies = _copies(examples, prints)
@@ -229,9 +228,11 @@ def _random(overview: Overview) -> NDArray[np.float64]:
     return np.array([int(id[:12], 16) / 16**12 for id in overview.ids])
 
 
-def _source_prints(source: Source, workers: int) -> list[tuple[str, Print]]:
+def _source_prints(
+    source: Source, picture: Callable[[bytes], NDArray[np.uint8]], workers: int
+) -> list[tuple[str, Print]]:
     def look(item: Item) -> tuple[str, Print]:
-        return item.uri, photo_print(decode_image(source.read(item)))
+        return item.uri, photo_print(picture(source.read(item)))
 
     return list(ordered_map(look, list(source), workers))
 

@@ -21,7 +21,8 @@ from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection, select
-from maskmill.engine.model.bundle import Bundle, InputSpec
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.input_spec import InputSpec
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.open import open_session

@@ -19,7 +19,7 @@ from PIL import Image
 from maskmill.engine.inputs.image_formats import optional_formats, readable_endings
 from maskmill.engine.inputs.images import decode_image, image_size, preprocess
 from maskmill.engine.inputs.sources import open_source
-from maskmill.engine.model.bundle import InputSpec
+from maskmill.engine.model.input_spec import InputSpec
 from maskmill.errors import ImageError, UsageError
 
 from ...builders import encoded, hostile_files, hostile_paths, photo

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec
+from maskmill.engine.model.bundle import Bundle, OutputSpec, PromptSpec
 from maskmill.engine.model.engine_records import Engine, Gpu, choose_engine, read_engine, with_engine
 from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.input_spec import InputSpec
 from maskmill.engine.model.verdicts import Metrics, Verdict, add_verdict, require_verdict, shift_between
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from maskmill.engine.model.bundle import Bundle, InputSpec, OutputSpec, PromptSpec
+from maskmill.engine.model.bundle import Bundle, OutputSpec, PromptSpec
+from maskmill.engine.model.input_spec import InputSpec
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, GateError, SessionError, UsageError
 from maskmill.export.pretrained.torch_module import bundle_from_module

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from maskmill.cli import app  # noqa: E402
-from maskmill.engine.model.bundle import Bundle, InputSpec  # noqa: E402
+from maskmill.engine.model.bundle import Bundle  # noqa: E402
+from maskmill.engine.model.input_spec import InputSpec  # noqa: E402
 from maskmill.errors import ExportError, GateError, UsageError  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import LAST, Run, write_checkpoint  # noqa: E402

@@ -1,0 +1,1 @@
+"""Rasters: images of any number of bands."""

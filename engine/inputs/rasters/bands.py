@@ -1,0 +1,168 @@
+"""Files of many bands: bytes → HWC samples, and what pictures show of them.
+
+::
+
+    image = decode_bands(data, spec.bands, max_pixels=MAX_PIXELS)   # (H, W, C) in the bands' own number type
+    picture = display_of(image, spec.bands)                         # (H, W, 3) uint8 RGB
+
+TIFF is read by rasterio (``pip install 'maskmill[geo]'``), NumPy's ``.npy`` and 8- and 16-bit photos without it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import ImageError
+from ...model.input_spec import BandSpec
+from ...reading.geotiff import SETTINGS, is_tiff, rasterio_for
+from ..image_formats import damage, open_image, quiet_pillow
+
+NPY = b"\x93NUMPY"
+"""First bytes of a NumPy file."""
+_MAX_NPY_BANDS = 65_535
+
+
+def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[Any]:
+    """Decode the bands of a file to (H, W, C), in their sample type and in the order of ``bands``.
+
+    Files: TIFF; ``.npy`` of (bands, H, W), (H, W, bands) or (H, W), of which the shortest axis holds the bands; and
+    photos without EXIF orientation whose samples Pillow keeps as they are (8 bits, or 16 bits of gray).
+
+    Raises :class:`ImageError` with the kinds of :func:`maskmill.engine.inputs.images.decode_image`: ``unsupported``
+    for samples of another type or a file with too few bands. Raises :class:`MissingPackageError` for TIFF without
+    rasterio.
+    """
+    if not data:
+        raise ImageError("empty", "the file is empty (0 bytes)")
+    if is_tiff(data):
+        samples = _tiff_samples(data, bands.numbers, bands.sample_type, max_pixels)
+        return np.ascontiguousarray(samples.transpose(1, 2, 0))
+    samples = _npy_samples(data, max_pixels) if data.startswith(NPY) else _photo_samples(data, max_pixels)
+    _check_bands(samples.shape[2], samples.dtype, bands.numbers, bands.sample_type)
+    return np.ascontiguousarray(samples[..., [number - 1 for number in bands.numbers]])
+
+
+def _check_bands(count: int, dtype: Any, numbers: tuple[int, ...], sample_type: str) -> None:
+    """Raise :class:`ImageError` unless a file has all bands, in the sample type."""
+    if max(numbers) > count:
+        raise ImageError("unsupported", f"the file has {count} band(s), and the model takes band {max(numbers)}")
+    if str(np.dtype(dtype)) != sample_type:
+        raise ImageError(
+            "unsupported", f"its samples are {np.dtype(dtype)}, and the model takes {sample_type}; convert the file"
+        )
+
+
+def display_of(image: NDArray[Any], bands: BandSpec) -> NDArray[np.uint8]:
+    """Return (H, W, 3) uint8 RGB of (H, W, C) samples: the display bands, in the display range of every image."""
+    colors = image[..., list(bands.display_channels)]
+    low, high = bands.display_range
+    if bands.sample_type == "uint8" and (low, high) == (0.0, 255.0):
+        return np.ascontiguousarray(colors)
+    levels = (colors.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    return np.rint(np.clip(np.nan_to_num(levels, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def photo_of_npy(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the photo (H, W, 3) uint8 RGB of a ``.npy`` file: its first three bands, or one as gray."""
+    samples = _npy_samples(data, max_pixels)
+    if samples.dtype != np.uint8:
+        raise ImageError(
+            "unsupported",
+            f"its samples are {samples.dtype}, and a photo has 8 bits; import the model with --bands and --sample-type",
+        )
+    colors = samples[..., :3] if samples.shape[2] >= 3 else samples[..., :1].repeat(3, axis=2)
+    return np.ascontiguousarray(colors)
+
+
+def _tiff_samples(data: bytes, numbers: Sequence[int], sample_type: str, max_pixels: int) -> NDArray[Any]:
+    """Read bands of a TIFF file in memory: (len(numbers), H, W); raises :class:`ImageError`."""
+    rasterio = rasterio_for("reading TIFF files of several bands")
+    try:
+        with rasterio.Env(**SETTINGS), rasterio.MemoryFile(data) as memory, memory.open(driver="GTiff") as file:
+            if file.width * file.height > max_pixels:
+                raise ImageError(
+                    "too-large",
+                    f"the image is {file.width}x{file.height} pixels; at most {max_pixels:,} are read: label it by "
+                    "windows (--windows), or raise --max-pixels",
+                )
+            types = {file.dtypes[number - 1] for number in numbers if number <= file.count}
+            _check_bands(file.count, types.pop() if len(types) == 1 else "O", tuple(numbers), sample_type)
+            return file.read(indexes=list(numbers))
+    except ImageError:
+        raise
+    except Exception as error:
+        # damaged files raise nearly every exception of GDAL's
+        raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
+
+
+def _npy_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
+    """Return (H, W, bands) of a ``.npy`` file, after its size was checked in the header."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, in_fortran_order, dtype = read(stream)
+    except ValueError as error:
+        raise ImageError("truncated", f"the .npy file is cut short or damaged: {error}") from error
+    if dtype.hasobject or len(shape) not in (2, 3) or min(shape) < 1:
+        raise ImageError("unsupported", f"a .npy image holds 2 or 3 axes of numbers, got {dtype}{shape}")
+    axis = 0 if len(shape) == 3 and shape[0] < shape[2] else 2
+    sides = [side for index, side in enumerate(shape) if index != axis]
+    if len(shape) == 3 and (shape[axis] > min(sides) or shape[axis] > _MAX_NPY_BANDS):
+        raise ImageError("unsupported", f"a .npy image is (bands, H, W) or (H, W, bands) with fewer bands, got {shape}")
+    if sides[0] * sides[1] > max_pixels:
+        raise ImageError(
+            "too-large", f"the image is {sides[1]}x{sides[0]} pixels; at most {max_pixels:,} are read (--max-pixels)"
+        )
+    count = int(np.prod(shape, dtype=np.int64))
+    if len(data) - stream.tell() < count * dtype.itemsize:
+        raise ImageError("truncated", "the .npy file is cut short: samples are missing")
+    array = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if in_fortran_order else "C")
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    array = array[..., None] if array.ndim == 2 else array
+    return np.moveaxis(array, 0, 2) if axis == 0 else array
+
+
+def _photo_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
+    """Return (H, W, bands) of a photo, in its own number type."""
+    with quiet_pillow():
+        image = open_image(data, max_pixels)
+        deep = image.format == "PNG" and data[24:25] == b"\x10" and image.mode != "I;16"
+        if deep or image.mode not in ("L", "RGB", "RGBA", "I;16"):
+            raise ImageError(
+                "unsupported", f"bands are read from TIFF and .npy, not from {image.format} files of this kind"
+            )
+        try:
+            image.load()
+        except Exception as error:
+            # damaged files raise nearly every exception from inside Pillow's decoders
+            raise damage(image.format, error) from error
+    samples = np.asarray(image)
+    return samples[..., None] if samples.ndim == 2 else samples
+
+
+def raster_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (height, width) of a ``.npy`` file, or of a TIFF file that Pillow cannot open; None for others."""
+    if data.startswith(NPY):
+        height, width = _npy_samples(data, 1 << 40).shape[:2]
+        return height, width
+    if not is_tiff(data):
+        return None
+    try:
+        with quiet_pillow():
+            open_image(data, 1 << 40)
+    except ImageError:
+        rasterio = rasterio_for("reading TIFF files of several bands")
+        try:
+            with rasterio.Env(**SETTINGS), rasterio.MemoryFile(data) as memory, memory.open(driver="GTiff") as file:
+                return file.height, file.width
+        except Exception as error:
+            # damaged files raise nearly every exception of GDAL's
+            raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
+    return None

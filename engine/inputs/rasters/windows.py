@@ -1,0 +1,29 @@
+"""Windows of large GeoTIFF files as items of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ....errors import ImageError
+from ...reading.geotiff import Windows, has_tiff_ending, windows_of
+
+if TYPE_CHECKING:
+    from ..sources import Item
+
+
+def windowed(item: Item, path: str, windows: Windows | None) -> Iterator[Item]:
+    """Yield the windows of a GeoTIFF file that is larger than one, or else the item of the file itself."""
+    if windows is None or not has_tiff_ending(path):
+        yield item
+        return
+    whole = True
+    try:
+        for window in windows_of(path, windows):
+            whole = False
+            yield item._replace(uri=item.uri + window.text(), size=None, path=path)
+    except ImageError as error:
+        yield item._replace(problem=str(error))
+        return
+    if whole:
+        yield item

@@ -1,0 +1,152 @@
+"""TIFF through rasterio: windows of large files.
+
+A window of a file is an image of its own, with a uri such as ``scene.tif::window=0,2048,2048,2048``: row, column,
+height and width in pixels. Only its part of the file is read::
+
+    for window in windows_of(path, Windows(side=2048, overlap=256)):
+        data = read_window(path, window)        # the window as the bytes of a .npy file
+
+rasterio is imported where it is used: ``pip install 'maskmill[geo]'``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import ImageError, MissingPackageError, UsageError
+
+MARK = "::window="
+"""Text between a file's name and the window in a uri."""
+TIFF_ENDINGS = (".tif", ".tiff")
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SETTINGS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "CPL_LOG": os.devnull}
+"""Options of GDAL: no files beside the one that is opened, and no log."""
+_MAX_WINDOWS = 1_000_000
+
+
+class Window(NamedTuple):
+    """Part of a file, in pixels."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+    def text(self) -> str:
+        """Return the text of a uri behind the file's name."""
+        return f"{MARK}{self.row},{self.column},{self.height},{self.width}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Cut of large GeoTIFF files into windows."""
+
+    side: int
+    """Height and width of a window, in pixels."""
+    overlap: int = 0
+    """Overlap of neighboring windows; a merged label map takes each pixel from the window that it is deeper inside."""
+
+    def __post_init__(self) -> None:
+        if self.side < 16 or not 0 <= self.overlap <= self.side // 2:
+            raise UsageError(
+                f"windows must be at least 16 pixels wide and overlap by at most half of that, got {self.side} pixels "
+                f"with an overlap of {self.overlap}"
+            )
+
+    def cut(self, height: int, width: int) -> list[Window]:
+        """Return the windows of a file of this size, row by row; the last ones of a row and column are smaller."""
+        return [
+            Window(row, column, min(self.side, height - row), min(self.side, width - column))
+            for row in self._starts(height)
+            for column in self._starts(width)
+        ]
+
+    def _starts(self, size: int) -> range:
+        step = self.side - self.overlap
+        return range(0, max(1, size - self.overlap), step)
+
+
+def cut_of(side: int | None, overlap: int) -> Windows | None:
+    """Return windows of this side and overlap, None without a side; raises :class:`UsageError`."""
+    if side is None:
+        if overlap:
+            raise UsageError("an overlap of windows needs their side, --windows PIXELS; give both or neither")
+        return None
+    return Windows(side=side, overlap=overlap)
+
+
+def split_window(uri: str) -> tuple[str, Window] | None:
+    """Return (file, window) of the uri of a window; None for any other uri."""
+    path, mark, text = uri.rpartition(MARK)
+    parts = text.split(",")
+    if not mark or len(parts) != 4 or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        return None
+    return path, Window(*map(int, parts))
+
+
+def is_tiff(data: bytes) -> bool:
+    """Return True for the bytes of a TIFF file, BigTIFF included."""
+    return data.startswith(_MAGIC)
+
+
+def has_tiff_ending(name: str) -> bool:
+    """Return True for a file name that ends in ``.tif`` or ``.tiff``, in any case."""
+    return name.lower().endswith(TIFF_ENDINGS)
+
+
+def rasterio_for(purpose: str) -> Any:
+    """Return the module rasterio; raises :class:`MissingPackageError` that names ``purpose``."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise MissingPackageError("rasterio", "geo", purpose) from error
+    # a file without coordinates is as good as another here; what needs coordinates asks for them
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    return rasterio
+
+
+def windows_of(path: str, windows: Windows) -> Iterator[Window]:
+    """Yield the windows of a TIFF file; none if one window holds the whole file. Raises :class:`ImageError`."""
+    rasterio = rasterio_for("windows of GeoTIFF files")
+    try:
+        with rasterio.Env(**SETTINGS), rasterio.open(path, driver="GTiff") as file:
+            height, width = file.height, file.width
+    except Exception as error:
+        # damaged files raise nearly every exception of GDAL's
+        raise ImageError("unreadable", f"it is no TIFF file that can be read: {error}") from error
+    step = windows.side - windows.overlap
+    if (height // step + 1) * (width // step + 1) > _MAX_WINDOWS:
+        raise ImageError("too-large", f"{width}x{height} pixels are more than {_MAX_WINDOWS:,} windows; cut it first")
+    if height > windows.side or width > windows.side:
+        yield from windows.cut(height, width)
+
+
+def read_window(path: str, window: Window, max_bytes: int) -> bytes:
+    """Read all bands of one window as the bytes of a ``.npy`` file, (bands, height, width); raises ImageError."""
+    rasterio = rasterio_for("windows of GeoTIFF files")
+    from rasterio.windows import Window as RasterWindow
+
+    try:
+        with rasterio.Env(**SETTINGS), rasterio.open(path, driver="GTiff") as file:
+            if window.row + window.height > file.height or window.column + window.width > file.width:
+                raise ImageError("unreadable", f"the file has {file.width}x{file.height} pixels, too few for {window}")
+            size = window.height * window.width * sum(np.dtype(name).itemsize for name in file.dtypes)
+            if size > max_bytes:
+                raise ImageError("too-large", f"the window has {size:,} bytes; at most {max_bytes:,} are read")
+            samples = file.read(window=RasterWindow(window.column, window.row, window.width, window.height))
+    except ImageError:
+        raise
+    except Exception as error:
+        # damaged files raise nearly every exception of GDAL's
+        raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(samples), version=(1, 0), allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,255 @@
+"""Files of many bands: decoding, preprocessing, and a model over them from adoption to labels and pictures."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import maskmill
+from maskmill.engine.inputs.images import preprocess
+from maskmill.engine.inputs.rasters.bands import decode_bands, display_of
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.input_spec import BandSpec, InputSpec, SampleType
+from maskmill.engine.model.png import encode_png
+from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.report.show import write_overlay
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import BundleError, ImageError, MissingPackageError, StoreMismatch, UsageError
+
+from ....builders import encoded
+from ....models import band_bundle
+
+rasterio = pytest.importorskip("rasterio")
+
+LIMIT = 10_000
+
+
+def samples(bands: int, sample_type: SampleType, height: int = 6, width: int = 9) -> NDArray[Any]:
+    """(bands, H, W) samples that all differ."""
+    count = bands * height * width
+    return (np.arange(count) % 251).astype(sample_type).reshape(bands, height, width)
+
+
+def tiff(values: NDArray[Any], **options: Any) -> bytes:
+    """A TIFF file's bytes with these (bands, H, W)."""
+    count, height, width = values.shape
+    with rasterio.MemoryFile() as memory:
+        profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": values.dtype}
+        profile["transform"] = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
+        with memory.open(**profile | options) as file:
+            file.write(values)
+        return memory.read()
+
+
+def npy(values: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+def spec_of(*numbers: int, sample_type: SampleType = "uint16", **options: Any) -> BandSpec:
+    return BandSpec(numbers=numbers, sample_type=sample_type, display=(numbers[0],) * 3, **options)
+
+
+@pytest.mark.parametrize("sample_type", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("layout", ["tiff", "deflate", "planes", "chw", "hwc", "fortran", "big-endian"])
+def test_bands_come_in_the_order_that_the_model_takes_them(sample_type: SampleType, layout: str) -> None:
+    values = samples(7, sample_type, height=12, width=11)
+    data = {
+        "tiff": lambda: tiff(values, interleave="pixel"),
+        "deflate": lambda: tiff(values, compress="deflate", tiled=True, blockxsize=16, blockysize=16),
+        "planes": lambda: tiff(values, interleave="band", compress="lzw"),
+        "chw": lambda: npy(values),
+        "hwc": lambda: npy(values.transpose(1, 2, 0).copy()),
+        "fortran": lambda: npy(np.asfortranarray(values)),
+        "big-endian": lambda: npy(values.astype(values.dtype.newbyteorder(">"))),
+    }[layout]()
+    image = decode_bands(data, spec_of(6, 1, 4, sample_type=sample_type), max_pixels=LIMIT)
+    assert image.dtype == sample_type
+    assert np.array_equal(image, values[[5, 0, 3]].transpose(1, 2, 0))
+
+
+def test_bands_of_a_photo_are_its_channels() -> None:
+    rgba = samples(4, "uint8").transpose(1, 2, 0).copy()
+    image = decode_bands(encoded(rgba, "PNG"), spec_of(4, 2, sample_type="uint8"), max_pixels=LIMIT)
+    assert np.array_equal(image, rgba[..., [3, 1]])
+    gray = samples(1, "uint16")[0]
+    image = decode_bands(encoded(gray, "PNG"), spec_of(1), max_pixels=LIMIT)
+    assert np.array_equal(image[..., 0], gray)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "text"),
+    [
+        (b"", "empty", "0 bytes"),
+        (tiff(samples(4, "uint16"))[:200], "truncated", "damaged"),
+        (b"II*\0" + bytes(100), "truncated", "damaged"),
+        (npy(samples(4, "uint16"))[:-1], "truncated", "cut short"),
+        (b"\x93NUMPY\x01\0\xff\xff{", "truncated", "damaged"),
+        (npy(np.array([None] * 4)), "unsupported", "numbers"),
+        (npy(np.zeros((4, 4, 4, 4), np.uint16)), "unsupported", "axes"),
+        (tiff(samples(3, "uint16")), "unsupported", "3 band"),
+        (npy(samples(3, "uint16")), "unsupported", "3 band"),
+        (tiff(samples(4, "uint8")), "unsupported", "uint8, and the model takes uint16"),
+        (npy(samples(4, "float32")), "unsupported", "float32, and the model takes uint16"),
+        (tiff(samples(4, "uint16", 101, 100)), "too-large", "--windows"),
+        (npy(samples(4, "uint16", 101, 100)), "too-large", "--max-pixels"),
+        (encoded(np.zeros((4, 4, 3), np.uint8), "JPEG"), "unsupported", "band"),
+        (b"no image at all", "not-an-image", "no image format"),
+    ],
+)
+def test_files_without_the_bands_are_rejected_with_the_reason(data: bytes, kind: str, text: str) -> None:
+    with pytest.raises(ImageError, match=text) as caught:
+        decode_bands(data, spec_of(4, 1), max_pixels=LIMIT)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_each_band_has_its_own_normalization(layout: Any) -> None:
+    bands = BandSpec(numbers=(1, 2, 3, 4), sample_type="int16", display=(1, 2, 3))
+    spec = InputSpec(
+        name="x", height=4, width=6, layout=layout, bands=bands, scale=0.5, mean=(0, 1, 2, 3), std=(1, 2, 4, 8),
+        resize="longest-side", pad_value=(2, 4, 6, 8),
+    )  # fmt: skip
+    image = np.full((4, 4, 4), (10, 20, -30, 40), np.int16)
+    tensor, covers = preprocess(image, spec)
+    planes = tensor if layout == "NCHW" else tensor.transpose(2, 0, 1)
+    assert covers == (1.0, 4 / 6)
+    assert planes[:, 0, 0].tolist() == [5.0, 4.5, -4.25, 2.125]
+    assert planes[:, 3, 5].tolist() == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_samples_are_resized_without_rounding() -> None:
+    bands = BandSpec(numbers=(1, 2), sample_type="uint16", display=(1, 2, 2))
+    spec = InputSpec(name="x", height=1, width=1, bands=bands, scale=1.0, mean=(0, 0), std=(1, 1))
+    image = np.array([[[0, 5], [1, 8]]], np.uint16)
+    assert preprocess(image, spec)[0].ravel().tolist() == [0.5, 6.5]
+
+
+def test_samples_that_are_not_finite_become_the_padding_value() -> None:
+    bands = BandSpec(numbers=(1,), sample_type="float32", display=(1, 1, 1))
+    spec = InputSpec(name="x", height=1, width=3, bands=bands, scale=1.0, mean=(0,), std=(1,), pad_value=0.25)
+    image = np.array([[[np.nan], [np.inf], [3.0]]], np.float32)
+    assert preprocess(image, spec)[0].ravel().tolist() == [0.25, 0.25, 3.0]
+
+
+def test_pictures_show_three_bands_in_one_range_for_all_images() -> None:
+    bands = BandSpec(numbers=(7, 2, 5), sample_type="uint16", display=(5, 7, 2), display_range=(1000, 3000))
+    image = np.array([[[1000, 2000, 3000], [0, 1500, 9999]]], np.uint16)
+    assert display_of(image, bands).tolist() == [[[255, 0, 128], [255, 0, 64]]]
+
+
+def scene(label: NDArray[np.intp], bands: tuple[int, ...], count: int = 6) -> NDArray[np.uint16]:
+    """(count, H, W) samples whose strongest band of ``bands`` is that at ``label``."""
+    values = np.full((count, *label.shape), 300, np.uint16)
+    for index, band in enumerate(bands):
+        values[band - 1][label == index] = 9000
+    return values
+
+
+LABEL = np.repeat(np.repeat(np.array([[0, 1, 2], [3, 0, 1]]), 8, axis=0), 8, axis=1)
+
+
+def test_a_model_over_bands_goes_from_its_graph_to_labels_and_pictures(tmp_path: Path) -> None:
+    bands = (5, 1, 4, 2)
+    bundle = band_bundle(tmp_path, bands=bands, size=(16, 24))
+    assert bundle.input.bands is not None
+    assert bundle.input.bands.display == (5, 1, 4)
+    assert bundle.input.bands.display_range == (0, 10_000)
+    photos, truth = tmp_path / "photos", tmp_path / "truth"
+    photos.mkdir(), truth.mkdir()
+    for index in range(12):
+        label = np.roll(LABEL, index, axis=1)
+        (photos / f"{index}.tif").write_bytes(tiff(scene(label, bands)))
+        (truth / f"{index}.png").write_bytes(encode_png(label.astype(np.uint8)))
+    (photos / "photo.jpg").write_bytes(encoded(np.zeros((16, 24, 3), np.uint8), "JPEG"))
+    calibration = maskmill.calibrate(bundle.path, photos, truth, alpha=0.2)
+    assert calibration.made_with["bands"]["numbers"] == list(bands)
+    progress = maskmill.label(bundle.path, photos, tmp_path / "labels", calibration=calibration)
+    assert dict(progress.rejects) == {"unsupported": 1}
+    store = LabelStore.open(tmp_path / "labels")
+    label, _ = store.read(str(photos / "3.tif"))
+    assert (label == np.roll(LABEL, 3, axis=1)).mean() > 0.9
+    quality = maskmill.evaluate(bundle, truth, images=photos)
+    assert quality.accuracy == 1.0
+    picture = write_overlay(store, str(photos / "3.tif"), tmp_path / "picture.png")
+    with Image.open(picture) as image:
+        assert image.size[0] == 24
+
+
+def test_a_store_of_other_bands_is_refused(tmp_path: Path) -> None:
+    bundle = band_bundle(tmp_path, bands=(5, 1, 4, 2))
+    (tmp_path / "photos").mkdir()
+    np.save(tmp_path / "photos" / "a.npy", scene(LABEL, (5, 1, 4, 2)))
+    source = str(tmp_path / "photos" / "a.npy")
+    maskmill.label(bundle.path, source, tmp_path / "labels")
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(StoreMismatch, match="bands"):
+        maskmill.label(band_bundle(other, bands=(1, 5, 4, 2)).path, source, tmp_path / "labels")
+
+
+def test_the_predictor_takes_the_samples_of_its_bands(tmp_path: Path) -> None:
+    bundle = band_bundle(tmp_path, layout="NHWC", sample_type="float32", scale=1.0, mean=0.5, std=(0.5, 0.5, 0.5, 0.5))
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    image = np.zeros((16, 24, 4), np.float32)
+    image[..., 2] = 1.0
+    scores = predictor.predict(image).scores  # type: ignore[arg-type]
+    assert scores[:, 0, 0].tolist() == [-10, -10, 10, -10]
+    with pytest.raises(UsageError, match=r"must be \(H, W, 4\) float32"):
+        predictor.predict(np.zeros((16, 24, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"bands": (1, 2, 3)}, "takes 4 channels instead of 3"),
+        ({"bands": (1, 2, 3, 4), "sample_type": "uint16"}, "need a scale"),
+        ({"bands": (1, 2, 2, 4)}, "different numbers"),
+        ({"bands": (0, 1, 2, 3)}, "counted from 1"),
+        ({"bands": (1, 2, 3, 4), "display_bands": (1, 2, 7)}, "three of the model's bands"),
+        ({"bands": (1, 2, 3, 4), "mean": (1.0, 2.0)}, "mean must be 4 finite numbers"),
+        ({"bands": (1, 2, 3, 4), "channels": "BGR"}, "order of their own"),
+        ({}, "name its 4 bands with --bands"),
+        ({"sample_type": "uint16"}, "apply to bands"),
+    ],
+)
+def test_bands_that_do_not_fit_the_graph_are_refused(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    band_bundle(tmp_path)
+    with pytest.raises(UsageError, match=text):
+        maskmill.adopt(tmp_path / "bands.onnx", tmp_path / "refused", classes=["a", "b", "c", "d"], **options)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_manifest_keeps_the_bands(tmp_path: Path) -> None:
+    bundle = band_bundle(tmp_path)
+    assert Bundle.load(bundle.path).input == bundle.input
+    manifest = bundle.path / "bundle.json"
+    raw = json.loads(manifest.read_text())
+    raw["input"]["bands"]["numbers"] = [1, "2"]
+    manifest.write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match=r"bands.numbers\[1\] must be a whole number"):
+        Bundle.load(bundle.path)
+
+
+def test_without_rasterio_tiff_names_the_extra_and_numpy_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, whole_import = tiff(samples(4, "uint16")), builtins.__import__
+
+    def without(name: str, *rest: Any, **options: Any) -> Any:
+        if name == "rasterio":
+            raise ImportError(name)
+        return whole_import(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingPackageError, match=r"rasterio.*install.*geo"):
+        decode_bands(data, spec_of(4, 1), max_pixels=LIMIT)
+    assert decode_bands(npy(samples(4, "uint16")), spec_of(4, 1), max_pixels=LIMIT).shape == (6, 9, 2)
