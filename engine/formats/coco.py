@@ -3,7 +3,8 @@
 Reading: an annotation's polygons are filled as pycocotools fills them and united; ``iscrowd`` regions are ignored; of
 overlapping annotations the smaller is on top, or the later one. Writing: one annotation per class and image, run-length
 encoded (``coco``), or one per region as a polygon (``coco-polygons``); ignored pixels are an ``iscrowd`` annotation of
-a category named ``ignore``. With objects, ``coco`` holds one annotation per object, with its score, and nothing else.
+a category named ``ignore``. With objects, ``coco`` holds one annotation per object, with its score; the pixels of
+objects that thresholds leave out are one ``iscrowd`` annotation per class, and share no pixel with the others.
 Weights do not fit into COCO files.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,22 @@ from .base import (
 )
 from .files import json_document, json_elements, json_members, load_json, read_bytes
 from .polygons import outlines, runs_of_polygon
-from .rle import encode_classes, runs_of_counts, string_to_counts
+from .rle import encode_classes, paint_runs, runs_of_counts, string_to_counts
 
 FILE = "annotations/instances.json"
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueObject:
+    """One labeled object of an image, or a crowd of them."""
+
+    target: int
+    """Index of its class."""
+    runs: NDArray[np.int64]
+    """(R, 2) runs of its pixels down the columns: first, one past the last."""
+    crowd: bool = False
+    """True for an ``iscrowd`` region, in which objects are not told apart."""
 
 
 class CocoReader(LabelReader):
@@ -129,17 +143,27 @@ class CocoReader(LabelReader):
             shapes.append(Shape(self._classes.values[label], runs))
         return paint_shapes(shapes, height, width, self._classes, self._overlaps)
 
-    def read_objects(self, name: str) -> list[tuple[str, NDArray[np.int64]]]:
-        """Return class name and runs of every object of an image; ``iscrowd`` regions are left out."""
+    def read_objects(self, name: str, targets: Sequence[str]) -> list[TrueObject]:
+        """Return the objects of an image whose class is one of ``targets``, ``iscrowd`` regions included."""
         number, height, width = self._images[name]
         objects = []
         for index in self._order[self._first[number] : self._first[number + 1]].tolist():
             where = f"{self.path}, annotation {index} ({name})"
             annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
-            if not annotation.get("iscrowd"):
+            label = self._categories[_key(annotation["category_id"])]
+            if label in targets:
                 runs = _runs(annotation.get("segmentation"), height, width, where)
-                objects.append((self._categories[_key(annotation["category_id"])], runs))
+                crowd = bool(annotation.get("iscrowd"))
+                objects.append(TrueObject(target=targets.index(label), runs=runs, crowd=crowd))
         return objects
+
+
+def _crowds(image: LabeledImage, ignore: int) -> NDArray[Any]:
+    """Return a map (H, W) of the classes of doubtful objects, ``ignore`` elsewhere."""
+    columns = np.full(image.label.size, ignore, image.label.dtype)
+    for instance in image.doubtful:
+        paint_runs(columns, runs_of_counts(string_to_counts(instance.counts), columns.size), instance.target)
+    return columns.reshape(image.label.shape[::-1]).T
 
 
 def _runs(segmentation: Any, height: int, width: int, where: str) -> NDArray[np.int64]:
@@ -197,10 +221,17 @@ class CocoWriter(Writer):
     def _annotations(self, image: LabeledImage) -> list[dict[str, Any]]:
         size = list(image.label.shape)
         if image.instances is not None:
-            return [
+            entries = [
                 self._annotation(instance.target, instance.area, instance.box)
                 | {"segmentation": {"size": size, "counts": instance.counts}, "score": instance.score}
                 for instance in image.instances
+            ]
+            crowds = encode_classes(_crowds(image, self.options.classes.ignore)) if image.doubtful else []
+            return entries + [
+                self._annotation(mask.value, mask.area, mask.box)
+                | {"segmentation": {"size": size, "counts": mask.counts}, "iscrowd": 1}
+                for mask in crowds
+                if mask.value != self.options.classes.ignore
             ]
         return [
             self._annotation(mask.value, mask.area, mask.box) | {"segmentation": {"size": size, "counts": mask.counts}}

@@ -98,7 +98,7 @@ class CocoPanopticWriter(Writer):
         buffer = io.BytesIO()
         Image.fromarray(colors).save(buffer, "PNG", compress_level=1)
         sink.save(f"{FOLDER}/{image.stem}.png", buffer.getvalue())
-        things = {instance.target for instance in objects}
+        things = {instance.target for instance in (*objects, *image.doubtful)}
         segments: list[dict[str, Any]] = [
             {
                 "id": mask.value + 1,

@@ -303,6 +303,7 @@ class _Job:
     def _image(self, entry: _Entry, row: Any, source: Source) -> LabeledImage:
         label, weight = self._store.maps(row)
         options = self._writer.options
+        objects, doubtful = self._instances(row) if options.instances else (None, ())
         return LabeledImage(
             name=entry.name,
             stem=entry.stem,
@@ -310,13 +311,19 @@ class _Job:
             weight=weight if options.weights else None,
             score=row.confidence,
             data=self._photo(entry, source) if options.images == "copy" else None,
-            instances=self._instances(row) if options.instances else None,
+            instances=objects,
+            doubtful=doubtful,
             path=entry.uri if "://" not in entry.uri and split_member(entry.uri) is None else None,
         )
 
-    def _instances(self, row: Any) -> tuple[Instance, ...]:
+    def _instances(self, row: Any) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
+        """Return the objects of an image, and those that the thresholds leave out."""
         objects = () if row.instances is None else decode_instances(row.instances)
-        return objects if self._thresholds is None else self._thresholds.keep(objects)
+        if self._thresholds is None:
+            return objects, ()
+        chosen = self._thresholds.keep(objects)
+        numbers = set(map(id, chosen))
+        return chosen, tuple(instance for instance in objects if id(instance) not in numbers)
 
     def _photo(self, entry: _Entry, source: Source) -> bytes:
         data = source.read(self._members.get(entry.uri, Item(entry.uri)))

@@ -20,6 +20,9 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import ScoreMap
 from ..predictors.resampling import bilinear_matrix
 
+_OFFSET = 1.0
+"""Distance in logits from the border of a mask at which its stability is measured, as in Segment Anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceSettings:
@@ -60,6 +63,7 @@ def find_instances(score_map: ScoreMap, taxonomy: Taxonomy, settings: InstanceSe
     wanted = (scores >= settings.min_score) & (targets >= 0)
     if taxonomy.background is not None:
         wanted &= targets != taxonomy.background
+    qualities = _stability(np.asarray(objects.masks)) if objects.qualities is None else objects.qualities
     order = np.flatnonzero(wanted)[np.argsort(-scores[wanted], kind="stable")]
     painted = np.zeros(score_map.size, np.uint16)
     kept: list[int] = []
@@ -75,12 +79,19 @@ def find_instances(score_map: ScoreMap, taxonomy: Taxonomy, settings: InstanceSe
         Instance(
             target=int(targets[index]),
             score=float(scores[index]),
+            quality=float(np.clip(qualities[index], 0.0, 1.0)),
             box=masks[number].box,
             counts=masks[number].counts,
             area=masks[number].area,
         )
         for number, index in enumerate(kept, start=1)
     ]
+
+
+def _stability(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the stability (K,) of masks (K, h, w): their area at a logit of 1 over that at -1 (Segment Anything)."""
+    inside, around = ((logits > limit).sum(axis=(1, 2)) for limit in (_OFFSET, -_OFFSET))
+    return inside / np.maximum(around, 1)
 
 
 def _upsampled(logits: NDArray[np.float32], score_map: ScoreMap) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:

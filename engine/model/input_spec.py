@@ -61,7 +61,7 @@ class BandSpec:
             raise UsageError(f"the display range must be two finite numbers, low before high, got {low:g} and {high:g}")
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain data; :func:`maskmill.engine.model.schema.read_record` reads it."""
+        """Convert to plain data; :func:`maskmill.engine.model.schema.read_value` reads it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @property

@@ -27,6 +27,8 @@ class Objects:
     """(K,) float32: index of each object's model class."""
     masks: Any
     """(K, h, w) float32 logits on the grid of the score map."""
+    qualities: Any = None
+    """(K,) float32 in [0, 1]: the IoU that the model predicts for each mask; None if it predicts none."""
 
     def __repr__(self) -> str:
         return f"Objects({self.masks.shape[0]} masks of {self.masks.shape[1]}x{self.masks.shape[2]})"
@@ -108,9 +110,8 @@ class ScoreMap:
             (scores,) = self.backend.download(self.scores)
             objects = self.objects
             if objects is not None:
-                objects = Objects(
-                    **dict(zip(vars(objects), self.backend.download(*vars(objects).values()), strict=True))
-                )
+                arrays = {name: array for name, array in vars(objects).items() if array is not None}
+                objects = Objects(**dict(zip(arrays, self.backend.download(*arrays.values()), strict=True)))
         return replace(self, scores=scores, objects=objects, backend=HOST)
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from ..inputs.images import MAX_PIXELS, decode_image
 from ..inputs.rasters.bands import decode_bands, display_of
 from ..inputs.sources import Item, Source, open_source, read_uri
 from ..model.input_spec import BandSpec
-from ..model.schema import read_record
+from ..model.schema import read_value
 from ..reading.access import current_access
 
 
@@ -30,7 +30,7 @@ class PhotoReader:
     def __init__(self, run: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._bit_depth = run.get("bit_depth")
         raw = run.get("bands")
-        self._bands = None if raw is None else read_record(BandSpec, raw, "bands")
+        self._bands = None if raw is None else read_value(BandSpec, raw, "bands")
         self._access = current_access()  # of the thread that opens it, whichever thread reads
         self._archives: dict[str, tuple[Source, dict[str, Item]]] = {}
         self._lock = threading.Lock()

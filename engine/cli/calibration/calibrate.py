@@ -10,6 +10,7 @@ import typer
 
 from ....errors import UsageError
 from ...calibration.calibration import Control, RuleChoice
+from ...calibration.objects import Ranking
 from ...calibration.sharing import Fallback, Group, Unseen
 from ...calibration.thresholds import SmallSample, Unit
 from ...model.storage import location_of
@@ -336,9 +337,21 @@ def calibrate_object_scores(
     labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],
     alpha: Annotated[str, typer.Option(metavar="RATE", help="Largest mean share of wrong objects.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")],
+    iou: Annotated[
+        float, typer.Option("--iou", min=0.01, max=1, metavar="SHARE", help="IoU from which an object is right.")
+    ] = 0.5,
+    by: Annotated[
+        Ranking,
+        typer.Option(
+            metavar="NAME", help="Value that has a threshold: score, quality of the mask, or both, their product."
+        ),
+    ] = "both",
+    splits: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random halves on which thresholds of the others are measured.")
+    ] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the lowest score of an object by class, so that few of the objects that are kept are wrong.
+    """Choose the lowest score and mask quality of objects by class, so that few that are kept are wrong.
 
     The store is made with label --instances and a low --min-score; export-labels --object-thresholds reads the file.
     """
@@ -346,7 +359,7 @@ def calibrate_object_scores(
     from ...store.label_store import LabelStore
 
     new_file(output, ".json")
-    thresholds = calibrate_objects(LabelStore.open(store), labels, alpha=alpha)
+    thresholds = calibrate_objects(LabelStore.open(store), labels, alpha=alpha, iou=iou, by=by, splits=splits)
     thresholds.save(output)
     if as_json:
         print_json(thresholds.to_json())
@@ -356,9 +369,15 @@ def calibrate_object_scores(
         if counts is None:
             say(f"{name}: never found, none kept")
             continue
-        text = "none kept, no score holds the share" if limit is None else f"score {limit:.3f} and more"
+        value = "score x quality" if by == "both" else by
+        text = f"none kept, no {value} holds the share" if limit is None else f"{value} {limit:.3f} and more"
+        unseen = ""
+        if "held_out_wrong" in counts:
+            unseen = (
+                f"; on the other half of the images {counts['held_out_wrong']:.3f} ± {counts['held_out_spread']:.3f}"
+            )
         say(
             f"{name}: {text}; {counts['kept']:.0f} of {counts['objects']:.0f} objects on {counts['images']:.0f} images "
-            f"kept, {counts['wrong']:.0f} of them wrong"
+            f"kept, {counts['wrong']:.0f} of them wrong{unseen}"
         )
     say(f"{output}: at most {alpha} of the objects wrong, on average over images in which a class is found")

@@ -225,6 +225,13 @@ class GivenPredictor:
             scores=np.array([confidence for _, confidence in answers], np.float32),
             classes=np.array([target.target + 1 for target in image.targets], np.float32),
             masks=np.stack([logits for logits, _ in answers]) if answers else np.zeros((0, *size), np.float32),
+            qualities=np.array(
+                [
+                    confidence / target.score if target.score else 0.0
+                    for target, (_, confidence) in zip(image.targets, answers, strict=True)
+                ],
+                np.float32,
+            ),
         )
         return ScoreMap(
             scores=score_map(class_masks, size, len(self.bundle.classes), 0),

@@ -18,7 +18,7 @@ from maskmill.errors import UsageError
 from .builders import CLASSES, name_in, nested_map, read, write
 
 READ_AS = {"coco-polygons": "coco"}
-FORMATS = [format for format in get_args(OutputFormat) if format != "webdataset"]
+FORMATS = [format for format in get_args(OutputFormat) if format not in ("webdataset", "geotiff")]
 SHAPES = [format for format in FORMATS if not WRITERS[format].marks_ignored]
 
 

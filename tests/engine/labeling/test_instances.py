@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.mask import area
 
 from maskmill.engine.backends.host import HOST
-from maskmill.engine.calibration.objects import ObjectThresholds, calibrate_objects, lowest_score
+from maskmill.engine.calibration.matching import match
+from maskmill.engine.calibration.objects import ObjectThresholds, calibrate_objects, held_out, lowest_value
+from maskmill.engine.formats.base import Instance
+from maskmill.engine.formats.coco import TrueObject
+from maskmill.engine.formats.rle import encode_classes, runs_of_counts, string_to_counts
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.export_labels import export_labels
 from maskmill.engine.labeling.instances import InstanceSettings, find_instances
@@ -23,7 +28,7 @@ from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import Objects, ScoreMap
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.engine.store.instances import decode_instances
+from maskmill.engine.store.instances import decode_instances, encode_instances
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import CalibrationError, UsageError
 
@@ -169,7 +174,7 @@ def truth(path: Path) -> Path:
 
 def test_few_of_the_kept_objects_are_wrong(tmp_path: Path, photos: Path) -> None:
     store = labeled(tmp_path, photos, min_score=0.1)
-    thresholds = calibrate_objects(store, truth(tmp_path / "truth.json"), alpha="0.3")
+    thresholds = calibrate_objects(store, truth(tmp_path / "truth.json"), alpha="0.3", by="score")
     assert thresholds.measured["cow"]["objects"] == 6
     assert thresholds.measured["cow"]["right"] == 4
     # (0 + 1) / (3 + 1) <= .3 with the best cow of each image; (0 + 1/2 + 1/2 + 1) / 4 with both
@@ -178,12 +183,88 @@ def test_few_of_the_kept_objects_are_wrong(tmp_path: Path, photos: Path) -> None
     again = ObjectThresholds.load(tmp_path / "objects.json")
     assert again == thresholds
     export_labels(store, tmp_path / "kept", "coco", instances=True, object_thresholds=again)
-    assert len(COCO(str(tmp_path / "kept/annotations/instances.json")).anns) == 6
+    coco = COCO(str(tmp_path / "kept/annotations/instances.json"))
+    entries = [
+        (entry["category_id"], entry["iscrowd"], entry["area"]) for entry in coco.loadAnns(coco.getAnnIds([0 + 1]))
+    ]
+    # the second cow is doubtful: a crowd, which shares no pixel with the others
+    assert entries == [(2, 0, 100), (3, 0, 80), (2, 1, 45)]
+    export_labels(store, tmp_path / "things", "coco-panoptic", instances=True, object_thresholds=again)
+    raw = json.loads((tmp_path / "things/annotations/panoptic.json").read_text())
+    kinds = [(segment["category_id"], segment["iscrowd"]) for segment in raw["annotations"][2]["segments_info"]]
+    assert kinds == [(3, 1), (2, 0), (3, 0)]
     # three images cannot promise a tenth
     assert set(calibrate_objects(store, tmp_path / "truth.json", alpha="0.1").thresholds.values()) == {None}
+    for options in ({"iou": 0.0}, {"by": "area"}, {"alpha": "2"}):
+        with pytest.raises(UsageError):
+            calibrate_objects(store, tmp_path / "truth.json", **{"alpha": "0.3"} | options)  # type: ignore[arg-type]
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(CalibrationError, match="calibrate-objects"):
         ObjectThresholds.load(tmp_path / "other.json")
+
+
+def instance(box: np.ndarray, *, target: int = 1, score: float = 0.9, quality: float = 1.0) -> Instance:
+    (mask,) = encode_classes(box.astype(np.uint8))[1:]
+    return Instance(target=target, score=score, quality=quality, box=mask.box, counts=mask.counts, area=mask.area)
+
+
+def true_object(box: np.ndarray, *, target: int = 1, crowd: bool = False) -> TrueObject:
+    mask = encode_classes(box.astype(np.uint8))[1]
+    return TrueObject(target=target, runs=runs_of_counts(string_to_counts(mask.counts), box.size), crowd=crowd)
+
+
+def test_an_object_is_right_from_the_iou_that_is_asked_for() -> None:
+    (first, half, other) = boxes((2, 2, 12, 12), (2, 2, 12, 8), (15, 0, 20, 9))
+    objects = [instance(first), instance(half, score=0.8), instance(other, target=2)]
+    size = SIZE[0] * SIZE[1]
+    # the true object is 10 by 6 pixels: the IoU is .6, and the exact mask comes later
+    matches = match(objects, [true_object(half)], size, 0.5)
+    assert [(round(m.iou, 3), m.instance.target) for m in matches] == [(0.6, 1), (0.0, 2), (0.0, 1)]
+    matches = match(objects, [true_object(half)], size, 0.75)
+    assert [round(m.iou, 3) for m in matches] == [0.6, 0.0, 1.0]
+
+
+def test_objects_in_a_crowd_are_neither_right_nor_wrong() -> None:
+    crowd, single, outside = boxes((0, 0, 10, 20), (2, 2, 8, 8), (15, 0, 20, 9))
+    objects = [instance(single), instance(outside, score=0.8), instance(single, target=2, score=0.7)]
+    truth = [true_object(crowd, crowd=True)]
+    matches = match(objects, truth, SIZE[0] * SIZE[1], 0.5)
+    assert [m.instance.score for m in matches] == [0.8, 0.7]
+
+
+def test_the_quality_of_a_mask_is_its_stability_or_what_the_model_predicts() -> None:
+    logits = np.full((1, *SIZE), -6.0, np.float32)
+    logits[0, 2:12, 2:12] = 0.5
+    logits[0, 2:12, 2:7] = 6.0
+    objects = Objects(scores=np.float32([0.875]), classes=np.float32([1]), masks=logits)
+    (found,) = find_instances(score_map(boxes(), [], [], objects=objects), TAXONOMY, InstanceSettings())
+    assert found.quality == 0.5
+    predicted = replace(objects, qualities=np.float32([0.25]))
+    (found,) = find_instances(score_map(boxes(), [], [], objects=predicted), TAXONOMY, InstanceSettings())
+    assert found.quality == 0.25
+    assert decode_instances(encode_instances([found])) == (found,)
+
+
+def test_thresholds_apply_to_score_times_quality() -> None:
+    (box,) = boxes((2, 2, 12, 12))
+    objects = [instance(box, score=0.9, quality=0.5), instance(box, score=0.6, quality=0.9)]
+    record: Any = {"alpha": "0.1", "iou": 0.5, "classes": ("ground", "cow"), "measured": {}}
+    kept = {
+        by: ObjectThresholds(by=by, thresholds={"cow": 0.5}, **record).keep(objects)
+        for by in ("score", "quality", "both")
+    }  # type: ignore[arg-type]
+    assert {by: len(instances) for by, instances in kept.items()} == {"score": 2, "quality": 2, "both": 1}
+    assert kept["both"] == (objects[1],)
+
+
+def test_the_share_is_measured_on_images_that_thresholds_have_not_seen() -> None:
+    rng = np.random.default_rng(0)
+    images = [[(value, bool(rng.random() < value)) for value in rng.random(4)] for _ in range(80)]
+    figures = held_out(images, 0.2, splits=30)
+    assert 0.03 < figures["held_out_wrong"] <= 0.2
+    assert figures["held_out_spread"] > 0
+    assert 0 < figures["held_out_kept"] < 1
+    assert held_out(images[:1], 0.2, splits=30) == {}
 
 
 def test_the_share_of_wrong_objects_holds_on_new_images() -> None:
@@ -195,7 +276,7 @@ def test_the_share_of_wrong_objects_holds_on_new_images() -> None:
 
     shares = []
     for _ in range(150):
-        limit = lowest_score([image() for _ in range(60)], 0.2)
+        limit = lowest_value([image() for _ in range(60)], 0.2)
         assert limit is not None
         kept = [[right for score, right in image() if score >= limit] for _ in range(60)]
         shares.append(np.mean([1 - np.mean(rights) if rights else 0.0 for rights in kept]))

@@ -179,7 +179,7 @@ def test_a_semantic_bundle_may_give_features_beside_its_scores(tmp_path: Path) -
     [
         ({"height": 0, "width": 4}, "at least 1x1"),
         ({"height": 4, "width": 4, "scale": 0.0}, "scale must be"),
-        ({"height": 4, "width": 4, "mean": (0.0, float("nan"), 0.0)}, "mean must be three finite numbers"),
+        ({"height": 4, "width": 4, "mean": (0.0, float("nan"), 0.0)}, "mean must be 3 finite numbers"),
         ({"height": 4, "width": 4, "resize": "crop"}, "resize must be one of stretch, longest-side"),
         ({"height": 4, "width": 4, "resize_filter": "area", "antialias": False}, "the area filter always averages"),
     ],

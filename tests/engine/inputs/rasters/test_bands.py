@@ -180,7 +180,7 @@ def test_a_model_over_bands_goes_from_its_graph_to_labels_and_pictures(tmp_path:
     label, _ = store.read(str(photos / "3.tif"))
     assert (label == np.roll(LABEL, 3, axis=1)).mean() > 0.9
     quality = maskmill.evaluate(bundle, truth, images=photos)
-    assert quality.accuracy == 1.0
+    assert quality.accuracy_all == 1.0
     picture = write_overlay(store, str(photos / "3.tif"), tmp_path / "picture.png")
     with Image.open(picture) as image:
         assert image.size[0] == 24

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import maskmill
 from maskmill.engine.inputs.images import decode_image
+from maskmill.engine.inputs.label_maps import read_label_map
 from maskmill.engine.inputs.sources import open_source, read_uri
 from maskmill.engine.reading.geotiff import Window, Windows, split_window
 from maskmill.errors import ImageError, MissingPackageError, UsageError
@@ -123,6 +124,7 @@ def test_labels_of_windows_become_one_map_with_the_coordinates_of_the_file(tmp_p
     # the value 0 is "no data" in each band, and a pixel has data if one band has
     assert (result[missing] == 255).all()
     assert (result[~missing] == label[~missing]).mean() > 0.97
+    assert np.array_equal(read_label_map(tmp_path / "out" / "scene.tif"), result)
     assert (tmp_path / "out" / "classes.txt").read_text().split() == ["red", "green", "blue"]
     assert path.exists()
 
