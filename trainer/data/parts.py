@@ -186,6 +186,10 @@ class StoredImages:
         when the same name is given; without it, the store may drop it after an hour.
         """
         store = LabelStore.open(folder)
+        if "bands" in store.run:
+            raise UsageError(
+                f"{store.path} holds labels of files with bands, and students take photos; train elsewhere"
+            )
         store = store.pin(pin) if pin else LabelStore.open(folder, moment=store.moment)
         labeled = set(store.ids())
         skipped: set[str] = set()

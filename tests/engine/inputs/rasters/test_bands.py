@@ -24,6 +24,7 @@ from maskmill.engine.report.show import write_overlay
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import BundleError, ImageError, MissingPackageError, StoreMismatch, UsageError
+from maskmill.trainer.data.parts import StoredImages
 
 from ....builders import encoded
 from ....models import band_bundle
@@ -184,6 +185,14 @@ def test_a_model_over_bands_goes_from_its_graph_to_labels_and_pictures(tmp_path:
     picture = write_overlay(store, str(photos / "3.tif"), tmp_path / "picture.png")
     with Image.open(picture) as image:
         assert image.size[0] == 24
+
+
+def test_a_student_takes_photos(tmp_path: Path) -> None:
+    bundle = band_bundle(tmp_path)
+    np.save(tmp_path / "a.npy", scene(LABEL, (5, 1, 4, 2)))
+    maskmill.label(bundle.path, tmp_path / "a.npy", tmp_path / "labels")
+    with pytest.raises(UsageError, match="students take photos"):
+        StoredImages.open(tmp_path / "labels")
 
 
 def test_a_store_of_other_bands_is_refused(tmp_path: Path) -> None:
