@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .model.taxonomy import Taxonomy
     from .model.taxonomy_draft import Unmatched
     from .predictors.base import Predictor
-    from .runtimes.open import Provider
+    from .runtimes.open import ProviderChoice
     from .store.label_store import LabelStore
 
 
@@ -81,7 +81,7 @@ def calibrate(
     unseen: Unseen = "never",
     on_small_n: SmallSample = "refuse",
     like: Location | LabelStore | None = None,
-    provider: Provider = "cpu",
+    provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
     workers: int | None = None,
@@ -113,7 +113,8 @@ def calibrate(
         Label store of the corpus, labeled with a calibration of the same model: weigh the calibration images so that
         they resemble its images.
     provider, tile, overlap, workers
-        Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
+        Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
+        images in progress at the same time (one per core if None).
     progress
         Show a progress bar.
 
@@ -155,7 +156,7 @@ def choose(
     goal: str = "kept 0.8",
     taxonomy: Location | Taxonomy | None = None,
     ids: Sequence[str] | None = None,
-    provider: Provider = "cpu",
+    provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
     workers: int | None = None,
@@ -171,7 +172,8 @@ def choose(
         ``accuracy A`` keeps as much as possible at that accuracy, ``kept S`` is the best mIoU that keeps that share,
         ``miou`` the best mIoU.
     provider, tile, overlap, workers
-        Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
+        Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
+        images in progress at the same time (one per core if None).
     progress
         Show a progress bar.
 
@@ -212,7 +214,7 @@ def label(
     min_score: float = 0.5,
     limit: int | None = None,
     retry_rejects: bool = False,
-    provider: Provider = "cpu",
+    provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
     windows: int | None = None,
@@ -244,7 +246,8 @@ def label(
     windows, window_overlap
         Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each an image of its own.
     provider, tile, overlap, workers
-        Runtime; side and overlap of tiles in pixels; images in progress at the same time (one per core if None).
+        Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
+        images in progress at the same time (one per core if None).
     progress
         Show a progress bar.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .model.bundle import Bundle
     from .model.taxonomy import Taxonomy
     from .predictors.base import Predictor
-    from .runtimes.open import Provider
+    from .runtimes.open import ProviderChoice
     from .store.label_store import LabelStore
 
 Location = str | os.PathLike[str]
@@ -50,7 +50,7 @@ def store_of(store: Location | LabelStore) -> LabelStore:
 def predictor_of(
     model: Location | Bundle | Predictor,
     taxonomy: Location | Taxonomy | None,
-    provider: Provider,
+    provider: ProviderChoice,
     tile: int | None,
     overlap: int,
     precision: str | None = None,
@@ -59,9 +59,12 @@ def predictor_of(
     from .model.bundle import Bundle
     from .model.taxonomy import Taxonomy
     from .predictors.open import ModelOptions, load_taxonomy, open_predictor
+    from .runtimes.tuned import resolve
 
     if isinstance(model, str | os.PathLike | Bundle):
         folder = model.path if isinstance(model, Bundle) else Path(model)
+        if provider == "auto":
+            provider, precision = resolve(bundle_of(model), provider, precision)
         options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
         predictor, classes = open_predictor(
             folder, None if isinstance(taxonomy, Taxonomy | None) else Path(taxonomy), options=options

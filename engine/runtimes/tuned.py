@@ -17,7 +17,7 @@ from ...kernels.processors import usable_processors
 from ..model.bundle import Bundle
 from ..model.publishing import write_atomically
 from ..model.schema import read_json_object, read_value
-from .open import Provider
+from .open import Provider, ProviderChoice
 
 FILE = "tuned.json"
 
@@ -60,6 +60,19 @@ def read_choice(bundle: Bundle) -> TunedChoice:
     if choice.artifact not in {file.sha256 for file in bundle.files}:
         raise UsageError(f"the {choice.precision} file of {bundle.path} has changed since it was tuned; {again}")
     return choice
+
+
+def resolve(bundle: Bundle, provider: ProviderChoice, precision: str | None = None) -> tuple[Provider, str | None]:
+    """Return runtime and precision: those given, or for ``auto`` those that ``maskmill tune`` chose.
+
+    Raises :class:`UsageError` as :func:`read_choice` does, and for a precision beside ``auto``.
+    """
+    if provider != "auto":
+        return provider, precision
+    if precision is not None:
+        raise UsageError("--provider auto chooses the precision, too; leave --precision out, or name the runtime")
+    choice = read_choice(bundle)
+    return choice.provider, choice.precision
 
 
 def write_choice(bundle: Bundle, choice: TunedChoice) -> None:

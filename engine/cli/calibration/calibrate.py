@@ -13,9 +13,11 @@ from ...calibration.calibration import Control, RuleChoice
 from ...calibration.objects import Ranking
 from ...calibration.sharing import Fallback, Group, Unseen
 from ...calibration.thresholds import SmallSample, Unit
+from ...model.bundle import Bundle
 from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from ...report.terminal import say
+from ...runtimes.tuned import resolve
 from ..options import (
     AsStoredOption,
     BatchOption,
@@ -32,7 +34,7 @@ from ..options import (
     PairingOption,
     PrecisionOption,
     PromptSettings,
-    ProviderOption,
+    ProviderOrAutoOption,
     SamOption,
     StoreArgument,
     TaxonomyOption,
@@ -189,7 +191,7 @@ def calibrate_thresholds(
         int | None,
         typer.Option(min=1, metavar="CELLS", help="Side of the grid of --group position.", show_default="512"),
     ] = None,
-    provider: ProviderOption = "cpu",
+    provider: ProviderOrAutoOption = "cpu",
     precision: PrecisionOption = None,
     allow_unverified: UnverifiedOption = False,
     threads: ThreadsOption = 1,
@@ -250,8 +252,16 @@ def calibrate_thresholds(
         )
     check_ray_options(runner, address, cpus_per_worker, gpus_per_worker)
     threads_per_process = threads_of(workers, runner) or usable_processors()
+    if bundle is not None:
+        runtime, precision = resolve(Bundle.load(bundle), provider, precision)
+    elif provider != "auto":
+        runtime = provider
+    else:
+        raise UsageError(
+            "--provider auto reads what maskmill tune chose for BUNDLE; name the runtime for --cam and --sam"
+        )
     options = ModelOptions(
-        provider=provider,
+        provider=runtime,
         precision=precision,
         threads=threads,
         batch=batch,
@@ -318,7 +328,7 @@ def calibrate_thresholds(
             address=address,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
-            provider=provider,
+            provider=runtime,
         )
     if like is not None:
         weigh(calibration, like, output, as_json)

@@ -180,16 +180,16 @@ def _runtime(
 ) -> tuple[Provider, str | None]:
     """Return runtime and precision: those given, or for ``auto`` those that ``maskmill tune`` chose."""
     from ...model.bundle import Bundle
-    from ...runtimes.tuned import read_choice
+    from ...runtimes.tuned import read_choice, resolve
 
     if provider != "auto":
         return provider, precision
-    if precision is not None:
-        raise UsageError("--provider auto chooses the precision, too; leave --precision out, or name the runtime")
-    choice = read_choice(Bundle.load(bundle))
+    model = Bundle.load(bundle)
+    runtime = resolve(model, provider, precision)
     if not as_json:
+        choice = read_choice(model)
         say(f"tuned for this machine: {choice.provider} in {choice.precision}, {choice.ratio:.2f}x the original")
-    return choice.provider, choice.precision
+    return runtime
 
 
 @reads_urls

@@ -67,6 +67,9 @@ def test_labeling_reads_the_choice_and_never_guesses(home: Path) -> None:
     output = ok("tune", "bundle", "--images", "photos", "--min-images", "4", "--seconds", "0.1", cwd=home)
     assert "`label --provider auto` uses it" in output.replace("\n", " ")
     assert "tuned for this machine" in ok("label", "bundle", "photos", "-o", "labels", "--provider", "auto", cwd=home)
+    progress = label(home / "bundle", home / "photos", home / "again", provider="auto")
+    assert progress.images == 4
+    assert LabelStore.open(home / "again").run["session"] == LabelStore.open(home / "labels").run["session"]
     result = maskmill("label", "bundle", "photos", "-o", "x", "--provider", "auto", "--precision", "fp32", cwd=home)
     assert "leave --precision out" in result.stderr
 
