@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskmill import LabelStore, label
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.verdicts import Tolerances
 from maskmill.engine.runtimes import tuned
