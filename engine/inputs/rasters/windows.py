@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ....errors import ImageError
 from ...reading.geotiff import Windows, has_tiff_ending, windows_of
 
-if TYPE_CHECKING:
-    from ..sources import Item
 
-
-def windowed(item: Item, path: str, windows: Windows | None) -> Iterator[Item]:
-    """Yield the windows of a GeoTIFF file that is larger than one, or else the item of the file itself."""
+def windowed(item: Any, path: str, windows: Windows | None) -> Iterator[Any]:
+    """Yield the windows of a GeoTIFF file that is larger than one, or else its own :class:`..sources.Item`."""
     if windows is None or not has_tiff_ending(path):
         yield item
         return
