@@ -6,7 +6,7 @@ height and width in pixels. Only its part of the file is read::
     for window in windows_of(path, Windows(side=2048, overlap=256)):
         data = read_window(path, window)        # the window as the bytes of a .npy file
 
-rasterio is imported where it is used: ``pip install 'maskmill[geo]'``.
+Reading a file imports rasterio: ``pip install 'maskmill[geo]'``.
 """
 
 from __future__ import annotations

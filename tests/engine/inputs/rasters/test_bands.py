@@ -246,7 +246,7 @@ def test_a_manifest_keeps_the_bands(tmp_path: Path) -> None:
     raw = json.loads(manifest.read_text())
     raw["input"]["bands"]["numbers"] = [1, "2"]
     manifest.write_text(json.dumps(raw))
-    with pytest.raises(BundleError, match=r"bands.numbers\[1\] must be a whole number"):
+    with pytest.raises(BundleError, match=r"bands.numbers\[1\] must be a valid integer"):
         Bundle.load(bundle.path)
 
 
