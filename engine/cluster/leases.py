@@ -129,7 +129,7 @@ class Leases:
     def hand_back(self, lease: str, worker: str, num_rows: int, data: bytes) -> None:
         """Hand back the file of a lease with results of ``num_rows`` inputs."""
         done = Finished(lease=lease, worker=worker, num_rows=num_rows, num_bytes=len(data))
-        self._folder.write(f"{LEASES}/done/{done.name}", data)
+        self._folder.write(f"{LEASES}/done/{done.name}", data, sync=True)
 
     def finished(self) -> list[Finished]:
         """Return the finished leases that are not committed, in order."""
@@ -214,9 +214,9 @@ class _StoreFolder:
         with self._errors("read"):
             return self._folder.read(name)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
         with self._errors("write to"):
-            self._folder.write(name, data)
+            self._folder.write(name, data, sync=sync)
 
     def write_once(self, name: str, data: bytes) -> bool:
         with self._errors("write to"):

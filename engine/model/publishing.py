@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,12 +50,24 @@ def write_once(path: Path, data: bytes) -> bool:
             os.replace(temporary, path)  # a file system without links
     finally:
         temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_files([], [path.parent])
     return True
+
+
+def sync_files(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Wait until files are on the disk, then until folders name them; files that are gone are passed over."""
+    for path in (*files, *folders):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that cannot
+                raise
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

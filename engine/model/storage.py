@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ...errors import MissingPackageError, UsageError
-from .publishing import is_temporary, write_atomically, write_once
+from .publishing import is_temporary, sync_files, write_atomically, write_once
 
 OUTAGE_SECONDS = 600.0
 """Longest time for which a failed access to a bucket is repeated."""
@@ -52,8 +52,8 @@ class Folder(Protocol):
         """Return the bytes of a file; raises :class:`FileNotFoundError`."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file and replace an older one in one step."""
+    def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
+        """Write a file and replace an older one in one step; with ``sync``, wait until it is on the disk."""
         ...
 
     def write_once(self, name: str, data: bytes) -> bool:
@@ -171,14 +171,16 @@ class LocalFolder:
         """See :meth:`Folder.read`."""
         return (self.path / name).read_bytes()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
         """See :meth:`Folder.write`."""
         path = self.path / name
         try:
-            write_atomically(path, data)
+            write_atomically(path, data, sync=sync)
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            write_atomically(path, data, sync=sync)
+        if sync:
+            sync_files([], [path.parent])
 
     def write_once(self, name: str, data: bytes) -> bool:
         """See :meth:`Folder.write_once`."""
@@ -215,8 +217,8 @@ class RemoteFolder:
         """See :meth:`Folder.read`."""
         return _repeated(lambda: self._system.cat_file(self._path(name)))
 
-    def write(self, name: str, data: bytes) -> None:
-        """See :meth:`Folder.write`."""
+    def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
+        """See :meth:`Folder.write`; a bucket has a file when its request returns."""
         _repeated(lambda: self._system.pipe_file(self._path(name), data))
 
     def write_once(self, name: str, data: bytes) -> bool:

@@ -44,7 +44,7 @@ from .reader import SEGMENTS, StoreReader
 from .rows import InputRow, LabelRow, ReviewRow, fingerprint, input_table, label_table, review_table
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 from .schema import SCHEMAS
-from .table import REPAIR, store_errors
+from .table import REPAIR, Table, store_errors
 
 __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "Moment", "ReviewRow", "content_id"]
 
@@ -107,10 +107,14 @@ class LabelStore(StoreReader):
         folder = location_of(path, storage_options)
         if not (folder / RUN_FILE).exists():
             return cls._create(folder, run)
+        if not is_remote(folder):
+            check_run(folder, read_run(folder), run)
+            remove_leftovers(folder)
+            with store_errors(f"cannot write to the label store {folder}"):
+                for name in SCHEMAS:
+                    Table(folder, name, None).drop_unfinished()
         store = cls.open(folder)
         check_run(folder, store.run, run)
-        if not is_remote(folder):
-            remove_leftovers(folder)
         return store
 
     @classmethod

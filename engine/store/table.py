@@ -22,7 +22,7 @@ import lance
 import pyarrow as pa
 
 from ...errors import MaskmillError, StoreError
-from ..model.publishing import published_folder
+from ..model.publishing import published_folder, sync_files
 from ..model.storage import is_remote, lance_options, open_folder
 from .schema import KEYS, SCHEMAS
 
@@ -47,6 +47,7 @@ class Table:
         """Options of the storage in the words of Lance; None on a disk."""
         self._process = os.getpid()
         self._hashes: dict[str, str] = {}
+        self._synced: set[str] = set()
 
     @staticmethod
     def create(folder: Path, name: str) -> None:
@@ -70,6 +71,10 @@ class Table:
         try:
             with published_folder(path) as aside:
                 lance.write_dataset(SCHEMAS[name].empty_table(), aside, mode="create", enable_stable_row_ids=True)
+                entries = list(aside.rglob("*"))
+                sync_files(
+                    [entry for entry in entries if entry.is_file()], [entry for entry in entries if entry.is_dir()]
+                )
         except OSError:
             if not path.exists():
                 raise
@@ -155,7 +160,12 @@ class Table:
         return self.path / "_versions" / f"{_LAST_VERSION - version:020d}.manifest"
 
     def record(self, dataset: Any) -> None:
-        """Write the hashes of a version's structural files."""
+        """Bring a version to the disk, as Lance does not, and write the hashes of its structural files."""
+        if not is_remote(self.path):
+            names = {*self._structure(dataset), *(name for name, _ in self._data_files(dataset))}
+            files = [self.path / name for name in names - self._synced]
+            sync_files(files, {self.path, *(file.parent for file in files)})
+            self._synced = names
         lines = "".join(f"{self._hash(name)} {name}\n" for name in self._structure(dataset))
         open_folder(self.path).write(f"{_CHECKS}/{dataset.version}", f"{_digest(lines.encode())}\n{lines}".encode())
 
@@ -168,6 +178,32 @@ class Table:
             if recorded.get(name) != self._hash(name, fresh=True):
                 return name
         return None
+
+    def drop_unfinished(self) -> None:
+        """Remove the newest versions if a power loss has emptied or cut their files before their commit returned."""
+        while True:
+            # the newest version sorts first
+            newest, *others = sorted((self.path / "_versions").glob("*.manifest"))
+            version = _LAST_VERSION - int(newest.stem)
+            if not others or self._recorded(version) is not None or self._is_whole(version):
+                return
+            newest.unlink(missing_ok=True)
+
+    def _is_whole(self, version: int) -> bool:
+        """Tell whether the files of a version have their sizes."""
+        try:
+            dataset = lance.dataset(str(self.path), version=version)
+            sizes = [(self.path / name).stat().st_size == size for name, size in self._data_files(dataset)]
+            return all(sizes) and all((self.path / name).stat().st_size for name in self._structure(dataset))
+        except (OSError, ValueError):
+            return False
+
+    @staticmethod
+    def _data_files(dataset: Any) -> Iterator[tuple[str, int]]:
+        """Paths below the dataset, and sizes in bytes, of the files with a version's rows."""
+        for fragment in dataset.get_fragments():
+            for file in fragment.metadata.files:
+                yield f"data/{file.path}", file.file_size_bytes
 
     def _recorded(self, version: int) -> dict[str, str] | None:
         try:

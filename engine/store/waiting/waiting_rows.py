@@ -70,7 +70,7 @@ class WaitingRows:
             return
         name = f"{self._process}-{self._num_files:08d}~{len(inputs)}"
         with store_errors(f"cannot write to the label store {self._store.path}"):
-            self._folder.write(f"{_WAITING}/{name}", encode_rows(label_rows, input_rows))
+            self._folder.write(f"{_WAITING}/{name}", encode_rows(label_rows, input_rows), sync=True)
         self._num_files += 1
         self._files.append(name)
 
