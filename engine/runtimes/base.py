@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+GRACE_SECONDS = 1.0
+"""Time that a node has to end after an interrupt, in seconds."""
 
 
 class Session(Protocol):
@@ -43,6 +50,33 @@ class Session(Protocol):
         a GPU also accept CuPy arrays: then the outputs are CuPy arrays, computed in the order of CuPy's current stream.
         """
         ...
+
+
+def interruptible(call: Callable[[], T], cancel: Callable[[], object]) -> T:
+    """Return the result of ``call``, which an interrupt ends, although Python handles interrupts between calls only.
+
+    On the main thread the call runs on another one; at an interrupt ``cancel`` tells it to end, and it has
+    :data:`GRACE_SECONDS` to do so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    # a process whose threads of this name are still alive at its end is ended at once
+    thread = threading.Thread(target=work, name="maskmill-model", daemon=True)
+    thread.start()
+    try:
+        return result.result()
+    except KeyboardInterrupt:
+        cancel()
+        thread.join(GRACE_SECONDS)
+        raise
 
 
 def shapes_of(feeds: Mapping[str, Any]) -> str:

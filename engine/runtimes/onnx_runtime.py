@@ -10,10 +10,8 @@ A provider that this installation lacks is an error, never replaced by another.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,15 +19,13 @@ from numpy.typing import NDArray
 
 from ...errors import MissingPackageError, SessionError, UsageError, install_command
 from ..model.bundle import Bundle
-from .base import first_line, shapes_of
+from .base import first_line, interruptible, shapes_of
 from .device_arrays import is_device_array
 from .onnx_device import DeviceRunner, new_stream
 
 if TYPE_CHECKING:
     import cupy
 
-GRACE_SECONDS = 1.0
-"""Time that a node has to end after an interrupt, in seconds."""
 EXECUTION_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -127,7 +123,7 @@ class OnnxSession:
         try:
             if self._device is not None and any(is_device_array(array) for array in feeds.values()):
                 return self._device.run(feeds)
-            return interruptible(self._session, self._outputs, feeds)
+            return run_graph(self._session, self._outputs, feeds)
         except Exception as error:
             raise SessionError(f"the model failed on its input {shapes_of(feeds)}: {first_line(error)}") from error
 
@@ -135,32 +131,12 @@ class OnnxSession:
         return self._description
 
 
-def interruptible(session: Any, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    """Run a graph so that an interrupt ends it, although Python handles interrupts between calls only.
-
-    On the main thread the call runs on another one; an interrupt tells ONNX Runtime to end it after the current node.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return session.run(outputs, feeds)
+def run_graph(session: Any, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run a graph in an ``onnxruntime.InferenceSession``; an interrupt ends it after the current node."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    call: Future[list[NDArray[Any]]] = Future()
-
-    def work() -> None:
-        try:
-            call.set_result(session.run(outputs, feeds, options))
-        except BaseException as error:
-            call.set_exception(error)
-
-    thread = threading.Thread(target=work, name="maskmill-model", daemon=True)
-    thread.start()
-    try:
-        return call.result()
-    except KeyboardInterrupt:
-        options.terminate = True
-        thread.join(GRACE_SECONDS)
-        raise
+    return interruptible(lambda: session.run(outputs, feeds, options), lambda: setattr(options, "terminate", True))
 
 
 def operators_on_cpu(session: Any) -> dict[str, int]:

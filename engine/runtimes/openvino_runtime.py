@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ...errors import MissingPackageError, SessionError, UsageError
 from ...kernels.processors import usable_processors
 from ..model.bundle import Bundle
-from .base import shapes_of
+from .base import interruptible, shapes_of
 
 
 class OpenVINOSession:
@@ -93,7 +93,8 @@ class OpenVINOSession:
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         try:
-            results = self._local.request.infer(feeds, share_inputs=True)
+            request = self._local.request
+            results = interruptible(lambda: request.infer(feeds, share_inputs=True), request.cancel)
         except Exception as error:
             raise SessionError(f"the model failed on its input {shapes_of(feeds)}: {_reason(error)}") from error
         return [results[index] for index in self._outputs]

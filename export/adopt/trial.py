@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...engine.inputs.images import preprocess
 from ...engine.model.input_spec import InputSpec
 from ...engine.runtimes.base import first_line
-from ...engine.runtimes.onnx_runtime import session_settings
+from ...engine.runtimes.onnx_runtime import run_graph, session_settings
 from ...errors import BundleError, MissingPackageError, SessionError
 from ...kernels.processors import usable_processors
 from ..pictures import GateImage, generated_images
@@ -56,7 +56,7 @@ class Trial:
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[Any]]:
         """Run a batch (N, …) and return the outputs; raises :class:`SessionError`."""
         try:
-            return [np.asarray(output) for output in self._session.run(self._outputs, {self._image: batch})]
+            return [np.asarray(output) for output in run_graph(self._session, self._outputs, {self._image: batch})]
         except Exception as error:
             raise SessionError(f"the model failed on an input of shape {batch.shape}: {first_line(error)}") from error
 

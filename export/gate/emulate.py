@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...engine.model.bundle import Bundle
 from ...engine.runtimes.base import Session, first_line
-from ...engine.runtimes.onnx_runtime import session_settings
+from ...engine.runtimes.onnx_runtime import run_graph, session_settings
 from ...errors import ExportError, MissingPackageError, SessionError
 from ..graph import LARGEST, float_tensors, node_name, tensor_types
 
@@ -137,7 +137,7 @@ class GraphSession:
         """Run the graph as :meth:`maskmill.engine.runtimes.base.Session.run` does, and read the probes."""
         feeds = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
         try:
-            values = self._session.run([*self._outputs, *self._probes], dict(feeds))
+            values = run_graph(self._session, [*self._outputs, *self._probes], dict(feeds))
         except Exception as error:
             raise SessionError(f"the {self.kind} graph failed: {first_line(error)}") from error
         for name, value in zip(self._probes, values[len(self._outputs) :], strict=True):
