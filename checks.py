@@ -45,7 +45,7 @@ def check_number(
 
     Raises :class:`UsageError`, also for not-a-number.
     """
-    limits = {"at least": least, "at most": most, "above": above, "below": below}
+    limits = {"at least": least, "above": above, "at most": most, "below": below}
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
         if (

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..kernels.processors import usable_processors
+from ..kernels.processors import count_workers
 from .arguments import (
     Location,
     bundle_of,
@@ -142,7 +142,7 @@ def calibrate(
             min_images=min_images,
             unseen=unseen,
             on_small_n=on_small_n,
-            workers=workers or usable_processors(),
+            workers=count_workers(workers),
             progress=observer,
         )
     return calibration if like is None else weigh_like(calibration, store_of(like))
@@ -193,7 +193,7 @@ def choose(
             classes,
             goal=goal,
             ids=None if ids is None else frozenset(ids),
-            workers=workers or usable_processors(),
+            workers=count_workers(workers),
             progress=observer,
         )
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import check_count
 from ..errors import UsageError
-from ..kernels.processors import usable_processors
+from ..kernels.processors import count_workers, usable_processors
 from .arguments import Location, calibration_of, counter_if, image_of, store_of
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def report(
             calibration=calibration_of(calibration),
             predictor=None if model is None else open_model(opened, Path(model), provider),
             num_pictures=pictures,
-            workers=workers or usable_processors(),
+            workers=count_workers(workers),
             progress=observer,
         )
 
@@ -246,7 +247,8 @@ def rank(
 
     if labels is not None and (images is None or model is None):
         raise UsageError("labels need the images that they belong to, and the model that judges them")
-    opened, threads = store_of(store), workers or usable_processors()
+    check_count("budget", budget)
+    opened, threads = store_of(store), count_workers(workers)
     loaded = calibration_of(calibration)
     if loaded is not None:
         check_same(opened.run, loaded)

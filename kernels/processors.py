@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ..checks import check_count
+
 _ROOT = Path("/")
 
 
@@ -21,6 +23,17 @@ def usable_processors(root: Path = _ROOT) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [-(-quota // period) for quota, period in _quotas(root) if quota > 0 and period > 0]
     return max(1, min([available, *quotas]))
+
+
+def count_workers(workers: int | None) -> int:
+    """Return the number of workers to start: the one given, or one per usable processor if None.
+
+    Raises :class:`UsageError` for a number below 1.
+    """
+    if workers is None:
+        return usable_processors()
+    check_count("workers", workers, least=1)
+    return workers
 
 
 def let_idle_threads_sleep() -> None:

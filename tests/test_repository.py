@@ -23,7 +23,7 @@ OPTIONAL = (
 
 def modules() -> list[Path]:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return sorted(files + [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "errors.py")])
+    return sorted(files + [ROOT / name for name in ("__init__.py", "__main__.py", "checks.py", "cli.py", "errors.py")])
 
 
 def dotted(path: Path) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..checks import check_choice
 from ..engine.arguments import Location, class_names_of, counter_if, image_of
 from ..errors import UsageError
 
@@ -170,8 +171,7 @@ def train(
     from .train import train as train_run
     from .training_display import observing
 
-    if recipe not in RECIPES:
-        raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    check_choice("recipe", recipe, RECIPES)
     if background is not None and classes is None:
         raise UsageError("background needs classes: a file, or their names")
     settled_recipe = with_settings(RECIPES[recipe](), [f"{name}={value}" for name, value in (settings or {}).items()])

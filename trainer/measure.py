@@ -28,7 +28,7 @@ from ..engine.runtimes.open import Provider
 from ..engine.store.label_store import LabelStore
 from ..engine.store.reviewed_labels import open_reviewed
 from ..errors import UsageError
-from ..kernels.processors import usable_processors
+from ..kernels.processors import count_workers
 from .bundle import is_run
 from .data.parts import LabeledImages
 from .evaluate import Scores, score_images
@@ -110,7 +110,7 @@ def evaluate(
             else LabelStore.open(target.path if isinstance(target, Bundle) else target)
         )
         classes = Taxonomy.from_json(store.classes).for_own_labels()
-        num_workers = workers or usable_processors()
+        num_workers = count_workers(workers)
         return evaluate_store(
             store,
             open_reviewed(store),
@@ -123,7 +123,7 @@ def evaluate(
         raise UsageError("expected true labels to measure against: give labels, or measure a store's reviewed labels")
     truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
     folder = target.path if isinstance(target, Bundle | LabelStore) else Path(target)
-    num_workers = workers or usable_processors()
+    num_workers = count_workers(workers)
     if isinstance(target, Bundle) or (folder / MANIFEST).is_file():
         _refuse({"device": device, "allow_code": allow_code or None}, "a bundle; its runtime is chosen with provider")
         selection, batch = Selection.argmax(), 1

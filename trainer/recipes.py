@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Literal
 
+from ..checks import check_choice
 from ..engine.model.schema import read_value
 from ..errors import UsageError
 from .methods import AllSpark, ConformalSam, Consistency, Method, S2c, Supervised, check
@@ -292,9 +293,8 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 def recipe_from_json(raw: Mapping[str, Any]) -> Recipe:
     """Return the recipe of :meth:`Recipe.to_json`; raises :class:`UsageError` if a field is missing or impossible."""
-    name = raw.get("name")
-    if not isinstance(name, str) or name not in RECIPES:
-        raise UsageError(f"recipe.name must be one of {', '.join(RECIPES)}, got {name!r:.80}")
+    check_choice("recipe.name", raw.get("name"), RECIPES)
+    name = str(raw["name"])
     types = typing.get_type_hints(Recipe) | {"method": type(RECIPES[name]().method)}
     if unknown := [key for key in raw if key not in types]:
         raise UsageError(f"the recipe has the unknown field {unknown[0]!r:.80}")

@@ -26,6 +26,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_choice, check_count
 from ...errors import CalibrationError, UsageError
 from ...kernels.types import Rule
 from ..inputs.labeled_source import pair_images
@@ -137,8 +138,11 @@ def calibrate(
         ("control", control, Control),
         ("on_small_n", on_small_n, SmallSample),
     ):
-        if value not in (choices := get_args(kind)):
-            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        check_choice(name, value, kind)
+    if min_images is not None:
+        check_count("min_images", min_images, least=1)
+    for side in grid:
+        check_count("grid", side, least=1)
     position = group == "position"
     if position and unit == "image":
         raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")

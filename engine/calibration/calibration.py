@@ -17,11 +17,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_choice
 from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
 from ..model.files import inflate
@@ -130,9 +131,8 @@ class Calibration:
         keeps sample sizes alone. Raises :class:`UsageError` for thresholds per position, which need the images.
         """
         level, group, unit = parse_alpha(alpha), group or self.group, unit or self.unit
-        for name, value, choices in (("group", group, Group), ("unit", unit, Unit)):
-            if value not in get_args(choices):
-                raise UsageError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        check_choice("group", group, Group)
+        check_choice("unit", unit, Unit)
         if self.on_small_n != "refuse" and self.control == "miscoverage":
             raise UsageError(
                 f"the calibration was made with --on-small-n {self.on_small_n}, which needs the images: run "
@@ -350,7 +350,7 @@ def parse_alpha(alpha: str | float) -> Fraction:
     """Read an error rate as the decimal it prints as; raises :class:`UsageError` outside (0, 1)."""
     try:
         level = Fraction(str(alpha))
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         raise UsageError(f"alpha must be a number above 0 and below 1, got {alpha!r}") from None
     if not 0 < level < 1:
         raise UsageError(f"alpha must be above 0 and below 1, got {alpha}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import name_list
 from ..model.taxonomy import Taxonomy
 from .binned import BinnedScores
 from .calibration import Control, json_number
@@ -118,7 +119,7 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
 
     def add(names: list[str], text: str) -> None:
         if names:
-            warnings.append(f"{', '.join(names)}: {text}")
+            warnings.append(f"{name_list(names)}: {text}")
 
     add([row["class"] for row in rows if row["held_out"]["missed"]], f"coverage is below {target:g}, interval included")
     add([row["class"] for row in rows if row["held_out"]["kept"] == 0], "no pixel of it keeps a label")

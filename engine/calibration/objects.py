@@ -17,10 +17,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
+from ...checks import check_choice, check_count, check_number
 from ...errors import CalibrationError, UsageError
 from ..formats.base import Instance
 from ..formats.coco import CocoReader
@@ -116,10 +117,9 @@ def calibrate_objects(
     Raises :class:`UsageError` for a store without objects, a file of another format, or images that do not pair.
     """
     level = float(parse_alpha(alpha))
-    if not 0 < iou <= 1:
-        raise UsageError(f"the IoU must be above 0 and at most 1, got {iou:g}")
-    if by not in get_args(Ranking):
-        raise UsageError(f"objects are ranked by {', '.join(get_args(Ranking))}; got {by!r:.80}")
+    check_number("iou", iou, above=0, most=1)
+    check_choice("by", by, Ranking)
+    check_count("splits", splits, least=1)
     if "instances" not in store.run:
         raise UsageError(f"{store.path} holds no objects; label the images with --instances")
     names = tuple(store.classes["targets"])

@@ -17,6 +17,7 @@ import os
 from dataclasses import replace
 from typing import Literal, get_args
 
+from ...checks import check_choice
 from ...errors import UsageError
 from .base import BACKGROUND, LabelReader, ShapeOptions, Writer, damage_named
 from .cityscapes import CityscapesReader, CityscapesWriter
@@ -122,6 +123,7 @@ def open_reader(
 
 def _reader(location: str, format: InputFormat, options: ShapeOptions) -> LabelReader:
     shapes = _own_options(location, options)
+    check_choice("format", format, InputFormat)
     match format:
         case "coco":
             return CocoReader(location, shapes)
@@ -147,8 +149,6 @@ def _reader(location: str, format: InputFormat, options: ShapeOptions) -> LabelR
             return HuggingFaceReader(location)
         case "png" | "fiftyone":
             return IndexReader(location, format)
-        case _:
-            raise UsageError(f"unknown label format {format!r}; expected one of {', '.join(get_args(InputFormat))}")
 
 
 def detect(location: str, option: str = "--labels-format") -> InputFormat | None:

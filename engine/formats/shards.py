@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...checks import name_list
 from ...errors import UsageError
 from ..model.png import encode_png
 from .base import FileSink, LabeledImage, LabelReader, Writer
@@ -212,7 +213,7 @@ def _columns(schema: pa.Schema, file: str) -> tuple[str, str]:
     ):
         raise UsageError(
             f"{file} needs a column of label maps (images) named {', '.join(ANNOTATION_COLUMNS)}; "
-            f"it has {', '.join(schema.names)}"
+            f"it has {name_list(schema.names)}"
         )
     names = next((name for name in _NAME_COLUMNS if name in schema.names), "image")
     if names not in schema.names:

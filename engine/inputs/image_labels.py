@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...checks import name_list
 from ...errors import ImageError, UsageError
 from ..model.files import read_text
 from ..model.schema import read_value
@@ -67,8 +68,8 @@ class ImageLabels:
         """Raise :class:`UsageError` unless every class that an image shows is one of ``classes``."""
         if unknown := sorted(self.names - set(classes)):
             raise UsageError(
-                f"{self.origin} names classes that the model does not have: {', '.join(unknown[:8])}; "
-                f"it has {', '.join(classes)}"
+                f"{self.origin} names classes that the model does not have: {name_list(unknown)}; "
+                f"it has {name_list(classes)}"
             )
 
     def find(self, uri: str) -> frozenset[str] | None:

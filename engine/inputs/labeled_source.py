@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...errors import UsageError
 from ..model.color_tables import ColorTable
 from ..model.taxonomy import Taxonomy
@@ -223,9 +224,8 @@ def value_names(
         present.update(np.unique(labels.read(entry, colors)).tolist())
     needed = present if present <= _BINARY else present - {255, 65535}
     if missing := sorted(needed - set(names)):
-        some = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise UsageError(
-            f"the label maps in {labels.path} hold {some}, and no name is known for "
+            f"the label maps in {labels.path} hold {name_list(missing)}, and no name is known for "
             f"{'it' if len(missing) == 1 else 'them'}; give the names of the label values with --label-names FILE (a "
             f"line `INDEX NAME` per value), as {NAMES_FILE} beside the label folder, or by the name of a data set, as "
             "in --label-names voc"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from ...checks import name_list
 from ...errors import SourceError
 from ..model.files import list_lines
 
@@ -129,7 +130,7 @@ def _parquet_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
         if not columns and len(strings) != 1:
             raise SourceError(
                 f"{name} needs a column of strings named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, or only one "
-                f"column of strings; it has {', '.join(schema.names)}"
+                f"column of strings; it has {name_list(schema.names)}"
             )
         row = 0
         for batch in table.iter_batches(columns=[(columns or strings)[0]]):

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ...checks import check_choice
 from ...errors import CalibrationMismatch, UsageError
 from ..calibration.calibration import Calibration
 from ..calibration.drift.report import Distance, DriftReport, survey, watch_images
@@ -214,8 +215,7 @@ class RunWatch:
     @classmethod
     def of(cls, store: LabelStore, on_drift: OnDrift) -> RunWatch | None:
         """Return the watch of a run into a store; None if the run has no calibration to compare with."""
-        if on_drift not in get_args(OnDrift):
-            raise UsageError(f"on_drift must be one of {', '.join(get_args(OnDrift))}, got {on_drift!r}")
+        check_choice("on_drift", on_drift, OnDrift)
         settings = StoredWatch.of(store.run)
         return None if settings is None else cls(store, settings, on_drift)
 

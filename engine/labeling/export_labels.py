@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from ...checks import check_choice, check_number
 from ...errors import StoreError, UsageError
-from ...kernels.processors import usable_processors
+from ...kernels.processors import count_workers
 from ..calibration.calibration import Calibration
 from ..calibration.objects import ObjectThresholds
 from ..formats.base import (
@@ -125,8 +126,8 @@ def export_labels(
     Raises :class:`UsageError` for options that the format cannot follow or a folder that holds something else, and
     :class:`StoreError` if the store cannot be read or the folder cannot be written.
     """
-    if format not in WRITERS:
-        raise UsageError(f"unknown format {format!r}; expected one of {', '.join(get_args(OutputFormat))}")
+    check_choice("format", format, OutputFormat)
+    check_number("min_kept", min_kept, least=0, most=1)
     kind = WRITERS[format]
     if instances and "instances" not in store.run:
         raise UsageError(f"{store.path} holds no objects; label with --instances, or export classes")
@@ -160,7 +161,7 @@ def export_labels(
     folder = Path(output)
     try:
         job = _Job(store, folder, writer, record, min_kept, ids, object_thresholds)
-        job.run(workers or usable_processors(), progress)
+        job.run(count_workers(workers), progress)
         writer.finish(job.parts, job.sink)
         certificate["export"].update(num_images=len(job.entries), skipped=dict(job.skipped))
         write_certificate(folder, certificate, job.hashes())

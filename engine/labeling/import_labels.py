@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...errors import UsageError
 from ..formats.base import IGNORE, LabelReader, ShapeOptions
 from ..formats.open import InputFormat, open_reader
@@ -201,6 +202,6 @@ def _to_targets(
         value = int(raw[targets == -1][0])
         raise UsageError(
             f"{reader.path}: {name} has pixels of the class {reader.class_names[value]!r}, which the store does not "
-            f"have; its classes are {', '.join(classes.targets)}"
+            f"have; its classes are {name_list(classes.targets)}"
         )
     return np.where(targets < 0, classes.ignore_index, targets).astype(classes.dtype)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_count, check_number
 from ...errors import UsageError
 from ..formats.base import Instance
 from ..formats.rle import encode_classes
@@ -37,10 +38,8 @@ class InstanceSettings:
 
     def __post_init__(self) -> None:
         for name in ("min_score", "min_visible"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
-        if self.min_area < 1:
-            raise UsageError(f"min_area is a number of pixels, at least 1, got {self.min_area}")
+            check_number(name, getattr(self, name), least=0, most=1)
+        check_count("min_area", self.min_area, least=1)
 
     def record(self) -> dict[str, Any]:
         """Return the settings as plain data for the run record."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UsageError
+from ...checks import check_count
 from ..calibration.calibration import conditions
 from ..inputs.sources import Item, Source, shard
 from ..model.taxonomy import Taxonomy
@@ -84,12 +84,13 @@ def label(
     :class:`SessionError`, :class:`SourceError`.
     """
     selection.check(predictor, taxonomy)
+    check_limit(limit)
+    stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
     if selection.keeper is not None:
         selection.keeper.write(store.path)
     watch = RunWatch.of(store, on_drift)
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit, watch)
-    stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     return _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch)
 
 
@@ -110,9 +111,10 @@ def segment(
     The store's run record says ``maps: segments``: its maps hold segment numbers (uint16, 0 outside every segment)
     instead of classes.
     """
+    check_limit(limit)
+    stages = Stages.segmenting(predictor, source, workers=workers, max_pixels=max_pixels)
     store = LabelStore.open_or_create(store_path, segment_record(predictor))
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
-    stages = Stages.segmenting(predictor, source, workers=workers, max_pixels=max_pixels)
     return _execute(stages, items, earlier, 1, store, observer)
 
 
@@ -138,8 +140,8 @@ def dry_run(
 
 def check_limit(limit: int | None) -> None:
     """Raise :class:`UsageError` unless a number of images is at least 1."""
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, got {limit}")
+    if limit is not None:
+        check_count("limit", limit, least=1)
 
 
 def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
@@ -214,7 +216,6 @@ def _plan(
 
     Returns also the number of rejects of earlier runs that are passed over, by kind of error.
     """
-    check_limit(limit)
     commit_waiting(store)
     rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
     earlier: dict[str, str] = {}

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...checks import check_choice, check_number
 from ...errors import ImageError, UsageError
 from ...kernels.plans.quantize import check_levels
 from ...kernels.types import Rule
@@ -67,8 +68,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         for name, choices in (("method", Method), ("rule", Rule), ("weight", Weight)):
-            if getattr(self, name) not in get_args(choices):
-                raise UsageError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), choices)
         if (self.method == "argmax") != (self.thresholds is None):
             raise UsageError("argmax takes no thresholds, threshold and conformal need them")
         if self.thresholds is not None:
@@ -93,8 +93,7 @@ class Selection:
         instances: InstanceSettings | None = None,
     ) -> Selection:
         """Keep the top class if its nonconformity score is at most ``1 - confidence``, with a confidence in (0, 1]."""
-        if not 0 < confidence <= 1:
-            raise UsageError(f"the confidence threshold must be above 0 and at most 1, got {confidence}")
+        check_number("threshold", confidence, most=1, above=0)
         return cls(
             method="threshold",
             thresholds=np.asarray(1 - confidence, np.float32),

@@ -17,8 +17,9 @@ from itertools import repeat
 from types import MappingProxyType
 from typing import Any
 
-from ...errors import ImageError, SessionError, UsageError
-from ...kernels.processors import usable_processors
+from ...checks import check_count
+from ...errors import ImageError, SessionError
+from ...kernels.processors import count_workers
 from ..calibration.drift.statistics import sample_picture
 from ..inputs.identity import labels_id
 from ..inputs.sources import Item, Source
@@ -65,14 +66,14 @@ class Stages:
         max_pixels: int | None,
         describer: Describer | None = None,
     ) -> None:
-        if workers is not None and workers < 1:
-            raise UsageError(f"workers must be at least 1, got {workers}")
+        if max_pixels is not None:
+            check_count("max_pixels", max_pixels, least=1)
         self.source = source
         """Images that the stages read."""
         self._predictor = predictor
         self._select_maps = select
         self._describer = describer
-        self._workers = workers or usable_processors()
+        self._workers = count_workers(workers)
         self._decode_options = {} if max_pixels is None else {"max_pixels": max_pixels}
 
     @classmethod

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ...checks import check_choice, name_list
 from ...errors import BundleError, UsageError
 from .files import sha256
-from .input_spec import InputSpec, check_choice
+from .input_spec import InputSpec
 from .publishing import write_atomically
 from .schema import read_json_object, read_value
 from .storage import fetched
@@ -297,7 +298,7 @@ def check_class_names(names: Sequence[str]) -> None:
             raise UsageError(f"class {index} has the name {name!r:.80}; a class name is a text of one line, not empty")
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if list(names).count(name) > 1})
-        raise UsageError(f"class names must be unique; listed more than once: {', '.join(repeated)}")
+        raise UsageError(f"class names must be unique; listed more than once: {name_list(repeated)}")
 
 
 OBJECT_KINDS: tuple[Kind, ...] = ("object_scores", "object_classes", "object_masks")

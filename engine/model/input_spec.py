@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from ...checks import check_choice
 from ...errors import UsageError
 
 MAX_SIDE = 32_768
@@ -25,12 +26,6 @@ Resize = Literal["stretch", "longest-side"]
 ResizeFilter = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Channels = Literal["RGB", "BGR"]
 SampleType = Literal["uint8", "uint16", "int16", "float32"]
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise :class:`UsageError` unless ``value`` is one of the literals ``choices``."""
-    if value not in get_args(choices):
-        raise UsageError(f"{name.replace('_', '-')} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...errors import TaxonomyError
 from .bundle import Bundle
 from .color_tables import ColorTable
@@ -55,7 +56,7 @@ from .taxonomy_file import (
     IGNORE,
     check_several,
     did_you_mean,
-    listed,
+    nearest_name,
     parse_labels,
     parse_model,
     parse_targets,
@@ -129,7 +130,7 @@ class Taxonomy:
             if unmapped := [name for index, name in enumerate(targets) if index in mapped and index not in model]:
                 raise TaxonomyError(
                     f"no model class is mapped to the target{'' if len(unmapped) == 1 else 's'} "
-                    f"{listed(map(repr, unmapped))}, which [labels] uses; under [model], map at least one to "
+                    f"{name_list(map(repr, unmapped))}, which [labels] uses; under [model], map at least one to "
                     f'{unmapped[0]!r}, or remove that target and map its labels to "{IGNORE}"'
                 )
             return cls(
@@ -154,7 +155,7 @@ class Taxonomy:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
             raise TaxonomyError(
-                f"{path} has the targets {', '.join(targets)}; the labels were made with {', '.join(self.targets)}"
+                f"{path} has the targets {name_list(targets)}; the labels were made with {name_list(self.targets)}"
             )
         return replace(
             self, labels=labels, named_labels=targets_by_name, label_names=label_names, colors=colors, assumed=False
@@ -186,12 +187,14 @@ class Taxonomy:
             # a file may list only the classes that occur; a name near one that is not mapped is a mistake
             others = set(values) - set(targets_by_name)
             targets_by_name = {
-                name: target for name, target in targets_by_name.items() if name in values or did_you_mean(name, others)
+                name: target
+                for name, target in targets_by_name.items()
+                if name in values or nearest_name(name, others, 0.6)
             }
         if unknown := sorted(set(targets_by_name) - set(values)):
             raise TaxonomyError(
-                f"[labels] names {', '.join(unknown[:5])}, which {origin} does not have"
-                f"{did_you_mean(unknown[0], values) or f'; it has {listed(values)}'}"
+                f"[labels] names {name_list(unknown, most=5)}, which {origin} does not have"
+                f"{did_you_mean(unknown[0], values) or f'; it has {name_list(values)}'}"
             )
         labels |= {values[name]: target for name, target in targets_by_name.items()}
         if by_name:
@@ -203,7 +206,7 @@ class Taxonomy:
             if missing := sorted(set(values.values()) - set(labels)):
                 name = names[missing[0]]
                 raise TaxonomyError(
-                    f"{origin} has the class {name}, which stands for no target ({listed(self.targets)}); add "
+                    f"{origin} has the class {name}, which stands for no target ({name_list(self.targets)}); add "
                     f'`"{name}" = "TARGET"` or `"{name}" = "{IGNORE}"` under [labels], '
                     "or draft a class mapping with `maskmill taxonomy`"
                 )
@@ -254,7 +257,7 @@ class Taxonomy:
         if (unknown := targets == -2).any():
             index = int(labels[unknown][0])
             number = int(np.count_nonzero(labels == index))
-            known = ", ".join(map(str, sorted(self.labels))) or "none"
+            known = name_list(sorted(self.labels)) or "none"
             if self.assumed:
                 raise TaxonomyError(
                     f"{file} holds the label {index} on {number:,} pixels, and the model has no class for it (its "

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .taxonomy_file import listed
-
-MOST_NAMES = 8
-"""Names that a difference lists."""
+from ...checks import name_list
 
 
 def mapping_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -19,9 +16,9 @@ def mapping_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
     targets, others = list(before.get("targets", [])), list(now.get("targets", []))
     parts = []
     if missing := [name for name in targets if name not in others]:
-        parts.append(f"the targets {_some(missing)} are only there")
+        parts.append(f"the targets {name_list(missing)} are only there")
     if added := [name for name in others if name not in targets]:
-        parts.append(f"the targets {_some(added)} are only here")
+        parts.append(f"the targets {name_list(added)} are only here")
     if targets != others and not parts:
         parts.append("the targets have another order")
     old_background, new_background = (_background(raw) for raw in (before, now))
@@ -35,7 +32,7 @@ def mapping_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
         if key in before and key in now and not parts:
             differing = [name for name in common if _sources(before, key, name) != _sources(now, key, name)]
             if differing:
-                parts.append(sentence.format(_some(differing)))
+                parts.append(sentence.format(name_list(differing)))
     return "; ".join(parts)
 
 
@@ -49,8 +46,3 @@ def _sources(raw: Mapping[str, Any], key: str, name: str) -> set[Any]:
     target, entries = raw["targets"].index(name), raw[key]
     pairs = entries.items() if isinstance(entries, Mapping) else enumerate(entries)
     return {source for source, value in pairs if value == target}
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMES
-    return listed(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
+from ...checks import check_choice, name_list
 from ...errors import TaxonomyError, UsageError
 from .bundle import Bundle
 from .color_tables import TABLE_NAMES, named_table
 from .files import read_class_names
 from .taxonomy import model_labels
-from .taxonomy_file import DROPPED, IGNORE
+from .taxonomy_file import DROPPED, IGNORE, nearest_name
 
 Unmatched = Literal["ignore", "background"]
 """Target of data set classes whose name no model class has."""
@@ -72,8 +72,7 @@ def draft(
 
     Raises :class:`TaxonomyError` if fewer than two targets remain.
     """
-    if unmatched not in get_args(Unmatched):
-        raise UsageError(f"unmatched names become {' or '.join(get_args(Unmatched))}, got {unmatched!r}")
+    check_choice("unmatched", unmatched, Unmatched)
     classes, notes = bundle.classes, []
     class_of = {_normalized(name): name for name in classes}
     background = None if bundle.background is None else classes[bundle.background]
@@ -89,18 +88,18 @@ def draft(
             labels[index] = (name, IGNORE)
         else:
             labels[index] = (name, rest)
-            similar = difflib.get_close_matches(_normalized(name), class_of, n=1)
-            hint = f"; like the model's {class_of[similar[0]]}" if similar else ""
+            similar = nearest_name(_normalized(name), class_of)
+            hint = f"; did you mean the model's {class_of[similar]}?" if similar else ""
             label = f"label {name}" if by_name else f"label {index} ({name})"
             notes.append(f"{label} → {rest}{hint}")
     matches = {target for _, target in labels.values()} - {IGNORE}
     names_in_use = matches | {background} if label_names else set(classes)
     targets = [name for name in classes if name in names_in_use]
     if len(targets) < 2 or (label_names and not matches - {background}):
-        names = ", ".join(name for name, _ in labels.values()) or "none"
+        names = name_list(name for name, _ in labels.values()) or "none"
         raise TaxonomyError(
             f"no name of the labels is a class of the model, so that nothing could be labeled: the labels are "
-            f"{names}; the model has {', '.join(classes)}; write the mapping by hand, or give other names with "
+            f"{names}; the model has {name_list(classes)}; write the mapping by hand, or give other names with "
             "--label-names"
         )
     lines = [

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...checks import name_list
 from ...errors import TaxonomyError, UsageError
 from .color_tables import ColorTable, named_table, parse_color
 from .files import read_text
@@ -18,21 +19,27 @@ DROPPED = "dropped"
 IGNORE = "ignore"
 
 
+NEAR = 0.82
+"""Similarity (:mod:`difflib`) of a name and a misspelling of it; ``mountain`` and ``train`` have .62."""
+
+
+def nearest_name(name: str, choices: Iterable[str], similarity: float = NEAR) -> str | None:
+    """Return the choice that a name is probably a misspelling of, upper and lower case being equal; None if none is."""
+    plain, by_plain = name.casefold(), {choice.casefold(): choice for choice in choices}
+    swapped = [choice for choice in by_plain if sorted(choice) == sorted(plain)]
+    matches = difflib.get_close_matches(plain, by_plain, n=1, cutoff=similarity) or swapped
+    return by_plain[matches[0]] if matches else None
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return "; did you mean NAME?" for the choice that is nearest to a name; empty if none is near."""
-    by_plain = {choice.casefold(): choice for choice in choices}
-    matches = difflib.get_close_matches(name.casefold(), by_plain, n=1)
-    return f"; did you mean {by_plain[matches[0]]}?" if matches else ""
+    choice = nearest_name(name, choices)
+    return "" if choice is None else f"; did you mean {choice}?"
 
 
 def plain_name(name: str) -> str:
     """Return a class name in the form in which names are compared."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names with commas between them."""
-    return ", ".join(names)
 
 
 def check_several(targets: Sequence[str]) -> None:
@@ -72,7 +79,7 @@ def read_taxonomy(path: str | os.PathLike[str]) -> TaxonomyFile:
     entries = [field.name for field in dataclasses.fields(TaxonomyFile)]
     if unknown := sorted(set(raw) - set(entries)):
         raise TaxonomyError(
-            f"the taxonomy {path}: unknown entries: {', '.join(unknown)}{did_you_mean(unknown[0], entries)}"
+            f"the taxonomy {path}: unknown entries: {name_list(unknown)}{did_you_mean(unknown[0], entries)}"
         )
     try:
         return read_value(TaxonomyFile, raw)
@@ -86,7 +93,7 @@ def parse_targets(file: TaxonomyFile) -> tuple[tuple[str, ...], int | None]:
     targets, background = file.targets, file.background
     if background is not None and background not in targets:
         raise TaxonomyError(
-            f"the background {background!r} is not one of the targets: {', '.join(targets)}"
+            f"the background {background!r} is not one of the targets: {name_list(targets)}"
             f"{did_you_mean(background, targets)}"
         )
     return targets, None if background is None else targets.index(background)
@@ -139,14 +146,14 @@ def parse_model(file: TaxonomyFile, classes: Sequence[str], targets: Sequence[st
     model = file.model
     missing = [name for name in classes if name not in model]
     if unknown := sorted(set(model) - set(classes)):
-        names = ", ".join(unknown)
+        names = name_list(unknown)
         raise TaxonomyError(
             f"[model] {names} {'is' if len(unknown) == 1 else 'are'} unknown"
-            + (did_you_mean(unknown[0], missing or classes) or f"; the model has {', '.join(classes)}")
+            + (did_you_mean(unknown[0], missing or classes) or f"; the model has {name_list(classes)}")
         )
     if missing:
         raise TaxonomyError(
-            f'[model] lacks the model classes {", ".join(missing)}; map each to a target or to "{DROPPED}"'
+            f'[model] lacks the model classes {name_list(missing)}; map each to a target or to "{DROPPED}"'
         )
     return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
 

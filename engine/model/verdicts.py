@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ...checks import check_count, check_number, name_list
 from ...errors import GateError, UsageError
 from .bundle import Bundle
 from .schema import read_value
@@ -47,10 +48,8 @@ class Tolerances:
 
     def __post_init__(self) -> None:
         for name in ("mean_iou", "worst_iou", "class_iou", "agreement", "min_share", "score_quantile_shift"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"the tolerance {name} must be from 0 to 1, got {getattr(self, name)}")
-        if self.min_images < 1:
-            raise UsageError(f"a verdict rests on at least one image, got min_images {self.min_images}")
+            check_number(f"the tolerance {name}", getattr(self, name), least=0, most=1)
+        check_count("min_images", self.min_images, least=1)
 
     def overrides(self) -> dict[str, Any]:
         """Return the tolerances that differ from the defaults, by name."""
@@ -174,7 +173,7 @@ def failures_of(metrics: Metrics, tolerances: Tolerances) -> tuple[str, ...]:
             failures.append(f"mask IoU of the class {name} over all images {iou:.4f} is below {tolerances.class_iou:g}")
     unseen = [name for name in tolerances.required_classes if not metrics.class_images.get(name)]
     if unseen:
-        failures.append(f"no image shows the required class {', '.join(unseen)}; add images that do")
+        failures.append(f"no image shows the required class {name_list(unseen)}; add images that do")
     return tuple(failures)
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...checks import check_count
 from ...errors import UsageError
 from ..model.storage import fetched
 
@@ -55,6 +56,16 @@ class ModelOptions:
     """Bits that images of more than 8 bits fill, e.g. 12 of 16; None: all bits of their type."""
     allow_unverified: bool = False
     """Run conversions and engines without a passed gate verdict."""
+
+    def __post_init__(self) -> None:
+        check_count("threads", self.threads, least=1)
+        check_count("batch", self.batch, least=1)
+        if self.tile is not None or self.overlap:
+            from .tiling import check_tiles
+
+            check_tiles(self.tile, self.overlap)
+        if self.bit_depth is not None:
+            check_count("bit depth", self.bit_depth, least=9, most=32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ...checks import name_list
 from ...errors import ImageError, MissingPackageError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST
@@ -63,7 +64,7 @@ def write_score_bundle(
     for logits. Raises :class:`UsageError` if the folder holds no scores, or ``background`` is not a class.
     """
     if background is not None and background not in classes:
-        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
+        raise UsageError(f"the background {background!r} is not one of the classes: {name_list(classes)}")
     root = Path(scores).resolve()
     entries = _entries(root)
     path = Path(folder)

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
+from ...checks import check_choice, check_count, check_number
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import Bundle
@@ -59,13 +59,10 @@ class EverythingSettings:
     """Smallest share of the image that a mask covers (``masks`` only)."""
 
     def __post_init__(self) -> None:
-        if self.filters not in get_args(Filters):
-            raise UsageError(f"filters must be one of {', '.join(get_args(Filters))}, got {self.filters!r}")
-        if self.side < 1:
-            raise UsageError(f"the grid needs at least one point per side, got {self.side}")
+        check_choice("filters", self.filters, Filters)
+        check_count("side", self.side, least=1)
         for name in ("min_stability", "max_overlap", "min_area"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name.replace('_', ' ')} is a share from 0 to 1, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

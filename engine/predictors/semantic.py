@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_count
 from ...errors import SessionError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST, HostBackend
 from ..model.bundle import OBJECT_KINDS, Bundle
 from ..runtimes.base import Session
 from .base import Objects, ScoreMap
-from .tiling import Prepared, blend_tiles, tile_starts
+from .tiling import Prepared, blend_tiles, check_tiles, tile_starts
 
 
 class SemanticPredictor:
@@ -52,10 +53,8 @@ class SemanticPredictor:
     ) -> None:
         if bundle.task != "semantic":
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; labeling by class scores needs a semantic one")
-        if tile is not None and not 0 <= overlap < tile:
-            raise UsageError(f"the overlap must be at least 0 and less than the tile, got {overlap} for {tile} px")
-        if batch < 1:
-            raise UsageError(f"the batch must be at least 1, got {batch}")
+        check_tiles(tile, overlap)
+        check_count("batch", batch, least=1)
         bands = bundle.input.bands
         if backend is HOST and bands is not None:
             backend = HostBackend(bands=bands)
@@ -64,7 +63,7 @@ class SemanticPredictor:
         self.bundle = bundle
         self.session = session
         self.tile = tile
-        self.overlap: int = overlap if tile is not None else 0
+        self.overlap: int = overlap
         self._batch = batch
         self._backend = backend
         kinds = [output.kind for output in bundle.outputs]

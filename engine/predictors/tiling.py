@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_count
+from ...errors import UsageError
 from .resampling import bilinear_matrix
 
 
@@ -25,6 +27,22 @@ class Prepared:
     """(height, width) of a tile in image pixels; the image's size if it was not cut."""
     corners: tuple[tuple[int, int], ...]
     """(top, left) of each tile, in image pixels."""
+
+
+SMALLEST_TILE = 16
+"""Smallest side of a tile, in pixels."""
+
+
+def check_tiles(tile: int | None, overlap: int) -> None:
+    """Refuse a side and an overlap of tiles that cannot cover an image; raises :class:`UsageError`."""
+    check_count("overlap", overlap)
+    if tile is None:
+        if overlap:
+            raise UsageError(f"the overlap of {overlap} px is that of tiles: give their side as tile, or leave it out")
+        return
+    check_count("tile", tile, least=SMALLEST_TILE)
+    if overlap >= tile:
+        raise UsageError(f"overlap must be less than the tile of {tile} px, got {overlap}")
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import name_list
 from ..labeling.certificate import promise
 from ..labeling.drift import watch_store
 from ..store.label_store import SEGMENTS, LabelStore
@@ -113,7 +114,7 @@ def _coverage(store: LabelStore) -> list[str]:
     names = store.run.get("classes", {}).get("targets", ())
     if names and len(names) == len(counts):
         shares = (f"{name} {count / max(num_kept, 1):.1%}" for name, count in zip(names, counts.tolist(), strict=True))
-        lines.append(f"classes, share of the labeled pixels: {', '.join(shares)}")
+        lines.append(f"classes, share of the labeled pixels: {name_list(shares)}")
     elif names:
-        lines.append(f"classes: {', '.join(names)}")
+        lines.append(f"classes: {name_list(names)}")
     return lines

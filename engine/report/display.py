@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ...checks import name_list
 from ..calibration.calibration import Calibration
 from ..calibration.candidates import Candidate, Choice
 from ..inputs.summary import SourceSummary
@@ -182,7 +183,7 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         rows = zip(report["classes"], misses, strict=True)
         above = [f"{row['class']} {rate:.2f}" for row, rate in rows if rate and rate > float(calibration.alpha) + 1e-9]
         if above:
-            say(f"smallest miss rates that the images support, above alpha: {', '.join(above)}")
+            say(f"smallest miss rates that the images support, above alpha: {name_list(above)}")
     say(f"promise: {report['promise']}")
     if "source" in report:
         say(SourceSummary.from_json(report["source"]).line())

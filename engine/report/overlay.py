@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ...checks import check_number
 from ...errors import UsageError
 
 _LEGEND_ROW = 18  # pixels
@@ -46,6 +47,7 @@ def overlay(
 
     The background shows the photo; ignored pixels are hatched in white.
     """
+    check_number("opacity", opacity, least=0, most=1)
     num = len(targets)
     height, width = label.shape
     colors = colorize(label, num).astype(np.float32)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import MissingPackageError, SessionError, UsageError, install_command
+from ...checks import check_choice, check_count
+from ...errors import MissingPackageError, SessionError, install_command
 from ..model.bundle import Bundle
 from .base import first_line, interruptible, shapes_of
 from .device_arrays import is_device_array
@@ -50,10 +51,8 @@ class OnnxSession:
         threads: int = 1,
         precision: str | None = None,
     ) -> None:
-        if provider not in EXECUTION_PROVIDERS:
-            raise UsageError(f"provider must be one of {', '.join(EXECUTION_PROVIDERS)}, got {provider!r}")
-        if threads < 1:
-            raise UsageError(f"a session needs at least one thread, got {threads}")
+        check_choice("provider", provider, EXECUTION_PROVIDERS)
+        check_count("threads", threads, least=1)
         try:
             import onnxruntime
         except ImportError as error:

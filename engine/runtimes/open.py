@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
-from ...errors import UsageError
+from ...checks import check_choice
 from ..model.bundle import Bundle
 from ..model.verdicts import require_verdict, runtime_and_device
 from .base import Session
@@ -39,18 +39,17 @@ def open_session(
     Raises :class:`SessionError`, :class:`GateError`, :class:`MissingPackageError`; :class:`UsageError` for other names.
     """
     session: Session
+    check_choice("provider", provider, Provider)
     if provider in EXECUTION_PROVIDERS:
         session = OnnxSession(bundle, role=role, provider=provider, threads=threads, precision=precision)
     elif provider == "openvino":
         from .openvino_runtime import OpenVINOSession
 
         session = OpenVINOSession(bundle, role=role, threads=threads, precision=precision)
-    elif provider == "engine":
+    else:
         from .tensorrt_runtime import TensorRTSession
 
         session = TensorRTSession(bundle, role=role, precision=precision)
-    else:
-        raise UsageError(f"provider must be one of {', '.join(get_args(Provider))}, got {provider!r}")
     converted = provider == "engine" or bundle.file(role, precision).derived_from
     if converted and not allow_unverified:
         require_verdict(bundle, session.artifact, *runtime_and_device(session.kind))

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import MissingPackageError, SessionError, UsageError
+from ...checks import check_count
+from ...errors import MissingPackageError, SessionError
 from ...kernels.processors import usable_processors
 from ..model.bundle import Bundle
 from .base import interruptible, shapes_of
@@ -33,8 +34,7 @@ class OpenVINOSession:
     """
 
     def __init__(self, bundle: Bundle, *, role: str = "model", threads: int = 1, precision: str | None = None) -> None:
-        if threads < 1:
-            raise UsageError(f"a session needs at least one thread, got {threads}")
+        check_count("threads", threads, least=1)
         # openvino_telemetry sends usage data from a forked process; OpenVINO runs without it if it cannot be imported
         sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
         try:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_number
 from ...engine.inputs.image_labels import ImageLabels
 from ...engine.inputs.images import decode_image, preprocess
 from ...engine.inputs.sources import Source
@@ -96,8 +97,7 @@ def fit_cam_head(
     kinds = [out.kind for out in bundle.outputs]
     if bundle.task != "cam" or "features" not in kinds:
         raise UsageError(f"{bundle.path} gives {', '.join(kinds)}; fitting a head needs a cam bundle with features")
-    if regularization <= 0:
-        raise UsageError(f"the regularization must be positive, got {regularization}")
+    check_number("regularization", regularization, above=0)
     if Path(output).exists():
         raise UsageError(f"{output} exists already; remove it or choose another name for the bundle")
     _require_torch()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...engine.model.bundle import Activation, Bundle, Kind, OutputSpec, Provenance, check_class_names
 from ...engine.model.files import sha256
 from ...engine.model.input_spec import InputSpec, Layout
@@ -77,7 +78,7 @@ def cam_from_onnx(
     if activation not in ("softmax", "sigmoid"):
         raise UsageError(f"a classifier's activation is softmax or sigmoid, got {activation!r}")
     if background is not None and background not in classes:
-        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
+        raise UsageError(f"the background {background!r} is not one of the classes: {name_list(classes)}")
     check_class_names(classes)
     adoption = Adoption.open(source)
     name, known = adoption.image_input(layout, size, preprocessing)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...engine.model.bundle import Activation, Bundle, OutputSpec, Provenance, check_class_names
 from ...engine.model.files import sha256
 from ...engine.model.input_spec import InputSpec, Layout
@@ -113,7 +114,7 @@ def bundle_from_onnx(
     if background is None and foreground is not None:
         background = BACKGROUND
     if background is not None and background not in names:
-        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(names)}")
+        raise UsageError(f"the background {background!r} is not one of the classes: {name_list(names)}")
     with staged(folder) as staging:
         tensors = trial_tensors(spec, images)
         files = adoption.write(staging, spec, [raw.name], tensors)

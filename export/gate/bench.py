@@ -22,6 +22,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_number
 from ...engine.inputs.images import preprocess
 from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Tolerances, Verdict
@@ -63,6 +64,7 @@ def measure(
     Speed and differences are measured on ``images``; without them, speed on generated pictures and no differences. A
     provider that is not installed has no row, a file that a provider cannot run has one that says why.
     """
+    check_number("seconds", seconds, above=0)
     role = roles_of(bundle)[0]
     inputs = _inputs(bundle, images)
     original = bundle.file(role)

@@ -24,6 +24,7 @@ from itertools import chain, islice
 
 import numpy as np
 
+from ...checks import check_count, name_list
 from ...engine.inputs.images import decode_input
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.inputs.summary import SourceSummary
@@ -56,6 +57,7 @@ class GateImages:
     @classmethod
     def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES, bands: BandSpec | None = None) -> GateImages:
         """Choose at most ``limit`` images of the folder, list, glob, archive or URL that ``spec`` names."""
+        check_count("the number of images", limit, least=1)
         source = open_source(spec)
         items = tuple(source)
         if len(items) > limit:
@@ -185,7 +187,7 @@ def check_required_classes(reference: Side, tolerances: Tolerances) -> None:
     unknown = sorted(set(tolerances.required_classes) - set(reference.bundle.classes))
     if unknown:
         raise UsageError(
-            f"the required class {unknown[0]!r} is not one of the model's: {', '.join(reference.bundle.classes)}"
+            f"the required class {unknown[0]!r} is not one of the model's: {name_list(reference.bundle.classes)}"
         )
 
 
@@ -218,7 +220,7 @@ def describe(verdict: Verdict) -> str:
     if metrics.class_images:
         num_seen = len(metrics.class_images) - len(metrics.unseen_classes)
         line += f"; {num_seen} of {len(metrics.class_images)} classes were seen"
-        line += f", never {', '.join(metrics.unseen_classes)}" if metrics.unseen_classes else ""
+        line += f", never {name_list(metrics.unseen_classes)}" if metrics.unseen_classes else ""
     return "; warning: ".join((line, *verdict.warnings))
 
 

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ...checks import name_list
 from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, add_verdict, failures_of
 from ...errors import ExportError, GateError, UsageError
@@ -120,7 +121,7 @@ class _Converter:
         self._originals = {role: onnx.load_model(bundle.model_path(role)) for role in roles}
         self._names = {role: [node_name(node) for node in self._originals[role].graph.node] for role in self._roles}
         if unknown := sorted(set(how.keep_fp32).difference(*self._names.values())):
-            raise UsageError(f"no graph that is converted has a node named {', '.join(unknown[:5])}")
+            raise UsageError(f"no graph that is converted has a node named {name_list(unknown, most=5)}")
         self._reference = {
             role: GraphSession(
                 with_probes(graph) if role in self._roles else graph,

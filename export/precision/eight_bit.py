@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...engine.inputs.images import preprocess
 from ...engine.model.bundle import Bundle
 from ...engine.runtimes.base import Session, first_line
@@ -89,7 +90,7 @@ def in_8_bit(
     names = [node_name(node) for node in onnx.load_model(path, load_external_data=False).graph.node]
     if unknown := sorted(set(keep_fp32) - set(names)):
         raise UsageError(
-            f"the graph has no node named {', '.join(unknown[:5])}; names are those in the original's graph"
+            f"the graph has no node named {name_list(unknown, most=5)}; names are those in the original's graph"
         )
     with tempfile.TemporaryDirectory(prefix="maskmill-quantize-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

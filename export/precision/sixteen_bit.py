@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...errors import UsageError
 from ..graph import LARGEST, at_least_opset, captured_names, float_tensors, node_name
 
@@ -70,7 +71,7 @@ def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Coll
     names = {node_name(node) for node in result.graph.node}
     if unknown := sorted(set(keep_fp32) - names):
         raise UsageError(
-            f"the graph has no node named {', '.join(unknown[:5])}; names are those in the original's graph"
+            f"the graph has no node named {name_list(unknown, most=5)}; names are those in the original's graph"
         )
     conversion = _Conversion(result, precision, graph_types)
     fp32_nodes: dict[str, str] = {}

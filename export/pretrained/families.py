@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...checks import check_choice
 from ...engine.model.bundle import Bundle, Provenance
 from ...errors import UsageError
 from ..pictures import GateImage
@@ -88,8 +89,7 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
     Its preprocessing and class names are checked before the weights are read.
     """
     family = family or family_of(checkpoint)
-    if family not in FAMILIES:
-        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    check_choice("family", family, FAMILIES)
     module, architecture = FAMILIES[family]
     if choices.instances and module not in ("queries", "concepts"):
         with_objects = [name for name, (where, _) in FAMILIES.items() if where in ("queries", "concepts")]

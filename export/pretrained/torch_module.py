@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import name_list
 from ...engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance, Role, Task
 from ...engine.model.input_spec import InputSpec
 from ...engine.runtimes.base import Session, first_line
@@ -100,7 +101,7 @@ def bundle_from_module(
     if input.layout != "NCHW":
         raise UsageError("a torch module takes images as NCHW; export it with that layout")
     if background is not None and background not in classes:
-        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(classes)}")
+        raise UsageError(f"the background {background!r} is not one of the classes: {name_list(classes)}")
     if (decoder is not None) != (task == "promptable"):
         raise UsageError("a promptable bundle, and no other, is exported with a decoder")
     modules: dict[Role, nn.Module] = {"model": module} if decoder is None else {"encoder": module, "decoder": decoder}

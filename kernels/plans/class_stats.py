@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...checks import check_choice
 from ...errors import UsageError
 from ..types import Activation, Dispersion, Layout, Rule
 
@@ -199,8 +200,7 @@ def _check_choices(options: DecodeOptions) -> None:
         ("rule", RULES),
         ("dispersion", DISPERSIONS),
     ):
-        if getattr(options, name) not in choices:
-            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(options, name)!r}")
+        check_choice(name, getattr(options, name), choices)
 
 
 def _grouping(
@@ -251,8 +251,7 @@ def _check_outputs(outputs: Sequence[str] | str, scored: int, has_thresholds: bo
     if isinstance(outputs, str):
         outputs = (outputs,)
     for output in outputs:
-        if output not in OUTPUTS:
-            raise UsageError(f"outputs must be one of {', '.join(OUTPUTS)}, got {output!r}")
+        check_choice("outputs", output, OUTPUTS)
     if "set_size" in outputs and not has_thresholds:
         raise UsageError("set_size needs thresholds: without them there is no prediction set")
     if "true_score" in outputs and not has_truth:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 
-from ...errors import UsageError
+from ...checks import check_choice
 from ..types import Nearest
 
 
@@ -16,8 +14,7 @@ def check_nearest(nearest: Nearest) -> None:
     Raises:
         UsageError: the name is unknown.
     """
-    if nearest not in get_args(Nearest):
-        raise UsageError(f"nearest must be 'pil' or 'torch', got {nearest!r}")
+    check_choice("nearest", nearest, Nearest)
 
 
 def cell_of_pixel(size: int, cells: int, nearest: Nearest) -> np.ndarray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import get_args
 
 import numpy as np
 
+from ...checks import check_choice
 from ...errors import UsageError
 from ..types import Filter
 
@@ -59,8 +59,7 @@ def check_resize(
         UsageError: an unknown filter, area or lanczos without antialias, an empty size, or ``pad_to`` smaller than
             ``size``.
     """
-    if filter not in get_args(Filter):
-        raise UsageError(f"filter must be one of {', '.join(get_args(Filter))}, got {filter!r}")
+    check_choice("filter", filter, Filter)
     if filter in ("area", "lanczos") and not antialias:
         raise UsageError(f"the {filter} filter needs antialias: pass antialias=True")
     height, width = size if pad_to is None else pad_to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import UsageError
+from ...checks import check_count
 
 
 def check_levels(levels: int) -> None:
@@ -11,5 +11,4 @@ def check_levels(levels: int) -> None:
     Raises:
         UsageError: the number of levels is not in 3..256.
     """
-    if not 3 <= levels <= 256:
-        raise UsageError(f"levels must be in 3..256, got {levels}")
+    check_count("the number of weight levels", levels, least=3, most=256)

@@ -52,7 +52,7 @@ def test_code_is_compiled_anew_when_a_file_changes_that_it_inlines(tmp_path):
     package = tmp_path / "maskmill"
     source = Path(kernels.__file__).parents[1]
     package.mkdir()
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "checks.py", "errors.py"):
         shutil.copy(source / name, package)
     shutil.copytree(source / "kernels", package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     folder = package / "kernels" / "cpu"

@@ -48,7 +48,7 @@ def test_only_reliable_pixels_are_covered(form):
 
 @FORMS
 def test_an_unknown_convention_is_refused(form):
-    with pytest.raises(UsageError, match="nearest must be 'pil' or 'torch', got 'cv2'"):
+    with pytest.raises(UsageError, match="nearest must be one of pil, torch, got 'cv2'"):
         form(np.ones((2, 2), bool), (4, 4), nearest="cv2")
 
 

@@ -39,7 +39,7 @@ def test_out_is_filled_and_returned():
 @pytest.mark.parametrize(
     ("cells", "options", "message"),
     [
-        (np.ones((2, 2), bool), {"nearest": "up"}, "nearest must be 'pil' or 'torch'"),
+        (np.ones((2, 2), bool), {"nearest": "up"}, "nearest must be one of pil, torch"),
         (np.ones((1, 2), bool), {"size": (4, 2**30)}, "is too fine"),
     ],
 )

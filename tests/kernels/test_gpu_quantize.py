@@ -39,5 +39,5 @@ def test_out_and_shape():
 
 
 def test_too_few_levels_are_refused():
-    with pytest.raises(UsageError, match=r"levels must be in 3..256, got 2"):
+    with pytest.raises(UsageError, match=r"levels must be a whole number from 3 to 256, got 2"):
         cuda.quantize_weights(np.ones(3, np.float32), levels=2)

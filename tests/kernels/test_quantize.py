@@ -58,7 +58,7 @@ def test_rounding_is_of_the_exact_product(form):
 @FORMS
 @pytest.mark.parametrize("levels", [2, 257, 0])
 def test_impossible_numbers_of_levels_are_refused(form, levels):
-    with pytest.raises(UsageError, match=f"levels must be in 3..256, got {levels}"):
+    with pytest.raises(UsageError, match=f"levels must be a whole number from 3 to 256, got {levels}"):
         form(weights(0.5), levels=levels)
 
 

@@ -19,6 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ...checks import name_list
 from ...engine.inputs.identity import content_id
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.store.label_store import LabelStore
@@ -106,7 +107,7 @@ class Corpus:
 def classes_taxonomy(names: Sequence[str], background: str | None = None) -> Taxonomy:
     """Make a taxonomy from class names: label index i is class i."""
     if background is not None and background not in names:
-        raise UsageError(f"the background {background!r} is not one of the classes: {', '.join(names)}")
+        raise UsageError(f"the background {background!r} is not one of the classes: {name_list(names)}")
     indices = tuple(range(len(names)))
     return Taxonomy(
         targets=tuple(names),
@@ -176,7 +177,7 @@ def open_corpus(
     classes = taxonomies[0]
     for other in taxonomies[1:]:
         if (other.targets, other.background) != (classes.targets, classes.background):
-            names = f"{', '.join(classes.targets)} and {', '.join(other.targets)}"
+            names = f"{name_list(classes.targets)} and {name_list(other.targets)}"
             raise UsageError(f"all labels must have the same classes, got {names}")
     if taxonomy is not None:
         classes = replace(classes, labels=taxonomy.labels)

@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...checks import check_choice
 from ...errors import MissingPackageError, UsageError
 from .networks import encoder_decoder
 
@@ -300,8 +301,7 @@ def _transformers(purpose: str) -> Any:
 
 
 def _choice(size: str, table: Mapping[str, Config]) -> Config:
-    if size not in table:
-        raise UsageError(f"the size must be one of {', '.join(table)}, got {size!r}")
+    check_choice("size", size, table)
     return table[size]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from ...checks import name_list
 from ...engine.model.files import sha256
 from ...engine.model.taxonomy import Taxonomy
 from ...errors import UsageError
@@ -30,7 +31,7 @@ def load_student(student: nn.Module, init: str | os.PathLike[str], classes: Taxo
     run, path = Run.load(init), best_checkpoint(init)
     if run.classes != classes.targets:
         raise UsageError(
-            f"--init {init} has the classes {', '.join(run.classes)}, this run {', '.join(classes.targets)}; "
+            f"--init {init} has the classes {name_list(run.classes)}, this run {name_list(classes.targets)}; "
             "choose a run with the same classes"
         )
     try:

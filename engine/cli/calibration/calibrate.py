@@ -219,7 +219,7 @@ def calibrate_thresholds(
 
     With --calibration or --like thresholds are read from binned scores, and the report gives sample sizes alone.
     """
-    from ....kernels.processors import usable_processors
+    from ....kernels.processors import count_workers
     from ...calibration.calibrate import calibrate
     from ...report import display
 
@@ -251,7 +251,7 @@ def calibrate_thresholds(
             "--like weighs the images in one process: calibrate first, then weigh with --calibration FILE --like STORE"
         )
     check_ray_options(runner, address, cpus_per_worker, gpus_per_worker)
-    threads_per_process = threads_of(workers, runner) or usable_processors()
+    threads_per_process = count_workers(threads_of(workers, runner))
     if bundle is not None:
         runtime, precision = resolve(Bundle.load(bundle), provider, precision)
     elif provider != "auto":

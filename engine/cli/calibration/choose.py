@@ -76,7 +76,7 @@ def choose_selection(
     pixels with a label; accuracy of these labels, with a 95 % interval; and their mIoU. An arrow marks the
     recommendation; of selections with the same figures only one is listed.
     """
-    from ....kernels.processors import usable_processors
+    from ....kernels.processors import count_workers
     from ...calibration.choose import choose
     from ...calibration.goal import Goal
     from ...inputs.labels import open_labels
@@ -108,7 +108,7 @@ def choose_selection(
             classes,
             goal=aim,
             ids=read_ids(ids) if ids else None,
-            workers=workers or usable_processors(),
+            workers=count_workers(workers),
             progress=progress,
         )
     if output is not None and calibration is not None:

@@ -52,7 +52,7 @@ def import_labels(
 
     Reviewed pixels win wherever labels are read, exported or trained on. The labels themselves are never edited.
     """
-    from ....kernels.processors import usable_processors
+    from ....kernels.processors import count_workers
     from ...inputs.names import read_ids
     from ...labeling import import_labels as reviews
     from ...report import display
@@ -80,7 +80,7 @@ def import_labels(
             reviewer=reviewer or getpass.getuser(),
             unchanged=unchanged,
             note=note,
-            workers=workers or usable_processors(),
+            workers=count_workers(workers),
             progress=progress,
         )
     if as_json:

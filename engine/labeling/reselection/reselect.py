@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
+from ....checks import check_choice
 from ....errors import CalibrationMismatch, StoreError, UsageError
-from ....kernels.processors import usable_processors
+from ....kernels.processors import count_workers
 from ....kernels.types import Rule
 from ...calibration.calibration import Calibration
 from ...model.png import encode_png
@@ -79,8 +80,8 @@ class Reselection:
     def apply(self, store: LabelStore) -> Selection:
         """Return the new selection of a store's labels; raises :class:`UsageError` or :class:`CalibrationMismatch`."""
         run, kept = store.run, _kept_record(store)
-        if self.select not in (None, *get_args(Method)):
-            raise UsageError(f"select must be one of {', '.join(get_args(Method))}, got {self.select!r}")
+        if self.select is not None:
+            check_choice("select", self.select, Method)
         select = self.select or ("threshold" if self.threshold is not None else "conformal")
         options: dict[str, Any] = {
             "weight": self.weight or run["weight"],
@@ -138,8 +139,7 @@ def reselect(
     :class:`CalibrationMismatch`, :class:`StoreMismatch`, :class:`StoreError`.
     """
     source = store if isinstance(store, LabelStore) else LabelStore.open(store)
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}")
+    threads = count_workers(workers)
     if str(location_of(output).absolute()) == str(source.path.absolute()):
         raise UsageError(f"{output} is the store to read; choose another folder for the new labels")
     selection = change.apply(source)
@@ -154,7 +154,6 @@ def reselect(
     writer = Writer(progress, rows)
     work = _Worker(source, decide, writer, StoredWatch.of(target.run))
     pipeline = Pipeline(items, ahead=2 * READ_ROWS)
-    threads = workers or usable_processors()
     pipeline.add_stage(("read", work.read), ("select", work.select), threads=threads, batch=READ_ROWS)
 
     def finish() -> None:

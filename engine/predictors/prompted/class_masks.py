@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ....checks import check_number
 from ....errors import UsageError
 from ...backends.base import Backend
 from ...backends.host import HOST
@@ -44,8 +45,7 @@ class MaskSettings:
     def __post_init__(self) -> None:
         if not (self.pick in ("score", "agreement") or (isinstance(self.pick, int) and self.pick >= 0)):
             raise UsageError(f"pick must be score, agreement or the index of a mask from 0, got {self.pick!r}")
-        if not 0 <= self.keep <= 1:
-            raise UsageError(f"keep is a share from 0 to 1, got {self.keep}")
+        check_number("keep", self.keep, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ....checks import check_count
 from ....errors import UsageError
 from ...backends.base import Backend
 from ...backends.host import HOST
@@ -82,8 +83,7 @@ class GivenPredictor:
         batch: int = 1,
         backend: Backend = HOST,
     ) -> None:
-        if batch < 1:
-            raise UsageError(f"the batch must be at least 1, got {batch}")
+        check_count("batch", batch, least=1)
         self.sam = sam
         self.encoder = encoder
         self.decoder: PromptDecoder = PromptDecoder(sam, decoder, backend=backend)

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....errors import UsageError
+from ....checks import check_count, check_number
 from ...backends.base import Backend
 from ...backends.host import HOST
 from ...inputs.image_labels import ImageLabels
@@ -133,10 +133,8 @@ class PromptedPredictor:
         batch: int = 1,
         backend: Backend = HOST,
     ) -> None:
-        if batch < 1:
-            raise UsageError(f"the batch must be at least 1, got {batch}")
-        if not 0 <= class_threshold <= 1:
-            raise UsageError(f"the class threshold is a probability, got {class_threshold}")
+        check_count("batch", batch, least=1)
+        check_number("class_threshold", class_threshold, least=0, most=1)
         if labels is not None:
             labels.check([*cam.classes, "background"])
         self.cam: CamModel = CamModel(cam, cam_session, scales=scales, flip=flip, backend=backend)

@@ -20,14 +20,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .... import kernels
-from ....errors import UsageError
+from ....checks import check_choice, check_count, check_number
 from ...backends.base import Backend
 from ...backends.host import HOST
 
@@ -65,13 +65,12 @@ class PromptSettings:
 
     def __post_init__(self) -> None:
         for name, kind in (("mode", Mode), ("peaks", PeakMode)):
-            if getattr(self, name) not in (choices := get_args(kind)):
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if not 0 <= self.tau < 1 or not 0 <= self.box_threshold < 1:
-            raise UsageError(f"tau and the box threshold lie in [0, 1), got {self.tau} and {self.box_threshold}")
+            check_choice(name, getattr(self, name), kind)
+        for name in ("tau", "box_threshold"):
+            check_number(name, getattr(self, name), least=0, below=1)
         for name in ("min_distance", "max_peaks"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, got {value}")
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value, least=1)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ....checks import check_count
 from ....errors import UsageError
 from ...calibration.calibration import Calibration
 from ...inputs.labels import LabelSource
@@ -76,6 +77,7 @@ def write_report(
 
     Raises :class:`UsageError` if ``calibration`` is another one or ``labels`` match no image, :class:`StoreError`.
     """
+    check_count("pictures", num_pictures, least=1)
     classes = Taxonomy.from_json(store.classes)
     if calibration is not None:
         check_same(store.run, calibration)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from ....checks import name_list
 from ...calibration.calibration import Calibration
 from .overview import Overview
 from .sections import percent
@@ -100,9 +101,4 @@ def notices(
 
 def names(words: Sequence[str]) -> Markup:
     """Join names for a sentence, the first four and the number of the others."""
-    listed = [str(escape(word)) for word in words[:_NAMED]]
-    if len(words) > _NAMED:
-        listed.append(f"{len(words) - _NAMED} more")
-    if len(listed) > 1:
-        listed = [", ".join(listed[:-1]) + " and " + listed[-1]]
-    return Markup(listed[0])
+    return escape(name_list(words, most=_NAMED))

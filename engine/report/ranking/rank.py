@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ....checks import check_count
 from ....errors import UsageError
 from ...calibration.calibration import Calibration, fewest_images, parse_alpha
 from ...inputs.ordered_map import ordered_map
@@ -129,6 +130,8 @@ def rank_store(
 
     Raises :class:`StoreError`, and :class:`UsageError` if no image is left to choose from.
     """
+    check_count("budget", budget, least=1)
+    check_count("workers", workers, least=1)
     classes, overview = Taxonomy.from_json(store.classes), read_overview(store)
     reader, need = Reader(store, overview), _need(calibration, classes.num_targets)
     candidates = [number for number, id in enumerate(overview.ids) if id not in need.ids and id not in overview.reviews]

@@ -7,8 +7,9 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
+from ....checks import check_choice
 from ....errors import UsageError
 from ...inputs.archives import split_member
 from ...store.label_store import LabelStore
@@ -108,8 +109,9 @@ class Answers:
             verdict, corrected = values["verdict"], values.get("map")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageError("expected a JSON object with a verdict, and a map if it is corrected") from None
-        if verdict not in get_args(Verdict) or not isinstance(corrected, str | None):
-            raise UsageError(f"the verdict must be one of {', '.join(get_args(Verdict))}, with the map as text")
+        check_choice("verdict", verdict, Verdict)
+        if not isinstance(corrected, str | None):
+            raise UsageError("expected the corrected map as text, a PNG data URL")
         store = LabelStore.open(self._live.path)
         if not re.fullmatch("[0-9a-f]{32}", id) or not store.has_id(id):
             raise UsageError("the store holds no such image; reload the page")

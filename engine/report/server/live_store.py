@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ....checks import check_choice
 from ....errors import UsageError
 from ...calibration.calibration import Calibration
 from ...model.taxonomy import Taxonomy
@@ -123,5 +124,5 @@ class LiveStore:
         if not np.isnan(overview.distance).all():
             keys["unlike"] = -overview.distance
         if order not in keys:
-            raise UsageError(f"the order must be one of {', '.join(get_args(Order))}, got {order!r}")
+            check_choice("order", order, [order for order in get_args(Order) if order == "stored" or order in keys])
         return keys[order]

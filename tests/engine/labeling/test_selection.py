@@ -126,7 +126,7 @@ def test_fewer_weight_levels_give_fewer_values() -> None:
         ({"weight": "heavy"}, "weight must be one of"),
         ({"method": "conformal"}, "need them"),
         ({"thresholds": np.zeros(3, np.float32)}, "argmax takes no thresholds"),
-        ({"weight_levels": 2}, r"levels must be in 3\.\.256, got 2"),
+        ({"weight_levels": 2}, r"levels must be a whole number from 3 to 256, got 2"),
     ],
 )
 def test_a_contradictory_selection_is_refused(options, message: str) -> None:

@@ -10,6 +10,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.color_tables import named_table
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.model.taxonomy_draft import draft, read_label_names
+from maskmill.engine.model.taxonomy_file import nearest_name
 from maskmill.errors import TaxonomyError, UsageError
 
 from ...models import color_bundle
@@ -132,7 +133,7 @@ def test_the_draft_maps_equal_names_and_lists_the_rest(tmp_path: Path) -> None:
     assert taxonomy.targets == ("background", "aeroplane")
     assert dict(taxonomy.labels) == {0: -1, 1: 1, 2: -1}
     assert unmatched == [
-        "label 2 (potted_plants) → ignore; like the model's potted plant",
+        "label 2 (potted_plants) → ignore; did you mean the model's potted plant?",
         "model class potted plant → dropped",
     ]
 
@@ -288,3 +289,14 @@ def test_a_target_with_labels_and_no_model_class_is_refused_by_name(label: str, 
         TaxonomyError, match="no model class is mapped to the target 'warm', .* map at least one .* or remove"
     ):
         Taxonomy.load(write(tmp_path, text), bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("persn", "person"), ("Train", "train"), ("rtain", "train"), ("cows", "cow"), ("mountain", None),
+        ("street", None), ("sky", None),
+    ],
+)  # fmt: skip
+def test_only_misspellings_are_taken_for_another_name(name: str, meant: str | None) -> None:
+    assert nearest_name(name, ["person", "train", "cow", "tree", "sheep"]) == meant

@@ -72,7 +72,7 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     session = open_session(bundle, provider="openvino")
     with pytest.raises(SessionError, match=r"failed on its input 'image' of shape \(1, 3, 5, 5\)"):
         session.run(np.zeros((1, 3, 5, 5), np.float32))
-    with pytest.raises(UsageError, match="at least one thread"):
+    with pytest.raises(UsageError, match="threads must be a whole number of at least 1"):
         open_session(bundle, provider="openvino", threads=0)
     bundle.model_path().write_bytes(b"no graph")
     with pytest.raises(SessionError, match="OpenVINO cannot load"):

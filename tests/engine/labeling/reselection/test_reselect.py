@@ -214,7 +214,7 @@ def test_a_calibration_of_another_model_is_refused(
         ({"select": "argmax", "alpha": "0.2"}, "belong to --select conformal, not to --select argmax"),
         ({"threshold": 0.9, "rule": "single"}, "belong to --select conformal, not to --select threshold"),
         ({"select": "Conformal"}, "select must be one of argmax, threshold, conformal"),
-        ({"weight_levels": 0}, r"levels must be in 3\.\.256, got 0"),
+        ({"weight_levels": 0}, r"levels must be a whole number from 3 to 256, got 0"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(
