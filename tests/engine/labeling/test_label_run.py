@@ -124,7 +124,7 @@ def test_shards_share_the_work_without_overlap(bundle: Bundle, tmp_path: Path) -
 
 def test_a_limit_stops_early_and_the_next_run_goes_on(bundle: Bundle, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 7)
-    with pytest.raises(UsageError, match="limit must be at least 1"):
+    with pytest.raises(UsageError, match="limit must be a whole number of at least 1"):
         label_folder(bundle, tmp_path / "photos", tmp_path / "store", limit=-1)
     assert label_folder(bundle, tmp_path / "photos", tmp_path / "store", limit=3).images == 3
     assert label_folder(bundle, tmp_path / "photos", tmp_path / "store").images == 4

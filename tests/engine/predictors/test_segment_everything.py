@@ -93,7 +93,7 @@ def test_smaller_segments_lie_on_top() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UsageError, match="at least one point per side"):
+    with pytest.raises(UsageError, match="side must be a whole number of at least 1"):
         EverythingSettings(side=0)
     with pytest.raises(UsageError, match="max overlap is a share"):
         EverythingSettings(max_overlap=2)

@@ -157,9 +157,9 @@ def test_a_grid_of_points_lies_in_the_middle_of_its_cells() -> None:
     [
         ({"mode": "lines"}, "mode must be one of points, peaks, box, box\\+points, best"),
         ({"peaks": "mine"}, "peaks must be one of paper, official"),
-        ({"tau": 1.0}, "tau and the box threshold lie in"),
-        ({"min_distance": 0}, "min distance must be at least 1"),
-        ({"max_peaks": 0}, "max peaks must be at least 1"),
+        ({"tau": 1.0}, "tau must be a number at least 0 and below 1"),
+        ({"min_distance": 0}, "min_distance must be a whole number of at least 1"),
+        ({"max_peaks": 0}, "max_peaks must be a whole number of at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
