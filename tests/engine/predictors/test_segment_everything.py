@@ -95,7 +95,7 @@ def test_smaller_segments_lie_on_top() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(UsageError, match="side must be a whole number of at least 1"):
         EverythingSettings(side=0)
-    with pytest.raises(UsageError, match="max overlap is a share"):
+    with pytest.raises(UsageError, match="max_overlap must be a number at least 0"):
         EverythingSettings(max_overlap=2)
 
 
