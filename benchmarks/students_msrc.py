@@ -283,7 +283,7 @@ def train_later(
     *,
     student_needed: bool = False,
 ) -> None:
-    """Train and score a second or third stage, unless its figures, and the student if needed, exist."""
+    """Train and score a later stage, unless its figures, and the student if needed, exist."""
     split, folder = Split.of_seed(photos.files, seed), photos.work / teacher / f"seed{seed}"
     third, then = name in THIRD, folder / f"second{list(SECOND).index(THEN)}"
     output = folder / (f"third{list(THIRD).index(name)}" if third else f"second{list(SECOND).index(name)}")
