@@ -67,6 +67,7 @@ def calibrate(
     unseen: Unseen = "never",
     on_small_n: SmallSample = "refuse",
     grid: tuple[int, int] = DEFAULT_GRID,
+    clusters: int | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     collect: Collect = Observations.collect,
@@ -110,6 +111,9 @@ def calibrate(
         :func:`maskmill.engine.calibration.thresholds.fit_thresholds`.
     grid
         (height, width) to which scores are resampled for ``position``.
+    clusters
+        Number of clusters of positions with similar scores that share a threshold (k-means); None: each position has
+        its own.
     workers
         Number of images processed at once.
     progress
@@ -146,6 +150,8 @@ def calibrate(
     position = group == "position"
     if position and unit == "image":
         raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")
+    if clusters is not None and not (position and clusters >= 1):
+        raise UsageError(f"clusters are of positions, at least 1; got {clusters} with the group {group}")
     labeled = pair_images(source, labels, taxonomy, ids=ids)
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
@@ -166,6 +172,7 @@ def calibrate(
             on_small_n=on_small_n,
             control=control,
             delta=delta,
+            clusters=clusters,
         )
     report = dict(calibration.report)
     if doubt := labeled.summary.doubt(report["argmax"]["accuracy"]):
@@ -201,6 +208,7 @@ def fit_calibration(
     on_small_n: SmallSample = "refuse",
     control: Control = "miscoverage",
     delta: str | float | None = None,
+    clusters: int | None = None,
 ) -> Calibration:
     """Fit thresholds to collected scores and measure them; the parameters are those of :func:`calibrate`."""
     level, position = parse_alpha(alpha), group == "position"
@@ -229,6 +237,7 @@ def fit_calibration(
         unit=unit,
         on_small_n=on_small_n if control == "miscoverage" else "max",
         names=taxonomy.targets,
+        clusters=clusters,
     )
     fit_bins = partial(scores.thresholds, sharing, alpha=level, unit=unit, match_level=True)
     risks: dict[str, Any] = {}
@@ -254,6 +263,7 @@ def fit_calibration(
                 alpha=level,
                 rule=rule,
                 on_small_n=on_small_n,
+                clusters=clusters,
             )
         return hold_out(scores, observations.samples, fit_bins, final, rule=rule)
 
@@ -284,6 +294,7 @@ def fit_calibration(
         report={
             **report,
             **risks,
+            **({} if clusters is None else {"position_clusters": clusters}),
             "promise": promise(level, group, unit, total, control, None if delta is None else str(delta)),
         },
     )

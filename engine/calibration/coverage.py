@@ -100,6 +100,7 @@ def hold_out_positions(
     alpha: Fraction,
     rule: Rule,
     on_small_n: SmallSample,
+    clusters: int | None = None,
 ) -> HeldOut:
     """Measure thresholds per position in ``POSITION_FOLDS`` folds, each fitted without the fold's images."""
     num = len(sharing.group_of)
@@ -110,7 +111,14 @@ def hold_out_positions(
         # a fold has fewer images than the shipped thresholds: take the largest score before an infinite threshold
         small: SmallSample = "inf" if on_small_n == "inf" else "max"
         fitted = fit_thresholds(
-            spill, rest, sharing, num_scored=num_scored, alpha=alpha, unit="pixel", on_small_n=small
+            spill,
+            rest,
+            sharing,
+            num_scored=num_scored,
+            alpha=alpha,
+            unit="pixel",
+            on_small_n=small,
+            clusters=clusters,
         )
         limits = fitted.values.ravel()
         for index in images:

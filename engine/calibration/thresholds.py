@@ -8,16 +8,18 @@ images nor their grouping matters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import CalibrationError
+from ..backends.base import Backend
 from .scores.score_spill import NO_CLASS, ScoreSpill
 from .sharing import FOREGROUND, NEVER, Sharing
 
@@ -26,6 +28,7 @@ SmallSample = Literal["refuse", "max", "inf"]
 
 _GROUPS_AT_ONCE = 256  # 65,536 counts of 8 bytes each: 128 MiB
 _BAND_BYTES = 64 << 20  # bytes of a band of the position grid, over all images
+_CURVE = tuple(level / 10 for level in range(1, 10))  # quantiles of a position's scores by which k-means compares it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +69,15 @@ def fit_thresholds(
     unit: Unit,
     on_small_n: SmallSample = "refuse",
     names: Sequence[str] | None = None,
+    clusters: int | None = None,
 ) -> Thresholds:
     """Fit thresholds to the images ``indices`` of a spill.
 
     ``sharing`` says which classes share a threshold; "none of these" takes the pooled one. With too few images for
     ``alpha`` the threshold would be infinite, so that every set holds every class: ``refuse`` raises
     :class:`CalibrationError` with the smallest alpha that the images allow, ``max`` takes the largest score (without
-    the guarantee of ``alpha``), ``inf`` keeps the infinite threshold. ``names`` are those of the K classes.
+    the guarantee of ``alpha``), ``inf`` keeps the infinite threshold. ``names`` are those of the K classes. With
+    ``clusters`` positions with similar scores share a threshold, see :func:`_clustered_thresholds`.
     """
     num_targets = len(sharing.group_of)
     num_pixels, num_images = count_classes(spill, indices, num_targets)
@@ -87,7 +92,10 @@ def fit_thresholds(
         foreground, _ = fitter.fit(lookup, 1)
         values[:num_targets][sharing.group_of == FOREGROUND] = foreground[0]
     if sharing.group == "position":
-        values = _position_thresholds(spill, indices, alpha, pooled, on_small_n)
+        if clusters is None:
+            values = _position_thresholds(spill, indices, alpha, pooled, on_small_n)
+        else:
+            values = _clustered_thresholds(spill, indices, alpha, pooled, on_small_n, clusters)
     else:
         values[:num_targets][sharing.group_of == NEVER] = -np.inf
     if on_small_n == "refuse" and np.isposinf(values).any():
@@ -153,20 +161,11 @@ class _Fitter:
 
     def _pixels(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
         """The ceil((n + 1)(1 - alpha))-th smallest score of each group and of all pixels; +inf if there is none."""
-        high = low = None
-        for scores, groups, _ in self._images_of(lookup):
-            high = kernels.score_counts(scores, classes=groups, num_classes=size, out=high)
-        if high is None:
-            return np.full(size + 1, np.inf, np.float32)
-        totals = self._backend.download(high.sum(axis=1))[0].astype(np.int64)
-        ranks = np.array([kernels.conformal_rank(int(n), self._alpha) for n in totals], np.int64)
-        if self._finite:
-            ranks = np.minimum(ranks, np.maximum(totals, 1))
-        prefix, within = kernels.select_prefix(high, self._backend.xp.asarray(ranks))
-        for scores, groups, _ in self._images_of(lookup):
-            low = kernels.score_counts(scores, classes=groups, num_classes=size, prefix=prefix, out=low)
-        assert low is not None, "the first pass saw images"
-        return self._backend.download(kernels.kth_score(low, prefix, within))[0]
+
+        def images() -> Iterator[tuple[Any, Any]]:
+            return ((scores, groups) for scores, groups, _ in self._images_of(lookup))
+
+        return _order_statistics(images, size, self._alpha, finite=self._finite, backend=self._backend)
 
     def _images(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
         """Conformal risk control: the smallest score q with (sum of the images' misses at q + 1) / (n + 1) <= alpha.
@@ -219,6 +218,29 @@ class _Fitter:
         return np.asarray(kernels.kth_score(one_hot, usable, np.ones(size + 1, np.int64)), np.float32)
 
 
+def _order_statistics(
+    images: Callable[[], Iterator[tuple[Any, Any]]], size: int, alpha: Fraction, *, finite: bool, backend: Backend
+) -> NDArray[np.float32]:
+    """Compute the ceil((n + 1)(1 - alpha))-th smallest score of each group (size,) and of all scores, in two passes.
+
+    ``images`` yields scores and their groups. A rank above n gives +inf, or the largest score with ``finite``.
+    """
+    high = low = None
+    for scores, groups in images():
+        high = kernels.score_counts(scores, classes=groups, num_classes=size, out=high)
+    if high is None:
+        return np.full(size + 1, np.inf, np.float32)
+    totals = backend.download(high.sum(axis=1))[0].astype(np.int64)
+    ranks = np.array([kernels.conformal_rank(int(n), alpha) for n in totals], np.int64)
+    if finite:
+        ranks = np.minimum(ranks, np.maximum(totals, 1))
+    prefix, within = kernels.select_prefix(high, backend.xp.asarray(ranks))
+    for scores, groups in images():
+        low = kernels.score_counts(scores, classes=groups, num_classes=size, prefix=prefix, out=low)
+    assert low is not None, "the first pass saw images"
+    return backend.download(kernels.kth_score(low, prefix, within))[0]
+
+
 def _tail_bucket(counts: NDArray[np.float64], budgets: NDArray[np.float64]) -> tuple[Any, Any]:
     """Find per row the highest bucket whose mass and everything above it exceeds the budget, and the mass above it.
 
@@ -260,3 +282,49 @@ def _position_thresholds(
     if on_small_n == "refuse" and not np.isposinf(values).all():
         values[np.isposinf(values)] = fallback
     return values
+
+
+def _clustered_thresholds(
+    spill: ScoreSpill,
+    indices: Sequence[int],
+    alpha: Fraction,
+    fallback: float,
+    on_small_n: SmallSample,
+    clusters: int,
+) -> NDArray[np.float32]:
+    """Fit one threshold per cluster of cells with similar scores; cells that no image shows take the pooled one.
+
+    k-means over nine quantiles of the scores of a cell; the scores of all cells of a cluster are pooled. Source:
+    Kandinsky Conformal Prediction (Brunekreef et al. 2024).
+    """
+    assert spill.grid is not None, "position thresholds need a grid"
+    backend, (height, width) = spill.backend, spill.grid
+    curves = np.full((height, width, len(_CURVE)), np.nan, np.float32)
+    rows = max(1, math.floor(_BAND_BYTES / (4 * max(1, len(indices)) * width)))
+    for start in range(0, height, rows):
+        with backend.queue():
+            (band,) = backend.download(spill.rows(start, min(start + rows, height), indices))
+        last = (~np.isnan(band)).sum(axis=0) - 1
+        ranks = np.rint(np.multiply.outer(_CURVE, np.maximum(last, 0))).astype(np.int64)
+        quantiles = np.take_along_axis(np.sort(band, axis=0), ranks, axis=0)  # NaN is sorted to the end
+        curves[start : start + rows] = np.where(last >= 0, quantiles, np.nan).transpose(1, 2, 0)
+    shown = ~np.isnan(curves[..., 0])
+    cluster_of = np.full((height, width), NO_CLASS, np.uint16)
+    num = min(clusters, int(shown.sum()))
+    if num:
+        cv2.setRNGSeed(0)
+        stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-4)
+        start_labels: Any = None
+        _, numbers, _ = cv2.kmeans(curves[shown], num, start_labels, stop, 3, cv2.KMEANS_PP_CENTERS)
+        cluster_of[shown] = numbers[:, 0]
+
+    def images() -> Iterator[tuple[Any, Any]]:
+        groups = backend.constant(cluster_of.ravel())
+        for scores, classes in spill.images(indices):
+            valid = classes != NO_CLASS
+            yield scores[valid], groups[valid]
+
+    with backend.queue():
+        fitted = _order_statistics(images, num, alpha, finite=on_small_n == "max", backend=backend)[:-1]
+    values = np.append(fitted, np.float32(fallback))
+    return values[np.minimum(cluster_of, num)].astype(np.float32)

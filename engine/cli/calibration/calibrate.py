@@ -191,6 +191,16 @@ def calibrate_thresholds(
         int | None,
         typer.Option(min=1, metavar="CELLS", help="Side of the grid of --group position.", show_default="512"),
     ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of clusters of cells with similar scores (k-means) that share a threshold of --group "
+            "position.",
+            show_default="one threshold per cell",
+        ),
+    ] = None,
     provider: ProviderOrAutoOption = "cpu",
     precision: PrecisionOption = None,
     allow_unverified: UnverifiedOption = False,
@@ -244,6 +254,8 @@ def calibrate_thresholds(
         raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
     if grid is not None and group != "position":
         raise UsageError("--grid applies to --group position only; leave it out")
+    if clusters is not None and group != "position":
+        raise UsageError("--clusters applies to --group position only; leave it out")
     if bundle is None and (tile is not None or overlap):
         raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
     if like is not None and runner != "local":
@@ -314,6 +326,7 @@ def calibrate_thresholds(
             unseen=unseen,
             on_small_n=on_small_n,
             grid=(grid or 512, grid or 512),
+            clusters=clusters,
             workers=threads_per_process,
             progress=progress,
         )

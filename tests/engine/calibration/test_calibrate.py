@@ -191,6 +191,17 @@ def test_positions_have_thresholds_of_their_own(bundle: Bundle, photos: Path) ->
     assert calibration.report["overall"]["coverage"] == pytest.approx(0.8, abs=0.06)
 
 
+def test_clusters_of_positions_share_a_threshold(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    calibration = run(bundle, photos, group="position", grid=(8, 12), alpha="0.2", clusters=3)
+    assert calibration.thresholds.shape == (8, 12)
+    # a row of the grid has no label in any image, and takes the pooled threshold
+    assert len(np.unique(calibration.thresholds)) == 4
+    assert calibration.report["position_clusters"] == 3
+    assert calibration.report["overall"]["coverage"] == pytest.approx(0.8, abs=0.06)
+    calibration.save(tmp_path / "calibration.json")
+    assert (Calibration.load(tmp_path / "calibration.json").thresholds == calibration.thresholds).all()
+
+
 def test_the_image_unit_promises_coverage_on_average_over_images(bundle: Bundle, photos: Path) -> None:
     calibration = run(bundle, photos, unit="image", group="pooled")
     misses = [(softmax_scores(photos, i)[0] > calibration.thresholds[0] * (1 + 1e-5)).mean() for i in range(30)]
@@ -278,6 +289,8 @@ def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos:
         ({"rule": "best"}, "rule must be one of"),
         ({"on_small_n": "perhaps"}, "on_small_n must be one of"),
         ({"group": "position", "unit": "image"}, "are for the pixel unit"),
+        ({"clusters": 4}, "clusters are of positions, at least 1; got 4 with the group class"),
+        ({"group": "position", "clusters": 0}, "clusters are of positions, at least 1; got 0"),
         ({"ids": frozenset({"0", "900"})}, "1 of the 2 listed images are not there: 900"),
     ],
 )

@@ -125,6 +125,19 @@ def test_cells_with_too_few_images_take_the_pooled_threshold(tmp_path: Path) -> 
         fit(spill, group="position", alpha=Fraction(1, 100), on_small_n="refuse")
 
 
+def test_cells_with_similar_scores_share_the_order_statistic_of_their_cluster(tmp_path: Path) -> None:
+    # columns 0 and 1 hold low scores, columns 2 and 3 high ones; no image shows column 4
+    rng = np.random.default_rng(0)
+    low, high = rng.random((6, 2)) / 10, 0.8 + rng.random((6, 2)) / 10
+    images = [(np.array([*low[i], *high[i], np.nan]), np.array([0, 0, 0, 0, NO_CLASS])) for i in range(6)]
+    found = fit(spill_of(tmp_path, images, grid=(1, 5)), group="position", clusters=2)
+    expected = [np.float32(order_statistic(part.astype(np.float32).ravel(), ALPHA)) for part in (low, low, high, high)]
+    assert found.values[0].tolist() == [*expected, np.float32(found.pooled)]
+    (tmp_path / "one").mkdir()
+    one = fit(spill_of(tmp_path / "one", images, grid=(1, 5)), group="position", clusters=1)
+    assert set(one.values[0].tolist()) == {one.pooled}
+
+
 def test_too_few_pixels_for_the_level_give_an_infinite_threshold(tmp_path: Path) -> None:
     found = fit(spill_of(tmp_path, [([0.1, 0.2, 0.3], [0, 0, 0])]))
     assert np.isinf(found.values).all()
