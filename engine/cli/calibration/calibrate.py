@@ -193,13 +193,7 @@ def calibrate_thresholds(
     ] = None,
     clusters: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Number of clusters of cells with similar scores (k-means) that share a threshold of --group "
-            "position.",
-            show_default="one threshold per cell",
-        ),
+        typer.Option(min=1, metavar="N", help="Groups of similar cells (k-means), with --group position."),
     ] = None,
     provider: ProviderOrAutoOption = "cpu",
     precision: PrecisionOption = None,
@@ -252,10 +246,8 @@ def calibrate_thresholds(
         raise UsageError("expected a model: give BUNDLE, or --cam BUNDLE together with --sam BUNDLE")
     if sam is None and (image_labels or settings):
         raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
-    if grid is not None and group != "position":
-        raise UsageError("--grid applies to --group position only; leave it out")
-    if clusters is not None and group != "position":
-        raise UsageError("--clusters applies to --group position only; leave it out")
+    if group != "position" and (grid is not None or clusters is not None):
+        raise UsageError("--grid and --clusters apply to --group position only; leave them out")
     if bundle is None and (tile is not None or overlap):
         raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
     if like is not None and runner != "local":
