@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         write_manifest,
     )
     from .engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance
-    from .engine.model.input_spec import InputSpec
+    from .engine.model.input_spec import BandSpec, InputSpec
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
     from .engine.predictors.semantic import SemanticPredictor
@@ -84,7 +84,8 @@ _MODULES = {
         "status",
         "write_manifest",
     ),
-    "engine.model.bundle": ("Bundle", "InputSpec", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
+    "engine.model.bundle": ("Bundle", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
+    "engine.model.input_spec": ("BandSpec", "InputSpec"),
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
     "engine.predictors.semantic": ("SemanticPredictor",),
@@ -105,7 +106,7 @@ _MODULES = {
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item",
+    "BandSpec", "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item",
     "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor",
     "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
     "Source", "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
