@@ -75,12 +75,14 @@ def open_model(bundle: Path, log: Path) -> tuple[SemanticPredictor, Taxonomy]:
 
 def task(options: argparse.Namespace) -> None:
     """Label in this process, or drive a run on Ray."""
+    from runners import open_model as opening  # by its name, so that workers on Ray import it
+
     folder = Path(options.folder)
     storage = {**KEYS, "aws_endpoint": options.endpoint} if options.endpoint else {}
     access = {"storage_options": fsspec_options("s3", storage)} if storage else {}
     source = open_source("s3://bucket/photos" if storage else folder / "photos", **access)
     job = Job(
-        opening=partial(open_model, folder / "deeplab", folder / options.log), selection=Selection(weight="pcos"),
+        opening=partial(opening, folder / "deeplab", folder / options.log), selection=Selection(weight="pcos"),
         source=source, store=options.store, storage_options=storage,
     )  # fmt: skip
     if options.task == "local":
