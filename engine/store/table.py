@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,8 @@ from .schema import KEYS, SCHEMAS
 FRAGMENT_ROWS = 16_384
 KEEP_VERSIONS = timedelta(hours=1)
 """Age at which untagged versions are dropped."""
+CLOCK_SECONDS = 300.0
+"""Largest difference of clocks, in seconds, with which old versions and files are told by their age."""
 _CHECKS = "_checks"
 _LAST_VERSION = (1 << 64) - 1
 
@@ -150,10 +153,17 @@ class Table:
             batch_size=256,
         )
         self.record(dataset)
+        if not self._is_clock_right(dataset.version):
+            return  # files that another writer is about to commit would look a week old, and be deleted
         dataset.cleanup_old_versions(KEEP_VERSIONS, error_if_tagged_old_versions=False)
         for check in (self.path / _CHECKS).iterdir():
             if check.name.isdecimal() and not self.manifest(int(check.name)).exists():
                 check.unlink(missing_ok=True)
+
+    def _is_clock_right(self, version: int) -> bool:
+        """Compare the clock with that of the storage, and with the time that passed since this module was imported."""
+        storage = self._check(version).stat().st_mtime  # written a moment ago
+        return max(abs(time.time() - storage), abs(_clock_offset() - _OFFSET)) < CLOCK_SECONDS
 
     def manifest(self, version: int) -> Path:
         """Return the path of a version's manifest."""
@@ -235,6 +245,14 @@ class Table:
 
 REPAIR = "run `maskmill verify STORE --repair`, and label again what it removes"
 """Advice of messages about damage."""
+
+
+def _clock_offset() -> float:
+    """Return the clock less the time since the machine was started, sleep included, in seconds."""
+    return time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+_OFFSET = _clock_offset()
 
 
 @contextmanager

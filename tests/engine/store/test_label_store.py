@@ -408,6 +408,24 @@ def test_compaction_changes_nothing_that_can_be_read(store: LabelStore, monkeypa
     check_whole(store.path)
 
 
+@pytest.mark.parametrize("days", [40, -40])
+def test_nothing_is_dropped_by_a_clock_that_is_wrong(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    monkeypatch.setattr(table_module, "KEEP_VERSIONS", timedelta(0))
+    for name in "abc":
+        store.commit([label_row(name)], [input_row(name)])
+    table = store._tables["labels"]
+    versions = set((table.path / "_versions").iterdir())
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(table_module.time, "time", lambda: now + days * 86_400)
+        table.compact()
+    assert versions <= set((table.path / "_versions").iterdir())
+    table.compact()
+    assert not versions & set((table.path / "_versions").glob("*.manifest"))
+
+
 def test_one_process_compacts_at_a_time(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "COMPACT_EVERY", 3)
 
