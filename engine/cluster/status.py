@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ...errors import StoreError
+from ..labeling.history import read_history
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
@@ -56,8 +59,8 @@ class Status:
     rejects: int
     """Number of rejected inputs."""
     run: str
-    """State of the latest run of several processes: ``labeling``, ``finished``, ``interrupted``, ``failed``, ``dead``,
-    or empty if there was none."""
+    """State of the latest run: ``labeling``, ``finished``, ``interrupted``, ``drifted`` if a drift alarm stopped it,
+    ``failed``, ``dead``, or empty if none is known."""
     planned: int
     """Number of inputs that this run has planned so far."""
     done: int
@@ -104,10 +107,16 @@ class Status:
         lines = [f"{self.store}: {self.images:,} images of {self.inputs:,} inputs stored, {self.rejects:,} rejected"]
         if self.run:
             more = "" if self.is_planned or self.run in ENDED else " or more"
+            rest = f"; {self.waiting:,} finished and not committed yet" if self.waiting else ""
             lines.append(
-                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs in {self.seconds:,.0f} s; "
-                f"{self.waiting:,} finished and not committed yet"
+                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs in {self.seconds:,.0f} s{rest}"
             )
+        if self.run in ("interrupted", "dead") and self.is_planned and self.planned > self.done:
+            lines.append(
+                f"{self.planned - self.done:,} planned inputs are left; run the same command again to continue"
+            )
+        elif self.run in ("interrupted", "dead"):
+            lines.append("inputs may be left; run the same command again to continue")
         if self.workers:
             left = self.seconds_left
             rest = "" if left is None else f", {_duration(left)} left"
@@ -118,10 +127,7 @@ class Status:
                 f"  {worker.name}: {worker.state}, {worker.inputs:,} inputs, {worker.images_per_second:.1f} images/s, "
                 f"seen {worker.seconds_since:.0f} s ago{stall}"
             )
-        lines += [f"warning: {warning}" for warning in dict.fromkeys(self.warnings)]
-        if self.run == "dead":
-            lines.append("the driver of the run is dead; run the same command again to continue")
-        return lines
+        return lines + [f"warning: {warning}" for warning in dict.fromkeys(self.warnings)]
 
 
 def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Status:
@@ -133,8 +139,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     records = list(leases.workers().values())
     workers = [_worker(record) for record in records]
     reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
-    state, progress = "", Progress()
+    state, progress, is_planned = _latest_local_run(opened, records)
     if driver is not None:
+        is_planned = driver["planned_all"]
         state, progress = driver["state"], Progress.from_record(driver["progress"])
         if state not in ENDED and (is_gone(driver) or time.time() - driver["time"] > 2 * EXPIRY_SECONDS):
             state = "dead"
@@ -146,7 +153,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         run=state,
         planned=progress.planned,
         done=progress.inputs,
-        is_planned=bool(driver and driver["planned_all"]),
+        is_planned=is_planned,
         waiting=sum(done.num_rows for done in finished) + num_waiting_rows(store, options),
         seconds=progress.seconds,
         commits=driver["commits"] if driver else 0,
@@ -156,6 +163,28 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         workers=workers,
         warnings=progress.warnings,
     )
+
+
+def _latest_local_run(store: LabelStore, records: list[dict[str, Any]]) -> tuple[str, Progress, bool]:
+    """Return state and counts of the latest run in one process, and whether its number of inputs is known."""
+    history = read_history(store.path)
+    latest = history[-1] if history else None
+    ended = 0.0 if latest is None else datetime.fromisoformat(latest["time"]).timestamp()
+    for state, is_dead in (("labeling", False), ("dead", True)):
+        parts = [record for record in records if is_gone(record) == is_dead and record["time"] > ended]
+        if parts:
+            return state, Progress.total([Progress.from_record(record["progress"]) for record in parts]), True
+    if latest is None:
+        return "", Progress(), False
+    progress = Progress(
+        planned=latest.get("planned", 0),
+        images=latest["images"],
+        duplicates=latest["duplicates"],
+        rejects=Counter({"rejected": latest["rejects"]}),
+        seconds=latest["seconds"],
+    )
+    state = "interrupted" if latest["interrupted"] else "drifted" if latest.get("drifted") else "finished"
+    return state, progress, True
 
 
 @contextmanager

@@ -25,11 +25,13 @@ def add_run(folder: Path, progress: Progress) -> None:
     now = datetime.now(UTC)
     record = {
         "time": now.isoformat(timespec="seconds"),
+        "planned": progress.planned,
         "images": progress.images,
         "duplicates": progress.duplicates,
         "rejects": sum(progress.rejects.values()),
         "seconds": progress.seconds,
         "interrupted": progress.interrupted,
+        "drifted": progress.drifted,
         "bottleneck": progress.bottleneck,
         "stages": [vars(stage) for stage in progress.stages],
     }

@@ -106,9 +106,12 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
             table.add_row(name, f"{count:,}", f"{count / total:.1%}")
         console.print(table)
         say(
-            f"kept {run.kept_share:.1%} of {run.pixels:,} pixels; "
+            f"kept {run.kept_share:.1%} of {run.pixels:,} pixels of these {run.images:,} images; "
             f"labels {_bytes(run.label_bytes)}, weights {_bytes(run.weight_bytes)}"
         )
+        stored = LabelStore.open(store).counts()["images"]
+        if stored > run.images:
+            say(f"all figures are of this run; the store holds {stored:,} images: `maskmill show {store}`")
         busy = sum(stage.busy for stage in run.stages) or 1.0
         parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
         if parts:
@@ -119,7 +122,8 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
     for warning in dict.fromkeys(run.warnings):
         say(f"warning: {warning}")
     if run.interrupted and not run.drifted:
-        say("interrupted: finished images are stored; run the same command to resume")
+        left = f"{run.planned - run.inputs:,} inputs are left"
+        say(f"interrupted: finished images are stored, {left}; run the same command to resume")
 
 
 def _print_rejects(rejects: Mapping[str, int], text: str, store: Path) -> None:

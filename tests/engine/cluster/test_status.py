@@ -12,6 +12,8 @@ from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.metrics import metrics_server, metrics_text
 from maskmill.engine.cluster.presence import Watcher, identity, is_gone
 from maskmill.engine.cluster.status import read_status
+from maskmill.engine.labeling.history import add_run
+from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.store.label_store import LabelStore
 
 from ...models import color_bundle
@@ -24,7 +26,22 @@ def test_a_store_without_runs_counts_its_rows(tmp_path: Path) -> None:
     (tmp_path / "photos" / "empty.png").touch()
     label_folder(color_bundle(tmp_path), tmp_path / "photos", tmp_path / "store")
     status = read_status(tmp_path / "store")
-    assert (status.images, status.inputs, status.rejects, status.run, status.workers) == (3, 4, 1, "", [])
+    assert (status.images, status.inputs, status.rejects, status.run, status.workers) == (3, 4, 1, "finished", [])
+    assert (status.done, status.planned) == (4, 4)
+
+
+def test_an_interrupted_run_of_one_process_says_how_many_inputs_are_left(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 8)
+    bundle, store = color_bundle(tmp_path), tmp_path / "store"
+    label_folder(bundle, tmp_path / "photos", store, limit=3)
+    add_run(store, Progress(planned=8, images=3, interrupted=True))
+    status = read_status(store)
+    assert (status.run, status.planned, status.done, status.images) == ("interrupted", 8, 3, 3)
+    assert "5 planned inputs are left; run the same command again to continue" in status.describe()
+    label_folder(bundle, tmp_path / "photos", store)
+    status = read_status(store)
+    assert (status.run, status.images, status.done) == ("finished", 8, 5)
+    assert not any("left" in line for line in status.describe())
 
 
 def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
@@ -56,7 +73,7 @@ def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
         process.wait()
     dead = read_status(store)
     assert (dead.run, dead.workers[0].state) == ("dead", "dead")
-    assert "run the same command again" in dead.describe()[-1]
+    assert any("run the same command again" in line for line in dead.describe())
     again = start(tmp_path, bundle)
     assert again.wait(60) == 0
     done = read_status(store)
