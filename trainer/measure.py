@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,10 @@ def evaluate(
             else LabelStore.open(target.path if isinstance(target, Bundle) else target)
         )
         classes = Taxonomy.from_json(store.classes).for_own_labels()
-        num_workers = count_workers(workers)
-        return evaluate_store(
-            store,
-            open_reviewed(store),
-            classes,
-            ids=None if ids is None else frozenset(ids),
-            reviewed=False,
-            workers=num_workers,
+        quality = evaluate_store(
+            store, open_reviewed(store), classes, ids=names, reviewed=False, workers=count_workers(workers)
         )
+        return replace(quality, notes=_notes_on_reviews(store, quality.uris))
     if labels is None:
         raise UsageError("expected true labels to measure against: give labels, or measure a store's reviewed labels")
     truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
@@ -179,6 +174,21 @@ def _evaluate_student(
     return StudentQuality(
         confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=labeled.summary, scores=scores
     )
+
+
+def _notes_on_reviews(store: LabelStore, uris: Sequence[str]) -> tuple[str, ...]:
+    """Say what the reviews of some inputs leave unmeasured."""
+    reviews, measured = store.current_reviews(), set(uris)
+    verdicts = [reviews[row.id].verdict for row in store.inputs() if row.uri in measured and row.id in reviews]
+    if not (accepted := verdicts.count("accepted")):
+        return ()
+    subject = "every image was" if accepted == len(verdicts) else f"{accepted:,} of {len(verdicts):,} images were"
+    note = (
+        f"{subject} accepted without a change: all their labels count as right, and pixels without a label are not "
+        f"measured; correct whole images to measure them, with `maskmill serve {store.path} --review` or "
+        "`maskmill import-labels`"
+    )
+    return (note,)
 
 
 def _refuse(options: Mapping[str, object], target: str) -> None:

@@ -94,7 +94,11 @@ class SourceSummary:
         if self.ignored_share is not None:
             parts.append(f"{self.ignored_share:.1%} of the label pixels ignored")
             if self.ignored_share >= LARGE_IGNORED_SHARE:
-                parts[-1] += ", a large share: check [labels] in the taxonomy"
+                parts[-1] += ", a large share: " + (
+                    "correct whole images to measure what the reviews leave without a label"
+                    if self.labels_format.startswith("reviews")
+                    else "check [labels] in the taxonomy"
+                )
         if self.as_stored:
             parts.append("maps turned like their photos (--labels-as-stored)")
         elif self.turned:

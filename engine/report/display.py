@@ -298,6 +298,8 @@ def print_quality(quality: Quality) -> None:
         say(quality.source.line())
         if doubt := quality.source.doubt(raw["accuracy_kept"]):
             say(f"warning: {doubt}")
+    for note in quality.notes:
+        say(f"note: {note}")
 
 
 def print_store(store: LabelStore) -> None:

@@ -49,6 +49,8 @@ class Quality:
     """Files that were used and passed over, if labels were read."""
     uris: tuple[str, ...] = ()
     """(num_images,): inputs of the images of :attr:`tally`, in its order, for a store; empty otherwise."""
+    notes: tuple[str, ...] = ()
+    """Limits of the figures in plain words."""
 
     @property
     def iou_kept(self) -> NDArray[np.float64]:
@@ -114,6 +116,7 @@ class Quality:
         return {
             "num_images": self.num_images,
             "source": None if self.source is None else self.source.to_json(),
+            "notes": list(self.notes),
             "num_pixels": int(true.sum()),
             "miou_kept": _plain(self.miou_kept),
             "accuracy_kept": _plain(self.accuracy_kept),

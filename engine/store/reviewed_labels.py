@@ -37,7 +37,10 @@ class ReviewedLabels(LabelReader):
         }
         self.image_names = list(self._ids)
         if not self._ids:
-            raise UsageError(f"{store.path} holds no reviewed labels; add them with `maskmill import-labels`")
+            raise UsageError(
+                f"{store.path} holds no reviewed labels; correct some with `maskmill serve {store.path} --review`, or "
+                "add them with `maskmill import-labels`"
+            )
 
     def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read the label map of an image, the review's pixels over the model's."""

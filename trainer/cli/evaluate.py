@@ -35,7 +35,9 @@ def evaluate_target(
     reviewed: Annotated[
         bool,
         typer.Option(
-            "--reviewed", help="Measure what a store's model made against the labels that people corrected in it."
+            "--reviewed",
+            help="Measure what a store's model made against the labels that people corrected in it (serve --review, "
+            "import-labels).",
         ),
     ] = False,
     images: Annotated[

@@ -213,6 +213,22 @@ def test_what_the_model_made_is_measured_against_what_people_corrected(tmp_path:
         evaluate(store)
 
 
+def test_labels_accepted_without_a_change_are_named_beside_the_figures(tmp_path: Path) -> None:
+    store = make_store(tmp_path, NUM)
+    export_labels(store, tmp_path / "out", "cvat", ignored="drop")
+    import_labels(store, tmp_path / "out" / "cvat.zip", reviewer="ana", unchanged="accept")
+    quality = evaluate(store, reviewed=True)
+    assert quality.accuracy_kept == 1
+    (note,) = quality.notes
+    assert note.startswith("every image was accepted without a change: all their labels count as right")
+    assert f"maskmill serve {store.path} --review" in note
+    text = ok("evaluate", str(store.path), "--reviewed", cwd=tmp_path)
+    assert "note: every image was accepted" in text
+    assert "check [labels]" not in text
+    import_labels(store, correct_in_cvat(tmp_path / "out"), reviewer="ben")
+    assert evaluate(store, reviewed=True).notes == ()
+
+
 def test_the_command_line_calibrates_on_reviewed_labels(tmp_path: Path) -> None:
     bundle = color_bundle(tmp_path, classes=("background", "cow", "horse"), background="background")
     store = make_store(tmp_path, NUM)
