@@ -42,9 +42,63 @@ def places(raw: Document, path: Place = ()) -> Iterator[Place]:
         yield (*path, key)
 
 
+def field_of(place: Place) -> Place:
+    """Return the field of a schema that a place is an instance of: indices of lists do not count."""
+    return tuple("*" if isinstance(key, int) else key for key in place)
+
+
+def draw_place(original: Document, chance: random.Random) -> Place:
+    """Draw a field, each with the same probability, and one of its places."""
+    instances: dict[Place, list[Place]] = {}
+    for place in places(original):
+        instances.setdefault(field_of(place), []).append(place)
+    return chance.choice(instances[chance.choice(list(instances))])
+
+
+def adjust_value(original: Document, chance: random.Random) -> tuple[Document, Place]:
+    """Change one value to another of its kind, or the order of some; most documents stay sound."""
+    place = draw_place(original, chance)
+    document = copy.deepcopy(original)
+    parent = document
+    for key in place[:-1]:
+        parent = parent[key]
+    parent[place[-1]] = _similar(parent[place[-1]], [*_values_near(original, place)], chance)
+    return document, field_of(place)
+
+
+def _values_near(original: Document, place: Place) -> Iterator[Any]:
+    """Yield the values beside a place, and those of the same field elsewhere."""
+    field = field_of(place)
+    for other in places(original):
+        if other[:-1] == place[:-1] or field_of(other) == field:
+            value = original
+            for key in other:
+                value = value[key]
+            yield value
+
+
+def _similar(value: Any, near: list[Any], chance: random.Random) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return chance.choice((value, value, value + 1, max(value - 1, 0), 1))
+    if isinstance(value, float):
+        return value * chance.choice((1.0, 0.5, 0.999, 1.001))
+    if isinstance(value, str):
+        texts = [other for other in near if isinstance(other, str)]
+        return chance.choice((value, value, *texts, value + "x"))
+    if isinstance(value, list):
+        return chance.sample(value, len(value)) if chance.random() < 0.7 else value[:-1]
+    if isinstance(value, dict):
+        items = list(value.items())
+        chance.shuffle(items)
+        return dict(items)
+    return value
+
+
 def change_value(original: Document, chance: random.Random) -> tuple[Document, Place]:
-    """Replace, delete, nest or exchange one value; returns the document and the place."""
-    place = chance.choice(list(places(original)))
+    """Replace, delete, nest or exchange one value; returns the document and the field."""
+    place = draw_place(original, chance)
     document = copy.deepcopy(original)
     parent = document
     for key in place[:-1]:
@@ -68,7 +122,7 @@ def change_value(original: Document, chance: random.Random) -> tuple[Document, P
         parent[key] = parent[key] * chance.choice((-1, 2, 0.5, 1000)) + chance.choice((0, 1, -1))
     else:
         parent[key] = copy.deepcopy(chance.choice(VALUES))
-    return document, place
+    return document, field_of(place)
 
 
 def _nested(value: Any, depth: int) -> Any:
@@ -96,7 +150,7 @@ def change_bytes(original: bytes, chance: random.Random) -> tuple[bytes, Place]:
         data[place : place + length] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80"))[:1] * length
     else:
         del data[place : place + chance.choice((1, 4, 512))]
-    return bytes(data), (8 * place // max(len(original), 1),)
+    return bytes(data), (f"eighth {8 * place // max(len(original), 1)}",)
 
 
 def change_lines(original: bytes, chance: random.Random) -> tuple[bytes, Place]:
@@ -118,7 +172,7 @@ def change_lines(original: bytes, chance: random.Random) -> tuple[bytes, Place]:
     lines[place] = b",".join(fields)
     if kind == 5:
         lines.insert(chance.randrange(len(lines)), lines[place])
-    return b"\n".join(lines), (place, field)
+    return b"\n".join(lines), (f"line {place}", f"field {field}")
 
 
 Change = Callable[[Any, random.Random], tuple[Any, Place]]

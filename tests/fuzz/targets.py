@@ -39,7 +39,8 @@ from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.run_record import _digest
 from maskmill.errors import ImageError
 from tests.builders import encoded, input_row, label_row, photo
-from tests.fuzz.mutation import Change, change_bytes, change_lines, change_value
+from tests.fuzz import variants
+from tests.fuzz.mutation import Change, adjust_value, change_bytes, change_lines, change_value
 from tests.models import color_bundle, color_image
 
 Reader = Callable[[Any], None]
@@ -55,6 +56,8 @@ class Target:
     change: Change
     """Change of the document."""
     read: Reader
+    variant: Change | None = None
+    """Document with other contents that is sound, or nearly."""
 
 
 def _json(value: Any) -> bytes:
@@ -71,7 +74,7 @@ def _bundle(folder: Path) -> Target:
         model.verify()
         Taxonomy.of_model(model)
 
-    return Target(json.loads(manifest.read_text()), change_value, read)
+    return Target(json.loads(manifest.read_text()), change_value, read, adjust_value)
 
 
 def _calibration(folder: Path) -> Target:
@@ -98,7 +101,7 @@ def _calibration(folder: Path) -> Target:
         calibration = Calibration.load(path)
         calibration.check(predictor, taxonomy)
 
-    return Target(original, change_value, read)
+    return Target(original, change_value, read, adjust_value)
 
 
 def _toml(value: Any, name: str = "") -> str:
@@ -139,7 +142,7 @@ def _taxonomy(folder: Path) -> Target:
         path.write_bytes(_toml(document).encode("utf-8", "surrogatepass"))
         Taxonomy.load(path, bundle).encode(np.array([[0, 1, 255]], np.uint8), "a.png")
 
-    return Target(original, change_value, read)
+    return Target(original, change_value, read, adjust_value)
 
 
 def _colors(folder: Path) -> Target:
@@ -155,7 +158,7 @@ def _colors(folder: Path) -> Target:
         path.write_bytes(_toml(document).encode("utf-8", "surrogatepass"))
         Taxonomy.load(path, bundle)
 
-    return Target(original, change_value, read)
+    return Target(original, change_value, read, adjust_value)
 
 
 def _store_run(folder: Path) -> Target:
@@ -184,7 +187,7 @@ def _store_run(folder: Path) -> Target:
             Taxonomy.from_json(opened.classes)
         LabelStore.open_or_create(folder / "store", original["run"])
 
-    return Target(original, change_value, read)
+    return Target(original, change_value, read, adjust_value)
 
 
 def _training_run(folder: Path) -> Target:
@@ -198,7 +201,7 @@ def _training_run(folder: Path) -> Target:
         path.write_bytes(_json(document))
         Run.load(folder)
 
-    return Target(json.loads(path.read_text()), change_value, read)
+    return Target(json.loads(path.read_text()), change_value, read, adjust_value)
 
 
 def _checkpoint(folder: Path) -> Target:
@@ -214,7 +217,7 @@ def _checkpoint(folder: Path) -> Target:
         path.write_bytes(document + b"\nsha256 " + hashlib.sha256(document).hexdigest().encode() + b"\n")
         student_state(read_checkpoint(path))
 
-    return Target(buffer.getvalue(), change_bytes, read)
+    return Target(buffer.getvalue(), change_bytes, read, variants.checkpoint)
 
 
 def _photo(format: str, **options: Any) -> Callable[[Path], Target]:
@@ -222,7 +225,8 @@ def _photo(format: str, **options: Any) -> Callable[[Path], Target]:
         def read(document: bytes) -> None:
             decode_image(document, max_pixels=1 << 22)
 
-        return Target(encoded(photo(24, 32), format, **options), change_bytes, read)
+        variant = variants.png_chunks if format == "PNG" else variants.encoded_image(format)
+        return Target(encoded(photo(24, 32), format, **options), change_bytes, read, variant)
 
     return target
 
@@ -235,7 +239,7 @@ def _label_map(folder: Path) -> Target:
     def read(document: bytes) -> None:
         decode_label_map(document, "a.png")
 
-    return Target(buffer.getvalue(), change_bytes, read)
+    return Target(buffer.getvalue(), change_bytes, read, variants.png_chunks)
 
 
 def _stored_map(folder: Path) -> Target:
@@ -245,7 +249,7 @@ def _stored_map(folder: Path) -> Target:
         except ValueError as error:
             raise ImageError("truncated", str(error)) from error
 
-    return Target(encode_png(np.arange(48, dtype=np.uint8).reshape(6, 8)), change_bytes, read)
+    return Target(encode_png(np.arange(48, dtype=np.uint8).reshape(6, 8)), change_bytes, read, variants.png_chunks)
 
 
 def _image_labels(name: str, document: Any) -> Callable[[Path], Target]:
@@ -257,7 +261,12 @@ def _image_labels(name: str, document: Any) -> Callable[[Path], Target]:
             path.write_bytes(_json(changed) if is_json else changed)
             ImageLabels.load(path).find("/photos/1.jpg")
 
-        return Target(document, change_value if is_json else change_lines, read)
+        return Target(
+            document,
+            change_value if is_json else change_lines,
+            read,
+            adjust_value if is_json else variants.text_numbers,
+        )
 
     return target
 
@@ -274,7 +283,7 @@ def _listing(name: str, document: bytes, change: Change) -> Callable[[Path], Tar
             if with_problems:
                 raise ImageError("unreadable", with_problems[0].problem)
 
-        return Target(document, change, read)
+        return Target(document, change, read, variants.parquet_list if name.endswith(".parquet") else None)
 
     return target
 
@@ -329,7 +338,7 @@ def _tar(folder: Path) -> Target:
         for item in source:
             source.read(item)
 
-    return Target(buffer.getvalue(), change, read)
+    return Target(buffer.getvalue(), change, read, variants.tar_headers)
 
 
 def _parquet() -> bytes:
@@ -353,7 +362,12 @@ def _labels(name: str, document: Any, *, format: Any = None) -> Callable[[Path],
             for entry in labels.entries():
                 labels.read(entry, size=(6, 8))
 
-        return Target(document, change_value if is_json else change_bytes, read)
+        return Target(
+            document,
+            change_value if is_json else change_bytes,
+            read,
+            adjust_value if is_json else variants.text_numbers,
+        )
 
     return target
 
@@ -434,7 +448,13 @@ def _settings(folder: Path) -> Target:
         changed, place = change_value({text.partition("=")[0]: text.partition("=")[2] for text in document}, chance)
         return [f"{name}={value}" for name, value in changed.items()], place
 
-    return Target(original, change, read)
+    def variant(document: list[str], chance: Any) -> tuple[list[str], tuple[Any, ...]]:
+        changed, place = variants.setting_texts(
+            {text.partition("=")[0]: text.partition("=")[2] for text in document}, chance
+        )
+        return [f"{name}={value}" for name, value in changed.items()], place
+
+    return Target(original, change, read, variant)
 
 
 def _recipe_settings(folder: Path) -> Target:
@@ -447,7 +467,7 @@ def _recipe_settings(folder: Path) -> Target:
     def read(document: dict[str, Any]) -> None:
         with_settings(recipe, [f"{key}={_text(value)}" for key, value in document.items()])
 
-    return Target(original, change_value, read)
+    return Target(original, change_value, read, variants.setting_texts)
 
 
 def _text(value: Any) -> str:
