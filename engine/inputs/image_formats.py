@@ -2,7 +2,7 @@
 
 Samples of more than 8 bits keep the highest 8 bits of their type, or of a bit depth that is stated, as in 12 for a
 camera that fills 12 of 16 bits. What Pillow reads wrongly is read otherwise: 16-bit colors by OpenCV, since Pillow
-keeps their high bytes only, and uncompressed TIFF with separate planes here.
+keeps their high bytes only, and uncompressed and deflated TIFF with separate planes here.
 
 HEIC and JPEG XL are read if pillow-heif and pillow-jxl-plugin are installed (``pip install 'maskmill[heif]'``).
 """
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ...errors import ImageError
+from ..model.files import inflate
 
 # formats of photos only: Pillow also opens formats that run other programs (EPS) or hold no photos
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -37,6 +38,11 @@ OPTIONAL_ENDINGS = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".jxl": "J
 _PLUGINS = {"HEIC": ("pillow_heif", "HEIF"), "JPEG XL": ("pillow_jxl", "JXL")}
 """Package of each of these formats, and its name in Pillow."""
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+MOST_SCANS = 30
+"""Scans of a progressive JPEG that are always read; encoders write about ten …"""
+MOST_SCANNED_PIXELS = 4_000_000_000
+"""… and more if pixels times scans are no more than this: an empty scan takes 0.4 ns per pixel."""
 
 BAND_PIXELS = 1 << 20
 """Pixels that are converted at once, so that a conversion takes little memory besides its result."""
@@ -165,6 +171,7 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
 
     The share is 1.0 for 8-bit and float images. Raises :class:`ImageError`, and anything that Pillow raises for damage.
     """
+    _check_scans(image, data)
     turn = orientation(image)
     layout = _TiffLayout(image) if image.format == "TIFF" else None
     image.load()
@@ -177,12 +184,27 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
     samples = _deep_samples(image, data, layout, turn)
     if samples is None:
         if bit_depth is not None:
-            raise ImageError("unsupported", f"only the highest 8 bits of this kind of {image.format} file can be read")
+            raise ImageError(
+                "unsupported",
+                f"of this kind of {image.format} file only the highest 8 bits of a sample can be read; leave out "
+                "--bit-depth, or store it uncompressed",
+            )
         pixels = _from_bytes(image)
         return turn_upright(pixels, rest), (int(pixels.max(initial=0)) + 1) / 256
     bits = 16 if layout is None else layout.value_bits
     pixels, highest = _from_deep(samples, bit_depth or bits, inverted=layout is not None and layout.white_is_zero)
     return turn_upright(pixels, rest if samples.ndim == 2 else 1), highest / float((1 << bits) - 1)
+
+
+def _check_scans(image: Any, data: bytes) -> None:
+    """Refuse a progressive JPEG whose scans, of a few bytes each, would take seconds to decode."""
+    if image.format != "JPEG" or not image.info.get("progressive"):
+        return
+    scans = data.count(b"\xff\xda")
+    if scans > MOST_SCANS and scans * image.width * image.height > MOST_SCANNED_PIXELS:
+        raise ImageError(
+            "too-large", f"it is a progressive JPEG of {scans:,} scans, and at most {MOST_SCANS} are read at this size"
+        )
 
 
 def _from_bytes(image: Any) -> NDArray[np.uint8]:
@@ -216,6 +238,9 @@ def _bands(image: Any) -> Iterator[tuple[slice, Any]]:
         yield slice(top, bottom), image if step >= height else image.crop((0, top, width, bottom))
 
 
+_DEFLATE = (8, 32946)
+
+
 class _TiffLayout:
     """Tags of an opened TIFF that Pillow does not heed."""
 
@@ -228,7 +253,11 @@ class _TiffLayout:
         self.white_is_zero = tags.get(262) == 0
         self.samples = int(tags.get(277, 1))
         self.size = (image.size[1], image.size[0])
-        self.separate_planes = self.bits > 8 and self.samples > 1 and tags.get(284, 1) == 2 and tags.get(259, 1) == 1
+        self.separate_planes = (
+            self.bits > 8 and self.samples > 1 and tags.get(284, 1) == 2 and tags.get(259, 1) in (1, *_DEFLATE)
+        )
+        self.deflated = tags.get(259, 1) in _DEFLATE
+        self.differences = tags.get(317, 1) == 2
         self.strips = list(zip(tags.get(273, ()), tags.get(279, ()), strict=False))
         self.little_endian = image.tag_v2.prefix == b"II"
         self.stored_size = (int(tags.get(257, 0)), int(tags.get(256, 0)))
@@ -271,13 +300,18 @@ def _same_high_bytes(samples: NDArray[np.uint16], high: NDArray[np.uint8]) -> bo
 
 def _planes(layout: _TiffLayout, data: bytes) -> NDArray[np.uint16]:
     if not layout.strips:
-        raise ImageError("unsupported", "an uncompressed TIFF of 16 bits with tiles and separate planes is not read")
+        raise ImageError("unsupported", "a TIFF of 16 bits with tiles and separate planes is not read")
     height, width = layout.stored_size
-    raw = b"".join(data[start : start + size] for start, size in layout.strips)
+    strips = [data[start : start + size] for start, size in layout.strips]
+    if layout.deflated:
+        strips = [inflate(strip, 2 * height * width) for strip in strips]
+    raw = b"".join(strips)
     samples = np.frombuffer(raw, "<u2" if layout.little_endian else ">u2")
     if samples.size < layout.samples * height * width:
         raise ImageError("truncated", "the TIFF file is cut short or damaged: its planes are incomplete")
     planes = samples[: layout.samples * height * width].reshape(layout.samples, height, width)[:3]
+    if layout.deflated and layout.differences:
+        planes = np.cumsum(planes, axis=2, dtype=np.uint16)
     return planes.transpose(1, 2, 0)
 
 

@@ -124,6 +124,10 @@ class SelectionOrigin:
     kept_scores: str
 
 
+_ABSENT: Any = None
+"""Default of entries that may be left out, and not be null."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Form of the entries that later commands read; a record holds others as well, which are only compared."""
@@ -137,21 +141,21 @@ class RunRecord:
     overlap: int | None = None
     bit_depth: int | None = None
     maps: str | None = None
-    classes: ClassMapping | None = None
+    classes: ClassMapping = _ABSENT
     classes_from: str | None = None
     select: str | None = None
     rule: str | None = None
     weight: str | None = None
     weight_levels: int | None = None
     threshold: float | None = None
-    calibration: Mapping[str, str | None] | None = None
-    kept_scores: KeptScores | None = None
-    instances: Mapping[str, float] | None = None
-    drift: WatchSettings | None = None
-    reselected_from: SelectionOrigin | None = None
-    promptable: Mapping[str, Any] | None = None
-    prompts: Mapping[str, Any] | None = None
-    everything: Mapping[str, Any] | None = None
+    calibration: Mapping[str, str | None] = _ABSENT
+    kept_scores: KeptScores = _ABSENT
+    instances: Mapping[str, float] = _ABSENT
+    drift: WatchSettings = _ABSENT
+    reselected_from: SelectionOrigin = _ABSENT
+    promptable: Mapping[str, Any] = _ABSENT
+    prompts: Mapping[str, Any] = _ABSENT
+    everything: Mapping[str, Any] = _ABSENT
 
 
 def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -77,19 +78,27 @@ def test_gray_is_repeated_and_16_bits_keep_the_high_byte() -> None:
 
 
 def tiff(
-    samples: NDArray[Any], *, photometric: int, planar: int = 1, orientation: int = 1, compress: bool = False
+    samples: NDArray[Any],
+    *,
+    photometric: int,
+    planar: int = 1,
+    orientation: int = 1,
+    compress: bool = False,
+    differences: bool = False,
 ) -> bytes:
     """A TIFF of one strip per plane, in any type; Pillow writes few of them."""
     planes = samples.shape[2] if samples.ndim == 3 else 1
     height, width = samples.shape[:2]
     parts = [samples.transpose(2, 0, 1)[plane] for plane in range(planes)] if planar == 2 else [samples]
+    if differences:
+        parts = [np.diff(part, axis=1, prepend=part.dtype.type(0)) for part in parts]
     strips = [part.astype(samples.dtype.newbyteorder("<")).tobytes() for part in parts]
     if compress:
         strips = [zlib.compress(strip) for strip in strips]
     kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
     lists = {258: [8 * samples.dtype.itemsize] * planes, 339: [kind] * planes}
     lists |= {256: [width], 257: [height], 259: [8 if compress else 1], 262: [photometric], 274: [orientation]}
-    lists |= {277: [planes], 278: [height], 284: [planar]}
+    lists |= {277: [planes], 278: [height], 284: [planar], 317: [1 + differences]}
     data = b"II*\0" + bytes(4)
     starts = []
     for strip in strips:
@@ -116,11 +125,27 @@ DEEP = (np.arange(4 * 6 * 3).reshape(4, 6, 3) * 900).astype(np.uint16)
 def test_16_bit_color_tiff_is_read_plane_by_plane(planar: int, compress: bool) -> None:
     data = tiff(DEEP, photometric=2, planar=planar, compress=compress)
     np.testing.assert_array_equal(decode_image(data), DEEP >> 8)
-    if planar == 2 and compress:
-        with pytest.raises(ImageError, match="only the highest 8 bits"):
-            decode_image(data, bit_depth=14)
-    else:
-        np.testing.assert_array_equal(decode_image(data, bit_depth=14), np.minimum(DEEP >> 6, 255))
+    np.testing.assert_array_equal(decode_image(data, bit_depth=14), np.minimum(DEEP >> 6, 255))
+
+
+def test_16_bit_planes_of_another_compression_keep_8_bits_or_say_so() -> None:
+    data = tiff(DEEP, photometric=2, planar=2, compress=True, differences=True)
+    np.testing.assert_array_equal(decode_image(data, bit_depth=14), np.minimum(DEEP >> 6, 255))
+    packed = data.replace(struct.pack("<HHIHH", 259, 3, 1, 8, 0), struct.pack("<HHIHH", 259, 3, 1, 32773, 0))
+    with pytest.raises(ImageError):
+        decode_image(packed, bit_depth=14)
+
+
+def test_a_progressive_jpeg_of_countless_scans_is_refused_soon() -> None:
+    data = encoded(np.full((3000, 3000, 3), 128, np.uint8), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    bomb = data[:-2] + 5000 * last_scan + data[-2:]
+    started = time.process_time()
+    with pytest.raises(ImageError, match=r"progressive JPEG of 5,0\d\d scans, and at most 30 are read") as caught:
+        decode_image(bomb)
+    assert caught.value.kind == "too-large"
+    assert time.process_time() - started < 1
+    assert decode_image(data[:-2] + 15 * last_scan + data[-2:]).shape == (3000, 3000, 3)
 
 
 @pytest.mark.parametrize("planar", [1, 2])
