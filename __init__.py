@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         status,
         write_manifest,
     )
-    from .engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance
+    from .engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance, TextSpec
     from .engine.model.input_spec import BandSpec, InputSpec
     from .engine.model.taxonomy import Taxonomy
     from .engine.predictors.base import Predictor, ScoreMap
@@ -84,7 +84,7 @@ _MODULES = {
         "status",
         "write_manifest",
     ),
-    "engine.model.bundle": ("Bundle", "ModelFile", "OutputSpec", "PromptSpec", "Provenance"),
+    "engine.model.bundle": ("Bundle", "ModelFile", "OutputSpec", "PromptSpec", "Provenance", "TextSpec"),
     "engine.model.input_spec": ("BandSpec", "InputSpec"),
     "engine.model.taxonomy": ("Taxonomy",),
     "engine.predictors.base": ("Predictor", "ScoreMap"),
@@ -109,7 +109,7 @@ __all__ = [
     "BandSpec", "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item",
     "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor",
     "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
-    "Source", "Status", "Taxonomy", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
+    "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
     "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
     "label", "limit_reads", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect",
     "status", "train", "write_manifest",

@@ -30,9 +30,9 @@ import onnx
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import ExportError, GateError
-from maskmill.export.gate.compare import Side
 from maskmill.export.gate.judge import GateImages, judge
 from maskmill.export.gate.parity import TOLERANCES, output_errors
+from maskmill.export.gate.tasks import Side
 from maskmill.export.precision.convert import convert
 from maskmill.export.pretrained.checkpoint import fetch
 from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_folded, fold

@@ -38,10 +38,11 @@ from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError
 from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.gate.bench import measure
-from maskmill.export.gate.compare import Difference, Side, differences, summarize
+from maskmill.export.gate.compare import differences, summarize
 from maskmill.export.gate.emulate import GraphSession, Memory, emulation
 from maskmill.export.gate.judge import Findings, GateImages, verdicts_of
 from maskmill.export.gate.proof import roles_of
+from maskmill.export.gate.tasks import Difference, Side
 from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.convert import Conversion, convert
 from maskmill.export.precision.eight_bit import Precision8, in_8_bit

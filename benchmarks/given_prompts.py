@@ -1,6 +1,6 @@
 """Do boxes and coarse masks from elsewhere make good masks, with miniSAM on MSRC?
 
-    python benchmarks/given_prompts.py [--limit 296] [--threads 2] [-o FILE]
+    python benchmarks/given_prompts.py [--limit 296] [--part boxes|masks] [--threads 2] [-o FILE]
 
 Boxes: the boxes of MSRC's instance maps, each side moved at random by up to 10 % of the box's size (uniform, seed 0),
 with the class that most pixels of an instance have; scored are the pixels of that class map, void left out. Masks: the
@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=296)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--part", choices=["boxes", "masks", "both"], default="both")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     msrc = DATA / "msrc"
@@ -137,29 +138,35 @@ def main() -> None:
                      "decoder_calls": predictor.decoder.calls - calls}  # fmt: skip
             return LabelStore.open(store), taxonomy, speed
 
-        truths = jittered_boxes(msrc, names, classes, work / "boxes.csv")
-        store, taxonomy, speed = run(boxes_of(work / "boxes.csv"), work / "boxes")
-        values = {value: taxonomy.targets.index(name) for value, name in enumerate(classes) if name in taxonomy.targets}
-        table = np.array([values.get(value, 0) for value in range(256)], np.uint8)
-        table[255] = 255
-        boxes = scored(store, names, lambda name: table[truths[name]], len(taxonomy.targets))
-        filled = []
-        with (work / "boxes.csv").open() as stream:
-            rows = list(csv.DictReader(stream))
-        for name in names:
-            truth = table[truths[name]]
-            painted = np.zeros_like(truth)
-            for row in rows:
-                if row["image"] == f"{name}.jpg":
-                    x0, y0, x1, y1 = (round(float(row[key])) for key in ("x0", "y0", "x1", "y1"))
-                    painted[y0:y1, x0:x1] = taxonomy.targets.index(row["label"])
-            filled.append(confusion(truth, painted, len(taxonomy.targets)))
-        results["boxes"] = {
-            "prompts": len(rows),
-            "filled boxes": figures(np.stack(filled)),
-            "masks": figures(boxes),
-            **speed,
-        }
+        if options.part != "masks":
+            truths = jittered_boxes(msrc, names, classes, work / "boxes.csv")
+            store, taxonomy, speed = run(boxes_of(work / "boxes.csv"), work / "boxes")
+            values = {
+                value: taxonomy.targets.index(name) for value, name in enumerate(classes) if name in taxonomy.targets
+            }
+            table = np.array([values.get(value, 0) for value in range(256)], np.uint8)
+            table[255] = 255
+            boxes = scored(store, names, lambda name: table[truths[name]], len(taxonomy.targets))
+            filled = []
+            with (work / "boxes.csv").open() as stream:
+                rows = list(csv.DictReader(stream))
+            for name in names:
+                truth = table[truths[name]]
+                painted = np.zeros_like(truth)
+                for row in rows:
+                    if row["image"] == f"{name}.jpg":
+                        x0, y0, x1, y1 = (round(float(row[key])) for key in ("x0", "y0", "x1", "y1"))
+                        painted[y0:y1, x0:x1] = taxonomy.targets.index(row["label"])
+                filled.append(confusion(truth, painted, len(taxonomy.targets)))
+            results["boxes"] = {
+                "prompts": len(rows),
+                "filled boxes": figures(np.stack(filled)),
+                "masks": figures(boxes),
+                **speed,
+            }
+        if options.part == "boxes":
+            report(results, options.output)
+            return
 
         teacher = bundle_from_onnx(
             DATA / "models/deeplabv3-257/model.onnx", work / "teacher", classes=VOC, background="background",
@@ -189,10 +196,14 @@ def main() -> None:
             "gain_interval": np.round(np.quantile(gains, [0.025, 0.975]), 4).tolist(),
             **speed,
         }
+    report(results, options.output)
+
+
+def report(results: dict[str, Any], output: Path | None) -> None:
     text = json.dumps(results, indent=1)
     print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    if output:
+        output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def calibrate(
     provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
 ) -> Calibration:
@@ -115,6 +116,8 @@ def calibrate(
     provider, tile, overlap, workers
         Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
         images in progress at the same time (one per core if None).
+    text
+        Class names, for a bundle that takes them when it labels, such as SAM 3.
     progress
         Show a progress bar.
 
@@ -125,7 +128,7 @@ def calibrate(
     from .inputs.sources import open_source
     from .labeling.drift import weigh_like
 
-    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap)
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
     with counter_if("calibrating", progress) as observer:
         calibration = calibration_module.calibrate(
             predictor,
@@ -159,6 +162,7 @@ def choose(
     provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
 ) -> tuple[Choice, Calibration | None]:
@@ -174,6 +178,8 @@ def choose(
     provider, tile, overlap, workers
         Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
         images in progress at the same time (one per core if None).
+    text
+        Class names, for a bundle that takes them when it labels, such as SAM 3.
     progress
         Show a progress bar.
 
@@ -184,7 +190,7 @@ def choose(
     from .inputs.labels import open_labels
     from .inputs.sources import open_source
 
-    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap)
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
     with counter_if("measuring", progress) as observer:
         return choosing.choose(
             predictor,
@@ -219,6 +225,7 @@ def label(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
 ) -> Progress:
@@ -248,6 +255,8 @@ def label(
     provider, tile, overlap, workers
         Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
         images in progress at the same time (one per core if None).
+    text
+        Class names, for a bundle that takes them when it labels, such as SAM 3.
     progress
         Show a progress bar.
 
@@ -276,7 +285,7 @@ def label(
         selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels, instances=objects)
     else:
         selection = Selection.argmax(weight=weight, weight_levels=weight_levels, instances=objects)
-    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap)
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
     with run_display_if(progress) as observer:
         return label_run.label(
             predictor,

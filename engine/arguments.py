@@ -54,25 +54,28 @@ def predictor_of(
     tile: int | None,
     overlap: int,
     precision: str | None = None,
+    text: Sequence[str] = (),
 ) -> tuple[Predictor, Taxonomy]:
     """Open a semantic bundle, or accept a predictor, with its class mapping."""
     from .model.bundle import Bundle
     from .model.taxonomy import Taxonomy
-    from .predictors.open import ModelOptions, load_taxonomy, open_predictor
+    from .predictors.open import ModelOptions, open_predictor
     from .runtimes.tuned import resolve
 
     if isinstance(model, str | os.PathLike | Bundle):
         folder = model.path if isinstance(model, Bundle) else Path(model)
         if provider == "auto":
             provider, precision = resolve(bundle_of(model), provider, precision)
-        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap)
+        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, text=tuple(text))
         predictor, classes = open_predictor(
             folder, None if isinstance(taxonomy, Taxonomy | None) else Path(taxonomy), options=options
         )
         return predictor, taxonomy if isinstance(taxonomy, Taxonomy) else classes
+    if text:
+        raise UsageError("a predictor knows its classes already; leave text out, or give the bundle")
     if isinstance(taxonomy, Taxonomy):
         return model, taxonomy
-    return model, load_taxonomy(model.bundle.path, None if taxonomy is None else Path(taxonomy))
+    return model, Taxonomy.of_model(model.bundle) if taxonomy is None else Taxonomy.load(Path(taxonomy), model.bundle)
 
 
 def image_of(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,8 +12,9 @@ import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
-from maskmill.engine.model.bundle import OBJECT_KINDS, Bundle, OutputSpec
-from maskmill.engine.model.input_spec import SampleType
+from maskmill.engine.model.bundle import OBJECT_KINDS, Bundle, OutputSpec, TextSpec
+from maskmill.engine.model.input_spec import InputSpec, SampleType
+from maskmill.export.adopt.boxes import detector_from_onnx
 from maskmill.export.adopt.classifier import cam_from_onnx
 from maskmill.export.adopt.preprocessing import with_bands
 from maskmill.export.adopt.promptable import promptable_from_onnx
@@ -381,3 +382,174 @@ def object_bundle(
     changed = replace(bundle, files=(model_file(path, role="model"),), outputs=outputs)
     changed.save()
     return changed
+
+
+def detector_graph(
+    boxes: Sequence[tuple[float, float, float, float]],
+    *,
+    size: tuple[int, int] = (32, 48),
+    outputs: str = "detr",
+    coefficients: int = 0,
+) -> onnx.ModelProto:
+    """Image in [0, 1] → ``boxes`` (x0, y0, x1, y1) in pixels, with scores for how red and how green they are inside.
+
+    ``outputs`` is the layout: ``detr``, ``yolo``, ``yolo-rows``, ``yolov5`` or ``yolo-nms``.
+    """
+    corners = np.array(boxes, np.float32)
+    inside = np.zeros((len(boxes), *size), np.float32)
+    for row, (x0, y0, x1, y1) in enumerate(corners.astype(int)):
+        inside[row, y0:y1, x0:x1] = 1 / ((y1 - y0) * (x1 - x0))
+    centers = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    pixels = np.float32([size[1], size[0], size[1], size[0]])
+    places = {"detr": centers / pixels, "yolo-nms": corners}.get(outputs, centers)
+    constants: dict[str, np.ndarray] = {
+        "inside": inside.reshape(len(boxes), -1).T.copy(),
+        "flat": np.array([0, 3, -1]),
+        # red - green, green - red
+        "contrast": np.float32([[1, -1], [-1, 1], [0, 0]]),
+        "places": places[None],
+        "low": np.float32(0.01),
+        "high": np.float32(0.99),
+        "one": np.float32(1),
+        "zero": np.float32([0]),
+        "axis": np.array([2]),
+        "more": np.zeros((1, len(boxes), coefficients), np.float32),
+    }
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Reshape", ["image", "flat"], "planes", {}),
+        ("MatMul", ["planes", "inside"], "colors", {}),
+        ("Transpose", ["colors"], "rows", {"perm": [0, 2, 1]}),
+        ("MatMul", ["rows", "contrast"], "raw", {}),
+        ("Clip", ["raw", "low", "high"], "scores", {}),
+        ("ReduceMax", ["scores"], "best", {"axes": [2], "keepdims": 1}),
+        ("Mul", ["best", "zero"], "nothing", {}),
+        ("Add", ["nothing", "places"], "boxes", {}),
+    ]
+    last = {
+        "detr": [
+            ("Sub", ["one", "scores"], "rest", {}),
+            ("Div", ["scores", "rest"], "odds", {}),
+            ("Log", ["odds"], "logits", {}),
+        ],
+        "yolo": [
+            ("Add", ["nothing", "more"], "extra", {}),
+            ("Concat", ["boxes", "scores", "extra"], "list", {"axis": 2}),
+            ("Transpose", ["list"], "output0", {"perm": [0, 2, 1]}),
+        ],
+        "yolo-rows": [("Concat", ["boxes", "scores"], "output0", {"axis": 2})],
+        "yolov5": [
+            ("Exp", ["nothing"], "sure", {}),
+            ("Concat", ["boxes", "sure", "scores"], "output0", {"axis": 2}),
+        ],
+        "yolo-nms": [
+            ("ArgMax", ["scores"], "index", {"axis": 2, "keepdims": 1}),
+            ("Cast", ["index"], "class", {"to": TensorProto.FLOAT}),
+            ("Concat", ["boxes", "best", "class"], "output0", {"axis": 2}),
+        ],
+    }[outputs]
+    if coefficients:
+        last.append(("AveragePool", ["image"], "pooled", {"kernel_shape": [2, 2], "strides": [2, 2]}))
+        last.append(("Slice", ["pooled", "first", "width", "channels"], "output1", {}))
+        constants |= {"first": np.array([0]), "width": np.array([coefficients]), "channels": np.array([1])}
+    nodes = [helper.make_node(op, fed, [name], **values) for op, fed, name, values in [*steps, *last]]
+    num, width = len(boxes), {"yolov5": 7, "yolo-nms": 6}.get(outputs, 6 + coefficients)
+    shapes = {
+        "detr": {"boxes": [num, 4], "logits": [num, 2]},
+        "yolo": {"output0": [width, num]},
+    }.get(outputs, {"output0": [num, width]})
+    if coefficients:
+        shapes["output1"] = [coefficients, size[0] // 2, size[1] // 2]
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, *size])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape]) for name, shape in shapes.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def detector_bundle(
+    folder: Path, boxes: Sequence[tuple[float, float, float, float]], *, name: str = "detector", **options: Any
+) -> Bundle:
+    """A bundle of :func:`detector_graph` in ``folder / name``."""
+    path, plain = folder / f"{name}.onnx", {"resize": "stretch", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    onnx.save(detector_graph(boxes, **options), path)
+    # six values per box are a score and a class, or two classes
+    stated = "yolo-nms" if options.get("outputs") == "yolo-nms" else None
+    return detector_from_onnx(path, folder / name, classes=("red", "green"), boxes=stated, **plain)
+
+
+def text_bundle(folder: Path, *, size: tuple[int, int] = (16, 24), objects: int = 0, name: str = "text") -> Bundle:
+    """A bundle that takes class names in ``folder / name``: a pixel's score for a color is that color's strength.
+
+    Its words are red, green, blue, dark, person and car, of which the last three have no strength anywhere. With
+    ``objects``, the classes with the strongest pixels are objects, that many per call of the decoder.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    path = folder / name
+    path.mkdir()
+    words = ["[PAD]", "[UNK]", "red", "green", "blue", "dark", "person", "car"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    tokenizer.save(str(path / "tokenizer.json"))
+    height, width = size[0] // 2, size[1] // 2
+    onnx.save(color_encoder_graph(size=size), path / "encoder.onnx")
+    table = "0,0,0, 0,0,0, 1,0,0, 0,1,0, 0,0,1, 0,0,0, 0,0,0, 0,0,0".replace(",", ".0,") + ".0"
+    encoder = _parsed(f"""
+        text (int64[C, 6] input_ids, int64[C, 6] attention_mask) => (float[C, 6, 3] text_features)
+        <float[8, 3] table = {{{table}}}, int64[1] last = {{2}}>
+        {{ words = Gather (table, input_ids)
+           real = Cast <to = 1> (attention_mask)
+           column = Unsqueeze (real, last)
+           text_features = Mul (words, column) }}
+    """)
+    onnx.save(encoder, path / "text.onnx")
+    outputs, steps = "", ""
+    if objects:
+        outputs = (
+            f", float[N, K] object_scores, float[N, K] object_classes, float[N, K, {height}, {width}] object_masks"
+        )
+        steps = """
+            best = ReduceMax <axes = [2, 3], keepdims = 0> (scores)
+            classes = Shape <start = 1, end = 2> (best)
+            limit = Min (classes, objects)
+            object_scores, places = TopK <axis = 1> (best, limit)
+            object_classes = Cast <to = 1> (places)
+            rows = Unsqueeze (places, last)
+            chosen = GatherND <batch_dims = 1> (scores, rows)
+            centered = Sub (chosen, half)
+            object_masks = Mul (centered, gain)"""
+    decoder = _parsed(f"""
+        decoder (float[N, 3, {height}, {width}] embedding, float[C, T, 3] texts, bool[C, T] present)
+            => (float[N, C, {height}, {width}] scores{outputs})
+        <int64[1] last = {{2}}, int64[1] first = {{1}}, int64[3] flat = {{0, 3, -1}},
+         int64[4] shape = {{0, -1, {height}, {width}}}, int64[1] objects = {{{max(objects, 1)}}}, float half = {{0.5}},
+         float gain = {{20.0}}>
+        {{ real = Cast <to = 1> (present)
+           column = Unsqueeze (real, last)
+           words = Mul (texts, column)
+           colors = ReduceSum <keepdims = 0> (words, first)
+           planes = Reshape (embedding, flat)
+           products = MatMul (colors, planes)
+           scores = Reshape (products, shape) {steps} }}
+    """)
+    onnx.save(decoder, path / "decoder.onnx")
+    roles: dict[Any, str] = {role: f"{role}.onnx" for role in ("encoder", "decoder", "text")}
+    roles["tokenizer"] = "tokenizer.json"
+    bundle = Bundle(
+        path=path,
+        task="text",
+        files=tuple(model_file(path / file, role=role) for role, file in roles.items()),
+        input=InputSpec(name="image", height=size[0], width=size[1]),
+        outputs=(
+            OutputSpec(name="embedding", kind="embedding", activation="none"),
+            OutputSpec(name="text_features", kind="text_features", activation="none"),
+            OutputSpec(name="scores", activation="none"),
+            *(OutputSpec(name=kind, kind=kind, activation="none") for kind in (OBJECT_KINDS if objects else ())),
+        ),
+        text=TextSpec(max_tokens=6),
+    )
+    bundle.save()
+    return Bundle.load(path)

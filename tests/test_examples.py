@@ -30,14 +30,24 @@ from maskmill.engine.predictors.prompted.activation_maps import CamModel
 from maskmill.engine.predictors.prompted.mask_decoder import PromptDecoder
 from maskmill.engine.predictors.prompted.prompts import PromptSettings, join_prompts, prompts_of
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.export.gate.compare import Side
 from maskmill.export.gate.judge import GateImages
+from maskmill.export.gate.tasks import Side
 from maskmill.export.precision.convert import convert
 from maskmill.export.precision.sixteen_bit import in_16_bit
 from maskmill.trainer.data.parts import LabeledImages
 
 from .conftest import ROOT
-from .models import cam_bundle, color_bundle, color_cam_graph, color_graph, color_image, sam_bundle
+from .models import (
+    cam_bundle,
+    color_bundle,
+    color_cam_graph,
+    color_graph,
+    color_image,
+    detector_bundle,
+    detector_graph,
+    sam_bundle,
+    text_bundle,
+)  # fmt: skip
 
 CLASSES = ("background", "car", "cat")
 LABELS = {"engine.calibration": "labeled/labels", "engine.inputs": "maps", "engine.formats.open": "yolo"}
@@ -301,6 +311,9 @@ VALUES: dict[str, Callable[[Path], Any]] = {
     "calibration": lambda home: maskmill.Calibration.load(home / "calibration.json"),
 }
 SETUP: dict[str, Callable[[Path], Any]] = {
+    "export.adopt.boxes": lambda home: onnx.save(
+        detector_graph([(4, 4, 20, 20)] * 40, outputs="yolo"), home / "yolo11n.onnx"
+    ),
     "": lambda home: shutil.rmtree(home / "deeplab"),
     "engine.formats.base": lambda home: (
         exported(home, ("coco", "coco")),
@@ -372,6 +385,15 @@ def classifier_network(home: Path) -> Any:
 
 
 LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
+    "engine.predictors.texts": {
+        "bundle": lambda home: text_bundle(home),
+        "encoder": lambda home: OnnxSession(Bundle.load(home / "text"), role="encoder"),
+        "text_session": lambda home: OnnxSession(Bundle.load(home / "text"), role="text"),
+        "decoder": lambda home: OnnxSession(Bundle.load(home / "text"), role="decoder"),
+    },
+    "engine.predictors.prompted.boxes": {
+        "bundle": lambda home: detector_bundle(home, [(4, 4, 20, 20)] * 9, size=(32, 48)),
+    },
     "engine.labeling.reselection.reselect": {"label": lambda home: label_run.label},
     "engine.formats.open": {"classes": lambda home: LabelClasses(names=CLASSES)},
     "engine.calibration.drift.watch": {"images": lambda home: [("a.jpg", np.full(9, 0.9)), ("b.jpg", np.full(9, 0.8))]},

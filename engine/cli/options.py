@@ -207,6 +207,19 @@ SamOption = Annotated[
     Path | None,
     typer.Option("--sam", metavar="BUNDLE", parser=location_of, help="Promptable model, such as Segment Anything."),
 ]
+DetectorOption = Annotated[
+    Path | None,
+    typer.Option("--detector", metavar="BUNDLE", help="Prompts from the boxes of this detector.", show_default=False),
+]
+TextOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        metavar="NAMES",
+        help="Class names, separated by commas, for a model that takes text.",
+        show_default=False,
+    ),
+]
 ImageLabelsOption = Annotated[
     Path | None,
     typer.Option(
@@ -221,8 +234,8 @@ PromptSettings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Prompt setting; repeat for several: mode, peaks, tau, min_distance, max_peaks, box_threshold, pick, "
-        "keep, scales, flip, class_threshold.",
+        help="Prompt setting; repeat for several. With --cam: mode, peaks, tau, min_distance, max_peaks, "
+        "box_threshold, pick, keep, scales, flip, class_threshold; with --detector: box_score, box_overlap, max_boxes.",
         show_default=False,
     ),
 ]

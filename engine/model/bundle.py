@@ -30,13 +30,13 @@ from .storage import fetched
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
-Task = Literal["semantic", "cam", "promptable"]
+Task = Literal["semantic", "cam", "promptable", "detector", "text"]
 Activation = Literal["softmax", "sigmoid", "none"]
 Kind = Literal[
     "scores", "logits", "cam", "features", "embedding", "masks", "mask_scores",
-    "object_scores", "object_classes", "object_masks",
+    "object_scores", "object_classes", "object_masks", "boxes", "box_scores", "text_features",
 ]  # fmt: skip
-Role = Literal["model", "encoder", "decoder", "external-data"]
+Role = Literal["model", "encoder", "decoder", "text", "tokenizer", "external-data"]
 Signature = Literal["batched", "official"]
 
 
@@ -49,8 +49,9 @@ class OutputSpec:
     kind: Kind = "scores"
     """``scores``: per-class score maps; ``features``: (N, D, h, w) or (N, D), which no label depends on, for measures
     of drift and similarity; ``object_scores`` (N, K) in [0, 1], ``object_classes`` (N, K), indices as floats, and
-    ``object_masks`` (N, K, h, w), logits on the grid of the scores: the K best objects of an image. The other kinds
-    belong to the cam and promptable tasks.
+    ``object_masks`` (N, K, h, w), logits on the grid of the scores: the K best objects of an image. Of a detector,
+    ``boxes`` (N, Q, 4) are x0, y0, x1, y1 as fractions of the input, and ``box_scores`` (N, Q, C) the classes' scores.
+    ``text_features`` (C, T, D) are of class names. The other kinds belong to the cam and promptable tasks.
     """
     activation: Activation = "softmax"
     """Function that turns the stored values into scores; with ``none`` they are scores already."""
@@ -101,7 +102,7 @@ class PromptSpec:
     Points are (x, y) in pixels of the encoder's input; label 1 is on the object, 0 off it, 2 and 3 are the corners of a
     box, -1 is padding. ``batched`` takes N prompts in one call: the encoder's outputs by name, each (N, …), one row per
     prompt; ``points`` (N, P, 2) and ``labels`` (N, P), both float32. ``official`` is the signature that SAM's authors
-    export: one image, one prompt (1, P, 2), and further inputs for an earlier mask, which is always absent here.
+    export: one image, one prompt (1, P, 2), and further inputs for an earlier mask.
     """
 
     signature: Signature = "batched"
@@ -114,11 +115,38 @@ class PromptSpec:
     """Columns of a mask."""
     pad_boxes: bool = False
     """True if the model expects a padding point behind a box as well, as SAM 2 does; SAM has one without a box only."""
+    masks: bool = False
+    """True if the decoder also takes a mask per prompt: ``mask_input`` (N, 1, mask_height, mask_width), logits, and
+    ``has_mask_input`` (N,), 1 or 0, both float32.
+    """
 
     def __post_init__(self) -> None:
         check_choice("signature", self.signature, Signature)
         if min(self.num_masks, self.mask_height, self.mask_width) < 1:
             raise UsageError(f"a prompt gives at least one mask of 1x1, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """Describe how a ``text`` bundle takes class names.
+
+    Its ``text`` graph takes ``input_ids`` and ``attention_mask`` (C, max_tokens), int64, and gives the text features.
+    Its ``decoder`` takes the encoder's outputs (N, …), ``texts`` (C, T, D), the features up to the longest text, and
+    ``present`` (C, T), bool, and gives scores (N, C, h, w) of every class in every image.
+    """
+
+    template: str = "{}"
+    """Sentence around a class name."""
+    max_tokens: int
+    """Tokens of a text, padding included."""
+    padding: int = 0
+    """Number of the padding token."""
+    background: str = "background"
+    """Name of the class that is added in front, 1 minus the best class, unless it is among the class names."""
+
+    def __post_init__(self) -> None:
+        if "{}" not in self.template or self.max_tokens < 2:
+            raise UsageError(f"a template holds {{}}, and a text has at least 2 tokens; got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +191,8 @@ class Bundle:
     """
     prompt: PromptSpec | None = None
     """Prompts of a ``promptable`` bundle's decoder; None for other tasks."""
+    text: TextSpec | None = None
+    """Texts of a ``text`` bundle, whose classes are named when it labels; None for other tasks."""
     source: Provenance = field(default_factory=Provenance)
     """Origin of the model."""
     verdicts: tuple[Mapping[str, Any], ...] = ()
@@ -174,16 +204,20 @@ class Bundle:
         check_choice("task", self.task, Task)
         if (self.prompt is not None) != (self.task == "promptable"):
             raise UsageError("a promptable bundle, and no other, says how its decoder is prompted")
+        if (self.text is not None) != (self.task == "text"):
+            raise UsageError("a bundle of the task text, and no other, says how it takes class names")
         check_class_names(self.classes)
         if self.input.bands is not None and self.task != "semantic":
             raise UsageError(f"bands feed semantic models only; a {self.task} bundle takes photos")
+        if self.task == "detector" and not self.classes:
+            raise UsageError("a detector needs the names of its classes, got none")
         if self.task == "semantic" and len(self.classes) < 2:
             raise UsageError(
                 f"a semantic model needs at least two classes, got {len(self.classes)}; a model with one channel has "
                 "its class and the background, at one minus the class's probability"
             )
         objects = [output.kind for output in self.outputs if output.kind in OBJECT_KINDS]
-        if objects and (self.task != "semantic" or sorted(objects) != sorted(OBJECT_KINDS)):
+        if objects and (self.task not in ("semantic", "text") or sorted(objects) != sorted(OBJECT_KINDS)):
             raise UsageError(
                 f"a semantic bundle with objects has the outputs {', '.join(OBJECT_KINDS)}; got {', '.join(objects)}"
             )
@@ -222,7 +256,7 @@ class Bundle:
                 "import or export the model again"
             )
         try:
-            if missing := [field.name for field in dataclasses.fields(cls) if field.name not in {*raw, "path"}]:
+            if missing := [field.name for field in dataclasses.fields(cls) if field.name not in {*raw, "path", "text"}]:
                 raise UsageError(f"{missing[0]} is missing")
             return read_value(cls, {**raw, "path": os.fspath(folder)})
         except (BundleError, UsageError) as error:
@@ -262,10 +296,11 @@ class Bundle:
         return self.path / self.file(role, precision).path
 
     def outputs_of(self, role: str = "model") -> tuple[OutputSpec, ...]:
-        """Return the outputs of the graph for ``role``: of a promptable bundle its encoder's or its decoder's."""
-        if self.task != "promptable":
+        """Return the outputs of the graph for ``role``; a promptable bundle has two graphs, one for texts three."""
+        if self.task not in ("promptable", "text"):
             return self.outputs
-        return tuple(output for output in self.outputs if (output.kind == "embedding") == (role == "encoder"))
+        roles = {"embedding": "encoder", "text_features": "text"}
+        return tuple(output for output in self.outputs if roles.get(output.kind, "decoder") == role)
 
     def at_size(self, height: int, width: int) -> Bundle:
         """Return the bundle with another input size, in pixels; raises :class:`UsageError` if the size is fixed."""
@@ -287,6 +322,8 @@ class Bundle:
         raw = dataclasses.asdict(self)
         decisive = {key: raw[key] for key in ("task", "input", "outputs", "classes", "background", "prompt")}
         decisive["input"] = {name: value for name, value in raw["input"].items() if value is not None}
+        if self.text is not None:
+            decisive["text"] = raw["text"]
         decisive["files"] = [file for file in raw["files"] if not file["derived_from"]]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -304,4 +341,10 @@ def check_class_names(names: Sequence[str]) -> None:
 OBJECT_KINDS: tuple[Kind, ...] = ("object_scores", "object_classes", "object_masks")
 """Outputs of a semantic bundle that gives single objects as well, in their order."""
 
-_KINDS = {"semantic": ["scores"], "cam": ["cam", "logits"], "promptable": ["embedding", "mask_scores", "masks"]}
+_KINDS = {
+    "semantic": ["scores"],
+    "cam": ["cam", "logits"],
+    "promptable": ["embedding", "mask_scores", "masks"],
+    "detector": ["box_scores", "boxes"],
+    "text": ["embedding", "scores", "text_features"],
+}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .score_files import ScoreFiles
     from .segment_everything import SegmentEverything
     from .semantic import SemanticPredictor
+    from .texts import TextPredictor
 
 Say = Callable[[str], None]
 """Receives one line per model: which file runs, and on which device."""
@@ -56,6 +57,8 @@ class ModelOptions:
     """Bits that images of more than 8 bits fill, e.g. 12 of 16; None: all bits of their type."""
     allow_unverified: bool = False
     """Run conversions and engines without a passed gate verdict."""
+    text: tuple[str, ...] = ()
+    """Class names, for a bundle that takes them when it labels."""
 
     def __post_init__(self) -> None:
         check_count("threads", self.threads, least=1)
@@ -82,6 +85,8 @@ class PromptedOptions:
     """File of points."""
     masks: Path | None = None
     """Label store, or label file or folder, with coarse masks to refine."""
+    detector: Path | None = None
+    """Bundle of a detector, whose boxes are prompts."""
     image_labels: Path | None = None
     """File with the classes of each image; None: the classifier decides."""
     prompt: tuple[str, ...] = ()
@@ -92,7 +97,13 @@ class PromptedOptions:
     @property
     def sources(self) -> dict[str, Path]:
         """Sources of prompts that are given, by their option."""
-        sources = {"--cam": self.cam, "--boxes": self.boxes, "--points": self.points, "--coarse-masks": self.masks}
+        sources = {
+            "--cam": self.cam,
+            "--detector": self.detector,
+            "--boxes": self.boxes,
+            "--points": self.points,
+            "--coarse-masks": self.masks,
+        }
         return {name: path for name, path in sources.items() if path is not None}
 
     def __post_init__(self) -> None:
@@ -104,17 +115,19 @@ class PromptedOptions:
 
 def open_predictor(
     bundle: Path, taxonomy: Path | None = None, *, options: ModelOptions | None = None, say: Say | None = None
-) -> tuple[SemanticPredictor | ScoreFiles, Taxonomy]:
-    """Open a semantic bundle, or one whose scores come from files, with the class mapping of ``taxonomy``.
+) -> tuple[SemanticPredictor | TextPredictor | ScoreFiles, Taxonomy]:
+    """Open a semantic bundle, one that takes class names, or one whose scores come from files.
 
-    Without ``taxonomy`` the classes are the model's own.
+    The class mapping is that of ``taxonomy``; without it the classes are the model's own.
     """
     from ..backends.open import open_backend
     from .score_files import RECORD, ScoreFiles
     from .semantic import SemanticPredictor
 
     options, bundle = options or ModelOptions(), fetched(bundle)
-    classes = load_taxonomy(bundle, taxonomy)
+    classes = load_taxonomy(bundle, taxonomy, options.text)
+    if options.text:
+        return _open_text(bundle, options, say), classes
     if (bundle / RECORD).is_file():
         if options.tile is not None or options.provider != "cpu":
             raise UsageError(f"{bundle} reads scores from files; leave --tile and --provider out")
@@ -127,6 +140,18 @@ def open_predictor(
     return predictor, classes
 
 
+def _open_text(bundle: Path, options: ModelOptions, say: Say | None) -> TextPredictor:
+    from ..backends.open import open_backend
+    from .texts import TextPredictor, encode_texts
+
+    if options.tile is not None:
+        raise UsageError("--tile does not apply to --text; leave it out")
+    model, (encoder, text, decoder) = _open(bundle, ("encoder", "text", "decoder"), options, say)
+    backend = open_backend(options.provider, bit_depth=options.bit_depth)
+    texts = encode_texts(model, text, options.text)
+    return TextPredictor(model, encoder, decoder, texts, batch=options.batch, backend=backend)
+
+
 def open_prompted(
     prompted: PromptedOptions,
     taxonomy: Path | None = None,
@@ -135,7 +160,7 @@ def open_prompted(
     store: Path | None = None,
     say: Say | None = None,
 ) -> tuple[PromptedPredictor | GivenPredictor, Taxonomy]:
-    """Open a promptable model with the source of its prompts: a classifier, a file of prompts, or coarse masks.
+    """Open a promptable model with the source of its prompts: a classifier, a detector, a file, or coarse masks.
 
     Embeddings are kept in the folder ``store`` if ``prompted`` says so.
     """
@@ -149,7 +174,10 @@ def open_prompted(
 
     options = options or ModelOptions()
     if not prompted.sources:
-        raise UsageError("prompts need a source: --cam BUNDLE, --boxes FILE, --points FILE or --coarse-masks STORE")
+        raise UsageError(
+            "prompts need a source: --cam BUNDLE, --detector BUNDLE, --boxes FILE, --points FILE or "
+            "--coarse-masks STORE"
+        )
     if prompted.cam is None:
         return _open_given(prompted, taxonomy, options, say)
     if options.tile is not None:
@@ -184,20 +212,23 @@ def _open_given(
 ) -> tuple[GivenPredictor, Taxonomy]:
     from ..backends.open import open_backend
     from ..model.taxonomy import Taxonomy
+    from .prompted.boxes import BoxDetector, BoxSettings
     from .prompted.given_predictor import GivenPredictor
+    from .prompted.setting_texts import parse_settings
 
-    if prompted.prompt:
-        raise UsageError("--set applies to prompts from --cam; leave it out")
-    given = given_prompts(prompted)
+    if options.tile is not None:
+        raise UsageError("--tile does not apply to --sam; leave it out")
+    if prompted.prompt and prompted.detector is None:
+        raise UsageError("--set applies to prompts from --cam or --detector; leave it out")
+    backend = open_backend(options.provider, bit_depth=options.bit_depth)
+    if prompted.detector is None:
+        prompts = given_prompts(prompted)
+    else:
+        settings = parse_settings(prompted.prompt, (BoxSettings,), {})["BoxSettings"]
+        bundle, (session,) = _open(prompted.detector, ("model",), options, say)
+        prompts = BoxDetector(bundle, session, settings=BoxSettings(**settings), batch=options.batch, backend=backend)
     sam, (encoder, decoder) = _open(prompted.sam, ("encoder", "decoder"), options, say)
-    predictor = GivenPredictor(
-        sam,
-        encoder,
-        decoder,
-        given,
-        batch=options.batch,
-        backend=open_backend(options.provider, bit_depth=options.bit_depth),
-    )
+    predictor = GivenPredictor(sam, encoder, decoder, prompts, batch=options.batch, backend=backend)
     model = predictor.bundle
     return predictor, Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
 
@@ -222,7 +253,9 @@ def prompted_taxonomy(prompted: PromptedOptions, taxonomy: Path | None = None) -
 
     if prompted.cam is not None:
         return load_taxonomy(prompted.cam, taxonomy)
-    model = prompted_bundle(Bundle.load(prompted.sam), given_prompts(prompted).classes)
+    detector = prompted.detector
+    classes = given_prompts(prompted).classes if detector is None else Bundle.load(detector).classes
+    model = prompted_bundle(Bundle.load(prompted.sam), classes)
     return Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
 
 
@@ -255,6 +288,8 @@ def bundle_conditions(bundle: Path) -> Callable[[str], str]:
 
 def prompted_conditions(prompted: PromptedOptions) -> Callable[[str], str]:
     """Return the function from a uri to the condition of its labels that :func:`open_prompted` would give."""
+    if prompted.detector is not None:
+        return lambda uri: ""
     if prompted.cam is None:
         return given_prompts(prompted).condition
     image_labels = prompted.image_labels
@@ -264,13 +299,15 @@ def prompted_conditions(prompted: PromptedOptions) -> Callable[[str], str]:
     return partial(labels_condition, None if image_labels is None else ImageLabels.load(image_labels))
 
 
-def load_taxonomy(bundle: Path, taxonomy: Path | None = None) -> Taxonomy:
-    """Load the class mapping ``taxonomy`` for a bundle, or make one of the model's own classes."""
+def load_taxonomy(bundle: Path, taxonomy: Path | None = None, text: Sequence[str] = ()) -> Taxonomy:
+    """Load the class mapping ``taxonomy`` for a bundle, or make one of the model's classes, or those of ``text``."""
     from ..model.bundle import Bundle
     from ..model.taxonomy import Taxonomy
     from .prompted.activation_maps import scored_bundle
+    from .texts import text_bundle
 
-    model = scored_bundle(Bundle.load(bundle))
+    model = Bundle.load(bundle)
+    model = text_bundle(model, text) if text or model.task == "text" else scored_bundle(model)
     return Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from ...engine.model.bundle import OBJECT_KINDS, OutputSpec
 from ...errors import UsageError
 from ..graph import at_least_opset, shape_of
+from .nodes import Nodes, float_output
 
 if TYPE_CHECKING:
     import onnx
@@ -111,7 +112,7 @@ def fold_detector(
     about the edit.
     """
     model = at_least_opset(model, _OPSET, "the maximum of scattered values")
-    graph = _Nodes(model)
+    graph = Nodes(model)
     masks_shape = next(shape_of(value) for value in model.graph.output if value.name == detector.masks)
     height, width = masks_shape[2:]
     if height is None or width is None:
@@ -127,7 +128,7 @@ def fold_detector(
     del model.graph.output[:]
     axes = {"scores": [num_classes + 1, height, width], OBJECT_KINDS[2]: ["objects", height, width]}
     for name in ("scores", *OBJECT_KINDS):
-        model.graph.output.append(_output(name, ["batch", *axes.get(name, ["objects"])]))
+        model.graph.output.append(float_output(name, ["batch", *axes.get(name, ["objects"])]))
     specs = (
         OutputSpec(name="scores", activation="none"),
         *(
@@ -139,38 +140,7 @@ def fold_detector(
     return model, specs, sentence
 
 
-class _Nodes:
-    """Appends nodes to a graph; every method returns the name of its result."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
-        self._number = 0
-
-    def __call__(
-        self, operator: str, *inputs: str | np.ndarray, outputs: int = 1, name: str = "", **values: Any
-    ) -> Any:
-        import onnx.helper
-
-        self._number += 1
-        names = [name or f"maskmill_{operator}_{self._number}_{index}" for index in range(outputs)]
-        fed = [self._constant(value) if isinstance(value, np.ndarray) else value for value in inputs]
-        self._graph.node.append(onnx.helper.make_node(operator, fed, names, name=f"maskmill/{names[0]}", **values))
-        return names[0] if outputs == 1 else names
-
-    def columns(self, rows: str, start: int, stop: int) -> str:
-        """Slice the last axis of (N, A, D)."""
-        return self("Slice", rows, np.array([start]), np.array([stop]), np.array([2]))
-
-    def _constant(self, value: np.ndarray) -> str:
-        import onnx.numpy_helper
-
-        self._number += 1
-        name = f"maskmill_constant_{self._number}"
-        self._graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        return name
-
-
-def _of_queries(graph: _Nodes, detector: Detector, num_classes: int, limit: int) -> tuple[str, str, str]:
+def _of_queries(graph: Nodes, detector: Detector, num_classes: int, limit: int) -> tuple[str, str, str]:
     """Choose pairs of query and class: (N, K) scores, (N, K) int64 classes, (N, K, h, w) masks."""
     flat = graph("Reshape", graph("Sigmoid", detector.rows), np.array([0, -1]))
     scores, places = _best(graph, flat, limit)
@@ -180,7 +150,7 @@ def _of_queries(graph: _Nodes, detector: Detector, num_classes: int, limit: int)
 
 
 def _of_boxes(
-    graph: _Nodes,
+    graph: Nodes,
     detector: Detector,
     num_classes: int,
     size: tuple[int, int],
@@ -228,18 +198,18 @@ def _of_boxes(
     return scores, classes, graph("Where", inside, logits, outside)
 
 
-def _best(graph: _Nodes, values: str, limit: int) -> list[str]:
+def _best(graph: Nodes, values: str, limit: int) -> list[str]:
     """Return the largest ``limit`` values of (N, P), fewer if there are fewer, and their places."""
     num = graph("Shape", values, start=1, end=2)
     return graph("TopK", values, graph("Min", num, np.array([limit])), axis=1, outputs=2)
 
 
-def _rows(graph: _Nodes, values: str, places: str) -> str:
+def _rows(graph: Nodes, values: str, places: str) -> str:
     """Take rows (N, K) of (N, A, …)."""
     return graph("GatherND", values, graph("Unsqueeze", places, np.array([2])), batch_dims=1)
 
 
-def _finish(graph: _Nodes, scores: str, classes: str, masks: str, num_classes: int) -> None:
+def _finish(graph: Nodes, scores: str, classes: str, masks: str, num_classes: int) -> None:
     """Name the objects' outputs and fold them to class scores, with the background in front."""
     probability = graph(
         "Mul", graph("Sigmoid", masks), graph("Unsqueeze", graph("Unsqueeze", scores, np.array([2])), np.array([3]))
@@ -258,9 +228,3 @@ def _finish(graph: _Nodes, scores: str, classes: str, masks: str, num_classes: i
     graph("Identity", scores, name="object_scores")
     graph("Cast", graph("Add", classes, np.array([1])), to=1, name="object_classes")
     graph("Identity", masks, name="object_masks")
-
-
-def _output(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
-    import onnx.helper
-
-    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)

@@ -33,6 +33,7 @@ from ..graph import inputs_of, shape_of
 from ..staging import staged
 from .adoption import Adoption
 from .rewrite import bake_inputs, batch_image, cast_to_input, freeze_batch, rename_input
+from .signatures import refuse_sam3
 from .trial import Trial, trial_tensors
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def promptable_from_onnx(
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
     encoder_graph, decoder_graph = (Adoption.open(path) for path in sources.values())
+    for adoption in (encoder_graph, decoder_graph):
+        refuse_sam3(adoption.model)
     image_size = size or (SAM_SIDE, SAM_SIDE)
     if sentence := batch_image(encoder_graph.model, *image_size):
         layout = "NHWC"

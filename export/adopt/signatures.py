@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     import onnx
 
 _SAM_DECODER = {"point_coords", "point_labels", "mask_input", "has_mask_input"}
-_SAM3_PARTS = {"language_mask", "language_features", "prompt_features", "text_memory", "prompt_mask"}
+_SAM3_REMEDY = "export its checkpoint: maskmill export facebook/sam3, and name classes with label --text"
+_SAM3_EXPORTER = (
+    "of SAM 3 as samexporter and X-AnyLabeling publish it: the decoder gives only objects above a score of .5, as "
+    f"masks without probabilities, which no calibration can use; {_SAM3_REMEDY}"
+)
+"""Of samexporter's ``export_sam3.py``."""
+_SAM3_USLS = (
+    "of SAM 3 as usls publishes it, which takes the features of an image once per class; here all classes share them: "
+    f"{_SAM3_REMEDY}"
+)
+"""Of usls' specification of its three and four files."""
 _DETR_BOXES = {"pred_boxes", "dets", "boxes"}
 
 
@@ -21,6 +31,13 @@ def refuse_other_models(model: onnx.ModelProto) -> None:
     if kind:
         outputs = ", ".join(f"{value.name} {shape_of(value)}" for value in model.graph.output)
         raise BundleError(f"the graph is {kind}; it is no semantic segmentation with class scores (it gives {outputs})")
+
+
+def refuse_sam3(model: onnx.ModelProto) -> None:
+    """Raise :class:`BundleError` for a part of SAM 3 in files of another exporter."""
+    inputs = {value.name for value in inputs_of(model)}
+    if part := _part_of_sam3(inputs, {value.name for value in model.graph.output}):
+        raise BundleError(f"the graph is {part}")
 
 
 def signature_of(model: onnx.ModelProto) -> str:
@@ -35,8 +52,8 @@ def signature_of(model: onnx.ModelProto) -> str:
         return "a SAM 2 encoder; import it with its decoder: --task promptable --decoder DECODER.onnx"
     if set(outputs) <= {"image_embeddings", "image_embed", "embeddings"} and len(inputs) == 1:
         return "a Segment Anything encoder; import it with its decoder: --task promptable --decoder DECODER.onnx"
-    if set(inputs) & _SAM3_PARTS or sum("fpn" in name for name in (*inputs, *outputs)) > 1:
-        return "a part of SAM 3; export its checkpoint with your classes: maskmill export facebook/sam3 --classes FILE"
+    if part := _part_of_sam3(set(inputs), set(outputs)):
+        return part
     if _DETR_BOXES & set(outputs):
         return "a detector of the DETR family without masks of its own, or with other outputs than RF-DETR-Seg's"
     if len(lists) == 1 and len(maps) == 1 and len(outputs) == 2 and _is_queries(lists[0], maps[0]):
@@ -45,6 +62,27 @@ def signature_of(model: onnx.ModelProto) -> str:
         return "a YOLO-seg export whose boxes do not have as many classes as names are given, or in an unknown order"
     if len(outputs) == 1 and len(lists) == 1 and len(inputs) == 1 and _is_yolo(lists[0], 0):
         return "a YOLO detection export: boxes with class scores and no masks; use a YOLO-seg model"
+    return ""
+
+
+def _part_of_sam3(inputs: set[str], outputs: set[str]) -> str:
+    """Name the part of SAM 3 that has these inputs and outputs; empty if it is none."""
+    if {"language_features", "language_mask"} & inputs:
+        return f"the decoder {_SAM3_EXPORTER}"
+    if "text_memory" in outputs or inputs == {"tokens"}:
+        return f"the language encoder {_SAM3_EXPORTER}"
+    if {"backbone_fpn_0", "vision_pos_enc_0"} & outputs:
+        return f"the image encoder {_SAM3_EXPORTER}"
+    if "presence_logits" in outputs and "pred_masks" in outputs:
+        if any(name.startswith("fpn_") for name in inputs):
+            return f"the decoder {_SAM3_USLS}"
+        return f"SAM 3 with one text inside, and its masks as queries; {_SAM3_REMEDY}"
+    if {"text_features", "text_mask"} <= outputs:
+        return f"the text encoder {_SAM3_USLS}"
+    if "geometry_features" in outputs:
+        return f"the geometry encoder {_SAM3_USLS}"
+    if {"fpn_feat_0", "fpn_feat_1"} <= outputs:
+        return f"the image encoder {_SAM3_USLS}"
     return ""
 
 

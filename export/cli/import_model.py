@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from ...engine.cli.options import SOURCE_HELP, BundleArgument, reads_urls
-from ...engine.model.bundle import Activation, Bundle, Task
+from ...engine.model.bundle import Activation, Bundle
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import Channels, InputSpec, Layout, Resize, ResizeFilter, SampleType
 from ...engine.report.terminal import say
 from ...errors import UsageError
+from ..adopt.boxes import BoxLayout
+
+ImportTask = Literal["semantic", "cam", "promptable", "detector"]
+"""Tasks of a bundle that an ONNX file can be adopted for."""
 
 
 @reads_urls
@@ -32,15 +36,23 @@ def import_model(
         ),
     ] = None,
     task: Annotated[
-        Task,
+        ImportTask,
         typer.Option(
             metavar="NAME",
             help="semantic: class scores per pixel; cam: classifier with class activation maps; promptable: prompts to "
-            "masks.",
+            "masks; detector: boxes, as prompts.",
         ),
     ] = "semantic",
     decoder: Annotated[
         Path | None, typer.Option(metavar="DECODER.onnx", help="Decoder of a promptable model (--task promptable).")
+    ] = None,
+    box_layout: Annotated[
+        BoxLayout | None,
+        typer.Option(
+            metavar="NAME",
+            help="Outputs of a detector: yolo, yolo-nms (suppression in the graph) or detr.",
+            show_default="by their shapes",
+        ),
     ] = None,
     background: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the background class.", show_default="no background")
@@ -196,6 +208,8 @@ def import_model(
     photo = None if preview is None else read_photo(preview, fields.get("bands"))
     common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else steps.size}
     common["license"] = license
+    if box_layout is not None and task != "detector":
+        raise UsageError("--box-layout applies to --task detector; leave it out, or add --task detector")
     if (task == "promptable") != (decoder is not None):
         raise UsageError("--decoder DECODER.onnx and --task promptable go together; give both or neither")
     if decoder is not None:
@@ -210,7 +224,14 @@ def import_model(
             "background": background,
             "activation": activation or "softmax",
         }
-        if task == "cam":
+        if task == "detector":
+            from ..adopt.boxes import detector_from_onnx
+
+            _refuse_unless_semantic({"--background": background}, task)
+            common |= {"boxes": box_layout, "activation": activation}
+            del common["background"]
+            bundle = detector_from_onnx(model, output, **common, **fields)
+        elif task == "cam":
             from ..adopt.classifier import cam_from_onnx
 
             bundle = cam_from_onnx(model, output, **common, **fields)
@@ -284,7 +305,7 @@ def doctor() -> None:
     print_report()
 
 
-def _refuse_unless_semantic(options: dict[str, Any], task: Task) -> None:
+def _refuse_unless_semantic(options: dict[str, Any], task: ImportTask) -> None:
     """Raise :class:`UsageError` for an option that belongs to semantic models only."""
     for name, value in options.items():
         if value is not None:
@@ -303,6 +324,8 @@ def _meaning(bundle: Bundle) -> str:
     """Describe the outputs of a bundle in a few words."""
     if bundle.prompt is not None:
         return f"{bundle.prompt.num_masks} mask(s) per prompt, {bundle.prompt.signature} decoder"
+    if bundle.task == "detector":
+        return f"boxes of {len(bundle.classes)} classes"
     activation = next(output.activation for output in bundle.outputs if output.kind in ("scores", "logits"))
     return f"{len(bundle.classes)} classes, {activation}"
 

@@ -32,7 +32,8 @@ from ...engine.model.input_spec import BandSpec
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, failures_of, runtime_and_device
 from ...errors import GateError, ImageError, UsageError
 from ..pictures import GateImage
-from .compare import Side, batch_size, compare
+from .compare import batch_size, compare
+from .tasks import Side
 
 DEFAULT_IMAGES = 100
 """Number of images that the gate reads from a source by default."""

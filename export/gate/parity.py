@@ -19,12 +19,15 @@ from ...engine.inputs.images import preprocess
 from ...engine.model.bundle import Bundle, OutputSpec
 from ...engine.model.input_spec import InputSpec
 from ...engine.model.verdicts import Tolerances, add_verdict
+from ...engine.predictors.prompted.mask_decoder import mask_feeds
+from ...engine.predictors.prompted.prompts import MASK_LOGIT
+from ...engine.predictors.texts import encode_texts, tokenize
 from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import GateError, SessionError
 from ..pictures import GateImage, generated_images
-from .compare import Side
 from .judge import judge, require_pass
+from .tasks import GATE_TEXTS, Side
 
 MAX_ERROR = 1e-3
 """Largest allowed error of a raw output, as a share of its largest magnitude, or of 1 if that is smaller."""
@@ -66,7 +69,7 @@ def output_errors(
     """
     worst: dict[str, float] = {}
     for role, original in originals.items():
-        feeds = _prompts(bundle, originals, photos) if role == "decoder" else _batches(bundle.input, photos)
+        feeds = _feeds(bundle, role, originals, photos)
         for feed in feeds:
             expected = original.run(feed)
             try:
@@ -98,6 +101,33 @@ def _paired(
         yield output, values[0], values[1]
 
 
+def _feeds(bundle: Bundle, role: str, originals: Mapping[str, Session], photos: Sequence[GateImage]) -> Iterator[Any]:
+    if role == "text":
+        return _token_batches(bundle)
+    if role != "decoder":
+        return _batches(bundle.input, photos)
+    return _prompts(bundle, originals, photos) if bundle.text is None else _named_classes(bundle, originals, photos)
+
+
+def _token_batches(bundle: Bundle) -> Iterator[dict[str, NDArray[np.int64]]]:
+    """Yield the tokens of one class name, and of several of different lengths."""
+    for names in (GATE_TEXTS[:1], GATE_TEXTS):
+        ids, present = tokenize(bundle, names)
+        yield {"input_ids": ids, "attention_mask": present}
+
+
+def _named_classes(
+    bundle: Bundle, originals: Mapping[str, Session], photos: Sequence[GateImage]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield one image with one class, and several images with several classes."""
+    names = [output.name for output in bundle.outputs_of("encoder")]
+    batch = np.stack([preprocess(photos[index % len(photos)][1], bundle.input)[0] for index in range(2)])
+    for images, classes in ((batch[:1], GATE_TEXTS[:1]), (batch, GATE_TEXTS)):
+        texts = encode_texts(bundle, originals["text"], classes)
+        embeddings = dict(zip(names, originals["encoder"].run(images), strict=True))
+        yield {**embeddings, "texts": texts.features, "present": texts.present}
+
+
 def _batches(spec: InputSpec, photos: Sequence[GateImage]) -> Iterator[NDArray[np.float32]]:
     """Yield one image, a batch, and a batch of another size if the size is free."""
     photos_of_batch = [photos[index % len(photos)][1] for index in range(_BATCH)]
@@ -113,16 +143,22 @@ def _batches(spec: InputSpec, photos: Sequence[GateImage]) -> Iterator[NDArray[n
 def _prompts(
     bundle: Bundle, originals: Mapping[str, Session], photos: Sequence[GateImage]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield one point on an image, then several prompts of points on and off objects, boxes and padding."""
+    """Yield one point on an image, then several prompts of points on and off objects, boxes, padding and masks."""
     spec, rng = bundle.input, np.random.default_rng(0)
     names = [output.name for output in bundle.outputs_of("encoder")]
     embeddings = originals["encoder"].run(preprocess(photos[0][1], spec)[0][None])
     for labels in ([(1,)], [(1, 0, 1), (2, 3, -1), (1, 2, 3), (1, -1, -1)]):
         points = rng.uniform(0, (spec.width, spec.height), (*np.shape(labels), 2))
+        masks: dict[str, NDArray[np.float32]] = {}
+        if (prompt := bundle.prompt) is not None and prompt.masks:
+            inside = np.zeros((len(labels), prompt.mask_height, prompt.mask_width), np.float32)
+            inside[::2, : prompt.mask_height // 2] = MASK_LOGIT  # every other prompt has a mask
+            masks = mask_feeds(inside, prompt, num=len(labels))
         yield {
             **{name: np.repeat(array, len(labels), axis=0) for name, array in zip(names, embeddings, strict=True)},
             "points": points.astype(np.float32),
             "labels": np.array(labels, np.float32),
+            **masks,
         }
 
 

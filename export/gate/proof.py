@@ -13,9 +13,9 @@ from ...engine.runtimes.base import Session
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...engine.runtimes.open import Provider, open_session
 from ...errors import UsageError
-from .compare import Side
 from .emulate import GraphSession, emulation
 from .judge import Findings, GateImages, judge
+from .tasks import Side
 
 EMULATED = ("fp16", "bf16", "mixed")
 """Precisions that a processor does not execute: it runs an emulation of the file instead."""
@@ -131,4 +131,4 @@ def emulated_session(bundle: Bundle, role: str, precision: str, threads: int) ->
 
 def roles_of(bundle: Bundle) -> tuple[str, ...]:
     """Return the roles of the graphs that a bundle's task runs."""
-    return ("encoder", "decoder") if bundle.task == "promptable" else ("model",)
+    return {"promptable": ("encoder", "decoder"), "text": ("encoder", "text", "decoder")}.get(bundle.task, ("model",))

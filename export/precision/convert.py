@@ -23,10 +23,11 @@ from ...checks import name_list
 from ...engine.model.bundle import Bundle
 from ...engine.model.verdicts import Metrics, Tolerances, Verdict, add_verdict, failures_of
 from ...errors import ExportError, GateError, UsageError
-from ..gate.compare import Difference, Side, batch_size, differences, summarize
+from ..gate.compare import batch_size, differences, summarize
 from ..gate.emulate import GraphSession, Memory, emulation, magnitudes_beyond, nodes_touching, with_probes
 from ..gate.judge import Findings, GateImages, check_required_classes, describe, require_pass, verdicts_of
 from ..gate.proof import roles_of
+from ..gate.tasks import Difference, Side
 from ..graph import LARGEST, node_name
 from .artifacts import remove_unlisted, save_graph, with_files
 from .bisect import smallest_subset

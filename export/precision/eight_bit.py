@@ -29,7 +29,7 @@ from ...engine.model.bundle import Bundle
 from ...engine.runtimes.base import Session, first_line
 from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import ExportError, MissingPackageError, UsageError
-from ..gate.compare import Side, prompted_masks
+from ..gate.tasks import Side, prompted_masks
 from ..graph import at_least_opset, node_name
 from ..pictures import GateImage
 from .sixteen_bit import Converted

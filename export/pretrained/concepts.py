@@ -1,4 +1,7 @@
-"""Export SAM 3, which segments what short texts name: class names are encoded at export and become constants.
+"""Export SAM 3, which segments what short texts name: given class names are encoded at export and become constants.
+
+Without class names there are three graphs: image encoder, text encoder and detector, and classes are named when the
+bundle labels (:mod:`maskmill.engine.predictors.texts`).
 
 The image is encoded once; the detector runs for every pair of image and class, :data:`CHUNK` classes per call. For each
 pair it gives queries, each with a score and a mask, and the presence of the class in the image. The score of a class in
@@ -16,7 +19,7 @@ import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...engine.model.bundle import OutputSpec
+from ...engine.model.bundle import OutputSpec, TextSpec
 from ...errors import UsageError
 from ..adopt.semantic import BACKGROUND
 from .checkpoint import Checkpoint
@@ -27,6 +30,8 @@ from .torch_module import as_module
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_TOKENS = 32
+"""Tokens of a text."""
 CHUNK = 8
 """Classes per call of the detector. A graph holds its nodes once per chunk and its weights once, and the memory for
 masks does not grow with the number of classes."""
@@ -39,11 +44,13 @@ def sam3(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     """
     import torch
 
-    names = named_classes(choices, "SAM 3")
     background = choices.background or BACKGROUND
     model = _at_size(model, choices.size)
     side = model.config.image_size
-    tokens = tokenize(checkpoint, texts_of(names, choices, default="{}"), padding="max_length", max_length=32)
+    if choices.classes is None:
+        return _in_parts(checkpoint, model, choices, background)
+    names = named_classes(choices, "SAM 3")
+    tokens = tokenize(checkpoint, texts_of(names, choices, default="{}"), padding="max_length", max_length=MAX_TOKENS)
     present = tokens["attention_mask"]
     with torch.no_grad():
         texts = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=present).pooler_output
@@ -67,6 +74,71 @@ def sam3(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
         classes=(background, *names) if add_background else names,
         background=background,
     )
+
+
+def _in_parts(checkpoint: Checkpoint, model: Any, choices: Choices, background: str) -> Folded:
+    """Fold SAM 3 into an image encoder, a text encoder and a detector."""
+    import torch
+
+    if choices.background_score == "void":
+        raise UsageError("SAM 3 has no class for nothing at all; the background's score can only be 'rest'")
+    side = model.config.image_size
+    tokenizer = checkpoint.tokenizer()
+    with torch.no_grad():
+        vision = model.get_vision_features(torch.zeros(1, 3, side, side))
+    names = [f"level_{index}" for index in range(len(vision.fpn_hidden_states) - 1)]
+    limit = min(choices.instances, model.config.detr_decoder_config.num_queries)
+    return Folded(
+        module=as_module(encode, model),
+        decoder=as_module(
+            partial(decode, places=vision.fpn_position_encoding[-2].detach()[:1], instances=limit), model
+        ),
+        text_encoder=as_module(encode_texts, model),
+        tokenizer=tokenizer.backend_tokenizer.to_str(),
+        task="text",
+        input=image_input(checkpoint, choices, fixed=(side, side)),
+        outputs=(
+            *(OutputSpec(name=name, kind="embedding", activation="none") for name in names),
+            OutputSpec(name="text_features", kind="text_features", activation="none"),
+            OutputSpec(name="scores", activation="none"),
+            *(OBJECTS if choices.instances else ()),
+        ),
+        text=TextSpec(
+            template=choices.template or "{}",
+            max_tokens=MAX_TOKENS,
+            padding=tokenizer.pad_token_id or 0,
+            background=background,
+        ),
+    )
+
+
+def encode(model: Any, image: Tensor) -> tuple[Tensor, ...]:
+    """Return the levels of the feature pyramid that the detector reads, the finest first."""
+    return tuple(model.get_vision_features(image).fpn_hidden_states[:-1])
+
+
+def encode_texts(model: Any, ids: Tensor, present: Tensor) -> Tensor:
+    """Encode tokens (C, T): features (C, T, D)."""
+    return model.get_text_features(input_ids=ids, attention_mask=present).pooler_output
+
+
+def decode(model: Any, *inputs: Tensor, places: Tensor, instances: int) -> Any:
+    """Score images, given by their levels, for encoded classes (C, T, D), tokens present (C, T): (N, C, h, w).
+
+    ``places`` (1, D, h, w) is the position code of the coarsest level. With ``instances``, as of :func:`class_scores`.
+    """
+    from types import SimpleNamespace
+
+    *levels, texts, present = inputs
+    # the model drops the last level
+    vision = SimpleNamespace(
+        fpn_hidden_states=(*levels, levels[-1]),
+        fpn_position_encoding=(places, places),
+        hidden_states=None,
+        attentions=None,
+    )
+    parts = _fold(model, vision, texts, present, 0, instances)
+    return parts if instances else parts[0]
 
 
 sam3_lite_text = sam3
@@ -106,36 +178,36 @@ def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor, first: int, i
     """
     import torch
 
-    num = len(texts)
+    images, num = vision.fpn_hidden_states[0].shape[0], texts.shape[0]
     output = detect(model, vision, texts, present)
     queries = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
     scores = (queries[:, :, None, None] * output.pred_masks.sigmoid()).amax(1)
-    scores = scores.reshape(-1, num, *scores.shape[1:])
+    scores = scores.reshape(images, num, *scores.shape[1:])
     if not instances:
         return (scores,)
     per_class = queries.shape[1]
-    masks = output.pred_masks.reshape(-1, num * per_class, *output.pred_masks.shape[2:])
-    classes = torch.arange(num).repeat_interleave(per_class)[None] + first
+    masks = output.pred_masks.reshape(images, num * per_class, *output.pred_masks.shape[2:])
+    classes = torch.arange(num)[:, None].expand(-1, per_class).flatten()[None] + first
     candidates = torch.arange(num * per_class)
-    return scores, *best_objects(queries.reshape(-1, num * per_class), classes, candidates, masks, instances)
+    return scores, *best_objects(queries.reshape(images, num * per_class), classes, candidates, masks, instances)
 
 
 def detect(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Any:
     """Run the detector for all pairs of images and classes, images first, on image features computed once."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    classes = len(texts)
+    num, classes = vision.fpn_hidden_states[0].shape[0], texts.shape[0]
     pairs = copy.copy(vision)
-    pairs.fpn_hidden_states = tuple(level.repeat_interleave(classes, dim=0) for level in vision.fpn_hidden_states)
-    pairs.fpn_position_encoding = tuple(
-        level.expand(len(vision.fpn_hidden_states[0]), -1, -1, -1).repeat_interleave(classes, dim=0)
-        for level in vision.fpn_position_encoding
-    )
-    num = vision.fpn_hidden_states[0].shape[0]
+
+    def paired(level: Tensor) -> Tensor:
+        return level[:, None].expand(num, classes, -1, -1, -1).flatten(0, 1)
+
+    pairs.fpn_hidden_states = tuple(map(paired, vision.fpn_hidden_states))
+    pairs.fpn_position_encoding = tuple(map(paired, vision.fpn_position_encoding))
     return model(
         vision_embeds=pairs,
-        text_embeds=BaseModelOutputWithPooling(pooler_output=texts.repeat(num, 1, 1)),
-        attention_mask=present.repeat(num, 1),
+        text_embeds=BaseModelOutputWithPooling(pooler_output=texts[None].expand(num, -1, -1, -1).flatten(0, 1)),
+        attention_mask=present[None].expand(num, -1, -1).flatten(0, 1),
     )
 
 

@@ -46,6 +46,10 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "sam2": ("sam", "Sam2Model"),
     "edgetam": ("sam", "EdgeTamModel"),
     "sam3_tracker": ("sam", "Sam3TrackerModel"),
+    "grounding_dino": ("detectors", "GroundingDinoForObjectDetection"),
+    "mm_grounding_dino": ("detectors", "MMGroundingDinoForObjectDetection"),
+    "owlvit": ("detectors", "OwlViTForObjectDetection"),
+    "owlv2": ("detectors", "Owlv2ForObjectDetection"),
     "resnet": ("classifier", "ResNetForImageClassification"),
     "convnext": ("classifier", "ConvNextForImageClassification"),
     "efficientnet": ("classifier", "EfficientNetForImageClassification"),
@@ -97,7 +101,7 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
             f"{family} gives no single objects; leave --instances out, or export one of {', '.join(with_objects)}"
         )
     steps = preprocessing(checkpoint, choices)
-    if module not in ("texts", "concepts", "sam"):
+    if module not in ("texts", "concepts", "detectors", "sam"):
         class_names(checkpoint, choices)
     function = getattr(importlib.import_module(f".{module}", __package__), family)
     folded = function(checkpoint, checkpoint.load(architecture), choices)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...engine.model.bundle import OutputSpec, PromptSpec, Task, check_class_names
+from ...engine.model.bundle import OutputSpec, PromptSpec, Task, TextSpec, check_class_names
 from ...engine.model.input_spec import InputSpec, ResizeFilter
 from ...errors import UsageError
 from ..adopt.preprocessing import PIL_FILTERS, Preprocessing, preprocessing_of
@@ -26,7 +26,9 @@ class Choices:
     """Options of an export; with None the checkpoint decides."""
 
     classes: tuple[str, ...] | None = None
-    """Class names: the prompts of a model that takes text, or new names for the classes of another model."""
+    """Class names: the prompts of a model that takes text, or new names for the classes of another model. SAM 3 without
+    them takes class names when it labels.
+    """
     background: str | None = None
     """Name of the background class. A model of mask queries or texts without it gets it as its first class, and so does
     a model with one class.
@@ -56,7 +58,7 @@ class Folded:
     module: nn.Module
     """(N, 3, H, W) float32 → the outputs, or those of the encoder."""
     decoder: nn.Module | None = None
-    """The second graph of a promptable model."""
+    """The graph behind the encoder, of a promptable model or one whose classes are named when it labels."""
     task: Task
     """Kind of output that the graphs compute."""
     input: InputSpec
@@ -71,6 +73,12 @@ class Folded:
     """See :class:`maskmill.engine.model.bundle.Bundle`."""
     prompt: PromptSpec | None = None
     """Prompts of a promptable model."""
+    text: TextSpec | None = None
+    """Texts of a model whose classes are named when it labels."""
+    text_encoder: nn.Module | None = None
+    """Its text encoder."""
+    tokenizer: str = ""
+    """Contents of its ``tokenizer.json``."""
 
 
 def preprocessing(checkpoint: Checkpoint, choices: Choices) -> Preprocessing:

@@ -79,13 +79,15 @@ def embed_prompts(encoder: Any, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """Decode embeddings, points and labels into low-resolution mask logits (N, M, h, w) and predicted IoUs (N, M).
+    """Decode embeddings, points, labels and masks into mask logits (N, M, h, w) and predicted IoUs (N, M).
+
+    ``mask`` (N, 1, h, w) are logits that count for prompts with ``has_mask`` (N,) above 0.
 
     ``all`` returns the masks of an ambiguous prompt, from part to whole; ``best`` the one with the best predicted IoU.
     """
     import torch
 
-    *finer, embedding, points, labels = inputs
+    *finer, embedding, points, labels, mask, has_mask = inputs
     further: dict[str, Any] = {}
     if hasattr(model.mask_decoder, "hq_token"):
         further = {"intermediate_embeddings": finer, "hq_token_only": False}
@@ -95,7 +97,11 @@ def decode(model: Any, *inputs: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         image_embeddings=embedding,
         image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(points.shape[0], -1, -1, -1),
         sparse_prompt_embeddings=embed_prompts(model.prompt_encoder, points, labels),
-        dense_prompt_embeddings=model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
+        dense_prompt_embeddings=torch.where(
+            has_mask[:, None, None, None] > 0,
+            model.prompt_encoder.mask_embed(mask),
+            model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
+        ),
         multimask_output=True,
         **further,
     )
@@ -137,5 +143,6 @@ def _folded(
             mask_height=grid,
             mask_width=grid,
             pad_boxes=pad_boxes,
+            masks=True,
         ),
     )

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...checks import name_list
-from ...engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance, Role, Task
+from ...engine.model.bundle import Bundle, ModelFile, OutputSpec, PromptSpec, Provenance, Role, Task, TextSpec
 from ...engine.model.input_spec import InputSpec
 from ...engine.runtimes.base import Session, first_line
 from ...errors import ExportError, MissingPackageError, SessionError, UsageError
@@ -52,7 +52,7 @@ MAX_FILE_BYTES = 2**31 - 2**24
 """Size of the weights above which they get a file of their own: a protobuf message ends at 2 GiB."""
 
 # sizes of the traced example; the comparison runs others, so that an axis that the exporter froze shows
-_TRACED_BATCH, _TRACED_POINTS = 2, 4
+_TRACED_BATCH, _TRACED_POINTS, _TRACED_TEXTS, _TRACED_TOKENS = 2, 4, 3, 5
 
 
 def bundle_from_module(
@@ -67,6 +67,9 @@ def bundle_from_module(
     reduced_labels: bool = False,
     decoder: nn.Module | None = None,
     prompt: PromptSpec | None = None,
+    text: TextSpec | None = None,
+    text_encoder: nn.Module | None = None,
+    tokenizer: str = "",
     source: Provenance | None = None,
     images: Iterable[GateImage] | None = None,
 ) -> Bundle:
@@ -75,11 +78,11 @@ def bundle_from_module(
     Parameters
     ----------
     module
-        (N, 3, H, W) float32, prepared as ``input`` says → one tensor, or a tuple in the order of ``outputs``. For a
-        promptable model the encoder. It is set to evaluation mode.
+        (N, 3, H, W) float32, prepared as ``input`` says → one tensor, or a tuple in the order of ``outputs``. Of a
+        model with several graphs the image encoder. It is set to evaluation mode.
     folder
         The bundle's folder, which must not exist yet.
-    task, input, outputs, classes, reduced_labels, prompt, source
+    task, input, outputs, classes, reduced_labels, prompt, text, source
         As in :class:`Bundle`. With ``input.dynamic``, heights and widths that are multiples of ``input.multiple`` are
         exported as free axes. If ``source`` has no hash of the weights, the module's is used; torch and the opset are
         added to its ``exporter``.
@@ -88,6 +91,10 @@ def bundle_from_module(
     decoder
         Decoder of a promptable model: called with the embeddings in the order of ``outputs``, points (N, P, 2) and
         labels (N, P), float32, as :class:`PromptSpec` says for ``batched``; returns the other outputs in their order.
+        Of a model that takes class names: called with the embeddings, texts and present as :class:`TextSpec` says.
+    text_encoder, tokenizer
+        Text encoder of a model that takes class names, as :class:`TextSpec` says, and the contents of its
+        ``tokenizer.json``.
     images
         Names and (H, W, 3) uint8 RGB pixels of photos to compare on, such as a :class:`..gate.judge.GateImages`; they
         are iterated over twice. Generated pictures if None.
@@ -102,9 +109,11 @@ def bundle_from_module(
         raise UsageError("a torch module takes images as NCHW; export it with that layout")
     if background is not None and background not in classes:
         raise UsageError(f"the background {background!r} is not one of the classes: {name_list(classes)}")
-    if (decoder is not None) != (task == "promptable"):
-        raise UsageError("a promptable bundle, and no other, is exported with a decoder")
+    if (decoder is not None) != (task in ("promptable", "text")):
+        raise UsageError("a bundle of the task promptable or text, and no other, is exported with a decoder")
     modules: dict[Role, nn.Module] = {"model": module} if decoder is None else {"encoder": module, "decoder": decoder}
+    if text_encoder is not None:
+        modules["text"] = text_encoder
     for part in modules.values():
         part.eval()
     source = source or Provenance()
@@ -119,6 +128,7 @@ def bundle_from_module(
             background=None if background is None else list(classes).index(background),
             reduced_labels=reduced_labels,
             prompt=prompt,
+            text=text,
             source=dataclasses.replace(
                 source,
                 weights_sha256=source.weights_sha256 or _weights_sha256(modules.values()),
@@ -130,6 +140,9 @@ def bundle_from_module(
             for role, args in _example_inputs(bundle, modules).items()
             for file in _export(modules[role], args, bundle, role)
         ]
+        if tokenizer:
+            (staging / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+            files.append(model_file(staging / "tokenizer.json", role="tokenizer"))
         bundle = dataclasses.replace(bundle, files=tuple(files))
         sessions: dict[str, Session] = {
             role: TorchSession(part, bundle.source.weights_sha256) for role, part in modules.items()
@@ -199,13 +212,32 @@ def _example_inputs(bundle: Bundle, modules: Mapping[Role, nn.Module]) -> dict[R
     image = torch.zeros(_TRACED_BATCH, 3, spec.height, spec.width)
     free_axes = {0: "batch", 2: "height", 3: "width"} if spec.dynamic else {0: "batch"}
     roles: dict[Role, list[Any]] = {next(iter(modules)): [(spec.name, image, free_axes)]}
-    if "decoder" in modules:
-        embeddings = TorchSession(modules["encoder"]).run(image.numpy())
-        names = [output.name for output in bundle.outputs_of("encoder")]
-        roles["decoder"] = [
-            *((name, torch.from_numpy(array), {0: "prompts"}) for name, array in zip(names, embeddings, strict=True)),
-            ("points", torch.ones(_TRACED_BATCH, _TRACED_POINTS, 2), {0: "prompts", 1: "points"}),
-            ("labels", torch.ones(_TRACED_BATCH, _TRACED_POINTS), {0: "prompts", 1: "points"}),
+    if "decoder" not in modules:
+        return roles
+    embeddings = TorchSession(modules["encoder"]).run(image.numpy())
+    names = [output.name for output in bundle.outputs_of("encoder")]
+    axis = {0: "batch" if bundle.text else "prompts"}
+    rows = [(name, torch.from_numpy(array), axis) for name, array in zip(names, embeddings, strict=True)]
+    if bundle.text is not None:
+        tokens = torch.ones(_TRACED_TEXTS, bundle.text.max_tokens, dtype=torch.int64)
+        texts = TorchSession(modules["text"]).run({"ids": tokens.numpy(), "mask": tokens.numpy()})[0]
+        # the exporter takes one tensor given twice for one input
+        roles["text"] = [("input_ids", tokens, {0: "texts"}), ("attention_mask", tokens.clone(), {0: "texts"})]
+        free = {0: "texts", 1: "tokens"}
+        present = torch.ones(_TRACED_TEXTS, _TRACED_TOKENS, dtype=torch.bool)
+        shortened = torch.from_numpy(texts[:, :_TRACED_TOKENS].copy())
+        roles["decoder"] = [*rows, ("texts", shortened, free), ("present", present, free)]
+        return roles
+    roles["decoder"] = [
+        *rows,
+        ("points", torch.ones(_TRACED_BATCH, _TRACED_POINTS, 2), {0: "prompts", 1: "points"}),
+        ("labels", torch.ones(_TRACED_BATCH, _TRACED_POINTS), {0: "prompts", 1: "points"}),
+    ]
+    if bundle.prompt is not None and bundle.prompt.masks:
+        shape = _TRACED_BATCH, 1, bundle.prompt.mask_height, bundle.prompt.mask_width
+        roles["decoder"] += [
+            ("mask_input", torch.zeros(shape), {0: "prompts"}),
+            ("has_mask_input", torch.ones(_TRACED_BATCH), {0: "prompts"}),
         ]
     return roles
 
@@ -262,7 +294,7 @@ def _check_outputs(values: Sequence[Any], bundle: Bundle, role: str) -> None:
     if len(values) != len(outputs):
         raise UsageError(f"the {role} gives {len(values)} outputs, {len(outputs)} are described")
     for output, value in zip(outputs, values, strict=True):
-        if output.kind not in ("scores", "logits", "cam"):
+        if output.kind not in ("scores", "logits", "cam") or bundle.text is not None:
             continue
         num_classes = value.shape[output.class_axis]
         if num_classes != len(bundle.classes):

@@ -301,6 +301,65 @@ def sam3_lite_text(folder: Path) -> Path:
     return save(transformers.Sam3LiteTextModel(config), folder, size=square(112), gain=1.0, biases=PRESENT)
 
 
+def bert_tokenizer(folder: Path) -> None:
+    """BERT's tokenizer with a vocabulary of single letters; the tokens that Grounding DINO splits at have their ids."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = ["[PAD]", "[UNK]", *letters, *(f"##{letter}" for letter in letters)]
+    names += [f"[unused{index}]" for index in range(1030 - len(names))]
+    for index, name in ((101, "[CLS]"), (102, "[SEP]"), (103, "[MASK]"), (1012, "."), (1029, "?")):
+        names[index] = name
+    vocabulary = {name: index for index, name in enumerate(names)}
+    transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True).save_pretrained(folder)
+
+
+def grounding_dino_config(kind: type) -> Any:
+    bert = transformers.BertConfig(
+        vocab_size=1030, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    return kind(
+        backbone_config=swin(), text_config=bert, num_queries=20, encoder_layers=1, decoder_layers=2, d_model=32,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, max_text_len=64,
+    )  # fmt: skip
+
+
+@seeded
+def grounding_dino(folder: Path) -> Path:
+    bert_tokenizer(folder)
+    model = transformers.GroundingDinoForObjectDetection(grounding_dino_config(transformers.GroundingDinoConfig))
+    return save(model, folder, size={"shortest_edge": 96, "longest_edge": 160}, gain=0.7)
+
+
+@seeded
+def mm_grounding_dino(folder: Path) -> Path:
+    bert_tokenizer(folder)
+    model = transformers.MMGroundingDinoForObjectDetection(grounding_dino_config(transformers.MMGroundingDinoConfig))
+    return save(model, folder, size={"shortest_edge": 96, "longest_edge": 160}, gain=1.0)
+
+
+def owl_config(kind: type) -> Any:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return kind(
+        text_config={**tower, "vocab_size": 200, "eos_token_id": 189, "bos_token_id": 188, "pad_token_id": 0,
+                     "max_position_embeddings": 16},
+        vision_config={**tower, "image_size": 96, "patch_size": 16},
+        projection_dim=32,
+    )  # fmt: skip
+
+
+@seeded
+def owlvit(folder: Path) -> Path:
+    tokenizer(folder)
+    model = transformers.OwlViTForObjectDetection(owl_config(transformers.OwlViTConfig))
+    return save(model, folder, size=square(96))
+
+
+@seeded
+def owlv2(folder: Path) -> Path:
+    tokenizer(folder)
+    model = transformers.Owlv2ForObjectDetection(owl_config(transformers.Owlv2Config))
+    return save(model, folder, size=square(96), do_pad=True)
+
+
 @seeded
 def resnet(folder: Path) -> Path:
     config = transformers.ResNetConfig(
@@ -336,6 +395,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     builder.__name__: builder
     for builder in (
         segformer, upernet, dpt, mask2former, oneformer, eomt, eomt_dinov3, clipseg, sam3, sam3_lite_text, sam, sam_hq,
-        sam2, edgetam, sam3_tracker, resnet, convnext, efficientnet, vit,
+        sam2, edgetam, sam3_tracker, grounding_dino, mm_grounding_dino, owlvit, owlv2, resnet, convnext, efficientnet,
+        vit,
     )
 }  # fmt: skip

@@ -16,6 +16,7 @@ from ...calibration.thresholds import SmallSample, Unit
 from ...model.bundle import Bundle
 from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
+from ...predictors.texts import parse_texts
 from ...report.terminal import say
 from ...runtimes.tuned import resolve
 from ..options import (
@@ -23,6 +24,7 @@ from ..options import (
     BatchOption,
     BitDepthOption,
     CamOption,
+    DetectorOption,
     EndingOption,
     FormatOption,
     IdsOption,
@@ -38,6 +40,7 @@ from ..options import (
     SamOption,
     StoreArgument,
     TaxonomyOption,
+    TextOption,
     ThreadsOption,
     TileOption,
     UnverifiedOption,
@@ -101,9 +104,7 @@ def calibrate_thresholds(
             show_default=False,
         ),
     ] = None,
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --cam and --sam are given.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --sam is given.")] = None,
     group: Annotated[
         Group | None,
         typer.Option(
@@ -149,6 +150,7 @@ def calibrate_thresholds(
         ),
     ] = None,
     taxonomy: TaxonomyOption = None,
+    text: TextOption = None,
     ids: IdsOption = None,
     pairing: PairingOption = None,
     labels_as_stored: AsStoredOption = False,
@@ -203,6 +205,7 @@ def calibrate_thresholds(
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     cam: CamOption = None,
+    detector: DetectorOption = None,
     sam: SamOption = None,
     image_labels: ImageLabelsOption = None,
     settings: PromptSettings = None,
@@ -240,10 +243,10 @@ def calibrate_thresholds(
         return
     if (labels is None) == (reviewed is None) or (labels is not None and images is None):
         raise UsageError("expected labeled images: give --images SOURCE with --labels LABELS, or --reviewed STORE")
-    if cam is not None and sam is None:
-        raise UsageError("use --cam BUNDLE together with --sam BUNDLE: the first gives points, the second masks")
+    if (cam or detector) is not None and sam is None:
+        raise UsageError("--cam and --detector give prompts for --sam BUNDLE, which makes masks of them; add it")
     if (bundle is None) != (sam is not None):
-        raise UsageError("expected a model: give BUNDLE, or --cam BUNDLE together with --sam BUNDLE")
+        raise UsageError("expected a model: give BUNDLE, or --cam or --detector BUNDLE together with --sam BUNDLE")
     if sam is None and (image_labels or settings):
         raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
     if group != "position" and (grid is not None or clusters is not None):
@@ -261,9 +264,7 @@ def calibrate_thresholds(
     elif provider != "auto":
         runtime = provider
     else:
-        raise UsageError(
-            "--provider auto reads what maskmill tune chose for BUNDLE; name the runtime for --cam and --sam"
-        )
+        raise UsageError("--provider auto reads what maskmill tune chose for BUNDLE; name the runtime for --sam")
     options = ModelOptions(
         provider=runtime,
         precision=precision,
@@ -273,8 +274,8 @@ def calibrate_thresholds(
         overlap=overlap,
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
+        text=() if text is None else parse_texts(text),
     )
-    printer = None if as_json else say
     opening: Any
     if bundle is not None:
         opening = partial(open_predictor, reached(bundle, runner), reached(taxonomy, runner), options=options)
@@ -283,11 +284,12 @@ def calibrate_thresholds(
         prompted = PromptedOptions(
             cam=reached(cam, runner),
             sam=reached(sam, runner),
+            detector=reached(detector, runner),
             image_labels=reached(image_labels, runner),
             prompt=tuple(settings or ()),
         )
         opening = partial(open_prompted, prompted, reached(taxonomy, runner), options=options)
-    predictor, model_classes = opening(say=printer)
+    predictor, model_classes = opening(say=None if as_json else say)
     labeled = LabeledImages(
         images=reached(images, runner),
         labels=reached(labels, runner),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...predictors.open import ModelOptions, open_predictor
+from ...predictors.texts import parse_texts
 from ...report.terminal import say
 from ..options import (
     AsStoredOption,
@@ -25,6 +26,7 @@ from ..options import (
     PrecisionOption,
     ProviderOption,
     TaxonomyOption,
+    TextOption,
     ThreadsOption,
     TileOption,
     UnverifiedOption,
@@ -53,6 +55,7 @@ def choose_selection(
         typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) of the recommendation to write."),
     ] = None,
     taxonomy: TaxonomyOption = None,
+    text: TextOption = None,
     ids: IdsOption = None,
     pairing: PairingOption = None,
     labels_as_stored: AsStoredOption = False,
@@ -96,6 +99,7 @@ def choose_selection(
         overlap=overlap,
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
+        text=() if text is None else parse_texts(text),
     )
     assert images is not None, "the option is required"
     assert labels is not None, "the option is required"

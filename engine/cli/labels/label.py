@@ -22,6 +22,7 @@ from ...predictors.open import (
     prompted_conditions,
     prompted_taxonomy,
 )
+from ...predictors.texts import parse_texts
 from ...reading.geotiff import cut_of
 from ...report.terminal import say
 from ...runtimes.open import Provider, ProviderChoice
@@ -29,6 +30,7 @@ from ..options import (
     BatchOption,
     BitDepthOption,
     BundleArgument,
+    DetectorOption,
     DevicesOption,
     EndingOption,
     ImageLabelsOption,
@@ -41,6 +43,7 @@ from ..options import (
     SourceArgument,
     StorageOption,
     TaxonomyOption,
+    TextOption,
     ThreadsOption,
     TileOption,
     UnverifiedOption,
@@ -86,6 +89,7 @@ def label_corpus(
     threshold: ThresholdOption = None,
     on_drift: OnDriftOption = "warn",
     taxonomy: TaxonomyOption = None,
+    text: TextOption = None,
     weight: WeightOption = "none",
     weight_levels: LevelsOption = 256,
     keep_scores: KeepScoresOption = None,
@@ -151,6 +155,7 @@ def label_corpus(
         overlap=overlap,
         bit_depth=bit_depth,
         allow_unverified=allow_unverified,
+        text=() if text is None else parse_texts(text),
     )
     if instances and tile is not None:
         raise UsageError("--instances does not go with --tile: an object that several tiles show would be several")
@@ -162,7 +167,7 @@ def label_corpus(
         run,
         opening,
         conditions,
-        partial(load_taxonomy, bundle, taxonomy),
+        partial(load_taxonomy, bundle, taxonomy, options.text),
         source,
         select,
         calibration,
@@ -197,6 +202,7 @@ def label_prompted(
     source: SourceArgument,
     sam: RequiredSam,
     cam: PromptCam = None,
+    detector: DetectorOption = None,
     boxes: BoxesOption = None,
     points: PointsOption = None,
     coarse_masks: MasksOption = None,
@@ -237,7 +243,8 @@ def label_prompted(
 ) -> None:
     """Label a corpus with a promptable model, such as Segment Anything, and prompts from one source.
 
-    Sources: a classifier, whose activation maps give points; files of boxes or points; coarse masks to refine.
+    Sources: a classifier, whose activation maps give points; a detector; files of boxes or points; coarse masks to
+    refine.
 
     The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
     rejected by this run or an earlier one, 3 at a drift alarm with --on-drift stop, 130 if interrupted.
@@ -263,6 +270,7 @@ def label_prompted(
     prompts = PromptedOptions(
         cam=run.reached(cam),
         sam=run.reached(sam),
+        detector=run.reached(detector),
         boxes=run.reached(boxes),
         points=run.reached(points),
         masks=run.reached(coarse_masks),

@@ -1,13 +1,13 @@
-"""Predict class scores and objects from prompts that come from elsewhere, see :mod:`.given_prompts`.
+"""Predict class scores and objects from prompts that come from elsewhere: files (:mod:`.given_prompts`) or a detector.
 
 Every prompt's object has a mask and a confidence; the score of a class in a pixel, and the background's, follow from
 them as in :mod:`.class_masks`. Of the masks that the model gives for a prompt the one with the best predicted IoU is
-used, and its confidence is the prompt's score times that IoU. A part of a coarse mask is prompted in several ways; the
-mask that agrees best with the part, by IoU, is used, with the agreement as its confidence. If none reaches
-:data:`MIN_AGREEMENT`, the part stays as it was, with that confidence.
+used, and its confidence is the prompt's score times that IoU. A part of a coarse mask is prompted in several ways, with
+the part itself as a mask if the decoder takes one; the mask that agrees best with the part, by IoU, is used, with the
+agreement as its confidence. If none reaches :data:`MIN_AGREEMENT`, the part stays as it was, with that confidence.
 
 The encoder runs once per image, and not at all if there is no prompt; the prompts of all images of a batch go to the
-decoder together. Masks are chosen on the host.
+decoder together, and a detector sees all images of a batch in one call. Boxes and masks are chosen on the host.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from ...backends.host import HOST
 from ...model.bundle import OBJECT_KINDS, Bundle, OutputSpec
 from ...runtimes.base import Session
 from ..base import Objects, ScoreMap
+from .boxes import BoxDetector, Boxes
 from .class_masks import ClassMask, score_map
 from .embedding_cache import rounded
-from .given_prompts import GivenPrompts, Target
+from .given_prompts import GivenPrompts, Prompt, Target, box_prompt
 from .mask_decoder import PromptDecoder
-from .prompts import PADDING, Prompts
+from .prompts import PADDING, Prompts, mask_logits
 
 BACKGROUND = "background"
 MIN_AGREEMENT = 0.5
@@ -48,12 +49,14 @@ class PreparedGiven:
 
     tensor: Any
     """The encoder's input, without the batch axis; None without prompts."""
+    detection: Any
+    """The detector's input, without the batch axis, with the fractions that the image covers; None without one."""
     size: tuple[int, int]
     """(height, width) of the image, in pixels."""
     covers: tuple[float, float]
     """Fractions of the encoder's input that the image covers."""
     targets: Sequence[Target]
-    """Objects to segment."""
+    """Objects to segment; those of a detector are not known yet."""
 
 
 class GivenPredictor:
@@ -66,7 +69,7 @@ class GivenPredictor:
     encoder, decoder
         Sessions of its two graphs.
     prompts
-        Prompts of every image.
+        Prompts of every image, or the detector that finds them.
     batch
         Images per call of ``run``.
     backend
@@ -78,7 +81,7 @@ class GivenPredictor:
         sam: Bundle,
         encoder: Session,
         decoder: Session,
-        prompts: GivenPrompts,
+        prompts: GivenPrompts | BoxDetector,
         *,
         batch: int = 1,
         backend: Backend = HOST,
@@ -87,7 +90,8 @@ class GivenPredictor:
         self.sam = sam
         self.encoder = encoder
         self.decoder: PromptDecoder = PromptDecoder(sam, decoder, backend=backend)
-        self.prompts = prompts
+        self.detector: BoxDetector | None = prompts if isinstance(prompts, BoxDetector) else None
+        self.prompts: GivenPrompts | None = prompts if isinstance(prompts, GivenPrompts) else None
         self.bundle: Bundle = prompted_bundle(sam, prompts.classes)
         """The promptable bundle with the classes of the score maps."""
         self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
@@ -99,13 +103,16 @@ class GivenPredictor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Bundle, sessions, and the kind of prompts; the prompts of an image are its condition."""
+        """Bundle, sessions, and the source of prompts; prompts from a file are their image's condition."""
+        source: dict[str, Any] = {"prompts_from": self.prompts.origin} if self.prompts else {}
+        if self.detector is not None:
+            source["detector"] = self.detector.settings
         return {
             "bundle": self.bundle.fingerprint,
             "session": self.encoder.kind,
             "artifact": self.encoder.artifact,
             "decoder": {"session": self._decoder_kind, "artifact": self._decoder_artifact},
-            "prompts_from": self.prompts.origin,
+            **source,
         }
 
     @property
@@ -129,25 +136,35 @@ class GivenPredictor:
 
     def condition(self, uri: str) -> str:
         """Return the prompts of an image as text, "" without them."""
-        return self.prompts.condition(uri)
+        return self.prompts.condition(uri) if self.prompts else ""
 
     def prepare(self, image: Any, uri: str = "") -> PreparedGiven:
-        """Resize and normalize one image, HWC uint8 RGB, and find its prompts."""
-        targets = self.prompts.targets_of(uri)
+        """Resize and normalize one image, HWC uint8 RGB, and find its prompts if they are in a file."""
+        targets = self.prompts.targets_of(uri) if self.prompts else []
         size = (int(image.shape[0]), int(image.shape[1]))
         for target in targets:
             if target.coarse is not None and target.coarse.shape != size:
                 raise UsageError(
-                    f"the mask of {uri} in {self.prompts.origin} has {target.coarse.shape[0]}x{target.coarse.shape[1]} "
+                    f"the coarse mask of {uri} has {target.coarse.shape[0]}x{target.coarse.shape[1]} "
                     f"pixels, the image {size[0]}x{size[1]}; they must be of one size"
                 )
-        tensor, covers = None, (1.0, 1.0)
         with self.backend.queue():
-            tensor, covers = self.backend.preprocess(self.backend.upload(image), self.sam.input)
-        return PreparedGiven(tensor=tensor if targets else None, size=size, covers=covers, targets=targets)
+            uploaded = self.backend.upload(image)
+            tensor, covers = self.backend.preprocess(uploaded, self.sam.input)
+            detection = None if self.detector is None else self.detector.prepare(uploaded)
+        if not targets and detection is None:
+            tensor = None
+        return PreparedGiven(tensor=tensor, detection=detection, size=size, covers=covers, targets=targets)
 
     def run(self, prepared: Sequence[PreparedGiven]) -> list[ScoreMap]:
         """Compute the score maps of prepared images, with their objects."""
+        if self.detector is not None and prepared:
+            with self.backend.queue():
+                boxes = self.detector.run([image.detection for image in prepared])
+            prepared = [
+                dataclasses.replace(image, targets=targets_of(found, image.size))
+                for image, found in zip(prepared, boxes, strict=True)
+            ]
         prompted = [image for image in prepared if image.targets]
         answers = iter(self._answers(prompted) if prompted else ())
         return [self._score_map(image, next(answers) if image.targets else []) for image in prepared]
@@ -163,7 +180,7 @@ class GivenPredictor:
             rows, columns = self._grid(image)[0]
             results = []
             for target in image.targets:
-                part = slice(end, end + len(target.prompts))
+                part = slice(end, end + len(self._usable(target)))
                 end = part.stop
                 results.append(_choose(target, masks[part, :, :rows, :columns], ious[part], self._grid(image)[1]))
             answers.append(results)
@@ -171,23 +188,30 @@ class GivenPredictor:
 
     def _prompts(self, images: Sequence[PreparedGiven]) -> Prompts:
         """Join the prompts of all images, in pixels of the encoder's input."""
-        spec = self.sam.input
-        points, labels, numbers = [], [], []
+        spec, mask = self.sam.input, self.decoder.spec
+        points, labels, numbers, masks = [], [], [], {}
         for number, image in enumerate(images):
             scale = np.array(
                 [spec.width * image.covers[1] / image.size[1], spec.height * image.covers[0] / image.size[0]],
                 np.float32,
             )
+            size, extent = self._grid(image)
             for target in image.targets:
-                for places, kinds in target.prompts:
-                    points.append(places * scale)
-                    labels.append(kinds)
+                for prompt in self._usable(target):
+                    if prompt.with_mask and target.coarse is not None:
+                        masks[len(points)] = _on_grid(target.coarse, size, extent)
+                    points.append(prompt.points * scale)
+                    labels.append(prompt.labels)
                     numbers.append(number)
-        width = max(map(len, labels))
+        width = max(1, *map(len, labels))
         joined = np.zeros((len(points), width, 2), np.float32)
         marks = np.full((len(points), width), PADDING, np.float32)
         for row, (places, kinds) in enumerate(zip(points, labels, strict=True)):
             joined[row, : len(kinds)], marks[row, : len(kinds)] = places, kinds
+        logits = np.zeros((len(points), mask.mask_height, mask.mask_width), np.float32) if masks else None
+        for row, inside in masks.items():
+            assert logits is not None, "made for the masks"
+            logits[row] = mask_logits(inside[None], logits.shape[1:])[0]
         none = np.zeros(len(points), np.int64)
         return Prompts(
             image=np.array(numbers, np.int64),
@@ -195,7 +219,12 @@ class GivenPredictor:
             group=none,
             points=self.backend.xp.asarray(joined),
             labels=marks,
+            masks=None if logits is None else self.backend.xp.asarray(logits),
         )
+
+    def _usable(self, target: Target) -> list[Prompt]:
+        """Return the prompts of an object that the decoder takes."""
+        return [prompt for prompt in target.prompts if self.decoder.takes_masks or not prompt.with_mask]
 
     def _embed(self, images: Sequence[PreparedGiven]) -> list[Any]:
         """Compute the embeddings, each (images, …)."""
@@ -241,6 +270,15 @@ class GivenPredictor:
             region=(0.0, 0.0, *extent),
             objects=objects,
         )
+
+
+def targets_of(found: Boxes, size: tuple[int, int]) -> list[Target]:
+    """Return the objects of a detector's boxes on an image of ``size`` (height, width), in pixels."""
+    sides = np.array([size[1], size[0], size[1], size[0]])
+    return [
+        Target(target=int(index), score=float(score), prompts=(box_prompt(*corners),))
+        for corners, index, score in zip((found.boxes * sides).tolist(), found.classes, found.scores, strict=True)
+    ]
 
 
 def prompted_bundle(sam: Bundle, classes: Sequence[str]) -> Bundle:

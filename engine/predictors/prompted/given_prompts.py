@@ -20,7 +20,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ INNER_POINTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Prompt:
+    """One way to ask for an object."""
+
+    points: NDArray[np.float32]
+    """(P, 2): (x, y) in pixels of the image; P may be 0 with a mask."""
+    labels: NDArray[np.float32]
+    """(P,): 1 on the object, 0 off it, 2 and 3 the corners of a box."""
+    with_mask: bool = False
+    """True if the part of the coarse mask is given as well; only for decoders that take a mask."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Target:
     """One object to segment."""
 
@@ -50,8 +62,8 @@ class Target:
     """Index of its class, the background not counted."""
     score: float = 1.0
     """Score of the prompt, in [0, 1]."""
-    prompts: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
-    """Points (P, 2) in pixels of the image and their labels (P,) of each prompt; one answer is kept."""
+    prompts: tuple[Prompt, ...]
+    """Ways to ask for it; one answer is used."""
     coarse: NDArray[np.bool_] | None = field(default=None, compare=False)
     """(H, W): the part of the coarse mask that is to be refined; None for prompts without one."""
 
@@ -80,7 +92,7 @@ def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read boxes; raises :class:`UsageError` naming the line that is not as expected."""
     file = Path(path)
     rows = _coco_boxes(file) if file.suffix.lower() == ".json" else _csv_boxes(file)
-    return _of_rows([(image, label, score, _box(*corners)) for image, label, score, corners in rows], file)
+    return _of_rows([(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows], file)
 
 
 def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
@@ -96,7 +108,7 @@ def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
         values = np.array(points, np.float32)
         if not (values[:, 2] == POSITIVE).any():
             raise UsageError(f"{file}: {label} in {image} has no point on the object; add one with positive 1")
-        rows.append((image, label, 1.0, (values[:, :2], values[:, 2])))
+        rows.append((image, label, 1.0, Prompt(points=values[:, :2], labels=values[:, 2])))
     return _of_rows(rows, file)
 
 
@@ -119,9 +131,7 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     return GivenPrompts(classes, find, condition, str(path))
 
 
-def _of_rows(
-    rows: Sequence[tuple[str, str, float, tuple[NDArray[np.float32], NDArray[np.float32]]]], file: Path
-) -> GivenPrompts:
+def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path) -> GivenPrompts:
     if not rows:
         raise UsageError(f"{file} holds no prompts")
     classes = sorted({label for _, label, _, _ in rows})
@@ -137,17 +147,18 @@ def _of_rows(
 
     def condition(uri: str) -> str:
         parts = [
-            f"{classes[target.target]} {target.score} {points.tolist()} {labels.tolist()}"
+            f"{classes[target.target]} {target.score} {prompt.points.tolist()} {prompt.labels.tolist()}"
             for target in find(uri)
-            for points, labels in target.prompts
+            for prompt in target.prompts
         ]
         return f"prompts: {_digest(json.dumps(sorted(parts)).encode())}" if parts else ""
 
     return GivenPrompts(classes, find, condition, str(file))
 
 
-def _box(x0: float, y0: float, x1: float, y1: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return np.array([[x0, y0], [x1, y1]], np.float32), np.array([BOX_START, BOX_END], np.float32)
+def box_prompt(x0: float, y0: float, x1: float, y1: float) -> Prompt:
+    """Return the prompt of a box, in pixels of the image."""
+    return Prompt(points=np.array([[x0, y0], [x1, y1]], np.float32), labels=np.array([BOX_START, BOX_END], np.float32))
 
 
 def _csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -234,7 +245,11 @@ def _label_files(
 
 
 def _parts(label: NDArray[Any], numbers: Mapping[int, int]) -> Iterator[Target]:
-    """Make prompts for the connected parts of each class: the box, the box with inner points, and the points alone."""
+    """Make prompts for the connected parts of each class.
+
+    They are the box, the box with inner points, the points alone; and, with the part itself as a mask, the box and the
+    mask alone.
+    """
     for value in np.unique(label).tolist():
         if value not in numbers:
             continue
@@ -243,14 +258,14 @@ def _parts(label: NDArray[Any], numbers: Mapping[int, int]) -> Iterator[Target]:
             if area < max(1, MIN_PART * label.size):
                 continue
             part = parts == number
-            box, corners = _box(left, top, left + width, top + height)
+            box = box_prompt(left, top, left + width, top + height)
             points = inner_points(part[top : top + height, left : left + width], INNER_POINTS) + (left, top)
-            inside = np.full(len(points), POSITIVE, np.float32)
-            prompts = (
-                (box, corners),
-                (np.concatenate([box, points]).astype(np.float32), np.concatenate([corners, inside])),
-                (points.astype(np.float32), inside),
+            inside = Prompt(points=points.astype(np.float32), labels=np.full(len(points), POSITIVE, np.float32))
+            both = Prompt(
+                points=np.concatenate([box.points, inside.points]), labels=np.concatenate([box.labels, inside.labels])
             )
+            alone = Prompt(points=np.zeros((0, 2), np.float32), labels=np.zeros(0, np.float32), with_mask=True)
+            prompts = (box, both, inside, replace(box, with_mask=True), alone)
             yield Target(target=numbers[value], prompts=prompts, coarse=part)
 
 

@@ -56,6 +56,11 @@ class PromptDecoder:
         self.calls = 0
         """Calls of the session so far."""
 
+    @property
+    def takes_masks(self) -> bool:
+        """True if a prompt may have a mask."""
+        return self.spec.masks or self.spec.signature == "official"
+
     def run(self, embeddings: Sequence[Any], prompts: Prompts) -> tuple[Any, Any]:
         """Decode every prompt to masks and the model's own scores, in order.
 
@@ -65,6 +70,11 @@ class PromptDecoder:
         states.
         """
         spec, xp = self.spec, self._backend.xp
+        if prompts.masks is not None and not self.takes_masks:
+            raise UsageError(
+                f"the decoder of {self._bundle.path} takes no mask prompts; choose points or boxes, or export the "
+                "model again"
+            )
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
         scores = xp.empty((len(prompts), spec.num_masks), np.float32)
         # without a box SAM expects one padding point, and no more; SAM 2 expects it behind a box, too
@@ -89,6 +99,10 @@ class PromptDecoder:
             for name, values in zip(self._embeddings, embeddings, strict=True)
         }
         points, labels = _with_points(prompts, rows, number, xp)
+        if self.spec.masks:
+            feeds |= mask_feeds(
+                None if prompts.masks is None else prompts.masks[xp.asarray(rows)], self.spec, xp, num=len(rows)
+            )
         outputs = self._call({**feeds, "points": points, "labels": labels})
         return [output[:num] for output in outputs]
 
@@ -99,14 +113,15 @@ class PromptDecoder:
             self._call(
                 official_feeds(
                     embeddings[0][image : image + 1],
-                    points[row : row + 1],
-                    labels[row : row + 1],
+                    points[place : place + 1],
+                    labels[place : place + 1],
                     mask_size=(self.spec.mask_height, self.spec.mask_width),
                     input_size=(spec.height, spec.width),
+                    mask=None if prompts.masks is None else prompts.masks[row],
                     xp=xp,
                 )
             )
-            for row, image in enumerate(prompts.image[rows].tolist())
+            for place, (row, image) in enumerate(zip(rows.tolist(), prompts.image[rows].tolist(), strict=True))
         ]
         return [xp.concatenate(outputs) for outputs in zip(*found, strict=True)]
 
@@ -133,20 +148,36 @@ def official_feeds(
     *,
     mask_size: tuple[int, int],
     input_size: tuple[int, int],
+    mask: Any = None,
     xp: Any = np,
 ) -> dict[str, Any]:
-    """Build the inputs of SAM's published decoder for one prompt (1, P, 2) on one image, without an earlier mask.
+    """Build the inputs of SAM's published decoder for one prompt (1, P, 2) on one image.
 
-    ``xp`` is the library of the arrays.
+    ``mask`` (rows, columns) are logits, 0 everywhere or None without a mask. ``xp`` is the library of the arrays.
     """
+    none = mask is None
     return {
         "image_embeddings": xp.asarray(embedding, np.float32),
         "point_coords": points,
         "point_labels": labels,
-        "mask_input": xp.zeros((1, 1, *mask_size), np.float32),
-        "has_mask_input": xp.zeros(1, np.float32),
+        "mask_input": xp.zeros((1, 1, *mask_size), np.float32) if none else xp.ascontiguousarray(mask[None, None]),
+        "has_mask_input": xp.zeros(1, np.float32) if none else mask.any().reshape(1).astype(np.float32),
         # decides only the size of the upscaled masks, which are not used
         "orig_im_size": xp.asarray(np.array(input_size, np.float32)),
+    }
+
+
+def mask_feeds(masks: Any, spec: PromptSpec, xp: Any = np, *, num: int) -> dict[str, Any]:
+    """Build the mask inputs of a batched decoder for ``num`` prompts.
+
+    ``masks`` (num, rows, columns) are logits, 0 everywhere for a prompt without a mask; None: no prompt has one.
+    """
+    if masks is None:
+        shape = (num, 1, spec.mask_height, spec.mask_width)
+        return {"mask_input": xp.zeros(shape, np.float32), "has_mask_input": xp.zeros(num, np.float32)}
+    return {
+        "mask_input": xp.ascontiguousarray(masks[:, None], np.float32),
+        "has_mask_input": masks.any(axis=(1, 2)).astype(np.float32),
     }
 
 

@@ -252,7 +252,13 @@ class PromptedPredictor:
                     activations.on_grid(size, extent, classes)
                     for activations, (size, extent), classes in zip(cams, grids, classes_of, strict=True)
                 ]
-                prompts_by_image = prompts_of(maps, self.prompts, scale=self.cell, backend=self.backend)
+                prompts_by_image = prompts_of(
+                    maps,
+                    self.prompts,
+                    scale=self.cell,
+                    grid=(self.decoder.spec.mask_height, self.decoder.spec.mask_width),
+                    backend=self.backend,
+                )
                 prompts = join_prompts(prompts_by_image, self.backend.xp)
             with self._timed("encoder"):
                 embeddings = self._embed(prepared, [len(prompts) > 0 for prompts in prompts_by_image])

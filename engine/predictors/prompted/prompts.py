@@ -11,8 +11,9 @@ needed on the host: the counts of peaks are downloaded from a device, the peaks 
 
 Modes: ``points`` is one prompt per class, with all its peaks; ``peaks`` one per peak; ``box`` one for each part of the
 map above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` all of these;
-``single-box`` one box per class, around all parts that hold a peak.
-Source of the peaks: S2C, class-specific point prompts.
+``single-box`` one box per class, around all parts that hold a peak; ``mask`` the map above a threshold as a mask,
+without a point.
+Source of the peaks: S2C, class-specific point prompts; of ``mask`` and ``single-box``: S2C's supplement, §1.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ from ...backends.host import HOST
 POSITIVE, BOX_START, BOX_END, PADDING = 1.0, 2.0, 3.0, -1.0
 """Labels of points: on the object, a box's top left and bottom right corner, and no point at all."""
 
-Mode = Literal["points", "peaks", "box", "box+points", "best", "single-box"]
+Mode = Literal["points", "peaks", "box", "box+points", "best", "single-box", "mask"]
 PeakMode = Literal["paper", "official"]
+
+MASK_LOGIT = 10.0
+"""Magnitude of the logits of a mask prompt: positive inside, negative outside."""
 
 _SMALLEST_PART = 0.05
 """Smallest share of the cells above the threshold that a part of a map needs to get a box."""
@@ -87,6 +91,9 @@ class Prompts:
     """(N, P, 2) float32: (x, y) in pixels of the encoder's input; 0 for padding."""
     labels: NDArray[np.float32]
     """(N, P): 1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding, which comes last."""
+    masks: Any = None
+    """(N, rows, columns) float32 logits on the decoder's grid, with the points; 0 everywhere for a prompt without a
+    mask. None: no prompt has one."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -131,7 +138,7 @@ def join_prompts(images: Sequence[Prompts], xp: Any = np) -> Prompts:
     ``xp`` is the library of the points.
     """
     parts = [
-        [np.full(len(part), index, np.int64), part.target, part.group, part.points, part.labels]
+        [np.full(len(part), index, np.int64), part.target, part.group, part.points, part.labels, part.masks]
         for index, part in enumerate(images)
     ]
     return _concatenated(parts, xp)
@@ -142,12 +149,14 @@ def prompts_of(
     settings: PromptSettings,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
+    grid: tuple[int, int] | None = None,
     backend: Backend = HOST,
 ) -> list[Prompts]:
     """Make prompts for each image from the maps of its classes, (classes, rows, columns) float32, maximum 1 or all 0.
 
     A class without a positive value gets no prompt. ``scale`` is the size of a grid cell in pixels of the encoder's
-    input, (vertical, horizontal); a peak is at the center of its cell. ``target`` is the index of the map.
+    input, (vertical, horizontal); a peak is at the center of its cell. ``target`` is the index of the map. ``grid`` are
+    the rows and columns of a mask prompt, of which the maps cover the first; those of the maps if None.
 
     ``backend`` holds maps and points. The number of peaks per map is downloaded once for all images; modes with boxes
     download maps and peaks as well, since OpenCV finds a map's parts.
@@ -167,6 +176,10 @@ def prompts_of(
     for index, (peaks, _), request in zip(indices, peaks_of, requests, strict=True):
         known = [next(downloads) for _ in request]
         prompts[index] = _image_prompts(peaks, *known, settings=settings, modes=modes, scale=scale, xp=backend.xp)
+        if modes == ("mask",) and len(prompts[index]):
+            above = images[index] > settings.box_threshold
+            masks = mask_logits(above, grid or tuple(above.shape[1:]), backend.xp)
+            prompts[index] = replace(prompts[index], masks=masks[backend.xp.asarray(prompts[index].target)])
     return prompts
 
 
@@ -210,6 +223,9 @@ def _image_prompts(
             parts.append(_all_peaks(peaks, counts, group, xp))
         elif mode == "peaks":
             parts.append(_each_peak(peaks, counts, group, xp))
+        elif mode == "mask":
+            nowhere = np.full((len(counts), 1), PADDING)
+            parts.append(_part(np.arange(len(counts)), group, xp.zeros((len(counts), 1, 2), np.float32), nowhere))
         else:
             assert cams is not None, "downloaded for boxes"
             assert known_peaks is not None, "downloaded for boxes"
@@ -292,11 +308,18 @@ def _single_boxes(
 
 def _part(target: NDArray[Any], group: int, points: Any, labels: NDArray[Any]) -> list[Any]:
     num = len(target)
-    return [np.zeros(num, np.int64), target, np.full(num, group, np.int64), points, labels]
+    return [np.zeros(num, np.int64), target, np.full(num, group, np.int64), points, labels, None]
+
+
+def mask_logits(inside: Any, grid: tuple[int, ...], xp: Any = np) -> Any:
+    """Make mask prompts (N, rows, columns) float32 of masks (N, h, w), bool, that cover the first cells of ``grid``."""
+    logits = xp.full((len(inside), *grid), np.float32(-MASK_LOGIT), np.float32)
+    logits[:, : inside.shape[1], : inside.shape[2]] = xp.where(inside, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
+    return logits
 
 
 def _concatenated(parts: Sequence[list[Any]], xp: Any) -> Prompts:
-    """Concatenate parts, each (image, target, group, points, labels), padded to the widest."""
+    """Concatenate parts, each (image, target, group, points, labels, masks), padded to the widest."""
     parts = [part for part in parts if len(part[0])]
     if not parts:
         return NO_PROMPTS
@@ -313,4 +336,6 @@ def _concatenated(parts: Sequence[list[Any]], xp: Any) -> Prompts:
         group=group,
         points=xp.concatenate(points),
         labels=np.concatenate(labels).astype(np.float32),
+        # one setting makes them all, so that all parts have masks or none
+        masks=None if parts[0][5] is None else xp.concatenate([part[5] for part in parts]),
     )

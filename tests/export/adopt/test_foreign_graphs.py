@@ -17,8 +17,11 @@ from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import BundleError, UsageError
+from maskmill.export.adopt.boxes import detector_from_onnx
+from maskmill.export.adopt.promptable import promptable_from_onnx
 from maskmill.export.adopt.semantic import bundle_from_onnx
-from maskmill.export.gate.compare import Side, compare
+from maskmill.export.gate.compare import compare
+from maskmill.export.gate.tasks import Side
 
 from ...models import COLORS, color_bundle, color_graph, color_image
 
@@ -307,7 +310,7 @@ IMAGE = [("images", [1, 3, 64, 64])]
         ([("output0", [1, 84, 8400])], {}, "YOLO detection"),
         ([("logits", [1, 100, 134]), ("masks", [1, 100, 16, 16])], {}, "mask queries"),
         ([("dets", [1, 300, 4]), ("labels", [1, 300, 91])], {}, "DETR family"),
-        ([("backbone_fpn_0", [1, 8, 64, 64]), ("backbone_fpn_1", [1, 8, 32, 32])], {}, "a part of SAM 3"),
+        ([("backbone_fpn_0", [1, 8, 64, 64]), ("backbone_fpn_1", [1, 8, 32, 32])], {}, "the image encoder of SAM 3 as"),
         ([("image_embeddings", [1, 256, 16, 16])], {}, "a Segment Anything encoder; import it with its decoder"),
         (
             [
@@ -326,6 +329,56 @@ def test_models_that_are_no_semantic_segmentation_are_refused_by_name(
     classes = [f"class {index}" for index in range(32)]
     with pytest.raises(BundleError, match=message):
         adopt(tmp_path, graph(IMAGE, outputs), classes=classes, **options)
+
+
+LEVELS = [("fpn_feat_0", [1, 8, 32, 32]), ("fpn_feat_1", [1, 8, 16, 16]), ("fpn_feat_2", [1, 8, 8, 8])]
+SAM3_FILES: dict[str, tuple[Any, Any]] = {
+    # samexporter's export_sam3.py, which X-AnyLabeling uses
+    "the image encoder of SAM 3 as samexporter and X-AnyLabeling": (
+        [("image", [3, 64, 64])],
+        [(f"{kind}_{index}", [1, 8, 32, 32]) for kind in ("vision_pos_enc", "backbone_fpn") for index in range(3)],
+    ),
+    "the language encoder of SAM 3 as samexporter and X-AnyLabeling": (
+        [("tokens", [1, 32])],
+        [("text_attention_mask", [1, 32]), ("text_memory", [32, 1, 8]), ("text_embeds", [32, 1, 16])],
+    ),
+    "the decoder of SAM 3 as samexporter and X-AnyLabeling": (
+        [
+            ("original_height", [1]), ("original_width", [1]), ("backbone_fpn_0", [1, 8, 32, 32]),
+            ("language_mask", [1, 32]), ("language_features", [32, 1, 8]), ("box_coords", [1, 1, 4]),
+        ],
+        [("boxes", [7, 4]), ("scores", [7]), ("masks", [7, 1, 64, 64])],
+    ),
+    "the image encoder of SAM 3 as usls": ([("images", [1, 3, 64, 64])], [*LEVELS, ("fpn_pos_2", [1, 8, 8, 8])]),
+    "the text encoder of SAM 3 as usls": (
+        [("input_ids", [1, 32]), ("attention_mask", [1, 32])], [("text_features", [1, 32, 8]), ("text_mask", [1, 32])]
+    ),
+    "the geometry encoder of SAM 3 as usls": (
+        [("input_boxes", [1, 2, 4]), *LEVELS[2:]], [("geometry_features", [1, 3, 8]), ("geometry_mask", [1, 3])]
+    ),
+    "the decoder of SAM 3 as usls": (
+        [*LEVELS, ("prompt_features", [1, 32, 8]), ("prompt_mask", [1, 32])],
+        [("pred_masks", [1, 9, 32, 32]), ("pred_logits", [1, 9]), ("presence_logits", [1, 1])],
+    ),
+    "SAM 3 with one text inside": (
+        [("images", [1, 3, 64, 64])],
+        [("pred_masks", [1, 9, 32, 32]), ("pred_logits", [1, 9]), ("presence_logits", [1, 1])],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAM3_FILES)
+def test_files_of_sam3_by_other_exporters_are_named_whatever_they_are_imported_as(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "part.onnx"
+    onnx.save(graph(*SAM3_FILES[name]), path)
+    message = f"{name}.*maskmill export facebook/sam3"
+    with pytest.raises(BundleError, match=message):
+        bundle_from_onnx(path, tmp_path / "out", classes=COLORS)
+    with pytest.raises(BundleError, match=message):
+        promptable_from_onnx(path, path, tmp_path / "out")
+    with pytest.raises(BundleError, match=message):
+        detector_from_onnx(path, tmp_path / "out", classes=COLORS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tensor_of_the_graph_becomes_the_features(tmp_path: Path) -> None:

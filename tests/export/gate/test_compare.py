@@ -11,8 +11,9 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.verdicts import Tolerances
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError
-from maskmill.export.gate.compare import Side, compare
+from maskmill.export.gate.compare import compare
 from maskmill.export.gate.proof import prove_artifact, prove_same, roles_of
+from maskmill.export.gate.tasks import Side
 from maskmill.export.pictures import GateImage
 from maskmill.export.precision.convert import Conversion, convert
 

@@ -19,9 +19,10 @@ from maskmill.engine.model.verdicts import Tolerances, Verdict, add_verdict, req
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import GateError, MissingPackageError, UsageError
 from maskmill.export.adopt.semantic import bundle_from_onnx
-from maskmill.export.gate.compare import Side, compare
+from maskmill.export.gate.compare import compare
 from maskmill.export.gate.judge import GateImages, describe, judge, require_pass
 from maskmill.export.gate.proof import prove_artifact, prove_same
+from maskmill.export.gate.tasks import Side
 from maskmill.export.precision.artifacts import save_graph, with_files
 from maskmill.export.precision.bisect import smallest_subset
 from maskmill.export.precision.convert import Conversion, convert

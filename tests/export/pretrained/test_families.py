@@ -28,7 +28,7 @@ MAX_ERROR = 1e-4
 
 def exported(folder: Path, family: str, choices: Choices | None = None) -> tuple[Bundle, Any]:
     """The bundle of a family's small checkpoint, and the model itself as transformers loads it."""
-    (folder / family).mkdir()
+    (folder / family).mkdir(parents=True)
     CHECKPOINTS[family](folder / family)
     bundle = bundle_from_pretrained(str(folder / family), folder / "bundle", choices)
     return bundle, fetch(str(folder / family)).load(FAMILIES[family][1])

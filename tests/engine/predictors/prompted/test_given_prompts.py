@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_boxes_become_objects_with_their_scores(tmp_path: Path, photos: Path) ->
     assert again.classes == ("red",)
     (target,) = again.targets_of("/elsewhere/b.png")
     assert target.score == pytest.approx(0.45)
-    assert target.prompts[0][0].tolist() == [[29, 5], [43, 19]]
+    assert target.prompts[0].points.tolist() == [[29, 5], [43, 19]]
 
 
 def test_coarse_masks_are_refined_and_kept_if_nothing_agrees(tmp_path: Path, photos: Path) -> None:
@@ -117,13 +118,50 @@ def test_coarse_masks_are_refined_and_kept_if_nothing_agrees(tmp_path: Path, pho
     (folder / "classes.txt").write_text("0 background\n1 green\n2 red\n")
     prompts = masks_of(folder)
     assert prompts.classes == ("green", "red")
-    assert [len(target.prompts) for target in prompts.targets_of("a 1.png")] == [3, 3, 3]
+    assert [len(target.prompts) for target in prompts.targets_of("a 1.png")] == [5, 5, 5]
     maps = maps_of(labeled(tmp_path, photos, prompts))
     inside = np.zeros((32, 48), bool)
     inside[22:, :10] = True
     assert (maps["a 1.png"] == truth())[~inside].mean() > 0.97
     assert (coarse == truth())[~inside].mean() < 0.93
     assert (maps["a 1.png"] == coarse)[inside].mean() > 0.9
+
+
+class MaskDecoder:
+    """Session of a decoder whose masks are the mask prompts, and empty without one."""
+
+    kind, artifact, max_batch, threads = "test/cpu/fp32", "0" * 64, None, 1
+
+    def __init__(self) -> None:
+        self.feeds: list[dict[str, NDArray[np.float32]]] = []
+
+    def run(self, feeds: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        self.feeds.append(feeds)
+        given = feeds["has_mask_input"][:, None, None, None] > 0
+        masks = np.where(given, feeds["mask_input"], np.float32(-5))
+        scores = np.full(masks.shape[:2], 0.5, np.float32)
+        return [np.repeat(masks, 3, axis=1), np.repeat(scores, 3, axis=1)]
+
+
+@pytest.mark.parametrize("signature", ["batched", "official"])
+def test_a_coarse_mask_is_a_prompt_if_the_decoder_takes_one(tmp_path: Path, signature: str) -> None:
+    coarse = truth()
+    (tmp_path / "coarse").mkdir()
+    Image.fromarray(coarse).save(tmp_path / "coarse" / "a.png")
+    (tmp_path / "coarse" / "classes.txt").write_text("0 background\n1 green\n2 red\n")
+    bundle = sam_bundle(tmp_path, signature=signature)
+    assert bundle.prompt is not None
+    bundle = replace(bundle, prompt=replace(bundle.prompt, masks=signature == "batched"))
+    decoder = MaskDecoder()
+    predictor = GivenPredictor(bundle, OnnxSession(bundle, role="encoder"), decoder, masks_of(tmp_path / "coarse"))
+    (score_map,) = predictor.run([predictor.prepare(picture(), "a.png")])
+    masked = [row for feeds in decoder.feeds for row in np.flatnonzero(feeds["has_mask_input"])]
+    assert len(masked) == 4  # two of the five ways to ask for each of the two parts
+    # the answer to the mask alone is the part itself
+    assert score_map.objects is not None
+    assert (score_map.objects.scores > 0.95).all()
+    for mask, value in zip(score_map.objects.masks, (1, 2), strict=True):
+        assert ((mask > 0) == (coarse[::2, ::2] == value)).mean() > 0.97
 
 
 def test_other_prompts_make_other_labels_of_the_same_photo(tmp_path: Path) -> None:
