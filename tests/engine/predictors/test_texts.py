@@ -93,8 +93,8 @@ def test_names_that_cannot_be_told_apart_and_other_bundles_are_refused(tmp_path:
         load_taxonomy(bundle.path)
     with pytest.raises(UsageError, match="is a semantic bundle with classes of its own; leave --text out"):
         open_predictor(colors.path, options=ModelOptions(text=("red",)))
-    with pytest.raises(UsageError, match="leave --text out|--tile does not apply"):
-        open_predictor(bundle.path, options=ModelOptions(text=("red",), tile=8))
+    with pytest.raises(UsageError, match="--tile does not apply to --text"):
+        open_predictor(bundle.path, options=ModelOptions(text=("red",), tile=64))
     assert parse_texts("person, big car") == ("person", "big car")
     with pytest.raises(UsageError, match="class 1 has the name ''"):
         parse_texts("person,, car")
