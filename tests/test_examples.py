@@ -238,6 +238,13 @@ def exported(home: Path, *formats: tuple[str, str], ignored: Any = None) -> None
         maskmill.export_labels(maskmill.LabelStore.open(home / "store"), home / name, format, ignored=ignored)
 
 
+def scene(path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    profile = {"driver": "GTiff", "count": 1, "height": 3000, "width": 40, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(path, "w", transform=rasterio.Affine(10, 0, 0, 0, -10, 0), **profile) as file:
+        file.write(np.ones((1, 3000, 40), np.uint8))
+
+
 def checkpoint(home: Path) -> None:
     pytest.importorskip("transformers")
     from .export import checkpoints
@@ -323,6 +330,8 @@ SETUP: dict[str, Callable[[Path], Any]] = {
         exported(home, ("export", "cvat"), ignored="drop"),
         (home / "export/cvat.zip").rename(home / "export.zip"),
     ),
+    "engine.inputs.rasters.bands": lambda home: np.save(home / "chip.npy", np.ones((8, 16, 24), np.uint16)),
+    "engine.reading.geotiff": lambda home: scene(home / "scene.tif"),
     "engine.labeling.import_labels": lambda home: (
         exported(home, ("coco", "coco")),
         next((home / "coco/annotations").glob("*.json")).rename(home / "coco.json"),

@@ -3,8 +3,8 @@
 A window of a file is an image of its own, with a uri such as ``scene.tif::window=0,2048,2048,2048``: row, column,
 height and width in pixels. Only its part of the file is read::
 
-    for window in windows_of(path, Windows(side=2048, overlap=256)):
-        data = read_window(path, window)        # the window as the bytes of a .npy file
+    for window in windows_of("scene.tif", Windows(side=2048, overlap=256)):
+        data = read_window("scene.tif", window, max_bytes=2**30)    # the window as the bytes of a .npy file
 
 Reading a file imports rasterio: ``pip install 'maskmill[geo]'``.
 """

@@ -2,8 +2,9 @@
 
 ::
 
-    image = decode_bands(data, spec.bands, max_pixels=MAX_PIXELS)   # (H, W, C) in the bands' own number type
-    picture = display_of(image, spec.bands)                         # (H, W, 3) uint8 RGB
+    bands = BandSpec(numbers=(4, 3, 2, 8), sample_type="uint16", display=(4, 3, 2), display_range=(0, 10_000))
+    image = decode_bands(Path("chip.npy").read_bytes(), bands, max_pixels=10**8)    # (H, W, 4) uint16
+    picture = display_of(image, bands)                                              # (H, W, 3) uint8 RGB
 
 TIFF is read by rasterio (``pip install 'maskmill[geo]'``), NumPy's ``.npy`` and 8- and 16-bit photos without it.
 """
