@@ -1,6 +1,7 @@
 """Compare a labeling run on the runtime and precision that `maskmill tune` chooses with the obvious loops.
 
-    python benchmarks/tuned.py [--photos 60] [--rounds 5] [--gate-photos 50] [--only deeplab|segformer] [-o FILE]
+    python benchmarks/tuned.py [--photos 60] [--rounds 5] [--gate-photos 50] [--precisions int8]
+        [--only deeplab|segformer] [-o FILE]
 
 deeplabv3-257: `label` with PCOS weights as in label_run.py, on ONNX Runtime and on the choice of
 `tune --precisions int8`, against label_run.py's obvious loop. SegFormer-B0 with 512 x 512 inputs and random weights of
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gate-photos", type=int, default=50)
+    parser.add_argument("--precisions", nargs="*", default=["int8"])
     parser.add_argument("--only", choices=("deeplab", "segformer"))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -117,7 +119,7 @@ def main() -> None:
         images = GateImages.open(str(DATA / "msrc/images"), limit=options.gate_photos)
         if options.only != "segformer":
             bundle = adopt(work)
-            choice, rows = tune(bundle, images, precisions=["int8"], seconds=3.0, say=print)
+            choice, rows = tune(bundle, images, precisions=options.precisions, seconds=3.0, say=print)
             results["deeplab"] = {"choice": asdict(choice), "rows": table(rows)}
             record()
             bundle = Bundle.load(bundle.path)
@@ -130,7 +132,7 @@ def main() -> None:
         if options.only != "deeplab":
             make_models(work)
             bundle = Bundle.load(work / "b0-bundle")
-            choice, rows = tune(bundle, images.first(8), seconds=3.0, say=print)
+            choice, rows = tune(bundle, images, seconds=3.0, say=print)
             results["segformer"] = {"choice": asdict(choice), "rows": table(rows)}
             record()
             bundle = Bundle.load(bundle.path)
