@@ -35,7 +35,7 @@ from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from .binned import BinnedScores, bins_of
-from .calibration import Calibration, Control, RuleChoice, conditions, fewest_images, parse_alpha
+from .calibration import Calibration, Control, RuleChoice, alpha_text, conditions, fewest_images, parse_alpha
 from .coverage import HeldOut, argmax_rows, hold_out, hold_out_positions
 from .description import describe, promise
 from .risk import LabelLosses, control_false_labels, control_misses, false_label_report, false_label_threshold
@@ -275,7 +275,7 @@ def fit_calibration(
         held_out = measure(rule)
     report = describe(final, held_out, scores, sharing, taxonomy, level, min_images, raw, control)
     return Calibration(
-        alpha=str(alpha),
+        alpha=alpha_text(alpha),
         group=group,
         unit=unit,
         rule=rule,
@@ -290,12 +290,12 @@ def fit_calibration(
         made_with={**conditions(predictor, taxonomy), "batch": predictor.batch},
         counts=observations.counts,
         control=control,
-        delta=None if delta is None else str(delta),
+        delta=None if delta is None else alpha_text(delta),
         report={
             **report,
             **risks,
             **({} if clusters is None else {"position_clusters": clusters}),
-            "promise": promise(level, group, unit, total, control, None if delta is None else str(delta)),
+            "promise": promise(level, group, unit, total, control, None if delta is None else alpha_text(delta)),
         },
     )
 

@@ -170,7 +170,7 @@ class Calibration:
             report["weighting"] = {name: self.weighting[name] for name in names}
         return replace(
             self,
-            alpha=str(alpha),
+            alpha=alpha_text(alpha),
             group=group,
             unit=unit,
             thresholds=np.append(values, np.full(max(none_of_these, 0), pooled)).astype(np.float32),
@@ -355,6 +355,13 @@ def parse_alpha(alpha: str | float) -> Fraction:
     if not 0 < level < 1:
         raise UsageError(f"alpha must be above 0 and below 1, got {alpha}")
     return level
+
+
+def alpha_text(alpha: str | float) -> str:
+    """Return an error rate in the one form in which records hold it: 0.20 and 1/5 as 0.2, 1/3 as it is."""
+    level = parse_alpha(alpha)
+    text = repr(float(level))
+    return text if Fraction(text) == level else str(level)
 
 
 def fewest_images(alpha: Fraction) -> int:

@@ -196,7 +196,7 @@ def held_out(images: Sequence[Sequence[tuple[float, bool]]], alpha: float, split
         first, second = order[: len(order) // 2], order[len(order) // 2 :]
         limit = lowest_value([images[index] for index in first], alpha)
         chosen = [[right for value, right in images[index] if limit is not None and value >= limit] for index in second]
-        shares.append(np.mean([1 - np.mean(rights) if rights else 0.0 for rights in chosen]))
+        shares.append(np.mean([1 - float(np.mean(rights)) if rights else 0.0 for rights in chosen]))
         total = sum(right for index in second for _, right in images[index])
         kept.append(sum(map(sum, chosen)) / total if total else 0.0)
     if not shares:

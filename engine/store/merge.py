@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ...errors import UsageError
-from .label_store import LabelStore
-from .run_record import RUN_FILE, check_run
+from ...errors import StoreMismatch, UsageError
+from .label_store import SEGMENTS, LabelStore
+from .run_record import RUN_FILE, run_differences
 from .schema import SCHEMAS
 
 MERGE_ROWS = 65_536
@@ -40,7 +40,10 @@ class MergeCounts:
     reviews: int
     """Number of reviews."""
     duplicates: int
-    """Number of images of the merged stores that another one of them holds as well."""
+    """Number of images of the merged stores that the result held already: from another one of them, or an earlier
+    merge."""
+    added: int
+    """Number of rows that this merge added to the result."""
 
     def to_json(self) -> dict[str, int]:
         """Return the counts as plain data."""
@@ -63,11 +66,11 @@ def merge_stores(
     if any(Path(path).resolve() == Path(output).resolve() for path in stores):
         raise UsageError(f"{output} is one of the stores to merge; give a new folder, or leave it out of the list")
     sources = [LabelStore.open(path) for path in stores]
-    for source in sources[1:]:
-        check_run(source.path, source.run, sources[0].run)
-    if (Path(output) / RUN_FILE).exists():
-        check_run(Path(output), LabelStore.open(output).run, sources[0].run)
+    others = [LabelStore.open(output)] if (Path(output) / RUN_FILE).exists() else []
+    for other in (*sources[1:], *others):
+        _check_alike(sources[0], other)
     target = LabelStore.open_or_create(output, sources[0].run)
+    before = sum(len(target.table([], name)) for name in SCHEMAS)
     num_rows = [sum(len(source.table([], name)) for source in sources) for name in SCHEMAS]
     done, duplicates = 0, 0
     for name in ("labels", "inputs", "reviews"):  # labels before the inputs that point to them
@@ -84,8 +87,29 @@ def merge_stores(
                     progress(done, sum(num_rows))
     counts = {name: len(target.table([], name)) for name in SCHEMAS}
     return MergeCounts(
-        images=counts["labels"], inputs=counts["inputs"], reviews=counts["reviews"], duplicates=duplicates
+        images=counts["labels"],
+        inputs=counts["inputs"],
+        reviews=counts["reviews"],
+        duplicates=duplicates,
+        added=sum(counts.values()) - before,
     )
+
+
+def _check_alike(store: LabelStore, other: LabelStore) -> None:
+    """Raise :class:`StoreMismatch` unless the labels of two stores were made with the same options."""
+    kinds = ["segments without classes" if each.run.get("maps") == SEGMENTS else "labels" for each in (store, other)]
+    if kinds[0] != kinds[1]:
+        raise StoreMismatch(
+            f"{store.path} holds {kinds[0]} and {other.path} holds {kinds[1]}; merge stores of one kind"
+        )
+    mapping, options = run_differences(store.run, other.run)
+    if mapping is not None or options:
+        difference = "; ".join(text for text in (mapping, options) if text)
+        raise StoreMismatch(
+            f"{store.path} and {other.path} were made with different options, so their labels do not go together "
+            f"(there: the first; here, now: the second; {difference}); label one of them again with the options of the "
+            "other, or keep them apart"
+        )
 
 
 def _pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

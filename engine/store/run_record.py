@@ -160,23 +160,29 @@ class RunRecord:
 
 def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raise StoreMismatch, naming what differs, unless the store was made with ``run``."""
+    mapping, options = run_differences(stored, run)
+    if mapping is not None:
+        raise StoreMismatch(
+            f"the labels in {folder} were made with {mapping}{options and f'; {options}'}; "
+            f"give the same --taxonomy FILE{' and the same options' if options else ''}, or another folder"
+        )
+    if options:
+        raise StoreMismatch(
+            f"the labels in {folder} were made with other options ({options}); use the same options, or another folder"
+        )
+
+
+def run_differences(stored: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Say how two records differ: in the class mapping (None if not), and in other options (empty if not)."""
     before, now = dict(_leaves("", stored)), dict(_leaves("", json.loads(json.dumps(run))))
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name, ...) != now.get(name, ...)]
     classes, others = stored.get("classes"), run.get("classes")
     mapping = [name for name in names if name == "taxonomy" or name.startswith("classes.")]
-    if mapping and isinstance(classes, Mapping) and isinstance(others, Mapping):
-        names = [name for name in names if name not in mapping]
-        details = mapping_difference(classes, others)
-        rest = f"; {_differences(before, now, names)}" if names else ""
-        raise StoreMismatch(
-            f"the labels in {folder} were made with another class mapping{details and f' ({details})'}{rest}; "
-            f"give the same --taxonomy FILE{' and the same options' if names else ''}, or another folder"
-        )
-    if names:
-        raise StoreMismatch(
-            f"the labels in {folder} were made with other options ({_differences(before, now, names)}); "
-            "use the same options, or another folder"
-        )
+    if not mapping or not isinstance(classes, Mapping) or not isinstance(others, Mapping):
+        return None, _differences(before, now, names)
+    details = mapping_difference(classes, others)
+    names = [name for name in names if name not in mapping]
+    return f"another class mapping{details and f' ({details})'}", _differences(before, now, names)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -42,8 +42,10 @@ def merge(
     else:
         display.say(
             f"{output}: {counts.images:,} images of {counts.inputs:,} inputs, {counts.reviews:,} reviews; "
-            f"{counts.duplicates:,} images were in several stores"
+            f"{counts.duplicates:,} images were there already, from another store or an earlier merge"
         )
+        if not counts.added:
+            display.say("nothing was added: the store held every row of the merged ones already")
 
 
 def status(

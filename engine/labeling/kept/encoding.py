@@ -2,9 +2,9 @@
 
 Maps of codes are nearly linear between the model's own pixels, so they are stored as the differences of differences
 along rows and columns, which are mostly near 0: low and high bytes apart, compressed with Zstandard. The format,
-version 1, little endian::
+version 2, little endian::
 
-    uint8    1
+    uint8    2
     uint8    flags: 1, classes are 16 bits wide; 2, there is a map of shares
     uint32   number m of further classes
     bytes    one Zstandard frame of: top classes, codes of the top class (low bytes, high bytes), [shares (low, high)],
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 RATIO_LEVELS = 127
 """Largest dispersion ratio, which stands for 1."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import CalibrationError, UsageError
-from ...calibration.calibration import Calibration, fewest_images, json_number, parse_alpha
+from ...calibration.calibration import Calibration, alpha_text, fewest_images, json_number, parse_alpha
 from ...model.storage import location_of
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
@@ -43,7 +43,7 @@ class ScoreKeeper:
     """Keeps the scores of every image that a selection may need at an alpha or above."""
 
     alpha: str
-    """Smallest alpha that may be chosen later, as it was written."""
+    """Smallest alpha that may be chosen later."""
     limits: NDArray[np.float32]
     """(Ke,): largest nonconformity score with which a class is kept beside the top class."""
     calibration: Calibration
@@ -68,7 +68,7 @@ class ScoreKeeper:
             needed = sorted(set(needed) & set(_images_per_class(calibration)))
         levels = [level, *(Fraction(1, num + 1) for num in needed if Fraction(1, num + 1) < 1)]
         candidates = [calibration.thresholds, *(calibration.at(str(value)).thresholds for value in levels)]
-        return cls(alpha=str(alpha), limits=np.max(candidates, axis=0), calibration=calibration)
+        return cls(alpha=alpha_text(alpha), limits=np.max(candidates, axis=0), calibration=calibration)
 
     def record(self) -> dict[str, Any]:
         """Return what is common to all rows, for the run record."""

@@ -1,6 +1,6 @@
 """Quantize nonconformity scores finely near thresholds, so that later thresholds decide as on exact scores.
 
-The cells are 1/64 wide in the logit of the score from -9 on, and 1/8 below, where only confidences of 0.9999 differ.
+The cells are 1/64 wide in the logit of the score from -9 on, and 1/16 below, where only confidences of 0.9999 differ.
 Each class has one more boundary at the threshold that the labels were made with. The upper edges of calibration's score
 bins are boundaries as well, so a threshold of :meth:`~maskmill.engine.calibration.calibration.Calibration.at` decides
 every pixel as on exact scores; any other threshold decides up to half a cell off, 1/128 in the logit.
@@ -27,7 +27,7 @@ def _boundaries() -> NDArray[np.float32]:
     fine_logits = np.linspace(_FINEST, 14, _CELLS_PER_BIN * (len(bins) - 1 - first) + 1)
     fine = (1 / (1 + np.exp(-fine_logits))).astype(np.float32)
     fine[::_CELLS_PER_BIN] = bins[first:]
-    edges = np.concatenate([bins[0:first:2], fine, UPPER[-2:]])
+    edges = np.concatenate([bins[0:first], fine, UPPER[-2:]])
     return np.maximum.accumulate(edges)
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.calibration.calibrate import calibrate
-from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.calibration.calibration import Calibration, alpha_text
 from maskmill.engine.calibration.choose import choose
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
@@ -450,3 +450,11 @@ def test_controls_that_promise_nothing_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         run(bundle, photos, **options)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "text"),
+    [("0.20", "0.2"), (0.2, "0.2"), ("1/5", "0.2"), ("2e-1", "0.2"), ("1/3", "1/3"), ("0.05", "0.05")],
+)
+def test_an_alpha_has_one_form_in_records(alpha: str | float, text: str) -> None:
+    assert alpha_text(alpha) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from ...builders import input_row, label_row, reject_row
 RUN = {"model": "a"}
 
 
-def make_store(path: Path, names: str, *, rejects: str = "", run: dict[str, str] = RUN, time: int = 1) -> LabelStore:
+def make_store(path: Path, names: str, *, rejects: str = "", run: dict[str, Any] = RUN, time: int = 1) -> LabelStore:
     store = LabelStore.create(path, run)
     inputs = [replace(input_row(name), time=time) for name in names]
     inputs += [replace(reject_row(name), time=time) for name in rejects]
@@ -30,7 +31,7 @@ def test_the_merged_store_holds_every_row_once(tmp_path: Path) -> None:
     review = ReviewRow(id=content_id(b"a"), reviewer="Ada", time=5, verdict="accepted")
     first.commit_reviews([review])
     counts = merge_stores([tmp_path / "1", tmp_path / "2"], tmp_path / "both")
-    assert counts.to_json() == {"images": 4, "inputs": 6, "reviews": 1, "duplicates": 2}
+    assert counts.to_json() == {"images": 4, "inputs": 6, "reviews": 1, "duplicates": 2, "added": 11}
     merged = LabelStore.open(tmp_path / "both")
     assert {row.uri: row.error for row in merged.inputs()} == {
         "a": None, "b": None, "c": None, "d": None, "x": "truncated", "y": "truncated",
@@ -58,6 +59,9 @@ def test_a_merge_may_be_repeated_and_extended(tmp_path: Path) -> None:
     merge_stores([tmp_path / "1"], tmp_path / "all")
     counts = merge_stores([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
     assert (counts.images, counts.inputs) == (3, 3)
+    assert (counts.duplicates, counts.added) == (3, 2)
+    again = merge_stores([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    assert (again.images, again.duplicates, again.added) == (3, 4, 0)
 
 
 def test_stores_of_different_runs_are_refused(tmp_path: Path) -> None:
@@ -65,6 +69,18 @@ def test_stores_of_different_runs_are_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "2", "b", run={"model": "b"})
     with pytest.raises(StoreMismatch, match="model"):
         merge_stores([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_stores_of_another_kind_or_class_mapping_are_named(tmp_path: Path) -> None:
+    classes = {"targets": ["sky", "sea"], "background": None}
+    make_store(tmp_path / "labels", "a", run={"classes": classes})
+    make_store(tmp_path / "segments", "b", run={"maps": "segments"})
+    make_store(tmp_path / "others", "c", run={"classes": {**classes, "targets": ["sky", "cow"]}})
+    with pytest.raises(StoreMismatch, match=r"labels holds labels and .*segments holds segments without classes"):
+        merge_stores([tmp_path / "labels", tmp_path / "segments"], tmp_path / "all")
+    with pytest.raises(StoreMismatch, match="the targets sea are only there; the targets cow are only here"):
+        merge_stores([tmp_path / "labels", tmp_path / "others"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
 

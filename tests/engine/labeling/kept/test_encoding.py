@@ -49,7 +49,7 @@ def test_an_image_without_further_classes_comes_back() -> None:
 
 def test_bytes_of_another_version_or_cut_short_are_refused() -> None:
     data = encode_scores(kept_scores())
-    with pytest.raises(ValueError, match="of version 9, expected version 1"):
+    with pytest.raises(ValueError, match="of version 9, expected version 2"):
         decode_scores(b"\x09" + data[1:], SIZE)
     for damaged in (b"", data[:4], data[:20], data[:-3]):
         with pytest.raises(ValueError, match="kept scores"):
