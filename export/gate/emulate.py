@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
+_LOWEST = 3.4028234663852886e38  # magnitude of the lowest float32 number
 _LARGEST_MESSAGE = 2**31 - 1
 _PROBE = "largest magnitude of "
 
@@ -169,19 +170,27 @@ class Memory:
 
 
 def magnitudes_beyond(model: onnx.ModelProto, magnitudes: Mapping[str, float], limit: float) -> dict[str, float]:
-    """Map nodes of an original that make a tensor beyond ``limit``, in the graph's order, to its magnitude."""
+    """Map nodes of an original that make a tensor beyond ``limit``, in the graph's order, to its magnitude.
+
+    Attention masks that hold the lowest float32 number do not count: a conversion brings them into range.
+    """
     nodes: dict[str, float] = {}
     for node in model.graph.node:
         largest = max((magnitudes.get(name, 0.0) for name in node.output), default=0.0)
-        if largest > limit:
+        if largest > limit and not _is_mask(largest):
             nodes[node_name(node)] = largest
     return nodes
 
 
 def nodes_touching(model: onnx.ModelProto, magnitudes: Mapping[str, float], precision: str) -> frozenset[str]:
     """Return the nodes that make or read a tensor too large for ``precision``: none of them can run in it."""
-    beyond = {name for name, largest in magnitudes.items() if largest > LARGEST[precision]}
+    beyond = {name for name, largest in magnitudes.items() if largest > LARGEST[precision] and not _is_mask(largest)}
     return frozenset(node_name(node) for node in model.graph.node if not beyond.isdisjoint((*node.input, *node.output)))
+
+
+def _is_mask(magnitude: float) -> bool:
+    """Recognize the lowest float32 number, with or without a logit added."""
+    return abs(magnitude / _LOWEST - 1) < 1e-6
 
 
 def _load(onnxruntime: Any, model: onnx.ModelProto, settings: dict[str, Any]) -> Any:

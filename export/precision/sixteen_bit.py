@@ -54,7 +54,8 @@ def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Coll
     """Convert an fp32 graph to 16 bits; the original is not changed.
 
     ``keep_fp32`` are names of nodes, as :func:`node_name` returns them. A node also stays in fp32 if its operator does
-    not support the type, if it holds a subgraph, and if one of its weights is beyond the precision's range. For bf16
+    not support the type, if it holds a subgraph, and if one of its weights is beyond the precision's range. Attention
+    masks that hold the lowest float32 number get an eighth of the precision's range instead, which is as good. For bf16
     the graph is converted to opset 22, the first whose convolutions support it. Raises :class:`UsageError` for a name
     that no node has, :class:`ExportError` if the graph's types cannot be inferred.
     """
@@ -64,19 +65,20 @@ def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Coll
         raise UsageError(f"a 16-bit precision is one of {', '.join(_TYPES)}, got {precision!r}")
     if precision == "bf16":
         model = at_least_opset(model, _BF16_OPSET, "bf16 convolutions")
-    graph_types = float_tensors(model)
+    floats = float_tensors(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _lift_constants(result.graph)
+    floats |= _bound_masks(result.graph, LARGEST[precision] / 8)
     names = {node_name(node) for node in result.graph.node}
     if unknown := sorted(set(keep_fp32) - names):
         raise UsageError(
             f"the graph has no node named {name_list(unknown, most=5)}; names are those in the original's graph"
         )
-    conversion = _Conversion(result, precision, graph_types)
+    conversion = _Conversion(result, precision, floats)
     fp32_nodes: dict[str, str] = {}
     for node in result.graph.node:
-        if not any(name in graph_types for name in node.output):
+        if not any(name in floats for name in node.output):
             continue
         reason = "kept by the caller" if node_name(node) in keep_fp32 else conversion.obstacle(node)
         if reason:
@@ -210,6 +212,34 @@ def _rounded(tensor: onnx.TensorProto, name: str, code: int) -> onnx.TensorProto
     with np.errstate(over="ignore"):
         small = _array(tensor).astype(helper.tensor_dtype_to_np_dtype(code))
     return numpy_helper.from_array(small, name)
+
+
+def _bound_masks(graph: onnx.GraphProto, limit: float) -> set[str]:
+    """Bring the constants of attention masks into range: 0 for tokens that count, the lowest float32 number for others.
+
+    A softmax follows, which is 0 for ``-limit`` as well. ``limit`` is an eighth of the precision's range, so that the
+    sum with a logit, or of two masks, stays well within. Returns the names of the new constants.
+    """
+    from onnx import numpy_helper
+
+    scalars = {
+        tensor.name: float(_array(tensor).reshape(-1)[0])
+        for tensor in graph.initializer
+        if tensor.data_type == _FLOAT and int(np.prod(tensor.dims)) == 1
+    }
+    added: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "Where":
+            continue
+        branches = [scalars.get(name, float("nan")) for name in node.input[1:]]
+        for index, value in enumerate(branches):
+            if branches[1 - index] == 0 and value < -limit:
+                name = f"{node.input[1 + index]}.bounded"
+                if name not in added:
+                    graph.initializer.append(numpy_helper.from_array(np.float32(-limit), name))
+                    added.add(name)
+                node.input[1 + index] = name
+    return added
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -171,3 +174,23 @@ def test_the_largest_values_are_those_of_the_types(precision: str, code: int) ->
     assert float(np.float32(largest).astype(dtype)) == largest
     with np.errstate(over="ignore"):
         assert np.isinf(np.float32(largest * 1.003).astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_an_attention_mask_of_the_lowest_number_stays_in_range(precision: Literal["fp16", "bf16"]) -> None:
+    graph = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        attention (float[N, 4] logits, bool[N, 4] counts) => (float[N, 4] shares)
+        <float[1] zeros = {0.0}, float low = {-3.4028235e38}>
+        { mask = Where (counts, zeros, low)
+          sums = Add (logits, mask)
+          shares = Softmax <axis = 1> (sums) }
+    """)
+    converted = in_16_bit(graph, precision).model
+    values = [numpy_helper.to_array(tensor).astype(np.float64) for tensor in converted.graph.initializer]
+    assert all(np.isfinite(value).all() for value in values)
+    if precision == "fp16":
+        session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
+        counts = np.array([[True, True, False, False], [False] * 4])
+        (shares,) = session.run(None, {"logits": np.float32([[1, 2, 3, 4], [0, 0, 0, 0]]), "counts": counts})
+        np.testing.assert_allclose(shares, [[0.2689, 0.7311, 0, 0], [0.25] * 4], atol=1e-3)

@@ -29,6 +29,7 @@ def photos() -> list[np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # two exports
 @pytest.mark.parametrize("family", ["sam3", "sam3_lite_text"])
 def test_texts_at_label_time_give_the_scores_of_texts_frozen_at_export(tmp_path: Path, family: str) -> None:
     names = (*CLASSES, "person", "red car", "tree", "house", "road", "sky")  # two chunks
@@ -108,6 +109,7 @@ def own_boxes(family: str, model: Any, tokenizer: Any, image: Any) -> tuple[np.n
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the exporter takes a minute of processor time for Grounding DINO
 @pytest.mark.parametrize("family", ["owlvit", "owlv2", "grounding_dino", "mm_grounding_dino"])
 def test_detectors(tmp_path: Path, family: str) -> None:
     bundle, model = exported(tmp_path, family, Choices(classes=CLASSES))
