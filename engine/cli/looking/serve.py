@@ -34,7 +34,8 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Address to listen on. If other machines can reach it, the page needs the token that is printed.",
+            help="Address to listen on. If other machines can reach it, the page needs the token that is printed; the "
+            "connection has no TLS.",
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ....errors import MaskmillError, MissingPackageError, UsageError
@@ -119,5 +120,8 @@ def serve(
     mode = "read-only" if reviewer is None else f"corrections are saved as reviews by {reviewer}"
     query = "" if token is None else f"?token={token}"
     say(f"{live.path}: http://{name}:{port}/{query} ({mode}); stop with Ctrl-C")
-    with listener:
+    if token is not None:
+        say("the connection has no TLS: outside a network that you trust, put a proxy with TLS in front of it")
+    with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+    say("stopped" if reviewer is None else "stopped; every correction that was saved is in the store")

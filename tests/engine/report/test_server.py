@@ -224,6 +224,30 @@ def stage_point(browser: Browser, x: float, y: float) -> tuple[float, float]:
     )
 
 
+def test_corrections_that_are_not_saved_are_left_only_if_the_person_agrees(browser: Browser, tmp_path: Path) -> None:
+    store = picture_store(tmp_path)
+    with serving(store, reviewer="Ada") as url:
+        browser.open(url)
+        browser.wait("maskmill.state.picture !== null")
+        first = browser.run("maskmill.state.picture.id")
+        other = "document.querySelector('.thumbs button[aria-current=false]')"
+        browser.run("window.asked = []; window.confirm = (text) => { asked.push(text); return false; }")
+        browser.run("maskmill.find('stage').scrollIntoView({ block: 'center', behavior: 'instant' })")
+        browser.run("maskmill.find('stage').focus()")
+        browser.run("maskmill.find('paint').value = '2'")
+        browser.press("b")
+        browser.drag(stage_point(browser, 0.75, 0.5), stage_point(browser, 0.9, 0.5))
+        browser.run(f"{other}.click()")
+        assert browser.run("asked") == ["The corrections of this image are not saved. Leave it without saving?"]
+        assert browser.run("maskmill.state.picture.id") == first
+        assert browser.run("dispatchEvent(new Event('beforeunload', { cancelable: true }))") is False
+        browser.run("window.confirm = () => true")
+        browser.run(f"{other}.click()")
+        browser.wait(f"maskmill.state.picture.id !== '{first}'")
+        assert browser.run("dispatchEvent(new Event('beforeunload', { cancelable: true }))") is True
+        assert list(store.reviews()) == []
+
+
 def test_a_person_corrects_an_image_in_the_browser(browser: Browser, tmp_path: Path) -> None:
     store = picture_store(tmp_path, 4)
     with serving(store, reviewer="ana") as url:

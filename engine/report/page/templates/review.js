@@ -112,5 +112,4 @@
     if (!action || (withControl && !["z", "s"].includes(event.key))) return;
     event.preventDefault(); action();
   });
-  addEventListener("beforeunload", (event) => { if (undo.length) event.preventDefault(); });
 })();
