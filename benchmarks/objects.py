@@ -26,8 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmill.engine.calibration.matching import Match, match
-from maskmill.engine.calibration.objects import lowest_value, value_of
+from maskmill.engine.calibration.objects import Match, lowest_value, match, value_of
 from maskmill.engine.formats.coco import TrueObject
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.instances import InstanceSettings

@@ -14,8 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.mask import area
 
 from maskmill.engine.backends.host import HOST
-from maskmill.engine.calibration.matching import match
-from maskmill.engine.calibration.objects import ObjectThresholds, calibrate_objects, held_out, lowest_value
+from maskmill.engine.calibration.objects import ObjectThresholds, calibrate_objects, held_out, lowest_value, match
 from maskmill.engine.formats.base import Instance
 from maskmill.engine.formats.coco import TrueObject
 from maskmill.engine.formats.rle import encode_classes, runs_of_counts, string_to_counts
