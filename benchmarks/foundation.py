@@ -5,9 +5,9 @@
 
 It needs a network, or the hub's cache, and for the large models a GPU and patience. Per model: size and license,
 seconds of the export, the gate's figures on the photos, images per second of a label run (for promptable models, of
-segmenting everything), and with ``--labels``, for models whose classes are those of the labels, the mIoU. What cannot
-be downloaded or exported gets a row that says why, and the others go on. ``--folder`` keeps the bundles, and an
-existing one is not exported again.
+segmenting everything; for detectors, with the masks of ``sam``, which must be among the models before), and with
+``--labels``, for models whose classes are those of the labels, the mIoU. What cannot be downloaded or exported gets a
+row that says why, and the others go on. ``--folder`` keeps the bundles, and an existing one is not exported again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label, segment
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
-from maskmill.engine.predictors.open import ModelOptions, PromptedOptions, open_everything, open_predictor
-from maskmill.errors import MaskmillError
+from maskmill.engine.predictors.open import (
+    ModelOptions,
+    PromptedOptions,
+    open_everything,
+    open_predictor,
+    open_prompted,
+)
+from maskmill.errors import MaskmillError, UsageError
 from maskmill.export.gate.judge import GateImages
 from maskmill.export.pretrained.families import Choices, bundle_from_pretrained
 
@@ -46,6 +52,9 @@ MODELS: Mapping[str, tuple[str, Choices]] = {
     "sam_hq": ("syscv-community/sam-hq-vit-base", Choices()),
     "sam2": ("facebook/sam2.1-hiera-tiny", Choices()),
     "edgetam": ("yonigozlan/EdgeTAM-hf", Choices()),
+    "grounding_dino": ("IDEA-Research/grounding-dino-tiny", Choices(classes=NAMES)),
+    "mm_grounding_dino": ("openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det", Choices(classes=NAMES)),
+    "owlv2": ("google/owlv2-base-patch16-ensemble", Choices(classes=NAMES)),
 }
 """Name → hub id and choices of the export."""
 
@@ -74,7 +83,13 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
                 open_everything(PromptedOptions(sam=path), options=models), source, store, limit=options.limit
             )
         else:
-            predictor, taxonomy = open_predictor(path, options=models)
+            if bundle.task == "detector":
+                if not (folder / "sam").exists():
+                    raise UsageError(f"{name} gives boxes, and sam their masks: name sam before it in --models")
+                prompted = PromptedOptions(sam=folder / "sam", detector=path)
+                predictor, taxonomy = open_prompted(prompted, options=models)
+            else:
+                predictor, taxonomy = open_predictor(path, options=models)
             progress = label(predictor, source, store, taxonomy, Selection.argmax(), limit=options.limit)
             if options.labels:
                 import maskmill
