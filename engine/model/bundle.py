@@ -287,7 +287,8 @@ class Bundle:
         for entry in self.files:
             if entry.role == role and precision in (None, entry.precision):
                 return entry
-        names = ", ".join(f"{entry.role} in {entry.precision}" for entry in self.files if entry.role != "external-data")
+        graphs = [entry for entry in self.files if entry.role not in ("external-data", "tokenizer")]
+        names = ", ".join(f"{entry.role} in {entry.precision}" for entry in graphs)
         name = f"{role} in {precision}" if precision else role
         raise BundleError(f"{self.path} has no {name} (it has {names})")
 

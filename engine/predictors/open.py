@@ -211,8 +211,9 @@ def _open_given(
     prompted: PromptedOptions, taxonomy: Path | None, options: ModelOptions, say: Say | None
 ) -> tuple[GivenPredictor, Taxonomy]:
     from ..backends.open import open_backend
+    from ..model.bundle import Bundle
     from ..model.taxonomy import Taxonomy
-    from .prompted.boxes import BoxDetector, BoxSettings
+    from .prompted.boxes import BoxDetector, BoxSettings, check_detector
     from .prompted.given_predictor import GivenPredictor
     from .prompted.setting_texts import parse_settings
 
@@ -225,6 +226,7 @@ def _open_given(
         prompts = given_prompts(prompted)
     else:
         settings = parse_settings(prompted.prompt, (BoxSettings,), {})["BoxSettings"]
+        check_detector(Bundle.load(prompted.detector))
         bundle, (session,) = _open(prompted.detector, ("model",), options, say)
         prompts = BoxDetector(bundle, session, settings=BoxSettings(**settings), batch=options.batch, backend=backend)
     sam, (encoder, decoder) = _open(prompted.sam, ("encoder", "decoder"), options, say)

@@ -85,8 +85,7 @@ class BoxDetector:
         batch: int = 1,
         backend: Backend = HOST,
     ) -> None:
-        if bundle.task != "detector":
-            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; boxes need a detector, such as Grounding DINO")
+        check_detector(bundle)
         self.bundle = bundle
         self.session = session
         self.classes: tuple[str, ...] = bundle.classes
@@ -135,6 +134,12 @@ class BoxDetector:
                 f"the detector gave boxes {boxes.shape} and scores {scores.shape} for {num} image(s); expected "
                 f"({num}, Q, 4) and ({num}, Q, {len(self.classes)}); export it again"
             )
+
+
+def check_detector(bundle: Bundle) -> None:
+    """Raise :class:`UsageError` for a bundle that gives no boxes."""
+    if bundle.task != "detector":
+        raise UsageError(f"{bundle.path} is a {bundle.task} bundle; boxes need a detector, such as Grounding DINO")
 
 
 def choose_boxes(

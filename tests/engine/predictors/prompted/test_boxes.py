@@ -70,6 +70,8 @@ def test_other_bundles_and_settings_are_refused(tmp_path: Path) -> None:
     sam = sam_bundle(tmp_path, name="sam")
     with pytest.raises(UsageError, match="is a promptable bundle; boxes need a detector"):
         BoxDetector(sam, OnnxSession(sam, role="encoder"))
+    with pytest.raises(UsageError, match="boxes need a detector"):
+        open_prompted(PromptedOptions(sam=sam.path, detector=sam.path))
     with pytest.raises(UsageError, match="box_score must be from 0 to 1, got 2"):
         BoxSettings(box_score=2)
     with pytest.raises(UsageError, match="prompts have one source; give one of --detector, --boxes"):
