@@ -50,8 +50,7 @@ def draw_million(lines: list[dict[str, float]]) -> None:
     commits = [(line["stored"], line["seconds"]) for line in lines if "commit" in line]
     print("memory:", memory[1], memory[len(memory) // 2], memory[-1])
     print("seconds per commit:", [(stored, round(seconds, 2)) for stored, seconds in commits])
-    last = max(number for number, _ in memory)
-    ticks = [(last * part / 4, f"{last * part / 4:,.0f}") for part in range(5)]
+    ticks = [(value, f"{value:,.0f}") for value in axis_values(max(number for number, _ in memory))]
     draw("million-memory.svg", [(memory, ACCENT)], "images labeled", "memory, MB", ticks,
          axis_values(max(value for _, value in memory)))  # fmt: skip
     draw("million-commits.svg", [(commits, ACCENT)], "rows stored before the commit", "seconds per commit", ticks,
