@@ -3,9 +3,10 @@
     python benchmarks/one_process.py [--rows 5000000] [--images 131072] [--rate 51]
 
 The store is filled with random rows (those of scale.py, 500,000 per commit). Then rows are handed over, 512 at a time,
-as the last stage of a run does, with a clock that runs as if ``--rate`` images per second were labeled. Keys: `commits`,
-(rows, seconds, seconds of processor time) each; `cpu_us_per_image` and `us_per_image`, everything from a finished row to
-its commit, files of waiting rows included, conversion of rows to tables left out; `share` of the time of the labeling.
+as the last stage of a run does, with a clock that runs as if ``--rate`` images per second were labeled. Keys:
+`commits`, (rows, seconds, seconds of processor time) each; `cpu_us_per_image` and `us_per_image`, everything from a
+finished row to its commit, files of waiting rows included, conversion of rows to tables left out; `share` of the time
+of the labeling.
 """
 
 from __future__ import annotations
