@@ -71,7 +71,7 @@ def refusal(status: str) -> bytes:
 
 
 def message(stream: Any, asker: Any = None, *, is_answer: bool = False, is_head: bool = False) -> bytes:
-    """Read one HTTP message; empty at the end of the stream. An ``asker`` that waits gets the signal to send the body."""
+    """Read one HTTP message; empty at the end of the stream. ``asker`` gets the signal to send its body."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = stream.readline()

@@ -3,7 +3,7 @@
     python benchmarks/million.py [--images 1000000] [--runner local|array] [--store FOLDER] [--output FILE]
     python benchmarks/million.py --sizes 1000,3000,10000,30000,100000 [--milliseconds 5] [--rounds 3]
 
-Images, decoder and model are synthetic: a manifest names images that do not exist, their bytes are their names, every one
+Images, decoder and model are synthetic: a manifest names images that do not exist, their bytes are their names, each
 is 16x16 px, and the model returns a piece of a table of random numbers, so that the maps of all images differ.
 Everything else is as in any run. A line of JSON per 20,000 images: seconds, processor time, resident memory; one per
 commit: rows, rows stored before, seconds; a last one with the time of the plan, from the start to the first image read,
