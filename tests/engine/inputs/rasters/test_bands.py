@@ -26,7 +26,7 @@ from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import BundleError, ImageError, MissingPackageError, StoreMismatch, UsageError
 from maskmill.trainer.data.parts import StoredImages
 
-from ....builders import encoded
+from ....builders import encoded, hostile_files
 from ....models import band_bundle
 
 rasterio = pytest.importorskip("rasterio")
@@ -54,6 +54,13 @@ def tiff(values: NDArray[Any], **options: Any) -> bytes:
 def npy(values: NDArray[Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, values)
+    return stream.getvalue()
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """The start of a file of this shape, without its samples."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
@@ -112,6 +119,20 @@ def test_files_without_the_bands_are_rejected_with_the_reason(data: bytes, kind:
     with pytest.raises(ImageError, match=text) as caught:
         decode_bands(data, spec_of(4, 1), max_pixels=LIMIT)
     assert caught.value.kind == kind
+
+
+def test_hostile_files_are_decoded_or_rejected_and_nothing_else() -> None:
+    files = [*hostile_files(), ("npy of 2e9 x 2e9", npy_header((2 * 10**9, 2 * 10**9))), ("npy", npy_header((0, 4, 4)))]
+    kinds = set()
+    for name, data in files:
+        try:
+            image = decode_bands(data, spec_of(1, sample_type="uint8"), max_pixels=10**6)
+        except ImageError as error:
+            kinds.add(error.kind)
+        else:
+            assert image.dtype == np.uint8, name
+            assert image.shape[2] == 1, name
+    assert kinds == {"empty", "not-an-image", "truncated", "too-large", "unsupported"}
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
