@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from .engine.runtimes.base import Session
     from .engine.runtimes.open import open_session
     from .engine.store.label_store import LabelStore
-    from .engine.store.merge import MergeCounts
     from .engine.store.rows import InputRow
+    from .engine.store.several.joined import open_stores
+    from .engine.store.several.merge import MergeCounts
     from .errors import MaskmillError
     from .export.api import adopt
     from .trainer.api import evaluate, export_model, predict, train
@@ -96,8 +97,9 @@ _MODULES = {
     "engine.runtimes.base": ("Session",),
     "engine.runtimes.open": ("open_session",),
     "engine.store.label_store": ("LabelStore",),
-    "engine.store.merge": ("MergeCounts",),
     "engine.store.rows": ("InputRow",),
+    "engine.store.several.joined": ("open_stores",),
+    "engine.store.several.merge": ("MergeCounts",),
     "errors": ("MaskmillError",),
     "export.api": ("adopt",),
     "trainer.api": ("evaluate", "export_model", "predict", "train"),
@@ -111,8 +113,8 @@ __all__ = [
     "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
     "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
     "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
-    "label", "limit_reads", "merge_stores", "open_session", "overlay", "predict", "rank", "report", "reselect",
-    "status", "train", "write_manifest",
+    "label", "limit_reads", "merge_stores", "open_session", "open_stores", "overlay", "predict", "rank", "report",
+    "reselect", "status", "train", "write_manifest",
 ]  # fmt: skip
 
 

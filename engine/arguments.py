@@ -40,11 +40,14 @@ def bundle_of(model: Location | Bundle) -> Bundle:
     return model if isinstance(model, Bundle) else Bundle.load(model)
 
 
-def store_of(store: Location | LabelStore) -> LabelStore:
-    """Return the store, or open it from its folder."""
+def store_of(store: Location | LabelStore | Sequence[Location]) -> LabelStore:
+    """Return the store, or open it from its folder; several folders are read as one store."""
     from .store.label_store import LabelStore
+    from .store.several.joined import open_stores
 
-    return store if isinstance(store, LabelStore) else LabelStore.open(store)
+    if isinstance(store, LabelStore):
+        return store
+    return open_stores(store if isinstance(store, list | tuple) else [store])  # type: ignore[list-item]
 
 
 def predictor_of(

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from .report.ranking.rank import Queue
     from .runtimes.open import Provider
     from .store.label_store import LabelStore
-    from .store.merge import MergeCounts
+    from .store.several.merge import MergeCounts
 
 
 def export_labels(
-    store: Location | LabelStore,
+    store: Location | LabelStore | Sequence[Location],
     output: Location,
     format: OutputFormat = "png",
     *,
@@ -51,6 +51,8 @@ def export_labels(
     progress: bool = False,
 ) -> ExportSummary:
     """Write the labels of a store as files that other tools read; ``progress`` shows a progress bar.
+
+    Several stores made with the same options are read as one.
 
     ``ids`` are names of the images to write, or a file of them, such as a queue of :func:`rank`; all if None. The
     other parameters and the errors are those of :func:`maskmill.engine.labeling.export_labels.export_labels`.
@@ -144,7 +146,7 @@ def overlay(
 
 
 def report(
-    store: Location | LabelStore,
+    store: Location | LabelStore | Sequence[Location],
     output: Location = "report.html",
     *,
     labels: Location | LabelSource | None = None,
@@ -161,7 +163,7 @@ def report(
     Parameters
     ----------
     store, output
-        The label store; the page to write, which loads nothing from the network.
+        The label store, or several made with the same options; the page to write, which loads nothing from the network.
     labels, taxonomy
         True labels of some of its images, and the class mapping that reads them (the store's own if None).
     calibration
@@ -199,7 +201,7 @@ def report(
 
 
 def rank(
-    store: Location | LabelStore,
+    store: Location | LabelStore | Sequence[Location],
     budget: int = 100,
     *,
     output: Location | None = None,
@@ -217,7 +219,7 @@ def rank(
     Parameters
     ----------
     store, budget
-        The label store; number of images to choose, 0 for none.
+        The label store, or several made with the same options; number of images to choose, 0 for none.
     output
         File (.json) to write the queue to, which ``export_labels`` reads as ``ids``; None: no file.
     calibration
@@ -279,9 +281,9 @@ def rank(
 def merge_stores(stores: Sequence[Location], output: Location, *, progress: bool = False) -> MergeCounts:
     """Merge stores made with the same options into ``output``; ``progress`` shows a progress bar.
 
-    The errors are those of :func:`maskmill.engine.store.merge.merge_stores`.
+    The errors are those of :func:`maskmill.engine.store.several.merge.merge_stores`.
     """
-    from .store import merge
+    from .store.several import merge
 
     with counter_if("merging", progress) as observer:
         return merge.merge_stores(stores, output, progress=observer)

@@ -64,6 +64,7 @@ NOT_RUN = {
     "engine.model.storage": "needs a bucket",
     "engine.cluster.metrics": "serves requests",
     "engine.cluster.runner": "needs two devices",
+    "engine.cluster.calibration.collect": "needs a Ray cluster",
     "export.build.engine_builder": "needs TensorRT's builder",
     "trainer.students.libraries": "downloads weights, needs optional libraries",
 }
@@ -352,7 +353,11 @@ SETUP: dict[str, Callable[[Path], Any]] = {
         [(home / f"sam-{role}.onnx").rename(home / f"{role}.onnx") for role in ("encoder", "decoder")]
         + [shutil.rmtree(home / "sam")]
     ),
-    "engine.store.merge": lambda home: [
+    "engine.store.several.joined": lambda home: [
+        shutil.move(home / "labels", home / "labels-a"),
+        shutil.copytree(home / "labels-a", home / "labels-b"),
+    ],
+    "engine.store.several.merge": lambda home: [
         shutil.move(home / "labels", home / "labels-a"),
         shutil.copytree(home / "labels-a", home / "labels-b"),
     ],

@@ -76,7 +76,7 @@ def export_model(
 
 
 def evaluate(
-    target: Location | LabelStore | Bundle,
+    target: Location | LabelStore | Bundle | Sequence[Location],
     labels: Location,
     *,
     images: Location | None = None,

@@ -21,12 +21,14 @@ from ..engine.inputs.labels import LabelSource, open_labels
 from ..engine.inputs.sources import open_source
 from ..engine.labeling.selection import Selection
 from ..engine.model.bundle import MANIFEST, Bundle
+from ..engine.model.storage import location_of
 from ..engine.model.taxonomy import Taxonomy
 from ..engine.predictors.open import ModelOptions, open_predictor
 from ..engine.report.evaluate import Quality, evaluate_predictor, evaluate_store
 from ..engine.runtimes.open import Provider
 from ..engine.store.label_store import LabelStore
 from ..engine.store.reviewed_labels import open_reviewed
+from ..engine.store.several.joined import open_stores
 from ..errors import UsageError
 from ..kernels.processors import count_workers
 from .bundle import is_run
@@ -54,7 +56,7 @@ class StudentQuality(Quality):
 
 
 def evaluate(
-    target: str | os.PathLike[str] | LabelStore | Bundle,
+    target: str | os.PathLike[str] | LabelStore | Bundle | Sequence[str | os.PathLike[str]],
     labels: str | os.PathLike[str] | LabelSource | None = None,
     *,
     reviewed: bool = False,
@@ -76,8 +78,8 @@ def evaluate(
     Parameters
     ----------
     target
-        A label store, the folder of a run, or a bundle. A run labels ``images`` with its student, a bundle with its
-        model; both keep every pixel, unless ``calibration`` selects.
+        A label store, or several that are read as one, the folder of a run, or a bundle. A run labels ``images`` with
+        its student, a bundle with its model; both keep every pixel, unless ``calibration`` selects.
     labels, images
         True labels: a folder of label maps, or a file or folder of another format; source of the images, needed for a
         run or a bundle.
@@ -102,6 +104,8 @@ def evaluate(
     Raises :class:`UsageError` if nothing matches, sizes differ, or an option does not apply to the target.
     """
     names = None if ids is None else frozenset(ids)
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        target = open_stores(target)
     if reviewed:
         _refuse({"labels": labels, "images": images, "taxonomy": taxonomy}, "reviewed labels")
         store = (
@@ -117,7 +121,7 @@ def evaluate(
     if labels is None:
         raise UsageError("expected true labels to measure against: give labels, or measure a store's reviewed labels")
     truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
-    folder = target.path if isinstance(target, Bundle | LabelStore) else Path(target)
+    folder = target.path if isinstance(target, Bundle | LabelStore) else location_of(target)
     num_workers = count_workers(workers)
     if isinstance(target, Bundle) or (folder / MANIFEST).is_file():
         _refuse({"device": device, "allow_code": allow_code or None}, "a bundle; its runtime is chosen with provider")

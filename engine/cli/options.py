@@ -30,6 +30,12 @@ BundleArgument = Annotated[
 StoreArgument = Annotated[
     Path, typer.Argument(metavar="STORE", parser=location_of, help="Folder or URL of the label store.")
 ]
+StoresArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="STORE...", parser=location_of, help="Label stores, by folder or URL; several are read as one."
+    ),
+]
 SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images to label: {SOURCE_HELP}.")]
 
 ImagesOption = Annotated[

@@ -61,6 +61,11 @@ class StoreReader:
         return f"LabelStore({str(self.path)!r})"
 
     @property
+    def folders(self) -> list[Path]:
+        """Folders that are read: one, or those of several stores that are read as one."""
+        return [self.path]
+
+    @property
     def classes(self) -> dict[str, Any]:
         """Classes of the label maps, as :meth:`Taxonomy.to_json` writes them.
 
@@ -210,7 +215,7 @@ class StoreReader:
                 "images": len(self),
                 "rejects": dict(sorted(Counter(errors).items())),
                 "reviewed": len(self.current_reviews()),
-                "bytes": folder_bytes(self.path),
+                "bytes": sum(folder_bytes(folder) for folder in self.folders),
             }
 
     def _inputs(self, condition: str | None) -> Iterator[InputRow]:

@@ -22,14 +22,20 @@ from ...engine.cli.options import (
     print_json,
     reads_urls,
 )
+from ...engine.model.storage import location_of
 from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
 
 @reads_urls
 def evaluate_target(
-    target: Annotated[
-        Path, typer.Argument(metavar="STORE|RUN|BUNDLE", help="Label store, training run or model bundle to measure.")
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STORE...|RUN|BUNDLE",
+            parser=location_of,
+            help="Label store, or several that are read as one; training run or model bundle to measure.",
+        ),
     ],
     labels: LabelsOption = None,
     reviewed: Annotated[
@@ -92,7 +98,7 @@ def evaluate_target(
         truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
     with counter("measuring", quiet=as_json) as progress:
         quality = evaluate(
-            target,
+            targets[0] if len(targets) == 1 else targets,
             truth,
             reviewed=reviewed,
             images=images,

@@ -10,12 +10,12 @@ import typer
 from ...formats.base import Ignored, ImageMode
 from ...formats.open import OutputFormat
 from ...report.terminal import say
-from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json, reads_urls
+from ..options import IdsOption, JsonOption, StoresArgument, WorkersOption, print_json, reads_urls
 
 
 @reads_urls
 def export_labels(
-    store: StoreArgument,
+    stores: StoresArgument,
     format: Annotated[
         OutputFormat, typer.Option("--format", metavar="FORMAT", help="Format to write; docs/formats.md lists them.")
     ],
@@ -67,11 +67,11 @@ def export_labels(
     from ...inputs.names import read_ids
     from ...labeling.export_labels import export_labels as export
     from ...report import display
-    from ...store.label_store import LabelStore
+    from ...store.several.joined import open_stores
 
     with display.counter("exporting", quiet=as_json) as progress:
         summary = export(
-            LabelStore.open(store),
+            open_stores(stores),
             output,
             format,
             images=images,

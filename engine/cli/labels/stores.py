@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from ....errors import UsageError
-from ...model.storage import parse_storage_options
+from ...cluster.status import Status
+from ...model.storage import location_of, parse_storage_options
 from ..options import (
     EndingOption,
     JsonOption,
     StorageOption,
-    StoreArgument,
     print_json,
     reads_urls,
 )
@@ -33,7 +33,7 @@ def merge(
     different options are refused. The same command again continues where it stopped.
     """
     from ...report import display
-    from ...store.merge import merge_stores
+    from ...store.several.merge import merge_stores
 
     with display.counter("merging", quiet=as_json) as progress:
         counts = merge_stores(stores, output, progress=progress)
@@ -49,7 +49,9 @@ def merge(
 
 
 def status(
-    store: StoreArgument,
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE...", parser=location_of, help="Label stores, by folder or URL.")
+    ],
     every: Annotated[
         float | None,
         typer.Option(
@@ -76,7 +78,8 @@ def status(
 ) -> None:
     """Show how far the runs into a store are: inputs, speed and state of every process that labels.
 
-    Works on any machine that reads the store, while runs are at work and afterwards.
+    Works on any machine that reads the store, while runs are at work and afterwards. With --json, several stores give a
+    list.
     """
     from ...cluster.metrics import metrics_server
     from ...cluster.status import read_status
@@ -84,10 +87,12 @@ def status(
 
     if every is not None and metrics is not None:
         raise UsageError("--every prints and --metrics serves; give one of them")
+    if metrics is not None and len(stores) > 1:
+        raise UsageError("--metrics serves the figures of one store; start one command per store, each with its port")
     options = parse_storage_options(storage_option)
-    current = read_status(store, options)
+    current = [read_status(store, options) for store in stores]
     if metrics is not None:
-        with metrics_server(store, metrics, options) as server:
+        with metrics_server(stores[0], metrics, options) as server:
             display.say(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends")
             try:
                 server.serve_forever()
@@ -95,18 +100,22 @@ def status(
                 return
     while True:
         if as_json:
-            print_json(current.to_json(), indent=2 if every is None else None)
+            reports = [entry.to_json() for entry in current]
+            print_json(reports if len(reports) > 1 else reports[0], indent=2 if every is None else None)
         else:
-            for line in current.describe():
+            for line in (line for entry in current for line in entry.describe()):
                 display.say(line)
-        is_active = current.run in ("starting", "labeling") or any(w.state == "labeling" for w in current.workers)
-        if every is None or not is_active:
+        if every is None or not any(_is_active(entry) for entry in current):
             return
         try:
             time.sleep(every)
         except KeyboardInterrupt:
             return
-        current = read_status(store, options)
+        current = [read_status(store, options) for store in stores]
+
+
+def _is_active(current: Status) -> bool:
+    return current.run in ("starting", "labeling") or any(worker.state == "labeling" for worker in current.workers)
 
 
 @reads_urls

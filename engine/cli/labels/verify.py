@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ....errors import UsageError
+from ...model.storage import location_of, parse_storage_options
 from ...report.terminal import say
-from ..options import JsonOption, print_json
+from ..options import JsonOption, StorageOption, print_json, with_options
 
 _SHOWN = 20
 
 
 def verify_store(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a label store, or of an export of labels.")],
+    stores: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STORE...", parser=location_of, help="Label stores, by folder or URL, or exports of labels."
+        ),
+    ],
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged, so that the next run labels it again.")
     ] = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row of a store against its hash, decode its maps, and name what is damaged.
 
-    Of an export, every file is compared with the hash in its certificate, and the promise is printed.
+    Of an export, every file is compared with the hash in its certificate, and the promise is printed. With --json,
+    several stores give a list.
 
     Exit status: 0 if nothing is damaged or everything damaged was removed, 1 otherwise. Let no other command use the
     store during a repair.
     """
+    options = parse_storage_options(storage_option)
+    results = [_verify(with_options(store, options), repair, as_json) for store in stores]
+    if as_json:
+        reports = [report for report, _ in results]
+        print_json(reports if len(reports) > 1 else reports[0])
+    if not all(is_sound for _, is_sound in results):
+        raise typer.Exit(1)
+
+
+def _verify(store: Path, repair: bool, as_json: bool) -> tuple[dict[str, Any], bool]:
+    """Check a store or an export, and print the result unless ``as_json``; returns (report, nothing is damaged)."""
     from ...formats.open import is_exported
     from ...report import display
     from ...store.verify import verify
@@ -35,50 +54,46 @@ def verify_store(
     if is_exported(str(store)):
         if repair:
             raise UsageError(f"{store} is an export, which --repair cannot restore; ask for it again")
-        if not _check_export(store, as_json=as_json):
-            raise typer.Exit(1)
-        return
+        return _check_export(store, as_json=as_json)
     with display.counter("verifying", quiet=as_json) as progress:
         result = verify(store, repair=repair, progress=progress)
     if as_json:
-        print_json(result.to_json())
+        return result.to_json(), result.sound
+    for damage in result.damages[:_SHOWN]:
+        say(f"damaged: {damage}")
+    if len(result.damages) > _SHOWN:
+        say(f"… and {len(result.damages) - _SHOWN:,} more; --json lists all")
+    counts = ", ".join(f"{count:,} {name}" for name, count in result.rows.items())
+    if result.rows.get("reviews"):
+        counts += f", {result.num_reviews_in_force:,} of them in force"
+    for tag, version in result.pins.items():
+        say(f"pinned: version {version} of labels, by {tag}")
+    if not result.damages:
+        say(f"{store}: nothing is damaged ({counts})")
+    elif repair:
+        say(f"{store}: {len(result.damages):,} damaged rows or files removed, {counts} are sound")
+        say("Run the command that made the labels again to replace them.")
     else:
-        for damage in result.damages[:_SHOWN]:
-            say(f"damaged: {damage}")
-        if len(result.damages) > _SHOWN:
-            say(f"… and {len(result.damages) - _SHOWN:,} more; --json lists all")
-        counts = ", ".join(f"{count:,} {name}" for name, count in result.rows.items())
-        if result.rows.get("reviews"):
-            counts += f", {result.num_reviews_in_force:,} of them in force"
-        for tag, version in result.pins.items():
-            say(f"pinned: version {version} of labels, by {tag}")
-        if not result.damages:
-            say(f"{store}: nothing is damaged ({counts})")
-        elif repair:
-            say(f"{store}: {len(result.damages):,} damaged rows or files removed, {counts} are sound")
-            say("Run the command that made the labels again to replace them.")
-        else:
-            say(f"{store}: {len(result.damages):,} damaged rows or files; remove them with --repair")
-    if not result.sound:
-        raise typer.Exit(1)
+        say(f"{store}: {len(result.damages):,} damaged rows or files; remove them with --repair")
+    return {}, result.sound
 
 
-def _check_export(folder: Path, *, as_json: bool) -> bool:
-    """Compare an export with its certificate and print the result; returns True if nothing is damaged."""
+def _check_export(folder: Path, *, as_json: bool) -> tuple[dict[str, Any], bool]:
+    """Compare an export with its certificate; see :func:`_verify`."""
     from ...labeling.certificate import verify_export
 
     check = verify_export(folder)
     if as_json:
-        print_json({"files": check.num_files, "faults": list(check.faults), "certificate": dict(check.certificate)})
-        return not check.faults
+        report = {"files": check.num_files, "faults": list(check.faults), "certificate": dict(check.certificate)}
+        return report, not check.faults
     for fault in check.faults[:_SHOWN]:
         say(f"damaged: {fault}")
     if len(check.faults) > _SHOWN:
         say(f"… and {len(check.faults) - _SHOWN:,} more; --json lists all")
     if check.faults:
         say(f"{folder}: {len(check.faults):,} of {check.num_files:,} files are not as they were exported")
-        return False
+        return {}, False
     export = check.certificate["export"]
     say(f"{folder}: {check.num_files:,} files are as they were exported ({export['num_images']:,} images)")
     say(f"promise: {check.certificate['promise']}")
-    return True
+    return {}, True

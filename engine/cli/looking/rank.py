@@ -16,7 +16,7 @@ from ..options import (
     JsonOption,
     PairingOption,
     ProviderOption,
-    StoreArgument,
+    StoresArgument,
     WorkersOption,
     print_json,
     reads_urls,
@@ -28,7 +28,7 @@ _SHOWN = 10
 
 @reads_urls
 def rank(
-    store: StoreArgument,
+    stores: StoresArgument,
     budget: Annotated[
         int, typer.Option(min=0, metavar="N", help="Images to choose for labeling; 0: only doubt the labels.")
     ] = 100,
@@ -92,7 +92,7 @@ def rank(
     if labels is not None:
         truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
     queue = run(
-        store,
+        stores,
         budget,
         output=output,
         calibration=calibration,

@@ -15,7 +15,7 @@ from ..options import (
     LabelsOption,
     PairingOption,
     ProviderOption,
-    StoreArgument,
+    StoresArgument,
     WorkersOption,
     reads_urls,
     writable_file,
@@ -24,7 +24,7 @@ from ..options import (
 
 @reads_urls
 def report(
-    store: StoreArgument,
+    stores: StoresArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Page (.html) to write.")] = Path(
         "report.html"
     ),
@@ -71,7 +71,7 @@ def report(
     if labels is not None:
         truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
     path = write(
-        store,
+        stores,
         output,
         labels=truth,
         calibration=calibration,

@@ -134,7 +134,7 @@ def page_context(
     coverage = None if calibration is None else sections.coverage_section(calibration)
     truth = sections.truth_section(quality)
     drift = sections.drift_section(overview, StoredWatch.of(store.run), watch_store(store))
-    speed = sections.speed_section(read_history(store.path))
+    speed = sections.speed_section([run for folder in store.folders for run in read_history(folder)])
     lines = [line.partition(": ")[::2] for line in describe_store(store)]
     hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)), "drift")
     return {

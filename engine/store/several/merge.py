@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ...errors import StoreMismatch, UsageError
-from .label_store import SEGMENTS, LabelStore
-from .run_record import RUN_FILE, run_differences
-from .schema import SCHEMAS
+from ....errors import StoreMismatch, UsageError
+from ..label_store import SEGMENTS, LabelStore
+from ..run_record import RUN_FILE, run_differences
+from ..schema import SCHEMAS
 
 MERGE_ROWS = 65_536
 """Rows per commit."""

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from maskmill.engine.store.label_store import LabelStore, ReviewRow, content_id
-from maskmill.engine.store.merge import merge_stores
+from maskmill.engine.store.several.merge import merge_stores
 from maskmill.errors import StoreMismatch, UsageError
 
-from ...builders import input_row, label_row, reject_row
+from ....builders import input_row, label_row, reject_row
 
 RUN = {"model": "a"}
 

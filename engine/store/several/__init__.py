@@ -1,0 +1,1 @@
+"""Several label stores made with the same options: read as one, or merged into one."""
