@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from ...errors import StoreError
-from ..inputs.sources import Item, shard
+from ..inputs.identity import shard
+from ..inputs.sources import Item
+from ..inputs.tables.listing import piece_of
 from ..labeling.drift import RunWatch
 from ..store.label_store import LEASES, LabelStore
 from ..store.rows import fingerprint
@@ -52,6 +54,7 @@ class Planner:
         self._stop = threading.Event()
         self._room = threading.Condition()
         self._num_allowed = 0
+        self._ahead: list[Item] = []  # planned, and of the next lease
         self._thread = threading.Thread(target=self._run, name="maskmill-plan", daemon=True)
 
     def start(self) -> None:
@@ -121,7 +124,7 @@ class Planner:
                 with self._room:
                     self._room.wait_for(lambda: self._num_allowed > 0 or self._stop.is_set())
                     self._num_allowed -= 1
-                items = [] if self._stop.is_set() else list(islice(plan, self._size()))
+                items = [] if self._stop.is_set() else self._next_items(plan)
                 if not items:
                     return
                 self.planned += len(items)
@@ -129,6 +132,21 @@ class Planner:
                 number += 1
         except BaseException as error:
             self.error = error
+
+    def _next_items(self, plan: Iterator[Item]) -> list[Item]:
+        """Return the inputs of the next lease; images that are read together stay together, if they are not too many."""
+        items = [*self._ahead, *islice(plan, self._size() - len(self._ahead))]
+        self._ahead = []
+        piece = piece_of(items[-1].uri) if items else None
+        while piece is not None and len(items) < LARGEST_LEASE:
+            following = next(plan, None)
+            if following is None:
+                break
+            if piece_of(following.uri) != piece:
+                self._ahead = [following]
+                break
+            items.append(following)
+        return items
 
     def _unfinished(self) -> Iterator[Item]:
         condition = self._job.conditions()

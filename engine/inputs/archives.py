@@ -23,15 +23,18 @@ _MAX_GLOBAL = 1000
 """Entries of the headers that apply to all members."""
 
 
+_HOLDING = (".tar", ".parquet", ".lance", ".arrow")  # endings of files whose members or rows are images
+
+
 def split_member(uri: str) -> tuple[str, str] | None:
-    """Return (archive, member) of the name of an archive's member; None for any other file's name.
+    """Return (archive, member) of a member of an archive or a row of a table; None for any other file's name.
 
     ``::`` in other names means nothing: a local file may be called ``a::b.jpg``.
     """
     start = uri.find("::")
     while start >= 0:
         archive, member = uri[:start], uri[start + 2 :]
-        if extension(archive) == ".tar":
+        if extension(archive) in _HOLDING:
             chained = "://" in archive and ("://" in member or member.startswith("/"))
             return None if chained else (archive, member)
         start = uri.find("::", start + 2)

@@ -5,6 +5,9 @@
 ``photos.txt``                a text list: one path or URL per line; relative entries start at the list's folder
 ``photos.csv``                a CSV list: the column ``image``, ``uri``, ``path`` or ``url``
 ``photos.parquet``            a Parquet list: one of these columns, or the only column of strings; or a manifest
+``photos.parquet``            rows of images: a column of bytes, or of ``{bytes, path}`` as ``datasets`` writes them
+``photos.lance``              a Lance dataset with such a column
+``my-dataset/``               a data set that ``datasets`` saved with ``save_to_disk``
 ``shards/part-0001.tar``      a tar archive or WebDataset shard: its members with an image ending
 ``'photos/**/*.jpg'``         a glob: everything that matches
 ``s3://bucket/photos``        any of these behind any fsspec URL: ``http(s)://``, ``s3://``, ``memory://``, ...
@@ -20,7 +23,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import os
 import stat
 import threading
@@ -39,6 +41,8 @@ from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
 from .listings import LISTS, Entry, list_entries
 from .rasters.windows import windowed
+from .tables.listing import holds_images, row_of, table_items, tables_at
+from .tables.reader import opener_of, read_row
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -134,9 +138,13 @@ class Source:
         if item.size is not None and item.size > largest:
             raise ImageError("too-large", f"{item.uri} has {item.size:,} bytes; at most {largest:,} are read")
         location = item.path or item.uri
+        row = row_of(item.uri)
         try:
             if part := split_window(item.uri):
                 data = read_window(item.path or part[0], part[1], largest)
+            elif row is not None and item.offset is None:
+                table = item.path or row[0]
+                data = read_row(table, row[1], largest, opener_of(table, self._options, self.access))
             elif "://" in location:
                 data = remote.read(
                     location,
@@ -212,7 +220,12 @@ class Source:
             yield _local_item(path)
             return
         extension = os.path.splitext(path)[1].lower()
-        if stat.S_ISDIR(status.st_mode):
+        tables = tables_at(path)
+        if tables is not None:
+            for table in tables:
+                stamp = str(os.stat(table).st_mtime_ns)
+                yield from map(Item._make, table_items(table, _printable(table), stamp))
+        elif stat.S_ISDIR(status.st_mode):
             yield from self._walk(path)
         elif extension == ".tar" and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
@@ -281,7 +294,7 @@ class Source:
 
     def _remote_items(self, url: str, top: bool) -> Iterator[Item]:
         extension = remote.extension(url)
-        if not top and extension != ".tar":
+        if not top and extension not in (".tar", ".parquet"):
             # asking for the size of every entry of a list would cost a request each
             uri = _printable(url)
             yield Item(uri, path=None if uri == url else url)
@@ -293,7 +306,10 @@ class Source:
         elif extension == ".tar" and "*" not in path:
             with filesystem.open(path, "rb") as file:
                 yield from self._members(file, url, remote.stamp(filesystem.info(path)))
-        elif top and extension in LISTS:
+        elif extension == ".parquet" and "*" not in path and holds_images(filesystem.open(path, "rb"), url):
+            opener = opener_of(url, self._options, self.access)
+            yield from map(Item._make, table_items(url, _printable(url), remote.stamp(filesystem.info(path)), opener))
+        elif extension in LISTS and "*" not in path:
             with filesystem.open(path, "rb") as file:
                 meter = Meter(self.access, self.access.max_bytes, self._cancelled)
                 yield from self._listed(file if extension == ".parquet" else metered(file, meter), url)
@@ -311,7 +327,7 @@ class Source:
             if info.get("type") == "directory":
                 if "**" not in path:
                     yield from self._remote_folder(filesystem, name, location)
-            elif name.lower().endswith(".tar"):
+            elif name.lower().endswith((".tar", ".parquet")):
                 yield from self._items(location)
             else:
                 yield Item(location, info.get("size"), remote.stamp(info))
@@ -361,26 +377,13 @@ def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None, *, acce
     Raises :class:`ImageError`, or :class:`SourceError` if its archive cannot be listed or does not hold it.
     """
     member = split_member(uri)
-    if member is None or ("://" not in uri and os.path.lexists(uri)):
+    if member is None or row_of(uri) or ("://" not in uri and os.path.lexists(uri)):
         return Source(uri, storage_options, access=access).read(Item(uri))
     source = Source(member[0], storage_options, access=access)
     for item in source:
         if item.uri == uri:
             return source.read(item)
     raise SourceError(f"{uri} is not there any more")
-
-
-def shard(items: Iterable[Item], index: int, count: int) -> Iterator[Item]:
-    """Yield the items of shard ``index`` of ``count``, from 0; by a hash of the uri, so that every run agrees."""
-    if count < 1 or not 0 <= index < count:
-        raise UsageError(
-            f"shards are counted from 0: expected 0 <= I < N, as in 0/{max(count, 1)}; got {index}/{count}"
-        )
-    return (item for item in items if _bucket(item.uri, count) == index)
-
-
-def _bucket(uri: str, count: int) -> int:
-    return int.from_bytes(hashlib.blake2b(uri.encode(), digest_size=8).digest(), "big") % count
 
 
 def _printable(name: str) -> str:

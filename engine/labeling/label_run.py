@@ -21,7 +21,8 @@ import numpy as np
 
 from ...checks import check_count
 from ..calibration.calibration import conditions
-from ..inputs.sources import Item, Source, shard
+from ..inputs.identity import shard
+from ..inputs.sources import Item, Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from ..predictors.segment_everything import SegmentEverything

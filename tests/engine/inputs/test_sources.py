@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.engine.inputs.sources import EXTENSIONS, Item, open_source, read_uri, shard
+from maskmill.engine.inputs.identity import shard
+from maskmill.engine.inputs.sources import EXTENSIONS, Item, open_source, read_uri
 from maskmill.errors import ImageError, SourceError, UsageError
 
 
