@@ -134,7 +134,7 @@ class Planner:
             self.error = error
 
     def _next_items(self, plan: Iterator[Item]) -> list[Item]:
-        """Return the inputs of the next lease; images that are read together stay together, if they are not too many."""
+        """Return the inputs of the next lease; images that are read together stay together, up to the largest lease."""
         items = [*self._ahead, *islice(plan, self._size() - len(self._ahead))]
         self._ahead = []
         piece = piece_of(items[-1].uri) if items else None

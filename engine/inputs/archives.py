@@ -6,6 +6,7 @@ costs neither memory nor time; see :func:`tar_members`.
 
 from __future__ import annotations
 
+import re
 import io
 import os
 import tarfile
@@ -23,20 +24,24 @@ _MAX_GLOBAL = 1000
 """Entries of the headers that apply to all members."""
 
 
-_HOLDING = (".tar", ".parquet", ".lance", ".arrow")  # endings of files whose members or rows are images
+_TABLES = (".parquet", ".lance", ".arrow")
+_ROW = re.compile(r"(?P<row>\d+)(?:/(?P<name>.*))?", re.DOTALL)
 
 
 def split_member(uri: str) -> tuple[str, str] | None:
-    """Return (archive, member) of a member of an archive or a row of a table; None for any other file's name.
+    """Return (archive, member) of a member of an archive, or of a row of a table, which is its name or number; else None.
 
     ``::`` in other names means nothing: a local file may be called ``a::b.jpg``.
     """
     start = uri.find("::")
     while start >= 0:
         archive, member = uri[:start], uri[start + 2 :]
-        if extension(archive) in _HOLDING:
+        ending = extension(archive)
+        if ending == ".tar":
             chained = "://" in archive and ("://" in member or member.startswith("/"))
             return None if chained else (archive, member)
+        if ending in _TABLES and (row := _ROW.fullmatch(member)):
+            return archive, row["name"] or row["row"]
         start = uri.find("::", start + 2)
     return None
 

@@ -18,8 +18,11 @@ from PIL import Image
 
 from maskmill.engine.cluster.job import Job
 from maskmill.engine.cluster.planner import Planner
+from maskmill.engine.inputs.labeled_source import pair_images
+from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source, read_uri
 from maskmill.engine.inputs.tables import reader
+from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.reading.access import Access
 from maskmill.engine.reading.manifest import write_manifest
 from maskmill.engine.store.label_store import LabelStore
@@ -96,6 +99,17 @@ def test_rows_without_names_are_known_by_their_numbers(tmp_path: Path, write: An
     uris = [item.uri for item in open_source(path)]
     assert uris[0].endswith("::0")
     assert len(set(uris)) == NUM
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_labels_are_paired_by_the_names_of_rows(tmp_path: Path, write: Any) -> None:
+    source = open_source(write(tmp_path, table(structs=True)))
+    (tmp_path / "labels").mkdir()
+    for number in (3, 140):
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "labels" / f"photo-{number}.png")
+    classes = Taxonomy(targets=("a", "b"), background=None, model=(0, 1))
+    labeled = pair_images(source, LabelFolder(tmp_path / "labels"), classes)
+    assert [source.read(item) for item in labeled.items] == [PICTURES[3], PICTURES[140]]
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
