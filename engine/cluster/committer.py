@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..labeling.progress import Progress
+from ..labeling.run_log import RunLog
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import InputRow, LabelStore
 from ..store.waiting.row_files import DamagedFile, are_first, last_of_each_uri
@@ -34,7 +35,13 @@ class Committer:
     committer.step(leases.finished())
     """
 
-    def __init__(self, store: LabelStore, leases: Leases, complete: Callable[[Finished, pa.Table], bool]) -> None:
+    def __init__(
+        self,
+        store: LabelStore,
+        leases: Leases,
+        complete: Callable[[Finished, pa.Table], bool],
+        log: RunLog | None = None,
+    ) -> None:
         """Create a committer; ``complete`` is called with a lease and its committed inputs before its file is deleted.
 
         It returns False if the lease was committed before, so that its counts are left out.
@@ -53,6 +60,7 @@ class Committer:
         """Store that is committed to."""
         self._leases = leases
         self._complete = complete
+        self._log = log or RunLog()
         self._since: float | None = None
 
     def step(self, finished: Sequence[Finished], *, flush: bool = False) -> bool:
@@ -108,7 +116,11 @@ class Committer:
                 self.progress = Progress.total([self.progress, progress])
             self._leases.forget(done)
             start = stop
-        self.seconds += time.monotonic() - started
+        seconds = time.monotonic() - started
+        self._log.write("commit", inputs=len(inputs), seconds=round(seconds, 4), leases=len(parts))
+        for row in inputs.filter(pc.is_valid(inputs["error"])).select(["uri", "error", "message"]).to_pylist():
+            self._log.write("reject", uri=row["uri"], kind=row["error"], message=row["message"])
+        self.seconds += seconds
         self.num_commits += 1
         self.num_rows += len(inputs)
 

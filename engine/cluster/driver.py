@@ -19,10 +19,12 @@ from ..inputs.sources import Item
 from ..labeling.drift import OnDrift, RunWatch
 from ..labeling.history import add_run
 from ..labeling.progress import Progress
+from ..labeling.run_log import RunLog
 from ..store.label_store import InputRow, LabelStore
 from ..store.waiting.waiting_rows import commit_waiting
 from .committer import Committer
 from .job import Job
+from .lease_log import LeaseLog
 from .leases import ALONE, Finished, Leases
 from .planner import LARGEST_LEASE, SMALLEST_LEASE, Planner
 from .presence import BEAT_SECONDS, EXPIRY_SECONDS, Watcher, describe, identity, is_here, new_token
@@ -39,14 +41,7 @@ _PIECES = 8  # a lease whose workers die is cut into pieces, to find the input t
 
 
 class Driver:
-    """Plans, watches and commits::
-
-    driver = Driver(job, Leases(job.store))
-    if driver.lead():
-        while not driver.step():
-            time.sleep(0.5)
-        driver.close("finished")
-    """
+    """Plans, watches and commits, in :meth:`step`, after :meth:`lead` and until :meth:`close`."""
 
     def __init__(
         self,
@@ -57,6 +52,7 @@ class Driver:
         limit: int | None = None,
         retry_rejects: bool = False,
         on_drift: OnDrift = "warn",
+        log: RunLog | None = None,
     ) -> None:
         self.token = new_token()
         """Name of the driver."""
@@ -77,6 +73,7 @@ class Driver:
         self._leases = leases
         self._plan_options: dict[str, Any] = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects}
         self._on_drift: OnDrift = on_drift
+        self._log = LeaseLog(log or RunLog())
         self._watch: RunWatch | None = None
         self._drifted = False
         self._watcher = Watcher()
@@ -180,6 +177,7 @@ class Driver:
         self._claims = self._leases.claims(self._claims)
         self._watch_workers()
         finished = self._leases.finished()
+        self._log.note(self._claims, finished, self.warnings)
         handed_back = {done.lease for done in finished}
         for lease, worker in list(self._claims.items()):
             if lease not in handed_back and worker not in self._workers:
@@ -219,6 +217,8 @@ class Driver:
             if self.is_deposed:
                 return
             self._take_back(keep=set())
+        self._log.note({}, (), self.warnings)
+        self._log.run.end(state, self.progress)
         if self._committer is not None:
             add_run(self._committer.store.path, self.progress)
         with suppress(StoreError):
@@ -243,7 +243,7 @@ class Driver:
         except StoreError:
             return False  # the first worker that has opened its model creates it
         commit_waiting(store)  # of a run in one process that was killed
-        self._committer = Committer(store, self._leases, self._complete)
+        self._committer = Committer(store, self._leases, self._complete, self._log.run)
         claims = self._leases.claims()
         self._watch_workers()
         finished = self._leases.finished()
@@ -296,6 +296,7 @@ class Driver:
         for token, record in list(workers.items()):
             if record.get("stalled") and token not in self._stalled:
                 self._stalled.add(token)
+                self._log.run.write("stall", stage=record["stalled"], worker=token)
                 self.warnings.append(f"{describe(record)} is stalled in {record['stalled']}")
             if "error" in record:
                 self.num_failures += 1

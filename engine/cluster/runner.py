@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ...errors import SessionError, StoreError
 from ..labeling.drift import OnDrift
 from ..labeling.progress import Progress
+from ..labeling.run_log import RunLog
 from ..model.storage import OUTAGE_SECONDS, is_url
 from .driver import ENDED, Driver
 from .job import Job
@@ -57,6 +58,7 @@ def run_on(
     retry_rejects: bool = False,
     on_drift: OnDrift = "warn",
     observer: Observer | None = None,
+    log: RunLog | None = None,
 ) -> Progress:
     """Run a job on a pool, drive it in this process, and return the counts of the run.
 
@@ -65,7 +67,8 @@ def run_on(
     is left.
     """
     leases = Leases(job.store, job.storage_options)
-    driver = Driver(job, leases, shard_of=shard_of, limit=limit, retry_rejects=retry_rejects, on_drift=on_drift)
+    options: dict[str, Any] = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects}
+    driver = Driver(job, leases, **options, on_drift=on_drift, log=log)
     driver.wait_to_lead()
     state = "failed"
     turn = _Turn(driver)
@@ -116,6 +119,7 @@ def run_array(
     retry_rejects: bool = False,
     on_drift: OnDrift = "warn",
     observer: Observer | None = None,
+    log: RunLog | None = None,
 ) -> Progress:
     """Label as one of many processes with the same job, such as the tasks of a Slurm array; returns the run's counts.
 
@@ -123,7 +127,8 @@ def run_array(
     as :func:`run_on`; an interrupt ends this process, and the run if it is the only one.
     """
     leases = Leases(job.store, job.storage_options)
-    options = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects, "on_drift": on_drift}
+    options: dict[str, Any] = {"shard_of": shard_of, "limit": limit, "retry_rejects": retry_rejects}
+    options |= {"on_drift": on_drift, "log": log}
     duty = _Duty(job, leases, options)
     worker = Worker(job, leases, token=new_token(), threads=threads)
     duty.start()
@@ -148,7 +153,7 @@ def is_over(leases: Leases, driver: str) -> bool:
 class _Duty:
     """Drives a run in a thread, or follows the process that does."""
 
-    def __init__(self, job: Job, leases: Leases, options: dict[str, object]) -> None:
+    def __init__(self, job: Job, leases: Leases, options: dict[str, Any]) -> None:
         self.progress = Progress()
         self._job, self._leases, self._options = job, leases, options
         self._over = threading.Event()
@@ -176,7 +181,7 @@ class _Duty:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                driver = Driver(self._job, self._leases, **self._options)  # pyright: ignore[reportArgumentType]
+                driver = Driver(self._job, self._leases, **self._options)
                 if self._followed(driver) or self._driven(driver):
                     self._over.set()
                     return

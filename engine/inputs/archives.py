@@ -6,9 +6,9 @@ costs neither memory nor time; see :func:`tar_members`.
 
 from __future__ import annotations
 
-import re
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
@@ -29,7 +29,7 @@ _ROW = re.compile(r"(?P<row>\d+)(?:/(?P<name>.*))?", re.DOTALL)
 
 
 def split_member(uri: str) -> tuple[str, str] | None:
-    """Return (archive, member) of a member of an archive, or of a row of a table, which is its name or number; else None.
+    """Return (archive, member), or (table, name or number of the row); None for any other file's name.
 
     ``::`` in other names means nothing: a local file may be called ``a::b.jpg``.
     """

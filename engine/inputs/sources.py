@@ -138,13 +138,12 @@ class Source:
         if item.size is not None and item.size > largest:
             raise ImageError("too-large", f"{item.uri} has {item.size:,} bytes; at most {largest:,} are read")
         location = item.path or item.uri
-        row = row_of(item.uri)
+        row = row_of(item.uri, item.path)
         try:
             if part := split_window(item.uri):
                 data = read_window(item.path or part[0], part[1], largest)
             elif row is not None and item.offset is None:
-                table = item.path or row[0]
-                data = read_row(table, row[1], largest, opener_of(table, self._options, self.access))
+                data = read_row(*row, largest, opener_of(row[0], self._options, self.access))
             elif "://" in location:
                 data = remote.read(
                     location,
@@ -223,8 +222,7 @@ class Source:
         tables = tables_at(path)
         if tables is not None:
             for table in tables:
-                stamp = str(os.stat(table).st_mtime_ns)
-                yield from map(Item._make, table_items(table, _printable(table), stamp))
+                yield from map(Item._make, table_items(table, _printable(table), str(os.stat(table).st_mtime_ns)))
         elif stat.S_ISDIR(status.st_mode):
             yield from self._walk(path)
         elif extension == ".tar" and stat.S_ISREG(status.st_mode):

@@ -31,9 +31,10 @@ from ..store.waiting.waiting_rows import WaitingRows, commit_waiting
 from .drift import OnDrift, RunWatch, drift_record
 from .history import add_run
 from .progress import Progress
+from .run_log import RunLog
 from .selection import Selection
 from .stages import Stages
-from .writer import Writer
+from .writer import Done, Writer
 
 DRY_RUN_IMAGES = 64
 """Number of images that a dry run labels."""
@@ -53,6 +54,7 @@ def label(
     max_pixels: int | None = None,
     on_drift: OnDrift = "warn",
     observer: Callable[[Progress], None] | None = None,
+    log: RunLog | None = None,
 ) -> Progress:
     """Label every input of ``source`` that the store does not hold yet.
 
@@ -79,6 +81,8 @@ def label(
         the calibration; ``warn`` labels all of them.
     observer
         Called about twice per second and at the end with the counts so far.
+    log
+        Log of what happens; None writes none.
 
     An interrupt (``KeyboardInterrupt`` in the calling thread) commits the images that finish within two seconds and
     returns with ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
@@ -92,7 +96,7 @@ def label(
         selection.keeper.write(store.path)
     watch = RunWatch.of(store, on_drift)
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit, watch)
-    return _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch)
+    return _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch, log)
 
 
 def segment(
@@ -106,6 +110,7 @@ def segment(
     retry_rejects: bool = False,
     max_pixels: int | None = None,
     observer: Callable[[Progress], None] | None = None,
+    log: RunLog | None = None,
 ) -> Progress:
     """Segment every input of ``source`` that the store does not hold yet; parameters and errors as :func:`label`.
 
@@ -116,7 +121,7 @@ def segment(
     stages = Stages.segmenting(predictor, source, workers=workers, max_pixels=max_pixels)
     store = LabelStore.open_or_create(store_path, segment_record(predictor))
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
-    return _execute(stages, items, earlier, 1, store, observer)
+    return _execute(stages, items, earlier, 1, store, observer, log=log)
 
 
 def dry_run(
@@ -173,12 +178,24 @@ def _execute(
     store: LabelStore | None,
     observer: Callable[[Progress], None] | None,
     watch: RunWatch | None = None,
+    log: RunLog | None = None,
 ) -> Progress:
     """Process items into a store, or only count them without one; ``watch`` may stop the run."""
+    log = log or RunLog()
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
     progress.source.skipped = stages.source.skipped
-    rows = None if store is None else WaitingRows(store)
-    writer = Writer(progress, rows, None if watch is None else watch.add)
+
+    def commit(inputs: int, seconds: float) -> None:
+        log.write("commit", inputs=inputs, seconds=round(seconds, 4))
+
+    def done(done: Done) -> None:
+        if watch is not None:
+            watch.add(done)
+        if done.input.error is not None:
+            log.write("reject", uri=done.input.uri, kind=done.input.error, message=done.input.message)
+
+    rows = None if store is None else WaitingRows(store, commit)
+    writer = Writer(progress, rows, done)
 
     def inputs() -> Iterator[tuple[Item, Writer]]:
         for item in items:
@@ -189,6 +206,7 @@ def _execute(
     def observe(progress: Progress) -> None:
         if watch is not None:
             watch.poll()
+        log.stall(progress.stalled)
         if observer is not None:
             observer(progress)
 
@@ -197,7 +215,14 @@ def _execute(
         if rows is not None:
             rows.flush()
 
-    stages.execute(inputs(), progress, idle=writer.idle, finish=finish, observer=observe)
+    if store is not None:
+        log.start(store.path, "local")
+    state = "failed"
+    try:
+        stages.execute(inputs(), progress, idle=writer.idle, finish=finish, observer=observe)
+        state = "interrupted" if progress.interrupted else "finished"
+    finally:
+        log.end(state, progress)
     progress.drifted = watch is not None and watch.stop.is_set()
     if store is not None:
         add_run(store.path, progress)

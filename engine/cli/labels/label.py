@@ -60,6 +60,7 @@ from .label_options import (
     KeepScoresOption,
     LevelsOption,
     LimitOption,
+    LogOption,
     MasksOption,
     MaxPixelsOption,
     MinScoreOption,
@@ -118,6 +119,7 @@ def label_corpus(
     threads: ThreadsOption = 1,
     batch: BatchOption = 1,
     dry_run: DryRunOption = False,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Label a corpus with a model. The same command again continues where the run stopped.
@@ -143,6 +145,7 @@ def label_corpus(
         windows=cut_of(windows, window_overlap),
         provider=runtime,
         device=device,
+        log=log,
         as_json=as_json,
         dry_run=dry_run,
     )
@@ -239,6 +242,7 @@ def label_prompted(
     threads: ThreadsOption = 1,
     batch: BatchOption = 1,
     dry_run: DryRunOption = False,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Label a corpus with a promptable model, such as Segment Anything, and prompts from one source.
@@ -264,6 +268,7 @@ def label_prompted(
         image_ending=image_ending,
         provider=provider,
         device=device,
+        log=log,
         as_json=as_json,
         dry_run=dry_run,
     )
@@ -341,6 +346,7 @@ def segment_corpus(
     precision: PrecisionOption = None,
     allow_unverified: UnverifiedOption = False,
     threads: ThreadsOption = 1,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut every image into segments without classes, with a promptable model and a grid of points.
@@ -363,6 +369,7 @@ def segment_corpus(
         image_ending=image_ending,
         provider=provider,
         device=device,
+        log=log,
         as_json=as_json,
     )
     prompts = PromptedOptions(sam=run.reached(sam), prompt=tuple(settings or ()))

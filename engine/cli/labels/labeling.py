@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,6 +18,7 @@ from ...cluster.runner import Runner
 from ...cluster.status import published
 from ...labeling.drift import OnDrift
 from ...labeling.instances import InstanceSettings
+from ...labeling.run_log import RunLog
 from ...labeling.selection import Method, Weight
 from ...model.storage import fsspec_options, is_url
 from ...model.taxonomy import Taxonomy
@@ -47,6 +48,7 @@ class LabelingOptions:
     image_ending: str | None
     provider: Provider
     device: str | None
+    log: Path | None
     as_json: bool
     dry_run: bool = False
     windows: Windows | None = None
@@ -89,6 +91,11 @@ class LabelingOptions:
     def reached(self, path: Path | None) -> Path | None:
         """Return a file or folder under a name that every worker reaches it by, with the options of its storage."""
         return path if path is None else reached(with_options(path, self.storage_options), self.runner)
+
+    @cached_property
+    def run_log(self) -> RunLog:
+        """Log of the run."""
+        return RunLog(self.log)
 
     @property
     def say(self) -> Callable[[str], None] | None:
@@ -159,7 +166,7 @@ def run_label(
         display.print_estimate(progress, total, as_json=run.as_json)
         return
     assert run.output is not None, "checked above"
-    common |= {"retry_rejects": run.retry_rejects, "on_drift": on_drift}
+    common |= {"retry_rejects": run.retry_rejects, "on_drift": on_drift, "log": run.run_log}
     images = open_source(source, **run.opening)
     with display.run_display(as_json=run.as_json) as observer:
         if predictor is None:
@@ -181,7 +188,7 @@ def run_segment(run: LabelingOptions, opening: Callable[[], Any], source: str) -
     from ...report import display
 
     assert run.output is not None, "the command requires a store"
-    common = {**run.common, "retry_rejects": run.retry_rejects}
+    common = {**run.common, "retry_rejects": run.retry_rejects, "log": run.run_log}
     gpus = _devices(run)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     predictor = None if gpus or run.runner != "local" else opening()
@@ -231,7 +238,9 @@ def _run_leases(
         "retry_rejects": run.retry_rejects,
         "on_drift": on_drift,
         "observer": observer,
+        "log": run.run_log,
     }
+    run.run_log.start(run.place, "several GPUs" if gpus else run.runner)
     if run.runner == "array":
         return run_array(job, threads=run.threads, **options)
     if run.runner == "local":

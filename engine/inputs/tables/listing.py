@@ -62,12 +62,12 @@ def table_items(path: str, printable: str, stamp: str, opener: Opener | None = N
         raise SourceError(f"{path} is not a table of images that can be read: {error}") from error
 
 
-def row_of(uri: str) -> tuple[str, int] | None:
-    """Return (table, row) of the name of an image in a table; None for any other name."""
+def row_of(uri: str, path: str | None = None) -> tuple[str, int] | None:
+    """Return (table, row) of the name of an image in a table, at ``path`` if it has another; None for other names."""
     if "::" not in uri:
         return None
     match = _ROW.fullmatch(uri)
-    return None if match is None else (match["table"], int(match["row"]))
+    return None if match is None else (path or match["table"], int(match["row"]))
 
 
 def piece_of(uri: str) -> tuple[str, int] | None:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ....errors import StoreError, UsageError
 from ..label_store import LabelStore
 from ..moments import Moment
-from ..run_record import check_run
 from ..schema import KEYS, SCHEMAS
 from ..table import store_errors
+from .merge import check_alike
 
 
 def open_stores(
@@ -51,7 +51,7 @@ class JoinedStores(LabelStore):
     def __init__(self, stores: Sequence[LabelStore]) -> None:
         """Join stores; raises :class:`StoreMismatch` if they were made with different options."""
         for store in stores[1:]:
-            check_run(store.path, store.run, stores[0].run)
+            check_alike(stores[0], store)
         self._stores = list(stores)
         super().__init__(Path(", ".join(str(store.path) for store in stores)), stores[0].run)
         self._fixed = Moment(labels=0, inputs=0, reviews=0)  # it cannot be written to

@@ -68,7 +68,7 @@ def merge_stores(
     sources = [LabelStore.open(path) for path in stores]
     others = [LabelStore.open(output)] if (Path(output) / RUN_FILE).exists() else []
     for other in (*sources[1:], *others):
-        _check_alike(sources[0], other)
+        check_alike(sources[0], other)
     target = LabelStore.open_or_create(output, sources[0].run)
     before = sum(len(target.table([], name)) for name in SCHEMAS)
     num_rows = [sum(len(source.table([], name)) for source in sources) for name in SCHEMAS]
@@ -95,7 +95,7 @@ def merge_stores(
     )
 
 
-def _check_alike(store: LabelStore, other: LabelStore) -> None:
+def check_alike(store: LabelStore, other: LabelStore) -> None:
     """Raise :class:`StoreMismatch` unless the labels of two stores were made with the same options."""
     kinds = ["segments without classes" if each.run.get("maps") == SEGMENTS else "labels" for each in (store, other)]
     if kinds[0] != kinds[1]:

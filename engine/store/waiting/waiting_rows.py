@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -47,8 +47,10 @@ _WAITING = f"{LEASES}/waiting"
 class WaitingRows:
     """Receives the rows of a run in one process and commits them when that is cheap; :meth:`flush` ends the run."""
 
-    def __init__(self, store: LabelStore) -> None:
+    def __init__(self, store: LabelStore, observer: Callable[[int, float], None] | None = None) -> None:
+        """Create a receiver; ``observer`` is called after each commit with its number of inputs and its seconds."""
         self._store = store
+        self._observer = observer
         self._folder = open_folder(store.path)
         self._process = secrets.token_hex(6)
         self._files: list[str] = []
@@ -91,6 +93,8 @@ class WaitingRows:
         is_damaged = _commit_files(self._store, self._folder, self._files, fresh)
         self._last = time.monotonic()
         self._seconds = self._last - started
+        if self._observer is not None:
+            self._observer(self._num_rows, self._seconds)
         self._files, self._num_rows, self._num_bytes = [], 0, 0
         if is_damaged:
             raise StoreError(f"files of {self._store.path} in {_WAITING} were damaged; run the same command again")
