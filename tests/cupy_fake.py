@@ -415,8 +415,9 @@ def _module() -> tuple[ModuleType, ModuleType]:
         "zeros": lambda shape, dtype=float: _filled(shape, dtype, 0, "zeros"),
     }
     names = (
-        "abs", "arange", "bincount", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp", "isfinite",
-        "maximum", "minimum", "moveaxis", "pad", "repeat", "sqrt", "stack", "where",
+        "abs", "arange", "argsort", "bincount", "broadcast_to", "clip", "concatenate", "diagonal", "einsum", "exp",
+        "flatnonzero", "isfinite", "maximum", "minimum", "moveaxis", "pad", "repeat", "rint", "searchsorted", "sqrt",
+        "stack", "where",
     )  # fmt: skip
     for name in names:
         functions[name] = _each(getattr(np, name))

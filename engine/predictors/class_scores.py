@@ -18,12 +18,12 @@ def class_scores(values: Any, taxonomy: Taxonomy, activation: Activation, xp: An
     num_scored = taxonomy.num_scored
     groups = np.arange(num_scored) if taxonomy.groups is None else taxonomy.groups
     groups = np.where(groups < 0, taxonomy.num_targets, groups)
-    values = values.astype(xp.float64)
+    values = values.astype(np.float64)
     if activation == "softmax":
         values = xp.exp(values - values.max(axis=1, keepdims=True))
     rank = values
     if taxonomy.groups is not None:
-        rank = xp.full((len(values), num_scored), -xp.inf if activation == "sigmoid" else 0.0)
+        rank = xp.full((len(values), num_scored), -np.inf if activation == "sigmoid" else 0.0)
         for channel, target in enumerate(groups.tolist()):
             if activation == "sigmoid":
                 rank[:, target] = xp.maximum(rank[:, target], values[:, channel])
@@ -40,4 +40,4 @@ def class_scores(values: Any, taxonomy: Taxonomy, activation: Activation, xp: An
     else:
         scores = 1 / (1 + xp.exp(rank)) if activation == "sigmoid" else 1 - rank
     unreached = xp.asarray(~np.isin(np.arange(num_scored), groups))
-    return xp.where(unreached, -xp.inf, rank), xp.where(unreached, xp.inf, scores).astype(xp.float32)
+    return xp.where(unreached, -np.inf, rank), xp.where(unreached, np.inf, scores).astype(np.float32)

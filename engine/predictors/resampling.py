@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.plans.class_stats import bilinear_taps
+from ..backends.base import Backend
 
 
 def bilinear_matrix(position: NDArray[np.float64], samples: int) -> NDArray[np.float32]:
@@ -40,15 +41,15 @@ def bilinear_weights(
 
 
 def sample_pixels(
-    scores: Any, size: tuple[int, int], region: tuple[float, float, float, float], cells: Any, xp: Any = np
+    scores: Any, size: tuple[int, int], region: tuple[float, float, float, float], cells: Any, backend: Backend
 ) -> Any:
     """Interpolate the values (S, C) float32 of a map (h, w, C) at the flat pixel indices ``cells`` of the map decoded
-    to ``size``; ``region`` (y0, x0, y1, x1) is the part of the map that covers the pixels, ``xp`` the arrays' library.
+    to ``size``; ``region`` (y0, x0, y1, x1) is the part of the map that covers the pixels. All are on ``backend``.
     """
     taps = []
     for axis, index in enumerate((cells // size[1], cells % size[1])):
         along = bilinear_taps(scores.shape[axis], size[axis], region[axis], region[axis + 2])
-        lower, upper, weight = (xp.asarray(array)[index] for array in (along.lower, along.upper, along.weight))
+        lower, upper, weight = (backend.constant(array)[index] for array in (along.lower, along.upper, along.weight))
         taps.append((lower, upper, weight[:, None]))
     (above, below, down), (left, right, across) = taps
     upper = (1 - across) * scores[above, left] + across * scores[above, right]

@@ -72,7 +72,10 @@ class StoreReader:
         Raises :class:`StoreError` if the maps hold segment numbers, which have no classes.
         """
         if self.run.get("maps") == SEGMENTS:
-            raise StoreError(f"{self.path} holds segments without classes (made by `maskmill segment`)")
+            raise StoreError(
+                f"{self.path} holds segments without classes (made by `maskmill segment`), and this needs classes: use "
+                "`maskmill label` or `label-prompted`; `maskmill show STORE IMAGE` draws the segments of an image"
+            ).of_the_call()
         return self.run["classes"]
 
     @property

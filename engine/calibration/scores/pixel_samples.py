@@ -60,9 +60,9 @@ def class_values(score_map: ScoreMap, size: tuple[int, int], draw: Draw) -> Any:
 
     The result is on the backend of the map; call it inside its ``queue()``.
     """
-    xp = score_map.backend.xp
-    scores = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
-    return sample_pixels(scores, size, score_map.region, xp.asarray(draw.cells), xp)
+    backend = score_map.backend
+    scores = score_map.scores if score_map.layout == "HWC" else backend.xp.moveaxis(score_map.scores, 0, -1)
+    return sample_pixels(scores, size, score_map.region, backend.xp.asarray(draw.cells), backend)
 
 
 class PixelSamples:

@@ -101,24 +101,24 @@ class ScoreKeeper:
                 taxonomy, thresholds=self.limits, outputs=("top", "share", "dispersion", "set_size")
             )
             best = score_map.decode(taxonomy, truth=stats.top, outputs=("true_score",)).true_score
-            top = stats.top.astype(xp.int64)
+            top = stats.top.astype(np.int64)
             holds_top = best <= xp.asarray(self.limits)[top]
             cells = xp.flatnonzero(stats.set_size > holds_top)
             counts, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
-            num_more = xp.zeros(top.size, xp.int64)
+            num_more = xp.zeros(top.size, np.int64)
             num_more[cells] = counts
-            rest = 1 - stats.share.astype(xp.float64)
+            rest = 1 - stats.share.astype(np.float64)
             largest = xp.maximum(rest * rest / (taxonomy.num_scored - 1), 1e-30)
             ratio = xp.clip(xp.rint(stats.dispersion / largest * RATIO_LEVELS), 0, RATIO_LEVELS)
             ratio = xp.where(rest > _CERTAIN, ratio, RATIO_LEVELS)
             arrays = backend.download(
                 top.astype(wide),
                 self.levels.codes(best, top, xp),
-                ratio.astype(xp.uint8),
+                ratio.astype(np.uint8),
                 num_more.reshape(top.shape).astype(wide),
                 classes.astype(wide),
                 self.levels.codes(scores, classes, xp),
-                *([] if is_softmax else [cells_of(rest.astype(xp.float32), xp).astype(xp.uint16)]),
+                *([] if is_softmax else [cells_of(rest.astype(np.float32), xp).astype(np.uint16)]),
             )
         top, code, ratio, num_more, more_class, more_code, *share = arrays
         return encode_scores(
@@ -139,11 +139,12 @@ class ScoreKeeper:
         """
         xp = score_map.backend.xp
         values = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
-        values = sample_pixels(values, score_map.size, score_map.region, cells, xp=xp)
+        values = sample_pixels(values, score_map.size, score_map.region, cells, score_map.backend)
         _, scores = class_scores(values, taxonomy, score_map.activation, xp)
         member = scores <= xp.asarray(self.limits)
         member[xp.arange(len(top)), top] = False
-        row, classes = xp.nonzero(member)
+        places = xp.flatnonzero(member)
+        row, classes = places // member.shape[1], places % member.shape[1]
         chosen = scores[row, classes]
         order = xp.argsort(row + xp.clip(chosen, 0, 1) / 2)
         return member.sum(axis=1), classes[order], chosen[order]

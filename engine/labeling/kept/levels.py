@@ -71,7 +71,7 @@ class ScoreLevels:
     def codes(self, scores: Any, classes: Any, xp: Any = np) -> Any:
         """Return the uint16 codes of scores; ``classes`` are their scored classes, of the same shape."""
         above = scores > xp.asarray(self.splits)[classes]
-        return (cells_of(scores, xp) + above).astype(xp.uint16)
+        return (cells_of(scores, xp) + above).astype(np.uint16)
 
     def limits(self, thresholds: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the largest code (Ke,) that each class's threshold accepts; -1 if it accepts none."""

@@ -118,8 +118,12 @@ def test_a_promptable_model_alone_segments_everything(home: Path) -> None:
     shown = ok("show", "segments", "1.png", "-o", "segments.png", cwd=home)
     assert shown == "wrote segments.png\n"
     refused = maskmill("evaluate", "segments", "--labels", "labels", cwd=home)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "holds segments without classes" in refused.stderr
+    for words in (("report", "segments", "-o", "r.html"), ("rank", "segments", "-o", "q.json"), ("serve", "segments")):
+        refused = maskmill(*words, cwd=home)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "`maskmill show STORE IMAGE` draws the segments" in refused.stderr
     with pytest.raises(StoreError, match="holds segments without classes"):
         _ = store.classes
 
