@@ -129,6 +129,7 @@ def test_an_interrupted_reselection_continues_and_holds_every_row_once(
 ) -> None:
     monkeypatch.setattr(writer, "COMMIT_ROWS", 1)
     monkeypatch.setattr(waiting_rows, "COMMIT_SHARE", 1e9)
+    monkeypatch.setattr(waiting_rows, "CHEAP_SECONDS", 1e9)
     with monkeypatch.context() as failing:
         commit, commits = LabelStore.commit_tables, []
 
