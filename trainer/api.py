@@ -134,6 +134,7 @@ def train(
     taxonomy: Location | None = None,
     init: Location | None = None,
     settings: Mapping[str, object] | None = None,
+    allow_code: bool = False,
     device: str | None = None,
     workers: int = 2,
     progress: bool = False,
@@ -159,6 +160,8 @@ def train(
         Run with the same network and classes whose student is the start (warm start).
     settings
         Recipe settings by name, such as ``{"crop": 256, "model": "tiny", "method.cover": 0.5}``.
+    allow_code
+        Import and call the function that ``settings`` name as the model.
     device, workers
         ``cpu``, ``cuda`` or ``cuda:N`` (a GPU if there is one, if None); processes that load images.
     progress
@@ -174,7 +177,8 @@ def train(
     check_choice("recipe", recipe, RECIPES)
     if background is not None and classes is None:
         raise UsageError("background needs classes: a file, or their names")
-    settled_recipe = with_settings(RECIPES[recipe](), [f"{name}={value}" for name, value in (settings or {}).items()])
+    texts = [f"{name}={value}" for name, value in (settings or {}).items()]
+    settled_recipe = with_settings(RECIPES[recipe](), texts, allow_code=allow_code)
     corpus = open_corpus(
         stores=[stores] if isinstance(stores, str | os.PathLike) else stores,
         labeled=labeled,

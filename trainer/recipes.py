@@ -22,6 +22,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from ..checks import check_choice
+from ..engine.model.input_spec import MAX_SIDE
 from ..engine.model.schema import read_value
 from ..errors import UsageError
 from .methods import AllSpark, ConformalSam, Consistency, Method, S2c, Supervised, check
@@ -127,13 +128,20 @@ class Recipe:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "crop", "log_every", "validate_every", "save_every"):
+        for name in ("steps", "log_every", "validate_every", "save_every"):
             check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name, most in (("batch", 65_536), ("accumulate", 65_536), ("crop", MAX_SIDE)):
+            check(1 <= getattr(self, name) <= most, name, f"from 1 to {most}", getattr(self, name))
         check(self.epochs is None or self.epochs >= 1, "epochs", "at least 1", self.epochs)
         if self.labeled is not None:
             check(0 < self.labeled <= self.batch, "labeled", f"from 1 to the batch of {self.batch}", self.labeled)
         low, high = self.scale
-        check(0 < low <= high, "scale", "two positive numbers, the lower one first", self.scale)
+        check(
+            0 < low <= high <= MAX_SIDE,
+            "scale",
+            f"two positive numbers up to {MAX_SIDE}, the lower one first",
+            self.scale,
+        )
         check(0 <= self.flip <= 1, "flip", "from 0 to 1", self.flip)
         check(self.lr > 0 and math.isfinite(self.lr), "lr", "above 0", self.lr)
         for name in ("head_lr", "weight_decay", "warmup", "clip", "ohem_pixels"):
@@ -261,11 +269,18 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
 _COMMON_OPTIONS = ("pretrained", "freeze_batchnorm")
 
 
-def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+def names_code(model: str) -> bool:
+    """Return True if a model's name is ``package.module:function``: to build it, that is imported and called."""
+    while model.startswith(("cam:", "allspark:")):
+        model = model.partition(":")[2]
+    return ":" in model and not model.startswith("smp:")
+
+
+def with_settings(recipe: Recipe, settings: Sequence[str], *, allow_code: bool = False) -> Recipe:
     """Return the recipe with ``key=value`` settings; ``method.key`` sets the method, ``model.key`` the network.
 
     Values are parsed according to the type of the field; options of the network as JSON, or else as text. Raises
-    :class:`UsageError`.
+    :class:`UsageError`, also for a function as the model unless ``allow_code`` is given.
     """
     changes: dict[str, Any] = {}
     method: dict[str, Any] = {}
@@ -288,6 +303,11 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             )
         else:
             changes[key] = _value(key, text, _type_of(recipe, key, key))
+    if names_code(changes.get("model", "")) and not allow_code:
+        raise UsageError(
+            f"model={changes['model']:.80} names a function, which training imports and calls; allow that with "
+            "--allow-code (allow_code=True) if you trust it"
+        )
     return replace(recipe, method=replace(recipe.method, **method), model_options=options, **changes)
 
 

@@ -65,7 +65,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     launched = {"PYTHONPATH": str(tmp_path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     pair = [
         start(
-            [*common, "--set=model=plain_network:plain", "-o", str(tmp_path / "two")],
+            [*common, "--set=model=plain_network:plain", "--allow-code", "-o", str(tmp_path / "two")],
             RANK=rank,
             LOCAL_RANK=rank,
             **launched,

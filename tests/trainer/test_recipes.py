@@ -40,7 +40,7 @@ def test_settings_are_read_as_the_types_of_their_fields_say() -> None:
         ("corp=3", "no setting corp; this recipe has .*crop"),
         ("method.corp=3", "no setting method.corp; this recipe has method.selection"),
         ("crop=big", "crop must be an integer, got 'big'"),
-        ("crop=0", "crop must be at least 1"),
+        ("crop=0", "crop must be from 1"),
         ("compile=yes", "true or false"),
         ("scale=1", "numbers with commas"),
         ("scale=2,1", "lower one first"),

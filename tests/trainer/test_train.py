@@ -165,7 +165,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(tmp_path: Path, corpus: Corpus) ->
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_images_of_its_step(tmp_path: Path, corpus: Corpus) -> None:
-    recipe = with_settings(recipe_of("supervised"), [f"model={plain.__module__}:never_finite"])
+    recipe = with_settings(recipe_of("supervised"), [f"model={plain.__module__}:never_finite"], allow_code=True)
     recipe = Recipe(**{**vars(recipe), "model_options": {}})
     with pytest.raises(TrainingError, match=r"loss of step 0 is not finite \(loss nan\).*Its images: .*\.png, .*\.png"):
         run(tmp_path / "run", recipe, corpus)

@@ -18,7 +18,5 @@ DeviceOption = Annotated[
 
 AllowCodeOption = Annotated[
     bool,
-    typer.Option(
-        "--allow-code", help="Import and call the function that a run names as its model; it can run any code."
-    ),
+    typer.Option("--allow-code", help="Import and call the function that is named as the model; it can run any code."),
 ]

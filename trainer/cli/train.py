@@ -11,7 +11,7 @@ from ...engine.cli.options import AsStoredOption, IdsOption, JsonOption, Pairing
 from ...engine.formats.open import InputFormat
 from ...errors import UsageError
 from ..recipes import RecipeName
-from .options import DeviceOption
+from .options import AllowCodeOption, DeviceOption
 
 
 @reads_urls
@@ -89,6 +89,7 @@ def train_student(
             show_default=False,
         ),
     ] = None,
+    allow_code: AllowCodeOption = False,
     device: DeviceOption = None,
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Processes that load images, per training process.")
@@ -109,7 +110,7 @@ def train_student(
 
     if background is not None and classes is None:
         raise UsageError("--background NAME needs --classes FILE")
-    settled_recipe = with_settings(RECIPES[recipe](), settings or ())
+    settled_recipe = with_settings(RECIPES[recipe](), settings or (), allow_code=allow_code)
     names = None if classes is None else read_ordered_class_names(classes)
     corpus = open_corpus(
         stores=stores or (),

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from ...engine.model.input_spec import InputSpec
 from ...errors import TrainingError, UsageError
+from ..recipes import names_code
 from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 from . import networks
 from .allspark import allspark
@@ -133,13 +134,6 @@ class Student:
     """The record of its training."""
     thresholds: NDArray[np.float64] | None = None
     """(K,) thresholds of its prediction sets if it was calibrated while it was trained, otherwise None."""
-
-
-def names_code(name: str) -> bool:
-    """Return True if a model's name is ``package.module:function``: to build it, that is imported and called."""
-    while name.startswith(("cam:", "allspark:")):
-        name = name.partition(":")[2]
-    return ":" in name and not name.startswith("smp:")
 
 
 def load_run(path: str | os.PathLike[str], *, allow_code: bool = False) -> Student:

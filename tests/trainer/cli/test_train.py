@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,48 @@ def test_a_wrong_call_says_what_is_missing(
     with pytest.raises(UsageError, match=message):
         call("train", "-o", tmp_path / "run", *TINY, *options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model=os:system", "names a function, which training imports and calls; allow that with --allow-code"),
+        ("model=cam:hostile_model:build", "names a function, which training imports and calls"),
+        ("crop=1000000000", "crop must be from 1 to 32768, got 1000000000"),
+        ("batch=1000000000", "batch must be from 1 to 65536, got 1000000000"),
+        ("steps=-1", "steps must be at least 1"),
+        ("lr=nan", "lr must be above 0"),
+        ("scale=1,1e9", "scale must be two positive numbers up to 32768"),
+        ("crop=1e999", "crop must be an integer"),
+        ("model=../../x", "there is no model '../../x'"),
+        ("model.size=x", "does not take these options"),
+        ("=", "there is no setting"),
+    ],
+)
+def test_a_hostile_setting_is_one_line_and_runs_nothing(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    (tmp_path / "hostile_model.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("os.system", lambda *arguments: pytest.fail("called"))
+    (tmp_path / "classes.txt").write_text("\n".join(COLORS))
+    arguments = ["train", "--labeled", photos, "--classes", tmp_path / "classes.txt", "--recipe", "supervised"]
+    options = ["-o", tmp_path / "run", "--device", "cpu", "--workers", 0, *TINY, f"--set={setting}"]
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *options)])
+    assert isinstance(result.exception, UsageError), result.exception
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert "hostile_model" not in sys.modules
+
+
+def test_names_with_colons_pair_with_their_own_maps_and_train(tmp_path: Path, photos: Path) -> None:
+    for folder in ("images", "labels"):
+        for number, file in enumerate(sorted((photos / folder).iterdir())):
+            file.rename(file.with_name(("a::b", "s.tar::c", "::d", "e::", "f::g::h", "plain")[number] + file.suffix))
+    (tmp_path / "classes.txt").write_text("\n".join(COLORS))
+    call(
+        "train", "--labeled", photos, "--classes", tmp_path / "classes.txt", "--recipe",
+        "supervised", "-o", tmp_path / "run", "--device", "cpu", "--workers", 0, *TINY,
+    )  # fmt: skip
+    text = call("evaluate", tmp_path / "run", "--images", photos / "images", "--labels", photos / "labels", "--json")
+    assert json.loads(text)["num_images"] == 6
