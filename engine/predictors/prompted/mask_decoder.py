@@ -99,11 +99,11 @@ class PromptDecoder:
             for name, values in zip(self._embeddings, embeddings, strict=True)
         }
         points, labels = _with_points(prompts, rows, number, xp)
+        feeds |= {"points": points, "labels": labels}
         if self.spec.masks:
-            feeds |= mask_feeds(
-                None if prompts.masks is None else prompts.masks[xp.asarray(rows)], self.spec, xp, num=len(rows)
-            )
-        outputs = self._call({**feeds, "points": points, "labels": labels})
+            masks = None if prompts.masks is None else prompts.masks[xp.asarray(rows)]
+            feeds |= mask_feeds(masks, self.spec, xp, num=len(rows))
+        outputs = self._call(feeds)
         return [output[:num] for output in outputs]
 
     def _official(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:

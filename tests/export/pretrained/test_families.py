@@ -115,11 +115,17 @@ def assert_prompts(bundle: Bundle, model: Any, *, best: bool = False) -> None:
         ):  # fmt: skip
             feeds = dict(zip(names, embeddings, strict=True))
             feeds |= {"points": prompt[:num], "labels": np.tile(np.float32(labels), (num, 1))}
+            grid = bundle.prompt.mask_height
+            earlier = np.where(np.arange(grid) < grid // 2, np.float32(9), np.float32(-9)) * np.ones((num, 1, grid, 1))
+            given = labels == [2, 3]  # a mask beside a box
+            feeds["mask_input"] = earlier.astype(np.float32)
+            feeds["has_mask_input"] = np.full(num, given, np.float32)
             masks, ious = decoder.run(feeds)
             with torch.no_grad():
                 expected = model(
                     pixel_values=torch.from_numpy(batch[:num]),
                     **{name: torch.from_numpy(value) for name, value in own.items()},
+                    **({"input_masks": torch.from_numpy(feeds["mask_input"])} if given else {}),
                 )
             all_masks, all_ious = expected.pred_masks[:, 0], expected.iou_scores[:, 0]
             if best:
