@@ -12,8 +12,9 @@ DEMO   := $(if $(filter no,$(STUDENT)),$(VENV)/.demo-ready,$(VENV)/.student-read
 # throwaway environments: the tools of label formats, and the oldest versions of image libraries that work
 TOOLS  := $(VENV)-tools
 OLD    := $(VENV)-old
+SCALE  := $(VENV)-scale
 
-.PHONY: setup demo test test-long test-export family-references foundation test-gpu fuzz test-formats test-old check format site docs-commands bench msrc students prompted clean
+.PHONY: setup demo test test-long test-export family-references foundation test-gpu fuzz test-formats test-old test-scale check format site docs-commands bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -53,6 +54,9 @@ test-formats: $(VENV)/.formats-ready $(TOOLS)/.ready ## label files against the 
 
 test-old: $(OLD)/.ready ## images, labels and stores with older OpenCV, Pillow and PyArrow
 	$(OLD)/bin/python -m pytest $(addprefix tests/engine/,inputs formats model store labeling)
+
+test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of a local S3 server
+	$(SCALE)/bin/python -m pytest tests/engine/cluster
 
 check: $(VENV)/.dev-ready ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -108,8 +112,14 @@ $(OLD)/.ready: $(PACKAGED)
 	  aiohttp hypothesis psutil pycocotools pytest pytest-timeout
 	@touch $@
 
+$(SCALE)/.ready: $(PACKAGED)
+	$(PYTHON) -m venv $(SCALE)
+	$(SCALE)/bin/python -m pip install --quiet --editable '.[cpu,ray,s3]' 'moto[server,s3]' \
+	  aiohttp hypothesis psutil pytest pytest-timeout
+	@touch $@
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-references $(TOOLS) $(OLD) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-references $(TOOLS) $(OLD) $(SCALE) build dist *.egg-info demo-output .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
