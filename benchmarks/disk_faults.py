@@ -45,7 +45,7 @@ from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.waiting import waiting_rows
 from maskmill.errors import MaskmillError
 writer.COMMIT_ROWS = 2
-waiting_rows.COMMIT_SHARE = 1.0
+waiting_rows.COMMIT_SHARE = waiting_rows.CHEAP_SECONDS = 1e9
 folder = Path(sys.argv[1])
 bundle = Bundle.load(folder / "bundle")
 predictor = SemanticPredictor(bundle, OnnxSession(bundle))

@@ -1,4 +1,4 @@
-"""How many calls does a model of named classes need, and how fast is it against the loop over images and classes?
+"""Calls and time of a model of named classes, against the loop over images and classes.
 
     python benchmarks/named_classes.py BUNDLE CHECKPOINT [--images 8] [--classes 20] [--rounds 3] [-o FILE]
 

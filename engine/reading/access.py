@@ -91,8 +91,8 @@ def limit_reads(*, timeout: float = 30.0, retries: int = 2, schemes: Sequence[st
     stores). The limits hold for the thread that sets them, and for what it starts. Raises :class:`UsageError` for
     values out of range. ::
 
-        with maskmill.limit_reads(timeout=5, retries=0, schemes=["https"]):
-            maskmill.label("deeplab", "photos.txt", "labels")
+        with limit_reads(timeout=5, retries=0, schemes=["https"]):
+            source = open_source("photos")
     """
     access = Access(timeout=timeout, retries=retries, schemes=SCHEMES if schemes is None else tuple(schemes))
     token = _current.set(access)

@@ -39,5 +39,5 @@ def label_folder(bundle: Bundle, photos: Path | str, store: Path, **options) -> 
 
 if __name__ == "__main__":
     # bundle, photos, store, rows a commit: what the tests start and kill
-    writer.COMMIT_ROWS, waiting_rows.COMMIT_SHARE = int(sys.argv[4]), 1.0
+    writer.COMMIT_ROWS, waiting_rows.COMMIT_SHARE, waiting_rows.CHEAP_SECONDS = int(sys.argv[4]), 1e9, 1e9
     label_folder(Bundle.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), workers=2)

@@ -93,8 +93,8 @@ def test_the_parts_of_two_processes_make_the_whole(tmp_path: Path) -> None:
     assert all(part.any() for part in parts)
 
 
-@pytest.mark.parametrize("size", [(20, 30), (5, 30), (7, 6)])
-@pytest.mark.parametrize(("tile", "overlap"), [(None, 0), (8, 0), (8, 3)])
+@pytest.mark.parametrize("size", [(40, 60), (10, 60), (14, 12)])
+@pytest.mark.parametrize(("tile", "overlap"), [(None, 0), (16, 0), (16, 6)])
 def test_an_image_of_any_size_is_labeled_whole_and_in_tiles(
     size: tuple[int, int], tile: int | None, overlap: int
 ) -> None:

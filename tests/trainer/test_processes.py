@@ -72,7 +72,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
         )
         for rank in "01"
     ]
-    here = ["train", *common, f"--set=model={plain.__module__}:plain", "-o", str(tmp_path / "one")]
+    here = ["train", *common, f"--set=model={plain.__module__}:plain", "--allow-code", "-o", str(tmp_path / "one")]
     alone = CliRunner().invoke(app, here, catch_exceptions=False)
     assert alone.exit_code == 0
     finish(pair)

@@ -60,7 +60,7 @@ from ..runner_options import (
     threads_of,
 )
 from .recalibrate import recalibrate, weigh
-from .runners import LabeledImages, calibrate_with
+from .runners import CalibrationImages, calibrate_with
 
 
 @reads_urls
@@ -290,7 +290,7 @@ def calibrate_thresholds(
         )
         opening = partial(open_prompted, prompted, reached(taxonomy, runner), options=options)
     predictor, model_classes = opening(say=None if as_json else say)
-    labeled = LabeledImages(
+    labeled = CalibrationImages(
         images=reached(images, runner),
         labels=reached(labels, runner),
         reviewed=reached(reviewed, runner),

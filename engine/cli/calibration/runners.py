@@ -21,7 +21,7 @@ from ..runner_options import threads_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabeledImages:
+class CalibrationImages:
     """Options that name labeled images, as given; every process opens them by itself."""
 
     images: str | None
@@ -67,7 +67,7 @@ def calibrate_with(
     output: Path,
     *,
     opening: Callable[[], tuple[Any, Taxonomy]],
-    labeled: LabeledImages,
+    labeled: CalibrationImages,
     grid: tuple[int, int] | None,
     workers: str | None,
     address: str | None,

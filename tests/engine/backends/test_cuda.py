@@ -87,8 +87,8 @@ def test_labels_and_weights_are_those_of_the_host(
     bundle = built(tmp_path, gain=4.0, size=(16, 16), stride=4)
     taxonomy = Taxonomy.of_model(bundle)
     image = photo(16, 16) if tile is None else photo(30, 42)  # photo and tiles have the input's size
-    expected = select(on_host(bundle, tile=tile, overlap=4).predict(image), taxonomy, selection)
-    score_map = on_device(bundle, tile=tile, overlap=4).predict(image)
+    expected = select(on_host(bundle, tile=tile, overlap=4 if tile else 0).predict(image), taxonomy, selection)
+    score_map = on_device(bundle, tile=tile, overlap=4 if tile else 0).predict(image)
     assert type(score_map.scores) is cupy_fake.CupyArray
     select(score_map, taxonomy, selection)  # the first time, constant tables are uploaded
     cupy_fake.events.clear()

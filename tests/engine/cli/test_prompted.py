@@ -156,7 +156,7 @@ def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
         ("calibrate --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
         (
             "calibrate --cam cam --images photos --labels labels --alpha .1 -o c.json",
-            "use --cam BUNDLE together with --sam",
+            "--cam and --detector give prompts for --sam BUNDLE",
         ),
         ("calibrate cam --cam cam --sam sam --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
         (

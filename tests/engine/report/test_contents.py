@@ -35,7 +35,9 @@ def test_the_run_is_told_in_words_and_without_hashes(tmp_path: Path) -> None:
 
 
 def test_kept_scores_and_the_origin_of_a_reselection_are_told(tmp_path: Path) -> None:
-    run = {**RUN, "kept_scores": {"alpha": "0.05"}, "reselected_from": {"store": "/data/labels"}}
+    kept = {"version": 2, "alpha": "0.05", "limits": [0.1], "splits": [0.0], "calibration": "c" * 64}
+    origin = {"store": "/data/labels", "selection": {}, "kept_scores": "k" * 64}
+    run = {**RUN, "kept_scores": kept, "reselected_from": origin}
     lines = describe_store(LabelStore.create(tmp_path / "store", run))
     assert "kept scores: for `maskmill reselect` at alpha 0.05 and above" in lines
     assert "reselected from: /data/labels" in lines

@@ -229,7 +229,7 @@ def test_stores_are_not_mixed_up(kept: LabelStore, bundle: Bundle, photos: Path,
     with pytest.raises(UsageError, match="is the store to read; choose another folder"):
         reselect(kept, kept.path, Reselection())
     reselect(kept, tmp_path / "new", Reselection(alpha="0.2"))
-    assert reselect(kept, tmp_path / "new", Reselection(alpha="0.20")).inputs == 0  # the same alpha: nothing is left
+    assert reselect(kept, tmp_path / "new", Reselection(alpha="0.20")).images == 0  # the same alpha: no label is left
     with pytest.raises(StoreMismatch, match=r"calibration.alpha: '0.2' there, '0.3' now"):
         reselect(kept, tmp_path / "new", Reselection(alpha="0.3"))
     label_folder(bundle, photos / "images", tmp_path / "plain", selection=Selection.argmax())
