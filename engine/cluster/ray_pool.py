@@ -23,6 +23,8 @@ MAX_FAILED_STARTS = 10
 """Number of workers that die before they have opened their model after which no further one is started."""
 IDLE_SECONDS = 60.0
 """Time after which workers without a lease end, down to the smallest number."""
+NICENESS = "0"
+"""Niceness of workers relative to Ray's own processes; Ray's default of 15 starves labeling beside any other work."""
 _STALL_SECONDS = 30.0  # time after which workers that Ray has no room for are reported
 
 
@@ -143,6 +145,7 @@ class RayPool:
                 max_restarts=0,
                 max_concurrency=2,
                 scheduling_strategy="SPREAD",
+                runtime_env={"env_vars": {"RAY_worker_niceness": NICENESS}},
             )
             .remote(token, driver.token, self._job, self._cpus, self._worker)
         )

@@ -40,12 +40,14 @@ class TestRay:
         job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store", pause=0.02)
         pool = RayPool(job, RaySettings(min_workers=2, max_workers=2, cpus_per_worker=1))
         killed: list[int] = []
+        niceness: list[int] = []
 
         def kill() -> None:
             leases = Leases(tmp_path / "store")
             while not killed:
                 busy = [record["process"] for record in leases.workers().values() if record["leases"]]
                 if busy:
+                    niceness.append(os.getpriority(os.PRIO_PROCESS, busy[0]))
                     time.sleep(0.5)
                     os.kill(busy[0], signal.SIGKILL)
                     killed.append(busy[0])
@@ -55,6 +57,7 @@ class TestRay:
         thread.start()
         progress = run_on(pool, job)
         assert killed
+        assert niceness == [os.getpriority(os.PRIO_PROCESS, 0)], "as an ordinary run, not behind other programs"
         assert progress.images == 300
         assert any("died" in warning for warning in progress.warnings)
         assert_exactly_once(tmp_path, bundle, paths)
