@@ -35,6 +35,7 @@ def cluster() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(
+            address="local",  # a cluster that already runs here is another one
             num_cpus=3,
             include_dashboard=False,
             log_to_driver=False,
