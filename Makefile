@@ -56,7 +56,7 @@ test-old: $(OLD)/.ready ## images, labels and stores with older OpenCV, Pillow a
 	$(OLD)/bin/python -m pytest $(addprefix tests/engine/,inputs formats model store labeling)
 
 test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of a local S3 server
-	$(SCALE)/bin/python -m pytest tests/engine/cluster
+	$(SCALE)/bin/python -m pytest -n auto --dist loadfile tests/engine/cluster
 
 check: $(VENV)/.dev-ready ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -115,7 +115,7 @@ $(OLD)/.ready: $(PACKAGED)
 $(SCALE)/.ready: $(PACKAGED)
 	$(PYTHON) -m venv $(SCALE)
 	$(SCALE)/bin/python -m pip install --quiet -c constraints.txt --editable '.[cpu,ray,s3]' 'moto[server,s3]' \
-	  aiohttp hypothesis psutil pytest pytest-timeout
+	  aiohttp hypothesis psutil pytest pytest-timeout pytest-xdist
 	@touch $@
 
 clean: ## remove what the targets above made
