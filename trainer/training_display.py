@@ -11,9 +11,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
-from ..engine.report.terminal import PlainConsole, say
+from ..engine.report.terminal import PlainConsole, figures_table, say
 from .data.parts import LabeledImages, PlainImages
 from .evaluate import Scores
 from .train import TrainingProgress
@@ -75,15 +74,13 @@ def print_reliability(scores: Scores) -> None:
     )
     if scores.selected is None:
         return
-    table = Table(box=None)
-    for name in ("predicted class", "predictions", "sampling", "accuracy", "recall"):
-        table.add_column(name, justify="left" if name == "predicted class" else "right")
+    table = figures_table("predicted class", "predictions", "sampling", "accuracy", "recall")
     for names, selected in ((scores.classes, scores.selected), (("all",), scores.selected.total())):
         measures = selected.sampling, selected.accuracy, selected.recall
         for name, count, *values in zip(names, selected.predicted, *measures, strict=True):
             if count:
                 table.add_row(name, f"{count:,}", *("-" if value != value else f"{value:.3f}" for value in values))
-    PlainConsole().say(table)
+    PlainConsole().print(table)
 
 
 def _note(run: TrainingProgress) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from ...checks import name_list
@@ -22,7 +21,7 @@ from ..model.taxonomy import Taxonomy
 from ..store.label_store import LabelStore
 from .contents import describe_store
 from .evaluate import Quality
-from .terminal import PlainConsole, say
+from .terminal import PlainConsole, figures_table, say
 
 LOG_SECONDS = 10.0
 """Seconds between lines in a log."""
@@ -100,7 +99,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
         return
     if run.images:
-        table = _table("class", "pixels kept", "share of kept")
+        table = figures_table("class", "pixels kept", "share of kept")
         total = max(int(run.kept.sum()), 1)
         for name, count in zip(taxonomy.targets, run.kept.tolist(), strict=True):
             table.add_row(name, f"{count:,}", f"{count / total:.1%}")
@@ -157,7 +156,7 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
 def print_calibration(calibration: Calibration, path: Path) -> None:
     """Print thresholds, held-out coverage and label quality of every class."""
     console, report = PlainConsole(), calibration.report
-    table = _table("class", "img", "thresh", "cover", "95 %", "set", "kept", "acc", "IoU", "raw")
+    table = figures_table("class", "img", "thresh", "cover", "95 %", "set", "kept", "acc", "IoU", "raw")
     for row in report["classes"]:
         if row["pixels"] == 0:
             continue
@@ -201,11 +200,12 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
 
 def print_choice(choice: Choice, path: Path | None) -> None:
     """Print the selections that no other one beats, the recommendation, and how to use it."""
-    table = _table("  selection", "kept", "accuracy", "95 %", "mIoU")
+    table = figures_table("selection", "kept", "accuracy", "95 %", "mIoU", mark=True)
     best = choice.recommended
     for point in choice.leading:
         table.add_row(
-            f"{'→' if point is best else ' '} {point.candidate}",
+            "→" if point is best else "",
+            str(point.candidate),
             f"{point.kept:.3f}",
             f"{point.accuracy:.3f}",
             _range(point.accuracy_interval),
@@ -243,7 +243,7 @@ def _with_interval(raw: dict[str, Any], key: str) -> str:
 
 
 def _print_coverage(coverage: dict[str, Any]) -> None:
-    table = _table("class", "images", "coverage", "95 %")
+    table = figures_table("class", "images", "coverage", "95 %")
     for row in coverage["rows"]:
         missed = row["interval"] is not None and row["interval"][1] < coverage["target"]
         share = Text(f"{row['coverage']:.3f}!", "red") if missed else f"{row['coverage']:.3f}"
@@ -255,12 +255,12 @@ def _print_coverage(coverage: dict[str, Any]) -> None:
     )
 
 
-def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
+def _held_out_cells(held_out: dict[str, Any] | None) -> list[str | Text]:
     if held_out is None:
         return ["-"] * 6
     coverage = f"{held_out['coverage']:.3f}"
     return [
-        f"[red]{coverage}![/red]" if held_out["missed"] else coverage,
+        Text(f"{coverage}!", "red") if held_out["missed"] else coverage,
         _range(held_out["interval"]),
         f"{held_out['mean_set_size']:.1f}",
         f"{held_out['kept']:.2f}",
@@ -269,18 +269,10 @@ def _held_out_cells(held_out: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def print_quality(quality: Quality) -> None:
     """Print label quality per class and overall."""
     console, raw = PlainConsole(), quality.to_json()
-    table = _table("class", "pixels", "kept", "IoU of kept", "IoU of all")
+    table = figures_table("class", "pixels", "kept", "IoU of kept", "IoU of all")
     for row in raw["classes"]:
         if row["pixels"]:
             table.add_row(

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -40,3 +41,19 @@ class PlainConsole(Console):
 def say(text: str) -> None:
     """Print a sentence on one line, so that a log can be searched."""
     PlainConsole().print(printable(text), soft_wrap=True)
+
+
+def figures_table(first: str, *others: str, mark: bool = False, note: str | None = None) -> Table:
+    """Return a table of names and figures: if the terminal is narrow, names wrap, and figures are never cut.
+
+    ``mark`` adds an untitled column of one character before the names, ``note`` a last column of text, which wraps.
+    """
+    table = Table(box=None)
+    if mark:
+        table.add_column("", no_wrap=True, min_width=1)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True, overflow="fold")
+    if note is not None:
+        table.add_column(note, overflow="fold")
+    return table

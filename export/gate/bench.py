@@ -100,11 +100,9 @@ def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
         raw = [{**dataclasses.asdict(row), "verdict": row.verdict and row.verdict.to_dict()} for row in rows]
         print(json.dumps(raw, indent=2))
         return
-    from rich.table import Table
+    from ...engine.report.terminal import PlainConsole, figures_table
 
-    from ...engine.report.terminal import PlainConsole
-
-    table = Table("provider", "precision", "images/s", "ratio", "mean IoU", "worst", "agreement", "gate", box=None)
+    table = figures_table("provider", "precision", "images/s", "ratio", "mean IoU", "worst", "agreement", note="gate")
     for row in rows:
         metrics = row.verdict.metrics if row.verdict else None
         table.add_row(
