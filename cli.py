@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -16,10 +17,12 @@ import typer
 from .engine.cli import COMMANDS as ENGINE
 from .engine.cli.command import PlainCommand, PlainGroup
 from .engine.report.terminal import printable
-from .errors import MaskmillError
+from .errors import MaskmillError, WaitingRowsWarning
 from .export.cli import COMMANDS as EXPORT
 from .kernels.processors import let_idle_threads_sleep
 from .trainer.cli import COMMANDS as TRAINER
+
+_SHOW_WARNING = warnings.showwarning
 
 app = typer.Typer(
     name="maskmill",
@@ -52,6 +55,7 @@ def main() -> None:
     # Lance reports on standard error when two writers compact at the same time, which is harmless
     os.environ.setdefault("LANCE_LOG", "error")
     let_idle_threads_sleep()
+    warnings.showwarning = _show_warning
     try:
         app(prog_name="maskmill")
     except MaskmillError as error:
@@ -73,6 +77,14 @@ def main() -> None:
         _exit(130)
     except SystemExit as end:
         _exit(end.code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+    """Print a warning of this package on one line, and others as Python does."""
+    if issubclass(category, WaitingRowsWarning):
+        typer.echo(f"maskmill: warning: {printable(' '.join(str(message).split()))}", err=True)
+    else:
+        _SHOW_WARNING(message, category, *rest, **options)
 
 
 def _exit(code: Any) -> NoReturn:

@@ -128,6 +128,10 @@ class StoreMismatch(StoreError):
     """The store holds labels made with other options; the message names the differences."""
 
 
+class WaitingRowsWarning(UserWarning):
+    """A store that is read holds finished inputs that wait for a commit."""
+
+
 class TrainingError(MaskmillError):
     """A student cannot be trained, resumed or read."""
 

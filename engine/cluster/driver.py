@@ -239,7 +239,7 @@ class Driver:
         """Commit what an earlier run finished, and start to plan; returns False while there is no store yet."""
         self._watch_workers()
         try:
-            store = LabelStore.open(self._job.store, storage_options=self._job.storage_options)
+            store = LabelStore.open(self._job.store, storage_options=self._job.storage_options, warn=False)
         except StoreError:
             return False  # the first worker that has opened its model creates it
         commit_waiting(store)  # of a run in one process that was killed

@@ -22,7 +22,7 @@ from ..labeling.history import read_history
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
-from ..store.waiting.waiting_rows import num_waiting_rows
+from ..store.waiting.count import num_waiting_rows
 from .driver import ENDED
 from .leases import Leases
 from .presence import BEAT_SECONDS, EXPIRY_SECONDS, describe, identity, is_gone, new_token
@@ -132,7 +132,7 @@ class Status:
 
 def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Status:
     """Read the state of a store and of the runs that label into it; raises :class:`StoreError`."""
-    opened, leases = LabelStore.open(store, storage_options=options), Leases(store, options)
+    opened, leases = LabelStore.open(store, storage_options=options, warn=False), Leases(store, options)
     summary = opened.counts()
     driver = leases.driver()
     finished = leases.finished()

@@ -108,7 +108,7 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
             f"kept {run.kept_share:.1%} of {run.pixels:,} pixels of these {run.images:,} images; "
             f"labels {_bytes(run.label_bytes)}, weights {_bytes(run.weight_bytes)}"
         )
-        stored = LabelStore.open(store).counts()["images"]
+        stored = LabelStore.open(store, warn=False).counts()["images"]
         if stored > run.images:
             say(f"all figures are of this run; the store holds {stored:,} images: `maskmill show {store}`")
         busy = sum(stage.busy for stage in run.stages) or 1.0

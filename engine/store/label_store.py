@@ -45,11 +45,9 @@ from .rows import InputRow, LabelRow, ReviewRow, fingerprint, input_table, label
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 from .schema import SCHEMAS
 from .table import REPAIR, Table, store_errors
+from .waiting.count import LEASES, warn_of_waiting_rows
 
 __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "Moment", "ReviewRow", "content_id"]
-
-LEASES = "leases"
-"""Folder of a store that holds unfinished work of runs of several processes, see :mod:`maskmill.engine.cluster`."""
 
 COMPACT_EVERY = 64
 """Number of commits between two compactions."""
@@ -82,16 +80,20 @@ class LabelStore(StoreReader):
         *,
         moment: Moment | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        warn: bool = True,
     ) -> LabelStore:
         """Open a store, at the newest moment or at ``moment``; ``storage_options`` are those of a URL's filesystem.
 
-        Raises :class:`StoreError` if the folder holds no store of this format.
+        Warns once per store, unless ``warn`` is False, if rows that a killed run finished wait for a commit: they are
+        not read. Raises :class:`StoreError` if the folder holds no store of this format.
         """
         folder = location_of(path, storage_options)
         run = read_run(folder)
         for name in SCHEMAS:
             if not (folder / f"{name}.lance").is_dir():
                 raise StoreError(f"the label store {folder} is damaged: {name}.lance is missing; {REPAIR}")
+        if warn and moment is None:
+            warn_of_waiting_rows(folder)
         return cls(folder, run, moment)
 
     @classmethod
@@ -113,7 +115,7 @@ class LabelStore(StoreReader):
             with store_errors(f"cannot write to the label store {folder}"):
                 for name in SCHEMAS:
                     Table(folder, name, None).drop_unfinished()
-        store = cls.open(folder)
+        store = cls.open(folder, warn=False)
         check_run(folder, store.run, run)
         return store
 

@@ -31,6 +31,7 @@ from .rows import ReviewRow, row_fault, to_row
 from .run_record import read_run
 from .schema import KEYS, SCHEMAS, covered_columns
 from .table import Table, store_errors
+from .waiting.count import warn_of_waiting_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ def verify(
     """
     folder = location_of(path, storage_options)
     read_run(folder)
+    warn_of_waiting_rows(folder)
     with store_errors(f"cannot verify the label store {folder}"):
         return _Verifier(folder, repair, progress).run()
 

@@ -5,8 +5,8 @@
     counts = merge_stores(["labels-a", "labels-b"], "labels")
 
 An image that several stores hold is stored once; of several rows of one input, the latest wins; reviews are joined. The
-rows are copied with their hashes: a damaged one stays damaged, and `maskmill verify` finds it. The same command again
-continues where it stopped.
+rows are copied with their hashes: a damaged one stays damaged, and `maskmill verify` finds it. Rows that a killed run
+left uncommitted in a store are committed there first. The same command again continues where it stopped.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ....errors import StoreMismatch, UsageError
+from ....errors import StoreError, StoreMismatch, UsageError
 from ..label_store import SEGMENTS, LabelStore
 from ..run_record import RUN_FILE, run_differences
 from ..schema import SCHEMAS
+from ..waiting.count import num_waiting_rows, waiting_text, warn_of_waiting_rows
+from ..waiting.waiting_rows import commit_waiting
 
 MERGE_ROWS = 65_536
 """Rows per commit."""
@@ -65,10 +67,12 @@ def merge_stores(
         raise UsageError("expected one or more label stores to merge")
     if any(Path(path).resolve() == Path(output).resolve() for path in stores):
         raise UsageError(f"{output} is one of the stores to merge; give a new folder, or leave it out of the list")
-    sources = [LabelStore.open(path) for path in stores]
-    others = [LabelStore.open(output)] if (Path(output) / RUN_FILE).exists() else []
+    sources = [LabelStore.open(path, warn=False) for path in stores]
+    others = [LabelStore.open(output, warn=False)] if (Path(output) / RUN_FILE).exists() else []
     for other in (*sources[1:], *others):
         check_alike(sources[0], other)
+    for store in (*sources, *others):
+        _commit_waiting(store)
     target = LabelStore.open_or_create(output, sources[0].run)
     before = sum(len(target.table([], name)) for name in SCHEMAS)
     num_rows = [sum(len(source.table([], name)) for source in sources) for name in SCHEMAS]
@@ -93,6 +97,19 @@ def merge_stores(
         duplicates=duplicates,
         added=sum(counts.values()) - before,
     )
+
+
+def _commit_waiting(store: LabelStore) -> None:
+    """Commit what killed runs in one process left; warn of finished work of several processes, which their run commits.
+
+    Raises :class:`StoreError` if the rows cannot be committed: they would be missing in the result without a word.
+    """
+    if num_waiting_rows(store.path):
+        try:
+            commit_waiting(store)
+        except StoreError as error:
+            raise StoreError(f"{waiting_text(store.path)} ({error})") from error
+    warn_of_waiting_rows(store.path)
 
 
 def check_alike(store: LabelStore, other: LabelStore) -> None:

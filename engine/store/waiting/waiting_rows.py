@@ -11,21 +11,20 @@ that still runs may be committed by another one as well, since every commit is a
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ....errors import StoreError
 from ...model.storage import Folder, open_folder
-from ..label_store import LEASES, LabelStore
+from ..label_store import LabelStore
 from ..rows import InputRow, LabelRow, input_table, label_table
 from ..table import store_errors
+from .count import WAITING
 from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
 COMMIT_SHARE = 0.01
@@ -40,8 +39,6 @@ LONGEST_SECONDS = 600.0
 """… but no row waits longer than this, in seconds …"""
 LARGEST_BYTES = 256 << 20
 """… and the rows of a commit are no larger than this."""
-
-_WAITING = f"{LEASES}/waiting"
 
 
 class WaitingRows:
@@ -72,7 +69,7 @@ class WaitingRows:
             return
         name = f"{self._process}-{self._num_files:08d}~{len(inputs)}"
         with store_errors(f"cannot write to the label store {self._store.path}"):
-            self._folder.write(f"{_WAITING}/{name}", encode_rows(label_rows, input_rows), sync=True)
+            self._folder.write(f"{WAITING}/{name}", encode_rows(label_rows, input_rows), sync=True)
         self._num_files += 1
         self._files.append(name)
 
@@ -97,12 +94,7 @@ class WaitingRows:
             self._observer(self._num_rows, self._seconds)
         self._files, self._num_rows, self._num_bytes = [], 0, 0
         if is_damaged:
-            raise StoreError(f"files of {self._store.path} in {_WAITING} were damaged; run the same command again")
-
-
-def num_waiting_rows(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> int:
-    """Count the inputs in files that wait for a commit."""
-    return sum(_num_rows(name) for name in open_folder(store, options).names(_WAITING))
+            raise StoreError(f"files of {self._store.path} in {WAITING} were damaged; run the same command again")
 
 
 def commit_waiting(store: LabelStore) -> None:
@@ -113,7 +105,7 @@ def commit_waiting(store: LabelStore) -> None:
     folder = open_folder(store.path)
     names: list[str] = []
     num_bytes = 0
-    for name, size in folder.names(_WAITING).items():
+    for name, size in folder.names(WAITING).items():
         names.append(name)
         num_bytes += size
         if num_bytes >= LARGEST_BYTES:
@@ -121,11 +113,6 @@ def commit_waiting(store: LabelStore) -> None:
             names, num_bytes = [], 0
     if names:
         _commit_files(store, folder, names)
-
-
-def _num_rows(name: str) -> int:
-    number = name.rpartition("~")[2]
-    return int(number) if number.isdecimal() else 0
 
 
 def _commit_files(
@@ -137,7 +124,7 @@ def _commit_files(
     for name in names:
         try:
             with store_errors(f"cannot read the label store {store.path}"), suppress(FileNotFoundError):
-                parts.append(decode_rows(folder.read(f"{_WAITING}/{name}"))[:2])
+                parts.append(decode_rows(folder.read(f"{WAITING}/{name}"))[:2])
         except DamagedFile:
             is_damaged = True
     parts.extend(fresh)
@@ -148,13 +135,13 @@ def _commit_files(
             inputs = _with_labels(store, labels, inputs)
         store.commit_tables(labels, inputs)
     for name in names:
-        folder.remove(f"{_WAITING}/{name}")
+        folder.remove(f"{WAITING}/{name}")
     return is_damaged
 
 
 def _with_labels(store: LabelStore, labels: pa.Table, inputs: pa.Table) -> pa.Table:
     """Return the inputs that are rejects, or whose labels are in ``labels`` or in the newest version of the store."""
-    newest = LabelStore.open(store.path)
+    newest = LabelStore.open(store.path, warn=False)
     ids = inputs["id"]
     is_known = pc.or_(pc.is_null(ids), pc.is_in(ids, value_set=labels["id"].combine_chunks()))
     rest = inputs.filter(pc.invert(is_known))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from maskmill.engine.cluster.status import read_status
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.several.merge import merge_stores
 from maskmill.engine.store.verify import verify
 from maskmill.engine.store.waiting import waiting_rows as module
 from maskmill.engine.store.waiting.waiting_rows import WaitingRows, commit_waiting
+from maskmill.errors import StoreError, WaitingRowsWarning
 
 from ....builders import input_row, label_row
 
@@ -119,3 +122,40 @@ def test_a_damaged_file_is_dropped_with_the_inputs_that_need_it(store: LabelStor
     assert sorted(row.uri for row in opened.inputs()) == ["d", "e"]
     assert verify(store.path).sound
     assert not waiting_files(store)
+
+
+def test_readers_are_warned_once_of_rows_that_wait(store: LabelStore) -> None:
+    leave_waiting(store, "ab", "c")
+    with pytest.warns(WaitingRowsWarning, match=f"3 finished inputs of {store.path} wait for a commit"):
+        assert len(LabelStore.open(store.path)) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelStore.open(store.path)
+
+
+def test_verification_warns_of_rows_that_wait(store: LabelStore) -> None:
+    leave_waiting(store, "a")
+    with pytest.warns(WaitingRowsWarning, match="1 finished input of"):
+        verify(store.path)
+
+
+def test_a_merge_commits_rows_that_wait_in_its_sources(store: LabelStore, tmp_path: Path) -> None:
+    leave_waiting(store, "ab", "c")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert merge_stores([store.path], tmp_path / "merged").images == 3
+        assert len(LabelStore.open(store.path)) == 3
+    assert not waiting_files(store)
+
+
+def test_a_merge_refuses_rows_that_it_cannot_commit(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_waiting(store, "a")
+
+    def fail(self: LabelStore, labels: Any, inputs: Any) -> None:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(LabelStore, "commit_tables", fail)
+    with pytest.raises(StoreError, match=r"1 finished input of .* waits for a commit .*\(read-only\)"):
+        merge_stores([store.path], tmp_path / "merged")
