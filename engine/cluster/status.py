@@ -22,7 +22,7 @@ from ..labeling.history import read_history
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
-from ..store.waiting.count import num_waiting_rows
+from ..store.waiting_count import num_waiting_rows
 from .driver import ENDED
 from .leases import Leases
 from .presence import BEAT_SECONDS, EXPIRY_SECONDS, describe, identity, is_gone, new_token

@@ -45,7 +45,7 @@ from .rows import InputRow, LabelRow, ReviewRow, fingerprint, input_table, label
 from .run_record import RUN_FILE, check_run, publish_run, read_run
 from .schema import SCHEMAS
 from .table import REPAIR, Table, store_errors
-from .waiting.count import LEASES, warn_of_waiting_rows
+from .waiting_count import LEASES, warn_of_waiting_rows
 
 __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "Moment", "ReviewRow", "content_id"]
 

@@ -31,7 +31,7 @@ from .rows import ReviewRow, row_fault, to_row
 from .run_record import read_run
 from .schema import KEYS, SCHEMAS, covered_columns
 from .table import Table, store_errors
-from .waiting.count import warn_of_waiting_rows
+from .waiting_count import warn_of_waiting_rows
 
 
 @dataclass(frozen=True, kw_only=True)

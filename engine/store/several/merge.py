@@ -23,8 +23,8 @@ from ....errors import StoreError, StoreMismatch, UsageError
 from ..label_store import SEGMENTS, LabelStore
 from ..run_record import RUN_FILE, run_differences
 from ..schema import SCHEMAS
-from ..waiting.count import num_waiting_rows, waiting_text, warn_of_waiting_rows
 from ..waiting.waiting_rows import commit_waiting
+from ..waiting_count import num_waiting_rows, waiting_text, warn_of_waiting_rows
 
 MERGE_ROWS = 65_536
 """Rows per commit."""

@@ -24,7 +24,7 @@ from ...model.storage import Folder, open_folder
 from ..label_store import LabelStore
 from ..rows import InputRow, LabelRow, input_table, label_table
 from ..table import store_errors
-from .count import WAITING
+from ..waiting_count import WAITING
 from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
 COMMIT_SHARE = 0.01

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ....errors import WaitingRowsWarning
-from ...model.storage import open_folder
+from ...errors import WaitingRowsWarning
+from ..model.storage import open_folder
 
 LEASES = "leases"
 """Folder of a store that holds unfinished work of runs of several processes, see :mod:`maskmill.engine.cluster`."""
