@@ -82,8 +82,10 @@ def run_on(
                     break
                 if turn.take():
                     break
-                if num_workers == 0 and driver.num_failures:
-                    raise SessionError(f"no worker is left; {driver.warnings[-1]}")
+                if num_workers == 0:
+                    # on a full disk a worker ends without a record of its error
+                    reason = f"none could write its error to {job.store}; check that it has space and can be written"
+                    raise SessionError(f"no worker is left; {driver.warnings[-1] if driver.num_failures else reason}")
                 if observer is not None:
                     observer(driver.progress)
                 time.sleep(TURN_SECONDS)

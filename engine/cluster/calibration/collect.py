@@ -263,8 +263,9 @@ class _Driver:
             for record in self.workers.values():
                 if "error" in record:
                     raise CalibrationError(record["error"])
-            if num_workers == 0 and self.num_failures:
-                raise CalibrationError(f"no worker is left; {self.warnings[-1]}")
+            if num_workers == 0:
+                reason = "none could write its error; check that the folder of the run has space and can be written"
+                raise CalibrationError(f"no worker is left; {self.warnings[-1] if self.num_failures else reason}")
             time.sleep(POLL_SECONDS)
 
 

@@ -11,7 +11,7 @@ import pytest
 from maskmill.engine.cluster import driver as driver_module
 from maskmill.engine.cluster.driver import Driver
 from maskmill.engine.cluster.leases import Leases
-from maskmill.engine.cluster.runner import run_array
+from maskmill.engine.cluster.runner import run_array, run_on
 from maskmill.engine.inputs.sources import Item
 from maskmill.engine.model import storage
 from maskmill.engine.model.bundle import Bundle
@@ -105,4 +105,23 @@ def test_a_task_with_another_version_is_refused(jobs: Any, bundle: Bundle, tmp_p
     with pytest.raises(SessionError, match=r"the run into .* was started with 0\.0\.1 .*; install the same version"):
         run_array(job, threads=1)
     driver.close("failed")
+    assert run_array(job, threads=1).images == 3
+
+
+class SilentPool:
+    """Pool whose workers have all ended without a record of why, as on a full disk."""
+
+    def tend(self, driver: Driver) -> int:
+        return 0
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_run_whose_workers_ended_without_a_word_ends(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+    with pytest.raises(SessionError, match="no worker is left; none could write its error to .*store; check"):
+        run_on(SilentPool(), job)
     assert run_array(job, threads=1).images == 3
