@@ -39,6 +39,8 @@ _IMAGE = (
     "have a prediction set that misses the true class (conformal risk control). It does not bound the error of the "
     "labels."
 )
+NOT_IN_ORIGIN = ("calibration", "thresholds", "drift")
+"""Parts of a run record that a certificate holds elsewhere."""
 _IMAGE_BY_CLASS = (
     "Guarantee per class with a threshold of its own: averaged over images exchangeable with those of the calibration, "
     "at most {alpha} of the class's pixels in an image have a prediction set that misses it. Classes seen in too few "
@@ -86,7 +88,7 @@ def make_certificate(
             "images": len(reviews),
             "reviewers": sorted({review.reviewer for review in reviews}),
         },
-        "origin": {key: value for key, value in run.items() if key not in ("calibration", "thresholds", "drift")},
+        "origin": {key: value for key, value in run.items() if key not in NOT_IN_ORIGIN},
     }
 
 

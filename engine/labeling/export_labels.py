@@ -47,7 +47,7 @@ from ..model.publishing import write_atomically
 from ..reading.geotiff import split_window
 from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
-from .certificate import make_certificate, write_certificate
+from .certificate import NOT_IN_ORIGIN, make_certificate, write_certificate
 from .export_names import export_names
 
 _STATE = ".export"
@@ -221,12 +221,27 @@ class _Job:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         if any(self._folder.iterdir()):
-            done = (self._folder / CERTIFICATE).is_file()
-            raise UsageError(
-                f"{self._folder} {'holds a finished export' if done else 'is not empty'}; choose a new folder"
-            )
+            raise UsageError(self._occupied())
         self._state.mkdir()
         write_atomically(options, text.encode())
+
+    def _occupied(self) -> str:
+        """Say what the folder holds and what to do."""
+        if not (self._folder / CERTIFICATE).is_file():
+            return f"{self._folder} is not empty; choose a new folder"
+        try:
+            record = json.loads((self._folder / CERTIFICATE).read_bytes())
+            number, origin = int(record["export"]["num_images"]), record["origin"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"{self._folder} holds a finished export; choose a new folder"
+        stored = len(self._store)
+        options = json.loads(json.dumps(self._store.run))
+        made_with = {key: value for key, value in options.items() if key not in NOT_IN_ORIGIN}
+        grown = f", and {self._store.path} holds {stored:,} now" if origin == made_with and stored > number else ""
+        return (
+            f"{self._folder} holds a finished export of {number:,} images{grown}; a finished export is not extended: "
+            "delete the folder and export again, or choose a new folder"
+        )
 
     def _make_plan(self, min_kept: float, ids: frozenset[str] | None) -> None:
         """Write the list of images; a continued export keeps it, even if the store has grown."""
@@ -234,7 +249,7 @@ class _Job:
         kept_shares = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
         reviews = self._store.current_reviews()
         labeled, skipped = [], Counter()
-        for row in self._store.inputs():
+        for row in self._store.current_inputs():
             if row.id is None:
                 skipped["rejected input"] += 1
             elif row.id in reviews and reviews[row.id].verdict == "rejected":

@@ -195,7 +195,9 @@ def evaluate_store(
     Images are matched to label maps by name. Without ``ids`` every labeled image that has a label map counts; with
     ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ.
     """
-    image_of = {row.uri: row.id for row in store.inputs() if row.id is not None}
+    image_of = {row.uri: row.id for row in store.current_inputs() if row.id is not None}
+    if not image_of:
+        raise UsageError(f"{store.path} holds no labeled image yet; label images into it first")
     labeled = pair_uris(sorted(image_of), labels, taxonomy, ids=ids)
 
     def load(uri: str) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...errors import StoreError, UsageError
+from ..inputs.archives import split_member
 from ..inputs.names import image_id
 from ..model.storage import folder_bytes
 from .digests import DigestIndex, DigestSet, digest_table, digests_of
@@ -25,6 +26,9 @@ from .table import REPAIR, Table, store_errors
 
 SEGMENTS = "segments"
 """Value of ``maps`` in the run record of a store whose maps hold segment numbers; other stores hold classes."""
+
+# rows of tables, and members of archives
+_LABELED_MEMBERS = "id IS NOT NULL AND uri LIKE '%::%'"
 
 # Lance keeps metadata of versions that are gone; its own limits let a long run grow by hundreds of megabytes
 _CACHE_BYTES = 16 << 20
@@ -185,6 +189,29 @@ class StoreReader:
     def inputs(self) -> Iterator[InputRow]:
         """Yield every input, labeled or rejected."""
         return self._inputs(None)
+
+    def current_inputs(self) -> Iterator[InputRow]:
+        """Yield every input, without labeled rows of a table that have moved to another place in a later version of it.
+
+        Rows of a table are known by their place and name; a name that an earlier version of the table had at another
+        place is outdated. Images without a name cannot be followed.
+        """
+        outdated = self._moved_rows()
+        return (row for row in self.inputs() if row.uri not in outdated)
+
+    def _moved_rows(self) -> set[str]:
+        with store_errors(f"cannot read the label store {self.path}"):
+            batches = self._dataset("inputs").to_batches(columns=["uri", "stamp", "time"], filter=_LABELED_MEMBERS)
+            places: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+            for batch in batches:
+                for row in batch.to_pylist():
+                    if member := split_member(row["uri"]):
+                        places.setdefault(member, []).append((row["time"], row["stamp"], row["uri"]))
+        outdated = set()
+        for rows in places.values():
+            stamp = max(rows)[1]
+            outdated.update(uri for _, other, uri in rows if other != stamp)
+        return outdated
 
     def rejects(self) -> Iterator[InputRow]:
         """Yield the rejected inputs."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ....errors import UsageError
+from ....errors import StoreError, UsageError
 from ...cluster.status import Status
 from ...model.storage import location_of, parse_storage_options
 from ..options import (
@@ -90,7 +90,15 @@ def status(
     if metrics is not None and len(stores) > 1:
         raise UsageError("--metrics serves the figures of one store; start one command per store, each with its port")
     options = parse_storage_options(storage_option)
-    current = [read_status(store, options) for store in stores]
+    current, fault = [], None
+    for store in stores:
+        try:
+            current.append(read_status(store, options))
+        except StoreError as error:
+            fault = fault or error
+    if fault is not None:
+        _show_status(current, as_json=as_json, is_list=len(stores) > 1, indent=2)
+        raise fault
     if metrics is not None:
         with metrics_server(stores[0], metrics, options) as server:
             display.say(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends")
@@ -99,12 +107,7 @@ def status(
             except KeyboardInterrupt:
                 return
     while True:
-        if as_json:
-            reports = [entry.to_json() for entry in current]
-            print_json(reports if len(reports) > 1 else reports[0], indent=2 if every is None else None)
-        else:
-            for line in (line for entry in current for line in entry.describe()):
-                display.say(line)
+        _show_status(current, as_json=as_json, is_list=len(stores) > 1, indent=2 if every is None else None)
         if every is None or not any(_is_active(entry) for entry in current):
             return
         try:
@@ -112,6 +115,17 @@ def status(
         except KeyboardInterrupt:
             return
         current = [read_status(store, options) for store in stores]
+
+
+def _show_status(current: list[Status], *, as_json: bool, is_list: bool, indent: int | None) -> None:
+    from ...report import display
+
+    if as_json and current:
+        reports = [entry.to_json() for entry in current]
+        print_json(reports if is_list else reports[0], indent=indent)
+    elif not as_json:
+        for line in (line for entry in current for line in entry.describe()):
+            display.say(line)
 
 
 def _is_active(current: Status) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, ReviewRow, content_id
 from maskmill.errors import StoreError, UsageError
 
-from ...builders import encoded, photo
+from ...builders import encoded, input_row, photo
 
 TAXONOMY = Taxonomy(targets=("background", "cow", "horse"), background=0, model=(0, 1, 2))
 
@@ -154,8 +155,34 @@ def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not empty"):
         export_labels(store, tmp_path / "out", "png")
     export_labels(store, tmp_path / "new", "png")
-    with pytest.raises(UsageError, match="holds a finished export"):
+    with pytest.raises(UsageError, match="a finished export of 2 images; .* delete the folder and export again"):
         export_labels(store, tmp_path / "new", "png")
+    third = store.take(store.ids()[:1])[0]
+    store.commit([replace(third, id=content_id(b"third"))], [input_row("third")])
+    with pytest.raises(UsageError, match="a finished export of 2 images, and .* holds 3 now"):
+        export_labels(store, tmp_path / "new", "png")
+
+
+def test_a_row_of_a_table_that_moved_is_exported_once(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    store = make_store(tmp_path, 3)
+    rows = [row for row in store.inputs() if row.id is not None]
+    other = make_store(tmp_path / "other", 0)
+    places = [f"t.parquet::{place}/{name}.png" for place, name in enumerate(names)]
+    inputs = [replace(row, uri=uri, stamp="1", time=1) for row, uri in zip(rows, places, strict=True)]
+    moved = [
+        replace(row, uri=f"t.parquet::{place}/{name}.png", stamp="2", time=2)
+        for place, (row, name) in enumerate([(rows[0], "a"), (rows[2], "c")])
+    ]
+    other.commit(store.take([row.id or "" for row in rows]), inputs)
+    other.commit([], moved)
+    assert export_labels(other, tmp_path / "out", "png").num_images == 3  # b was deleted, as a file may be
+    assert len(list((tmp_path / "out").rglob("c*.png"))) == 1
+
+
+def test_rows_of_one_version_of_a_table_may_share_a_name(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 2, ["t.parquet::0/a.png", "t.parquet::1/a.png"])
+    assert export_labels(store, tmp_path / "out", "png").num_images == 2
 
 
 def test_a_photo_that_changed_stops_the_export(tmp_path: Path) -> None:

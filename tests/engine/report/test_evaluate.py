@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from maskmill.engine.inputs.labels import LabelFolder
+from maskmill.engine.model.png import encode_png
 from maskmill.engine.model.taxonomy import Taxonomy
-from maskmill.engine.report.evaluate import confusion, quality
+from maskmill.engine.report.evaluate import confusion, evaluate_store, quality
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import UsageError
 
 TAXONOMY = Taxonomy(targets=("a", "b", "c"), background=None, model=(0, 1, 2))
 IGNORE = 255
@@ -86,3 +92,11 @@ def test_few_images_have_no_interval(num_images: int, has_interval: bool) -> Non
 def test_ignored_pixels_count_against_the_accuracy_of_all() -> None:
     found = quality([(np.array([[0, 0, IGNORE, IGNORE]], np.uint8), np.zeros((1, 4), np.uint8))], TAXONOMY)
     assert (found.accuracy_kept, found.accuracy_all) == (1.0, 0.5)
+
+
+def test_an_empty_store_is_named(tmp_path: Path) -> None:
+    store = LabelStore.create(tmp_path / "store", {"classes": TAXONOMY.to_json()})
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "a.png").write_bytes(encode_png(np.zeros((2, 2), np.uint8)))
+    with pytest.raises(UsageError, match="store holds no labeled image yet"):
+        evaluate_store(store, LabelFolder(tmp_path / "truth"), TAXONOMY)
