@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -13,7 +15,7 @@ pytest.importorskip("onnxscript")
 
 from maskmill.cli import app  # noqa: E402
 from maskmill.engine.model.bundle import Bundle  # noqa: E402
-from maskmill.engine.model.input_spec import InputSpec  # noqa: E402
+from maskmill.engine.runtimes.onnx_runtime import OnnxSession  # noqa: E402
 from maskmill.errors import ExportError, GateError, UsageError  # noqa: E402
 from maskmill.trainer.recipes import supervised  # noqa: E402
 from maskmill.trainer.run import LAST, Run, write_checkpoint  # noqa: E402
@@ -28,19 +30,23 @@ def call(*arguments: object) -> str:
     return result.output
 
 
+def write_run(folder: Path, model: str, **options: Any) -> Any:
+    """Write the folder of a student that has seen no image yet; returns its network."""
+    torch.manual_seed(0)
+    module = build_model(model, 3, pretrained=False, **options)
+    record = Run(
+        recipe=supervised(model=model, model_options=options, crop=32), model_options=module.options,
+        classes=("land", "sea", "sky"), background=1, labels={0: 0, 1: 1, 2: 2},
+        input=module.input_spec(32, 32), data={}, versions={},
+    )  # fmt: skip
+    record.save(folder)
+    write_checkpoint(folder / LAST, {"model": module.state_dict(), "ema": None, "step": 0})
+    return module
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a student that saw nothing yet."""
-    torch.manual_seed(0)
-    recipe = supervised(model="tiny", model_options={"width": 4}, crop=32)
-    module = build_model("tiny", 3, width=4)
-    record = Run(
-        recipe=recipe, model_options={"width": 4}, classes=("land", "sea", "sky"), background=1,
-        labels={0: 0, 1: 1, 2: 2}, input=InputSpec(name="image", height=32, width=32, dynamic=True, multiple=8),
-        data={}, versions={},
-    )  # fmt: skip
-    record.save(tmp_path / "run")
-    write_checkpoint(tmp_path / "run" / LAST, {"model": module.state_dict(), "ema": None, "step": 0})
+    write_run(tmp_path / "run", "tiny", width=4)
     return tmp_path / "run"
 
 
@@ -55,7 +61,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_run_is_exported_and_converted(tmp_path: Path, run: Path, photos: Path) -> None:
     said = call(run, "-o", tmp_path / "bundle", "--size", "64x96", "--precision", "bf16", "--gate-images", photos)
-    assert "input 64x96, any multiple of 8" in said
+    assert "input 64x96, any multiple of 4" in said
     assert "fp32 (onnxruntime on cpu) passes on 50 images" in said
     assert "bf16 (onnxruntime on cpu, emulated) passes on 50 images" in said
     bundle = Bundle.load(tmp_path / "bundle")
@@ -64,6 +70,20 @@ def test_a_run_is_exported_and_converted(tmp_path: Path, run: Path, photos: Path
     assert [file.precision for file in bundle.files] == ["fp32", "bf16"]
     assert bundle.files[1].derived_from == bundle.files[0].sha256
     assert bundle.source.id == "run"
+
+
+@pytest.mark.slow
+def test_a_run_on_dinov3_is_exported(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    student = write_run(tmp_path / "run", "linear-dinov3", config=config)
+    assert "input 32x48" in call(tmp_path / "run", "-o", tmp_path / "bundle", "--size", "32x48")
+    session = OnnxSession(Bundle.load(tmp_path / "bundle"))
+    for size in ((1, 3, 32, 48), (3, 3, 32, 48)):
+        images = torch.randn(size)
+        with torch.no_grad():
+            expected = student.eval()(images).numpy()
+        np.testing.assert_allclose(session.run(images.numpy())[0], expected, atol=1e-4)
 
 
 def test_a_precision_that_does_not_pass_leaves_the_fp32_bundle(tmp_path: Path, run: Path, photos: Path) -> None:
