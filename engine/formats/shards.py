@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...checks import name_list
 from ...errors import UsageError
@@ -170,7 +170,8 @@ class HuggingFaceReader(LabelReader):
                         name = value["path"] if isinstance(value, dict) else str(value)
                         if not name or name in self._rows:
                             raise UsageError(
-                                f"{file}, row {number}: the image's name {name!r} is missing or not unique"
+                                f"{file}, row {self._start(file, group) + number}: the image's name {name!r} is "
+                                "missing or not unique"
                             )
                         self._rows[name] = file, group, number
         self.image_names: Sequence[str] = list(self._rows)
@@ -186,6 +187,11 @@ class HuggingFaceReader(LabelReader):
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"cannot read {file}: {error}") from error
 
+    def _start(self, file: str, group: int) -> int:
+        """Return the number of the first row of a row group."""
+        with self._open(file) as parquet:
+            return sum(parquet.metadata.row_group(index).num_rows for index in range(group))
+
     def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Decode the label map of an image."""
         file, group, number = self._rows[name]
@@ -198,10 +204,17 @@ class HuggingFaceReader(LabelReader):
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
             raise UsageError(f"{file}: the label map of {name} is not embedded; save the dataset with its images")
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode not in ("L", "P", "I;16", "I"):
-                raise UsageError(f"{file}: the label map of {name} is a {image.mode} image, expected class indices")
-            label = np.asarray(image)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if image.mode not in ("L", "P", "I;16", "I"):
+                    raise UsageError(f"{file}: the label map of {name} is a {image.mode} image, expected class indices")
+                label = np.asarray(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = "its bytes are no image" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise UsageError(
+                f"{file}, row {self._start(file, group) + number}: the label map of {name} in the column {self._column} "
+                f"cannot be decoded: {reason}; leave the image out with --ids, or repair the file"
+            ) from error
         return label if label.dtype == np.uint8 else label.astype(np.uint16)
 
 

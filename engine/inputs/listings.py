@@ -10,6 +10,7 @@ from typing import IO, NamedTuple
 from ...checks import name_list
 from ...errors import SourceError
 from ..model.files import list_lines
+from .tables.columns import IMAGE_NAMES, is_bytes
 
 LISTS = (".txt", ".csv", ".parquet")
 """Endings of list files."""
@@ -127,10 +128,13 @@ def _parquet_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
             column.name for column in schema if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         ]
         columns = [column for column in COLUMNS if column in strings]
-        if not columns and len(strings) != 1:
+        data = [column.name for column in schema if is_bytes(column.type)]
+        if not columns and (len(strings) != 1 or data):
+            hint = f"; {data[0]} holds bytes: rename it to image, if they are images" if data else ""
             raise SourceError(
-                f"{name} needs a column of strings named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, or only one "
-                f"column of strings; it has {name_list(schema.names)}"
+                f"{name} needs paths in a column of strings named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]} (or its "
+                f"only column of strings), or images in a column of bytes named {', '.join(IMAGE_NAMES[:-1])} or "
+                f"{IMAGE_NAMES[-1]}; it has {name_list(schema.names)}{hint}"
             )
         row = 0
         for batch in table.iter_batches(columns=[(columns or strings)[0]]):

@@ -32,7 +32,7 @@ def image_columns(schema: Any, table: str) -> Columns | None:
     structs = [
         column
         for column in schema
-        if pa.types.is_struct(column.type) and any(_is_bytes(part.type) for part in column.type if part.name == "bytes")
+        if pa.types.is_struct(column.type) and any(is_bytes(part.type) for part in column.type if part.name == "bytes")
     ]
     if structs:
         named = [column for column in structs if column.name in IMAGE_NAMES] or structs
@@ -45,7 +45,7 @@ def image_columns(schema: Any, table: str) -> Columns | None:
         has_path = any(part.name == "path" and _is_text(part.type) for part in column.type)
         return Columns(f"{column.name}.bytes", f"{column.name}.path" if has_path else None)
     kinds = {column.name: column.type for column in schema}
-    image = next((name for name in IMAGE_NAMES if name in kinds and _is_bytes(kinds[name])), None)
+    image = next((name for name in IMAGE_NAMES if name in kinds and is_bytes(kinds[name])), None)
     if image is None:
         return None
     return Columns(image, next((name for name in KEY_NAMES if name in kinds and _is_text(kinds[name])), None))
@@ -63,7 +63,8 @@ def flat_column(table: Any, column: str) -> Any:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
-def _is_bytes(kind: Any) -> bool:
+def is_bytes(kind: Any) -> bool:
+    """Return True for an Arrow type of bytes."""
     import pyarrow as pa
 
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

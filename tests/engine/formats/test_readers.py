@@ -407,3 +407,17 @@ def test_hugging_face_images_are_named_by_their_path_if_no_column_names_them(tmp
     pq.write_table(pa.table({"image": rows["image"], "text": ["x"]}), tmp_path / "train.parquet")
     with pytest.raises(UsageError, match="needs a column of label maps"):
         open_reader(tmp_path)
+
+
+def test_a_row_of_a_parquet_file_whose_label_is_no_image_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sound = encode_png(np.zeros((2, 3), np.uint8))
+    for wrong in (b"no image", sound[:40]):
+        rows = {"name": ["a.png", "b.png", "c.png"], "label": pa.array([sound, sound, wrong], pa.binary())}
+        pq.write_table(pa.table(rows), tmp_path / "train.parquet", row_group_size=2)
+        reader = open_reader(tmp_path / "train.parquet")
+        assert reader.read_labels("b.png").shape == (2, 3)
+        with pytest.raises(UsageError, match="row 2: the label map of c.png in the column label cannot be decoded"):
+            reader.read_labels("c.png")

@@ -155,6 +155,13 @@ def test_a_list_with_other_columns_stays_a_list(tmp_path: Path) -> None:
     assert [item.uri for item in open_source(tmp_path / "list.parquet")] == [str(tmp_path / "a.png")]
 
 
+@pytest.mark.parametrize("others", [{}, {"name": ["a"]}])
+def test_a_column_of_bytes_with_another_name_is_pointed_out(tmp_path: Path, others: dict[str, Any]) -> None:
+    pq.write_table(pa.table({"pic": pa.array([PICTURES[0]], pa.binary()), **others}), tmp_path / "photos.parquet")
+    with pytest.raises(SourceError, match="images in a column of bytes named image, .*; pic holds bytes: rename it"):
+        list(open_source(tmp_path / "photos.parquet"))
+
+
 def test_rows_that_hold_no_image_are_refused_one_by_one(tmp_path: Path) -> None:
     rows = pa.array([PICTURES[0], None, bytes(3000)], pa.binary())
     pq.write_table(pa.table({"image": rows}), tmp_path / "photos.parquet")
