@@ -212,8 +212,8 @@ class HuggingFaceReader(LabelReader):
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = "its bytes are no image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise UsageError(
-                f"{file}, row {self._start(file, group) + number}: the label map of {name} in the column {self._column} "
-                f"cannot be decoded: {reason}; leave the image out with --ids, or repair the file"
+                f"{file}, row {self._start(file, group) + number}: the label map of {name} in column {self._column} "
+                f"cannot be decoded: {reason}; choose other images with --ids, or repair the file"
             ) from error
         return label if label.dtype == np.uint8 else label.astype(np.uint16)
 

@@ -419,5 +419,5 @@ def test_a_row_of_a_parquet_file_whose_label_is_no_image_is_named(tmp_path: Path
         pq.write_table(pa.table(rows), tmp_path / "train.parquet", row_group_size=2)
         reader = open_reader(tmp_path / "train.parquet")
         assert reader.read_labels("b.png").shape == (2, 3)
-        with pytest.raises(UsageError, match="row 2: the label map of c.png in the column label cannot be decoded"):
+        with pytest.raises(UsageError, match="row 2: the label map of c.png in column label cannot be decoded"):
             reader.read_labels("c.png")
