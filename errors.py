@@ -1,7 +1,8 @@
 """Every error a user can meet.
 
 Each message says what was expected, what was found and what to do. The command line prints it on one line and exits
-with 2 if the call was wrong (:class:`UsageError`, or a bundle, store, run, calibration or source that does not exist)
+with 2 if the call was wrong (:class:`UsageError`, :class:`StoreMismatch`, :class:`CalibrationMismatch`, or a bundle,
+store, run, calibration or source that does not exist)
 and with 1 if the work failed; ``--debug`` shows the traceback.
 
 ::
@@ -119,6 +120,8 @@ class CalibrationError(MaskmillError):
 class CalibrationMismatch(CalibrationError):
     """A calibration was made under other conditions than those it would be used in."""
 
+    exit_code = 2
+
 
 class StoreError(MaskmillError):
     """A label store cannot be opened, read or written."""
@@ -126,6 +129,8 @@ class StoreError(MaskmillError):
 
 class StoreMismatch(StoreError):
     """The store holds labels made with other options; the message names the differences."""
+
+    exit_code = 2
 
 
 class WaitingRowsWarning(UserWarning):

@@ -132,7 +132,10 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
         "the threshold is infinite, so every prediction set holds it",
     )
     unseen = [row["class"] for row, source in zip(report["classes"], sharing.group_of, strict=True) if source == NEVER]
-    add(unseen, "not in the calibration images, so it is never emitted (--unseen pooled changes that)")
+    add(
+        unseen,
+        "not in the calibration images, so it is never emitted (--unseen confident and --unseen pooled change that)",
+    )
     low = [(row["class"], share) for row in rows if (share := _precision(row["held_out"])) is not None and share < 0.5]
     add(
         [f"{name} ({share:.2f})" for name, share in low],

@@ -30,8 +30,8 @@ class Goal:
 
     @classmethod
     def parse(cls, text: str) -> Goal:
-        """Read ``accuracy 0.97``, ``kept 0.9`` or ``miou``; raises :class:`UsageError`."""
-        name, *values = text.split() or [""]
+        """Read ``accuracy 0.97``, ``kept 0.9`` or ``miou``, in any case; raises :class:`UsageError`."""
+        name, *values = text.lower().split() or [""]
         try:
             (least,) = map(float, values) if name != "miou" else (0.0, *values)
         except ValueError:

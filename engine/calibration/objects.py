@@ -13,6 +13,7 @@ the model finds the class, the share is at most alpha.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,20 @@ class ObjectThresholds:
             for instance in objects
             if (limit := lowest[instance.target]) is not None and value_of(instance, self.by) >= limit
         )
+
+    @property
+    def keeps_any(self) -> bool:
+        """True if objects of at least one class can be kept."""
+        return any(limit is not None for limit in self.thresholds.values())
+
+    def reason(self, name: str) -> str:
+        """Say why no object of a class with measured objects is kept."""
+        num_images = int(self.measured[name]["images"])
+        least = 1 / (num_images + 1)
+        if float(self.alpha) < least - 1e-9:
+            return f"as alpha must be at least {math.ceil(least * 1e4) / 1e4:g} with {num_images} images"
+        value = "score x quality" if self.by == "both" else self.by
+        return f"no {value} holds the share"
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data."""

@@ -22,7 +22,7 @@ from ..model.storage import is_remote, location_of
 from ..reading.access import Access, limit_reads
 from ..runtimes.open import Provider, ProviderChoice
 
-SOURCE_HELP = "a folder, list, glob, WebDataset tar or URL"
+SOURCE_HELP = "a folder, list, glob, URL, WebDataset tar, Parquet, Lance or saved data set"
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", parser=location_of, help="Folder or URL of the model bundle.")
@@ -253,7 +253,7 @@ def reads_urls(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def limited(*, timeout: float, retries: int, schemes: str | None, **arguments: Any) -> None:
         names = None if schemes is None else [scheme.strip().lower() for scheme in schemes.split(",")]
-        with limit_reads(timeout=timeout, retries=retries, schemes=names and [name for name in names if name]):
+        with limit_reads(timeout=timeout, retries=retries, schemes=names):
             command(**arguments)
 
     default = Access()

@@ -134,13 +134,19 @@ def run_array(
     duty = _Duty(job, leases, options)
     worker = Worker(job, leases, token=new_token(), threads=threads)
     duty.start()
+    state = "failed"
     try:
         worker.run(is_over=duty.is_over, observer=None if observer is None else lambda _: observer(duty.progress))
         interrupted = worker.stop.is_set() and not duty.is_over()
+        state = "interrupted" if interrupted else "finished"
+        progress = duty.end(state)
     except BaseException:
-        duty.end("failed")
+        state = "failed"
+        duty.end(state)
         raise
-    progress = duty.end("interrupted" if interrupted else "finished")
+    finally:
+        if log is not None and not log.has_ended:  # a process that does not drive the run
+            log.end(state, duty.progress)
     if observer is not None:
         observer(progress)
     return progress

@@ -96,7 +96,7 @@ def promise(run: Mapping[str, Any]) -> str:
     """Return what a store's labels promise, in words."""
     if run.get("select") != "conformal":
         kind = "above a confidence that was chosen by hand" if run.get("select") == "threshold" else "of every pixel"
-        return f"None: the labels are the model's best class {kind}; nothing was calibrated."
+        return f"None; the labels are the model's best class {kind}, and nothing was calibrated."
     record = run.get("calibration") or {}
     alpha = record.get("alpha", "the calibration's alpha")
     if (control := record.get("control", "miscoverage")) != "miscoverage":

@@ -65,6 +65,8 @@ class ExportSummary:
     """Those of them that an earlier, interrupted call had written."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Images left out, by reason."""
+    num_objects: int | None = None
+    """Objects that reach the thresholds, of the images that this call wrote; None without thresholds or new images."""
 
 
 class _Entry(NamedTuple):
@@ -170,7 +172,9 @@ def export_labels(
         raise StoreError(
             f"cannot write to {folder}: {error}; the files so far are kept, run the same command again to continue"
         ) from error
-    return ExportSummary(len(job.entries), job.num_before, job.skipped)
+    num_new = len(job.entries) - job.num_before
+    num_objects = sum(job.num_chosen) if object_thresholds is not None and num_new else None
+    return ExportSummary(len(job.entries), job.num_before, job.skipped, num_objects)
 
 
 class _Job:
@@ -187,6 +191,7 @@ class _Job:
         thresholds: ObjectThresholds | None,
     ) -> None:
         self._thresholds = thresholds
+        self.num_chosen: list[int] = []  # objects of each image; appended by several threads
         self._store, self._folder, self._writer = store, folder, writer
         self._state = folder / _STATE
         self._journal = self._state / "parts.jsonl"
@@ -338,6 +343,7 @@ class _Job:
         if self._thresholds is None:
             return objects, ()
         chosen = self._thresholds.keep(objects)
+        self.num_chosen.append(len(chosen))
         numbers = set(map(id, chosen))
         return chosen, tuple(instance for instance in objects if id(instance) not in numbers)
 

@@ -35,6 +35,8 @@ class RunLog:
         """Open the log; raises :class:`UsageError` if the file cannot be written."""
         self._path = None if path is None else Path(path)
         self._stalled: set[str] = set()
+        self.has_ended: bool = False
+        """The end of the run was noted."""
         if self._path is not None:
             try:
                 self._path.open("ab").close()
@@ -66,6 +68,7 @@ class RunLog:
 
     def end(self, state: str, progress: Progress) -> None:
         """Note the end of a run and its counts."""
+        self.has_ended = True
         self.write(
             "end",
             state=state,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     object in UTF-8 of at most ``max_bytes``.
     """
     try:
-        raw = json.loads(_data_of(path, max_bytes).decode("utf-8-sig"))
+        raw = json.loads(_data_of(path, max_bytes).decode("utf-8-sig"), object_pairs_hook=_object)
     except FileNotFoundError:
         raise
     except (OSError, ImageError, ValueError, RecursionError) as error:
@@ -41,6 +42,16 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must hold a JSON object, got {_text(raw)}")
     return raw
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raises :class:`ValueError` if a name occurs twice."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"the name {twice!r:.80} occurs twice in one object; remove one of them")
+    return result
 
 
 def _data_of(path: Path, max_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.text import Text
 from ...checks import name_list
 from ..calibration.calibration import Calibration
 from ..calibration.candidates import Candidate, Choice
+from ..calibration.objects import ObjectThresholds
 from ..inputs.summary import SourceSummary
 from ..labeling.progress import Progress as RunProgress
 from ..model.taxonomy import Taxonomy
@@ -198,8 +200,37 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         say(f"warning: {warning}")
 
 
-def print_choice(choice: Choice, path: Path | None) -> None:
-    """Print the selections that no other one beats, the recommendation, and how to use it."""
+def print_object_thresholds(thresholds: ObjectThresholds, path: Path) -> None:
+    """Print the threshold of every class of objects, and what was measured with it."""
+    for name, limit in thresholds.thresholds.items():
+        counts = thresholds.measured.get(name)
+        if counts is None:
+            say(f"{name}: never found, none kept")
+            continue
+        value = "score x quality" if thresholds.by == "both" else thresholds.by
+        text = f"none kept, {thresholds.reason(name)}" if limit is None else f"{value} {limit:.3f} and more"
+        unseen = ""
+        if limit is not None and counts.get("held_out_kept") == 0:
+            unseen = "; thresholds of half of the images keep no right object"
+        elif limit is not None and "held_out_wrong" in counts:
+            unseen = (
+                f"; on the other half of the images {counts['held_out_wrong']:.3f} ± {counts['held_out_spread']:.3f}"
+            )
+        say(
+            f"{name}: {text}; {counts['kept']:.0f} of {counts['objects']:.0f} objects on {counts['images']:.0f} images "
+            f"kept, {counts['wrong']:.0f} of them wrong{unseen}"
+        )
+    if not thresholds.keeps_any:
+        say(f"warning: {path} keeps no object: label more images, or choose a larger --alpha")
+        return
+    say(f"{path}: at most {thresholds.alpha} of the objects wrong, on average over images in which a class is found")
+
+
+def print_choice(choice: Choice, path: Path | None, mapping: str = "") -> None:
+    """Print the selections that no other one beats, the recommendation, and how to use it.
+
+    ``mapping`` holds the options of the class mapping, such as ``--taxonomy FILE``, which labeling takes as well.
+    """
     table = figures_table("selection", "kept", "accuracy", "95 %", "mIoU", mark=True)
     best = choice.recommended
     for point in choice.leading:
@@ -213,7 +244,7 @@ def print_choice(choice: Choice, path: Path | None) -> None:
             style="bold" if point is best else None,
         )
     PlainConsole().print(table)
-    say(f"→ for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path)}")
+    say(f"→ for the goal {choice.goal}: {best.candidate}; label with {_label_options(best.candidate, path, mapping)}")
     for note in choice.notes:
         say(f"note: {note}")
     if choice.source is not None:
@@ -222,17 +253,18 @@ def print_choice(choice: Choice, path: Path | None) -> None:
         say(f"warning: {warning}")
 
 
-def _label_options(candidate: Candidate, path: Path | None) -> str:
+def _label_options(candidate: Candidate, path: Path | None, mapping: str) -> str:
+    also = mapping and f" {mapping}"
     if candidate.method == "argmax":
-        return "`maskmill label` as it is"
+        return f"`maskmill label{also}`, without a selection"
     if candidate.method == "threshold":
-        return f"--select threshold --threshold {candidate.confidence:g}"
+        return f"--select threshold --threshold {candidate.confidence:g}{also}"
     if path is not None:
-        return f"--select conformal --calibration {path}"
+        return f"--select conformal --calibration {shlex.quote(str(path))}{also}"
     return (
         "the calibration of `maskmill calibrate "
         f"--alpha {candidate.alpha} --group {candidate.group} --unit {candidate.unit} --rule {candidate.rule} "
-        f"--fallback {candidate.fallback} --unseen {candidate.unseen} --on-small-n max`"
+        f"--fallback {candidate.fallback} --unseen {candidate.unseen} --on-small-n max{also}`{also and ' and'}{also}"
     )
 
 

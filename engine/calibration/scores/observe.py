@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Observations:
     """Scores of labeled images in files of ``folder``; use it as a context."""
 
     def __init__(self, folder: Path, taxonomy: Taxonomy, *, grid: tuple[int, int] | None = None) -> None:
+        self._folder = folder
         self.spill: ScoreSpill = ScoreSpill(folder, grid=grid)
         self.samples: PixelSamples = PixelSamples(folder, taxonomy)
         self.counts = ScoreCounts.empty()
@@ -62,8 +64,19 @@ class Observations:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.spill.__exit__()
-        self.samples.__exit__()
+        for part in (self.spill, self.samples):
+            with suppress(OSError):  # what a full disk left in a buffer is not needed any more
+                part.__exit__()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CalibrationError(
+                f"cannot write scores to the temporary folder {self._folder.parent}: {error.strerror or error}; free "
+                "space there, or set TMPDIR to a folder with more"
+            ) from error
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -91,15 +104,17 @@ class Observations:
         self.finish()
 
     def add(self, observation: Observation) -> None:
-        """Add the next image; images are added in the order of their numbers."""
-        self.spill.append(observation.scores, observation.classes, observation.backend)
-        self.samples.append(observation.draw, observation.values, observation.activation)
+        """Add the next image, in the order of the numbers; raises :class:`CalibrationError` if the folder is full."""
+        with self._writing():
+            self.spill.append(observation.scores, observation.classes, observation.backend)
+            self.samples.append(observation.draw, observation.values, observation.activation)
         self._parts.append(observation.counts)
 
     def finish(self) -> None:
         """End adding; scores and samples may be read from now on."""
-        self.spill.finish()
-        self.samples.finish()
+        with self._writing():
+            self.spill.finish()
+            self.samples.finish()
         self.counts: ScoreCounts = ScoreCounts.merge(self._parts)
 
 

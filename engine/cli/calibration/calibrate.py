@@ -373,6 +373,7 @@ def calibrate_object_scores(
     The store is made with label --instances and a low --min-score; export-labels --object-thresholds reads the file.
     """
     from ...calibration.objects import calibrate_objects
+    from ...report import display
     from ...store.label_store import LabelStore
 
     new_file(output, ".json")
@@ -381,20 +382,4 @@ def calibrate_object_scores(
     if as_json:
         print_json(thresholds.to_json())
         return
-    for name, limit in thresholds.thresholds.items():
-        counts = thresholds.measured.get(name)
-        if counts is None:
-            say(f"{name}: never found, none kept")
-            continue
-        value = "score x quality" if by == "both" else by
-        text = f"none kept, no {value} holds the share" if limit is None else f"{value} {limit:.3f} and more"
-        unseen = ""
-        if "held_out_wrong" in counts:
-            unseen = (
-                f"; on the other half of the images {counts['held_out_wrong']:.3f} ± {counts['held_out_spread']:.3f}"
-            )
-        say(
-            f"{name}: {text}; {counts['kept']:.0f} of {counts['objects']:.0f} objects on {counts['images']:.0f} images "
-            f"kept, {counts['wrong']:.0f} of them wrong{unseen}"
-        )
-    say(f"{output}: at most {alpha} of the objects wrong, on average over images in which a class is found")
+    display.print_object_thresholds(thresholds, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -120,4 +121,6 @@ def choose_selection(
     if as_json:
         print_json(choice.to_json())
     else:
-        display.print_choice(choice, output if calibration is not None else None)
+        values = {"--taxonomy": taxonomy, "--text": text}
+        mapping = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None)
+        display.print_choice(choice, output if calibration is not None else None, mapping)

@@ -89,6 +89,8 @@ def export_labels(
         print_json({"images": summary.num_images, "before": summary.num_before, "skipped": dict(summary.skipped)})
         return
     before = f" ({summary.num_before} of them before an interruption)" if summary.num_before else ""
+    if summary.num_objects == 0 and object_thresholds is not None:
+        say(f"warning: no object of these images reaches the thresholds of {object_thresholds}, so none is written")
     say(f"{output}: labels of {summary.num_images} images written as {format}{before}")
     for reason, number in sorted(summary.skipped.items()):
         say(f"left out, {reason}: {number}")

@@ -112,7 +112,7 @@ def rank(
             say(f"{number:>3} {image.uri} (labeled {image.kept:.0%})")
             continue
         shows = f", shows {', '.join(image.classes)}" if image.classes else ""
-        say(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.2f}{shows})")
+        say(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.0%}{shows})")
     for doubt in queue.label_errors[:_SHOWN]:
         reason = f", {doubt.given} on pixels that look like {doubt.suggested or 'no class'}" if doubt.given else ""
         say(f"label {doubt.score:.3f} {doubt.uri} ({doubt.doubted:.1%} doubted{reason})")

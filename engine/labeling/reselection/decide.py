@@ -72,6 +72,11 @@ class KeptSelection:
         if self._selection.method == "conformal" and self._selection.rule != "argmax" and len(over):
             worst = int(over[np.argmax(thresholds[over] - np.maximum(limits[over], 0))])
             name = names[worst] if worst < len(names) else "none of these"
+            if limits[worst] < 0:
+                raise UsageError(
+                    f"no scores of {name} were kept beside the top class, because the calibration of the store never "
+                    "emits it, and this one does; label again with this calibration"
+                )
             raise UsageError(
                 f"the kept scores end before this selection: the threshold of {name} is {thresholds[worst]:.4g}, and "
                 f"scores up to {max(limits[worst], 0):.4g} were kept; choose a larger alpha or --rule argmax, or label "

@@ -1,8 +1,8 @@
 """Order images by what a label of them would teach: doubt, classes that calibration lacks, and novelty.
 
-Images are taken one after the other. Each time the one with the largest sum is taken: its doubt, plus the need for the
-classes that it seems to show, plus its distance from the images taken before. A class needs fewer images with each
-image taken that shows it.
+Images are taken one after the other. Each time the one with the largest sum is taken: the rank of its doubt, plus the
+need for the classes that it seems to show, plus its distance from the images taken before. A class needs fewer images
+with each image taken that shows it.
 
 A queue is no random sample: its images are harder than the rest, so thresholds from them alone are wider than they need
 be, and no promise about other images follows from them. Draw a part of the images to label at random.
@@ -50,7 +50,7 @@ class Pick:
 
     image: int
     """Number of the image."""
-    doubt: float
+    doubt_rank: float
     """Share of the candidates with less doubt, in [0, 1]."""
     need: float
     """Need for its classes when it was taken, in [0, 1]."""
@@ -76,7 +76,7 @@ def plan_queue(
     """
     weights = weights or Weights()
     num = len(candidates.doubt)
-    doubt = np.argsort(np.argsort(candidates.doubt, kind="stable"), kind="stable") / max(num - 1, 1)
+    doubt_rank = np.argsort(np.argsort(candidates.doubt, kind="stable"), kind="stable") / max(num - 1, 1)
     shows = candidates.shares >= SHOWS
     scale = _spread(candidates.descriptors)
     distance = np.ones(num)
@@ -90,13 +90,13 @@ def plan_queue(
     while len(picks) < budget and available.any():
         lack = np.clip(1 - counts / max(enough, 1), 0, 1)
         need = 1 - np.prod(np.where(shows, 1 - lack, 1), axis=1)
-        value = weights.doubt * doubt + weights.need * need + weights.novelty * distance
+        value = weights.doubt * doubt_rank + weights.need * need + weights.novelty * distance
         image = int(np.argmax(np.where(available, value, -np.inf)))
         lacking = [int(target) for target in np.argsort(-lack, kind="stable") if lack[target] > 0]
         picks.append(
             Pick(
                 image=image,
-                doubt=float(doubt[image]),
+                doubt_rank=float(doubt_rank[image]),
                 need=float(need[image]),
                 novelty=float(distance[image]),
                 classes=tuple(target for target in lacking if shows[image, target]),

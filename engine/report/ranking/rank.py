@@ -55,7 +55,10 @@ class QueuedImage:
     id: str
     """Id of its labels in the store."""
     doubt: float
-    """Share of the candidates with less doubtful labels, in [0, 1]."""
+    """Share of its pixels whose prediction set does not hold one class alone. Of a model without a calibration, 1 minus
+    the mean top score; without a model, the share of pixels without a label."""
+    doubt_rank: float
+    """Share of the candidates with less doubt, in [0, 1], which the order is made from; drawn in a random queue."""
     need: float
     """Need for the classes that it seems to show, in [0, 1]."""
     novelty: float
@@ -149,17 +152,19 @@ def rank_store(
     if not pool:
         raise UsageError(f"no photo of {store.path} can be read that is not one of the calibration; nothing to queue")
     ids = [overview.ids[number] for number in pool]
-    weights, doubt, shares = Weights(), 1 - overview.kept[pool], np.zeros((len(pool), classes.num_targets))
+    weights, shares = Weights(), np.zeros((len(pool), classes.num_targets))
+    order = doubt = 1 - overview.kept[pool]
     if predictor is not None:
         shares, doubt = read_scores(predictor, reader, ids, classes, calibration, workers=workers)
+        order = doubt
     elif basis == "scores":
         shares = _raw_shares(reader, ids, classes, workers)
     else:
-        weights, doubt = Weights(doubt=1.0, need=0.0, novelty=0.0), _random(overview)[pool]
+        weights, order = Weights(doubt=1.0, need=0.0, novelty=0.0), _random(overview)[pool]
     twins = pairs_within(Prints.gather([prints[number] for number in pool]))
     descriptors = _descriptors(store, ids, shares, [prints[number] for number in pool])
     picks = plan_queue(
-        Candidates(doubt=doubt, shares=shares, descriptors=descriptors),
+        Candidates(doubt=order, shares=shares, descriptors=descriptors),
         budget,
         calibrated=need.calibrated,
         enough=need.enough,
@@ -167,7 +172,7 @@ def rank_store(
         twins=twins,
     )
     return Queue(
-        images=tuple(_queued(overview, classes, pool[pick.image], pick) for pick in picks),
+        images=tuple(_queued(overview, classes, pool[pick.image], pick, doubt) for pick in picks),
         num_candidates=len(pool),
         basis=basis,
         twins=tuple((overview.uris[pool[first]], overview.uris[pool[second]]) for first, second in twins),
@@ -296,11 +301,12 @@ def _descriptors(
     return np.hstack([np.sqrt(shares).astype(np.float32), 0.5 * scaled])
 
 
-def _queued(overview: Overview, classes: Taxonomy, number: int, pick: Pick) -> QueuedImage:
+def _queued(overview: Overview, classes: Taxonomy, number: int, pick: Pick, doubt: NDArray[np.float64]) -> QueuedImage:
     return QueuedImage(
         uri=overview.uris[number],
         id=overview.ids[number],
-        doubt=pick.doubt,
+        doubt=float(doubt[pick.image]),
+        doubt_rank=pick.doubt_rank,
         need=pick.need,
         novelty=pick.novelty,
         classes=tuple(classes.targets[target] for target in pick.classes),

@@ -15,13 +15,13 @@ from maskmill.engine.calibration.candidates import (
     recommend,
 )
 from maskmill.engine.calibration.goal import Goal
-from maskmill.engine.calibration.scores.observe import true_scores
-from maskmill.engine.calibration.scores.pixel_samples import PixelSamples, class_values, draw_pixels
+from maskmill.engine.calibration.scores.observe import Observations, true_scores
+from maskmill.engine.calibration.scores.pixel_samples import Draw, PixelSamples, class_values, draw_pixels
 from maskmill.engine.calibration.scores.score_counts import ScoreCounts, counts_of, queue_counts
 from maskmill.engine.calibration.sharing import share_thresholds
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
-from maskmill.errors import UsageError
+from maskmill.errors import CalibrationError, UsageError
 
 TAXONOMY = Taxonomy(targets=("background", "cat", "dog"), background=0, model=(0, 1, 2))
 RAW = Candidate(method="argmax")
@@ -77,6 +77,21 @@ def test_a_goal_out_of_reach_is_said_to_be() -> None:
     alone = recommend(POINTS[:1], Goal.parse("miou"))
     assert alone.recommended is POINTS[0]
     assert "no selection is better" in alone.notes[0]
+
+
+def test_the_case_of_a_goal_does_not_matter() -> None:
+    assert Goal.parse("mIoU") == Goal.parse("miou")
+    assert Goal.parse("Accuracy 0.9") == Goal.parse("accuracy 0.9")
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "samples.f32").symlink_to("/dev/full")
+    draw = Draw(cells=np.zeros(1, np.int64), classes=np.zeros(1, np.int64), weights=np.ones(1))
+    message = f"temporary folder {tmp_path.parent}: No space left .* set TMPDIR"
+    with Observations(tmp_path, TAXONOMY) as observations:
+        observations.samples.append(draw, np.zeros((1, 3), np.float32), "softmax")
+        with pytest.raises(CalibrationError, match=message):
+            observations.finish()
 
 
 @pytest.mark.parametrize("text", ["speed", "accuracy", "accuracy much", "miou 0.3", "kept 0.8 0.9", ""])

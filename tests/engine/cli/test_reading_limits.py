@@ -40,6 +40,7 @@ def run(*arguments: str) -> BaseException | None:
         *((command, ["--timeout", "0"], "--timeout must be more than 0") for command in COMMANDS),
         ("label", ["--retries", "11"], "--retries must be from 0 to 10"),
         ("gate", ["--schemes", "h t"], "--schemes lists URL schemes"),
+        ("gate", ["--schemes", ""], "--schemes lists URL schemes"),
     ],
 )
 def test_limits_out_of_range_are_refused(

@@ -13,6 +13,7 @@ from lease_jobs import color_job  # noqa: E402  # pyright: ignore[reportMissingI
 
 from maskmill.engine.cluster import committer, driver, presence, worker  # noqa: E402
 from maskmill.engine.cluster.runner import run_array  # noqa: E402
+from maskmill.engine.labeling.run_log import RunLog  # noqa: E402
 from maskmill.engine.model.bundle import Bundle  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
 
@@ -38,4 +39,4 @@ if __name__ == "__main__":
     if os.environ.get("HOLD_COMMITS"):
         hold_commits(float(os.environ["HOLD_COMMITS"]))
     job = color_job(Bundle.load(bundle), Path(photos), Path(store), pause=float(pause))
-    print(run_array(job, threads=1).images)
+    print(run_array(job, threads=1, log=RunLog(f"{store}-{os.getpid()}.log")).images)

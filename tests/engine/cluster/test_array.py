@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -68,6 +69,9 @@ def test_tasks_share_the_work(bundle: Bundle, tmp_path: Path, processes: list[su
     assert_exactly_once(tmp_path, bundle, [*paths, tmp_path / "photos" / "copy.png"])
     left = [path.name for path in (tmp_path / "store" / "leases").rglob("*") if path.is_file()]
     assert left == ["driver.json"]
+    logs = [path.read_text().splitlines() for path in tmp_path.glob("store-*.log")]
+    ends = [json.loads(line) for lines in logs for line in lines if json.loads(line)["event"] == "end"]
+    assert [(end["state"], end["images"]) for end in ends] == [("finished", 300)] * 3
 
 
 @pytest.mark.parametrize("hold", [pytest.param("", marks=pytest.mark.slow), "0.3"])

@@ -200,7 +200,7 @@ def test_the_certificate_is_checked_at_the_receiver(tmp_path: Path) -> None:
     assert check.faults == ()
     assert check.num_files == 8
     assert check.certificate["export"]["num_images"] == 3
-    assert check.certificate["promise"].startswith("None: the labels are the model's best class of every pixel")
+    assert check.certificate["promise"].startswith("None; the labels are the model's best class of every pixel")
     (out / "SegmentationClass" / "1.png").write_bytes(b"")
     (out / "SegmentationClass" / "2.png").unlink()
     assert set(verify_export(out).faults) == {

@@ -26,6 +26,7 @@ from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import Objects, ScoreMap
 from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.report.display import print_object_thresholds
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.instances import decode_instances, encode_instances
 from maskmill.engine.store.label_store import LabelStore
@@ -171,7 +172,7 @@ def truth(path: Path) -> Path:
     return path
 
 
-def test_few_of_the_kept_objects_are_wrong(tmp_path: Path, photos: Path) -> None:
+def test_few_of_the_kept_objects_are_wrong(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = labeled(tmp_path, photos, min_score=0.1)
     thresholds = calibrate_objects(store, truth(tmp_path / "truth.json"), alpha="0.3", by="score")
     assert thresholds.measured["cow"]["objects"] == 6
@@ -193,7 +194,16 @@ def test_few_of_the_kept_objects_are_wrong(tmp_path: Path, photos: Path) -> None
     kinds = [(segment["category_id"], segment["iscrowd"]) for segment in raw["annotations"][2]["segments_info"]]
     assert kinds == [(3, 1), (2, 0), (3, 0)]
     # three images cannot promise a tenth
-    assert set(calibrate_objects(store, tmp_path / "truth.json", alpha="0.1").thresholds.values()) == {None}
+    strict = calibrate_objects(store, tmp_path / "truth.json", alpha="0.1")
+    assert set(strict.thresholds.values()) == {None}
+    print_object_thresholds(strict, tmp_path / "strict.json")
+    output = capsys.readouterr().out
+    assert "cow: none kept, as alpha must be at least 0.25 with 3 images; 0 of 6 objects" in output
+    assert "strict.json keeps no object: label more images, or choose a larger --alpha" in output
+    assert "at most" not in output
+    assert "±" not in output
+    summary = export_labels(store, tmp_path / "none", "coco", instances=True, object_thresholds=strict)
+    assert summary.num_objects == 0
     for options in ({"iou": 0.0}, {"by": "area"}, {"alpha": "2"}):
         with pytest.raises(UsageError):
             calibrate_objects(store, tmp_path / "truth.json", **{"alpha": "0.3"} | options)  # type: ignore[arg-type]

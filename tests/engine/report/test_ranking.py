@@ -136,6 +136,9 @@ def test_near_duplicates_are_left_out_and_those_of_the_calibration_named(home: P
     )
     assert [tuple(Path(uri).name for uri in pair) for pair in queue.calibration_twins] == [("3.png", "known.png")]
     assert "blue" in queue.images[0].classes  # no calibration image shows it
+    # every rule of this store labels a pixel only if its prediction set holds one class
+    assert all(image.doubt == pytest.approx(1 - image.kept, abs=1e-6) for image in queue.images)
+    assert {image.doubt_rank for image in queue.images} <= {rank / (len(queue.images)) for rank in range(12)}
 
 
 def test_without_scores_the_queue_is_random_and_says_so(home: Path, tmp_path: Path) -> None:

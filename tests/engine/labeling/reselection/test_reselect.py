@@ -15,7 +15,9 @@ from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling import writer
+from maskmill.engine.labeling.kept.levels import ScoreLevels
 from maskmill.engine.labeling.progress import Progress
+from maskmill.engine.labeling.reselection.decide import KeptSelection
 from maskmill.engine.labeling.reselection.reselect import Reselection, reselect
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
@@ -185,6 +187,14 @@ def test_corrections_come_along_and_approvals_of_old_labels_do_not(
     store.commit_reviews([ReviewRow(id=first, reviewer="ann", time=2, verdict="withdrawn")])
     reselect(store, tmp_path / "new", Reselection(alpha="0.2"))
     assert not LabelStore.open(tmp_path / "new").current_reviews()
+
+
+def test_a_class_that_the_calibration_of_the_store_never_emits_needs_the_model_again(kept: LabelStore) -> None:
+    selection = Reselection().apply(kept)
+    names = tuple(kept.classes["targets"])
+    nothing = np.full(len(names), -np.inf, np.float32)
+    with pytest.raises(UsageError, match=r"never emits it, and this one does; label again with this calibration"):
+        KeptSelection(selection, ScoreLevels(nothing), nothing, background=None, ignore=255, names=names)
 
 
 def test_a_smaller_alpha_than_was_kept_is_refused(kept: LabelStore, tmp_path: Path) -> None:
