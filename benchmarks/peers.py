@@ -1,18 +1,18 @@
 """Compare `maskmill label` with the loops of other tools, on the same photos and the same SegFormer-B0.
 
-    python benchmarks/peers.py [--sides maskmill transformers …] [--python SIDE=PYTHON] [--photos 40] [--many 5000]
-        [--rounds 3] [-o FILE]
+    python benchmarks/peers.py [--sides maskmill transformers …] [--python SIDE=PYTHON] [--parts speed kill damage many]
+        [--photos 40] [--rounds 3] [--killed 1200] [--many 5000] [--processors 2] [--models FOLDER] [-o FILE]
 
 Sides: ``maskmill`` (`maskmill label`, ONNX Runtime), ``maskmill-openvino`` (the same with `--provider openvino`),
-``transformers`` (its image-segmentation pipeline over a generator of paths, one PNG per class map), ``autodistill`` (a
-base model around the same PyTorch network, and the package's own `label` loop, which writes YOLO polygons), and
-``fiftyone`` (`apply_model` with the same network, which needs a MongoDB server). Each side runs in a process of its
-own, with the interpreter that ``--python`` names for it, as its documentation shows it. The network has random weights
-of the true architecture and 21 classes.
+``transformers`` (its image-segmentation pipeline over a generator of paths, one PNG per class map), and ``autodistill``
+(a base model around the same PyTorch network, and the package's own `label` loop, which writes YOLO polygons). Each
+side runs in a process of its own, with the interpreter that ``--python`` names for it, as its documentation shows it.
+The network has random weights of the true architecture and 21 classes; ``--models`` keeps it for another run.
 
-Measured per side: images per second of wall and of processor time, start included, medians of alternating rounds; peak
-memory with ``--many`` photos and a network that costs nearly nothing (64 x 64 pixels); what is left, and what a second
-call does, after kill -9 in the middle; and what happens with a cut and an empty JPEG among the photos.
+Parts: ``speed``: images per second of wall and of processor time, start included, medians of alternating rounds;
+``kill``: what is left, and what a second call does, after kill -9 in the middle; ``damage``: what happens with a cut
+and an empty JPEG among the photos; ``many``: time and peak memory with ``--many`` photos. The last three use a network
+that costs nearly nothing (64 x 64 pixels). ``--processors`` limits every side to that many processors.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 DATA = Path(os.environ.get("MASKMILL_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data"))
-SIDES = ("maskmill", "maskmill-openvino", "transformers", "autodistill", "fiftyone")
+SIDES = ("maskmill", "maskmill-openvino", "transformers", "autodistill")
+PARTS = ("speed", "kill", "damage", "many")
 NUM_CLASSES = 21
 
 
@@ -103,8 +104,8 @@ def run_autodistill(model: str, photos: Path, output: Path) -> None:
             self.network = Network(model)
 
         def predict(self, input: Any) -> Any:
-            image = Image.open(input).convert("RGB") if isinstance(input, str) else Image.fromarray(input)
-            label = self.network.label(image)
+            # the package's loop reads files with OpenCV: channels are blue, green, red
+            label = self.network.label(Image.fromarray(input[:, :, ::-1]))
             values = np.unique(label)
             masks = np.stack([label == value for value in values])
             return sv.Detections(xyxy=sv.mask_to_xyxy(masks), mask=masks, class_id=values.astype(int),
@@ -113,53 +114,24 @@ def run_autodistill(model: str, photos: Path, output: Path) -> None:
     Base().label(str(photos), extension=".jpg", output_folder=str(output))
 
 
-def run_fiftyone(model: str, photos: Path, output: Path) -> None:
-    import fiftyone as fo
-    from fiftyone.core.models import Model
-    from PIL import Image
-
-    class Wrapped(Model):
-        network = Network(model)
-        media_type = "image"
-        ragged_batches, transforms, preprocess = True, None, False
-
-        def predict(self, arg: Any) -> Any:
-            return fo.Segmentation(mask=self.network.label(Image.fromarray(arg)).astype("uint8"))
-
-    dataset = fo.Dataset.from_images_dir(str(photos), name=str(output), persistent=True, overwrite=True)
-    dataset.apply_model(Wrapped(), label_field="label")
-
-
-def run_side(side: str, model: str, photos: Path, output: Path) -> None:
-    """Run a peer in this process."""
-    {"transformers": run_transformers, "autodistill": run_autodistill, "fiftyone": run_fiftyone}[side](
-        model, photos, output
-    )
-
-
-def command(side: str, python: str, models: Path, name: str, photos: Path, output: Path) -> list[str]:
+def start(side: str, python: str, model: Path, photos: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Start a side; its messages go to a file beside the output, ending in .log."""
     if side.startswith("maskmill"):
-        more = ["--provider", "openvino"] if side.endswith("openvino") else []
-        return [
-            python,
-            "-m",
-            "maskmill",
-            "label",
-            str(models / f"{name}-bundle"),
-            str(photos),
-            "-o",
-            str(output),
-            *more,
-        ]
-    return [python, __file__, "--run", side, str(models / name), str(photos), str(output)]
-
-
-def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(arguments, stdout=log.open("ab"), stderr=subprocess.STDOUT, cwd=log.parent)
+        options = ["--provider", "openvino"] if side.endswith("openvino") else []
+        bundle = model.with_name(f"{model.name}-bundle")
+        arguments = [python, "-m", "maskmill", "label", str(bundle), str(photos), "-o", str(output), *options]
+        arguments += ["--log", str(output.with_suffix(".jsonl"))]
+    else:
+        arguments = [python, __file__, "--run", side, str(model), str(photos), str(output)]
+    with output.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, cwd=output.parent)
 
 
 def finish(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    """Wait for a process; returns its exit status, processor seconds and peak memory in megabytes."""
+    """Wait for a process; returns its exit status, processor seconds and peak memory in megabytes.
+
+    A process inherits the peak of the one that starts it: this script loads no large package itself.
+    """
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return {
@@ -169,18 +141,28 @@ def finish(process: subprocess.Popen[bytes]) -> dict[str, float]:
     }
 
 
-def results_of(side: str, output: Path) -> int:
+def count_results(side: str, output: Path) -> int:
     """Count the labeled photos that another program could read now."""
     if not output.exists():
         return 0
     if side.startswith("maskmill"):
-        from maskmill import LabelStore
-
-        return len(list(LabelStore.open(output).ids()))
+        code = "import sys; from maskmill import LabelStore; print(len(list(LabelStore.open(sys.argv[1]).ids())))"
+        return int(subprocess.check_output([sys.executable, "-c", code, str(output)]))
     if side == "autodistill":
-        # the loop writes annotations/ at its end
-        return len(list(output.rglob("*.txt")))
+        return len(list(output.glob("*/labels/*.txt")))
     return len(list(output.glob("*.png")))
+
+
+def count_progress(side: str, output: Path) -> int:
+    """Count the photos that a running side has labeled, as far as it shows."""
+    if side == "transformers":
+        return count_results(side, output)
+    if side == "autodistill":
+        numbers = re.findall(r" (\d+)/\d+ \[", output.with_suffix(".log").read_text(errors="replace"))
+        return int(numbers[-1]) if numbers else 0
+    log = output.with_suffix(".jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return sum(event["inputs"] for event in events if event["event"] == "commit")
 
 
 def copies(photos: Sequence[Path], number: int, folder: Path) -> Path:
@@ -192,92 +174,118 @@ def copies(photos: Sequence[Path], number: int, folder: Path) -> Path:
     return folder
 
 
-def measure_side(side: str, python: str, models: Path, work: Path, some: Path, number: int) -> dict[str, Any]:
-    """Run what is not timed: a kill in the middle, and damaged photos."""
-    result: dict[str, Any] = {}
-    output = work / f"{side}-killed"
-    process = start(command(side, python, models, "b0", some, output), work / f"{side}.log")
-    started, seen = time.perf_counter(), 0
-    while process.poll() is None and time.perf_counter() - started < 900:
-        seen = results_of(side, output)
-        if seen >= number // 3:
-            break
-        time.sleep(1)
-    if side == "autodistill" and process.poll() is None:
-        time.sleep(5)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    result["left_after_kill"] = results_of(side, output)
-    again = finish(start(command(side, python, models, "b0", some, output), work / f"{side}.log"))
-    result["second_call"] = {**again, "results": results_of(side, output)}
-    damaged = work / f"{side}-damaged-photos"
-    shutil.copytree(some, damaged)
-    names = sorted(damaged.glob("*.jpg"))
-    names[len(names) // 2].write_bytes(names[0].read_bytes()[:3000])
-    names[len(names) // 2 + 1].write_bytes(b"")
-    outcome = finish(
-        start(command(side, python, models, "b0", damaged, work / f"{side}-damaged"), work / f"{side}.log")
-    )
-    result["damaged"] = {**outcome, "results": results_of(side, work / f"{side}-damaged")}
-    return result
+class Comparison:
+    """The sides with their interpreters, the models, and the photos, which are copies of ``originals``."""
+
+    def __init__(self, pythons: dict[str, str], models: Path, originals: Sequence[Path], work: Path) -> None:
+        self.pythons, self.models, self.originals, self.work = pythons, models, originals, work
+
+    def photos(self, number: int) -> Path:
+        """Return a folder with that many photos."""
+        folder = self.work / f"photos-{number}"
+        return folder if folder.exists() else copies(self.originals, number, folder)
+
+    def start(self, side: str, network: str, photos: Path, output: Path) -> subprocess.Popen[bytes]:
+        """Start a side with its own interpreter."""
+        return start(side, self.pythons[side], self.models / network, photos, output)
+
+    def run(self, side: str, network: str, photos: Path, name: str) -> dict[str, Any]:
+        """Run a side to its end; returns what the process took and left."""
+        output, begun = self.work / f"{side}-{name}", time.perf_counter()
+        outcome = finish(self.start(side, network, photos, output))
+        outcome["wall_s"] = round(time.perf_counter() - begun, 2)
+        last = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()[-1:]
+        return {**outcome, "results": count_results(side, output), "last_line": last[0][-300:] if last else ""}
+
+    def speed(self, number: int, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Time all sides, alternating; yields the figures of a side after each of its runs."""
+        outcomes: dict[str, list[dict[str, Any]]] = {side: [] for side in self.pythons}
+        for index in range(rounds):
+            for side, runs in outcomes.items():
+                runs.append(self.run(side, "b0", self.photos(number), f"speed-{index}"))
+                figures: dict[str, Any] = {"photos": number, "runs": runs}
+                for name in ("wall_s", "processor_s"):
+                    values = [number / run[name] for run in runs]
+                    figures[f"images_per_{name}"] = round(statistics.median(values), 3)
+                    figures[f"images_per_{name}_range"] = [round(min(values), 3), round(max(values), 3)]
+                yield side, figures
+
+    def kill(self, side: str, number: int) -> dict[str, Any]:
+        """Kill a run after a third of the photos, count what is left, and run the same command again."""
+        photos, output = self.photos(number), self.work / f"{side}-kill"
+        process = self.start(side, "tiny", photos, output)
+        while process.poll() is None and count_progress(side, output) < number // 3:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        figures = {"photos": number, "labeled_before": count_progress(side, output)}
+        figures["left"] = count_results(side, output)
+        return {**figures, "second_call": self.run(side, "tiny", photos, "kill")}
+
+    def damage(self, side: str, number: int) -> dict[str, Any]:
+        """Run a side over photos of which one is cut short and one empty."""
+        damaged = self.work / "damaged"
+        if not damaged.exists():
+            names = sorted(copies(self.originals, number, damaged).glob("*.jpg"))
+            names[number // 2].write_bytes(names[0].read_bytes()[:3000])
+            names[number // 2 + 1].write_bytes(b"")
+        return {"photos": number, **self.run(side, "tiny", damaged, "damage")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--sides", nargs="+", default=list(SIDES[:3]), choices=SIDES)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--sides", nargs="+", default=["maskmill", "transformers", "autodistill"], choices=SIDES)
     parser.add_argument("--python", action="append", default=[])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--photos", type=int, default=40)
-    parser.add_argument("--many", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only-speed", action="store_true")
+    parser.add_argument("--killed", type=int, default=1200)
+    parser.add_argument("--many", type=int, default=5000)
+    parser.add_argument("--processors", type=int)
+    parser.add_argument("--models", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     if options.run:
         side, model, photos, output = options.run
-        run_side(side, model, Path(photos), Path(output))
+        {"transformers": run_transformers, "autodistill": run_autodistill}[side](model, Path(photos), Path(output))
         return
-    pythons = {side: sys.executable for side in SIDES} | dict(text.split("=", 1) for text in options.python)
-    results: dict[str, Any] = {side: {} for side in options.sides}
+    if options.make:
+        make_models(options.make)
+        return
+    if options.processors:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.processors :])
+    pythons = {side: sys.executable for side in options.sides} | dict(text.split("=", 1) for text in options.python)
+    results: dict[str, Any] = {"processors": len(os.sched_getaffinity(0)), **{side: {} for side in options.sides}}
 
-    def record() -> None:
+    def record(side: str, part: str, figures: dict[str, Any]) -> None:
+        results[side][part] = {**figures, "load": round(os.getloadavg()[0], 1)}
+        print(side, part, results[side][part], flush=True)
         if options.output:
             options.output.write_text(json.dumps(results, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        make_models(work)
+        models = options.models or work / "models"
+        if not models.exists():
+            models.mkdir()
+            subprocess.run([sys.executable, __file__, "--make", str(models)], check=True)
         originals = sorted((DATA / "msrc/images").glob("*.jpg"))
-        some = copies(originals, options.photos, work / "some")
-        rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in options.sides}
-        for number in range(options.rounds):
+        comparison = Comparison({side: pythons[side] for side in options.sides}, models.absolute(), originals, work)
+        for part in options.parts:
+            if part == "speed":
+                for side, figures in comparison.speed(options.photos, options.rounds):
+                    record(side, part, figures)
+                continue
             for side in options.sides:
-                output = work / f"{side}-{number}"
-                begun = time.perf_counter()
-                outcome = finish(start(command(side, pythons[side], work, "b0", some, output), work / f"{side}.log"))
-                if outcome["status"] or not results_of(side, output):
-                    print((work / f"{side}.log").read_text()[-2000:], file=sys.stderr)
-                rounds[side].append((time.perf_counter() - begun, outcome["processor_s"]))
-                results[side]["results"] = results_of(side, output)
-                for index, name in enumerate(("wall", "processor")):
-                    values = [options.photos / pair[index] for pair in rounds[side]]
-                    results[side][f"images_per_{name}_s"] = round(statistics.median(values), 3)
-                    results[side][f"{name}_range"] = [round(min(values), 3), round(max(values), 3)]
-                print(side, results[side], flush=True)
-                record()
-        if not options.only_speed:
-            for side in options.sides:
-                results[side] |= measure_side(side, pythons[side], work, work, some, options.photos)
-                print(side, results[side], flush=True)
-                record()
-            many = copies(originals, options.many, work / "many")
-            for side in options.sides:
-                outcome = finish(
-                    start(command(side, pythons[side], work, "tiny", many, work / f"{side}-many"), work / f"{side}.log")
-                )
-                results[side]["many"] = {"photos": options.many, **outcome}
-                print(side, results[side], flush=True)
-                record()
+                if part == "kill":
+                    record(side, part, comparison.kill(side, options.killed))
+                elif part == "damage":
+                    record(side, part, comparison.damage(side, options.photos))
+                else:
+                    run = comparison.run(side, "tiny", comparison.photos(options.many), "many")
+                    record(side, part, {"photos": options.many, **run})
 
 
 if __name__ == "__main__":

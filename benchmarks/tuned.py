@@ -1,13 +1,15 @@
 """Compare a labeling run on the runtime and precision that `maskmill tune` chooses with the obvious loops.
 
     python benchmarks/tuned.py [--photos 60] [--rounds 5] [--gate-photos 50] [--precisions int8]
-        [--only deeplab|segformer] [-o FILE]
+        [--only deeplab|segformer] [--processors 2] [--models FOLDER] [-o FILE]
 
 deeplabv3-257: `label` with PCOS weights as in label_run.py, on ONNX Runtime and on the choice of
 `tune --precisions int8`, against label_run.py's obvious loop. SegFormer-B0 with 512 x 512 inputs and random weights of
 the true architecture: `label` on ONNX Runtime and on the choice of `tune` (without conversion: random weights say
 nothing about int8), against transformers' image-segmentation pipeline whose class masks are written as one PNG. Sides
 alternate within a round. Figures are ratios to the loop, of wall and of processor time, medians and ranges over rounds.
+``--models`` keeps SegFormer-B0 and the choice for another run. ``--processors`` limits the rounds, not `tune`, to that
+many processors: PyTorch's threads spin while they wait, which says nothing of either side on a busy machine.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.runtimes import tuned
 from maskmill.engine.runtimes.open import open_session
 from maskmill.export.gate.bench import Row
 from maskmill.export.gate.judge import GateImages
 from maskmill.export.precision.tune import tune
+from maskmill.kernels.processors import usable_processors
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
@@ -103,15 +107,25 @@ def main() -> None:
     parser.add_argument("--gate-photos", type=int, default=50)
     parser.add_argument("--precisions", nargs="*", default=["int8"])
     parser.add_argument("--only", choices=("deeplab", "segformer"))
+    parser.add_argument("--processors", type=int)
+    parser.add_argument("--models", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    results: dict[str, Any] = {"photos": options.photos, "rounds": options.rounds}
+    results: dict[str, Any] = {
+        "photos": options.photos,
+        "rounds": options.rounds,
+        "processors": options.processors or usable_processors(),
+    }
 
     def record() -> None:
         results["load"] = round(os.getloadavg()[0], 1)
         print(json.dumps(results), flush=True)
         if options.output:
             options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+    def limit() -> None:
+        if options.processors:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.processors])
 
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -124,19 +138,28 @@ def main() -> None:
             record()
             bundle = Bundle.load(bundle.path)
             (work / "loop").mkdir()
+            limit()
             loop = obvious(bundle.model_path(), sorted(photos.glob("*.jpg")), work / "loop")
             sides = {"obvious loop": loop, **sides_of(bundle, choice, photos, work)}
             for figures in compare(sides, "obvious loop", options.rounds):
                 results["deeplab"]["sides"] = figures
                 record()
         if options.only != "deeplab":
-            make_models(work)
-            bundle = Bundle.load(work / "b0-bundle")
-            choice, rows = tune(bundle, images, seconds=3.0, say=print)
-            results["segformer"] = {"choice": asdict(choice), "rows": table(rows)}
+            models = options.models or work
+            if not (models / "b0-bundle").exists():
+                models.mkdir(exist_ok=True)
+                make_models(models)
+            bundle = Bundle.load(models / "b0-bundle")
+            if (bundle.path / tuned.FILE).exists():
+                choice = tuned.read_choice(bundle)
+                results["segformer"] = {"choice": asdict(choice)}
+            else:
+                choice, rows = tune(bundle, images, seconds=3.0, say=print)
+                results["segformer"] = {"choice": asdict(choice), "rows": table(rows)}
             record()
+            limit()
             bundle = Bundle.load(bundle.path)
-            pipeline = lambda: run_transformers(str(work / "b0"), photos, work / "pipeline")  # noqa: E731
+            pipeline = lambda: run_transformers(str(models / "b0"), photos, work / "pipeline")  # noqa: E731
             sides = {"transformers pipeline": pipeline, **sides_of(bundle, choice, photos, work)}
             for figures in compare(sides, "transformers pipeline", options.rounds):
                 results["segformer"]["sides"] = figures
