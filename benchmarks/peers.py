@@ -58,12 +58,18 @@ def make_models(folder: Path) -> None:
         bundle_from_pretrained(str(folder / name), folder / f"{name}-bundle", Choices(size=(side, side)))
 
 
-def run_transformers(model: str, photos: Path, output: Path) -> None:
-    import numpy as np
-    from PIL import Image
+def open_pipeline(model: str) -> Any:
+    """Return transformers' image-segmentation pipeline."""
     from transformers import pipeline
 
-    pipe = pipeline("image-segmentation", model=model, device="cpu")
+    return pipeline("image-segmentation", model=model, device="cpu")
+
+
+def run_pipeline(pipe: Any, photos: Path, output: Path) -> None:
+    """Write one PNG per photo: the class map that the pipeline's masks make."""
+    import numpy as np
+    from PIL import Image
+
     paths = sorted(map(str, photos.glob("*.jpg")))
     output.mkdir(exist_ok=True)
     for path, segments in zip(paths, pipe(path for path in paths), strict=True):
@@ -77,9 +83,10 @@ class Network:
     """The PyTorch network, from a photo's path to its class map at the photo's size."""
 
     def __init__(self, model: str) -> None:
-        from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
+        from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+        from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-        self.processor = AutoImageProcessor.from_pretrained(model)
+        self.processor = SegformerImageProcessorPil.from_pretrained(model)
         self.network = SegformerForSemanticSegmentation.from_pretrained(model).eval()
 
     def label(self, image: Any) -> Any:
@@ -158,7 +165,7 @@ def count_progress(side: str, output: Path) -> int:
     if side == "transformers":
         return count_results(side, output)
     if side == "autodistill":
-        numbers = re.findall(r" (\d+)/\d+ \[", output.with_suffix(".log").read_text(errors="replace"))
+        numbers = re.findall(r"Labeling [^\r\n]* (\d+)/\d+ \[", output.with_suffix(".log").read_text(errors="replace"))
         return int(numbers[-1]) if numbers else 0
     log = output.with_suffix(".jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -211,11 +218,11 @@ class Comparison:
                 yield side, figures
 
     def kill(self, side: str, number: int) -> dict[str, Any]:
-        """Kill a run after a third of the photos, count what is left, and run the same command again."""
+        """Kill a run after a quarter of the photos, count what is left, and run the same command again."""
         photos, output = self.photos(number), self.work / f"{side}-kill"
         process = self.start(side, "tiny", photos, output)
-        while process.poll() is None and count_progress(side, output) < number // 3:
-            time.sleep(0.5)
+        while process.poll() is None and count_progress(side, output) < number // 4:
+            time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
         figures = {"photos": number, "labeled_before": count_progress(side, output)}
@@ -248,8 +255,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     if options.run:
+        # this folder holds a kernels.py, which transformers would take for the package of that name
+        sys.path.remove(str(Path(__file__).resolve().parent))
         side, model, photos, output = options.run
-        {"transformers": run_transformers, "autodistill": run_autodistill}[side](model, Path(photos), Path(output))
+        if side == "transformers":
+            run_pipeline(open_pipeline(model), Path(photos), Path(output))
+        else:
+            run_autodistill(model, Path(photos), Path(output))
         return
     if options.make:
         make_models(options.make)

@@ -23,12 +23,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from label_run import DATA, adopt, obvious  # the scripts beside this one
-from peers import copies, make_models, run_transformers
+from peers import copies, make_models, open_pipeline, run_pipeline
 
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
@@ -159,7 +160,8 @@ def main() -> None:
             record()
             limit()
             bundle = Bundle.load(bundle.path)
-            pipeline = lambda: run_transformers(str(models / "b0"), photos, work / "pipeline")  # noqa: E731
+            pipe = open_pipeline(str(models / "b0"))
+            pipeline = partial(run_pipeline, pipe, photos, work / "pipeline")
             sides = {"transformers pipeline": pipeline, **sides_of(bundle, choice, photos, work)}
             for figures in compare(sides, "transformers pipeline", options.rounds):
                 results["segformer"]["sides"] = figures
