@@ -218,10 +218,10 @@ class Comparison:
                 yield side, figures
 
     def kill(self, side: str, number: int) -> dict[str, Any]:
-        """Kill a run after a quarter of the photos, count what is left, and run the same command again."""
+        """Kill a run after an eighth of the photos, count what is left, and run the same command again."""
         photos, output = self.photos(number), self.work / f"{side}-kill"
         process = self.start(side, "tiny", photos, output)
-        while process.poll() is None and count_progress(side, output) < number // 4:
+        while process.poll() is None and count_progress(side, output) < number // 8:
             time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
