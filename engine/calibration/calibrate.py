@@ -152,28 +152,26 @@ def calibrate(
         raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")
     if clusters is not None and not (position and clusters >= 1):
         raise UsageError(f"clusters are of positions, at least 1; got {clusters} with the group {group}")
+    options: dict[str, Any] = {
+        "alpha": alpha_text(alpha),
+        "group": group,
+        "unit": unit,
+        "rule": rule,
+        "min_images": min_images,
+        "fallback": fallback,
+        "unseen": unseen,
+        "on_small_n": on_small_n,
+        "control": control,
+        "delta": None if delta is None else alpha_text(delta),
+        "clusters": clusters,
+    }
     labeled = pair_images(source, labels, taxonomy, ids=ids)
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
-        Observations(Path(folder), taxonomy, grid=grid if position else None) as observations,
+        Observations(Path(folder), taxonomy, grid=grid if position else None, options=options) as observations,
     ):
         collect(observations, predictor, source, labeled, workers=workers, progress=progress)
-        calibration = fit_calibration(
-            observations,
-            predictor,
-            taxonomy,
-            alpha=alpha,
-            group=group,
-            unit=unit,
-            rule=rule,
-            min_images=min_images,
-            fallback=fallback,
-            unseen=unseen,
-            on_small_n=on_small_n,
-            control=control,
-            delta=delta,
-            clusters=clusters,
-        )
+        calibration = fit_calibration(observations, predictor, taxonomy, **{**options, "alpha": alpha, "delta": delta})
     report = dict(calibration.report)
     if doubt := labeled.summary.doubt(report["argmax"]["accuracy"]):
         report["warnings"] = [doubt, *report["warnings"]]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ ALONE = "-alone"
 """End of the name of a lease whose worker died: the next one labels nothing beside it, to tell what is to blame."""
 
 _DRIVER = f"{LEASES}/driver.json"
+_FINISHED = re.compile(r"(.+)~([^~]+)~([0-9]+)")
 _CHOICES = 8  # a claim is tried on one of the first few leases, so that many workers do not all try the same
 
 
@@ -65,8 +67,15 @@ class Leases:
     A full disk or another error of the storage is raised as :class:`StoreError`.
     """
 
-    def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
-        self._folder = _StoreFolder(store, options)
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        options: Mapping[str, Any] | None = None,
+        *,
+        title: str = "label store",
+    ) -> None:
+        """Open the leases in a folder; ``title`` says in messages what the folder is."""
+        self._folder = _StoreFolder(store, options, title)
 
     def publish(self, lease: str, items: Sequence[Item]) -> None:
         """Offer inputs to the workers."""
@@ -132,12 +141,13 @@ class Leases:
         self._folder.write(f"{LEASES}/done/{done.name}", data, sync=True)
 
     def finished(self) -> list[Finished]:
-        """Return the finished leases that are not committed, in order."""
-        files = []
-        for name, size in self._folder.names(f"{LEASES}/done").items():
-            lease, worker, num_rows = name.rsplit("~", 2)
-            files.append(Finished(lease=lease, worker=worker, num_rows=int(num_rows), num_bytes=size))
-        return files
+        """Return the finished leases that are not committed, in order; files with other names are ignored."""
+        names = [(_FINISHED.fullmatch(name), size) for name, size in self._folder.names(f"{LEASES}/done").items()]
+        return [
+            Finished(lease=match[1], worker=match[2], num_rows=int(match[3]), num_bytes=size)
+            for match, size in names
+            if match is not None
+        ]
 
     def rows(self, done: Finished) -> tuple[pa.Table, pa.Table, dict[str, Any]] | None:
         """Read (labels, inputs, plain data) of a finished lease; None if it is gone.
@@ -206,8 +216,8 @@ class Leases:
 class _StoreFolder:
     """Folder of a store whose errors, apart from missing files, are :class:`StoreError`."""
 
-    def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None) -> None:
-        self._store = store
+    def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None, title: str) -> None:
+        self._name = f"{title} {os.fspath(store)}"
         self._folder = open_folder(store, options)
 
     def read(self, name: str) -> bytes:
@@ -233,7 +243,7 @@ class _StoreFolder:
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
         try:
-            with store_errors(f"cannot {action} the label store {self._store}"):
+            with store_errors(f"cannot {action} the {self._name}"):
                 yield
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):

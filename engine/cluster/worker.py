@@ -79,6 +79,7 @@ class Worker:
         self._leases = leases
         self._threads = threads
         self._writers: dict[str, LeaseWriter] = {}
+        self._waiting: list[Future[None]] = []
         self._finished: list[Progress] = []
         self._run = Progress()
         self._lock = threading.Lock()
@@ -121,7 +122,7 @@ class Worker:
         self.progress = Progress(kept=np.zeros(num_targets, np.int64))
         self._state = "labeling"
         storage = ThreadPoolExecutor(1, thread_name_prefix="maskmill-leases")
-        waiting: list[Future[None]] = []
+        waiting = self._waiting
 
         def hand_back(lease: str, labels: Sequence[LabelRow], inputs: Sequence[InputRow], progress: Progress) -> None:
             while len(waiting) >= _HAND_BACKS:
@@ -165,6 +166,7 @@ class Worker:
 
     def _claimed(self, is_over: Callable[[], bool]) -> Iterator[tuple[str, list[Item]]]:
         while not (self.stop.is_set() or is_over()):
+            self._check_storage()
             claimed = self._leases.claim(self.token)
             if claimed is not None and claimed[0].endswith(ALONE):
                 self._wait_for_writers()
@@ -178,7 +180,13 @@ class Worker:
     def _wait_for_writers(self) -> None:
         """Wait until every lease in progress is handed back."""
         while self._writers and not self.stop.wait(POLL_SECONDS / 10):
-            pass
+            self._check_storage()
+
+    def _check_storage(self) -> None:
+        """Raise the error of a lease that could not be handed back."""
+        for handed in tuple(self._waiting):
+            if handed.done():
+                handed.result()
 
     def _hand_back(
         self, lease: str, labels: Sequence[LabelRow], inputs: Sequence[InputRow], progress: Progress

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections import Counter
@@ -61,6 +63,22 @@ class LabeledSource:
     def name_of(self, uri: str) -> str:
         """Return the file of an image's labels, for messages."""
         return self._entries[uri].name
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return hashes of the labels, by names and stamps of their files, and of the mapping of their values."""
+        labels = [
+            self.labels.path,
+            self.labels.format,
+            self.labels.as_stored,
+            self.labels.stamps(self._entries.values()),
+        ]
+        colors = self._taxonomy.colors
+        table = None if colors is None else [colors.colors, colors.indices]
+        mapping = [sorted(self._taxonomy.labels.items()), self._taxonomy.ignore_index, table]
+        return {
+            name: hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+            for name, value in (("labels", labels), ("label mapping", mapping))
+        }
 
     def read(self, uri: str, photo: bytes | None = None) -> NDArray[Any]:
         """Read the target indices (H, W) of an image and count its pixels; from any thread.

@@ -106,6 +106,10 @@ class LabelSource(ABC):
         """Pair images with their labels, one to one; raises :class:`UsageError` naming both if that is ambiguous."""
         return self._index.pair(uris, root)
 
+    @abstractmethod
+    def stamps(self, entries: Iterable[LabelEntry]) -> list[Any]:
+        """Return plain data that changes when the labels of some entries do: sizes and times of files."""
+
     def similar(self, uri: str) -> str:
         """Explain why an image has no labels although a name is similar; empty if there is no such name."""
         return self._index.similar(uri)
@@ -168,6 +172,10 @@ class LabelFolder(LabelSource):
             raise UsageError(f"cannot read the label map {entry.name}: {error}") from error
         return decode_label_map(data, entry.name, colors)
 
+    def stamps(self, entries: Iterable[LabelEntry]) -> list[Any]:
+        """Return (uri, size, stamp) of each label map, as they were listed."""
+        return [entry.key[:3] for entry in entries]
+
 
 class LabelSet(LabelSource):
     """Labels of another format than label maps; label values stand for the classes that it names."""
@@ -193,6 +201,10 @@ class LabelSet(LabelSource):
     ) -> NDArray[Any]:
         """Read label indices (H, W), uint8 or uint16; raises :class:`UsageError`."""
         return self._reader.read_labels(entry.key, size)
+
+    def stamps(self, entries: Iterable[LabelEntry]) -> list[Any]:
+        """Return the names of the labels, and (path, size, time) of the local files that may hold them."""
+        return [[entry.name for entry in entries], [list(stamp) for stamp in _file_stamps(self._reader.path)]]
 
 
 def open_labels(
@@ -274,3 +286,13 @@ def _refuse_other_things(path: Path) -> None:
             f"{path} is part of an export that maskmill wrote, so its values are the export's classes; give the "
             f"export's own folder, {path.parent}, which names them"
         )
+
+
+def _file_stamps(path: str) -> list[tuple[str, int, int]]:
+    """Return (path, size, time in ns) of a file, or of the files below a folder but those of the runs of a store."""
+    paths = [path] if os.path.isfile(path) else []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if name not in ("leases", "history")]
+        paths += [os.path.join(folder, name) for name in names]
+    stats = [(name, os.stat(name)) for name in sorted(paths) if os.path.exists(name)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

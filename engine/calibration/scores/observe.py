@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,16 @@ class Observation:
 class Observations:
     """Scores of labeled images in files of ``folder``; use it as a context."""
 
-    def __init__(self, folder: Path, taxonomy: Taxonomy, *, grid: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        taxonomy: Taxonomy,
+        *,
+        grid: tuple[int, int] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.options: dict[str, Any] = dict(options or {})
+        """Options of the fit, plain data, on which processes that share the work must agree."""
         self._folder = folder
         self.spill: ScoreSpill = ScoreSpill(folder, grid=grid)
         self.samples: PixelSamples = PixelSamples(folder, taxonomy)

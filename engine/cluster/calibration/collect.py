@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from .worker import POLL_SECONDS, RECORD, ObservationJob, ObservationWorker, Sam
 Fit = Callable[..., Calibration]
 """Calibrates with the function that its keyword argument ``collect`` names."""
 
+_TITLE = "unfinished work of the calibration in"
 _MERGE = "merge"  # claim of the process that fits the thresholds
 
 
@@ -94,9 +95,9 @@ class _Leases:
         self._parts: list[dict[str, Any]] = []
         self.workers: dict[str, dict[str, Any]] = {}
 
-    def publish(self, sample: Sample) -> list[str]:
-        """Offer all leases of a sample; returns their names in order."""
-        sample.join(self._folder)
+    def publish(self, sample: Sample, options: Mapping[str, Any]) -> list[str]:
+        """Offer all leases of a sample; returns their names in order. ``options`` are those of the fit."""
+        sample.join(self._folder, options)
         leases = sample.leases()
         for lease in sorted(set(leases) - set(self._leases.open_names())):
             self._leases.publish(lease, leases[lease])
@@ -141,7 +142,7 @@ class _Task:
     def __init__(self, folder: str, threads: int | None) -> None:
         self.folder = folder
         self._token = new_token()
-        self._leases = Leases(folder)
+        self._leases = Leases(folder, title=_TITLE)
         self.signs = Signs(self._leases, self._token)
         self._threads = threads
 
@@ -164,7 +165,7 @@ class _Task:
             grid=observations.spill.grid,
         )
         leases = _Leases(self.folder, self._leases)
-        names = leases.publish(sample)
+        names = leases.publish(sample, observations.options)
         while True:
             claimed = self._leases.claim(self._token)
             if claimed is not None:
@@ -196,7 +197,7 @@ class _Driver:
         self.warnings: list[str] = []
         self.num_open = 0
         self._job = job
-        self._leases = Leases(job.store, job.storage_options)
+        self._leases = Leases(job.store, job.storage_options, title=_TITLE)
         self._shared = _Leases(job.store, self._leases)
 
     @property
@@ -225,7 +226,7 @@ class _Driver:
                 taxonomy=observations.taxonomy,
                 grid=observations.spill.grid,
             )
-            names = self._shared.publish(sample)
+            names = self._shared.publish(sample, observations.options)
             self._lead()
             pool = RayPool(self._job, settings, ObservationWorker)
             try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....errors import MaskmillError, SessionError, UsageError
+from ....errors import MaskmillError, SessionError, StoreError, UsageError
 from ....kernels.processors import usable_processors
 from ...calibration.calibration import conditions
 from ...calibration.scores.observe import observe
@@ -20,6 +20,7 @@ from ...inputs.sources import Item, Source
 from ...model.storage import open_folder
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import Predictor
+from ...store.table import store_errors
 from ..job import installed_version
 from ..leases import Leases
 from ..presence import BEAT_SECONDS, identity
@@ -31,6 +32,8 @@ POLL_SECONDS = 0.5
 """Seconds between two looks for a lease while there is none."""
 RECORD = "calibration.json"
 """File that says what the leases of a folder belong to."""
+FIT_RECORD = "fit.json"
+"""File with the options that thresholds are fitted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +53,13 @@ class Sample:
 
     def leases(self) -> dict[str, list[Item]]:
         """Return the images of each lease; its name is the number of its first image."""
-        batch = max(self.predictor.batch, 1)
-        size = -(-LEASE_IMAGES // batch) * batch
-        items = self.labeled.items
+        items, size = self.labeled.items, self._lease_size
         return {f"{start:08d}": items[start : start + size] for start in range(0, len(items), size)}
+
+    @property
+    def _lease_size(self) -> int:
+        batch = max(self.predictor.batch, 1)
+        return -(-LEASE_IMAGES // batch) * batch
 
     def record(self) -> dict[str, Any]:
         """Return what two processes must agree on to share the work."""
@@ -64,19 +70,26 @@ class Sample:
             "batch": self.predictor.batch,
             "grid": None if self.grid is None else list(self.grid),
             "images": hashlib.blake2b(items.encode(), digest_size=16).hexdigest(),
+            "images per lease": self._lease_size,
+            **self.labeled.fingerprints(),
         }
 
-    def join(self, folder: str) -> None:
-        """Agree with the other processes of a folder; raises :class:`UsageError` if they calibrate something else."""
-        files, record = open_folder(folder), self.record()
-        if files.write_once(RECORD, json.dumps(record).encode()):
-            return
-        with suppress(FileNotFoundError):  # the others have just finished
-            other = json.loads(files.read(RECORD))
-            if different := [name for name in record if other.get(name) != record[name]]:
+    def join(self, folder: str, options: Mapping[str, Any] | None = None) -> None:
+        """Agree with the other processes of a folder, and with those that fit thresholds on the ``options`` of the fit.
+
+        Raises :class:`UsageError` if they calibrate something else, and :class:`StoreError` for a damaged record.
+        """
+        with store_errors(f"cannot write to {folder}"):
+            if different := _different(folder, RECORD, self.record()):
                 raise UsageError(
                     f"{folder} holds unfinished work of another calibration (different: {', '.join(different)}); use "
-                    "the same options in every process, or delete that folder"
+                    "the same options, images and labels in every process, or delete that folder"
+                )
+            if options is not None and (different := _different(folder, FIT_RECORD, options)):
+                raise UsageError(
+                    f"{folder} holds unfinished work of a calibration with other options (different: "
+                    f"{', '.join(different)}); use the same options in every process, or, if none of them runs any "
+                    f"more, delete the file {FIT_RECORD} there to continue with the scores that are finished"
                 )
 
     def observe(self, lease: str, items: Sequence[Item], workers: int) -> bytes:
@@ -106,6 +119,22 @@ class Sample:
         for name in _COUNTS:
             setattr(summary, name, sum(part["counts"][name] for part in parts))
         summary.low_range[:] = [uri for part in parts for uri in part["low_range"]]
+
+
+def _different(folder: str, name: str, record: Mapping[str, Any]) -> list[str]:
+    """Write a record if there is none; returns the keys at which another process's record differs."""
+    files, data = open_folder(folder), json.dumps(record).encode()
+    if files.write_once(name, data):
+        return []
+    try:
+        other = json.loads(files.read(name))
+    except FileNotFoundError:  # the others have just finished
+        return []
+    except ValueError:
+        other = None
+    if not isinstance(other, dict):
+        raise StoreError(f"{folder}/{name} is damaged; delete that folder and run the same command again")
+    return [key for key, value in json.loads(data).items() if other.get(key) != value]
 
 
 _COUNTS = ("turned", "label_pixels", "ignored_pixels")
@@ -201,7 +230,7 @@ class Signs:
 
         def beat() -> None:
             while not ended.wait(BEAT_SECONDS):
-                with suppress(OSError):  # the next beat comes soon, and the observers are patient
+                with suppress(StoreError):  # the next beat comes soon, and the observers are patient
                     self._write()
 
         self._write()
@@ -218,10 +247,11 @@ class Signs:
         finally:
             ended.set()
             thread.join()
-            if self._error is None:
-                self._leases.leave(self._token)
-            else:
-                self._write()
+            with suppress(StoreError):  # the first error is the one to report
+                if self._error is None:
+                    self._leases.leave(self._token)
+                else:
+                    self._write()
 
     def _write(self) -> None:
         self._number += 1

@@ -10,8 +10,9 @@ import pytest
 
 from maskmill.engine.cluster import driver as driver_module
 from maskmill.engine.cluster.driver import Driver
-from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.leases import ALONE, Leases
 from maskmill.engine.cluster.runner import run_array, run_on
+from maskmill.engine.cluster.worker import Worker
 from maskmill.engine.inputs.sources import Item
 from maskmill.engine.model import storage
 from maskmill.engine.model.bundle import Bundle
@@ -125,3 +126,22 @@ def test_a_run_whose_workers_ended_without_a_word_ends(jobs: Any, bundle: Bundle
     with pytest.raises(SessionError, match="no worker is left; none could write its error to .*store; check"):
         run_on(SilentPool(), job)
     assert run_array(job, threads=1).images == 3
+
+
+@pytest.mark.parametrize("end", ["", ALONE])
+def test_a_lease_that_cannot_be_handed_back_ends_the_run(
+    jobs: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise StoreError("cannot write to the label store: the disk is full")
+
+    monkeypatch.setattr(Leases, "hand_back", fail)
+    write_photos(tmp_path / "photos", 3)
+    job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+    leases = Leases(job.store)
+    leases.publish(f"1{end}", list(job.source))
+    worker = Worker(job, leases, token="a", threads=1)
+    deadline = time.monotonic() + 60
+    with pytest.raises(StoreError, match="the disk is full"):
+        worker.run(is_over=lambda: time.monotonic() > deadline)
+    assert time.monotonic() < deadline

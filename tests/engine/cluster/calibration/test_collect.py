@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,18 @@ from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.cluster.calibration import worker as worker_module
 from maskmill.engine.cluster.calibration.collect import calibrate_array, work_folder
-from maskmill.engine.cluster.calibration.worker import RECORD, ObservationJob, ObservationWorker
+from maskmill.engine.cluster.calibration.worker import FIT_RECORD, RECORD, ObservationJob, ObservationWorker
 from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.presence import identity
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model import storage
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
-from maskmill.errors import CalibrationError, UsageError
+from maskmill.errors import CalibrationError, StoreError, UsageError
 
 from ....models import color_bundle
 from .photos import write_labeled_photos
@@ -113,17 +115,7 @@ def test_work_that_others_left_is_finished(
     fit, output = fit_of(bundle, photos), tmp_path / "shared.json"
     fit().save(tmp_path / "local.json")
     leases = Leases(work_folder(output))
-    with monkeypatch.context() as patch:  # the process dies at its third lease
-        hand_back, handed = Leases.hand_back, []
-
-        def die(self: Leases, *arguments: Any) -> None:
-            if len(handed) == 2:
-                raise KeyboardInterrupt
-            handed.append(hand_back(self, *arguments))
-
-        patch.setattr(Leases, "hand_back", die)
-        with pytest.raises(KeyboardInterrupt):
-            calibrate_array(fit, output)
+    interrupt(fit, output, monkeypatch)
     finished = leases.finished()
     assert len(finished) == 2
     if fault == "damaged file":
@@ -143,8 +135,93 @@ def test_a_process_with_other_options_is_refused(bundle: Bundle, photos: Path, t
     source, labeled, classes = pair(photos, Taxonomy.of_model(bundle))
     sample = worker_module.Sample(predictor=worker, source=source, labeled=labeled, taxonomy=classes)
     sample.join(work_folder(output))
-    with pytest.raises(UsageError, match=r"unfinished work of another calibration \(different: batch\)"):
+    with pytest.raises(UsageError, match=r"unfinished work of another calibration \(different: batch, images per lease\)"):
         calibrate_array(fit_of(bundle, photos, batch=2), output)
+
+
+def interrupt(fit: Any, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrate until the third lease is observed."""
+    hand_back, handed = Leases.hand_back, []
+
+    def die(self: Leases, *arguments: Any) -> None:
+        if len(handed) == 2:
+            raise KeyboardInterrupt
+        handed.append(hand_back(self, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Leases, "hand_back", die)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_array(fit, output)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [("pixels", "labels"), ("mapping", "label mapping"), ("lease", "images per lease")]
+)
+def test_unfinished_work_with_other_labels_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, name: str
+) -> None:
+    photos, output = write_labeled_photos(tmp_path, NUM_PHOTOS), tmp_path / "shared.json"
+    interrupt(fit_of(bundle, photos), output, monkeypatch)
+    fit = fit_of(bundle, photos)
+    if change == "pixels":
+        Image.fromarray(np.zeros((16, 24), np.uint8)).save(photos / "labels" / "0.png")
+        fit = fit_of(bundle, photos)
+    elif change == "mapping":
+        classes = replace(fit.args[3], labels={**fit.args[3].labels, 2: -1}, assumed=False)
+        fit = partial(calibrate, *fit.args[:3], classes, **fit.keywords)
+    else:
+        monkeypatch.setattr(worker_module, "LEASE_IMAGES", 4)
+    with pytest.raises(UsageError, match=rf"another calibration \(different: {name}\).*or delete that folder"):
+        calibrate_array(fit, output)
+
+
+@pytest.mark.parametrize(
+    "options", [{"alpha": "0.4"}, {"group": "pooled"}, {"rule": "auto"}, {"unseen": "pooled"}, {"min_images": 5}]
+)
+def test_a_process_that_fits_with_other_options_is_refused(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    output = tmp_path / "shared.json"
+    interrupt(fit_of(bundle, photos), output, monkeypatch)
+    with pytest.raises(UsageError, match=rf"other options \(different: {next(iter(options))}\)"):
+        calibrate_array(fit_of(bundle, photos, **options), output)
+    (Path(work_folder(output)) / FIT_RECORD).unlink()  # as the message says
+    calibrate_array(fit_of(bundle, photos, **options), output)
+    fit_of(bundle, photos, **options)().save(tmp_path / "local.json")
+    assert output.read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+@pytest.mark.parametrize("record", ["{", "[]", ""])
+def test_a_damaged_record_is_one_line(bundle: Bundle, photos: Path, tmp_path: Path, record: str) -> None:
+    folder = Path(work_folder(tmp_path / "shared.json"))
+    folder.mkdir()
+    (folder / RECORD).write_text(record)
+    with pytest.raises(StoreError, match=r"calibration\.json is damaged; delete that folder"):
+        calibrate_array(fit_of(bundle, photos), tmp_path / "shared.json")
+
+
+def test_stray_files_among_finished_leases_are_ignored(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shared.json"
+    done = Path(work_folder(output)) / "leases" / "done"
+    done.mkdir(parents=True)
+    for name in ("evil", "a~b~c", "00000000~b~", "~~1"):
+        (done / name).touch()
+    calibrate_array(fit_of(bundle, photos), output)
+    fit_of(bundle, photos)().save(tmp_path / "local.json")
+    assert output.read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+def test_a_full_disk_is_reported_for_the_calibration(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "write_atomically", fail)
+    with pytest.raises(
+        StoreError, match=r"unfinished work of the calibration in .*shared\.json\.work: the disk is full"
+    ):
+        calibrate_array(fit_of(bundle, photos), tmp_path / "shared.json")
 
 
 def test_an_image_that_cannot_be_used_is_named(bundle: Bundle, tmp_path: Path) -> None:
