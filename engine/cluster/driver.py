@@ -250,7 +250,7 @@ class Driver:
         self._committer.step(finished, flush=True)
         busy = {lease for lease, worker in claims.items() if worker in self._workers}
         self._take_back(keep=busy - {done.lease for done in finished})
-        self._committer.progress = Progress()  # of earlier runs
+        self._committer.progress = Progress(stored=store.num_inputs)  # without the counts of earlier runs
         self._state = "labeling"
         if self._on_drift == "stop":
             self._watch = RunWatch.of(store, "stop")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -132,19 +132,33 @@ class Status:
 
 def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Status:
     """Read the state of a store and of the runs that label into it; raises :class:`StoreError`."""
-    opened, leases = LabelStore.open(store, storage_options=options, warn=False), Leases(store, options)
-    summary = opened.counts()
+    leases = Leases(store, options)
     driver = leases.driver()
     finished = leases.finished()
-    records = list(leases.workers().values())
-    workers = [_worker(record) for record in records]
-    reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
-    state, progress, is_planned = _latest_local_run(opened, records)
-    if driver is not None:
+    workers = leases.workers()
+    waiting = sum(done.num_rows for done in finished) + num_waiting_rows(store, options)
+    # last: rows that are committed meanwhile are counted twice rather than never
+    opened = LabelStore.open(store, storage_options=options, warn=False)
+    summary = opened.counts()
+    history = read_history(opened.path)
+    ended = datetime.fromisoformat(history[-1]["time"]).timestamp() if history else 0.0
+    # what a killed run left is of no interest after the end of a later one
+    records = [record for record in workers.values() if record["time"] > ended or not is_gone(record)]
+    if driver is not None and _is_latest(driver, ended, records):
         is_planned = driver["planned_all"]
         state, progress = driver["state"], Progress.from_record(driver["progress"])
-        if state not in ENDED and (is_gone(driver) or time.time() - driver["time"] > 2 * EXPIRY_SECONDS):
+        if state not in ENDED and _is_dead(driver):
             state = "dead"
+    else:
+        driver = None
+        state, progress, is_planned = _latest_local_run(history, records)
+    reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
+    done = progress.inputs
+    if state == "dead":  # its last record may be older than its last rows, and counts inputs that were lost with it
+        stored = max(summary["inputs"] - progress.stored, 0)
+        done = min(stored + waiting, progress.planned)
+        if is_planned and 0 < progress.planned <= stored:  # another run has committed the rest, or only its end is lost
+            state = "finished"
     return Status(
         store=os.fspath(store),
         images=summary["images"],
@@ -152,30 +166,45 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         rejects=summary["rejects"],
         run=state,
         planned=progress.planned,
-        done=progress.inputs,
+        done=done,
         is_planned=is_planned,
-        waiting=sum(done.num_rows for done in finished) + num_waiting_rows(store, options),
+        waiting=waiting,
         seconds=progress.seconds,
         commits=driver["commits"] if driver else 0,
         commit_seconds=driver["commit_seconds"] if driver else 0.0,
         rejects_by_kind=dict(progress.rejects),
         stages={stage.name: stage for stage in (progress.stages or reports.stages)},
-        workers=workers,
+        workers=[_worker(record) for record in records],
         warnings=progress.warnings,
     )
 
 
-def _latest_local_run(store: LabelStore, records: list[dict[str, Any]]) -> tuple[str, Progress, bool]:
+def _is_dead(driver: Mapping[str, Any]) -> bool:
+    return is_gone(driver) or time.time() - driver["time"] > 2 * EXPIRY_SECONDS
+
+
+def _is_latest(driver: Mapping[str, Any], ended: float, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Return False if a run in one process, started or ended after the run of a driver, has taken its place."""
+    if driver["state"] not in ENDED and not _is_dead(driver):
+        return True
+    is_newer = any(record.get("alone") and record["time"] > driver["time"] for record in records)
+    return ended <= driver["time"] and not is_newer
+
+
+def _latest_local_run(
+    history: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
+) -> tuple[str, Progress, bool]:
     """Return state and counts of the latest run in one process, and whether its number of inputs is known."""
-    history = read_history(store.path)
-    latest = history[-1] if history else None
-    ended = 0.0 if latest is None else datetime.fromisoformat(latest["time"]).timestamp()
     for state, is_dead in (("labeling", False), ("dead", True)):
-        parts = [record for record in records if is_gone(record) == is_dead and record["time"] > ended]
+        parts = [record for record in records if is_gone(record) == is_dead]
         if parts:
-            return state, Progress.total([Progress.from_record(record["progress"]) for record in parts]), True
-    if latest is None:
+            counts = [Progress.from_record(record["progress"]) for record in parts]
+            total = Progress.total(counts)
+            total.stored = min(part.stored for part in counts)
+            return state, total, True
+    if not history:
         return "", Progress(), False
+    latest = history[-1]
     progress = Progress(
         planned=latest.get("planned", 0),
         images=latest["images"],
@@ -202,6 +231,7 @@ def published(store: str | os.PathLike[str]) -> Iterator[Any]:
             beat += 1
             record = {**identity(), "name": "", "beat": beat, "state": "labeling", "leases": {}, "time": time.time()}
             record |= {"progress": {**latest[0].record(), "low_range": []}, "stalled": latest[0].stalled}
+            record["alone"] = True
             with suppress(StoreError):  # a full disk: the run itself reports it
                 leases.beat(token, record)
 

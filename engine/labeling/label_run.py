@@ -184,6 +184,7 @@ def _execute(
     log = log or RunLog()
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
     progress.source.skipped = stages.source.skipped
+    progress.stored = 0 if store is None else store.num_inputs
 
     def commit(inputs: int, seconds: float) -> None:
         log.write("commit", inputs=inputs, seconds=round(seconds, 4))

@@ -24,6 +24,8 @@ class Progress:
 
     planned: int = 0
     """Number of inputs that this run will process."""
+    stored: int = 0
+    """Number of inputs in the store when the run started."""
     images: int = 0
     """Number of images labeled, without duplicates."""
     duplicates: int = 0
@@ -85,6 +87,7 @@ class Progress:
         """Return everything as plain data, for another process."""
         return {
             **{name: getattr(self, name) for name in _NUMBERS},
+            "stored": self.stored,
             "rejects": dict(self.rejects),
             "earlier_rejects": dict(self.earlier_rejects),
             "kept": self.kept.tolist(),
@@ -101,6 +104,7 @@ class Progress:
         """Return the progress of :meth:`record`'s data."""
         return cls(
             **{name: raw[name] for name in _NUMBERS},
+            stored=raw.get("stored", 0),
             rejects=Counter(raw["rejects"]),
             earlier_rejects=Counter(raw["earlier_rejects"]),
             kept=np.array(raw["kept"], np.int64),
@@ -127,6 +131,7 @@ class Progress:
         numbers = {name: sum(getattr(part, name) for part in parts) for name in _NUMBERS}
         return cls(
             **{**numbers, "seconds": max((part.seconds for part in parts), default=0.0)},
+            stored=max((part.stored for part in parts), default=0),
             rejects=sum((part.rejects for part in parts), Counter()),
             earlier_rejects=sum((part.earlier_rejects for part in parts), Counter()),
             kept=kept,

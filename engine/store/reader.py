@@ -228,6 +228,12 @@ class StoreReader:
         """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
         return current(self.reviews())
 
+    @property
+    def num_inputs(self) -> int:
+        """Number of inputs, labeled or rejected."""
+        with store_errors(f"cannot read the label store {self.path}"):
+            return self._dataset("inputs").count_rows()
+
     def counts(self) -> dict[str, int]:
         """Count ``images``, ``inputs`` and ``rejects`` without reading rows."""
         with store_errors(f"cannot read the label store {self.path}"):

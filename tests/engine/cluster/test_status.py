@@ -7,6 +7,9 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.metrics import metrics_server, metrics_text
@@ -79,6 +82,53 @@ def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
     done = read_status(store)
     assert (done.run, done.images, done.workers, done.waiting) == ("finished", 200, [], 0)
     assert len(LabelStore.open(store)) == 200
+
+
+def write_dead(leases: Leases, progress: Progress, *, token: str, age: float = 0.0, **more: Any) -> dict[str, Any]:
+    """Write the record of a worker that was killed, and return it."""
+    record = {**identity(), "process": 2**22 - 1, "name": "", "beat": 1, "state": "labeling", "leases": {}}
+    record |= {"time": time.time() - age, "progress": progress.record(), **more}
+    leases.beat(token, record)
+    return record
+
+
+def test_rows_that_wait_for_a_commit_are_not_left(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    label_folder(color_bundle(tmp_path), tmp_path / "photos", tmp_path / "store")
+    later = Progress(planned=24, images=5, stored=1)  # 2 of its inputs are stored, and its last record is old
+    leases = Leases(tmp_path / "store")
+    write_dead(leases, later, token="a", age=-60.0, alone=True)
+    folder = tmp_path / "store" / "leases" / "waiting"
+    folder.mkdir(parents=True)
+    (folder / "a-00000000~20").touch()
+    status = read_status(tmp_path / "store")
+    assert (status.run, status.planned, status.done, status.waiting) == ("dead", 24, 22, 20)
+    assert "2 planned inputs are left; run the same command again to continue" in status.describe()
+
+
+def test_a_killed_run_whose_inputs_are_all_stored_is_finished(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    label_folder(color_bundle(tmp_path), tmp_path / "photos", tmp_path / "store")
+    leases = Leases(tmp_path / "store")
+    write_dead(leases, Progress(planned=3, images=1), token="a", age=-60.0, alone=True)
+    status = read_status(tmp_path / "store")
+    assert (status.run, status.done, status.planned) == ("finished", 3, 3)
+    assert not any("run the same command again" in line for line in status.describe())
+
+
+@pytest.mark.parametrize("state", ["labeling", "finished"])
+def test_the_end_of_a_run_in_one_process_is_newer_than_an_array_before_it(tmp_path: Path, state: str) -> None:
+    write_photos(tmp_path / "photos", 3)
+    bundle, store = color_bundle(tmp_path), tmp_path / "store"
+    label_folder(bundle, tmp_path / "photos", store, limit=1)
+    leases = Leases(store)
+    record = write_dead(leases, Progress(planned=3, images=1), token="a", age=60.0)
+    driver = {**record, "token": "b", "state": state, "planned_all": True, "commits": 1, "commit_seconds": 0.1}
+    leases.report(driver)
+    label_folder(bundle, tmp_path / "photos", store)
+    status = read_status(store)
+    assert (status.run, status.images, status.done, status.planned, status.workers) == ("finished", 3, 2, 2, [])
+    assert len(status.describe()) == 2
 
 
 def test_a_process_that_ended_is_gone_at_once() -> None:

@@ -135,7 +135,9 @@ def test_a_process_with_other_options_is_refused(bundle: Bundle, photos: Path, t
     source, labeled, classes = pair(photos, Taxonomy.of_model(bundle))
     sample = worker_module.Sample(predictor=worker, source=source, labeled=labeled, taxonomy=classes)
     sample.join(work_folder(output))
-    with pytest.raises(UsageError, match=r"unfinished work of another calibration \(different: batch, images per lease\)"):
+    with pytest.raises(
+        UsageError, match=r"unfinished work of another calibration \(different: batch, images per lease\)"
+    ):
         calibrate_array(fit_of(bundle, photos, batch=2), output)
 
 
