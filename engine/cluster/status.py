@@ -136,7 +136,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     driver = leases.driver()
     finished = leases.finished()
     workers = leases.workers()
-    waiting = sum(done.num_rows for done in finished) + num_waiting_rows(store, options)
+    waiting = num_waiting_rows(store, options)
     # last: rows that are committed meanwhile are counted twice rather than never
     opened = LabelStore.open(store, storage_options=options, warn=False)
     summary = opened.counts()
@@ -145,6 +145,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     # what a killed run left is of no interest after the end of a later one
     records = [record for record in workers.values() if record["time"] > ended or not is_gone(record)]
     if driver is not None and _is_latest(driver, ended, records):
+        waiting += sum(done.num_rows for done in finished)  # runs in one process do not commit them
         is_planned = driver["planned_all"]
         state, progress = driver["state"], Progress.from_record(driver["progress"])
         if state not in ENDED and _is_dead(driver):

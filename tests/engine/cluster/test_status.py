@@ -125,9 +125,11 @@ def test_the_end_of_a_run_in_one_process_is_newer_than_an_array_before_it(tmp_pa
     record = write_dead(leases, Progress(planned=3, images=1), token="a", age=60.0)
     driver = {**record, "token": "b", "state": state, "planned_all": True, "commits": 1, "commit_seconds": 0.1}
     leases.report(driver)
+    leases.hand_back("00000001", "a", 2, b"")
     label_folder(bundle, tmp_path / "photos", store)
     status = read_status(store)
     assert (status.run, status.images, status.done, status.planned, status.workers) == ("finished", 3, 2, 2, [])
+    assert status.waiting == 0
     assert len(status.describe()) == 2
 
 
