@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ...checks import name_list
 from ...errors import SourceError
@@ -21,6 +21,7 @@ MAX_LINE = 1 << 16
 MAX_LIST_BYTES = 1 << 30
 """Largest text or CSV list, in bytes."""
 
+_MOST_DAMAGED_ROWS = 1 << 20  # of one row group, as many as are taken at a damaged file's word
 _TEXT = "a list holds one path or URL per line in UTF-8"
 
 
@@ -136,10 +137,26 @@ def _parquet_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
                 f"only column of strings), or images in a column of bytes named {', '.join(IMAGE_NAMES[:-1])} or "
                 f"{IMAGE_NAMES[-1]}; it has {name_list(schema.names)}{hint}"
             )
-        row = 0
-        for batch in table.iter_batches(columns=[(columns or strings)[0]]):
+        start = 0
+        for group in range(table.num_row_groups):
+            yield from _group_entries(table, group, (columns or strings)[0], start, name)
+            start += table.metadata.row_group(group).num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{name} is not a Parquet file that can be read: {error}") from error
+
+
+def _group_entries(table: Any, group: int, column: str, start: int, name: str) -> Iterator[Entry]:
+    """Yield the entries of a row group; where it is damaged, the rest of its rows are entries with a problem."""
+    import pyarrow as pa
+
+    row, end = start, start + table.metadata.row_group(group).num_rows
+    try:
+        for batch in table.iter_batches(row_groups=[group], columns=[column]):
             for entry in batch.column(0).to_pylist():
                 row += 1
                 yield Entry(entry) if entry else Entry(f"{name}, row {row}", "the path is missing")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{name} is not a Parquet file that can be read: {error}") from error
+        if "://" in name or end - row > _MOST_DAMAGED_ROWS:
+            raise
+        for number in range(row + 1, end + 1):
+            yield Entry(f"{name}, row {number}", f"the row group {group} of the list is damaged: {error}")

@@ -49,12 +49,13 @@ def holds_images(file: Any, name: str) -> bool:
 def table_items(path: str, printable: str, stamp: str, opener: Opener | None = None) -> Iterator[tuple[Any, ...]]:
     """Yield the fields of an item for each row of a table: ``TABLE::ROW`` or ``TABLE::ROW/NAME``.
 
-    Raises :class:`SourceError` if it cannot be read.
+    Rows in a damaged piece of a local table have a problem. Raises :class:`SourceError` if it cannot be read.
     """
     try:
-        for row, name in enumerate(row_names(open_table(path, opener))):
+        rows = row_names(open_table(path, opener), skip_damage=opener is None)
+        for row, (name, problem) in enumerate(rows):
             uri = f"{printable}::{row}" + (f"/{name}" if name else "")
-            yield uri, None, stamp, None if printable == path else path, None, ""
+            yield uri, None, stamp, None if printable == path else path, None, problem
     except SourceError:
         raise
     except Exception as error:

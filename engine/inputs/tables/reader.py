@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any, Protocol
 
 from ....errors import ImageError, SourceError
@@ -26,6 +26,7 @@ LANCE_ROWS = 64
 ENDINGS = (".parquet", ".lance", ".arrow")
 """Endings of tables."""
 _TABLES = 64  # open tables
+_MOST_DAMAGED_ROWS = 1 << 20  # of one piece, as many as are taken at a damaged file's word
 
 Opener = Callable[[], Any]
 """Opens the file of a table behind a URL."""
@@ -165,12 +166,27 @@ def open_table(path: str, opener: Opener | None = None) -> Table:
     return _Parquet(path if opener is None else opener(), path)
 
 
-def row_names(table: Table) -> Iterator[str | None]:
-    """Yield the name of each row, None if it has none."""
+def row_names(table: Table, *, skip_damage: bool = False) -> Iterator[tuple[str | None, str]]:
+    """Yield the name of each row, None if it has none, and the reason why it cannot be read, empty if it can.
+
+    With ``skip_damage``, the rows of a piece that cannot be read have a reason; without, the error is raised.
+    """
+    name = table.columns.name
     for piece in range(len(table.starts) - 1):
         size = table.starts[piece + 1] - table.starts[piece]
-        name = table.columns.name
-        yield from [None] * size if name is None else table.read(piece, name).to_pylist()
+        if name is None:
+            yield from repeat((None, ""), size)
+            continue
+        try:
+            names = table.read(piece, name).to_pylist()
+        except Exception as error:
+            # Arrow and Lance raise exceptions of their own
+            if not skip_damage or size > _MOST_DAMAGED_ROWS:
+                raise
+            first, last = table.starts[piece], table.starts[piece + 1] - 1
+            yield from repeat((None, f"rows {first} to {last} of the table are damaged: {remote.reason(error)}"), size)
+        else:
+            yield from ((name, "") for name in names)
 
 
 def read_row(path: str, row: int, largest: int, opener: Opener | None = None) -> bytes:

@@ -155,6 +155,40 @@ def test_a_list_with_other_columns_stays_a_list(tmp_path: Path) -> None:
     assert [item.uri for item in open_source(tmp_path / "list.parquet")] == [str(tmp_path / "a.png")]
 
 
+def damage_group(path: Path, group: int, column: int) -> None:
+    """Overwrite the header of a page of a row group."""
+    start = pq.read_metadata(path).row_group(group).column(column).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 16] = b"\xff" * 16
+    path.write_bytes(data)
+
+
+def test_rows_of_a_damaged_row_group_are_refused_and_the_others_are_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, table(structs=False))
+    damage_group(path, 1, 0)  # of names
+    damage_group(path, 3, 1)  # of images
+    source = open_source(path)
+    items = list(source)
+    assert len(items) == NUM
+    for number, item in enumerate(items):
+        if number // 32 in (1, 3):
+            with pytest.raises(ImageError) as caught:
+                source.read(item)
+            assert caught.value.kind == "unreadable"
+        else:
+            assert source.read(item) == PICTURES[number]
+
+
+def test_entries_of_a_damaged_row_group_of_a_list_are_refused_and_the_others_are_read(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(PICTURES[number])
+    paths = pa.table({"image": [f"{number}.png" for number in range(6)]})
+    pq.write_table(paths, tmp_path / "list.parquet", row_group_size=2, use_dictionary=False)
+    damage_group(tmp_path / "list.parquet", 1, 0)
+    items = list(open_source(tmp_path / "list.parquet"))
+    assert [bool(item.problem) for item in items] == [False, False, True, True, False, False]
+
+
 @pytest.mark.parametrize("others", [{}, {"name": ["a"]}])
 def test_a_column_of_bytes_with_another_name_is_pointed_out(tmp_path: Path, others: dict[str, Any]) -> None:
     pq.write_table(pa.table({"pic": pa.array([PICTURES[0]], pa.binary()), **others}), tmp_path / "photos.parquet")
