@@ -77,10 +77,11 @@ class NameIndex(Generic[T]):
             if stem != key:
                 self._by_stem.setdefault(stem, []).append((name, thing))
             self._by_last.setdefault(image_id(name), []).append(name)
-        self._size = len(things)
+        self.things: Mapping[str, T] = things
+        """Things by the names as they were written."""
 
     def __len__(self) -> int:
-        return self._size
+        return len(self.things)
 
     def find(self, uri: str) -> T | None:
         """Return what belongs to an image, or None.

@@ -25,6 +25,7 @@ from ..inputs.identity import shard
 from ..inputs.sources import Item, Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
+from ..predictors.prompted.given_predictor import GivenPredictor
 from ..predictors.segment_everything import SegmentEverything
 from ..store.label_store import SEGMENTS, LabelStore
 from ..store.waiting.waiting_rows import WaitingRows, commit_waiting
@@ -90,13 +91,16 @@ def label(
     """
     selection.check(predictor, taxonomy)
     check_limit(limit)
+    warnings = check_prompts(predictor, source)
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
     if selection.keeper is not None:
         selection.keeper.write(store.path)
     watch = RunWatch.of(store, on_drift)
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit, watch)
-    return _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch, log)
+    progress = _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch, log)
+    progress.warnings += warnings
+    return progress
 
 
 def segment(
@@ -138,10 +142,21 @@ def dry_run(
     """Label an evenly spaced sample of the source without a store; returns (its counts and times, number of inputs)."""
     selection.check(predictor, taxonomy)
     check_limit(limit)
+    check_prompts(predictor, source)
     items = list(islice(_chosen(source, shard_of), limit))
     sample = items[:: max(1, len(items) // DRY_RUN_IMAGES)][:DRY_RUN_IMAGES]
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     return _execute(stages, sample, Counter(), taxonomy.num_targets, None, None), len(items)
+
+
+def check_prompts(predictor: Predictor, source: Source) -> list[str]:
+    """Return warnings about images without prompts, for a predictor whose prompts are in a file or a store.
+
+    Raises :class:`UsageError` if no image of the source has any.
+    """
+    if not isinstance(predictor, GivenPredictor) or predictor.prompts is None:
+        return []
+    return predictor.prompts.check(item.uri for item in source)
 
 
 def check_limit(limit: int | None) -> None:

@@ -10,7 +10,7 @@ Importing this module is cheap: models and runtimes are imported when a predicto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -245,6 +245,12 @@ def given_prompts(prompted: PromptedOptions) -> GivenPrompts:
         return points_of(prompted.points)
     assert prompted.masks is not None, "the caller checks the source"
     return masks_of(prompted.masks)
+
+
+def check_prompts(prompted: PromptedOptions, uris: Iterable[str]) -> list[str]:
+    """Return warnings about images without prompts; see :meth:`.prompted.given_prompts.GivenPrompts.check`."""
+    by_model = prompted.cam is not None or prompted.detector is not None
+    return [] if by_model else given_prompts(prompted).check(uris)
 
 
 def prompted_taxonomy(prompted: PromptedOptions, taxonomy: Path | None = None) -> Taxonomy:

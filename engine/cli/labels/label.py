@@ -15,6 +15,7 @@ from ...predictors.open import (
     ModelOptions,
     PromptedOptions,
     bundle_conditions,
+    check_prompts,
     load_taxonomy,
     open_everything,
     open_predictor,
@@ -310,6 +311,7 @@ def label_prompted(
         keep_scores,
         on_drift,
         InstanceSettings(min_score=min_score) if instances else None,
+        partial(check_prompts, prompts),
     )
 
 

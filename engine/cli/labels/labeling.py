@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -117,10 +117,12 @@ def run_label(
     keep_scores: str | None,
     on_drift: OnDrift,
     instances: InstanceSettings | None = None,
+    check_prompts: Callable[[Iterable[str]], list[str]] | None = None,
 ) -> None:
     """Label ``source`` with the predictor that ``opening`` makes.
 
-    ``classes_of`` returns the class mapping and ``conditions`` the predictor's conditions, without opening it.
+    ``classes_of`` returns the class mapping and ``conditions`` the predictor's conditions, without opening it;
+    ``check_prompts`` returns warnings about the images' prompts from their uris.
     """
     from ...calibration.calibration import Calibration
     from ...inputs.sources import open_source
@@ -170,7 +172,9 @@ def run_label(
     images = open_source(source, **run.opening)
     with display.run_display(as_json=run.as_json) as observer:
         if predictor is None:
+            warnings = [] if check_prompts is None else check_prompts(item.uri for item in images)
             progress = _run_leases(run, gpus, opening, selection, conditions, images, observer, on_drift)
+            progress.warnings += warnings
         else:
             with published(run.place) as publish:
                 observing = partial(_observe, observer, publish)

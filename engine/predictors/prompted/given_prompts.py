@@ -19,7 +19,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class GivenPrompts:
         find: Callable[[str], Sequence[Target]],
         condition: Callable[[str], str],
         origin: str,
+        names: NameIndex[str],
+        kind: str,
     ) -> None:
         self.classes: tuple[str, ...] = tuple(classes)
         """Names of the classes, the background not among them."""
@@ -86,13 +88,47 @@ class GivenPrompts:
         """Function from an image's uri to the objects to segment."""
         self.condition = condition
         """Function from an image's uri to the text that decides its labels besides the pixels."""
+        self._names = names
+        self._kind = kind
+
+    def check(self, uris: Iterable[str]) -> list[str]:
+        """Return warnings about images without prompts and names without an image, from the names alone.
+
+        Raises :class:`UsageError` if no image has a prompt: everything would be labeled background.
+        """
+        images, without = 0, 0
+        unused = dict.fromkeys(self._names.things)
+        examples: list[str] = []
+        for uri in uris:
+            images += 1
+            name = self._names.find(uri)
+            if name is None:
+                without += 1
+                examples = examples or [uri]
+            else:
+                unused.pop(name, None)
+        names = ", ".join(list(unused)[:3]) + (", …" if len(unused) > 3 else "")
+        if images and without == images:
+            raise UsageError(
+                f"none of the {images} images has a {self._kind} in {self.origin}, which names {names}, and an image is "
+                f"{examples[0]}; all would be background: correct the names"
+            )
+        warnings = []
+        if without:
+            warnings.append(f"{without} image{'s' * (without > 1)} without a {self._kind}, labeled background")
+        if unused:
+            many = len(unused) > 1
+            warnings.append(
+                f"{len(unused)} name{'s' * many} of {self.origin} {'have' if many else 'has'} no image: {names}"
+            )
+        return ["; ".join(warnings)] if warnings else []
 
 
 def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read boxes; raises :class:`UsageError` naming the line that is not as expected."""
     file = Path(path)
     rows = _coco_boxes(file) if file.suffix.lower() == ".json" else _csv_boxes(file)
-    return _of_rows([(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows], file)
+    return _of_rows([(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows], file, "box")
 
 
 def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
@@ -109,14 +145,14 @@ def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
         if not (values[:, 2] == POSITIVE).any():
             raise UsageError(f"{file}: {label} in {image} has no point on the object; add one with positive 1")
         rows.append((image, label, 1.0, Prompt(points=values[:, :2], labels=values[:, 2])))
-    return _of_rows(rows, file)
+    return _of_rows(rows, file, "point")
 
 
 def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Open coarse masks; raises :class:`UsageError` for a path that holds no labels."""
     from ...store.run_record import is_store
 
-    names, background, read = _stored_masks(path) if is_store(path) else _label_files(path)
+    names, background, read, index = _stored_masks(path) if is_store(path) else _label_files(path)
     classes = [name for index, name in enumerate(names) if index != background]
     numbers = {index: number for number, index in enumerate(i for i in range(len(names)) if i != background)}
 
@@ -128,10 +164,10 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
         label = read(uri)
         return "" if label is None else f"coarse masks: {_digest(label.tobytes())}"
 
-    return GivenPrompts(classes, find, condition, str(path))
+    return GivenPrompts(classes, find, condition, str(path), index, "coarse mask")
 
 
-def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path) -> GivenPrompts:
+def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path, kind: str) -> GivenPrompts:
     if not rows:
         raise UsageError(f"{file} holds no prompts")
     classes = sorted({label for _, label, _, _ in rows})
@@ -140,10 +176,11 @@ def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path) -> Give
     by_image: dict[str, list[Target]] = {}
     for image, label, score, prompt in rows:
         by_image.setdefault(image, []).append(Target(target=classes.index(label), score=score, prompts=(prompt,)))
-    index = NameIndex(by_image, f"images in {file}")
+    index = NameIndex({name: name for name in by_image}, f"images in {file}")
 
     def find(uri: str) -> Sequence[Target]:
-        return index.find(uri) or []
+        name = index.find(uri)
+        return [] if name is None else by_image[name]
 
     def condition(uri: str) -> str:
         parts = [
@@ -153,7 +190,7 @@ def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path) -> Give
         ]
         return f"prompts: {_digest(json.dumps(sorted(parts)).encode())}" if parts else ""
 
-    return GivenPrompts(classes, find, condition, str(file))
+    return GivenPrompts(classes, find, condition, str(file), index, kind)
 
 
 def box_prompt(x0: float, y0: float, x1: float, y1: float) -> Prompt:
@@ -214,23 +251,23 @@ def _number(text: str, file: Path, line: int) -> float:
 
 def _stored_masks(
     path: str | os.PathLike[str],
-) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None]]:
+) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None], NameIndex[str]]:
     from ...store.label_store import LabelStore
 
     store = LabelStore.open(path)
     ids: Mapping[str, str] = {row.uri: row.id for row in store.inputs() if row.id is not None}
-    index = NameIndex(ids, f"images in {path}")
+    index = NameIndex({uri: uri for uri in ids}, f"images in {path}")
 
     def read(uri: str) -> NDArray[Any] | None:
-        id = index.find(uri)
-        return None if id is None else store.maps(store.take([id])[0])[0]
+        name = index.find(uri)
+        return None if name is None else store.maps(store.take([ids[name]])[0])[0]
 
-    return store.classes["targets"], store.classes["background"], read
+    return store.classes["targets"], store.classes["background"], read, index
 
 
 def _label_files(
     path: str | os.PathLike[str],
-) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None]]:
+) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None], NameIndex[str]]:
     from ...formats.open import open_reader
 
     reader = open_reader(path)
@@ -241,7 +278,7 @@ def _label_files(
         name = index.find(uri)
         return None if name is None else reader.read_labels(name)
 
-    return names, names.index(BACKGROUND) if BACKGROUND in names else None, read
+    return names, names.index(BACKGROUND) if BACKGROUND in names else None, read, index
 
 
 def _parts(label: NDArray[Any], numbers: Mapping[int, int]) -> Iterator[Target]:

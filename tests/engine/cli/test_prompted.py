@@ -201,8 +201,13 @@ def test_prompts_from_a_file_and_coarse_masks_from_a_store(home: Path) -> None:
     ok("label-prompted", "photos", "--sam", "sam", "--coarse-masks", "pointed", "-o", "refined", cwd=home)
     maps = [decode_png(row.label) for row in LabelStore.open(home / "refined").iter_rows()]
     assert sum(bool((label == 1).any()) for label in maps) == 6
+    (home / "some.csv").write_text("image,label,x,y\n0.png,red,10,10\nnope.jpg,red,10,10\n")
+    result = ok("label-prompted", "photos", "--sam", "sam", "--points", "some.csv", "-o", "some", cwd=home)
+    assert "warning: 11 images without a point, labeled background; 1 name of some.csv has no image: nope.jpg" in result
+    (home / "none.csv").write_text("image,label,x,y\nnope.jpg,red,10,10\n")
     for options, message in (
         ((), "prompts need a source"),
+        (("--points", "none.csv"), "none of the 12 images has a point in none.csv"),
         (("--points", "points.csv", "--cam", "cam"), "prompts have one source"),
         (("--points", "points.csv", "--set", "mode=box"), "--set applies to prompts from --cam"),
         (("--boxes", "nowhere.csv"), "nowhere.csv"),

@@ -209,3 +209,23 @@ def test_masks_of_another_size_than_the_photo_are_named(tmp_path: Path, photos: 
     (folder / "classes.txt").write_text("0 background\n1 green\n")
     with pytest.raises(UsageError, match="16x24 pixels, the image 32x48"):
         predictor_of(tmp_path, masks_of(folder)).predict(picture(), "b.png")
+
+
+def test_names_that_match_no_image_are_counted_and_all_of_them_are_refused(tmp_path: Path, photos: Path) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,label,x0,y0,x1,y1\na 1.png,red,4,4,20,20\nb.png,red,1,1,9,9\nnope.jpg,red,1,1,9,9\n")
+    store = labeled(tmp_path, photos, boxes_of(boxes))
+    uris = [row.uri for row in store.inputs()]
+    assert boxes_of(boxes).check(uris) == [
+        f"1 image without a box, labeled background; 1 name of {boxes} has no image: nope.jpg"
+    ]
+    assert masks_of(store.path).check(uris) == []
+    boxes.write_text("image,label,x0,y0,x1,y1\nnope.jpg,red,4,4,20,20\n")
+    folder = tmp_path / "others"
+    folder.mkdir()
+    Image.fromarray(picture()).save(folder / "other.png")
+    for batch, prompts in ((2, boxes_of(boxes)), (3, masks_of(store.path))):
+        predictor = predictor_of(tmp_path, prompts, batch=batch)
+        with pytest.raises(UsageError, match="none of the 1 images has a"):
+            label(predictor, open_source(folder), tmp_path / "new", Taxonomy.of_model(predictor.bundle), Selection.argmax())
+        assert not (tmp_path / "new").exists()
