@@ -67,7 +67,7 @@ class HostBackend:
 
     def preprocess(self, image: Any, spec: InputSpec) -> tuple[NDArray[np.float32], tuple[float, float]]:
         """Resize and normalize on the calling thread."""
-        return preprocess(np.ascontiguousarray(image), spec)
+        return preprocess(image if spec.bands is not None else np.ascontiguousarray(image), spec)
 
     def queue(self) -> AbstractContextManager[Any]:
         """Return a context that does nothing: each call finishes its work before it returns."""

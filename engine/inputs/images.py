@@ -116,8 +116,8 @@ def preprocess(
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """Resize and normalize an (H, W, 3) uint8 RGB image for a model; returns (tensor, region).
 
-    A model with bands takes (H, W, C) in their sample type: they are resized as floats, without rounding, and samples
-    that are not finite become the padding value.
+    A model with bands takes (H, W, C) in their sample type: they are resized as floats, without rounding. Samples that
+    are masked or not finite become the mean of the others in their band first, or the padding value if there are none.
 
     The tensor is float32, (C, height, width) or (height, width, C), without a batch axis, in ``out`` if given.
     ``region`` is the share of its height and of its width that the image covers: (1.0, 1.0) when stretched; with
@@ -194,12 +194,18 @@ def _preprocess_bands(
     height, width = resized_size(image.shape[0], image.shape[1], spec)
     planes = out if spec.layout == "NCHW" else np.moveaxis(out, 2, 0)
     padding = np.broadcast_to(np.asarray(spec.pad_value, np.float64), number)
+    values, masked = np.ma.getdata(image), np.ma.getmaskarray(image) if np.ma.is_masked(image) else None
     for channel, plane in enumerate(planes):
         factor, mean, std = spec.scale / spec.std[channel], spec.mean[channel], spec.std[channel]
         offset = -mean / std
-        samples = image[..., channel].astype(np.float32)
+        samples = values[..., channel].astype(np.float32)
+        faults = None if masked is None else masked[..., channel]
         if bands.sample_type == "float32":
-            samples[~np.isfinite(samples)] = padding[channel]
+            infinite = ~np.isfinite(samples)
+            faults = infinite if faults is None else faults | infinite
+        if faults is not None and faults.any():
+            # the mean keeps what is missing out of its neighbors
+            samples[faults] = padding[channel] if faults.all() else samples[~faults].mean(dtype=np.float64)
         resized = _resize_plane(samples, height, width, spec)
         plane[height:] = plane[:height, width:] = padding[channel] * factor + offset
         np.multiply(resized, np.float32(factor), out=plane[:height, :width])

@@ -225,6 +225,10 @@ def select_batch(
     with backend.queue():
         for score_map in score_maps:
             label, weight, confidence = _maps(score_map, taxonomy, selection)
+            if score_map.with_data is not None:
+                with_data = backend.xp.asarray(score_map.with_data)
+                label = backend.xp.where(with_data, label, label.dtype.type(taxonomy.ignore_index))
+                weight = backend.xp.where(with_data, weight, np.uint8(0))
             total = backend.xp.where(label == taxonomy.ignore_index, np.float32(0), confidence).sum(dtype=np.float64)
             numbers = [total, confidence.min().astype(np.float64)]
             arrays += [label, weight, backend.xp.stack(numbers)]

@@ -52,6 +52,8 @@ class ScoreMap:
     """Device that holds ``scores``."""
     objects: Objects | None = None
     """Single objects that the model found; None if it gives none."""
+    with_data: NDArray[np.bool_] | None = None
+    """(H, W) on the host: False where the image has no data, which is never labeled; None if it has data everywhere."""
 
     def decode(
         self,

@@ -19,6 +19,7 @@ from ...checks import check_count
 from ...errors import SessionError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST, HostBackend
+from ..inputs.rasters.bands import pixels_with_data
 from ..model.bundle import OBJECT_KINDS, Bundle
 from ..runtimes.base import Session
 from .base import Objects, ScoreMap
@@ -120,7 +121,14 @@ class SemanticPredictor:
             window = image[top : top + tile[0], left : left + tile[1]]
             tensor, covers = self.backend.preprocess(window, self.bundle.input)
             tensors.append(tensor)
-        return Prepared(tensors=tuple(tensors), size=(height, width), covers=covers, tile=tile, corners=tuple(corners))
+        return Prepared(
+            tensors=tuple(tensors),
+            size=(height, width),
+            covers=covers,
+            tile=tile,
+            corners=tuple(corners),
+            with_data=None if self.bundle.input.bands is None else pixels_with_data(image),
+        )
 
     def run(self, prepared: Sequence[Prepared]) -> list[ScoreMap]:
         """Compute the score maps of prepared images; every tile goes through the session once."""
@@ -175,6 +183,7 @@ class SemanticPredictor:
             size=image.size,
             region=region,
             backend=self.backend,
+            with_data=image.with_data,
             # an object that several tiles show would be several
             objects=parts[0][1] if len(parts) == 1 else None,
         )

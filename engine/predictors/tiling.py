@@ -27,6 +27,8 @@ class Prepared:
     """(height, width) of a tile in image pixels; the image's size if it was not cut."""
     corners: tuple[tuple[int, int], ...]
     """(top, left) of each tile, in image pixels."""
+    with_data: NDArray[np.bool_] | None = None
+    """(height, width) of the image: False where it has no data; None if it has data everywhere."""
 
 
 SMALLEST_TILE = 16

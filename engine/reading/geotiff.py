@@ -14,11 +14,12 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import ImageError, MissingPackageError, UsageError
 
@@ -129,8 +130,30 @@ def windows_of(path: str, windows: Windows) -> Iterator[Window]:
         yield from windows.cut(height, width)
 
 
+def missing_samples(file: Any, numbers: Iterable[int], window: Any = None) -> NDArray[np.bool_] | None:
+    """Return (bands, height, width), True where a sample of an open file is nodata or masked; None if none is.
+
+    Transparency (alpha) is no mask: its bands are data.
+    """
+    from rasterio.enums import MaskFlags
+
+    masks = []
+    for number in numbers:
+        flags = file.mask_flag_enums[number - 1]
+        usable = MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags
+        masks.append(file.read_masks(number, window=window) == 0 if usable else None)
+    first = next((mask for mask in masks if mask is not None), None)
+    if first is None:
+        return None
+    missing = np.stack([np.zeros_like(first) if mask is None else mask for mask in masks])
+    return missing if missing.any() else None
+
+
 def read_window(path: str, window: Window, max_bytes: int) -> bytes:
-    """Read all bands of one window as the bytes of a ``.npy`` file, (bands, height, width); raises ImageError."""
+    """Read all bands of one window as the bytes of a ``.npy`` file, (bands, height, width); raises ImageError.
+
+    If samples are missing, a second array (bands, height, width) of booleans follows that is True there.
+    """
     rasterio = rasterio_for("windows of GeoTIFF files")
     from rasterio.windows import Window as RasterWindow
 
@@ -141,7 +164,9 @@ def read_window(path: str, window: Window, max_bytes: int) -> bytes:
             size = window.height * window.width * sum(np.dtype(name).itemsize for name in file.dtypes)
             if size > max_bytes:
                 raise ImageError("too-large", f"the window has {size:,} bytes; at most {max_bytes:,} are read")
-            samples = file.read(window=RasterWindow(window.column, window.row, window.width, window.height))
+            part = RasterWindow(window.column, window.row, window.width, window.height)
+            samples = file.read(window=part)
+            missing = missing_samples(file, range(1, file.count + 1), part)
     except ImageError:
         raise
     except Exception as error:
@@ -149,4 +174,6 @@ def read_window(path: str, window: Window, max_bytes: int) -> bytes:
         raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.ascontiguousarray(samples), version=(1, 0), allow_pickle=False)
+    if missing is not None:
+        np.lib.format.write_array(stream, missing, version=(1, 0), allow_pickle=False)
     return stream.getvalue()

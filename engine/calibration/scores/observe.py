@@ -184,7 +184,8 @@ def _observe(
     maps = predictor.run(prepared)
     backend, queued, results = predictor.backend, [], []
     with backend.queue():
-        for number, (score_map, truth) in enumerate(zip(maps, truths, strict=True), start=first):
+        for number, (score_map, given) in enumerate(zip(maps, truths, strict=True), start=first):
+            truth = given if score_map.with_data is None else _of_data(given, score_map.with_data, taxonomy)
             draw = draw_pixels(truth, taxonomy.ignore_index, number)
             truth_there = backend.xp.asarray(truth)
             ignored = truth_there == taxonomy.ignore_index
@@ -201,6 +202,12 @@ def _observe(
         counts = counts_of(name, tables, statistics[index])
         observations.append(Observation(scores, classes, backend, counts, draw, values, activation))
     return observations
+
+
+def _of_data(truth: NDArray[Any], with_data: NDArray[np.bool_], taxonomy: Taxonomy) -> NDArray[Any]:
+    """Ignore the true classes of pixels without data."""
+    there = with_data if with_data.shape == truth.shape else resample_nearest(with_data, truth.shape)
+    return np.where(there, truth, truth.dtype.type(taxonomy.ignore_index))
 
 
 def _queue_true_scores(score_map: ScoreMap, truth: Any, taxonomy: Taxonomy) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ....errors import ImageError
 from ...model.input_spec import BandSpec
-from ...reading.geotiff import SETTINGS, is_tiff, rasterio_for
+from ...reading.geotiff import SETTINGS, is_tiff, missing_samples, rasterio_for
 from ..image_formats import damage, open_image, quiet_pillow
 
 NPY = b"\x93NUMPY"
@@ -31,21 +31,44 @@ _MAX_NPY_BANDS = 65_535
 def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[Any]:
     """Decode the bands of a file to (H, W, C), in their sample type and in the order of ``bands``.
 
+    If samples are nodata or not finite, the result is a masked array whose mask is True there.
+
     Files: TIFF; ``.npy`` of (bands, H, W), (H, W, bands) or (H, W), of which the shortest axis holds the bands; and
     photos without EXIF orientation whose samples Pillow keeps as they are (8 bits, or 16 bits of gray).
 
     Raises :class:`ImageError` with the kinds of :func:`maskmill.engine.inputs.images.decode_image`: ``unsupported``
-    for samples of another type or a file with too few bands. Raises :class:`MissingPackageError` for TIFF without
+    for samples of another type or a file with too few bands, ``no-data`` if no pixel has data in all bands. Raises :class:`MissingPackageError` for TIFF without
     rasterio.
     """
     if not data:
         raise ImageError("empty", "the file is empty (0 bytes)")
     if is_tiff(data):
-        samples = _tiff_samples(data, bands.numbers, bands.sample_type, max_pixels)
-        return np.ascontiguousarray(samples.transpose(1, 2, 0))
-    samples = _npy_samples(data, max_pixels) if data.startswith(NPY) else _photo_samples(data, max_pixels)
-    _check_bands(samples.shape[2], samples.dtype, bands.numbers, bands.sample_type)
-    return np.ascontiguousarray(samples[..., [number - 1 for number in bands.numbers]])
+        planes, missing = _tiff_samples(data, bands.numbers, bands.sample_type, max_pixels)
+        image = np.ascontiguousarray(planes.transpose(1, 2, 0))
+    else:
+        is_npy = data.startswith(NPY)
+        samples, missing = _npy_samples(data, max_pixels) if is_npy else (_photo_samples(data, max_pixels), None)
+        _check_bands(samples.shape[2], samples.dtype, bands.numbers, bands.sample_type)
+        channels = [number - 1 for number in bands.numbers]
+        image = np.ascontiguousarray(samples[..., channels])
+        missing = None if missing is None else missing[channels]
+    faults = None if missing is None else missing.transpose(1, 2, 0)
+    if image.dtype.kind == "f":
+        infinite = ~np.isfinite(image)
+        faults = infinite if faults is None else faults | infinite
+    if faults is None or not faults.any():
+        return image
+    if faults.any(axis=2).all():
+        raise ImageError("no-data", "no pixel has data in all bands of the model: samples are nodata or not finite")
+    return np.ma.MaskedArray(image, np.ascontiguousarray(faults))
+
+
+def pixels_with_data(image: Any) -> NDArray[np.bool_] | None:
+    """Return (H, W), True where each sample of (H, W, C) is data and finite; None if all are."""
+    faults = np.ma.getmask(image)
+    if image.dtype.kind == "f":
+        faults = faults | ~np.isfinite(np.ma.getdata(image))
+    return ~faults.any(axis=2) if np.any(faults) else None
 
 
 def _check_bands(count: int, dtype: Any, numbers: tuple[int, ...], sample_type: str) -> None:
@@ -60,17 +83,19 @@ def _check_bands(count: int, dtype: Any, numbers: tuple[int, ...], sample_type: 
 
 def display_of(image: NDArray[Any], bands: BandSpec) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8 RGB of (H, W, C) samples: the display bands, in the display range of every image."""
-    colors = image[..., list(bands.display_channels)]
+    colors = np.ma.getdata(image)[..., list(bands.display_channels)]
     low, high = bands.display_range
     if bands.sample_type == "uint8" and (low, high) == (0.0, 255.0):
         return np.ascontiguousarray(colors)
-    levels = (colors.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    # clipped first: samples near the largest float would overflow
+    inside = np.clip(colors.astype(np.float32), np.float32(low), np.float32(high))
+    levels = (inside - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(np.nan_to_num(levels, nan=0.0), 0, 255)).astype(np.uint8)
 
 
 def photo_of_npy(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Return the photo (H, W, 3) uint8 RGB of a ``.npy`` file: its first three bands, or one as gray."""
-    samples = _npy_samples(data, max_pixels)
+    samples, _ = _npy_samples(data, max_pixels)
     if samples.dtype != np.uint8:
         raise ImageError(
             "unsupported",
@@ -80,8 +105,10 @@ def photo_of_npy(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(colors)
 
 
-def _tiff_samples(data: bytes, numbers: Sequence[int], sample_type: str, max_pixels: int) -> NDArray[Any]:
-    """Read bands of a TIFF file in memory: (len(numbers), H, W); raises :class:`ImageError`."""
+def _tiff_samples(
+    data: bytes, numbers: Sequence[int], sample_type: str, max_pixels: int
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Read bands of a TIFF file in memory: (len(numbers), H, W), and where they have no data."""
     rasterio = rasterio_for("reading TIFF files of several bands")
     try:
         with rasterio.Env(**SETTINGS), rasterio.MemoryFile(data) as memory, memory.open(driver="GTiff") as file:
@@ -93,7 +120,7 @@ def _tiff_samples(data: bytes, numbers: Sequence[int], sample_type: str, max_pix
                 )
             types = {file.dtypes[number - 1] for number in numbers if number <= file.count}
             _check_bands(file.count, types.pop() if len(types) == 1 else "O", tuple(numbers), sample_type)
-            return file.read(indexes=list(numbers))
+            return file.read(indexes=list(numbers)), missing_samples(file, numbers)
     except ImageError:
         raise
     except Exception as error:
@@ -101,8 +128,11 @@ def _tiff_samples(data: bytes, numbers: Sequence[int], sample_type: str, max_pix
         raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
 
 
-def _npy_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
-    """Return (H, W, bands) of a ``.npy`` file, after its size was checked in the header."""
+def _npy_samples(data: bytes, max_pixels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Return (H, W, bands) of a ``.npy`` file, after its size was checked in the header.
+
+    The second array (bands, H, W) of a window of a TIFF file says where samples have no data; None without it.
+    """
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -127,7 +157,12 @@ def _npy_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
     array = array[..., None] if array.ndim == 2 else array
-    return np.moveaxis(array, 0, 2) if axis == 0 else array
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": shape})
+    start, missing = stream.tell() + count * dtype.itemsize, None
+    if axis == 0 and data.startswith(header.getvalue(), start) and len(data) - start >= header.tell() + count:
+        missing = np.frombuffer(data, np.uint8, count, start + header.tell()).reshape(shape) != 0
+    return (np.moveaxis(array, 0, 2) if axis == 0 else array), missing
 
 
 def _photo_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
@@ -151,7 +186,7 @@ def _photo_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
 def raster_size(data: bytes) -> tuple[int, int] | None:
     """Return the (height, width) of a ``.npy`` file, or of a TIFF file that Pillow cannot open; None for others."""
     if data.startswith(NPY):
-        height, width = _npy_samples(data, 1 << 40).shape[:2]
+        height, width = _npy_samples(data, 1 << 40)[0].shape[:2]
         return height, width
     if not is_tiff(data):
         return None

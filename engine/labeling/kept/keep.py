@@ -101,9 +101,12 @@ class ScoreKeeper:
                 taxonomy, thresholds=self.limits, outputs=("top", "share", "dispersion", "set_size")
             )
             best = score_map.decode(taxonomy, truth=stats.top, outputs=("true_score",)).true_score
-            top = stats.top.astype(np.int64)
+            set_size, top = stats.set_size, stats.top.astype(np.int64)
+            if score_map.with_data is not None:  # no later selection labels a pixel without data
+                with_data = xp.asarray(score_map.with_data)
+                best, set_size = xp.where(with_data, best, np.float32(np.inf)), xp.where(with_data, set_size, 0)
             holds_top = best <= xp.asarray(self.limits)[top]
-            cells = xp.flatnonzero(stats.set_size > holds_top)
+            cells = xp.flatnonzero(set_size > holds_top)
             counts, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
             num_more = xp.zeros(top.size, np.int64)
             num_more[cells] = counts

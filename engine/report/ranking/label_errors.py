@@ -76,6 +76,8 @@ def doubt_labels(
             stats = score_map.decode(taxonomy, truth=truth, outputs=("top", "true_score"))
             top, score = backend.download(stats.top, stats.true_score)
         valid = truth != taxonomy.ignore_index
+        if score_map.with_data is not None:
+            valid &= score_map.with_data
         return doubt_image(item.uri, 1 - score[valid], truth[valid], top[valid], taxonomy.targets)
 
     results = list(ordered_map(observe, labeled.items, workers))

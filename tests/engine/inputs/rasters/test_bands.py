@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from maskmill.engine.inputs.images import preprocess
 from maskmill.engine.inputs.rasters.bands import decode_bands, display_of
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.input_spec import BandSpec, InputSpec, SampleType
-from maskmill.engine.model.png import encode_png
+from maskmill.engine.model.png import decode_png, encode_png
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.report.show import write_overlay
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
@@ -157,11 +158,12 @@ def test_samples_are_resized_without_rounding() -> None:
     assert preprocess(image, spec)[0].ravel().tolist() == [0.5, 6.5]
 
 
-def test_samples_that_are_not_finite_become_the_padding_value() -> None:
+def test_samples_that_are_not_finite_become_the_mean_of_the_others_or_the_padding_value() -> None:
     bands = BandSpec(numbers=(1,), sample_type="float32", display=(1, 1, 1))
     spec = InputSpec(name="x", height=1, width=3, bands=bands, scale=1.0, mean=(0,), std=(1,), pad_value=0.25)
     image = np.array([[[np.nan], [np.inf], [3.0]]], np.float32)
-    assert preprocess(image, spec)[0].ravel().tolist() == [0.25, 0.25, 3.0]
+    assert preprocess(image, spec)[0].ravel().tolist() == [3.0, 3.0, 3.0]
+    assert preprocess(np.full_like(image, np.nan), spec)[0].ravel().tolist() == [0.25, 0.25, 0.25]
 
 
 def test_pictures_show_three_bands_in_one_range_for_all_images() -> None:
@@ -283,3 +285,50 @@ def test_without_rasterio_tiff_names_the_extra_and_numpy_files_are_read(monkeypa
     with pytest.raises(MissingPackageError, match=r"rasterio.*install.*geo"):
         decode_bands(data, spec_of(4, 1), max_pixels=LIMIT)
     assert decode_bands(npy(samples(4, "uint16")), spec_of(4, 1), max_pixels=LIMIT).shape == (6, 9, 2)
+
+
+def test_pixels_without_data_are_ignored_and_do_not_change_their_neighbors(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    values = np.full((3, 16, 24), 4000, np.int16)
+    values[1] = 5000
+    missing = np.zeros((16, 24), bool)
+    missing[4:8, 6:12] = True
+    values[0, missing] = -9999
+    (photos / "nodata.tif").write_bytes(tiff(values, nodata=-9999))
+    (photos / "none.tif").write_bytes(tiff(np.full_like(values, -9999), nodata=-9999))
+    large = np.full((3, 32, 24), 4000, np.int16)
+    large[1] = 5000
+    large[:, 16:] = -9999
+    (photos / "scene.tif").write_bytes(tiff(large, nodata=-9999))
+    bundle = band_bundle(tmp_path, bands=(1, 2, 3), sample_type="int16", size=(16, 24))
+    progress = maskmill.label(bundle.path, photos, tmp_path / "labels", windows=24)
+    assert dict(progress.rejects) == {"no-data": 2}  # a file, and a window of another
+    store = LabelStore.open(tmp_path / "labels")
+    maps = {row.uri.rsplit("/", 1)[-1]: store.maps(store.take([row.id])[0]) for row in store.inputs() if row.id}
+    label, weight = maps["nodata.tif"]
+    assert np.array_equal(label, np.where(missing, 255, 1))
+    assert np.array_equal(weight, np.where(missing, 0, 255))
+    label, _ = maps["scene.tif::window=0,0,24,24"]
+    assert (label[:16] == 1).all()
+    assert (label[16:] == 255).all()
+    image = decode_bands((photos / "nodata.tif").read_bytes(), bundle.input.bands, max_pixels=LIMIT)
+    assert np.ptp(preprocess(image, bundle.input)[0], axis=(1, 2)).max() < 1e-6
+
+
+def test_samples_that_are_not_finite_are_ignored_and_a_file_of_them_is_rejected(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    values = np.full((8, 9, 2), 0.25, np.float32)
+    values[..., 1], values[2, 3, 0], values[5, 6, 1] = 1e36, np.nan, np.inf
+    (photos / "some.tif").write_bytes(tiff(values.transpose(2, 0, 1)))
+    (photos / "none.tif").write_bytes(tiff(np.full((2, 8, 9), np.nan, np.float32)))
+    bundle = band_bundle(tmp_path, bands=(1, 2), sample_type="float32", scale=1.0, size=(8, 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        progress = maskmill.label(bundle.path, photos, tmp_path / "labels")
+        assert display_of(values * np.float32(100), bundle.input.bands).dtype == np.uint8
+    assert dict(progress.rejects) == {"no-data": 1}
+    (row,) = LabelStore.open(tmp_path / "labels").iter_rows()
+    label = decode_png(row.label)
+    assert np.argwhere(label == 255).tolist() == [[2, 3], [5, 6]]
