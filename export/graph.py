@@ -115,12 +115,12 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
 
 
 def image_input(
-    model: onnx.ModelProto, layout: Layout, size: tuple[int, int] | None, num_channels: int = 3
+    model: onnx.ModelProto, layout: Layout, size: tuple[int, int] | None, num_bands: int | None = None
 ) -> tuple[str, tuple[int, int]]:
     """Return the name and the (height, width) of the one input, a float32 batch of images.
 
-    ``size`` is used if the graph leaves it free. Raises :class:`BundleError` for another input, :class:`UsageError` for
-    options that contradict it.
+    ``size`` is used if the graph leaves it free; ``num_bands`` is None for photos. Raises :class:`BundleError` for
+    another input, :class:`UsageError` for options that contradict it.
     """
     inputs = inputs_of(model)
     if len(inputs) != 1:
@@ -132,12 +132,14 @@ def image_input(
     if len(shape) != 4:
         raise BundleError(f"the input {value.name!r} has {len(shape)} axes; an image batch has four ({layout})")
     channels, height, width = (shape[1], shape[2], shape[3]) if layout == "NCHW" else (shape[3], shape[1], shape[2])
+    num_channels = 3 if num_bands is None else num_bands
     if channels not in (None, num_channels):
         other = "NHWC" if layout == "NCHW" else "NCHW"
+        fed = "a photo has 3" if num_bands is None else f"you named {num_bands} bands"
         hint = f"is its layout {other}?" if num_channels in shape else f"name its {channels} bands with --bands"
         raise UsageError(
-            f"the input {value.name!r} has shape {shape}, so in {layout} it takes {channels} channels instead of "
-            f"{num_channels}; {hint}"
+            f"the input {value.name!r} has shape {shape}, so in {layout} it takes {channels} channels, and "
+            f"{fed}; {hint}"
         )
     if size is None:
         if height is None or width is None:

@@ -66,12 +66,13 @@ class Job:
         options: Any = {"workers": threads, "max_pixels": self.max_pixels}
         if self.selection is None:
             predictor, num_targets = self.opening(), 1
-            record = segment_record(predictor)
+            record = segment_record(predictor, self.source)
             stages = Stages.segmenting(predictor, self.source, **options)
         else:
             predictor, taxonomy = self.opening()
             self.selection.check(predictor, taxonomy)
-            num_targets, record = taxonomy.num_targets, run_record(predictor, taxonomy, self.selection)
+            num_targets = taxonomy.num_targets
+            record = run_record(predictor, taxonomy, self.selection, self.source)
             stages = Stages.labeling(predictor, self.source, taxonomy, self.selection, **options)
         store = LabelStore.open_or_create(self.store, record, storage_options=self.storage_options)
         if self.selection is not None and self.selection.keeper is not None:

@@ -29,6 +29,7 @@ from PIL import ExifTags, Image
 
 from ...errors import ImageError
 from ..model.files import inflate
+from .rasters.other_bands import other_bands
 
 # formats of photos only: Pillow also opens formats that run other programs (EPS) or hold no photos
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -90,7 +91,7 @@ def open_image(data: bytes, max_pixels: int) -> Any:
                 image = factory(io.BytesIO(data), "")
             except Exception as error:
                 # damaged headers raise nearly every exception from inside Pillow's parsers
-                raise damage(name, error) from error
+                raise (other_bands(name, data, error) or damage(name, error)) from error
             break
     else:
         raise _no_format(data)

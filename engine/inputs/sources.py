@@ -89,8 +89,8 @@ class Source:
         windows: Windows | None = None,
     ) -> None:
         self.spec = spec
+        self.windows: Windows | None = windows
         self.access = access or current_access()
-        self._windows = windows
         """Limits of reading from URLs."""
         self._cancelled = threading.Event()
         self.skipped: Counter[str] = Counter()
@@ -232,7 +232,7 @@ class Source:
             with open(path, "rb") as file:
                 yield from self._listed(file, path)
         else:
-            yield from windowed(_local_item(path, status), path, self._windows)
+            yield from windowed(_local_item(path, status), path, self.windows)
 
     def _listed(self, file: Any, name: str) -> Iterator[Item]:
         """Yield the items of a list or manifest."""
@@ -263,7 +263,7 @@ class Source:
     def _walk(self, folder: str) -> Iterator[Item]:
         for path, problem in walk_folder(folder, self._takes):
             item = Item(_printable(path), problem=problem) if problem else _local_item(path)
-            yield from windowed(item, path, None if problem else self._windows)
+            yield from windowed(item, path, None if problem else self.windows)
 
     def _matches(self, pattern: str) -> Iterator[Item]:
         matches = sorted(glob.glob(pattern, recursive=True))

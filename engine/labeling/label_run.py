@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -93,7 +94,7 @@ def label(
     check_limit(limit)
     warnings = check_prompts(predictor, source)
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
-    store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection))
+    store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection, source))
     if selection.keeper is not None:
         selection.keeper.write(store.path)
     watch = RunWatch.of(store, on_drift)
@@ -123,7 +124,7 @@ def segment(
     """
     check_limit(limit)
     stages = Stages.segmenting(predictor, source, workers=workers, max_pixels=max_pixels)
-    store = LabelStore.open_or_create(store_path, segment_record(predictor))
+    store = LabelStore.open_or_create(store_path, segment_record(predictor, source))
     items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
     return _execute(stages, items, earlier, 1, store, observer, log=log)
 
@@ -165,23 +166,30 @@ def check_limit(limit: int | None) -> None:
         check_count("limit", limit, least=1)
 
 
-def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
+def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection, source: Source) -> dict[str, Any]:
     """Return everything that decides the labels of a store; runs with different records never share a store."""
     return {
         **conditions(predictor, taxonomy),
         "classes": taxonomy.to_json(),
         **selection.record(),
         **drift_record(selection),
+        **_windows_record(source),
     }
 
 
-def segment_record(predictor: SegmentEverything) -> dict[str, Any]:
+def _windows_record(source: Source) -> dict[str, Any]:
+    """Return the windows of large files, if they are cut: labels of other windows would be labels of other images."""
+    return {} if source.windows is None else {"windows": asdict(source.windows)}
+
+
+def segment_record(predictor: SegmentEverything, source: Source) -> dict[str, Any]:
     """Return everything that decides the segments of a store."""
     return {
         "maps": SEGMENTS,
         **predictor.settings,
         "kernels": predictor.backend.form,
         "bit_depth": predictor.backend.bit_depth,
+        **_windows_record(source),
     }
 
 

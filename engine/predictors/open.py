@@ -329,6 +329,8 @@ def _open(path: Path, roles: Sequence[str], options: ModelOptions, say: Say | No
     from ..runtimes.open import open_session
 
     bundle = Bundle.load(path)
+    if "encoder" in roles and "text" not in roles and bundle.task != "promptable":
+        raise UsageError(f"{path} is a {bundle.task} bundle; --sam needs a promptable one, such as Segment Anything")
     bundle.verify()
     sessions = [
         open_session(

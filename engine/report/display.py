@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from ..calibration.objects import ObjectThresholds
 from ..inputs.summary import SourceSummary
 from ..labeling.progress import Progress as RunProgress
 from ..model.taxonomy import Taxonomy
-from ..store.label_store import LabelStore
+from ..reading.geotiff import split_window
+from ..store.label_store import InputRow, LabelStore
 from .contents import describe_store
 from .evaluate import Quality
 from .terminal import PlainConsole, figures_table, say
@@ -129,7 +130,27 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
 
 def _print_rejects(rejects: Mapping[str, int], text: str, store: Path) -> None:
     for kind, count in sorted(rejects.items()):
-        say(f"{text} {kind}: {count} (see `maskmill show {store}`; --retry-rejects tries them again)")
+        files = _files_of_windows(LabelStore.open(store), kind)
+        of_files = f", windows of {len(files)} file{'s' * (len(files) > 1)}" if files else ""
+        say(f"{text} {kind}: {count}{of_files} (see `maskmill show {store}`; --retry-rejects tries them again)")
+
+
+def _files_of_windows(store: LabelStore, kind: str) -> set[str]:
+    """Return the files whose windows were rejected as ``kind``."""
+    parts = (split_window(row.uri) for row in store.rejects() if row.error == kind)
+    return {part[0] for part in parts if part is not None}
+
+
+def reject_lines(rejects: Iterable[InputRow]) -> Iterator[str]:
+    """Yield a line for each reject; windows of one file that were rejected for one reason share a line."""
+    groups: dict[tuple[str, str | None, str], list[str]] = {}
+    for row in rejects:
+        part, message = split_window(row.uri), row.message or ""
+        name = row.uri if part is None else part[0]
+        groups.setdefault((name, row.error, message.replace(row.uri, name)), []).append(row.uri)
+    for (name, kind, message), uris in groups.items():
+        number = f" ({len(uris)} windows)" if len(uris) > 1 and split_window(uris[0]) else ""
+        yield f"{uris[0] if len(uris) == 1 else name}{number}: {kind}: {message}"
 
 
 def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
@@ -336,8 +357,8 @@ def print_store(store: LabelStore) -> None:
     )
     for line in describe_store(store):
         say(f"  {line}")
-    for row in store.rejects():
-        say(f"  rejected {row.uri}: {row.error}: {row.message}")
+    for line in reject_lines(store.rejects()):
+        say(f"  rejected {line}")
 
 
 def _share(value: float | None) -> str:

@@ -70,7 +70,7 @@ class Adoption:
                     f"the graph takes {kind}, raw pixels from 0 to 255, and normalizes them itself; scale, mean and "
                     "std would make fractions of them: leave them out, or give --scale 1"
                 )
-        return image_input(self.model, layout, size, num_channels)
+        return image_input(self.model, layout, size, None if bands is None else num_channels)
 
     def place(self, staging: Path, role: Role = "model") -> list[Path]:
         """Write the graph, or copy its file if it was not edited, with its external data; returns the paths."""

@@ -37,8 +37,8 @@ def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[An
     photos without EXIF orientation whose samples Pillow keeps as they are (8 bits, or 16 bits of gray).
 
     Raises :class:`ImageError` with the kinds of :func:`maskmill.engine.inputs.images.decode_image`: ``unsupported``
-    for samples of another type or a file with too few bands, ``no-data`` if no pixel has data in all bands. Raises :class:`MissingPackageError` for TIFF without
-    rasterio.
+    for samples of another type or a file with too few bands; and ``no-data`` if no pixel has data in all bands. Raises
+    :class:`MissingPackageError` for TIFF without rasterio.
     """
     if not data:
         raise ImageError("empty", "the file is empty (0 bytes)")

@@ -110,8 +110,8 @@ class GivenPrompts:
         names = ", ".join(list(unused)[:3]) + (", …" if len(unused) > 3 else "")
         if images and without == images:
             raise UsageError(
-                f"none of the {images} images has a {self._kind} in {self.origin}, which names {names}, and an image is "
-                f"{examples[0]}; all would be background: correct the names"
+                f"none of the {images} images has a {self._kind} in {self.origin}, which names {names}, and an "
+                f"image is {examples[0]}; all would be background: correct the names"
             )
         warnings = []
         if without:

@@ -215,3 +215,6 @@ def test_prompts_from_a_file_and_coarse_masks_from_a_store(home: Path) -> None:
         result = maskmill("label-prompted", "photos", "--sam", "sam", *options, "-o", "other", cwd=home)
         assert result.returncode == 2
         assert message in result.stderr
+    result = maskmill("label-prompted", "photos", "--sam", "cam", "--points", "points.csv", "-o", "other", cwd=home)
+    assert result.returncode == 2
+    assert "cam is a cam bundle; --sam needs a promptable one, such as Segment Anything" in result.stderr

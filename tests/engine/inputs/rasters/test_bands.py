@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import maskmill
-from maskmill.engine.inputs.images import preprocess
+from maskmill.engine.inputs.images import decode_image, preprocess
 from maskmill.engine.inputs.rasters.bands import decode_bands, display_of
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.input_spec import BandSpec, InputSpec, SampleType
@@ -244,7 +244,7 @@ def test_the_predictor_takes_the_samples_of_its_bands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"bands": (1, 2, 3)}, "takes 4 channels instead of 3"),
+        ({"bands": (1, 2, 3)}, "takes 4 channels, and you named 3 bands; name its 4 bands"),
         ({"bands": (1, 2, 3, 4), "sample_type": "uint16"}, "need a scale"),
         ({"bands": (1, 2, 2, 4)}, "different numbers"),
         ({"bands": (0, 1, 2, 3)}, "counted from 1"),
@@ -332,3 +332,9 @@ def test_samples_that_are_not_finite_are_ignored_and_a_file_of_them_is_rejected(
     (row,) = LabelStore.open(tmp_path / "labels").iter_rows()
     label = decode_png(row.label)
     assert np.argwhere(label == 255).tolist() == [[2, 3], [5, 6]]
+
+
+@pytest.mark.parametrize(("count", "sample_type"), [(4, "uint16"), (2, "float32")])
+def test_a_photo_model_says_which_bands_a_file_has_instead(count: int, sample_type: SampleType) -> None:
+    with pytest.raises(ImageError, match=f"{count} bands of {sample_type}; the model takes 3 colors; see --bands"):
+        decode_image(tiff(samples(count, sample_type)), max_pixels=LIMIT)

@@ -15,7 +15,9 @@ from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import read_label_map
 from maskmill.engine.inputs.sources import open_source, read_uri
 from maskmill.engine.reading.geotiff import Window, Windows, split_window
-from maskmill.errors import ImageError, MissingPackageError, UsageError
+from maskmill.engine.report.display import print_store
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import ImageError, MissingPackageError, StoreMismatch, UsageError
 
 from ....models import band_bundle, color_bundle, color_image
 
@@ -175,3 +177,19 @@ def test_without_rasterio_windows_name_the_extra(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingPackageError, match=r"rasterio.*install.*geo"):
         list(open_source(tmp_path, windows=Windows(side=16)))
+
+
+def test_other_windows_are_refused_and_windows_of_one_file_share_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiff(tmp_path / "photos" / "scene.tif", np.zeros((4, 40, 40), np.uint16))
+    write_tiff(tmp_path / "photos" / "small.tif", np.zeros((3, 16, 16), np.uint8))
+    bundle = color_bundle(tmp_path)
+    maskmill.label(bundle.path, tmp_path / "photos", tmp_path / "labels", windows=32)
+    for windows in (16, None):
+        with pytest.raises(StoreMismatch, match="windows"):
+            maskmill.label(bundle.path, tmp_path / "photos", tmp_path / "labels", windows=windows)
+    print_store(LabelStore.open(tmp_path / "labels"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"  rejected {path} (4 windows): unsupported: its samples are uint16")

@@ -227,5 +227,11 @@ def test_names_that_match_no_image_are_counted_and_all_of_them_are_refused(tmp_p
     for batch, prompts in ((2, boxes_of(boxes)), (3, masks_of(store.path))):
         predictor = predictor_of(tmp_path, prompts, batch=batch)
         with pytest.raises(UsageError, match="none of the 1 images has a"):
-            label(predictor, open_source(folder), tmp_path / "new", Taxonomy.of_model(predictor.bundle), Selection.argmax())
+            label(
+                predictor,
+                open_source(folder),
+                tmp_path / "new",
+                Taxonomy.of_model(predictor.bundle),
+                Selection.argmax(),
+            )
         assert not (tmp_path / "new").exists()
