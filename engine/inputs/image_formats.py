@@ -29,7 +29,7 @@ from PIL import ExifTags, Image
 
 from ...errors import ImageError
 from ..model.files import inflate
-from .rasters.other_bands import other_bands
+from ..reading.tiff_bands import other_bands
 
 # formats of photos only: Pillow also opens formats that run other programs (EPS) or hold no photos
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

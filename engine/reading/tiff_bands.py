@@ -6,7 +6,7 @@ import io
 
 from PIL import TiffImagePlugin
 
-from ....errors import ImageError
+from ...errors import ImageError
 
 
 def other_bands(name: str, data: bytes, error: Exception) -> ImageError | None:
