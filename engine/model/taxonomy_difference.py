@@ -8,22 +8,25 @@ from typing import Any
 from ...checks import name_list
 
 
-def mapping_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def mapping_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], places: tuple[str, str] = ("there", "here")
+) -> str:
     """Describe how two mappings of :meth:`maskmill.engine.model.taxonomy.Taxonomy.to_json`'s form differ.
 
-    Entries that one of them lacks are not compared; empty if no difference is known.
+    ``places`` are the words for where they hold. Entries that one of them lacks are not compared; empty if no
+    difference is known.
     """
     targets, others = list(before.get("targets", [])), list(now.get("targets", []))
     parts = []
     if missing := [name for name in targets if name not in others]:
-        parts.append(f"the targets {name_list(missing)} are only there")
+        parts.append(f"the targets {name_list(missing)} are only {places[0]}")
     if added := [name for name in others if name not in targets]:
-        parts.append(f"the targets {name_list(added)} are only here")
+        parts.append(f"the targets {name_list(added)} are only {places[1]}")
     if targets != others and not parts:
         parts.append("the targets have another order")
     old_background, new_background = (_background(raw) for raw in (before, now))
     if old_background != new_background:
-        parts.append(f"the background is {old_background} there and {new_background} here")
+        parts.append(f"the background is {old_background} {places[0]} and {new_background} {places[1]}")
     common = [name for name in targets if name in others]
     for key, sentence in (
         ("model", "other model classes are mapped to {}"),

@@ -124,6 +124,8 @@ class SelectionOrigin:
     kept_scores: str
 
 
+_DERIVED = ("reselected_from", "kept_scores", "thresholds", "artifact")
+"""Entries of a run record that follow from other settings, or that no option sets."""
 _ABSENT: Any = None
 """Default of entries that may be left out, and not be null."""
 
@@ -172,22 +174,35 @@ def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -
         )
 
 
-def run_differences(stored: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Say how two records differ: in the class mapping (None if not), and in other options (empty if not)."""
+def run_differences(
+    stored: Mapping[str, Any], run: Mapping[str, Any], stores: tuple[str, str] | None = None
+) -> tuple[str | None, str]:
+    """Say how two records differ: in the class mapping (None if not), and in other options (empty if not).
+
+    ``stores`` are the names of the stores that they belong to; None for a store and a run into it.
+    """
+    places = ("there", "now") if stores is None else (f"in {stores[0]}", f"in {stores[1]}")
     before, now = dict(_leaves("", stored)), dict(_leaves("", json.loads(json.dumps(run))))
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name, ...) != now.get(name, ...)]
     classes, others = stored.get("classes"), run.get("classes")
     mapping = [name for name in names if name == "taxonomy" or name.startswith("classes.")]
     if not mapping or not isinstance(classes, Mapping) or not isinstance(others, Mapping):
-        return None, _differences(before, now, names)
-    details = mapping_difference(classes, others)
+        return None, _differences(before, now, names, places)
+    details = mapping_difference(classes, others, ("there", "here") if stores is None else places)
     names = [name for name in names if name not in mapping]
-    return f"another class mapping{details and f' ({details})'}", _differences(before, now, names)
+    return f"another class mapping{details and f' ({details})'}", _differences(before, now, names, places)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
-    differences = "; ".join(f"{name}: {_text(before, name)} there, {_text(now, name)} now" for name in names[:8])
-    return differences + (f"; and {len(names) - 8} more" if len(names) > 8 else "")
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str], places: tuple[str, str]
+) -> str:
+    """Name the settings that differ; derived entries are only counted beside others."""
+    settings = [name for name in names if name.split(".")[0] not in _DERIVED] or list(names)
+    differences = "; ".join(
+        f"{name}: {_text(before, name)} {places[0]}, {_text(now, name)} {places[1]}" for name in settings[:8]
+    )
+    num_more = len(names) - min(len(settings), 8)
+    return differences + (f"; and {num_more} more" if num_more else "")
 
 
 def _digest(run: Mapping[str, Any]) -> str:

@@ -119,14 +119,18 @@ def check_alike(store: LabelStore, other: LabelStore) -> None:
         raise StoreMismatch(
             f"{store.path} holds {kinds[0]} and {other.path} holds {kinds[1]}; merge stores of one kind"
         )
-    mapping, options = run_differences(store.run, other.run)
+    mapping, options = run_differences(store.run, other.run, _short_names(store.path, other.path))
     if mapping is not None or options:
         difference = "; ".join(text for text in (mapping, options) if text)
         raise StoreMismatch(
             f"{store.path} and {other.path} were made with different options, so their labels do not go together "
-            f"(there: the first; here, now: the second; {difference}); label one of them again with the options of the "
-            "other, or keep them apart"
+            f"({difference}); label one of them again with the options of the other, or keep them apart"
         )
+
+
+def _short_names(first: Path, second: Path) -> tuple[str, str]:
+    """Return the names of two folders, or their paths if the names are alike."""
+    return (first.name, second.name) if first.name != second.name else (str(first), str(second))
 
 
 def _pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

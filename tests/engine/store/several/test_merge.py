@@ -72,6 +72,17 @@ def test_stores_of_different_runs_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "all").exists()
 
 
+def test_settings_that_differ_are_named_with_their_stores_and_derived_ones_counted(tmp_path: Path) -> None:
+    derived = {"reselected_from": {"store": "a", "kept_scores": "1", "selection": {"rule": "x"}}}
+    make_store(tmp_path / "one", "a", run={**derived, "select": "argmax"})
+    make_store(tmp_path / "two", "b", run={"select": "conformal"})
+    make_store(tmp_path / "three", "b", run={"artifact": "y", "select": "conformal"})
+    with pytest.raises(StoreMismatch, match=r"\(select: 'argmax' in one, 'conformal' in two; and 3 more\)"):
+        merge_stores([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
+    with pytest.raises(StoreMismatch, match=r"\(artifact: not set in two, 'y' in three\)"):
+        merge_stores([tmp_path / "two", tmp_path / "three"], tmp_path / "all")
+
+
 def test_stores_of_another_kind_or_class_mapping_are_named(tmp_path: Path) -> None:
     classes = {"targets": ["sky", "sea"], "background": None}
     make_store(tmp_path / "labels", "a", run={"classes": classes})
@@ -79,7 +90,7 @@ def test_stores_of_another_kind_or_class_mapping_are_named(tmp_path: Path) -> No
     make_store(tmp_path / "others", "c", run={"classes": {**classes, "targets": ["sky", "cow"]}})
     with pytest.raises(StoreMismatch, match=r"labels holds labels and .*segments holds segments without classes"):
         merge_stores([tmp_path / "labels", tmp_path / "segments"], tmp_path / "all")
-    with pytest.raises(StoreMismatch, match="the targets sea are only there; the targets cow are only here"):
+    with pytest.raises(StoreMismatch, match="the targets sea are only in labels; the targets cow are only in others"):
         merge_stores([tmp_path / "labels", tmp_path / "others"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
