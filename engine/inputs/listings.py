@@ -146,7 +146,7 @@ def _parquet_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
 
 
 def _group_entries(table: Any, group: int, column: str, start: int, name: str) -> Iterator[Entry]:
-    """Yield the entries of a row group; where it is damaged, the rest of its rows are entries with a problem."""
+    """Yield the entries of a row group; if it is damaged, the rest of its rows are entries with a problem."""
     import pyarrow as pa
 
     row, end = start, start + table.metadata.row_group(group).num_rows
