@@ -53,7 +53,7 @@ class ScoreMap:
     objects: Objects | None = None
     """Single objects that the model found; None if it gives none."""
     with_data: NDArray[np.bool_] | None = None
-    """(H, W) on the host: False where the image has no data, which is never labeled; None if it has data everywhere."""
+    """(H, W) on the host: False for pixels without data, which are never labeled; None if all have data."""
 
     def decode(
         self,

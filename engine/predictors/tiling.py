@@ -28,7 +28,7 @@ class Prepared:
     corners: tuple[tuple[int, int], ...]
     """(top, left) of each tile, in image pixels."""
     with_data: NDArray[np.bool_] | None = None
-    """(height, width) of the image: False where it has no data; None if it has data everywhere."""
+    """(height, width) of the image: False for pixels without data; None if all have data."""
 
 
 SMALLEST_TILE = 16

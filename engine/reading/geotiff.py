@@ -131,7 +131,7 @@ def windows_of(path: str, windows: Windows) -> Iterator[Window]:
 
 
 def missing_samples(file: Any, numbers: Iterable[int], window: Any = None) -> NDArray[np.bool_] | None:
-    """Return (bands, height, width), True where a sample of an open file is nodata or masked; None if none is.
+    """Return (bands, height, width), True for samples of an open file that are nodata or masked; None if none is.
 
     Transparency (alpha) is no mask: its bands are data.
     """
@@ -152,7 +152,7 @@ def missing_samples(file: Any, numbers: Iterable[int], window: Any = None) -> ND
 def read_window(path: str, window: Window, max_bytes: int) -> bytes:
     """Read all bands of one window as the bytes of a ``.npy`` file, (bands, height, width); raises ImageError.
 
-    If samples are missing, a second array (bands, height, width) of booleans follows that is True there.
+    If samples are missing, a second array (bands, height, width) of booleans follows that is True for these.
     """
     rasterio = rasterio_for("windows of GeoTIFF files")
     from rasterio.windows import Window as RasterWindow

@@ -31,7 +31,7 @@ _MAX_NPY_BANDS = 65_535
 def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[Any]:
     """Decode the bands of a file to (H, W, C), in their sample type and in the order of ``bands``.
 
-    If samples are nodata or not finite, the result is a masked array whose mask is True there.
+    If samples are nodata or not finite, the result is a masked array whose mask is True for these.
 
     Files: TIFF; ``.npy`` of (bands, H, W), (H, W, bands) or (H, W), of which the shortest axis holds the bands; and
     photos without EXIF orientation whose samples Pillow keeps as they are (8 bits, or 16 bits of gray).
@@ -64,7 +64,7 @@ def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[An
 
 
 def pixels_with_data(image: Any) -> NDArray[np.bool_] | None:
-    """Return (H, W), True where each sample of (H, W, C) is data and finite; None if all are."""
+    """Return (H, W), True for pixels whose samples (H, W, C) are data and finite; None if all are."""
     faults = np.ma.getmask(image)
     if image.dtype.kind == "f":
         faults = faults | ~np.isfinite(np.ma.getdata(image))
@@ -108,7 +108,7 @@ def photo_of_npy(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 def _tiff_samples(
     data: bytes, numbers: Sequence[int], sample_type: str, max_pixels: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Read bands of a TIFF file in memory: (len(numbers), H, W), and where they have no data."""
+    """Read bands of a TIFF file in memory: (len(numbers), H, W), and a mask of those without data."""
     rasterio = rasterio_for("reading TIFF files of several bands")
     try:
         with rasterio.Env(**SETTINGS), rasterio.MemoryFile(data) as memory, memory.open(driver="GTiff") as file:
@@ -131,7 +131,7 @@ def _tiff_samples(
 def _npy_samples(data: bytes, max_pixels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return (H, W, bands) of a ``.npy`` file, after its size was checked in the header.
 
-    The second array (bands, H, W) of a window of a TIFF file says where samples have no data; None without it.
+    The second array (bands, H, W) of a window of a TIFF file is True for samples without data; None without it.
     """
     stream = io.BytesIO(data)
     try:

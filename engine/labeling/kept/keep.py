@@ -102,7 +102,7 @@ class ScoreKeeper:
             )
             best = score_map.decode(taxonomy, truth=stats.top, outputs=("true_score",)).true_score
             set_size, top = stats.set_size, stats.top.astype(np.int64)
-            if score_map.with_data is not None:  # no later selection labels a pixel without data
+            if score_map.with_data is not None:  # no later selection labels pixels without data
                 with_data = xp.asarray(score_map.with_data)
                 best, set_size = xp.where(with_data, best, np.float32(np.inf)), xp.where(with_data, set_size, 0)
             holds_top = best <= xp.asarray(self.limits)[top]
