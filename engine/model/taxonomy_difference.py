@@ -13,7 +13,7 @@ def mapping_difference(
 ) -> str:
     """Describe how two mappings of :meth:`maskmill.engine.model.taxonomy.Taxonomy.to_json`'s form differ.
 
-    ``places`` are the words for where they hold. Entries that one of them lacks are not compared; empty if no
+    ``places`` name the two mappings. Entries that one of them lacks are not compared; empty if no
     difference is known.
     """
     targets, others = list(before.get("targets", [])), list(now.get("targets", []))
