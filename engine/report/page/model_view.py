@@ -103,6 +103,8 @@ def read_scores(
     grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
     outputs = ("top", "confidence") if thresholds is None else ("top", "set_size")
 
+    _check_photos(predictor)
+
     def observe(id: str) -> tuple[NDArray[np.float64], float]:
         photo = reader.photo(id)
         if photo is None:
@@ -138,6 +140,8 @@ def view_model(
     thresholds = None if calibration is None else calibration.thresholds
     grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
     outputs = ("top", "share", "dispersion", *(("set_size",) if thresholds is not None else ()))
+
+    _check_photos(predictor)
 
     def observe(id: str) -> tuple[Any, ...] | None:
         photo = reader.photo(id)
@@ -193,3 +197,8 @@ def view_model(
         dispersion=top,
         maps=maps,
     )
+
+
+def _check_photos(predictor: SemanticPredictor) -> None:
+    if predictor.bundle.input.bands is not None:
+        raise UsageError("report and rank run models of photos only, and this one reads bands: leave out the model")
