@@ -140,7 +140,10 @@ def test_broken_lists_say_what_is_wrong(tmp_path: Path, name: str, content: byte
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"a": ["x"], "b": ["y"]}, "named image, uri, path or url, or only one column of strings; it has a, b"),
+        (
+            {"a": ["x"], "b": ["y"]},
+            "in a column of strings named image, uri, path or url .* or images in .* it has a, b",
+        ),
         ({"n": [1]}, "it has n"),
     ],
 )
