@@ -157,13 +157,7 @@ class _Task:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Share the images with the other processes; parameters as :meth:`Observations.collect`."""
-        sample = Sample(
-            predictor=predictor,
-            source=source,
-            labeled=labeled,
-            taxonomy=observations.taxonomy,
-            grid=observations.spill.grid,
-        )
+        sample = _sample_of(observations, predictor, source, labeled)
         leases = _Leases(self.folder, self._leases)
         names = leases.publish(sample, observations.options)
         while True:
@@ -219,13 +213,7 @@ class _Driver:
             workers: int = 1,
             progress: Callable[[int, int], None] | None = None,
         ) -> None:
-            sample = Sample(
-                predictor=predictor,
-                source=source,
-                labeled=labeled,
-                taxonomy=observations.taxonomy,
-                grid=observations.spill.grid,
-            )
+            sample = _sample_of(observations, predictor, source, labeled)
             names = self._shared.publish(sample, observations.options)
             self._lead()
             pool = RayPool(self._job, settings, ObservationWorker)
@@ -275,3 +263,13 @@ def _remove_empty(folder: str) -> None:
     for path, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):
             os.rmdir(path)
+
+
+def _sample_of(observations: Observations, predictor: Predictor, source: Source, labeled: LabeledSource) -> Sample:
+    return Sample(
+        predictor=predictor,
+        source=source,
+        labeled=labeled,
+        taxonomy=observations.taxonomy,
+        grid=observations.spill.grid,
+    )

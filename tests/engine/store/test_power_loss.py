@@ -1,4 +1,4 @@
-"""What a commit acknowledged survives a power loss, and what it did not is dropped by the next run."""
+"""Power loss: committed rows survive, and a commit that was cut short is dropped by the next run."""
 
 from __future__ import annotations
 
