@@ -45,7 +45,8 @@ class TestRay:
         def kill() -> None:
             leases = Leases(tmp_path / "store")
             while not killed:
-                busy = [record["process"] for record in leases.workers().values() if record["leases"]]
+                records = leases.workers()
+                busy = [records[worker]["process"] for worker in leases.claims().values() if worker in records]
                 if busy:
                     niceness.append(os.getpriority(os.PRIO_PROCESS, busy[0]))
                     time.sleep(0.5)
