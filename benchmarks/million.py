@@ -25,7 +25,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Model:
         self.bundle, self.settings, self.backend = bundle, {"benchmark": "million"}, Backend()
         self._milliseconds = milliseconds
         self._shape = (len(bundle.classes), SIDE, SIDE)
-        self._table = np.random.default_rng(0).normal(0, 2, 4_000_000).astype(np.float32)
+        self._table = _random_table()
 
     def condition(self, uri: str) -> str:
         """Return nothing: labels depend on the pixels alone."""
@@ -103,6 +103,11 @@ class Model:
                      backend=self.backend)
             for part in parts
         ]  # fmt: skip
+
+
+@cache
+def _random_table() -> Any:
+    return np.random.default_rng(0).normal(0, 2, 4_000_000).astype(np.float32)
 
 
 _SQUARE = np.ones((48, 48), np.float32)

@@ -105,7 +105,7 @@ class Committer:
         labels = pa.concat_tables([part[1] for part in parts])
         inputs = pa.concat_tables([part[2] for part in parts])
         is_new = are_first(labels) & ~self.store.are_known(labels["id"])
-        new_labels = labels.filter(pa.array(is_new))
+        new_labels = labels if is_new.all() else labels.filter(pa.array(is_new))  # which copies them
         self.store.commit_tables(new_labels, last_of_each_uri(inputs))
         start = 0
         for done, part, part_inputs, progress in parts:

@@ -235,6 +235,8 @@ def _execute(
             observer(progress)
 
     def finish() -> None:
+        if rows is not None:
+            rows.is_ending = True
         writer.flush()
         if rows is not None:
             rows.flush()

@@ -157,6 +157,7 @@ def reselect(
     pipeline.add_stage(("read", work.read), ("select", work.select), threads=threads, batch=READ_ROWS)
 
     def finish() -> None:
+        rows.is_ending = True
         writer.flush()
         rows.flush()
 

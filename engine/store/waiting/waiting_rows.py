@@ -29,6 +29,8 @@ from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of
 
 COMMIT_SHARE = 0.01
 """Commits may take this share of the time …"""
+FIRST_SECONDS = 0.05
+"""(of a run's first commit it is assumed that it takes this long, in seconds)"""
 CHEAP_SECONDS = 0.1
 """… and one that takes longer than this, in seconds, …"""
 ROW_SECONDS = 40e-6
@@ -52,8 +54,10 @@ class WaitingRows:
         self._process = secrets.token_hex(6)
         self._files: list[str] = []
         self._num_files = self._num_rows = self._num_bytes = 0
-        self._seconds = 0.0  # of the last commit
+        self._seconds = FIRST_SECONDS  # of the last commit
         self._last = time.monotonic()
+        self.is_ending = False
+        """Set before the last rows are handed over: they are committed with those that wait, and need no file."""
 
     def has_id(self, id: str) -> bool:
         """Return True if the store holds the labels of an image."""
@@ -80,7 +84,7 @@ class WaitingRows:
 
     def _is_due(self) -> bool:
         waited = time.monotonic() - self._last
-        if waited >= LONGEST_SECONDS or self._num_bytes >= LARGEST_BYTES:
+        if self.is_ending or waited >= LONGEST_SECONDS or self._num_bytes >= LARGEST_BYTES:
             return True
         enough = min(self._seconds / ROW_SECONDS, MOST_ROWS) if self._seconds > CHEAP_SECONDS else 0
         return waited >= self._seconds / COMMIT_SHARE and self._num_rows >= enough
@@ -130,7 +134,9 @@ def _commit_files(
     parts.extend(fresh)
     if parts:
         labels, inputs = (pa.concat_tables([part[place] for part in parts]) for place in (0, 1))
-        labels, inputs = labels.filter(pa.array(are_first(labels))), last_of_each_uri(inputs)
+        first = are_first(labels)
+        labels = labels if first.all() else labels.filter(pa.array(first))  # which copies them
+        inputs = last_of_each_uri(inputs)
         if is_damaged:  # rows of the damaged file may be what other inputs point to
             inputs = _with_labels(store, labels, inputs)
         store.commit_tables(labels, inputs)

@@ -67,26 +67,40 @@ def leave_waiting(store: LabelStore, *parts: str) -> None:
 
 
 def test_commits_take_one_percent_of_the_time(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = commit_sizes(store, monkeypatch, commit_seconds=0.05, rows_per_second=10, num=160)
-    assert sizes == [1, 50, 50, 50]
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.019)
+    sizes = commit_sizes(store, monkeypatch, commit_seconds=0.099, rows_per_second=1, num=30)
+    assert sizes == [2, 10, 10]
 
 
 def test_a_long_commit_waits_until_it_costs_40_microseconds_per_row(
     store: LabelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ROW_SECONDS", 4e-3)
-    assert commit_sizes(store, monkeypatch, commit_seconds=1.0, rows_per_second=2, num=600) == [1, 250, 250]
+    monkeypatch.setattr(module, "ROW_SECONDS", 0.0401)
+    assert commit_sizes(store, monkeypatch, commit_seconds=1.0, rows_per_second=0.2, num=60) == [1, 25, 25]
 
 
 def test_no_row_waits_longer_than_ten_minutes(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert commit_sizes(store, monkeypatch, commit_seconds=9.0, rows_per_second=0.5, num=620) == [1, 300, 300]
+    assert commit_sizes(store, monkeypatch, commit_seconds=9.0, rows_per_second=0.051, num=70) == [1, 31, 31]
 
 
 def test_memory_limits_a_commit(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_BYTES", 30_000)
-    sizes = commit_sizes(store, monkeypatch, commit_seconds=9.0, rows_per_second=1000, num=300)
+    monkeypatch.setattr(module, "LARGEST_BYTES", 8_000)
+    sizes = commit_sizes(store, monkeypatch, commit_seconds=9.0, rows_per_second=1000, num=60)
     assert len(sizes) > 2
     assert len(set(sizes[1:])) == 1
+
+
+def test_the_last_rows_are_committed_with_those_that_wait(store: LabelStore) -> None:
+    sizes = []
+    rows = WaitingRows(store, lambda inputs, seconds: sizes.append(inputs))
+    rows.commit([label_row("a")], [input_row("a")])
+    assert len(waiting_files(store)) == 1
+    rows.is_ending = True
+    rows.commit([label_row("b")], [input_row("b")])
+    rows.flush()
+    assert sizes == [2]
+    assert not waiting_files(store)
+    assert len(LabelStore.open(store.path)) == 2
 
 
 def test_the_next_run_commits_what_a_killed_one_left(store: LabelStore) -> None:
