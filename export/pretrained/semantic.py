@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...engine.model.bundle import OutputSpec
+from ...errors import ExportError
 from .checkpoint import Checkpoint
 from .folded import Choices, Folded, class_names, image_input, with_background
 from .torch_module import as_module
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def segformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
-    """Fold SegFormer (arXiv 2105.15203): any size, logits at stride 4."""
+    """Fold SegFormer (arXiv 2105.15203): any size, logits at stride 4, its head as :func:`merged_head` returns it."""
+    if model.config.reshape_last_stage:
+        model.decode_head = merged_head(model.decode_head)
     return _folded(checkpoint, model, choices, _logits, dynamic=True, multiple=32)
 
 
@@ -28,6 +31,65 @@ def upernet(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
 def dpt(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     """Fold DPT (arXiv 2103.13413) with its segmentation head, at a fixed size."""
     return _folded(checkpoint, model, choices, _logits)
+
+
+def merged_head(head: nn.Module) -> nn.Module:
+    """Return a SegFormer head that computes the same logits with a fraction of the multiplications.
+
+    The head projects the features of each stage, upsamples and concatenates them, and fuses them by a 1x1 convolution
+    with batch normalization, at the largest resolution. All of this is linear, and an upsampling whose weights sum to 1
+    commutes with a 1x1 convolution. So each stage's projection, its part of the fusion and the normalization become one
+    convolution at the stage's own resolution, and the upsampled results are summed.
+
+    Raises :class:`ExportError` if the logits differ from those of ``head``, that is, if transformers has changed it.
+    """
+    import torch
+    from torch import nn
+
+    head = head.eval()
+    projections = [part.proj for part in next(part for part in head.children() if isinstance(part, nn.ModuleList))]
+    fuse, norm = head.linear_fuse, head.batch_norm
+    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    # the fusion takes the stages in reverse order
+    parts = (gain[:, None] * fuse.weight.double()[:, :, 0, 0]).chunk(len(projections), dim=1)[::-1]
+    bias = norm.bias.double() - gain * norm.running_mean.double()
+    for projection, part in zip(projections, parts, strict=True):
+        bias = bias + part @ projection.bias.double()
+
+    class MergedHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(
+                nn.Conv2d(projection.in_features, fuse.out_channels, 1, bias=index == 0)
+                for index, projection in enumerate(projections)
+            )
+            self.activation, self.classifier = head.activation, head.classifier
+
+        def forward(self, features: Sequence[Tensor]) -> Tensor:
+            size = features[0].shape[2:]
+            fused = self.stages[0](features[0])
+            for stage, feature in zip(self.stages[1:], features[1:], strict=True):
+                fused = fused + nn.functional.interpolate(stage(feature), size=size, mode="bilinear")
+            return self.classifier(self.activation(fused))
+
+    merged = MergedHead().eval()
+    with torch.no_grad():
+        for stage, projection, part in zip(merged.stages, projections, parts, strict=True):
+            stage.weight.copy_((part @ projection.weight.double())[:, :, None, None])
+        merged.stages[0].bias.copy_(bias)
+        generator = torch.Generator().manual_seed(0)
+        features = [
+            torch.randn(1, projection.in_features, 16 >> index, 24 >> index, generator=generator)
+            for index, projection in enumerate(projections)
+        ]
+        expected, logits = head(features), merged(features)
+    error, magnitude = float((logits - expected).abs().max()), float(expected.abs().max())
+    if error > 1e-4 * max(1.0, magnitude):
+        raise ExportError(
+            f"SegFormer's merged head differs by {error:.2g} (values up to {magnitude:.3g}) from the head of the "
+            "installed transformers; install transformers 5.24"
+        )
+    return merged
 
 
 def _logits(model: Any, image: Tensor) -> Tensor:
