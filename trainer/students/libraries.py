@@ -43,6 +43,13 @@ _DINOV2: Mapping[str, Config] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
 }
+_DENSE_WIDTHS: Mapping[int, tuple[int, list[int]]] = {
+    384: (64, [48, 96, 192, 384]),
+    768: (128, [96, 192, 384, 768]),
+    1024: (256, [256, 512, 1024, 1024]),
+    1536: (384, [1536, 1536, 1536, 1536]),
+}
+"""Channels of DPT's fusion and of its four maps, by the width of the transformer. Source: UniMatch V2's code."""
 _DINOV3: Mapping[str, Config] = {
     "small": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6},
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -117,7 +124,7 @@ def dpt_dinov2(
     """DINOv2 of ``size`` small to giant with the dense prediction head (DPT), as UniMatch V2 trains it.
 
     The default weights are the authors', ``facebook/dinov2-SIZE``; a ``config``, a DPT configuration with its
-    ``backbone_config``, starts at random weights. Features are the patch tokens after each quarter of the layers, as
+    ``backbone_config``, starts at random weights. Features are the patch tokens after four layers, as
     maps at stride 14 without the class token; logits have stride 7/4.
     """
     transformers = _transformers("DINOv2")
@@ -215,21 +222,21 @@ def _dense(
     source: str | None,
     config: Config | None,
 ) -> nn.Module:
-    """Build a vision transformer with DPT's head on the maps after each quarter of its layers.
+    """Build a vision transformer with DPT's head on the maps after four of its layers.
 
     ``settings`` are the transformer's; a ``config``, a DPT configuration with its ``backbone_config``, replaces them.
     """
     transformers = _transformers("DPT")
     if config is None:
         layers = settings["num_hidden_layers"]
-        stages = [f"stage{layers * quarter // 4}" for quarter in (1, 2, 3, 4)]
-        backbone = _backbone(family, config_class, settings, stages, source)
-        width = backbone.config.hidden_size
+        depths = (5, 12, 18, 24) if layers == 24 else [layers * quarter // 4 for quarter in (1, 2, 3, 4)]
+        backbone = _backbone(family, config_class, settings, [f"stage{depth}" for depth in depths], source)
+        fusion, widths = _DENSE_WIDTHS[backbone.config.hidden_size]
         dense = transformers.DPTConfig(
             backbone_config=backbone.config,
             readout_type="ignore",
-            neck_hidden_sizes=[width // 8, width // 4, width // 2, width],
-            fusion_hidden_size=width // 6,
+            neck_hidden_sizes=widths,
+            fusion_hidden_size=fusion,
             num_labels=num_classes,
         )
     else:
@@ -240,7 +247,7 @@ def _dense(
         _calling(lambda body, images: body(images).feature_maps, backbone),
         _dense_head(dense),
         multiple=dense.backbone_config.patch_size,
-        # the fusion of maps depends on whether the number of patches is even
+        # the sizes of its interpolations are those of the traced image
         dynamic=False,
         options={"config": _plain(dense)},
     )
@@ -347,20 +354,33 @@ def _calling(function: Callable[..., Any], *modules: nn.Module) -> nn.Module:
 
 
 def _dense_head(config: Any) -> nn.Module:
-    """Return DPT's neck and head for maps of patch tokens, without the last upsampling of the head."""
-    import torch
-    from transformers.models.dpt.modeling_dpt import DPTNeck, DPTSemanticSegmentationHead
+    """Return DPT's head for maps of patch tokens, in the form of UniMatch V2.
+
+    Each fusion step enlarges its map to the size of the next larger one, as in UniMatch V2's code; transformers doubles
+    it and resizes the next one, which differs for an odd number of patches.
+    """
+    from torch import nn
+    from torch.nn.functional import interpolate
+    from transformers.models.dpt.modeling_dpt import DPTNeck
 
     def decode(neck: Any, head: Any, features: list[Tensor]) -> Tensor:
-        height, width = features[0].shape[-2:]
-        tokens = [feature.flatten(2).transpose(1, 2) for feature in features]
-        # a stand-in for the class token, which the neck drops ("ignore")
-        tokens = [torch.cat([row[:, :1], row], dim=1) for row in tokens]
-        return head(neck(tokens, height, width)[-1])
+        maps = []
+        for feature, layer, convolution in zip(features, neck.reassemble_stage.layers, neck.convs, strict=True):
+            maps.append(convolution(layer(feature)))
+        fused = None
+        for layer, level in zip(neck.fusion_stage.layers, reversed(range(len(maps))), strict=True):
+            fused = maps[level] if fused is None else fused + layer.residual_layer1(maps[level])
+            size = maps[level - 1].shape[-2:] if level else [2 * length for length in maps[0].shape[-2:]]
+            enlarged = interpolate(layer.residual_layer2(fused), size=size, mode="bilinear", align_corners=True)
+            fused = layer.projection(enlarged)
+        return head(fused)
 
-    neck = DPTNeck(config)
+    neck, width = DPTNeck(config), config.fusion_hidden_size
     neck.fusion_stage.layers[0].residual_layer1 = _nothing()
-    return _calling(decode, neck, DPTSemanticSegmentationHead(config).head[:-1])
+    head = nn.Sequential(
+        nn.Conv2d(width, width, kernel_size=3, padding=1), nn.ReLU(), nn.Conv2d(width, config.num_labels, kernel_size=1)
+    )
+    return _calling(decode, neck, head)
 
 
 def _nothing() -> nn.Module:

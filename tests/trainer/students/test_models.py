@@ -88,6 +88,15 @@ def test_a_model_decodes_what_it_encodes(model: Any) -> None:
     assert images.shape[-1] / images.shape[-2] == pytest.approx(logits.shape[-1] / logits.shape[-2])
 
 
+@pytest.mark.parametrize("name", ["dpt-dinov2", "dpt-dinov3"])
+@pytest.mark.parametrize("patches", [1, 3, 4])
+def test_the_dense_head_has_eight_logits_per_patch_and_side(name: str, patches: int) -> None:
+    model = small(name)
+    step = model.input_spec(224, 224).multiple
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, patches * step, patches * step)).shape[-2:] == (8 * patches, 8 * patches)
+
+
 def test_every_parameter_is_of_the_backbone_or_of_the_head(model: Any) -> None:
     parts = [*model.backbone_parameters()], [*model.head_parameters()]
     assert all(parts)
