@@ -37,7 +37,7 @@ from maskmill.engine.inputs.sources import open_source  # noqa: E402
 from maskmill.engine.labeling.label_run import label  # noqa: E402
 from maskmill.engine.labeling.selection import Selection  # noqa: E402
 from maskmill.engine.model.bundle import Bundle  # noqa: E402
-from maskmill.engine.model.storage import fsspec_options, location_of  # noqa: E402
+from maskmill.engine.model.storage import location_of  # noqa: E402
 from maskmill.engine.model.taxonomy import Taxonomy  # noqa: E402
 from maskmill.engine.predictors.base import ScoreMap  # noqa: E402
 from maskmill.engine.predictors.semantic import SemanticPredictor  # noqa: E402
@@ -79,7 +79,7 @@ def task(options: argparse.Namespace) -> None:
 
     folder = Path(options.folder)
     storage = {**KEYS, "aws_endpoint": options.endpoint} if options.endpoint else {}
-    access = {"storage_options": fsspec_options("s3", storage)} if storage else {}
+    access = {"storage_options": storage} if storage else {}
     source = open_source("s3://bucket/photos" if storage else folder / "photos", **access)
     job = Job(
         opening=partial(opening, folder / "deeplab", folder / options.log), selection=Selection(weight="pcos"),

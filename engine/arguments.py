@@ -30,7 +30,7 @@ def calibration_of(calibration: Location | Calibration | None) -> Calibration | 
     """Return the calibration, or load it from its file."""
     from .calibration.calibration import Calibration
 
-    return Calibration.load(calibration) if isinstance(calibration, str | os.PathLike) else calibration
+    return calibration if isinstance(calibration, Calibration | None) else Calibration.load(calibration)
 
 
 def bundle_of(model: Location | Bundle) -> Bundle:
@@ -61,24 +61,25 @@ def predictor_of(
 ) -> tuple[Predictor, Taxonomy]:
     """Open a semantic bundle, or accept a predictor, with its class mapping."""
     from .model.bundle import Bundle
+    from .model.storage import location_of
     from .model.taxonomy import Taxonomy
     from .predictors.open import ModelOptions, open_predictor
     from .runtimes.tuned import resolve
 
     if isinstance(model, str | os.PathLike | Bundle):
-        folder = model.path if isinstance(model, Bundle) else Path(model)
+        folder = model.path if isinstance(model, Bundle) else location_of(model)
         if provider == "auto":
             provider, precision = resolve(bundle_of(model), provider, precision)
         options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, text=tuple(text))
         predictor, classes = open_predictor(
-            folder, None if isinstance(taxonomy, Taxonomy | None) else Path(taxonomy), options=options
+            folder, None if isinstance(taxonomy, Taxonomy | None) else location_of(taxonomy), options=options
         )
         return predictor, taxonomy if isinstance(taxonomy, Taxonomy) else classes
     if text:
         raise UsageError("a predictor knows its classes already; leave text out, or give the bundle")
     if isinstance(taxonomy, Taxonomy):
         return model, taxonomy
-    return model, Taxonomy.of_model(model.bundle) if taxonomy is None else Taxonomy.load(Path(taxonomy), model.bundle)
+    return model, Taxonomy.of_model(model.bundle) if taxonomy is None else Taxonomy.load(taxonomy, model.bundle)
 
 
 def image_of(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:

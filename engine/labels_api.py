@@ -180,6 +180,7 @@ def report(
     labels were made with another model or calibration; :class:`StoreError`.
     """
     from .inputs.labels import open_labels
+    from .model.storage import location_of
     from .model.taxonomy import Taxonomy
     from .report.page.model_view import open_model
     from .report.page.render import write_report
@@ -193,7 +194,7 @@ def report(
             labels=open_labels(labels) if isinstance(labels, str | os.PathLike) else labels,
             taxonomy=classes,
             calibration=calibration_of(calibration),
-            predictor=None if model is None else open_model(opened, Path(model), provider),
+            predictor=None if model is None else open_model(opened, location_of(model), provider),
             num_pictures=pictures,
             workers=count_workers(workers),
             progress=observer,
@@ -242,6 +243,7 @@ def rank(
     from .inputs.labels import open_labels
     from .inputs.sources import open_source
     from .labeling.certificate import check_same
+    from .model.storage import location_of
     from .model.taxonomy import Taxonomy
     from .report.page.model_view import open_model
     from .report.ranking.label_errors import doubt_labels
@@ -254,7 +256,7 @@ def rank(
     loaded = calibration_of(calibration)
     if loaded is not None:
         check_same(opened.run, loaded)
-    predictor = None if model is None else open_model(opened, Path(model), provider)
+    predictor = None if model is None else open_model(opened, location_of(model), provider)
     queue = Queue(images=(), num_candidates=0)
     if budget:
         with counter_if("looking", progress) as observer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,7 +129,8 @@ def evaluate(
             record = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
             selection, batch = Selection.conformal(record), int(record.made_with.get("batch", 1))
         options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, batch=batch)
-        predictor, classes = open_predictor(folder, None if taxonomy is None else Path(taxonomy), options=options)
+        file = None if taxonomy is None else location_of(taxonomy)
+        predictor, classes = open_predictor(folder, file, options=options)
         source = open_source(_needed(images, "a bundle"))
         return evaluate_predictor(predictor, source, truth, classes, selection, ids=names, workers=num_workers)
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")

@@ -31,6 +31,7 @@ from ..formats.open import open_reader
 from ..formats.rle import runs_of_counts, string_to_counts
 from ..model.publishing import write_atomically
 from ..model.schema import read_json_object, read_value
+from ..model.storage import location_of
 from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
 from .calibration import parse_alpha
@@ -93,7 +94,7 @@ class ObjectThresholds:
     def load(cls, path: str | os.PathLike[str]) -> ObjectThresholds:
         """Read a record; raises :class:`CalibrationError` if it is none."""
         try:
-            raw = read_json_object(Path(path))
+            raw = read_json_object(location_of(path))
             if raw.get("format") != _FORMAT:
                 raise UsageError(f"{path} has format {raw.get('format')!r:.80}, expected {_FORMAT}")
             return read_value(cls, {name: value for name, value in raw.items() if name != "format"})

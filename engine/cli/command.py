@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -49,17 +50,33 @@ class PlainCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; raises :class:`UsageError` for a value that an option cannot take."""
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            for parameter in self.params:
+                refuse_url(parameter, ctx.params.get(parameter.name or ""))
+            return rest
         except typer.BadParameter as error:
             if error.param is None or not error.message:  # a missing one
                 raise
             refuse_value(error)
 
 
+def name_of(parameter: Any) -> str:
+    """Return the name of an option or argument for messages."""
+    return next((text for text in parameter.opts if text.startswith("--")), parameter.metavar or parameter.name)
+
+
+def refuse_url(parameter: Any, value: Any) -> None:
+    """Raise :class:`UsageError` for a URL in the place of a local path, which Python would take for a folder."""
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(path, Path) and (match := re.match("([a-z][a-z0-9+.-]+):/(?=.)", str(path))):
+            url = f"{match[1]}://{str(path)[match.end() :]}"
+            raise UsageError(f"{name_of(parameter)} must be a local file or folder, got {url}; use a local path")
+
+
 def refuse_value(error: Any) -> NoReturn:
     """Raise the :class:`UsageError` for a value that Typer refuses."""
     parameter = error.param
-    name = next((text for text in parameter.opts if text.startswith("--")), parameter.metavar or parameter.name)
+    name = name_of(parameter)
     cause = error.__cause__
     detail: Any = cause.errors()[0] if hasattr(cause, "errors") else {}
     got, kind = f"got {str(detail.get('input', '')):.80}", str(detail.get("type", ""))

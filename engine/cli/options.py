@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -18,8 +19,9 @@ import typer
 
 from ...errors import UsageError
 from ..formats.open import InputFormat
-from ..model.storage import is_remote, location_of
+from ..model.storage import location_of, parse_storage_options
 from ..reading.access import Access, limit_reads
+from ..reading.storage_options import use_storage
 from ..runtimes.open import Provider, ProviderChoice
 
 SOURCE_HELP = "a folder, list, glob, URL, WebDataset tar, Parquet, Lance or saved data set"
@@ -27,13 +29,16 @@ SOURCE_HELP = "a folder, list, glob, URL, WebDataset tar, Parquet, Lance or save
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", parser=location_of, help="Folder or URL of the model bundle.")
 ]
+ChangedBundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder of the model bundle, which receives the result.")
+]
 StoreArgument = Annotated[
     Path, typer.Argument(metavar="STORE", parser=location_of, help="Folder or URL of the label store.")
 ]
 StoresArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="STORE...", parser=location_of, help="Label stores, by folder or URL; several are read as one."
+        metavar="STORE", parser=location_of, help="Label stores, by folder or URL; several are read as one."
     ),
 ]
 SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images to label: {SOURCE_HELP}.")]
@@ -67,7 +72,13 @@ TaxonomyOption = Annotated[
 ]
 IdsOption = Annotated[
     Path | None,
-    typer.Option("--ids", metavar="FILE", help="Names of the images to use, one per line.", show_default="all"),
+    typer.Option(
+        "--ids",
+        metavar="FILE",
+        parser=location_of,
+        help="Names of the images to use, one per line.",
+        show_default="all",
+    ),
 ]
 PairingOption = Annotated[
     str | None,
@@ -102,12 +113,22 @@ EndingOption = Annotated[
         show_default="every image ending",
     ),
 ]
+
+
+def _use_storage(context: typer.Context, texts: list[str] | None) -> list[str] | None:
+    """Use the options of the command line for every URL until the command ends."""
+    context.with_resource(use_storage(parse_storage_options(texts)))
+    return texts
+
+
 StorageOption = Annotated[
     list[str] | None,
     typer.Option(
         "--storage-option",
         metavar="KEY=VALUE",
-        help="Option of the storage of URLs, such as aws_region=eu-west-1; repeat for several.",
+        is_eager=True,  # the URLs of other options are opened with it
+        callback=_use_storage,
+        help="Option of the storage of URLs, such as aws_region=NAME; repeat for several.",
         show_default="environment",
     ),
 ]
@@ -215,7 +236,13 @@ SamOption = Annotated[
 ]
 DetectorOption = Annotated[
     Path | None,
-    typer.Option("--detector", metavar="BUNDLE", help="Prompts from the boxes of this detector.", show_default=False),
+    typer.Option(
+        "--detector",
+        metavar="BUNDLE",
+        parser=location_of,
+        help="Prompts from the boxes of this detector.",
+        show_default=False,
+    ),
 ]
 TextOption = Annotated[
     str | None,
@@ -231,6 +258,7 @@ ImageLabelsOption = Annotated[
     typer.Option(
         "--image-labels",
         metavar="FILE",
+        parser=location_of,
         help="Classes that each image shows: CSV, JSON lines or COCO.",
         show_default="as the classifier predicts",
     ),
@@ -247,25 +275,45 @@ PromptSettings = Annotated[
 ]
 
 
+def reads_stores(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--storage-option`` to a command, which holds for every URL that it opens."""
+    return _with_options(command, {"storage_option": (StorageOption, None)}, lambda storage_option: nullcontext())
+
+
 def reads_urls(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--timeout``, ``--retries`` and ``--schemes`` to a command; they limit all that it reads."""
-
-    @wraps(command)
-    def limited(*, timeout: float, retries: int, schemes: str | None, **arguments: Any) -> None:
-        names = None if schemes is None else [scheme.strip().lower() for scheme in schemes.split(",")]
-        with limit_reads(timeout=timeout, retries=retries, schemes=names):
-            command(**arguments)
-
+    """Add ``--storage-option``, ``--timeout``, ``--retries`` and ``--schemes``, for all that a command reads."""
     default = Access()
     options = {
+        "storage_option": (StorageOption, None),
         "timeout": (TimeoutOption, default.timeout),
         "retries": (RetriesOption, default.retries),
         "schemes": (SchemesOption, None),
     }
+
+    def limits(*, storage_option: Any, timeout: float, retries: int, schemes: str | None) -> Any:
+        names = None if schemes is None else [scheme.strip().lower() for scheme in schemes.split(",")]
+        return limit_reads(timeout=timeout, retries=retries, schemes=names)
+
+    return _with_options(command, options, limits)
+
+
+def _with_options(
+    command: Callable[..., None],
+    options: Mapping[str, tuple[Any, Any]],
+    entering: Callable[..., AbstractContextManager[Any]],
+) -> Callable[..., None]:
+    """Add options, (annotation, default) by name, to a command, which runs within what ``entering`` makes of them."""
+
+    @wraps(command)
+    def extended(**arguments: Any) -> None:
+        values = {name: arguments.pop(name) for name in options}
+        with entering(**values):
+            command(**arguments)
+
     annotations = get_type_hints(command, include_extras=True)
     signature = inspect.signature(command)
     # Typer reads the parameters of a command from its signature
-    limited.__signature__ = signature.replace(  # type: ignore[attr-defined]
+    extended.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             *(
                 parameter.replace(annotation=annotations[name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -277,13 +325,8 @@ def reads_urls(command: Callable[..., None]) -> Callable[..., None]:
             ),
         ]
     )
-    limited.__annotations__ = annotations | {name: annotation for name, (annotation, _) in options.items()}
-    return limited
-
-
-def with_options(path: Path, options: Mapping[str, str]) -> Path:
-    """Return a location with the options of its storage, if it is a URL."""
-    return location_of(str(path), options) if options and is_remote(path) else path
+    extended.__annotations__ = annotations | {name: annotation for name, (annotation, _) in options.items()}
+    return extended
 
 
 def options_of_call(context: typer.Context) -> set[str]:

@@ -22,13 +22,13 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...checks import name_list
 from ...errors import ImageError, UsageError
 from ..model.files import read_text
 from ..model.schema import read_value
+from ..model.storage import location_of
 from .names import NameIndex
 
 _NEGATIVE, _POSITIVE = ("", "0", "-1", "false", "no"), ("1", "true", "yes")
@@ -50,7 +50,7 @@ class ImageLabels:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImageLabels:
         """Read a file; raises :class:`UsageError` naming the line that is not as expected."""
-        file = Path(path)
+        file = location_of(path)
         reader = {".csv": _read_csv, ".jsonl": _read_lines, ".json": _read_coco}.get(file.suffix.lower())
         if reader is None:
             raise UsageError(f"image-level labels are a .csv, .jsonl or COCO .json file, got {file.name}")
@@ -91,7 +91,7 @@ class ImageLabels:
         return [index for index, name in enumerate(classes) if name in names]
 
 
-def _read_csv(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
+def _read_csv(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     reader = csv.DictReader(stream)
     columns = list(reader.fieldnames or ())
     if "image" not in columns or len(columns) < 2:
@@ -109,7 +109,7 @@ def _read_csv(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
         yield row["image"], [name for name, value in values.items() if value in _POSITIVE]
 
 
-def _read_lines(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
+def _read_lines(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -123,7 +123,7 @@ def _read_lines(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
         yield image, labels
 
 
-def _read_coco(path: Path, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
+def _read_coco(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     try:
         raw = json.load(stream)
         categories = {category["id"]: category["name"] for category in raw["categories"]}

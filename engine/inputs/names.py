@@ -7,16 +7,19 @@ Names are compared by their tails: ``a/1.jpg`` names the image ``/photos/a/1.jpg
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from ...errors import SourceError, UsageError
+from ...errors import ImageError, SourceError, UsageError
+from ..model.files import MAX_TEXT
+from ..model.storage import location_of, read_file
+from ..reading.remote import reason
 from .archives import split_member
 from .listings import list_entries
 
@@ -116,13 +119,12 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
 
     Raises :class:`UsageError` if the list cannot be read or is empty.
     """
-    if Path(path).suffix == ".json":
-        return _queued_names(Path(path))
+    if location_of(path).suffix == ".json":
+        return _queued_names(path)
     try:
-        with Path(path).open("rb") as stream:
-            entries = list(list_entries(stream, str(path)))
-    except OSError as error:
-        raise UsageError(f"cannot read the list of images {path}: {error.strerror or error}") from error
+        entries = list(list_entries(io.BytesIO(read_file(path, MAX_TEXT)), str(path)))
+    except (OSError, ImageError) as error:
+        raise UsageError(f"cannot read the list of images {path}: {reason(error)}") from error
     except SourceError as error:
         raise UsageError(str(error)) from error
     if problem := next((entry for entry in entries if entry.problem), None):
@@ -133,11 +135,11 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     return names
 
 
-def _queued_names(path: Path) -> frozenset[str]:
+def _queued_names(path: str | os.PathLike[str]) -> frozenset[str]:
     try:
-        names = frozenset(str(image["uri"]) for image in json.loads(path.read_text(encoding="utf-8"))["images"])
-    except OSError as error:
-        raise UsageError(f"cannot read the list of images {path}: {error.strerror or error}") from error
+        names = frozenset(str(image["uri"]) for image in json.loads(read_file(path, MAX_TEXT))["images"])
+    except (OSError, ImageError) as error:
+        raise UsageError(f"cannot read the list of images {path}: {reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path} is not a queue of `maskmill rank`; give a list with one image name per line"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import ImageError, MaskmillError, UsageError
-from ..reading.local import read_local
+from .storage import read_file
 
 MAX_TEXT = 1 << 30
 """Largest text file that is read, in bytes."""
@@ -22,7 +22,7 @@ def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[Maskmil
     not UTF-8.
     """
     try:
-        data = read_local(os.fspath(path), MAX_TEXT)
+        data = read_file(path, MAX_TEXT)
     except OSError as problem:
         raise error(f"cannot read {purpose} {path}: {problem.strerror or problem}") from problem
     except (ImageError, ValueError) as problem:

@@ -11,7 +11,6 @@ except that a JSON array becomes a tuple and an integer a float.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ImageError, UsageError
-from ..reading.local import read_local
-from .storage import is_remote
+from .storage import read_file
 
 MAX_BYTES = 64 * 2**20
 """Largest JSON file that is read; a manifest has a few kilobytes."""
@@ -33,7 +31,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     object in UTF-8 of at most ``max_bytes``.
     """
     try:
-        raw = json.loads(_data_of(path, max_bytes).decode("utf-8-sig"), object_pairs_hook=_object)
+        raw = json.loads(read_file(path, max_bytes).decode("utf-8-sig"), object_pairs_hook=_object)
     except FileNotFoundError:
         raise
     except (OSError, ImageError, ValueError, RecursionError) as error:
@@ -52,18 +50,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"the name {twice!r:.80} occurs twice in one object; remove one of them")
     return result
-
-
-def _data_of(path: Path, max_bytes: int) -> bytes:
-    if not is_remote(path):
-        return read_local(os.fspath(path), max_bytes)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        # each fsspec filesystem raises exceptions of its own
-        raise OSError(f"the storage does not answer: {error}") from error
 
 
 def read_value(kind: Any, raw: object, where: str = "") -> Any:

@@ -14,6 +14,7 @@ and does not end it.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
 import tempfile
@@ -23,21 +24,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ...errors import MissingPackageError, UsageError
+from ..reading.local import read_local
+from ..reading.storage_options import fsspec_options, options_in_force
 from .publishing import is_temporary, sync_files, write_atomically, write_once
 
 OUTAGE_SECONDS = 600.0
 """Longest time for which a failed access to a bucket is repeated."""
 _LONGEST_PAUSE = 20.0
 _EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}
-# keys of Lance and other object stores → keys of the fsspec filesystems
-_S3_KEYS = {
-    "aws_access_key_id": "key",
-    "aws_secret_access_key": "secret",
-    "aws_session_token": "token",
-    "aws_endpoint": "endpoint_url",
-    "aws_endpoint_url": "endpoint_url",
-    "endpoint": "endpoint_url",
-}
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 _FETCHED: dict[str, Path] = {}  # copies of this process, by URL
@@ -78,8 +72,8 @@ def is_url(location: Any) -> bool:
 def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
     """Return a path, also for a ``file://`` URL; for another URL an object that is used like a path.
 
-    ``options`` are those of the filesystem, see :func:`fsspec_options`. Raises :class:`MissingPackageError` and
-    :class:`UsageError` for a URL that no installed filesystem serves.
+    ``options`` are those of the filesystem; None: those of :func:`maskmill.engine.reading.storage_options.use_storage`.
+    Raises :class:`MissingPackageError` and :class:`UsageError` for a URL that no installed filesystem serves.
     """
     if not isinstance(location, str | os.PathLike):
         return location  # such an object already
@@ -94,10 +88,10 @@ def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | N
     except ImportError as error:
         raise MissingPackageError("universal-pathlib", "s3", f"access to {text}") from error
     scheme = text.partition("://")[0]
+    own = options_in_force(scheme) if options is None else fsspec_options(scheme, options)
+    remote_filesystem(text, own)
     # a listing that is remembered would hide the files of other processes
-    remote: Any = UPath(text, use_listings_cache=False, **fsspec_options(scheme, options or {}))
-    remote_filesystem(text, options or {})
-    return remote
+    return UPath(text, use_listings_cache=False, **own)  # type: ignore[return-value]
 
 
 def is_remote(path: Any) -> bool:
@@ -134,6 +128,23 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
         raise UsageError(f"cannot read {path}: {error}") from error
     _FETCHED[str(path)] = target
     return target
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Return the bytes of a file, here or behind a URL.
+
+    Raises :class:`FileNotFoundError`, :class:`OSError`, and :class:`ImageError` for a larger local file.
+    """
+    location: Any = location_of(path)
+    if not is_remote(location):
+        return read_local(os.fspath(location), max_bytes)
+    try:
+        return location.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "it does not exist", str(location)) from error
+    except Exception as error:
+        # each fsspec filesystem raises exceptions of its own
+        raise OSError(f"the storage does not answer: {error}") from error
 
 
 def folder_bytes(path: Path) -> int:
@@ -273,19 +284,6 @@ def remote_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"cannot open {url}: {error}") from error
     return system, path.rstrip("/")
-
-
-def fsspec_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate storage options in the words of Lance into those of the fsspec filesystem of a URL scheme."""
-    if scheme != "s3":
-        return dict(options)
-    translated: dict[str, Any] = {}
-    for key, value in options.items():
-        if key in ("aws_region", "region"):
-            translated["client_kwargs"] = {**translated.get("client_kwargs", {}), "region_name": value}
-        elif key not in ("allow_http", "aws_allow_http"):
-            translated[_S3_KEYS.get(key, key)] = value
-    return translated
 
 
 def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Limits on what is read from other places: time, size, retries, and the URL schemes that a list may name."""
+"""How files of other places are read: limits of time and size, retries, schemes of a list's URLs, storage options."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, TypeVar
 
 from ...errors import ImageError, UsageError
 
@@ -19,6 +19,8 @@ MIN_RATE = 16 << 10
 """Bytes per second that must arrive on average, beyond the time limit of a connection."""
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 """URL schemes that a list may name by default, besides its own."""
+
+Result = TypeVar("Result")
 
 HTTP = ("http://", "https://")
 
@@ -44,6 +46,8 @@ class Access:
     """Larger files are refused, before they are read if their size is known."""
     max_unknown_bytes: int = 1 << 28
     """Limit for files whose size is not known before they are read, in bytes; compressed data count decompressed."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    """Options of the storage of URLs, see :func:`.storage_options.use_storage`; they may hold secrets."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.timeout) and 0 < self.timeout <= 3600):
@@ -78,7 +82,7 @@ _current: ContextVar[Access | None] = ContextVar("access", default=None)
 
 
 def current_access() -> Access:
-    """Return the limits in force, see :func:`limit_reads`."""
+    """Return limits and storage options in force, see :func:`limit_reads` and :func:`.storage_options.use_storage`."""
     return _current.get() or Access()
 
 
@@ -94,10 +98,25 @@ def limit_reads(*, timeout: float = 30.0, retries: int = 2, schemes: Sequence[st
         with limit_reads(timeout=5, retries=0, schemes=["https"]):
             source = open_source("photos")
     """
-    access = Access(timeout=timeout, retries=retries, schemes=SCHEMES if schemes is None else tuple(schemes))
-    token = _current.set(access)
+    with replace_access(timeout=timeout, retries=retries, schemes=SCHEMES if schemes is None else tuple(schemes)):
+        yield
+
+
+@contextmanager
+def replace_access(**fields: Any) -> Iterator[None]:
+    """Replace fields of the :class:`Access` in force, in the ``with`` block."""
+    token = _current.set(replace(current_access(), **fields))
     try:
         yield
+    finally:
+        _current.reset(token)
+
+
+def with_access(access: Access, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """Call a function under the :class:`Access` of another thread or process, and return its result."""
+    token = _current.set(access)
+    try:
+        return function(*arguments, **options)
     finally:
         _current.reset(token)
 

@@ -18,6 +18,7 @@ from fsspec.asyn import AsyncFileSystem
 from ...errors import ImageError, MissingPackageError, UsageError
 from .access import HTTP, Access, Cancelled, Meter, read_counted, schemes_of, slow
 from .http import METER, limited_client
+from .storage_options import fsspec_options, options_in_force
 
 T = TypeVar("T")
 
@@ -161,11 +162,14 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
 
 
 def _limited(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:
-    """Return storage options that limit every HTTP connection of a URL."""
-    result = dict(options)
+    """Return the storage options of a URL, which limit its HTTP connections; those of ``access`` come second."""
     schemes = schemes_of(url)
-    for scheme in {"http", "https"} & set(schemes):
+    result = options_in_force(schemes[0], access) | fsspec_options(schemes[0], options)
+    for scheme in schemes[1:]:
         # the options of a chain's first part stand beside those of the other parts
+        if own := options_in_force(scheme, access):
+            result[scheme] = own | dict(result.get(scheme, {}))
+    for scheme in {"http", "https"} & set(schemes):
         target = result if scheme == schemes[0] else result.setdefault(scheme, {})
         if target is not result:
             target = result[scheme] = dict(target)

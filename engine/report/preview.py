@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ...errors import ImageError, UsageError
+from ...errors import ImageError, SourceError, UsageError
 from ..inputs.images import decode_input
 from ..inputs.rasters.bands import display_of
+from ..inputs.sources import read_uri
 from ..labeling.selection import Selection, select
 from ..model.bundle import Bundle
 from ..model.input_spec import BandSpec
@@ -19,12 +21,13 @@ from ..runtimes.onnx_runtime import OnnxSession
 from .overlay import overlay, save_picture
 
 
-def read_photo(path: Path, bands: BandSpec | None = None) -> NDArray[Any]:
+def read_photo(path: str | os.PathLike[str], bands: BandSpec | None = None) -> NDArray[Any]:
     """Read a photo, (H, W, 3) uint8 RGB, or the bands of a file; raises :class:`UsageError` if it cannot be read."""
     try:
-        return decode_input(path.read_bytes(), bands)
-    except (OSError, ImageError) as error:
-        raise UsageError(f"cannot read the image {path}: {error}") from error
+        return decode_input(read_uri(str(path)), bands)
+    except (ImageError, SourceError) as error:
+        reason = str(error).removeprefix(f"cannot read {path}: ")
+        raise UsageError(f"cannot read the image {path}: {reason}") from error
 
 
 def write_preview(bundle: Bundle, photo: NDArray[Any], output: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...engine.cli.options import BundleArgument, PrecisionOption, reads_urls
+from ...engine.cli.options import ChangedBundleArgument, PrecisionOption, reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from .gate import NumImagesOption
@@ -19,7 +19,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @reads_urls
 def build(
-    bundle: BundleArgument,
+    bundle: ChangedBundleArgument,
     precision: PrecisionOption = None,
     batch: Annotated[
         str, typer.Option("--batches", metavar="MIN,BEST,MAX", help="Images per call; one number fixes the batch.")

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...engine.cli.options import SOURCE_HELP, BundleArgument, JsonOption, ProviderOption, reads_urls
+from ...engine.cli.options import (
+    SOURCE_HELP,
+    BundleArgument,
+    ChangedBundleArgument,
+    JsonOption,
+    ProviderOption,
+    reads_urls,
+)
+from ...engine.model.storage import location_of
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from ..precision.convert import OnFail
@@ -115,7 +123,7 @@ ShiftOption = Annotated[
 
 @reads_urls
 def convert_bundle(
-    bundle: BundleArgument,
+    bundle: ChangedBundleArgument,
     images: GateImagesOption,
     precision: Annotated[Literal["fp16", "bf16", "int8", "fp8"], typer.Option(help="Precision to convert to.")],
     num_images: NumImagesOption = 100,
@@ -182,7 +190,7 @@ def convert_bundle(
 
 @reads_urls
 def prove(
-    bundle: BundleArgument,
+    bundle: ChangedBundleArgument,
     images: GateImagesOption,
     num_images: NumImagesOption = 100,
     precision: Annotated[
@@ -194,7 +202,9 @@ def prove(
     reference: Annotated[
         Path | None,
         typer.Option(
-            metavar="BUNDLE", help="Compare with the originals of this bundle instead, and record no verdict."
+            metavar="BUNDLE",
+            parser=location_of,
+            help="Compare with the originals of this bundle instead, and record no verdict.",
         ),
     ] = None,
     mean_iou: MeanIouOption = None,
@@ -251,6 +261,7 @@ def prove(
         require_pass(*failures)
 
 
+@reads_urls
 def compare_installed(
     bundle: BundleArgument,
     images: Annotated[
@@ -283,7 +294,7 @@ def compare_installed(
 
 @reads_urls
 def tune_bundle(
-    bundle: BundleArgument,
+    bundle: ChangedBundleArgument,
     images: GateImagesOption,
     num_images: NumImagesOption = 100,
     precisions: Annotated[

@@ -11,6 +11,7 @@ from ...engine.cli.options import SOURCE_HELP, BundleArgument, reads_urls
 from ...engine.model.bundle import Activation, Bundle
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import Channels, InputSpec, Layout, Resize, ResizeFilter, SampleType
+from ...engine.model.storage import location_of
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from ..adopt.boxes import BoxLayout
@@ -32,7 +33,9 @@ def import_model(
     classes: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Class names in the order of the class axis, one per line; not for promptable models."
+            metavar="FILE",
+            parser=location_of,
+            help="Class names in the order of the class axis, one per line; not for promptable models.",
         ),
     ] = None,
     task: Annotated[
@@ -267,7 +270,10 @@ def cam_head(
     bundle: BundleArgument,
     images: Annotated[str, typer.Option(metavar="SOURCE", help=f"Images to fit on: {SOURCE_HELP}.")],
     image_labels: Annotated[
-        Path, typer.Option(metavar="FILE", help="Classes that each image shows: CSV, JSON lines or COCO.")
+        Path,
+        typer.Option(
+            metavar="FILE", parser=location_of, help="Classes that each image shows: CSV, JSON lines or COCO."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
     regularization: Annotated[

@@ -58,13 +58,18 @@ def evaluate_target(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=location_of,
             help="Class mapping; for a store or a run, its \\[labels] table reads --labels.",
             show_default="the target's own",
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Calibration whose coverage and labels are measured, with a bundle."),
+        typer.Option(
+            metavar="FILE",
+            parser=location_of,
+            help="Calibration whose coverage and labels are measured, with a bundle.",
+        ),
     ] = None,
     tile: TileOption = None,
     overlap: OverlapOption = 0,

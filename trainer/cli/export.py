@@ -10,6 +10,7 @@ import typer
 from ...engine.cli.options import reads_urls
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import ResizeFilter
+from ...engine.model.storage import location_of
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
@@ -33,6 +34,7 @@ def export_model(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=location_of,
             help="Class names, one per line: new names, or the prompts of a model that takes text.",
             show_default="the model's own",
         ),

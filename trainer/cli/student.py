@@ -9,14 +9,13 @@ import typer
 
 from ...engine.cli.options import OverlapOption, TileOption, reads_urls
 from ...engine.report.terminal import say
-from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
 
 @reads_urls
 def predict_image(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Photo to label.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Photo to label.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="PNG", help="Overlay to write.")],
     tile: TileOption = None,
     overlap: OverlapOption = 0,
@@ -24,19 +23,16 @@ def predict_image(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Label one photo with a student, and draw the labels over it."""
-    from ...engine.inputs.images import decode_image
     from ...engine.report.overlay import overlay as draw_overlay
     from ...engine.report.overlay import save_picture
+    from ...engine.report.preview import read_photo
     from ..processes import resolve_device
     from ..students.models import load_run
     from ..students.prediction import label_image
 
     student = load_run(run, allow_code=allow_code)
     torch_device = resolve_device(device)
-    try:
-        photo = decode_image(image.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read {image}: {error}") from error
+    photo = read_photo(image)
     label = label_image(
         student.module.to(torch_device), photo, student.run, device=torch_device, tile=tile, overlap=overlap
     )

@@ -9,6 +9,7 @@ import typer
 
 from ...engine.cli.options import AsStoredOption, IdsOption, JsonOption, PairingOption, reads_urls
 from ...engine.formats.open import InputFormat
+from ...engine.model.storage import location_of
 from ...errors import UsageError
 from ..recipes import RecipeName
 from .options import AllowCodeOption, DeviceOption
@@ -20,7 +21,8 @@ def train_student(
         Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run to make or continue.")
     ],
     stores: Annotated[
-        list[Path] | None, typer.Argument(metavar="[STORE]...", help="Label stores to train on.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="[STORE]...", parser=location_of, help="Label stores to train on.", show_default=False),
     ] = None,
     recipe: Annotated[
         RecipeName, typer.Option(metavar="NAME", help=f"Training recipe: {', '.join(get_args(RecipeName))}.")
@@ -49,11 +51,18 @@ def train_student(
     ] = None,
     validation_ids: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Names of the validation images to use.", show_default="all"),
+        typer.Option(
+            metavar="FILE", parser=location_of, help="Names of the validation images to use.", show_default="all"
+        ),
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Class names, one per line.", show_default="the label stores' classes"),
+        typer.Option(
+            metavar="FILE",
+            parser=location_of,
+            help="Class names, one per line.",
+            show_default="the label stores' classes",
+        ),
     ] = None,
     background: Annotated[
         str | None,
@@ -62,16 +71,23 @@ def train_student(
     taxonomy: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Class mapping whose \\[labels] table reads --labeled.", show_default="the stores'"
+            metavar="FILE",
+            parser=location_of,
+            help="Class mapping whose \\[labels] table reads --labeled.",
+            show_default="the stores'",
         ),
     ] = None,
     segments: Annotated[
-        Path | None, typer.Option(metavar="STORE|DIR", help="Segment maps of the labeled images (recipe s2c).")
+        Path | None,
+        typer.Option(metavar="STORE|DIR", parser=location_of, help="Segment maps of the labeled images (recipe s2c)."),
     ] = None,
     image_labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Classes of each image (recipe s2c).", show_default="the classes in its label map"
+            metavar="FILE",
+            parser=location_of,
+            help="Classes of each image (recipe s2c).",
+            show_default="the classes in its label map",
         ),
     ] = None,
     init: Annotated[

@@ -80,6 +80,7 @@ def calibrate_thresholds(
         Path | None,
         typer.Option(
             metavar="STORE",
+            parser=location_of,
             help="Calibrate on the labels that people corrected in this store, instead of --labels.",
             show_default=False,
         ),
@@ -104,7 +105,10 @@ def calibrate_thresholds(
             show_default=False,
         ),
     ] = None,
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="The model, unless --sam is given.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", parser=location_of, help="The model, unless --sam is given."),
+    ] = None,
     group: Annotated[
         Group | None,
         typer.Option(
@@ -232,7 +236,16 @@ def calibrate_thresholds(
 
     new_file(output, ".json")
     if calibrations:
-        others = options_of_call(context) - {"calibrations", "like", "output", "alpha", "group", "unit", "as_json"}
+        others = options_of_call(context) - {
+            "calibrations",
+            "like",
+            "output",
+            "alpha",
+            "group",
+            "unit",
+            "as_json",
+            "storage_option",
+        }
         if others:
             names = sorted("BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}" for name in others)
             raise UsageError(
@@ -351,7 +364,7 @@ def calibrate_thresholds(
 @reads_urls
 def calibrate_object_scores(
     store: StoreArgument,
-    labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],
+    labels: Annotated[str, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],
     alpha: Annotated[str, typer.Option(metavar="RATE", help="Largest mean share of wrong objects.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")],
     iou: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...inputs.labels import LabelSource, open_labels
 from ...inputs.names import read_ids
 from ...inputs.sources import Source, open_source
 from ...model.taxonomy import Taxonomy
+from ...reading.access import current_access, with_access
 from ...runtimes.open import ON_GPU, Provider
 from ..runner_options import threads_of
 
@@ -97,5 +99,11 @@ def calibrate_with(
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=float(provider in ON_GPU) if gpus_per_worker is None else gpus_per_worker,
     )
-    job = ObservationJob(opening=opening, pairing=labeled.pair, store=work_folder(output), grid=grid)
+    access = current_access()
+    job = ObservationJob(
+        opening=partial(with_access, access, opening),
+        pairing=partial(with_access, access, labeled.pair),
+        store=work_folder(output),
+        grid=grid,
+    )
     return calibrate_on_ray(fit, output, job, settings)

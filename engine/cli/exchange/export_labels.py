@@ -9,6 +9,7 @@ import typer
 
 from ...formats.base import Ignored, ImageMode
 from ...formats.open import OutputFormat
+from ...model.storage import location_of
 from ...report.terminal import say
 from ..options import IdsOption, JsonOption, StoresArgument, WorkersOption, print_json, reads_urls
 
@@ -46,13 +47,19 @@ def export_labels(
     object_thresholds: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Lowest score of an object by class, from calibrate-objects.", show_default=False
+            metavar="FILE",
+            parser=location_of,
+            help="Lowest score of an object by class, from calibrate-objects.",
+            show_default=False,
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Calibration of the labels; its report goes into the certificate.", show_default=False
+            metavar="FILE",
+            parser=location_of,
+            help="Calibration of the labels; its report goes into the certificate.",
+            show_default=False,
         ),
     ] = None,
     workers: WorkersOption = None,

@@ -10,7 +10,6 @@ import typer
 
 from ....errors import UsageError
 from ...labeling.instances import InstanceSettings
-from ...model.storage import parse_storage_options
 from ...predictors.open import (
     ModelOptions,
     PromptedOptions,
@@ -42,14 +41,12 @@ from ..options import (
     ProviderOption,
     ProviderOrAutoOption,
     SourceArgument,
-    StorageOption,
     TaxonomyOption,
     TextOption,
     ThreadsOption,
     TileOption,
     UnverifiedOption,
     reads_urls,
-    with_options,
 )
 from ..runner_options import AddressOption, CpusOption, GpusOption, RunnerOption, RunWorkersOption
 from .label_options import (
@@ -69,6 +66,7 @@ from .label_options import (
     OutputOption,
     PointsOption,
     PromptCam,
+    RequiredOutput,
     RequiredSam,
     RetryOption,
     SelectOption,
@@ -112,7 +110,6 @@ def label_corpus(
     max_pixels: MaxPixelsOption = None,
     bit_depth: BitDepthOption = None,
     image_ending: EndingOption = None,
-    storage_option: StorageOption = None,
     provider: ProviderOrAutoOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -128,11 +125,9 @@ def label_corpus(
     Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 3 at a drift
     alarm with --on-drift stop, 130 if interrupted.
     """
-    bundle = with_options(bundle, parse_storage_options(storage_option))
     runtime, precision = _runtime(bundle, provider, precision, as_json)
     run = LabelingOptions(
         output=output,
-        storage_options=parse_storage_options(storage_option),
         shard=shard,
         runner=runner,
         workers=workers,
@@ -235,7 +230,6 @@ def label_prompted(
     max_pixels: MaxPixelsOption = None,
     bit_depth: BitDepthOption = None,
     image_ending: EndingOption = None,
-    storage_option: StorageOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -256,7 +250,6 @@ def label_prompted(
     """
     run = LabelingOptions(
         output=output,
-        storage_options=parse_storage_options(storage_option),
         shard=shard,
         runner=runner,
         workers=workers,
@@ -319,9 +312,7 @@ def label_prompted(
 def segment_corpus(
     source: SourceArgument,
     sam: RequiredSam,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
-    ],
+    output: RequiredOutput,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -342,7 +333,6 @@ def segment_corpus(
     max_pixels: MaxPixelsOption = None,
     bit_depth: BitDepthOption = None,
     image_ending: EndingOption = None,
-    storage_option: StorageOption = None,
     provider: ProviderOption = "cpu",
     device: DevicesOption = None,
     precision: PrecisionOption = None,
@@ -358,7 +348,6 @@ def segment_corpus(
     """
     run = LabelingOptions(
         output=output,
-        storage_options=parse_storage_options(storage_option),
         shard=shard,
         runner=runner,
         workers=workers,

@@ -15,6 +15,10 @@ OutputOption = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to make or to continue."),
 ]
+RequiredOutput = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to make or to continue."),
+]
 SelectOption = Annotated[
     Method,
     typer.Option(
@@ -108,16 +112,26 @@ PromptCam = Annotated[
 ]
 BoxesOption = Annotated[
     Path | None,
-    typer.Option("--boxes", metavar="FILE", help="Prompts from boxes: a CSV or COCO file.", show_default=False),
+    typer.Option(
+        "--boxes",
+        metavar="FILE",
+        parser=location_of,
+        help="Prompts from boxes: a CSV or COCO file.",
+        show_default=False,
+    ),
 ]
 PointsOption = Annotated[
-    Path | None, typer.Option("--points", metavar="FILE", help="Prompts from points: a CSV file.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--points", metavar="FILE", parser=location_of, help="Prompts from points: a CSV file.", show_default=False
+    ),
 ]
 MasksOption = Annotated[
     Path | None,
     typer.Option(
         "--coarse-masks",
         metavar="STORE",
+        parser=location_of,
         help="Coarse masks to refine: a label store or label files.",
         show_default=False,
     ),

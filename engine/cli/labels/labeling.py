@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,13 +20,13 @@ from ...labeling.drift import OnDrift
 from ...labeling.instances import InstanceSettings
 from ...labeling.run_log import RunLog
 from ...labeling.selection import Method, Weight
-from ...model.storage import fsspec_options, is_url
+from ...model.storage import is_url
 from ...model.taxonomy import Taxonomy
-from ...reading.access import current_access
+from ...reading.access import current_access, with_access
 from ...reading.geotiff import Windows
 from ...report.terminal import say
 from ...runtimes.open import ON_GPU, Provider
-from ..options import print_json, with_options
+from ..options import print_json
 from ..runner_options import check_ray_options, reached, threads_of
 
 
@@ -35,7 +35,6 @@ class LabelingOptions:
     """Options that every labeling command shares, as given."""
 
     output: Path | None
-    storage_options: Mapping[str, str]
     shard: str | None
     runner: Runner
     workers: str | None
@@ -55,9 +54,9 @@ class LabelingOptions:
 
     @property
     def place(self) -> Path:
-        """The store, with the options of its storage."""
+        """The store."""
         assert self.output is not None, "the command has checked that there is a store"
-        return with_options(self.output, self.storage_options)
+        return self.output
 
     @property
     def common(self) -> dict[str, Any]:
@@ -76,7 +75,6 @@ class LabelingOptions:
             "image_ending": self.image_ending,
             "access": current_access(),
             "windows": self.windows,
-            "storage_options": fsspec_options("s3", self.storage_options),
         }
 
     @property
@@ -89,8 +87,8 @@ class LabelingOptions:
     @overload
     def reached(self, path: Path | None) -> Path | None: ...
     def reached(self, path: Path | None) -> Path | None:
-        """Return a file or folder under a name that every worker reaches it by, with the options of its storage."""
-        return path if path is None else reached(with_options(path, self.storage_options), self.runner)
+        """Return a file or folder under a name that every worker reaches it by."""
+        return path if path is None else reached(path, self.runner)
 
     @cached_property
     def run_log(self) -> RunLog:
@@ -154,7 +152,7 @@ def run_label(
         classes = classes_of()
     else:
         predictor, classes = opening()
-    thresholds = Calibration.load(with_options(calibration, run.storage_options)) if calibration else None
+    thresholds = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {"weight": weight, "weight_levels": weight_levels, "instances": instances}
     if thresholds is not None:
         selection = Selection.conformal(thresholds, keep_scores=keep_scores, **options)
@@ -228,11 +226,11 @@ def _run_leases(
     from ...cluster.runner import run_array, run_on
 
     job = Job(
-        opening=opening,
+        opening=partial(with_access, current_access(), opening),
         selection=selection,
         source=images,
         store=str(run.output) if is_url(run.output) else os.path.abspath(str(run.output)),
-        storage_options=run.storage_options,
+        storage_options=current_access().storage_options,
         conditions=conditions,
         max_pixels=run.max_pixels,
     )

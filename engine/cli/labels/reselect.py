@@ -10,18 +10,21 @@ import typer
 
 from ....kernels.types import Rule
 from ...labeling.selection import Method, Weight
-from ..options import JsonOption, StoreArgument, WorkersOption
+from ...model.storage import location_of
+from ..options import JsonOption, StoreArgument, WorkersOption, reads_stores
+from .label_options import RequiredOutput
 from .labeling import finish_run
 
 
+@reads_stores
 def reselect_labels(
     store: StoreArgument,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
-    ],
+    output: RequiredOutput,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Another calibration.", show_default="the one of the store"),
+        typer.Option(
+            metavar="FILE", parser=location_of, help="Another calibration.", show_default="the one of the store"
+        ),
     ] = None,
     alpha: Annotated[
         str | None,

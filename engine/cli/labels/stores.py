@@ -10,21 +10,24 @@ import typer
 
 from ....errors import StoreError, UsageError
 from ...cluster.status import Status
-from ...model.storage import location_of, parse_storage_options
+from ...model.storage import location_of
 from ..options import (
     EndingOption,
     JsonOption,
-    StorageOption,
     print_json,
+    reads_stores,
     reads_urls,
 )
+from .label_options import RequiredOutput
 
 
+@reads_stores
 def merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Label stores made with the same options.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="STORE", help="Label store to make or to continue.")
+    stores: Annotated[
+        list[Path],
+        typer.Argument(metavar="STORE", parser=location_of, help="Label stores made with the same options."),
     ],
+    output: RequiredOutput,
     as_json: JsonOption = False,
 ) -> None:
     """Merge label stores into one, such as those of machines without common storage.
@@ -48,9 +51,10 @@ def merge(
             display.say("nothing was added: the store held every row of the merged ones already")
 
 
+@reads_stores
 def status(
     stores: Annotated[
-        list[Path], typer.Argument(metavar="STORE...", parser=location_of, help="Label stores, by folder or URL.")
+        list[Path], typer.Argument(metavar="STORE", parser=location_of, help="Label stores, by folder or URL.")
     ],
     every: Annotated[
         float | None,
@@ -73,7 +77,6 @@ def status(
             show_default="off",
         ),
     ] = None,
-    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how far the runs into a store are: inputs, speed and state of every process that labels.
@@ -89,18 +92,17 @@ def status(
         raise UsageError("--every prints and --metrics serves; give one of them")
     if metrics is not None and len(stores) > 1:
         raise UsageError("--metrics serves the figures of one store; start one command per store, each with its port")
-    options = parse_storage_options(storage_option)
     current, fault = [], None
     for store in stores:
         try:
-            current.append(read_status(store, options))
+            current.append(read_status(store))
         except StoreError as error:
             fault = fault or error
     if fault is not None:
         _show_status(current, as_json=as_json, is_list=len(stores) > 1, indent=2)
         raise fault
     if metrics is not None:
-        with metrics_server(stores[0], metrics, options) as server:
+        with metrics_server(stores[0], metrics) as server:
             display.say(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends")
             try:
                 server.serve_forever()
@@ -114,7 +116,7 @@ def status(
             time.sleep(every)
         except KeyboardInterrupt:
             return
-        current = [read_status(store, options) for store in stores]
+        current = [read_status(store) for store in stores]
 
 
 def _show_status(current: list[Status], *, as_json: bool, is_list: bool, indent: int | None) -> None:

@@ -8,24 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from ....errors import UsageError
-from ...model.storage import location_of, parse_storage_options
+from ...model.storage import location_of
 from ...report.terminal import say
-from ..options import JsonOption, StorageOption, print_json, with_options
+from ..options import JsonOption, print_json, reads_stores
 
 _SHOWN = 20
 
 
+@reads_stores
 def verify_store(
     stores: Annotated[
         list[Path],
         typer.Argument(
-            metavar="STORE...", parser=location_of, help="Label stores, by folder or URL, or exports of labels."
+            metavar="STORE", parser=location_of, help="Label stores, by folder or URL, or exports of labels."
         ),
     ],
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged, so that the next run labels it again.")
     ] = False,
-    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row of a store against its hash, decode its maps, and name what is damaged.
@@ -36,8 +36,7 @@ def verify_store(
     Exit status: 0 if nothing is damaged or everything damaged was removed, 1 otherwise. Let no other command use the
     store during a repair.
     """
-    options = parse_storage_options(storage_option)
-    results = [_verify(with_options(store, options), repair, as_json) for store in stores]
+    results = [_verify(store, repair, as_json) for store in stores]
     if as_json:
         reports = [report for report, _ in results]
         print_json(reports if len(reports) > 1 else reports[0])

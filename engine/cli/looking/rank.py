@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ....errors import UsageError
+from ...model.storage import location_of
 from ...report.terminal import say
 from ..options import (
     AsStoredOption,
@@ -38,7 +39,10 @@ def rank(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Calibration of the labels: its rare classes come first.", show_default=False
+            metavar="FILE",
+            parser=location_of,
+            help="Calibration of the labels: its rare classes come first.",
+            show_default=False,
         ),
     ] = None,
     images: Annotated[
@@ -53,6 +57,7 @@ def rank(
         Path | None,
         typer.Option(
             metavar="BUNDLE",
+            parser=location_of,
             help="Model of the labels, run again on the candidates; --labels needs it.",
             show_default=False,
         ),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ...model.storage import location_of
 from ...report.page.gallery import PICTURES
 from ...report.terminal import say
 from ..options import (
@@ -32,6 +33,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=location_of,
             help="Calibration of the labels: shows coverage per class, risk and drift.",
             show_default=False,
         ),
@@ -40,6 +42,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="BUNDLE",
+            parser=location_of,
             help="Model of the labels, run again on a sample: shows labels before selection, set sizes, PCOS' plane.",
             show_default=False,
         ),
@@ -51,7 +54,10 @@ def report(
     taxonomy: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Class mapping whose \\[labels] table reads --labels.", show_default="the store's own"
+            metavar="FILE",
+            parser=location_of,
+            help="Class mapping whose \\[labels] table reads --labels.",
+            show_default="the store's own",
         ),
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, metavar="N", help="Images of each kind in the gallery.")] = PICTURES,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ....errors import UsageError
+from ...model.storage import location_of
 from ...report.terminal import say
 from ..options import StoreArgument, reads_urls
 
@@ -19,6 +20,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
+            parser=location_of,
             help="Calibration of the labels: shows coverage per class, risk and drift.",
             show_default=False,
         ),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ....errors import UsageError
+from ...model.storage import location_of
 from ...predictors.open import PromptedOptions
 from ...report.terminal import say
 from ..options import CamOption, ImageLabelsOption, SamOption, reads_urls
@@ -15,7 +16,10 @@ from ..options import CamOption, ImageLabelsOption, SamOption, reads_urls
 
 @reads_urls
 def show(
-    store: Annotated[Path, typer.Argument(metavar="STORE|BUNDLE", help="Folder of a label store, or of a model.")],
+    store: Annotated[
+        Path,
+        typer.Argument(metavar="STORE|BUNDLE", parser=location_of, help="Label store, or a model, by folder or URL."),
+    ],
     uri: Annotated[
         str | None,
         typer.Argument(
@@ -52,7 +56,7 @@ def show(
     if (store / MANIFEST).is_file():
         if uri is None or steps:
             raise UsageError("a model needs an IMAGE to label and draw, and has no --steps")
-        _draw_model(store, Path(uri), output)
+        _draw_model(store, uri, output)
         return
     label_store = LabelStore.open(store)
     if uri is None:
@@ -65,12 +69,13 @@ def show(
         say(f"wrote {write_overlay(label_store, uri, output)}")
 
 
-def _draw_model(folder: Path, image: Path, output: Path | None) -> None:
+def _draw_model(folder: Path, image: str, output: Path | None) -> None:
+    from ...inputs.names import image_id
     from ...model.bundle import Bundle
     from ...report.preview import read_photo, write_preview
 
     photo = read_photo(image)
     bundle = Bundle.load(folder)
     bundle.verify()
-    picture = write_preview(bundle, photo, output or Path(f"{image.stem}-labels.png"))
+    picture = write_preview(bundle, photo, output or Path(f"{image_id(image)}-labels.png"))
     say(f"wrote {picture}")

@@ -32,6 +32,7 @@ from ....errors import UsageError
 from ...formats.base import BACKGROUND
 from ...inputs.names import NameIndex
 from ...model.files import read_text
+from ...model.storage import location_of
 from .prompts import BOX_END, BOX_START, POSITIVE
 
 NEGATIVE = 0.0
@@ -126,14 +127,14 @@ class GivenPrompts:
 
 def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read boxes; raises :class:`UsageError` naming the line that is not as expected."""
-    file = Path(path)
+    file = location_of(path)
     rows = _coco_boxes(file) if file.suffix.lower() == ".json" else _csv_boxes(file)
     return _of_rows([(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows], file, "box")
 
 
 def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read points; raises :class:`UsageError` naming the line that is not as expected."""
-    file = Path(path)
+    file = location_of(path)
     groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     for number, row in _csv_rows(file, ("image", "label", "x", "y")):
         positive = _number(row.get("positive") or "1", file, number)
@@ -270,7 +271,7 @@ def _label_files(
 ) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None], NameIndex[str]]:
     from ...formats.open import open_reader
 
-    reader = open_reader(path)
+    reader = open_reader(str(path))
     index = NameIndex({name: name for name in reader.names()}, f"images in {path}")
     names = [reader.class_names.get(value, f"class {value}") for value in range(max(reader.class_names) + 1)]
 

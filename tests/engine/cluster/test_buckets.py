@@ -27,7 +27,8 @@ from maskmill.engine.labeling.history import read_history
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
-from maskmill.engine.model.storage import fsspec_options, lance_options, location_of, open_folder
+from maskmill.engine.model.storage import lance_options, location_of, open_folder
+from maskmill.engine.reading.storage_options import fsspec_options
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.verify import verify
 from maskmill.errors import CalibrationError
@@ -120,7 +121,7 @@ class TestBucket:
         job = Job(
             opening=jobs.opening_of(copy),
             selection=Selection.argmax(),
-            source=open_source("s3://bucket/photos", storage_options=fsspec_options("s3", options)),
+            source=open_source("s3://bucket/photos", storage_options=options),
             store="s3://bucket/labels",
             storage_options=options,
         )
