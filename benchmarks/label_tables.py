@@ -1,4 +1,4 @@
-"""ConformalSAM's label tables on MSRC: raw, constant confidence and conformal labels of a good and of two bad teachers.
+"""ConformalSAM's label tables: raw, constant confidence and conformal labels of a good and of two bad teachers.
 
     python benchmarks/label_tables.py              # all teachers that have no figures yet
     python benchmarks/label_tables.py --table
@@ -11,21 +11,31 @@ threshold of its own, ``shared`` the one of the pooled foreground to a class in 
 emitted. At alpha .01 a threshold per position would need 99 photos; it is then the largest score, as the paper's
 figures suggest. ``kept`` is the share of pixels that get a label; mIoU and accuracy are over kept pixels, and
 ``miou_all`` counts pixels without a label as wrong.
+
+``rescaled`` rows first fit a scale and an offset per class of the teacher's logits to the 92 photos (``rescaling.py``),
+which then calibrate as well. ``CamVid`` has no background, as the paper's table 9b: the teacher of ``choose.py`` and
+the 368 photos at a third of the size that it was not fitted to, with the rule argmax in place of foreground.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from students import Results
-from students_msrc import RESULTS, Photos
+from choose import NUM_CAMVID, camvid_teacher, link_camvid
+from msrc import find_data
+from students import Results, write_shrunk
+from students_msrc import RESULTS, SHRINK, Photos
+from students_rescaled import rescaled_teacher
 from teachers import Teacher
 
 from maskmill.engine.calibration.calibration import fewest_images
@@ -37,11 +47,14 @@ from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.selection import Selection, select
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.predictors.base import ScoreMap
+from maskmill.engine.predictors.score_files import ScoreFiles
 from maskmill.engine.report.evaluate import Quality, confusion
 from maskmill.kernels.types import Rule
 
 NUM_SPLITS, NUM_CALIBRATION = 10, 92
-GRID = (71, 107)
+GRID, CAMVID_GRID = (71, 107), (45, 60)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,38 +86,113 @@ ROWS = (
 )
 
 
-def measure(teacher: Teacher, photos: Photos, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Measure every row on every split."""
-    predictor, taxonomy = photos.teacher(teacher), photos.taxonomy
-    source, labels = open_source(photos.folder / "images"), LabelFolder(photos.folder / "labels")
-    labeled = pair_images(source, labels, taxonomy)
-    observed: dict[bool, Observations] = {}
-    for position in (False, True):
-        (folder / str(position)).mkdir()
-        observed[position] = Observations(folder / str(position), taxonomy, grid=GRID if position else None)
-        observed[position].collect(predictor, source, labeled)
-    samples = []
-    for item in labeled.items:
-        data = source.read(item)
-        image = decode_image(data)
-        samples.append((predictor.predict(image, item.uri), labeled.read(item.uri, data)))
-    figures: dict[str, list[dict[str, float]]] = {row.name: [] for row in ROWS}
-    for seed in range(NUM_SPLITS):
-        order = np.random.default_rng(seed).permutation(len(samples))
-        calibration, scored = order[:NUM_CALIBRATION].tolist(), order[NUM_CALIBRATION:].tolist()
-        for row in ROWS:
-            selection = selection_of(row, observed, taxonomy, calibration)
+RESCALED_ROWS = tuple(
+    dataclasses.replace(row, name=f"rescaled, {row.name}")
+    for row in ROWS
+    if row.group is None or (row.group == "class" and not row.own)
+)
+CAMVID = "CamVid"
+CAMVID_ROWS = tuple(
+    dataclasses.replace(row, rule="argmax", name=row.name.replace("foreground", "argmax"))
+    if row.rule == "foreground" and row.group
+    else row
+    for row in ROWS
+)
+Figures = dict[str, list[dict[str, float]]]
+
+
+@dataclasses.dataclass
+class Samples:
+    """Scores and true labels of the photos of a teacher."""
+
+    taxonomy: Taxonomy
+    maps: Sequence[tuple[ScoreMap, np.ndarray]]
+    """Score map and true classes of each photo."""
+    observed: Mapping[bool, Observations]
+    """Scores of the true classes, by whether they have positions."""
+
+    @classmethod
+    def collect(
+        cls, predictor: ScoreFiles, folder: Path, taxonomy: Taxonomy, work: Path, *,
+        ids: frozenset[str] | None = None, grid: tuple[int, int] | None,
+    ) -> Samples:  # fmt: skip
+        """Predict the photos of a folder with ``images`` and ``labels``; ``grid`` is that of the positions."""
+        source = open_source(folder / "images")
+        labeled = pair_images(source, LabelFolder(folder / "labels"), taxonomy, ids=ids)
+        observed: dict[bool, Observations] = {}
+        for position in (False, True) if grid else (False,):
+            (work / str(position)).mkdir()
+            observed[position] = Observations(work / str(position), taxonomy, grid=grid if position else None)
+            observed[position].collect(predictor, source, labeled)
+        maps = []
+        for item in labeled.items:
+            data = source.read(item)
+            maps.append((predictor.predict(decode_image(data), item.uri), labeled.read(item.uri, data)))
+        return cls(taxonomy, maps, observed)
+
+    def measure(self, rows: Sequence[Row], calibration: list[int], scored: list[int]) -> Figures:
+        """Measure every row with thresholds from some photos on others."""
+        figures: Figures = {}
+        for row in rows:
+            selection = selection_of(row, self.observed, self.taxonomy, calibration)
             counts: Any = sum(
-                confusion(select(samples[index][0], taxonomy, selection).label, samples[index][1], taxonomy)
+                confusion(
+                    select(self.maps[index][0], self.taxonomy, selection).label, self.maps[index][1], self.taxonomy
+                )
                 for index in scored
             )
-            quality = Quality(confusion=counts, targets=taxonomy.targets, num_images=len(scored))
+            quality = Quality(confusion=counts, targets=self.taxonomy.targets, num_images=len(scored))
             keys = ("miou_kept", "accuracy_kept", "kept", "miou_all")
-            figures[row.name].append({key: round(float(getattr(quality, key)), 5) for key in keys})
+            figures[row.name] = [{key: round(float(getattr(quality, key)), 5) for key in keys}]
+        return figures
+
+
+def split_of(num: int, seed: int) -> tuple[list[int], list[int]]:
+    """Draw the photos that calibrate and those that are scored."""
+    order = np.random.default_rng(seed).permutation(num)
+    return order[:NUM_CALIBRATION].tolist(), order[NUM_CALIBRATION:].tolist()
+
+
+def joined(parts: Iterable[Figures]) -> Figures:
+    """Join the figures of splits."""
+    figures: Figures = {}
+    for part in parts:
+        for row, values in part.items():
+            figures.setdefault(row, []).extend(values)
     return figures
 
 
-def selection_of(row: Row, observed: dict[bool, Observations], taxonomy: Any, images: list[int]) -> Selection:
+def measure(teacher: Teacher, photos: Photos, folder: Path) -> Figures:
+    """Measure every row on every split of MSRC."""
+    samples = Samples.collect(photos.teacher(teacher), photos.folder, photos.taxonomy, folder, grid=GRID)
+    return joined(samples.measure(ROWS, *split_of(len(samples.maps), seed)) for seed in range(NUM_SPLITS))
+
+
+def measure_rescaled(teacher: Teacher, photos: Photos, folder: Path) -> Figures:
+    """Measure the rows with a rescaled teacher on every split of MSRC."""
+    parts = []
+    for seed in range(NUM_SPLITS):
+        calibration, scored = split_of(len(photos.files), seed)
+        work = folder / str(seed)
+        work.mkdir()
+        predictor = rescaled_teacher(photos, teacher, [photos.files[index] for index in calibration], work / "scores")
+        samples = Samples.collect(predictor, photos.folder, photos.taxonomy, work, grid=None)
+        parts.append(samples.measure(RESCALED_ROWS, calibration, scored))
+        shutil.rmtree(work)
+    return joined(parts)
+
+
+def measure_camvid(folder: Path) -> Figures:
+    """Measure every row on every split of CamVid, which has no background."""
+    photos, truth = link_camvid(find_data() / "camvid", folder)
+    predictor, taxonomy = camvid_teacher(photos, truth, folder)
+    small = write_shrunk(folder / "photos", folder / "labels", folder / "small", SHRINK)
+    names = frozenset(path.stem for path in photos[NUM_CAMVID:])
+    samples = Samples.collect(predictor, small, taxonomy, folder, ids=names, grid=CAMVID_GRID)
+    return joined(samples.measure(CAMVID_ROWS, *split_of(len(samples.maps), seed)) for seed in range(NUM_SPLITS))
+
+
+def selection_of(row: Row, observed: Mapping[bool, Observations], taxonomy: Any, images: list[int]) -> Selection:
     """Return the selection of a row, calibrated on the images with these numbers."""
     if row.confidence is not None:
         return Selection.threshold(row.confidence)
@@ -128,12 +216,18 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print finished rows and do nothing else")
     options = parser.parse_args()
     results = Results(options.results, "label_tables")
+    jobs: list[tuple[str, str, Callable[[Path], Figures]]] = []
     for teacher in get_args(Teacher):
-        if not options.table and not results.find(teacher, ROWS[0].name, 0):
+        jobs.append((teacher, ROWS[0].name, partial(measure, teacher, Photos.open(options.work))))
+        jobs.append((teacher, RESCALED_ROWS[0].name, partial(measure_rescaled, teacher, Photos.open(options.work))))
+    jobs.append((CAMVID, CAMVID_ROWS[0].name, measure_camvid))
+    for group, first, job in jobs:
+        if not options.table and not results.find(group, first, 0):
             with tempfile.TemporaryDirectory() as name:
-                for row, splits in measure(teacher, Photos.open(options.work), Path(name)).items():
+                for row, splits in job(Path(name)).items():
                     for seed, figures in enumerate(splits):
-                        results.add(teacher, row, seed, {"labels": figures})
+                        results.add(group, row, seed, {"labels": figures})
+    for teacher in (*get_args(Teacher), CAMVID):
         print(
             f"\n{teacher}\n\n| labels | mIoU kept | accuracy kept | kept | mIoU of all pixels |\n|---|---|---|---|---|"
         )

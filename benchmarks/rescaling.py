@@ -46,7 +46,8 @@ def fit_rescaling(
         loss = (log_sum - scores[rows, truth]).mean() + parameters @ penalty @ parameters / 2
         return float(loss), np.exp(scores - log_sum[:, None])
 
-    parameters = np.concatenate([[1.0], np.zeros(classes)])
+    parameters = np.zeros(classes + 1)
+    parameters[0] = 1.0
     loss, shares = loss_of(parameters)
     for _ in range(100):
         expected = (shares * values).sum(axis=1)
@@ -59,7 +60,7 @@ def fit_rescaling(
                 [mixed[:, None], np.diag(shares.mean(axis=0)) - shares.T @ shares / num],
             ]
         )
-        step = np.linalg.solve(curvature + penalty + 1e-9 * np.eye(classes + 1), gradient)
+        step = np.linalg.solve(curvature + penalty + 1e-9 * np.eye(classes + 1), gradient).astype(np.float64)
         length = 1.0
         while length > 1e-6:
             changed, changed_shares = loss_of(parameters - length * step)

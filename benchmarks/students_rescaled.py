@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from maskmill.engine.predictors.score_files import ScoreFiles, write_score_bundl
 from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.trainer.data.corpus import open_corpus
-from maskmill.trainer.recipes import supervised
+from maskmill.trainer.recipes import Recipe, conformalsam, supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,37 +45,39 @@ class Candidate:
     labels: str
     """Labels of the unlabeled photos, as in ``students_msrc.selection_of``."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Changed settings of the recipe ``supervised``."""
+    """Changed settings of the recipe."""
+    recipe: Callable[..., Recipe] = supervised
     after: str | None = None
     """Candidate whose student is trained on the labeled photos alone; this candidate has no labels of its own then."""
 
 
+MOST_PIXELS = 130_000
+"""Pixels of the labeled photos that fit the rescaling: all of 30 photos, every third of 92."""
 RAW, RAW_LONGER = "rescaled: raw labels", "rescaled: raw labels, 300 steps"
 CANDIDATES: Mapping[str, Candidate] = {
     RAW: Candidate("raw"),
     "rescaled: rule agree": Candidate("agree"),
     RAW_LONGER: Candidate("raw", {"steps": 300}),
-    "rescaled: raw labels, half of each batch labeled, 300 steps": Candidate("raw", {"labeled": 4, "steps": 300}),
     "rescaled: raw labels, then labeled photos alone": Candidate("raw", after=RAW),
-    "rescaled: rule argmax, 300 steps": Candidate("argmax", {"steps": 300}),
-    "rescaled: raw labels, moving average, 300 steps": Candidate("raw", {"ema": 0.98, "steps": 300}),
+    "rescaled: raw labels, two phases": Candidate("raw", recipe=conformalsam),
 }
 
 
-def rescaled_teacher(photos: Photos, kind: Teacher, split: Split, folder: Path) -> ScoreFiles:
-    """Write the scores of a teacher after rescaling on the labeled photos, unless they exist."""
+def rescaled_teacher(photos: Photos, kind: Teacher, labeled: Sequence[Path], folder: Path) -> ScoreFiles:
+    """Write the scores of a teacher after rescaling on labeled photos, unless they exist."""
     if not (folder / "done").exists():
         photos.teacher(kind)
         truths, logits = [], []
         files = {photo.stem: photos.work / f"scores-{kind}" / f"{photo.stem}.npy" for photo in photos.files}
-        for photo in split.labeled:
+        for photo in labeled:
             path = photos.data / "msrc" / "labels" / f"{photo.stem}.png"
             truth = photos.taxonomy.encode(read_label_map(path), str(path))
             rows, columns = (((np.arange(SIDE) + 0.5) * length / SIDE).astype(int) for length in truth.shape)
             truths.append(truth[np.ix_(rows, columns)].ravel())
             logits.append(np.load(files[photo.stem]).reshape(-1, SIDE * SIDE).T)
         known = np.concatenate(truths) < len(photos.taxonomy.targets)
-        scaling = fit_rescaling(np.concatenate(logits)[known], np.concatenate(truths)[known])
+        step = 1 + known.sum() // MOST_PIXELS
+        scaling = fit_rescaling(np.concatenate(logits)[known][::step], np.concatenate(truths)[known][::step])
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "scores").mkdir(parents=True)
         for name, file in files.items():
@@ -96,7 +98,7 @@ def train_candidate(
         return
     candidate, split = CANDIDATES[name], Split.of_seed(photos.files, seed)
     folder = photos.work / "rescaled" / kind / f"seed{seed}"
-    predictor = rescaled_teacher(photos, kind, split, folder)
+    predictor = rescaled_teacher(photos, kind, split.labeled, folder)
     store = folder / f"labels-{candidate.labels}"
     listed = folder / "unlabeled.txt"
     listed.write_text("\n".join(str(photo.resolve()) for photo in split.unlabeled))
@@ -116,7 +118,8 @@ def train_candidate(
     else:
         settings = {**COMMON, **candidate.settings} | ({"steps": steps} if steps else {})
         corpus = open_corpus(stores=[store], labeled=photos.folder, ids=ids, taxonomy=photos.taxonomy)
-        results.run(kind, name, seed, runs[name], supervised(**settings, seed=seed), corpus, sets, keep=name == RAW)
+        recipe = candidate.recipe(**settings, seed=seed)
+        results.run(kind, name, seed, runs[name], recipe, corpus, sets, keep=name == RAW)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

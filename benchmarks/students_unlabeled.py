@@ -41,7 +41,11 @@ from maskmill.engine.model.files import read_class_names
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.trainer.data.corpus import Corpus, classes_taxonomy, open_corpus
 from maskmill.trainer.data.parts import LabeledImages
+from maskmill.trainer.methods import Consistency
+from maskmill.trainer.objectives.pseudo_labels import confidence_and_label, select
 from maskmill.trainer.recipes import Recipe, csl, supervised, unimatch
+from maskmill.trainer.students.models import load_run
+from maskmill.trainer.students.prediction import predict_scores
 
 SEEDS = (0, 1, 2)
 SHRINK = 3
@@ -61,6 +65,7 @@ COMMON: dict[str, Any] = {
     "channels_last": True,
 }
 WARM = "warm start"
+SELECTIONS = f"{WARM}: selections"
 CELL = 8
 """Nearly as many cells per crop as the authors' 32 pixels at 321."""
 
@@ -94,6 +99,9 @@ ROWS: Mapping[str, Callable[..., Recipe]] = {
     "conformal, alpha .02, PCOS weights, masked and screened": consistent(
         csl, selection="conformal-pcos", alpha=0.02, cell=CELL, screen=0.9, recalibrate=40
     ),
+    "conformal, alpha .02, PCOS weights, moving average": lambda **settings: consistent(
+        csl, selection="conformal-pcos", alpha=0.02, cover_probability=0.0, recalibrate=40, teacher="average"
+    )(**{"ema": 0.98, **settings}),
     "conformal, PCOS weights": consistent(csl, selection="conformal-pcos", cover_probability=0.0, recalibrate=40),
     "conformal, masked and screened": consistent(csl, selection="conformal", cell=CELL, screen=0.9, recalibrate=40),
 }
@@ -162,6 +170,49 @@ class DataSet:
         return names[:NUM_LABELED], names[NUM_LABELED:], others[:NUM_VALIDATION], others[NUM_VALIDATION:]
 
 
+def compare_selections(run: Path, images: LabeledImages) -> dict[str, dict[str, float]]:
+    """Measure the labels that rules would select from a student: share of the labeled pixels, and accuracy.
+
+    ``weight``: both are weighted by PCOS. ``reliable``: pixels that PCOS calls reliable. ``most confident``: as many
+    pixels of each image with the highest confidence.
+    """
+    student, method = load_run(run), Consistency()
+    sums: dict[str, np.ndarray] = {}
+    for number in range(len(images.uris)):
+        sample = images.read(number)
+        scores = predict_scores(student.module, sample.image, student.run)
+        logits = scores.scores if scores.layout == "CHW" else np.moveaxis(scores.scores, -1, 0)
+        truth = torch.from_numpy(sample.label.astype(np.int64))[None]
+        valid = truth < len(student.run.classes)
+        maps = torch.from_numpy(np.array(logits, np.float32))[None]
+        own = select(maps, torch.ones_like(valid), method, ignore=student.run.ignore)
+        confidence, label = confidence_and_label(maps, valid)
+        order = confidence.flatten().argsort(descending=True, stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+        rank = rank.view_as(label)
+        masks = {
+            "all": torch.ones_like(confidence),
+            "confidence ≥ .95": confidence >= 0.95,
+            "PCOS, weight": own.weight,
+            "most confident, as many as the weight of PCOS": rank < own.weight.sum(),
+            "PCOS, reliable": own.reliable,
+            "most confident, as many as PCOS calls reliable": rank < own.reliable.sum(),
+        }
+        for rule, mask in masks.items():
+            kept = (mask * valid).double()
+            values = [kept.sum(), (kept * (label == truth)).sum(), (kept * confidence).sum(), valid.sum().double()]
+            sums[rule] = sums.get(rule, 0) + np.array([float(value) for value in values])
+    return {
+        rule: {
+            "share": round(values[0] / values[3], 5),
+            "accuracy": round(values[1] / values[0], 5),
+            "confidence": round(values[2] / values[0], 5),
+        }
+        for rule, values in sums.items()
+    }
+
+
 def run_seed(
     results: Results, data: DataSet, seed: int, rows: Mapping[str, Callable[..., Recipe]], work: Path, steps: int | None
 ) -> None:
@@ -191,6 +242,8 @@ def run_seed(
         with (folder / "warm" / "log.csv").open() as log:
             curve = {int(row["step"]): round(float(row["miou"]), 4) for row in csv.DictReader(log) if row.get("miou")}
         results.add(data.name, f"{WARM}: validation", seed, {"miou_by_step": curve})
+    if results.find(data.name, SELECTIONS, seed) is None:
+        results.add(data.name, SELECTIONS, seed, {"selections": compare_selections(folder / "warm", sets["scored"])})
     settings = {**COMMON, "lr": COMMON["lr"] / 3, "seed": seed} | ({} if steps is None else {"steps": steps})
     for row, recipe in rows.items():
         run = folder / f"run{list(ALL_ROWS).index(row)}"
