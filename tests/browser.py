@@ -76,7 +76,7 @@ class Browser:
             raise AssertionError(answer["exceptionDetails"].get("exception", {}).get("description", script))
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 20) -> None:
+    def wait(self, condition: str, seconds: float = 60) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(condition):

@@ -85,8 +85,9 @@ def test_tasks_that_are_killed_lose_nothing_and_write_nothing_twice(
     for _ in range(3 if not hold else 2):
         if hold:  # while the driver is between the labels of a commit and their inputs
             (tmp_path / "committing").unlink(missing_ok=True)
-            deadline = time.monotonic() + 30
-            while not (tmp_path / "committing").exists() and time.monotonic() < deadline:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "committing").exists():
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
         else:
             time.sleep(moments.uniform(0.5, 2.0))
@@ -105,6 +106,7 @@ def test_an_interrupted_task_hands_back_what_it_has_finished(
     processes.append(start(tmp_path, bundle, pause=0.05))
     leases = Leases(tmp_path / "store")
     while not any(sum(record["leases"].values()) for record in leases.workers().values()):
+        assert processes[0].poll() is None
         time.sleep(0.05)
     processes[0].send_signal(signal.SIGINT)
     assert processes[0].wait(60) == 0

@@ -210,15 +210,15 @@ def test_an_outage_delays_a_run(jobs: Any, bundle: Bundle, tmp_path: Path) -> No
     job = jobs.color_job(bundle, tmp_path / "photos", "s3://bucket/labels", pause=0.1, storage_options=options)
 
     def outage() -> None:
-        while not Leases("s3://bucket/labels", options).claims():
+        while not Leases("s3://bucket/labels", options).claims() and time.monotonic() < started + 120:
             time.sleep(0.2)
         server.process.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
         server.process.send_signal(signal.SIGCONT)
 
+    started = time.monotonic()
     thread = threading.Thread(target=outage)
     thread.start()
-    started = time.monotonic()
     try:
         progress = run_array(job, threads=1)
         thread.join()

@@ -37,7 +37,7 @@ class TestRay:
 
     def test_workers_that_die_are_replaced(self, jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
         paths = write_photos(tmp_path / "photos", 300)
-        job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store", pause=0.02)
+        job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store", pause=0.05)
         pool = RayPool(job, RaySettings(min_workers=2, max_workers=2, cpus_per_worker=1))
         killed: list[int] = []
         niceness: list[int] = []
@@ -49,10 +49,9 @@ class TestRay:
                 busy = [records[worker]["process"] for worker in leases.claims().values() if worker in records]
                 if busy:
                     niceness.append(os.getpriority(os.PRIO_PROCESS, busy[0]))
-                    time.sleep(0.5)
                     os.kill(busy[0], signal.SIGKILL)
                     killed.append(busy[0])
-                time.sleep(0.1)
+                time.sleep(0.05)
 
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
@@ -86,6 +85,7 @@ class TestRay:
         run = threading.Thread(target=run_on, args=(RayPool(job, settings), job), daemon=True)
         run.start()
         while not (tmp_path / "store" / "leases" / "driver.json").exists():
+            assert run.is_alive()
             time.sleep(0.05)
         with pytest.raises(StoreError, match="another run already labels into"):
             run_on(RayPool(job, settings), job)

@@ -74,7 +74,7 @@ def test_an_error_stops_everything_and_is_raised(where: int) -> None:
     pipeline = run(iter(range(10**9)), *functions)
     with pytest.raises(ValueError, match="five"):
         pipeline.join()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_an_error_while_listing_the_items_is_raised() -> None:
@@ -88,16 +88,17 @@ def test_an_error_while_listing_the_items_is_raised() -> None:
 
 def test_stopping_finishes_what_is_under_way() -> None:
     seen: list[int] = []
-    begun = threading.Event()
+    begun, stopped = threading.Event(), threading.Event()
 
     def slow(items: list[int]) -> list[int]:
         begun.set()
-        time.sleep(0.02)
+        stopped.wait(60)
         return items
 
     pipeline = run(iter(range(10**9)), (slow, {"threads": 2}), (collect(seen), {}))
     begun.wait()
     pipeline.stop()
+    stopped.set()
     pipeline.join()
     assert 0 < len(seen) < 20
     assert sorted(seen) == list(range(len(seen)))
@@ -131,7 +132,7 @@ def test_idle_runs_while_there_is_nothing_to_do() -> None:
 
     def slowly() -> Any:
         yield 1
-        assert idled.wait(5)
+        assert idled.wait(60)
         yield 2
 
     run(slowly(), (collect([]), {"idle": idled.set})).join()

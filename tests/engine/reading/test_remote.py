@@ -8,6 +8,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -19,7 +20,10 @@ from maskmill.engine.reading.access import Access, Cancelled, limit_reads, schem
 from maskmill.errors import ImageError, SourceError, UsageError
 from tests.hostile_server import HostileServer, hostile_server
 
-QUICK = Access(timeout=0.5, retries=0, max_bytes=4 << 20, max_unknown_bytes=1 << 20)
+PATIENT = Access(retries=0, max_bytes=4 << 20, max_unknown_bytes=1 << 20)
+QUICK = replace(PATIENT, timeout=0.5)
+SOON = 25
+"""Seconds within which a read must end that would take at least the 30 s of the default limit otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def server() -> Iterator[HostileServer]:
         yield server
 
 
-def read(url: str, access: Access = QUICK) -> bytes:
+def read(url: str, access: Access = PATIENT) -> bytes:
     return Source(url, access=access).read(Item(url))
 
 
@@ -53,9 +57,9 @@ def test_an_answer_out_of_bounds_is_one_reject(server: HostileServer, kind: str,
     url = f"{server.url}/{kind}/a.jpg"
     started = time.monotonic()
     with pytest.raises(ImageError, match=f"(?i)^cannot read {url}: .*({message})") as caught:
-        read(url)
+        read(url, QUICK if reason == "timeout" else PATIENT)
     assert caught.value.kind == reason
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < SOON
 
 
 def test_failures_that_may_pass_are_tried_again(server: HostileServer) -> None:
@@ -85,7 +89,7 @@ def test_a_missing_file_is_not_tried_again(server: HostileServer) -> None:
 
 def test_a_server_that_ignores_byte_ranges_is_noticed(server: HostileServer) -> None:
     with pytest.raises(ImageError, match="ignores byte ranges"):
-        Source("", access=QUICK).read(Item("s.tar::a.jpg", 3, path=f"{server.url}/whole/a.jpg", offset=2))
+        Source("", access=PATIENT).read(Item("s.tar::a.jpg", 3, path=f"{server.url}/whole/a.jpg", offset=2))
 
 
 @pytest.mark.parametrize("kind", ["silent", "slow"])
@@ -95,7 +99,7 @@ def test_a_run_that_is_cancelled_waits_for_no_answer(server: HostileServer, kind
     started = time.monotonic()
     with pytest.raises(Cancelled):
         source.read(Item(f"{server.url}/{kind}/a.jpg"))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < SOON
 
 
 class Hanging(fsspec.AbstractFileSystem):
@@ -110,7 +114,7 @@ class Hanging(fsspec.AbstractFileSystem):
 def test_any_file_system_is_timed_and_can_be_cancelled() -> None:
     fsspec.register_implementation("hanging", Hanging, clobber=True)
     with pytest.raises(ImageError, match="no answer within 0.5 s") as caught:
-        read("hanging://a.jpg")
+        read("hanging://a.jpg", QUICK)
     assert caught.value.kind == "timeout"
     source = Source("", access=Access())
     threading.Timer(0.3, source.cancel).start()

@@ -66,14 +66,26 @@ def pair(photos: Path, classes: Taxonomy) -> Any:
     return source, pair_images(source, LabelFolder(photos / "labels"), classes), classes
 
 
+class JoinedWorker(ObservationWorker):
+    """Worker that tells when it has joined the calibration."""
+
+    joined: threading.Event
+
+    def work(self, sample: worker_module.Sample) -> bool:
+        self.joined.set()
+        return super().work(sample)
+
+
 def start_worker(bundle: Bundle, photos: Path, output: Path, **options: Any) -> threading.Thread:
-    """Work in a thread until the calibration is written."""
+    """Work in a thread until the calibration is written; returns when the worker has joined."""
     folder = work_folder(output)
     job = ObservationJob(opening=partial(open_model, bundle), pairing=partial(pair, photos), store=folder, **options)
-    worker = ObservationWorker(job, Leases(folder), token=f"{id(job):x}", threads=1)
+    worker = JoinedWorker(job, Leases(folder), token=f"{id(job):x}", threads=1)
+    worker.joined = threading.Event()
     is_over = lambda: not (Path(folder) / RECORD).exists()  # noqa: E731
     thread = threading.Thread(target=worker.run, kwargs={"is_over": is_over})
     thread.start()
+    assert worker.joined.wait(60)
     return thread
 
 
@@ -239,10 +251,9 @@ def test_tasks_that_fit_nothing_return_what_was_written(bundle: Bundle, photos: 
     leases = Leases(work_folder(output))
     results: list[Calibration] = []
     task = threading.Thread(target=lambda: results.append(calibrate_array(fit, output)))
-    task.start()  # as long as another process holds the fit, it waits
-    while not leases.take("merge", "other"):
-        pass
     leases.beat("other", {**identity(), "beat": 1, "leases": {}, "state": "labeling"})
+    assert leases.take("merge", "other")
+    task.start()  # as long as another process holds the fit, it waits
     while len(leases.finished()) < 5:
         assert task.is_alive()
     expected.save(output)

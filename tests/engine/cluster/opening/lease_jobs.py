@@ -39,10 +39,13 @@ class SlowPredictor(SemanticPredictor):
 
 
 def open_predictor(bundle: Path, pause: float, seen: Path | None) -> tuple[SemanticPredictor, Taxonomy]:
-    """Open the model; ``seen`` notes the device that the process was given."""
+    """Open the model; ``seen`` notes the device that the process was given, and waits for those that are expected."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if seen is not None:
         (seen / device).touch()
+        deadline = time.monotonic() + 120
+        while any(not (seen / name.name).exists() for name in seen.glob("expected/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
     if device == "7":
         raise SessionError("no such device")
     model = Bundle.load(bundle)
