@@ -31,12 +31,12 @@ from lease_jobs import color_job  # noqa: E402
 
 from maskmill.engine.cluster import driver  # noqa: E402
 from maskmill.engine.cluster.leases import Leases  # noqa: E402
-from maskmill.engine.cluster.presence import is_here  # noqa: E402
 from maskmill.engine.cluster.ray_pool import RayPool, RaySettings  # noqa: E402
 from maskmill.engine.cluster.runner import run_on  # noqa: E402
 from maskmill.engine.labeling.label_run import label  # noqa: E402
 from maskmill.engine.model.bundle import Bundle  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
+from maskmill.engine.store.waiting.presence import is_here  # noqa: E402
 
 HOLD_SECONDS = 0.5
 

@@ -39,7 +39,7 @@ import numpy as np  # noqa: E402
 from bucket_proxy import Proxy  # noqa: E402
 from lease_jobs import open_predictor  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from maskmill.engine.cluster import committer, driver, job, leases, presence, worker  # noqa: E402
+from maskmill.engine.cluster import committer, driver, job, leases, worker  # noqa: E402
 from maskmill.engine.cluster.job import Job  # noqa: E402
 from maskmill.engine.cluster.leases import Leases  # noqa: E402
 from maskmill.engine.cluster.runner import run_array, run_on  # noqa: E402
@@ -49,6 +49,7 @@ from maskmill.engine.labeling.label_run import label  # noqa: E402
 from maskmill.engine.labeling.selection import Selection  # noqa: E402
 from maskmill.engine.store import label_store, table  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
+from maskmill.engine.store.waiting import presence  # noqa: E402
 from maskmill.errors import MaskmillError, UsageError  # noqa: E402
 
 IMAGES = 240
@@ -114,13 +115,27 @@ def fill(ballast: Path) -> None:
 
 def opening(bundle: Path, pause: float, fault: str, folder: Path) -> Any:
     """Open the model in a worker; a worker on Ray meets its fault here."""
+    if fault.startswith("one-"):  # a fault of the first worker alone
+        fault = fault.removeprefix("one-") if is_first(folder / "met") else ""
     if fault and os.environ.get("FAULT_PROCESS") != "driver":
         apply(fault, folder)
     predictor, taxonomy = open_predictor(bundle, pause, None)
+    run = predictor.run
     if fault.startswith("memory"):
-        run = predictor.run
         predictor.run = lambda prepared: (np.empty(1200 << 20, np.uint8), run(prepared))[1]
+    elif fault.startswith("eats"):  # and keeps it
+        eaten: list[Any] = []
+        predictor.run = lambda prepared: (eaten.append(np.ones(int(fault[5:]) << 17)), run(prepared))[1]
     return predictor, taxonomy
+
+
+def is_first(path: Path) -> bool:
+    """Return True in the first process that comes here."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return False
+    return True
 
 
 def make_job(folder: Path, options: argparse.Namespace) -> Job:
@@ -435,6 +450,37 @@ def memory(run: Run, finish: Finish) -> None:
 
 
 @fault
+def memory_of_one_worker(run: Run, finish: Finish) -> None:
+    """The first of the workers has too little memory; on Ray another one takes its place."""
+    run.begin(fault="one-memory:1000")
+    run.wait("first")
+    finish()
+
+
+@fault
+def memory_monitor(run: Run, finish: Finish) -> None:
+    """A worker takes 300 MB more for every batch, until Ray kills it to save the machine."""
+    if run.runner != "ray":
+        raise NotImplementedError("only Ray watches the memory")
+    from ray.cluster_utils import Cluster
+
+    with open("/proc/meminfo") as file:
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    threshold = 1 - (sizes["MemAvailable"] - (3 << 20)) / sizes["MemTotal"]  # 3 GB more than now
+    settings = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": settings})
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1)
+        run.address = nodes.address
+        run.begin(fault="one-eats:300", pause=0.2)
+        run.wait("first")
+        finish()
+    finally:
+        nodes.shutdown()
+
+
+@fault
 def two_drivers(run: Run, finish: Finish) -> None:
     run.begin(pause=0.2)
     run.until(lambda: (Leases(run.store).driver() or {}).get("state") == "labeling")
@@ -480,6 +526,57 @@ def frozen_worker(run: Run, finish: Finish) -> None:
     time.sleep(6.0)
     os.kill(process, signal.SIGCONT)
     run.wait("first")
+    finish()
+
+
+@fault
+def worker_frozen_for_a_minute(run: Run, finish: Finish) -> None:
+    """A worker stops for 80 s with the limits of a real run; the others wait for its lease for a minute."""
+    run.begin(expiry=60.0)
+    run.until(lambda: run.rows() >= 16)
+    leader = (Leases(run.store).driver() or {}).get("process")
+    (process, *_) = [
+        record["process"] for record in Leases(run.store).workers().values() if record["process"] != leader
+    ]
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(80.0)
+    with suppress(OSError):  # its run may have ended meanwhile
+        os.kill(process, signal.SIGCONT)
+    run.wait("first")
+    finish()
+
+
+@fault
+def driver_frozen_for_a_minute(run: Run, finish: Finish) -> None:
+    """The driver stops for 80 s between the labels and the inputs of a commit, while another one tries to start."""
+    run.begin(fault="hold:0.3", expiry=60.0)
+    run.until(lambda: (run.folder / "committing").exists())
+    process = (Leases(run.store).driver() or {})["process"]
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(40.0)
+    run.start(expiry=60.0)
+    time.sleep(40.0)
+    os.kill(process, signal.SIGCONT)
+    run.wait("first")
+    finish()
+
+
+@fault
+def killed_and_continued_by_one_process(run: Run, finish: Finish) -> None:
+    """Every process is killed while finished leases wait; a run in one process continues, and is killed as well."""
+    run.begin(fault="hold:1", pause=0.02)
+    run.until(lambda: sum(done.num_rows for done in Leases(run.store).finished()) >= 24 and run.rows())
+    waiting = {done.lease for done in Leases(run.store).finished()}
+    for process in run.processes:
+        process.kill()
+    run.wait("first")
+    run.lines["first"].append(f"{len(waiting)} leases finished, {run.rows()} inputs stored")
+    run.start("local", pause=0.1)
+    before = run.rows()
+    run.until(lambda: run.rows() > before + 32)
+    run.processes[0].kill()
+    run.wait("first")
+    run.lines["first"].append(f"{run.rows()} inputs stored, {len(Leases(run.store).finished())} leases left")
     finish()
 
 

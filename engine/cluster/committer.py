@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from ..labeling.thread_stages import StageTime
 from ..store.label_store import InputRow, LabelStore
 from ..store.waiting.row_files import DamagedFile, are_first, last_of_each_uri
 from .leases import Finished, Leases
+from .records import counts_of
 
 COMMIT_ROWS = 65_536
 """Commit when this many rows are waiting …"""
@@ -99,7 +99,7 @@ class Committer:
                 self._leases.release(done.lease)
                 continue
             if rows is not None:
-                parts.append((done, rows[0], rows[1], Progress.from_record(rows[2]["progress"])))
+                parts.append((done, rows[0], rows[1], counts_of(rows[2]) or Progress()))
         if not parts:
             return
         labels = pa.concat_tables([part[1] for part in parts])
@@ -123,11 +123,6 @@ class Committer:
         self.seconds += seconds
         self.num_commits += 1
         self.num_rows += len(inputs)
-
-
-def rejected(row: dict[str, Any], kind: str, message: str) -> InputRow:
-    """Return the reject of an input, given its uri, size, stamp and condition."""
-    return InputRow(**row, id=None, error=kind, message=message)
 
 
 def _batches(finished: Sequence[Finished]) -> list[list[Finished]]:

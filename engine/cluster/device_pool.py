@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import MaskmillError, UsageError
+from ..store.waiting.presence import new_token
 from .driver import Driver
 from .job import Job
 from .leases import Leases
-from .presence import new_token
 from .runner import is_over
 from .worker import Worker
 

@@ -21,18 +21,25 @@ from ..labeling.history import add_run
 from ..labeling.progress import Progress
 from ..labeling.run_log import RunLog
 from ..store.label_store import InputRow, LabelStore
+from ..store.waiting.presence import (
+    BEAT_SECONDS,
+    ENDED,
+    EXPIRY_SECONDS,
+    Watcher,
+    describe,
+    identity,
+    is_here,
+    new_token,
+)
 from ..store.waiting.waiting_rows import commit_waiting
 from .committer import Committer
 from .job import Job
 from .lease_log import LeaseLog
-from .leases import ALONE, Finished, Leases
+from .leases import ALONE, ClaimWatcher, Finished, Leases
 from .planner import LARGEST_LEASE, SMALLEST_LEASE, Planner
-from .presence import BEAT_SECONDS, EXPIRY_SECONDS, Watcher, describe, identity, is_here, new_token
 
 LEASE_SECONDS = 30.0
 """Time that a worker should need for a lease."""
-ENDED = ("finished", "interrupted", "failed")
-"""States of a driver whose run has ended."""
 MAX_DEATHS = 3
 """Number of workers that one input may end before it is rejected."""
 FIRST_LEASE = 64
@@ -76,7 +83,7 @@ class Driver:
         self._log = LeaseLog(log or RunLog())
         self._watch: RunWatch | None = None
         self._drifted = False
-        self._watcher = Watcher()
+        self._watcher, self._claim_watcher = Watcher(), ClaimWatcher()
         self._committer: Committer | None = None
         self._planner: Planner | None = None
         self._stop = threading.Event()
@@ -182,6 +189,8 @@ class Driver:
         for lease, worker in list(self._claims.items()):
             if lease not in handed_back and worker not in self._workers:
                 self._lost_lease(lease, worker)
+        for lease in self._claim_watcher.lost(self._claims, handed_back, self._workers):
+            self._leases.withdraw(lease)
         published = self._planner.published()
         open_names = self._leases.open_names()
         for lease in published.difference(open_names, self._committed):
@@ -335,17 +344,8 @@ class Driver:
     def _reject(self, item: Item) -> None:
         assert self._committer is not None, "the run has begun"
         message = f"{MAX_DEATHS} workers died while they labeled {item.uri}; look for their last words in the log"
-        self._committer.reject(
-            InputRow(
-                uri=item.uri,
-                size=item.size,
-                stamp=item.stamp,
-                condition=self._job.conditions()(item.uri),
-                id=None,
-                error="crash",
-                message=message,
-            )
-        )
+        place = {"uri": item.uri, "size": item.size, "stamp": item.stamp, "condition": self._job.conditions()(item.uri)}
+        self._committer.reject(InputRow(**place, id=None, error="crash", message=message))
 
     def _complete(self, done: Finished, inputs: pa.Table) -> bool:
         """Take a committed lease back; inputs that its worker did not finish are offered again."""
@@ -366,7 +366,7 @@ class Driver:
     def _lost_inputs(self, num_inputs: int) -> None:
         if self._planner is not None and not self._stop.is_set():
             self._planner.lose(num_inputs)
-            self.warnings.append("the file of a lease was damaged or deleted; its inputs are planned again")
+            self.warnings.append("the file of a lease was damaged or deleted; what the store lacks is planned again")
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

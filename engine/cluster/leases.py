@@ -19,8 +19,8 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,15 @@ from ..model.storage import open_folder
 from ..store.label_store import LEASES
 from ..store.table import store_errors
 from ..store.waiting.row_files import DamagedFile, decode_rows, encode_rows
+from ..store.waiting_count import DRIVER
 from .lease_file import decode_items, encode_items
+from .records import driver_record, worker_record
 
 ALONE = "-alone"
 """End of the name of a lease whose worker died: the next one labels nothing beside it, to tell what is to blame."""
 
-_DRIVER = f"{LEASES}/driver.json"
 _FINISHED = re.compile(r"(.+)~([^~]+)~([0-9]+)")
+_LOST_BEATS = 3  # number of records of its worker without a lease after which its rows are taken for lost
 _CHOICES = 8  # a claim is tried on one of the first few leases, so that many workers do not all try the same
 
 
@@ -172,17 +174,25 @@ class Leases:
         self._folder.write(f"{LEASES}/workers/{worker}.json", json.dumps(record).encode())
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Return the latest record of each worker."""
-        records = {name: self._record(f"{LEASES}/workers/{name}") for name in self._folder.names(f"{LEASES}/workers")}
-        return {name.removesuffix(".json"): record for name, record in records.items() if record is not None}
+        """Return the latest record of each worker; files that hold anything else are ignored."""
+        records: dict[str, dict[str, Any]] = {}
+        for name in self._folder.names(f"{LEASES}/workers"):
+            with suppress(FileNotFoundError):
+                record = worker_record(self._folder.read(f"{LEASES}/workers/{name}"))
+                if record is not None:
+                    records[name.removesuffix(".json")] = record
+        return records
 
     def leave(self, worker: str) -> None:
         """Delete the record of a worker that has ended."""
         self._folder.remove(f"{LEASES}/workers/{worker}.json")
 
     def driver(self) -> dict[str, Any] | None:
-        """Return the record of the driver; None if there is none."""
-        return self._record(_DRIVER)
+        """Return the record of the driver; None if there is none, or the file holds anything else."""
+        try:
+            return driver_record(self._folder.read(DRIVER))
+        except FileNotFoundError:
+            return None
 
     def lead(self, record: Mapping[str, Any], *, instead_of: str | None = None) -> bool:
         """Become the driver; returns False if another process is. ``instead_of`` is the token of a dead driver.
@@ -194,23 +204,38 @@ class Leases:
         if instead_of is not None and current is not None and current.get("token") != instead_of:
             return False
         if instead_of is not None or (is_there and current is None):
-            self._folder.remove(_DRIVER)
-        return self._folder.write_once(_DRIVER, data)
+            self._folder.remove(DRIVER)
+        return self._folder.write_once(DRIVER, data)
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Write the driver's sign of life."""
-        self._folder.write(_DRIVER, json.dumps(record).encode())
+        self._folder.write(DRIVER, json.dumps(record).encode())
 
     def resign(self) -> None:
         """Delete the record of the driver."""
-        self._folder.remove(_DRIVER)
+        self._folder.remove(DRIVER)
 
-    def _record(self, name: str) -> dict[str, Any] | None:
-        try:
-            record = json.loads(self._folder.read(name))
-        except (FileNotFoundError, ValueError):
-            return None
-        return record if isinstance(record, dict) else None
+
+class ClaimWatcher:
+    """Tells which leases are claimed by a worker that is alive and has nothing to do with them any more.
+
+    Their rows were handed back and are gone: another process has committed them, or the file was deleted.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, int] = {}
+
+    def lost(
+        self, claims: Mapping[str, str], handed_back: Set[str], workers: Mapping[str, Mapping[str, Any]]
+    ) -> list[str]:
+        """Return the leases that are lost, given claims (lease to worker) and the latest record of each worker."""
+        idle: dict[str, int] = {}
+        for lease, worker in claims.items():
+            if lease not in handed_back and worker in workers and lease not in workers[worker]["leases"]:
+                idle[lease] = workers[worker]["beat"]
+        self._since = {lease: self._since.get(lease, beat) for lease, beat in idle.items()}
+        # a record may be older than the claim
+        return [lease for lease, beat in idle.items() if beat - self._since[lease] >= _LOST_BEATS]
 
 
 class _StoreFolder:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...errors import MaskmillError, MissingPackageError, SessionError, UsageError
+from ..store.waiting.presence import new_token
 from .leases import Leases
-from .presence import new_token
 from .runner import is_over
 from .worker import Worker
 

@@ -19,10 +19,10 @@ from ..labeling.drift import OnDrift
 from ..labeling.progress import Progress
 from ..labeling.run_log import RunLog
 from ..model.storage import OUTAGE_SECONDS, is_url
-from .driver import ENDED, Driver
+from ..store.waiting.presence import ENDED, describe, new_token
+from .driver import Driver
 from .job import Job
 from .leases import Leases
-from .presence import describe, new_token
 from .worker import Worker
 
 Runner = Literal["local", "array", "ray"]

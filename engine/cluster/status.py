@@ -22,10 +22,18 @@ from ..labeling.history import read_history
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import LabelStore
+from ..store.waiting.presence import (
+    BEAT_SECONDS,
+    ENDED,
+    EXPIRY_SECONDS,
+    describe,
+    identity,
+    is_gone,
+    is_silent,
+    new_token,
+)
 from ..store.waiting_count import num_waiting_rows
-from .driver import ENDED
 from .leases import Leases
-from .presence import BEAT_SECONDS, EXPIRY_SECONDS, describe, identity, is_gone, new_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +144,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     driver = leases.driver()
     finished = leases.finished()
     workers = leases.workers()
-    waiting = num_waiting_rows(store, options)
+    waiting = num_waiting_rows(store, options) + sum(done.num_rows for done in finished)
     # last: rows that are committed meanwhile are counted twice rather than never
     opened = LabelStore.open(store, storage_options=options, warn=False)
     summary = opened.counts()
@@ -145,10 +153,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     # what a killed run left is of no interest after the end of a later one
     records = [record for record in workers.values() if record["time"] > ended or not is_gone(record)]
     if driver is not None and _is_latest(driver, ended, records):
-        waiting += sum(done.num_rows for done in finished)  # runs in one process do not commit them
         is_planned = driver["planned_all"]
         state, progress = driver["state"], Progress.from_record(driver["progress"])
-        if state not in ENDED and _is_dead(driver):
+        if state not in ENDED and is_silent(driver):
             state = "dead"
     else:
         driver = None
@@ -180,13 +187,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     )
 
 
-def _is_dead(driver: Mapping[str, Any]) -> bool:
-    return is_gone(driver) or time.time() - driver["time"] > 2 * EXPIRY_SECONDS
-
-
 def _is_latest(driver: Mapping[str, Any], ended: float, records: Sequence[Mapping[str, Any]]) -> bool:
     """Return False if a run in one process, started or ended after the run of a driver, has taken its place."""
-    if driver["state"] not in ENDED and not _is_dead(driver):
+    if driver["state"] not in ENDED and not is_silent(driver):
         return True
     is_newer = any(record.get("alone") and record["time"] > driver["time"] for record in records)
     return ended <= driver["time"] and not is_newer

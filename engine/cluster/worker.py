@@ -22,9 +22,9 @@ from ..labeling.progress import Progress
 from ..labeling.writer import Writer
 from ..store.label_store import InputRow, LabelRow
 from ..store.rows import input_table, label_table
+from ..store.waiting.presence import BEAT_SECONDS, identity
 from .job import Job
 from .leases import ALONE, Leases
-from .presence import BEAT_SECONDS, identity
 
 KNOWN_ROWS = 20_000_000
 """Size of a store up to which workers remember its images, 24 bytes each."""
@@ -79,6 +79,7 @@ class Worker:
         self._leases = leases
         self._threads = threads
         self._writers: dict[str, LeaseWriter] = {}
+        self._claim: str | None = None  # latest lease, which may wait for the others
         self._waiting: list[Future[None]] = []
         self._finished: list[Progress] = []
         self._run = Progress()
@@ -168,6 +169,7 @@ class Worker:
         while not (self.stop.is_set() or is_over()):
             self._check_storage()
             claimed = self._leases.claim(self.token)
+            self._claim = None if claimed is None else claimed[0]
             if claimed is not None and claimed[0].endswith(ALONE):
                 self._wait_for_writers()
                 yield claimed
@@ -217,6 +219,8 @@ class Worker:
         self._beat += 1
         with self._lock:
             leases = {lease: writer.progress.inputs for lease, writer in self._writers.items()}
+        if self._claim is not None:
+            leases.setdefault(self._claim, 0)
         counts = {**self.progress.record(), "low_range": []}  # names go into the files of the leases
         record: dict[str, Any] = {
             **identity(),

@@ -8,14 +8,27 @@ from __future__ import annotations
 import json
 import secrets
 from contextlib import suppress
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..model.storage import open_folder
 from .progress import Progress
+from .thread_stages import StageTime
 
 HISTORY = "history"
+
+_FIELDS: dict[str, Any] = {
+    "time": str,
+    "images": int,
+    "duplicates": int,
+    "rejects": int,
+    "seconds": int | float,
+    "interrupted": bool,
+    "stages": list,
+}
+_STAGE = {field.name for field in fields(StageTime)}
 
 
 def add_run(folder: Path, progress: Progress) -> None:
@@ -49,8 +62,16 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         return []
     runs = []
     for name in names:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             run = json.loads(files.read(f"{HISTORY}/{name}"))
-            if isinstance(run, dict) and isinstance(run.get("stages"), list):
+            if _is_run(run):
                 runs.append(run)
     return runs
+
+
+def _is_run(run: Any) -> bool:
+    """Return True if a value is a record of :func:`add_run`; raises :class:`ValueError` for a time that is none."""
+    if not isinstance(run, dict) or not all(isinstance(run.get(name), kind) for name, kind in _FIELDS.items()):
+        return False
+    datetime.fromisoformat(run["time"])
+    return all(isinstance(stage, dict) and stage.keys() == _STAGE for stage in run["stages"])

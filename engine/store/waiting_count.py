@@ -14,7 +14,10 @@ LEASES = "leases"
 """Folder of a store that holds unfinished work of runs of several processes, see :mod:`maskmill.engine.cluster`."""
 WAITING = f"{LEASES}/waiting"
 """Folder of the finished rows of runs in one process."""
-_DONE = f"{LEASES}/done"  # of runs of several processes
+DONE = f"{LEASES}/done"
+"""Folder of the finished rows of runs of several processes."""
+DRIVER = f"{LEASES}/driver.json"
+"""Record of the process that commits them."""
 
 _warned: set[str] = set()
 
@@ -27,7 +30,7 @@ def num_waiting_rows(store: str | os.PathLike[str], options: Mapping[str, Any] |
 def waiting_text(store: str | os.PathLike[str]) -> str:
     """Say how many finished inputs of a store wait for a commit, and what to do; empty if none do."""
     folder = open_folder(store)
-    number = sum(map(_num_rows, [*folder.names(WAITING), *folder.names(_DONE)]))
+    number = sum(map(_num_rows, [*folder.names(WAITING), *folder.names(DONE)]))
     if not number:
         return ""
     return (

@@ -29,8 +29,8 @@ from ...inputs.labeled_source import LabeledSource
 from ...inputs.sources import Source
 from ...model.storage import open_folder
 from ...predictors.base import Predictor
+from ...store.waiting.presence import Watcher, describe, identity, is_here, new_token
 from ..leases import Finished, Leases
-from ..presence import Watcher, describe, identity, is_here, new_token
 from ..ray_pool import RayPool, RaySettings
 from .observation_file import decode_observations
 from .worker import POLL_SECONDS, RECORD, ObservationJob, ObservationWorker, Sample, Signs

@@ -21,9 +21,9 @@ from ...model.storage import open_folder
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import Predictor
 from ...store.table import store_errors
+from ...store.waiting.presence import BEAT_SECONDS, identity
 from ..job import installed_version
 from ..leases import Leases
-from ..presence import BEAT_SECONDS, identity
 from .observation_file import encode_observations
 
 LEASE_IMAGES = 32

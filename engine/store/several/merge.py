@@ -24,7 +24,7 @@ from ..label_store import SEGMENTS, LabelStore
 from ..run_record import RUN_FILE, run_differences
 from ..schema import SCHEMAS
 from ..waiting.waiting_rows import commit_waiting
-from ..waiting_count import num_waiting_rows, waiting_text, warn_of_waiting_rows
+from ..waiting_count import waiting_text, warn_of_waiting_rows
 
 MERGE_ROWS = 65_536
 """Rows per commit."""
@@ -100,11 +100,11 @@ def merge_stores(
 
 
 def _commit_waiting(store: LabelStore) -> None:
-    """Commit what killed runs in one process left; warn of finished work of several processes, which their run commits.
+    """Commit what killed runs left; warn of finished work of a run of several processes that commits it itself.
 
     Raises :class:`StoreError` if the rows cannot be committed: they would be missing in the result without a word.
     """
-    if num_waiting_rows(store.path):
+    if waiting_text(store.path):
         try:
             commit_waiting(store)
         except StoreError as error:

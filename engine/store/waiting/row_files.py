@@ -56,6 +56,8 @@ def decode_tables(data: bytes) -> tuple[dict[str, Any], list[pa.Table]]:
     tables = []
     while source.tell() < len(body):
         tables.append(pa.ipc.open_stream(source).read_all())
+    if not tables:
+        raise DamagedFile("the file is damaged: it holds no table")
     meta = json.loads(tables[0].schema.metadata[_META])
     tables[0] = tables[0].replace_schema_metadata(None)
     return meta, tables

@@ -5,12 +5,14 @@ worth a commit yet wait in files of the store's folder::
 
     STORE/leases/waiting/PROCESS-NUMBER~ROWS
 
-A killed process leaves them there, and the next run commits them first: nothing is labeled again. Files of a process
-that still runs may be committed by another one as well, since every commit is a merge on the keys.
+A killed process leaves them there, and the next run commits them first: nothing is labeled again. So it does with
+finished leases of several processes, in ``STORE/leases/done``, unless one of these is at work and commits them. Files
+of a process that still runs may be committed by another one as well, since every commit is a merge on the keys.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +26,8 @@ from ...model.storage import Folder, open_folder
 from ..label_store import LabelStore
 from ..rows import InputRow, LabelRow, input_table, label_table
 from ..table import store_errors
-from ..waiting_count import WAITING
+from ..waiting_count import DONE, WAITING
+from .presence import is_driven
 from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
 COMMIT_SHARE = 0.01
@@ -41,6 +44,8 @@ LONGEST_SECONDS = 600.0
 """… but no row waits longer than this, in seconds …"""
 LARGEST_BYTES = 256 << 20
 """… and the rows of a commit are no larger than this."""
+
+_LEASE = re.compile(r".+~[^~]+~[0-9]+")  # other files are of other programs
 
 
 class WaitingRows:
@@ -71,9 +76,9 @@ class WaitingRows:
         if self._is_due():
             self._commit((label_rows, input_rows))
             return
-        name = f"{self._process}-{self._num_files:08d}~{len(inputs)}"
+        name = f"{WAITING}/{self._process}-{self._num_files:08d}~{len(inputs)}"
         with store_errors(f"cannot write to the label store {self._store.path}"):
-            self._folder.write(f"{WAITING}/{name}", encode_rows(label_rows, input_rows), sync=True)
+            self._folder.write(name, encode_rows(label_rows, input_rows), sync=True)
         self._num_files += 1
         self._files.append(name)
 
@@ -104,12 +109,17 @@ class WaitingRows:
 def commit_waiting(store: LabelStore) -> None:
     """Commit the rows that killed processes left in files; raises :class:`StoreError`.
 
-    A damaged file is dropped, so that its inputs are labeled again.
+    A damaged file is dropped, so that its inputs are labeled again. Finished leases of a run of several processes are
+    left to it while it is at work.
     """
     folder = open_folder(store.path)
+    with store_errors(f"cannot read the label store {store.path}"):
+        sizes = {f"{WAITING}/{name}": size for name, size in folder.names(WAITING).items()}
+        if not is_driven(folder):
+            sizes |= {f"{DONE}/{name}": size for name, size in folder.names(DONE).items() if _LEASE.fullmatch(name)}
     names: list[str] = []
     num_bytes = 0
-    for name, size in folder.names(WAITING).items():
+    for name, size in sizes.items():
         names.append(name)
         num_bytes += size
         if num_bytes >= LARGEST_BYTES:
@@ -128,7 +138,7 @@ def _commit_files(
     for name in names:
         try:
             with store_errors(f"cannot read the label store {store.path}"), suppress(FileNotFoundError):
-                parts.append(decode_rows(folder.read(f"{WAITING}/{name}"))[:2])
+                parts.append(decode_rows(folder.read(name))[:2])
         except DamagedFile:
             is_damaged = True
     parts.extend(fresh)
@@ -141,7 +151,7 @@ def _commit_files(
             inputs = _with_labels(store, labels, inputs)
         store.commit_tables(labels, inputs)
     for name in names:
-        folder.remove(f"{WAITING}/{name}")
+        folder.remove(name)
     return is_damaged
 
 

@@ -11,11 +11,12 @@ sys.path.insert(0, str(Path(__file__).parent / "opening"))
 
 from lease_jobs import color_job  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from maskmill.engine.cluster import committer, driver, presence, worker  # noqa: E402
+from maskmill.engine.cluster import committer, driver, worker  # noqa: E402
 from maskmill.engine.cluster.runner import run_array  # noqa: E402
 from maskmill.engine.labeling.run_log import RunLog  # noqa: E402
 from maskmill.engine.model.bundle import Bundle  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
+from maskmill.engine.store.waiting import presence  # noqa: E402
 
 
 def hold_commits(seconds: float) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.metrics import metrics_server, metrics_text
-from maskmill.engine.cluster.presence import Watcher, identity, is_gone
 from maskmill.engine.cluster.status import read_status
 from maskmill.engine.labeling.history import add_run
 from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.waiting.presence import Watcher, identity, is_gone
 
 from ...models import color_bundle
 from ..corpus import label_folder, write_photos
@@ -137,7 +137,7 @@ def test_the_end_of_a_run_in_one_process_is_newer_than_an_array_before_it(tmp_pa
 def test_a_process_that_ended_is_gone_at_once() -> None:
     child = subprocess.Popen(["sleep", "60"])
     record = {**identity(), "process": child.pid, "beat": 1}
-    from maskmill.engine.cluster import presence
+    from maskmill.engine.store.waiting import presence
 
     record["started"] = presence._started(child.pid)
     assert not is_gone(record)

@@ -18,7 +18,6 @@ from maskmill.engine.cluster.calibration import worker as worker_module
 from maskmill.engine.cluster.calibration.collect import calibrate_array, work_folder
 from maskmill.engine.cluster.calibration.worker import FIT_RECORD, RECORD, ObservationJob, ObservationWorker
 from maskmill.engine.cluster.leases import Leases
-from maskmill.engine.cluster.presence import identity
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
@@ -27,6 +26,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.engine.store.waiting.presence import identity
 from maskmill.errors import CalibrationError, StoreError, UsageError
 
 from ....models import color_bundle
@@ -134,7 +134,9 @@ def test_work_that_others_left_is_finished(
         path = Path(work_folder(output)) / "leases" / "done" / finished[0].name
         path.write_bytes(path.read_bytes()[:-7])
     elif fault == "dead worker":
-        leases.beat("dead", {**identity(), "process": 2**22 - 1, "beat": 1, "leases": {}, "state": "labeling"})
+        leases.beat(
+            "dead", {**identity(), "process": 2**22 - 1, "beat": 1, "leases": {}, "state": "labeling", "time": 0.0}
+        )
         free = next(name for name in leases.open_names() if name not in leases.claims())
         assert leases.take(free, "dead")
     calibrate_array(fit, output)
@@ -251,7 +253,7 @@ def test_tasks_that_fit_nothing_return_what_was_written(bundle: Bundle, photos: 
     leases = Leases(work_folder(output))
     results: list[Calibration] = []
     task = threading.Thread(target=lambda: results.append(calibrate_array(fit, output)))
-    leases.beat("other", {**identity(), "beat": 1, "leases": {}, "state": "labeling"})
+    leases.beat("other", {**identity(), "beat": 1, "leases": {}, "state": "labeling", "time": 0.0})
     assert leases.take("merge", "other")
     task.start()  # as long as another process holds the fit, it waits
     while len(leases.finished()) < 5:

@@ -7,6 +7,7 @@ observer's own machine also as soon as its process id is gone. To take a live pr
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -16,10 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ...model.storage import Folder
+from ..waiting_count import DRIVER
+
 BEAT_SECONDS = 5.0
 """Seconds between two records of a process."""
 EXPIRY_SECONDS = 60.0
 """Seconds without a new record after which a process is taken for dead."""
+ENDED = ("finished", "interrupted", "failed")
+"""States of a driver whose run has ended."""
 
 
 def new_token() -> str:
@@ -34,12 +40,27 @@ def identity() -> dict[str, Any]:
 
 def is_gone(record: Mapping[str, Any]) -> bool:
     """Return True if a record is of a process of this machine that does not run any more."""
-    return _is_local(record) and _started(record["process"]) != record["started"]
+    return _is_local(record) and _started(record.get("process")) != record.get("started")
 
 
 def is_here(record: Mapping[str, Any]) -> bool:
     """Return True if a record is of a process that runs on this machine."""
-    return _is_local(record) and _started(record["process"]) == record["started"]
+    return _is_local(record) and _started(record.get("process")) == record.get("started")
+
+
+def is_silent(record: Mapping[str, Any]) -> bool:
+    """Return True if a record is of a process that is gone, or is old by the clocks of the two machines."""
+    moment = record.get("time")
+    return is_gone(record) or not isinstance(moment, int | float) or time.time() - moment > 2 * EXPIRY_SECONDS
+
+
+def is_driven(folder: Folder) -> bool:
+    """Return True if a process is at work that commits the finished leases of a store."""
+    try:
+        record = json.loads(folder.read(DRIVER))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("state") not in ENDED and not is_silent(record)
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -79,7 +100,7 @@ def _machine() -> dict[str, str]:
         return {"boot": "", "pids": ""}
 
 
-def _started(process: int) -> str:
+def _started(process: object) -> str:
     """Return the start time of a process, empty if it does not run: numbers of processes are used again."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
