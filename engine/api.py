@@ -80,7 +80,7 @@ def calibrate(
     min_images: int | None = None,
     unseen: Unseen = "never",
     on_small_n: SmallSample = "refuse",
-    like: Location | LabelStore | None = None,
+    like: Location | LabelStore | Sequence[Location] | None = None,
     provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
@@ -302,7 +302,7 @@ def label(
 
 
 def reselect(
-    store: Location | LabelStore,
+    store: Location | LabelStore | Sequence[Location],
     output: Location,
     *,
     calibration: Location | Calibration | None = None,

@@ -81,7 +81,7 @@ def export_labels(
 
 
 def calibrate_objects(
-    store: Location | LabelStore,
+    store: Location | LabelStore | Sequence[Location],
     labels: Location,
     *,
     alpha: float | str,
@@ -100,7 +100,7 @@ def calibrate_objects(
 
 
 def import_labels(
-    store: Location | LabelStore,
+    store: Location | LabelStore | Sequence[Location],
     reviewed: Location,
     *,
     reviewer: str,
@@ -109,6 +109,8 @@ def import_labels(
     progress: bool = False,
 ) -> ImportSummary:
     """Read corrected labels of any input format into the reviews of a store; ``progress`` shows a progress bar.
+
+    Of several stores made with the same options, each receives the reviews of the images that it holds.
 
     The other parameters and the errors are those of :func:`maskmill.engine.labeling.import_labels.import_labels`.
     """

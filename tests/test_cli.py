@@ -195,7 +195,7 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
         ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
         ("evaluate nowhere --labels labels", 2, "nowhere is not a label store"),
         ("show nowhere", 2, "nowhere is not a label store"),
-        ("import-labels nowhere", 2, "expected REVIEWED"),
+        ("import-labels nowhere", 2, "expected STORE and REVIEWED"),
         ("export-labels nowhere --format png -o files", 2, "nowhere is not a label store"),
         ("import nowhere.onnx -o new --classes classes.txt", 2, "the model nowhere.onnx does not exist"),
         ("import model.onnx -o bundle --classes classes.txt", 2, "bundle exists already"),

@@ -32,9 +32,6 @@ BundleArgument = Annotated[
 ChangedBundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder of the model bundle, which receives the result.")
 ]
-StoreArgument = Annotated[
-    Path, typer.Argument(metavar="STORE", parser=location_of, help="Folder or URL of the label store.")
-]
 StoresArgument = Annotated[
     list[Path],
     typer.Argument(

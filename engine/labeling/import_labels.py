@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -51,6 +52,8 @@ class ImportSummary:
     """Pixels whose label was changed, added or removed."""
     unknown: tuple[str, ...]
     """Images of the file that the store does not hold."""
+    stores: Mapping[str, int]
+    """Reviews that each store received, by its path; an image that several stores hold counts in each."""
 
 
 def import_labels(
@@ -69,7 +72,7 @@ def import_labels(
     Parameters
     ----------
     store
-        The label store.
+        The label store; of several that are read as one, each receives the reviews of the images that it holds.
     reviewed
         File, folder or URL with the corrected labels. Images are matched by the names that an export gives them, else
         by path and file name; classes by name.
@@ -132,6 +135,7 @@ def import_labels(
         )
 
     counts = {"corrected": 0, "accepted": 0, "unchanged": 0}
+    stores: Counter[str] = Counter()
     pixels = done = 0
     results = ordered_map(review, list(ids), workers)
     while chunk := list(islice(results, _COMMIT_ROWS)):
@@ -141,10 +145,11 @@ def import_labels(
             pixels += num_changed
         # every map of the chunk was compared before the commit, which changes what is current
         store.commit_reviews(rows)
+        stores.update(str(holder.path) for row in rows for holder in store.stores_with(row.id))
         done += len(chunk)
         if progress is not None:
             progress(done, len(ids))
-    return ImportSummary(**counts, pixels=pixels, unknown=tuple(unknown))
+    return ImportSummary(**counts, pixels=pixels, unknown=tuple(unknown), stores=dict(sorted(stores.items())))
 
 
 def withdraw_reviews(

@@ -204,6 +204,10 @@ class LabelStore(StoreReader):
         with self._writing():
             self._tables[dataset].merge(rows, replace="source.time > target.time" if dataset == "inputs" else None)
 
+    def stores_with(self, id: str) -> list[LabelStore]:
+        """Return the stores that hold the labels of an image: this one, or those of several that are read as one."""
+        return [self] if self.has_id(id) else []
+
     def commit_reviews(self, reviews: Sequence[ReviewRow]) -> None:
         """Add reviews, all or nothing; rows with the key of an existing one are dropped. Raises StoreError."""
         distinct = list({(row.id, row.reviewer, row.time): row for row in reviews}.values())

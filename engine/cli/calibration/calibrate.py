@@ -38,7 +38,7 @@ from ..options import (
     PromptSettings,
     ProviderOrAutoOption,
     SamOption,
-    StoreArgument,
+    StoresArgument,
     TaxonomyOption,
     TextOption,
     ThreadsOption,
@@ -77,11 +77,12 @@ def calibrate_thresholds(
     images: ImagesOption = None,
     labels: LabelsOption = None,
     reviewed: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="STORE",
             parser=location_of,
-            help="Calibrate on the labels that people corrected in this store, instead of --labels.",
+            help="Calibrate on the labels that people corrected in this store, instead of --labels; repeat for "
+            "several.",
             show_default=False,
         ),
     ] = None,
@@ -96,12 +97,13 @@ def calibrate_thresholds(
         ),
     ] = None,
     like: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--like",
             metavar="STORE",
             parser=location_of,
-            help="Weigh the calibration images so that they resemble the images of this label store.",
+            help="Weigh the calibration images so that they resemble the images of this label store; repeat for "
+            "several.",
             show_default=False,
         ),
     ] = None,
@@ -254,7 +256,7 @@ def calibrate_thresholds(
             )
         recalibrate(calibrations, like, output, alpha, group, unit, as_json)
         return
-    if (labels is None) == (reviewed is None) or (labels is not None and images is None):
+    if (labels is None) == (not reviewed) or (labels is not None and images is None):
         raise UsageError("expected labeled images: give --images SOURCE with --labels LABELS, or --reviewed STORE")
     if (cam or detector) is not None and sam is None:
         raise UsageError("--cam and --detector give prompts for --sam BUNDLE, which makes masks of them; add it")
@@ -266,7 +268,7 @@ def calibrate_thresholds(
         raise UsageError("--grid and --clusters apply to --group position only; leave them out")
     if bundle is None and (tile is not None or overlap):
         raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
-    if like is not None and runner != "local":
+    if like and runner != "local":
         raise UsageError(
             "--like weighs the images in one process: calibrate first, then weigh with --calibration FILE --like STORE"
         )
@@ -306,7 +308,7 @@ def calibrate_thresholds(
     labeled = CalibrationImages(
         images=reached(images, runner),
         labels=reached(labels, runner),
-        reviewed=reached(reviewed, runner),
+        reviewed=[reached(store, runner) for store in reviewed or ()],
         pairing=pairing,
         as_stored=labels_as_stored,
         format=labels_format,
@@ -350,7 +352,7 @@ def calibrate_thresholds(
             gpus_per_worker=gpus_per_worker,
             provider=runtime,
         )
-    if like is not None:
+    if like:
         weigh(calibration, like, output, as_json)
         return
     if runner == "local":
@@ -363,7 +365,7 @@ def calibrate_thresholds(
 
 @reads_urls
 def calibrate_object_scores(
-    store: StoreArgument,
+    stores: StoresArgument,
     labels: Annotated[str, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],
     alpha: Annotated[str, typer.Option(metavar="RATE", help="Largest mean share of wrong objects.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")],
@@ -387,10 +389,10 @@ def calibrate_object_scores(
     """
     from ...calibration.objects import calibrate_objects
     from ...report import display
-    from ...store.label_store import LabelStore
+    from ...store.several.joined import open_stores
 
     new_file(output, ".json")
-    thresholds = calibrate_objects(LabelStore.open(store), labels, alpha=alpha, iou=iou, by=by, splits=splits)
+    thresholds = calibrate_objects(open_stores(stores), labels, alpha=alpha, iou=iou, by=by, splits=splits)
     thresholds.save(output)
     if as_json:
         print_json(thresholds.to_json())

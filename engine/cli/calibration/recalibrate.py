@@ -13,7 +13,7 @@ from ..options import print_json
 
 def recalibrate(
     files: list[Path],
-    like: Path | None,
+    like: list[Path] | None,
     output: Path,
     alpha: str,
     group: Group | None,
@@ -22,20 +22,22 @@ def recalibrate(
 ) -> None:
     """Make a calibration from the images of others, without the model."""
     from ...labeling.drift import weigh_like
+    from ...store.several.joined import open_stores
 
     calibration = Calibration.merge([Calibration.load(file) for file in files])
-    if like is not None:
-        calibration = weigh_like(calibration, like, alpha=alpha, group=group, unit=unit)
+    if like:
+        calibration = weigh_like(calibration, open_stores(like), alpha=alpha, group=group, unit=unit)
     else:
         calibration = calibration.at(alpha, group=group, unit=unit)
     _finish(calibration, output, as_json)
 
 
-def weigh(calibration: Calibration, like: Path, output: Path, as_json: bool) -> None:
+def weigh(calibration: Calibration, like: list[Path], output: Path, as_json: bool) -> None:
     """Weigh a calibration, write it, and report the weights."""
     from ...labeling.drift import weigh_like
+    from ...store.several.joined import open_stores
 
-    _finish(weigh_like(calibration, like), output, as_json)
+    _finish(weigh_like(calibration, open_stores(like)), output, as_json)
 
 
 def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ class CalibrationImages:
 
     images: str | None
     labels: str | None
-    reviewed: Path | None
+    reviewed: Sequence[Path]
     pairing: str | None
     as_stored: bool
     format: InputFormat | None
@@ -37,11 +37,11 @@ class CalibrationImages:
 
     def open(self, classes: Taxonomy) -> tuple[Source, LabelSource, Taxonomy]:
         """Open the images and their labels; returns them with the class mapping that reads the labels."""
-        from ...store.label_store import LabelStore
         from ...store.reviewed_labels import ReviewedImages, open_reviewed
+        from ...store.several.joined import open_stores
 
-        if self.reviewed is not None:
-            store = LabelStore.open(self.reviewed)
+        if self.reviewed:
+            store = open_stores(self.reviewed)
             source = ReviewedImages(store) if self.images is None else self._source(self.images)
             return source, open_reviewed(store), classes.for_own_labels()
         assert self.labels is not None, "the command has checked that there are labels"

@@ -11,16 +11,19 @@ from ....errors import UsageError
 from ...formats.open import InputFormat
 from ...labeling.import_labels import Unchanged
 from ...report.terminal import say
-from ..options import IdsOption, JsonOption, StoreArgument, WorkersOption, print_json, reads_urls
+from ..options import IdsOption, JsonOption, WorkersOption, print_json, reads_urls
 
 
 @reads_urls
 def import_labels(
-    store: StoreArgument,
-    reviewed: Annotated[
-        str | None,
-        typer.Argument(metavar="[REVIEWED]", help="Corrected labels: a file, folder or URL of any input format."),
-    ] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE... [REVIEWED]",
+            help="Label stores; and, unless with --withdraw, corrected labels: a file, folder or URL of any input "
+            "format.",
+        ),
+    ],
     format: Annotated[
         InputFormat | None,
         typer.Option("--format", metavar="FORMAT", help="Format of the labels.", show_default="detected"),
@@ -50,19 +53,24 @@ def import_labels(
 ) -> None:
     """Take corrected labels back, from CVAT, Label Studio, COCO and other files, as reviews.
 
-    Reviewed pixels win wherever labels are read, exported or trained on. The labels themselves are never edited.
+    Reviewed pixels win wherever labels are read, exported or trained on. The labels themselves are never edited. Of
+    several stores, each receives the reviews of the images that it holds.
     """
     from ....kernels.processors import count_workers
     from ...inputs.names import read_ids
     from ...labeling import import_labels as reviews
     from ...report import display
-    from ...store.label_store import LabelStore
+    from ...store.several.joined import open_stores
 
-    if withdraw == (reviewed is not None):
-        raise UsageError("expected REVIEWED, a file or folder of corrected labels, or --withdraw without it")
+    stores, reviewed = (paths, None) if withdraw else (paths[:-1], paths[-1])
+    if not stores:
+        raise UsageError(
+            f"expected STORE and REVIEWED, a file or folder of corrected labels, got {paths[0]} alone; or add "
+            "--withdraw, to withdraw the reviews of a store"
+        )
     if ids is not None and not withdraw:
         raise UsageError("--ids applies to --withdraw only; leave it out")
-    label_store = LabelStore.open(store)
+    label_store = open_stores(stores)
     if reviewed is None:
         number = reviews.withdraw_reviews(
             label_store, reviewer=reviewer or getpass.getuser(), of=reviewer, names=read_ids(ids) if ids else None
@@ -70,7 +78,7 @@ def import_labels(
         if as_json:
             print_json({"withdrawn": number})
         else:
-            say(f"{store}: {number} reviews withdrawn; these images have the model's labels again")
+            say(f"{label_store.path}: {number} reviews withdrawn; these images have the model's labels again")
         return
     with display.counter("importing", quiet=as_json) as progress:
         summary = reviews.import_labels(
@@ -87,8 +95,11 @@ def import_labels(
         print_json(vars(summary) | {"unknown": list(summary.unknown)})
         return
     say(
-        f"{store}: {summary.corrected} images corrected ({summary.pixels:,} pixels), {summary.accepted} accepted, "
-        f"{summary.unchanged} came back as they were"
+        f"{label_store.path}: {summary.corrected} images corrected ({summary.pixels:,} pixels), "
+        f"{summary.accepted} accepted, {summary.unchanged} came back as they were"
     )
+    if len(stores) > 1:
+        for path, number in summary.stores.items():
+            say(f"{path}: received {number} reviews")
     if summary.unknown:
         say(f"{len(summary.unknown)} images are not in the store, e.g. {summary.unknown[0]}")

@@ -11,14 +11,14 @@ import typer
 from ....kernels.types import Rule
 from ...labeling.selection import Method, Weight
 from ...model.storage import location_of
-from ..options import JsonOption, StoreArgument, WorkersOption, reads_stores
+from ..options import JsonOption, StoresArgument, WorkersOption, reads_stores
 from .label_options import RequiredOutput
 from .labeling import finish_run
 
 
 @reads_stores
 def reselect_labels(
-    store: StoreArgument,
+    stores: StoresArgument,
     output: RequiredOutput,
     calibration: Annotated[
         Path | None,
@@ -67,17 +67,18 @@ def reselect_labels(
 ) -> None:
     """Make the labels of another selection, without the model, from a store labeled with --keep-scores.
 
-    The same command again continues where it stopped. A selection that needs scores which were not kept is refused.
+    Several stores made with the same options give one new store. The same command again continues where it stopped. A
+    selection that needs scores which were not kept is refused.
     Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
     """
     from ...calibration.calibration import Calibration
     from ...labeling.reselection.reselect import Reselection, reselect
     from ...model.taxonomy import Taxonomy
     from ...report import display
-    from ...store.label_store import LabelStore
+    from ...store.several.joined import open_stores
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    source = LabelStore.open(store)
+    source = open_stores(stores)
     change = Reselection(
         calibration=None if calibration is None else Calibration.load(calibration),
         alpha=alpha,

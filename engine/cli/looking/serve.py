@@ -10,12 +10,12 @@ import typer
 from ....errors import UsageError
 from ...model.storage import location_of
 from ...report.terminal import say
-from ..options import StoreArgument, reads_urls
+from ..options import StoresArgument, reads_urls
 
 
 @reads_urls
 def serve(
-    store: StoreArgument,
+    stores: StoresArgument,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +45,8 @@ def serve(
     """Show a whole store in the browser, also while it is being labeled, and correct labels by hand.
 
     The page pages through every image, filtered by class, share of labeled pixels, and doubt, and follows a run that
-    continues. It is read-only unless --review is given.
+    continues. It is read-only unless --review is given. Of several stores, a correction goes to those that hold the
+    image.
     """
     import getpass
 
@@ -53,12 +54,12 @@ def serve(
     from ...labeling.certificate import check_same
     from ...report.server.app import serve as run
     from ...report.server.live_store import LiveStore
-    from ...store.label_store import LabelStore
+    from ...store.several.joined import open_stores
 
     if reviewer is not None and not review:
         raise UsageError("--reviewer applies to --review only; add it or leave it out")
     loaded = None if calibration is None else Calibration.load(calibration)
     if loaded is not None:
-        check_same(LabelStore.open(store).run, loaded)
+        check_same(open_stores(stores).run, loaded)
     name = (reviewer or getpass.getuser()) if review else None
-    run(LiveStore(store, loaded), host=host, port=port, reviewer=name, say=say)
+    run(LiveStore(stores, loaded), host=host, port=port, reviewer=name, say=say)

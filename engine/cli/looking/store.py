@@ -16,16 +16,14 @@ from ..options import CamOption, ImageLabelsOption, SamOption, reads_urls
 
 @reads_urls
 def show(
-    store: Annotated[
-        Path,
-        typer.Argument(metavar="STORE|BUNDLE", parser=location_of, help="Label store, or a model, by folder or URL."),
-    ],
-    uri: Annotated[
-        str | None,
+    paths: Annotated[
+        list[str],
         typer.Argument(
-            metavar="[IMAGE]", help="An image of the store: its uri, path or file name. For a model, any photo."
+            metavar="STORE...|BUNDLE [IMAGE]",
+            help="Label stores, which are read as one, or a model, by folder or URL; and an image of the store: its "
+            "uri, path or file name. For a model, any photo.",
         ),
-    ] = None,
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="PNG", help="Picture to write.", show_default="IMAGE-labels.png"),
@@ -45,20 +43,22 @@ def show(
     from ...model.bundle import MANIFEST
     from ...report import display
     from ...report.show import write_overlay, write_steps
-    from ...store.label_store import LabelStore
+    from ...store.several.joined import open_stores
 
+    names, uri = _split_image(paths)
+    folder = location_of(names[0])
     if steps and (uri is None or cam is None or sam is None):
         raise UsageError("--steps needs an IMAGE of the store, --cam BUNDLE and --sam BUNDLE")
     if not steps and (cam or sam or image_labels):
         raise UsageError("--cam, --sam and --image-labels apply to --steps only; add it or leave them out")
     if uri is None and output is not None:
         raise UsageError("-o PNG needs an IMAGE of the store to draw")
-    if (store / MANIFEST).is_file():
+    if len(names) == 1 and (folder / MANIFEST).is_file():
         if uri is None or steps:
             raise UsageError("a model needs an IMAGE to label and draw, and has no --steps")
-        _draw_model(store, uri, output)
+        _draw_model(folder, uri, output)
         return
-    label_store = LabelStore.open(store)
+    label_store = open_stores(names)
     if uri is None:
         display.print_store(label_store)
     elif steps:
@@ -67,6 +67,13 @@ def show(
         say(f"wrote {write_steps(label_store, uri, output, options)}")
     else:
         say(f"wrote {write_overlay(label_store, uri, output)}")
+
+
+def _split_image(paths: list[str]) -> tuple[list[str], str | None]:
+    """Split the arguments into stores and an image; the last of several is the image, unless it is a store."""
+    from ...store.run_record import is_store
+
+    return (paths, None) if len(paths) == 1 or is_store(paths[-1]) else (paths[:-1], paths[-1])
 
 
 def _draw_model(folder: Path, image: str, output: Path | None) -> None:

@@ -98,7 +98,7 @@ class Reselection:
             if self.threshold is not None:
                 return Selection.threshold(self.threshold, **options)
             return Selection.argmax(**options)
-        calibration = self.calibration or load_kept_calibration(store.path, kept["calibration"])
+        calibration = self.calibration or load_kept_calibration(store.folders[0], kept["calibration"])
         if calibration is None:
             raise UsageError(
                 f"{store.path} has lost the calibration that its scores were kept with; give --calibration FILE"
@@ -124,7 +124,7 @@ def reselect(
     Parameters
     ----------
     store
-        Label store with kept scores.
+        Label store with kept scores, or several that are read as one.
     output
         Folder of the new label store. A store made with other options is refused.
     change
@@ -140,8 +140,8 @@ def reselect(
     """
     source = store if isinstance(store, LabelStore) else LabelStore.open(store)
     threads = count_workers(workers)
-    if str(location_of(output).absolute()) == str(source.path.absolute()):
-        raise UsageError(f"{output} is the store to read; choose another folder for the new labels")
+    if str(location_of(output).absolute()) in {str(folder.absolute()) for folder in source.folders}:
+        raise UsageError(f"{output} is a store to read; choose another folder for the new labels")
     selection = change.apply(source)
     decide = _decide(source, selection)
     target = LabelStore.open_or_create(output, run_record(source, selection))
@@ -175,7 +175,7 @@ def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
         if name in source.run and name not in ("kept_scores", "drift")
     }
     origin = {
-        "store": str(source.path.absolute()),
+        "store": ", ".join(str(folder.absolute()) for folder in source.folders),
         "selection": before,
         "kept_scores": source.run["kept_scores"]["alpha"],
     }
@@ -201,7 +201,7 @@ def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
     different = [name for name, value in sorted(made_with.items()) if store.run.get(name) != value]
     if not different:
         return
-    kept = load_kept_calibration(store.path, store.run["kept_scores"]["calibration"])
+    kept = load_kept_calibration(store.folders[0], store.run["kept_scores"]["calibration"])
     if kept is None or dict(kept.made_with) != dict(calibration.made_with):
         raise CalibrationMismatch(
             f"the calibration was made under other conditions than the scores of {store.path} "

@@ -12,7 +12,6 @@ from typing import Any
 from ....checks import check_choice
 from ....errors import UsageError
 from ...inputs.archives import split_member
-from ...store.label_store import LabelStore
 from ...store.schema import Verdict
 from ..page.gallery import picture
 from ..page.render import page_context, page_data, render, render_part
@@ -112,7 +111,7 @@ class Answers:
         check_choice("verdict", verdict, Verdict)
         if not isinstance(corrected, str | None):
             raise UsageError("expected the corrected map as text, a PNG data URL")
-        store = LabelStore.open(self._live.path)
+        store = self._live.open()
         if not re.fullmatch("[0-9a-f]{32}", id) or not store.has_id(id):
             raise UsageError("the store holds no such image; reload the page")
         save_review(store, id, verdict, reviewer=self._reviewer or "", picture=corrected, origin="maskmill serve")

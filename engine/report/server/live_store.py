@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from ....errors import UsageError
 from ...calibration.calibration import Calibration
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import LabelStore
+from ...store.several.joined import open_stores
 from ..page.gallery import Reader
 from ..page.overview import Overview, read_overview
 
@@ -69,21 +69,28 @@ class LiveStore:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        stores: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         calibration: Calibration | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path = Path(path)
-        """Folder of the store."""
+        """Show a store, or several that were made with the same options."""
+        self._stores: list[Any] = list(stores) if isinstance(stores, list | tuple) else [stores]
         self.calibration = calibration
         """Calibration of its labels, if it is known."""
-        self.classes: Taxonomy = Taxonomy.from_json(LabelStore.open(path).classes)
+        store = self.open()
+        self.path = store.path
+        """Folder of the store."""
+        self.classes: Taxonomy = Taxonomy.from_json(store.classes)
         """Its classes."""
         self._clock = clock
         self._lock = threading.Lock()
         self._next_look = float("-inf")
         self._snapshot: Snapshot | None = None
+
+    def open(self) -> LabelStore:
+        """Open the store, or the stores as one, at their newest moment."""
+        return open_stores(self._stores)
 
     def snapshot(self, *, fresh: bool = False) -> Snapshot:
         """Return a snapshot of the last seconds; ``fresh``: look at once."""
@@ -91,7 +98,7 @@ class LiveStore:
             now = self._clock()
             if self._snapshot is not None and not fresh and now < self._next_look:
                 return self._snapshot
-            store = LabelStore.open(self.path)
+            store = self.open()
             moment = store.moment
             version = f"{moment.labels}.{moment.inputs}.{moment.reviews}"
             if self._snapshot is None or self._snapshot.version != version:

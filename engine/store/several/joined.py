@@ -6,7 +6,8 @@
     label, weight = store.read("photos/0001.jpg")
 
 The rule for rows that several stores hold is that of :func:`maskmill.engine.store.several.merge.merge_stores`: an image
-is read from the first store that holds it, of several results of one input the latest wins, and reviews are joined.
+is read from the first store that holds it, of several results of one input the latest wins, and reviews are joined. A
+new review goes into every store that holds the image.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from ....errors import StoreError, UsageError
 from ..label_store import LabelStore
 from ..moments import Moment
+from ..rows import ReviewRow
 from ..schema import KEYS, SCHEMAS
 from ..table import store_errors
 from .merge import check_alike
@@ -46,7 +48,7 @@ def open_stores(
 
 
 class JoinedStores(LabelStore):
-    """Label stores that are read as one; nothing can be written to it."""
+    """Label stores that are read as one; nothing can be written to them but reviews."""
 
     def __init__(self, stores: Sequence[LabelStore]) -> None:
         """Join stores; raises :class:`StoreMismatch` if they were made with different options."""
@@ -63,6 +65,24 @@ class JoinedStores(LabelStore):
     def folders(self) -> list[Path]:
         """Folders of the stores."""
         return [store.path for store in self._stores]
+
+    @property
+    def moment(self) -> Moment:
+        """Sums of the versions that are read; another one if any of the stores was written to."""
+        moments = [store.moment for store in self._stores]
+        return Moment(**{name: sum(getattr(moment, name) for moment in moments) for name in SCHEMAS})
+
+    def stores_with(self, id: str) -> list[LabelStore]:
+        """Return the stores that hold the labels of an image."""
+        return [store for store in self._stores if store.has_id(id)]
+
+    def commit_reviews(self, reviews: Sequence[ReviewRow]) -> None:
+        """Add each review to every store that holds its image, all or nothing in each; raises :class:`StoreError`."""
+        try:
+            for store in self._stores:
+                store.commit_reviews([row for row in reviews if store.has_id(row.id)])
+        finally:
+            self._datasets = self._reviews = None
 
     def pin(self, tag: str) -> LabelStore:
         """Several stores have no common moment: raises :class:`StoreError`."""

@@ -22,6 +22,12 @@ from ...models import color_bundle, color_image
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, labeled photos in a folder with a space in its name, their calibration, and a store with kept scores."""
     folder = tmp_path_factory.mktemp("home")
+    label_home(folder, {"labels.store": ()})
+    return folder
+
+
+def label_home(folder: Path, stores: dict[str, tuple[str, ...]]) -> None:
+    """Make a model and labeled photos, calibrate, and label the photos into each of ``stores`` with its own options."""
     color_bundle(folder, size=(16, 24), gain=6.0, background="red")
     (folder / "my photos").mkdir()
     (folder / "labels").mkdir()
@@ -34,11 +40,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos, model = str(folder / "my photos"), str(folder / "bundle")
     calibration = str(folder / "c.json")
     call("calibrate", model, "--images", photos, "--labels", folder / "labels", "--alpha", "0.1", "-o", calibration)
-    call(
-        "label", model, photos, "--select", "conformal", "--calibration", calibration, "--keep-scores", "0.1",
-        "-o", folder / "labels.store",
-    )  # fmt: skip
-    return folder
+    for name, options in stores.items():
+        call(
+            "label", model, photos, "--select", "conformal", "--calibration", calibration, "--keep-scores", "0.1",
+            "-o", folder / name, *options,
+        )  # fmt: skip
 
 
 def call(*words: Any) -> str:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from maskmill.engine.model.png import decode_png
 from maskmill.engine.report.server.access import is_loopback
+from maskmill.engine.report.server.answers import Answers
 from maskmill.engine.report.server.app import make_app
 from maskmill.engine.report.server.live_store import LiveStore, Query
 from maskmill.engine.report.server.reviewing import save_review
@@ -186,6 +187,21 @@ def test_a_correction_changes_the_decided_pixels_alone(tmp_path: Path) -> None:
     (review,) = LabelStore.open(store.path).current_reviews().values()
     assert review.region is not None
     assert (decode_png(review.region) == 255).sum() == 4
+
+
+def test_a_correction_goes_to_the_store_that_holds_the_image(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    paths = [make_store(tmp_path / "a", 2).path, make_store(tmp_path / "b", 4).path]  # two images are in both
+    live = LiveStore(paths)
+    answers = Answers(live, reviewer="ana")
+    listed = answers.images({})
+    assert listed["total"] == 4
+    first, last = (LabelStore.open(paths[1]).find(name).id or "" for name in ("0.png", "3.png"))
+    for id in (first, last):
+        assert answers.review(id, json.dumps({"verdict": "accepted"}).encode())["review"] == "accepted"
+    assert [set(LabelStore.open(path).current_reviews()) for path in paths] == [{first}, {first, last}]
+    assert live.snapshot(fresh=True).overview.reviews == {first: "accepted", last: "accepted"}
 
 
 def test_a_correction_of_another_size_or_with_unknown_classes_is_refused(tmp_path: Path) -> None:

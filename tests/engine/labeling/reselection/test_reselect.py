@@ -236,7 +236,7 @@ def test_options_that_exclude_each_other_are_refused(
 
 
 def test_stores_are_not_mixed_up(kept: LabelStore, bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is the store to read; choose another folder"):
+    with pytest.raises(UsageError, match="is a store to read; choose another folder"):
         reselect(kept, kept.path, Reselection())
     reselect(kept, tmp_path / "new", Reselection(alpha="0.2"))
     assert reselect(kept, tmp_path / "new", Reselection(alpha="0.20")).images == 0  # the same alpha: no label is left

@@ -75,7 +75,21 @@ def test_one_store_is_opened_as_it_is(tmp_path: Path) -> None:
     assert repr(open_stores([tmp_path / "1"])) == repr(LabelStore.open(tmp_path / "1"))
 
 
-def test_nothing_is_written_to_them(paths: list[Path]) -> None:
+def test_a_review_goes_to_every_store_that_holds_the_image(paths: list[Path], tmp_path: Path) -> None:
+    joined = open_stores(paths)
+    before = joined.moment
+    joined.commit_reviews([review("c", "Cid"), review("e", "Cid")])
+    names = [{row.id for row in LabelStore.open(path).reviews() if row.reviewer == "Cid"} for path in paths]
+    c, e = content_id(b"c"), content_id(b"e")
+    assert names == [{c}, {c}, {e}]
+    assert {c, e} <= set(joined.current_reviews())
+    assert joined.moment != before
+    assert [str(store.path) for store in joined.stores_with(c)] == [str(path) for path in paths[:2]]
+    merge_stores(paths, tmp_path / "merged")
+    assert contents(joined) == contents(LabelStore.open(tmp_path / "merged"))
+
+
+def test_nothing_else_is_written_to_them(paths: list[Path]) -> None:
     joined = open_stores(paths)
     with pytest.raises(StoreError, match="to write"):
         joined.commit([label_row("q")], [input_row("q")])
