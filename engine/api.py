@@ -84,6 +84,8 @@ def calibrate(
     provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    windows: int | None = None,
+    window_overlap: int = 0,
     text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
@@ -116,6 +118,9 @@ def calibrate(
     provider, tile, overlap, workers
         Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
         images in progress at the same time (one per core if None).
+    windows, window_overlap
+        Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each with its part of the
+        file's label map, and each an image of its own.
     text
         Class names, for a bundle that takes them when it labels, such as SAM 3.
     progress
@@ -127,12 +132,13 @@ def calibrate(
     from .inputs.labels import open_labels
     from .inputs.sources import open_source
     from .labeling.drift import weigh_like
+    from .reading.geotiff import cut_of
 
     predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
     with counter_if("calibrating", progress) as observer:
         calibration = calibration_module.calibrate(
             predictor,
-            open_source(images),
+            open_source(images, windows=cut_of(windows, window_overlap)),
             open_labels(labels),
             classes,
             alpha=alpha,
@@ -162,6 +168,8 @@ def choose(
     provider: ProviderChoice = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    windows: int | None = None,
+    window_overlap: int = 0,
     text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
@@ -170,7 +178,7 @@ def choose(
 
     Parameters
     ----------
-    model, images, labels, taxonomy, ids
+    model, images, labels, taxonomy, ids, windows, window_overlap
         As for :func:`calibrate`.
     goal
         ``accuracy A`` keeps as much as possible at that accuracy, ``kept S`` is the best mIoU that keeps that share,
@@ -189,12 +197,13 @@ def choose(
     from .calibration import choose as choosing
     from .inputs.labels import open_labels
     from .inputs.sources import open_source
+    from .reading.geotiff import cut_of
 
     predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
     with counter_if("measuring", progress) as observer:
         return choosing.choose(
             predictor,
-            open_source(images),
+            open_source(images, windows=cut_of(windows, window_overlap)),
             open_labels(labels),
             classes,
             goal=goal,

@@ -17,12 +17,13 @@ import numpy as np
 
 from ..engine.calibration.calibration import Calibration
 from ..engine.inputs.labels import LabelSource, open_labels
-from ..engine.inputs.sources import open_source
+from ..engine.inputs.sources import Source, open_source
 from ..engine.labeling.selection import Selection
 from ..engine.model.bundle import MANIFEST, Bundle
 from ..engine.model.storage import location_of
 from ..engine.model.taxonomy import Taxonomy
 from ..engine.predictors.open import ModelOptions, open_predictor
+from ..engine.reading.geotiff import cut_of
 from ..engine.report.evaluate import Quality, evaluate_predictor, evaluate_store
 from ..engine.runtimes.open import Provider
 from ..engine.store.label_store import LabelStore
@@ -65,6 +66,9 @@ def evaluate(
     calibration: str | os.PathLike[str] | Calibration | None = None,
     tile: int | None = None,
     overlap: int = 0,
+    windows: int | None = None,
+    window_overlap: int = 0,
+    text: Sequence[str] = (),
     provider: Provider = "cpu",
     precision: str | None = None,
     device: str | None = None,
@@ -91,6 +95,11 @@ def evaluate(
         Calibration whose prediction sets and labels are measured, for a bundle.
     tile, overlap
         Side and overlap of tiles in pixels, for a run or a bundle.
+    windows, window_overlap
+        Side and overlap in pixels of the windows by which a run or a bundle reads larger GeoTIFF files, each with its
+        part of the file's label map; a store has those that it was labeled with.
+    text
+        Class names, for a bundle that takes them when it labels, such as SAM 3.
     provider, precision, device
         Runtime and precision of a bundle; device of a run.
     allow_code
@@ -128,18 +137,22 @@ def evaluate(
         if calibration is not None:
             record = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
             selection, batch = Selection.conformal(record), int(record.made_with.get("batch", 1))
-        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, batch=batch)
+        options = ModelOptions(
+            provider=provider, precision=precision, tile=tile, overlap=overlap, batch=batch, text=tuple(text)
+        )
         file = None if taxonomy is None else location_of(taxonomy)
         predictor, classes = open_predictor(folder, file, options=options)
-        source = open_source(_needed(images, "a bundle"))
+        source = open_source(_needed(images, "a bundle"), windows=cut_of(windows, window_overlap))
         return evaluate_predictor(predictor, source, truth, classes, selection, ids=names, workers=num_workers)
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
     if not isinstance(target, LabelStore) and is_run(folder) and not (folder / "labels.lance").exists():
-        _refuse({"precision": precision, "provider": None if provider == "cpu" else provider}, "a training run")
-        source = _needed(images, "a run")
+        provider_given = None if provider == "cpu" else provider
+        _refuse({"precision": precision, "provider": provider_given, "text": text or None}, "a training run")
+        source = open_source(_needed(images, "a run"), windows=cut_of(windows, window_overlap))
         student = load_run(folder, allow_code=allow_code)
         return _evaluate_student(student, source, truth, names, taxonomy, tile, overlap, device, progress)
     options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
+    options_given |= {"windows": windows, "window_overlap": window_overlap or None, "text": text or None}
     _refuse({**options_given, "device": device, "allow_code": allow_code or None}, "a label store")
     store = target if isinstance(target, LabelStore) else LabelStore.open(folder)
     classes = Taxonomy.from_json(store.classes)
@@ -150,7 +163,7 @@ def evaluate(
 
 def _evaluate_student(
     student: Student,
-    images: str | os.PathLike[str],
+    images: Source,
     labels: LabelSource,
     ids: frozenset[str] | None,
     taxonomy: str | os.PathLike[str] | None,

@@ -35,7 +35,15 @@ from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
 from .binned import BinnedScores, bins_of
-from .calibration import Calibration, Control, RuleChoice, alpha_text, conditions, fewest_images, parse_alpha
+from .calibration import (
+    Calibration,
+    Control,
+    RuleChoice,
+    alpha_text,
+    calibration_conditions,
+    fewest_images,
+    parse_alpha,
+)
 from .coverage import HeldOut, argmax_rows, hold_out, hold_out_positions
 from .description import describe, promise
 from .risk import LabelLosses, control_false_labels, control_misses, false_label_report, false_label_threshold
@@ -285,7 +293,7 @@ def fit_calibration(
         on_small_n=on_small_n,
         targets=taxonomy.targets,
         background=taxonomy.background,
-        made_with={**conditions(predictor, taxonomy), "batch": predictor.batch},
+        made_with=calibration_conditions(predictor, taxonomy),
         counts=observations.counts,
         control=control,
         delta=None if delta is None else alpha_text(delta),

@@ -93,7 +93,7 @@ class Calibration:
         Another artifact of the same bundle, or another runtime, is accepted if verdicts of the export gate show that
         the quantiles of its scores moved by no more than the gate's tolerance.
         """
-        now = {**conditions(predictor, taxonomy), "batch": predictor.batch}
+        now = calibration_conditions(predictor, taxonomy)
         different = [key for key in sorted(set(now) | set(self.made_with)) if now.get(key) != self.made_with.get(key)]
         if not different:
             return
@@ -344,6 +344,12 @@ def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
         "bit_depth": backend.bit_depth,
         **({} if backend.bands is None else {"bands": backend.bands.to_json()}),
     }
+
+
+def calibration_conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Collect the conditions that thresholds hold under: those of labels, for prompts of the same kind in any file."""
+    everything = {**conditions(predictor, taxonomy), "batch": predictor.batch}
+    return {name: value for name, value in everything.items() if name != "prompts_from"}
 
 
 def parse_alpha(alpha: str | float) -> Fraction:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .calibration.calibrate import calibrate_object_scores, calibrate_thresholds
+from .calibration.calibrate import calibrate_thresholds
 from .calibration.choose import choose_selection
+from .calibration.objects import calibrate_object_scores
 from .calibration.taxonomy import draft_taxonomy
 from .exchange.export_labels import export_labels
 from .exchange.import_labels import import_labels

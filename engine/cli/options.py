@@ -174,6 +174,46 @@ ProviderOrAutoOption = Annotated[
         "maskmill tune chose for this machine.",
     ),
 ]
+WindowsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--windows",
+        min=16,
+        metavar="PIXELS",
+        help="Read GeoTIFF files that are larger by square windows of this side, each an image of its own.",
+        show_default="off",
+    ),
+]
+WindowOverlapOption = Annotated[
+    int,
+    typer.Option("--window-overlap", min=0, metavar="PIXELS", help="Overlap of neighboring windows (with --windows)."),
+]
+BoxesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--boxes",
+        metavar="FILE",
+        parser=location_of,
+        help="Prompts from boxes: a CSV or COCO file.",
+        show_default=False,
+    ),
+]
+PointsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--points", metavar="FILE", parser=location_of, help="Prompts from points: a CSV file.", show_default=False
+    ),
+]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--coarse-masks",
+        metavar="STORE",
+        parser=location_of,
+        help="Coarse masks to refine: a label store or label files.",
+        show_default=False,
+    ),
+]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(

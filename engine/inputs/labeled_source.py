@@ -27,10 +27,12 @@ from ..model.color_tables import ColorTable
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_draft import means_nothing, same_class
 from ..reading.access import current_access
+from ..reading.geotiff import MARK, split_window
 from .image_formats import orientation_of, turn_upright
 from .images import image_size
 from .labels import LOSSY, NAMES_FILE, LabelEntry, LabelSource
 from .names import select_ids
+from .rasters.scene_labels import SceneLabels
 from .sources import Item, Source, read_uri
 from .summary import SourceSummary
 
@@ -59,6 +61,7 @@ class LabeledSource:
         self._entries = dict(entries)
         self._taxonomy = taxonomy
         self._access = current_access()
+        self._scenes = SceneLabels(labels, taxonomy.colors)
 
     def name_of(self, uri: str) -> str:
         """Return the file of an image's labels, for messages."""
@@ -86,12 +89,14 @@ class LabeledSource:
         ``photo`` is the image file's bytes, for its EXIF orientation; it is read if needed. Raises :class:`UsageError`,
         :class:`TaxonomyError`, or :class:`ImageError` if a photo is needed and cannot be read.
         """
-        entry = self._entries[uri]
-        if photo is None and self.labels.as_stored:
-            photo = read_uri(uri, access=self._access)
-        size = None if photo is None or not self.labels.format else self._stored_size(photo)
-        raw = self.labels.read(entry, self._taxonomy.colors, size=size)
-        turned = False
+        entry, turned = self._entries[uri], False
+        if (window := split_window(uri)) is not None:
+            raw, photo = self._scenes.read(entry, *window), None
+        else:
+            if photo is None and self.labels.as_stored:
+                photo = read_uri(uri, access=self._access)
+            size = None if photo is None or not self.labels.format else self._stored_size(photo)
+            raw = self.labels.read(entry, self._taxonomy.colors, size=size)
         if photo is not None and (orientation := orientation_of(photo)) != 1:
             turned = True
             if self.labels.as_stored:
@@ -150,7 +155,10 @@ def _pair(
     items: Mapping[str, Item],
     skipped: Counter[str],
 ) -> LabeledSource:
-    selection = select_ids(uris, ids)
+    windows = _by_file(uris)
+    if ids is not None:
+        ids = _files_named(frozenset(ids), windows)
+    selection = select_ids(list(windows), ids)
     pairs = labels.pair(selection, root)
     maps = {entry.name for entry in pairs.labels.values()}
     unused_maps = {entry.name for entry in labels.entries()} - maps
@@ -171,9 +179,10 @@ def _pair(
             f"no image has a label map in {labels.path}{example}: {hint or 'the names must be equal up to the ending'}"
         )
     taxonomy = taxonomy.for_labels(labels.class_names, labels.path, by_name=labels.by_name)
-    images = set(uris) - map_files
+    images = set(windows) - map_files
+    entries = {uri: entry for file, entry in matches.items() for uri in windows[file]}
     summary = SourceSummary(
-        images=len(matches),
+        images=len(entries),
         skipped=skipped + _skipped_labels(labels, root) + Counter({"label maps beside the photos": len(map_files)}),
         without_map=unlabeled,
         without_image=[] if ids is not None else [name for name in pairs.unused if not _is_photo(name, labels, images)],
@@ -184,7 +193,32 @@ def _pair(
         assumed=taxonomy.assumed and not labels.class_names,
     )
     check_labels(labels, list(matches.values()), taxonomy)
-    return LabeledSource(matches, labels, taxonomy, summary, items)
+    return LabeledSource(entries, labels, taxonomy, summary, items)
+
+
+def _by_file(uris: Iterable[str]) -> dict[str, list[str]]:
+    """Return the windows of each file that is read by windows, and every other image by itself."""
+    files: dict[str, list[str]] = {}
+    for uri in uris:
+        part = split_window(uri)
+        files.setdefault(uri if part is None else part[0], []).append(uri)
+    return files
+
+
+def _files_named(ids: frozenset[str], windows: dict[str, list[str]]) -> frozenset[str]:
+    """Return the names of files in ``ids``, and leave the windows that it names, of the files of which it names some.
+
+    Raises :class:`UsageError` for the name of a window that is not there.
+    """
+    chosen: dict[str, list[str]] = {}
+    for name in sorted(name for name in ids if MARK in name):
+        matches = [(file, uri) for file, parts in windows.items() for uri in parts if uri.endswith(name)]
+        if not matches:
+            raise UsageError(f"the listed window {name} is not there; give the same --windows as for the list")
+        for file, uri in matches:
+            chosen.setdefault(file, []).append(uri)
+    windows.update(chosen)
+    return frozenset(name.partition(MARK)[0] for name in ids)
 
 
 def _skipped_labels(labels: LabelSource, root: str) -> Counter[str]:

@@ -114,15 +114,20 @@ def rasterio_for(purpose: str) -> Any:
     return rasterio
 
 
-def windows_of(path: str, windows: Windows) -> Iterator[Window]:
-    """Yield the windows of a TIFF file; none if one window holds the whole file. Raises :class:`ImageError`."""
+def raster_shape(path: str) -> tuple[int, int]:
+    """Return the (height, width) of a TIFF file from its header; raises :class:`ImageError`."""
     rasterio = rasterio_for("windows of GeoTIFF files")
     try:
         with rasterio.Env(**SETTINGS), rasterio.open(path, driver="GTiff") as file:
-            height, width = file.height, file.width
+            return file.height, file.width
     except Exception as error:
         # damaged files raise nearly every exception of GDAL's
         raise ImageError("unreadable", f"it is no TIFF file that can be read: {error}") from error
+
+
+def windows_of(path: str, windows: Windows) -> Iterator[Window]:
+    """Yield the windows of a TIFF file; none if one window holds the whole file. Raises :class:`ImageError`."""
+    height, width = raster_shape(path)
     step = windows.side - windows.overlap
     if (height // step + 1) * (width // step + 1) > _MAX_WINDOWS:
         raise ImageError("too-large", f"{width}x{height} pixels are more than {_MAX_WINDOWS:,} windows; cut it first")
@@ -150,9 +155,10 @@ def missing_samples(file: Any, numbers: Iterable[int], window: Any = None) -> ND
 
 
 def read_window(path: str, window: Window, max_bytes: int) -> bytes:
-    """Read all bands of one window as the bytes of a ``.npy`` file, (bands, height, width); raises ImageError.
+    """Read all bands of one window as the bytes of a ``.npy`` file, (1, bands, height, width); raises ImageError.
 
-    If samples are missing, a second array (bands, height, width) of booleans follows that is True for these.
+    The first axis says that bands come first, whatever the window's shape. If samples are missing, a second array of
+    this shape follows, of booleans that are True for these.
     """
     rasterio = rasterio_for("windows of GeoTIFF files")
     from rasterio.windows import Window as RasterWindow
@@ -173,7 +179,7 @@ def read_window(path: str, window: Window, max_bytes: int) -> bytes:
         # damaged files raise nearly every exception of GDAL's
         raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(samples), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(stream, np.ascontiguousarray(samples[None]), version=(1, 0), allow_pickle=False)
     if missing is not None:
-        np.lib.format.write_array(stream, missing, version=(1, 0), allow_pickle=False)
+        np.lib.format.write_array(stream, missing[None], version=(1, 0), allow_pickle=False)
     return stream.getvalue()

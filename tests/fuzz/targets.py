@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,20 +21,27 @@ from PIL import Image
 
 from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration, _seal
+from maskmill.engine.calibration.objects import ObjectThresholds
+from maskmill.engine.formats.base import Instance
 from maskmill.engine.inputs.image_labels import ImageLabels
-from maskmill.engine.inputs.images import decode_image
+from maskmill.engine.inputs.images import decode_image, decode_input, image_size
 from maskmill.engine.inputs.label_maps import decode_label_map
 from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.names import read_ids
+from maskmill.engine.inputs.rasters.bands import pixels_with_data
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.files import read_class_names
+from maskmill.engine.model.input_spec import BandSpec
 from maskmill.engine.model.png import decode_png, encode_png
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.prompted.class_masks import MaskSettings
+from maskmill.engine.predictors.prompted.given_prompts import boxes_of, points_of
 from maskmill.engine.predictors.prompted.prompts import PromptSettings
 from maskmill.engine.predictors.prompted.setting_texts import parse_settings
 from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.reading.geotiff import Windows, split_window
+from maskmill.engine.reading.manifest import write_manifest
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.run_record import _digest
@@ -475,6 +483,96 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _prompts(name: str, document: Any) -> Callable[[Path], Target]:
+    def target(folder: Path) -> Target:
+        path = folder / name
+        is_json = not isinstance(document, bytes)
+        reader = points_of if name.startswith("points") else boxes_of
+
+        def read(changed: Any) -> None:
+            path.write_bytes(_json(changed) if is_json else changed)
+            prompts = reader(path)
+            prompts.check(["/photos/1.jpg"])
+            prompts.targets_of("/photos/1.jpg")
+            prompts.condition("/photos/1.jpg")
+
+        return Target(
+            document,
+            change_value if is_json else change_lines,
+            read,
+            adjust_value if is_json else variants.text_numbers,
+        )
+
+    return target
+
+
+def _object_thresholds(folder: Path) -> Target:
+    path = folder / "objects.json"
+    thresholds = ObjectThresholds(
+        alpha="0.1", iou=0.5, by="both", classes=("cow", "horse"), thresholds={"cow": 0.5, "horse": None},
+        measured={"cow": {"images": 9, "objects": 12, "right": 10, "kept": 9, "wrong": 1}},
+    )  # fmt: skip
+    instance = Instance(target=0, score=0.9, quality=0.8, box=(0, 0, 4, 4), counts="04", area=4)
+
+    def read(document: Any) -> None:
+        path.write_bytes(_json(document))
+        ObjectThresholds.load(path).keep([instance])
+
+    return Target(thresholds.to_json(), change_value, read, adjust_value)
+
+
+def _bands(original: bytes, variant: Change) -> Callable[[Path], Target]:
+    spec = BandSpec(numbers=(4, 1, 2), sample_type="uint16", display=(4, 1, 2), display_range=(0, 10_000))
+
+    def target(folder: Path) -> Target:
+        def read(document: bytes) -> None:
+            with suppress(ImageError):  # refused by size alone
+                image_size(document)
+            pixels_with_data(decode_input(document, spec, max_pixels=1 << 22))
+
+        return Target(original, change_bytes, read, variant)
+
+    return target
+
+
+def _windows(folder: Path) -> Target:
+    path = folder / "scene.tif"
+
+    def read(document: bytes) -> None:
+        path.write_bytes(document)
+        source = open_source(path, windows=Windows(side=16, overlap=4))
+        for item in source:
+            source.read(item)
+
+    return Target(variants.tiff_of_bands(0), change_bytes, read, variants.bands_tiff)
+
+
+def _image_table(folder: Path) -> Target:
+    path = folder / "photos.parquet"
+
+    def read(document: bytes) -> None:
+        path.write_bytes(document)
+        source = open_source(path)
+        for item in source:
+            source.read(item)
+
+    return Target(variants.image_rows(random.Random(0)), change_bytes, read, variants.image_table)
+
+
+def _manifest(folder: Path) -> Target:
+    (folder / "1.jpg").write_bytes(b"photo")
+    path = folder / "photos.parquet"
+    write_manifest(open_source(folder / "1.jpg"), path)
+    original = path.read_bytes()
+
+    def read(document: bytes) -> None:
+        path.write_bytes(document)
+        for item in open_source(path):
+            split_window(item.uri)
+
+    return Target(original, change_bytes, read, variants.manifest)
+
+
 def _comma(rows: list[list[str]]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer).writerows(rows)
@@ -516,6 +614,19 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "labels-yolo": _labels(
         "labels/1.txt", b"0 0.1 0.1 0.5 0.1 0.5 0.5\n1 0.2 0.2 0.9 0.2 0.9 0.9\n", format="yolo-seg"
     ),
+    "boxes-csv": _prompts(
+        "boxes.csv", b"image,label,x0,y0,x1,y1,score\n1.jpg,cow,0,0,5.5,4,0.9\n2.jpg,horse,1,1,3,3,0.5\n"
+    ),
+    "boxes-coco": _prompts("boxes.json", COCO | {"annotations": COCO["annotations"][:1]}),
+    "points-csv": _prompts(
+        "points.csv", b"image,label,x,y,positive,object\n1.jpg,cow,1,2.5,1,a\n1.jpg,cow,3,3,0,a\n2.jpg,horse,1,1,1,\n"
+    ),
+    "object-thresholds": _object_thresholds,
+    "bands-npy": _bands(variants.npy_of_bands(random.Random(2)), variants.bands_npy),
+    "bands-tiff": _bands(variants.tiff_of_bands(0), variants.bands_tiff),
+    "windows": _windows,
+    "image-table": _image_table,
+    "manifest": _manifest,
     "prompt-settings": _settings,
     "recipe-settings": _recipe_settings,
 }

@@ -10,6 +10,7 @@ import random
 import re
 import struct
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -179,3 +180,84 @@ def checkpoint(original: bytes, chance: random.Random) -> tuple[bytes, tuple[Any
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=chance.random() < 0.8)
     return buffer.getvalue(), (str(kind),)
+
+
+def npy_of_bands(chance: random.Random) -> bytes:
+    """Return a ``.npy`` file of four bands in one of the layouts, most often of 16 bits."""
+    kind = chance.choice(("<u2", "<u2", "<u2", ">u2", "<u2", "<f4"))
+    shape = chance.choice(((4, 9, 12), (9, 12, 4), (5, 11, 10), (12, 12), (4, 6, 5), (1, 4, 3, 2), (1, 5, 9, 9)))
+    values = np.frombuffer(chance.randbytes(int(np.prod(shape)) * 4), "<u4").astype(kind).reshape(shape)
+    stream = io.BytesIO()
+    np.save(stream, np.asfortranarray(values) if chance.random() < 0.3 else values)
+    return stream.getvalue()
+
+
+def bands_npy(original: bytes, chance: random.Random) -> tuple[bytes, tuple[Any, ...]]:
+    """Write another array of bands."""
+    data = npy_of_bands(chance)
+    return data, (data[data.index(b"(") : data.index(b")")].decode(),)
+
+
+def tiff_of_bands(seed: int, **options: Any) -> bytes:
+    """Return a GeoTIFF file of four bands of 40 x 24 samples of 16 bits."""
+    import rasterio
+
+    values = np.random.default_rng(seed).integers(0, 9000, (4, 24, 40), dtype=np.uint16)
+    with warnings.catch_warnings(), rasterio.MemoryFile() as memory:
+        warnings.simplefilter("ignore")
+        with memory.open(driver="GTiff", count=4, height=24, width=40, dtype="uint16", **options) as file:
+            file.write(values)
+        return memory.read()
+
+
+def bands_tiff(original: bytes, chance: random.Random) -> tuple[bytes, tuple[Any, ...]]:
+    """Write the samples with another compression, layout, byte order or nodata value."""
+    part = chance.choice(("compress", "interleave", "tiled", "endianness", "bigtiff", "nodata", "predictor"))
+    choices: dict[str, dict[str, Any]] = {
+        "compress": {"compress": chance.choice(("deflate", "lzw", "packbits", "zstd", "lerc"))},
+        "interleave": {"interleave": chance.choice(("band", "pixel"))},
+        "tiled": {"tiled": True, "blockxsize": 16, "blockysize": 16},
+        "endianness": {"ENDIANNESS": "BIG"},
+        "bigtiff": {"bigtiff": "yes"},
+        "nodata": {"nodata": chance.choice((0, 1, 65535))},
+        "predictor": {"compress": "deflate", "predictor": 2},
+    }
+    return tiff_of_bands(chance.randrange(4), **choices[part]), (part,)
+
+
+def image_rows(chance: random.Random) -> bytes:
+    """Return a Parquet file of images as ``datasets`` writes them, or as a column of bytes."""
+    rows = chance.choice((1, 3, 40))
+    data = [chance.randbytes(chance.choice((0, 9, 300))) for _ in range(rows)]
+    names = [chance.choice(("1.jpg", "a/b.png", "", "é.jpg", None)) for _ in range(rows)]
+    columns: dict[str, Any] = {"image": [{"bytes": part, "path": name} for part, name in zip(data, names, strict=True)]}
+    if chance.random() < 0.5:
+        columns = {"jpg": data, "__key__": names}
+    if chance.random() < 0.3:
+        columns["image_id"] = list(range(rows))
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.table(columns), buffer, compression=chance.choice(("none", "snappy", "zstd")),
+        row_group_size=chance.choice((1, 7, 100)),
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def image_table(original: bytes, chance: random.Random) -> tuple[bytes, tuple[Any, ...]]:
+    """Write other rows of images."""
+    data = image_rows(chance)
+    return data, (len(data).bit_length(),)
+
+
+def manifest(original: bytes, chance: random.Random) -> tuple[bytes, tuple[Any, ...]]:
+    """Write the manifest with another value in one of its columns."""
+    table = pq.read_table(io.BytesIO(original))
+    name = chance.choice(table.column_names)
+    field = table.schema.field(name)
+    numbers = (None, 0, 5, 2**62, -1)
+    texts = ("1.jpg", "a::b.jpg", "x.tif::window=0,0,16,16", "http://127.0.0.1:9/1.jpg", "", "é", None)
+    value = chance.choice(texts if pa.types.is_string(field.type) else numbers)
+    column = pa.array([value] * len(table), field.type)
+    buffer = io.BytesIO()
+    pq.write_table(table.set_column(table.schema.get_field_index(name), field, column), buffer)
+    return buffer.getvalue(), (name,)

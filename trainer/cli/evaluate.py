@@ -17,12 +17,16 @@ from ...engine.cli.options import (
     PairingOption,
     PrecisionOption,
     ProviderOption,
+    TextOption,
     TileOption,
+    WindowOverlapOption,
+    WindowsOption,
     WorkersOption,
     print_json,
     reads_urls,
 )
 from ...engine.model.storage import location_of
+from ...engine.predictors.texts import parse_texts
 from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
@@ -73,6 +77,9 @@ def evaluate_target(
     ] = None,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
+    windows: WindowsOption = None,
+    window_overlap: WindowOverlapOption = 0,
+    text: TextOption = None,
     provider: ProviderOption = "cpu",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -112,6 +119,9 @@ def evaluate_target(
             calibration=calibration,
             tile=tile,
             overlap=overlap,
+            windows=windows,
+            window_overlap=window_overlap,
+            text=() if text is None else parse_texts(text),
             provider=provider,
             precision=precision,
             device=device,

@@ -126,7 +126,7 @@ class LabeledImages(_SequentialReads):
     @classmethod
     def pair(
         cls,
-        images: str | os.PathLike[str],
+        images: str | os.PathLike[str] | Source,
         labels: str | os.PathLike[str] | LabelSource,
         taxonomy: Taxonomy,
         *,
@@ -134,11 +134,11 @@ class LabeledImages(_SequentialReads):
         skip: Collection[str] = (),
     ) -> LabeledImages:
         """Pair the images of a source with the label maps of a folder; see :meth:`open`."""
-        source = open_source(str(images))
+        source = images if isinstance(images, Source) else open_source(str(images))
         maps = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
         labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip)
         if not labeled.uris:
-            raise UsageError(f"every image in {images} is used for something else already, e.g. validation")
+            raise UsageError(f"every image in {source.spec} is used for something else already, e.g. validation")
         return labeled
 
     def only(self, uris: Collection[str]) -> LabeledImages:

@@ -1,4 +1,4 @@
-"""The commands that compute conformal thresholds: of pixels, and of the scores of objects."""
+"""The command that computes conformal thresholds of pixels."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import typer
 
 from ....errors import UsageError
 from ...calibration.calibration import Control, RuleChoice
-from ...calibration.objects import Ranking
 from ...calibration.sharing import Fallback, Group, Unseen
 from ...calibration.thresholds import SmallSample, Unit
 from ...model.bundle import Bundle
 from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from ...predictors.texts import parse_texts
-from ...report.terminal import say
+from ...reading.geotiff import cut_of
+from ...report.terminal import printable, say
 from ...runtimes.tuned import resolve
 from ..options import (
     AsStoredOption,
     BatchOption,
     BitDepthOption,
+    BoxesOption,
     CamOption,
     DetectorOption,
     EndingOption,
@@ -32,18 +33,21 @@ from ..options import (
     ImagesOption,
     JsonOption,
     LabelsOption,
+    MasksOption,
     OverlapOption,
     PairingOption,
+    PointsOption,
     PrecisionOption,
     PromptSettings,
     ProviderOrAutoOption,
     SamOption,
-    StoresArgument,
     TaxonomyOption,
     TextOption,
     ThreadsOption,
     TileOption,
     UnverifiedOption,
+    WindowOverlapOption,
+    WindowsOption,
     new_file,
     options_of_call,
     print_json,
@@ -210,8 +214,13 @@ def calibrate_thresholds(
     batch: BatchOption = 1,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
+    windows: WindowsOption = None,
+    window_overlap: WindowOverlapOption = 0,
     cam: CamOption = None,
     detector: DetectorOption = None,
+    boxes: BoxesOption = None,
+    points: PointsOption = None,
+    coarse_masks: MasksOption = None,
     sam: SamOption = None,
     image_labels: ImageLabelsOption = None,
     settings: PromptSettings = None,
@@ -234,6 +243,7 @@ def calibrate_thresholds(
     """
     from ....kernels.processors import count_workers
     from ...calibration.calibrate import calibrate
+    from ...labeling import label_run
     from ...report import display
 
     new_file(output, ".json")
@@ -258,10 +268,12 @@ def calibrate_thresholds(
         return
     if (labels is None) == (not reviewed) or (labels is not None and images is None):
         raise UsageError("expected labeled images: give --images SOURCE with --labels LABELS, or --reviewed STORE")
-    if (cam or detector) is not None and sam is None:
-        raise UsageError("--cam and --detector give prompts for --sam BUNDLE, which makes masks of them; add it")
+    if (cam or detector or boxes or points or coarse_masks) is not None and sam is None:
+        raise UsageError(
+            "--cam, --detector, --boxes, --points and --coarse-masks give prompts for --sam BUNDLE; add it"
+        )
     if (bundle is None) != (sam is not None):
-        raise UsageError("expected a model: give BUNDLE, or --cam or --detector BUNDLE together with --sam BUNDLE")
+        raise UsageError("expected a model: give BUNDLE, or --sam BUNDLE together with a source of prompts")
     if sam is None and (image_labels or settings):
         raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
     if group != "position" and (grid is not None or clusters is not None):
@@ -300,6 +312,9 @@ def calibrate_thresholds(
             cam=reached(cam, runner),
             sam=reached(sam, runner),
             detector=reached(detector, runner),
+            boxes=reached(boxes, runner),
+            points=reached(points, runner),
+            masks=reached(coarse_masks, runner),
             image_labels=reached(image_labels, runner),
             prompt=tuple(settings or ()),
         )
@@ -314,8 +329,11 @@ def calibrate_thresholds(
         format=labels_format,
         image_ending=image_ending,
         ids=reached(ids, runner),
+        windows=cut_of(windows, window_overlap),
     )
     source, truth, classes = labeled.open(model_classes)
+    for note in label_run.check_prompts(predictor, source):
+        typer.echo(printable(f"warning: {note}"), err=as_json)
     with display.counter("calibrating", quiet=as_json) as progress:
         fit = partial(
             calibrate,
@@ -361,40 +379,3 @@ def calibrate_thresholds(
         print_json(dict(calibration.report))
     else:
         display.print_calibration(calibration, output)
-
-
-@reads_urls
-def calibrate_object_scores(
-    stores: StoresArgument,
-    labels: Annotated[str, typer.Option("--labels", metavar="FILE", help="True objects of some images, a COCO file.")],
-    alpha: Annotated[str, typer.Option(metavar="RATE", help="Largest mean share of wrong objects.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")],
-    iou: Annotated[
-        float, typer.Option("--iou", min=0.01, max=1, metavar="SHARE", help="IoU from which an object is right.")
-    ] = 0.5,
-    by: Annotated[
-        Ranking,
-        typer.Option(
-            metavar="NAME", help="Value that has a threshold: score, quality of the mask, or both, their product."
-        ),
-    ] = "both",
-    splits: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Random halves on which thresholds of the others are measured.")
-    ] = 20,
-    as_json: JsonOption = False,
-) -> None:
-    """Choose the lowest score and mask quality of objects by class, so that few that are kept are wrong.
-
-    The store is made with label --instances and a low --min-score; export-labels --object-thresholds reads the file.
-    """
-    from ...calibration.objects import calibrate_objects
-    from ...report import display
-    from ...store.several.joined import open_stores
-
-    new_file(output, ".json")
-    thresholds = calibrate_objects(open_stores(stores), labels, alpha=alpha, iou=iou, by=by, splits=splits)
-    thresholds.save(output)
-    if as_json:
-        print_json(thresholds.to_json())
-        return
-    display.print_object_thresholds(thresholds, output)

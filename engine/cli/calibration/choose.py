@@ -10,6 +10,7 @@ import typer
 
 from ...predictors.open import ModelOptions, open_predictor
 from ...predictors.texts import parse_texts
+from ...reading.geotiff import cut_of
 from ...report.terminal import say
 from ..options import (
     AsStoredOption,
@@ -31,6 +32,8 @@ from ..options import (
     ThreadsOption,
     TileOption,
     UnverifiedOption,
+    WindowOverlapOption,
+    WindowsOption,
     WorkersOption,
     new_file,
     print_json,
@@ -70,6 +73,8 @@ def choose_selection(
     batch: BatchOption = 1,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
+    windows: WindowsOption = None,
+    window_overlap: WindowOverlapOption = 0,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,7 +113,7 @@ def choose_selection(
     with display.counter("measuring", quiet=as_json) as progress:
         choice, calibration = choose(
             predictor,
-            open_source(images, image_ending=image_ending),
+            open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
             open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
             classes,
             goal=aim,

@@ -18,6 +18,7 @@ from ...inputs.names import read_ids
 from ...inputs.sources import Source, open_source
 from ...model.taxonomy import Taxonomy
 from ...reading.access import current_access, with_access
+from ...reading.geotiff import Windows
 from ...runtimes.open import ON_GPU, Provider
 from ..runner_options import threads_of
 
@@ -34,6 +35,7 @@ class CalibrationImages:
     format: InputFormat | None
     image_ending: str | None
     ids: Path | None
+    windows: Windows | None = None
 
     def open(self, classes: Taxonomy) -> tuple[Source, LabelSource, Taxonomy]:
         """Open the images and their labels; returns them with the class mapping that reads the labels."""
@@ -60,7 +62,7 @@ class CalibrationImages:
         return read_ids(self.ids) if self.ids else None
 
     def _source(self, images: str) -> Source:
-        return open_source(images, image_ending=self.image_ending)
+        return open_source(images, image_ending=self.image_ending, windows=self.windows)
 
 
 def calibrate_with(

@@ -29,13 +29,16 @@ from ...runtimes.open import Provider, ProviderChoice
 from ..options import (
     BatchOption,
     BitDepthOption,
+    BoxesOption,
     BundleArgument,
     DetectorOption,
     DevicesOption,
     EndingOption,
     ImageLabelsOption,
     JsonOption,
+    MasksOption,
     OverlapOption,
+    PointsOption,
     PrecisionOption,
     PromptSettings,
     ProviderOption,
@@ -46,11 +49,12 @@ from ..options import (
     ThreadsOption,
     TileOption,
     UnverifiedOption,
+    WindowOverlapOption,
+    WindowsOption,
     reads_urls,
 )
 from ..runner_options import AddressOption, CpusOption, GpusOption, RunnerOption, RunWorkersOption
 from .label_options import (
-    BoxesOption,
     CalibrationOption,
     DryRunOption,
     EmbeddingCacheOption,
@@ -59,12 +63,10 @@ from .label_options import (
     LevelsOption,
     LimitOption,
     LogOption,
-    MasksOption,
     MaxPixelsOption,
     MinScoreOption,
     OnDriftOption,
     OutputOption,
-    PointsOption,
     PromptCam,
     RequiredOutput,
     RequiredSam,
@@ -73,8 +75,6 @@ from .label_options import (
     ShardOption,
     ThresholdOption,
     WeightOption,
-    WindowOverlapOption,
-    WindowsOption,
 )
 from .labeling import LabelingOptions, run_label, run_segment
 

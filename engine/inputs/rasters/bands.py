@@ -12,6 +12,7 @@ TIFF is read by rasterio (``pip install 'maskmill[geo]'``), NumPy's ``.npy`` and
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from ..image_formats import damage, open_image, quiet_pillow
 NPY = b"\x93NUMPY"
 """First bytes of a NumPy file."""
 _MAX_NPY_BANDS = 65_535
+_PHOTO_BANDS = (3, 1, 4)
+_LEAST_SIDE = 16
 
 
 def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[Any]:
@@ -33,8 +36,8 @@ def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[An
 
     If samples are nodata or not finite, the result is a masked array whose mask is True for these.
 
-    Files: TIFF; ``.npy`` of (bands, H, W), (H, W, bands) or (H, W), of which the shortest axis holds the bands; and
-    photos without EXIF orientation whose samples Pillow keeps as they are (8 bits, or 16 bits of gray).
+    Files: TIFF; ``.npy`` of (bands, H, W), (H, W, bands), (H, W) or (1, bands, H, W), see :func:`band_axis`; and photos
+    without EXIF orientation whose samples Pillow keeps as they are (8 bits, or 16 bits of gray).
 
     Raises :class:`ImageError` with the kinds of :func:`maskmill.engine.inputs.images.decode_image`: ``unsupported``
     for samples of another type or a file with too few bands; and ``no-data`` if no pixel has data in all bands. Raises
@@ -47,7 +50,11 @@ def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[An
         image = np.ascontiguousarray(planes.transpose(1, 2, 0))
     else:
         is_npy = data.startswith(NPY)
-        samples, missing = _npy_samples(data, max_pixels) if is_npy else (_photo_samples(data, max_pixels), None)
+        samples, missing = (
+            _npy_samples(data, max_pixels, (max(bands.numbers),))
+            if is_npy
+            else (_photo_samples(data, max_pixels), None)
+        )
         _check_bands(samples.shape[2], samples.dtype, bands.numbers, bands.sample_type)
         channels = [number - 1 for number in bands.numbers]
         image = np.ascontiguousarray(samples[..., channels])
@@ -95,7 +102,7 @@ def display_of(image: NDArray[Any], bands: BandSpec) -> NDArray[np.uint8]:
 
 def photo_of_npy(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Return the photo (H, W, 3) uint8 RGB of a ``.npy`` file: its first three bands, or one as gray."""
-    samples, _ = _npy_samples(data, max_pixels)
+    samples, _ = _npy_samples(data, max_pixels, _PHOTO_BANDS)
     if samples.dtype != np.uint8:
         raise ImageError(
             "unsupported",
@@ -128,40 +135,67 @@ def _tiff_samples(
         raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
 
 
-def _npy_samples(data: bytes, max_pixels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def band_axis(shape: tuple[int, ...], expected: Sequence[int]) -> int:
+    """Return the axis of the bands of an array with three axes: 0 of (bands, H, W), or 2 of (H, W, bands).
+
+    ``expected`` are the likely numbers of bands: the highest that a model takes, or those of photos. The axis is the
+    one with such a number, else the shorter one of an image of at least 16 x 16 pixels whose sides are at least twice
+    as long. Raises :class:`ImageError` for all other arrays, which may be read in either way.
+    """
+    exact = [axis for axis in (0, 2) if shape[axis] in expected]
+    if len(exact) == 1:
+        return exact[0]
+    few, many = (0, 2) if shape[0] < shape[2] else (2, 0)
+    if not exact and max(2 * shape[few], _LEAST_SIDE) <= min(shape[1], shape[many]):
+        return few
+    raise ImageError(
+        "unsupported",
+        f"the .npy array {shape} may be {shape[0]} bands of {shape[1]}x{shape[2]} or {shape[2]} bands of "
+        f"{shape[0]}x{shape[1]} samples; save it as (1, bands, rows, columns)",
+    )
+
+
+def _npy_samples(
+    data: bytes, max_pixels: int, expected: Sequence[int]
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return (H, W, bands) of a ``.npy`` file, after its size was checked in the header.
 
-    The second array (bands, H, W) of a window of a TIFF file is True for samples without data; None without it.
+    The second array (1, bands, H, W) of a window of a TIFF file is True for samples without data; None without it.
     """
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, in_fortran_order, dtype = read(stream)
-    except ValueError as error:
+    except Exception as error:
+        # NumPy parses the header as Python, whose tokenizer raises errors of its own
         raise ImageError("truncated", f"the .npy file is cut short or damaged: {error}") from error
-    if dtype.hasobject or len(shape) not in (2, 3) or min(shape) < 1:
-        raise ImageError("unsupported", f"a .npy image holds 2 or 3 axes of numbers, got {dtype}{shape}")
-    axis = 0 if len(shape) == 3 and shape[0] < shape[2] else 2
-    sides = [side for index, side in enumerate(shape) if index != axis]
-    if len(shape) == 3 and (shape[axis] > min(sides) or shape[axis] > _MAX_NPY_BANDS):
-        raise ImageError("unsupported", f"a .npy image is (bands, H, W) or (H, W, bands) with fewer bands, got {shape}")
+    named = len(shape) == 4 and shape[0] == 1
+    if dtype.hasobject or not (named or len(shape) in (2, 3)) or min(shape) < 1:
+        raise ImageError(
+            "unsupported", f"a .npy image holds 2 or 3 axes of numbers, or (1, bands, H, W), got {dtype}{shape}"
+        )
+    planes = shape[1:] if named else (*shape, 1) if len(shape) == 2 else shape
+    axis = 0 if named else 2 if len(shape) == 2 else band_axis(shape, expected)
+    if planes[axis] > _MAX_NPY_BANDS:
+        raise ImageError("unsupported", f"a .npy image has at most {_MAX_NPY_BANDS:,} bands, got {planes[axis]:,}")
+    sides = [side for index, side in enumerate(planes) if index != axis]
     if sides[0] * sides[1] > max_pixels:
         raise ImageError(
             "too-large", f"the image is {sides[1]}x{sides[0]} pixels; at most {max_pixels:,} are read (--max-pixels)"
         )
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if len(data) - stream.tell() < count * dtype.itemsize:
         raise ImageError("truncated", "the .npy file is cut short: samples are missing")
     array = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if in_fortran_order else "C")
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
-    array = array[..., None] if array.ndim == 2 else array
+    array = array.reshape(planes)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": shape})
     start, missing = stream.tell() + count * dtype.itemsize, None
-    if axis == 0 and data.startswith(header.getvalue(), start) and len(data) - start >= header.tell() + count:
-        missing = np.frombuffer(data, np.uint8, count, start + header.tell()).reshape(shape) != 0
+    if named and data.startswith(header.getvalue(), start) and len(data) - start >= header.tell() + count:
+        missing = np.frombuffer(data, np.uint8, count, start + header.tell()).reshape(planes) != 0
     return (np.moveaxis(array, 0, 2) if axis == 0 else array), missing
 
 
@@ -186,7 +220,7 @@ def _photo_samples(data: bytes, max_pixels: int) -> NDArray[Any]:
 def raster_size(data: bytes) -> tuple[int, int] | None:
     """Return the (height, width) of a ``.npy`` file, or of a TIFF file that Pillow cannot open; None for others."""
     if data.startswith(NPY):
-        height, width = _npy_samples(data, 1 << 40)[0].shape[:2]
+        height, width = _npy_samples(data, 1 << 40, _PHOTO_BANDS)[0].shape[:2]
         return height, width
     if not is_tiff(data):
         return None

@@ -33,7 +33,7 @@ from ..base import Objects, ScoreMap
 from .boxes import BoxDetector, Boxes
 from .class_masks import ClassMask, score_map
 from .embedding_cache import rounded
-from .given_prompts import GivenPrompts, Prompt, Target, box_prompt
+from .given_prompts import GivenPrompts, Prompt, Target, box_prompt, within_image
 from .mask_decoder import PromptDecoder
 from .prompts import PADDING, Prompts, mask_logits
 
@@ -104,7 +104,9 @@ class GivenPredictor:
     @property
     def settings(self) -> dict[str, Any]:
         """Bundle, sessions, and the source of prompts; prompts from a file are their image's condition."""
-        source: dict[str, Any] = {"prompts_from": self.prompts.origin} if self.prompts else {}
+        source: dict[str, Any] = {}
+        if self.prompts is not None:
+            source = {"prompt_kind": self.prompts.kind, "prompts_from": self.prompts.origin}
         if self.detector is not None:
             source["detector"] = self.detector.settings
         return {
@@ -139,9 +141,12 @@ class GivenPredictor:
         return self.prompts.condition(uri) if self.prompts else ""
 
     def prepare(self, image: Any, uri: str = "") -> PreparedGiven:
-        """Resize and normalize one image, HWC uint8 RGB, and find its prompts if they are in a file."""
-        targets = self.prompts.targets_of(uri) if self.prompts else []
+        """Resize and normalize one image, HWC uint8 RGB, and find its prompts if they are in a file.
+
+        Raises :class:`ImageError` for a prompt outside of the image.
+        """
         size = (int(image.shape[0]), int(image.shape[1]))
+        targets = within_image(self.prompts.targets_of(uri), size) if self.prompts else []
         for target in targets:
             if target.coarse is not None and target.coarse.shape != size:
                 raise UsageError(

@@ -8,7 +8,9 @@ points, ``.csv``   ``image,label,x,y`` and optionally ``positive`` (1 on the obj
 masks              a label store, or a file or folder of any label format that maskmill reads
 =================  ===================================================================================================
 
-Coordinates are pixels of the image. An image without a row has no prompts, and is background everywhere.
+Coordinates are pixels of the image; boxes are cut to it, and an image is rejected if a box or a point lies outside of
+it. An image without a row has no prompts, and is background everywhere. ``iscrowd`` boxes are left out: they hold
+several objects, and a prompt is for one.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ....errors import UsageError
+from ....errors import ImageError, UsageError
 from ...formats.base import BACKGROUND
 from ...inputs.names import NameIndex
-from ...model.files import read_text
+from ...model.files import MAX_TEXT, read_text
+from ...model.schema import read_json_object
 from ...model.storage import location_of
 from .prompts import BOX_END, BOX_START, POSITIVE
 
@@ -41,6 +44,7 @@ MIN_PART = 0.001
 """Smallest share of the image that a part of a coarse mask covers to be refined."""
 INNER_POINTS = 3
 """Points inside a part of a coarse mask."""
+_FARTHEST = 1e6  # pixels; beyond it a number is no coordinate
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -80,6 +84,7 @@ class GivenPrompts:
         origin: str,
         names: NameIndex[str],
         kind: str,
+        notes: Sequence[str] = (),
     ) -> None:
         self.classes: tuple[str, ...] = tuple(classes)
         """Names of the classes, the background not among them."""
@@ -90,7 +95,9 @@ class GivenPrompts:
         self.condition = condition
         """Function from an image's uri to the text that decides its labels besides the pixels."""
         self._names = names
-        self._kind = kind
+        self.kind: str = kind
+        """Kind of the prompts: box, point or coarse mask."""
+        self._notes = tuple(notes)
 
     def check(self, uris: Iterable[str]) -> list[str]:
         """Return warnings about images without prompts and names without an image, from the names alone.
@@ -111,12 +118,12 @@ class GivenPrompts:
         names = ", ".join(list(unused)[:3]) + (", …" if len(unused) > 3 else "")
         if images and without == images:
             raise UsageError(
-                f"none of the {images} images has a {self._kind} in {self.origin}, which names {names}, and an "
+                f"none of the {images} images has a {self.kind} in {self.origin}, which names {names}, and an "
                 f"image is {examples[0]}; all would be background: correct the names"
             )
-        warnings = []
+        warnings = [*self._notes]
         if without:
-            warnings.append(f"{without} image{'s' * (without > 1)} without a {self._kind}, labeled background")
+            warnings.append(f"{without} image{'s' * (without > 1)} without a {self.kind}, labeled background")
         if unused:
             many = len(unused) > 1
             warnings.append(
@@ -128,8 +135,11 @@ class GivenPrompts:
 def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read boxes; raises :class:`UsageError` naming the line that is not as expected."""
     file = location_of(path)
-    rows = _coco_boxes(file) if file.suffix.lower() == ".json" else _csv_boxes(file)
-    return _of_rows([(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows], file, "box")
+    rows, num_crowds = _coco_boxes(file) if file.suffix.lower() == ".json" else ([*_csv_boxes(file)], 0)
+    many = num_crowds > 1
+    notes = [f"{num_crowds} iscrowd box{'es' * many} of {file} {'are' if many else 'is'} left out"] * (num_crowds > 0)
+    prompts = [(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows]
+    return _of_rows(prompts, file, "box", notes)
 
 
 def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
@@ -168,7 +178,9 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     return GivenPrompts(classes, find, condition, str(path), index, "coarse mask")
 
 
-def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path, kind: str) -> GivenPrompts:
+def _of_rows(
+    rows: Sequence[tuple[str, str, float, Prompt]], file: Path, kind: str, notes: Sequence[str] = ()
+) -> GivenPrompts:
     if not rows:
         raise UsageError(f"{file} holds no prompts")
     classes = sorted({label for _, label, _, _ in rows})
@@ -191,12 +203,35 @@ def _of_rows(rows: Sequence[tuple[str, str, float, Prompt]], file: Path, kind: s
         ]
         return f"prompts: {_digest(json.dumps(sorted(parts)).encode())}" if parts else ""
 
-    return GivenPrompts(classes, find, condition, str(file), index, kind)
+    return GivenPrompts(classes, find, condition, str(file), index, kind, notes)
 
 
 def box_prompt(x0: float, y0: float, x1: float, y1: float) -> Prompt:
     """Return the prompt of a box, in pixels of the image."""
     return Prompt(points=np.array([[x0, y0], [x1, y1]], np.float32), labels=np.array([BOX_START, BOX_END], np.float32))
+
+
+def within_image(targets: Sequence[Target], size: tuple[int, int]) -> list[Target]:
+    """Return the objects of an image of ``size`` (height, width) with boxes cut to it.
+
+    Raises :class:`ImageError` for a box without a pixel of the image, or a point outside of it.
+    """
+    return [replace(target, prompts=tuple(_cut(prompt, size) for prompt in target.prompts)) for target in targets]
+
+
+def _cut(prompt: Prompt, size: tuple[int, int]) -> Prompt:
+    if not len(prompt.points):
+        return prompt
+    limits = np.array([size[1], size[0]], np.float32)
+    points = np.clip(prompt.points, 0, limits)
+    corners = points[prompt.labels >= BOX_START]
+    is_box = prompt.labels >= BOX_START
+    if (points != prompt.points)[~is_box].any() or (len(corners) and not (corners[0] < corners[1]).all()):
+        places = ", ".join(f"{value:g}" for value in prompt.points.ravel().tolist())
+        raise ImageError(
+            "outside", f"the prompt {places} lies outside of the image, {size[1]}x{size[0]} pixels; correct the file"
+        )
+    return prompt if (points == prompt.points).all() else replace(prompt, points=points)
 
 
 def _csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -217,26 +252,36 @@ def _csv_boxes(file: Path) -> Iterator[tuple[str, str, float, tuple[float, float
         yield row["image"], row["label"], score, (x0, y0, x1, y1)
 
 
-def _coco_boxes(file: Path) -> Iterator[tuple[str, str, float, tuple[float, float, float, float]]]:
+def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, float, float, float]]], int]:
+    """Return image, class, score and corners of the boxes of a COCO file, and the number of crowds left out."""
+    boxes, num_crowds = [], 0
     try:
-        raw = json.loads(read_text(file, "the prompts"))
+        raw = read_json_object(file, max_bytes=MAX_TEXT)
         names = {category["id"]: str(category["name"]) for category in raw["categories"]}
         images = {image["id"]: str(image["file_name"]) for image in raw["images"]}
         for number, annotation in enumerate(raw["annotations"]):
+            if annotation.get("iscrowd"):
+                num_crowds += 1
+                continue
             x0, y0, width, height = map(float, annotation["bbox"])
             score = float(annotation.get("score", 1.0))
             _check(x0, y0, x0 + width, y0 + height, score, f"{file}, annotation {number}")
             label = names[annotation["category_id"]]
-            yield images[annotation["image_id"]], label, score, (x0, y0, x0 + width, y0 + height)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{file} is not a COCO file of images, categories and boxes ({error!r})") from error
+            boxes.append((images[annotation["image_id"]], label, score, (x0, y0, x0 + width, y0 + height)))
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot read the prompts {file}: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UsageError(f"{file} is not a COCO file of images, categories and boxes ({error!r:.200})") from error
+    return boxes, num_crowds
 
 
 def _check(x0: float, y0: float, x1: float, y1: float, score: float, where: str) -> None:
-    if not (x0 < x1 and y0 < y1 and 0 <= score <= 1):
+    if not (-_FARTHEST <= x0 < x1 <= _FARTHEST and -_FARTHEST <= y0 < y1 <= _FARTHEST and 0 <= score <= 1):
         raise UsageError(
             f"{where}: expected a box x0 < x1, y0 < y1 in pixels and a score in [0, 1], got {x0:g}, {y0:g}, {x1:g}, "
-            f"{y1:g} and {score:g}"
+            f"{y1:g} and {score:g}; correct it or leave it out"
         )
 
 
@@ -245,8 +290,8 @@ def _number(text: str, file: Path, line: int) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise UsageError(f"{file}, line {line}: expected a number, got {text!r}")
+    if not abs(value) <= _FARTHEST:
+        raise UsageError(f"{file}, line {line}: expected a number of pixels or a score, got {text!r:.80}")
     return value
 
 

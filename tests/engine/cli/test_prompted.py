@@ -156,7 +156,11 @@ def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
         ("calibrate --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
         (
             "calibrate --cam cam --images photos --labels labels --alpha .1 -o c.json",
-            "--cam and --detector give prompts for --sam BUNDLE",
+            "--cam, --detector, --boxes, --points and --coarse-masks give prompts for --sam BUNDLE; add it",
+        ),
+        (
+            "calibrate --sam sam --images photos --labels labels --alpha .1 -o c.json",
+            "prompts need a source: --cam BUNDLE",
         ),
         ("calibrate cam --cam cam --sam sam --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
         (
@@ -218,3 +222,37 @@ def test_prompts_from_a_file_and_coarse_masks_from_a_store(home: Path) -> None:
     result = maskmill("label-prompted", "photos", "--sam", "cam", "--points", "points.csv", "-o", "other", cwd=home)
     assert result.returncode == 2
     assert "cam is a cam bundle; --sam needs a promptable one, such as Segment Anything" in result.stderr
+
+
+def test_a_calibration_of_prompts_from_one_file_holds_for_those_of_another(home: Path) -> None:
+    corners = {"red": "4,4,20,20", "green": "26,12,42,28"}
+    for name, images in (("first", range(8)), ("second", range(8, 12))):
+        boxes = [f"{i}.png,{color},{corners[color]}" for i in images for color in ("red", "green")[: 1 + i % 2]]
+        (home / f"{name}.csv").write_text("\n".join(["image,label,x0,y0,x1,y1", *boxes]) + "\n")
+        (home / f"{name}.txt").write_text("\n".join(f"{i}.png" for i in images) + "\n")
+    (home / "boxes.toml").write_text(
+        'targets = ["background", "red", "green"]\nbackground = "background"\n[model]\nbackground = "background"\n'
+        'red = "red"\ngreen = "green"\n[labels]\n0 = "background"\n1 = "red"\n2 = "green"\n'
+    )
+    options = ("--sam", "sam", "--taxonomy", "boxes.toml")
+    output = ok("calibrate", *options, "--boxes", "first.csv", "--images", "photos", "--labels", "labels", "--ids",
+                "first.txt", "--alpha", "0.2", "--min-images", "1", "-o", "boxes.json", cwd=home)  # fmt: skip
+    assert "warning: 4 images without a box, labeled background" in output
+    ok("label-prompted", "photos", *options, "--boxes", "second.csv", "-o", "boxed", "--select", "conformal",
+       "--calibration", "boxes.json", cwd=home)  # fmt: skip
+    quality = json.loads(ok("evaluate", "boxed", "--labels", "labels", "--ids", "second.txt", "--json", cwd=home))
+    assert quality["accuracy_kept"] > 0.95
+    (home / "points of both.csv").write_text("image,label,x,y\n0.png,red,10,10\n1.png,green,33,20\n")
+    result = maskmill("label-prompted", "photos", *options, "--points", "points of both.csv", "-o", "pointed again",
+                      "--select", "conformal", "--calibration", "boxes.json", cwd=home)  # fmt: skip
+    assert result.returncode == 2
+    assert "prompt_kind: calibrated with box, labeling with point" in result.stderr
+    (home / "cow.csv").write_text("image,label,x0,y0,x1,y1\n0.png,red,4,4,20,20\n1.png,cow,4,4,20,20\n")
+    result = maskmill("label-prompted", "photos", *options, "--boxes", "cow.csv", "-o", "cows", cwd=home)
+    assert result.returncode == 2
+    assert "cow" in result.stderr
+    assert result.stderr.count("\n") == 1
+    (home / "far.csv").write_text("image,label,x0,y0,x1,y1\n0.png,red,4,4,20,20\n1.png,red,400,400,600,600\n")
+    result = maskmill("label-prompted", "photos", "--sam", "sam", "--boxes", "far.csv", "-o", "far", cwd=home)
+    assert result.returncode == 1
+    assert [row.error for row in LabelStore.open(home / "far").inputs() if row.id is None] == ["outside"]

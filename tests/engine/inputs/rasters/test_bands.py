@@ -72,7 +72,7 @@ def spec_of(*numbers: int, sample_type: SampleType = "uint16", **options: Any) -
 @pytest.mark.parametrize("sample_type", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("layout", ["tiff", "deflate", "planes", "chw", "hwc", "fortran", "big-endian"])
 def test_bands_come_in_the_order_that_the_model_takes_them(sample_type: SampleType, layout: str) -> None:
-    values = samples(7, sample_type, height=12, width=11)
+    values = samples(7, sample_type, height=18, width=17)
     data = {
         "tiff": lambda: tiff(values, interleave="pixel"),
         "deflate": lambda: tiff(values, compress="deflate", tiled=True, blockxsize=16, blockysize=16),
@@ -85,6 +85,47 @@ def test_bands_come_in_the_order_that_the_model_takes_them(sample_type: SampleTy
     image = decode_bands(data, spec_of(6, 1, 4, sample_type=sample_type), max_pixels=LIMIT)
     assert image.dtype == sample_type
     assert np.array_equal(image, values[[5, 0, 3]].transpose(1, 2, 0))
+
+
+def band_count(values: NDArray[Any], highest: int) -> tuple[int, int]:
+    """(H, W) of the image that a model which takes the bands 1 and ``highest`` reads."""
+    height, width, _ = decode_bands(npy(values), spec_of(1, highest), max_pixels=LIMIT).shape
+    return height, width
+
+
+@pytest.mark.parametrize(
+    ("shape", "highest", "size"),
+    [
+        ((5, 60, 60), 5, (60, 60)),
+        ((60, 60, 5), 5, (60, 60)),
+        ((4, 5, 60), 4, (5, 60)),
+        ((60, 5, 4), 4, (60, 5)),
+        ((12, 60, 5), 12, (60, 5)),
+        ((12, 60, 5), 5, (12, 60)),
+        ((12, 60, 60), 4, (60, 60)),
+        ((60, 61, 12), 4, (60, 61)),
+        ((1, 12, 60, 5), 4, (60, 5)),
+        ((1, 5, 12, 60), 4, (12, 60)),
+        ((1, 4, 1, 1), 4, (1, 1)),
+    ],
+)
+def test_the_bands_of_the_model_decide_which_axis_of_an_array_holds_bands(
+    shape: tuple[int, ...], highest: int, size: tuple[int, int]
+) -> None:
+    assert band_count(np.zeros(shape, np.uint16), highest) == size
+
+
+@pytest.mark.parametrize("shape", [(12, 60, 13), (4, 60, 4), (12, 60, 5), (60, 40, 50), (3, 9, 12)])
+def test_an_array_whose_bands_may_be_on_either_axis_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"may be \d+ bands of \d+x\d+ or \d+ bands .* save it as \(1, bands, rows"):
+        band_count(np.zeros(shape, np.uint16), 4)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 60, 2), (60, 2)), ((60, 2, 3), (60, 2)), ((60, 60, 1), (60, 60))])
+def test_an_array_with_the_channels_of_a_photo_is_one(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    assert decode_image(npy(np.zeros(shape, np.uint8))).shape == (*size, 3)
+    with pytest.raises(ImageError, match="may be"):
+        decode_image(npy(np.zeros((3, 60, 4), np.uint8)))
 
 
 def test_bands_of_a_photo_are_its_channels() -> None:
@@ -104,6 +145,7 @@ def test_bands_of_a_photo_are_its_channels() -> None:
         (b"II*\0" + bytes(100), "truncated", "damaged"),
         (npy(samples(4, "uint16"))[:-1], "truncated", "cut short"),
         (b"\x93NUMPY\x01\0\xff\xff{", "truncated", "damaged"),
+        (npy(samples(4, "uint16")).replace(b"}", b"("), "truncated", "damaged"),
         (npy(np.array([None] * 4)), "unsupported", "numbers"),
         (npy(np.zeros((4, 4, 4, 4), np.uint16)), "unsupported", "axes"),
         (tiff(samples(3, "uint16")), "unsupported", "3 band"),

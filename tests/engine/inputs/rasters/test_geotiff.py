@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 import maskmill
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.label_maps import read_label_map
+from maskmill.engine.inputs.rasters.bands import decode_bands
 from maskmill.engine.inputs.sources import open_source, read_uri
+from maskmill.engine.model.input_spec import BandSpec
 from maskmill.engine.reading.geotiff import Window, Windows, split_window
 from maskmill.engine.report.display import print_store
 from maskmill.engine.store.label_store import LabelStore
@@ -142,6 +144,20 @@ def test_windows_without_labels_have_no_data(tmp_path: Path) -> None:
     assert (result[16:32, :16] < 3).all()
     assert (result[16:, 16:] == 255).all()
     assert (result[32:] == 255).all()
+
+
+def test_a_window_narrower_than_its_number_of_bands_is_read(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 9000, (12, 40, 34), dtype=np.uint16)
+    path = write_tiff(tmp_path / "scene.tif", values)
+    bands = BandSpec(numbers=(4, 3, 2), sample_type="uint16", display=(4, 3, 2))
+    items = list(open_source(path, windows=Windows(side=32)))
+    assert [item.uri.rsplit("=")[1] for item in items] == ["0,0,32,32", "0,32,32,2", "32,0,8,32", "32,32,8,2"]
+    for item in items:
+        window = split_window(item.uri)
+        assert window is not None
+        rows, columns = (slice(start, start + size) for start, size in (window[1][::2], window[1][1::2]))
+        image = decode_bands(read_uri(item.uri), bands, max_pixels=10_000)
+        assert np.array_equal(image, values[[3, 2, 1], rows, columns].transpose(1, 2, 0))
 
 
 def test_windows_of_bands_are_labeled(tmp_path: Path) -> None:

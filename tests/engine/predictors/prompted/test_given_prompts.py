@@ -16,13 +16,14 @@ from maskmill.engine.labeling.export_labels import export_labels
 from maskmill.engine.labeling.instances import InstanceSettings
 from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
+from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.prompted.given_predictor import GivenPredictor
 from maskmill.engine.predictors.prompted.given_prompts import GivenPrompts, boxes_of, inner_points, masks_of, points_of
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.instances import decode_instances
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.errors import UsageError
+from maskmill.errors import ImageError, UsageError
 
 from ....models import color_image, sam_bundle
 
@@ -47,7 +48,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def predictor_of(folder: Path, prompts: GivenPrompts, *, batch: int = 1, signature: str = "batched") -> GivenPredictor:
-    bundle = sam_bundle(folder, name=f"sam-{batch}-{signature}", signature=signature)
+    name = f"sam-{batch}-{signature}"
+    there = (folder / name).exists()
+    bundle = Bundle.load(folder / name) if there else sam_bundle(folder, name=name, signature=signature)
     encoder, decoder = (OnnxSession(bundle, role=role) for role in ("encoder", "decoder"))
     return GivenPredictor(bundle, encoder, decoder, prompts, batch=batch)
 
@@ -185,6 +188,65 @@ def test_points_lie_deep_inside_and_apart() -> None:
     assert len(inner_points(np.ones((1, 1), bool), 3)) == 1
 
 
+def coco_boxes(box: list[float], **fields: object) -> str:
+    """A COCO file of two boxes of one photo, the second one as given."""
+    first = {"id": 1, "image_id": 3, "category_id": 7, "bbox": [4, 4, 16, 16]}
+    return json.dumps(
+        {
+            "images": [{"id": 3, "file_name": "a 1.png", "width": 48, "height": 32}],
+            "categories": [{"id": 7, "name": "red"}],
+            "annotations": [first, first | {"id": 2, "bbox": box} | fields],
+        }
+    )
+
+
+def test_crowds_are_no_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_text(coco_boxes([0, 0, 40, 30], iscrowd=1))
+    prompts = boxes_of(path)
+    (target,) = prompts.targets_of("a 1.png")
+    assert target.prompts[0].points.tolist() == [[4, 4], [20, 20]]
+    assert prompts.check(["a 1.png"]) == [f"1 iscrowd box of {path} is left out"]
+
+
+def test_a_box_given_twice_is_one_object(tmp_path: Path, photos: Path) -> None:
+    head, row = "image,label,x0,y0,x1,y1\n", "a 1.png,red,4,4,20,20\n"
+    other = "b.png,red,28,4,44,20\n"
+    stores = []
+    for name, text in (("once", row + other), ("twice", row + row + other)):
+        (tmp_path / "boxes.csv").write_text(head + text)
+        stores.append(labeled(tmp_path, photos, boxes_of(tmp_path / "boxes.csv"), name))
+    once, twice = map(maps_of, stores)
+    assert all(np.array_equal(once[name], twice[name]) for name in once)
+    boxes = [
+        sorted(
+            instance.box for row in store.iter_rows(extras=True) for instance in decode_instances(row.instances or b"")
+        )
+        for store in stores
+    ]
+    assert boxes[0] == boxes[1]
+    assert len(boxes[0]) == 2
+
+
+def test_boxes_are_cut_to_the_photo_and_prompts_outside_of_it_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.csv"
+    path.write_text(
+        "image,label,x0,y0,x1,y1\nred.png,red,-30,-2,20,20\nright.png,red,48,0,60,9\nfar.png,red,500,500,600,600\n"
+    )
+    predictor = predictor_of(tmp_path, boxes_of(path))
+    (target,) = predictor.prepare(picture(), "red.png").targets
+    assert target.prompts[0].points.tolist() == [[0, 0], [20, 20]]
+    for name in ("right.png", "far.png"):
+        with pytest.raises(ImageError, match="lies outside of the image, 48x32 pixels; correct the file"):
+            predictor.prepare(picture(), name)
+    points = tmp_path / "points.csv"
+    points.write_text("image,label,x,y\nin.png,red,48,32\nout.png,red,10,33\n")
+    predictor = predictor_of(tmp_path, points_of(points))
+    assert len(predictor.prepare(picture(), "in.png").targets) == 1
+    with pytest.raises(ImageError, match="the prompt 10, 33 lies outside"):
+        predictor.prepare(picture(), "out.png")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -193,7 +255,19 @@ def test_points_lie_deep_inside_and_apart() -> None:
         ("boxes.csv", "image,label,x0,y0,x1,y1\na.png,red,5,5,nan,9\n", "line 2: expected a number"),
         ("boxes.csv", "image,label,x0,y0,x1,y1\n", "holds no prompts"),
         ("boxes.csv", "image,label,x0,y0,x1,y1\na.png,background,1,1,5,9\n", "what no prompt covers"),
-        ("boxes.json", json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4]}]), "is not a COCO file"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1\na.png,red,5,5,1e39,9\n", "line 2: expected a number of pixels"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1,score\na.png,red,5,5,6,9,nan\n", "line 2: expected a number"),
+        ("boxes.csv", "image,label,x0,y0,x1,y1,score\na.png,red,5,5,6,9,1.5\n", "a score in .0, 1., got .* and 1.5"),
+        ("boxes.json", json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4]}]), "must hold a JSON object"),
+        ("boxes.json", '{"images": [], "categories": []}', "is not a COCO file of images, categories and boxes"),
+        (
+            "boxes.json",
+            coco_boxes([1, 1, 0, 3]),
+            "^[^(]*, annotation 1: expected a box .*; correct it or leave",
+        ),
+        ("boxes.json", coco_boxes([1, 1, 2, 3], score=float("nan")), "annotation 1: .* and nan"),
+        ("boxes.json", coco_boxes([1, 1, 10**400, 3]), "is not a COCO file"),
+        ("boxes.json", "[" * 100_000, "cannot read"),
     ],
 )
 def test_files_that_are_not_as_expected_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -1,0 +1,138 @@
+"""Scenes read by windows with a label map per scene: as chips of the same windows with a map per chip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import maskmill
+from maskmill.engine.inputs.labeled_source import pair_images, pair_uris
+from maskmill.engine.inputs.labels import open_labels
+from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
+from maskmill.engine.reading.geotiff import Windows, split_window
+from maskmill.errors import UsageError
+
+from ....models import band_bundle
+from .test_geotiff import write_tiff
+
+pytest.importorskip("rasterio")
+
+BANDS = (5, 1, 4)
+WINDOWS = Windows(side=16, overlap=4)
+
+
+def write_scene(folder: Path, name: str, seed: int, *, height: int = 40, width: int = 34) -> None:
+    """A scene of five bands in ``folder/scenes``, its map in ``folder/maps``, and both cut into chips beside them."""
+    chance = np.random.default_rng(seed)
+    label = np.repeat(np.repeat(chance.integers(0, 3, (height // 4 + 1, width // 4 + 1)), 4, 0), 4, 1)[:height, :width]
+    values = np.full((5, height, width), 300, np.uint16)
+    for index, band in enumerate(BANDS):
+        values[band - 1] += ((label == index) * chance.integers(0, 9000, label.shape)).astype(np.uint16)
+    write_tiff(folder / "scenes" / f"{name}.tif", values)
+    for place in ("maps", "chips", "chip maps"):
+        (folder / place).mkdir(exist_ok=True)
+    Image.fromarray(label.astype(np.uint8)).save(folder / "maps" / f"{name}.png")
+    for number, (row, column, rows, columns) in enumerate(WINDOWS.cut(height, width)):
+        part = np.s_[row : row + rows, column : column + columns]
+        # the axis in front says that bands come first
+        np.save(folder / "chips" / f"{name} {number:03}.npy", values[None, :, *part])
+        Image.fromarray(label[part].astype(np.uint8)).save(folder / "chip maps" / f"{name} {number:03}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in range(3):
+        write_scene(folder, f"scene {seed}", seed)
+    band_bundle(folder, bands=BANDS, size=(16, 16))
+    return folder
+
+
+def test_a_calibration_and_a_measurement_by_windows_are_those_of_chips(data: Path) -> None:
+    options: dict[str, Any] = {"windows": 16, "window_overlap": 4}
+    model = data / "bundle"
+    by_windows = maskmill.calibrate(model, data / "scenes", data / "maps", alpha=0.1, **options)
+    by_chips = maskmill.calibrate(model, chips(data), data / "chip maps", alpha=0.1)
+    assert by_windows.report["num_images"] == by_chips.report["num_images"] == 3 * len(WINDOWS.cut(40, 34))
+    assert np.array_equal(by_windows.thresholds, by_chips.thresholds)
+    assert {**by_windows.report, "source": None} == {**by_chips.report, "source": None}
+    first = maskmill.evaluate(model, data / "maps", images=data / "scenes", calibration=by_windows, **options)
+    second = maskmill.evaluate(model, data / "chip maps", images=chips(data), calibration=by_chips)
+    assert np.array_equal(first.confusion, second.confusion)
+    assert first.coverage == second.coverage
+    choice, _ = maskmill.choose(model, data / "scenes", data / "maps", **options)
+    other = maskmill.choose(model, chips(data), data / "chip maps")[0]
+    assert {**choice.to_json(), "source": None} == {**other.to_json(), "source": None}
+
+
+def chips(data: Path) -> str:
+    return str(data / "chips" / "*.npy")
+
+
+def test_a_store_of_windows_is_measured_against_the_maps_of_its_scenes(data: Path, tmp_path: Path) -> None:
+    maskmill.label(data / "bundle", data / "scenes", tmp_path / "store", windows=16, window_overlap=4)
+    stored = maskmill.evaluate(tmp_path / "store", data / "maps")
+    labeled = maskmill.evaluate(data / "bundle", data / "maps", images=data / "scenes", windows=16, window_overlap=4)
+    assert np.array_equal(stored.confusion, labeled.confusion)
+    with pytest.raises(UsageError, match="windows does not apply to a label store"):
+        maskmill.evaluate(tmp_path / "store", data / "maps", windows=16)
+
+
+def test_lists_name_scenes_or_their_windows(data: Path) -> None:
+    classes = Taxonomy.of_model(Bundle.load(data / "bundle"))
+    source = open_source(data / "scenes", windows=WINDOWS)
+    labels = open_labels(data / "maps")
+    uris = [item.uri for item in source]
+    assert pair_images(source, labels, classes).uris == uris
+    assert pair_images(source, labels, classes, ids=["scene 1.tif"]).uris == [uri for uri in uris if "scene 1" in uri]
+    window = "scene 2.tif::window=12,0,16,16"
+    both = pair_images(source, labels, classes, ids=["scene 0", window]).uris
+    assert both == [uri for uri in uris if "scene 0" in uri or uri.endswith(window)]
+    assert len(both) == len(WINDOWS.cut(40, 34)) + 1
+    assert pair_uris(both, labels, classes).uris == both
+    with pytest.raises(UsageError, match="scene 2.tif::window=1,0,16,16 is not there; give the same --windows"):
+        pair_images(source, labels, classes, ids=["scene 2.tif::window=1,0,16,16"])
+
+
+def test_a_map_of_another_size_than_its_scene_is_refused(data: Path, tmp_path: Path) -> None:
+    classes = Taxonomy.of_model(Bundle.load(data / "bundle"))
+    Image.fromarray(np.zeros((80, 68), np.uint8)).save(tmp_path / "scene 0.png")
+    labeled = pair_images(open_source(data / "scenes", windows=WINDOWS), open_labels(tmp_path), classes)
+    with pytest.raises(UsageError, match=r"scene 0.png is 68x80 px, and scene 0.tif, .*, 34x40; they must be"):
+        labeled.read(labeled.uris[0])
+
+
+def test_windows_read_labels_of_other_formats(data: Path, tmp_path: Path) -> None:
+    """A COCO file of a scene gives each window its part."""
+    import json
+
+    polygon = [4, 8, 30, 8, 30, 36, 4, 36]
+    (tmp_path / "coco.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "scene 0.tif", "width": 34, "height": 40}],
+                "categories": [{"id": 1, "name": "band 1"}],
+                "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [polygon]}],
+            }
+        )
+    )
+    (tmp_path / "classes.toml").write_text(
+        'targets = ["rest", "band 1"]\nbackground = "rest"\n[model]\n"band 1" = "band 1"\n"band 5" = "rest"\n'
+        '"band 4" = "rest"\n[labels]\nbackground = "rest"\n"band 1" = "band 1"\n'
+    )
+    classes = Taxonomy.load(tmp_path / "classes.toml", Bundle.load(data / "bundle"))
+    labeled = pair_images(open_source(data / "scenes", windows=WINDOWS), open_labels(tmp_path / "coco.json"), classes)
+    whole = np.full((40, 34), -1)
+    for uri in labeled.uris:
+        part = split_window(uri)
+        assert part is not None
+        row, column, height, width = part[1]
+        whole[row : row + height, column : column + width] = labeled.read(uri)
+    assert set(np.unique(whole[9:35, 5:29]).tolist()) == {1}
+    assert 1 not in whole[:7]
