@@ -62,6 +62,13 @@ GpusOption = Annotated[
     ),
 ]
 
+LogOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", metavar="FILE", help="Append what happens to this file, a JSON object per line.", show_default="off"
+    ),
+]
+
 
 def threads_of(workers: str | None, runner: Runner) -> int | None:
     """Return the images in progress of one process, None for one per core; raises :class:`UsageError`."""

@@ -1,7 +1,7 @@
 """Log of a run: one JSON object per line, appended to a file as things happen.
 
 ======================  ==============================================================================================
-``start``               ``store``, ``runner``, ``process``, ``host``
+``start``               ``store``, ``runner``, ``process``, ``host``; of a calibration, ``store`` is its file
 ``lease claimed``       ``lease``, ``worker``; of runs with leases
 ``lease finished``      ``lease``, ``worker``, ``inputs``
 ``commit``              ``inputs``, ``seconds``; with leases also ``leases``
@@ -19,7 +19,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,21 @@ class RunLog:
         if stage and stage not in self._stalled:
             self.write("stall", stage=stage, **fields)
         self._stalled = {stage} if stage else set()
+
+    @contextmanager
+    def noted(self, output: Any, runner: str) -> Iterator[Progress]:
+        """Note the start and the end of work that is no labeling run; it fills in the images of the yielded counts."""
+        self.start(output, runner)
+        progress, started, state = Progress(), time.monotonic(), "failed"
+        try:
+            yield progress
+            state = "finished"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            progress.seconds = time.monotonic() - started
+            self.end(state, progress)
 
     def end(self, state: str, progress: Progress) -> None:
         """Note the end of a run and its counts."""

@@ -12,6 +12,7 @@ from ....errors import UsageError
 from ...calibration.calibration import Control, RuleChoice
 from ...calibration.sharing import Fallback, Group, Unseen
 from ...calibration.thresholds import SmallSample, Unit
+from ...labeling.run_log import RunLog
 from ...model.bundle import Bundle
 from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
@@ -57,6 +58,7 @@ from ..runner_options import (
     AddressOption,
     CpusOption,
     GpusOption,
+    LogOption,
     RunnerOption,
     RunWorkersOption,
     check_ray_options,
@@ -229,6 +231,7 @@ def calibrate_thresholds(
     address: AddressOption = None,
     cpus_per_worker: CpusOption = None,
     gpus_per_worker: GpusOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute conformal thresholds from labeled images, and report how well they hold.
@@ -285,6 +288,7 @@ def calibrate_thresholds(
             "--like weighs the images in one process: calibrate first, then weigh with --calibration FILE --like STORE"
         )
     check_ray_options(runner, address, cpus_per_worker, gpus_per_worker)
+    run_log = RunLog(log)
     threads_per_process = count_workers(threads_of(workers, runner))
     if bundle is not None:
         runtime, precision = resolve(Bundle.load(bundle), provider, precision)
@@ -357,19 +361,22 @@ def calibrate_thresholds(
             workers=threads_per_process,
             progress=progress,
         )
-        calibration = calibrate_with(
-            runner,
-            fit,
-            output,
-            opening=opening,
-            labeled=labeled,
-            grid=(grid or 512, grid or 512) if group == "position" else None,
-            workers=workers,
-            address=address,
-            cpus_per_worker=cpus_per_worker,
-            gpus_per_worker=gpus_per_worker,
-            provider=runtime,
-        )
+        with run_log.noted(output, runner) as counts:
+            calibration = calibrate_with(
+                runner,
+                fit,
+                output,
+                opening=opening,
+                labeled=labeled,
+                grid=(grid or 512, grid or 512) if group == "position" else None,
+                workers=workers,
+                address=address,
+                cpus_per_worker=cpus_per_worker,
+                gpus_per_worker=gpus_per_worker,
+                provider=runtime,
+                log=run_log,
+            )
+            counts.images = calibration.counts.num_images
     if like:
         weigh(calibration, like, output, as_json)
         return

@@ -16,6 +16,7 @@ from ...inputs.labeled_source import LabeledSource, pair_images
 from ...inputs.labels import LabelSource, open_labels
 from ...inputs.names import read_ids
 from ...inputs.sources import Source, open_source
+from ...labeling.run_log import RunLog
 from ...model.taxonomy import Taxonomy
 from ...reading.access import current_access, with_access
 from ...reading.geotiff import Windows
@@ -78,6 +79,7 @@ def calibrate_with(
     cpus_per_worker: int | None,
     gpus_per_worker: float | None,
     provider: Provider,
+    log: RunLog,
 ) -> Calibration:
     """Fit a calibration where ``runner`` says, and write it, except for ``local``.
 
@@ -92,7 +94,7 @@ def calibrate_with(
     # as an interrupt: the others are told, and take over the lease in progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if runner == "array":
-        return calibrate_array(fit, output, threads=threads_of(workers, runner))
+        return calibrate_array(fit, output, threads=threads_of(workers, runner), log=log)
     low, high = parse_workers(workers)
     settings = RaySettings(
         address=address,
@@ -108,4 +110,4 @@ def calibrate_with(
         store=work_folder(output),
         grid=grid,
     )
-    return calibrate_on_ray(fit, output, job, settings)
+    return calibrate_on_ray(fit, output, job, settings, log)

@@ -53,7 +53,7 @@ from ..options import (
     WindowsOption,
     reads_urls,
 )
-from ..runner_options import AddressOption, CpusOption, GpusOption, RunnerOption, RunWorkersOption
+from ..runner_options import AddressOption, CpusOption, GpusOption, LogOption, RunnerOption, RunWorkersOption
 from .label_options import (
     CalibrationOption,
     DryRunOption,
@@ -62,7 +62,6 @@ from .label_options import (
     KeepScoresOption,
     LevelsOption,
     LimitOption,
-    LogOption,
     MaxPixelsOption,
     MinScoreOption,
     OnDriftOption,

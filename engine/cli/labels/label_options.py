@@ -100,9 +100,3 @@ RequiredSam = Annotated[
     Path,
     typer.Option("--sam", metavar="BUNDLE", parser=location_of, help="Promptable model, such as Segment Anything."),
 ]
-LogOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--log", metavar="FILE", help="Append what happens to this file, a JSON object per line.", show_default="off"
-    ),
-]

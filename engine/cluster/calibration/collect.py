@@ -27,9 +27,11 @@ from ...calibration.calibration import Calibration
 from ...calibration.scores.observe import Observations
 from ...inputs.labeled_source import LabeledSource
 from ...inputs.sources import Source
+from ...labeling.run_log import RunLog
 from ...model.storage import open_folder
 from ...predictors.base import Predictor
 from ...store.waiting.presence import Watcher, describe, identity, is_here, new_token
+from ..lease_log import LeaseLog
 from ..leases import Finished, Leases
 from ..ray_pool import RayPool, RaySettings
 from .observation_file import decode_observations
@@ -51,14 +53,14 @@ def work_folder(output: Path) -> str:
     return f"{os.path.abspath(output)}.work"
 
 
-def calibrate_array(fit: Fit, output: Path, *, threads: int | None = None) -> Calibration:
+def calibrate_array(fit: Fit, output: Path, *, threads: int | None = None, log: RunLog | None = None) -> Calibration:
     """Calibrate as one of several processes with the same options, and write the calibration.
 
     One of the processes fits the thresholds and writes ``output``; the others return what it wrote. ``threads`` is the
-    number of images in progress in this process. Raises the errors of ``fit``, and :class:`UsageError` if the processes
-    have different options.
+    number of images in progress in this process, ``log`` gets the leases that it works on. Raises the errors of
+    ``fit``, and :class:`UsageError` if the processes have different options.
     """
-    task = _Task(work_folder(output), threads)
+    task = _Task(work_folder(output), threads, log or RunLog())
     with task.signs.shown():
         try:
             calibration = fit(collect=task.collect)
@@ -72,13 +74,15 @@ def calibrate_array(fit: Fit, output: Path, *, threads: int | None = None) -> Ca
     return calibration
 
 
-def calibrate_on_ray(fit: Fit, output: Path, job: ObservationJob, settings: RaySettings) -> Calibration:
+def calibrate_on_ray(
+    fit: Fit, output: Path, job: ObservationJob, settings: RaySettings, log: RunLog | None = None
+) -> Calibration:
     """Calibrate with workers on a Ray cluster, and write the calibration; ``job.store`` is :func:`work_folder`.
 
     Raises the errors of ``fit`` and of the workers, and :class:`StoreError` if another process on this machine does the
     same.
     """
-    driver = _Driver(job)
+    driver = _Driver(job, log or RunLog())
     calibration = fit(collect=driver.collector(settings))
     calibration.save(output)
     shutil.rmtree(job.store, ignore_errors=True)
@@ -139,8 +143,9 @@ class _Leases:
 class _Task:
     """One of several equal processes."""
 
-    def __init__(self, folder: str, threads: int | None) -> None:
+    def __init__(self, folder: str, threads: int | None, log: RunLog) -> None:
         self.folder = folder
+        self._log = log
         self._token = new_token()
         self._leases = Leases(folder, title=_TITLE)
         self.signs = Signs(self._leases, self._token)
@@ -165,7 +170,9 @@ class _Task:
             if claimed is not None:
                 lease, items = claimed
                 self.signs.busy(lease)
+                self._log.write("lease claimed", lease=lease, worker=self._token)
                 self._leases.hand_back(lease, self._token, len(items), sample.observe(lease, items, workers))
+                self._log.write("lease finished", lease=lease, worker=self._token, inputs=len(items))
                 self.signs.idle()
             finished = leases.finished()
             if progress is not None:
@@ -184,8 +191,9 @@ class _Task:
 class _Driver:
     """Watches the workers of a pool, and offers leases of those that die again."""
 
-    def __init__(self, job: ObservationJob) -> None:
+    def __init__(self, job: ObservationJob, log: RunLog) -> None:
         self.token = new_token()
+        self._log = LeaseLog(log)
         self.lost: set[str] = set()
         self.num_failures = 0
         self.warnings: list[str] = []
@@ -244,6 +252,7 @@ class _Driver:
         while True:
             num_workers = pool.tend(self)
             finished = self._shared.finished()
+            self._log.note(self._leases.claims(), list(finished.values()), self.warnings)
             if progress is not None:
                 progress(sum(done.num_rows for done in finished.values()), num_images)
             self.num_open = sum(name not in finished for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
+from maskmill.engine.labeling.run_log import RunLog
 from maskmill.engine.model import storage
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
@@ -262,3 +264,14 @@ def test_tasks_that_fit_nothing_return_what_was_written(bundle: Bundle, photos: 
     (Path(work_folder(output)) / RECORD).unlink()
     task.join(60)
     assert results[0].thresholds.tolist() == expected.thresholds.tolist()
+
+
+def test_a_log_notes_the_leases_of_each_process(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    with log.noted(tmp_path / "shared.json", "array") as counts:
+        counts.images = calibrate_array(fit_of(bundle, photos), tmp_path / "shared.json", log=log).counts.num_images
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    names = [event["event"] for event in events]
+    assert names == ["start", *["lease claimed", "lease finished"] * 5, "end"]
+    assert sum(event.get("inputs", 0) for event in events) == NUM_PHOTOS
+    assert (events[-1]["state"], events[-1]["images"]) == ("finished", NUM_PHOTOS)
