@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...checks import check_count
 from ...kernels.types import Activation, ClassStats, Dispersion, Layout, Rule
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import Bundle
 from ..model.taxonomy import Taxonomy
+from ..runtimes.base import Session
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -162,3 +165,49 @@ class Predictor(Protocol):
     def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
         """Compute the score maps of prepared images."""
         ...
+
+
+class SessionPredictor(ABC):
+    """Batch size, threads and backend of a predictor whose images go through ``session`` first."""
+
+    def __init__(self, session: Session, *, batch: int, backend: Backend) -> None:
+        check_count("batch", batch, least=1)
+        self._session = session
+        self._batch = batch
+        self._backend = backend
+
+    @property
+    def batch(self) -> int:
+        """Number of prepared images per call of ``run``: the batch size that the session needs, else the one given."""
+        return self._session.max_batch or self._batch
+
+    @property
+    def threads(self) -> int:
+        """Number of host threads that one call of ``run`` uses: the session's."""
+        return self._session.threads
+
+    @property
+    def backend(self) -> Backend:
+        """Device that decodes images and holds scores."""
+        return self._backend
+
+    def condition(self, uri: str) -> str:
+        """Return "": only the pixels decide."""
+        return ""
+
+    @abstractmethod
+    def prepare(self, image: Any, uri: str = "") -> Any:
+        """Prepare one image for ``run``: HWC uint8 RGB, on the host or on ``backend``; ``uri`` names it."""
+
+    @abstractmethod
+    def run(self, prepared: Sequence[Any]) -> list[ScoreMap]:
+        """Compute the score maps of prepared images."""
+
+    def predict(self, image: NDArray[Any], uri: str = "") -> ScoreMap:
+        """Compute the scores of one image, HWC uint8 RGB, or (H, W, C) samples of the model's bands."""
+        return self.run([self.prepare(image, uri)])[0]
+
+
+def stack_padded(tensors: Sequence[Any], session: Session, xp: Any) -> Any:
+    """Stack a call's tensors; behind them the first one is repeated up to the batch size that the session needs."""
+    return xp.stack([*tensors, *[tensors[0]] * ((session.max_batch or 0) - len(tensors))])

@@ -145,14 +145,13 @@ class SegmentEverything:
             return [self._segments(*image) for image in prepared]
 
     def _segments(self, tensor: Any, covers: tuple[float, float], size: tuple[int, int]) -> SegmentMap:
-        spec, mask, options = self.bundle.input, self._decoder.spec, self._options
+        spec, options = self.bundle.input, self._options
         backend, xp = self.backend, self.backend.xp
         batch = xp.repeat(tensor[None], self._encoder.max_batch or 1, axis=0)
         embeddings = rounded([output[:1] for output in self._encoder.run(batch)], xp)
         prompts = grid_prompts(options.side, covers[0] * spec.height, covers[1] * spec.width, xp)
         logits, scores = self._decoder.run(embeddings, prompts)
-        extent = mask.mask_height * covers[0], mask.mask_width * covers[1]
-        rows, columns = max(1, int(np.ceil(extent[0]))), max(1, int(np.ceil(extent[1])))
+        (rows, columns), extent = self._decoder.grid(covers)
         logits = logits[:, :, :rows, :columns].reshape(-1, rows, columns)
         (known,) = backend.download(scores.reshape(-1))
         survivors = self._kept(logits, known)

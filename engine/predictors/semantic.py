@@ -12,21 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...checks import check_count
 from ...errors import SessionError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST, HostBackend
 from ..inputs.rasters.bands import pixels_with_data
 from ..model.bundle import OBJECT_KINDS, Bundle
 from ..runtimes.base import Session
-from .base import Objects, ScoreMap
+from .base import Objects, ScoreMap, SessionPredictor
 from .tiling import Prepared, blend_tiles, check_tiles, tile_starts
 
 
-class SemanticPredictor:
+class SemanticPredictor(SessionPredictor):
     """Per-class scores from a ``semantic`` bundle, for whole images or for overlapping tiles.
 
     Parameters
@@ -55,18 +51,16 @@ class SemanticPredictor:
         if bundle.task != "semantic":
             raise UsageError(f"{bundle.path} is a {bundle.task} bundle; labeling by class scores needs a semantic one")
         check_tiles(tile, overlap)
-        check_count("batch", batch, least=1)
         bands = bundle.input.bands
         if backend is HOST and bands is not None:
             backend = HostBackend(bands=bands)
         if backend.bands != bands:
             raise UsageError(f"{bundle.path} takes {bands or 'photos'}, and the backend decodes {backend.bands}")
+        super().__init__(session, batch=batch, backend=backend)
         self.bundle = bundle
         self.session = session
         self.tile = tile
         self.overlap: int = overlap
-        self._batch = batch
-        self._backend = backend
         kinds = [output.kind for output in bundle.outputs]
         self._objects_at = [kinds.index(kind) for kind in OBJECT_KINDS] if bundle.has_objects else []
 
@@ -80,29 +74,6 @@ class SemanticPredictor:
             "tile": self.tile,
             "overlap": self.overlap,
         }
-
-    @property
-    def batch(self) -> int:
-        """Number of prepared images per call of ``run``: the batch size that the session needs, else the one given."""
-        return self.session.max_batch or self._batch
-
-    @property
-    def threads(self) -> int:
-        """Number of host threads that one call of ``run`` uses: the session's."""
-        return self.session.threads
-
-    @property
-    def backend(self) -> Backend:
-        """Device that decodes images and holds scores."""
-        return self._backend
-
-    def predict(self, image: NDArray[np.uint8]) -> ScoreMap:
-        """Compute the scores of one image, HWC uint8 RGB, or (H, W, C) samples of the model's bands."""
-        return self.run([self.prepare(image)])[0]
-
-    def condition(self, uri: str) -> str:
-        """Return "": only the pixels decide."""
-        return ""
 
     def prepare(self, image: Any, uri: str = "") -> Prepared:
         """Cut, resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; ``uri`` is not used.

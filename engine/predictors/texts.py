@@ -25,7 +25,7 @@ from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import OBJECT_KINDS, Bundle, TextSpec, check_class_names
 from ..runtimes.base import Session
-from .base import Objects, ScoreMap
+from .base import Objects, ScoreMap, SessionPredictor, stack_padded
 
 CHUNK = 8
 """Classes per call of the decoder."""
@@ -143,7 +143,7 @@ def encode_texts(bundle: Bundle, session: Session, names: Sequence[str]) -> Text
     )
 
 
-class TextPredictor:
+class TextPredictor(SessionPredictor):
     """Class scores for named classes; implements the ``Predictor`` protocol.
 
     Parameters
@@ -170,16 +170,13 @@ class TextPredictor:
         batch: int = 1,
         backend: Backend = HOST,
     ) -> None:
-        if batch < 1:
-            raise UsageError(f"the batch must be at least 1, got {batch}")
+        super().__init__(encoder, batch=batch, backend=backend)
         self.source = source
         self.bundle: Bundle = text_bundle(source, texts.names)
         """The bundle with the classes of the score maps."""
         self.encoder = encoder
         self.decoder = decoder
         self.texts = texts
-        self._batch = batch
-        self._backend = backend
         self._add_background = self.bundle.classes[1:] == texts.names
         self._embeddings = [output.name for output in source.outputs_of("encoder")]
         kinds = [output.kind for output in source.outputs_of("decoder")]
@@ -202,29 +199,6 @@ class TextPredictor:
             "text": {"session": self.texts.session, "artifact": self.texts.artifact, "names": list(self.texts.names)},
         }
 
-    @property
-    def batch(self) -> int:
-        """Number of prepared images per call of ``run``: the batch size that the encoder needs, else the one given."""
-        return self.encoder.max_batch or self._batch
-
-    @property
-    def threads(self) -> int:
-        """Number of host threads that one call of ``run`` uses."""
-        return self.encoder.threads
-
-    @property
-    def backend(self) -> Backend:
-        """Device that decodes images and holds scores."""
-        return self._backend
-
-    def predict(self, image: NDArray[np.uint8]) -> ScoreMap:
-        """Compute the scores of one image, HWC uint8 RGB."""
-        return self.run([self.prepare(image)])[0]
-
-    def condition(self, uri: str) -> str:
-        """Return "": only the pixels decide."""
-        return ""
-
     def prepare(self, image: Any, uri: str = "") -> PreparedImage:
         """Resize and normalize one image, HWC uint8 RGB, on the host or on ``backend``; ``uri`` is not used."""
         tensor, covers = self.backend.preprocess(image, self.source.input)
@@ -239,12 +213,11 @@ class TextPredictor:
         return maps
 
     def _run(self, images: Sequence[PreparedImage]) -> list[ScoreMap]:
-        xp, fixed = self.backend.xp, self.encoder.max_batch
-        tensors = [image.tensor for image in images]
-        tensors += [tensors[0]] * ((fixed or 0) - len(tensors))
+        xp = self.backend.xp
+        tensors = stack_padded([image.tensor for image in images], self.encoder, xp)
         with self._lock:
             self.encoder_calls += 1
-        embeddings = dict(zip(self._embeddings, self.encoder.run(xp.stack(tensors)), strict=True))
+        embeddings = dict(zip(self._embeddings, self.encoder.run(tensors), strict=True))
         parts = [self._decode(embeddings, start) for start in range(0, len(self.texts.names), CHUNK)]
         scores = xp.concatenate([part[self._scores_at] for part in parts], axis=1)
         self._check(scores, len(tensors))

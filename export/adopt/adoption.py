@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.model.bundle import ModelFile, Role
+from ...engine.model.bundle import Bundle, ModelFile, Provenance, Role
+from ...engine.model.files import sha256
 from ...engine.model.input_spec import InputSpec, Layout
+from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import UsageError
 from ..graph import external_files, image_input, load_checked
 from ..staging import model_file, write_model
@@ -104,6 +106,18 @@ class Adoption:
         folder = files[0].parent
         data = [model_file(file, folder=folder, role="external-data") for file in files[1:]]
         return model_file(files[0], role=role), *data
+
+    def save(self, files: Sequence[Path], *, license: str, **fields: Any) -> None:
+        """Write the manifest beside the paths that :meth:`write` returned, after ONNX Runtime has loaded the graph.
+
+        ``fields`` are those of :class:`Bundle` that the graph does not decide.
+        """
+        provenance = Provenance(
+            id=self.source.name, weights_sha256=sha256(self.source), license=license, changes=tuple(self.changes)
+        )
+        bundle = Bundle(path=files[0].parent, files=self.entries(files), source=provenance, **fields)
+        OnnxSession(bundle)
+        bundle.save()
 
     def rewrite(self, path: Path) -> None:
         """Write the graph again if it was edited since."""

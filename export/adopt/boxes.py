@@ -26,10 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ...engine.model.bundle import Activation, Bundle, OutputSpec, Provenance, check_class_names
-from ...engine.model.files import sha256
+from ...engine.model.bundle import Activation, Bundle, OutputSpec, check_class_names
 from ...engine.model.input_spec import InputSpec, Layout
-from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
 from ..graph import at_least_opset, shape_of
 from ..staging import staged
@@ -118,19 +116,14 @@ def detector_from_onnx(
                     f"the scores of the boxes lie in [{scores.min():.3g}, {scores.max():.3g}] and must lie in [0, 1]; "
                     "state the layout of the outputs with --box-layout, and --activation sigmoid or softmax for logits"
                 )
-        bundle = Bundle(
-            path=staging,
+        adoption.save(
+            files,
             task="detector",
-            files=adoption.entries(files),
+            license=license,
             input=spec,
             outputs=OUTPUTS,
             classes=tuple(classes),
-            source=Provenance(
-                id=source.name, weights_sha256=sha256(source), license=license, changes=tuple(adoption.changes)
-            ),
         )
-        OnnxSession(bundle)
-        bundle.save()
     return Bundle.load(folder)
 
 

@@ -20,10 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...checks import name_list
-from ...engine.model.bundle import Activation, Bundle, Kind, OutputSpec, Provenance, check_class_names
-from ...engine.model.files import sha256
+from ...engine.model.bundle import Activation, Bundle, Kind, OutputSpec, check_class_names
 from ...engine.model.input_spec import InputSpec, Layout
-from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
 from ..graph import shape_of
 from ..staging import staged
@@ -101,10 +99,10 @@ def cam_from_onnx(
         names = [output_name for output_name, _ in kinds]
         actual = Trial(files[0], name, names).steady_outputs(tensors)
         _check_outputs(dict(zip([kind for _, kind in kinds], zip(*actual, strict=True), strict=True)), expected)
-        bundle = Bundle(
-            path=staging,
+        adoption.save(
+            files,
             task="cam",
-            files=adoption.entries(files),
+            license=license,
             input=spec,
             outputs=tuple(
                 OutputSpec(name=output_name, kind=kind, activation=activation if kind == "logits" else "none")
@@ -112,12 +110,7 @@ def cam_from_onnx(
             ),
             classes=tuple(classes),
             background=None if background is None else list(classes).index(background),
-            source=Provenance(
-                id=source.name, weights_sha256=sha256(source), license=license, changes=tuple(adoption.changes)
-            ),
         )
-        OnnxSession(bundle)
-        bundle.save()
     return Bundle.load(folder)
 
 

@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...checks import name_list
-from ...engine.model.bundle import Activation, Bundle, OutputSpec, Provenance, check_class_names
-from ...engine.model.files import sha256
+from ...engine.model.bundle import Activation, Bundle, OutputSpec, check_class_names
 from ...engine.model.input_spec import InputSpec, Layout
-from ...engine.runtimes.onnx_runtime import OnnxSession
 from ...errors import BundleError, UsageError
 from ..graph import shape_of
 from ..pictures import GateImage
@@ -128,24 +126,16 @@ def bundle_from_onnx(
             adoption.note(sentence)
             outputs.append(OutputSpec(name=features, kind="features", activation="none"))
         adoption.rewrite(files[0])
-        bundle = Bundle(
-            path=staging,
+        adoption.save(
+            files,
             task="semantic",
-            files=adoption.entries(files),
+            license=license,
             input=spec,
             outputs=tuple(outputs),
             classes=names,
             background=None if background is None else names.index(background),
             reduced_labels=reduced_labels,
-            source=Provenance(
-                id=source.name,
-                weights_sha256=sha256(source),
-                license=license,
-                changes=tuple(adoption.changes),
-            ),
         )
-        OnnxSession(bundle)
-        bundle.save()
     return Bundle.load(folder)
 
 
@@ -178,23 +168,15 @@ def _with_objects(
         files = adoption.write(staging, spec, ["scores"], tensors)
         Trial(files[0], name, ["scores"]).steady_outputs(tensors)
         adoption.rewrite(files[0])
-        bundle = Bundle(
-            path=staging,
+        adoption.save(
+            files,
             task="semantic",
-            files=adoption.entries(files),
+            license=license,
             input=spec,
             outputs=outputs,
             classes=(background, *classes),
             background=0,
-            source=Provenance(
-                id=adoption.source.name,
-                weights_sha256=sha256(adoption.source),
-                license=license,
-                changes=tuple(adoption.changes),
-            ),
         )
-        OnnxSession(bundle)
-        bundle.save()
     return Bundle.load(folder)
 
 

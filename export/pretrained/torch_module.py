@@ -265,8 +265,9 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role
     assert program is not None
     _check_outputs(program.model.graph.outputs, bundle, role)
     for node in program.model.graph.all_nodes():
-        # source paths of this machine: a third of a small file, and private
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+        # names of modules and source paths of this machine: most of a small file, and private
+        for part in (node, *node.outputs):
+            part.metadata_props.clear()
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     path = bundle.path / f"{role}.onnx"
     program.save(path, external_data=weights > MAX_FILE_BYTES)

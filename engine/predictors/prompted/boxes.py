@@ -25,6 +25,7 @@ from ...backends.base import Backend
 from ...backends.host import HOST
 from ...model.bundle import Bundle
 from ...runtimes.base import Session
+from ..base import stack_padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +114,11 @@ class BoxDetector:
 
     def run(self, prepared: Sequence[tuple[Any, tuple[float, float]]]) -> list[Boxes]:
         """Find the boxes of prepared images; call it inside ``backend.queue()``."""
-        xp, fixed, found = self._backend.xp, self.session.max_batch, []
-        limit = fixed or self._batch
+        found, limit = [], self.session.max_batch or self._batch
         for start in range(0, len(prepared), limit):
             chunk = prepared[start : start + limit]
-            tensors = [tensor for tensor, _ in chunk]
-            tensors += [tensors[0]] * ((fixed or 0) - len(tensors))
-            outputs = self.session.run(xp.stack(tensors))
+            tensors = stack_padded([tensor for tensor, _ in chunk], self.session, self._backend.xp)
+            outputs = self.session.run(tensors)
             boxes, scores = self._backend.download(outputs[self._boxes_at], outputs[self._scores_at])
             self._check(boxes, scores, len(tensors))
             found += [

@@ -13,7 +13,6 @@ decoder together, and a detector sees all images of a batch in one call. Boxes a
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +22,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ....checks import check_count
 from ....errors import UsageError
 from ...backends.base import Backend
 from ...backends.host import HOST
 from ...model.bundle import OBJECT_KINDS, Bundle, OutputSpec
 from ...runtimes.base import Session
-from ..base import Objects, ScoreMap
+from ..base import Objects, ScoreMap, SessionPredictor, stack_padded
 from .boxes import BoxDetector, Boxes
 from .class_masks import ClassMask, score_map
 from .embedding_cache import rounded
@@ -59,7 +57,7 @@ class PreparedGiven:
     """Objects to segment; those of a detector are not known yet."""
 
 
-class GivenPredictor:
+class GivenPredictor(SessionPredictor):
     """Class scores and objects from prompts; implements the ``Predictor`` protocol.
 
     Parameters
@@ -86,7 +84,7 @@ class GivenPredictor:
         batch: int = 1,
         backend: Backend = HOST,
     ) -> None:
-        check_count("batch", batch, least=1)
+        super().__init__(encoder, batch=batch, backend=backend)
         self.sam = sam
         self.encoder = encoder
         self.decoder: PromptDecoder = PromptDecoder(sam, decoder, backend=backend)
@@ -95,8 +93,6 @@ class GivenPredictor:
         self.bundle: Bundle = prompted_bundle(sam, prompts.classes)
         """The promptable bundle with the classes of the score maps."""
         self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
-        self._batch = batch
-        self._backend = backend
         self._lock = threading.Lock()
         self.encoded = 0
         """Images that the encoder saw so far."""
@@ -116,25 +112,6 @@ class GivenPredictor:
             "decoder": {"session": self._decoder_kind, "artifact": self._decoder_artifact},
             **source,
         }
-
-    @property
-    def batch(self) -> int:
-        """Number of prepared images per call of ``run``: the batch size that the encoder needs, else the one given."""
-        return self.encoder.max_batch or self._batch
-
-    @property
-    def threads(self) -> int:
-        """Number of host threads that one call of ``run`` uses."""
-        return self.encoder.threads
-
-    @property
-    def backend(self) -> Backend:
-        """Device that decodes images."""
-        return self._backend
-
-    def predict(self, image: NDArray[np.uint8], uri: str) -> ScoreMap:
-        """Compute the scores of one image, HWC uint8 RGB; ``uri`` names it among the prompts."""
-        return self.run([self.prepare(image, uri)])[0]
 
     def condition(self, uri: str) -> str:
         """Return the prompts of an image as text, "" without them."""
@@ -182,12 +159,12 @@ class GivenPredictor:
             masks, ious = self.backend.download(masks, ious)
         end, answers = 0, []
         for image in images:
-            rows, columns = self._grid(image)[0]
+            (rows, columns), extent = self.decoder.grid(image.covers)
             results = []
             for target in image.targets:
                 part = slice(end, end + len(self._usable(target)))
                 end = part.stop
-                results.append(_choose(target, masks[part, :, :rows, :columns], ious[part], self._grid(image)[1]))
+                results.append(_choose(target, masks[part, :, :rows, :columns], ious[part], extent))
             answers.append(results)
         return answers
 
@@ -200,7 +177,7 @@ class GivenPredictor:
                 [spec.width * image.covers[1] / image.size[1], spec.height * image.covers[0] / image.size[0]],
                 np.float32,
             )
-            size, extent = self._grid(image)
+            size, extent = self.decoder.grid(image.covers)
             for target in image.targets:
                 for prompt in self._usable(target):
                     if prompt.with_mask and target.coarse is not None:
@@ -233,24 +210,17 @@ class GivenPredictor:
 
     def _embed(self, images: Sequence[PreparedGiven]) -> list[Any]:
         """Compute the embeddings, each (images, …)."""
-        xp, limit, rows = self.backend.xp, self.encoder.max_batch or self._batch, []
-        for start in range(0, len(images), limit):
-            tensors = [image.tensor for image in images[start : start + limit]]
-            padding = [tensors[0]] * ((self.encoder.max_batch or 0) - len(tensors))
-            outputs = self.encoder.run(xp.stack([*tensors, *padding]))
+        xp, rows = self.backend.xp, []
+        for start in range(0, len(images), self.batch):
+            tensors = [image.tensor for image in images[start : start + self.batch]]
+            outputs = self.encoder.run(stack_padded(tensors, self.encoder, xp))
             rows += [rounded([output[row] for output in outputs], xp) for row in range(len(tensors))]
         with self._lock:
             self.encoded += len(images)
         return [xp.stack(level) for level in zip(*rows, strict=True)]
 
-    def _grid(self, image: PreparedGiven) -> tuple[tuple[int, int], tuple[float, float]]:
-        """Return the cells of a mask that the image covers: rounded up, and as real numbers."""
-        mask = self.decoder.spec
-        extent = mask.mask_height * image.covers[0], mask.mask_width * image.covers[1]
-        return (max(1, math.ceil(extent[0])), max(1, math.ceil(extent[1]))), extent
-
     def _score_map(self, image: PreparedGiven, answers: Sequence[tuple[NDArray[np.float32], float]]) -> ScoreMap:
-        size, extent = self._grid(image)
+        size, extent = self.decoder.grid(image.covers)
         class_masks = []
         for target, (logits, confidence) in zip(image.targets, answers, strict=True):
             claim = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))

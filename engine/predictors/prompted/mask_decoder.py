@@ -13,6 +13,7 @@ with those it gives with one): prompts share a call only with prompts of the sam
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,14 @@ class PromptDecoder:
     def takes_masks(self) -> bool:
         """True if a prompt may have a mask."""
         return self.spec.masks or self.spec.signature == "official"
+
+    def grid(self, covers: tuple[float, float]) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Return the (rows, columns) of a mask that an image covers: rounded up, and as real numbers.
+
+        ``covers`` are the fractions of the encoder's input that the image covers.
+        """
+        extent = self.spec.mask_height * covers[0], self.spec.mask_width * covers[1]
+        return (max(1, math.ceil(extent[0])), max(1, math.ceil(extent[1]))), extent
 
     def run(self, embeddings: Sequence[Any], prompts: Prompts) -> tuple[Any, Any]:
         """Decode every prompt to masks and the model's own scores, in order.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,9 +30,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ....checks import check_count, check_number
+from ....checks import check_number
 from ...backends.base import Backend
 from ...backends.host import HOST
 from ...inputs.image_labels import ImageLabels
@@ -41,7 +39,7 @@ from ...inputs.images import image_covers
 from ...model.bundle import Bundle
 from ...runtimes.base import Session
 from ...runtimes.device_arrays import is_device_array
-from ..base import ScoreMap
+from ..base import ScoreMap, SessionPredictor, stack_padded
 from .activation_maps import CamInput, CamModel, Cams, scored_bundle
 from .class_masks import Answered, ClassMask, MaskSettings, merge_masks, pick_masks, score_map
 from .embedding_cache import EmbeddingCache, rounded
@@ -88,7 +86,7 @@ class PromptedSteps:
     """Class scores for selection."""
 
 
-class PromptedPredictor:
+class PromptedPredictor(SessionPredictor):
     """Class scores of images whose classes are known or guessed; implements the ``Predictor`` protocol.
 
     Parameters
@@ -133,7 +131,7 @@ class PromptedPredictor:
         batch: int = 1,
         backend: Backend = HOST,
     ) -> None:
-        check_count("batch", batch, least=1)
+        super().__init__(encoder, batch=batch, backend=backend)
         check_number("class_threshold", class_threshold, least=0, most=1)
         if labels is not None:
             labels.check([*cam.classes, "background"])
@@ -148,8 +146,6 @@ class PromptedPredictor:
         self._labels = labels
         self._class_threshold = class_threshold
         self._cache = cache
-        self._batch = batch
-        self._backend = backend
         self.first: int = len(self.bundle.classes) - len(cam.classes)
         """Channel of the classifier's first class."""
         self._lock = threading.Lock()
@@ -183,23 +179,9 @@ class PromptedPredictor:
         }
 
     @property
-    def batch(self) -> int:
-        """Number of prepared images per call of ``run``: the batch size that the encoder needs, else the one given."""
-        return self.encoder.max_batch or self._batch
-
-    @property
     def threads(self) -> int:
         """Number of host threads that one call of ``run`` uses."""
         return max(self.cam.session.threads, self.encoder.threads)
-
-    @property
-    def backend(self) -> Backend:
-        """Device that decodes images and holds scores."""
-        return self._backend
-
-    def predict(self, image: NDArray[np.uint8], uri: str = "") -> ScoreMap:
-        """Compute the scores of one image, HWC uint8 RGB; ``uri`` names it in the image-level labels."""
-        return self.run([self.prepare(image, uri)])[0]
 
     def condition(self, uri: str) -> str:
         """Return the image-level labels of an image as text, "" without them."""
@@ -247,7 +229,7 @@ class PromptedPredictor:
                 cams = self.cam.run([image.cam for image in prepared], self._batch)
             with self._timed("prompts"):
                 classes_of = self._classes_of(prepared, cams)
-                grids = [self._grid(image) for image in prepared]
+                grids = [self.decoder.grid(image.covers) for image in prepared]
                 maps = [
                     activations.on_grid(size, extent, classes)
                     for activations, (size, extent), classes in zip(cams, grids, classes_of, strict=True)
@@ -295,12 +277,6 @@ class PromptedPredictor:
         spec, mask = self.sam.input, self.decoder.spec
         return spec.height / mask.mask_height, spec.width / mask.mask_width
 
-    def _grid(self, image: PreparedPrompted) -> tuple[tuple[int, int], tuple[float, float]]:
-        """Return the cells of a mask that the image covers: rounded up, and as real numbers."""
-        mask = self.decoder.spec
-        extent = mask.mask_height * image.covers[0], mask.mask_width * image.covers[1]
-        return (max(1, math.ceil(extent[0])), max(1, math.ceil(extent[1]))), extent
-
     def _embed(self, prepared: Sequence[PreparedPrompted], needed: Sequence[bool]) -> list[Any]:
         """Compute the embeddings, each (images, …), of the images with prompts."""
         xp = self.backend.xp
@@ -310,12 +286,9 @@ class PromptedPredictor:
             for index, image in enumerate(prepared)
             if needed[index] and image.embeddings is None and image.tensor is not None
         ]
-        limit = self.encoder.max_batch or self._batch
-        for start in range(0, len(missing), limit):
-            chunk = missing[start : start + limit]
-            tensors = [prepared[index].tensor for index in chunk]
-            padding = [tensors[0]] * ((self.encoder.max_batch or 0) - len(chunk))
-            outputs = self.encoder.run(xp.stack([*tensors, *padding]))
+        for start in range(0, len(missing), self.batch):
+            chunk = missing[start : start + self.batch]
+            outputs = self.encoder.run(stack_padded([prepared[index].tensor for index in chunk], self.encoder, xp))
             for row, index in enumerate(chunk):
                 embeddings[index] = rounded([output[row] for output in outputs], xp)
         for index in missing:

@@ -15,6 +15,7 @@ from maskmill.errors import ExportError, UsageError
 from maskmill.export.pretrained.checkpoint import fetch
 from maskmill.export.pretrained.families import FAMILIES, Choices, bundle_from_pretrained, family_of, fold
 from maskmill.export.pretrained.queries import class_scores, objects
+from maskmill.export.pretrained.semantic import merged_head
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -80,6 +81,25 @@ def test_segformer(tmp_path: Path) -> None:
     assert (spec.resize, spec.resize_filter, spec.mean, spec.std) == ("stretch", "bilinear", tuple(MEAN), tuple(STD))
     assert "transformers" in bundle.source.exporter
     assert_scores(bundle, lambda image: model(pixel_values=image).logits)
+
+
+def test_the_merged_head_of_segformer_gives_its_own_logits() -> None:
+    config = transformers.SegformerConfig(
+        num_labels=3, hidden_sizes=[4, 6, 8, 10], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=12
+    )
+    torch.manual_seed(0)
+    head = transformers.SegformerForSemanticSegmentation(config).decode_head.eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        head.batch_norm.running_mean.normal_()
+        head.batch_norm.running_var.uniform_(0.5, 2)
+        features = [torch.randn(2, width, 8 >> k, 16 >> k) for k, width in enumerate(config.hidden_sizes)]
+        merged = merged_head(head)
+        torch.testing.assert_close(merged(features), head(features), atol=1e-3, rtol=1e-4)
+        head.forward = lambda features: features[0][:, :3]  # as if transformers had changed it
+    with pytest.raises(ExportError, match="differs by"):
+        merged_head(head)
 
 
 def test_sam(tmp_path: Path) -> None:
