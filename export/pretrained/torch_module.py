@@ -264,11 +264,14 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role
             raise ExportError(f"torch cannot export the {role}: {_cause(error)}") from error
     assert program is not None
     _check_outputs(program.model.graph.outputs, bundle, role)
-    for node in program.model.graph.all_nodes():
+    graph = program.model.graph
+    for part in (*graph.inputs, *graph.initializers.values(), *graph.all_nodes()):
         # names of modules and source paths of this machine: most of a small file, and private
-        for part in (node, *node.outputs):
-            part.metadata_props.clear()
-    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        part.metadata_props.clear()
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+    weights = sum(value.const_value.nbytes for value in graph.initializers.values())
     path = bundle.path / f"{role}.onnx"
     program.save(path, external_data=weights > MAX_FILE_BYTES)
     load_checked(path)

@@ -45,7 +45,8 @@ def test_a_module_becomes_a_bundle_that_runs_at_other_batches_and_sizes(tmp_path
     (opset,) = model.opset_import
     assert opset.version == 20
     # no source paths of the machine that exported it
-    assert not [part for part in (*model.graph.node, *model.graph.value_info) if part.metadata_props]
+    parts = (*model.graph.node, *model.graph.value_info, *model.graph.input)
+    assert not [part for part in parts if part.metadata_props]
     for shape in ((1, 3, 32, 32), (4, 3, 32, 32), (3, 3, 20, 48)):
         image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         expected = module(torch.from_numpy(image)).detach().numpy()
