@@ -573,7 +573,7 @@ def killed_and_continued_by_one_process(run: Run, finish: Finish) -> None:
     run.lines["first"].append(f"{len(waiting)} leases finished, {run.rows()} inputs stored")
     run.start("local", pause=0.1)
     before = run.rows()
-    run.until(lambda: run.rows() > before + 32)
+    run.until(lambda: not Leases(run.store).finished() and run.rows() > before + 32)
     run.processes[0].kill()
     run.wait("first")
     run.lines["first"].append(f"{run.rows()} inputs stored, {len(Leases(run.store).finished())} leases left")

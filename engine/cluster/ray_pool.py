@@ -161,10 +161,11 @@ class RayPool:
             error = self._ray.get(run)
         except self._ray.exceptions.RayError as problem:
             driver.lost.add(token)
-            driver.num_failures += 1
             self._num_deaths += 1
             self._failed_starts += not driver.has_started(token)
-            driver.warnings.append(f"a worker died: {str(problem).splitlines()[0]}")
+            if not isinstance(problem, self._ray.exceptions.RayTaskError):  # an exception is in the worker's record
+                driver.num_failures += 1
+                driver.warnings.append(f"a worker died: {str(problem).splitlines()[0]}")
             return
         if error is not None:
             self._num_errors += 1

@@ -10,19 +10,22 @@ import pytest
 
 from maskmill.engine.cluster import driver as driver_module
 from maskmill.engine.cluster import worker as worker_module
+from maskmill.engine.cluster.device_pool import DevicePool
 from maskmill.engine.cluster.driver import Driver
 from maskmill.engine.cluster.leases import Leases
-from maskmill.engine.cluster.runner import run_array
+from maskmill.engine.cluster.runner import run_array, run_on
 from maskmill.engine.cluster.status import read_status
 from maskmill.engine.cluster.worker import Worker
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.reading.access import limit_reads
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.several.merge import merge_stores
 from maskmill.engine.store.waiting.presence import identity
 from maskmill.engine.store.waiting.row_files import decode_rows, last_of_each_uri
 from maskmill.engine.store.waiting.waiting_rows import WaitingRows
 
+from ...hostile_server import hostile_server
 from ...models import color_bundle
 from ..corpus import label_folder, write_photos
 from .test_array import assert_exactly_once
@@ -164,3 +167,27 @@ def test_a_driver_ignores_files_of_others_that_appear(
     monkeypatch.setattr(Driver, "_begin", begin_badly)
     progress = run_array(jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store"), threads=1)
     assert (progress.images, written != []) == (6, True)
+
+
+@pytest.mark.parametrize("runner", ["array", "devices"])
+def test_workers_keep_the_limits_of_reads(jobs: Any, bundle: Bundle, tmp_path: Path, runner: str) -> None:
+    write_photos(tmp_path / "photos", 1)
+    with hostile_server() as server:
+        names = ["photos/00000.png", f"{server.url}/silent/a.png"]
+        (tmp_path / "list.txt").write_text("\n".join(names))
+        with limit_reads(timeout=0.5, retries=0):
+            job = jobs.color_job(bundle, tmp_path / "list.txt", tmp_path / "store")
+        progress = run_array(job, threads=1) if runner == "array" else run_on(DevicePool(job, (1,), threads=1), job)
+        assert (progress.images, progress.rejects) == (1, {"timeout": 1})
+        assert server.requests["silent"] == 1
+    (reject,) = LabelStore.open(tmp_path / "store").rejects()
+    assert "no answer within 0.5 s" in (reject.message or "")
+
+
+def test_workers_keep_the_schemes_that_a_list_may_name(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:9/a.png")
+    with limit_reads(schemes=["https"]):
+        job = jobs.color_job(bundle, tmp_path / "list.txt", tmp_path / "store")
+    run_array(job, threads=1)
+    (reject,) = LabelStore.open(tmp_path / "store").rejects()
+    assert "a list may not name http:// URLs here; allow it with --schemes" in (reject.message or "")
