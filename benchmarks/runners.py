@@ -1,10 +1,11 @@
 """Compare the runners, and a bucket with a disk: images per second and processor time per image.
 
-    python benchmarks/runners.py [--images 590] [--rounds 3] [--sides local array ray bucket] [--output FILE]
+    python benchmarks/runners.py [--images 590] [--rounds 3] [--sides local array ray bucket …] [--output FILE]
 
 deeplabv3-257 on the MSRC photos, repeated with distinct bytes; one process with two threads, or one worker on a Ray
 cluster of this machine with two processors. The sides alternate within a round. ``bucket`` is ``array`` with photos and
-store in a bucket of moto's server on this machine. Figures are of the labeling process between its 64th and its last
+store in a bucket of moto's server on this machine, ``photos`` and ``store`` have one of them there and the other on the
+disk. Figures are of the labeling process between its 64th and its last
 image, so without starts: `rate` in images per second, `cpu_ms` of the process per image, and `driver_ms` of the process
 that drives a run on Ray. The last line holds medians over rounds, and ratios within rounds.
 """
@@ -44,6 +45,7 @@ from maskmill.engine.predictors.semantic import SemanticPredictor  # noqa: E402
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession  # noqa: E402
 
 FIRST = 64
+BUCKETS = {"bucket", "photos", "store"}
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
 
 
@@ -79,8 +81,8 @@ def task(options: argparse.Namespace) -> None:
 
     folder = Path(options.folder)
     storage = {**KEYS, "aws_endpoint": options.endpoint} if options.endpoint else {}
-    access = {"storage_options": storage} if storage else {}
-    source = open_source("s3://bucket/photos" if storage else folder / "photos", **access)
+    in_bucket = options.task in ("bucket", "photos")
+    source = open_source("s3://bucket/photos" if in_bucket else folder / "photos", storage_options=storage)
     job = Job(
         opening=partial(opening, folder / "deeplab", folder / options.log), selection=Selection(weight="pcos"),
         source=source, store=options.store, storage_options=storage,
@@ -102,10 +104,10 @@ def task(options: argparse.Namespace) -> None:
 def measure(side: str, number: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run one side."""
     name = f"{side}-{number}"
-    store = f"s3://bucket/{name}" if side == "bucket" else str(folder / name)
+    store = f"s3://bucket/{name}" if side in ("bucket", "store") else str(folder / name)
     command = [sys.executable, str(Path(__file__)), "--task", side, "--folder", str(folder), "--store", store]
     command += ["--log", f"{name}.txt", "--address", options.address or ""]
-    command += ["--endpoint", options.endpoint if side == "bucket" else ""]
+    command += ["--endpoint", options.endpoint if side in BUCKETS else ""]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     assert answer["images"] == options.images, answer
     lines = [list(map(float, line.split())) for line in (folder / f"{name}.txt").read_text().splitlines()]
@@ -149,7 +151,7 @@ def main() -> None:
 
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
             options.address = cluster.address
-        if "bucket" in options.sides:
+        if BUCKETS & set(options.sides):
             from tests.engine.cluster.test_buckets import Server
 
             server = Server()
@@ -174,7 +176,7 @@ def main() -> None:
         summary[side] = {
             key: statistics.median(row[key] for row in rows) for key in rows[0] if key not in ("side", "round")
         }
-        base = {"ray": "local", "array": "local", "bucket": "array"}.get(side, "")
+        base = {"ray": "local", "array": "local"}.get(side, "array" if side in BUCKETS else "")
         if base in options.sides:
             pairs = list(zip(rows, (row for row in results if row["side"] == base), strict=True))
             for key in ("rate", "cpu_ms"):

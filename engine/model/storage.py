@@ -23,15 +23,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ...errors import MissingPackageError, UsageError
+from ...errors import UsageError
+from ..reading import remote
+from ..reading.access import current_access
+from ..reading.bucket_client import allows_http, is_bucket, require_client
 from ..reading.local import read_local
-from ..reading.storage_options import fsspec_options, options_in_force
+from ..reading.remote_path import RemotePath
+from ..reading.storage_options import options_in_force, options_of
 from .publishing import is_temporary, sync_files, write_atomically, write_once
 
 OUTAGE_SECONDS = 600.0
 """Longest time for which a failed access to a bucket is repeated."""
 _LONGEST_PAUSE = 20.0
-_EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 _FETCHED: dict[str, Path] = {}  # copies of this process, by URL
@@ -72,8 +75,9 @@ def is_url(location: Any) -> bool:
 def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
     """Return a path, also for a ``file://`` URL; for another URL an object that is used like a path.
 
-    ``options`` are those of the filesystem; None: those of :func:`maskmill.engine.reading.storage_options.use_storage`.
-    Raises :class:`MissingPackageError` and :class:`UsageError` for a URL that no installed filesystem serves.
+    ``options`` are those of the storage, of buckets the options of the crate object_store, such as ``aws_endpoint``;
+    None: those of :func:`maskmill.engine.reading.storage_options.use_storage`. Raises :class:`MissingPackageError` and
+    :class:`UsageError` for a URL that no installed filesystem serves and for an unknown option.
     """
     if not isinstance(location, str | os.PathLike):
         return location  # such an object already
@@ -83,15 +87,14 @@ def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | N
             if text.startswith(scheme):
                 return Path(text.removeprefix(scheme))
         return Path(text)
-    try:
-        from upath import UPath
-    except ImportError as error:
-        raise MissingPackageError("universal-pathlib", "s3", f"access to {text}") from error
     scheme = text.partition("://")[0]
-    own = options_in_force(scheme) if options is None else fsspec_options(scheme, options)
-    remote_filesystem(text, own)
-    # a listing that is remembered would hide the files of other processes
-    return UPath(text, use_listings_cache=False, **own)  # type: ignore[return-value]
+    own = options_in_force(scheme) if options is None else options_of(scheme, options)
+    if own or not is_bucket(text):
+        remote.filesystem(text, own, current_access())
+    else:
+        require_client(text)  # options may come later
+    place: Any = RemotePath(text, own)
+    return place
 
 
 def is_remote(path: Any) -> bool:
@@ -150,15 +153,16 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 def folder_bytes(path: Path) -> int:
     """Return the size of all files below a folder, here or behind a URL."""
     if is_remote(path):
-        remote: Any = path
-        return sum(info["size"] or 0 for info in remote.fs.find(remote.path, detail=True).values())
+        place: Any = path
+        return sum(info["size"] or 0 for info in place.fs.find(place.path, detail=True).values())
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file, here or behind a URL, and replace an older one in one step; raises :class:`OSError`."""
     if is_remote(path):
-        path.write_bytes(data)
+        place: Any = path
+        place.fs.pipe_file(place.path, data)
     else:
         write_atomically(path, data)
 
@@ -222,7 +226,8 @@ class RemoteFolder:
     """A :class:`Folder` behind an fsspec URL."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self._system, self._root = remote_filesystem(url, {**options, "use_listings_cache": False})
+        self._system, root = remote.filesystem(url, options, current_access())
+        self._root = root.rstrip("/")
 
     def read(self, name: str) -> bytes:
         """See :meth:`Folder.read`."""
@@ -268,39 +273,12 @@ class RemoteFolder:
         return f"{self._root}/{name}"
 
 
-def remote_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a URL and the path in it; raises :class:`UsageError` if none is installed.
-
-    ``options`` may have the keys of fsspec's filesystem, or those of Lance such as ``aws_endpoint``.
-    """
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    try:
-        system, path = fsspec.core.url_to_fs(url, **fsspec_options(scheme, options))
-    except ImportError as error:
-        package, extra = _EXTRAS.get(scheme, (f"fsspec[{scheme}]", scheme))
-        raise MissingPackageError(package, extra, f"access to {url}") from error
-    except ValueError as error:
-        raise UsageError(f"cannot open {url}: {error}") from error
-    return system, path.rstrip("/")
-
-
 def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Translate storage options into the words of Lance; None if there are none."""
-    if not options:
-        return None
-    options = dict(options)
-    options.pop("use_listings_cache", None)
-    if region := options.pop("client_kwargs", {}).get("region_name"):
-        options["aws_region"] = region
-    names = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
-    names["endpoint_url"] = "aws_endpoint"
-    translated = {names.get(key, key): str(value) for key, value in options.items()}
-    endpoint = translated.get("aws_endpoint") or translated.get("aws_endpoint_url") or translated.get("endpoint") or ""
-    if endpoint.startswith("http://"):
-        translated.setdefault("allow_http", "true")
-    return translated
+    """Return storage options in the words of Lance; None if there are none."""
+    result = {key: str(value) for key, value in (options or {}).items()}
+    if allows_http(result):
+        result.setdefault("allow_http", "true")
+    return result or None
 
 
 def parse_storage_options(texts: list[str] | None) -> dict[str, str]:

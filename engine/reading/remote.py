@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -17,15 +16,16 @@ from fsspec.asyn import AsyncFileSystem
 
 from ...errors import ImageError, MissingPackageError, UsageError
 from .access import HTTP, Access, Cancelled, Meter, read_counted, schemes_of, slow
+from .bucket_client import EXTRAS, is_bucket
+from .buckets import bucket_filesystem, chained_through_bucket
 from .http import METER, limited_client
-from .storage_options import fsspec_options, options_in_force
+from .retries import in_thread, may_pass, pause_before
+from .storage_options import options_in_force, options_of
 
 T = TypeVar("T")
 
 _POLL = 0.2
 """Seconds between two looks at whether the run was cancelled."""
-_BACKOFF = 0.5
-"""Seconds before the first retry; each further pause is twice as long."""
 
 
 def read(
@@ -45,9 +45,9 @@ def read(
         try:
             return _attempt(url, access, options, offset, size, cancelled)
         except Exception as error:
-            if attempt == access.retries or not _may_pass(error):
+            if attempt == access.retries or not may_pass(error):
                 raise
-            pause = _BACKOFF * 2**attempt * random.uniform(0.5, 1.0)
+            pause = pause_before(attempt + 1)
             if cancelled is None:
                 time.sleep(pause)
             elif cancelled.wait(pause):
@@ -73,8 +73,13 @@ def _attempt(
             future = asyncio.run_coroutine_threadsafe(system._cat_file(path, **part), system.loop)
         finally:
             METER.reset(token)
+    elif is_bucket(url):
+        bucket, name = filesystem(url, options, access)
+        place = (part["start"], part["end"]) if part else None
+        meter.limit = access.max_bytes
+        future = in_thread(lambda: bucket.fetch(name, meter, place))
     else:
-        future = _in_thread(lambda: _read_opened(url, options, access, part, size, meter))
+        future = in_thread(lambda: _read_opened(url, options, access, part, size, meter))
     data = _result(future, meter)
     if part and len(data) > part["end"] - part["start"]:
         raise ImageError("unreadable", "the server ignores byte ranges, so its archives must be downloaded first")
@@ -99,23 +104,6 @@ def _read_opened(
         return read_counted(file.read, meter)
 
 
-def _in_thread(function: Callable[[], T]) -> concurrent.futures.Future[T]:
-    """Run a function that may never return on a thread of its own."""
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def work() -> None:
-        future.set_running_or_notify_cancel()
-        try:
-            result = function()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=work, name="maskmill-remote", daemon=True).start()
-    return future
-
-
 def _result(future: concurrent.futures.Future[T], meter: Meter) -> T:
     """Wait for a result, as long as ``meter`` allows."""
     while True:
@@ -131,28 +119,23 @@ def _result(future: concurrent.futures.Future[T], meter: Meter) -> T:
             raise
 
 
-def _may_pass(error: Exception) -> bool:
-    """Tell whether a failure may be gone at another attempt."""
-    if isinstance(error, ImageError):
-        return error.kind == "timeout"
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return status >= 500 or status in (408, 429)
-    if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    # aiohttp is optional; its errors of connections and cut answers have these bases
-    names = {base.__name__ for base in type(error).__mro__}
-    return bool(names & {"ClientConnectionError", "ClientPayloadError"})
-
-
 def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a URL, and the path in it; raises :class:`UsageError` if none is installed."""
-    limited = _limited(url, options, access)
+    """Return the fsspec filesystem of a URL, and the path in it.
+
+    Raises :class:`UsageError` if none is installed, or an option is unknown.
+    """
+    schemes = schemes_of(url)
     try:
+        if schemes[-1] in EXTRAS:
+            own = options_in_force(schemes[-1], access) | options_of(schemes[-1], options)
+            return (bucket_filesystem if is_bucket(url) else chained_through_bucket)(url, own, access)
+        limited = _limited(url, options, access)
         if url.startswith(HTTP):
             # `::` in a path would be taken for a chain
             return fsspec.filesystem(url.partition(":")[0], **limited), url
         return fsspec.core.url_to_fs(url, **limited)
+    except UsageError:
+        raise
     except ImportError as error:
         if url.startswith("http"):
             raise MissingPackageError("aiohttp", "http", f"reading {url}") from error
@@ -164,7 +147,7 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
 def _limited(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:
     """Return the storage options of a URL, which limit its HTTP connections; those of ``access`` come second."""
     schemes = schemes_of(url)
-    result = options_in_force(schemes[0], access) | fsspec_options(schemes[0], options)
+    result = options_in_force(schemes[0], access) | options_of(schemes[0], options)
     for scheme in schemes[1:]:
         # the options of a chain's first part stand beside those of the other parts
         if own := options_in_force(scheme, access):

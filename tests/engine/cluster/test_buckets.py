@@ -28,7 +28,6 @@ from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.storage import lance_options, location_of, open_folder
-from maskmill.engine.reading.storage_options import fsspec_options
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.verify import verify
 from maskmill.errors import CalibrationError
@@ -37,7 +36,7 @@ from ...models import color_bundle
 from ..corpus import label_folder, write_photos
 
 pytest.importorskip("moto.server")
-pytest.importorskip("s3fs")
+pytest.importorskip("obstore")
 
 OPTIONS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
 
@@ -232,13 +231,11 @@ def test_an_outage_delays_a_run(jobs: Any, bundle: Bundle, tmp_path: Path) -> No
         server.process.wait()
 
 
-def test_storage_options_are_understood_by_both_readers() -> None:
-    assert fsspec_options("s3", OPTIONS) == {
-        "key": "test", "secret": "test", "client_kwargs": {"region_name": "us-east-1"},
-    }  # fmt: skip
-    assert lance_options(fsspec_options("s3", OPTIONS)) == OPTIONS
-    local = lance_options({**OPTIONS, "endpoint_url": "http://127.0.0.1:1"})
-    assert local == {**OPTIONS, "aws_endpoint": "http://127.0.0.1:1", "allow_http": "true"}
+def test_lance_may_use_http_if_the_address_says_so() -> None:
+    assert lance_options(OPTIONS) == OPTIONS
+    local = {**OPTIONS, "aws_endpoint": "http://127.0.0.1:1"}
+    assert lance_options(local) == {**local, "allow_http": "true"}
+    assert lance_options(None) is None
 
 
 def test_file_urls_are_paths(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""Clients of object stores: their options, credentials and errors. The client is obstore, object_store in Python."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ...errors import MaskmillError, MissingPackageError, UsageError
+from .access import Access
+
+EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "azure", "adl"), "azure"),
+}
+"""URL schemes of buckets, with the extra that each needs."""
+_SCHEMES = {"gcs": "gs"}  # schemes that the client calls otherwise
+_EXAMPLES = {
+    "s3": "aws_region, aws_endpoint and aws_access_key_id",
+    "gcs": "google_service_account and google_skip_signature",
+    "azure": "azure_storage_account_name and azure_storage_account_key",
+}
+# options of the HTTP client; all others are those of the object store
+_CLIENT_OPTIONS = frozenset(
+    (
+        *("allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only", "http2_only"),
+        *("pool_idle_timeout", "proxy_url", "proxy_ca_certificate", "proxy_excludes", "randomize_addresses"),
+        *("read_timeout", "root_certificate", "timeout", "user_agent"),
+    )
+)
+_ENDPOINTS = ("aws_endpoint", "aws_endpoint_url", "endpoint", "endpoint_url", "aws_endpoint_url_s3", "azure_endpoint")
+_KEYS = ("aws_access_key_id", "access_key_id", "aws_skip_signature", "skip_signature", "aws_role_arn", "role_arn")
+_STATUS = re.compile(r"status code: (\d{3}) ([^:\n]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
+
+
+class BucketAnswerError(OSError):
+    """An answer with an error; :attr:`status` is that of HTTP."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the server answers {status} {message}".rstrip())
+        self.status, self.message = status, message
+
+
+def is_bucket(url: str) -> bool:
+    """Return True for the URL of a bucket or of an object in one, unless it is chained to another URL."""
+    return url.partition("://")[0] in EXTRAS and "://" in url and "::" not in url
+
+
+def require_client(url: str) -> None:
+    """Raise :class:`MissingPackageError` unless the client of buckets is installed."""
+    try:
+        import obstore  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError("obstore", EXTRAS[url.partition("://")[0]], f"access to {url}") from error
+
+
+def allows_http(options: Mapping[str, Any]) -> bool:
+    """Return True if the address of the bucket's server, in the options or the environment, is an ``http://`` URL."""
+    addresses = [options.get(name) or os.environ.get(name.upper(), "") for name in _ENDPOINTS]
+    return any(str(address).startswith("http://") for address in addresses)
+
+
+def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Access) -> Any:
+    """Return the client of a bucket; raises :class:`UsageError` and :class:`MissingPackageError`."""
+    extra = EXTRAS[scheme]
+    url = f"{scheme}://{bucket}"
+    require_client(url)
+    from obstore import exceptions
+    from obstore.store import from_url
+
+    # each part of an answer must arrive in time; the whole answer has as long as the rate that is allowed takes
+    waiting = timedelta(seconds=access.timeout)
+    client: dict[str, Any] = {"connect_timeout": waiting, "read_timeout": waiting, "timeout": timedelta(days=1)}
+    if allows_http(options):
+        client["allow_http"] = "true"
+    config: dict[str, Any] = {}
+    for key, value in options.items():
+        name = key.lower().removeprefix("aws_")
+        (client if name in _CLIENT_OPTIONS else config)[name if name in _CLIENT_OPTIONS else key.lower()] = value
+    credentials = _profile(config) if extra == "s3" else None
+    try:
+        return from_url(
+            f"{_SCHEMES.get(scheme, scheme)}://{bucket}",
+            config=config,
+            client_options=client,
+            retry_config={"max_retries": 0},
+            credential_provider=credentials,
+        )
+    except exceptions.UnknownConfigurationKeyError as error:
+        name = str(error).partition("'")[2].partition("'")[0]
+        raise UsageError(
+            f"unknown storage option {name} for {url}; the options are those of the crate object_store, such as "
+            f"{_EXAMPLES[extra]}"
+        ) from error
+    except Exception as error:
+        # the client's exceptions have no common base beside Exception
+        text = _first_line(error)
+        if "Account must be specified" in text:
+            text = "it needs the account, as in --storage-option azure_storage_account_name=NAME"
+        raise UsageError(f"cannot open {url}: {text}") from error
+
+
+def _profile(config: Mapping[str, str]) -> Any:
+    """Return the credentials of AWS's configuration files, None if there are none or others are given."""
+    known = {*config, *(name.lower() for name in os.environ)}
+    folder = Path.home() / ".aws"
+    files = [os.environ.get("AWS_SHARED_CREDENTIALS_FILE", folder / "credentials")]
+    files.append(os.environ.get("AWS_CONFIG_FILE", folder / "config"))
+    if known & set(_KEYS) or not ("AWS_PROFILE" in os.environ or any(map(os.path.exists, files))):
+        return None
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise MissingPackageError("boto3", "s3", "the profiles in ~/.aws") from error
+    try:
+        return Boto3CredentialProvider()
+    except ValueError:
+        return None  # the files hold no credentials
+
+
+def translated(error: Exception, url: str) -> Exception:
+    """Return Python's exception for one of the client, with a message of one line."""
+    if isinstance(error, MaskmillError | BucketAnswerError):
+        return error
+    text = str(error)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{url} does not exist")
+    status = _STATUS.search(text)
+    code = int(status[1]) if status else 0
+    kind = type(error).__name__
+    if kind == "AlreadyExistsError":
+        return FileExistsError(f"{url} exists")
+    if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
+        scheme = url.partition("://")[0]
+        return PermissionError(
+            f"there are no credentials for {scheme}:// URLs in the environment or the storage options; for a public "
+            "bucket give the option skip_signature=true"
+        )
+    if status is not None and status[3] == "NoSuchBucket":
+        return FileNotFoundError(f"the bucket of {url} does not exist")
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or code in (401, 403):
+        return PermissionError(f"the server refuses access ({(status and (status[3] or status[2])) or kind})")
+    if status is not None:
+        if 300 <= code < 400:
+            return BucketAnswerError(code, "as the bucket is in another region; give the option aws_region")
+        return BucketAnswerError(code, status[3] or status[2].strip())
+    if "TimedOut" in text or "kind: Timeout" in text:
+        return TimeoutError("no answer in time (--timeout)")
+    if "InvalidPath" in kind or isinstance(error, ValueError):
+        return ValueError(f"a name in the bucket has an empty part, '.' or '..', which is not read ({url})")
+    system = re.findall(r'message: "([^"]+)"', text)
+    return ConnectionError(system[-1] if system else _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,149 @@
+"""Paths behind URLs, with the part of :class:`pathlib.Path` that folders in buckets need."""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from types import SimpleNamespace
+from typing import Any
+
+from . import remote
+from .access import current_access
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder behind a URL. No ``os.PathLike``: the functions of ``os`` and ``open`` would take it for local.
+
+    Its methods raise the exceptions of the filesystem, of which ``FileNotFoundError`` is one.
+    """
+
+    url: str
+    """URL without a slash at its end."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Options of the filesystem."""
+
+    def __post_init__(self) -> None:
+        scheme, _, rest = self.url.partition("://")
+        object.__setattr__(self, "url", f"{scheme}://{rest.rstrip('/')}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.url}/{name}", self.storage_options)
+
+    @cached_property
+    def _located(self) -> tuple[Any, str]:
+        return remote.filesystem(self.url, self.storage_options, current_access())
+
+    @property
+    def fs(self) -> Any:
+        """Filesystem of fsspec."""
+        return self._located[0]
+
+    @property
+    def path(self) -> str:
+        """Path in the filesystem."""
+        return self._located[1]
+
+    @property
+    def name(self) -> str:
+        """Last part of the URL."""
+        return self.url.partition("://")[2].rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the name, with its dot."""
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def stem(self) -> str:
+        """Name without its ending."""
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder that holds this one; a bucket is its own."""
+        scheme, _, rest = self.url.partition("://")
+        return RemotePath(f"{scheme}://{rest.rpartition('/')[0] or rest}", self.storage_options)
+
+    def with_name(self, name: str) -> RemotePath:
+        """Return the path of another name in the same folder."""
+        return self.parent / name
+
+    def relative_to(self, other: RemotePath) -> PurePosixPath:
+        """Return the part of this path below another one; raises ``ValueError`` if it is elsewhere."""
+        return PurePosixPath(self.url).relative_to(PurePosixPath(other.url))
+
+    def absolute(self) -> RemotePath:
+        """Return this path."""
+        return self
+
+    def exists(self) -> bool:
+        """Tell whether there is a file or folder."""
+        return self.fs.exists(self.path)
+
+    def is_file(self) -> bool:
+        """Tell whether there is a file."""
+        return self.fs.isfile(self.path)
+
+    def is_dir(self) -> bool:
+        """Tell whether there is a folder."""
+        return self.fs.isdir(self.path)
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Yield what is in the folder."""
+        for name in self.fs.ls(self.path, detail=False):
+            yield self / name.rstrip("/").rpartition("/")[2]
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """Yield what is in the folder and has a name like ``pattern``; nothing if there is no folder."""
+        try:
+            yield from (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+        except FileNotFoundError:
+            return
+
+    def stat(self) -> Any:
+        """Return an object with the size, ``st_size``."""
+        return SimpleNamespace(st_size=self.fs.info(self.path)["size"])
+
+    def open(self, mode: str = "r", encoding: str | None = None) -> Any:
+        """Open the file."""
+        file = self.fs.open(self.path, mode.replace("b", "").replace("t", "") + "b")
+        return file if "b" in mode else io.TextIOWrapper(file, encoding=encoding or "utf-8")
+
+    def read_bytes(self) -> bytes:
+        """Return the bytes of the file."""
+        return self.fs.cat_file(self.path)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the text of the file."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> int:
+        """Write the file in one step."""
+        self.fs.pipe_file(self.path, data)
+        return len(data)
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> int:
+        """Write a file of text."""
+        return self.write_bytes(text.encode(encoding))
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the file."""
+        if not missing_ok or self.exists():
+            self.fs.rm_file(self.path)
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing in a bucket, which has no folders of its own; make one elsewhere."""
+        self.fs.makedirs(self.path, exist_ok=True)
+
+    def __reduce__(self) -> Any:
+        return RemotePath, (os.fspath(self.url), dict(self.storage_options))

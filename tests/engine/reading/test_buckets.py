@@ -1,0 +1,162 @@
+"""Reads from buckets end within their limits, and options are checked; the server's paths name how it misbehaves."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maskmill.engine.inputs.sources import Item, Source, open_source
+from maskmill.engine.model.storage import location_of
+from maskmill.engine.reading.access import Access, Cancelled
+from maskmill.engine.reading.bucket_client import is_bucket
+from maskmill.engine.reading.storage_options import options_of
+from maskmill.errors import ImageError, MissingPackageError, SourceError, UsageError
+from tests.hostile_server import HostileServer, hostile_server
+
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
+QUICK = Access(timeout=0.5, retries=0, max_bytes=4 << 20, max_unknown_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HostileServer]:
+    with hostile_server() as server:
+        server.files["a.jpg"] = b"a photo"
+        yield server
+
+
+def options_for(server: HostileServer) -> dict[str, str]:
+    return {**KEYS, "aws_endpoint": server.url}
+
+
+def read(server: HostileServer, kind: str, access: Access = QUICK) -> bytes:
+    """Read from the bucket that is named after the kind of answer."""
+    return Source("", options_for(server), access=access).read(Item(f"s3://{kind}/a.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "message"),
+    [
+        ("silent", "timeout", "no answer within 0.5 s"),
+        ("endless", "unreadable", "Content-Length"),
+        ("claims", "too-large", "it has 1,125,899,906,842,624 bytes; at most 4,194,304"),
+        ("loop", "unreadable", "redirect"),
+        ("to-file", "unreadable", "another region"),
+        ("error", "unreadable", "the server answers 500"),
+        ("endless-error", "timeout", "no answer within 0.5 s"),
+        ("cut", "unreadable", "body error"),
+    ],
+)
+def test_an_answer_out_of_bounds_is_one_reject(server: HostileServer, kind: str, reason: str, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^cannot read s3://{kind}/a.jpg: .*({message})") as caught:
+        read(server, kind)
+    assert caught.value.kind == reason
+    assert "\n" not in str(caught.value)
+
+
+def test_failures_that_may_pass_are_tried_again(server: HostileServer) -> None:
+    assert read(server, "recovers", Access(retries=2)) == b"a photo"
+    assert server.requests["recovers"] == 3
+
+
+def test_compressed_objects_are_not_decompressed(server: HostileServer) -> None:
+    assert read(server, "bomb")[:2] == b"\x1f\x8b"
+
+
+@pytest.mark.parametrize("kind", ["silent", "slow-headers"])
+def test_a_run_that_is_cancelled_waits_for_no_answer(server: HostileServer, kind: str) -> None:
+    source = Source("", options_for(server), access=Access())
+    threading.Timer(0.3, source.cancel).start()
+    with pytest.raises(Cancelled):
+        source.read(Item(f"s3://{kind}/a.jpg"))
+
+
+def test_a_server_that_ignores_byte_ranges_is_noticed(server: HostileServer) -> None:
+    source = Source("", options_for(server), access=QUICK)
+    with pytest.raises(ImageError, match="non-partial response"):
+        source.read(Item("s.tar::a.jpg", 3, path="s3://whole/a.jpg", offset=2))
+
+
+@pytest.mark.parametrize("entry", ["error/list.txt", "silent/s.tar", "error/x.parquet", "silent/folder"])
+def test_sources_that_cannot_be_listed_are_errors(server: HostileServer, entry: str) -> None:
+    with pytest.raises(SourceError, match=f"^cannot list s3://{entry}: "):
+        list(open_source(f"s3://{entry}", storage_options=options_for(server), access=QUICK))
+
+
+def test_an_interrupt_ends_a_listing_that_no_server_answers(server: HostileServer, tmp_path: Path) -> None:
+    code = (
+        "from maskmill.engine.inputs.sources import open_source\n"
+        f"source = open_source('s3://silent/folder', storage_options={options_for(server)!r})\n"
+        "print('listing', flush=True)\n"
+        "list(source)"
+    )
+    before = server.requests["silent"]
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while server.requests["silent"] == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert time.monotonic() - started < 20  # without the interrupt it is a minute and a half
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "message"),
+    [
+        ("s3://b/x", {"aws_regoin": "x"}, "unknown storage option aws_regoin for s3://b; .* such as aws_region"),
+        ("s3://b/x", {"key": "x"}, "unknown storage option key"),
+        ("gs://b/x", {"google_key": "x"}, "unknown storage option google_key for gs://b"),
+        ("s3://b/x", {"timeout": "soon"}, "cannot open s3://b: .*soon"),
+        ("az://b/x", {}, "azure_storage_account_name=NAME"),
+        ("az://b/x", {"azure_storage_account_name": "a", "azure_kee": "x"}, "unknown storage option azure_kee"),
+    ],
+)
+def test_unknown_and_missing_options_are_refused(
+    url: str, options: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(UsageError, match=message) as caught:
+        open_source(url, storage_options=options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://b/x", "gs://b/x", "gcs://b/x", "az://b/x", "abfs://b@account.dfs.core.windows.net/x", "abfss://b/x"]
+)
+def test_buckets_of_every_kind_are_opened(url: str) -> None:
+    options = {"azure_storage_account_name": "account", "aws_region": "eu-west-1"}
+    assert repr(open_source(url, storage_options=options)) == f"Source({url!r})"
+    place = location_of(url, options)
+    assert (str(place / "y"), place.name, str(place.parent / "x")) == (f"{url}/y", "x", url)
+    assert pickle.loads(pickle.dumps(place)) == place
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure")])
+def test_a_missing_client_names_the_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    for opened in (lambda: open_source(f"{scheme}://b-{extra}/x"), lambda: location_of(f"{scheme}://b/x")):
+        with pytest.raises(MissingPackageError, match=rf"\[{extra}\]") as caught:
+            opened()
+        assert "\n" not in str(caught.value)
+
+
+def test_each_kind_of_bucket_takes_its_own_options() -> None:
+    options = {"aws_region": "x", "google_service_account": "y", "azure_endpoint": "z", "timeout": "9s"}
+    assert options_of("s3", options) == {"aws_region": "x", "timeout": "9s"}
+    assert options_of("gs", options) == {"google_service_account": "y", "timeout": "9s"}
+    assert options_of("abfs", options) == {"azure_endpoint": "z", "timeout": "9s"}
+    assert options_of("memory", options) == {"timeout": "9s"}
+
+
+def test_urls_of_buckets_are_told_from_others() -> None:
+    assert all(map(is_bucket, ("s3://b/x", "gs://b", "az://b/x", "abfs://c@a.dfs.core.windows.net/x")))
+    assert not any(map(is_bucket, ("/s3", "s3", "https://s3/x", "memory://b", "zip://a.jpg::s3://b/a.zip")))
