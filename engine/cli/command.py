@@ -43,9 +43,10 @@ class PlainCommand(TyperCommand):
         return without_types(super().get_params(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return the words of the usage line: NAME for a required argument, [NAME] for another."""
+        """Return the words of the usage line: NAME for a required argument, [NAME] for another, NAME... for several."""
         pieces = [re.sub(r"^\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
-        return [re.sub(r"^\[(\[.*\](\.\.\.)?)\](\.\.\.)?$", r"\1", piece) for piece in pieces]
+        pieces = [re.sub(r"^\[(\[.*\](\.\.\.)?)\](\.\.\.)?$", r"\1", piece) for piece in pieces]
+        return [re.sub(r"(\.\.\..+)\.\.\.$", r"\1", piece) for piece in pieces]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; raises :class:`UsageError` for a value that an option cannot take."""
@@ -55,9 +56,13 @@ class PlainCommand(TyperCommand):
                 refuse_url(parameter, ctx.params.get(parameter.name or ""))
             return rest
         except typer.BadParameter as error:
+            ctx.close()
             if error.param is None or not error.message:  # a missing one
                 raise
             refuse_value(error)
+        except BaseException:
+            ctx.close()  # ends the storage options
+            raise
 
 
 def name_of(parameter: Any) -> str:
