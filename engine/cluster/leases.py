@@ -242,7 +242,7 @@ class _StoreFolder:
     """Folder of a store whose errors, apart from missing files, are :class:`StoreError`."""
 
     def __init__(self, store: str | os.PathLike[str], options: Mapping[str, Any] | None, title: str) -> None:
-        self._name = f"{title} {os.fspath(store)}"
+        self._name = f"{title} {store}"
         self._folder = open_folder(store, options)
 
     def read(self, name: str) -> bytes:

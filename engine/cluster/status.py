@@ -168,7 +168,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         if is_planned and 0 < progress.planned <= stored:  # another run has committed the rest, or only its end is lost
             state = "finished"
     return Status(
-        store=os.fspath(store),
+        store=str(store),
         images=summary["images"],
         inputs=summary["inputs"],
         rejects=summary["rejects"],
