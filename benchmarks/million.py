@@ -1,7 +1,7 @@
 """Label a million tiny distinct images, and follow time, memory and commits.
 
     python benchmarks/million.py [--images 1000000] [--runner local|array] [--store FOLDER] [--output FILE]
-    python benchmarks/million.py --sizes 1000,3000,10000,30000,100000 [--milliseconds 5] [--rounds 3]
+    python benchmarks/million.py --sizes 1000,3000,1000,10000,1000,30000,1000,100000 [--milliseconds 5] [--rounds 3]
 
 Images, decoder and model are synthetic: a manifest names images that do not exist, their bytes are their names, each
 is 16x16 px, and the model returns a piece of a table of random numbers, so that the maps of all images differ.
@@ -10,7 +10,7 @@ commit: rows, rows stored before, seconds; a last one with the time of the plan,
 and the bytes per row on the disk. ``--store`` continues in a store that exists.
 
 ``--sizes`` measures the processor time per image of whole runs of these sizes in one process, in turn, after a run that
-loads everything; the model works ``--milliseconds`` on each image.
+loads everything; the model works ``--milliseconds`` on each image. Small runs vary most, so repeat their sizes.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ def compare_sizes(options: argparse.Namespace, folder: Path, bundle: Path, say: 
     manifests = {size: make_manifest(folder / f"{size}.parquet", size) for size in {min(sizes), *sizes}}
     run(options.runner, bundle, manifests[min(sizes)], folder / "first", options.milliseconds, None)
     for number in range(options.rounds):
-        for size in sizes:
+        for place, size in enumerate(sizes):
+            store = folder / f"store-{number}-{place}"
             started, cpu = time.perf_counter(), time.process_time()
-            store = folder / f"store-{number}-{size}"
             progress, _ = run(options.runner, bundle, manifests[size], store, options.milliseconds, None)
             cpu = time.process_time() - cpu
             assert progress.images == size, f"{progress.images} of {size} images were labeled"

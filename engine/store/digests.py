@@ -38,9 +38,12 @@ class DigestIndex:
         """
         if not len(self._first):
             return np.full(len(table), -1, dtype=np.int64)
-        position = np.minimum(np.searchsorted(self._first, table[:, 0]), len(self._first) - 1)
-        matches = (self._first[position] == table[:, 0]) & (self._second[position] == table[:, 1])
-        return np.where(matches, self._rows[position], -1)
+        order = np.argsort(table[:, 0])  # neighbors are searched in the same part of the index, which is cached then
+        position = np.minimum(np.searchsorted(self._first, table[order, 0]), len(self._first) - 1)
+        matches = (self._first[position] == table[order, 0]) & (self._second[position] == table[order, 1])
+        rows = np.full(len(table), -1, dtype=np.int64)
+        rows[order[matches]] = self._rows[position[matches]]
+        return rows
 
     def table(self) -> NDArray[np.uint64]:
         """Return the digests, (n, 2) uint64, in any order."""

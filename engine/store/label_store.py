@@ -26,7 +26,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "M
 COMPACT_EVERY = 64
 """Number of commits between two compactions."""
 
-_CHUNK = 1024
+# items whose digests are searched at once: few at first, so that a slow listing yields some soon
+_FIRST_CHUNK, _LARGEST_CHUNK = 1024, 4096
 # input rows that a commit replaces: the file changed, or it was rejected before and is tried again
 _OUTDATED = "source.fingerprint <> target.fingerprint OR target.error IS NOT NULL"
 
@@ -255,7 +256,9 @@ def _unfinished(
 
 
 def _missing(items: Iterator[Item], finished: DigestIndex, condition: Callable[[str], str]) -> Iterator[Item]:
-    while chunk := list(islice(items, _CHUNK)):
+    size = _FIRST_CHUNK
+    while chunk := list(islice(items, size)):
         digests = [fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in chunk]
-        for index in np.flatnonzero(finished.find(digest_table(b"".join(digests))) < 0):
-            yield chunk[index]
+        is_missing = finished.find(digest_table(b"".join(digests))) < 0
+        yield from compress(chunk, is_missing.tolist())
+        size = min(2 * size, _LARGEST_CHUNK)
