@@ -82,8 +82,9 @@ def main() -> None:
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
             assert run.images == size, f"{run.images} of {size} images were labeled"
             if number >= 0:
-                say(round=number, images=size, seconds=seconds, cpu=cpu, cpu_us_per_image=1e6 * cpu / size,
-                    syncs=syncs.count - count, sync_seconds=syncs.seconds - waited, load=os.getloadavg()[0])  # fmt: skip
+                waits = {"syncs": syncs.count - count, "sync_seconds": syncs.seconds - waited}
+                figures = {"seconds": seconds, "cpu": cpu, "cpu_us_per_image": 1e6 * cpu / size}
+                say(round=number, images=size, **figures, **waits, load=os.getloadavg()[0])
             shutil.rmtree(store)
 
 

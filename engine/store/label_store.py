@@ -30,7 +30,6 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ...errors import StoreError
