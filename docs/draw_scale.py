@@ -1,6 +1,8 @@
-"""Draw the pictures of scale.md from the results of ``benchmarks/million.py``.
+r"""Draw the pictures of scale.md from the results of ``benchmarks/million.py`` and ``benchmarks/run_sizes.py``.
 
-    python docs/draw_scale.py benchmarks/results/2026-11-28-run-sizes.jsonl benchmarks/results/2026-11-28-million.jsonl
+    cd benchmarks/results
+    python ../../docs/draw_scale.py 2026-11-28-run-sizes.jsonl 2026-11-28-run-sizes-photos.jsonl \
+        2026-11-28-million-local.jsonl 2026-11-28-million.jsonl
 
 It prints the numbers that the page quotes.
 """
@@ -11,50 +13,64 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
-INK, ACCENT = "#7a7a7a", "#1b9e77"
+INK, COLORS = "#7a7a7a", ("#1b9e77", "#d95f02")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 240, 60, 44, 24
 
 Points = Sequence[tuple[float, float]]
+Lines = list[dict[str, float]]
 
 
 def main() -> None:
-    """Draw both pictures."""
-    draw_sizes(read_lines(sys.argv[1]))
-    draw_million(read_lines(sys.argv[2]))
+    """Draw the pictures."""
+    sizes, photos, local, array = map(read_lines, sys.argv[1:5])
+    draw_sizes({"no time in the model": sizes, "deeplabv3-257": photos})
+    draw_million({"local": local, "array": array})
 
 
-def read_lines(path: str) -> list[dict[str, float]]:
+def read_lines(path: str) -> Lines:
     """Read the lines of a result."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def draw_sizes(lines: list[dict[str, float]]) -> None:
-    """Draw processor time per image over the size of a run."""
-    sizes = sorted({line["images"] for line in lines})
-    costs = [statistics.median(line["cpu_us_per_image"] for line in lines if line["images"] == size) for size in sizes]
-    print("microseconds per image:", dict(zip(sizes, (round(cost) for cost in costs), strict=True)))
-    points = list(zip(sizes, costs, strict=True))
+def draw_sizes(runs: Mapping[str, Lines]) -> None:
+    """Draw processor time per image over the size of a run, as a share of that of the largest."""
+    series: dict[str, Points] = {}
+    for name, lines in runs.items():
+        costs = {
+            size: statistics.median(line["cpu_us_per_image"] for line in lines if line.get("images") == size)
+            for size in sorted({line["images"] for line in lines if line.get("images", 0) >= 1000})
+        }
+        print(name, "microseconds per image:", {size: round(cost) for size, cost in costs.items()})
+        series[name] = [(size, 100 * cost / costs[max(costs)]) for size, cost in costs.items()]
+    sizes = sorted({size for points in series.values() for size, _ in points})
     draw(
-        "cost-per-image.svg", [(points, ACCENT)], "images of the run", "µs of processor time per image",
-        [(size, f"{size:,.0f}") for size in sizes], axis_values(max(costs)), math.log10,
+        "cost-per-image.svg", series, "images of the run", "processor time per image, % of that of the largest run",
+        [(size, f"{size:,.0f}") for size in sizes], axis_values(120), math.log10,
     )  # fmt: skip
 
 
-def draw_million(lines: list[dict[str, float]]) -> None:
-    """Draw memory and microseconds per committed row over the images of a run."""
-    memory = [(line["images"], line["rss_mb"]) for line in lines if "rss_mb" in line]
-    commits = [(line["stored"], line["seconds"]) for line in lines if "commit" in line]
-    print("memory:", memory[1], memory[len(memory) // 2], memory[-1])
-    print("seconds per commit:", [(stored, round(seconds, 2)) for stored, seconds in commits])
-    ticks = [(value, f"{value:,.0f}") for value in axis_values(max(number for number, _ in memory))]
-    draw("million-memory.svg", [(memory, ACCENT)], "images labeled", "memory, MB", ticks,
-         axis_values(max(value for _, value in memory)))  # fmt: skip
-    draw("million-commits.svg", [(commits, ACCENT)], "rows stored before the commit", "seconds per commit", ticks,
-         axis_values(max(value for _, value in commits)))  # fmt: skip
+def draw_million(runs: Mapping[str, Lines]) -> None:
+    """Draw memory and microseconds of a commit per row over the images of a run."""
+    memory = {name: [(line["images"], line["rss_mb"]) for line in lines if "rss_mb" in line]
+              for name, lines in runs.items()}  # fmt: skip
+    commits = {name: [(line["stored"], 1e6 * line["seconds"] / line["commit"]) for line in lines if "commit" in line]
+               for name, lines in runs.items()}  # fmt: skip
+    for name, points in memory.items():
+        print(name, "memory:", [next(point for point in points if point[0] >= images) for images in (0, 1e5, 5e5, 9e5)])
+        print(name, "microseconds per row:", [(stored, round(cost, 1)) for stored, cost in commits[name]])
+    ticks = [(value, f"{value:,.0f}") for value in axis_values(1_000_000)]
+    draw("million-memory.svg", memory, "images labeled", "memory, MB", ticks, heights(memory))
+    draw("million-commits.svg", commits, "rows stored before the commit", "microseconds of a commit per row", ticks,
+         heights(commits))  # fmt: skip
+
+
+def heights(series: Mapping[str, Points]) -> list[float]:
+    """Return the values of the vertical axis."""
+    return axis_values(max(value for points in series.values() for _, value in points))
 
 
 def axis_values(largest: float) -> list[float]:
@@ -66,7 +82,7 @@ def axis_values(largest: float) -> list[float]:
 
 def draw(
     name: str,
-    series: Sequence[tuple[Points, str]],
+    series: Mapping[str, Points],
     x_title: str,
     y_title: str,
     x_ticks: Sequence[tuple[float, str]],
@@ -92,7 +108,9 @@ def draw(
         parts.append(
             f'<text x="{place(value, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{text}</text>'
         )
-    for points, color in series:
+    for number, (title, points) in enumerate(series.items()):
+        color = COLORS[number]
+        parts.append(f'<text x="{WIDTH - 20}" y="{14 + 18 * number}" text-anchor="end" fill="{color}">{title}</text>')
         places = [place(*point) for point in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
