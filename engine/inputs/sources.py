@@ -28,6 +28,7 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...errors import ImageError, SourceError, UsageError
@@ -37,11 +38,12 @@ from ..reading.folders import walk_folder, walk_remote
 from ..reading.geotiff import Windows, read_window, split_window
 from ..reading.local import read_local
 from ..reading.manifest import manifest_items
+from ..reading.read_ahead import ReadAhead
 from .archives import Member, choose_pictures, split_member, tar_members
 from .image_formats import readable_endings
 from .listings import LISTS, Entry, list_entries
 from .rasters.windows import windowed
-from .tables.listing import holds_images, row_of, table_items, tables_at
+from .tables.listing import is_table, row_of, table_items, tables_at
 from .tables.reader import opener_of, read_row
 
 EXTENSIONS = (
@@ -93,6 +95,7 @@ class Source:
         self.access = access or current_access()
         """Limits of reading from URLs."""
         self._cancelled = threading.Event()
+        self._ahead = ReadAhead()
         self.skipped: Counter[str] = Counter()
         """Files passed over by the latest iteration, by kind: an ending such as ``.heic``, or :data:`FORKS`."""
         self._options = dict(storage_options or {})
@@ -104,11 +107,11 @@ class Source:
         return f"Source({self.spec!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # events cannot be sent to other processes
-        return {name: value for name, value in vars(self).items() if name != "_cancelled"}
+        # events and locks cannot be sent to other processes
+        return {name: value for name, value in vars(self).items() if name not in ("_cancelled", "_ahead")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _cancelled=threading.Event())
+        vars(self).update(state, _cancelled=threading.Event(), _ahead=ReadAhead())
 
     def __iter__(self) -> Iterator[Item]:
         """Items in a fixed order, listed while iterating; raises :class:`SourceError` if there are none."""
@@ -124,6 +127,7 @@ class Source:
             raise SourceError(
                 f"no images in {self.spec}; folders and archives are searched for {', '.join(endings)}"
                 + (f", and it holds {others}" if others else "")
+                + ("; copy saved data sets to a disk" if self.skipped[".arrow"] and "://" in self.spec else "")
             )
 
     def read(self, item: Item) -> bytes:
@@ -143,16 +147,12 @@ class Source:
             if part := split_window(item.uri):
                 data = read_window(item.path or part[0], part[1], largest)
             elif row is not None and item.offset is None:
-                data = read_row(*row, largest, opener_of(row[0], self._options, self.access))
+                reading = partial(read_row, *row, largest, opener_of(row[0], self._options, self.access))
+                data = remote.cancellable(reading, self._cancelled) if "://" in row[0] else reading()
             elif "://" in location:
-                data = remote.read(
-                    location,
-                    self.access,
-                    self._options,
-                    offset=item.offset,
-                    size=item.size,
-                    cancelled=self._cancelled,
-                )
+                reading = partial(remote.read, location, self.access, self._options, cancelled=self._cancelled)
+                whole = item.offset is None or item.size is None
+                data = reading() if whole else self._ahead.read(location, item.offset, item.size, reading)
             else:
                 data = read_local(location, largest, item.offset, item.size)
         except ImageError as error:
@@ -292,7 +292,7 @@ class Source:
 
     def _remote_items(self, url: str, top: bool) -> Iterator[Item]:
         extension = remote.extension(url)
-        if not top and extension not in (".tar", ".parquet"):
+        if not top and extension not in (".tar", ".parquet", ".lance"):
             # asking for the size of every entry of a list would cost a request each
             uri = _printable(url)
             yield Item(uri, path=None if uri == url else url)
@@ -304,7 +304,7 @@ class Source:
         elif extension == ".tar" and "*" not in path:
             with filesystem.open(path, "rb") as file:
                 yield from self._members(file, url, remote.stamp(filesystem.info(path)))
-        elif extension == ".parquet" and "*" not in path and holds_images(filesystem.open(path, "rb"), url):
+        elif "*" not in path and is_table(url, filesystem, path):
             opener = opener_of(url, self._options, self.access)
             yield from map(Item._make, table_items(url, _printable(url), remote.stamp(filesystem.info(path)), opener))
         elif extension in LISTS and "*" not in path:

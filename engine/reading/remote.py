@@ -7,7 +7,7 @@ import concurrent.futures
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -119,6 +119,19 @@ def _result(future: concurrent.futures.Future[T], meter: Meter) -> T:
             raise
 
 
+def cancellable(function: Callable[[], T], cancelled: threading.Event) -> T:
+    """Call a function that reads from URLs; raises :class:`Cancelled` as soon as ``cancelled`` is set."""
+    future = in_thread(function)
+    while True:
+        try:
+            return future.result(timeout=_POLL)
+        except TimeoutError:
+            if future.done():
+                raise
+        if cancelled.is_set():
+            raise Cancelled
+
+
 def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[Any, str]:
     """Return the fsspec filesystem of a URL, and the path in it.
 
@@ -127,7 +140,7 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
     schemes = schemes_of(url)
     try:
         if schemes[-1] in EXTRAS:
-            own = options_in_force(schemes[-1], access) | options_of(schemes[-1], options)
+            own = options_for(url, options, access)
             return (bucket_filesystem if is_bucket(url) else chained_through_bucket)(url, own, access)
         limited = _limited(url, options, access)
         if url.startswith(HTTP):
@@ -142,6 +155,12 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
         raise UsageError(f"reading {url} needs another package: {error}") from error
     except ValueError as error:
         raise UsageError(f"cannot open {url}: {error}") from error
+
+
+def options_for(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:
+    """Return the storage options of a URL of a bucket; those of ``access`` come second."""
+    scheme = schemes_of(url)[-1]
+    return options_in_force(scheme, access) | options_of(scheme, options)
 
 
 def _limited(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:

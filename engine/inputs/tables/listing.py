@@ -46,14 +46,21 @@ def holds_images(file: Any, name: str) -> bool:
         return False  # the reader of lists says what is wrong
 
 
+def is_table(url: str, filesystem: Any, path: str) -> bool:
+    """Return True for the URL of a table of images; ``path`` is that in the filesystem."""
+    if url.endswith(".parquet"):
+        with filesystem.open(path, "rb") as file:
+            return holds_images(file, url)
+    return url.endswith(".lance")
+
+
 def table_items(path: str, printable: str, stamp: str, opener: Opener | None = None) -> Iterator[tuple[Any, ...]]:
     """Yield the fields of an item for each row of a table: ``TABLE::ROW`` or ``TABLE::ROW/NAME``.
 
-    Rows in a damaged piece of a local table have a problem. Raises :class:`SourceError` if it cannot be read.
+    Rows in a damaged piece have a problem. Raises :class:`SourceError` if it cannot be read.
     """
     try:
-        rows = row_names(open_table(path, opener), skip_damage=opener is None)
-        for row, (name, problem) in enumerate(rows):
+        for row, (name, problem) in enumerate(row_names(open_table(path, opener))):
             uri = f"{printable}::{row}" + (f"/{name}" if name else "")
             yield uri, None, stamp, None if printable == path else path, None, problem
     except SourceError:

@@ -11,12 +11,16 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import accumulate, repeat
 from typing import Any, Protocol
 
 from ....errors import ImageError, SourceError
+from ...model.storage import lance_options
 from ...reading import remote
 from ...reading.access import Access
+from ...reading.bucket_client import is_bucket
+from ...reading.retries import may_pass
 from .columns import Columns, flat_column, image_columns
 
 PIECES = 3
@@ -29,19 +33,29 @@ _TABLES = 64  # open tables
 _MOST_DAMAGED_ROWS = 1 << 20  # of one piece, as many as are taken at a damaged file's word
 
 Opener = Callable[[], Any]
-"""Opens the file of a table behind a URL."""
+"""Opens a table behind a URL: a file, or a Lance dataset."""
 
 
 def opener_of(location: str, options: Mapping[str, Any], access: Access) -> Opener | None:
-    """Return the function that opens the file of a table behind a URL; None for a local one."""
+    """Return the function that opens a table behind a URL; None for a local one."""
     if "://" not in location:
         return None
+    if location.endswith(".lance"):
+        return partial(_open_lance, location, options, access)
 
     def opened() -> Any:
         filesystem, path = remote.filesystem(location, options, access)
         return filesystem.open(path, "rb")
 
     return opened
+
+
+def _open_lance(url: str, options: Mapping[str, Any], access: Access) -> Any:
+    import lance
+
+    if not is_bucket(url):
+        raise SourceError(f"{url} is neither on a disk nor in a bucket, from where Lance datasets are read; copy it")
+    return lance.dataset(url, storage_options=lance_options(remote.options_for(url, options, access)))
 
 
 class Table(Protocol):
@@ -92,10 +106,10 @@ class _Arrow:
 
 
 class _Lance:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, opener: Opener | None) -> None:
         import lance
 
-        self._dataset = lance.dataset(path)
+        self._dataset = lance.dataset(path) if opener is None else opener()
         columns = image_columns(self._dataset.schema, path)
         if columns is None:
             raise SourceError(f"{path} has no column of images")
@@ -160,16 +174,16 @@ _CACHE = _Cache()
 def open_table(path: str, opener: Opener | None = None) -> Table:
     """Open a table of images; raises :class:`SourceError` if it holds none, and the errors of Arrow and Lance."""
     if path.endswith(".lance"):
-        return _Lance(path)
+        return _Lance(path, opener)
     if path.endswith(".arrow"):
         return _Arrow(path)
     return _Parquet(path if opener is None else opener(), path)
 
 
-def row_names(table: Table, *, skip_damage: bool = False) -> Iterator[tuple[str | None, str]]:
+def row_names(table: Table) -> Iterator[tuple[str | None, str]]:
     """Yield the name of each row, None if it has none, and the reason why it cannot be read, empty if it can.
 
-    With ``skip_damage``, the rows of a piece that cannot be read have a reason; without, the error is raised.
+    The rows of a damaged piece have a reason. Raises the errors of a server that may answer at another time.
     """
     name = table.columns.name
     for piece in range(len(table.starts) - 1):
@@ -181,7 +195,7 @@ def row_names(table: Table, *, skip_damage: bool = False) -> Iterator[tuple[str 
             names = table.read(piece, name).to_pylist()
         except Exception as error:
             # Arrow and Lance raise exceptions of their own
-            if not skip_damage or size > _MOST_DAMAGED_ROWS:
+            if may_pass(error) or size > _MOST_DAMAGED_ROWS:
                 raise
             first, last = table.starts[piece], table.starts[piece + 1] - 1
             yield from repeat((None, f"rows {first} to {last} of the table are damaged: {remote.reason(error)}"), size)

@@ -133,6 +133,18 @@ class TestBucket:
         assert (status.images, status.run) == (20, "finished")
         assert run_array(job, threads=1).inputs == 0
 
+    def test_a_lance_dataset_in_a_bucket_is_a_source(self, tmp_path: Path, options: dict[str, str]) -> None:
+        import lance
+        import pyarrow as pa
+
+        photos = [path.read_bytes() for path in write_photos(tmp_path / "photos", 100)]
+        rows = pa.table({"image": photos, "key": [f"{number}.png" for number in range(100)]})
+        lance.write_dataset(rows, "s3://bucket/photos.lance", storage_options=lance_options(options))
+        source = open_source("s3://bucket/photos.lance", storage_options=options)
+        items = list(source)
+        assert items[1].uri == "s3://bucket/photos.lance::1/1.png"
+        assert [source.read(item) for item in items] == photos
+
     def test_an_ordinary_run_commits_into_a_bucket(
         self, jobs: Any, bundle: Bundle, tmp_path: Path, options: dict[str, str]
     ) -> None:

@@ -27,6 +27,7 @@ from maskmill.engine.reading.access import Access
 from maskmill.engine.reading.manifest import write_manifest
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import ImageError, SourceError
+from tests.hostile_server import hostile_server
 
 NUM = 150
 
@@ -177,6 +178,74 @@ def test_rows_of_a_damaged_row_group_are_refused_and_the_others_are_read(tmp_pat
             assert caught.value.kind == "unreadable"
         else:
             assert source.read(item) == PICTURES[number]
+
+
+def test_damage_of_a_table_behind_a_url_ends_nothing_but_itself(tmp_path: Path) -> None:
+    import fsspec
+
+    path, memory = write_parquet(tmp_path, table(structs=False)), fsspec.filesystem("memory")
+    sound = path.read_bytes()
+    damage_group(path, 1, 0)  # of names
+    damage_group(path, 3, 1)  # of images
+    files = {"a.parquet": path.read_bytes(), "b.parquet": sound[:200], "c.parquet": sound}
+    for name, data in files.items():
+        memory.pipe_file(f"/damaged/{name}", data)
+    source = open_source("memory://damaged/*.parquet")
+    items = list(source)
+    assert len(items) == 2 * NUM + 1
+    assert items[NUM].problem.startswith("its list ends early")
+    unread = []
+    for number, item in enumerate(items):
+        try:
+            assert source.read(item) == PICTURES[number if number < NUM else number - NUM - 1]
+        except ImageError:
+            unread.append(number)
+    assert unread == [*range(32, 64), *range(96, 128), NUM]
+
+
+def test_a_server_that_fails_while_rows_are_listed_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise ConnectionError("connection reset")
+
+    opened = reader._Parquet(pa.BufferReader(parquet_bytes(table(structs=False))), "photos.parquet")
+    monkeypatch.setattr(opened, "read", fail)
+    with pytest.raises(ConnectionError):
+        list(reader.row_names(opened))
+
+
+def parquet_bytes(rows: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(rows, stream, row_group_size=32)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_a_parquet_file_behind_a_url_is_a_few_requests(scheme: str) -> None:
+    with hostile_server() as server:
+        server.files["photos.parquet"] = parquet_bytes(table(structs=True))
+        options = {"aws_endpoint": server.url, "aws_access_key_id": "a", "aws_secret_access_key": "b"}
+        spec = "s3://ok/photos.parquet" if scheme == "s3" else f"{server.url}/ok/photos.parquet"
+        source = open_source(spec, storage_options=options)
+        assert [source.read(item) for item in source] == PICTURES
+        assert server.requests["ok"] < 20
+
+
+def test_saved_data_sets_behind_urls_are_refused(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in write_saved(tmp_path, table(structs=True)).iterdir():
+        memory.pipe_file(f"/saved/{file.name}", file.read_bytes())
+    with pytest.raises(SourceError, match="it holds .*arrow.*; copy saved data sets to a disk"):
+        list(open_source("memory://saved"))
+
+
+def test_lance_datasets_behind_other_urls_than_buckets_are_refused() -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/photos.lance/x", b"")
+    with pytest.raises(SourceError, match="neither on a disk nor in a bucket"):
+        list(open_source("memory://photos.lance"))
 
 
 def test_entries_of_a_damaged_row_group_of_a_list_are_refused_and_the_others_are_read(tmp_path: Path) -> None:
