@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.waiting.waiting_rows import WaitingRows
 from maskmill.errors import StoreError
 from tests.builders import input_row, label_row
 
@@ -37,6 +39,21 @@ def test_a_commit_returns_when_its_files_are_on_the_disk(tmp_path: Path, monkeyp
     store.commit([label_row("a"), label_row("b")], [input_row("a"), input_row("b")])
     store.commit([], [input_row("a", stamp="later")])
     assert is_synced(tmp_path / "store", synced)
+
+
+@pytest.mark.parametrize("kind", ["waiting", "done"])
+def test_rows_that_wait_for_a_commit_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    if kind == "done":
+        Leases(tmp_path).hand_back("1", "worker", 1, b"rows")
+    else:
+        monkeypatch.setattr(WaitingRows, "_is_due", lambda self: False)
+        WaitingRows(LabelStore.create(tmp_path, {})).commit([label_row("a")], [input_row("a")])
+    (file,) = (tmp_path / "leases" / kind).iterdir()
+    assert {path.stat().st_ino for path in (file, file.parent)} <= synced
 
 
 @pytest.mark.parametrize("emptied", ["manifest", "data", "both"])
