@@ -215,6 +215,22 @@ def test_a_crash_between_the_two_commits_costs_one_more_reading(store: LabelStor
     assert check_whole(store.path) == ({content_id(b"a")}, {"a"})
 
 
+def test_a_commit_that_ends_in_the_middle_leaves_no_input_without_its_labels(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, merged = table_module.Table.merge, []
+
+    def end_after_the_first(self: table_module.Table, rows: Any, **options: Any) -> None:
+        if merged:
+            raise OSError("the power is off")
+        merged.append(merge(self, rows, **options))
+
+    monkeypatch.setattr(table_module.Table, "merge", end_after_the_first)
+    with pytest.raises(StoreError, match="the power is off"):
+        store.commit([label_row("a")], [input_row("a")])
+    assert check_whole(store.path) == ({content_id(b"a")}, set())
+
+
 def test_the_summary_counts(store: LabelStore) -> None:
     store.commit(
         [label_row("a")], [input_row("a"), input_row("a", uri="2"), reject_row("b"), reject_row("c", error="empty")]
