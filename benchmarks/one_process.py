@@ -69,9 +69,8 @@ def main() -> None:
             tables = make_tables(rng, 100_000_000 + start, HANDED_ROWS)
             clock.ahead += HANDED_ROWS / options.rate
             started, cpu = time.perf_counter(), time.process_time()
+            rows.is_ending = start + HANDED_ROWS >= options.images
             rows.commit(*tables)
-            if start + HANDED_ROWS >= options.images:
-                rows.flush()
             seconds += time.perf_counter() - started
             cpu_seconds += time.process_time() - cpu
     result = {"stored": options.rows, "images": options.images, "rate": options.rate, "commits": commits}
