@@ -133,6 +133,17 @@ class TestBucket:
         assert (status.images, status.run) == (20, "finished")
         assert run_array(job, threads=1).inputs == 0
 
+    def test_profiles_of_aws_hold_the_credentials(
+        self, tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "credentials").write_text("[work]\naws_access_key_id = a\naws_secret_access_key = b\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        monkeypatch.setenv("AWS_PROFILE", "work")
+        place: Any = location_of("s3://bucket/profiles/a.jpg", {"aws_endpoint": options["aws_endpoint"]})
+        place.write_bytes(b"a photo")
+        assert (place.read_bytes(), place.is_file(), place.parent.is_dir()) == (b"a photo", True, True)
+        assert [path.name for path in place.parent.iterdir()] == ["a.jpg"]
+
     def test_a_lance_dataset_in_a_bucket_is_a_source(self, tmp_path: Path, options: dict[str, str]) -> None:
         import lance
         import pyarrow as pa

@@ -160,3 +160,25 @@ def test_each_kind_of_bucket_takes_its_own_options() -> None:
 def test_urls_of_buckets_are_told_from_others() -> None:
     assert all(map(is_bucket, ("s3://b/x", "gs://b", "az://b/x", "abfs://c@a.dfs.core.windows.net/x")))
     assert not any(map(is_bucket, ("/s3", "s3", "https://s3/x", "memory://b", "zip://a.jpg::s3://b/a.zip")))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_request_without_an_answer_does_not_keep_a_finished_process(server: HostileServer, scheme: str) -> None:
+    url = "s3://silent/a.jpg" if scheme == "s3" else f"{server.url}/silent/a.jpg"
+    code = (
+        "import threading\n"
+        "from maskmill.engine.inputs.sources import Item, Source\n"
+        "from maskmill.engine.reading.access import Access\n"
+        f"source = Source('', {options_for(server) if scheme == 's3' else {}!r}, access=Access(timeout=3600))\n"
+        f"threading.Thread(target=source.read, args=(Item({url!r}),), daemon=True).start()\n"
+        "input()\n"
+    )
+    before = server.requests["silent"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while server.requests["silent"] == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _, errors = process.communicate(b"\n", timeout=60)
+    assert (process.returncode, errors) == (0, b"")
