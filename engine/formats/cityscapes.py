@@ -17,6 +17,7 @@ from PIL import Image
 
 from ...errors import UsageError
 from ..model.png import encode_png
+from ..model.schema import decode_json
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Shape, Writer, check_size
 from .files import FileTree
 from .polygons import outlines, runs_of_polygon
@@ -50,7 +51,7 @@ class CityscapesReader(LabelReader):
             raise UsageError(f"{location} has no *{_IDS} and no *{_POLYGONS}")
         names = dict(enumerate(NAMES))
         if "labels.json" in self._tree:
-            names |= {int(key): value for key, value in json.loads(self._tree.read("labels.json")).items()}
+            names |= {int(key): value for key, value in decode_json(self._tree.read("labels.json")).items()}
         self._values = {name: value for value, name in names.items()}
         self.class_names: Mapping[int, str] = {value: name for value, name in names.items() if value not in _IGNORED}
         self.image_names: Sequence[str] = list(self._files)
@@ -66,7 +67,7 @@ class CityscapesReader(LabelReader):
                     raise UsageError(f"{where} is a {image.mode} image; label ids are 8-bit gray")
                 label = np.array(image)
         else:
-            label = self._filled(json.loads(self._tree.read(file)), where)
+            label = self._filled(decode_json(self._tree.read(file)), where)
         label[label < len(_IGNORED)] = 255
         if unknown := [value for value in np.unique(label).tolist() if value not in self.class_names and value != 255]:
             raise UsageError(f"{where} holds the id {unknown[0]}, which Cityscapes does not have")

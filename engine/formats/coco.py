@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +70,13 @@ class CocoReader(LabelReader):
             raise UsageError(f"{location} is not a COCO file: it has no {', '.join(sorted(missing))}")
         categories = load_json(self._raw, members["categories"], f"the categories of {location}")
         try:
-            self._categories = {_key(category["id"]): str(category["name"]) for category in categories}
+            keys = [_key(category["id"]) for category in categories]
+            self._categories = dict(zip(keys, (str(category["name"]) for category in categories), strict=True))
         except (TypeError, KeyError) as error:
             raise UsageError(f"{location}: every category needs an id and a name ({error!r})") from error
+        if len(self._categories) < len(keys):
+            twice = next(key for key, count in Counter(keys).items() if count > 1)
+            raise UsageError(f"{location} lists the category id {twice} twice; give each category an id of its own")
         self._images: dict[str, tuple[int, int, int]] = {}
         numbers: dict[str, int] = {}
         for number, span in enumerate(json_elements(self._raw, members["images"], "images").tolist()):
@@ -102,9 +107,10 @@ class CocoReader(LabelReader):
     def _owners(self, numbers: dict[str, int]) -> tuple[NDArray[np.int64], set[str]]:
         """Find the image of every annotation, and the names of the classes that are drawn."""
         owners, used_names, crowds = np.empty(len(self._spans), np.int64), set(), 0
+        ids: dict[int, int] = {}  # index by the id's hash, which takes less memory than the id
         for index, (start, stop) in enumerate(self._spans.tolist()):
             text = self._raw[start:stop]
-            members = [_member(text, key) for key in (b'"image_id"', b'"category_id"', b'"iscrowd"')]
+            members = [_member(text, key) for key in (b'"image_id"', b'"category_id"', b'"iscrowd"', b'"id"')]
             if None in members[:2]:
                 annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.path}")
                 try:
@@ -113,11 +119,19 @@ class CocoReader(LabelReader):
                     raise UsageError(
                         f"{self.path}, annotation {index}: it needs an image_id and a category_id"
                     ) from error
-                members.append(_key(int(bool(annotation.get("iscrowd")))))
-            image, category, crowd = members
+                members += [_key(int(bool(annotation.get("iscrowd")))), self._id_of(index)]
+            elif members[3] is None and b'"id"' in text:  # within another object as well
+                members[3] = self._id_of(index)
+            image, category, crowd, id = members
             if image not in numbers or category not in self._categories:
                 raise UsageError(
                     f"{self.path}, annotation {index}: image {image} or category {category} is not in the file"
+                )
+            first = index if id is None else ids.setdefault(hash(id), index)
+            if first != index and self._id_of(first) == id:
+                raise UsageError(
+                    f"{self.path} holds the annotation id {id} twice (annotations {first} and {index}); was the file "
+                    "put together from several? Give each annotation an id of its own"
                 )
             owners[index] = numbers[image]
             used_names.add(category)
@@ -129,6 +143,12 @@ class CocoReader(LabelReader):
             )
         self._num_crowds = crowds
         return owners, {self._categories[category] for category in used_names}
+
+    def _id_of(self, index: int) -> str | None:
+        """Return the id of an annotation; None if it has none."""
+        where = f"annotation {index} of {self.path}"
+        annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
+        return _key(annotation["id"]) if isinstance(annotation, dict) and "id" in annotation else None
 
     def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
         """Rasterize the annotations of an image."""

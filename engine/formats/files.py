@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ...kernels.cpu.compiled import compiled
+from ..model.schema import decode_json
 from ..reading import remote
 from ..reading.access import current_access
 from ..reading.local import read_local
@@ -118,7 +119,10 @@ def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, 
         key = _KEY.match(raw, begin, end)
         if key is None:
             raise UsageError(f"{location} is not valid JSON: expected a member at byte {begin:,}")
-        members[str(json.loads(key[1]))] = key.end(), end
+        name = str(json.loads(key[1]))
+        if name in members:
+            raise UsageError(f"{location} is not valid JSON: the name {name!r:.80} occurs twice; remove one of them")
+        members[name] = key.end(), end
     return members
 
 
@@ -135,7 +139,7 @@ def json_elements(raw: bytes | mmap.mmap, span: tuple[int, int], what: str, limi
 def load_json(raw: bytes | mmap.mmap, span: tuple[int, int], what: str) -> Any:
     """Decode one span; raises :class:`UsageError` naming ``what``."""
     try:
-        return json.loads(raw[span[0] : span[1]])
+        return decode_json(raw[span[0] : span[1]])
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} is not valid JSON: {error}") from error
 

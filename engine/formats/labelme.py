@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import UsageError
+from ..model.schema import decode_json
 from .base import (
     FileSink,
     LabeledImage,
@@ -66,7 +67,7 @@ class LabelmeReader(LabelReader):
 
     def _load(self, file: str) -> dict[str, Any] | None:
         try:
-            raw = json.loads(self._tree.read(file))
+            raw = decode_json(self._tree.read(file))
         except ValueError as error:
             raise UsageError(f"{self._tree.path(file)} is not valid JSON: {error}") from error
         return raw if isinstance(raw, dict) and isinstance(raw.get("shapes"), list) else None

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from typing import Any
 from ...checks import name_list
 from ...errors import ImageError, UsageError
 from ..model.files import read_text
-from ..model.schema import read_value
+from ..model.schema import decode_json, read_value
 from ..model.storage import location_of
 from .names import NameIndex
 
@@ -114,7 +113,7 @@ def _read_lines(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
         if not line.strip():
             continue
         try:
-            raw = json.loads(line)
+            raw = decode_json(line)
             image, labels = raw["image"], raw["labels"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UsageError(f'{path}, line {number}: expected {{"image": NAME, "labels": [CLASS, …]}}') from error
@@ -125,7 +124,7 @@ def _read_lines(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
 
 def _read_coco(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     try:
-        raw = json.load(stream)
+        raw = decode_json(stream.read())
         categories = {category["id"]: category["name"] for category in raw["categories"]}
         classes: dict[Any, set[str]] = {image["id"]: set() for image in raw["images"]}
         for annotation in raw["annotations"]:

@@ -8,7 +8,6 @@ Names are compared by their tails: ``a/1.jpg`` names the image ``/photos/a/1.jpg
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import unicodedata
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from ...errors import ImageError, SourceError, UsageError
 from ..model.files import MAX_TEXT
+from ..model.schema import decode_json
 from ..model.storage import location_of, read_file
 from ..reading.remote import reason
 from .archives import split_member
@@ -137,7 +137,7 @@ def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
 
 def _queued_names(path: str | os.PathLike[str]) -> frozenset[str]:
     try:
-        names = frozenset(str(image["uri"]) for image in json.loads(read_file(path, MAX_TEXT))["images"])
+        names = frozenset(str(image["uri"]) for image in decode_json(read_file(path, MAX_TEXT))["images"])
     except (OSError, ImageError) as error:
         raise UsageError(f"cannot read the list of images {path}: {reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:

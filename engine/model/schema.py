@@ -31,7 +31,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     object in UTF-8 of at most ``max_bytes``.
     """
     try:
-        raw = json.loads(read_file(path, max_bytes).decode("utf-8-sig"), object_pairs_hook=_object)
+        raw = decode_json(read_file(path, max_bytes).decode("utf-8-sig"))
     except FileNotFoundError:
         raise
     except (OSError, ImageError, ValueError, RecursionError) as error:
@@ -40,6 +40,11 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must hold a JSON object, got {_text(raw)}")
     return raw
+
+
+def decode_json(text: str | bytes) -> Any:
+    """Decode JSON as :func:`json.loads`; raises :class:`ValueError` as well if a name occurs twice in one object."""
+    return json.loads(text, object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ...predictors.base import ScoreMap
 from ...predictors.class_scores import class_scores
 from ...predictors.resampling import sample_pixels
 from .encoding import RATIO_LEVELS, VERSION, KeptScores, encode_scores
-from .levels import ScoreLevels, cells_of
+from .levels import NO_DATA, ScoreLevels, cells_of
 
 CALIBRATION_FILE = "calibration.json"
 """File in the folder of a store with kept scores: the calibration that their thresholds come from."""
@@ -102,9 +102,10 @@ class ScoreKeeper:
             )
             best = score_map.decode(taxonomy, truth=stats.top, outputs=("true_score",)).true_score
             set_size, top = stats.set_size, stats.top.astype(np.int64)
+            codes = self.levels.codes(best, top, xp)
             if score_map.with_data is not None:  # no later selection labels pixels without data
                 with_data = xp.asarray(score_map.with_data)
-                best, set_size = xp.where(with_data, best, np.float32(np.inf)), xp.where(with_data, set_size, 0)
+                set_size, codes = xp.where(with_data, set_size, 0), xp.where(with_data, codes, np.uint16(NO_DATA))
             holds_top = best <= xp.asarray(self.limits)[top]
             cells = xp.flatnonzero(set_size > holds_top)
             counts, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
@@ -116,7 +117,7 @@ class ScoreKeeper:
             ratio = xp.where(rest > _CERTAIN, ratio, RATIO_LEVELS)
             arrays = backend.download(
                 top.astype(wide),
-                self.levels.codes(best, top, xp),
+                codes,
                 ratio.astype(np.uint8),
                 num_more.reshape(top.shape).astype(wide),
                 classes.astype(wide),

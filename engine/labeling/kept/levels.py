@@ -52,6 +52,10 @@ VALUES: NDArray[np.float32] = _values()
 """(E,) float32: score that stands for each cell; 0 for the first, 1 for scores above the last finite boundary."""
 
 
+NO_DATA = len(EDGES) + 1
+"""Code of pixels without data, above that of every score: no threshold accepts it, not even an infinite one."""
+
+
 def cells_of(scores: Any, xp: Any = np) -> Any:
     """Return the cell of each score, int64, in the array library ``xp``."""
     return xp.searchsorted(xp.asarray(EDGES), scores)

@@ -15,6 +15,7 @@ from ..kept.levels import EDGES, VALUES, ScoreLevels
 from ..selection import Selected, Selection
 from . import loops
 
+_VALUES = np.append(VALUES, VALUES[-1])  # pixels without data have a code of their own
 _RULES: tuple[Rule, ...] = get_args(Rule)
 
 
@@ -93,7 +94,7 @@ class KeptSelection:
             kept.top.ravel(),
             kept.code.ravel(),
             (kept.num_more.ravel(), kept.more_class, kept.more_code),
-            (VALUES, self._levels.split_cells),
+            (_VALUES, self._levels.split_cells),
             self._choice,
             self._labels,
             label.ravel(),

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ....errors import StoreError, StoreMismatch, UsageError
+from ...model.storage import is_remote, location_of
 from ..label_store import SEGMENTS, LabelStore
 from ..run_record import RUN_FILE, run_differences
 from ..schema import SCHEMAS
@@ -65,10 +66,10 @@ def merge_stores(
     """
     if not stores:
         raise UsageError("expected one or more label stores to merge")
-    if any(Path(path).resolve() == Path(output).resolve() for path in stores):
+    if _place(output) in map(_place, stores):
         raise UsageError(f"{output} is one of the stores to merge; give a new folder, or leave it out of the list")
     sources = [LabelStore.open(path, warn=False) for path in stores]
-    others = [LabelStore.open(output, warn=False)] if (Path(output) / RUN_FILE).exists() else []
+    others = [LabelStore.open(output, warn=False)] if (location_of(output) / RUN_FILE).exists() else []
     for other in (*sources[1:], *others):
         check_alike(sources[0], other)
     for store in (*sources, *others):
@@ -97,6 +98,12 @@ def merge_stores(
         duplicates=duplicates,
         added=sum(counts.values()) - before,
     )
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    """Return the one name of a folder or URL."""
+    location = location_of(path)
+    return str(location if is_remote(location) else location.resolve())
 
 
 def _commit_waiting(store: LabelStore) -> None:

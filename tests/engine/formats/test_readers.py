@@ -120,6 +120,7 @@ def test_coco_what_is_no_mask_is_refused_by_name(tmp_path: Path, annotation: dic
         ({"images": [{"id": 7, "file_name": "a.jpg", "height": 1, "width": 1}] * 2}, "twice"),
         ({"categories": [{"id": 3}]}, "an id and a name"),
         ({"categories": [{"id": 1, "name": "cow"}]}, "category 3 is not in the file"),
+        ({"categories": [{"id": 3, "name": "cow"}, {"id": 3, "name": "horse"}]}, "category id 3 twice"),
     ],
 )
 def test_coco_an_inconsistent_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -131,6 +132,32 @@ def test_coco_an_inconsistent_file_is_refused(tmp_path: Path, changes: dict[str,
 def test_coco_a_nested_image_id_does_not_confuse_the_index(tmp_path: Path) -> None:
     entry = {"attributes": {"image_id": 9, "category_id": 1}, "category_id": 3, "segmentation": [SQUARE]}
     assert names_at(open_reader(coco_file(tmp_path, [entry])))(5, 5) == "cow"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_coco_an_annotation_id_that_occurs_twice_is_refused(tmp_path: Path, nested: bool) -> None:
+    entry = {"category_id": 3, "segmentation": [SQUARE]} | ({"attributes": {"id": 1}} if nested else {})
+    with pytest.raises(UsageError, match=r"annotation id 8 twice \(annotations 0 and 2\)"):
+        open_reader(coco_file(tmp_path, [{"id": number, **entry} for number in (8, 9, 8)]))
+    assert names_at(open_reader(coco_file(tmp_path, [{"id": 8, **entry}, {"id": 9, **entry}, entry])))(5, 5) == "cow"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"categories": [', '"categories": [], "categories": ['),
+        ('"category_id": 3', '"category_id": 1, "category_id": 3'),
+        ('"file_name": "a.jpg"', '"file_name": "b.jpg", "file_name": "a.jpg"'),
+        ('"segmentation": [', '"segmentation": [[0, 0, 1, 0, 1, 1]], "segmentation": ['),
+    ],
+)
+def test_coco_a_name_that_occurs_twice_in_an_object_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = coco_file(tmp_path, [{"category_id": 3, "segmentation": [SQUARE]}])
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UsageError, match="occurs twice"):
+        open_reader(path, "coco").read_labels("a.jpg")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"images": [', '{"images": [], "annotations": [{]}', "[]{"])

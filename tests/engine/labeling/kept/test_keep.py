@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 
 from maskmill.engine.backends.cuda import CudaBackend
 from maskmill.engine.backends.host import HOST
+from maskmill.engine.labeling.kept.encoding import decode_scores
+from maskmill.engine.labeling.reselection.decide import KeptSelection
+from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.base import ScoreMap
 
@@ -51,3 +55,27 @@ def test_the_tables_of_a_shape_are_uploaded_once(cupy: Any, monkeypatch: pytest.
         uploads.clear()
         keeper.keep(scores, TAXONOMY)
         assert bool(uploads) == expected
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection.argmax(),
+        Selection(method="conformal", thresholds=np.full(3, np.inf, np.float32), rule="argmax", weight="confidence"),
+        Selection.threshold(1e-6, weight="pcos"),
+    ],
+    ids=["argmax", "infinite", "all but certain"],
+)
+def test_no_selection_labels_pixels_without_data(activation: Any, selection: Selection) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (6, 9, 3)).astype(np.float32)
+    with_data = np.random.default_rng(1).random(SIZE) < 0.7
+    keeper = score_keeper(np.array([0.4, np.inf, 0.9], np.float32))
+    data = keeper.keep(replace(score_map(logits, activation, HOST), with_data=with_data), TAXONOMY)
+    decide = KeptSelection(
+        selection, keeper.levels, keeper.limits, background=None, ignore=TAXONOMY.ignore_index, names=TAXONOMY.targets
+    )
+    selected = decide.select(decode_scores(data, SIZE))
+    assert np.array_equal(selected.label != TAXONOMY.ignore_index, with_data)
+    assert not selected.weight[~with_data].any()
+    assert selected.kept == with_data.mean()
