@@ -6,17 +6,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from .calibration.calibration import Calibration
     from .labeling.progress import Progress
     from .model.bundle import Bundle
+    from .model.input_spec import BandSpec
     from .model.taxonomy import Taxonomy
     from .predictors.base import Predictor
     from .runtimes.open import ProviderChoice
@@ -82,14 +82,17 @@ def predictor_of(
     return model, Taxonomy.of_model(model.bundle) if taxonomy is None else Taxonomy.load(taxonomy, model.bundle)
 
 
-def image_of(image: Location | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the image, (H, W, 3) uint8 RGB, or decode it from its file; raises :class:`UsageError`."""
-    from .inputs.images import decode_image
+def image_of(image: Location | NDArray[Any], bands: BandSpec | None = None) -> NDArray[Any]:
+    """Return the image, or decode it from its file: (H, W, 3) uint8 RGB, or ``bands`` (H, W, C) in their sample type.
+
+    Raises :class:`UsageError` for a file that cannot be opened, and :class:`ImageError`.
+    """
+    from .inputs.images import decode_input
 
     if not isinstance(image, str | os.PathLike):
         return image
     try:
-        return decode_image(Path(image).read_bytes())
+        return decode_input(Path(image).read_bytes(), bands)
     except OSError as error:
         raise UsageError(f"cannot read {image}: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checks import check_choice
 from ..engine.arguments import Location, class_names_of, counter_if, image_of
@@ -61,8 +61,12 @@ def export_model(
     from ..export.gate.judge import GateImages
     from ..export.pretrained.families import Choices, bundle_from_pretrained
     from .bundle import bundle_from_run, is_run
+    from .run import Run
 
-    images = None if gate_images is None else GateImages.open(os.fspath(gate_images), limit=num_images)
+    images = None
+    if gate_images is not None:
+        bands = Run.load(model).input.bands if is_run(model) else None
+        images = GateImages.open(os.fspath(gate_images), limit=num_images, bands=bands)
     if is_run(model):
         if family is not None or revision is not None or classes is not None or background is not None:
             raise UsageError("family, revision, classes and background do not apply to a training run; leave them out")
@@ -206,7 +210,7 @@ def train(
 
 def predict(
     run: Location,
-    image: Location | NDArray[np.uint8],
+    image: Location | NDArray[Any],
     *,
     tile: int | None = None,
     overlap: int = 0,
@@ -215,9 +219,10 @@ def predict(
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Label one image with the student of a run.
 
-    ``image`` is a path or an array (H, W, 3) uint8 RGB; ``tile`` and ``overlap`` are in pixels. ``allow_code`` imports
-    and calls a function that the run names as its model, which can run any code. Returns the class of each pixel,
-    (H, W) uint8 up to 255 classes, else uint16.
+    ``image`` is a path or an array, (H, W, 3) uint8 RGB or, for a student of bands, (H, W, C) in their sample type;
+    ``tile`` and ``overlap`` are in pixels. ``allow_code`` imports and calls a function that the run names as its model,
+    which can run any code. Returns the class of each pixel, (H, W) uint8 up to 255 classes, else uint16; pixels without
+    data in one of the bands have the ignore index.
     """
     from .processes import resolve_device
     from .students.models import load_run
@@ -225,7 +230,7 @@ def predict(
 
     student = load_run(run, allow_code=allow_code)
     torch_device = resolve_device(device)
-    pixels = image_of(image)
+    pixels = image_of(image, student.input.bands)
     return label_image(
         student.module.to(torch_device), pixels, student.run, device=torch_device, tile=tile, overlap=overlap
     )

@@ -176,7 +176,7 @@ def _evaluate_student(
     classes = run_taxonomy(student.run)
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
-    labeled = LabeledImages.pair(images, labels, classes, ids=ids)
+    labeled = LabeledImages.pair(images, labels, classes, ids=ids, bands=student.input.bands)
     scores = score_images(
         student.module.to(torch_device),
         labeled,

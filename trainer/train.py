@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.model.input_spec import InputSpec
 from ..errors import TrainingError
 from .data.corpus import Corpus, training_images
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
@@ -104,7 +105,7 @@ def train(
         limit_threads()
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
-        student = build_student(recipe, corpus.taxonomy)
+        student = build_student(recipe, corpus.taxonomy, corpus.num_channels)
         data = training_images(recipe, corpus)
         recipe = with_epochs(recipe, data.sizes())
         run = _record(recipe, corpus, student, init)
@@ -141,10 +142,18 @@ def _record(recipe: Recipe, corpus: Corpus, student: Any, init: str | os.PathLik
         classes=corpus.taxonomy.targets,
         background=corpus.taxonomy.background,
         labels=corpus.taxonomy.labels,
-        input=student.input_spec(recipe.crop, recipe.crop),
+        input=_input_of(student, recipe, corpus),
         data=data,
         versions={name: version(name) for name in ("maskmill", "torch")},
     )
+
+
+def _input_of(student: Any, recipe: Recipe, corpus: Corpus) -> InputSpec:
+    """Return the preprocessing of an image: that of the network, with the statistics of bands in place of colors'."""
+    spec, bands = student.input_spec(recipe.crop, recipe.crop), corpus.normalization
+    if bands is None:
+        return spec
+    return replace(spec, bands=bands.bands, scale=1.0, mean=bands.mean, std=bands.std, pad_value=bands.mean)
 
 
 class _Loop:

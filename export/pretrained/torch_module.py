@@ -209,7 +209,7 @@ def _example_inputs(bundle: Bundle, modules: Mapping[Role, nn.Module]) -> dict[R
     import torch
 
     spec = bundle.input
-    image = torch.zeros(_TRACED_BATCH, 3, spec.height, spec.width)
+    image = torch.zeros(_TRACED_BATCH, spec.num_channels, spec.height, spec.width)
     free_axes = {0: "batch", 2: "height", 3: "width"} if spec.dynamic else {0: "batch"}
     roles: dict[Role, list[Any]] = {next(iter(modules)): [(spec.name, image, free_axes)]}
     if "decoder" not in modules:

@@ -118,12 +118,14 @@ def export_model(
     from ...export.gate.judge import GateImages, describe
     from ...export.pretrained.families import Choices, bundle_from_pretrained
     from ..bundle import bundle_from_run, is_run
+    from ..run import Run
 
     if precision is not None and gate_images is None:
         raise UsageError(f"{precision} is proven on real images; give them with --gate-images")
     if template is not None and "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
-    photos = None if gate_images is None else GateImages.open(gate_images, limit=num_images)
+    bands = Run.load(model).input.bands if is_run(model) else None
+    photos = None if gate_images is None else GateImages.open(gate_images, limit=num_images, bands=bands)
     wanted_size = parse_size(size) if size else None
     if is_run(model):
         _refuse_for_a_run(
@@ -176,7 +178,9 @@ def export_model(
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors
 
-        calibration = None if calibration_images is None else GateImages.open(calibration_images, limit=num_images)
+        calibration = (
+            None if calibration_images is None else GateImages.open(calibration_images, limit=num_images, bands=bands)
+        )
         how = Conversion(calibration=calibration, threads=usable_processors())
         convert(bundle, precision, photos, how=how, on_fail=on_fail, say=say)
 

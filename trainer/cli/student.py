@@ -9,32 +9,53 @@ import typer
 
 from ...engine.cli.options import OverlapOption, TileOption, reads_urls
 from ...engine.report.terminal import say
+from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption
 
 
 @reads_urls
 def predict_image(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")],
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Photo to label.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="PNG", help="Overlay to write.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Photo, or file of bands, to label.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Overlay (.png) to write, or labels with coordinates (.tif)."
+        ),
+    ],
     tile: TileOption = None,
     overlap: OverlapOption = 0,
     device: DeviceOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Label one photo with a student, and draw the labels over it."""
+    """Label one image with a student, and draw the labels over it, or write them with the coordinates of a GeoTIFF."""
+    from ...engine.formats.base import LabelClasses
+    from ...engine.formats.geotiff.writer import write_label_map
+    from ...engine.inputs.images import decode_input
+    from ...engine.inputs.rasters.bands import display_of
+    from ...engine.reading.geotiff import has_tiff_ending
     from ...engine.report.overlay import overlay as draw_overlay
     from ...engine.report.overlay import save_picture
-    from ...engine.report.preview import read_photo
     from ..processes import resolve_device
     from ..students.models import load_run
     from ..students.prediction import label_image
 
+    as_tiff = has_tiff_ending(output.name)
+    if as_tiff and not has_tiff_ending(image.name):
+        raise UsageError(f"{image} is no GeoTIFF file, so that its labels have no coordinates; write -o FILE.png")
     student = load_run(run, allow_code=allow_code)
-    torch_device = resolve_device(device)
-    photo = read_photo(image)
+    torch_device, bands = resolve_device(device), student.input.bands
+    try:
+        photo = decode_input(image.read_bytes(), bands)
+    except OSError as error:
+        raise UsageError(f"cannot read {image}: {error}") from error
     label = label_image(
         student.module.to(torch_device), photo, student.run, device=torch_device, tile=tile, overlap=overlap
     )
-    save_picture(draw_overlay(photo, label, student.classes, background=student.background), output)
+    if as_tiff:
+        classes = LabelClasses(names=student.classes, background=student.background)
+        write_label_map(output, image, label, classes)
+    else:
+        picture = photo if bands is None else display_of(photo, bands)
+        save_picture(draw_overlay(picture, label, student.classes, background=student.background), output)
     say(f"wrote {output}")

@@ -103,12 +103,18 @@ def draw_move(
     )
 
 
-def move_image(image: NDArray[np.uint8], move: Move, fill: tuple[int, int, int] = PADDING["mean"]) -> NDArray[np.uint8]:
-    """Scale (bilinear, by areas when shrinking), crop and flip an image (H, W, 3) uint8 → (crop, crop, 3)."""
+def move_image(image: NDArray[Any], move: Move, fill: tuple[float, ...] = PADDING["mean"]) -> NDArray[Any]:
+    """Scale (bilinear, by areas when shrinking), crop and flip (H, W, C) uint8 or float32 to (crop, crop, C)."""
     height, width = move.size
     if (height, width) != image.shape[:2]:
         shrinks = height < image.shape[0] or width < image.shape[1]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        filter = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        # OpenCV resizes four channels at once at most
+        parts = [
+            cv2.resize(image[..., start : start + 3], (width, height), interpolation=filter).reshape(height, width, -1)
+            for start in range(0, image.shape[2], 3)
+        ]
+        image = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
     return _padded(image[move.top : move.top + move.crop, move.left : move.left + move.crop], move, fill)
 
 
@@ -144,6 +150,24 @@ def recolor(image: NDArray[np.uint8], rng: Generator, settings: ColorSettings = 
     if rng.random() < settings.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
     return np.asarray(picture)
+
+
+def recolor_bands(image: NDArray[np.float32], rng: Generator, settings: ColorSettings = STRONG) -> NDArray[np.float32]:
+    """Jitter brightness and contrast and blur the bands (H, W, C) of an image, each with its probability.
+
+    Brightness moves all bands by a share of their standard deviation in the image, contrast scales the distance from
+    their mean. Hue, saturation and gray mean nothing without colors.
+    """
+    if rng.random() < settings.jitter:
+        mean, deviation = image.mean(axis=(0, 1)), image.std(axis=(0, 1))
+        contrast = rng.uniform(1 - settings.contrast, 1 + settings.contrast)
+        brightness = rng.uniform(-settings.brightness, settings.brightness)
+        image = ((image - mean) * np.float32(contrast) + mean + np.float32(brightness) * deviation).astype(np.float32)
+    if rng.random() < settings.blur:
+        sigma = rng.uniform(0.1, 2.0)
+        planes = [cv2.GaussianBlur(image[..., index], (0, 0), sigma) for index in range(image.shape[2])]
+        image = np.stack(planes, axis=2)
+    return image
 
 
 def _jitter(picture: Image.Image, rng: Generator, settings: ColorSettings) -> Image.Image:

@@ -28,6 +28,7 @@ from ...errors import UsageError
 from ..methods import Consistency, S2c
 from ..recipes import Recipe
 from ..run import RUN_FILE
+from .bands import Normalization, common_bands, measure_bands
 from .datasets import TrainingImages
 from .parts import LabeledImages, Part, PlainImages, Reading, StoredImages
 from .splits import parse_share, seeded_split
@@ -50,6 +51,8 @@ class Corpus:
     """Images without labels."""
     validation: LabeledImages | None
     """Held-out images with true labels."""
+    normalization: Normalization | None = None
+    """Bands of the images and their statistics; None for photos."""
     weak: WeakLabels | None = None
     """Segments and image-level labels of the images with labels (S2C); None without ``segments``."""
     record: Mapping[str, Any]
@@ -59,6 +62,11 @@ class Corpus:
     """Name under which the stores keep the moment that is read; None if they keep none."""
     new_pins: tuple[LabelStore, ...] = ()
     """Stores that kept no moment under this name before this corpus was opened."""
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of the images: 3, or the number of bands."""
+        return 3 if self.normalization is None else len(self.normalization.mean)
 
     def release(self) -> None:
         """Let the stores drop the moment that this corpus reads; call it when the training run is complete."""
@@ -183,22 +191,28 @@ def open_corpus(
         classes = replace(classes, labels=taxonomy.labels)
     if labels_of is not None:
         classes = classes.with_labels_of(labels_of)
-    held_out = (
-        None if validation is None else LabeledImages.open(validation, classes, ids=validation_ids, reading=reading)
-    )
+    bands, windows = common_bands([store.run for store in label_stores])
+    raster: dict[str, Any] = {"bands": bands, "windows": windows}
+    held_out = None
+    if validation is not None:
+        held_out = LabeledImages.open(validation, classes, ids=validation_ids, reading=reading, **raster)
     skip = set() if held_out is None else set(held_out.uris)
-    true = None if labeled is None else LabeledImages.open(labeled, classes, ids=ids, skip=skip, reading=reading)
+    true = None
+    if labeled is not None:
+        true = LabeledImages.open(labeled, classes, ids=ids, skip=skip, reading=reading, **raster)
     if labeled_share is not None:
         if labeled is None or true is None:
             raise UsageError("--labeled-share needs --labeled DIR")
         split = seeded_split(true.uris, parse_share(labeled_share), seed=split_seed)
         true = true.only(frozenset(split))
     skip |= set() if true is None else set(true.uris)
-    plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip)
+    plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip, **raster)
     new_pins = tuple(store for store in pinned if pin is not None and not store.has_pin(pin))
     try:
         stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
         weak = None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels, pin=pin)
+        parts = (*stored, *(() if true is None else (true,)))
+        normalization = None if bands is None else measure_bands(parts, bands)
     except BaseException:
         _unpin(new_pins, pin)
         raise
@@ -219,6 +233,7 @@ def open_corpus(
         stored=stored,
         plain=plain,
         validation=held_out,
+        normalization=normalization,
         weak=weak,
         pin=pin,
         new_pins=new_pins,
@@ -240,6 +255,7 @@ def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
         padding=recipe.padding,
         views=recipe.method if isinstance(recipe.method, Consistency) else None,
         weak=_weak_labels(corpus, recipe),
+        normalization=corpus.normalization,
     )
 
 

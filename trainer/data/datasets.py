@@ -28,6 +28,7 @@ from ..recipes import Colors, Padding, Scaling
 from ..run import import_torch
 from . import augment
 from .augment import ColorSettings
+from .bands import Normalization
 from .parts import AnnotatedImage, Part
 from .weak_labels import WeakLabels
 
@@ -52,8 +53,8 @@ class Draw(NamedTuple):
 class TrainingImages:
     """Map-style dataset from :class:`Draw` to augmented samples; see the module docstring.
 
-    A sample holds tensors, C the crop's side: ``image`` (3, C, C) uint8 RGB; ``label`` (C, C) uint8, or int32 beyond
-    255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
+    A sample holds tensors, C the crop's side: ``image`` (3, C, C) uint8 RGB, or (bands, C, C) float32; ``label`` (C, C)
+    uint8, or int32 beyond 255 classes; ``weight`` (C, C) uint8; and the names ``uri`` and ``stream``.
 
     A sample of the streams ``unlabeled`` and ``partners`` holds ``real`` (C, C) bool, True on pixels that are not
     padding, instead of the maps. With ``views`` it also holds ``strong`` and ``second`` (3, C, C) uint8, two recolored
@@ -80,6 +81,7 @@ class TrainingImages:
         padding: Padding = "mean",
         views: Consistency | None = None,
         weak: WeakLabels | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         self._parts = {name: tuple(parts) for name, parts in streams.items()}
         self._ends = {name: list(accumulate(len(part.uris) for part in parts)) for name, parts in streams.items()}
@@ -90,7 +92,10 @@ class TrainingImages:
         self._ignore = ignore
         self._seed = seed
         self._colors: Colors = colors
-        self._fill = augment.PADDING[padding]
+        self._fill: tuple[float, ...] = augment.PADDING[padding]
+        self._bands = normalization is not None
+        if normalization is not None:
+            self._fill = normalization.mean if padding == "mean" else (0.0,) * len(normalization.mean)
         self._views = views
         self._weak = weak
 
@@ -128,7 +133,9 @@ class TrainingImages:
         move = augment.draw_move(
             rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip, scaling=self._scaling
         )
-        image = augment.move_image(photo.image, move, self._fill)
+        # bands are resized without rounding, as at prediction
+        pixels = photo.image.astype(np.float32) if self._bands else photo.image
+        image = augment.move_image(pixels, move, self._fill)
         sample: dict[str, Any] = {"stream": draw.stream, "uri": uri}
         views, inside = self._views, augment.inside(move)
         if draw.stream not in ("unlabeled", "partners"):
@@ -158,7 +165,7 @@ class TrainingImages:
         return sample
 
     def _second_view(
-        self, image: NDArray[np.uint8], inside: NDArray[np.bool_], rng: np.random.Generator, views: Consistency
+        self, image: NDArray[Any], inside: NDArray[np.bool_], rng: np.random.Generator, views: Consistency
     ) -> dict[str, Any]:
         torch = import_torch()
         exact = views.mask_form == "supplement"
@@ -169,12 +176,13 @@ class TrainingImages:
         return {"second": _planes(second), "cells": torch.tensor(cells & masks)}
 
     def _recolor(
-        self, image: NDArray[np.uint8], inside: NDArray[np.bool_], rng: np.random.Generator, colors: ColorSettings
-    ) -> NDArray[np.uint8]:
+        self, image: NDArray[Any], inside: NDArray[np.bool_], rng: np.random.Generator, colors: ColorSettings
+    ) -> NDArray[Any]:
         """Change the colors of the image and leave its padding as it is."""
-        return np.where(inside[..., None], augment.recolor(image, rng, colors), np.array(self._fill, np.uint8))
+        recolored = augment.recolor_bands(image, rng, colors) if self._bands else augment.recolor(image, rng, colors)
+        return np.where(inside[..., None], recolored, np.array(self._fill, image.dtype))
 
 
-def _planes(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) → (3, H, W) tensor uint8."""
+def _planes(image: NDArray[Any]) -> Tensor:
+    """(H, W, C) → (C, H, W) tensor of the same type."""
     return import_torch().tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -24,21 +24,23 @@ from numpy.typing import NDArray
 from ...engine.formats.open import InputFormat, detect
 from ...engine.inputs.archives import archives_of
 from ...engine.inputs.identity import labels_id
-from ...engine.inputs.images import decode_image
 from ...engine.inputs.labeled_source import LabeledSource, pair_images
 from ...engine.inputs.labels import LabelSource, open_labels
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.inputs.summary import SourceSummary
+from ...engine.model.input_spec import BandSpec
 from ...engine.model.taxonomy import Taxonomy
+from ...engine.reading.geotiff import Windows
 from ...engine.store.label_store import InputRow, LabelStore
 from ...errors import TrainingError, UsageError
+from .bands import bands_of, decode_filled
 
 
 class AnnotatedImage(NamedTuple):
     """One image with its label and weight maps, before augmentation."""
 
-    image: NDArray[np.uint8]
-    """(H, W, 3) uint8 RGB."""
+    image: NDArray[Any]
+    """(H, W, 3) uint8 RGB, or (H, W, C) bands in their sample type."""
     label: NDArray[Any]
     """(H, W) uint8 or uint16: class, or the ignore index; an image without labels is all ignore index."""
     weight: NDArray[np.uint8]
@@ -84,9 +86,16 @@ class LabeledImages(_SequentialReads):
     """Images with true label maps, whose indices a taxonomy maps to classes."""
 
     def __init__(
-        self, source: Source, labeled: LabeledSource, taxonomy: Taxonomy, *, skip: Collection[str] = ()
+        self,
+        source: Source,
+        labeled: LabeledSource,
+        taxonomy: Taxonomy,
+        *,
+        skip: Collection[str] = (),
+        bands: BandSpec | None = None,
     ) -> None:
         self._source = source
+        self._bands = bands
         self._labeled = labeled
         self._taxonomy = taxonomy
         self._items = [item for item in labeled.items if item.uri not in skip]
@@ -104,12 +113,14 @@ class LabeledImages(_SequentialReads):
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
         reading: Reading | None = None,
+        bands: BandSpec | None = None,
+        windows: Windows | None = None,
     ) -> LabeledImages:
         """Pair the images of ``folder/images`` with their labels; images without labels are left out.
 
         Labels are label maps in ``folder/labels``, or another format's files in ``folder``, such as a COCO file.
         ``ids`` are the names of the images to use (all if None); ``skip`` are uris to leave out; ``reading`` says how
-        labels are read, if they are not recognized.
+        labels are read, if they are not recognized. ``bands`` are read in place of photos, ``windows`` of larger files.
 
         Raises :class:`UsageError` if a folder is missing, no image has a label map, or one of ``ids`` has no image.
         """
@@ -121,7 +132,8 @@ class LabeledImages(_SequentialReads):
         has_file = reading.format is not None and not (path / "labels").exists()
         location = path if detected or has_file else path / "labels"
         labels = open_labels(location, pairing=reading.pairing, as_stored=reading.as_stored, format=reading.format)
-        return cls.pair(path / "images", labels, taxonomy, ids=ids, skip=skip)
+        source = open_source(path / "images", windows=windows)
+        return cls.pair(source, labels, taxonomy, ids=ids, skip=skip, bands=bands)
 
     @classmethod
     def pair(
@@ -132,11 +144,12 @@ class LabeledImages(_SequentialReads):
         *,
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
+        bands: BandSpec | None = None,
     ) -> LabeledImages:
         """Pair the images of a source with the label maps of a folder; see :meth:`open`."""
         source = images if isinstance(images, Source) else open_source(str(images))
         maps = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
-        labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip)
+        labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip, bands=bands)
         if not labeled.uris:
             raise UsageError(f"every image in {source.spec} is used for something else already, e.g. validation")
         return labeled
@@ -152,13 +165,15 @@ class LabeledImages(_SequentialReads):
         """Read one image with its true classes and full weights."""
         item = self._items[index]
         photo = self._source.read(item)
-        image = decode_image(photo)
+        image, with_data = decode_filled(photo, self._bands)
         label = self._labeled.read(item.uri, photo)
         if label.shape != image.shape[:2]:
             raise TrainingError(
                 f"{self._labeled.name_of(item.uri)} is {label.shape[1]}x{label.shape[0]} px, its image "
                 f"{image.shape[1]}x{image.shape[0]}; {self._labeled.size_hint(item.uri, photo)}"
             )
+        if with_data is not None:
+            label = np.where(with_data, label, label.dtype.type(self._taxonomy.ignore_index))
         weight = np.where(label == self._taxonomy.ignore_index, np.uint8(0), np.uint8(255))
         return AnnotatedImage(image, label, weight)
 
@@ -170,6 +185,7 @@ class StoredImages:
         self.store = store
         """The label store."""
         self._source = source
+        self._bands, _ = bands_of(store.run)
         self._items = list(items)
         self._labels = [(row.id or "", row.condition) for row in rows]
         self.uris: list[str] = [item.uri for item in self._items]
@@ -186,10 +202,6 @@ class StoredImages:
         when the same name is given; without it, the store may drop it after an hour.
         """
         store = LabelStore.open(folder)
-        if "bands" in store.run:
-            raise UsageError(
-                f"{store.path} holds labels of files with bands, and students take photos; train elsewhere"
-            )
         store = store.pin(pin) if pin else LabelStore.open(folder, moment=store.moment)
         labeled = set(store.ids())
         skipped: set[str] = set()
@@ -220,7 +232,7 @@ class StoredImages:
             data = self._source.read(item)
             if not row.id == id == labels_id(data, condition):
                 raise TrainingError(f"{item.uri} has changed since it was labeled; run `maskmill label` again")
-            image = decode_image(data)
+            image, _ = decode_filled(data, self._bands)
             label, weight = self.store.maps(row)
             if label.shape != image.shape[:2]:
                 raise TrainingError(
@@ -233,8 +245,11 @@ class StoredImages:
 class PlainImages(_SequentialReads):
     """Images without labels."""
 
-    def __init__(self, source: Source, items: Sequence[Item], taxonomy: Taxonomy) -> None:
+    def __init__(
+        self, source: Source, items: Sequence[Item], taxonomy: Taxonomy, *, bands: BandSpec | None = None
+    ) -> None:
         self._source = source
+        self._bands = bands
         self._items = list(items)
         self._taxonomy = taxonomy
         self.uris: list[str] = [item.uri for item in self._items]
@@ -243,17 +258,28 @@ class PlainImages(_SequentialReads):
         """Files that were used and passed over."""
 
     @classmethod
-    def open(cls, spec: str | os.PathLike[str], taxonomy: Taxonomy, *, skip: Collection[str] = ()) -> PlainImages:
-        """Open the images of a source (:func:`maskmill.engine.inputs.sources.open_source`) that are not in ``skip``."""
-        source = open_source(spec)
+    def open(
+        cls,
+        spec: str | os.PathLike[str],
+        taxonomy: Taxonomy,
+        *,
+        skip: Collection[str] = (),
+        bands: BandSpec | None = None,
+        windows: Windows | None = None,
+    ) -> PlainImages:
+        """Open the images of a source (:func:`maskmill.engine.inputs.sources.open_source`) that are not in ``skip``.
+
+        ``bands`` are read in place of photos, ``windows`` of files that are larger.
+        """
+        source = open_source(spec, windows=windows)
         items = [item for item in source if item.uri not in skip]
         if not items:
             raise UsageError(f"{spec} holds no image besides the labeled ones")
-        return cls(source, items, taxonomy)
+        return cls(source, items, taxonomy, bands=bands)
 
     def read(self, index: int) -> AnnotatedImage:
         """Read one image; every pixel of its label map is the ignore index."""
-        image = decode_image(self._source.read(self._items[index]))
+        image, _ = decode_filled(self._source.read(self._items[index]), self._bands)
         label = np.full(image.shape[:2], self._taxonomy.ignore_index, self._taxonomy.dtype)
         return AnnotatedImage(image, label, np.zeros(image.shape[:2], np.uint8))
 

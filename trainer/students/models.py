@@ -62,12 +62,14 @@ def build_model(
     background: int | None = None,
     pretrained: bool = True,
     freeze_batchnorm: bool = False,
+    channels: int = 3,
     **options: Any,
 ) -> nn.Module:
     """Build a student for ``num_classes`` classes with a random head and, if ``pretrained``, a pretrained backbone.
 
     With ``freeze_batchnorm`` the backbone normalizes by its stored statistics, which small batches need. ``background``
-    is the index of the background class, for which a classifier (``cam:``) has no activation map.
+    is the index of the background class, for which a classifier (``cam:``) has no activation map. ``channels`` is the
+    number of bands that the student takes in place of three colors; see :func:`.networks.widen_input`.
 
     Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
     """
@@ -81,6 +83,9 @@ def build_model(
         if "keyword argument" not in str(error):
             raise
         raise UsageError(f"the model {name} does not take these options: {error}") from error
+    if channels != 3:
+        networks.widen_input(model, channels, pretrained=pretrained)
+        model.options["channels"] = channels
     if freeze_batchnorm:
         networks.freeze_batchnorm(model)
     return model

@@ -115,6 +115,32 @@ def freeze_batchnorm(network: nn.Module) -> None:
     network.train(network.training)
 
 
+def widen_input(network: nn.Module, channels: int, *, pretrained: bool) -> None:
+    """Make a network for three colors take ``channels`` channels: its first convolution gets another number of inputs.
+
+    Pretrained weights of the colors are averaged and shared by all channels, scaled to the same sum; others are drawn
+    anew. Raises :class:`UsageError` for a network without such a convolution.
+    """
+    torch = import_torch()
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    first = next((layer for layer in layers if layer.in_channels == 3 and layer.groups == 1), None)
+    if first is None:
+        raise UsageError("this model has no convolution over three colors that could take bands; choose another model")
+    colors = first.weight.data
+    weight = colors.new_empty((colors.shape[0], channels, *colors.shape[2:]))
+    if pretrained:
+        weight.copy_(colors.mean(dim=1, keepdim=True).expand_as(weight) * (3 / channels))
+    else:
+        torch.nn.init.kaiming_uniform_(weight, a=5**0.5)
+    if not colors.is_contiguous():
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    first.weight = torch.nn.Parameter(weight)
+    first.in_channels = channels
+    for module in network.modules():  # transformers checks the number of its images' channels
+        if getattr(module, "num_channels", None) == 3:
+            module.num_channels = channels  # type: ignore[assignment]
+
+
 def lite0(num_classes: int, *, pretrained: bool = True, width: int = 96) -> nn.Module:
     """Build EfficientNet-Lite0 with a light feature pyramid of ``width`` channels: a student that trains on a CPU.
 

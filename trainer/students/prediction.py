@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...engine.inputs.rasters.bands import pixels_with_data
 from ...engine.model.bundle import Bundle, OutputSpec
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.predictors.base import ScoreMap
@@ -31,16 +32,22 @@ if TYPE_CHECKING:
 
 def label_image(
     module: nn.Module,
-    image: NDArray[np.uint8],
+    image: NDArray[Any],
     run: Run,
     *,
     device: Any = "cpu",
     tile: int | None = None,
     overlap: int = 0,
 ) -> NDArray[Any]:
-    """Predict the classes (H, W) uint8 or uint16 of an image (H, W, 3) uint8 RGB with a student in eval mode."""
+    """Predict the classes (H, W) uint8 or uint16 of an image (H, W, C) with a student in eval mode.
+
+    The image is uint8 RGB, or bands in their sample type; a pixel without data in one of them has the ignore index.
+    """
     scores = predict_scores(module, image, run, device=device, tile=tile, overlap=overlap)
-    return np.asarray(decode_scores(scores, ("label",)).label)
+    label = np.asarray(decode_scores(scores, ("label",)).label)
+    if run.input.bands is not None and (with_data := pixels_with_data(image)) is not None:
+        label[~with_data] = run.ignore
+    return label
 
 
 def run_taxonomy(run: Run) -> Taxonomy:
@@ -89,14 +96,14 @@ def _bundle(run: Run, height: int, width: int) -> Bundle:
 
 def predict_scores(
     module: nn.Module,
-    image: NDArray[np.uint8],
+    image: NDArray[Any],
     run: Run,
     *,
     device: Any = "cpu",
     tile: int | None = None,
     overlap: int = 0,
 ) -> ScoreMap:
-    """Compute the scores of an image (H, W, 3) uint8 RGB with a student in eval mode: the logits of its network."""
+    """Compute the scores of an image (H, W, C) with a student in eval mode: the logits of its network."""
     height, width = image.shape[:2] if tile is None else (min(tile, length) for length in image.shape[:2])
     session = StudentSession(module, device)
     return SemanticPredictor(_bundle(run, height, width), session, tile=tile, overlap=overlap).predict(image)

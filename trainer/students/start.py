@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def build_student(recipe: Recipe, classes: Taxonomy) -> nn.Module:
-    """Build the network of a recipe for the classes of a run."""
+def build_student(recipe: Recipe, classes: Taxonomy, channels: int = 3) -> nn.Module:
+    """Build the network of a recipe for the classes of a run and the number of its images' channels."""
     options = dict(recipe.model_options)
+    if channels != 3:
+        options["channels"] = channels
     if recipe.model.startswith("allspark:"):
         # its memory holds feature maps of the size that the training crop gives
         options.setdefault("crop", recipe.crop)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from ....errors import UsageError
 from ...model.png import decode_png, encode_png
+from ...model.publishing import published_file
 from ...reading.geotiff import SETTINGS, Window, has_tiff_ending, rasterio_for, split_window
-from ..base import FileSink, LabeledImage, Writer
+from ..base import FileSink, LabelClasses, LabeledImage, Writer
 from ..mask_folders import index_palette
 
 _BLOCK = 512
@@ -68,43 +69,60 @@ class GeotiffWriter(Writer):
             windows.setdefault(part.stem, []).append(part.window)
         for stem, group in groupby(_read(parts()), key=lambda part: part.stem):
             temporary = sink.folder / f".{os.path.basename(stem)}.tif"
-            self._write_file(temporary, group, windows[stem])
+            _write_file(temporary, group, windows[stem], self.options.classes)
             target = sink.folder / f"{stem}.tif"
             target.parent.mkdir(parents=True, exist_ok=True)
             sink.adopt(f"{stem}.tif", temporary)
         sink.save("classes.txt", "".join(f"{name}\n" for name in self.names).encode())
 
-    def _write_file(self, target: Path, parts: Iterator[_Part], windows: Sequence[Window]) -> None:
-        rasterio = rasterio_for("writing GeoTIFF files")
-        from rasterio.windows import Window as RasterWindow
 
-        first = next(parts)
-        classes = self.options.classes
-        rows = _cores([(window.row, window.height) for window in windows])
-        columns = _cores([(window.column, window.width) for window in windows])
-        with _source(first.path) as source, rasterio.Env(**SETTINGS):
-            # blocks that no window fills read as the nodata value
-            layout = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate"}
-            with rasterio.open(
-                target, "w", driver="GTiff", height=source.height, width=source.width, count=1,
-                dtype=classes.dtype.name, nodata=classes.ignore, crs=source.crs, transform=source.transform,
-                sparse_ok=True, bigtiff="if_safer", **layout,
-            ) as file:  # fmt: skip
-                file.update_tags(1, **{f"class_{index}": name for index, name in enumerate(self.names)})
-                if classes.dtype == np.uint8:
-                    palette = index_palette(len(classes.names)).tolist()
-                    file.write_colormap(1, {value: (*color, 255) for value, color in enumerate(palette)})
-                for part in (first, *parts):
-                    label = decode_png(base64.b64decode(part.png))
-                    (top, bottom), (left, right) = rows[part.window.row], columns[part.window.column]
-                    bottom, right = (
-                        min(bottom, part.window.row + len(label)),
-                        min(right, part.window.column + label.shape[1]),
-                    )
-                    core = RasterWindow(left, top, right - left, bottom - top)
-                    cut = _cut(label, top - part.window.row, bottom - top, left - part.window.column, right - left)
-                    cut = np.where(source.dataset_mask(window=core) == 0, cut.dtype.type(classes.ignore), cut)
-                    file.write(cut, 1, window=core)
+def write_label_map(
+    target: str | os.PathLike[str], source: str | os.PathLike[str], label: NDArray[Any], classes: LabelClasses
+) -> None:
+    """Write labels (H, W) as a GeoTIFF file with the coordinates of ``source``, the file that was labeled.
+
+    Raises :class:`UsageError` if the source has no coordinates or the target cannot be written.
+    """
+    rasterio = rasterio_for("writing GeoTIFF files")
+    window = Window(0, 0, *label.shape)
+    part = _Part("", os.fspath(source), window, base64.b64encode(encode_png(label)).decode())
+    try:
+        with published_file(Path(target)) as path:
+            _write_file(path, iter([part]), [window], classes)
+    except (OSError, rasterio.errors.RasterioError) as error:
+        raise UsageError(f"cannot write {target}: {error}") from error
+
+
+def _write_file(target: Path, parts: Iterator[_Part], windows: Sequence[Window], classes: LabelClasses) -> None:
+    rasterio = rasterio_for("writing GeoTIFF files")
+    from rasterio.windows import Window as RasterWindow
+
+    first = next(parts)
+    rows = _cores([(window.row, window.height) for window in windows])
+    columns = _cores([(window.column, window.width) for window in windows])
+    with _source(first.path) as source, rasterio.Env(**SETTINGS):
+        # blocks that no window fills read as the nodata value
+        layout = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate"}
+        with rasterio.open(
+            target, "w", driver="GTiff", height=source.height, width=source.width, count=1,
+            dtype=classes.dtype.name, nodata=classes.ignore, crs=source.crs, transform=source.transform,
+            sparse_ok=True, bigtiff="if_safer", **layout,
+        ) as file:  # fmt: skip
+            file.update_tags(1, **{f"class_{index}": name for index, name in enumerate(classes.names)})
+            if classes.dtype == np.uint8:
+                palette = index_palette(len(classes.names)).tolist()
+                file.write_colormap(1, {value: (*color, 255) for value, color in enumerate(palette)})
+            for part in (first, *parts):
+                label = decode_png(base64.b64decode(part.png))
+                (top, bottom), (left, right) = rows[part.window.row], columns[part.window.column]
+                bottom, right = (
+                    min(bottom, part.window.row + len(label)),
+                    min(right, part.window.column + label.shape[1]),
+                )
+                core = RasterWindow(left, top, right - left, bottom - top)
+                cut = _cut(label, top - part.window.row, bottom - top, left - part.window.column, right - left)
+                cut = np.where(source.dataset_mask(window=core) == 0, cut.dtype.type(classes.ignore), cut)
+                file.write(cut, 1, window=core)
 
 
 def _read(lines: Iterator[str]) -> Iterator[_Part]:

@@ -25,7 +25,6 @@ from maskmill.engine.report.show import write_overlay
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import BundleError, ImageError, MissingPackageError, StoreMismatch, UsageError
-from maskmill.trainer.data.parts import StoredImages
 
 from ....builders import encoded, hostile_files
 from ....models import band_bundle
@@ -252,14 +251,6 @@ def test_a_model_over_bands_goes_from_its_graph_to_labels_and_pictures(tmp_path:
         assert image.size[0] == 24
     with pytest.raises(UsageError, match="this one reads bands: leave out the model"):
         maskmill.report(store, tmp_path / "report.html", model=bundle.path)
-
-
-def test_a_student_takes_photos(tmp_path: Path) -> None:
-    bundle = band_bundle(tmp_path)
-    np.save(tmp_path / "a.npy", scene(LABEL, (5, 1, 4, 2)))
-    maskmill.label(bundle.path, tmp_path / "a.npy", tmp_path / "labels")
-    with pytest.raises(UsageError, match="students take photos"):
-        StoredImages.open(tmp_path / "labels")
 
 
 def test_a_store_of_other_bands_is_refused(tmp_path: Path) -> None:
