@@ -238,14 +238,15 @@ def test_an_interrupt_stores_what_was_done_and_exits_130(home: Path, tmp_path: P
         names = [*(f"photos/{path.name}" for path in paths[:10]), *(f"{server.url}/silent/{n}.png" for n in range(50))]
         (tmp_path / "list.txt").write_text("\n".join(names))
         command = [sys.executable, "-m", "maskmill", "label", str(home / "bundle"), "list.txt", "-o", "store"]
+        command += ["--timeout", "3600"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while sum(record["progress"]["images"] for record in Leases(tmp_path / "store").workers().values()) < 10:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(stop)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "interrupted: finished images are stored" in out
     assert "10 images labeled" in out

@@ -23,6 +23,9 @@ from maskmill.export.adopt.semantic import bundle_from_onnx
 from tests.hostile_server import hostile_server
 from tests.models import COLORS, color_bundle, moody_graph
 
+PATIENCE = 300
+"""Seconds within which anything happens, on a machine that does much else."""
+
 START = """
 import signal, sys
 
@@ -59,7 +62,7 @@ def interrupt(process: subprocess.Popen[str], times: int = 1) -> str:
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=PATIENCE)
     # a second one may end Python while it ends; shells call that 130 as well
     assert process.returncode in (130, -signal.SIGINT) if times > 1 else process.returncode == 130, errors
     assert "Traceback" not in errors
@@ -118,7 +121,7 @@ def test_a_server_that_does_not_answer_ends_with_an_interrupt(tmp_path: Path) ->
     write(tmp_path / "a.png", np.zeros((16, 24, 3), np.uint8))
     with hostile_server() as server:
         (tmp_path / "list.txt").write_text("a.png\n" + "".join(f"{server.url}/silent/{n}.png\n" for n in range(9)))
-        process = start("label", "bundle", "list.txt", "-o", "store", folder=tmp_path)
+        process = start("label", "bundle", "list.txt", "-o", "store", "--timeout", 3600, folder=tmp_path)
         wait_until(process, lambda: server.requests and images_labeled(tmp_path / "store") == 1)
         output = interrupt(process)
     assert "interrupted: finished images are stored" in output
@@ -133,7 +136,7 @@ def test_an_interrupt_while_a_command_starts_prints_no_traceback(tmp_path: Path,
         process = start(*command, folder=tmp_path)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert not re.search("Traceback|KeyboardInterrupt", errors), (delay, errors)
 
 
@@ -182,8 +185,10 @@ def processor_seconds(pid: int) -> float:
 
 
 def wait_until(process: subprocess.Popen[str], condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate())
         time.sleep(0.05)

@@ -53,7 +53,7 @@ def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
     process = start(tmp_path, bundle, pause=0.04, rows=100_000)
     store = tmp_path / "store"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         status = None
         while time.monotonic() < deadline:
             if (store / "run.json").exists():
@@ -79,7 +79,7 @@ def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:
     assert (dead.run, dead.workers[0].state) == ("dead", "dead")
     assert any("run the same command again" in line for line in dead.describe())
     again = start(tmp_path, bundle)
-    assert again.wait(120) == 0
+    assert again.wait(300) == 0
     done = read_status(store)
     assert (done.run, done.images, done.workers, done.waiting) == ("finished", 200, [], 0)
     assert len(LabelStore.open(store)) == 200

@@ -43,7 +43,7 @@ def open_predictor(bundle: Path, pause: float, seen: Path | None) -> tuple[Seman
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if seen is not None:
         (seen / device).touch()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while any(not (seen / name.name).exists() for name in seen.glob("expected/*")) and time.monotonic() < deadline:
             time.sleep(0.02)
     if device == "7":
