@@ -148,6 +148,7 @@ class Driver:
             total.pixels, total.kept = workers.pixels, workers.kept
         total.stages = workers.stages
         total.planned = 0 if self._planner is None else self._planner.planned
+        total.limited = self._planner is not None and self._planner.limited
         total.seconds = time.monotonic() - self._started
         total.earlier_rejects = Counter() if self._planner is None else self._planner.earlier_rejects
         total.source.skipped = self._job.source.skipped

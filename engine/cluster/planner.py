@@ -44,6 +44,8 @@ class Planner:
         """Number of inputs in leases so far, those of an earlier driver included."""
         self.earlier_rejects: Counter[str] = Counter()
         """Inputs per kind of error that an earlier run rejected and this one passes over, counted at the end."""
+        self.limited = False
+        """True if the limit left inputs out."""
         self.error: BaseException | None = None
         """Error that ended the planning."""
         self._job, self._leases, self._store = job, leases, store
@@ -172,10 +174,13 @@ class Planner:
                 yield item
 
         plan = self._store.plan(watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased)
-        ordered = islice(plan, self._limit) if watch is None else watch.order(list(plan), self._limit, own=False)
+        unfinished = plan if watch is None else list(plan)
+        ordered = islice(plan, self._limit) if watch is None else watch.order(unfinished, self._limit, own=False)
         for item in ordered:
             if item.uri in rejects:  # a file that changed is processed again
                 earlier[rejects[item.uri]] -= 1
             yield item
         if not self._num_passes:
+            if self._limit is not None:
+                self.limited = next(plan, None) is not None if watch is None else len(unfinished) > self._limit
             self.earlier_rejects = +earlier

@@ -75,6 +75,8 @@ class Status:
     """Number of them that are labeled or rejected, committed or not."""
     is_planned: bool
     """True if the run has listed all inputs."""
+    limited: bool
+    """True if the run was started with a limit that leaves inputs out."""
     waiting: int
     """Number of finished inputs in files that wait for a commit."""
     seconds: float
@@ -125,6 +127,8 @@ class Status:
             )
         elif self.run in ("interrupted", "dead"):
             lines.append("inputs may be left; run the same command again to continue")
+        elif self.limited:
+            lines.append("--limit leaves more inputs out; run the same command again, or without it, to label them")
         if self.workers:
             left = self.seconds_left
             rest = "" if left is None else f", {_duration(left)} left"
@@ -176,6 +180,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         planned=progress.planned,
         done=done,
         is_planned=is_planned,
+        limited=progress.limited,
         waiting=waiting,
         seconds=progress.seconds,
         commits=driver["commits"] if driver else 0,
@@ -211,6 +216,7 @@ def _latest_local_run(
     latest = history[-1]
     progress = Progress(
         planned=latest.get("planned", 0),
+        limited=latest.get("limited", False),
         images=latest["images"],
         duplicates=latest["duplicates"],
         rejects=Counter({"rejected": latest["rejects"]}),

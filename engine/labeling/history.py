@@ -39,6 +39,7 @@ def add_run(folder: Path, progress: Progress) -> None:
     record = {
         "time": now.isoformat(timespec="seconds"),
         "planned": progress.planned,
+        "limited": progress.limited,
         "images": progress.images,
         "duplicates": progress.duplicates,
         "rejects": sum(progress.rejects.values()),

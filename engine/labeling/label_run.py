@@ -98,8 +98,8 @@ def label(
     if selection.keeper is not None:
         selection.keeper.write(store.path)
     watch = RunWatch.of(store, on_drift)
-    items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit, watch)
-    progress = _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch, log)
+    items, earlier, limited = _plan(store, predictor, source, shard_of, retry_rejects, limit, watch)
+    progress = _execute(stages, items, earlier, taxonomy.num_targets, store, observer, watch, log, limited)
     progress.warnings += warnings
     return progress
 
@@ -125,8 +125,8 @@ def segment(
     check_limit(limit)
     stages = Stages.segmenting(predictor, source, workers=workers, max_pixels=max_pixels)
     store = LabelStore.open_or_create(store_path, segment_record(predictor, source))
-    items, earlier = _plan(store, predictor, source, shard_of, retry_rejects, limit)
-    return _execute(stages, items, earlier, 1, store, observer, log=log)
+    items, earlier, limited = _plan(store, predictor, source, shard_of, retry_rejects, limit)
+    return _execute(stages, items, earlier, 1, store, observer, log=log, limited=limited)
 
 
 def dry_run(
@@ -202,10 +202,12 @@ def _execute(
     observer: Callable[[Progress], None] | None,
     watch: RunWatch | None = None,
     log: RunLog | None = None,
+    limited: bool = False,
 ) -> Progress:
     """Process items into a store, or only count them without one; ``watch`` may stop the run."""
     log = log or RunLog()
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
+    progress.limited = limited
     progress.source.skipped = stages.source.skipped
     progress.stored = 0 if store is None else store.num_inputs
 
@@ -263,10 +265,11 @@ def _plan(
     retry_rejects: bool,
     limit: int | None,
     watch: RunWatch | None = None,
-) -> tuple[list[Item], Counter[str]]:
+) -> tuple[list[Item], Counter[str], bool]:
     """Commit what a killed run finished, and list the inputs to process; a watch for drift has its sample first.
 
-    Returns also the number of rejects of earlier runs that are passed over, by kind of error.
+    Returns also the number of rejects of earlier runs that are passed over, by kind of error, and whether the limit
+    leaves inputs out.
     """
     commit_waiting(store)
     rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}
@@ -280,10 +283,16 @@ def _plan(
 
     chosen = _chosen(source if watch is None else watch.observe(source), shard_of)
     plan = store.plan(watched(chosen), retry_rejects=retry_rejects, condition=predictor.condition)
-    items = list(islice(plan, limit)) if watch is None else watch.order(list(plan), limit)
+    if watch is None:
+        items = list(islice(plan, limit))
+        limited = limit is not None and next(plan, None) is not None
+    else:
+        unfinished = list(plan)
+        items = watch.order(unfinished, limit)
+        limited = limit is not None and len(unfinished) > limit
     for item in items:  # a file that changed is processed again
         earlier.pop(item.uri, None)
-    return items, Counter(earlier.values())
+    return items, Counter(earlier.values()), limited
 
 
 def _chosen(source: Iterable[Item], shard_of: tuple[int, int] | None) -> Iterable[Item]:

@@ -50,6 +50,8 @@ class Progress:
     """Counts and times of each stage."""
     source: SourceSummary = field(default_factory=SourceSummary)
     """Files that were used and passed over."""
+    limited: bool = False
+    """True if a limit on the number of inputs left some out."""
     interrupted: bool = False
     """True if the run was stopped before its end."""
     stalled: str = ""
@@ -94,6 +96,7 @@ class Progress:
             "stages": [asdict(stage) for stage in self.stages],
             "skipped": dict(self.source.skipped),
             "low_range": list(self.source.low_range),
+            "limited": self.limited,
             "interrupted": self.interrupted,
             "drifted": self.drifted,
             "warnings": list(self.warnings),
@@ -110,6 +113,7 @@ class Progress:
             kept=np.array(raw["kept"], np.int64),
             stages=[StageTime(**stage) for stage in raw["stages"]],
             source=SourceSummary(skipped=Counter(raw["skipped"]), low_range=list(raw["low_range"])),
+            limited=raw.get("limited", False),
             interrupted=raw["interrupted"],
             drifted=raw["drifted"],
             warnings=list(raw["warnings"]),
@@ -140,6 +144,7 @@ class Progress:
                 skipped=sum((part.source.skipped for part in parts), Counter()),
                 low_range=[uri for part in parts for uri in part.source.low_range],
             ),
+            limited=any(part.limited for part in parts),
             interrupted=any(part.interrupted for part in parts),
             warnings=[warning for part in parts for warning in part.warnings],
         )
