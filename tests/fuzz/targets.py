@@ -521,7 +521,7 @@ def _object_thresholds(folder: Path) -> Target:
     return Target(thresholds.to_json(), change_value, read, adjust_value)
 
 
-def _bands(original: bytes, variant: Change) -> Callable[[Path], Target]:
+def _bands(original: Callable[[], bytes], variant: Change) -> Callable[[Path], Target]:
     spec = BandSpec(numbers=(4, 1, 2), sample_type="uint16", display=(4, 1, 2), display_range=(0, 10_000))
 
     def target(folder: Path) -> Target:
@@ -530,7 +530,7 @@ def _bands(original: bytes, variant: Change) -> Callable[[Path], Target]:
                 image_size(document)
             pixels_with_data(decode_input(document, spec, max_pixels=1 << 22))
 
-        return Target(original, change_bytes, read, variant)
+        return Target(original(), change_bytes, read, variant)
 
     return target
 
@@ -622,8 +622,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
         "points.csv", b"image,label,x,y,positive,object\n1.jpg,cow,1,2.5,1,a\n1.jpg,cow,3,3,0,a\n2.jpg,horse,1,1,1,\n"
     ),
     "object-thresholds": _object_thresholds,
-    "bands-npy": _bands(variants.npy_of_bands(random.Random(2)), variants.bands_npy),
-    "bands-tiff": _bands(variants.tiff_of_bands(0), variants.bands_tiff),
+    "bands-npy": _bands(lambda: variants.npy_of_bands(random.Random(2)), variants.bands_npy),
+    "bands-tiff": _bands(lambda: variants.tiff_of_bands(0), variants.bands_tiff),
     "windows": _windows,
     "image-table": _image_table,
     "manifest": _manifest,
