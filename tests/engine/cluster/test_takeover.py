@@ -191,3 +191,26 @@ def test_workers_keep_the_schemes_that_a_list_may_name(jobs: Any, bundle: Bundle
     run_array(job, threads=1)
     (reject,) = LabelStore.open(tmp_path / "store").rejects()
     assert "a list may not name http:// URLs here; allow it with --schemes" in (reject.message or "")
+
+
+def test_a_new_driver_plans_nothing_that_a_worker_of_the_last_one_labels(
+    jobs: Any, bundle: Bundle, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 12)
+    label_folder(bundle, tmp_path / "photos", tmp_path / "store", selection=Selection.argmax(), limit=1)
+    job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+    leases = Leases(job.store)
+    leases.publish("1", list(job.source)[1:6])
+    leases.beat("a", {**identity(), "beat": 1, "state": "labeling", "leases": {"1": 0}, "time": time.time()})
+    assert leases.take("1", "a")
+    driver = Driver(job, leases)
+    assert driver.lead()
+    try:
+        deadline = time.monotonic() + 300
+        while len(leases.open_names()) < 2:
+            assert not driver.step()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert sorted(len(leases.items(name) or ()) for name in leases.open_names()) == [5, 6]
+    finally:
+        driver.close("interrupted")
