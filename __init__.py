@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .engine.predictors.base import Predictor, ScoreMap
     from .engine.predictors.semantic import SemanticPredictor
     from .engine.reading.access import limit_reads
+    from .engine.reading.storage_options import use_storage
     from .engine.report.evaluate import Quality
     from .engine.report.overlay import Overlay
     from .engine.report.ranking.rank import Queue
@@ -91,6 +92,7 @@ _MODULES = {
     "engine.predictors.base": ("Predictor", "ScoreMap"),
     "engine.predictors.semantic": ("SemanticPredictor",),
     "engine.reading.access": ("limit_reads",),
+    "engine.reading.storage_options": ("use_storage",),
     "engine.report.evaluate": ("Quality",),
     "engine.report.overlay": ("Overlay",),
     "engine.report.ranking.rank": ("Queue",),
@@ -114,7 +116,7 @@ __all__ = [
     "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
     "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
     "label", "limit_reads", "merge_stores", "open_session", "open_stores", "overlay", "predict", "rank", "report",
-    "reselect", "status", "train", "write_manifest",
+    "reselect", "status", "train", "use_storage", "write_manifest",
 ]  # fmt: skip
 
 

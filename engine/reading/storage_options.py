@@ -23,12 +23,12 @@ def options_in_force(scheme: str, access: Access | None = None) -> dict[str, Any
 def use_storage(options: Mapping[str, Any]) -> Iterator[None]:
     """Use storage options for URLs that are opened in the ``with`` block: stores, bundles, sources and files.
 
-    ``options`` are those of the crate object_store, such as ``aws_region`` or ``aws_endpoint``.
-    A key of another cloud than a URL's is left out for that URL. The options hold for the thread that sets them, and
-    for what it opens. ::
+    ``options`` are those of the crate object_store, such as ``aws_region`` or ``aws_endpoint``. A key of another kind
+    of bucket than a URL's is left out for that URL. The options hold for the thread that sets them, and for what it
+    opens. ::
 
         with use_storage({"aws_region": "eu-west-1"}):
-            report("s3://bucket/labels")
+            source = open_source("photos")
     """
     with replace_access(storage_options=dict(options)):
         yield
