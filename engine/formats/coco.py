@@ -111,7 +111,7 @@ class CocoReader(LabelReader):
         for index, (start, stop) in enumerate(self._spans.tolist()):
             text = self._raw[start:stop]
             members = [_member(text, key) for key in (b'"image_id"', b'"category_id"', b'"iscrowd"', b'"id"')]
-            if None in members[:2]:
+            if None in members[:2] or (members[2] is None and b'"iscrowd"' in text):
                 annotation = load_json(text, (0, len(text)), f"annotation {index} of {self.path}")
                 try:
                     members = [_key(annotation[key]) for key in ("image_id", "category_id")]

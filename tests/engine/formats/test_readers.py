@@ -28,7 +28,8 @@ def coco_file(folder: Path, annotations: list[dict[str, Any]], **changes: Any) -
     raw = {
         "images": [{"id": 7, "file_name": "a.jpg", "height": 10, "width": 12}],
         "categories": [{"id": 3, "name": "cow"}, {"id": 90, "name": "horse"}],
-        "annotations": [{"id": index, "image_id": 7, "iscrowd": 0} | entry for index, entry in enumerate(annotations)],
+        # keys of an entry stay in its order
+        "annotations": [{"id": index, "image_id": 7, **entry} for index, entry in enumerate(annotations)],
         **changes,
     }
     path = folder / "instances.json"
@@ -72,10 +73,13 @@ def test_coco_parts_are_united_and_crowds_are_ignored(tmp_path: Path) -> None:
     assert (at(5, 5), at(0, 10), at(0, 0), at(9, 11)) == ("cow", "cow", None, "background")
 
 
+@pytest.mark.parametrize("last", ["iscrowd", "segmentation"])  # Datumaro writes the mark behind the mask
 def test_coco_masks_that_are_all_marked_as_crowds_are_refused_unless_they_are_said_to_be_objects(
-    tmp_path: Path,
+    tmp_path: Path, last: str
 ) -> None:
-    entry = {"category_id": 3, "iscrowd": 1, "segmentation": {"size": [10, 12], "counts": [0, 20, 100]}}
+    mask = {"size": [10, 12], "counts": [0, 20, 100]}
+    entry: dict[str, Any] = {"category_id": 3, "iscrowd": 1, "segmentation": mask}
+    entry[last] = entry.pop(last)
     path = coco_file(tmp_path, [entry])
     with pytest.raises(UsageError, match="--labels-format coco-datumaro"):
         open_reader(path)
