@@ -73,14 +73,16 @@ def test_coco_parts_are_united_and_crowds_are_ignored(tmp_path: Path) -> None:
     assert (at(5, 5), at(0, 10), at(0, 0), at(9, 11)) == ("cow", "cow", None, "background")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("last", ["iscrowd", "segmentation"])  # Datumaro writes the mark behind the mask
 def test_coco_masks_that_are_all_marked_as_crowds_are_refused_unless_they_are_said_to_be_objects(
-    tmp_path: Path, last: str
+    tmp_path: Path, last: str, indent: int | None
 ) -> None:
     mask = {"size": [10, 12], "counts": [0, 20, 100]}
     entry: dict[str, Any] = {"category_id": 3, "iscrowd": 1, "segmentation": mask}
     entry[last] = entry.pop(last)
     path = coco_file(tmp_path, [entry])
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=indent))
     with pytest.raises(UsageError, match="--labels-format coco-datumaro"):
         open_reader(path)
     assert names_at(open_reader(path, "coco-datumaro"))(0, 0) == "cow"
