@@ -111,8 +111,10 @@ class RemotePath:
             return
 
     def stat(self) -> Any:
-        """Return an object with the size, ``st_size``."""
-        return SimpleNamespace(st_size=self.fs.info(self.path)["size"])
+        """Return an object with the size and the time of the last change, ``st_size`` and ``st_mtime``."""
+        info = self.fs.info(self.path)
+        changed = info.get("LastModified") or info.get("created")
+        return SimpleNamespace(st_size=info["size"], st_mtime=changed.timestamp() if changed else 0.0)
 
     def open(self, mode: str = "r", encoding: str | None = None) -> Any:
         """Open the file."""

@@ -28,6 +28,7 @@ from maskmill.engine.labeling.label_run import label
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.storage import lance_options, location_of, open_folder
+from maskmill.engine.store import label_store
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.verify import verify
 from maskmill.errors import CalibrationError
@@ -143,6 +144,8 @@ class TestBucket:
         place.write_bytes(b"a photo")
         assert (place.read_bytes(), place.is_file(), place.parent.is_dir()) == (b"a photo", True, True)
         assert [path.name for path in place.parent.iterdir()] == ["a.jpg"]
+        status = place.stat()
+        assert (status.st_size, abs(status.st_mtime - time.time()) < 3600) == (7, True)
 
     def test_a_lance_dataset_in_a_bucket_is_a_source(self, tmp_path: Path, options: dict[str, str]) -> None:
         import lance
@@ -166,6 +169,15 @@ class TestBucket:
         assert label(predictor, source, place, taxonomy, Selection.argmax()).images == 5
         assert label(predictor, source, place, taxonomy, Selection.argmax()).inputs == 0
         assert len(LabelStore.open(place)) == 5
+
+    def test_a_store_in_a_bucket_is_compacted(self, options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        from ...builders import input_row, label_row
+
+        monkeypatch.setattr(label_store, "COMPACT_EVERY", 2)
+        store = LabelStore.create(location_of("s3://bucket/compacted", options), {"run": 1})
+        for number in range(5):
+            store.commit([label_row(str(number))], [input_row(str(number))])
+        assert sorted(store.ids()) == ["0", "1", "2", "3", "4"]
 
     def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
         from ...builders import input_row, label_row
