@@ -177,7 +177,7 @@ class TestBucket:
         store = LabelStore.create(location_of("s3://bucket/compacted", options), {"run": 1})
         for number in range(5):
             store.commit([label_row(str(number))], [input_row(str(number))])
-        assert sorted(store.ids()) == ["0", "1", "2", "3", "4"]
+        assert len(set(store.ids())) == len(store) == 5
 
     def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
         from ...builders import input_row, label_row
