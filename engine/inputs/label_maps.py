@@ -23,6 +23,8 @@ LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 MAX_LABELS = 1 << 30
 """Pixels of the largest label map that is read."""
 
+_MOST_INFLATED = 1100
+"""Bytes that one compressed byte of a PNG file can stand for, with a margin: deflate reaches 1,032."""
 _GRAY = ("L", "1", "I;16", "I;16B", "I;16L", "I", "F", "LA")
 _PHOTOMETRIC, _BITS = 262, 258
 
@@ -47,6 +49,9 @@ def decode_label_map(data: bytes, name: str, colors: ColorTable | None = None) -
     with quiet_pillow():
         try:
             image = open_image(data, MAX_LABELS)
+            if image.format == "PNG" and _png_bytes(image, data) > _MOST_INFLATED * len(data):
+                size = f"{image.width}x{image.height}"
+                raise ImageError("truncated", f"damaged PNG file: {len(data):,} bytes cannot hold {size} pixels")
             try:
                 image.load()
             except Exception as error:
@@ -55,6 +60,12 @@ def decode_label_map(data: bytes, name: str, colors: ColorTable | None = None) -
         except ImageError as error:
             raise UsageError(f"cannot read the label map {name}: {error}") from error
         return _indices(image, name, data) if colors is None else _from_colors(image, name, colors)
+
+
+def _png_bytes(image: Any, data: bytes) -> int:
+    """Return the bytes of a PNG file's samples before compression, from its header."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(data[25], 1)
+    return image.height * (image.width * channels * data[24] // 8)
 
 
 def _from_colors(image: Any, name: str, colors: ColorTable) -> NDArray[Any]:

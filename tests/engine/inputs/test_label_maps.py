@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -137,3 +138,16 @@ def test_integral_floats_are_indices() -> None:
 def test_gray_png_builder_writes_png() -> None:
     data = gray_png(INDICES, 4)
     assert zlib.crc32(data[12:29]) == struct.unpack(">I", data[29:33])[0]
+
+
+def test_a_header_of_more_pixels_than_the_file_can_hold_is_refused_before_memory_is_taken() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[16:24] = struct.pack(">II", 30_000, 30_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(UsageError, match="bytes cannot hold 30000x30000 pixels"):
+        decode_label_map(bytes(data), "a.png")
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((3000, 3000), np.uint8)).save(buffer, "PNG", compress_level=9)
+    assert decode_label_map(buffer.getvalue(), "a.png").shape == (3000, 3000)
