@@ -20,7 +20,7 @@ from ..engine.inputs.labels import LabelSource, open_labels
 from ..engine.inputs.sources import Source, open_source
 from ..engine.labeling.selection import Selection
 from ..engine.model.bundle import MANIFEST, Bundle
-from ..engine.model.storage import location_of
+from ..engine.model.storage import is_remote, location_of
 from ..engine.model.taxonomy import Taxonomy
 from ..engine.predictors.open import ModelOptions, open_predictor
 from ..engine.reading.geotiff import cut_of
@@ -145,7 +145,8 @@ def evaluate(
         source = open_source(_needed(images, "a bundle"), windows=cut_of(windows, window_overlap))
         return evaluate_predictor(predictor, source, truth, classes, selection, ids=names, workers=num_workers)
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
-    if not isinstance(target, LabelStore) and is_run(folder) and not (folder / "labels.lance").exists():
+    is_local = not isinstance(target, LabelStore) and not is_remote(folder)  # a run is never behind a URL
+    if is_local and is_run(folder) and not (folder / "labels.lance").exists():
         provider_given = None if provider == "cpu" else provider
         _refuse({"precision": precision, "provider": provider_given, "text": text or None}, "a training run")
         source = open_source(_needed(images, "a run"), windows=cut_of(windows, window_overlap))

@@ -214,7 +214,8 @@ class _Job:
 
     def _check_folder(self, record: dict[str, Any]) -> None:
         """Make the folder, or check that it holds the same export, interrupted."""
-        made_with = {"export": record, "run": self._store.run, "store": str(self._store.path.resolve())}
+        folders = ", ".join(str(folder.absolute()) for folder in self._store.folders)
+        made_with = {"export": record, "run": self._store.run, "store": folders}
         text = json.dumps(made_with, sort_keys=True)
         options = self._state / "options.json"
         if options.is_file():

@@ -349,10 +349,10 @@ def print_quality(quality: Quality) -> None:
 
 def print_store(store: LabelStore) -> None:
     """Print the contents of a store and how it was made."""
-    summary = store.summary()
+    summary, names = store.summary(), ", ".join(map(str, store.folders))
     rejects = ", ".join(f"{count} {kind}" for kind, count in summary["rejects"].items()) or "none"
     say(
-        f"{store.path}: {summary['images']:,} images of {summary['inputs']:,} inputs, {_bytes(summary['bytes'])}, "
+        f"{names}: {summary['images']:,} images of {summary['inputs']:,} inputs, {_bytes(summary['bytes'])}, "
         f"rejects: {rejects}"
     )
     for line in describe_store(store):

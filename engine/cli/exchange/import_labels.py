@@ -71,6 +71,7 @@ def import_labels(
     if ids is not None and not withdraw:
         raise UsageError("--ids applies to --withdraw only; leave it out")
     label_store = open_stores(stores)
+    names = ", ".join(map(str, label_store.folders))
     if reviewed is None:
         number = reviews.withdraw_reviews(
             label_store, reviewer=reviewer or getpass.getuser(), of=reviewer, names=read_ids(ids) if ids else None
@@ -78,7 +79,7 @@ def import_labels(
         if as_json:
             print_json({"withdrawn": number})
         else:
-            say(f"{label_store.path}: {number} reviews withdrawn; these images have the model's labels again")
+            say(f"{names}: {number} reviews withdrawn; these images have the model's labels again")
         return
     with display.counter("importing", quiet=as_json) as progress:
         summary = reviews.import_labels(
@@ -95,7 +96,7 @@ def import_labels(
         print_json(vars(summary) | {"unknown": list(summary.unknown)})
         return
     say(
-        f"{label_store.path}: {summary.corrected} images corrected ({summary.pixels:,} pixels), "
+        f"{names}: {summary.corrected} images corrected ({summary.pixels:,} pixels), "
         f"{summary.accepted} accepted, {summary.unchanged} came back as they were"
     )
     if len(stores) > 1:

@@ -138,7 +138,7 @@ def page_context(
     lines = [line.partition(": ")[::2] for line in describe_store(store)]
     hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)), "drift")
     return {
-        "title": ", ".join(folder.resolve().name for folder in store.folders),
+        "title": ", ".join(folder.absolute().name for folder in store.folders),
         "headline": headline(overview, calibration, coverage, truth),
         "notices": notices(overview, coverage, truth, drift),
         "facts": _facts(overview, coverage, truth, speed),
