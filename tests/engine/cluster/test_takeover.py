@@ -16,15 +16,18 @@ from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.runner import run_array, run_on
 from maskmill.engine.cluster.status import read_status
 from maskmill.engine.cluster.worker import Worker
+from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.reading.access import limit_reads
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.engine.store.rows import input_table, label_table
 from maskmill.engine.store.several.merge import merge_stores
 from maskmill.engine.store.waiting.presence import identity
 from maskmill.engine.store.waiting.row_files import decode_rows, last_of_each_uri
 from maskmill.engine.store.waiting.waiting_rows import WaitingRows
 
+from ...builders import reject_row
 from ...hostile_server import hostile_server
 from ...models import color_bundle
 from ..corpus import label_folder, write_photos
@@ -212,5 +215,27 @@ def test_a_new_driver_plans_nothing_that_a_worker_of_the_last_one_labels(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert sorted(len(leases.items(name) or ()) for name in leases.open_names()) == [5, 6]
+    finally:
+        driver.close("interrupted")
+
+
+def test_inputs_that_a_worker_did_not_finish_are_offered_again(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
+    paths = write_photos(tmp_path / "photos", 6)
+    job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+    label_folder(bundle, tmp_path / "photos", tmp_path / "store", selection=Selection.argmax(), limit=1)
+    leases = Leases(job.store)
+    driver = Driver(job, leases)
+    assert driver.lead()
+    try:
+        deadline = time.monotonic() + 300
+        leases.beat("a", {**identity(), "beat": 1, "state": "labeling", "leases": {}, "time": time.time()})
+        while (claimed := leases.claim("a")) is None:
+            assert not driver.step()
+            assert time.monotonic() < deadline
+        rejects = input_table([reject_row(item.uri) for item in claimed[1][:2]])
+        leases.finish(claimed[0], "a", label_table([]), rejects, {"progress": Progress().record()})
+        assert not driver.step(flush=True)
+        rest = [item.uri for name in leases.open_names() for item in leases.items(name) or ()]
+        assert rest == [str(path) for path in paths[3:]]
     finally:
         driver.close("interrupted")
