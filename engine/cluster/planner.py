@@ -174,7 +174,7 @@ class Planner:
                 yield item
 
         plan = self._store.plan(watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased)
-        unfinished = plan if watch is None else list(plan)
+        unfinished = [] if watch is None else list(plan)
         ordered = islice(plan, self._limit) if watch is None else watch.order(unfinished, self._limit, own=False)
         for item in ordered:
             if item.uri in rejects:  # a file that changed is processed again
