@@ -42,7 +42,7 @@ MOST_ROWS = 65_536
 """… or has this many rows …"""
 LONGEST_SECONDS = 600.0
 """… but no row waits longer than this, in seconds …"""
-LARGEST_BYTES = 256 << 20
+LARGEST_BYTES = 128 << 20
 """… and the rows of a commit are no larger than this."""
 
 _LEASE = re.compile(r".+~[^~]+~[0-9]+")  # other files are of other programs
