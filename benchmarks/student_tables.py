@@ -24,7 +24,7 @@ import students_msrc
 import students_unlabeled
 from students import Results
 from students_msrc import ALONE, ALONE_LONGER, NONE, RESULTS, SEEDS
-from students_rescaled import RAW_LONGER
+from students_rescaled import CANDIDATES, RAW_LONGER
 from students_unlabeled import SELECTIONS, WARM
 
 PAGE = Path(__file__).parents[1] / "docs" / "students.md"
@@ -127,6 +127,24 @@ def bad_teacher(results: Results, rescaled: Results, teacher: str) -> str:
     return table("student | labels kept, mIoU, accuracy | mIoU | accuracy | mIoU by seed | accuracy by seed", rows)
 
 
+def candidates(rescaled: Results) -> str:
+    """Make the table of the candidates on the validation photos."""
+    groups = ("eager", "blurred")
+    complete = [rescaled.rows(group, SEEDS) for group in groups]
+    rows = []
+    for name in CANDIDATES:
+        if all(name in records for records in complete):
+            values = [
+                [run["validation"][key] for run in records[name]]
+                for records in complete
+                for key in ("miou", "accuracy")
+            ]
+            rows.append([name, *map(mean, values)])
+    return table(
+        "candidate, on validation photos | eager: mIoU | eager: accuracy | blurred: mIoU | blurred: accuracy", rows
+    )
+
+
 def unlabeled(results: Results, data: str) -> str:
     """Make the section of the students without a teacher; empty if it has no row."""
     rows = []
@@ -196,7 +214,17 @@ def rounds(results: Results) -> str:
         rows.append([name, mean(cams), mean(labels), by_seed(cams), by_seed(labels), without])
     head = "classifier | maps, mIoU | labels, mIoU | maps by seed | labels by seed | maps without a peak"
     heading, text = ROUNDS.split("\n\n")
-    return "\n".join([f"{heading}\n\n{textwrap.fill(text, 120)}\n", table(head, rows)]) if len(rows) > 1 else ""
+    parts = ["\n".join([f"{heading}\n\n{textwrap.fill(text, 120)}\n", table(head, rows)])]
+    complete = results.rows("MSRC", SEEDS)
+    heights = [complete.get(s2c_rounds.height_row(tau)) for tau in s2c_rounds.TAUS]
+    if all(heights):
+        values = [[run["labels"] for run in runs] for runs in heights if runs]
+        head = " | ".join(
+            ["labels from the maps of `classes alone`", *(f"tau {_short(tau, 1)}" for tau in s2c_rounds.TAUS)]
+        )
+        cells = [mean(labels) for labels in values]
+        parts.append(table(head, [["mIoU", *cells], ["mIoU by seed", *map(by_seed, values)]]))
+    return "\n\n".join(parts) if len(rows) > 1 else ""
 
 
 def missing(msrc: Results, without_teacher: Results, s2c: Results) -> str:
@@ -251,6 +279,7 @@ def main() -> int:
         "labels-camvid": lambda: labels(label_runs, camvid, camvid_rows),
         "eager": lambda: bad_teacher(msrc, rescaled, "eager"),
         "blurred": lambda: bad_teacher(msrc, rescaled, "blurred"),
+        "candidates": lambda: candidates(rescaled),
         "camvid": lambda: unlabeled(without_teacher, "CamVid"),
         "msrc": lambda: unlabeled(without_teacher, "MSRC"),
         "s2c": lambda: rounds(s2c),
