@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from .engine.store.several.joined import open_stores
     from .engine.store.several.merge import MergeCounts
     from .errors import MaskmillError
-    from .export.api import adopt
+    from .export.api import adopt, rescale
+    from .export.rescaling import Rescaling
     from .trainer.api import evaluate, export_model, predict, train
     from .trainer.train import TrainingProgress
 
@@ -103,20 +104,22 @@ _MODULES = {
     "engine.store.several.joined": ("open_stores",),
     "engine.store.several.merge": ("MergeCounts",),
     "errors": ("MaskmillError",),
-    "export.api": ("adopt",),
+    "export.api": ("adopt", "rescale"),
+    "export.rescaling": ("Rescaling",),
     "trainer.api": ("evaluate", "export_model", "predict", "train"),
     "trainer.train": ("TrainingProgress",),
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "BandSpec", "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec", "Item",
-    "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay", "Predictor",
-    "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "ScoreMap", "Selection", "SemanticPredictor", "Session",
-    "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus", "__version__", "adopt", "calibrate",
-    "calibrate_objects", "choose", "draft_taxonomy", "evaluate", "export_labels", "export_model", "import_labels",
-    "label", "limit_reads", "merge_stores", "open_session", "open_stores", "overlay", "predict", "rank", "report",
-    "reselect", "status", "train", "use_storage", "write_manifest",
+    "BandSpec", "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec",
+    "Item", "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay",
+    "Predictor", "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "Rescaling", "ScoreMap", "Selection",
+    "SemanticPredictor", "Session", "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus",
+    "__version__", "adopt", "calibrate", "calibrate_objects", "choose", "draft_taxonomy", "evaluate",
+    "export_labels", "export_model", "import_labels", "label", "limit_reads", "merge_stores", "open_session",
+    "open_stores", "overlay", "predict", "rank", "report", "rescale", "reselect", "status", "train",
+    "use_storage", "write_manifest",
 ]  # fmt: skip
 
 

@@ -12,9 +12,10 @@ emitted. At alpha .01 a threshold per position would need 99 photos; it is then 
 figures suggest. ``kept`` is the share of pixels that get a label; mIoU and accuracy are over kept pixels, and
 ``miou_all`` counts pixels without a label as wrong.
 
-``rescaled`` rows first fit a scale and an offset per class of the teacher's logits to the 92 photos (``rescaling.py``),
-which then calibrate as well. ``CamVid`` has no background, as the paper's table 9b: the teacher of ``choose.py`` and
-the 368 photos at a third of the size that it was not fitted to, with the rule argmax in place of foreground.
+``rescaled`` rows first fit a scale and an offset per class of the teacher's logits to the 92 photos (``maskmill
+rescale``), which then calibrate as well. ``CamVid`` has no background, as the paper's table 9b: the teacher of
+``choose.py`` and the 368 photos at a third of the size that it was not fitted to, with the rule argmax in place of
+foreground.
 """
 
 from __future__ import annotations

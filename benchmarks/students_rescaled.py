@@ -3,11 +3,11 @@
     python benchmarks/students_rescaled.py             # all candidates and seeds that have no figures yet
     python benchmarks/students_rescaled.py --table     # print the rows with all seeds
 
-The labeled photos first fit a scale and an offset per class of the teacher's logits (``rescaling.py``); the rescaled
-scores then label the unlabeled photos, with or without conformal thresholds of the same labeled photos. Photos, splits,
-student, optimizer and crops are those of ``students_msrc.py``: 200 steps on the stored labels, then 100 steps on the
-labeled photos alone at a third of the rate. Candidates were compared on the validation photos; ``--scored`` scores the
-chosen one on the others.
+The labeled photos first fit a scale and an offset per class of the teacher's logits, as ``maskmill rescale`` does but
+from all pixels at the scores' resolution; the rescaled scores then label the unlabeled photos, with or without
+conformal thresholds of the same labeled photos. Photos, splits, student, optimizer and crops are those of
+``students_msrc.py``: 200 steps on the stored labels, then 100 steps on the labeled photos alone at a third of the rate.
+Candidates were compared on the validation photos; ``--scored`` scores the chosen one on the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rescaling import fit_rescaling
 from students import Results
 from students_msrc import COMMON, RESULTS, SECOND_STEPS, SEEDS, Photos, Split, labeled_alone, selection_of
 from teachers import SIDE, Teacher
@@ -34,6 +33,7 @@ from maskmill.engine.labeling.label_run import label
 from maskmill.engine.predictors.score_files import ScoreFiles, write_score_bundle
 from maskmill.engine.report.evaluate import evaluate_store
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.export.rescaling import fit_rescaling
 from maskmill.trainer.data.corpus import open_corpus
 from maskmill.trainer.recipes import Recipe, conformalsam, supervised
 
@@ -77,11 +77,13 @@ def rescaled_teacher(photos: Photos, kind: Teacher, labeled: Sequence[Path], fol
             logits.append(np.load(files[photo.stem]).reshape(-1, SIDE * SIDE).T)
         known = np.concatenate(truths) < len(photos.taxonomy.targets)
         step = 1 + known.sum() // MOST_PIXELS
-        scaling = fit_rescaling(np.concatenate(logits)[known][::step], np.concatenate(truths)[known][::step])
+        scale, offsets = fit_rescaling(np.concatenate(logits)[known][::step], np.concatenate(truths)[known][::step])
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "scores").mkdir(parents=True)
         for name, file in files.items():
-            np.save(folder / "scores" / f"{name}.npy", scaling.apply(np.load(file), axis=0).astype(np.float32))
+            np.save(
+                folder / "scores" / f"{name}.npy", (scale * np.load(file) + offsets[:, None, None]).astype(np.float32)
+            )
         classes = photos.teacher(kind).bundle.classes
         write_score_bundle(
             folder / "teacher", scores=folder / "scores", classes=classes, background=classes[0], activation="softmax"

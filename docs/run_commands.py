@@ -32,7 +32,7 @@ HOME = "/home/you/earth"
 # fmt: off
 PANELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Models": ("A bundle is a folder with a model's ONNX file and everything needed to run it.", (
-        "import", "export", "cam-head", "convert", "gate", "build", "bench", "tune",
+        "import", "export", "cam-head", "rescale", "convert", "gate", "build", "bench", "tune",
     )),
     "Calibration": ("Map classes, compute thresholds from labeled images, choose how to select.", (
         "taxonomy", "choose", "calibrate", "calibrate-objects",
@@ -88,6 +88,7 @@ NOTES = {
     "build": "It needs an NVIDIA GPU and TensorRT; see [TensorRT](../tensorrt.md).",
     "calibrate-objects": "An example is in [objects](../instances.md).",
     "cam-head": "An example is in [labels from image-level classes](../prompted.md).",
+    "rescale": "An example is in [students](../students.md#our-recipe-rescale-the-teacher-then-use-all-its-labels).",
     "label-prompted": "An example is in [labels from image-level classes](../prompted.md).",
     "segment": "An example is in [labels from image-level classes](../prompted.md).",
     "serve": "It prints an address to open in the browser; see [the report](../report.md).",

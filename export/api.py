@@ -1,16 +1,19 @@
-"""The public function that adopts an ONNX model; `maskmill` exports it."""
+"""Public functions that adopt an ONNX model and rescale its scores; `maskmill` exports them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..engine.arguments import Location, class_names_of
+from ..engine.arguments import Location, class_names_of, counter_if, predictor_of
 from ..errors import UsageError
+from ..kernels.processors import count_workers
 
 if TYPE_CHECKING:
     from ..engine.model.bundle import Activation, Bundle
     from ..engine.model.input_spec import Channels, Layout, Resize, ResizeFilter, SampleType
+    from ..engine.model.taxonomy import Taxonomy
+    from .rescaling import Rescaling
 
 
 def adopt(
@@ -90,3 +93,51 @@ def adopt(
         model, output, classes=names, background=background, layout=layout, size=size, activation=activation,
         output_name=output_name, license=license, **fields,
     )  # fmt: skip
+
+
+def rescale(
+    model: Location | Bundle,
+    images: Location,
+    labels: Location,
+    output: Location,
+    *,
+    taxonomy: Location | Taxonomy | None = None,
+    ids: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[Bundle, Rescaling]:
+    """Fit a scale of a model's logits and an offset per class to labeled images, and write a bundle with them.
+
+    For a teacher that sees objects everywhere, or misses them. Calibrate the new bundle, not the old one.
+
+    Parameters
+    ----------
+    model, output
+        A semantic bundle or its folder, and the folder of the new one, which must not exist yet.
+    images, labels, taxonomy, ids
+        As for :func:`maskmill.calibrate`.
+    workers
+        Images in progress at the same time (one per core if None).
+    progress
+        Show a progress bar.
+
+    Returns the new bundle and what was fitted, with the mIoU before and after it on images left out of the fit. Raises
+    :class:`UsageError` for a model without class scores of a softmax, :class:`CalibrationError`,
+    :class:`TaxonomyError`.
+    """
+    from ..engine.inputs.labels import open_labels
+    from ..engine.inputs.sources import open_source
+    from .rescaling import rescale_bundle
+
+    predictor, classes = predictor_of(model, taxonomy, "cpu", None, 0)
+    with counter_if("rescaling", progress) as observer:
+        return rescale_bundle(
+            predictor,
+            open_source(images),
+            open_labels(labels),
+            classes,
+            output,
+            ids=None if ids is None else frozenset(ids),
+            workers=count_workers(workers),
+            progress=observer,
+        )

@@ -192,8 +192,9 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
         env=outside,
     ).stdout
     commands = (
-        "import", "export", "cam-head", "convert", "gate", "bench", "build", "doctor", "taxonomy", "calibrate", "label",
-        "label-prompted", "segment", "show", "export-labels", "demo", "train", "evaluate", "predict",
+        "import", "export", "cam-head", "rescale", "convert", "gate", "bench", "build", "doctor", "taxonomy",
+        "calibrate", "label", "label-prompted", "segment", "show", "export-labels", "demo", "train", "evaluate",
+        "predict",
     )  # fmt: skip
     for command in commands:
         assert command in help_text

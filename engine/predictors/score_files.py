@@ -26,8 +26,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ from .base import ScoreMap
 
 RECORD = "scores.json"
 """File of a bundle that names the folder with its scores, and of an image with confidences of its masks."""
+
+SMALLEST = np.float32(1e-6)
+"""Probabilities below it count as this, before their logarithm is taken."""
 
 
 def write_score_bundle(
@@ -104,9 +107,10 @@ class ScoreFiles:
     batch = 1
     threads = 1
 
-    def __init__(self, bundle: Bundle, root: Path, digest: str) -> None:
+    def __init__(self, bundle: Bundle, root: Path, digest: str, rescaling: Mapping[str, Any] | None = None) -> None:
         self.bundle = bundle
         self._digest = digest
+        self._rescaling = rescaling
         self._index = NameIndex(_entries(root), f"score files in {root}")
         self._root = root
 
@@ -114,7 +118,29 @@ class ScoreFiles:
     def open(cls, folder: str | os.PathLike[str]) -> ScoreFiles:
         """Open a bundle that :func:`write_score_bundle` made."""
         record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-        return cls(Bundle.load(folder), Path(record["scores"]), record["digest"])
+        return cls(Bundle.load(folder), Path(record["scores"]), record["digest"], record.get("rescaling"))
+
+    def rescaled(self, folder: str | os.PathLike[str], *, scale: float, offsets: Sequence[float]) -> Bundle:
+        """Write a bundle whose scores are a softmax of ``scale`` z + ``offsets``, z the logits of this one's files.
+
+        Probabilities, at least 1e-6, become logits by their logarithm.
+        """
+        if self._rescaling is not None:
+            raise UsageError("these scores are rescaled already; rescale the bundle that they come from")
+        rescaling = {"activation": self.bundle.outputs[0].activation, "scale": scale, "offsets": list(offsets)}
+        digest = hashlib.sha256(f"{self._digest} {json.dumps(rescaling)}".encode()).hexdigest()
+        path = Path(folder)
+        path.mkdir(parents=True)
+        record = {"scores": str(self._root), "digest": digest, "rescaling": rescaling}
+        write_atomically(path / RECORD, (json.dumps(record, indent=2) + "\n").encode(), sync=True)
+        bundle = replace(
+            self.bundle,
+            path=path,
+            outputs=(replace(self.bundle.outputs[0], activation="softmax"),),
+            source=replace(self.bundle.source, weights_sha256=digest, changes=("the scores are rescaled",)),
+        )
+        bundle.save()
+        return bundle
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -148,6 +174,7 @@ class ScoreFiles:
         if entry is None:
             raise ImageError("no-scores", f"{self._root} holds no scores of it; their names must match")
         activation = self.bundle.outputs[0].activation
+        stored = activation if self._rescaling is None else self._rescaling["activation"]
         try:
             scores = _load(entry, self.bundle, image.size)
         except (OSError, ValueError, KeyError, UnidentifiedImageError) as error:
@@ -155,11 +182,15 @@ class ScoreFiles:
         if scores.ndim != 3:
             raise ImageError("no-scores", f"{entry} has the shape {scores.shape}; expected (classes, height, width)")
         num_classes, background = len(self.bundle.classes), self.bundle.background
-        if len(scores) == num_classes - 1 and background is not None and activation == "none":
+        if len(scores) == num_classes - 1 and background is not None and stored == "none":
             rest = np.maximum(0, 1 - scores.max(axis=0, keepdims=True))
             scores = np.concatenate([scores[:background], rest, scores[background:]])
         if len(scores) != num_classes:
             raise ImageError("no-scores", f"{entry} has {len(scores)} score maps for {num_classes} classes")
+        if self._rescaling is not None:
+            logits = np.log(np.maximum(scores, SMALLEST)) if stored == "none" else scores
+            offsets = np.asarray(self._rescaling["offsets"], np.float32)[:, None, None]
+            scores = np.float32(self._rescaling["scale"]) * logits + offsets
         height, width = scores.shape[1:]
         return ScoreMap(
             scores=scores, layout="CHW", activation=activation, size=image.size,

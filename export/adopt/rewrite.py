@@ -160,6 +160,52 @@ def add_complement(
     return scores, "softmax" if activation == "sigmoid" else "none", sentence
 
 
+def add_rescaling(
+    model: onnx.ModelProto,
+    output: str,
+    class_axis: int,
+    scale: float,
+    offsets: Sequence[float],
+    *,
+    smallest: float | None,
+) -> tuple[str, str]:
+    """Multiply the values z of an output by ``scale``, and add an offset per class.
+
+    With ``smallest`` the values are probabilities: z is the logarithm of their maximum with it. Returns the new
+    output's name and the sentence for the manifest.
+    """
+    from onnx import helper, numpy_helper
+
+    value = next(value for value in model.graph.output if value.name == output)
+    code = value.type.tensor_type.elem_type
+    dtype = helper.tensor_dtype_to_np_dtype(code)
+    scores = _unused_name(model, "rescaled")
+    current = output
+
+    def append(operator: str, constant: Any, target: str) -> None:
+        nonlocal current
+        operands = [current]
+        if constant is not None:
+            operands.append(f"{target}_constant")
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(constant).astype(dtype), operands[1]))
+        model.graph.node.append(helper.make_node(operator, operands, [target], name=f"/{target}"))
+        current = target
+
+    if smallest is not None:
+        append("Max", smallest, _unused_name(model, "rescaled_positive"))
+        append("Log", None, _unused_name(model, "rescaled_logarithm"))
+    append("Mul", scale, _unused_name(model, "rescaled_product"))
+    shape = [1, 1, 1, 1]
+    shape[class_axis] = len(offsets)
+    append("Add", np.reshape(offsets, shape), scores)
+    dims: list[Any] = [dim.dim_param or dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    position = list(model.graph.output).index(value)
+    del model.graph.output[position]
+    model.graph.output.insert(position, helper.make_tensor_value_info(scores, code, dims or None))
+    kind = "logarithms" if smallest is not None else "values"
+    return scores, f"the {kind} of the output {output} are multiplied by {scale:.4g}, with an offset per class"
+
+
 def freeze_batch(model: onnx.ModelProto, batch: int, reason: str = _FROZEN) -> str:
     """Declare the batch that the graph takes in its signature; returns the sentence for the manifest."""
     names = set()

@@ -1,0 +1,90 @@
+"""The command that rescales a model's scores on labeled images."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...engine.cli.options import (
+    AsStoredOption,
+    BatchOption,
+    BundleArgument,
+    EndingOption,
+    FormatOption,
+    IdsOption,
+    ImagesOption,
+    JsonOption,
+    LabelsOption,
+    OverlapOption,
+    PairingOption,
+    TaxonomyOption,
+    ThreadsOption,
+    TileOption,
+    WorkersOption,
+    print_json,
+    reads_urls,
+)
+from ...engine.report.terminal import say
+
+
+@reads_urls
+def rescale_scores(
+    bundle: BundleArgument,
+    images: ImagesOption,
+    labels: LabelsOption,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    taxonomy: TaxonomyOption = None,
+    ids: IdsOption = None,
+    pairing: PairingOption = None,
+    labels_as_stored: AsStoredOption = False,
+    labels_format: FormatOption = None,
+    image_ending: EndingOption = None,
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a scale of the logits and an offset per class to labeled images.
+
+    For a model that sees some classes everywhere, or misses them: the new bundle's scores are a softmax of the rescaled
+    logits. The mIoU is that of the best class of every pixel, before and after, on images that each fit left out. Gate
+    and calibrate the new bundle, not the old one.
+    """
+    from ...engine.inputs.labels import open_labels
+    from ...engine.inputs.names import read_ids
+    from ...engine.inputs.sources import open_source
+    from ...engine.predictors.open import ModelOptions, open_predictor
+    from ...engine.report import display
+    from ...kernels.processors import count_workers
+    from ..rescaling import rescale_bundle
+
+    assert images is not None, "the option is required"
+    assert labels is not None, "the option is required"
+    options = ModelOptions(threads=threads, batch=batch, tile=tile, overlap=overlap)
+    predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else say)
+    with display.counter("rescaling", quiet=as_json) as progress:
+        rescaled, rescaling = rescale_bundle(
+            predictor,
+            open_source(images, image_ending=image_ending),
+            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
+            classes,
+            output,
+            ids=read_ids(ids) if ids else None,
+            workers=count_workers(workers),
+            progress=progress,
+        )
+    if as_json:
+        print_json(dataclasses.asdict(rescaling))
+        return
+    names = sorted(zip(rescaled.classes, rescaling.offsets, strict=True), key=lambda pair: -abs(pair[1]))
+    for name, offset in names[:5]:
+        say(f"  {name}: {offset:+.2f}")
+    say(
+        f"{output}: logits times {rescaling.scale:.3g} and an offset per class, from {rescaling.num_images} images; "
+        f"mIoU {rescaling.miou_before:.3f} before, {rescaling.miou:.3f} after, on images left out"
+    )
