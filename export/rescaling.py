@@ -4,7 +4,7 @@ A teacher that sees objects everywhere, or misses them, is wrong in a way that a
 of its classes become s z + b, with s and b that minimize the cross-entropy of the true classes (vector scaling with one
 scale, Guo et al. 2017), before thresholds are computed::
 
-    bundle, rescaling = maskmill.rescale("deeplab", "labeled/images", "labeled/labels", "rescaled")
+    maskmill rescale deeplab --images labeled/images --labels labeled/labels -o rescaled
 
 The change is part of the new bundle's graph, or of the record of a bundle of score files.
 """
