@@ -174,13 +174,14 @@ class Driver:
         """
         if self.is_deposed:
             raise StoreError(f"another process drives the run into {self.store}: this one was silent for a minute")
-        if self._committer is None and not self._begin():
+        if self._planner is None:
+            self._begin()
+        committer, planner = self._committer, self._planner
+        if committer is None or planner is None:
             return False
-        assert self._committer is not None, "the run has begun"
-        assert self._planner is not None, "the run has begun"
-        planning = self._planner.is_busy
-        if self._planner.error is not None:
-            raise self._planner.error
+        planning = planner.is_busy
+        if planner.error is not None:
+            raise planner.error
         # in this order: a worker writes its record, then claims, then hands back, then deletes its record
         self._claims = self._leases.claims(self._claims)
         self._watch_workers()
@@ -192,10 +193,10 @@ class Driver:
                 self._lost_lease(lease, worker)
         for lease in self._claim_watcher.lost(self._claims, handed_back, self._workers):
             self._leases.withdraw(lease)
-        published = self._planner.published()
+        published = planner.published()
         open_names = self._leases.open_names()
         for lease in published.difference(open_names, self._committed):
-            self._lost_inputs(self._planner.size_of(lease))
+            self._lost_inputs(planner.size_of(lease))
         unfinished = [name for name in open_names if name not in handed_back]
         self.num_open = len(unfinished)
         in_progress = {lease: number for record in self._workers.values() for lease, number in record["leases"].items()}
@@ -203,11 +204,11 @@ class Driver:
             number for lease, number in in_progress.items() if lease in unfinished
         )
         flush = flush or not (planning or unfinished) or self._look_for_drift()
-        if self._committer.step(finished, flush=flush):
+        if committer.step(finished, flush=flush):
             self._num_waiting = 0
-        self._planner.make_room(16 + 3 * len(self._workers) - len(unfinished))
+        planner.make_room(16 + 3 * len(self._workers) - len(unfinished))
         is_over = not planning and not self._leases.open_names() and not self._leases.finished()
-        return is_over and (self._stop.is_set() or not self._planner.plan_lost())
+        return is_over and (self._stop.is_set() or not planner.plan_lost())
 
     def stop(self) -> None:
         """Plan no further leases, and take back those that nobody has claimed."""
@@ -245,13 +246,13 @@ class Driver:
         if self._planner is not None:
             self._planner.end()
 
-    def _begin(self) -> bool:
-        """Commit what an earlier run finished, and start to plan; returns False while there is no store yet."""
+    def _begin(self) -> None:
+        """Commit what an earlier run finished, and plan, unless there is no store yet; may be repeated if it fails."""
         self._watch_workers()
         try:
             store = LabelStore.open(self._job.store, storage_options=self._job.storage_options, warn=False)
         except StoreError:
-            return False  # the first worker that has opened its model creates it
+            return  # the first worker that has opened its model creates it
         commit_waiting(store)  # of a run in one process that was killed
         self._committer = Committer(store, self._leases, self._complete, self._log.run)
         claims = self._leases.claims()
@@ -274,7 +275,6 @@ class Driver:
             **self._plan_options,
         )
         self._planner.start()
-        return True
 
     def _look_for_drift(self) -> bool:
         """End the plan at an alarm; returns True while the watch for drift waits for results to be committed."""
@@ -324,13 +324,13 @@ class Driver:
     def _lost_lease(self, lease: str, worker: str) -> None:
         """Offer the lease of a worker that is gone again; an input that ends every worker becomes a reject."""
         del self._claims[lease]
-        if self._planner is None or self._stop.is_set():
+        if self._planner is None or self._committer is None or self._stop.is_set():
             self._leases.withdraw(lease)
             return
         num_deaths = self._deaths.pop(lease, 0) + 1
         items = self._leases.items(lease) or []  # if its file is damaged, step() finds it withdrawn
         if len(items) == 1 and num_deaths >= MAX_DEATHS:
-            self._reject(items[0])
+            self._reject(self._committer, items[0])
         elif items:
             size = -(-len(items) // _PIECES) if num_deaths > 1 else len(items)
             for number, start in enumerate(range(0, len(items), size)):
@@ -342,11 +342,10 @@ class Driver:
             self._planner.size_of(lease)
         self._leases.withdraw(lease)
 
-    def _reject(self, item: Item) -> None:
-        assert self._committer is not None, "the run has begun"
+    def _reject(self, committer: Committer, item: Item) -> None:
         message = f"{MAX_DEATHS} workers died while they labeled {item.uri}; look for their last words in the log"
         place = {"uri": item.uri, "size": item.size, "stamp": item.stamp, "condition": self._job.conditions()(item.uri)}
-        self._committer.reject(InputRow(**place, id=None, error="crash", message=message))
+        committer.reject(InputRow(**place, id=None, error="crash", message=message))
 
     def _complete(self, done: Finished, inputs: pa.Table) -> bool:
         """Take a committed lease back; inputs that its worker did not finish are offered again."""

