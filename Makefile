@@ -114,7 +114,7 @@ $(OLD)/.ready: $(PACKAGED)
 
 $(SCALE)/.ready: $(PACKAGED)
 	$(PYTHON) -m venv $(SCALE)
-	$(SCALE)/bin/python -m pip install --quiet -c constraints.txt --editable '.[cpu,ray,s3]' 'moto[server,s3]' \
+	$(SCALE)/bin/python -m pip install --quiet -c constraints.txt --editable '.[cpu,ray,s3,serve]' 'moto[server,s3]' \
 	  aiohttp hypothesis psutil pytest pytest-timeout pytest-xdist
 	@touch $@
 

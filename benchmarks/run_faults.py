@@ -622,7 +622,7 @@ def hostile_files(run: Run, finish: Finish) -> None:
 @contextmanager
 def bucket(run: Run) -> Iterator[Proxy]:
     """Put the store into a bucket behind a proxy."""
-    from tests.engine.cluster.test_buckets import Server
+    from tests.engine.cluster.bucket_server import Server
 
     server = Server()
     proxy = Proxy(server.port)

@@ -152,7 +152,7 @@ def main() -> None:
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
             options.address = cluster.address
         if BUCKETS & set(options.sides):
-            from tests.engine.cluster.test_buckets import Server
+            from tests.engine.cluster.bucket_server import Server
 
             server = Server()
             options.endpoint = f"http://127.0.0.1:{server.port}"

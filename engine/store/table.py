@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ import pyarrow as pa
 from ...errors import MaskmillError, StoreError
 from ..model.publishing import published_folder, sync_files
 from ..model.storage import is_remote, lance_options, open_folder
+from ..reading.access import current_access
+from ..reading.bucket_client import translated
+from ..reading.retries import may_pass, pause_before
 from .schema import KEYS, SCHEMAS
 
 # fragments of this size are left alone, so that a row is rewritten about once however large the store grows
@@ -56,19 +60,10 @@ class Table:
     def create(folder: Path, name: str) -> None:
         """Create an empty dataset unless it exists; processes that do so at once agree on one."""
         path = folder / f"{name}.lance"
-        if path.exists():
-            return
         if is_remote(path):
-            options = lance_options(getattr(folder, "storage_options", None))
-            empty = SCHEMAS[name].empty_table()
-            try:
-                # the first version is written on condition that there is none
-                lance.write_dataset(
-                    empty, str(path), mode="create", enable_stable_row_ids=True, storage_options=options
-                )
-            except OSError:
-                if not path.exists():
-                    raise
+            _create_remote(path, name)
+            return
+        if path.exists():
             return
         # written aside and renamed: of two processes that create in place, the second would overwrite the first's rows
         try:
@@ -243,6 +238,31 @@ class Table:
         return self._hashes[name]
 
 
+def _create_remote(path: Any, name: str) -> None:
+    """Create an empty dataset in a bucket unless it has a version; attempts are repeated as those of other requests.
+
+    A version is written on condition that there is none, so that a repetition never replaces one. An attempt that
+    failed may have left other files, which no version names.
+    """
+    options = lance_options(path.storage_options)
+    empty = SCHEMAS[name].empty_table()
+    for number in itertools.count():
+        if _has_version(path):
+            return
+        try:
+            lance.write_dataset(empty, str(path), mode="create", enable_stable_row_ids=True, storage_options=options)
+            return
+        except OSError as error:
+            is_last = number >= current_access().retries or not may_pass(translated(ConnectionError(error), str(path)))
+            if is_last and not _has_version(path):
+                raise
+        time.sleep(pause_before(number + 1))
+
+
+def _has_version(path: Path) -> bool:
+    return any((path / "_versions").glob("*.manifest"))
+
+
 REPAIR = "run `maskmill verify STORE --repair`, and label again what it removes"
 """Advice of messages about damage."""
 
@@ -292,6 +312,8 @@ def store_errors(action: str) -> Iterator[None]:
             text = error.strerror  # the files have temporary names
         if "No space left" in text or "Disk quota exceeded" in text or "File too large" in text:
             text = "the disk is full. What was committed is safe: free some space and run the same command again"
+        elif "Error performing" in text:  # of a bucket's client inside Lance
+            text = str(translated(ConnectionError(text), "the store"))
         elif panic:
             text = f"its files are damaged ({text}); {REPAIR}"
         raise StoreError(f"{action}: {text.partition(', /')[0]}") from error

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ....errors import StoreError, UsageError
+from ...reading.remote_path import RemotePath
 from ..label_store import LabelStore
 from ..moments import Moment
 from ..rows import ReviewRow
@@ -55,7 +56,9 @@ class JoinedStores(LabelStore):
         for store in stores[1:]:
             check_alike(stores[0], store)
         self._stores = list(stores)
-        super().__init__(Path(", ".join(str(store.path) for store in stores)), stores[0].run)
+        names: Any = ", ".join(str(store.path) for store in stores)
+        # a Path would drop a slash of s3://
+        super().__init__(RemotePath(names) if "://" in names else Path(names), stores[0].run)
         self._fixed = Moment(labels=0, inputs=0, reviews=0)  # it cannot be written to
 
     def __getstate__(self) -> dict[str, Any]:

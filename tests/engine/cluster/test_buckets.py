@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lance
 import pytest
 
 from maskmill.engine.calibration.calibration import Calibration
@@ -31,56 +28,25 @@ from maskmill.engine.model.storage import lance_options, location_of, open_folde
 from maskmill.engine.store import label_store
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.verify import verify
-from maskmill.errors import CalibrationError
+from maskmill.errors import CalibrationError, StoreError
 
 from ...models import color_bundle
 from ..corpus import label_folder, write_photos
+from .bucket_server import KEYS, Server, serve_bucket, upload
 
 pytest.importorskip("moto.server")
 pytest.importorskip("obstore")
 
-OPTIONS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
-
-
-class Server:
-    """moto's server in a process of its own; its state is lost when it stops, so an outage pauses it."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    request = urllib.request.Request(f"http://127.0.0.1:{self.port}/bucket", method="PUT")
-                    with urllib.request.urlopen(request):
-                        return
-            time.sleep(0.1)
-        raise RuntimeError("the server does not start")
-
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[dict[str, str]]:
-    server = Server()
-    options = {**OPTIONS, "aws_endpoint": f"http://127.0.0.1:{server.port}"}
-    yield options
-    server.process.kill()
-    server.process.wait()
+    with serve_bucket() as server:
+        yield server.options
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return color_bundle(tmp_path)
-
-
-def upload(folder: Path, url: str, options: dict[str, str]) -> None:
-    target: Any = location_of(url, options)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            (target / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 
 
 def labels_of(store: LabelStore) -> dict[str, tuple[bytes, bytes]]:
@@ -148,7 +114,6 @@ class TestBucket:
         assert (status.st_size, abs(status.st_mtime - time.time()) < 3600) == (7, True)
 
     def test_a_lance_dataset_in_a_bucket_is_a_source(self, tmp_path: Path, options: dict[str, str]) -> None:
-        import lance
         import pyarrow as pa
 
         photos = [path.read_bytes() for path in write_photos(tmp_path / "photos", 100)]
@@ -178,6 +143,53 @@ class TestBucket:
         for number in range(5):
             store.commit([label_row(str(number))], [input_row(str(number))])
         assert len(set(store.ids())) == len(store) == 5
+
+    @pytest.mark.parametrize("moment", ["before", "between", "after"])
+    def test_a_store_is_created_though_the_server_resets_the_connection(
+        self, options: dict[str, str], monkeypatch: pytest.MonkeyPatch, moment: str
+    ) -> None:
+        from ...builders import input_row, label_row
+
+        write, failed = lance.write_dataset, set()
+        place: Any = location_of(f"s3://bucket/reset-{moment}", options)
+
+        def reset_once(data: Any, uri: str, **words: Any) -> None:
+            if uri not in failed:
+                failed.add(uri)
+                if moment == "between":  # the request before that for the version
+                    location_of(f"{uri}/_transactions/0-a.txn", options).write_bytes(b"")
+                if moment == "after":
+                    write(data, uri, **words)
+                raise OSError("LanceError(IO): Error performing PUT http://x in 1s - HTTP error: error sending request")
+            write(data, uri, **words)
+
+        monkeypatch.setattr(lance, "write_dataset", reset_once)
+        store = LabelStore.create(place, {"run": 1})
+        assert len(failed) == 3
+        store.commit([label_row("1")], [input_row("1")])
+        assert len(LabelStore.open(place)) == 1
+
+    def test_a_store_that_may_not_be_created_is_one_line(
+        self, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        attempts = []
+
+        def refuse(data: Any, uri: str, **words: Any) -> None:
+            attempts.append(uri)
+            raise OSError(
+                "LanceError(IO): Error performing PUT http://x in 1s - Server returned non-2xx status code: 403 "
+                "Forbidden: <?xml?>\n<Error><Code>AccessDenied</Code></Error>"
+            )
+
+        monkeypatch.setattr(lance, "write_dataset", refuse)
+        message = r"^cannot create a label store in s3://bucket/refused: the server refuses access \(AccessDenied\)$"
+        with pytest.raises(StoreError, match=message):
+            LabelStore.create(location_of("s3://bucket/refused", options), {"run": 1})
+        assert len(attempts) == 1
+        monkeypatch.undo()
+        message = "^cannot create a label store in s3://nowhere/store: the bucket of .* does not exist$"
+        with pytest.raises(StoreError, match=message):
+            LabelStore.create(location_of("s3://nowhere/store", options), {"run": 1})
 
     def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
         from ...builders import input_row, label_row
@@ -239,7 +251,7 @@ class TestBucket:
 def test_an_outage_delays_a_run(jobs: Any, bundle: Bundle, tmp_path: Path) -> None:
     seconds = float(os.environ.get("MASKMILL_OUTAGE_SECONDS", "8"))
     server = Server()
-    options = {**OPTIONS, "aws_endpoint": f"http://127.0.0.1:{server.port}"}
+    options = server.options
     write_photos(tmp_path / "photos", 60)
     job = jobs.color_job(bundle, tmp_path / "photos", "s3://bucket/labels", pause=0.1, storage_options=options)
 
@@ -267,8 +279,8 @@ def test_an_outage_delays_a_run(jobs: Any, bundle: Bundle, tmp_path: Path) -> No
 
 
 def test_lance_may_use_http_if_the_address_says_so() -> None:
-    assert lance_options(OPTIONS) == OPTIONS
-    local = {**OPTIONS, "aws_endpoint": "http://127.0.0.1:1"}
+    assert lance_options(KEYS) == KEYS
+    local = {**KEYS, "aws_endpoint": "http://127.0.0.1:1"}
     assert lance_options(local) == {**local, "allow_http": "true"}
     assert lance_options(None) is None
 
