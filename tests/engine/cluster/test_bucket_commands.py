@@ -139,9 +139,7 @@ def test_corrected_labels_come_back_and_calibrate(call: Call, home: Path, option
 
 def test_photos_and_label_maps_calibrate(call: Call, fails: Call) -> None:
     model = (f"{BUCKET}/bundle", "--images", f"{BUCKET}/photos", "--labels", f"{BUCKET}/labels")
-    assert "8 images used" in call(
-        "calibrate", *model, "--ids", f"{BUCKET}/ids.txt", "--alpha", "0.2", "-o", "r2.json"
-    )
+    assert "8 images used" in call("calibrate", *model, "--ids", f"{BUCKET}/ids.txt", "--alpha", "0.2", "-o", "r2.json")
     call("calibrate", "--calibration", f"{BUCKET}/c.json", "--like", STORES[1], "--alpha", "0.2", "-o", "r3.json")
     call("choose", *model, "-o", "r4.json")
     message = fails("taxonomy", f"{BUCKET}/bundle", "-o", "t.toml", "--labels", f"{BUCKET}/labels")
