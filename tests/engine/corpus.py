@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,29 @@ def write_photos(folder: Path, num: int, *, size: tuple[int, int] = (12, 16), se
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path, compress_level=1)
     return paths
+
+
+def write_damaged_shards(folder: Path) -> None:
+    """Four tar archives of four photos each: sound, a damaged header, a damaged photo, cut short in the last photo."""
+    folder.mkdir()
+    photos = [path.read_bytes() for path in write_photos(folder.with_name("unpacked"), 16)]
+    for number in range(4):
+        path = folder / f"s-{number}.tar"
+        offsets = []
+        with tarfile.open(path, "w") as tar:
+            for place, photo in enumerate(photos[4 * number : 4 * number + 4]):
+                member = tarfile.TarInfo(f"{place}.png")
+                member.size = len(photo)
+                offsets.append(tar.offset)
+                tar.addfile(member, io.BytesIO(photo))
+        data = bytearray(path.read_bytes())
+        if number == 1:
+            data[offsets[2] : offsets[2] + 512] = bytes(range(256)) * 2
+        elif number == 2:
+            data[offsets[1] + 512 + 40 : offsets[1] + 512 + 90] = bytes(50)
+        elif number == 3:
+            del data[offsets[3] + 512 + 20 :]
+        path.write_bytes(data)
 
 
 def label_folder(bundle: Bundle, photos: Path | str, store: Path, **options) -> Progress:

@@ -24,6 +24,7 @@ from maskmill.engine.store.label_store import LabelStore  # noqa: E402
 
 from ...models import cam_bundle, sam_bundle  # noqa: E402
 from ..cli.test_reselect import label_home  # noqa: E402
+from ..corpus import write_damaged_shards  # noqa: E402
 from .bucket_server import serve_bucket, upload  # noqa: E402
 from .prompted_jobs import write_scenes  # noqa: E402
 
@@ -163,6 +164,15 @@ def test_a_manifest_is_labeled_by_a_process_of_an_array(call: Call, options: dic
     call("label", f"{BUCKET}/bundle", f"{BUCKET}/photos.parquet", "-o", f"{BUCKET}/array", "--runner", "array",
          *CONFORMAL)  # fmt: skip
     assert num_images(f"{BUCKET}/array", options) == 12
+
+
+def test_what_is_sound_in_damaged_archives_is_labeled(call: Call, home: Path, options: dict[str, str]) -> None:
+    write_damaged_shards(home / "shards")
+    upload(home / "shards", f"{BUCKET}/shards", options)
+    call("label", f"{BUCKET}/bundle", f"{BUCKET}/shards/s-*.tar", "-o", f"{BUCKET}/from-shards")
+    store = LabelStore.open(f"{BUCKET}/from-shards", storage_options=options)
+    rejects = sorted(row.uri.removeprefix(f"{BUCKET}/shards/") for row in store.rejects())
+    assert (len(store), rejects) == (12, ["s-1.tar", "s-2.tar::1.png", "s-3.tar"])
 
 
 def test_a_model_is_timed(call: Call) -> None:

@@ -16,8 +16,12 @@ import pytest
 from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import Item, Source, open_source
 from maskmill.engine.reading.access import Access, Cancelled, limit_reads, schemes_of
+from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import ImageError, SourceError, UsageError
 from tests.hostile_server import HostileServer, hostile_server
+
+from ...models import color_bundle
+from ..corpus import label_folder, write_damaged_shards
 
 PATIENT = Access(retries=0, max_bytes=4 << 20, max_unknown_bytes=1 << 20)
 QUICK = replace(PATIENT, timeout=0.5)
@@ -198,6 +202,19 @@ def test_members_of_remote_archives_are_read(server: HostileServer) -> None:
     (item,) = source
     assert source.read(item) == b"abc"
     system.rm("/hostile", recursive=True)
+
+
+def test_what_is_sound_in_damaged_remote_archives_is_labeled(server: HostileServer, tmp_path: Path) -> None:
+    write_damaged_shards(tmp_path / "shards")
+    for path in (tmp_path / "shards").iterdir():
+        server.files[path.name] = path.read_bytes()
+    shards = [f"{server.url}/ok/s-{number}.tar" for number in range(4)]
+    (tmp_path / "list.txt").write_text("\n".join([f"{server.url}/error/s.tar", *shards]))
+    progress = label_folder(color_bundle(tmp_path), tmp_path / "list.txt", tmp_path / "store")
+    assert progress.images == 12
+    rejects = {row.uri: row.message for row in LabelStore.open(tmp_path / "store").rejects()}
+    assert sorted(rejects) == [f"{server.url}/error/s.tar", shards[1], f"{shards[2]}::1.png", shards[3]]
+    assert all("is cut short, damaged" in str(rejects[shard]) for shard in (shards[1], shards[3]))
 
 
 @pytest.mark.parametrize(
