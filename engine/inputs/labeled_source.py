@@ -295,5 +295,6 @@ def _check_names(labels: LabelSource, taxonomy: Taxonomy) -> None:
         other = f"it is the model's {taxonomy.targets[target]}" if target >= 0 else "the model has no class for it"
         raise UsageError(
             f"label {index} of {labels.path} is {name}, but without a taxonomy {other}; draft a class mapping with "
-            f"`maskmill taxonomy BUNDLE --labels {labels.path} -o taxonomy.toml` and give it as --taxonomy"
+            f"`maskmill taxonomy BUNDLE --labels {labels.path} -o taxonomy.toml`, with the same "
+            "--boxes, --points, --coarse-masks, --detector or --text if these name the classes, and give it as --taxonomy"
         )

@@ -32,6 +32,11 @@ _ALIASES = {
     "pedestrian": "person",
 }
 """Names of one thing in VOC, COCO and CamVid."""
+_CLASSES_FROM = {
+    "promptable": "--boxes, --points, --coarse-masks or --detector, as for labeling; with --cam, draft for that bundle",
+    "text": "--text, as for labeling",
+}
+"""What names the classes of models without their own, by task."""
 _VOID = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored", "unlabelled(ignore)", "other"})
 """Names of labels that stand for no class."""
 
@@ -70,9 +75,12 @@ def draft(
     With ``by_name`` the labels are written by name, for formats whose values mean nothing; ``colors`` is the
     name of the color table of label maps that store colors.
 
-    Raises :class:`TaxonomyError` if fewer than two targets remain.
+    Raises :class:`TaxonomyError` if fewer than two targets remain, :class:`UsageError` for a bundle without classes.
     """
     check_choice("unmatched", unmatched, Unmatched)
+    if not bundle.classes:
+        source = _CLASSES_FROM.get(bundle.task, "the predictor that gives it classes")
+        raise UsageError(f"a model of the task {bundle.task} has no classes of its own; give what names them: {source}")
     classes, notes = bundle.classes, []
     class_of = {_normalized(name): name for name in classes}
     background = None if bundle.background is None else classes[bundle.background]

@@ -255,16 +255,30 @@ def check_prompts(prompted: PromptedOptions, uris: Iterable[str]) -> list[str]:
 
 def prompted_taxonomy(prompted: PromptedOptions, taxonomy: Path | None = None) -> Taxonomy:
     """Load the class mapping of :func:`open_prompted` without opening a model."""
-    from ..model.bundle import Bundle
     from ..model.taxonomy import Taxonomy
-    from .prompted.given_predictor import prompted_bundle
 
     if prompted.cam is not None:
         return load_taxonomy(prompted.cam, taxonomy)
-    detector = prompted.detector
-    classes = given_prompts(prompted).classes if detector is None else Bundle.load(detector).classes
-    model = prompted_bundle(Bundle.load(prompted.sam), classes)
+    model = prompted_model(prompted)
     return Taxonomy.load(taxonomy, model) if taxonomy else Taxonomy.of_model(model)
+
+
+def prompted_model(prompted: PromptedOptions) -> Bundle:
+    """Return the promptable bundle with the classes that its source of prompts names, without opening a model.
+
+    Raises :class:`UsageError` if the bundle is not promptable.
+    """
+    from ..model.bundle import Bundle
+    from .prompted.given_predictor import prompted_bundle
+
+    sam, detector = Bundle.load(prompted.sam), prompted.detector
+    if sam.task != "promptable":
+        raise UsageError(
+            f"{prompted.sam} has the task {sam.task}; {', '.join(prompted.sources)} gives prompts for a promptable "
+            "model only, leave it out"
+        )
+    classes = given_prompts(prompted).classes if detector is None else Bundle.load(detector).classes
+    return prompted_bundle(sam, classes)
 
 
 def open_everything(

@@ -11,7 +11,16 @@ from ....errors import UsageError
 from ...model.color_tables import TableName
 from ...model.taxonomy_draft import Unmatched
 from ...report.terminal import say
-from ..options import BundleArgument, FormatOption, reads_urls
+from ..options import (
+    BoxesOption,
+    BundleArgument,
+    DetectorOption,
+    FormatOption,
+    MasksOption,
+    PointsOption,
+    TextOption,
+    reads_urls,
+)
 
 
 @reads_urls
@@ -42,17 +51,36 @@ def draft_taxonomy(
         Unmatched,
         typer.Option(metavar="NAME", help="Target of names without a match: ignore or background."),
     ] = "ignore",
+    detector: DetectorOption = None,
+    boxes: BoxesOption = None,
+    points: PointsOption = None,
+    coarse_masks: MasksOption = None,
+    text: TextOption = None,
 ) -> None:
-    """Draft a class mapping from matching names, and list the names that did not match."""
+    """Draft a class mapping from matching names, and list the names that did not match.
+
+    A promptable model has the classes that its source of prompts names: give --boxes, --points, --coarse-masks or
+    --detector as for labeling, and --text for a text model.
+    """
     from ...inputs.labeled_source import value_names
     from ...inputs.labels import open_labels
     from ...inputs.summary import SourceSummary
     from ...model.bundle import Bundle
     from ...model.color_tables import named_table
     from ...model.taxonomy_draft import draft, read_label_names
+    from ...predictors.open import PromptedOptions, prompted_model
     from ...predictors.prompted.activation_maps import scored_bundle
+    from ...predictors.texts import parse_texts, text_bundle
 
-    model = scored_bundle(Bundle.load(bundle))
+    prompted = PromptedOptions(sam=bundle, detector=detector, boxes=boxes, points=points, masks=coarse_masks)
+    if prompted.sources and text is not None:
+        raise UsageError(f"{', '.join(prompted.sources)} and --text name classes of different models; give one")
+    if prompted.sources:
+        model = prompted_model(prompted)
+    elif text is not None:
+        model = text_bundle(Bundle.load(bundle), parse_texts(text))
+    else:
+        model = scored_bundle(Bundle.load(bundle))
     if output.exists():
         raise UsageError(f"{output} exists already; remove it or choose another name")
     table = None if colors is None else named_table(colors)

@@ -2,15 +2,16 @@
 
 =================  ===================================================================================================
 boxes, ``.csv``    ``image,label,x0,y0,x1,y1`` and optionally ``score``, a row per box
-boxes, ``.json``   a COCO file: ``images``, ``categories``, and ``annotations`` with ``bbox`` and optionally ``score``
+boxes, ``.json``   a COCO file: ``images``, ``categories``, and ``annotations`` with ``bbox`` and optionally ``score``;
+                   its classes are the categories, also those without a box
 points, ``.csv``   ``image,label,x,y`` and optionally ``positive`` (1 on the object, 0 off it) and ``object``: rows of
                    one image, label and object are one prompt
 masks              a label store, or a file or folder of any label format that maskmill reads
 =================  ===================================================================================================
 
 Coordinates are pixels of the image; boxes are cut to it, and an image is rejected if a box or a point lies outside of
-it. An image without a row has no prompts, and is background everywhere. ``iscrowd`` boxes are left out: they hold
-several objects, and a prompt is for one.
+it. A CSV file has the classes that occur in it. An image without a row has no prompts, and is background everywhere.
+``iscrowd`` boxes are left out: they hold several objects, and a prompt is for one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import ImageError, UsageError
-from ...formats.base import BACKGROUND
+from ...formats.base import BACKGROUND, IGNORE
 from ...inputs.names import NameIndex
 from ...model.files import MAX_TEXT, read_text
 from ...model.schema import read_json_object
@@ -135,11 +136,15 @@ class GivenPrompts:
 def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read boxes; raises :class:`UsageError` naming the line that is not as expected."""
     file = location_of(path)
-    rows, num_crowds = _coco_boxes(file) if file.suffix.lower() == ".json" else ([*_csv_boxes(file)], 0)
+    classes: Sequence[str] | None = None
+    if file.suffix.lower() == ".json":
+        rows, num_crowds, classes = _coco_boxes(file)
+    else:
+        rows, num_crowds = [*_csv_boxes(file)], 0
     many = num_crowds > 1
     notes = [f"{num_crowds} iscrowd box{'es' * many} of {file} {'are' if many else 'is'} left out"] * (num_crowds > 0)
     prompts = [(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows]
-    return _of_rows(prompts, file, "box", notes)
+    return _of_rows(prompts, file, "box", notes, classes)
 
 
 def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
@@ -179,11 +184,18 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
 
 
 def _of_rows(
-    rows: Sequence[tuple[str, str, float, Prompt]], file: Path, kind: str, notes: Sequence[str] = ()
+    rows: Sequence[tuple[str, str, float, Prompt]],
+    file: Path,
+    kind: str,
+    notes: Sequence[str] = (),
+    class_names: Iterable[str] | None = None,
 ) -> GivenPrompts:
+    """Make prompts of (image, class, score, prompt); the classes are those that occur if ``class_names`` is None."""
     if not rows:
         raise UsageError(f"{file} holds no prompts")
-    classes = sorted({label for _, label, _, _ in rows})
+    occurring = {label for _, label, _, _ in rows}
+    # a calibration is for the classes of a file, in whatever order it lists them
+    classes = sorted(occurring.union(class_names or ()))
     if BACKGROUND in classes:
         raise UsageError(f"{file} prompts for {BACKGROUND}, which is what no prompt covers; leave these rows out")
     by_image: dict[str, list[Target]] = {}
@@ -252,8 +264,11 @@ def _csv_boxes(file: Path) -> Iterator[tuple[str, str, float, tuple[float, float
         yield row["image"], row["label"], score, (x0, y0, x1, y1)
 
 
-def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, float, float, float]]], int]:
-    """Return image, class, score and corners of the boxes of a COCO file, and the number of crowds left out."""
+def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, float, float, float]]], int, list[str]]:
+    """Return image, class, score and corners of the boxes of a COCO file, the crowds left out, and the classes.
+
+    Classes are the categories, whether they have a box or not, without the background and the pixels to ignore.
+    """
     boxes, num_crowds = [], 0
     try:
         raw = read_json_object(file, max_bytes=MAX_TEXT)
@@ -274,7 +289,7 @@ def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, fl
         raise UsageError(f"cannot read the prompts {file}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is not a COCO file of images, categories and boxes ({error!r:.200})") from error
-    return boxes, num_crowds
+    return boxes, num_crowds, [name for name in names.values() if name not in (BACKGROUND, IGNORE)]
 
 
 def _check(x0: float, y0: float, x1: float, y1: float, score: float, where: str) -> None:

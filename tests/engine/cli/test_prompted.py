@@ -184,6 +184,32 @@ def test_options_that_do_not_apply_are_refused_in_one_line(home: Path, command: 
     assert result.stderr.count("\n") == 1
 
 
+def test_a_class_mapping_is_drafted_from_the_classes_of_boxes_and_fits_a_calibration(home: Path) -> None:
+    images = [{"id": index, "file_name": f"{index}.png", "width": 48, "height": 32} for index in range(12)]
+    boxes = [{"image_id": index, "category_id": 5, "bbox": [4, 4, 16, 16]} for index in range(12)]
+    boxes += [{"image_id": index, "category_id": 3, "bbox": [26, 12, 16, 16]} for index in range(1, 12, 2)]
+    categories = [{"id": 5, "name": "tomato"}, {"id": 3, "name": "leaf"}, {"id": 9, "name": "plane"}]
+    file = {"images": images, "annotations": boxes, "categories": categories}
+    (home / "boxes.json").write_text(json.dumps(file))
+    (home / "names.txt").write_text("0 background\n1 tomato\n2 leaf\n")
+    mapping = ("--labels", "labels", "--label-names", "names.txt", "-o", "boxes.toml")
+    refused = maskmill("taxonomy", "sam", *mapping, cwd=home)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "has no classes of its own; give what names them: --boxes, --points" in refused.stderr
+    output = ok("taxonomy", "sam", "--boxes", "boxes.json", *mapping, cwd=home)
+    assert "model class plane → dropped" in output
+    ok("calibrate", "--sam", "sam", "--boxes", "boxes.json", "--images", "photos", "--labels", "labels",
+       "--taxonomy", "boxes.toml", "--alpha", "0.2", "--min-images", "1", "-o", "boxes-calibration.json",
+       cwd=home)  # fmt: skip
+    (home / "next.json").write_text(json.dumps(file | {"annotations": boxes[:12]}))  # no leaf is prompted
+    ok("label-prompted", "photos", "--sam", "sam", "--boxes", "next.json", "--taxonomy", "boxes.toml", "--select",
+       "conformal", "--calibration", "boxes-calibration.json", "-o", "boxed", cwd=home)  # fmt: skip
+    assert LabelStore.open(home / "boxed").classes["targets"] == ["background", "leaf", "tomato"]
+    other = maskmill("taxonomy", "cam", "--boxes", "boxes.json", "-o", "other.toml", cwd=home)
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "cam has the task cam; --boxes gives prompts for a promptable model only" in other.stderr
+
+
 def test_steps_of_other_models_are_refused(home: Path) -> None:
     ok("label-prompted", *MODELS, "photos", "-o", "stored", "--limit", "1", cwd=home)
     ok("import", "cam.onnx", "-o", "other", "--task", "cam", "--classes", "model-classes.txt", "--size", "32x48",

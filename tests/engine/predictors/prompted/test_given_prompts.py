@@ -209,6 +209,17 @@ def test_crowds_are_no_prompts(tmp_path: Path) -> None:
     assert prompts.check(["a 1.png"]) == [f"1 iscrowd box of {path} is left out"]
 
 
+def test_the_classes_of_a_coco_file_are_its_categories(tmp_path: Path) -> None:
+    names = {1: "green", 7: "red", 8: "blue", 9: "background", 10: "ignore"}
+    raw = json.loads(coco_boxes([0, 0, 40, 30]))
+    raw["categories"] = [{"id": number, "name": name} for number, name in names.items()]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(raw))
+    prompts = boxes_of(path)
+    assert prompts.classes == ("blue", "green", "red")
+    assert {target.target for target in prompts.targets_of("a 1.png")} == {2}
+
+
 def test_a_box_given_twice_is_one_object(tmp_path: Path, photos: Path) -> None:
     head, row = "image,label,x0,y0,x1,y1\n", "a 1.png,red,4,4,20,20\n"
     other = "b.png,red,28,4,44,20\n"
