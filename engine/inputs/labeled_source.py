@@ -296,5 +296,5 @@ def _check_names(labels: LabelSource, taxonomy: Taxonomy) -> None:
         raise UsageError(
             f"label {index} of {labels.path} is {name}, but without a taxonomy {other}; draft a class mapping with "
             f"`maskmill taxonomy BUNDLE --labels {labels.path} -o taxonomy.toml`, with the same "
-            "--boxes, --points, --coarse-masks, --detector or --text if these name the classes, and give it as --taxonomy"
+            "--boxes, --points, --coarse-masks, --detector or --text if they name the classes; give it as --taxonomy"
         )
