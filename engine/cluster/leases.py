@@ -271,6 +271,6 @@ class _StoreFolder:
             with store_errors(f"cannot {action} the {self._name}"):
                 yield
         except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if action == "read" and isinstance(error.__cause__, FileNotFoundError):
                 raise error.__cause__ from None
             raise

@@ -23,19 +23,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ...errors import UsageError
+from ...errors import MaskmillError, UsageError
 from ..reading import remote
 from ..reading.access import current_access
-from ..reading.bucket_client import allows_http, is_bucket, require_client
+from ..reading.bucket_client import BucketAnswerError, allows_http, is_bucket, require_client
 from ..reading.local import read_local
 from ..reading.remote_path import RemotePath
+from ..reading.retries import may_pass
 from ..reading.storage_options import options_in_force, options_of
 from .publishing import is_temporary, sync_files, write_atomically, write_once
 
 OUTAGE_SECONDS = 600.0
 """Longest time for which a failed access to a bucket is repeated."""
 _LONGEST_PAUSE = 20.0
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+_FINAL = (
+    *(MaskmillError, ValueError, FileNotFoundError, FileExistsError, PermissionError),
+    *(NotADirectoryError, IsADirectoryError),
+)
 
 _FETCHED: dict[str, Path] = {}  # copies of this process, by URL
 
@@ -231,16 +235,16 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         """See :meth:`Folder.read`."""
-        return _repeated(lambda: self._system.cat_file(self._path(name)))
+        return repeated(lambda: self._system.cat_file(self._path(name)))
 
     def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
         """See :meth:`Folder.write`; a bucket has a file when its request returns."""
-        _repeated(lambda: self._system.pipe_file(self._path(name), data))
+        repeated(lambda: self._system.pipe_file(self._path(name), data))
 
     def write_once(self, name: str, data: bytes) -> bool:
         """See :meth:`Folder.write_once`."""
         try:
-            _repeated(lambda: self._system.pipe_file(self._path(name), data, mode="create"))
+            repeated(lambda: self._system.pipe_file(self._path(name), data, mode="create"))
         except FileExistsError:
             return self.read(name) == data  # after a repeated request, the file that exists may be our own
         return True
@@ -255,7 +259,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 return []
 
-        entries = {info["name"].rstrip("/").rpartition("/")[2]: info for info in _repeated(listed)}
+        entries = {info["name"].rstrip("/").rpartition("/")[2]: info for info in repeated(listed)}
         return {name: entries[name]["size"] or 0 for name in sorted(entries) if entries[name]["type"] == "file"}
 
     def remove(self, name: str) -> None:
@@ -267,7 +271,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 return
 
-        _repeated(remove)
+        repeated(remove)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -292,8 +296,11 @@ def parse_storage_options(texts: list[str] | None) -> dict[str, str]:
     return options
 
 
-def _repeated(access: Callable[[], Result]) -> Result:
-    """Call ``access`` until it succeeds or fails for a reason that a repetition does not change."""
+def repeated(access: Callable[[], Result]) -> Result:
+    """Call ``access`` until it succeeds or fails for a reason that a repetition does not change.
+
+    Raises that reason, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
+    """
     started, pause = time.monotonic(), 0.5
     while True:
         try:
@@ -302,6 +309,8 @@ def _repeated(access: Callable[[], Result]) -> Result:
             raise
         except Exception as error:
             # each fsspec filesystem raises exceptions of its own
+            if isinstance(error, BucketAnswerError) and not may_pass(error):
+                raise
             if time.monotonic() - started + pause > OUTAGE_SECONDS:
                 raise OSError(f"the storage does not answer: {error}") from error
         time.sleep(pause)

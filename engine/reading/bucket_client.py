@@ -127,9 +127,11 @@ def translated(error: Exception, url: str) -> Exception:
     if isinstance(error, MaskmillError | BucketAnswerError):
         return error
     text = str(error)
+    status = _STATUS.search(text)
+    if "<Code>NoSuchBucket</Code>" in text:
+        return FileNotFoundError(f"the bucket of {url} does not exist")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{url} does not exist")
-    status = _STATUS.search(text)
     code = int(status[1]) if status else 0
     kind = type(error).__name__
     if kind == "AlreadyExistsError":
@@ -140,8 +142,6 @@ def translated(error: Exception, url: str) -> Exception:
             f"there are no credentials for {scheme}:// URLs in the environment or the storage options; for a public "
             "bucket give the option skip_signature=true"
         )
-    if status is not None and status[3] == "NoSuchBucket":
-        return FileNotFoundError(f"the bucket of {url} does not exist")
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or code in (401, 403):
         return PermissionError(f"the server refuses access ({(status and (status[3] or status[2])) or kind})")
     if status is not None:

@@ -36,7 +36,7 @@ from ...errors import StoreError
 from ..inputs.identity import content_id
 from ..inputs.sources import Item
 from ..model.publishing import is_temporary, remove_leftovers
-from ..model.storage import is_remote, location_of
+from ..model.storage import is_remote, location_of, repeated
 from .digests import DIGEST_BYTES, DigestIndex, digest_table, digests_of
 from .moments import Moment, pin_moment, unpin_moment
 from .reader import SEGMENTS, StoreReader
@@ -122,25 +122,29 @@ class LabelStore(StoreReader):
     @classmethod
     def _create(cls, folder: Path, run: Mapping[str, Any]) -> LabelStore:
         with store_errors(f"cannot create a label store in {folder}"):
-            if not is_remote(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(folder)
-                own = {RUN_FILE, LEASES, *(f"{name}.lance" for name in SCHEMAS)}
-                if others := [
-                    name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)
-                ]:
-                    raise StoreError(
-                        f"{folder} is not empty (it holds {others[0]}) and not a label store; choose a new folder"
-                    )
-            store = cls(folder, run)
-            for name, table in store._tables.items():
-                table.create(folder, name)
-                if table.open().count_rows() and not (folder / RUN_FILE).exists():
-                    raise StoreError(
-                        f"{folder} holds {name} but no {RUN_FILE}, which says how they were made; choose another folder"
-                    )
-            store.run = publish_run(folder, run)
-            return store
+            if is_remote(folder):
+                return repeated(lambda: cls._create_in(folder, run))
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+            own = {RUN_FILE, LEASES, *(f"{name}.lance" for name in SCHEMAS)}
+            if others := [name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)]:
+                raise StoreError(
+                    f"{folder} is not empty (it holds {others[0]}) and not a label store; choose a new folder"
+                )
+            return cls._create_in(folder, run)
+
+    @classmethod
+    def _create_in(cls, folder: Path, run: Mapping[str, Any]) -> LabelStore:
+        """Create the datasets that there are not yet, then the record of the run."""
+        store = cls(folder, run)
+        for name, table in store._tables.items():
+            table.create(folder, name)
+            if table.open().count_rows() and not (folder / RUN_FILE).exists():
+                raise StoreError(
+                    f"{folder} holds {name} but no {RUN_FILE}, which says how they were made; choose another folder"
+                )
+        store.run = publish_run(folder, run)
+        return store
 
     def pin(self, tag: str) -> LabelStore:
         """Return a read-only store at a tagged moment, which no cleanup drops: now, or that of an earlier pin ``tag``.

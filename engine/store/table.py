@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -26,9 +25,7 @@ import pyarrow as pa
 from ...errors import MaskmillError, StoreError
 from ..model.publishing import published_folder, sync_files
 from ..model.storage import is_remote, lance_options, open_folder
-from ..reading.access import current_access
 from ..reading.bucket_client import translated
-from ..reading.retries import may_pass, pause_before
 from .schema import KEYS, SCHEMAS
 
 # fragments of this size are left alone, so that a row is rewritten about once however large the store grows
@@ -38,6 +35,7 @@ KEEP_VERSIONS = timedelta(hours=1)
 CLOCK_SECONDS = 300.0
 """Largest difference of clocks, in seconds, with which old versions and files are told by their age."""
 _CHECKS = "_checks"
+_OF_A_BUCKET = "Error performing"  # in errors of requests that Lance makes
 _LAST_VERSION = (1 << 64) - 1
 
 
@@ -239,24 +237,20 @@ class Table:
 
 
 def _create_remote(path: Any, name: str) -> None:
-    """Create an empty dataset in a bucket unless it has a version; attempts are repeated as those of other requests.
+    """Create an empty dataset in a bucket unless it has a version; may be repeated after a failure.
 
     A version is written on condition that there is none, so that a repetition never replaces one. An attempt that
     failed may have left other files, which no version names.
     """
+    if _has_version(path):
+        return
     options = lance_options(path.storage_options)
     empty = SCHEMAS[name].empty_table()
-    for number in itertools.count():
-        if _has_version(path):
-            return
-        try:
-            lance.write_dataset(empty, str(path), mode="create", enable_stable_row_ids=True, storage_options=options)
-            return
-        except OSError as error:
-            is_last = number >= current_access().retries or not may_pass(translated(ConnectionError(error), str(path)))
-            if is_last and not _has_version(path):
-                raise
-        time.sleep(pause_before(number + 1))
+    try:
+        lance.write_dataset(empty, str(path), mode="create", enable_stable_row_ids=True, storage_options=options)
+    except OSError as error:
+        if not _has_version(path):
+            raise (translated(error, str(path)) if _OF_A_BUCKET in str(error) else error) from error
 
 
 def _has_version(path: Path) -> bool:
@@ -312,7 +306,7 @@ def store_errors(action: str) -> Iterator[None]:
             text = error.strerror  # the files have temporary names
         if "No space left" in text or "Disk quota exceeded" in text or "File too large" in text:
             text = "the disk is full. What was committed is safe: free some space and run the same command again"
-        elif "Error performing" in text:  # of a bucket's client inside Lance
+        elif _OF_A_BUCKET in text:
             text = str(translated(ConnectionError(text), "the store"))
         elif panic:
             text = f"its files are damaged ({text}); {REPAIR}"

@@ -56,9 +56,10 @@ class JoinedStores(LabelStore):
         for store in stores[1:]:
             check_alike(stores[0], store)
         self._stores = list(stores)
-        names: Any = ", ".join(str(store.path) for store in stores)
+        names = ", ".join(str(store.path) for store in stores)
         # a Path would drop a slash of s3://
-        super().__init__(RemotePath(names) if "://" in names else Path(names), stores[0].run)
+        path: Any = RemotePath(names) if "://" in names else Path(names)
+        super().__init__(path, stores[0].run)
         self._fixed = Moment(labels=0, inputs=0, reviews=0)  # it cannot be written to
 
     def __getstate__(self) -> dict[str, Any]:

@@ -191,6 +191,14 @@ class TestBucket:
         with pytest.raises(StoreError, match=message):
             LabelStore.create(location_of("s3://nowhere/store", options), {"run": 1})
 
+    def test_a_run_into_a_bucket_that_does_not_exist_is_one_line(
+        self, jobs: Any, bundle: Bundle, tmp_path: Path, options: dict[str, str]
+    ) -> None:
+        write_photos(tmp_path / "photos", 1)
+        job = jobs.color_job(bundle, tmp_path / "photos", "s3://nowhere/labels", storage_options=options)
+        with pytest.raises(StoreError, match=r"^cannot write to the label store s3://nowhere/labels: the bucket of "):
+            run_array(job, threads=1)
+
     def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
         from ...builders import input_row, label_row
 
