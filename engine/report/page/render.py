@@ -139,7 +139,7 @@ def page_context(
     hidden = ("classes, share of the labeled pixels", *(() if coverage is None else ("promise",)), "drift")
     return {
         "title": ", ".join(folder.absolute().name for folder in store.folders),
-        "headline": headline(overview, calibration, coverage, truth),
+        "headline": headline(overview, calibration, coverage, truth, store.run),
         "notices": notices(overview, coverage, truth, drift),
         "facts": _facts(overview, coverage, truth, speed),
         "num_images": overview.num_images,

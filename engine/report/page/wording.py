@@ -20,8 +20,9 @@ def headline(
     calibration: Calibration | None,
     coverage: Mapping[str, Any] | None,
     truth: Mapping[str, Any] | None,
+    run: Mapping[str, Any],
 ) -> list[Markup]:
-    """Describe the labels in one to three sentences."""
+    """Describe the labels in one to three sentences; ``run`` is the store's run record."""
     number = Markup("<b>{}</b>")
     images = f"{overview.num_images:,} image{'' if overview.num_images == 1 else 's'}"
     if overview.kept_share >= 0.9995:
@@ -37,6 +38,15 @@ def headline(
         )
     if calibration is not None and coverage is not None:
         sentences.append(_calibrated(calibration, coverage, number, short=truth is not None))
+    elif truth is None and run.get("select") == "conformal":
+        alpha = (run.get("calibration") or {}).get("alpha")
+        level = "" if alpha is None else f" at alpha {alpha}"
+        sentences.append(
+            Markup(
+                "They were selected with a calibration{}; <code>--calibration FILE</code> adds how many labels were "
+                "right on its held-out images."
+            ).format(level)
+        )
     elif truth is None:
         sentences.append(Markup("Nothing here says how many of them are right: no calibration and no truth was given."))
     return sentences

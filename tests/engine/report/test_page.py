@@ -108,6 +108,13 @@ def test_without_truth_calibration_and_model_the_page_says_what_is_missing(tmp_p
     assert "--calibration FILE" in text
 
 
+def test_the_page_of_a_calibrated_store_knows_its_calibration(labeled: dict[str, Path], tmp_path: Path) -> None:
+    text = maskmill.report(labeled["store"], tmp_path / "page.html").read_text()
+    alpha = Calibration.load(labeled["calibration.json"]).alpha
+    assert f"selected with a calibration at alpha {alpha}" in text
+    assert "no calibration" not in text
+
+
 def test_a_photo_that_is_gone_leaves_its_labels(tmp_path: Path) -> None:
     store = make_store(tmp_path, 3)
     (tmp_path / "photos" / "1.png").unlink()
