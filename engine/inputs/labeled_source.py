@@ -107,6 +107,16 @@ class LabeledSource:
             self.summary.count_labels(targets, self._taxonomy.ignore_index)
         return targets
 
+    def on_data(self, targets: NDArray[Any], with_data: NDArray[np.bool_] | None) -> NDArray[Any]:
+        """Ignore the targets (H, W) of an image's pixels without data, and count them as ignored; from any thread."""
+        if with_data is None:
+            return targets
+        ignore = self._taxonomy.ignore_index
+        faults = ~with_data & (targets != ignore)
+        with _count_lock:
+            self.summary.ignored_pixels += int(np.count_nonzero(faults))
+        return np.where(faults, targets.dtype.type(ignore), targets)
+
     def _stored_size(self, photo: bytes) -> tuple[int, int]:
         """(height, width) that a photo's labels are drawn in."""
         height, width = image_size(photo, max_pixels=1 << 40)

@@ -227,7 +227,8 @@ def evaluate_predictor(
 ) -> Quality:
     """Label images with a predictor and compare the labels with a folder of label maps; nothing is stored.
 
-    With a calibration in ``selection`` the coverage of its prediction sets is measured as well. Images are matched to
+    With a calibration in ``selection`` the coverage of its prediction sets is measured as well. Pixels without data are
+    ignored. Images are matched to
     label maps by name; with ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing
     matches or sizes differ, :class:`ImageError` if an image cannot be decoded, :class:`CalibrationMismatch` if the
     calibration was made under other conditions.
@@ -246,6 +247,7 @@ def evaluate_predictor(
                 f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is "
                 f"{label.shape[1]}x{label.shape[0]} px; {labeled.size_hint(item.uri, photo)}"
             )
+        truth = labeled.on_data(truth, score_map.with_data)
         return label, truth, _covered(score_map, truth, taxonomy, selection)
 
     sets: list[NDArray[np.int64]] = []

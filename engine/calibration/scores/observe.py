@@ -179,13 +179,14 @@ def _observe(
                 f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
                 f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
             )
-        truths.append(truth if grid is None else resample_nearest(truth, grid))
+        truths.append(truth)
         names.append(content_id(data))
     maps = predictor.run(prepared)
     backend, queued, results = predictor.backend, [], []
     with backend.queue():
         for number, (score_map, given) in enumerate(zip(maps, truths, strict=True), start=first):
-            truth = given if score_map.with_data is None else _of_data(given, score_map.with_data, taxonomy)
+            truth = labeled.on_data(given, score_map.with_data)
+            truth = truth if grid is None else resample_nearest(truth, grid)
             draw = draw_pixels(truth, taxonomy.ignore_index, number)
             truth_there = backend.xp.asarray(truth)
             ignored = truth_there == taxonomy.ignore_index
@@ -202,12 +203,6 @@ def _observe(
         counts = counts_of(name, tables, statistics[index])
         observations.append(Observation(scores, classes, backend, counts, draw, values, activation))
     return observations
-
-
-def _of_data(truth: NDArray[Any], with_data: NDArray[np.bool_], taxonomy: Taxonomy) -> NDArray[Any]:
-    """Ignore the true classes of pixels without data."""
-    there = with_data if with_data.shape == truth.shape else resample_nearest(with_data, truth.shape)
-    return np.where(there, truth, truth.dtype.type(taxonomy.ignore_index))
 
 
 def _queue_true_scores(score_map: ScoreMap, truth: Any, taxonomy: Taxonomy) -> Any:

@@ -71,13 +71,12 @@ def doubt_labels(
                 f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
             )
         (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
+        truth = labeled.on_data(truth, score_map.with_data)
         backend = predictor.backend
         with backend.queue():
             stats = score_map.decode(taxonomy, truth=truth, outputs=("top", "true_score"))
             top, score = backend.download(stats.top, stats.true_score)
         valid = truth != taxonomy.ignore_index
-        if score_map.with_data is not None:
-            valid &= score_map.with_data
         return doubt_image(item.uri, 1 - score[valid], truth[valid], top[valid], taxonomy.targets)
 
     results = list(ordered_map(observe, labeled.items, workers))

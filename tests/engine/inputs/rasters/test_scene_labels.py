@@ -71,6 +71,25 @@ def test_a_calibration_and_a_measurement_by_windows_are_those_of_chips(data: Pat
     assert {**choice.to_json(), "source": None} == {**other.to_json(), "source": None}
 
 
+def test_pixels_without_data_are_ignored_by_calibrate_choose_and_evaluate(tmp_path: Path) -> None:
+    values = np.full((3, 24, 24), 300, np.uint16)
+    truth = np.zeros((24, 24), np.uint8)
+    values[0, :, :12], values[1, :, 12:] = 9000, 9000
+    truth[:, 12:] = 1
+    values[:, :6] = 65535
+    truth[:6] = 2  # the map says a class where the scene has no data
+    (tmp_path / "maps").mkdir()
+    for number in range(3):
+        write_tiff(tmp_path / "scenes" / f"{number}.tif", values, nodata=65535)
+        Image.fromarray(truth).save(tmp_path / "maps" / f"{number}.png")
+    model = band_bundle(tmp_path, bands=(1, 2, 3), size=(24, 24)).path
+    calibration = maskmill.calibrate(model, tmp_path / "scenes", tmp_path / "maps", alpha=0.3)
+    quality = maskmill.evaluate(model, tmp_path / "maps", images=tmp_path / "scenes")
+    assert quality.accuracy_all == quality.kept == calibration.report["argmax"]["accuracy"] == 1
+    assert quality.source is not None
+    assert quality.source.ignored_share == calibration.report["source"]["ignored_share"] == 0.25
+
+
 def chips(data: Path) -> str:
     return str(data / "chips" / "*.npy")
 
