@@ -34,6 +34,7 @@ from ..inputs.labels import LabelSource
 from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
+from ..reading.geotiff import Windows
 from .binned import BinnedScores, bins_of
 from .calibration import (
     Calibration,
@@ -179,7 +180,8 @@ def calibrate(
         Observations(Path(folder), taxonomy, grid=grid if position else None, options=options) as observations,
     ):
         collect(observations, predictor, source, labeled, workers=workers, progress=progress)
-        calibration = fit_calibration(observations, predictor, taxonomy, **{**options, "alpha": alpha, "delta": delta})
+        fitting = {**options, "alpha": alpha, "delta": delta, "windows": source.windows}
+        calibration = fit_calibration(observations, predictor, taxonomy, **fitting)
     report = dict(calibration.report)
     if doubt := labeled.summary.doubt(report["argmax"]["accuracy"]):
         report["warnings"] = [doubt, *report["warnings"]]
@@ -215,8 +217,12 @@ def fit_calibration(
     control: Control = "miscoverage",
     delta: str | float | None = None,
     clusters: int | None = None,
+    windows: Windows | None = None,
 ) -> Calibration:
-    """Fit thresholds to collected scores and measure them; the parameters are those of :func:`calibrate`."""
+    """Fit thresholds to collected scores and measure them; the parameters are those of :func:`calibrate`.
+
+    ``windows`` are those by which the images were read.
+    """
     level, position = parse_alpha(alpha), group == "position"
     min_images = fewest_images(level) if min_images is None else min_images
     total = observations.counts.num_images
@@ -293,7 +299,10 @@ def fit_calibration(
         on_small_n=on_small_n,
         targets=taxonomy.targets,
         background=taxonomy.background,
-        made_with=calibration_conditions(predictor, taxonomy),
+        made_with={
+            **calibration_conditions(predictor, taxonomy),
+            **({} if windows is None else {"windows": windows.side}),
+        },
         counts=observations.counts,
         control=control,
         delta=None if delta is None else alpha_text(delta),

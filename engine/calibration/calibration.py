@@ -32,6 +32,7 @@ from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
+from ..reading.geotiff import Windows
 from .binned import BinnedScores
 from .calibration_file import CalibrationFile, Control, Grid
 from .drift.statistics import pack_statistics, unpack_statistics
@@ -87,13 +88,17 @@ class Calibration:
     report: Mapping[str, Any]
     """Sample sizes, thresholds, held-out coverage and label quality, overall and for each target."""
 
-    def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
+    def check(self, predictor: Predictor, taxonomy: Taxonomy, windows: Windows | None = None) -> None:
         """Raise :class:`CalibrationMismatch` naming every condition that differs.
 
+        ``windows`` are those by which large files are read; only their side is compared, and only if the calibration
+        images were read by windows as well.
         Another artifact of the same bundle, or another runtime, is accepted if verdicts of the export gate show that
         the quantiles of its scores moved by no more than the gate's tolerance.
         """
-        now = calibration_conditions(predictor, taxonomy)
+        now = {**calibration_conditions(predictor, taxonomy), "windows": self.windows}
+        if self.windows is not None and windows is not None:
+            now["windows"] = windows.side
         different = [key for key in sorted(set(now) | set(self.made_with)) if now.get(key) != self.made_with.get(key)]
         if not different:
             return
@@ -123,6 +128,11 @@ class Calibration:
             f"{key}: calibrated with {_short(self.made_with.get(key))}, labeling with {_short(now.get(key))}"
             for key in keys
         )
+
+    @property
+    def windows(self) -> int | None:
+        """Side in pixels of the windows by which the calibration images were read; None: they were read whole."""
+        return self.made_with.get("windows")
 
     def at(self, alpha: str | float, *, group: Group | None = None, unit: Unit | None = None) -> Calibration:
         """Compute thresholds at another alpha from the score counts, without the model.

@@ -70,5 +70,6 @@ def choose(
             fallback=best.fallback,
             unseen=best.unseen,
             on_small_n="max",
+            windows=source.windows,
         )
     return choice, calibration

@@ -70,7 +70,7 @@ class Job:
             stages = Stages.segmenting(predictor, self.source, **options)
         else:
             predictor, taxonomy = self.opening()
-            self.selection.check(predictor, taxonomy)
+            self.selection.check(predictor, taxonomy, self.source.windows)
             num_targets = taxonomy.num_targets
             record = run_record(predictor, taxonomy, self.selection, self.source)
             stages = Stages.labeling(predictor, self.source, taxonomy, self.selection, **options)

@@ -90,9 +90,9 @@ def label(
     returns with ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
     :class:`SessionError`, :class:`SourceError`.
     """
-    selection.check(predictor, taxonomy)
+    selection.check(predictor, taxonomy, source.windows)
     check_limit(limit)
-    warnings = check_prompts(predictor, source)
+    warnings = [*check_prompts(predictor, source), *selection.notes(source.windows)]
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
     store = LabelStore.open_or_create(store_path, run_record(predictor, taxonomy, selection, source))
     if selection.keeper is not None:
@@ -141,7 +141,7 @@ def dry_run(
     max_pixels: int | None = None,
 ) -> tuple[Progress, int]:
     """Label an evenly spaced sample of the source without a store; returns (its counts and times, number of inputs)."""
-    selection.check(predictor, taxonomy)
+    selection.check(predictor, taxonomy, source.windows)
     check_limit(limit)
     check_prompts(predictor, source)
     items = list(islice(_chosen(source, shard_of), limit))

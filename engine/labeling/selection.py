@@ -26,6 +26,7 @@ from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.resampling import resample_nearest
 from ..predictors.segment_everything import SegmentMap, paint
+from ..reading.geotiff import Windows
 from ..store.instances import encode_instances
 from .instances import InstanceSettings, find_instances
 
@@ -134,15 +135,30 @@ class Selection:
             instances=instances,
         )
 
-    def check(self, predictor: Predictor, taxonomy: Taxonomy) -> None:
+    def check(self, predictor: Predictor, taxonomy: Taxonomy, windows: Windows | None = None) -> None:
         """Raise :class:`CalibrationMismatch` if the calibration was made under other conditions."""
         if self.calibration is not None:
-            self.calibration.check(predictor, taxonomy)
+            self.calibration.check(predictor, taxonomy, windows)
         if self.instances is not None and not predictor.bundle.has_objects:
             raise UsageError(
                 f"{predictor.bundle.path} gives classes only, no single objects; export a Mask2Former, OneFormer, EoMT "
                 "or SAM 3 with --instances, or import a YOLO-seg or RF-DETR-Seg model"
             )
+
+    def notes(self, windows: Windows | None) -> list[str]:
+        """Return warnings about images, read by ``windows``, of another size than those of the calibration."""
+        if self.calibration is None or not self.calibration.counts.num_images:
+            return []
+        if (side := self.calibration.windows) is not None:
+            text = f"the calibration was made by windows of {side} px, and images are labeled whole; give --windows"
+            return [] if windows is not None else [f"{text} {side}, unless they are of that size"]
+        if windows is None:
+            return []
+        pixels = self.calibration.counts.pixels(len(self.calibration.targets)).sum(axis=1).max()
+        if windows.side / 2 < (length := float(pixels) ** 0.5) < windows.side * 2:
+            return []
+        text = f"the calibration images have at most {length:.0f}x{length:.0f} labeled pixels and were read whole"
+        return [f"{text}, and windows of {windows.side} px are labeled; calibrate with --windows {windows.side}"]
 
     def drift_reference(self) -> NDArray[np.float64] | None:
         """Return the statistics (n, J) of the calibration images, in which drift is watched; None without them."""

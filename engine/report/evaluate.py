@@ -233,7 +233,7 @@ def evaluate_predictor(
     matches or sizes differ, :class:`ImageError` if an image cannot be decoded, :class:`CalibrationMismatch` if the
     calibration was made under other conditions.
     """
-    selection.check(predictor, taxonomy)
+    selection.check(predictor, taxonomy, source.windows)
     labeled = pair_images(source, labels, taxonomy, ids=ids)
 
     def load(item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:

@@ -171,6 +171,7 @@ def run_label(
     with display.run_display(as_json=run.as_json) as observer:
         if predictor is None:
             warnings = [] if check_prompts is None else check_prompts(item.uri for item in images)
+            warnings += selection.notes(images.windows)
             progress = _run_leases(run, gpus, opening, selection, conditions, images, observer, on_drift)
             progress.warnings += warnings
         else:

@@ -198,7 +198,8 @@ def _kept_record(store: LabelStore) -> Mapping[str, Any]:
 def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
     """Raise :class:`CalibrationMismatch` unless the calibration holds for the scores of a store."""
     made_with = {name: value for name, value in calibration.made_with.items() if name != "batch"}
-    different = [name for name, value in sorted(made_with.items()) if store.run.get(name) != value]
+    run = {**store.run, "windows": (store.run.get("windows") or {}).get("side")}
+    different = [name for name, value in sorted(made_with.items()) if run.get(name) != value]
     if not different:
         return
     kept = load_kept_calibration(store.folders[0], store.run["kept_scores"]["calibration"])

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 import maskmill
+from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.inputs.labeled_source import pair_images, pair_uris
 from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.reading.geotiff import Windows, split_window
-from maskmill.errors import UsageError
+from maskmill.errors import CalibrationMismatch, UsageError
 
 from ....models import band_bundle
 from .test_geotiff import write_tiff
@@ -88,6 +89,23 @@ def test_pixels_without_data_are_ignored_by_calibrate_choose_and_evaluate(tmp_pa
     assert quality.accuracy_all == quality.kept == calibration.report["argmax"]["accuracy"] == 1
     assert quality.source is not None
     assert quality.source.ignored_share == calibration.report["source"]["ignored_share"] == 0.25
+
+
+def test_windows_of_another_size_than_those_of_the_calibration_are_refused_or_named(data: Path, tmp_path: Path) -> None:
+    model, scenes = data / "bundle", data / "scenes"
+    calibration = maskmill.calibrate(model, scenes, data / "maps", alpha=0.1, windows=16, window_overlap=4)
+    calibration.save(tmp_path / "windows.json")
+    calibration = Calibration.load(tmp_path / "windows.json")
+    maskmill.label(model, scenes, tmp_path / "same", calibration=calibration, windows=16, limit=1)
+    assert not maskmill.label(model, scenes, tmp_path / "same", calibration=calibration, windows=16).warnings
+    with pytest.raises(CalibrationMismatch, match="windows: calibrated with 16, labeling with 32"):
+        maskmill.label(model, scenes, tmp_path / "other", calibration=calibration, windows=32)
+    (warning,) = maskmill.label(model, scenes, tmp_path / "whole", calibration=calibration).warnings
+    assert "made by windows of 16 px" in warning
+    by_chips = maskmill.calibrate(model, chips(data), data / "chip maps", alpha=0.1)
+    (warning,) = maskmill.label(model, scenes, tmp_path / "large", calibration=by_chips, windows=32).warnings
+    assert "at most 16x16 labeled pixels" in warning
+    assert "calibrate with --windows 32" in warning
 
 
 def chips(data: Path) -> str:
