@@ -117,9 +117,10 @@ class Status:
         lines = [f"{self.store}: {self.images:,} images of {self.inputs:,} inputs stored, {self.rejects:,} rejected"]
         if self.run:
             more = "" if self.is_planned or self.run in ENDED else " or more"
-            rest = f"; {self.waiting:,} finished and not committed yet" if self.waiting else ""
+            rest = f", {max(self.done - self.waiting, 0):,} of them committed" if self.waiting else ""
             lines.append(
-                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs in {self.seconds:,.0f} s{rest}"
+                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs finished in "
+                f"{self.seconds:,.0f} s{rest}"
             )
         if self.run in ("interrupted", "dead") and self.is_planned and self.planned > self.done:
             lines.append(
@@ -166,6 +167,8 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         state, progress, is_planned = _latest_local_run(history, records)
     reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
     done = progress.inputs
+    if state == "labeling":  # what is stored and waits is newer than the last record of the run
+        done = max(done, min(summary["inputs"] - progress.stored + waiting, progress.planned))
     if state == "dead":  # its last record may be older than its last rows, and counts inputs that were lost with it
         stored = max(summary["inputs"] - progress.stored, 0)
         done = min(stored + waiting, progress.planned)

@@ -117,6 +117,20 @@ def test_a_killed_run_whose_inputs_are_all_stored_is_finished(tmp_path: Path) ->
     assert not any("run the same command again" in line for line in status.describe())
 
 
+def test_the_counts_of_a_run_at_work_fit_each_other(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    label_folder(color_bundle(tmp_path), tmp_path / "photos", tmp_path / "store")
+    leases = Leases(tmp_path / "store")
+    record = {**identity(), "beat": 1, "token": "b", "state": "labeling", "planned_all": True, "time": time.time() + 60}
+    record |= {"commits": 0, "commit_seconds": 0.0}
+    # the record of the driver is older than 9 results, and one of the stored inputs is of an earlier run
+    leases.report({**record, "progress": Progress(planned=24, images=4, stored=1).record()})
+    leases.hand_back("00000001", "a", 9, b"")
+    status = read_status(tmp_path / "store")
+    assert (status.run, status.planned, status.done, status.waiting) == ("labeling", 24, 11, 9)
+    assert any("11 of 24 inputs finished in 0 s, 2 of them committed" in line for line in status.describe())
+
+
 @pytest.mark.parametrize("state", ["labeling", "finished"])
 def test_the_end_of_a_run_in_one_process_is_newer_than_an_array_before_it(tmp_path: Path, state: str) -> None:
     write_photos(tmp_path / "photos", 3)
