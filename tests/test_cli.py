@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from PIL import Image
 from maskmill.cli import main
 from maskmill.engine.cluster.leases import Leases
 from maskmill.errors import MaskmillError
+from maskmill.export import doctor
 
 from .engine.corpus import write_photos
 from .hostile_server import hostile_server
@@ -224,6 +226,15 @@ def test_the_doctor_names_what_is_here_and_what_is_missing(home: Path) -> None:
     out = ok("doctor", cwd=home)
     assert "onnxruntime" in out
     assert "Python" in out
+    missing = [line for line in out.splitlines() if "missing: pip" in line]
+    assert all(line.endswith("]'") for line in missing)  # the whole command, at 80 columns
+
+
+def test_the_doctor_knows_every_extra() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extras = {extra for *_, extra in doctor.PACKAGES}
+    # object storage has one package, and what developers need is no feature
+    assert set(project["optional-dependencies"]) - extras == {"gcs", "azure", "docs", "dev"}
 
 
 def test_version_and_help(home: Path) -> None:

@@ -119,8 +119,7 @@ class Status:
             more = "" if self.is_planned or self.run in ENDED else " or more"
             rest = f", {max(self.done - self.waiting, 0):,} of them committed" if self.waiting else ""
             lines.append(
-                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs finished in "
-                f"{self.seconds:,.0f} s{rest}"
+                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs done in {self.seconds:,.0f} s{rest}"
             )
         if self.run in ("interrupted", "dead") and self.is_planned and self.planned > self.done:
             lines.append(

@@ -128,7 +128,7 @@ def test_the_counts_of_a_run_at_work_fit_each_other(tmp_path: Path) -> None:
     leases.hand_back("00000001", "a", 9, b"")
     status = read_status(tmp_path / "store")
     assert (status.run, status.planned, status.done, status.waiting) == ("labeling", 24, 11, 9)
-    assert any("11 of 24 inputs finished in 0 s, 2 of them committed" in line for line in status.describe())
+    assert any("11 of 24 inputs done in 0 s, 2 of them committed" in line for line in status.describe())
 
 
 @pytest.mark.parametrize("state", ["labeling", "finished"])
