@@ -131,18 +131,11 @@ SECOND: Mapping[str, Callable[..., Recipe]] = {
     ),
 }
 """Second stages: 100 steps from the student of :data:`FIRST`, with photos that it labels itself."""
-_ASIDE: dict[str, Any] = {"alpha": 0.05, "calibration_share": 0.33, "cover_probability": 0.0, "recalibrate": 25}
 TRUE_LABELS = "third stage: true labels of all photos"
 THIRD: Mapping[str, Callable[..., Recipe]] = {
     "third stage: labeled photos alone": labeled_alone,
     TRUE_LABELS: labeled_alone,
     "third stage: PCOS": consistent(cover_probability=0.0),
-    "third stage: PCOS, masked and screened": consistent(cell=8, screen=0.9),
-    "third stage: conformal .05, a third set aside": consistent(selection="conformal", **_ASIDE),
-    "third stage: conformal .05 and PCOS, a third set aside": consistent(selection="conformal-pcos", **_ASIDE),
-    "third stage: PCOS, 8 labeled and 8 unlabeled photos per step": lambda **settings: consistent(
-        cover_probability=0.0
-    )(**{**settings, "batch": 16, "labeled": 8}),
 }
 """Third stages of the teacher ``eager``: 100 steps from the student of :data:`THEN`. True labels of all photos are the
 bound of every selection.

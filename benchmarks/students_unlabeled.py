@@ -89,33 +89,19 @@ ROWS: Mapping[str, Callable[..., Recipe]] = {
     "UniMatch": consistent(unimatch),
     "confidence, as many pixels as PCOS": consistent(csl, selection="matched", cover_probability=0.0),
     "conformal": consistent(csl, selection="conformal", cover_probability=0.0, recalibrate=40),
-    "conformal, alpha .02": consistent(csl, selection="conformal", alpha=0.02, cover_probability=0.0, recalibrate=40),
-    "conformal, a third of the labels set aside": consistent(
-        csl, selection="conformal", cover_probability=0.0, recalibrate=40, calibration_share=0.33
-    ),
     "conformal, alpha .02, PCOS weights": consistent(
         csl, selection="conformal-pcos", alpha=0.02, cover_probability=0.0, recalibrate=40
-    ),
-    "conformal, alpha .02, PCOS weights, masked and screened": consistent(
-        csl, selection="conformal-pcos", alpha=0.02, cell=CELL, screen=0.9, recalibrate=40
     ),
     "conformal, alpha .02, PCOS weights, moving average": lambda **settings: consistent(
         csl, selection="conformal-pcos", alpha=0.02, cover_probability=0.0, recalibrate=40, teacher="average"
     )(**{"ema": 0.98, **settings}),
-    "conformal, PCOS weights": consistent(csl, selection="conformal-pcos", cover_probability=0.0, recalibrate=40),
-    "conformal, masked and screened": consistent(csl, selection="conformal", cell=CELL, screen=0.9, recalibrate=40),
 }
 """In the order of their importance."""
 LONGER = 4
 LONG_ROWS: Mapping[str, Callable[..., Recipe]] = {
-    f"{name}, {LONGER} times as long": partial(
-        ROWS[name], steps=LONGER * (ALONE_STEPS if name == ALONE else STEPS)
-    )
-    for name in (
-        ALONE, "confidence ≥ .95", "PCOS", "CSL: PCOS and mask perturbation", "UniMatch",
-        "confidence, as many pixels as PCOS",
-    )
-}  # fmt: skip
+    f"{name}, {LONGER} times as long": partial(ROWS[name], steps=LONGER * (ALONE_STEPS if name == ALONE else STEPS))
+    for name in (ALONE, "CSL: PCOS and mask perturbation", "confidence ≥ .95", "UniMatch")
+}
 """The rows of :data:`ROWS` at convergence: labeled images alone show whether the baseline is flat."""
 ALL_ROWS = {**ROWS, **LONG_ROWS}
 
