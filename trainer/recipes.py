@@ -24,6 +24,7 @@ from typing import Any, Literal
 from ..checks import check_choice
 from ..engine.model.input_spec import MAX_SIDE
 from ..engine.model.schema import read_value
+from ..engine.model.taxonomy_file import nearest_name
 from ..errors import UsageError
 from .methods import AllSpark, ConformalSam, Consistency, Method, S2c, Supervised, check
 
@@ -327,8 +328,10 @@ def _type_of(owner: Any, name: str, key: str) -> Any:
     types = typing.get_type_hints(type(owner))
     if name not in types:
         prefix = key[: len(key) - len(name)]
-        known = ", ".join(f"{prefix}{field.name}" for field in dataclasses.fields(owner)) or "none"
-        raise UsageError(f"there is no setting {key}; this recipe has {known}")
+        known = [f"{prefix}{field.name}" for field in dataclasses.fields(owner)]
+        nearest = nearest_name(key, known, similarity=0.7)
+        hint = "" if nearest is None else f"; did you mean {nearest}?"
+        raise UsageError(f"there is no setting {key}{hint}; this recipe has {', '.join(known) or 'none'}")
     return types[name]
 
 

@@ -67,6 +67,8 @@ class ExportSummary:
     """Images left out, by reason."""
     num_objects: int | None = None
     """Objects that reach the thresholds, of the images that this call wrote; None without thresholds or new images."""
+    num_files: int | None = None
+    """Files that windows became again; None if each image has labels of its own."""
 
 
 class _Entry(NamedTuple):
@@ -174,7 +176,8 @@ def export_labels(
         ) from error
     num_new = len(job.entries) - job.num_before
     num_objects = sum(job.num_chosen) if object_thresholds is not None and num_new else None
-    return ExportSummary(len(job.entries), job.num_before, job.skipped, num_objects)
+    num_files = len({entry.stem for entry in job.entries}) if writer.merges_windows else None
+    return ExportSummary(len(job.entries), job.num_before, job.skipped, num_objects, num_files)
 
 
 class _Job:

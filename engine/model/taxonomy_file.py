@@ -162,8 +162,6 @@ def _target(section: str, key: str, value: str, targets: Sequence[str], escape: 
     if value == escape:
         return -1
     if value not in targets:
-        raise TaxonomyError(
-            f"[{section}] {key!r} = {value!r} is neither a target nor "
-            f"{escape!r}{did_you_mean(value, [*targets, escape])}"
-        )
+        hint = did_you_mean(value, [*targets, escape]) or "; add it to targets, or map it to one of them"
+        raise TaxonomyError(f"[{section}] {key!r} = {value!r} is neither a target nor {escape!r}{hint}")
     return targets.index(value)

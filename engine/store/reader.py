@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ...errors import StoreError, UsageError
 from ..inputs.archives import split_member
 from ..inputs.names import image_id
 from ..model.storage import folder_bytes
+from ..reading.geotiff import split_window
 from .digests import DigestIndex, DigestSet, digest_table, digests_of
 from .moments import Moment, moment_of, open_moment
 from .reviews import current, reviewed_maps
@@ -296,8 +298,16 @@ def _only_match(store: Path, name: str, rows: Iterable[InputRow]) -> InputRow:
 
     Raises :class:`UsageError` if no input or more than one matches, or the input was rejected.
     """
-    matches = [row for row in rows if row.uri == name or row.uri.endswith("/" + name) or image_id(row.uri) == name]
+    matches, windows = [], []
+    for row in rows:
+        if row.uri == name or row.uri.endswith("/" + name) or image_id(row.uri) == name:
+            matches.append(row)
+        elif (part := split_window(row.uri)) is not None and (part[0] == name or part[0].endswith("/" + name)):
+            windows.append(os.path.basename(row.uri))
     if not matches:
+        if windows:
+            text = f"{store} holds {name} as {len(windows)} windows, each an image of its own"
+            raise UsageError(f"{text}; name one, such as {', '.join(sorted(windows)[:3])}")
         raise UsageError(f"{store} holds no image {name}")
     if len(matches) > 1:
         raise UsageError(

@@ -359,11 +359,17 @@ def channel_numbers(text: str, option: str, num_channels: int) -> tuple[float, .
 
 
 def parse_bands(text: str, option: str) -> tuple[int, ...]:
-    """Parse band numbers separated by commas; raise :class:`UsageError` that names ``option``."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 6 for part in parts):
-        raise UsageError(f"{option} must be band numbers separated by commas, counted from 1, got {text!r}")
-    return tuple(map(int, parts))
+    """Parse band numbers and ranges, such as ``1-4,8``; raise :class:`UsageError` that names ``option``."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = [end.strip() for end in part.split("-")]
+        if len(ends) > 2 or not all(end.isdecimal() and len(end) < 6 for end in ends) or int(ends[0]) > int(ends[-1]):
+            raise UsageError(
+                f"{option} must be band numbers or ranges separated by commas, counted from 1, such as 1-4,8; got "
+                f"{text!r}"
+            )
+        numbers += range(int(ends[0]), int(ends[-1]) + 1)
+    return tuple(numbers)
 
 
 def parse_size(text: str) -> tuple[int, int]:

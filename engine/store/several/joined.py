@@ -29,7 +29,7 @@ from ..moments import Moment
 from ..rows import ReviewRow
 from ..schema import KEYS, SCHEMAS
 from ..table import store_errors
-from .merge import check_alike
+from .merge import KEPT_SCORES, check_alike
 
 
 def open_stores(
@@ -54,12 +54,15 @@ class JoinedStores(LabelStore):
     def __init__(self, stores: Sequence[LabelStore]) -> None:
         """Join stores; raises :class:`StoreMismatch` if they were made with different options."""
         for store in stores[1:]:
-            check_alike(stores[0], store)
+            check_alike(stores[0], store, for_reading=True)
+        run = dict(stores[0].run)
+        if any(store.run.get(KEPT_SCORES) != run.get(KEPT_SCORES) for store in stores):
+            run.pop(KEPT_SCORES, None)
         self._stores = list(stores)
         names = ", ".join(str(store.path) for store in stores)
         # a Path would drop a slash of s3://
         path: Any = RemotePath(names) if "://" in names else Path(names)
-        super().__init__(path, stores[0].run)
+        super().__init__(path, run)
         self._fixed = Moment(labels=0, inputs=0, reviews=0)  # it cannot be written to
 
     def __getstate__(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from ..schema import SCHEMAS
 from ..waiting.waiting_rows import commit_waiting
 from ..waiting_count import waiting_text, warn_of_waiting_rows
 
+KEPT_SCORES = "kept_scores"
+"""Entry of a run record about scores that are kept beside the labels."""
 MERGE_ROWS = 65_536
 """Rows per commit."""
 _MERGE_BYTES = 256 << 20
@@ -119,14 +121,27 @@ def _commit_waiting(store: LabelStore) -> None:
     warn_of_waiting_rows(store.path)
 
 
-def check_alike(store: LabelStore, other: LabelStore) -> None:
-    """Raise :class:`StoreMismatch` unless the labels of two stores were made with the same options."""
+def check_alike(store: LabelStore, other: LabelStore, *, for_reading: bool = False) -> None:
+    """Raise :class:`StoreMismatch` unless the labels of two stores were made with the same options.
+
+    Kept scores are no labels: stores with other ones, or without any, are alike ``for_reading``.
+    """
     kinds = ["segments without classes" if each.run.get("maps") == SEGMENTS else "labels" for each in (store, other)]
     if kinds[0] != kinds[1]:
         raise StoreMismatch(
             f"{store.path} holds {kinds[0]} and {other.path} holds {kinds[1]}; merge stores of one kind"
         )
-    mapping, options = run_differences(store.run, other.run, _short_names(store.path, other.path))
+    runs = [{key: value for key, value in each.run.items() if key != KEPT_SCORES} for each in (store, other)]
+    names = _short_names(store.path, other.path)
+    mapping, options = run_differences(runs[0], runs[1], names)
+    kept = [KEPT_SCORES in each.run for each in (store, other)]
+    if not for_reading and mapping is None and not options and kept[0] != kept[1]:
+        raise StoreMismatch(
+            f"{names[kept.index(True)]} keeps scores, {names[kept.index(False)]} does not, so they do not go into one "
+            "store; report and export them together instead, or label one again"
+        )
+    if not for_reading:
+        mapping, options = run_differences(store.run, other.run, names)
     if mapping is not None or options:
         difference = "; ".join(text for text in (mapping, options) if text)
         raise StoreMismatch(

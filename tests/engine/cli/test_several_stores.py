@@ -67,3 +67,15 @@ def test_another_selection_of_them_is_one_new_store(home: Path) -> None:
     )
     assert joined == whole
     assert "is a store to read" in fault("reselect", *stores(home), "-o", home / "b")
+
+
+def test_stores_with_and_without_kept_scores_are_read_together_but_not_merged(home: Path) -> None:
+    call(
+        "label", home / "bundle", home / "my photos", "--select", "conformal", "--calibration", home / "c.json", "-o",
+        home / "plain", "--shard", "1/2",
+    )  # fmt: skip
+    kept = [home / "a", home / "plain"]
+    for order in (kept, kept[::-1]):
+        call("report", *order, "-o", home / "together.html")
+        assert "12 images" in (home / "together.html").read_text()
+    assert fault("merge", *kept, "-o", home / "merged").startswith("a keeps scores, plain does not")

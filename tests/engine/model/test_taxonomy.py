@@ -75,7 +75,7 @@ def test_a_label_that_is_not_known_names_file_and_index(bundle: Bundle, tmp_path
     ("change", "message"),
     [
         (('green = "dropped"\n', ""), "lacks the model classes green"),
-        (('red = "warm"', 'red = "hot"'), "neither a target nor 'dropped'"),
+        (('red = "warm"', 'red = "hot"'), "neither a target nor 'dropped'; add it to targets, or map it to one"),
         (('7 = "warm"', '7 = "hot"'), "neither a target nor 'ignore'"),
         (('7 = "warm"', '70000 = "warm"'), "neither a label index"),
         (('red = "warm"', 'rde = "warm"'), "rde is unknown; did you mean red"),

@@ -25,6 +25,7 @@ from maskmill.engine.report.show import write_overlay
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import BundleError, ImageError, MissingPackageError, StoreMismatch, UsageError
+from maskmill.export.cli.import_model import parse_bands
 
 from ....builders import encoded, hostile_files
 from ....models import band_bundle
@@ -367,6 +368,17 @@ def test_samples_that_are_not_finite_are_ignored_and_a_file_of_them_is_rejected(
     (row,) = LabelStore.open(tmp_path / "labels").iter_rows()
     label = decode_png(row.label)
     assert np.argwhere(label == 255).tolist() == [[2, 3], [5, 6]]
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("3,1", (3, 1)), ("1-3", (1, 2, 3)), ("8, 2-3,5", (8, 2, 3, 5))])
+def test_bands_are_named_by_numbers_and_ranges(text: str, numbers: tuple[int, ...]) -> None:
+    assert parse_bands(text, "--bands") == numbers
+
+
+@pytest.mark.parametrize("text", ["", "1-", "3-1", "1-2-3", "a", "-1", "1,,2"])
+def test_other_texts_name_no_bands(text: str) -> None:
+    with pytest.raises(UsageError, match="--bands must be band numbers or ranges"):
+        parse_bands(text, "--bands")
 
 
 @pytest.mark.parametrize(("count", "sample_type"), [(4, "uint16"), (2, "float32")])

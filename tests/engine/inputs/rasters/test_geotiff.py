@@ -115,7 +115,10 @@ def test_labels_of_windows_become_one_map_with_the_coordinates_of_the_file(tmp_p
         bundle.path, tmp_path / "photos", tmp_path / "labels", windows=32, window_overlap=overlap, tile=32
     )
     assert progress.planned == (4 if overlap == 0 else 6)
-    maskmill.export_labels(tmp_path / "labels", tmp_path / "out", "geotiff")
+    summary = maskmill.export_labels(tmp_path / "labels", tmp_path / "out", "geotiff")
+    assert (summary.num_images, summary.num_files) == (progress.planned, 1)
+    with pytest.raises(UsageError, match=r"scene.tif as \d windows.*such as scene.tif::window=0,0,32,32, scene.tif::w"):
+        LabelStore.open(tmp_path / "labels").find("scene.tif")
     with rasterio.open(tmp_path / "out" / "scene.tif") as file:
         assert file.crs.to_epsg() == 32633
         assert file.transform == TRANSFORM
