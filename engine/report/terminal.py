@@ -38,9 +38,9 @@ class PlainConsole(Console):
         return super().render_str(_without_controls(text), **options)
 
 
-def say(text: str) -> None:
+def say(text: str, *, stderr: bool = False) -> None:
     """Print a sentence on one line, so that a log can be searched."""
-    PlainConsole().print(printable(text), soft_wrap=True)
+    PlainConsole(stderr=stderr).print(printable(text), soft_wrap=True)
 
 
 def figures_table(first: str, *others: str, mark: bool = False, note: str | None = None) -> Table:

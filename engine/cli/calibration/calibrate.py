@@ -18,7 +18,7 @@ from ...model.storage import location_of
 from ...predictors.open import ModelOptions, PromptedOptions, open_predictor, open_prompted
 from ...predictors.texts import parse_texts
 from ...reading.geotiff import cut_of
-from ...report.terminal import printable, say
+from ...report.terminal import say
 from ...runtimes.tuned import resolve
 from ..options import (
     AsStoredOption,
@@ -337,7 +337,7 @@ def calibrate_thresholds(
     )
     source, truth, classes = labeled.open(model_classes)
     for note in label_run.check_prompts(predictor, source):
-        typer.echo(printable(f"warning: {note}"), err=as_json)
+        say(f"warning: {note}", stderr=as_json)
     with display.counter("calibrating", quiet=as_json) as progress:
         fit = partial(
             calibrate,
