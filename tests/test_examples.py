@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from maskmill.engine.inputs.images import decode_image, preprocess
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling import label_run
 from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.input_spec import BandSpec
 from maskmill.engine.model.schema import read_json_object
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.open import open_predictor
@@ -246,6 +249,12 @@ def scene(path: Path) -> None:
         file.write(np.ones((1, 3000, 40), np.uint8))
 
 
+def array_file(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def checkpoint(home: Path) -> None:
     pytest.importorskip("transformers")
     from .export import checkpoints
@@ -430,6 +439,13 @@ LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
         "reliable": lambda home: np.ones(100, bool),
     },
     "trainer.data.augment": {"ignore": lambda home: 255},
+    "trainer.data.bands": {
+        "store": lambda home: SimpleNamespace(run={"bands": BandSpec(numbers=(1, 2, 3), display=(1, 2, 3)).to_json()}),
+        "data": lambda home: array_file(np.ones((8, 16, 3), np.uint8)),
+        "images": lambda home: SimpleNamespace(
+            uris=["chip.npy"], read=lambda index: SimpleNamespace(image=np.ones((8, 16, 3), np.uint8))
+        ),
+    },
     "trainer.students.allspark": {
         "images": torch_images,
         "own": logits_of_one,

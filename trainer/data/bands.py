@@ -2,9 +2,9 @@
 
 ::
 
-    spec, windows = bands_of(store)                     # None, None for photos
-    image = decode_filled(data, spec)                   # (H, W, C) in the sample type, without missing samples
-    normalization = measure_bands([stored], spec)       # mean and standard deviation per band
+    spec, windows = bands_of(store.run)                 # None, None for photos
+    image, with_data = decode_filled(data, spec)        # (H, W, C) in the sample type, without missing samples
+    normalization = measure_bands([images], spec)       # mean and standard deviation per band
 """
 
 from __future__ import annotations
