@@ -151,8 +151,10 @@ class Source:
                 data = remote.cancellable(reading, self._cancelled) if "://" in row[0] else reading()
             elif "://" in location:
                 reading = partial(remote.read, location, self.access, self._options, cancelled=self._cancelled)
-                whole = item.offset is None or item.size is None
-                data = reading() if whole else self._ahead.read(location, item.offset, item.size, reading)
+                if item.offset is None or item.size is None:
+                    data = reading()
+                else:
+                    data = self._ahead.read(location, item.offset, item.size, reading)
             else:
                 data = read_local(location, largest, item.offset, item.size)
         except ImageError as error:

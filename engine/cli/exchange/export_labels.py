@@ -98,9 +98,9 @@ def export_labels(
     before = f" ({summary.num_before} of them before an interruption)" if summary.num_before else ""
     if summary.num_objects == 0 and object_thresholds is not None:
         say(f"warning: no object of these images reaches the thresholds of {object_thresholds}, so none is written")
-    images = f"{summary.num_images} image{'s' * (summary.num_images != 1)}"
+    amount = f"{summary.num_images} image{'s' * (summary.num_images != 1)}"
     if summary.num_files is not None and summary.num_files != summary.num_images:
-        images += f" (windows of {summary.num_files} file{'s' * (summary.num_files != 1)})"
-    say(f"{output}: labels of {images} written as {format}{before}")
+        amount += f" (windows of {summary.num_files} file{'s' * (summary.num_files != 1)})"
+    say(f"{output}: labels of {amount} written as {format}{before}")
     for reason, number in sorted(summary.skipped.items()):
         say(f"left out, {reason}: {number}")
