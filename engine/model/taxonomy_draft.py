@@ -36,7 +36,7 @@ _CLASSES_FROM = {
     "promptable": "--boxes, --points, --coarse-masks or --detector, as for labeling; with --cam, draft for that bundle",
     "text": "--text, as for labeling",
 }
-"""What names the classes of models without their own, by task."""
+"""Source of the class names of models without their own, by task."""
 _VOID = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored", "unlabelled(ignore)", "other"})
 """Names of labels that stand for no class."""
 
