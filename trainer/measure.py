@@ -152,6 +152,8 @@ def evaluate(
         source = open_source(_needed(images, "a run"), windows=cut_of(windows, window_overlap))
         student = load_run(folder, allow_code=allow_code)
         return _evaluate_student(student, source, truth, names, taxonomy, tile, overlap, device, progress)
+    if is_local and not folder.exists():
+        raise UsageError(f"{folder} does not exist; give a label store, a training run or a model bundle")
     options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
     options_given |= {"windows": windows, "window_overlap": window_overlap or None, "text": text or None}
     _refuse({**options_given, "device": device, "allow_code": allow_code or None}, "a label store")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +12,12 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from ...errors import UsageError
+from ..model.files import refuse_overwriting
 
+OUTPUTS = ("output", "log")
+"""Parameters that name what a command writes."""
+LOCATIONS = "SOURCE|LABELS|IMAGE|STORE|FILE|DIR"
+"""Placeholders of the texts that name a file or folder."""
 NUMBERS = {"int": "a whole number", "float": "a number"}
 """Kinds of numbers by the first word of pydantic's error types."""
 LIMITS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
@@ -50,10 +57,13 @@ class PlainCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; raises :class:`UsageError` for a value that an option cannot take."""
+        given = list(args)
         try:
             rest = super().parse_args(ctx, args)
             for parameter in self.params:
                 refuse_url(parameter, ctx.params.get(parameter.name or ""))
+            refuse_repeated(self.make_parser(ctx).parse_args(args=given)[2])
+            refuse_inputs_as_outputs(self.params, ctx.params)
             return rest
         except typer.BadParameter as error:
             ctx.close()
@@ -76,6 +86,27 @@ def refuse_url(parameter: Any, value: Any) -> None:
         if isinstance(path, Path) and (match := re.match("([a-z][a-z0-9+.-]+):/(?=.)", str(path))):
             url = f"{match[1]}://{str(path)[match.end() :]}"
             raise UsageError(f"{name_of(parameter)} must be a local file or folder, got {url}; use a local path")
+
+
+def refuse_repeated(parameters: Sequence[Any]) -> None:
+    """Raise :class:`UsageError` for an option of one value that a command line, in its order, gives twice."""
+    for parameter, count in Counter(parameters).items():
+        if count > 1 and not (parameter.multiple or parameter.is_eager or getattr(parameter, "is_flag", True)):
+            raise UsageError(f"{name_of(parameter)} is given {count} times, and takes one value; give it once")
+
+
+def refuse_inputs_as_outputs(parameters: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Raise :class:`UsageError` if a command would write to a file or folder that it also reads."""
+    inputs: list[str | Path] = []
+    for parameter in parameters:
+        value = values.get(parameter.name)
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            is_location = isinstance(entry, str) and re.search(LOCATIONS, parameter.metavar or "") is not None
+            if parameter.name not in OUTPUTS and (is_location or isinstance(entry, Path)):
+                inputs.append(entry)
+    for output in (values.get(name) for name in OUTPUTS):
+        if output is not None:
+            refuse_overwriting(output, inputs)
 
 
 def refuse_value(error: Any) -> NoReturn:

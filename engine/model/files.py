@@ -1,4 +1,4 @@
-"""Reading files: text, lists, class lists and hashes."""
+"""Reading files: text, lists, class lists and hashes; and the check that no input is overwritten."""
 
 from __future__ import annotations
 
@@ -62,6 +62,22 @@ def list_lines(lines: Iterable[str]) -> Iterator[str]:
             entry = entry[1:-1]
         if entry:
             yield entry
+
+
+def refuse_overwriting(output: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that is one of the inputs: raises :class:`UsageError` if both name the same file or folder."""
+    for source in inputs:
+        if _is_same(os.fspath(output), os.fspath(source)):
+            raise UsageError(f"{output} is an input and would be overwritten; write to another file or folder")
+
+
+def _is_same(path: str, other: str) -> bool:
+    if path == other:
+        return True
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):  # one of them does not exist, or is no path at all
+        return os.path.abspath(path) == os.path.abspath(other)
 
 
 def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:

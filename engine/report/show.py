@@ -9,9 +9,11 @@ import numpy as np
 
 from ...errors import MaskmillError, StoreError, UsageError
 from ..inputs.names import image_id
+from ..model.files import refuse_overwriting
 from ..predictors.open import PromptedOptions, open_prompted
 from ..predictors.prompted.predictor import PromptedPredictor
 from ..predictors.prompted.setting_texts import format_settings
+from ..reading.geotiff import split_window
 from ..store.label_store import SEGMENTS, LabelStore
 from .overlay import overlay, save_picture, segment_overlay
 from .photos import PhotoReader
@@ -24,6 +26,7 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     A photo that no longer exists is replaced by gray.
     """
     uri = store.find(name).uri
+    path = _picture_path(output, uri, "labels")
     label, _ = store.read(uri)
     try:
         image = PhotoReader(store.run).read(uri, label.shape)
@@ -31,7 +34,6 @@ def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
         raise
     except MaskmillError:
         image = np.full((*label.shape, 3), 128, np.uint8)
-    path = output or Path(f"{image_id(uri)}-labels.png")
     if store.run.get("maps") == SEGMENTS:
         save_picture(segment_overlay(image, label), path)
     else:
@@ -50,6 +52,7 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
     if settings is None:
         raise UsageError(f"{store.path} was not labeled with --cam and --sam, so there are no steps to show")
     uri = store.find(name).uri
+    path = _picture_path(output, uri, "steps")
     label, _ = store.read(uri)
     image = PhotoReader(store.run).read(uri, label.shape)
     predictor, _ = open_prompted(replace(options, prompt=format_settings(settings)))
@@ -73,6 +76,12 @@ def write_steps(store: LabelStore, name: str, output: Path | None, options: Prom
         background=classes["background"],
         cell=predictor.cell,
     )
-    path = output or Path(f"{image_id(uri)}-steps.png")
     save_picture(picture, path)
+    return path
+
+
+def _picture_path(output: Path | None, uri: str, kind: str) -> Path:
+    """Return the file of a picture; raises :class:`UsageError` if it is the photo itself."""
+    path = output or Path(f"{image_id(uri)}-{kind}.png")
+    refuse_overwriting(path, [(split_window(uri) or (uri,))[0]])
     return path

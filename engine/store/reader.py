@@ -308,7 +308,10 @@ def _only_match(store: Path, name: str, rows: Iterable[InputRow]) -> InputRow:
         if windows:
             text = f"{store} holds {name} as {len(windows)} windows, each an image of its own"
             raise UsageError(f"{text}; name one, such as {', '.join(sorted(windows)[:3])}")
-        raise UsageError(f"{store} holds no image {name}")
+        raise UsageError(
+            f"{store} holds no image {name}, and {name} is no label store; give an image by its uri, the end of its "
+            "path or its file name, or a folder that holds a label store"
+        )
     if len(matches) > 1:
         raise UsageError(
             f"{name} matches {len(matches)} images of {store} ({matches[0].uri}, {matches[1].uri}, …); give the uri"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import UsageError
+from ...model.files import refuse_overwriting
 from ...model.png import decode_png, encode_png
 from ...model.publishing import published_file
 from ...reading.geotiff import SETTINGS, Window, has_tiff_ending, rasterio_for, split_window
@@ -81,8 +82,9 @@ def write_label_map(
 ) -> None:
     """Write labels (H, W) as a GeoTIFF file with the coordinates of ``source``, the file that was labeled.
 
-    Raises :class:`UsageError` if the source has no coordinates or the target cannot be written.
+    Raises :class:`UsageError` if the source has no coordinates, or the target cannot be written or is the source.
     """
+    refuse_overwriting(target, [source])
     rasterio = rasterio_for("writing GeoTIFF files")
     window = Window(0, 0, *label.shape)
     part = _Part("", os.fspath(source), window, base64.b64encode(encode_png(label)).decode())
