@@ -195,7 +195,7 @@ def test_rejects_exit_with_1_and_say_so(home: Path, tmp_path: Path) -> None:
             "no do not exist; labels are a folder",
         ),
         ("calibrate bundle --images photos --labels labels --alpha .1 -o no/c.json", 2, "cannot write no/c.json"),
-        ("evaluate nowhere --labels labels", 2, "nowhere is not a label store"),
+        ("evaluate nowhere --labels labels", 2, "nowhere does not exist; give a label store, a training run or"),
         ("show nowhere", 2, "nowhere is not a label store"),
         ("import-labels nowhere", 2, "expected STORE and REVIEWED"),
         ("export-labels nowhere --format png -o files", 2, "nowhere is not a label store"),

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +68,7 @@ class CocoReader(LabelReader):
         if missing := {"images", "annotations", "categories"} - set(members):
             raise UsageError(f"{location} is not a COCO file: it has no {', '.join(sorted(missing))}")
         categories = load_json(self._raw, members["categories"], f"the categories of {location}")
-        try:
-            keys = [_key(category["id"]) for category in categories]
-            self._categories = dict(zip(keys, (str(category["name"]) for category in categories), strict=True))
-        except (TypeError, KeyError) as error:
-            raise UsageError(f"{location}: every category needs an id and a name ({error!r})") from error
-        if len(self._categories) < len(keys):
-            twice = next(key for key, count in Counter(keys).items() if count > 1)
-            raise UsageError(f"{location} lists the category id {twice} twice; give each category an id of its own")
+        self._categories = category_names(categories, location)
         self._images: dict[str, tuple[int, int, int]] = {}
         numbers: dict[str, int] = {}
         for number, span in enumerate(json_elements(self._raw, members["images"], "images").tolist()):
@@ -119,14 +111,11 @@ class CocoReader(LabelReader):
                     raise UsageError(
                         f"{self.path}, annotation {index}: it needs an image_id and a category_id"
                     ) from error
-                members += [_key(int(bool(annotation.get("iscrowd")))), self._id_of(index)]
+                members += [_key(int(is_crowd(annotation, f"{self.path}, annotation {index}"))), self._id_of(index)]
             elif members[3] is None and b'"id"' in text:  # within another object as well
                 members[3] = self._id_of(index)
             image, category, crowd, id = members
-            if image not in numbers or category not in self._categories:
-                raise UsageError(
-                    f"{self.path}, annotation {index}: image {image} or category {category} is not in the file"
-                )
+            check_owner(image, category, numbers, self._categories, f"{self.path}, annotation {index}")
             first = index if id is None else ids.setdefault(hash(id), index)
             if first != index and self._id_of(first) == id:
                 raise UsageError(
@@ -157,7 +146,7 @@ class CocoReader(LabelReader):
         for index in self._order[self._first[number] : self._first[number + 1]].tolist():
             where = f"{self.path}, annotation {index} ({name})"
             annotation = load_json(self._raw, tuple(self._spans[index].tolist()), where)
-            crowd = annotation.get("iscrowd") and self._crowds == "ignore"
+            crowd = is_crowd(annotation, where) and self._crowds == "ignore"
             label = IGNORE if crowd else self._categories[_key(annotation["category_id"])]
             runs = _runs(annotation.get("segmentation"), height, width, where)
             shapes.append(Shape(self._classes.values[label], runs))
@@ -173,7 +162,7 @@ class CocoReader(LabelReader):
             label = self._categories[_key(annotation["category_id"])]
             if label in targets:
                 runs = _runs(annotation.get("segmentation"), height, width, where)
-                crowd = bool(annotation.get("iscrowd"))
+                crowd = is_crowd(annotation, where)
                 objects.append(TrueObject(target=targets.index(label), runs=runs, crowd=crowd))
         return objects
 
@@ -203,6 +192,69 @@ def _runs(segmentation: Any, height: int, width: int, where: str) -> NDArray[np.
     raise UsageError(
         f"{where}: expected polygons or a run-length encoded mask in `segmentation`; boxes alone are no label map"
     )
+
+
+def category_names(categories: Iterable[Mapping[str, Any]], location: object) -> dict[str, str]:
+    """Return the names of a COCO file's categories by their ids; raises :class:`UsageError` if an id is given twice."""
+    names: dict[str, str] = {}
+    for number, category in enumerate(categories):
+        key, name = _entry(category, ("id", "name"), f"{location}, category {number}")
+        if key in names:
+            raise UsageError(f"{location} lists the category id {key} twice; give each category an id of its own")
+        names[key] = name
+    return names
+
+
+def image_files(images: Iterable[Mapping[str, Any]], location: object) -> dict[str, str]:
+    """Return the file names of a COCO file's images by their ids, with ``/`` between folders.
+
+    Raises :class:`UsageError` if an id or a name is given twice.
+    """
+    files: dict[str, str] = {}
+    names: set[str] = set()
+    for number, image in enumerate(images):
+        key, name = _entry(image, ("id", "file_name"), f"{location}, image {number}")
+        name = name.replace("\\", "/")
+        if key in files or name in names:
+            raise UsageError(f"{location} lists the image {name} or its id {key} twice")
+        files[key] = name
+        names.add(name)
+    return files
+
+
+def owner_of(
+    annotation: Mapping[str, Any], images: Mapping[str, str], categories: Mapping[str, str], where: str
+) -> tuple[str, str]:
+    """Return the image's file and the category's name of an annotation; raises :class:`UsageError` for unknown ids."""
+    image, category = _entry(annotation, ("image_id", "category_id"), where)
+    check_owner(image, category, images, categories, where)
+    return images[image], categories[category]
+
+
+def check_owner(
+    image: object, category: object, images: Container[object], categories: Container[object], where: str
+) -> None:
+    """Refuse an annotation of an image or a category that the file does not list; raises :class:`UsageError`."""
+    if image not in images:
+        raise UsageError(f"{where}: the image {image} is not in the file")
+    if category not in categories:
+        raise UsageError(f"{where}: the category {category} is not in the file")
+
+
+def is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
+    """Return ``iscrowd`` of an annotation, False without it; raises :class:`UsageError` unless it is 0 or 1."""
+    value = annotation.get("iscrowd")
+    if value is not None and (not isinstance(value, int | float) or value not in (0, 1)):
+        raise UsageError(f"{where}: iscrowd must be 0 or 1, got {value!r:.80}")
+    return bool(value)
+
+
+def _entry(raw: Mapping[str, Any], keys: tuple[str, str], where: str) -> tuple[str, str]:
+    try:
+        first, second = (_key(raw[key]) for key in keys)
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{where}: it needs {keys[0]} and {keys[1]} ({error!r:.200})") from error
+    return first, second
 
 
 def _key(value: Any) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ...errors import UsageError
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Writer
-from .coco import _annotation_entries, _image_entries
+from .coco import _annotation_entries, _image_entries, category_names, image_files, is_crowd
 from .files import FileTree, json_document, json_elements, json_members, load_json, read_bytes
 from .rle import encode_classes, paint_runs, runs_of_counts, string_to_counts
 
@@ -37,19 +37,21 @@ class CocoPanopticReader(LabelReader):
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
         categories = load_json(self._raw, members["categories"], f"the categories of {location}")
-        names = list(dict.fromkeys(str(category["name"]) for category in categories))
+        names_by_id = category_names(categories, location)
+        names = list(dict.fromkeys(names_by_id.values()))
         self._table = LabelClasses(names=tuple(names))
-        self._values = {category["id"]: names.index(str(category["name"])) for category in categories}
-        images = {}
-        for span in json_elements(self._raw, members["images"], "images").tolist():
-            image = load_json(self._raw, span, f"an image of {location}")
-            images[image["id"]] = str(image["file_name"]).replace("\\", "/")
+        self._values = {key: names.index(name) for key, name in names_by_id.items()}
+        spans = json_elements(self._raw, members["images"], "images").tolist()
+        images = image_files((load_json(self._raw, span, f"an image of {location}") for span in spans), location)
         self._spans: dict[str, tuple[int, int]] = {}
         for start, stop in json_elements(self._raw, members["annotations"], "annotations").tolist():
             annotation = load_json(self._raw, (start, stop), f"an annotation of {location}")
-            if annotation["image_id"] not in images:
-                raise UsageError(f"{location}: an annotation names the image {annotation['image_id']}, which is absent")
-            self._spans[images[annotation["image_id"]]] = start, stop
+            image = str(annotation["image_id"])
+            if image not in images:
+                raise UsageError(f"{location}: an annotation names the image {image}, which is absent")
+            if images[image] in self._spans:
+                raise UsageError(f"{location} holds two annotations of the image {images[image]}; leave one out")
+            self._spans[images[image]] = start, stop
         self._maps = FileTree(location.removesuffix(".json"))
         self.image_names: Sequence[str] = list(self._spans)
         self.class_names: Mapping[int, str] = dict(enumerate(names))
@@ -65,8 +67,9 @@ class CocoPanopticReader(LabelReader):
         ids, index = np.unique(segments, return_inverse=True)
         values = {0: self._table.ignore}
         for segment in annotation["segments_info"]:
-            ignored = segment.get("iscrowd") or segment["category_id"] not in self._values
-            values[segment["id"]] = self._table.ignore if ignored else self._values[segment["category_id"]]
+            category = str(segment["category_id"])
+            ignored = is_crowd(segment, f"{self.path}, {name}") or category not in self._values
+            values[segment["id"]] = self._table.ignore if ignored else self._values[category]
         if unknown := set(ids.tolist()) - set(values):
             raise UsageError(f"{self._maps.path(file)} holds the segment {min(unknown)}, which {self.path} lacks")
         table = np.array([values[number] for number in ids.tolist()], dtype=self._table.dtype)

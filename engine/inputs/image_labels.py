@@ -25,6 +25,7 @@ from typing import Any
 
 from ...checks import name_list
 from ...errors import ImageError, UsageError
+from ..formats.coco import category_names, image_files, owner_of
 from ..model.files import read_text
 from ..model.schema import decode_json, read_value
 from ..model.storage import location_of
@@ -125,13 +126,15 @@ def _read_lines(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
 def _read_coco(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
     try:
         raw = decode_json(stream.read())
-        categories = {category["id"]: category["name"] for category in raw["categories"]}
-        classes: dict[Any, set[str]] = {image["id"]: set() for image in raw["images"]}
-        for annotation in raw["annotations"]:
-            classes[annotation["image_id"]].add(categories[annotation["category_id"]])
-        read_value(list[str], list(categories.values()), "names of categories")
+        read_value(list[str], [category["name"] for category in raw["categories"]], "names of categories")
         read_value(list[str], [image["file_name"] for image in raw["images"]], "file names of images")
-        names = {image["id"]: image["file_name"] for image in raw["images"]}
+        categories, images = category_names(raw["categories"], path), image_files(raw["images"], path)
+        classes: dict[str, set[str]] = {name: set() for name in images.values()}
+        for number, annotation in enumerate(raw["annotations"]):
+            name, label = owner_of(annotation, images, categories, f"{path}, annotation {number}")
+            classes[name].add(label)
+    except UsageError:
+        raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"{path} is not a COCO file of images, annotations and categories ({error!r})") from error
-    yield from ((names[image], labels) for image, labels in classes.items())
+    yield from classes.items()

@@ -29,7 +29,7 @@ from ..predictors.base import Predictor
 from ..predictors.prompted.given_predictor import GivenPredictor
 from ..predictors.segment_everything import SegmentEverything
 from ..store.label_store import SEGMENTS, LabelStore
-from ..store.waiting.waiting_rows import WaitingRows, commit_waiting
+from ..store.waiting.waiting_rows import WaitingRows, commit_waiting, drop_plan
 from .drift import OnDrift, RunWatch, drift_record
 from .history import add_run
 from .progress import Progress
@@ -254,6 +254,8 @@ def _execute(
     progress.drifted = watch is not None and watch.stop.is_set()
     if store is not None:
         add_run(store.path, progress)
+        if state == "finished" and not (limited or progress.drifted):
+            drop_plan(store)
     return progress
 
 

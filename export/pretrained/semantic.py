@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...engine.model.bundle import OutputSpec
-from ...errors import ExportError
+from ...errors import ExportError, UsageError
 from .checkpoint import Checkpoint
 from .folded import Choices, Folded, class_names, image_input, with_background
 from .torch_module import as_module
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 def segformer(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
     """Fold SegFormer (arXiv 2105.15203): any size, logits at stride 4, its head as :func:`merged_head` returns it."""
-    if model.config.reshape_last_stage:
-        model.decode_head = merged_head(model.decode_head)
+    if not model.config.reshape_last_stage:
+        raise UsageError(
+            f"{checkpoint.folder} has reshape_last_stage false in its config.json, with which transformers runs "
+            "at one square size at most; set it to true, which changes no weight"
+        )
+    model.decode_head = merged_head(model.decode_head)
     return _folded(checkpoint, model, choices, _logits, dynamic=True, multiple=32)
 
 

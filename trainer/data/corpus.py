@@ -177,6 +177,13 @@ def open_corpus(
     pinned = label_stores if segments is None or not is_store(segments) else [*label_stores, LabelStore.open(segments)]
     if run is not None and not (Path(run) / RUN_FILE).exists() and os.environ.get("RANK", "0") == "0":
         _unpin(pinned, pin)  # left by a run of the same name that was deleted
+    for store in label_stores:
+        if (bits := store.run.get("bit_depth")) is not None:
+            raise UsageError(
+                f"{store.path} was labeled with --bit-depth {bits}, and a student reads all bits of an image: it would "
+                "be trained on other pixels; store the photos with 8 bits, or with all bits of their type, and label "
+                "them again"
+            )
     taxonomies = [Taxonomy.from_json(store.classes) for store in label_stores] + (
         [] if taxonomy is None else [taxonomy]
     )

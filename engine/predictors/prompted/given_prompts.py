@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from ....errors import ImageError, UsageError
 from ...formats.base import BACKGROUND, IGNORE
+from ...formats.coco import category_names, image_files, is_crowd, owner_of
 from ...inputs.names import NameIndex
 from ...model.files import MAX_TEXT, read_text
 from ...model.schema import read_json_object
@@ -153,6 +154,8 @@ def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
     groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     for number, row in _csv_rows(file, ("image", "label", "x", "y")):
         positive = _number(row.get("positive") or "1", file, number)
+        if positive not in (0, 1):
+            raise UsageError(f"{file}, line {number}: positive must be 1 on the object or 0 off it, got {positive:g}")
         point = (_number(row["x"], file, number), _number(row["y"], file, number), POSITIVE if positive else NEGATIVE)
         groups.setdefault((row["image"], row["label"], row.get("object") or ""), []).append(point)
     rows = []
@@ -192,7 +195,7 @@ def _of_rows(
 ) -> GivenPrompts:
     """Make prompts of (image, class, score, prompt); the classes are those that occur if ``class_names`` is None."""
     if not rows:
-        raise UsageError(f"{file} holds no prompts")
+        raise UsageError(f"{file} holds no prompts{''.join(f'; {note}' for note in notes)}")
     occurring = {label for _, label, _, _ in rows}
     # a calibration is for the classes of a file, in whatever order it lists them
     classes = sorted(occurring.union(class_names or ()))
@@ -272,24 +275,24 @@ def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, fl
     boxes, num_crowds = [], 0
     try:
         raw = read_json_object(file, max_bytes=MAX_TEXT)
-        names = {category["id"]: str(category["name"]) for category in raw["categories"]}
-        images = {image["id"]: str(image["file_name"]) for image in raw["images"]}
+        categories, images = category_names(raw["categories"], file), image_files(raw["images"], file)
         for number, annotation in enumerate(raw["annotations"]):
-            if annotation.get("iscrowd"):
+            where = f"{file}, annotation {number}"
+            image, label = owner_of(annotation, images, categories, where)
+            if is_crowd(annotation, where):
                 num_crowds += 1
                 continue
             x0, y0, width, height = map(float, annotation["bbox"])
             score = float(annotation.get("score", 1.0))
-            _check(x0, y0, x0 + width, y0 + height, score, f"{file}, annotation {number}")
-            label = names[annotation["category_id"]]
-            boxes.append((images[annotation["image_id"]], label, score, (x0, y0, x0 + width, y0 + height)))
+            _check(x0, y0, x0 + width, y0 + height, score, where)
+            boxes.append((image, label, score, (x0, y0, x0 + width, y0 + height)))
     except UsageError:
         raise
     except OSError as error:
         raise UsageError(f"cannot read the prompts {file}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is not a COCO file of images, categories and boxes ({error!r:.200})") from error
-    return boxes, num_crowds, [name for name in names.values() if name not in (BACKGROUND, IGNORE)]
+    return boxes, num_crowds, [name for name in categories.values() if name not in (BACKGROUND, IGNORE)]
 
 
 def _check(x0: float, y0: float, x1: float, y1: float, score: float, where: str) -> None:

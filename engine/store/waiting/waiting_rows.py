@@ -26,7 +26,7 @@ from ...model.storage import Folder, open_folder
 from ..label_store import LabelStore
 from ..rows import InputRow, LabelRow, input_table, label_table
 from ..table import store_errors
-from ..waiting_count import DONE, WAITING
+from ..waiting_count import CLAIMS, DONE, OPEN, WAITING
 from .presence import is_driven
 from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
@@ -127,6 +127,19 @@ def commit_waiting(store: LabelStore) -> None:
             names, num_bytes = [], 0
     if names:
         _commit_files(store, folder, names)
+
+
+def drop_plan(store: LabelStore) -> None:
+    """Delete what a run of several processes had planned and did not finish, unless one of these is at work.
+
+    Call it when every input is labeled. Raises :class:`StoreError`.
+    """
+    folder = open_folder(store.path)
+    with store_errors(f"cannot write to the label store {store.path}"):
+        names = [f"{place}/{name}" for place in (OPEN, CLAIMS) for name in folder.names(place)]
+        if names and not is_driven(folder):
+            for name in names:
+                folder.remove(name)
 
 
 def _commit_files(

@@ -60,6 +60,7 @@ def test_a_run_in_one_process_commits_the_finished_leases_of_a_killed_one(
     leases = finish_a_lease(jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store"), 8, **driver)
     run = label_folder(bundle, tmp_path / "photos", tmp_path / "store", selection=Selection.argmax())
     assert (run.planned, run.images, leases.finished()) == (4, 4, [])
+    assert (leases.open_names(), leases.claims()) == ([], {}), "the run is over, and nothing of its plan is left"
     assert_exactly_once(tmp_path, bundle, paths)
 
 
@@ -75,6 +76,7 @@ def test_finished_leases_of_a_run_at_work_are_left_to_it(jobs: Any, bundle: Bund
     leases = finish_a_lease(job, 8)
     run = label_folder(bundle, tmp_path / "photos", tmp_path / "store", selection=Selection.argmax())
     assert (run.planned, [done.num_rows for done in leases.finished()]) == (12, [8])
+    assert leases.open_names() == ["1"], "the plan of a run at work stays"
     leases.resign()
     assert run_array(job, threads=1).planned == 0
     assert leases.finished() == []

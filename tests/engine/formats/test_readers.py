@@ -124,8 +124,12 @@ def test_coco_what_is_no_mask_is_refused_by_name(tmp_path: Path, annotation: dic
     [
         ({"images": [{"id": 7, "file_name": "a.jpg"}]}, "height and width"),
         ({"images": [{"id": 7, "file_name": "a.jpg", "height": 1, "width": 1}] * 2}, "twice"),
-        ({"categories": [{"id": 3}]}, "an id and a name"),
+        ({"categories": [{"id": 3}]}, "category 0: it needs id and name"),
         ({"categories": [{"id": 1, "name": "cow"}]}, "category 3 is not in the file"),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 3, "iscrowd": "0", "segmentation": [SQUARE]}]},
+            "annotation 0: iscrowd must be 0 or 1, got '0'",
+        ),
         ({"categories": [{"id": 3, "name": "cow"}, {"id": 3, "name": "horse"}]}, "category id 3 twice"),
     ],
 )

@@ -83,6 +83,13 @@ def test_segformer(tmp_path: Path) -> None:
     assert_scores(bundle, lambda image: model(pixel_values=image).logits)
 
 
+def test_a_segformer_that_transformers_cannot_run_is_refused(tmp_path: Path) -> None:
+    config = CHECKPOINTS["segformer"](tmp_path / "segformer") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"reshape_last_stage": False}))
+    with pytest.raises(UsageError, match="reshape_last_stage false .* set it to true"):
+        bundle_from_pretrained(str(tmp_path / "segformer"), tmp_path / "bundle")
+
+
 def test_the_merged_head_of_segformer_gives_its_own_logits() -> None:
     config = transformers.SegformerConfig(
         num_labels=3, hidden_sizes=[4, 6, 8, 10], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=12

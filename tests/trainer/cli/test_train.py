@@ -122,8 +122,9 @@ def test_a_refused_command_keeps_the_pin_of_an_interrupted_run(tmp_path: Path, p
 def test_a_label_store_and_a_training_run_are_told_apart(tmp_path: Path, photos: Path) -> None:
     store = make_store(tmp_path / "store", photos, range(6)).path
     train = ("train", store, "--device", "cpu", "--workers", 0, *TINY)
-    with pytest.raises(UsageError, match="store is a label store, not a training run; choose another folder .* -o"):
-        call(*train, "-o", store)
+    other = make_store(tmp_path / "other", photos, range(2)).path
+    with pytest.raises(UsageError, match="other is a label store, not a training run; choose another folder .* -o"):
+        call(*train, "-o", other)
     with pytest.raises(MaskmillError, match="store is a label store, not a training run"):
         Run.load(store)
     call(*train, "-o", tmp_path / "run")

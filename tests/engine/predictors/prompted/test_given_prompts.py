@@ -220,6 +220,41 @@ def test_the_classes_of_a_coco_file_are_its_categories(tmp_path: Path) -> None:
     assert {target.target for target in prompts.targets_of("a 1.png")} == {2}
 
 
+def test_a_file_of_crowds_alone_says_that_they_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    raw = json.loads(coco_boxes([0, 0, 40, 30]))
+    path.write_text(json.dumps(raw | {"annotations": [entry | {"iscrowd": 1} for entry in raw["annotations"]]}))
+    with pytest.raises(UsageError, match="holds no prompts; 2 iscrowd boxes of .* are left out"):
+        boxes_of(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"id": 3, "file_name": "a.png"}, {"id": 3, "file_name": "b.png"}]}, "the image b.png or its id 3"),
+        ({"categories": [{"id": 7, "name": "red"}, {"id": 7, "name": "green"}]}, "the category id 7 twice"),
+        ({"categories": [{"id": 8, "name": "red"}]}, "annotation 0: the category 7 is not in the file"),
+        ({"images": [{"id": 4, "file_name": "a.png"}]}, "annotation 0: the image 3 is not in the file"),
+        ({"images": [{"id": 3}]}, "image 0: it needs id and file_name"),
+    ],
+)
+def test_boxes_of_an_inconsistent_coco_file_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(json.loads(coco_boxes([0, 0, 4, 3])) | changes))
+    with pytest.raises(UsageError, match=message):
+        boxes_of(path)
+
+
+def test_a_point_is_on_the_object_or_off_it(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    for value in ("-1", "0.5", "2"):
+        path.write_text(f"image,label,x,y,positive\na.png,red,1,1,1\na.png,red,5,5,{value}\n")
+        with pytest.raises(UsageError, match=f"line 3: positive must be 1 on the object or 0 off it, got {value}"):
+            points_of(path)
+
+
 def test_a_box_given_twice_is_one_object(tmp_path: Path, photos: Path) -> None:
     head, row = "image,label,x0,y0,x1,y1\n", "a 1.png,red,4,4,20,20\n"
     other = "b.png,red,28,4,44,20\n"
@@ -277,6 +312,7 @@ def test_boxes_are_cut_to_the_photo_and_prompts_outside_of_it_are_refused(tmp_pa
             "^[^(]*, annotation 1: expected a box .*; correct it or leave",
         ),
         ("boxes.json", coco_boxes([1, 1, 2, 3], score=float("nan")), "annotation 1: .* and nan"),
+        ("boxes.json", coco_boxes([1, 1, 2, 3], iscrowd="0"), "annotation 1: iscrowd must be 0 or 1, got '0'"),
         ("boxes.json", coco_boxes([1, 1, 10**400, 3]), "is not a COCO file"),
         ("boxes.json", "[" * 100_000, "cannot read"),
     ],
