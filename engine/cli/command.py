@@ -99,10 +99,10 @@ def refuse_inputs_as_outputs(parameters: Sequence[Any], values: Mapping[str, Any
     """Raise :class:`UsageError` if a command would write to a file or folder that it also reads."""
     inputs: list[str | Path] = []
     for parameter in parameters:
-        value = values.get(parameter.name)
+        value: Any = None if parameter.name in OUTPUTS else values.get(parameter.name)
+        names_location = re.search(LOCATIONS, parameter.metavar or "") is not None
         for entry in value if isinstance(value, list | tuple) else [value]:
-            is_location = isinstance(entry, str) and re.search(LOCATIONS, parameter.metavar or "") is not None
-            if parameter.name not in OUTPUTS and (is_location or isinstance(entry, Path)):
+            if isinstance(entry, Path) or (isinstance(entry, str) and names_location):
                 inputs.append(entry)
     for output in (values.get(name) for name in OUTPUTS):
         if output is not None:

@@ -115,7 +115,8 @@ class CocoReader(LabelReader):
             elif members[3] is None and b'"id"' in text:  # within another object as well
                 members[3] = self._id_of(index)
             image, category, crowd, id = members
-            check_owner(image, category, numbers, self._categories, f"{self.path}, annotation {index}")
+            if image not in numbers or category not in self._categories:
+                raise _unknown_owner(image, category, numbers, f"{self.path}, annotation {index}")
             first = index if id is None else ids.setdefault(hash(id), index)
             if first != index and self._id_of(first) == id:
                 raise UsageError(
@@ -227,18 +228,9 @@ def owner_of(
 ) -> tuple[str, str]:
     """Return the image's file and the category's name of an annotation; raises :class:`UsageError` for unknown ids."""
     image, category = _entry(annotation, ("image_id", "category_id"), where)
-    check_owner(image, category, images, categories, where)
+    if image not in images or category not in categories:
+        raise _unknown_owner(image, category, images, where)
     return images[image], categories[category]
-
-
-def check_owner(
-    image: object, category: object, images: Container[object], categories: Container[object], where: str
-) -> None:
-    """Refuse an annotation of an image or a category that the file does not list; raises :class:`UsageError`."""
-    if image not in images:
-        raise UsageError(f"{where}: the image {image} is not in the file")
-    if category not in categories:
-        raise UsageError(f"{where}: the category {category} is not in the file")
 
 
 def is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
@@ -255,6 +247,11 @@ def _entry(raw: Mapping[str, Any], keys: tuple[str, str], where: str) -> tuple[s
     except (TypeError, KeyError) as error:
         raise UsageError(f"{where}: it needs {keys[0]} and {keys[1]} ({error!r:.200})") from error
     return first, second
+
+
+def _unknown_owner(image: object, category: object, images: Container[object], where: str) -> UsageError:
+    missing = f"category {category}" if image in images else f"image {image}"
+    return UsageError(f"{where}: the {missing} is not in the file")
 
 
 def _key(value: Any) -> str:

@@ -84,7 +84,11 @@ def test_classes_that_the_model_lacks_are_named(tmp_path: Path) -> None:
         ("labels.jsonl", '{"image": "1.jpg", "labels": "cow"}\n', "line 1: the image is a name and its labels a list"),
         ("labels.jsonl", "cow\n", "line 1: expected"),
         ("labels.json", "[]", "is not a COCO file"),
-        ("labels.json", '{"images": [], "categories": [], "annotations": [{"image_id": 1}]}', "annotation 0: it needs image_id"),
+        (
+            "labels.json",
+            '{"images": [], "categories": [], "annotations": [{"image_id": 1}]}',
+            "annotation 0: it needs image_id",
+        ),
     ],
 )
 def test_a_file_that_is_not_as_it_must_be_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
