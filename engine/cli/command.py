@@ -17,7 +17,7 @@ from ..model.files import refuse_overwriting
 OUTPUTS = ("output", "log")
 """Parameters that name what a command writes."""
 LOCATIONS = "SOURCE|LABELS|IMAGE|STORE|FILE|DIR"
-"""Placeholders of the texts that name a file or folder."""
+"""Placeholders of texts that are files or folders."""
 NUMBERS = {"int": "a whole number", "float": "a number"}
 """Kinds of numbers by the first word of pydantic's error types."""
 LIMITS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}

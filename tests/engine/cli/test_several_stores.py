@@ -66,7 +66,7 @@ def test_another_selection_of_them_is_one_new_store(home: Path) -> None:
         for name in ("joined", "whole")
     )
     assert joined == whole
-    assert "is a store to read" in fault("reselect", *stores(home), "-o", home / "b")
+    assert "is an input and would be overwritten" in fault("reselect", *stores(home), "-o", home / "b")
 
 
 def test_stores_with_and_without_kept_scores_are_read_together_but_not_merged(home: Path) -> None:
