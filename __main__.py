@@ -11,8 +11,10 @@ def main() -> None:
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .cli import main as run
+    from .engine.cli.interrupts import watch_interrupts
 
     signal.signal(signal.SIGINT, handler)
+    watch_interrupts()
     run()
 
 

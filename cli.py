@@ -17,7 +17,7 @@ import typer
 from .engine.cli import COMMANDS as ENGINE
 from .engine.cli.command import PlainCommand, PlainGroup
 from .engine.report.terminal import printable
-from .errors import MaskmillError, WaitingRowsWarning
+from .errors import MaskmillError, StorageOutageWarning, WaitingRowsWarning
 from .export.cli import COMMANDS as EXPORT
 from .kernels.processors import let_idle_threads_sleep
 from .trainer.cli import COMMANDS as TRAINER
@@ -81,7 +81,7 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
     """Print a warning of this package on one line, and others as Python does."""
-    if issubclass(category, WaitingRowsWarning):
+    if issubclass(category, WaitingRowsWarning | StorageOutageWarning):
         typer.echo(f"maskmill: warning: {printable(' '.join(str(message).split()))}", err=True)
     else:
         _SHOW_WARNING(message, category, *rest, **options)

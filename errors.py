@@ -133,6 +133,10 @@ class StoreMismatch(StoreError):
     exit_code = 2
 
 
+class StorageOutageWarning(UserWarning):
+    """A bucket that has answered before does not answer now, and is waited for."""
+
+
 class WaitingRowsWarning(UserWarning):
     """A store that is read holds finished inputs that wait for a commit."""
 

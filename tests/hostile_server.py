@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 BOMB = gzip.compress(bytes(64 << 20))
 """64 MiB of zeros, compressed."""
@@ -32,14 +33,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: HostileServer
 
     def do_GET(self) -> None:
-        kind, _, name = self.path.lstrip("/").partition("/")
+        kind, _, name = self.path.lstrip("/").partition("?")[0].partition("/")
         self.server.requests[kind] += 1
         try:
             getattr(self, f"_{kind.partition('.')[0].replace('-', '_')}")(name)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _start(self, status: int, **headers: str) -> None:
         self.send_response(status)
@@ -102,6 +103,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(b"error")
 
+    def _refuses(self, name: str) -> None:
+        self._xml(403, "AccessDenied")
+
+    def _unknown(self, name: str) -> None:
+        self._xml(404, "NoSuchBucket")
+
+    def _xml(self, status: int, code: str) -> None:
+        data = f"<Error><Code>{code}</Code></Error>".encode()
+        self._start(status, Content_Length=str(len(data)))
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
     def _endless_error(self, name: str) -> None:
         self._start(500)
         while not self.server.ended.is_set():
@@ -112,6 +125,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(name)
         else:
             self._ok(name)
+
+    def _colons(self, name: str) -> None:
+        if unquote(name) == "odd/a::b.jpg":
+            self._ok("a.jpg")
+        else:
+            self._xml(404, "NoSuchKey")
+
+    def _outage(self, name: str) -> None:
+        if "outage" in self.server.files:
+            self._error(name)
+        else:
+            self._ok("a.jpg")
 
     def _cut(self, name: str) -> None:
         self._start(200, Content_Length="1000")

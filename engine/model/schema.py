@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ImageError, UsageError
+from ..reading.remote_path import StorageError
 from .storage import read_file
 
 MAX_BYTES = 64 * 2**20
@@ -32,7 +33,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any
     """
     try:
         raw = decode_json(read_file(path, max_bytes).decode("utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, StorageError):
         raise
     except (OSError, ImageError, ValueError, RecursionError) as error:
         # json raises ValueError for numbers of thousands of digits, RecursionError for thousands of brackets

@@ -7,8 +7,8 @@
     if folder.write_once("leases/claims/1", name):  # one of several writers succeeds
         ...
 
-Access to a bucket is repeated with growing pauses for as long as :data:`OUTAGE_SECONDS`, so that an outage delays a run
-and does not end it.
+Access to a bucket that has answered before is repeated with growing pauses for as long as :data:`OUTAGE_SECONDS`, so
+that an outage delays a run and does not end it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
-from ...errors import MaskmillError, UsageError
+from ...errors import MaskmillError, StorageOutageWarning, UsageError
 from ..reading import remote
-from ..reading.access import current_access
-from ..reading.bucket_client import BucketAnswerError, allows_http, is_bucket, require_client
+from ..reading.access import current_access, is_bucket
+from ..reading.bucket_client import BucketAnswerError, MissingBucketError, allows_http, check_keys, require_client
 from ..reading.local import read_local
-from ..reading.remote_path import RemotePath
-from ..reading.retries import may_pass
+from ..reading.remote_path import RemotePath, StorageError
+from ..reading.retries import in_thread, is_interrupted, may_pass, wait_for_interrupt
 from ..reading.storage_options import options_in_force, options_of
 from .publishing import is_temporary, sync_files, write_atomically, write_once
 
@@ -42,6 +45,9 @@ _FINAL = (
 )
 
 _FETCHED: dict[str, Path] = {}  # copies of this process, by URL
+
+_IN_USE: dict[str, tuple[Any, str]] = {}  # filesystem and folder of each bucket that this process writes to
+_ANSWERED: set[str] = set()  # buckets that this process has reached
 
 Result = TypeVar("Result")
 
@@ -140,7 +146,8 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
 def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """Return the bytes of a file, here or behind a URL.
 
-    Raises :class:`FileNotFoundError`, :class:`OSError`, and :class:`ImageError` for a larger local file.
+    Raises :class:`FileNotFoundError`, :class:`OSError`, of which :class:`StorageError` is one, and :class:`ImageError`
+    for a larger local file.
     """
     location: Any = location_of(path)
     if not is_remote(location):
@@ -149,9 +156,6 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         return location.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "it does not exist", str(location)) from error
-    except Exception as error:
-        # each fsspec filesystem raises exceptions of its own
-        raise OSError(f"the storage does not answer: {error}") from error
 
 
 def folder_bytes(path: Path) -> int:
@@ -232,19 +236,21 @@ class RemoteFolder:
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._system, root = remote.filesystem(url, options, current_access())
         self._root = root.rstrip("/")
+        self._place = f"{url.partition('://')[0]}://{self._root.partition('/')[0]}"
+        _IN_USE[self._place] = self._system, self._root
 
     def read(self, name: str) -> bytes:
         """See :meth:`Folder.read`."""
-        return repeated(lambda: self._system.cat_file(self._path(name)))
+        return self._repeated(lambda: self._system.cat_file(self._path(name)))
 
     def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
         """See :meth:`Folder.write`; a bucket has a file when its request returns."""
-        repeated(lambda: self._system.pipe_file(self._path(name), data))
+        self._repeated(lambda: self._system.pipe_file(self._path(name), data))
 
     def write_once(self, name: str, data: bytes) -> bool:
         """See :meth:`Folder.write_once`."""
         try:
-            repeated(lambda: self._system.pipe_file(self._path(name), data, mode="create"))
+            self._repeated(lambda: self._system.pipe_file(self._path(name), data, mode="create"))
         except FileExistsError:
             return self.read(name) == data  # after a repeated request, the file that exists may be our own
         return True
@@ -256,10 +262,12 @@ class RemoteFolder:
             self._system.invalidate_cache()
             try:
                 return self._system.ls(self._path(folder), detail=True)
+            except MissingBucketError:
+                raise
             except FileNotFoundError:
                 return []
 
-        entries = {info["name"].rstrip("/").rpartition("/")[2]: info for info in repeated(listed)}
+        entries = {info["name"].rstrip("/").rpartition("/")[2]: info for info in self._repeated(listed)}
         return {name: entries[name]["size"] or 0 for name in sorted(entries) if entries[name]["type"] == "file"}
 
     def remove(self, name: str) -> None:
@@ -271,10 +279,32 @@ class RemoteFolder:
             except FileNotFoundError:
                 return
 
-        repeated(remove)
+        self._repeated(remove)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _repeated(self, access: Callable[[], Result]) -> Result:
+        return repeated(access, self._place)
+
+
+def storage_is_silent(seconds: float) -> bool:
+    """Return True if a bucket that this process writes to gives no answer within ``seconds``."""
+    places = [(system, root) for system, root in _IN_USE.values() if hasattr(system, "answers")]
+    probes = [in_thread(partial(system.answers, root)) for system, root in places]
+    deadline = time.monotonic() + seconds
+    try:
+        return not all([probe.result(timeout=max(0.0, deadline - time.monotonic())) for probe in probes])
+    except TimeoutError:
+        return True
+
+
+def lance_url(path: Any) -> str:
+    """Return a path or URL as Lance reads it: it decodes ``%XX`` in a URL, and cuts it at ``#`` and ``?``."""
+    if not is_url(path):
+        return str(path)
+    scheme, _, rest = str(path).partition("://")
+    return f"{scheme}://{quote(rest, safe='/@:')}"
 
 
 def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:
@@ -288,30 +318,46 @@ def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:
 def parse_storage_options(texts: list[str] | None) -> dict[str, str]:
     """Parse ``KEY=VALUE`` texts; raises :class:`UsageError`."""
     options: dict[str, str] = {}
+    keys: list[str] = []
     for text in texts or []:
         key, equals, value = text.partition("=")
+        keys.append(key)
         if not key or not equals:
             raise UsageError(f"--storage-option must be KEY=VALUE, such as aws_region=eu-west-1; got {text!r}")
         options[key] = value
+    check_keys(keys)
     return options
 
 
-def repeated(access: Callable[[], Result]) -> Result:
+def repeated(access: Callable[[], Result], place: str | None = None) -> Result:
     """Call ``access`` until it succeeds or fails for a reason that a repetition does not change.
 
-    Raises that reason, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
+    ``place`` is the URL of a bucket that may be out of reach: the first access to it is not repeated, since its address
+    may be wrong; nor is any access after an interrupt. Raises that reason, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
     """
-    started, pause = time.monotonic(), 0.5
+    started, pause, warned = time.monotonic(), 0.5, False
     while True:
         try:
-            return access()
-        except _FINAL:
-            raise
+            result = access()
         except Exception as error:
             # each fsspec filesystem raises exceptions of its own
-            if isinstance(error, BucketAnswerError) and not may_pass(error):
+            cause = error.__cause__ if isinstance(error, StorageError) else error
+            if isinstance(cause, _FINAL) or (isinstance(cause, BucketAnswerError) and not may_pass(cause)):
                 raise
-            if time.monotonic() - started + pause > OUTAGE_SECONDS:
+            is_over = time.monotonic() - started + pause > OUTAGE_SECONDS or is_interrupted()
+            if is_over or not (place is None or place in _ANSWERED):
                 raise OSError(f"the storage does not answer: {error}") from error
-        time.sleep(pause)
+            if not warned:
+                warnings.warn(
+                    f"{place or 'the storage'} does not answer since {time.strftime('%H:%M:%S')} ({error}); waiting for up to "
+                    f"{OUTAGE_SECONDS / 60:.0f} minutes",
+                    StorageOutageWarning,
+                    stacklevel=3,
+                )
+                warned = True
+        else:
+            if place is not None:
+                _ANSWERED.add(place)
+            return result
+        wait_for_interrupt(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

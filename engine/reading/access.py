@@ -20,6 +20,13 @@ MIN_RATE = 16 << 10
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 """URL schemes that a list may name by default, besides its own."""
 
+EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "azure", "adl"), "azure"),
+}
+"""URL schemes of buckets, with the extra that each needs."""
+
 Result = TypeVar("Result")
 
 HTTP = ("http://", "https://")
@@ -121,11 +128,17 @@ def with_access(access: Access, function: Callable[..., Result], *arguments: Any
         _current.reset(token)
 
 
+def is_bucket(url: str) -> bool:
+    """Return True for the URL of a bucket or of an object in one, unless it is chained to another URL."""
+    # `::` may be a part of a key
+    return url.partition("://")[0] in EXTRAS and "://" in url and not re.search("::[a-z][a-z0-9+.-]*://", url)
+
+
 def schemes_of(url: str) -> list[str]:
     """Return the schemes of a URL and of what it is chained to; a path in a chain counts as ``file``."""
     if "://" not in url:
         return []
-    if url.lower().startswith(HTTP):
+    if url.lower().startswith(HTTP) or is_bucket(url):
         return [url.partition("://")[0].lower()]
     parts = re.split(r"::(?=[a-z])|::(?=/)", url)
     return [_scheme(part) for part in parts]

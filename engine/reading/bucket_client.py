@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from ...errors import MaskmillError, MissingPackageError, UsageError
-from .access import Access
+from .access import EXTRAS, Access
 
-EXTRAS = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("az", "abfs", "abfss", "azure", "adl"), "azure"),
-}
-"""URL schemes of buckets, with the extra that each needs."""
 _SCHEMES = {"gcs": "gs"}  # schemes that the client calls otherwise
 _EXAMPLES = {
     "s3": "aws_region, aws_endpoint and aws_access_key_id",
@@ -34,6 +28,11 @@ _CLIENT_OPTIONS = frozenset(
 )
 _ENDPOINTS = ("aws_endpoint", "aws_endpoint_url", "endpoint", "endpoint_url", "aws_endpoint_url_s3", "azure_endpoint")
 _KEYS = ("aws_access_key_id", "access_key_id", "aws_skip_signature", "skip_signature", "aws_role_arn", "role_arn")
+_NO_CREDENTIALS = re.compile(
+    r"Generic \w+ error: (?:Missing"
+    r"|(?:Error performing token request: )?Error performing \w+ http://(?:169\.254\.169\.254|metadata)\b)"
+)
+# the client asks a server of the cloud for credentials where the environment has none
 _STATUS = re.compile(r"status code: (\d{3}) ([^:\n]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
 
 
@@ -45,9 +44,12 @@ class BucketAnswerError(OSError):
         self.status, self.message = status, message
 
 
-def is_bucket(url: str) -> bool:
-    """Return True for the URL of a bucket or of an object in one, unless it is chained to another URL."""
-    return url.partition("://")[0] in EXTRAS and "://" in url and "::" not in url
+class RefusedError(PermissionError):
+    """A server refuses access, or there are no credentials for it."""
+
+
+class MissingBucketError(FileNotFoundError):
+    """There is no such bucket."""
 
 
 def require_client(url: str) -> None:
@@ -78,6 +80,7 @@ def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Ac
     if allows_http(options):
         client["allow_http"] = "true"
     config: dict[str, Any] = {}
+    check_keys(options)
     for key, value in options.items():
         name = key.lower().removeprefix("aws_")
         (client if name in _CLIENT_OPTIONS else config)[name if name in _CLIENT_OPTIONS else key.lower()] = value
@@ -102,6 +105,17 @@ def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Ac
         if "Account must be specified" in text:
             text = "it needs the account, as in --storage-option azure_storage_account_name=NAME"
         raise UsageError(f"cannot open {url}: {text}") from error
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Raise :class:`UsageError` if two keys of storage options mean the same, as ``region`` and ``aws_region``."""
+    known: dict[str, str] = {}
+    for key in keys:
+        name = re.sub("^(aws|google|azure)_", "", key.lower())
+        if name in known:
+            both = f"{known[name]} and {key} mean the same" if known[name] != key else f"{key} is given twice"
+            raise UsageError(f"storage options: {both}; give one of them")
+        known[name] = key
 
 
 def _profile(config: Mapping[str, str]) -> Any:
@@ -129,31 +143,37 @@ def translated(error: Exception, url: str) -> Exception:
     text = str(error)
     status = _STATUS.search(text)
     if "<Code>NoSuchBucket</Code>" in text:
-        return FileNotFoundError(f"the bucket of {url} does not exist")
+        return MissingBucketError(f"the bucket {_bucket(url)} does not exist")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{url} does not exist")
     code = int(status[1]) if status else 0
     kind = type(error).__name__
     if kind == "AlreadyExistsError":
         return FileExistsError(f"{url} exists")
-    if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
+    if _NO_CREDENTIALS.search(text):
         scheme = url.partition("://")[0]
-        return PermissionError(
+        return RefusedError(
             f"there are no credentials for {scheme}:// URLs in the environment or the storage options; for a public "
             "bucket give the option skip_signature=true"
         )
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or code in (401, 403):
-        return PermissionError(f"the server refuses access ({(status and (status[3] or status[2])) or kind})")
+        return RefusedError(f"the server refuses access ({(status and (status[3] or status[2])) or kind})")
+    if 300 <= code < 400 or "error following redirect" in text:
+        return BucketAnswerError(code or 301, "with a redirect: for a bucket in another region, give aws_region")
     if status is not None:
-        if 300 <= code < 400:
-            return BucketAnswerError(code, "as the bucket is in another region; give the option aws_region")
         return BucketAnswerError(code, status[3] or status[2].strip())
     if "TimedOut" in text or "kind: Timeout" in text:
         return TimeoutError("no answer in time (--timeout)")
     if "InvalidPath" in kind or isinstance(error, ValueError):
-        return ValueError(f"a name in the bucket has an empty part, '.' or '..', which is not read ({url})")
+        name = re.search(r'[Pp]ath "(.*?)"(?: contained|: |$)', text.partition("\n")[0])
+        place = f"{url.partition('://')[0]}://{_bucket(url)}/{name[1]}" if name else url
+        return ValueError(f"a name in the bucket has an empty part, '.' or '..', which is not read ({place})")
     system = re.findall(r'message: "([^"]+)"', text)
     return ConnectionError(system[-1] if system else _first_line(error))
+
+
+def _bucket(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -20,8 +19,8 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from ...errors import ImageError, UsageError
 from .access import MIN_RATE, Access, Meter
-from .bucket_client import open_client, translated
-from .retries import in_thread, may_pass, pause_before
+from .bucket_client import MissingBucketError, open_client, translated
+from .retries import in_thread, is_interrupted, may_pass, pause_before, wait_for_interrupt
 
 Result = TypeVar("Result")
 
@@ -112,6 +111,16 @@ class BucketFileSystem(AbstractFileSystem):
             raise failure from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def answers(self, path: str) -> bool:
+        """Tell whether a server answers at all, in one attempt; what it answers does not count."""
+        client, key = self._located(path, anything=True)
+        try:
+            client.head(key or "_")
+        except Exception as error:
+            # the client's exceptions have no common base beside Exception
+            return not isinstance(translated(error, self.unstrip_protocol(path)), TimeoutError | ConnectionError)
+        return True
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Return the bytes of an object, or of a part of it."""
         path = self._strip_protocol(path)
@@ -134,6 +143,8 @@ class BucketFileSystem(AbstractFileSystem):
         if key:
             try:
                 return self._entry(path, self._requested(path, lambda: client.head(key)))
+            except MissingBucketError:
+                raise
             except FileNotFoundError:
                 pass
         if not key or self._listed(path):
@@ -209,6 +220,8 @@ class BucketFileSystem(AbstractFileSystem):
     def _type(self, path: str) -> str:
         try:
             return self.info(path)["type"]
+        except MissingBucketError:
+            raise
         except FileNotFoundError:
             return ""
 
@@ -216,6 +229,8 @@ class BucketFileSystem(AbstractFileSystem):
         client, key = self._located(path, anything=True)
         try:
             answer = self._requested(path, lambda: client.list_with_delimiter(key or None))
+        except MissingBucketError:
+            raise
         except FileNotFoundError:
             return []
         bucket = path.partition("/")[0]
@@ -253,9 +268,9 @@ class BucketFileSystem(AbstractFileSystem):
             try:
                 return in_thread(attempt).result() if on_main else attempt()
             except Exception as error:
-                if number == self.access.retries or not may_pass(error):
+                if number == self.access.retries or not may_pass(error) or is_interrupted():
                     raise
-            time.sleep(pause_before(number + 1))
+            wait_for_interrupt(pause_before(number + 1))
         raise AssertionError("the last attempt returns or raises")
 
 

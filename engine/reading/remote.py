@@ -15,8 +15,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from ...errors import ImageError, MissingPackageError, UsageError
-from .access import HTTP, Access, Cancelled, Meter, read_counted, schemes_of, slow
-from .bucket_client import EXTRAS, is_bucket
+from .access import EXTRAS, HTTP, Access, Cancelled, Meter, is_bucket, read_counted, schemes_of, slow
 from .buckets import bucket_filesystem, chained_through_bucket
 from .http import METER, limited_client
 from .retries import in_thread, may_pass, pause_before

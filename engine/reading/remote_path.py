@@ -7,21 +7,47 @@ import io
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
+from ...errors import MaskmillError
 from . import remote
 from .access import current_access
+from .bucket_client import MissingBucketError, RefusedError
+
+_OF_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class StorageError(MaskmillError, OSError):
+    """A storage refuses access or does not answer. Exit status 2 if the bucket is missing or refuses the caller."""
+
+
+@contextmanager
+def storage_errors(url: str, action: str = "read") -> Iterator[None]:
+    """Turn the errors of a filesystem into :class:`StorageError`, apart from those of missing and existing files."""
+    try:
+        yield
+    except MaskmillError:
+        raise
+    except Exception as error:
+        # every fsspec filesystem raises exceptions of its own
+        if isinstance(error, _OF_FILES) and not isinstance(error, MissingBucketError):
+            raise
+        failure = StorageError(f"cannot {action} {url}: {remote.reason(error)}")
+        if isinstance(error, MissingBucketError):
+            failure = StorageError(f"cannot {action} {url}: {error}")
+        raise failure.of_the_call() if isinstance(error, MissingBucketError | RefusedError) else failure from error
 
 
 @dataclass(frozen=True)
 class RemotePath:
     """A file or folder behind a URL. No ``os.PathLike``: the functions of ``os`` and ``open`` would take it for local.
 
-    Its methods raise the exceptions of the filesystem, of which ``FileNotFoundError`` is one.
+    Its methods raise :class:`StorageError` if the storage refuses or fails, and ``FileNotFoundError``.
     """
 
     url: str
@@ -88,19 +114,24 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Tell whether there is a file or folder."""
-        return self.fs.exists(self.path)
+        with storage_errors(self.url):
+            return self.fs.exists(self.path)
 
     def is_file(self) -> bool:
         """Tell whether there is a file."""
-        return self.fs.isfile(self.path)
+        with storage_errors(self.url):
+            return self.fs.isfile(self.path)
 
     def is_dir(self) -> bool:
         """Tell whether there is a folder."""
-        return self.fs.isdir(self.path)
+        with storage_errors(self.url):
+            return self.fs.isdir(self.path)
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Yield what is in the folder."""
-        for name in self.fs.ls(self.path, detail=False):
+        with storage_errors(self.url):
+            names = self.fs.ls(self.path, detail=False)
+        for name in names:
             yield self / name.rstrip("/").rpartition("/")[2]
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
@@ -112,18 +143,21 @@ class RemotePath:
 
     def stat(self) -> Any:
         """Return an object with the size and the time of the last change, ``st_size`` and ``st_mtime``."""
-        info = self.fs.info(self.path)
+        with storage_errors(self.url):
+            info = self.fs.info(self.path)
         changed = info.get("LastModified") or info.get("created")
         return SimpleNamespace(st_size=info["size"], st_mtime=changed.timestamp() if changed else 0.0)
 
     def open(self, mode: str = "r", encoding: str | None = None) -> Any:
         """Open the file."""
-        file = self.fs.open(self.path, mode.replace("b", "").replace("t", "") + "b")
+        with storage_errors(self.url):
+            file = self.fs.open(self.path, mode.replace("b", "").replace("t", "") + "b")
         return file if "b" in mode else io.TextIOWrapper(file, encoding=encoding or "utf-8")
 
     def read_bytes(self) -> bytes:
         """Return the bytes of the file."""
-        return self.fs.cat_file(self.path)
+        with storage_errors(self.url):
+            return self.fs.cat_file(self.path)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Return the text of the file."""
@@ -131,7 +165,8 @@ class RemotePath:
 
     def write_bytes(self, data: bytes) -> int:
         """Write the file in one step."""
-        self.fs.pipe_file(self.path, data)
+        with storage_errors(self.url, "write"):
+            self.fs.pipe_file(self.path, data)
         return len(data)
 
     def write_text(self, text: str, encoding: str = "utf-8") -> int:
@@ -141,7 +176,8 @@ class RemotePath:
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the file."""
         if not missing_ok or self.exists():
-            self.fs.rm_file(self.path)
+            with storage_errors(self.url, "delete"):
+                self.fs.rm_file(self.path)
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing in a bucket, which has no folders of its own; make one elsewhere."""

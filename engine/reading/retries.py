@@ -18,6 +18,24 @@ _BACKOFF = 0.5
 """Seconds before the first retry; each further pause is twice as long."""
 
 
+_INTERRUPTED = threading.Event()
+
+
+def note_interrupt() -> None:
+    """End the repetitions of this process: it was interrupted, and only finishes."""
+    _INTERRUPTED.set()
+
+
+def is_interrupted() -> bool:
+    """Tell whether :func:`note_interrupt` was called."""
+    return _INTERRUPTED.is_set()
+
+
+def wait_for_interrupt(seconds: float) -> bool:
+    """Wait, at most until :func:`note_interrupt` is called; returns True if it was."""
+    return _INTERRUPTED.wait(seconds)
+
+
 def pause_before(attempt: int) -> float:
     """Return the seconds to wait before an attempt, 1 for the first repetition."""
     return _BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)

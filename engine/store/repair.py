@@ -14,6 +14,7 @@ from lance.file import LanceFileReader
 
 from ...errors import StoreError
 from ..model.publishing import published_folder
+from ..model.storage import lance_url
 from .rows import row_fault
 from .schema import KEYS, SCHEMAS, covered_columns
 from .table import Table, store_errors
@@ -40,7 +41,7 @@ def replace_fragment(table: Table, dataset: Any, fragment_id: int, damaged: Coll
     remove = lance.LanceOperation.Delete(updated_fragments=[], deleted_fragment_ids=[fragment_id], predicate="damaged")
     table.record(
         lance.LanceDataset.commit(
-            str(table.path), remove, read_version=dataset.version, storage_options=table.storage_options
+            lance_url(table.path), remove, read_version=dataset.version, storage_options=table.storage_options
         )
     )
     if fragment is not None and UNREADABLE not in damaged:

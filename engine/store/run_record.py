@@ -15,6 +15,7 @@ from ...errors import StoreError, StoreMismatch, UsageError
 from ..model.schema import read_json_object, read_value
 from ..model.storage import location_of, open_folder
 from ..model.taxonomy_difference import mapping_difference
+from ..reading.remote_path import StorageError
 
 FORMAT_VERSION = 2
 """Version of the folder's layout and of the datasets' columns."""
@@ -43,6 +44,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         missing = "it has no run.json" if folder.is_dir() else "it does not exist"
         raise StoreError(f"{folder} is not a label store: {missing}").of_the_call() from error
+    except StorageError:
+        raise
     except (OSError, UsageError, KeyError) as error:
         raise StoreError(f"{folder} is not a label store: its {RUN_FILE} cannot be read ({error})") from error
     if "recipe" in manifest:

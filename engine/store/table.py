@@ -24,8 +24,8 @@ import pyarrow as pa
 
 from ...errors import MaskmillError, StoreError
 from ..model.publishing import published_folder, sync_files
-from ..model.storage import is_remote, lance_options, open_folder
-from ..reading.bucket_client import translated
+from ..model.storage import is_remote, lance_options, lance_url, open_folder
+from ..reading.bucket_client import MissingBucketError, RefusedError, translated
 from .schema import KEYS, SCHEMAS
 
 # fragments of this size are left alone, so that a row is rewritten about once however large the store grows
@@ -94,7 +94,7 @@ class Table:
                 "open the store again"
             )
         dataset = lance.dataset(
-            str(self.path), version=version, session=self._session, storage_options=self.storage_options
+            lance_url(self.path), version=version, session=self._session, storage_options=self.storage_options
         )
         if damaged := self.damaged_file(dataset):
             raise StoreError(f"{self.path / damaged} does not match its recorded hash; {REPAIR}")
@@ -247,7 +247,7 @@ def _create_remote(path: Any, name: str) -> None:
     options = lance_options(path.storage_options)
     empty = SCHEMAS[name].empty_table()
     try:
-        lance.write_dataset(empty, str(path), mode="create", enable_stable_row_ids=True, storage_options=options)
+        lance.write_dataset(empty, lance_url(path), mode="create", enable_stable_row_ids=True, storage_options=options)
     except OSError as error:
         if not _has_version(path):
             raise (translated(error, str(path)) if _OF_A_BUCKET in str(error) else error) from error
@@ -310,4 +310,5 @@ def store_errors(action: str) -> Iterator[None]:
             text = str(translated(ConnectionError(text), "the store"))
         elif panic:
             text = f"its files are damaged ({text}); {REPAIR}"
-        raise StoreError(f"{action}: {text.partition(', /')[0]}") from error
+        failure = StoreError(f"{action}: {text.partition(', /')[0]}")
+        raise failure.of_the_call() if isinstance(error, RefusedError | MissingBucketError) else failure from error

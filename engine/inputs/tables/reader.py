@@ -16,10 +16,9 @@ from itertools import accumulate, repeat
 from typing import Any, Protocol
 
 from ....errors import ImageError, SourceError
-from ...model.storage import lance_options
+from ...model.storage import lance_options, lance_url
 from ...reading import remote
-from ...reading.access import Access
-from ...reading.bucket_client import is_bucket
+from ...reading.access import Access, is_bucket
 from ...reading.retries import may_pass
 from .columns import Columns, flat_column, image_columns
 
@@ -55,7 +54,7 @@ def _open_lance(url: str, options: Mapping[str, Any], access: Access) -> Any:
 
     if not is_bucket(url):
         raise SourceError(f"{url} is neither on a disk nor in a bucket, from where Lance datasets are read; copy it")
-    return lance.dataset(url, storage_options=lance_options(remote.options_for(url, options, access)))
+    return lance.dataset(lance_url(url), storage_options=lance_options(remote.options_for(url, options, access)))
 
 
 class Table(Protocol):

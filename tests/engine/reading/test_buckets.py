@@ -8,17 +8,26 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from maskmill.engine.inputs.sources import Item, Source, open_source
-from maskmill.engine.model.storage import location_of
-from maskmill.engine.reading.access import Access, Cancelled
-from maskmill.engine.reading.bucket_client import is_bucket
+from maskmill.engine.model.storage import lance_url, location_of, open_folder, parse_storage_options
+from maskmill.engine.reading.access import Access, Cancelled, is_bucket, replace_access, schemes_of
 from maskmill.engine.reading.storage_options import options_of
-from maskmill.errors import ImageError, MissingPackageError, SourceError, UsageError
+from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import (
+    ImageError,
+    MaskmillError,
+    MissingPackageError,
+    SourceError,
+    StorageOutageWarning,
+    UsageError,
+)
 from tests.hostile_server import HostileServer, hostile_server
 
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
@@ -110,6 +119,123 @@ def test_an_interrupt_ends_a_listing_that_no_server_answers(server: HostileServe
 
 
 @pytest.mark.parametrize(
+    ("kind", "message", "status"),
+    [
+        ("refuses", "the server refuses access", 2),
+        ("unknown", "the bucket unknown does not exist", 2),
+        ("error", "the server answers 500", 1),
+        ("loop", "redirect: for a bucket in another region, give aws_region", 1),
+        ("silent", "no answer in time", 1),
+    ],
+)
+def test_a_store_whose_server_refuses_or_fails_is_one_error(
+    server: HostileServer, kind: str, message: str, status: int
+) -> None:
+    with replace_access(timeout=0.5, retries=0):
+        for opened in (
+            lambda url: LabelStore.open(url, storage_options=options_for(server)),
+            lambda url: LabelStore.open_or_create(url, {}, storage_options=options_for(server)),
+            lambda url: location_of(url, options_for(server)).is_dir(),
+        ):
+            with pytest.raises(MaskmillError, match=f"^cannot read s3://{kind}/st.*: .*{message}") as caught:
+                opened(f"s3://{kind}/st")
+            assert caught.value.exit_code == status
+            assert "\n" not in str(caught.value)
+
+
+def test_a_store_without_credentials_is_an_error_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(MaskmillError, match="Missing SecretAccessKey") as caught:
+        location_of("s3://b/st", {"aws_access_key_id": "x"}).exists()
+    assert caught.value.exit_code == 2
+
+
+def test_the_name_of_an_object_does_not_decide_what_its_error_means(server: HostileServer) -> None:
+    with pytest.raises(ImageError, match="the server answers 500"):
+        Source("", options_for(server), access=QUICK).read(Item("s3://error/Missing 169.254.169.254 TimedOut.jpg"))
+
+
+def test_only_a_bucket_that_has_answered_is_waited_for(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskmill.engine.model.storage.OUTAGE_SECONDS", 2.0)
+    with replace_access(timeout=0.5, retries=0):
+        folder = open_folder("s3://outage/st", options_for(server))
+        server.files["outage"] = b""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(OSError, match="the storage does not answer: the server answers 500"):
+                folder.read("a")
+        del server.files["outage"]
+        assert folder.read("a") == b"a photo"
+        server.files["outage"] = b""
+        with (
+            pytest.warns(StorageOutageWarning, match="s3://outage does not answer since .*; waiting"),
+            pytest.raises(OSError, match="the storage does not answer: the server answers 500"),
+        ):
+            folder.read("a")
+
+
+def start(code: str, server: HostileServer, url: str = "s3://silent/st") -> subprocess.Popen[bytes]:
+    """Start a process that watches interrupts, as the command line does, and runs code with ``folder``."""
+    lines = (
+        "from maskmill.engine.cli.interrupts import watch_interrupts\n"
+        "from maskmill.engine.model.storage import open_folder\n"
+        "watch_interrupts()\n"
+        f"folder = open_folder({url!r}, {options_for(server)!r})\n"
+        f"print('ready', flush=True)\n{code}"
+    )
+    process = subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+ENDLESS = """
+import time
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print('again', flush=True)
+"""
+
+
+def test_an_interrupt_ends_a_process_whose_bucket_does_not_answer(server: HostileServer) -> None:
+    before = server.requests["silent"]
+    process = start("try:\n    folder.read('a')\nfinally:\n    folder.remove('a')\n", server)
+    deadline = time.monotonic() + 60
+    while server.requests["silent"] == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)  # without the watch, minutes
+    assert process.returncode == 130, errors
+    assert errors.startswith(b"maskmill: interrupted; the storage does not answer"), errors
+
+
+def test_a_second_interrupt_ends_a_process_that_hangs(server: HostileServer) -> None:
+    process = start(ENDLESS, server, url="s3://ok/st")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"again\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"maskmill: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["ha#sh", "st?2", "pc%20x", "sp ace", "ünï", "plus+x"])
+def test_lance_gets_the_url_of_the_same_object(name: str) -> None:
+    assert unquote(urlsplit(lance_url(f"s3://b/x/{name}")).path) == f"/x/{name}"
+    assert lance_url(f"/x/{name}") == f"/x/{name}"
+
+
+@pytest.mark.parametrize(
+    "texts", [["aws_region=a", "region=b"], ["aws_region=a", "aws_region=b"], ["aws_region=a", "AWS_REGION=a"]]
+)
+def test_an_option_that_is_given_twice_is_refused(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"^storage options: .*; give one of them$"):
+        parse_storage_options(texts)
+
+
+@pytest.mark.parametrize(
     ("url", "options", "message"),
     [
         ("s3://b/x", {"aws_regoin": "x"}, "unknown storage option aws_regoin for s3://b; .* such as aws_region"),
@@ -155,6 +281,12 @@ def test_each_kind_of_bucket_takes_its_own_options() -> None:
     assert options_of("gs", options) == {"google_service_account": "y", "timeout": "9s"}
     assert options_of("abfs", options) == {"azure_endpoint": "z", "timeout": "9s"}
     assert options_of("memory", options) == {"timeout": "9s"}
+
+
+def test_colons_in_a_key_are_no_chain(server: HostileServer) -> None:
+    assert Source("", options_for(server), access=QUICK).read(Item("s3://colons/odd/a::b.jpg")) == b"a photo"
+    assert schemes_of("s3://b/odd/a::b.jpg") == ["s3"]
+    assert schemes_of("zip://a.jpg::s3://b/c.zip") == ["zip", "s3"]
 
 
 def test_urls_of_buckets_are_told_from_others() -> None:
