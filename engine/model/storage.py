@@ -333,7 +333,8 @@ def repeated(access: Callable[[], Result], place: str | None = None) -> Result:
     """Call ``access`` until it succeeds or fails for a reason that a repetition does not change.
 
     ``place`` is the URL of a bucket that may be out of reach: the first access to it is not repeated, since its address
-    may be wrong; nor is any access after an interrupt. Raises that reason, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
+    may be wrong; nor is any access after an interrupt.
+    Raises that reason, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
     """
     started, pause, warned = time.monotonic(), 0.5, False
     while True:
@@ -349,8 +350,8 @@ def repeated(access: Callable[[], Result], place: str | None = None) -> Result:
                 raise OSError(f"the storage does not answer: {error}") from error
             if not warned:
                 warnings.warn(
-                    f"{place or 'the storage'} does not answer since {time.strftime('%H:%M:%S')} ({error}); waiting for up to "
-                    f"{OUTAGE_SECONDS / 60:.0f} minutes",
+                    f"{place or 'the storage'} does not answer since {time.strftime('%H:%M:%S')} ({error}); "
+                    f"waiting for up to {OUTAGE_SECONDS / 60:.0f} minutes",
                     StorageOutageWarning,
                     stacklevel=3,
                 )
