@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
-from ...errors import MaskmillError
+from ...errors import MaskmillError, StoreError
 from . import remote
 from .access import current_access
 from .bucket_client import MissingBucketError, RefusedError
@@ -22,7 +22,7 @@ from .bucket_client import MissingBucketError, RefusedError
 _OF_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
-class StorageError(MaskmillError, OSError):
+class StorageError(StoreError, OSError):
     """A storage refuses access or does not answer. Exit status 2 if the bucket is missing or refuses the caller."""
 
 

@@ -187,7 +187,7 @@ class TestBucket:
             LabelStore.create(location_of("s3://bucket/refused", options), {"run": 1})
         assert len(attempts) == 1
         monkeypatch.undo()
-        message = "^cannot create a label store in s3://nowhere/store: the bucket of .* does not exist$"
+        message = "^cannot read s3://nowhere/store/run.json: the bucket nowhere does not exist$"
         with pytest.raises(StoreError, match=message):
             LabelStore.create(location_of("s3://nowhere/store", options), {"run": 1})
 
