@@ -196,7 +196,9 @@ class TestBucket:
     ) -> None:
         write_photos(tmp_path / "photos", 1)
         job = jobs.color_job(bundle, tmp_path / "photos", "s3://nowhere/labels", storage_options=options)
-        with pytest.raises(StoreError, match=r"^cannot write to the label store s3://nowhere/labels: the bucket nowhere does "):
+        with pytest.raises(
+            StoreError, match=r"^cannot write to the label store s3://nowhere/labels: the bucket nowhere does "
+        ):
             run_array(job, threads=1)
 
     def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
