@@ -108,14 +108,14 @@ def test_a_lease_whose_rows_another_process_took_is_not_waited_for(
         if taken:
             hand_back(self, lease, worker, num_rows, data)
             return
-        taken.append(lease)
+        taken.append(num_rows)  # how many it is depends on how fast the machine is
         if committed:
             labels, inputs, _ = decode_rows(data)
             LabelStore.open(tmp_path / "store").commit_tables(labels, last_of_each_uri(inputs))
 
     monkeypatch.setattr(Leases, "hand_back", take)
     progress = run_array(jobs.color_job(bundle, tmp_path / "photos", tmp_path / "store"), threads=1)
-    assert progress.images == (24 if committed else 40)
+    assert progress.images == (40 - taken[0] if committed else 40)
     assert_exactly_once(tmp_path, bundle, paths)
 
 
