@@ -5,8 +5,7 @@
 ``photos.txt``                a text list: one path or URL per line; relative entries start at the list's folder
 ``photos.csv``                a CSV list: the column ``image``, ``uri``, ``path`` or ``url``
 ``photos.parquet``            a Parquet list: one of these columns, or the only column of strings; or a manifest
-``photos.parquet``            rows of images: a column of bytes, or of ``{bytes, path}`` as ``datasets`` writes them
-``photos.lance``              a Lance dataset with such a column
+``*.parquet``, ``*.lance``    rows of images: a column of bytes, or of ``{bytes, path}`` as ``datasets`` writes them
 ``my-dataset/``               a data set that ``datasets`` saved with ``save_to_disk``
 ``shards/part-0001.tar``      a tar archive or WebDataset shard: its members with an image ending
 ``'photos/**/*.jpg'``         a glob: everything that matches
@@ -53,7 +52,6 @@ EXTENSIONS = (
 """Endings (in any case) of the files that are taken from folders and archives, without those of optional packages."""
 
 _EXTENSIONS = frozenset(EXTENSIONS)
-
 FORKS = "resource forks"
 """Kind of the files that macOS writes beside others (``._photo.jpg``, ``__MACOSX``); they are no images."""
 REPEATED = "repeated names in archives"
