@@ -147,7 +147,7 @@ class BucketFileSystem(AbstractFileSystem):
                 raise
             except FileNotFoundError:
                 pass
-        if not key or self._listed(path):
+        if not key or self._listed(path) is not None:
             return {"name": path, "size": 0, "type": "directory"}
         raise FileNotFoundError(f"{self.unstrip_protocol(path)} does not exist")
 
@@ -166,7 +166,9 @@ class BucketFileSystem(AbstractFileSystem):
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """Return the objects and folders in a folder; raises ``FileNotFoundError`` if there are none."""
         path = self._strip_protocol(path)
-        entries = self._listed(path) or [self.info(path)]
+        entries = self._listed(path)
+        if entries is None:
+            entries = [self.info(path)]
         return entries if detail else [entry["name"] for entry in entries]
 
     def find(
@@ -225,14 +227,17 @@ class BucketFileSystem(AbstractFileSystem):
         except FileNotFoundError:
             return ""
 
-    def _listed(self, path: str) -> list[dict[str, Any]]:
+    def _listed(self, path: str) -> list[dict[str, Any]] | None:
+        """Return what is in a folder, nothing of one that has only the empty object that stands for it, or None."""
         client, key = self._located(path, anything=True)
         try:
             answer = self._requested(path, lambda: client.list_with_delimiter(key or None))
         except MissingBucketError:
             raise
         except FileNotFoundError:
-            return []
+            return None
+        if not answer["common_prefixes"] and not answer["objects"]:
+            return None
         bucket = path.partition("/")[0]
         folders = [{"name": f"{bucket}/{name}", "size": 0, "type": "directory"} for name in answer["common_prefixes"]]
         # consoles write an empty object for a folder

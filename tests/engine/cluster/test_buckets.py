@@ -241,6 +241,19 @@ class TestBucket:
             claimed = [lease for part in pool.map(claim_all, "abc") for lease in part]
         assert sorted(claimed) == [str(number) for number in range(6)]
 
+    def test_objects_that_stand_for_folders_are_no_images(self, tmp_path: Path, options: dict[str, str]) -> None:
+        from boto3 import client
+
+        keys = {f"aws_{name}": options[f"aws_{name}"] for name in ("access_key_id", "secret_access_key")}
+        server = client("s3", endpoint_url=options["aws_endpoint"], region_name=options["aws_region"], **keys)
+        (path,) = write_photos(tmp_path / "photos", 1)
+        for key in ("odd/a.png", "odd/empty/", "odd/trail.jpg/", "odd/full/", "odd/full/b.png"):
+            server.put_object(Bucket="bucket", Key=key, Body=b"" if key.endswith("/") else path.read_bytes())
+        source = open_source("s3://bucket/odd", storage_options=options)
+        items = list(source)
+        assert [item.uri for item in items] == ["s3://bucket/odd/a.png", "s3://bucket/odd/full/b.png"]
+        assert [len(source.read(item)) for item in items] == [len(path.read_bytes())] * 2
+
     def test_a_folder_in_a_bucket_is_like_one_on_a_disk(self, tmp_path: Path, options: dict[str, str]) -> None:
         for place in (tmp_path / "folder", location_of("s3://bucket/folder", options)):
             folder = open_folder(place)
