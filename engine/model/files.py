@@ -64,16 +64,19 @@ def list_lines(lines: Iterable[str]) -> Iterator[str]:
             yield entry
 
 
-def refuse_overwriting(output: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the inputs: raises :class:`UsageError` if both name the same file or folder."""
+def refuse_overwriting(output: object, inputs: Iterable[object]) -> None:
+    """Refuse an output that is one of the inputs: raises :class:`UsageError` if both name the same file or folder.
+
+    They are paths or URLs, as text or as the objects that stand for them.
+    """
     for source in inputs:
-        if _is_same(os.fspath(output), os.fspath(source)):
+        if _is_same(str(output), str(source)):
             raise UsageError(f"{output} is an input and would be overwritten; write to another file or folder")
 
 
 def _is_same(path: str, other: str) -> bool:
-    if path == other:
-        return True
+    if path == other or "://" in path or "://" in other:
+        return path == other
     try:
         return os.path.samefile(path, other)
     except (OSError, ValueError):  # one of them does not exist, or is no path at all

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskmill.engine.model.files import refuse_overwriting
+from maskmill.engine.model.storage import location_of
 from maskmill.errors import UsageError
 
 from ...models import color_bundle
@@ -86,3 +87,12 @@ def test_a_second_name_that_is_neither_image_nor_store_is_refused_as_both(home: 
 def test_evaluating_nothing_says_so(home: Path) -> None:
     message = fault("evaluate", "nowhere", "--images", "photos", "--labels", "photos")
     assert message == "nowhere does not exist; give a label store, a training run or a model bundle"
+
+
+def test_urls_are_compared_as_they_are(home: Path) -> None:
+    pytest.importorskip("obstore")
+    store = location_of("s3://bucket/store", {})
+    refuse_overwriting(store, ["photos", Path("bundle"), "s3://bucket/photos"])
+    refuse_overwriting(Path("store"), ["s3://bucket/store"])
+    with pytest.raises(UsageError, match="s3://bucket/store is an input"):
+        refuse_overwriting(store, ["s3://bucket/store"])
