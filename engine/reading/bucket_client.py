@@ -52,6 +52,10 @@ class MissingBucketError(FileNotFoundError):
     """There is no such bucket."""
 
 
+_WHOLE_ANSWER = 20
+"""Time limits that an answer has from its first byte to its last."""
+
+
 def require_client(url: str) -> None:
     """Raise :class:`MissingPackageError` unless the client of buckets is installed."""
     try:
@@ -74,9 +78,10 @@ def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Ac
     from obstore import exceptions
     from obstore.store import from_url
 
-    # each part of an answer must arrive in time; the whole answer has as long as the rate that is allowed takes
+    # each part of an answer must arrive in time; the whole answer, whose text the client keeps if it is an error, in
+    # a multiple of that
     waiting = timedelta(seconds=access.timeout)
-    client: dict[str, Any] = {"connect_timeout": waiting, "read_timeout": waiting, "timeout": timedelta(days=1)}
+    client: dict[str, Any] = {"connect_timeout": waiting, "read_timeout": waiting, "timeout": _WHOLE_ANSWER * waiting}
     if allows_http(options):
         client["allow_http"] = "true"
     config: dict[str, Any] = {}

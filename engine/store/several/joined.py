@@ -161,14 +161,15 @@ class _Joined:
     def _row_numbers(self) -> list[NDArray[np.int64]]:
         """Return for each dataset the numbers of the rows that are read."""
         if self._rows is None:
-            self._rows = []
+            rows: list[NDArray[np.int64]] = []
             for part, replaced in zip(self._parts, self._replaced, strict=True):
                 if not len(replaced):
-                    self._rows.append(np.arange(part.count_rows()))
+                    rows.append(np.arange(part.count_rows()))
                     continue
                 keys = _keys(self._name, part.to_table(columns=KEYS[self._name]))
                 is_replaced = pc.is_in(keys, value_set=replaced)
-                self._rows.append(np.flatnonzero(~np.asarray(is_replaced)))
+                rows.append(np.flatnonzero(~np.asarray(is_replaced)))
+            self._rows = rows  # at once: several threads read
         return self._rows
 
 

@@ -181,7 +181,7 @@ def start(code: str, server: HostileServer, url: str = "s3://silent/st") -> subp
         "from maskmill.engine.model.storage import open_folder\n"
         "watch_interrupts()\n"
         f"folder = open_folder({url!r}, {options_for(server)!r})\n"
-        f"print('ready', flush=True)\n{code}"
+        f"{code}"
     )
     process = subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -191,8 +191,12 @@ def start(code: str, server: HostileServer, url: str = "s3://silent/st") -> subp
 
 ENDLESS = """
 import time
+message = 'ready'
 while True:
     try:
+        if message:
+            print(message, flush=True)
+        message = ''
         time.sleep(60)
     except KeyboardInterrupt:
         print('again', flush=True)
@@ -201,7 +205,7 @@ while True:
 
 def test_an_interrupt_ends_a_process_whose_bucket_does_not_answer(server: HostileServer) -> None:
     before = server.requests["silent"]
-    process = start("try:\n    folder.read('a')\nfinally:\n    folder.remove('a')\n", server)
+    process = start("print('ready', flush=True)\ntry:\n    folder.read('a')\nfinally:\n    folder.remove('a')\n", server)
     deadline = time.monotonic() + 60
     while server.requests["silent"] == before and time.monotonic() < deadline:
         time.sleep(0.05)
