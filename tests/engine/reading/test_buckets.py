@@ -205,7 +205,9 @@ while True:
 
 def test_an_interrupt_ends_a_process_whose_bucket_does_not_answer(server: HostileServer) -> None:
     before = server.requests["silent"]
-    process = start("print('ready', flush=True)\ntry:\n    folder.read('a')\nfinally:\n    folder.remove('a')\n", server)
+    process = start(
+        "print('ready', flush=True)\ntry:\n    folder.read('a')\nfinally:\n    folder.remove('a')\n", server
+    )
     deadline = time.monotonic() + 60
     while server.requests["silent"] == before and time.monotonic() < deadline:
         time.sleep(0.05)
