@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 
 from ....errors import ImageError, UsageError
 from ...formats.base import BACKGROUND, IGNORE
-from ...formats.coco import category_names, image_files, is_crowd, owner_of
 from ...inputs.names import NameIndex
 from ...model.files import MAX_TEXT, read_text
 from ...model.schema import read_json_object
@@ -272,6 +271,8 @@ def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, fl
 
     Classes are the categories, whether they have a box or not, without the background and the pixels to ignore.
     """
+    from ...formats.coco import category_names, image_files, is_crowd, owner_of  # which needs Numba
+
     boxes, num_crowds = [], 0
     try:
         raw = read_json_object(file, max_bytes=MAX_TEXT)
