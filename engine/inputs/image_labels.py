@@ -25,7 +25,6 @@ from typing import Any
 
 from ...checks import name_list
 from ...errors import ImageError, UsageError
-from ..formats.coco import category_names, image_files, owner_of
 from ..model.files import read_text
 from ..model.schema import decode_json, read_value
 from ..model.storage import location_of
@@ -124,6 +123,8 @@ def _read_lines(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
 
 
 def _read_coco(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
+    from ..formats.coco import category_names, image_files, owner_of  # which needs Numba
+
     try:
         raw = decode_json(stream.read())
         read_value(list[str], [category["name"] for category in raw["categories"]], "names of categories")
