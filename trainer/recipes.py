@@ -330,8 +330,8 @@ def _type_of(owner: Any, name: str, key: str) -> Any:
         prefix = key[: len(key) - len(name)]
         known = [f"{prefix}{field.name}" for field in dataclasses.fields(owner)]
         nearest = nearest_name(key, known, similarity=0.7)
-        hint = "" if nearest is None else f"; did you mean {nearest}?"
-        raise UsageError(f"there is no setting {key}{hint}; this recipe has {', '.join(known) or 'none'}")
+        hint = "; this" if nearest is None else f"; did you mean {nearest}? This"
+        raise UsageError(f"there is no setting {key}{hint} recipe has {', '.join(known) or 'none'}")
     return types[name]
 
 

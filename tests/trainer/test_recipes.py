@@ -37,8 +37,8 @@ def test_settings_are_read_as_the_types_of_their_fields_say() -> None:
     ("setting", "message"),
     [
         ("crop", "KEY=VALUE"),
-        ("corp=3", "no setting corp; this recipe has .*crop"),
-        ("method.corp=3", "no setting method.corp; this recipe has method.selection"),
+        ("corp=3", r"no setting corp; did you mean crop\? This recipe has .*crop"),
+        ("method.corp=3", r"no setting method.corp; .* recipe has method.selection"),
         ("crop=big", "crop must be an integer, got 'big'"),
         ("crop=0", "crop must be from 1"),
         ("compile=yes", "true or false"),

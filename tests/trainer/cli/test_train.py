@@ -167,7 +167,7 @@ def test_a_wrong_call_says_what_is_missing(
         ("model=../../x", "there is no model '../../x'"),
         ("model.size=x", "does not take these options"),
         ("=", "there is no setting"),
-        ("max_steps=8", "there is no setting max_steps; did you mean steps?; this recipe has name"),
+        ("max_steps=8", "there is no setting max_steps; did you mean steps? This recipe has name"),
     ],
 )
 def test_a_hostile_setting_is_one_line_and_runs_nothing(
