@@ -256,21 +256,21 @@ def test_a_calibration_of_prompts_from_one_file_holds_for_those_of_another(home:
         boxes = [f"{i}.png,{color},{corners[color]}" for i in images for color in ("red", "green")[: 1 + i % 2]]
         (home / f"{name}.csv").write_text("\n".join(["image,label,x0,y0,x1,y1", *boxes]) + "\n")
         (home / f"{name}.txt").write_text("\n".join(f"{i}.png" for i in images) + "\n")
-    (home / "boxes.toml").write_text(
+    (home / "one_file.toml").write_text(
         'targets = ["background", "red", "green"]\nbackground = "background"\n[model]\nbackground = "background"\n'
         'red = "red"\ngreen = "green"\n[labels]\n0 = "background"\n1 = "red"\n2 = "green"\n'
     )
-    options = ("--sam", "sam", "--taxonomy", "boxes.toml")
+    options = ("--sam", "sam", "--taxonomy", "one_file.toml")
     output = ok("calibrate", *options, "--boxes", "first.csv", "--images", "photos", "--labels", "labels", "--ids",
-                "first.txt", "--alpha", "0.2", "--min-images", "1", "-o", "boxes.json", cwd=home)  # fmt: skip
+                "first.txt", "--alpha", "0.2", "--min-images", "1", "-o", "one_file.json", cwd=home)  # fmt: skip
     assert "warning: 4 images without a box, labeled background" in output
     ok("label-prompted", "photos", *options, "--boxes", "second.csv", "-o", "boxed", "--select", "conformal",
-       "--calibration", "boxes.json", cwd=home)  # fmt: skip
+       "--calibration", "one_file.json", cwd=home)  # fmt: skip
     quality = json.loads(ok("evaluate", "boxed", "--labels", "labels", "--ids", "second.txt", "--json", cwd=home))
     assert quality["accuracy_kept"] > 0.95
     (home / "points of both.csv").write_text("image,label,x,y\n0.png,red,10,10\n1.png,green,33,20\n")
     result = maskmill("label-prompted", "photos", *options, "--points", "points of both.csv", "-o", "pointed again",
-                      "--select", "conformal", "--calibration", "boxes.json", cwd=home)  # fmt: skip
+                      "--select", "conformal", "--calibration", "one_file.json", cwd=home)  # fmt: skip
     assert result.returncode == 2
     assert "prompt_kind: calibrated with box, labeling with point" in result.stderr
     (home / "cow.csv").write_text("image,label,x0,y0,x1,y1\n0.png,red,4,4,20,20\n1.png,cow,4,4,20,20\n")
