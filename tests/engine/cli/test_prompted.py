@@ -264,9 +264,11 @@ def test_a_calibration_of_prompts_from_one_file_holds_for_those_of_another(home:
     output = ok("calibrate", *options, "--boxes", "first.csv", "--images", "photos", "--labels", "labels", "--ids",
                 "first.txt", "--alpha", "0.2", "--min-images", "1", "-o", "one_file.json", cwd=home)  # fmt: skip
     assert "warning: 4 images without a box, labeled background" in output
-    ok("label-prompted", "photos", *options, "--boxes", "second.csv", "-o", "boxed", "--select", "conformal",
+    ok("label-prompted", "photos", *options, "--boxes", "second.csv", "-o", "from one file", "--select", "conformal",
        "--calibration", "one_file.json", cwd=home)  # fmt: skip
-    quality = json.loads(ok("evaluate", "boxed", "--labels", "labels", "--ids", "second.txt", "--json", cwd=home))
+    quality = json.loads(
+        ok("evaluate", "from one file", "--labels", "labels", "--ids", "second.txt", "--json", cwd=home)
+    )
     assert quality["accuracy_kept"] > 0.95
     (home / "points of both.csv").write_text("image,label,x,y\n0.png,red,10,10\n1.png,green,33,20\n")
     result = maskmill("label-prompted", "photos", *options, "--points", "points of both.csv", "-o", "pointed again",
