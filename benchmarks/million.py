@@ -202,6 +202,15 @@ def compare_sizes(options: argparse.Namespace, folder: Path, bundle: Path, say: 
                 seconds=time.perf_counter() - started, cpu=cpu, cpu_us_per_image=1e6 * cpu / size)  # fmt: skip
 
 
+def say_line(output: Path | None, /, **line: Any) -> None:
+    """Print a line of JSON, and append it to a file."""
+    text = json.dumps({key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()})
+    print(text, flush=True)
+    if output is not None:
+        with output.open("a") as file:
+            file.write(text + "\n")
+
+
 def main() -> None:
     """Run and print lines of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,13 +224,7 @@ def main() -> None:
     options = parser.parse_args()
     from tests.models import color_bundle
 
-    def say(**line: Any) -> None:
-        text = json.dumps({key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()})
-        print(text, flush=True)
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(text + "\n")
-
+    say = partial(say_line, options.output)
     with tempfile.TemporaryDirectory(prefix="maskmill-million-") as name:
         bundle = color_bundle(Path(name), classes=[f"class {number}" for number in range(3)]).path
         (compare_sizes if options.sizes else grow)(options, Path(name), bundle, say)

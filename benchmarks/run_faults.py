@@ -162,7 +162,7 @@ def task(options: argparse.Namespace) -> int:
     presence.BEAT_SECONDS = driver.BEAT_SECONDS = worker.BEAT_SECONDS = 0.5
     presence.EXPIRY_SECONDS = driver.EXPIRY_SECONDS = options.expiry
     presence.Watcher.__init__.__defaults__ = (options.expiry,)
-    writer.COMMIT_ROWS, writer.COMMIT_SHARE = 32, 1.0
+    writer.COMMIT_ROWS = 32
     if options.fault and options.kind == "ray":
         os.environ["FAULT_PROCESS"] = "driver"
         apply(options.fault, folder)

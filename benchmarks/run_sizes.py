@@ -11,17 +11,17 @@ line holds the processor time of the process before.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from label_run import DATA, adopt  # the scripts beside this one
 from memory import repeated
+from million import say_line
 
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.label_run import label
@@ -56,13 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
 
-    def say(**line: Any) -> None:
-        text = json.dumps({key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()})
-        print(text, flush=True)
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(text + "\n")
-
+    say = partial(say_line, options.output)
     with tempfile.TemporaryDirectory(prefix="maskmill-sizes-") as name:
         folder = Path(name)
         bundle = adopt(folder)

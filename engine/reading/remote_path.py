@@ -37,9 +37,8 @@ def storage_errors(url: str, action: str = "read") -> Iterator[None]:
         # every fsspec filesystem raises exceptions of its own
         if isinstance(error, _OF_FILES) and not isinstance(error, MissingBucketError):
             raise
-        failure = StorageError(f"cannot {action} {url}: {remote.reason(error)}")
-        if isinstance(error, MissingBucketError):
-            failure = StorageError(f"cannot {action} {url}: {error}")
+        reason = error if isinstance(error, MissingBucketError) else remote.reason(error)
+        failure = StorageError(f"cannot {action} {url}: {reason}")
         raise failure.of_the_call() if isinstance(error, MissingBucketError | RefusedError) else failure from error
 
 
