@@ -98,6 +98,7 @@ class Results:
                 "miou": round(scores.miou, 5), "accuracy": round(scores.accuracy, 5),
                 "confidence": round(scores.reliability.confidence, 5), "ece": round(scores.reliability.ece, 5),
                 "background": round(predicted, 5),
+                "iou": {key: round(float(value), 4) for key, value in zip(scores.classes, scores.iou, strict=True)},
             }  # fmt: skip
             if scores.selected is not None:
                 total = scores.selected.total()
@@ -108,7 +109,8 @@ class Results:
         record = self.add(group, row, seed, {"steps": steps, "seconds": seconds, **figures})
         if not keep:
             shutil.rmtree(folder)
-        print(f"{group}, {row}, seed {seed}: {figures}, {seconds} s", flush=True)
+        brief = {key: (values["miou"], values["accuracy"]) for key, values in figures.items()}
+        print(f"{group}, {row}, seed {seed}: {brief}, {seconds} s", flush=True)
         return record
 
     def print_table(self, groups: Iterable[str], seeds: Iterable[int], scored: str) -> None:

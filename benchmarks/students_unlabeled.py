@@ -9,7 +9,8 @@ photos are labeled, 138 unlabeled, 48 validate and 80 are scored; long training 
 student. Every student is the built-in ``lite0`` network.
 
 For each of three seeds a supervised run on the labeled images comes first. On CamVid it is validated every 100 steps
-and the best student is kept, on MSRC the last. Every row starts with that student and takes 120 more steps at a third
+and the best student is kept, on MSRC the last. ``CamVid, flat`` goes on from there on the labeled images alone, until
+validation is flat, and its rows start with that student. Every row takes 120 more steps from its start at a third
 of the learning rate with 4 labeled and 4 unlabeled images each; labeled images alone take four times as many steps of 4
 images, which need as much time. All rows but UniMatch have the views of CSL. Scores are those of the student after the
 last step, with its mean confidence beside its accuracy; ``selected_…`` are the labels that the rule selects, on the
@@ -26,7 +27,7 @@ import argparse
 import csv
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ SHRINK = 3
 NUM_LABELED, NUM_VALIDATION = 37, 40
 UNLABELED_INDEX = 11
 WARM_STEPS, STEPS, ALONE_STEPS = 1200, 120, 480
+FLAT_STEPS, FLAT_EVERY = 8800, 400
+"""Steps after :data:`WARM_STEPS` and between two validations."""
 COMMON: dict[str, Any] = {
     "crop": 64,
     "scale": (0.8, 1.6),
@@ -64,8 +67,7 @@ COMMON: dict[str, Any] = {
     "save_every": 50,
     "channels_last": True,
 }
-WARM = "warm start"
-SELECTIONS = f"{WARM}: selections"
+WARM, FLAT = "warm start", "flat start"
 CELL = 8
 """Nearly as many cells per crop as the authors' 32 pixels at 321."""
 
@@ -115,6 +117,18 @@ class DataSet:
     """``images`` and ``labels`` of the labeled and unlabeled images."""
     held_out: Path
     taxonomy: Taxonomy
+    flat: bool = False
+    """Whether the rows start with the student of :data:`FLAT`."""
+
+    @property
+    def group(self) -> str:
+        """Name of the rows' group in the results."""
+        return f"{self.name}, flat" if self.flat else self.name
+
+    @classmethod
+    def camvid_flat(cls, work: Path) -> DataSet:
+        """CamVid with rows that start from a flat validation curve."""
+        return dataclasses.replace(cls.camvid(work), flat=True)
 
     @classmethod
     def camvid(cls, work: Path) -> DataSet:
@@ -156,20 +170,22 @@ class DataSet:
         return names[:NUM_LABELED], names[NUM_LABELED:], others[:NUM_VALIDATION], others[NUM_VALIDATION:]
 
 
-def compare_selections(run: Path, images: LabeledImages) -> dict[str, dict[str, float]]:
+def compare_selections(run: Path, images: LabeledImages) -> dict[str, dict[str, Any]]:
     """Measure the labels that rules would select from a student: share of the labeled pixels, and accuracy.
 
     ``weight``: both are weighted by PCOS. ``reliable``: pixels that PCOS calls reliable. ``most confident``: as many
-    pixels of each image with the highest confidence.
+    pixels of each image with the highest confidence. ``classes``: share of the pixels of each true class that is
+    selected, and share of these that has another label.
     """
     student, method = load_run(run), Consistency()
+    num_classes = len(student.run.classes)
     sums: dict[str, np.ndarray] = {}
     for number in range(len(images.uris)):
         sample = images.read(number)
         scores = predict_scores(student.module, sample.image, student.run)
         logits = scores.scores if scores.layout == "CHW" else np.moveaxis(scores.scores, -1, 0)
         truth = torch.from_numpy(sample.label.astype(np.int64))[None]
-        valid = truth < len(student.run.classes)
+        valid = truth < num_classes
         maps = torch.from_numpy(np.array(logits, np.float32))[None]
         own = select(maps, torch.ones_like(valid), method, ignore=student.run.ignore)
         confidence, label = confidence_and_label(maps, valid)
@@ -186,24 +202,33 @@ def compare_selections(run: Path, images: LabeledImages) -> dict[str, dict[str, 
             "most confident, as many as PCOS calls reliable": rank < own.reliable.sum(),
         }
         for rule, mask in masks.items():
-            kept = (mask * valid).double()
-            values = [kept.sum(), (kept * (label == truth)).sum(), (kept * confidence).sum(), valid.sum().double()]
-            sums[rule] = sums.get(rule, 0) + np.array([float(value) for value in values])
+            kept = (mask * valid).double()[valid]
+            weights = (torch.ones_like(kept), kept, kept * (label == truth)[valid], kept * confidence[valid])
+            counts = [torch.bincount(truth[valid], weight, minlength=num_classes).numpy() for weight in weights]
+            sums[rule] = sums.get(rule, 0) + np.array(counts)
+    return {rule: _selection_figures(values, student.run.classes) for rule, values in sums.items()}
+
+
+def _selection_figures(values: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Summarize (4, K) sums by true class: pixels, selected, right among these, confidence of these."""
+    pixels, kept, right, confidence = values.sum(axis=1)
     return {
-        rule: {
-            "share": round(values[0] / values[3], 5),
-            "accuracy": round(values[1] / values[0], 5),
-            "confidence": round(values[2] / values[0], 5),
-        }
-        for rule, values in sums.items()
+        "share": round(kept / pixels, 5),
+        "accuracy": round(right / kept, 5),
+        "confidence": round(confidence / kept, 5),
+        "classes": {
+            name: [round(counts[1] / counts[0], 4), round(1 - counts[2] / counts[1], 4)]
+            for name, counts in zip(classes, values.T, strict=True)
+            if counts[0] and counts[1]
+        },
     }
 
 
 def run_seed(
     results: Results, data: DataSet, seed: int, rows: Mapping[str, Callable[..., Recipe]], work: Path, steps: int | None
 ) -> None:
-    """Train the warm start of a seed and the rows that have no figures yet."""
-    if all(results.find(data.name, row, seed) for row in rows):
+    """Train the start of a seed and the rows that have no figures yet."""
+    if all(results.find(data.group, row, seed) for row in rows):
         return
     labeled, unlabeled, validation, scored = data.split(seed)
     folder = work / data.name / f"seed{seed}"
@@ -221,19 +246,32 @@ def run_seed(
             labeled=data.train, ids=labeled, unlabeled=folder / "unlabeled.txt", taxonomy=data.taxonomy, **more
         )
 
-    warm = supervised(**COMMON, batch=4, steps=steps or WARM_STEPS, seed=seed, validate_every=100)
-    validated = {"validation": data.held_out, "validation_ids": validation} if data.name == "CamVid" else {}
-    results.run(data.name, WARM, seed, folder / "warm", warm, corpus(**validated), sets, keep=True)
-    if validated and results.find(data.name, f"{WARM}: validation", seed) is None:
-        with (folder / "warm" / "log.csv").open() as log:
-            curve = {int(row["step"]): round(float(row["miou"]), 4) for row in csv.DictReader(log) if row.get("miou")}
-        results.add(data.name, f"{WARM}: validation", seed, {"miou_by_step": curve})
-    if results.find(data.name, SELECTIONS, seed) is None:
-        results.add(data.name, SELECTIONS, seed, {"selections": compare_selections(folder / "warm", sets["scored"])})
+    def start_of(row: str, recipe: Recipe, init: Path | None = None) -> Path:
+        """Train a start and record its curve and the labels that rules would select from it."""
+        run = folder / row.split()[0]
+        group = data.group if row == FLAT else data.name
+        results.run(group, row, seed, run, recipe, corpus(**validated), sets, init=init, keep=True)
+        if validated and results.find(group, f"{row}: validation", seed) is None:
+            results.add(group, f"{row}: validation", seed, {"miou_by_step": read_curve(run)})
+        if results.find(group, f"{row}: selections", seed) is None:
+            results.add(group, f"{row}: selections", seed, {"selections": compare_selections(run, sets["scored"])})
+        return run
+
+    validated = {} if data.name == "MSRC" else {"validation": data.held_out, "validation_ids": validation}
+    init = start_of(WARM, supervised(**COMMON, batch=4, steps=steps or WARM_STEPS, seed=seed, validate_every=100))
+    if data.flat:
+        longer = supervised(**COMMON, batch=4, steps=steps or FLAT_STEPS, seed=seed, validate_every=FLAT_EVERY)
+        init = start_of(FLAT, longer, init)
     settings = {**COMMON, "lr": COMMON["lr"] / 3, "seed": seed} | ({} if steps is None else {"steps": steps})
     for row, recipe in rows.items():
-        run = folder / f"run{list(ALL_ROWS).index(row)}"
-        results.run(data.name, row, seed, run, recipe(**settings), corpus(), sets, init=folder / "warm")
+        run = folder / f"{init.name}-run{list(ALL_ROWS).index(row)}"
+        results.run(data.group, row, seed, run, recipe(**settings), corpus(), sets, init=init)
+
+
+def read_curve(run: Path) -> dict[int, float]:
+    """Read the validation mIoU of a run by step."""
+    with (run / "log.csv").open() as log:
+        return {int(row["step"]): round(float(row["miou"]), 4) for row in csv.DictReader(log) if row.get("miou")}
 
 
 def main() -> int:
@@ -243,14 +281,14 @@ def main() -> int:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
     parser.add_argument("--table", action="store_true", help="print finished rows and do nothing else")
-    parser.add_argument("--data", default="camvid,msrc", help="data sets, separated by commas")
+    parser.add_argument("--data", default="camvid,camvid_flat,msrc", help="data sets, separated by commas")
     parser.add_argument("--rows", help="names of the rows to run, or parts of them, separated by semicolons")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--steps", type=int, help="steps per run, to try the script")
     options = parser.parse_args()
     results, seeds = Results(options.results, "students_unlabeled"), [int(seed) for seed in options.seeds.split(",")]
     if options.table:
-        results.print_table(["CamVid", "MSRC"], seeds, "scored")
+        results.print_table(["CamVid", "CamVid, flat", "MSRC"], seeds, "scored")
         return 0
     torch.set_num_threads(1)
     parts = options.rows.split(";") if options.rows else [""]

@@ -180,3 +180,14 @@ def test_a_single_box_is_around_all_parts_with_a_peak() -> None:
     prompts = asked(maps, PromptSettings(mode="single-box", box_threshold=0.4))
     assert prompts.points.tolist() == [[[15, 12], [50, 46]]]
     assert prompts.labels.tolist() == [[2, 3]]
+
+
+def test_the_map_above_the_threshold_is_a_mask_prompt_without_points() -> None:
+    maps = np.stack([cam((2, 3, 1.0)), cam((12, 15, 1.0), (25, 40, 0.8))])
+    prompts = asked(maps, PromptSettings(mode="mask", box_threshold=0.4), grid=(48, 60))
+    assert prompts.target.tolist() == [1]  # a map without a peak has no prompt
+    assert prompts.labels.tolist() == [[PADDING]]
+    assert prompts.masks is not None
+    assert prompts.masks.shape == (1, 48, 60)
+    np.testing.assert_array_equal(prompts.masks[0, :40] > 0, maps[1] > 0.4)
+    assert (prompts.masks[0, 40:] < 0).all()
