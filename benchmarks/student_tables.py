@@ -38,25 +38,16 @@ much processor time. `selected` are the labels that the rule selects on the scor
 reliable; the others have a lower weight), `confidence` is the mean confidence of the student there. Mean ± standard
 deviation over three seeds.
 """
+TITLES = {"CamVid, flat": "CamVid, from a flat start"}
 IMAGES = {
-    "CamVid, flat": (
-        "CamVid, from a flat start",
-        "images as before. `flat start` is the student of the labeled images alone after 1,200 and then 8,800 more "
-        "steps at the full rate, which falls to zero; the best of 22 validations is kept.",
-    ),
-    "CamVid": (
-        "CamVid",
-        "37 of the 367 training images are labeled, the others are not; 40 validation images validate, 61 are scored, "
-        "at a third of the size. `warm start` is the student of the labeled images alone after 1,200 steps.",
-    ),
-    "MSRC": (
-        "MSRC",
-        "MSRC with its own 21 classes; 30 photos are labeled, 138 unlabeled, 48 validate and 80 are scored, at a "
-        "third of the size. Long training on so few photos makes an overconfident student. `warm start` is the student "
-        "of the labeled images alone after 1,200 steps.",
-    ),
+    "CamVid, flat": "images as below. `flat start` is the student of the labeled images alone after 1,200 steps and "
+    "8,800 more at the full rate, which falls to zero; the best of its 22 validations is kept.",
+    "CamVid": "37 of the 367 training images are labeled, the others are not; 40 validation images validate, 61 are "
+    "scored, at a third of the size. `warm start` is the student of the labeled images alone after 1,200 steps.",
+    "MSRC": "MSRC with its own 21 classes; 30 photos are labeled, 138 unlabeled, 48 validate and 80 are scored, at a "
+    "third of the size. Long training on so few photos makes an overconfident student. `warm start` is the student of "
+    "the labeled images alone after 1,200 steps.",
 }
-"""Title and images of a group of rows."""
 ROUNDS = """\
 ### Activation maps before and after S2C's losses: MSRC
 
@@ -187,8 +178,7 @@ def unlabeled(results: Results, data: str) -> str:
     head = (
         "student | mIoU | accuracy | confidence | selected: share, accuracy | mIoU by seed | validation mIoU | seconds"
     )
-    title, images = IMAGES[data]
-    heading, text = UNLABELED.format(title=title, images=images).split("\n\n")
+    heading, text = UNLABELED.format(title=TITLES.get(data, data), images=IMAGES[data]).split("\n\n")
     introduction = f"{heading}\n\n{textwrap.fill(text, 120)}\n"
     start = FLAT if data.endswith("flat") else WARM
     tables = (selections(results, data, start), classes(results, data, start), curve(results, data, start))

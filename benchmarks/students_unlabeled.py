@@ -9,7 +9,7 @@ photos are labeled, 138 unlabeled, 48 validate and 80 are scored; long training 
 student. Every student is the built-in ``lite0`` network.
 
 For each of three seeds a supervised run on the labeled images comes first. On CamVid it is validated every 100 steps
-and the best student is kept, on MSRC the last. ``CamVid, flat`` goes on from there on the labeled images alone, until
+and the best student is kept, on MSRC the last. ``CamVid, flat`` continues on the labeled images alone until
 validation is flat, and its rows start with that student. Every row takes 120 more steps from its start at a third
 of the learning rate with 4 labeled and 4 unlabeled images each; labeled images alone take four times as many steps of 4
 images, which need as much time. All rows but UniMatch have the views of CSL. Scores are those of the student after the
@@ -106,6 +106,8 @@ LONG_ROWS: Mapping[str, Callable[..., Recipe]] = {
 }
 """The rows of :data:`ROWS` at convergence: labeled images alone show whether the baseline is flat."""
 ALL_ROWS = {**ROWS, **LONG_ROWS}
+CLASS_ROWS = ("confidence ≥ .95", "PCOS", f"{ALONE}, {LONGER} times as long")
+"""Rows whose IoU of each class is shown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,7 @@ class DataSet:
     held_out: Path
     taxonomy: Taxonomy
     flat: bool = False
-    """Whether the rows start with the student of :data:`FLAT`."""
+    """True if the rows start with the student of :data:`FLAT`, False for that of :data:`WARM`."""
 
     @property
     def group(self) -> str:
@@ -266,6 +268,11 @@ def run_seed(
     for row, recipe in rows.items():
         run = folder / f"{init.name}-run{list(ALL_ROWS).index(row)}"
         results.run(data.group, row, seed, run, recipe(**settings), corpus(), sets, init=init)
+
+
+def rows_of(group: str) -> list[str]:
+    """Return the names of the rows of a group."""
+    return [FLAT if group.endswith("flat") else WARM, *ALL_ROWS]
 
 
 def read_curve(run: Path) -> dict[int, float]:

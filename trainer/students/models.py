@@ -7,12 +7,12 @@
     student = load_run("run")
     student.module, student.classes, student.input
 
-Names are ``lite0`` and ``tiny`` (built in), ``segformer``, ``dpt-dinov2``, ``dpt-dinov3``, ``linear-dinov3`` and
-``deeplabv3plus-mobilenetv2`` (transformers), ``smp:Architecture`` (segmentation-models-pytorch), and
-``package.module:function`` for any function of your own that takes the number of classes, ``pretrained`` and options,
-and returns a ``torch.nn.Module``. ``cam:NAME`` turns any of them into a classifier with activation maps,
-``allspark:NAME`` inserts the AllSpark block. Their options are the arguments of the functions in :mod:`.networks` and
-:mod:`.libraries`.
+Names are ``lite0``, ``tiny`` and ``deeplabv3plus`` (built in), ``segformer``, ``dpt-dinov2``, ``dpt-dinov3``,
+``linear-dinov3`` and ``deeplabv3plus-mobilenetv2`` (transformers), ``smp:Architecture`` (segmentation-models-pytorch),
+and ``package.module:function`` for any function of your own that takes the number of classes, ``pretrained`` and
+options, and returns a ``torch.nn.Module``. ``cam:NAME`` turns any of them into a classifier with activation maps,
+``allspark:NAME`` inserts the AllSpark block. Their options are the arguments of the functions in :mod:`.networks`,
+:mod:`.deeplab` and :mod:`.libraries`.
 
 A model is ``decode(encode(images))`` with a list of feature maps between the two. It has ``backbone_parameters()`` and
 ``head_parameters()``; ``input_spec(height, width)``, the preprocessing of its input; and the ``options`` that build it
@@ -38,6 +38,7 @@ from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_s
 from . import networks
 from .allspark import allspark
 from .classifier import classifier
+from .deeplab import deeplabv3plus
 from .libraries import by_path, deeplabv3plus_mobilenetv2, dpt_dinov2, dpt_dinov3, linear_dinov3, segformer, smp
 from .networks import batchnorm_layers, lite0, tiny
 
@@ -51,6 +52,7 @@ _MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "dpt-dinov2": dpt_dinov2,
     "dpt-dinov3": dpt_dinov3,
     "linear-dinov3": linear_dinov3,
+    "deeplabv3plus": deeplabv3plus,
     "deeplabv3plus-mobilenetv2": deeplabv3plus_mobilenetv2,
 }
 

@@ -17,6 +17,7 @@ SMALL_TRANSFORMER = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "nu
 MODELS: dict[str, dict[str, Any]] = {
     "lite0": {},
     "tiny": {},
+    "deeplabv3plus": {"depth": 50, "blocks": [1, 1, 1, 2], "width": 4},
     "segformer": {"config": {**SMALL_TRANSFORMER, "decoder_hidden_size": 16}},
     "deeplabv3plus-mobilenetv2": {"config": {"depth_multiplier": 0.35, "output_stride": 16}},
     "dpt-dinov2": {
@@ -177,6 +178,20 @@ def test_weights_come_from_a_folder(tmp_path: Path) -> None:
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot load .*nothing.*model\.weights"):
         build_model("segformer", 5, weights=str(tmp_path / "nothing"))
+
+
+def test_a_resnet_starts_with_the_weights_of_a_file(tmp_path: Path) -> None:
+    options = MODELS["deeplabv3plus"]
+    encoder = small("deeplabv3plus").encoder
+    torch.save({**encoder.state_dict(), "fc.bias": torch.zeros(1000)}, tmp_path / "resnet.pth")
+    model = build_model("deeplabv3plus", 5, weights=str(tmp_path / "resnet.pth"), **options)
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in model.encoder.state_dict().items())
+    with pytest.raises(UsageError, match=r"has no weights of its own.*model\.weights"):
+        build_model("deeplabv3plus", 5, **options)
+    with pytest.raises(UsageError, match=r"nothing\.pth does not hold the weights"):
+        build_model("deeplabv3plus", 5, weights=str(tmp_path / "nothing.pth"), **options)
+    with pytest.raises(UsageError, match=r"does not hold the weights of this ResNet"):
+        build_model("deeplabv3plus", 5, weights=str(tmp_path / "resnet.pth"), **{**options, "width": 8})
 
 
 def test_any_function_can_make_the_model() -> None:
