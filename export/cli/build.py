@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ...engine.cli.options import ChangedBundleArgument, PrecisionOption, reads_urls
+from ...engine.cli.options.common import ChangedBundleArgument
+from ...engine.cli.options.model import PrecisionOption
+from ...engine.cli.options.urls import reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from .gate import NumImagesOption

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from ...engine.cli.options import (
-    SOURCE_HELP,
-    BundleArgument,
-    ChangedBundleArgument,
-    JsonOption,
-    ProviderOption,
-    reads_urls,
-)
+from ...engine.cli.options.common import BundleArgument, ChangedBundleArgument, JsonOption
+from ...engine.cli.options.groups import OptionGroup
+from ...engine.cli.options.inputs import SOURCE_HELP
+from ...engine.cli.options.model import ProviderOption
+from ...engine.cli.options.urls import reads_urls
 from ...engine.model.storage import location_of
 from ...engine.report.terminal import say
 from ...errors import UsageError
@@ -121,10 +119,41 @@ ShiftOption = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToleranceGroup(OptionGroup):
+    """How far masks may differ from the original's; None: the default of :class:`Tolerances`."""
+
+    panel: ClassVar = "Tolerances"
+    mean_iou: MeanIouOption = None
+    worst_iou: WorstIouOption = None
+    agreement: AgreementOption = None
+    min_images: MinImagesOption = None
+    min_share: MinShareOption = None
+    class_iou: ClassIouOption = None
+    require_classes: RequireClassesOption = None
+    score_quantile_shift: ShiftOption = None
+
+    def tolerances(self, bundle: Bundle) -> Tolerances:
+        """Return the tolerances; prints those that are not the defaults."""
+        from ...engine.model.verdicts import Tolerances
+        from ..gate.judge import describe_limit
+
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        names = values.pop("require_classes", None)
+        if names is not None:
+            required = tuple(name.strip() for name in names.split(",") if name.strip())
+            values["required_classes"] = bundle.classes if required == ("all",) else required
+        tolerances = Tolerances(**values)
+        if overrides := tolerances.overrides():
+            say(f"tolerances changed: {', '.join(f'{name} {describe_limit(v)}' for name, v in overrides.items())}")
+        return tolerances
+
+
 @reads_urls
 def convert_bundle(
     bundle: ChangedBundleArgument,
     images: GateImagesOption,
+    limits: ToleranceGroup,
     precision: Annotated[Literal["fp16", "bf16", "int8", "fp8"], typer.Option(help="Precision to convert to.")],
     num_images: NumImagesOption = 100,
     calibration_images: CalibrationImagesOption = None,
@@ -141,14 +170,6 @@ def convert_bundle(
         typer.Option(metavar="ROLE", help="Graph to convert, such as encoder; repeat for several.", show_default="all"),
     ] = None,
     on_fail: OnFailOption = "stop",
-    mean_iou: MeanIouOption = None,
-    worst_iou: WorstIouOption = None,
-    agreement: AgreementOption = None,
-    min_images: MinImagesOption = None,
-    min_share: MinShareOption = None,
-    class_iou: ClassIouOption = None,
-    require_classes: RequireClassesOption = None,
-    score_quantile_shift: ShiftOption = None,
 ) -> None:
     """Convert a bundle to a lower precision; keep the result only if it gives the original's masks on real images."""
     from ...engine.model.bundle import Bundle
@@ -158,17 +179,7 @@ def convert_bundle(
 
     model = Bundle.load(bundle)
     model.verify()
-    tolerances = _tolerances(
-        model,
-        require_classes,
-        mean_iou=mean_iou,
-        worst_iou=worst_iou,
-        agreement=agreement,
-        min_images=min_images,
-        min_share=min_share,
-        class_iou=class_iou,
-        score_quantile_shift=score_quantile_shift,
-    )
+    tolerances = limits.tolerances(model)
     how = Conversion(
         roles=tuple(role or ()),
         keep_fp32=tuple(keep_fp32 or ()),
@@ -192,6 +203,7 @@ def convert_bundle(
 def prove(
     bundle: ChangedBundleArgument,
     images: GateImagesOption,
+    limits: ToleranceGroup,
     num_images: NumImagesOption = 100,
     precision: Annotated[
         str | None,
@@ -207,14 +219,6 @@ def prove(
             help="Compare with the originals of this bundle instead, and record no verdict.",
         ),
     ] = None,
-    mean_iou: MeanIouOption = None,
-    worst_iou: WorstIouOption = None,
-    agreement: AgreementOption = None,
-    min_images: MinImagesOption = None,
-    min_share: MinShareOption = None,
-    class_iou: ClassIouOption = None,
-    require_classes: RequireClassesOption = None,
-    score_quantile_shift: ShiftOption = None,
 ) -> None:
     """Compare an artifact with the bundle's original on real images, and record the verdict.
 
@@ -227,17 +231,7 @@ def prove(
 
     model = Bundle.load(bundle)
     model.verify()
-    tolerances = _tolerances(
-        model,
-        require_classes,
-        mean_iou=mean_iou,
-        worst_iou=worst_iou,
-        agreement=agreement,
-        min_images=min_images,
-        min_share=min_share,
-        class_iou=class_iou,
-        score_quantile_shift=score_quantile_shift,
-    )
+    tolerances = limits.tolerances(model)
     photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
     if reference is not None:
         verdicts = prove_same(
@@ -296,6 +290,7 @@ def compare_installed(
 def tune_bundle(
     bundle: ChangedBundleArgument,
     images: GateImagesOption,
+    limits: ToleranceGroup,
     num_images: NumImagesOption = 100,
     precisions: Annotated[
         str | None,
@@ -308,14 +303,6 @@ def tune_bundle(
     seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds to time each combination for.")
     ] = 5.0,
-    mean_iou: MeanIouOption = None,
-    worst_iou: WorstIouOption = None,
-    agreement: AgreementOption = None,
-    min_images: MinImagesOption = None,
-    min_share: MinShareOption = None,
-    class_iou: ClassIouOption = None,
-    require_classes: RequireClassesOption = None,
-    score_quantile_shift: ShiftOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose the fastest runtime and precision that gives the original's masks, for label --provider auto.
@@ -329,17 +316,7 @@ def tune_bundle(
 
     model = Bundle.load(bundle)
     model.verify()
-    tolerances = _tolerances(
-        model,
-        require_classes,
-        mean_iou=mean_iou,
-        worst_iou=worst_iou,
-        agreement=agreement,
-        min_images=min_images,
-        min_share=min_share,
-        class_iou=class_iou,
-        score_quantile_shift=score_quantile_shift,
-    )
+    tolerances = limits.tolerances(model)
     wanted = [name.strip() for name in precisions.split(",")] if precisions else []
     photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
     choice, rows = tune(
@@ -351,18 +328,3 @@ def tune_bundle(
             f"{bundle}: {choice.provider} in {choice.precision} on {choice.machine}, {choice.images_per_second:g} "
             f"images/s, {choice.ratio:.2f}x the original; `label --provider auto` uses it"
         )
-
-
-def _tolerances(bundle: Bundle, require_classes: str | None, **limits: float | None) -> Tolerances:
-    """Build the tolerances: the defaults, replaced by the given values, which are printed."""
-    from ...engine.model.verdicts import Tolerances
-    from ..gate.judge import describe_limit
-
-    values: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
-    if require_classes is not None:
-        names = tuple(name.strip() for name in require_classes.split(",") if name.strip())
-        values["required_classes"] = bundle.classes if names == ("all",) else names
-    tolerances = Tolerances(**values)
-    if overrides := tolerances.overrides():
-        say(f"tolerances changed: {', '.join(f'{name} {describe_limit(v)}' for name, v in overrides.items())}")
-    return tolerances

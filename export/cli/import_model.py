@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from ...engine.cli.options import SOURCE_HELP, BundleArgument, reads_urls
+from ...engine.cli.options.common import BundleArgument
+from ...engine.cli.options.inputs import SOURCE_HELP
+from ...engine.cli.options.urls import reads_urls
 from ...engine.model.bundle import Activation, Bundle
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import Channels, InputSpec, Layout, Resize, ResizeFilter, SampleType

@@ -8,25 +8,11 @@ from typing import Annotated
 
 import typer
 
-from ...engine.cli.options import (
-    AsStoredOption,
-    BatchOption,
-    BundleArgument,
-    EndingOption,
-    FormatOption,
-    IdsOption,
-    ImagesOption,
-    JsonOption,
-    LabelsOption,
-    OverlapOption,
-    PairingOption,
-    TaxonomyOption,
-    ThreadsOption,
-    TileOption,
-    WorkersOption,
-    print_json,
-    reads_urls,
-)
+from ...engine.cli.options.common import BundleArgument, JsonOption, TaxonomyOption, WorkersOption, print_json
+from ...engine.cli.options.inputs import EndingOption
+from ...engine.cli.options.model import BatchOption, OverlapOption, ThreadsOption, TileOption
+from ...engine.cli.options.truth import ImagesOption, LabelsOption, TruthGroup
+from ...engine.cli.options.urls import reads_urls
 from ...engine.report.terminal import say
 
 
@@ -36,11 +22,8 @@ def rescale_scores(
     images: ImagesOption,
     labels: LabelsOption,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    truth: TruthGroup,
     taxonomy: TaxonomyOption = None,
-    ids: IdsOption = None,
-    pairing: PairingOption = None,
-    labels_as_stored: AsStoredOption = False,
-    labels_format: FormatOption = None,
     image_ending: EndingOption = None,
     threads: ThreadsOption = 1,
     batch: BatchOption = 1,
@@ -55,8 +38,6 @@ def rescale_scores(
     logits. The mIoU is that of the best class of every pixel, before and after, on images that each fit left out. Gate
     and calibrate the new bundle, not the old one.
     """
-    from ...engine.inputs.labels import open_labels
-    from ...engine.inputs.names import read_ids
     from ...engine.inputs.sources import open_source
     from ...engine.predictors.open import ModelOptions, open_predictor
     from ...engine.report import display
@@ -71,10 +52,10 @@ def rescale_scores(
         rescaled, rescaling = rescale_bundle(
             predictor,
             open_source(images, image_ending=image_ending),
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
+            truth.open(labels),
             classes,
             output,
-            ids=read_ids(ids) if ids else None,
+            ids=truth.names,
             workers=count_workers(workers),
             progress=progress,
         )

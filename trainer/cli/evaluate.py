@@ -7,24 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ...engine.cli.options import (
-    AsStoredOption,
-    FormatOption,
-    IdsOption,
-    JsonOption,
-    LabelsOption,
-    OverlapOption,
-    PairingOption,
-    PrecisionOption,
-    ProviderOption,
-    TextOption,
-    TileOption,
-    WindowOverlapOption,
-    WindowsOption,
-    WorkersOption,
-    print_json,
-    reads_urls,
-)
+from ...engine.cli.options.common import JsonOption, WorkersOption, print_json
+from ...engine.cli.options.inputs import WindowGroup
+from ...engine.cli.options.model import OverlapOption, PrecisionOption, ProviderOption, TextOption, TileOption
+from ...engine.cli.options.truth import LabelsOption, TruthGroup
+from ...engine.cli.options.urls import reads_urls
 from ...engine.model.storage import location_of
 from ...engine.predictors.texts import parse_texts
 from ...errors import UsageError
@@ -41,6 +28,8 @@ def evaluate_target(
             help="Label store, or several that are read as one; training run or model bundle to measure.",
         ),
     ],
+    truth: TruthGroup,
+    cut: WindowGroup,
     labels: LabelsOption = None,
     reviewed: Annotated[
         bool,
@@ -54,10 +43,6 @@ def evaluate_target(
         str | None,
         typer.Option(metavar="SOURCE", help="Images to label and measure; needed for a run or a bundle."),
     ] = None,
-    ids: IdsOption = None,
-    pairing: PairingOption = None,
-    labels_as_stored: AsStoredOption = False,
-    labels_format: FormatOption = None,
     taxonomy: Annotated[
         Path | None,
         typer.Option(
@@ -77,8 +62,6 @@ def evaluate_target(
     ] = None,
     tile: TileOption = None,
     overlap: OverlapOption = 0,
-    windows: WindowsOption = None,
-    window_overlap: WindowOverlapOption = 0,
     text: TextOption = None,
     provider: ProviderOption = "cpu",
     precision: PrecisionOption = None,
@@ -97,30 +80,26 @@ def evaluate_target(
     pseudo-labels, per predicted class: sampling (share of predictions that are selected), accuracy (share of the
     selected ones that are right) and recall (share of the right ones that are selected).
     """
-    from ...engine.inputs.labels import open_labels
-    from ...engine.inputs.names import read_ids
     from ...engine.report.display import counter, print_quality
     from ..measure import StudentQuality, evaluate
     from ..training_display import print_reliability
 
     if reviewed == (labels is not None):
         raise UsageError("expected --labels LABELS to measure against, or --reviewed for a store without --labels")
-    truth = None
-    if labels is not None:
-        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
+    label_source = None if labels is None else truth.open(labels)
     with counter("measuring", quiet=as_json) as progress:
         quality = evaluate(
             targets[0] if len(targets) == 1 else targets,
-            truth,
+            label_source,
             reviewed=reviewed,
             images=images,
-            ids=read_ids(ids) if ids else None,
+            ids=truth.names,
             taxonomy=taxonomy,
             calibration=calibration,
             tile=tile,
             overlap=overlap,
-            windows=windows,
-            window_overlap=window_overlap,
+            windows=cut.windows,
+            window_overlap=cut.window_overlap,
             text=() if text is None else parse_texts(text),
             provider=provider,
             precision=precision,

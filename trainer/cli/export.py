@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from ...engine.cli.options import reads_urls
+from ...engine.cli.options.urls import reads_urls
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import ResizeFilter
 from ...engine.model.storage import location_of

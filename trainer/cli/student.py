@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ...engine.cli.options import OverlapOption, TileOption, reads_urls
+from ...engine.cli.options.model import OverlapOption, TileOption
+from ...engine.cli.options.urls import reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
 from .options import AllowCodeOption, DeviceOption

@@ -7,8 +7,9 @@ from typing import Annotated, get_args
 
 import typer
 
-from ...engine.cli.options import AsStoredOption, IdsOption, JsonOption, PairingOption, reads_urls
-from ...engine.formats.open import InputFormat
+from ...engine.cli.options.common import JsonOption
+from ...engine.cli.options.truth import TruthGroup
+from ...engine.cli.options.urls import reads_urls
 from ...engine.model.storage import location_of
 from ...errors import UsageError
 from ..recipes import RecipeName
@@ -20,6 +21,7 @@ def train_student(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run to make or continue.")
     ],
+    truth: TruthGroup,
     stores: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[STORE]...", parser=location_of, help="Label stores to train on.", show_default=False),
@@ -31,13 +33,6 @@ def train_student(
         Path | None,
         typer.Option(metavar="DIR", help="Photos with true labels: images/, and labels/ or another format's files."),
     ] = None,
-    pairing: PairingOption = None,
-    labels_as_stored: AsStoredOption = False,
-    labels_format: Annotated[
-        InputFormat | None,
-        typer.Option(metavar="NAME", help="Format of the true labels, such as coco.", show_default="detected"),
-    ] = None,
-    ids: IdsOption = None,
     labeled_share: Annotated[
         str | None, typer.Option(metavar="1/N", help="Use a share of the labeled images.", show_default="all")
     ] = None,
@@ -131,7 +126,7 @@ def train_student(
     corpus = open_corpus(
         stores=stores or (),
         labeled=labeled,
-        ids=read_ids(ids) if ids else None,
+        ids=truth.names,
         unlabeled=unlabeled,
         validation=validation,
         validation_ids=read_ids(validation_ids) if validation_ids else None,
@@ -141,7 +136,7 @@ def train_student(
         image_labels=image_labels,
         labeled_share=labeled_share,
         split_seed=split_seed,
-        reading=Reading(pairing=pairing, as_stored=labels_as_stored, format=labels_format),
+        reading=Reading(pairing=truth.pairing, as_stored=truth.labels_as_stored, format=truth.labels_format),
         run=output,
     )
     print_sources(

@@ -8,37 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ...predictors.open import ModelOptions, open_predictor
-from ...predictors.texts import parse_texts
-from ...reading.geotiff import cut_of
+from ...predictors.open import open_predictor
 from ...report.terminal import say
-from ..options import (
-    AsStoredOption,
-    BatchOption,
-    BitDepthOption,
-    BundleArgument,
-    EndingOption,
-    FormatOption,
-    IdsOption,
-    ImagesOption,
-    JsonOption,
-    LabelsOption,
-    OverlapOption,
-    PairingOption,
-    PrecisionOption,
-    ProviderOption,
-    TaxonomyOption,
-    TextOption,
-    ThreadsOption,
-    TileOption,
-    UnverifiedOption,
-    WindowOverlapOption,
-    WindowsOption,
-    WorkersOption,
-    new_file,
-    print_json,
-    reads_urls,
-)
+from ..options.common import BundleArgument, JsonOption, TaxonomyOption, WorkersOption, new_file, print_json
+from ..options.inputs import ImageGroup, WindowGroup
+from ..options.model import ModelGroup
+from ..options.truth import ImagesOption, LabelsOption, TruthGroup
+from ..options.urls import reads_urls
 
 
 @reads_urls
@@ -46,6 +22,10 @@ def choose_selection(
     bundle: BundleArgument,
     images: ImagesOption,
     labels: LabelsOption,
+    files: ImageGroup,
+    windows: WindowGroup,
+    truth: TruthGroup,
+    model: ModelGroup,
     goal: Annotated[
         str,
         typer.Option(
@@ -59,22 +39,6 @@ def choose_selection(
         typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) of the recommendation to write."),
     ] = None,
     taxonomy: TaxonomyOption = None,
-    text: TextOption = None,
-    ids: IdsOption = None,
-    pairing: PairingOption = None,
-    labels_as_stored: AsStoredOption = False,
-    labels_format: FormatOption = None,
-    image_ending: EndingOption = None,
-    bit_depth: BitDepthOption = None,
-    provider: ProviderOption = "cpu",
-    precision: PrecisionOption = None,
-    allow_unverified: UnverifiedOption = False,
-    threads: ThreadsOption = 1,
-    batch: BatchOption = 1,
-    tile: TileOption = None,
-    overlap: OverlapOption = 0,
-    windows: WindowsOption = None,
-    window_overlap: WindowOverlapOption = 0,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,36 +52,24 @@ def choose_selection(
     from ....kernels.processors import count_workers
     from ...calibration.choose import choose
     from ...calibration.goal import Goal
-    from ...inputs.labels import open_labels
-    from ...inputs.names import read_ids
     from ...inputs.sources import open_source
     from ...report import display
 
     aim = Goal.parse(goal)
     if output is not None:
         new_file(output, ".json")
-    options = ModelOptions(
-        provider=provider,
-        precision=precision,
-        threads=threads,
-        batch=batch,
-        tile=tile,
-        overlap=overlap,
-        bit_depth=bit_depth,
-        allow_unverified=allow_unverified,
-        text=() if text is None else parse_texts(text),
-    )
+    options = model.options(bundle, bit_depth=files.bit_depth, quiet=as_json)
     assert images is not None, "the option is required"
     assert labels is not None, "the option is required"
     predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else say)
     with display.counter("measuring", quiet=as_json) as progress:
         choice, calibration = choose(
             predictor,
-            open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
-            open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format),
+            open_source(images, image_ending=files.image_ending, windows=windows.cut),
+            truth.open(labels),
             classes,
             goal=aim,
-            ids=read_ids(ids) if ids else None,
+            ids=truth.names,
             workers=count_workers(workers),
             progress=progress,
         )
@@ -126,6 +78,6 @@ def choose_selection(
     if as_json:
         print_json(choice.to_json())
     else:
-        values = {"--taxonomy": taxonomy, "--text": text}
+        values = {"--taxonomy": taxonomy, "--text": model.text}
         mapping = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None)
         display.print_choice(choice, output if calibration is not None else None, mapping)

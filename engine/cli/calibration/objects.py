@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ...calibration.objects import Ranking
-from ..options import JsonOption, StoresArgument, new_file, print_json, reads_urls
+from ..options.common import JsonOption, StoresArgument, new_file, print_json
+from ..options.urls import reads_urls
 
 
 @reads_urls

@@ -8,7 +8,7 @@ from ...calibration.calibration import Calibration
 from ...calibration.sharing import Group
 from ...calibration.thresholds import Unit
 from ...report.terminal import say
-from ..options import print_json
+from ..options.common import print_json
 
 
 def recalibrate(

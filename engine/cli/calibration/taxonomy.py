@@ -11,22 +11,18 @@ from ....errors import UsageError
 from ...model.color_tables import TableName
 from ...model.taxonomy_draft import Unmatched
 from ...report.terminal import say
-from ..options import (
-    BoxesOption,
-    BundleArgument,
-    DetectorOption,
-    FormatOption,
-    MasksOption,
-    PointsOption,
-    TextOption,
-    reads_urls,
-)
+from ..options.common import BundleArgument
+from ..options.model import TextOption
+from ..options.prompts import PromptFileGroup
+from ..options.truth import FormatOption
+from ..options.urls import reads_urls
 
 
 @reads_urls
 def draft_taxonomy(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="TOML file to write.")],
+    prompting: PromptFileGroup,
     labels: Annotated[
         str | None, typer.Option(metavar="LABELS", help="Labels of the dataset, to map their values as well.")
     ] = None,
@@ -51,10 +47,6 @@ def draft_taxonomy(
         Unmatched,
         typer.Option(metavar="NAME", help="Target of names without a match: ignore or background."),
     ] = "ignore",
-    detector: DetectorOption = None,
-    boxes: BoxesOption = None,
-    points: PointsOption = None,
-    coarse_masks: MasksOption = None,
     text: TextOption = None,
 ) -> None:
     """Draft a class mapping from matching names, and list the names that did not match.
@@ -68,11 +60,11 @@ def draft_taxonomy(
     from ...model.bundle import Bundle
     from ...model.color_tables import named_table
     from ...model.taxonomy_draft import draft, read_label_names
-    from ...predictors.open import PromptedOptions, prompted_model
+    from ...predictors.open import prompted_model
     from ...predictors.prompted.activation_maps import scored_bundle
     from ...predictors.texts import parse_texts, text_bundle
 
-    prompted = PromptedOptions(sam=bundle, detector=detector, boxes=boxes, points=points, masks=coarse_masks)
+    prompted = prompting.options(bundle)
     if prompted.sources and text is not None:
         raise UsageError(f"{', '.join(prompted.sources)} and --text name classes of different models; give one")
     if prompted.sources:

@@ -11,7 +11,9 @@ from ...formats.base import Ignored, ImageMode
 from ...formats.open import OutputFormat
 from ...model.storage import location_of
 from ...report.terminal import say
-from ..options import IdsOption, JsonOption, StoresArgument, WorkersOption, print_json, reads_urls
+from ..options.common import JsonOption, StoresArgument, WorkersOption, print_json
+from ..options.truth import IdsOption
+from ..options.urls import reads_urls
 
 
 @reads_urls

@@ -11,7 +11,9 @@ from ....errors import UsageError
 from ...formats.open import InputFormat
 from ...labeling.import_labels import Unchanged
 from ...report.terminal import say
-from ..options import IdsOption, JsonOption, WorkersOption, print_json, reads_urls
+from ..options.common import JsonOption, WorkersOption, print_json
+from ..options.truth import IdsOption
+from ..options.urls import reads_urls
 
 
 @reads_urls

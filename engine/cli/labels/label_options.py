@@ -1,15 +1,22 @@
-"""Options that the labeling commands share; see :mod:`.options`."""
+"""Options that the labeling commands share; see :mod:`..options`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from ....errors import UsageError
 from ...labeling.drift import OnDrift
-from ...labeling.selection import Method, Weight
+from ...labeling.instances import InstanceSettings
+from ...labeling.selection import Method, Selection, Weight
 from ...model.storage import location_of
+from ...runtimes.open import ON_GPU, Provider
+from ..options.groups import OptionGroup
+from ..options.inputs import ImageGroup
+from ..options.runner import RunnerGroup
 
 OutputOption = Annotated[
     Path | None,
@@ -46,6 +53,15 @@ OnDriftOption = Annotated[
         "--on-drift",
         metavar="NAME",
         help="If the images do not look like the calibration images: say so at the end (warn), or stop the run (stop).",
+    ),
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="CUDA:N,...",
+        help="GPUs to use, one process per GPU, such as cuda:0,cuda:1.",
+        show_default="the first GPU, if the provider runs on one",
     ),
 ]
 LevelsOption = Annotated[
@@ -86,17 +102,107 @@ EmbeddingCacheOption = Annotated[
         show_default="not kept",
     ),
 ]
-PromptCam = Annotated[
-    Path | None,
-    typer.Option(
-        "--cam",
-        metavar="BUNDLE",
-        parser=location_of,
-        help="Prompts from activation maps of this classifier.",
-        show_default=False,
-    ),
-]
 RequiredSam = Annotated[
     Path,
     typer.Option("--sam", metavar="BUNDLE", parser=location_of, help="Promptable model, such as Segment Anything."),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionGroup(OptionGroup):
+    """Which pixels get a label, with which weight."""
+
+    panel: ClassVar = "Selection"
+    select: SelectOption = "argmax"
+    calibration: CalibrationOption = None
+    threshold: ThresholdOption = None
+    weight: WeightOption = "none"
+    weight_levels: LevelsOption = 256
+    keep_scores: KeepScoresOption = None
+    on_drift: OnDriftOption = "warn"
+    instances: InstancesOption = False
+    min_score: MinScoreOption = 0.5
+
+    def check(self, shard: str | None) -> None:
+        """Raise :class:`UsageError` for options that do not go together."""
+        if (self.calibration is not None) != (self.select == "conformal"):
+            raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
+        if (self.threshold is not None) != (self.select == "threshold"):
+            raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")
+        if self.keep_scores is not None and self.select != "conformal":
+            raise UsageError(
+                "--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out"
+            )
+        if self.on_drift == "stop" and shard is not None:
+            raise UsageError(
+                "--on-drift stop watches a sample of the whole source, and a shard sees a part; use --runner array, "
+                "or warn"
+            )
+        if self.on_drift == "stop" and self.calibration is None:
+            raise UsageError(
+                "--on-drift stop compares with calibration images: give --calibration FILE, or leave it out"
+            )
+
+    def load(self) -> Selection:
+        """Load the calibration, if there is one, and return the selection."""
+        from ...calibration.calibration import Calibration
+
+        options: dict[str, Any] = {
+            "weight": self.weight,
+            "weight_levels": self.weight_levels,
+            "instances": InstanceSettings(min_score=self.min_score) if self.instances else None,
+        }
+        if self.calibration is not None:
+            return Selection.conformal(Calibration.load(self.calibration), keep_scores=self.keep_scores, **options)
+        if self.threshold is not None:
+            return Selection.threshold(self.threshold, **options)
+        return Selection.argmax(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusGroup(ImageGroup):
+    """Which images of a source are labeled in this run."""
+
+    shard: ShardOption = None
+    limit: LimitOption = None
+    retry_rejects: RetryOption = False
+    max_pixels: MaxPixelsOption = None
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Number of the shard, and of all shards; raises :class:`UsageError`."""
+        if self.shard is None:
+            return None
+        index, _, count = self.shard.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/8, got {self.shard!r}")
+        return int(index), int(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelingRunnerGroup(RunnerGroup):
+    """Where images are labeled."""
+
+    device: DevicesOption = None
+
+    def gpus(self, provider: Provider, *, dry_run: bool) -> tuple[int, ...]:
+        """Return the GPU numbers of ``--device``, none without it; raises :class:`UsageError`."""
+        self.check()
+        if dry_run and self.runner != "local":
+            raise UsageError("--dry-run labels a sample in this process; leave --runner out")
+        if self.device is None:
+            return ()
+        if self.runner != "local":
+            raise UsageError(
+                "--device applies to --runner local: a process of an array uses the GPU of CUDA_VISIBLE_DEVICES, and "
+                "Ray chooses one for each worker"
+            )
+        if provider not in ON_GPU or dry_run:
+            raise UsageError(
+                f"--device applies to --provider {' or '.join(ON_GPU)}, and not to --dry-run; leave it out or change "
+                "them"
+            )
+        parts = [part.strip().removeprefix("cuda:") for part in self.device.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise UsageError(f"--device must list GPUs, such as cuda:0,cuda:1, got {self.device!r}")
+        return tuple(int(part) for part in parts)

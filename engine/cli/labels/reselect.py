@@ -11,7 +11,8 @@ import typer
 from ....kernels.types import Rule
 from ...labeling.selection import Method, Weight
 from ...model.storage import location_of
-from ..options import JsonOption, StoresArgument, WorkersOption, reads_stores
+from ..options.common import JsonOption, StoresArgument, WorkersOption
+from ..options.urls import reads_stores
 from .label_options import RequiredOutput
 from .labeling import finish_run
 

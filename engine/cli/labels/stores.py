@@ -11,13 +11,9 @@ import typer
 from ....errors import StoreError, UsageError
 from ...cluster.status import Status
 from ...model.storage import location_of
-from ..options import (
-    EndingOption,
-    JsonOption,
-    print_json,
-    reads_stores,
-    reads_urls,
-)
+from ..options.common import JsonOption, print_json
+from ..options.inputs import EndingOption
+from ..options.urls import reads_stores, reads_urls
 from .label_options import RequiredOutput
 
 

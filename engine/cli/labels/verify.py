@@ -10,7 +10,8 @@ import typer
 from ....errors import UsageError
 from ...model.storage import location_of
 from ...report.terminal import say
-from ..options import JsonOption, print_json, reads_stores
+from ..options.common import JsonOption, print_json
+from ..options.urls import reads_stores
 
 _SHOWN = 20
 

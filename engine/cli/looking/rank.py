@@ -10,19 +10,10 @@ import typer
 from ....errors import UsageError
 from ...model.storage import location_of
 from ...report.terminal import say
-from ..options import (
-    AsStoredOption,
-    FormatOption,
-    IdsOption,
-    JsonOption,
-    PairingOption,
-    ProviderOption,
-    StoresArgument,
-    WorkersOption,
-    print_json,
-    reads_urls,
-    writable_file,
-)
+from ..options.common import JsonOption, StoresArgument, WorkersOption, print_json, writable_file
+from ..options.model import ProviderOption
+from ..options.truth import TruthGroup
+from ..options.urls import reads_urls
 
 _SHOWN = 10
 
@@ -30,6 +21,7 @@ _SHOWN = 10
 @reads_urls
 def rank(
     stores: StoresArgument,
+    truth: TruthGroup,
     budget: Annotated[
         int, typer.Option(min=0, metavar="N", help="Images to choose for labeling; 0: only doubt the labels.")
     ] = 100,
@@ -70,10 +62,6 @@ def rank(
             show_default=False,
         ),
     ] = None,
-    ids: IdsOption = None,
-    pairing: PairingOption = None,
-    labels_as_stored: AsStoredOption = False,
-    labels_format: FormatOption = None,
     provider: ProviderOption = "cpu",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -84,18 +72,15 @@ def rank(
     which the calibration lacks, and that differ from each other; otherwise it is random. Near-duplicates are left out.
     `maskmill export-labels --ids queue.json` hands it to CVAT or Label Studio with the labels so far.
     """
-    from ...inputs.labels import open_labels
-    from ...inputs.names import read_ids
     from ...labels_api import rank as run
 
     writable_file(output, ".json")
     if labels is not None and (images is None or model is None):
         raise UsageError("--labels needs --images SOURCE, which they belong to, and --model BUNDLE, which judges them")
-    if labels is None and (ids or pairing or labels_as_stored or labels_format):
+    if labels is None and truth != TruthGroup():
         raise UsageError("--ids, --pairing, --labels-as-stored and --labels-format apply to --labels; add it")
-    truth = None
-    if labels is not None:
-        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
+    names = truth.names
+    label_source = None if labels is None else truth.open(labels)
     queue = run(
         stores,
         budget,
@@ -103,8 +88,8 @@ def rank(
         calibration=calibration,
         images=images,
         model=model,
-        labels=truth,
-        ids=None if ids is None else sorted(read_ids(ids)),
+        labels=label_source,
+        ids=None if names is None else sorted(names),
         provider=provider,
         workers=workers,
         progress=not as_json,

@@ -10,22 +10,16 @@ import typer
 from ...model.storage import location_of
 from ...report.page.gallery import PICTURES
 from ...report.terminal import say
-from ..options import (
-    AsStoredOption,
-    FormatOption,
-    LabelsOption,
-    PairingOption,
-    ProviderOption,
-    StoresArgument,
-    WorkersOption,
-    reads_urls,
-    writable_file,
-)
+from ..options.common import StoresArgument, WorkersOption, writable_file
+from ..options.model import ProviderOption
+from ..options.truth import LabelGroup, LabelsOption
+from ..options.urls import reads_urls
 
 
 @reads_urls
 def report(
     stores: StoresArgument,
+    truth: LabelGroup,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Page (.html) to write.")] = Path(
         "report.html"
     ),
@@ -48,9 +42,6 @@ def report(
         ),
     ] = None,
     labels: LabelsOption = None,
-    pairing: PairingOption = None,
-    labels_as_stored: AsStoredOption = False,
-    labels_format: FormatOption = None,
     taxonomy: Annotated[
         Path | None,
         typer.Option(
@@ -69,17 +60,14 @@ def report(
     The page holds the run in words, figures, charts and a gallery of photos with their labels on a slider. It loads
     nothing from the network, so it can be sent to others; it contains the photos that it shows.
     """
-    from ...inputs.labels import open_labels
     from ...labels_api import report as write
 
     writable_file(output, ".html")
-    truth = None
-    if labels is not None:
-        truth = open_labels(labels, pairing=pairing, as_stored=labels_as_stored, format=labels_format)
+    label_source = None if labels is None else truth.open(labels)
     path = write(
         stores,
         output,
-        labels=truth,
+        labels=label_source,
         calibration=calibration,
         model=model,
         taxonomy=taxonomy,

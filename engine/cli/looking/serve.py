@@ -10,7 +10,8 @@ import typer
 from ....errors import UsageError
 from ...model.storage import location_of
 from ...report.terminal import say
-from ..options import StoresArgument, reads_urls
+from ..options.common import StoresArgument
+from ..options.urls import reads_urls
 
 
 @reads_urls

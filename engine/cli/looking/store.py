@@ -11,7 +11,8 @@ from ....errors import UsageError
 from ...model.storage import location_of
 from ...predictors.open import PromptedOptions
 from ...report.terminal import say
-from ..options import CamOption, ImageLabelsOption, SamOption, reads_urls
+from ..options.prompts import CamOption, ImageLabelsOption, SamOption
+from ..options.urls import reads_urls
 
 
 @reads_urls

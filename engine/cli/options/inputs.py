@@ -1,0 +1,71 @@
+"""Options that say which images a command reads, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import typer
+
+from ...reading.geotiff import Windows, cut_of
+from .groups import OptionGroup
+
+SOURCE_HELP = "a folder, list, glob, URL, WebDataset tar, Parquet, Lance or saved data set"
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"Images to label: {SOURCE_HELP}.")]
+EndingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-ending",
+        metavar="ENDING",
+        help="Take only the files of folders and archives that end like this, such as jpg.",
+        show_default="every image ending",
+    ),
+]
+BitDepthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        min=9,
+        max=32,
+        metavar="BITS",
+        help="Bits that images of more than 8 bits fill, such as 12.",
+        show_default="all bits of their type",
+    ),
+]
+WindowsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--windows",
+        min=16,
+        metavar="PIXELS",
+        help="Read GeoTIFF files that are larger by square windows of this side, each an image of its own.",
+        show_default="off",
+    ),
+]
+WindowOverlapOption = Annotated[
+    int,
+    typer.Option("--window-overlap", min=0, metavar="PIXELS", help="Overlap of neighboring windows (with --windows)."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGroup(OptionGroup):
+    """Which files of a source are images, and how they are decoded."""
+
+    panel: ClassVar = "Images"
+    image_ending: EndingOption = None
+    bit_depth: BitDepthOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowGroup(OptionGroup):
+    """Windows of large rasters."""
+
+    panel: ClassVar = "Images"
+    windows: WindowsOption = None
+    window_overlap: WindowOverlapOption = 0
+
+    @property
+    def cut(self) -> Windows | None:
+        """Windows to read; None: whole images."""
+        return cut_of(self.windows, self.window_overlap)
