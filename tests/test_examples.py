@@ -58,7 +58,7 @@ LABELS = {"engine.calibration": "labeled/labels", "engine.inputs": "maps", "engi
 NO_LABELS = ("", "engine.labeling.label_run", "engine.labeling.reselection.reselect")
 """Modules whose examples make the folder ``labels``."""
 NOT_RUN = {
-    "engine.cli.options": "the signature of a command",
+    "engine.cli.options.groups": "the signature of a command",
     "engine.backends.cuda": "needs an NVIDIA device",
     "engine.runtimes.tensorrt_runtime": "needs an NVIDIA device",
     "engine.model.engine_records": "needs an NVIDIA device",
