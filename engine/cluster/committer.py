@@ -16,6 +16,7 @@ from ..labeling.progress import Progress
 from ..labeling.run_log import RunLog
 from ..labeling.thread_stages import StageTime
 from ..store.label_store import InputRow, LabelStore
+from ..store.waiting.memory import release_memory
 from ..store.waiting.row_files import DamagedFile, are_first, last_of_each_uri
 from .leases import Finished, Leases
 from .records import counts_of
@@ -79,6 +80,7 @@ class Committer:
             return False
         for batch in _batches(finished):
             self._commit(batch)
+            release_memory(sum(done.num_bytes for done in batch))
         self._since = None
         return True
 

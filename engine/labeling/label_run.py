@@ -12,8 +12,8 @@ The same command resumes an incomplete run.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -147,7 +147,7 @@ def dry_run(
     items = list(islice(_chosen(source, shard_of), limit))
     sample = items[:: max(1, len(items) // DRY_RUN_IMAGES)][:DRY_RUN_IMAGES]
     stages = Stages.labeling(predictor, source, taxonomy, selection, workers=workers, max_pixels=max_pixels)
-    return _execute(stages, sample, Counter(), taxonomy.num_targets, None, None), len(items)
+    return _execute(stages, deque(sample), Counter(), taxonomy.num_targets, None, None), len(items)
 
 
 def check_prompts(predictor: Predictor, source: Source) -> list[str]:
@@ -195,7 +195,7 @@ def segment_record(predictor: SegmentEverything, source: Source) -> dict[str, An
 
 def _execute(
     stages: Stages,
-    items: Sequence[Item],
+    items: deque[Item],
     earlier_rejects: Counter[str],
     num_targets: int,
     store: LabelStore | None,
@@ -204,7 +204,10 @@ def _execute(
     log: RunLog | None = None,
     limited: bool = False,
 ) -> Progress:
-    """Process items into a store, or only count them without one; ``watch`` may stop the run."""
+    """Process items into a store, or only count them without one; ``watch`` may stop the run.
+
+    ``items`` is emptied on the way, so that the plan of a long run does not stay in memory.
+    """
     log = log or RunLog()
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
     progress.limited = limited
@@ -224,10 +227,8 @@ def _execute(
     writer = Writer(progress, rows, done)
 
     def inputs() -> Iterator[tuple[Item, Writer]]:
-        for item in items:
-            if watch is not None and watch.stop.is_set():
-                return
-            yield item, writer
+        while items and not (watch is not None and watch.stop.is_set()):
+            yield items.popleft(), writer
 
     def observe(progress: Progress) -> None:
         if watch is not None:
@@ -267,7 +268,7 @@ def _plan(
     retry_rejects: bool,
     limit: int | None,
     watch: RunWatch | None = None,
-) -> tuple[list[Item], Counter[str], bool]:
+) -> tuple[deque[Item], Counter[str], bool]:
     """Commit what a killed run finished, and list the inputs to process; a watch for drift has its sample first.
 
     Returns also the number of rejects of earlier runs that are passed over, by kind of error, and whether the limit
@@ -286,11 +287,11 @@ def _plan(
     chosen = _chosen(source if watch is None else watch.observe(source), shard_of)
     plan = store.plan(watched(chosen), retry_rejects=retry_rejects, condition=predictor.condition)
     if watch is None:
-        items = list(islice(plan, limit))
+        items = deque(islice(plan, limit))
         limited = limit is not None and next(plan, None) is not None
     else:
         unfinished = list(plan)
-        items = watch.order(unfinished, limit)
+        items = deque(watch.order(unfinished, limit))
         limited = limit is not None and len(unfinished) > limit
     for item in items:  # a file that changed is processed again
         earlier.pop(item.uri, None)

@@ -23,7 +23,7 @@ class Sink(Protocol):
     """Receiver of finished rows, such as :class:`~maskmill.engine.store.waiting.waiting_rows.WaitingRows`."""
 
     def has_id(self, id: str) -> bool:
-        """Return True if the labels of an image are there already."""
+        """Return True if the labels of an image are there already, those of :meth:`commit` included."""
         ...
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
@@ -44,7 +44,8 @@ class Done:
 class Writer:
     """Counts finished inputs and hands them over in batches.
 
-    Without a sink it only counts. ``observer`` is called with every input.
+    Without a sink it only counts. ``observer`` is called with every input. Ids of images are remembered until the sink
+    has them, those of rejected ones to the end.
     """
 
     def __init__(self, progress: Progress, sink: Sink | None, observer: Callable[[Done], None] | None = None) -> None:
@@ -99,6 +100,9 @@ class Writer:
         """Hand over every row that is waiting."""
         if self._sink is not None and self._inputs:
             self._sink.commit(self._labels, self._inputs)
+            with self._claim_lock:
+                self._claimed -= self._labeled  # the sink knows them now
+            self._labeled.clear()
         self._labels, self._inputs, self._since, self._num_bytes = [], [], None, 0
 
     def _knows(self, id: str) -> bool:

@@ -23,10 +23,12 @@ import pyarrow.compute as pc
 
 from ....errors import StoreError
 from ...model.storage import Folder, open_folder
+from ..digests import DigestSet, digest_table, digests_of
 from ..label_store import LabelStore
 from ..rows import InputRow, LabelRow, input_table, label_table
 from ..table import store_errors
 from ..waiting_count import CLAIMS, DONE, OPEN, WAITING
+from .memory import release_memory
 from .presence import is_driven
 from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
@@ -58,6 +60,7 @@ class WaitingRows:
         self._folder = open_folder(store.path)
         self._process = secrets.token_hex(6)
         self._files: list[str] = []
+        self._ids = DigestSet(digest_table(b""))  # of the images in them
         self._num_files = self._num_rows = self._num_bytes = 0
         self._seconds = FIRST_SECONDS  # of the last commit
         self._last = time.monotonic()
@@ -65,8 +68,8 @@ class WaitingRows:
         """Set before the last rows are handed over: they are committed with those that wait, and need no file."""
 
     def has_id(self, id: str) -> bool:
-        """Return True if the store holds the labels of an image."""
-        return self._store.has_id(id)
+        """Return True if the store holds the labels of an image, or they wait for a commit."""
+        return bytes.fromhex(id) in self._ids or self._store.has_id(id)
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
         """Accept rows: they are committed, or safe in a file, when this returns. Raises :class:`StoreError`."""
@@ -81,6 +84,7 @@ class WaitingRows:
             self._folder.write(name, encode_rows(label_rows, input_rows), sync=True)
         self._num_files += 1
         self._files.append(name)
+        self._ids.add(digests_of(label_rows["id"]))
 
     def flush(self) -> None:
         """Commit every row that is waiting. Raises :class:`StoreError`; the files stay then."""
@@ -97,11 +101,13 @@ class WaitingRows:
     def _commit(self, *fresh: tuple[pa.Table, pa.Table]) -> None:
         started = time.monotonic()
         is_damaged = _commit_files(self._store, self._folder, self._files, fresh)
+        release_memory(self._num_bytes)
         self._last = time.monotonic()
         self._seconds = self._last - started
         if self._observer is not None:
             self._observer(self._num_rows, self._seconds)
         self._files, self._num_rows, self._num_bytes = [], 0, 0
+        self._ids = DigestSet(digest_table(b""))
         if is_damaged:
             raise StoreError(f"files of {self._store.path} in {WAITING} were damaged; run the same command again")
 
@@ -124,9 +130,11 @@ def commit_waiting(store: LabelStore) -> None:
         num_bytes += size
         if num_bytes >= LARGEST_BYTES:
             _commit_files(store, folder, names)
+            release_memory(num_bytes)
             names, num_bytes = [], 0
     if names:
         _commit_files(store, folder, names)
+        release_memory(num_bytes)
 
 
 def drop_plan(store: LabelStore) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -52,6 +53,17 @@ def test_labels_are_what_the_model_says_at_the_photos_size(bundle: Bundle, tmp_p
     assert weight.shape == label.shape
     assert (run.images, run.kept_share) == (1, 1.0)
     assert run.kept.tolist() == [int((label == target).sum()) for target in range(3)]
+
+
+def test_the_plan_does_not_stay_in_memory(bundle: Bundle, tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    def count(progress: Progress) -> None:
+        counts.append(sum(type(thing) is Item for thing in gc.get_objects()))
+
+    write_photos(tmp_path / "photos", 40)
+    assert label_folder(bundle, tmp_path / "photos", tmp_path / "store", observer=count).images == 40
+    assert counts[-1] < 5  # a thread that has ended may hold its last one
 
 
 def test_a_second_run_has_nothing_to_do(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Return memory that was freed to the operating system."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+WORTHWHILE_BYTES = 8 << 20
+"""Size of freed rows from which returning their memory pays: it takes up to some milliseconds."""
+
+
+def release_memory(num_bytes: int) -> None:
+    """Give free memory back after rows of ``num_bytes`` bytes were freed.
+
+    The C library keeps freed memory in an area per thread, and each of Lance's threads has one: without this they hold
+    a whole commit each after a while. Nothing happens with other C libraries than glibc.
+    """
+    trim = _trim()
+    if trim is not None and num_bytes >= WORTHWHILE_BYTES:
+        trim(0)
+
+
+@cache
+def _trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # a platform without a C library to look into
+        return None
