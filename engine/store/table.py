@@ -53,6 +53,7 @@ class Table:
         self._process = os.getpid()
         self._hashes: dict[str, str] = {}
         self._synced: set[str] = set()
+        self._folders: set[Path] = set()
 
     @staticmethod
     def create(folder: Path, name: str) -> None:
@@ -67,10 +68,8 @@ class Table:
         try:
             with published_folder(path) as aside:
                 lance.write_dataset(SCHEMAS[name].empty_table(), aside, mode="create", enable_stable_row_ids=True)
-                entries = list(aside.rglob("*"))
-                sync_files(
-                    [entry for entry in entries if entry.is_file()], [entry for entry in entries if entry.is_dir()]
-                )
+                # of the other files, Lance needs none
+                sync_files((aside / "_versions").glob("*.manifest"), [aside / "_versions", aside])
         except OSError:
             if not path.exists():
                 raise
@@ -167,8 +166,11 @@ class Table:
         if not is_remote(self.path):
             names = {*self._structure(dataset), *(name for name, _ in self._data_files(dataset))}
             files = [self.path / name for name in names - self._synced]
-            sync_files(files, {self.path, *(file.parent for file in files)})
+            folders = {file.parent for file in files}
+            # a folder that was on the disk once stays
+            sync_files(files, folders if folders <= self._folders else {self.path, *folders})
             self._synced = names
+            self._folders |= folders
         lines = "".join(f"{self._hash(name)} {name}\n" for name in self._structure(dataset))
         open_folder(self.path).write(f"{_CHECKS}/{dataset.version}", f"{_digest(lines.encode())}\n{lines}".encode())
 

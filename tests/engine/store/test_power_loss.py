@@ -14,20 +14,24 @@ from maskmill.errors import StoreError
 from tests.builders import input_row, label_row
 
 
-def is_synced(store: Path, synced: set[str]) -> bool:
-    """Every file that rows are read from was brought to the disk."""
+def unsynced(store: Path, synced: list[str]) -> list[Path]:
+    """Return the files that rows are read from, and the folders that name them, that were not brought to the disk."""
     kinds = (".lance", ".manifest", ".arrow", ".bin")
-    return all(str(path) in synced for path in store.rglob("*") if path.is_file() and path.suffix in kinds)
+    files = [path for path in store.rglob("*") if path.is_file() and path.suffix in kinds]
+    folders = {folder for path in files for folder in path.relative_to(store).parents}
+    return [path for path in [*files, *(store / folder for folder in folders)] if str(path) not in synced]
 
 
-def test_a_commit_returns_when_its_files_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: set[str] = set()
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files and folders in the order in which they are brought to the disk, under their final names."""
+    synced: list[str] = []
     fsync = os.fsync
 
     def recorded(descriptor: int) -> None:
         # files of a new dataset are synced under its temporary name
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        synced.add(
+        synced.append(
             "/".join(
                 part[1:].split(".lance.")[0] + ".lance" if part.endswith(".tmp") else part for part in path.split("/")
             )
@@ -35,10 +39,37 @@ def test_a_commit_returns_when_its_files_are_on_the_disk(tmp_path: Path, monkeyp
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", recorded)
-    store = LabelStore.create(tmp_path / "store", {})
+    return synced
+
+
+def test_a_commit_returns_when_its_files_are_on_the_disk(tmp_path: Path, synced: list[str]) -> None:
+    folder = tmp_path / "store"
+    store = LabelStore.create(folder, {})
+    assert unsynced(folder, synced) == []
     store.commit([label_row("a"), label_row("b")], [input_row("a"), input_row("b")])
+    assert unsynced(folder, synced) == []
     store.commit([], [input_row("a", stamp="later")])
-    assert is_synced(tmp_path / "store", synced)
+    assert unsynced(folder, synced) == []
+
+
+def test_a_commit_syncs_two_files_and_their_folders_per_dataset(tmp_path: Path, synced: list[str]) -> None:
+    store = LabelStore.create(tmp_path / "store", {})
+    assert len(synced) == 11  # three datasets, the record of the run
+    for name, expected in (("a", 10), ("b", 8), ("c", 8)):
+        synced.clear()
+        store.commit([label_row(name)], [input_row(name)])
+        assert len(synced) == expected
+
+
+def test_a_store_needs_no_other_files_of_its_creation(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    LabelStore.create(folder, {})
+    for path in folder.glob("*.lance/**/*"):
+        if path.is_file() and path.suffix != ".manifest":
+            path.write_bytes(b"")
+    store = LabelStore.open_or_create(folder, {})
+    store.commit([label_row("a")], [input_row("a")])
+    assert [row.uri for row in LabelStore.open(folder).inputs()] == ["a"]
 
 
 @pytest.mark.parametrize("kind", ["waiting", "done"])
