@@ -197,13 +197,15 @@ class LocalFolder:
     def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
         """See :meth:`Folder.write`."""
         path = self.path / name
+        folders = [path.parent]
         try:
             write_atomically(path, data, sync=sync)
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
+            folders = [self.path / folder for folder in Path(name).parents]
             write_atomically(path, data, sync=sync)
         if sync:
-            sync_files([], [path.parent])
+            sync_files([], folders)
 
     def write_once(self, name: str, data: bytes) -> bool:
         """See :meth:`Folder.write_once`."""

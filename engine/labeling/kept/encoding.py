@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .levels import EDGES, NO_DATA
+
 VERSION = 2
 RATIO_LEVELS = 127
 """Largest dispersion ratio, which stands for 1."""
@@ -66,8 +68,11 @@ def encode_scores(kept: KeptScores) -> bytes:
     return header + pa.compress(b"".join(parts), codec="zstd", asbytes=True)
 
 
-def decode_scores(data: bytes, size: tuple[int, int]) -> KeptScores:
-    """Decode the kept scores of an image of ``size`` (H, W); raises ValueError if they are damaged."""
+def decode_scores(data: bytes, size: tuple[int, int], num_classes: int) -> KeptScores:
+    """Decode the kept scores of an image of ``size`` (H, W) with a number of scored classes.
+
+    Raises ValueError if they are damaged: no class or code is out of its range.
+    """
     if len(data) < _HEADER.size or data[0] != VERSION:
         raise ValueError(f"kept scores of version {data[0] if data else 'none'}, expected version {VERSION}")
     _, flags, num_more = _HEADER.unpack_from(data)
@@ -103,6 +108,16 @@ def decode_scores(data: bytes, size: tuple[int, int]) -> KeptScores:
     integrate_words(take(num_more), take(num_more), _CENTER, codes)
     if int(counts.sum(dtype=np.int64)) != num_more:
         raise ValueError("kept scores are damaged: their counts do not match")
+    for name, values, largest in (
+        ("class", top, num_classes - 1),
+        ("class", classes, num_classes - 1),
+        ("code", code, NO_DATA),
+        ("code", codes, NO_DATA),
+        ("share", share, len(EDGES) - 1),
+        ("dispersion", ratio, RATIO_LEVELS),
+    ):
+        if values is not None and values.size and values.max() > largest:
+            raise ValueError(f"kept scores are damaged: a {name} is {values.max()}, expected at most {largest}")
     return KeptScores(
         top=top, code=code, share=share, ratio=ratio, num_more=counts, more_class=classes, more_code=codes[0]
     )

@@ -52,7 +52,9 @@ class KeptSelection:
         self._levels = levels
         self._num_targets = len(names)
         self._ignore = ignore
-        self._others = max(len(limits) - 1, 1)
+        self.num_classes: int = len(limits)
+        """Number of scored classes."""
+        self._others = max(self.num_classes - 1, 1)
         # "none of these" has the index K and is never emitted
         labels = [*range(self._num_targets), *[ignore] * (len(limits) - self._num_targets), ignore]
         self._labels = np.array(labels, np.uint8 if self._num_targets <= 255 else np.uint16)

@@ -30,6 +30,7 @@ from ...model.taxonomy import Taxonomy
 from ...store.label_store import InputRow, LabelRow, LabelStore
 from ...store.reviews import latest_reviews
 from ...store.rows import ReviewRow
+from ...store.table import REPAIR
 from ...store.waiting.waiting_rows import WaitingRows, commit_waiting
 from ..drift import StoredWatch, drift_record
 from ..kept.encoding import decode_scores
@@ -284,9 +285,10 @@ class _Worker:
                 f"the labels of {row.id} in {self._source.path} have no kept scores; label the image again"
             )
         try:
-            kept = decode_scores(row.scores, (row.height, row.width))
+            kept = decode_scores(row.scores, (row.height, row.width), self._decide.num_classes)
         except ValueError as error:
-            raise StoreError(f"the scores of {row.id} in {self._source.path} cannot be read: {error}") from error
+            text = f"the scores of {row.id} in {self._source.path} cannot be read: {error}"
+            raise StoreError(f"{text}; {REPAIR}") from error
         selected = self._decide.select(kept)
         return replace(
             row,

@@ -87,11 +87,11 @@ class Reader:
         (row,) = self.store.take([id], extras=True)
         if row.scores is None:
             return None
+        taxonomy = Taxonomy.from_json(self.store.classes)
         try:
-            top = decode_scores(row.scores, (row.height, row.width)).top
+            top = decode_scores(row.scores, (row.height, row.width), taxonomy.num_scored).top
         except ValueError as error:
             raise StoreError(f"the scores of {id} in {self.store.path} cannot be read: {error}; {REPAIR}") from error
-        taxonomy = Taxonomy.from_json(self.store.classes)
         return np.where(top < taxonomy.num_targets, top, taxonomy.ignore_index).astype(taxonomy.dtype)
 
     def photo(self, id: str) -> NDArray[np.uint8] | None:

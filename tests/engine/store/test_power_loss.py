@@ -84,7 +84,7 @@ def test_rows_that_wait_for_a_commit_are_on_the_disk(
         monkeypatch.setattr(WaitingRows, "_is_due", lambda self: False)
         WaitingRows(LabelStore.create(tmp_path, {})).commit([label_row("a")], [input_row("a")])
     (file,) = (tmp_path / "leases" / kind).iterdir()
-    assert {path.stat().st_ino for path in (file, file.parent)} <= synced
+    assert {path.stat().st_ino for path in (file, file.parent, tmp_path / "leases", tmp_path)} <= synced
 
 
 @pytest.mark.parametrize("emptied", ["manifest", "data", "both"])

@@ -75,7 +75,7 @@ def test_no_selection_labels_pixels_without_data(activation: Any, selection: Sel
     decide = KeptSelection(
         selection, keeper.levels, keeper.limits, background=None, ignore=TAXONOMY.ignore_index, names=TAXONOMY.targets
     )
-    selected = decide.select(decode_scores(data, SIZE))
+    selected = decide.select(decode_scores(data, SIZE, TAXONOMY.num_scored))
     assert np.array_equal(selected.label != TAXONOMY.ignore_index, with_data)
     assert not selected.weight[~with_data].any()
     assert selected.kept == with_data.mean()

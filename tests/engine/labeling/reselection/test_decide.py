@@ -46,7 +46,7 @@ def both(taxonomy: Taxonomy, activation: Any, limits: np.ndarray, **options: Any
     """Labels from kept scores, and from the scores themselves."""
     scores, selection = score_map(activation), Selection(**options)
     keeper = score_keeper(limits)
-    kept = decode_scores(keeper.keep(scores, taxonomy), SIZE)
+    kept = decode_scores(keeper.keep(scores, taxonomy), SIZE, taxonomy.num_scored)
     decide = KeptSelection(
         selection, ScoreLevels(keeper.calibration.thresholds), limits, background=taxonomy.background,
         ignore=taxonomy.ignore_index, names=taxonomy.targets,
