@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...errors import StoreError
 from ..labeling.progress import Progress
 from ..labeling.run_log import RunLog
 from ..labeling.thread_stages import StageTime
@@ -63,6 +64,7 @@ class Committer:
         self._complete = complete
         self._log = log or RunLog()
         self._since: float | None = None
+        self._attempted: set[str] = set()  # images of failed commits, which may have stored them
 
     def step(self, finished: Sequence[Finished], *, flush: bool = False) -> bool:
         """Commit if enough leases wait or the first has waited long enough; with ``flush`` in any case.
@@ -106,9 +108,18 @@ class Committer:
             return
         labels = pa.concat_tables([part[1] for part in parts])
         inputs = pa.concat_tables([part[2] for part in parts])
-        is_new = are_first(labels) & ~self.store.are_known(labels["id"])
+        is_known = self.store.are_known(labels["id"])
+        if self._attempted:
+            is_known &= ~np.array([id in self._attempted for id in labels["id"].to_pylist()], bool)
+        is_new = are_first(labels) & ~is_known
         new_labels = labels if is_new.all() else labels.filter(pa.array(is_new))  # which copies them
-        self.store.commit_tables(new_labels, last_of_each_uri(inputs))
+        try:
+            self.store.commit_tables(new_labels, last_of_each_uri(inputs))
+        except StoreError:
+            self._attempted.update(new_labels["id"].to_pylist())
+            raise
+        if self._attempted:
+            self._attempted.difference_update(new_labels["id"].to_pylist())
         start = 0
         for done, part, part_inputs, progress in parts:
             stop = start + len(part)

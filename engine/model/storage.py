@@ -31,7 +31,7 @@ from ..reading import remote
 from ..reading.access import current_access, is_bucket
 from ..reading.bucket_client import BucketAnswerError, MissingBucketError, allows_http, check_keys, require_client
 from ..reading.local import read_local
-from ..reading.remote_path import RemotePath, StorageError
+from ..reading.remote_path import RemotePath, StorageError, storage_errors
 from ..reading.retries import in_thread, is_interrupted, may_pass, wait_for_interrupt
 from ..reading.storage_options import options_in_force, options_of
 from .publishing import is_temporary, sync_files, write_atomically, write_once
@@ -238,7 +238,7 @@ class RemoteFolder:
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._system, root = remote.filesystem(url, options, current_access())
         self._root = root.rstrip("/")
-        self._place = f"{url.partition('://')[0]}://{self._root.partition('/')[0]}"
+        self._place = _place(url)
         _IN_USE[self._place] = self._system, self._root
 
     def read(self, name: str) -> bytes:
@@ -288,6 +288,28 @@ class RemoteFolder:
 
     def _repeated(self, access: Callable[[], Result]) -> Result:
         return repeated(access, self._place)
+
+
+def read_again(path: Any, access: Callable[[], Result]) -> Result:
+    """Call ``access``, which reads a location; of a bucket that this process has reached, it is :func:`repeated`.
+
+    Raises :class:`StorageError`, and what ``access`` raises.
+    """
+    if not is_remote(path):
+        return access()
+    place = _place(str(path))
+    if place in _ANSWERED:
+        with storage_errors(str(path)):
+            return repeated(access, place)
+    result = access()
+    _ANSWERED.add(place)
+    return result
+
+
+def _place(url: str) -> str:
+    """Return the URL of the bucket that a URL is in."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
 
 
 def storage_is_silent(seconds: float) -> bool:

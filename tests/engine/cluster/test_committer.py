@@ -16,6 +16,8 @@ from maskmill.engine.inputs.sources import Item
 from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.engine.store.rows import input_table, label_table
+from maskmill.engine.store.table import Table
+from maskmill.errors import StoreError
 
 from ...builders import input_row, label_row, reject_row
 
@@ -70,6 +72,31 @@ def test_images_of_two_leases_are_stored_once_and_counted_as_duplicates(store: L
     assert int(progress.kept.sum()) == 30
     assert progress.label_bytes == sum(len(label_row(name).label) for name in "abcde")
     assert sorted(LabelStore.open(store.path).ids()) == sorted(label_row(name).id for name in "abcde")
+
+
+def test_a_commit_that_failed_halfway_counts_its_images_once(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(store.path)
+    committer = committer_of(store, leases)
+    finish(leases, "1", "abc")
+    merge = Table.merge
+
+    def fail(table: Table, rows: pa.Table, **options: Any) -> None:
+        if table.name == "inputs":
+            raise OSError("the bucket is silent")
+        merge(table, rows, **options)
+
+    monkeypatch.setattr(Table, "merge", fail)
+    with pytest.raises(StoreError, match="the bucket is silent"):
+        committer.step(leases.finished(), flush=True)
+    assert len(LabelStore.open(store.path)) == 3
+    monkeypatch.setattr(Table, "merge", merge)
+    committer.step(leases.finished(), flush=True)
+    finish(leases, "2", "cd")
+    committer.step(leases.finished(), flush=True)
+    assert (committer.progress.images, committer.progress.duplicates) == (4, 1)
+    assert len(LabelStore.open(store.path)) == 4
 
 
 def test_leases_of_rejects_alone_are_committed(store: LabelStore) -> None:

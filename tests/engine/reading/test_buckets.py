@@ -18,6 +18,7 @@ import pytest
 from maskmill.engine.inputs.sources import Item, Source, open_source
 from maskmill.engine.model.storage import lance_url, location_of, open_folder, parse_storage_options
 from maskmill.engine.reading.access import Access, Cancelled, is_bucket, replace_access, schemes_of
+from maskmill.engine.reading.remote_path import StorageError
 from maskmill.engine.reading.storage_options import options_of
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import (
@@ -172,6 +173,23 @@ def test_only_a_bucket_that_has_answered_is_waited_for(server: HostileServer, mo
             pytest.raises(OSError, match="the storage does not answer: the server answers 500"),
         ):
             folder.read("a")
+
+
+def test_a_store_is_opened_when_its_bucket_answers_again(
+    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskmill.engine.model.storage.OUTAGE_SECONDS", 1.0)
+    with replace_access(timeout=0.5, retries=0):
+        server.files.pop("outage", None)
+        assert open_folder("s3://outage/st", options_for(server)).read("a") == b"a photo"
+        server.files["outage"] = b""
+        with (
+            pytest.warns(StorageOutageWarning, match="s3://outage does not answer since .*; waiting"),
+            pytest.raises(
+                StorageError, match="^cannot read s3://outage/st: the storage does not answer: .*answers 500"
+            ),
+        ):
+            LabelStore.open("s3://outage/st", storage_options=options_for(server))
 
 
 def start(code: str, server: HostileServer, url: str = "s3://silent/st") -> subprocess.Popen[bytes]:
