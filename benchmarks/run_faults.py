@@ -1,6 +1,6 @@
 """Break runs of several processes in many ways, and compare the stores with a run in one process.
 
-    python benchmarks/run_faults.py [--runner array ray] [--output FILE] [NAME ...]
+    python benchmarks/run_faults.py [NAME ...] [--runner array ray] [--output FILE]
 
 240 photos of 12x16 px; two processes of ``--runner array``, or a driver and two workers on a Ray cluster of two nodes
 on this machine; leases of 8 inputs, commits of 32 rows, a compaction every two commits. A fault hits a run under way;
@@ -35,8 +35,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests/engine/cluster/opening")]
 
+import bucket_faults  # noqa: E402
 import numpy as np  # noqa: E402
-from bucket_proxy import Proxy  # noqa: E402
 from lease_jobs import open_predictor  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from maskmill.engine.cluster import committer, driver, job, leases, worker  # noqa: E402
@@ -148,10 +148,15 @@ def make_job(folder: Path, options: argparse.Namespace) -> Job:
     return Job(
         opening=partial(opening, folder / options.bundle, options.pause, options.fault, folder),
         selection=Selection.argmax(),
-        source=open_source(folder / options.photos),
+        source=photos_of(folder, options.photos, extra.get("storage_options")),
         store=options.store,
         **extra,
     )
+
+
+def photos_of(folder: Path, photos: str, storage_options: dict[str, str] | None) -> Any:
+    """Open a run's photos, which are in its folder or in the bucket."""
+    return open_source(photos, storage_options=storage_options) if "://" in photos else open_source(folder / photos)
 
 
 def task(options: argparse.Namespace) -> int:
@@ -198,8 +203,8 @@ def task(options: argparse.Namespace) -> int:
 class Run:
     """Processes of a run in a folder of their own."""
 
-    def __init__(self, folder: Path, runner: str, address: str) -> None:
-        self.folder, self.runner, self.address = folder, runner, address
+    def __init__(self, folder: Path, runner: str, address: str, photos_in_bucket: bool = False) -> None:
+        self.folder, self.runner, self.address, self.photos_in_bucket = folder, runner, address, photos_in_bucket
         self.store, self.endpoint, self.photos = str(folder / "store"), "", "photos"
         self.lines: dict[str, list[str]] = {"first": [], "next": []}
         self.processes: list[subprocess.Popen[str]] = []
@@ -251,10 +256,10 @@ class Run:
                 raise TimeoutError("the moment of the fault did not come")
             time.sleep(0.02)
 
-    def rows(self) -> int:
-        """Return the number of inputs that are committed."""
+    def rows(self, table: str = "inputs") -> int:
+        """Return the number of rows of a table that are committed."""
         with suppress(Exception):
-            return LabelStore.open(self.store, storage_options=self.storage_options).counts()["inputs"]
+            return LabelStore.open(self.store, storage_options=self.storage_options).counts()[table]
         return 0
 
     @property
@@ -275,6 +280,13 @@ def compare(run: Run, expected: dict[str, str]) -> dict[str, Any]:
         columns[name] = Counter(dataset.to_table(columns=[key])[key].to_pylist())
     store = LabelStore.open(run.store, storage_options=run.storage_options)
     labels = {row.id: row_text(row) for row in store.iter_rows(extras=True)}
+    if "://" in run.photos:
+        local = str(run.folder / "photos")
+        columns["inputs"] = Counter({
+            uri.replace(run.photos, local): number for uri, number in columns["inputs"].items()
+        })  # fmt: skip
+        labels = {id: text.replace(run.photos, local) for id, text in labels.items()}
+        run.photos = "photos"
     files = [str(path) for path in (run.folder / run.photos).iterdir()]
     return {
         "inputs": len(columns["inputs"]),
@@ -305,6 +317,8 @@ def disk(run: Run, megabytes: int = 24) -> Iterator[Path]:
 
 Finish = Callable[[], None]
 FAULTS: dict[str, Callable[[Run, Finish], None]] = {}
+ONLY_ON_RAY = ("memory-monitor",)
+"""Faults that another runner does not have: only Ray watches the memory of its workers."""
 
 
 def fault(function: Callable[[Run, Finish], None]) -> Callable[[Run, Finish], None]:
@@ -460,8 +474,6 @@ def memory_of_one_worker(run: Run, finish: Finish) -> None:
 @fault
 def memory_monitor(run: Run, finish: Finish) -> None:
     """A worker takes 300 MB more for every batch, until Ray kills it to save the machine."""
-    if run.runner != "ray":
-        raise NotImplementedError("only Ray watches the memory")
     from ray.cluster_utils import Cluster
 
     with open("/proc/meminfo") as file:
@@ -619,61 +631,7 @@ def hostile_files(run: Run, finish: Finish) -> None:
     finish()
 
 
-@contextmanager
-def bucket(run: Run) -> Iterator[Proxy]:
-    """Put the store into a bucket behind a proxy."""
-    from tests.engine.cluster.bucket_server import Server
-
-    server = Server()
-    proxy = Proxy(server.port)
-    run.store, run.endpoint = "s3://bucket/store", proxy.url
-    try:
-        yield proxy
-    finally:
-        server.process.kill()
-        server.process.wait()
-
-
-def bad_bucket(chances: dict[str, float], run: Run, finish: Finish) -> None:
-    """The bucket's server answers a share of the requests badly, from the beginning."""
-    with bucket(run) as proxy:
-        proxy.chances = chances
-        run.begin()
-        run.wait("first", 420)
-        run.lines["first"].append(f"requests: {dict(proxy.counts)}")
-        proxy.chances = {}
-        finish()
-
-
-FAULTS["bucket-errors"] = partial(bad_bucket, {"500": 0.1, "503": 0.1})
-FAULTS["bucket-slow"] = partial(bad_bucket, {"slow": 0.1, "503": 0.05})
-FAULTS["bucket-cuts"] = partial(bad_bucket, {"reset": 0.05, "cut": 0.05})
-FAULTS["bucket-lost-answers"] = partial(bad_bucket, {"lost": 0.1})
-
-
-@fault
-def bucket_away(run: Run, finish: Finish) -> None:
-    """The network between the processes and the bucket is cut for 40 s: connections end, new ones end as well."""
-    with bucket(run) as proxy:
-        run.begin()
-        run.until(lambda: run.rows() >= 16)
-        proxy.chances = {"reset": 1.0}
-        time.sleep(40)
-        proxy.chances = {}
-        run.wait("first", 420)
-        run.lines["first"].append(f"requests: {dict(proxy.counts)}")
-        finish()
-
-
-@fault
-def bucket_forbidden(run: Run, finish: Finish) -> None:
-    """The bucket's name is wrong."""
-    with bucket(run):
-        run.store, right = "s3://nobody/store", run.store
-        run.begin()
-        run.wait("first", 60)
-        run.store = right
-        finish()
+FAULTS.update(bucket_faults.FAULTS)
 
 
 def write_hostile(folder: Path, sound: Sequence[Path]) -> None:
@@ -713,8 +671,9 @@ def main() -> None:
     """Run every fault, or those named, and print a line of JSON each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FAULTS))
-    parser.add_argument("--runner", nargs="*", default=["array", "ray"])
+    parser.add_argument("--runner", nargs="*", choices=["array", "ray"], default=["array", "ray"])
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--photos-in-bucket", action="store_true", help="faults of buckets: photos are there, too")
     parser.add_argument("--keep", action="store_true", help="keep the folders")
     for name in ("task", "kind", "fault", "store", "bundle", "version", "address", "endpoint", "photos"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -740,7 +699,10 @@ def main() -> None:
     try:
         for name in options.names or FAULTS:
             for runner in options.runner:
-                text = json.dumps(try_fault(name, Run(base / f"{name}-{runner}", runner, address)))
+                if name in ONLY_ON_RAY and runner != "ray":
+                    continue
+                run = Run(base / f"{name}-{runner}", runner, address, options.photos_in_bucket)
+                text = json.dumps(try_fault(name, run))
                 print(text, flush=True)
                 if options.output is not None:
                     with options.output.open("a") as file:

@@ -37,9 +37,10 @@ def split_member(uri: str) -> tuple[str, str] | None:
     while start >= 0:
         archive, member = uri[:start], uri[start + 2 :]
         ending = extension(archive)
-        if ending == ".tar":
-            chained = "://" in archive and ("://" in member or member.startswith("/"))
-            return None if chained else (archive, member)
+        # zip://a.tar::s3://bucket/b.zip is an archive in an archive
+        chained = "://" in archive and ("://" in member or member.startswith("/"))
+        if ending == ".tar" and not chained:
+            return archive, member
         if ending in _TABLES and (row := _ROW.fullmatch(member)):
             return archive, row["name"] or row["row"]
         start = uri.find("::", start + 2)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from ...checks import name_list
 from ...errors import SourceError
 from ..model.files import list_lines
+from ..reading.remote import extension
 from .tables.columns import IMAGE_NAMES, is_bytes
 
 LISTS = (".txt", ".csv", ".parquet")
@@ -41,7 +41,7 @@ def list_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
     :data:`COLUMNS`. Raises :class:`SourceError` for anything else: a file whose first line is no text, or that has none
     of these columns. Later entries that cannot be used have a ``problem``.
     """
-    ending = os.path.splitext(name)[1].lower()
+    ending = extension(name)
     if ending == ".parquet":
         yield from _parquet_entries(file, name)
     elif ending == ".csv":

@@ -19,6 +19,7 @@ from ...errors import ImageError, SourceError, UsageError
 from ..model.files import MAX_TEXT
 from ..model.schema import decode_json
 from ..model.storage import location_of, read_file
+from ..reading.access import chain_of, place_in_chain
 from ..reading.remote import reason
 from .archives import split_member
 from .listings import list_entries
@@ -32,9 +33,9 @@ def file_key(uri: str) -> str:
     """Return an image's path inside its archive, or its path or URL, with ``/`` between folders, in form NFC."""
     member = split_member(uri)
     name = uri if member is None else member[1]
-    if member is None and "://" in name and "::" in name:
-        # a chained URL begins with the innermost file
-        name = name.split("::", 1)[0]
+    if member is None and "://" in name:
+        parts = chain_of(name)
+        name = parts[place_in_chain(parts)]
     if name.startswith(("http://", "https://")):
         parts = urlsplit(name)
         name = f"{parts.netloc}{parts.path}"

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from ...errors import ImageError, SourceError, UsageError
 from ..reading import remote
 from ..reading.access import Access, Cancelled, Meter, current_access, metered
-from ..reading.folders import walk_folder, walk_remote
+from ..reading.folders import listed_file, match_remote, walk_folder, walk_remote
 from ..reading.geotiff import Windows, read_window, split_window
 from ..reading.local import read_local
 from ..reading.manifest import manifest_items
@@ -236,7 +236,7 @@ class Source:
 
     def _listed(self, file: Any, name: str) -> Iterator[Item]:
         """Yield the items of a list or manifest."""
-        rows = manifest_items(file, name) if name.lower().endswith(".parquet") else None
+        rows = manifest_items(file, name) if remote.extension(name) == ".parquet" else None
         if rows is None:
             for entry in list_entries(file, name):
                 yield from self._entry(entry, name)
@@ -311,30 +311,22 @@ class Source:
             with filesystem.open(path, "rb") as file:
                 meter = Meter(self.access, self.access.max_bytes, self._cancelled)
                 yield from self._listed(file if extension == ".parquet" else metered(file, meter), url)
-        elif "*" in path or "[" in path:
-            yield from self._remote_matches(filesystem, path, url)
         else:
-            yield from self._remote_folder(filesystem, path, url)
+            yield from self._remote_files(filesystem, path, url, is_pattern="*" in path or "[" in path)
 
-    def _remote_matches(self, filesystem: Any, path: str, url: str) -> Iterator[Item]:
-        matches = filesystem.glob(path, detail=True)
-        if not matches:
-            raise SourceError(f"nothing matches {url}")
-        for name, info in sorted(matches.items()):
-            location = remote.location(filesystem, name)
-            if info.get("type") == "directory":
-                if "**" not in path:
-                    yield from self._remote_folder(filesystem, name, location)
-            elif name.lower().endswith((".tar", ".parquet")):
-                yield from self._items(location)
-            else:
-                yield Item(location, info.get("size"), remote.stamp(info))
-
-    def _remote_folder(self, filesystem: Any, path: str, url: str) -> Iterator[Item]:
-        if not filesystem.exists(path):
+    def _remote_files(self, filesystem: Any, path: str, url: str, is_pattern: bool) -> Iterator[Item]:
+        if not (is_pattern or filesystem.exists(path)):
             raise SourceError(f"cannot open the source {url}: it does not exist")
-        for name, info, problem in walk_remote(filesystem, path, self._takes):
-            yield Item(remote.location(filesystem, name), info.get("size"), remote.stamp(info), problem=problem)
+        empty = True
+        for found in (match_remote if is_pattern else walk_remote)(filesystem, path, self._takes):
+            empty = False
+            name, size, stamp, problem = listed_file(filesystem, *found, url)
+            if is_pattern and not problem and remote.extension(name) in (".tar", ".parquet"):
+                yield from self._items(name)
+            else:
+                yield Item(name, size, stamp, problem=problem)
+        if empty and is_pattern:
+            raise SourceError(f"nothing matches {url}")
 
 
 def open_source(

@@ -134,14 +134,21 @@ def is_bucket(url: str) -> bool:
     return url.partition("://")[0] in EXTRAS and "://" in url and not re.search("::[a-z][a-z0-9+.-]*://", url)
 
 
+def chain_of(url: str) -> list[str]:
+    """Return the parts of a chained URL, such as ``zip://a.jpg`` and ``s3://b/a.zip``; any other URL is one part."""
+    if "://" not in url or url.lower().startswith(HTTP) or is_bucket(url):
+        return [url]
+    return re.split(r"::(?=[a-z])|::(?=/)", url)
+
+
+def place_in_chain(parts: Sequence[str]) -> int:
+    """Return which part of a chained URL names a file: not one without ``://``, as in ``simplecache::s3://b/a.jpg``."""
+    return next((place for place, part in enumerate(parts) if "://" in part), 0)
+
+
 def schemes_of(url: str) -> list[str]:
     """Return the schemes of a URL and of what it is chained to; a path in a chain counts as ``file``."""
-    if "://" not in url:
-        return []
-    if url.lower().startswith(HTTP) or is_bucket(url):
-        return [url.partition("://")[0].lower()]
-    parts = re.split(r"::(?=[a-z])|::(?=/)", url)
-    return [_scheme(part) for part in parts]
+    return [_scheme(part) for part in chain_of(url)] if "://" in url else []
 
 
 def _scheme(part: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...errors import SourceError
-from .remote import reason
+from .access import chain_of
+from .remote import location, reason, stamp
 
 MAX_DEPTH = 100
 """Folders within folders that are searched behind a URL; an index page may link to itself."""
@@ -53,6 +54,28 @@ def walk_folder(top: str, takes: Callable[[str], bool]) -> Iterator[tuple[str, s
             identity = (status.st_dev, status.st_ino)
             if identity not in ancestors:
                 waiting.append((prefix + name, ancestors | {identity}))
+
+
+def match_remote(
+    filesystem: Any, pattern: str, takes: Callable[[str], bool]
+) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Yield (name, info, problem) of what matches a pattern, like :func:`walk_remote`, and of the files in folders."""
+    matches = filesystem.glob(pattern, detail=True)
+    for name, info in sorted(matches.items()):
+        if info.get("type") != "directory":
+            yield name, info, ""
+        elif "**" not in pattern:
+            yield from walk_remote(filesystem, name, takes)
+
+
+def listed_file(
+    filesystem: Any, name: str, info: Mapping[str, Any], problem: str, url: str
+) -> tuple[str, int | None, str, str]:
+    """Return (URL, size, stamp, problem) of a file that the filesystem of ``url`` lists."""
+    place = location(filesystem, name, url)
+    if len(chain_of(place)) > len(chain_of(url)):
+        problem = "its name in the archive has '::', which separates the parts of a URL; unpack the archive"
+    return place, info.get("size"), stamp(info), problem
 
 
 def walk_remote(

@@ -15,7 +15,19 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from ...errors import ImageError, MissingPackageError, UsageError
-from .access import EXTRAS, HTTP, Access, Cancelled, Meter, is_bucket, read_counted, schemes_of, slow
+from .access import (
+    EXTRAS,
+    HTTP,
+    Access,
+    Cancelled,
+    Meter,
+    chain_of,
+    is_bucket,
+    place_in_chain,
+    read_counted,
+    schemes_of,
+    slow,
+)
 from .buckets import bucket_filesystem, chained_through_bucket
 from .http import METER, limited_client
 from .retries import in_thread, may_pass, pause_before
@@ -23,6 +35,7 @@ from .storage_options import options_in_force, options_of
 
 T = TypeVar("T")
 
+_NO_RANGES = "the server ignores byte ranges, so its archives must be downloaded first"
 _POLL = 0.2
 """Seconds between two looks at whether the run was cancelled."""
 
@@ -81,7 +94,7 @@ def _attempt(
         future = in_thread(lambda: _read_opened(url, options, access, part, size, meter))
     data = _result(future, meter)
     if part and len(data) > part["end"] - part["start"]:
-        raise ImageError("unreadable", "the server ignores byte ranges, so its archives must be downloaded first")
+        raise ImageError("unreadable", _NO_RANGES)
     return data
 
 
@@ -153,7 +166,8 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
             raise MissingPackageError("aiohttp", "http", f"reading {url}") from error
         raise UsageError(f"reading {url} needs another package: {error}") from error
     except ValueError as error:
-        raise UsageError(f"cannot open {url}: {error}") from error
+        fault = _NO_RANGES if "range requests" in str(error) else error
+        raise UsageError(f"cannot open {url}: {fault}") from error
 
 
 def options_for(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:
@@ -186,21 +200,30 @@ def without_file_scheme(spec: str) -> str:
     return fsspec.core.url_to_fs(spec)[1] if local else spec
 
 
-def location(system: Any, name: str) -> str:
-    """Return the URL of a file that a filesystem lists."""
-    return name if "://" in name else system.unstrip_protocol(name)
+def location(system: Any, name: str, url: str) -> str:
+    """Return the URL of a file that the filesystem of ``url`` lists; it is chained to what ``url`` is chained to."""
+    parts = chain_of(url)
+    if len(parts) == 1:
+        return name if "://" in name else system.unstrip_protocol(name)
+    place = place_in_chain(parts)
+    parts[place] = name if "://" in name else f"{parts[place].partition('://')[0]}://{name}"
+    return "::".join(parts)
 
 
 def extension(url: str) -> str:
-    """Return the ending of a URL's path, in lower case."""
-    return os.path.splitext(urlsplit(url).path if url.startswith("http") else url)[1].lower()
+    """Return the ending of a URL's path, in lower case; of a chained URL that of the file, not of its archive."""
+    parts = chain_of(url)
+    part = parts[place_in_chain(parts)]
+    return os.path.splitext(urlsplit(part).path if part.startswith("http") else part)[1].lower()
 
 
 def join(url: str, entry: str) -> str:
     """Return the URL of a list's entry that is relative to the list."""
-    if url.startswith("http"):
-        return urljoin(url, entry)
-    return f"{url.rpartition('/')[0]}/{entry}"
+    parts = chain_of(url)
+    place = place_in_chain(parts)
+    folder = parts[place].rpartition("/")[0]
+    parts[place] = urljoin(parts[place], entry) if parts[place].startswith("http") else f"{folder}/{entry}"
+    return "::".join(parts)
 
 
 def stamp(info: Mapping[str, Any]) -> str:

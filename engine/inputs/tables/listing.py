@@ -10,6 +10,7 @@ from typing import Any
 
 from ....errors import SourceError, UsageError
 from ...model.schema import read_json_object
+from ...reading.remote import extension
 from .columns import image_columns
 from .reader import ENDINGS, Opener, open_table, row_names
 from .reader import piece_of as read_piece
@@ -48,10 +49,10 @@ def holds_images(file: Any, name: str) -> bool:
 
 def is_table(url: str, filesystem: Any, path: str) -> bool:
     """Return True for the URL of a table of images; ``path`` is that in the filesystem."""
-    if url.endswith(".parquet"):
+    if extension(url) == ".parquet":
         with filesystem.open(path, "rb") as file:
             return holds_images(file, url)
-    return url.endswith(".lance")
+    return extension(url) == ".lance"
 
 
 def table_items(path: str, printable: str, stamp: str, opener: Opener | None = None) -> Iterator[tuple[Any, ...]]:
