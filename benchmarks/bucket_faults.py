@@ -32,7 +32,7 @@ def bucket(run: Any) -> Iterator[Proxy]:
 
     server = Server()
     proxy = Proxy(server.port)
-    proxy.server = server.process
+    run.server = server.process
     run.store, run.endpoint = "s3://bucket/store", proxy.url
     if run.photos_in_bucket:
         upload(run.folder / run.photos, "s3://bucket/photos", run.storage_options)
@@ -88,10 +88,10 @@ def outage(status: str, run: Any, finish: Finish) -> None:
         if status:
             proxy.chances = {status: 1.0}
         else:
-            proxy.server.send_signal(signal.SIGSTOP)
+            run.server.send_signal(signal.SIGSTOP)
         time.sleep(120)
         proxy.chances = {}
-        proxy.server.send_signal(signal.SIGCONT)
+        run.server.send_signal(signal.SIGCONT)
         run.wait("first", 420)
         run.lines["first"].append(f"requests: {dict(proxy.counts)}")
         finish()

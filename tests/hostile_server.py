@@ -36,7 +36,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, _, name = self.path.lstrip("/").partition("?")[0].partition("/")
         self.server.requests[kind] += 1
         try:
-            getattr(self, f"_{kind.partition('.')[0].replace('-', '_')}")(name)
+            kind = kind.partition(".")[0].partition("-of-")[0].partition("-without-")[0]
+            getattr(self, f"_{kind.replace('-', '_')}")(name)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -129,6 +130,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _colons(self, name: str) -> None:
         if unquote(name) == "odd/a::b.jpg":
             self._ok("a.jpg")
+        else:
+            self._xml(404, "NoSuchKey")
+
+    def _damaged(self, name: str) -> None:
+        """Fail for one object alone."""
+        if name.startswith("bad"):
+            self._error(name)
+        elif name in self.server.files:
+            self._ok(name)
         else:
             self._xml(404, "NoSuchKey")
 

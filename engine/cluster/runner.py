@@ -18,7 +18,8 @@ from ...errors import SessionError, StoreError
 from ..labeling.drift import OnDrift
 from ..labeling.progress import Progress
 from ..labeling.run_log import RunLog
-from ..model.storage import OUTAGE_SECONDS, is_url
+from ..model.storage import is_url
+from ..reading import outages
 from ..store.waiting.presence import ENDED, describe, new_token
 from .driver import Driver
 from .job import Job
@@ -257,7 +258,7 @@ class _Turn:
             over = self._driver.step(flush=flush)
         except StoreError as error:
             self._failed_since = self._failed_since or now
-            if flush or not is_url(self._driver.store) or now - self._failed_since > OUTAGE_SECONDS:
+            if flush or not is_url(self._driver.store) or now - self._failed_since > outages.OUTAGE_SECONDS:
                 raise
             self._driver.warnings.append(f"a commit failed and is tried again: {error}")
             self._pause_until = now + 10.0

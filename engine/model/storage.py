@@ -7,8 +7,8 @@
     if folder.write_once("leases/claims/1", name):  # one of several writers succeeds
         ...
 
-Access to a bucket that has answered before is repeated with growing pauses for as long as :data:`OUTAGE_SECONDS`, so
-that an outage delays a run and does not end it.
+Access to a bucket that has answered before is repeated with growing pauses for as long as
+:data:`.outages.OUTAGE_SECONDS`, so that an outage delays a run and does not end it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,23 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
-from ...errors import MaskmillError, StorageOutageWarning, UsageError
+from ...errors import MaskmillError, UsageError
 from ..reading import remote
 from ..reading.access import current_access, is_bucket
-from ..reading.bucket_client import BucketAnswerError, MissingBucketError, allows_http, check_keys, require_client
+from ..reading.bucket.client import BucketAnswerError, MissingBucketError, allows_http, check_keys, require_client
 from ..reading.local import read_local
-from ..reading.remote_path import RemotePath, StorageError, storage_errors
-from ..reading.retries import in_thread, is_interrupted, may_pass, wait_for_interrupt
+from ..reading.outages import wait_out
+from ..reading.remote_path import RemotePath, StorageError
+from ..reading.retries import in_thread, may_pass
 from ..reading.storage_options import options_in_force, options_of
 from .publishing import is_temporary, sync_files, write_atomically, write_once
 
-OUTAGE_SECONDS = 600.0
-"""Longest time for which a failed access to a bucket is repeated."""
-_LONGEST_PAUSE = 20.0
 _FINAL = (
     *(MaskmillError, ValueError, FileNotFoundError, FileExistsError, PermissionError),
     *(NotADirectoryError, IsADirectoryError),
@@ -47,7 +44,6 @@ _FINAL = (
 _FETCHED: dict[str, Path] = {}  # copies of this process, by URL
 
 _IN_USE: dict[str, tuple[Any, str]] = {}  # filesystem and folder of each bucket that this process writes to
-_ANSWERED: set[str] = set()  # buckets that this process has reached
 
 Result = TypeVar("Result")
 
@@ -238,7 +234,7 @@ class RemoteFolder:
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._system, root = remote.filesystem(url, options, current_access())
         self._root = root.rstrip("/")
-        self._place = _place(url)
+        self._place = f"{url.partition('://')[0]}://{self._root.partition('/')[0]}"
         _IN_USE[self._place] = self._system, self._root
 
     def read(self, name: str) -> bytes:
@@ -290,28 +286,6 @@ class RemoteFolder:
         return repeated(access, self._place)
 
 
-def read_again(path: Any, access: Callable[[], Result]) -> Result:
-    """Call ``access``, which reads a location; of a bucket that this process has reached, it is :func:`repeated`.
-
-    Raises :class:`StorageError`, and what ``access`` raises.
-    """
-    if not is_remote(path):
-        return access()
-    place = _place(str(path))
-    if place in _ANSWERED:
-        with storage_errors(str(path)):
-            return repeated(access, place)
-    result = access()
-    _ANSWERED.add(place)
-    return result
-
-
-def _place(url: str) -> str:
-    """Return the URL of the bucket that a URL is in."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}"
-
-
 def storage_is_silent(seconds: float) -> bool:
     """Return True if a bucket that this process writes to gives no answer within ``seconds``."""
     places = [(system, root) for system, root in _IN_USE.values() if hasattr(system, "answers")]
@@ -358,31 +332,12 @@ def repeated(access: Callable[[], Result], place: str | None = None) -> Result:
 
     ``place`` is the URL of a bucket that may be out of reach: the first access to it is not repeated, since its address
     may be wrong; nor is any access after an interrupt.
-    Raises that reason, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
+    Raises that reason, and :class:`OSError` after :data:`.outages.OUTAGE_SECONDS`.
     """
-    started, pause, warned = time.monotonic(), 0.5, False
-    while True:
-        try:
-            result = access()
-        except Exception as error:
-            # each fsspec filesystem raises exceptions of its own
-            cause = error.__cause__ if isinstance(error, StorageError) else error
-            if isinstance(cause, _FINAL) or (isinstance(cause, BucketAnswerError) and not may_pass(cause)):
-                raise
-            is_over = time.monotonic() - started + pause > OUTAGE_SECONDS or is_interrupted()
-            if is_over or not (place is None or place in _ANSWERED):
-                raise OSError(f"the storage does not answer: {error}") from error
-            if not warned:
-                warnings.warn(
-                    f"{place or 'the storage'} does not answer since {time.strftime('%H:%M:%S')} ({error}); "
-                    f"waiting for up to {OUTAGE_SECONDS / 60:.0f} minutes",
-                    StorageOutageWarning,
-                    stacklevel=3,
-                )
-                warned = True
-        else:
-            if place is not None:
-                _ANSWERED.add(place)
-            return result
-        wait_for_interrupt(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+    return wait_out(access, _may_pass, place)
+
+
+def _may_pass(error: Exception) -> bool:
+    # each fsspec filesystem raises exceptions of its own
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return not isinstance(cause, _FINAL) and (not isinstance(cause, BucketAnswerError) or may_pass(cause))

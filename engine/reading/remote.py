@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -28,8 +29,9 @@ from .access import (
     schemes_of,
     slow,
 )
-from .buckets import bucket_filesystem, chained_through_bucket
+from .bucket.filesystem import bucket_filesystem, chained_through_bucket
 from .http import METER, limited_client
+from .outages import has_answered, wait_out
 from .retries import in_thread, may_pass, pause_before
 from .storage_options import options_in_force, options_of
 
@@ -51,8 +53,40 @@ def read(
 ) -> bytes:
     """Return a file's bytes, or ``size`` of them from ``offset`` on, within the limits of ``access``.
 
-    Raises :class:`ImageError` (``too-large`` or ``timeout``), :class:`Cancelled`, or the filesystem's own exceptions.
+    A bucket that has answered before is waited for if it does not answer any more; see :mod:`.outages`. Raises
+    :class:`ImageError` (``too-large`` or ``timeout``), :class:`Cancelled`, or the filesystem's own exceptions.
     """
+    if not is_bucket(url):
+        return _attempts(url, access, options, offset, size, cancelled)
+    bucket, path = filesystem(url, options, access)
+    place = bucket.place(path)
+    attempts = partial(_attempts, url, access, options, offset, size, cancelled)
+    serves = partial(bucket.serves, path)
+    is_away = False
+
+    def reading() -> bytes:
+        nonlocal is_away
+        try:
+            return attempts()
+        except Exception as error:
+            if not has_answered(place) or not may_pass(error):
+                raise
+            is_away = not (serves() if cancelled is None else cancellable(serves, cancelled))
+            if is_away:
+                raise
+        return attempts()  # an outage may just have ended, else it is this object alone
+
+    return wait_out(reading, lambda error: is_away and may_pass(error), place, cancelled)
+
+
+def _attempts(
+    url: str,
+    access: Access,
+    options: Mapping[str, Any],
+    offset: int | None,
+    size: int | None,
+    cancelled: threading.Event | None,
+) -> bytes:
     for attempt in range(access.retries + 1):
         try:
             return _attempt(url, access, options, offset, size, cancelled)

@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import MaskmillError, StoreError
 from . import remote
 from .access import current_access
-from .bucket_client import MissingBucketError, RefusedError
+from .bucket.client import MissingBucketError, RefusedError
 
 _OF_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -180,7 +180,8 @@ class RemotePath:
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing in a bucket, which has no folders of its own; make one elsewhere."""
-        self.fs.makedirs(self.path, exist_ok=True)
+        with storage_errors(self.url, "create"):
+            self.fs.makedirs(self.path, exist_ok=True)
 
     def __reduce__(self) -> Any:
         return RemotePath, (os.fspath(self.url), dict(self.storage_options))

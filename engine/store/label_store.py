@@ -36,7 +36,7 @@ from ...errors import StoreError
 from ..inputs.identity import content_id
 from ..inputs.sources import Item
 from ..model.publishing import is_temporary, remove_leftovers
-from ..model.storage import is_remote, location_of, read_again, repeated
+from ..model.storage import is_remote, location_of, repeated
 from .digests import DIGEST_BYTES, DigestIndex, digest_table, digests_of
 from .moments import Moment, pin_moment, unpin_moment
 from .reader import SEGMENTS, StoreReader
@@ -88,15 +88,10 @@ class LabelStore(StoreReader):
         not read. Raises :class:`StoreError` if the folder holds no store of this format.
         """
         folder = location_of(path, storage_options)
-
-        def read() -> dict[str, Any]:
-            run = read_run(folder)
-            for name in SCHEMAS:
-                if not (folder / f"{name}.lance").is_dir():
-                    raise StoreError(f"the label store {folder} is damaged: {name}.lance is missing; {REPAIR}")
-            return run
-
-        run = read_again(folder, read)
+        run = read_run(folder)
+        for name in SCHEMAS:
+            if not (folder / f"{name}.lance").is_dir():
+                raise StoreError(f"the label store {folder} is damaged: {name}.lance is missing; {REPAIR}")
         if warn and moment is None:
             warn_of_waiting_rows(folder)
         return cls(folder, run, moment)

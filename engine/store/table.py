@@ -25,7 +25,7 @@ import pyarrow as pa
 from ...errors import MaskmillError, StoreError
 from ..model.publishing import published_folder, sync_files
 from ..model.storage import is_remote, lance_options, lance_url, open_folder
-from ..reading.bucket_client import MissingBucketError, RefusedError, translated
+from ..reading.bucket.client import MissingBucketError, RefusedError, translated
 from .schema import KEYS, SCHEMAS
 
 # fragments of this size are left alone, so that a row is rewritten about once however large the store grows

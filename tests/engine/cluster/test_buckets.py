@@ -276,7 +276,10 @@ def test_an_outage_delays_a_run(jobs: Any, bundle: Bundle, tmp_path: Path) -> No
     server = Server()
     options = server.options
     write_photos(tmp_path / "photos", 60)
+    upload(tmp_path / "photos", "s3://bucket/photos", options)
+    source = open_source("s3://bucket/photos", storage_options=options)
     job = jobs.color_job(bundle, tmp_path / "photos", "s3://bucket/labels", pause=0.1, storage_options=options)
+    job = replace(job, source=source)
 
     def outage() -> None:
         while not Leases("s3://bucket/labels", options).claims() and time.monotonic() < started + 120:

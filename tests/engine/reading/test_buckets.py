@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import pickle
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -157,13 +158,13 @@ def test_the_name_of_an_object_does_not_decide_what_its_error_means(server: Host
 
 
 def test_only_a_bucket_that_has_answered_is_waited_for(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskmill.engine.model.storage.OUTAGE_SECONDS", 2.0)
+    monkeypatch.setattr("maskmill.engine.reading.outages.OUTAGE_SECONDS", 2.0)
     with replace_access(timeout=0.5, retries=0):
         folder = open_folder("s3://outage/st", options_for(server))
         server.files["outage"] = b""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(OSError, match="the storage does not answer: the server answers 500"):
+            with pytest.raises(OSError, match="^the server answers 500"):
                 folder.read("a")
         del server.files["outage"]
         assert folder.read("a") == b"a photo"
@@ -173,12 +174,55 @@ def test_only_a_bucket_that_has_answered_is_waited_for(server: HostileServer, mo
             pytest.raises(OSError, match="the storage does not answer: the server answers 500"),
         ):
             folder.read("a")
+        del server.files["outage"]
+
+
+def after_requests(server: HostileServer, kind: str, action: Callable[[], object]) -> None:
+    """Do something after the server has answered four more requests."""
+    before, deadline = server.requests[kind], time.monotonic() + 60
+    while server.requests[kind] < before + 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    action()
+
+
+def test_an_outage_delays_the_images_of_a_bucket(server: HostileServer) -> None:
+    source = Source("", options_for(server), access=QUICK)
+    assert source.read(Item("s3://outage-of-images/a.jpg")) == b"a photo"
+    server.files["outage"] = b""
+    threading.Thread(
+        target=after_requests, args=(server, "outage-of-images", lambda: server.files.pop("outage"))
+    ).start()
+    message = "s3://outage-of-images does not answer since .*; waiting"
+    with (
+        pytest.warns(StorageOutageWarning, match=message) as caught,
+        concurrent.futures.ThreadPoolExecutor(4) as pool,
+    ):
+        photos = list(pool.map(source.read, [Item("s3://outage-of-images/a.jpg")] * 4))
+    assert photos == [b"a photo"] * 4
+    assert len(caught) == 1
+
+
+def test_an_object_that_fails_in_a_bucket_that_works_is_one_reject(server: HostileServer) -> None:
+    source = Source("", options_for(server), access=QUICK)
+    assert source.read(Item("s3://damaged/a.jpg")) == b"a photo"
+    with pytest.raises(ImageError, match="^cannot read s3://damaged/bad.jpg: the server answers 500"):
+        source.read(Item("s3://damaged/bad.jpg"))
+
+
+def test_a_run_that_is_cancelled_does_not_wait_for_the_end_of_an_outage(server: HostileServer) -> None:
+    source = Source("", options_for(server), access=QUICK)
+    assert source.read(Item("s3://outage-without-end/a.jpg")) == b"a photo"
+    server.files["outage"] = b""
+    threading.Thread(target=after_requests, args=(server, "outage-without-end", source.cancel)).start()
+    with pytest.warns(StorageOutageWarning), pytest.raises(Cancelled):
+        source.read(Item("s3://outage-without-end/a.jpg"))
+    del server.files["outage"]
 
 
 def test_a_store_is_opened_when_its_bucket_answers_again(
     server: HostileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskmill.engine.model.storage.OUTAGE_SECONDS", 1.0)
+    monkeypatch.setattr("maskmill.engine.reading.outages.OUTAGE_SECONDS", 1.0)
     with replace_access(timeout=0.5, retries=0):
         server.files.pop("outage", None)
         assert open_folder("s3://outage/st", options_for(server)).read("a") == b"a photo"
@@ -186,10 +230,11 @@ def test_a_store_is_opened_when_its_bucket_answers_again(
         with (
             pytest.warns(StorageOutageWarning, match="s3://outage does not answer since .*; waiting"),
             pytest.raises(
-                StorageError, match="^cannot read s3://outage/st: the storage does not answer: .*answers 500"
+                StorageError, match="^cannot read s3://outage/st/run.json: the storage does not answer: .*answers 500"
             ),
         ):
             LabelStore.open("s3://outage/st", storage_options=options_for(server))
+        del server.files["outage"]
 
 
 def start(code: str, server: HostileServer, url: str = "s3://silent/st") -> subprocess.Popen[bytes]:

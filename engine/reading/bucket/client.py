@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ...errors import MaskmillError, MissingPackageError, UsageError
-from .access import EXTRAS, Access
+from ....errors import MaskmillError, MissingPackageError, UsageError
+from ..access import EXTRAS, Access
 
 _SCHEMES = {"gcs": "gs"}  # schemes that the client calls otherwise
 _EXAMPLES = {

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from ...errors import ImageError, UsageError
-from .access import MIN_RATE, Access, Meter
-from .bucket_client import MissingBucketError, open_client, translated
-from .retries import in_thread, is_interrupted, may_pass, pause_before, wait_for_interrupt
+from ....errors import ImageError, UsageError
+from ..access import MIN_RATE, Access, Meter
+from ..outages import wait_out
+from ..retries import in_thread, is_interrupted, may_pass, pause_before, wait_for_interrupt
+from .client import MissingBucketError, open_client, translated
 
 Result = TypeVar("Result")
 
@@ -113,23 +114,33 @@ class BucketFileSystem(AbstractFileSystem):
 
     def answers(self, path: str) -> bool:
         """Tell whether a server answers at all, in one attempt; what it answers does not count."""
-        client, key = self._located(path, anything=True)
+        return not isinstance(self._probe(path), TimeoutError | ConnectionError)
+
+    def serves(self, path: str) -> bool:
+        """Tell whether a server does its work, in one attempt: it answers, and not that it is out of order."""
+        failure = self._probe(path)
+        return failure is None or not may_pass(failure)
+
+    def _probe(self, path: str) -> Exception | None:
+        """Return the failure of one cheap request."""
         try:
-            client.head(key or "_")
+            self.client(path.partition("/")[0]).head("_")
         except Exception as error:
             # the client's exceptions have no common base beside Exception
-            return not isinstance(translated(error, self.unstrip_protocol(path)), TimeoutError | ConnectionError)
-        return True
+            return translated(error, self.unstrip_protocol(path))
+        return None
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Return the bytes of an object, or of a part of it."""
         path = self._strip_protocol(path)
         if start is None and end is None:
-            return self._repeated(lambda: self.fetch(path, Meter(self.access, self.access.max_bytes)))
+            return self._repeated(path, lambda: self.fetch(path, Meter(self.access, self.access.max_bytes)))
         if min(start or 0, end or 0) < 0 or end is None:
             return super().cat_file(path, start, end)
         part = start or 0, end
-        return self._repeated(lambda: self.fetch(path, Meter(self.access, 1 << 62), part)) if end > part[0] else b""
+        if end <= part[0]:
+            return b""
+        return self._repeated(path, lambda: self.fetch(path, Meter(self.access, 1 << 62), part))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         """Write an object in one step; with the mode ``create``, raises ``FileExistsError`` if it exists."""
@@ -263,10 +274,17 @@ class BucketFileSystem(AbstractFileSystem):
             except Exception as error:
                 raise translated(error, self.unstrip_protocol(path)) from error
 
-        return self._repeated(attempt)
+        return self._repeated(path, attempt)
 
-    def _repeated(self, attempt: Callable[[], Result]) -> Result:
-        """Call ``attempt`` until it succeeds, as often as ``--retries`` allows."""
+    def place(self, path: str) -> str:
+        """Return the URL of a path's bucket."""
+        return f"{self.protocol}://{path.partition('/')[0]}"
+
+    def _repeated(self, path: str, attempt: Callable[[], Result]) -> Result:
+        """Call ``attempt`` until it succeeds: as often as ``--retries`` allows, and for minutes in an outage."""
+        return wait_out(lambda: self._attempts(attempt), may_pass, self.place(self._strip_protocol(path)))
+
+    def _attempts(self, attempt: Callable[[], Result]) -> Result:
         # the client does not notice signals, which arrive on the main thread
         on_main = threading.current_thread() is threading.main_thread()
         for number in range(self.access.retries + 1):

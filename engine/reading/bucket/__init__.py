@@ -1,0 +1,1 @@
+"""Buckets of object stores: `s3://`, `gs://` and `az://`."""
