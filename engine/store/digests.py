@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 DIGEST_BYTES = 16
 
 _FRESH_LIMIT = 1 << 16
+_HALVES = struct.Struct("=QQ")  # of a digest, as the tables hold them
 
 
 def digest_table(digests: bytes) -> NDArray[np.uint64]:
@@ -24,7 +26,7 @@ def digests_of(ids: pa.Array | pa.ChunkedArray) -> bytes:
 
 
 class DigestIndex:
-    """Finds the rows of digests by binary search; ``table`` is (n, 2) uint64."""
+    """Finds the rows of digests by binary search; ``table`` is (n, 2) uint64. ``in`` looks up one digest."""
 
     def __init__(self, table: NDArray[np.uint64]) -> None:
         self._rows = np.argsort(table[:, 0])
@@ -44,6 +46,12 @@ class DigestIndex:
         rows = np.full(len(table), -1, dtype=np.int64)
         rows[order[matches]] = self._rows[position[matches]]
         return rows
+
+    def __contains__(self, digest: bytes) -> bool:
+        first, second = _HALVES.unpack(digest)
+        position = int(self._first.searchsorted(np.uint64(first)))
+        is_inside = position < len(self._first)
+        return is_inside and int(self._first[position]) == first and int(self._second[position]) == second
 
     def table(self) -> NDArray[np.uint64]:
         """Return the digests, (n, 2) uint64, in any order."""
@@ -65,8 +73,7 @@ class DigestSet:
     def __contains__(self, digest: bytes) -> bool:
         if digest in self._fresh:
             return True
-        table = digest_table(digest)
-        return any(index.find(table)[0] >= 0 for index in self._indexes)
+        return any(digest in index for index in self._indexes)
 
     def contains(self, table: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return for each of (n, 2) uint64 digests, (n,) bool, if it is in the set."""
