@@ -1,16 +1,17 @@
 """Label a million tiny distinct images, and follow time, memory and commits.
 
     python benchmarks/million.py [--images 1000000] [--runner local|array] [--store FOLDER] [--output FILE]
-    python benchmarks/million.py --sizes 1000,3000,1000,10000,1000,30000,1000,100000 [--milliseconds 5] [--rounds 3]
+    python benchmarks/million.py --sizes 1,1000,3000,1,10000,1000,30000,1,100000 [--milliseconds 5] [--rounds 3]
 
 Images, decoder and model are synthetic: a manifest names images that do not exist, their bytes are their names, each
 is 16x16 px, and the model returns a piece of a table of random numbers, so that the maps of all images differ.
 Everything else is as in any run. A line of JSON per 20,000 images: seconds, processor time, resident memory; one per
 commit: rows, rows stored before, seconds; a last one with the time of the plan, from the start to the first image read,
-and the bytes per row on the disk. ``--store`` continues in a store that exists.
+the most memory of all, and the bytes per row on the disk. ``--store`` continues in a store that exists.
 
 ``--sizes`` measures the processor time per image of whole runs of these sizes in one process, in turn, after a run that
-loads everything; the model works ``--milliseconds`` on each image. Small runs vary most, so repeat their sizes.
+loads everything; the model works ``--milliseconds`` on each image. Small runs vary most, so repeat their sizes. Runs of
+one image tell what a run costs besides its images.
 """
 
 from __future__ import annotations
@@ -119,9 +120,9 @@ def open_model(bundle: Path, milliseconds: float) -> tuple[Any, Taxonomy]:
     return Model(model, milliseconds), Taxonomy.of_model(model)
 
 
-def resident_megabytes() -> float:
-    """Return the memory of this process."""
-    return round(int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024, 1)
+def resident_megabytes(name: str = "VmRSS") -> float:
+    """Return the memory of this process; ``VmHWM`` is the most so far."""
+    return round(int(re.findall(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024, 1)
 
 
 def make_manifest(path: Path, num: int) -> Path:
@@ -182,6 +183,7 @@ def grow(options: argparse.Namespace, folder: Path, bundle: Path, say: Any) -> N
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     say(runner=options.runner, images=progress.images, stored_before=before, seconds=seconds, cpu=cpu,
         cpu_us_per_image=1e6 * cpu / max(progress.images, 1), plan_seconds=plan, rss_mb=resident_megabytes(),
+        peak_mb=resident_megabytes("VmHWM"),
         bytes_per_row=size / state["stored"], label_bytes=progress.label_bytes / max(progress.images, 1),
         weight_bytes=progress.weight_bytes / max(progress.images, 1))  # fmt: skip
 
