@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,10 @@ from ...engine.cli.options.model import PrecisionOption
 from ...engine.cli.options.urls import reads_urls
 from ...engine.report.terminal import say
 from ...errors import UsageError
-from .gate import NumImagesOption
+from .gate import SampleGroup
+
+if TYPE_CHECKING:
+    from ..gate.judge import GateImages
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -22,6 +25,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @reads_urls
 def build(
     bundle: ChangedBundleArgument,
+    sample: SampleGroup,
     precision: PrecisionOption = None,
     batch: Annotated[
         str, typer.Option("--batches", metavar="MIN,BEST,MAX", help="Images per call; one number fixes the batch.")
@@ -59,7 +63,6 @@ def build(
             show_default="not proved",
         ),
     ] = None,
-    num_images: NumImagesOption = 100,
 ) -> None:
     """Build TensorRT engines for this machine's GPU, and prove them against the original on real images.
 
@@ -93,16 +96,15 @@ def build(
             f"`maskmill gate {model.path} --provider engine --images SOURCE`"
         )
         return
-    _prove(model, precision, gate_images, num_images)
+    _prove(model, precision, sample.open(gate_images, model.input.bands))
 
 
-def _prove(model: Any, precision: str | None, source: str, num_images: int) -> None:
+def _prove(model: Any, precision: str | None, photos: GateImages) -> None:
     """Run the gate on the engine and record the verdict, whether it passes or not."""
     from ...kernels.processors import usable_processors
-    from ..gate.judge import GateImages, describe, require_pass
+    from ..gate.judge import describe, require_pass
     from ..gate.proof import prove_artifact
 
-    photos = GateImages.open(source, limit=num_images, bands=model.input.bands)
     verdicts = prove_artifact(model, "engine", precision, photos, threads=usable_processors())
     for verdict in verdicts:
         say(describe(verdict))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, overload
 
 import typer
 
 from ...engine.cli.options.common import BundleArgument, ChangedBundleArgument, JsonOption
 from ...engine.cli.options.groups import OptionGroup
-from ...engine.cli.options.inputs import SOURCE_HELP
+from ...engine.cli.options.inputs import SOURCE_HELP, ImageGroup
 from ...engine.cli.options.model import ProviderOption
 from ...engine.cli.options.urls import reads_urls
 from ...engine.model.storage import location_of
@@ -21,7 +21,9 @@ from ..precision.eight_bit import Method
 
 if TYPE_CHECKING:
     from ...engine.model.bundle import Bundle
+    from ...engine.model.input_spec import BandSpec
     from ...engine.model.verdicts import Tolerances
+    from ..gate.judge import GateImages
 
 GateImagesOption = Annotated[
     str, typer.Option("--images", metavar="SOURCE", help=f"Real images to compare on: {SOURCE_HELP}.")
@@ -120,6 +122,27 @@ ShiftOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleGroup(ImageGroup):
+    """Images of a source that artifacts are compared on."""
+
+    num_images: NumImagesOption = 100
+
+    @overload
+    def open(self, source: str, bands: BandSpec | None = None) -> GateImages: ...
+    @overload
+    def open(self, source: str | None, bands: BandSpec | None = None) -> GateImages | None: ...
+    def open(self, source: str | None, bands: BandSpec | None = None) -> GateImages | None:
+        """Choose images of ``source``, which hold the ``bands`` that the model takes; None for None."""
+        from ..gate.judge import GateImages
+
+        if source is None:
+            return None
+        return GateImages.open(
+            source, limit=self.num_images, bands=bands, bit_depth=self.bit_depth, image_ending=self.image_ending
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ToleranceGroup(OptionGroup):
     """How far masks may differ from the original's; None: the default of :class:`Tolerances`."""
 
@@ -153,9 +176,9 @@ class ToleranceGroup(OptionGroup):
 def convert_bundle(
     bundle: ChangedBundleArgument,
     images: GateImagesOption,
+    sample: SampleGroup,
     limits: ToleranceGroup,
     precision: Annotated[Literal["fp16", "bf16", "int8", "fp8"], typer.Option(help="Precision to convert to.")],
-    num_images: NumImagesOption = 100,
     calibration_images: CalibrationImagesOption = None,
     method: Annotated[
         Method, typer.Option(help="int8 ranges: every value seen, or all but the last 0.01 %.")
@@ -174,7 +197,6 @@ def convert_bundle(
     """Convert a bundle to a lower precision; keep the result only if it gives the original's masks on real images."""
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
-    from ..gate.judge import GateImages
     from ..precision.convert import Conversion, convert
 
     model = Bundle.load(bundle)
@@ -183,15 +205,13 @@ def convert_bundle(
     how = Conversion(
         roles=tuple(role or ()),
         keep_fp32=tuple(keep_fp32 or ()),
-        calibration=None
-        if calibration_images is None
-        else GateImages.open(calibration_images, limit=num_images, bands=model.input.bands),
+        calibration=sample.open(calibration_images, model.input.bands),
         method=method,
         symmetric=symmetric,
         tolerances=tolerances,
         threads=usable_processors(),
     )
-    photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
+    photos = sample.open(images, model.input.bands)
     converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=say)
     say(photos.summary.line())
     for entry in converted.files:
@@ -203,8 +223,8 @@ def convert_bundle(
 def prove(
     bundle: ChangedBundleArgument,
     images: GateImagesOption,
+    sample: SampleGroup,
     limits: ToleranceGroup,
-    num_images: NumImagesOption = 100,
     precision: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Artifact to prove.", show_default="every conversion"),
@@ -226,13 +246,13 @@ def prove(
     """
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
-    from ..gate.judge import GateImages, describe, require_pass
+    from ..gate.judge import describe, require_pass
     from ..gate.proof import prove_artifact, prove_same
 
     model = Bundle.load(bundle)
     model.verify()
     tolerances = limits.tolerances(model)
-    photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
+    photos = sample.open(images, model.input.bands)
     if reference is not None:
         verdicts = prove_same(
             Bundle.load(reference), model, photos, tolerances, threads=usable_processors(), batch=batch
@@ -258,6 +278,7 @@ def prove(
 @reads_urls
 def compare_installed(
     bundle: BundleArgument,
+    sample: SampleGroup,
     images: Annotated[
         str | None,
         typer.Option(
@@ -267,7 +288,6 @@ def compare_installed(
             show_default="generated, not compared",
         ),
     ] = None,
-    num_images: NumImagesOption = 100,
     seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds to time each combination for.")
     ] = 5.0,
@@ -276,13 +296,10 @@ def compare_installed(
     """Measure images per second of every installed runtime and precision, and compare their masks."""
     from ...engine.model.bundle import Bundle
     from ..gate.bench import measure, print_rows
-    from ..gate.judge import GateImages
 
     model = Bundle.load(bundle)
     model.verify()
-    rows = measure(
-        model, GateImages.open(images, limit=num_images, bands=model.input.bands) if images else None, seconds=seconds
-    )
+    rows = measure(model, sample.open(images, model.input.bands), seconds=seconds)
     print_rows(rows, as_json=as_json)
 
 
@@ -290,8 +307,8 @@ def compare_installed(
 def tune_bundle(
     bundle: ChangedBundleArgument,
     images: GateImagesOption,
+    sample: SampleGroup,
     limits: ToleranceGroup,
-    num_images: NumImagesOption = 100,
     precisions: Annotated[
         str | None,
         typer.Option(
@@ -311,14 +328,13 @@ def tune_bundle(
     """
     from ...engine.model.bundle import Bundle
     from ..gate.bench import print_rows
-    from ..gate.judge import GateImages
     from ..precision.tune import tune
 
     model = Bundle.load(bundle)
     model.verify()
     tolerances = limits.tolerances(model)
     wanted = [name.strip() for name in precisions.split(",")] if precisions else []
-    photos = GateImages.open(images, limit=num_images, bands=model.input.bands)
+    photos = sample.open(images, model.input.bands)
     choice, rows = tune(
         model, photos, precisions=wanted, seconds=seconds, tolerances=tolerances, say=None if as_json else say
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...engine.cli.options.common import BundleArgument, JsonOption, TaxonomyOption, WorkersOption, print_json
-from ...engine.cli.options.inputs import EndingOption
+from ...engine.cli.options.inputs import ImageGroup
 from ...engine.cli.options.model import BatchOption, OverlapOption, ThreadsOption, TileOption
 from ...engine.cli.options.truth import ImagesOption, LabelsOption, TruthGroup
 from ...engine.cli.options.urls import reads_urls
@@ -22,9 +22,9 @@ def rescale_scores(
     images: ImagesOption,
     labels: LabelsOption,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    files: ImageGroup,
     truth: TruthGroup,
     taxonomy: TaxonomyOption = None,
-    image_ending: EndingOption = None,
     threads: ThreadsOption = 1,
     batch: BatchOption = 1,
     tile: TileOption = None,
@@ -46,12 +46,12 @@ def rescale_scores(
 
     assert images is not None, "the option is required"
     assert labels is not None, "the option is required"
-    options = ModelOptions(threads=threads, batch=batch, tile=tile, overlap=overlap)
+    options = ModelOptions(threads=threads, batch=batch, tile=tile, overlap=overlap, bit_depth=files.bit_depth)
     predictor, classes = open_predictor(bundle, taxonomy, options=options, say=None if as_json else say)
     with display.counter("rescaling", quiet=as_json) as progress:
         rescaled, rescaling = rescale_bundle(
             predictor,
-            open_source(images, image_ending=image_ending),
+            open_source(images, image_ending=files.image_ending),
             truth.open(labels),
             classes,
             output,

@@ -54,16 +54,26 @@ class GateImages:
     """Kind of error of each image that could not be decoded so far."""
     bands: BandSpec | None = None
     """Bands of the files that the model takes; None: photos."""
+    bit_depth: int | None = None
+    """Bits that images of more than 8 bits fill; None: all bits of their type."""
 
     @classmethod
-    def open(cls, spec: str, *, limit: int = DEFAULT_IMAGES, bands: BandSpec | None = None) -> GateImages:
+    def open(
+        cls,
+        spec: str,
+        *,
+        limit: int = DEFAULT_IMAGES,
+        bands: BandSpec | None = None,
+        bit_depth: int | None = None,
+        image_ending: str | None = None,
+    ) -> GateImages:
         """Choose at most ``limit`` images of the folder, list, glob, archive or URL that ``spec`` names."""
         check_count("the number of images", limit, least=1)
-        source = open_source(spec)
+        source = open_source(spec, image_ending=image_ending)
         items = tuple(source)
         if len(items) > limit:
             items = tuple(items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int))
-        return cls(source, items, bands=bands)
+        return cls(source, items, bands=bands, bit_depth=bit_depth)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -71,7 +81,7 @@ class GateImages:
     def __iter__(self) -> Iterator[GateImage]:
         for item in self.items:
             try:
-                yield item.uri, decode_input(self.source.read(item), self.bands)
+                yield item.uri, decode_input(self.source.read(item), self.bands, bit_depth=self.bit_depth)
             except ImageError as error:
                 self.rejected[item.uri] = error.kind
                 continue

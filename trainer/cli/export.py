@@ -13,7 +13,7 @@ from ...engine.model.input_spec import ResizeFilter
 from ...engine.model.storage import location_of
 from ...engine.report.terminal import say
 from ...errors import UsageError
-from ...export.cli.gate import CalibrationImagesOption, NumImagesOption, OnFailOption
+from ...export.cli.gate import CalibrationImagesOption, OnFailOption, SampleGroup
 from ...export.cli.import_model import channel_numbers, parse_size
 from ...export.pretrained.folded import BackgroundScore, Masks
 from .options import AllowCodeOption
@@ -23,6 +23,7 @@ from .options import AllowCodeOption
 def export_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder with a checkpoint, or training run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
+    sample: SampleGroup,
     family: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Family of models.", show_default="read from config.json"),
@@ -103,7 +104,6 @@ def export_model(
         ),
     ] = None,
     calibration_images: CalibrationImagesOption = None,
-    num_images: NumImagesOption = 100,
     on_fail: OnFailOption = "stop",
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from a pickle, which can run any code.")
@@ -115,7 +115,7 @@ def export_model(
 ) -> None:
     """Export a model, compare it with the original, and write a bundle; nothing is written if they differ."""
     from ...engine.model.verdicts import Verdict
-    from ...export.gate.judge import GateImages, describe
+    from ...export.gate.judge import describe
     from ...export.pretrained.families import Choices, bundle_from_pretrained
     from ..bundle import bundle_from_run, is_run
     from ..run import Run
@@ -125,7 +125,7 @@ def export_model(
     if template is not None and "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
     bands = Run.load(model).input.bands if is_run(model) else None
-    photos = None if gate_images is None else GateImages.open(gate_images, limit=num_images, bands=bands)
+    photos = sample.open(gate_images, bands)
     wanted_size = parse_size(size) if size else None
     if is_run(model):
         _refuse_for_a_run(
@@ -178,10 +178,7 @@ def export_model(
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors
 
-        calibration = (
-            None if calibration_images is None else GateImages.open(calibration_images, limit=num_images, bands=bands)
-        )
-        how = Conversion(calibration=calibration, threads=usable_processors())
+        how = Conversion(calibration=sample.open(calibration_images, bands), threads=usable_processors())
         convert(bundle, precision, photos, how=how, on_fail=on_fail, say=say)
 
 

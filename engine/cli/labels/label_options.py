@@ -110,7 +110,7 @@ RequiredSam = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionGroup(OptionGroup):
-    """Which pixels get a label, with which weight."""
+    """Selection of the pixels that get a label, and their weights."""
 
     panel: ClassVar = "Selection"
     select: SelectOption = "argmax"
@@ -161,7 +161,7 @@ class SelectionGroup(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusGroup(ImageGroup):
-    """Which images of a source are labeled in this run."""
+    """Images of a source that a run labels."""
 
     shard: ShardOption = None
     limit: LimitOption = None
@@ -181,7 +181,7 @@ class CorpusGroup(ImageGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelingRunnerGroup(RunnerGroup):
-    """Where images are labeled."""
+    """Processes and devices that label."""
 
     device: DevicesOption = None
 

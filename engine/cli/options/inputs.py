@@ -50,7 +50,7 @@ WindowOverlapOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ImageGroup(OptionGroup):
-    """Which files of a source are images, and how they are decoded."""
+    """Files of a source that are images, and their decoding."""
 
     panel: ClassVar = "Images"
     image_ending: EndingOption = None

@@ -81,7 +81,7 @@ TextOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeGroup(OptionGroup):
-    """Where models run, of which precision."""
+    """Runtime and precision of models."""
 
     panel: ClassVar = "Model"
     provider: ProviderOption = "cpu"
@@ -102,7 +102,7 @@ class RuntimeGroup(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedModelGroup(RuntimeGroup):
-    """Where a promptable model and the source of its prompts run, of which precision."""
+    """Runtime and precision of a promptable model and the source of its prompts."""
 
     batch: BatchOption = 1
 
@@ -113,7 +113,7 @@ class PromptedModelGroup(RuntimeGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelGroup(OptionGroup):
-    """Where a model of class scores runs, of which precision, and how images reach it."""
+    """Runtime and precision of a model of class scores, and how images reach it."""
 
     panel: ClassVar = "Model"
     text: TextOption = None

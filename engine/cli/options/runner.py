@@ -78,7 +78,7 @@ LogOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerGroup(OptionGroup):
-    """Where a command runs."""
+    """Processes and machines that a command runs on."""
 
     panel: ClassVar = "Where to run"
     runner: RunnerOption = "local"

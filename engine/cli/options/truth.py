@@ -78,7 +78,7 @@ class LabelGroup(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class TruthGroup(LabelGroup):
-    """Which images are used, and how their true labels are read."""
+    """Images to use, and how their true labels are read."""
 
     ids: IdsOption = None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -529,3 +530,13 @@ def test_a_verdict_records_the_batch_that_it_ran_with(tmp_path: Path, photos: Ga
     other = side(bundle, color_graph(), tmp_path / "other")
     assert verdict_on(bundle, other, photos).batch == 2
     assert verdict_on(bundle, other, photos, batch=5).batch == 5
+
+
+def test_photos_of_twelve_bits_are_compared_at_their_brightness(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    bright = np.full((8, 8), 4095, np.uint16)
+    assert cv2.imwrite(str(tmp_path / "photos" / "a.png"), bright)
+    assert cv2.imwrite(str(tmp_path / "photos" / "a.tif"), bright)
+    (photo,) = GateImages.open(str(tmp_path / "photos"), bit_depth=12, image_ending="png")
+    assert Path(photo[0]).name == "a.png"
+    assert (photo[1] == 255).all()
