@@ -27,12 +27,13 @@ from ...errors import CalibrationError, CalibrationMismatch, UsageError
 from ...kernels.types import Rule
 from ..model.files import inflate
 from ..model.schema import read_json_object, read_value
-from ..model.storage import fetched, location_of, write_whole
+from ..model.storage import location_of, write_whole
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from ..reading.geotiff import Windows
+from ..reading.remote_path import StorageError
 from .binned import BinnedScores
 from .calibration_file import CalibrationFile, Control, Grid
 from .drift.statistics import pack_statistics, unpack_statistics
@@ -296,9 +297,11 @@ class Calibration:
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a calibration; raises :class:`CalibrationError` if it is none, damaged, or edited."""
         try:
-            raw = read_json_object(fetched(path), max_bytes=MAX_BYTES)
+            raw = read_json_object(location_of(path), max_bytes=MAX_BYTES)
         except FileNotFoundError as error:
             raise CalibrationError(f"the calibration {path} does not exist").of_the_call() from error
+        except StorageError:
+            raise
         except (OSError, UsageError) as error:
             raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
         if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:

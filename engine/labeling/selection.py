@@ -141,8 +141,8 @@ class Selection:
             self.calibration.check(predictor, taxonomy, windows)
         if self.instances is not None and not predictor.bundle.has_objects:
             raise UsageError(
-                f"{predictor.bundle.path} gives classes only, no single objects; export a Mask2Former, OneFormer, EoMT "
-                "or SAM 3 with --instances, or import a YOLO-seg or RF-DETR-Seg model"
+                f"{predictor.bundle.location} gives classes only, no single objects; export a Mask2Former, OneFormer, "
+                "EoMT or SAM 3 with --instances, or import a YOLO-seg or RF-DETR-Seg model"
             )
 
     def notes(self, windows: Windows | None) -> list[str]:

@@ -26,7 +26,7 @@ from .files import sha256
 from .input_spec import InputSpec
 from .publishing import write_atomically
 from .schema import read_json_object, read_value
-from .storage import fetched
+from .storage import fetched, is_url, shown
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
@@ -241,18 +241,20 @@ class Bundle:
         """
         manifest = (folder := fetched(path)) / MANIFEST
         try:
+            if folder.is_file():
+                raise FileNotFoundError(manifest)
             raw = read_json_object(manifest)
         except FileNotFoundError:
             raise BundleError(
-                f"{folder} is not a model bundle: it has no {MANIFEST}; "
-                f"make one with `maskmill import MODEL.onnx -o {folder}`"
+                f"{shown(folder)} is not a model bundle: it has no {MANIFEST}; make one with "
+                f"`maskmill import MODEL.onnx -o {'BUNDLE' if is_url(shown(folder)) else folder}`"
             ).of_the_call() from None
         except UsageError as error:
-            raise BundleError(f"{error}; make the bundle again") from error
+            raise BundleError(f"{shown(error)}; make the bundle again") from error
         version = raw.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise BundleError(
-                f"{manifest} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}; "
+                f"{shown(manifest)} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}; "
                 "import or export the model again"
             )
         try:
@@ -260,7 +262,12 @@ class Bundle:
                 raise UsageError(f"{missing[0]} is missing")
             return read_value(cls, {**raw, "path": os.fspath(folder)})
         except (BundleError, UsageError) as error:
-            raise BundleError(f"{manifest} is damaged: {error}; make the bundle again") from error
+            raise BundleError(f"{shown(manifest)} is damaged: {error}; make the bundle again") from error
+
+    @property
+    def location(self) -> str:
+        """Path of the folder; of a bundle behind a URL, that URL."""
+        return shown(self.path)
 
     def save(self) -> None:
         """Write the manifest atomically; the files must be in place already."""
@@ -273,10 +280,10 @@ class Bundle:
         for entry in self.files:
             file = self.path / entry.path
             if not file.is_file():
-                raise BundleError(f"the bundle lacks its file {file}; make the bundle again")
+                raise BundleError(f"the bundle lacks its file {shown(file)}; make the bundle again")
             if file.stat().st_size != entry.bytes or sha256(file) != entry.sha256:
                 raise BundleError(
-                    f"{file} is not the file the bundle was made with (its hash differs); make the bundle again"
+                    f"{shown(file)} is not the file the bundle was made with (its hash differs); make the bundle again"
                 )
 
     def file(self, role: str = "model", precision: str | None = None) -> ModelFile:
@@ -290,7 +297,7 @@ class Bundle:
         graphs = [entry for entry in self.files if entry.role not in ("external-data", "tokenizer")]
         names = ", ".join(f"{entry.role} in {entry.precision}" for entry in graphs)
         name = f"{role} in {precision}" if precision else role
-        raise BundleError(f"{self.path} has no {name} (it has {names})")
+        raise BundleError(f"{self.location} has no {name} (it has {names})")
 
     def model_path(self, role: str = "model", precision: str | None = None) -> Path:
         """Return the path of the file that :meth:`file` returns."""
@@ -307,7 +314,7 @@ class Bundle:
         """Return the bundle with another input size, in pixels; raises :class:`UsageError` if the size is fixed."""
         if not self.input.dynamic and (height, width) != (self.input.height, self.input.width):
             raise UsageError(
-                f"{self.path} takes {self.input.height}x{self.input.width} images only, not {height}x{width}; "
+                f"{self.location} takes {self.input.height}x{self.input.width} images only, not {height}x{width}; "
                 "export the model with that size"
             )
         return dataclasses.replace(self, input=dataclasses.replace(self.input, height=height, width=width))

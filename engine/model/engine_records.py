@@ -74,7 +74,7 @@ def engines_of(bundle: Bundle) -> list[Engine]:
     try:
         return [read_value(Engine, entry, "engine") for entry in reversed(bundle.engines)]
     except UsageError as error:
-        raise BundleError(f"{bundle.path} lists a damaged engine ({error}); run maskmill build again") from error
+        raise BundleError(f"{bundle.location} lists a damaged engine ({error}); run maskmill build again") from error
 
 
 def with_engine(bundle: Bundle, engine: Engine) -> Bundle:
@@ -95,16 +95,18 @@ def choose_engine(
     engines = [engine for engine in engines_of(bundle) if engine.role == role]
     engines = [engine for engine in engines if precision in (None, engine.precision)]
     current = [engine for engine in engines if engine.onnx in {file.sha256 for file in bundle.files}]
-    build = f"`maskmill build {bundle.path}`"
+    build = f"`maskmill build {bundle.location}`"
     if not engines:
-        raise SessionError(f"{bundle.path} has no engine for its {name}; run {build} on this machine")
+        raise SessionError(f"{bundle.location} has no engine for its {name}; run {build} on this machine")
     if not current:
-        raise SessionError(f"the engines of {bundle.path} were built from other files than {entry.path}; run {build}")
+        raise SessionError(
+            f"the engines of {bundle.location} were built from other files than {entry.path}; run {build}"
+        )
     for engine in current:
         if not engine.obstacle(gpu, tensorrt, lean):
             return engine
     raise SessionError(
-        f"no engine of {bundle.path} for its {name} runs here: {current[0].path}: "
+        f"no engine of {bundle.location} for its {name} runs here: {current[0].path}: "
         f"{current[0].obstacle(gpu, tensorrt, lean)}; run {build} on this machine"
     )
 
@@ -112,7 +114,7 @@ def choose_engine(
 def read_engine(bundle: Bundle, engine: Engine) -> bytes:
     """Read an engine whose bytes have the recorded hash; raises :class:`SessionError` if they do not."""
     path = bundle.path / engine.path
-    build = f"run `maskmill build {bundle.path}` again"
+    build = f"run `maskmill build {bundle.location}` again"
     try:
         ModelFile(path=engine.path, sha256=engine.sha256, bytes=engine.bytes)  # refuses paths outside the bundle
         data = path.read_bytes()

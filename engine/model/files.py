@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import ImageError, MaskmillError, UsageError
+from ..reading.remote_path import StorageError
 from .storage import read_file
 
 MAX_TEXT = 1 << 30
@@ -23,6 +24,8 @@ def read_text(path: str | os.PathLike[str], purpose: str, *, error: type[Maskmil
     """
     try:
         data = read_file(path, MAX_TEXT)
+    except StorageError:
+        raise
     except OSError as problem:
         raise error(f"cannot read {purpose} {path}: {problem.strerror or problem}") from problem
     except (ImageError, ValueError) as problem:

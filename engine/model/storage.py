@@ -139,6 +139,14 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
     return target
 
 
+def shown(text: object) -> str:
+    """Return a path or a message with URLs in place of the paths of their copies, see :func:`fetched`."""
+    result = str(text)
+    for url, copy in _FETCHED.items():
+        result = result.replace(str(copy), url)
+    return result
+
+
 def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """Return the bytes of a file, here or behind a URL.
 

@@ -50,7 +50,6 @@ from ...checks import name_list
 from ...errors import TaxonomyError
 from .bundle import Bundle
 from .color_tables import ColorTable
-from .storage import fetched
 from .taxonomy_file import (
     DROPPED,
     IGNORE,
@@ -115,7 +114,7 @@ class Taxonomy:
     @classmethod
     def load(cls, path: str | os.PathLike[str], bundle: Bundle) -> Taxonomy:
         """Read a taxonomy file and check it against the model's classes; raises :class:`TaxonomyError`."""
-        file = read_taxonomy(fetched(path))
+        file = read_taxonomy(path)
         try:
             targets, background = parse_targets(file)
             check_several(targets)
@@ -147,7 +146,7 @@ class Taxonomy:
 
     def with_labels_of(self, path: str | os.PathLike[str]) -> Taxonomy:
         """Return the same targets with the ``[labels]`` of another taxonomy file, which must have the same targets."""
-        file = read_taxonomy(fetched(path))
+        file = read_taxonomy(path)
         try:
             targets, _ = parse_targets(file)
             labels, targets_by_name, label_names, colors = parse_labels(file, targets)

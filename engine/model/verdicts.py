@@ -223,12 +223,12 @@ def require_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) ->
     place = f"{runtime} on {device}"
     if verdict is None:
         raise GateError(
-            f"{bundle.path}: the artifact {artifact[:12]} was not shown to equal its original in {place}; "
+            f"{bundle.location}: the artifact {artifact[:12]} was not shown to equal its original in {place}; "
             "prove it with `maskmill gate`, or accept the risk with --allow-unverified"
         )
     if not verdict.passed:
         raise GateError(
-            f"{bundle.path}: the {verdict.precision} artifact {artifact[:12]} failed the gate in {place} "
+            f"{bundle.location}: the {verdict.precision} artifact {artifact[:12]} failed the gate in {place} "
             f"({'; '.join(verdict.failures)}); convert or build it again, or accept the risk with --allow-unverified"
         )
 

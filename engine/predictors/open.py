@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ...checks import check_count
 from ...errors import UsageError
-from ..model.storage import fetched
+from ..model.storage import fetched, shown
 
 if TYPE_CHECKING:
     from ..model.bundle import Bundle
@@ -130,7 +130,7 @@ def open_predictor(
         return _open_text(bundle, options, say), classes
     if (bundle / RECORD).is_file():
         if options.tile is not None or options.provider != "cpu":
-            raise UsageError(f"{bundle} reads scores from files; leave --tile and --provider out")
+            raise UsageError(f"{shown(bundle)} reads scores from files; leave --tile and --provider out")
         return ScoreFiles.open(bundle), classes
     model, (session,) = _open(bundle, ("model",), options, say)
     backend = open_backend(options.provider, bit_depth=options.bit_depth, bands=model.input.bands)
@@ -344,7 +344,9 @@ def _open(path: Path, roles: Sequence[str], options: ModelOptions, say: Say | No
 
     bundle = Bundle.load(path)
     if "encoder" in roles and "text" not in roles and bundle.task != "promptable":
-        raise UsageError(f"{path} is a {bundle.task} bundle; --sam needs a promptable one, such as Segment Anything")
+        raise UsageError(
+            f"{bundle.location} is a {bundle.task} bundle; --sam needs a promptable one, such as Segment Anything"
+        )
     bundle.verify()
     sessions = [
         open_session(
@@ -358,5 +360,5 @@ def _open(path: Path, roles: Sequence[str], options: ModelOptions, say: Say | No
         for role in roles
     ]
     if say is not None:
-        say(f"{bundle.path}: {sessions[0]}; {open_backend(options.provider)}")
+        say(f"{bundle.location}: {sessions[0]}; {open_backend(options.provider)}")
     return bundle, sessions

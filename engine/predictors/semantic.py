@@ -49,13 +49,15 @@ class SemanticPredictor(SessionPredictor):
         backend: Backend = HOST,
     ) -> None:
         if bundle.task != "semantic":
-            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; labeling by class scores needs a semantic one")
+            raise UsageError(
+                f"{bundle.location} is a {bundle.task} bundle; labeling by class scores needs a semantic one"
+            )
         check_tiles(tile, overlap)
         bands = bundle.input.bands
         if backend is HOST and bands is not None:
             backend = HostBackend(bands=bands)
         if backend.bands != bands:
-            raise UsageError(f"{bundle.path} takes {bands or 'photos'}, and the backend decodes {backend.bands}")
+            raise UsageError(f"{bundle.location} takes {bands or 'photos'}, and the backend decodes {backend.bands}")
         super().__init__(session, batch=batch, backend=backend)
         self.bundle = bundle
         self.session = session

@@ -72,7 +72,7 @@ def text_spec(bundle: Bundle) -> TextSpec:
     """Return how a bundle takes class names; raises :class:`UsageError` for a bundle that does not."""
     if bundle.text is None:
         raise UsageError(
-            f"{bundle.path} is a {bundle.task} bundle with classes of its own; leave --text out, or export a model "
+            f"{bundle.location} is a {bundle.task} bundle with classes of its own; leave --text out, or export a model "
             "that takes class names, such as SAM 3, without --classes"
         )
     return bundle.text
@@ -82,7 +82,7 @@ def text_bundle(bundle: Bundle, names: Sequence[str]) -> Bundle:
     """Return a text bundle as one that scores the classes ``names``, with a background in front unless it is named."""
     spec = text_spec(bundle)
     if not names:
-        raise UsageError(f'{bundle.path} takes its classes as text; name them: --text "person, car"')
+        raise UsageError(f'{bundle.location} takes its classes as text; name them: --text "person, car"')
     classes = tuple(names) if spec.background in names else (spec.background, *names)
     return dataclasses.replace(
         bundle,

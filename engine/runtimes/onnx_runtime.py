@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...checks import check_choice, check_count
 from ...errors import MissingPackageError, SessionError, install_command
 from ..model.bundle import Bundle
+from ..model.storage import shown
 from .base import first_line, interruptible, shapes_of
 from .device_arrays import is_device_array
 from .onnx_device import DeviceRunner, new_stream
@@ -76,7 +77,7 @@ class OnnxSession:
                 str(path), providers=_with_options(provider, bundle, stream), **settings
             )
         except Exception as error:
-            raise SessionError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
+            raise SessionError(shown(f"ONNX Runtime cannot load {path}: {first_line(error)}")) from error
         first_provider = self._session.get_providers()[0]
         if first_provider != EXECUTION_PROVIDERS[provider]:
             raise SessionError(

@@ -23,6 +23,7 @@ from ...checks import check_count
 from ...errors import MissingPackageError, SessionError
 from ...kernels.processors import usable_processors
 from ..model.bundle import Bundle
+from ..model.storage import shown
 from .base import interruptible, shapes_of
 
 
@@ -52,13 +53,13 @@ class OpenVINOSession:
         try:
             self._model = Core().compile_model(path, "CPU", options)
         except Exception as error:
-            raise SessionError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
+            raise SessionError(shown(f"OpenVINO cannot load {path}: {_reason(error)}")) from error
         self._input = bundle.input.name
         position = {name: index for index, output in enumerate(self._model.outputs) for name in output.names}
         try:
             self._outputs = [position[output.name] for output in bundle.outputs_of(role)]
         except KeyError as error:
-            raise SessionError(f"{path} has no output {error}; export the bundle again") from error
+            raise SessionError(f"{shown(path)} has no output {error}; export the bundle again") from error
         batch = self._model.inputs[0].partial_shape[0]
         self._max_batch = batch.get_length() if batch.is_static else None
         self._threads = threads

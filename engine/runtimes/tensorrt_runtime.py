@@ -25,6 +25,7 @@ import numpy as np
 from ...errors import SessionError
 from ..model.bundle import Bundle
 from ..model.engine_records import choose_engine, read_engine
+from ..model.storage import shown
 from .device_arrays import is_device_array
 from .nvidia import load_tensorrt_runtime, message_log, this_gpu
 
@@ -77,6 +78,7 @@ class TensorRTSession:
             # such engines contain the code that runs them; their hash was checked above
             self._runtime.engine_host_code_allowed = True
         self._path = bundle.path / entry.path
+        self._location = shown(self._path)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise self._failure("refuses the engine; run `maskmill build` again")
@@ -86,7 +88,9 @@ class TensorRTSession:
         self._outputs = [name for name in names if name not in self._inputs]
         self._requested = [output.name for output in bundle.outputs_of(role)]
         if missing := set(self._requested) - set(self._outputs):
-            raise SessionError(f"{self._path} has no output {', '.join(sorted(missing))}; run `maskmill build` again")
+            raise SessionError(
+                f"{self._location} has no output {', '.join(sorted(missing))}; run `maskmill build` again"
+            )
         self._profile = entry.profile
         rows = {name: [shape[0] for shape in shapes] for name, shapes in self._profile.items() if len(shapes[0]) > 1}
         self._batched = {name for name in self._inputs if rows.get(name) == rows[self._inputs[0]]}
@@ -142,7 +146,7 @@ class TensorRTSession:
         """
         feeds = dict(inputs) if isinstance(inputs, Mapping) else {self._image: inputs}
         if set(feeds) != set(self._inputs):
-            raise SessionError(f"{self._path} takes {', '.join(self._inputs)}, got {', '.join(feeds)}")
+            raise SessionError(f"{self._location} takes {', '.join(self._inputs)}, got {', '.join(feeds)}")
         if any(is_device_array(array) for array in feeds.values()):
             return self._in_parts(feeds)
         with self._stream:
@@ -169,7 +173,7 @@ class TensorRTSession:
                 if self._batch <= max(self._smallest, 1):
                     raise self._failure(f"has too little memory for a batch of {self._batch} ({error})") from error
                 smaller = max(self._batch // 2, self._smallest)
-                _log.warning("%s: out of memory with a batch of %d; trying %d", self._path, self._batch, smaller)
+                _log.warning("%s: out of memory with a batch of %d; trying %d", self._location, self._batch, smaller)
                 self._batch = smaller
                 continue
             start += num
@@ -218,7 +222,7 @@ class TensorRTSession:
             self._replays[shapes] = replay = self._captured(shapes)
         except (SessionError, MemoryError, self._cupy.cuda.runtime.CUDARuntimeError) as error:
             self._graphs = False
-            _log.warning("%s runs without a CUDA graph: %s", self._path, error)
+            _log.warning("%s runs without a CUDA graph: %s", self._location, error)
             return None
         return replay
 
@@ -252,8 +256,8 @@ class TensorRTSession:
                 if not context.set_input_shape(name, array.shape):
                     smallest, _, largest = self._profile[name]
                     raise SessionError(
-                        f"{self._path} takes {name!r} from {tuple(smallest)} to {tuple(largest)}, got {array.shape}; "
-                        "build it for other sizes with `maskmill build`"
+                        f"{self._location} takes {name!r} from {tuple(smallest)} to {tuple(largest)}, got "
+                        f"{array.shape}; build it for other sizes with `maskmill build`"
                     )
             self._reserve(context.update_device_memory_size_for_shapes())
         context.set_device_memory(self._scratch.data.ptr, self._scratch.nbytes)
@@ -262,8 +266,8 @@ class TensorRTSession:
             shape = tuple(context.get_tensor_shape(name))
             if min(shape, default=0) < 0:
                 raise SessionError(
-                    f"the shape of the output {name!r} of {self._path} depends on values of the input, got {shape}; "
-                    "run this bundle with --provider cuda"
+                    f"the shape of the output {name!r} of {self._location} depends on values of the input, got "
+                    f"{shape}; run this bundle with --provider cuda"
                 )
             outputs.append(self._cupy.empty(shape, self._dtypes[name]))
         for name, array in zip([*arrays, *self._outputs], [*arrays.values(), *outputs], strict=True):
@@ -300,10 +304,10 @@ class TensorRTSession:
         kind = self._engine.get_tensor_dtype(name).name
         if kind not in _DTYPES:
             raise SessionError(
-                f"{name!r} of {self._path} has the type {kind}, expected one of {', '.join(_DTYPES)}; "
+                f"{name!r} of {self._location} has the type {kind}, expected one of {', '.join(_DTYPES)}; "
                 "keep inputs and outputs of the graph in float32"
             )
         return np.dtype(_DTYPES[kind])
 
     def _failure(self, what: str) -> SessionError:
-        return SessionError(f"TensorRT with {self._path} {what}: {self._messages.last() or 'it gave no reason'}")
+        return SessionError(f"TensorRT with {self._location} {what}: {self._messages.last() or 'it gave no reason'}")

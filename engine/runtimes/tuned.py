@@ -50,15 +50,15 @@ def read_choice(bundle: Bundle) -> TunedChoice:
 
     Raises :class:`UsageError` if there is none, or if the file that was measured has changed since.
     """
-    again = f"run `maskmill tune {bundle.path} --images PHOTOS`"
+    again = f"run `maskmill tune {bundle.location} --images PHOTOS`"
     choices = _read(bundle.path / FILE)
     machine = machine_name()
     choice = next((choice for choice in choices if choice.machine == machine), None)
     if choice is None:
         known = f" (it knows: {'; '.join(choice.machine for choice in choices)})" if choices else ""
-        raise UsageError(f"{bundle.path} has not been tuned on this machine, {machine}{known}; {again}")
+        raise UsageError(f"{bundle.location} has not been tuned on this machine, {machine}{known}; {again}")
     if choice.artifact not in {file.sha256 for file in bundle.files}:
-        raise UsageError(f"the {choice.precision} file of {bundle.path} has changed since it was tuned; {again}")
+        raise UsageError(f"the {choice.precision} file of {bundle.location} has changed since it was tuned; {again}")
     return choice
 
 

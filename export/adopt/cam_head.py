@@ -96,7 +96,7 @@ def fit_cam_head(
     """
     kinds = [out.kind for out in bundle.outputs]
     if bundle.task != "cam" or "features" not in kinds:
-        raise UsageError(f"{bundle.path} gives {', '.join(kinds)}; fitting a head needs a cam bundle with features")
+        raise UsageError(f"{bundle.location} gives {', '.join(kinds)}; fitting a head needs a cam bundle with features")
     check_number("regularization", regularization, above=0)
     if Path(output).exists():
         raise UsageError(f"{output} exists already; remove it or choose another name for the bundle")

@@ -93,7 +93,7 @@ def build(
     if gate_images is None:
         say(
             "the engine is not proved, and `maskmill label` refuses it: run "
-            f"`maskmill gate {model.path} --provider engine --images SOURCE`"
+            f"`maskmill gate {model.location} --provider engine --images SOURCE`"
         )
         return
     _prove(model, precision, sample.open(gate_images, model.input.bands))

@@ -181,7 +181,7 @@ def import_model(
             output, scores=model, classes=read_ordered_class_names(classes), background=background,
             activation=activation or "none", license=license,
         )  # fmt: skip
-        say(f"{bundle.path}: scores of {len(bundle.classes)} classes from the files in {model}")
+        say(f"{bundle.location}: scores of {len(bundle.classes)} classes from the files in {model}")
         return
     if task != "semantic":
         _refuse_unless_semantic(
@@ -253,7 +253,7 @@ def import_model(
             )
     spec = bundle.input
     say(
-        f"{bundle.path}: {_meaning(bundle)}, "
+        f"{bundle.location}: {_meaning(bundle)}, "
         f"input {spec.height}x{spec.width} {spec.layout} {_channels(spec)}, "
         f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
         f"x = ({'sample' if spec.bands else 'pixel'} * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"

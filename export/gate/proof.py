@@ -38,7 +38,9 @@ def prove_artifact(
     """
     verdicts = judge_artifact(bundle, provider, precision, images, tolerances, threads=threads, batch=batch)
     if not verdicts:
-        raise UsageError(f"{bundle.path} in {precision or 'its first precision'} on {provider} is the original itself")
+        raise UsageError(
+            f"{bundle.location} in {precision or 'its first precision'} on {provider} is the original itself"
+        )
     changed = Bundle.load(bundle.path)
     for verdict in verdicts:
         changed = add_verdict(changed, verdict)
@@ -102,10 +104,10 @@ def prove_same(
     Raises :class:`UsageError` if both are the same bundle, or if task or classes differ.
     """
     if reference.path.resolve() == bundle.path.resolve():
-        raise UsageError(f"{bundle.path} cannot be compared with itself; give another bundle as the reference")
+        raise UsageError(f"{bundle.location} cannot be compared with itself; give another bundle as the reference")
     if (reference.task, reference.classes) != (bundle.task, bundle.classes):
         raise UsageError(
-            f"{bundle.path} and {reference.path} cannot be compared: they must have the same task and classes"
+            f"{bundle.location} and {reference.location} cannot be compared: they must have the same task and classes"
         )
     original, candidate = (
         Side(bundle=side, sessions={role: OnnxSession(side, role=role, threads=threads) for role in roles_of(side)})

@@ -105,7 +105,7 @@ def convert(
             continue
         say(describe(verdicts[0]))
         return converted
-    raise GateError(f"{bundle.path} stays in {bundle.files[0].precision}; {'; '.join(refusals)}")
+    raise GateError(f"{bundle.location} stays in {bundle.files[0].precision}; {'; '.join(refusals)}")
 
 
 class _Converter:
@@ -117,7 +117,7 @@ class _Converter:
         self._bundle, self._images, self._how = bundle, images, how
         roles = roles_of(bundle)
         if unknown := sorted(set(how.roles) - set(roles)):
-            raise UsageError(f"{bundle.path} has no role {', '.join(unknown)}; its roles are {', '.join(roles)}")
+            raise UsageError(f"{bundle.location} has no role {', '.join(unknown)}; its roles are {', '.join(roles)}")
         self._roles = how.roles or roles
         self._originals = {role: onnx.load_model(bundle.model_path(role)) for role in roles}
         self._names = {role: [node_name(node) for node in self._originals[role].graph.node] for role in self._roles}

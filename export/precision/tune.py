@@ -78,4 +78,4 @@ def tune(
         )
         write_choice(Bundle.load(bundle.path), choice)
         return choice, rows
-    raise GateError(f"{bundle.path} does not run in ONNX Runtime on this machine, so there is nothing to choose")
+    raise GateError(f"{bundle.location} does not run in ONNX Runtime on this machine, so there is nothing to choose")

@@ -170,8 +170,8 @@ def export_model(
     spec = bundle.input
     multiples = f", any multiple of {spec.multiple}" if spec.dynamic else ""
     say(
-        f"{bundle.path}: {bundle.task}, {len(bundle.classes)} classes, input {spec.height}x{spec.width}{multiples}, "
-        f"{spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
+        f"{bundle.location}: {bundle.task}, {len(bundle.classes)} classes, "
+        f"input {spec.height}x{spec.width}{multiples}, {spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
     say(describe(Verdict.from_dict(bundle.verdicts[0])))
     if photos is not None and precision is not None:

@@ -107,12 +107,12 @@ class CamModel:
         backend: Backend = HOST,
     ) -> None:
         if bundle.task != "cam":
-            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; activation maps need a cam one")
+            raise UsageError(f"{bundle.location} is a {bundle.task} bundle; activation maps need a cam one")
         if not scales or min(scales) <= 0:
             raise UsageError(f"scales must be positive numbers, at least one, got {tuple(scales)}")
         kinds = [output.kind for output in bundle.outputs]
         if "cam" not in kinds or "logits" not in kinds:
-            raise UsageError(f"{bundle.path} returns {', '.join(kinds)}; a cam bundle returns cam and logits")
+            raise UsageError(f"{bundle.location} returns {', '.join(kinds)}; a cam bundle returns cam and logits")
         self.bundle = bundle
         self.session = session
         self.flip = flip

@@ -138,7 +138,7 @@ class BoxDetector:
 def check_detector(bundle: Bundle) -> None:
     """Raise :class:`UsageError` for a bundle that gives no boxes."""
     if bundle.task != "detector":
-        raise UsageError(f"{bundle.path} is a {bundle.task} bundle; boxes need a detector, such as Grounding DINO")
+        raise UsageError(f"{bundle.location} is a {bundle.task} bundle; boxes need a detector, such as Grounding DINO")
 
 
 def choose_boxes(

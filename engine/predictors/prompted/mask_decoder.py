@@ -42,7 +42,7 @@ class PromptDecoder:
         self, bundle: Bundle, session: Session, *, max_prompts: int = MAX_PROMPTS, backend: Backend = HOST
     ) -> None:
         if bundle.prompt is None:
-            raise UsageError(f"{bundle.path} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
+            raise UsageError(f"{bundle.location} is a {bundle.task} bundle; prompts need a promptable one, such as SAM")
         if max_prompts < 1:
             raise UsageError(f"max_prompts must be at least 1, got {max_prompts}")
         self.spec: PromptSpec = bundle.prompt
@@ -81,7 +81,7 @@ class PromptDecoder:
         spec, xp = self.spec, self._backend.xp
         if prompts.masks is not None and not self.takes_masks:
             raise UsageError(
-                f"the decoder of {self._bundle.path} takes no mask prompts; choose points or boxes, or export the "
+                f"the decoder of {self._bundle.location} takes no mask prompts; choose points or boxes, or export the "
                 "model again"
             )
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 URL = "locked://home"
+COPIES = f"{tempfile.gettempdir()}/maskmill-"
 LABELED = ("--images", f"{URL}/photos", "--labels", f"{URL}/labels", "--ids", f"{URL}/ids.txt")
 
 
@@ -95,7 +98,39 @@ def test_everything_behind_urls_is_opened_with_the_options(
     result = CliRunner().invoke(app, [*words, *OPTION])
     assert result.exit_code == 0, (result.output, result.exception)
     assert not current_access().storage_options, "they end with the command"
-    assert CliRunner().invoke(app, list(words)).exit_code != 0
+    assert COPIES not in result.output
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code != 0
+    assert COPIES not in f"{result.output}{result.exception}"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words", "message"),
+    [
+        ("none", b"", ("photos",), "{url} is not a model bundle: it has no bundle.json"),
+        ("none", b"", ("bundle/bundle.json",), "{url} is not a model bundle: it has no bundle.json"),
+        ("b1/bundle.json", b"{", ("b1",), "cannot read {url}/bundle.json: .*; make the bundle again"),
+        ("b2/bundle.json", b'{"format_version": 0}', ("b2",), "{url}/bundle.json has format version 0"),
+        ("b3/model.onnx", b"x", ("b3",), "{url}/model.onnx is not the file the bundle was made with"),
+        ("b4/bundle.json", b"", ("bundle", "--taxonomy", "ids.txt"), "the taxonomy {url} is not valid TOML"),
+        ("b5/bundle.json", b"", ("bundle", "--calibration", "ids.txt"), "cannot read the calibration {url}: .*"),
+        ("b6/bundle.json", b"", ("bundle", "--calibration", "no.json"), "the calibration {url} does not exist"),
+    ],
+)
+def test_messages_name_the_url(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(home)
+    system = LockedFileSystem(password="open sesame")
+    if name.startswith("b3"):
+        system.copy("/home/bundle", "/home/b3", recursive=True)
+    system.pipe_file(f"/home/{name}", data)
+    places = [word if word.startswith("--") else f"{URL}/{word}" for word in words]
+    select = ("--select", "conformal") if "--calibration" in words else ()
+    result = CliRunner().invoke(app, ["label", places[0], f"{URL}/photos", "-o", "x", *places[1:], *select, *OPTION])
+    text = f"{result.output}{result.exception}"
+    assert re.search(message.replace("{url}", re.escape(places[-1])), text), text
+    assert COPIES not in text
 
 
 def test_a_run_from_a_url_labels_every_image(home: Path) -> None:
