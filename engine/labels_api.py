@@ -266,13 +266,13 @@ def rank(
                 opened,
                 budget,
                 calibration=loaded,
-                calibration_images=None if images is None else open_source(images),
+                calibration_images=None if images is None else open_source(images, windows=opened.windows),
                 predictor=predictor,
                 workers=threads,
                 progress=observer,
             )
     if labels is not None and predictor is not None and images is not None:
-        classes, source = Taxonomy.from_json(opened.classes), open_source(images)
+        classes, source = Taxonomy.from_json(opened.classes), open_source(images, windows=opened.windows)
         truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
         labeled = pair_images(source, truth, classes, ids=ids)
         doubts = doubt_labels(predictor, source, labeled, classes, workers=threads)

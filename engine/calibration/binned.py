@@ -24,10 +24,13 @@ _SLACK = 1e-9  # sums of 1/n differ from whole numbers by rounding; far below on
 
 
 class BinnedScores:
-    """Cumulative counts of calibration images, ready for thresholds and coverage."""
+    """Cumulative counts of calibration images, ready for thresholds and coverage.
+
+    Windows of one file are one image here: its windows resemble each other, so they are no draws of their own.
+    """
 
     def __init__(self, counts: ScoreCounts, num_targets: int) -> None:
-        self.counts = counts
+        self.counts = counts.by_scene()
         self.num_targets = num_targets
 
     @cached_property

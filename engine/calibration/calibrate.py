@@ -16,7 +16,8 @@ like these.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -46,10 +47,10 @@ from .calibration import (
     parse_alpha,
 )
 from .coverage import HeldOut, argmax_rows, hold_out, hold_out_positions
-from .description import describe, promise
+from .description import describe, promise, scenes_note
 from .risk import LabelLosses, control_false_labels, control_misses, false_label_report, false_label_threshold
 from .scores.observe import Observations
-from .scores.score_counts import UPPER
+from .scores.score_counts import UPPER, ScoreCounts
 from .sharing import CONFIDENT, NEVER, Fallback, Group, Unseen, share_thresholds
 from .thresholds import SmallSample, Unit, count_classes, fit_thresholds
 
@@ -159,6 +160,11 @@ def calibrate(
     position = group == "position"
     if position and unit == "image":
         raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")
+    if position and source.windows is not None:
+        raise UsageError(
+            "thresholds per position are for whole images, since windows of a file are cut at any place; leave the "
+            "windows out, or choose another group"
+        )
     if clusters is not None and not (position and clusters >= 1):
         raise UsageError(f"clusters are of positions, at least 1; got {clusters} with the group {group}")
     options: dict[str, Any] = {
@@ -225,7 +231,8 @@ def fit_calibration(
     """
     level, position = parse_alpha(alpha), group == "position"
     min_images = fewest_images(level) if min_images is None else min_images
-    total = observations.counts.num_images
+    scores = BinnedScores(observations.counts, taxonomy.num_targets)
+    total = scores.counts.num_images
     everything = list(range(total))
     num_pixels, num_images = count_classes(observations.spill, everything, taxonomy.num_targets)
     if not num_pixels.any():
@@ -235,26 +242,26 @@ def fit_calibration(
         num_images,
         min_images=min_images,
         background=taxonomy.background,
-        counts=observations.counts,
+        counts=scores.counts,
         fallback=fallback,
         unseen=unseen,
     )
-    scores = BinnedScores(observations.counts, taxonomy.num_targets)
-    final = fit_thresholds(
-        observations.spill,
-        everything,
-        sharing,
-        num_scored=taxonomy.num_scored,
-        alpha=level,
-        unit=unit,
-        on_small_n=on_small_n if control == "miscoverage" else "max",
-        names=taxonomy.targets,
-        clusters=clusters,
-    )
     fit_bins = partial(scores.thresholds, sharing, alpha=level, unit=unit, match_level=True)
     risks: dict[str, Any] = {}
-    if control != "miscoverage":
-        fit_bins, risks = _controlled(scores, sharing.group_of == NEVER, level, control, delta)
+    with _with_scenes(observations.counts):
+        final = fit_thresholds(
+            observations.spill,
+            everything,
+            sharing,
+            num_scored=taxonomy.num_scored,
+            alpha=level,
+            unit=unit,
+            on_small_n=on_small_n if control == "miscoverage" else "max",
+            names=taxonomy.targets,
+            clusters=clusters,
+        )
+        if control != "miscoverage":
+            fit_bins, risks = _controlled(scores, sharing.group_of == NEVER, level, control, delta)
     if group == "shrunk" or control != "miscoverage":
         bins = fit_bins(np.ones((1, total)))[0]
         final.values[: taxonomy.num_targets] = np.where(bins >= 0, UPPER[bins], -np.inf)
@@ -270,7 +277,7 @@ def fit_calibration(
                 observations.spill,
                 observations.samples,
                 sharing,
-                ids=observations.counts.ids,
+                ids=scores.counts.ids,
                 num_scored=taxonomy.num_scored,
                 alpha=level,
                 rule=rule,
@@ -310,9 +317,27 @@ def fit_calibration(
             **report,
             **risks,
             **({} if clusters is None else {"position_clusters": clusters}),
-            "promise": promise(level, group, unit, total, control, None if delta is None else alpha_text(delta)),
+            "promise": promise(
+                level,
+                group,
+                unit,
+                total,
+                control,
+                None if delta is None else alpha_text(delta),
+                scenes=any(observations.counts.scenes),
+            ),
         },
     )
+
+
+@contextmanager
+def _with_scenes(counts: ScoreCounts) -> Iterator[None]:
+    """Add to an error about too few images how windows count, if some images are windows."""
+    try:
+        yield
+    except CalibrationError as error:
+        note = scenes_note(counts)
+        raise CalibrationError(f"{error} ({note})" if note else str(error)) from error
 
 
 def _best_rule(held_out_labels: dict[Rule, HeldOut | None], argmax: dict[str, Any]) -> tuple[Rule, HeldOut | None]:

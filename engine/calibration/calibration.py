@@ -163,7 +163,7 @@ class Calibration:
             num_images,
             min_images=min_images,
             background=self.background,
-            counts=self.counts,
+            counts=scores.counts,
             fallback=self.fallback,
             unseen=self.unseen,
         )
@@ -208,7 +208,7 @@ class Calibration:
         weighting = {
             "like": name,
             "images": len(corpus),
-            "effective_images": round(weights.effective, 2),
+            "effective_images": round(effective_size(self.counts.scene_means(weights.values)), 2),
             "separation": round(weights.separation, 4),
             "values": weights.values.tolist(),
             "statistics": pack_statistics(corpus),
@@ -221,10 +221,10 @@ class Calibration:
         return self.counts.statistics if self.weighting is None else unpack_statistics(self.weighting["statistics"])
 
     def _image_weights(self, alpha: Fraction) -> NDArray[np.float64]:
-        """Return the weight (n,) of each image; raises :class:`CalibrationError` if they say too little for alpha."""
+        """Return the weight of each image or scene; raises :class:`CalibrationError` if they are too few for alpha."""
         if self.weighting is None:
-            return np.ones(self.counts.num_images)
-        weights = np.array(self.weighting["values"], np.float64)
+            return np.ones(self.counts.num_draws)
+        weights = self.counts.scene_means(np.array(self.weighting["values"], np.float64))
         effective = effective_size(weights)
         if effective * alpha < 1:
             remedy = f", or use --alpha {math.ceil(1e3 / effective) / 1e3:g} or more" if effective > 2 else ""
@@ -256,7 +256,7 @@ class Calibration:
             twice = next(name for name in ids if ids.count(name) > 1)
             raise CalibrationError(f"image {twice} is in two of the calibrations; merge calibrations of other images")
         counts = ScoreCounts.merge([part.counts for part in parts])
-        report = {key: sum(part.report[key] for part in parts) for key in ("num_images", "num_pixels")}
+        report = {"num_images": counts.num_draws, "num_pixels": sum(part.report["num_pixels"] for part in parts)}
         return replace(first, counts=counts, report=report).at(first.alpha)
 
     @property

@@ -22,6 +22,7 @@ from .binned import BinnedScores
 from .calibrate import fit_calibration
 from .calibration import Calibration
 from .candidates import Choice, default_candidates, measure_candidates, recommend
+from .description import scenes_note
 from .goal import Goal
 from .scores.observe import Observations
 
@@ -55,7 +56,9 @@ def choose(
         points = measure_candidates(scores, observations.samples, default_candidates())
         choice = recommend(points, goal)
         doubt = labeled.summary.doubt(choice.raw.accuracy if choice.raw.kept else None)
-        choice = replace(choice, source=labeled.summary, warnings=(doubt,) if doubt else ())
+        note = scenes_note(observations.counts)
+        notes = choice.notes if note is None else (*choice.notes, note)
+        choice = replace(choice, source=labeled.summary, warnings=(doubt,) if doubt else (), notes=notes)
         best = choice.recommended.candidate
         if best.method != "conformal" or best.alpha is None or best.group is None:
             return choice, None

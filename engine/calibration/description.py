@@ -13,6 +13,7 @@ from .binned import BinnedScores
 from .calibration import Control, json_number
 from .coverage import HeldOut, argmax_rows, coverage_rows
 from .scores.pixel_samples import Tally
+from .scores.score_counts import ScoreCounts
 from .sharing import NEVER, Group, Sharing
 from .thresholds import Thresholds, Unit
 
@@ -24,10 +25,13 @@ def promise(
     num_images: int,
     control: Control = "miscoverage",
     delta: str | None = None,
+    *,
+    scenes: bool = False,
 ) -> str:
-    """Describe in plain words what the thresholds guarantee, and for which images."""
+    """Describe in plain words what the thresholds guarantee, and for which images; windows of ``scenes`` count once."""
     share = f"{float(alpha):.3g}"
-    who = f"a new image drawn like the {num_images} calibration images; it ends when the images or the model change"
+    images = "calibration images, all windows of a file being one image" if scenes else "calibration images"
+    who = f"a new image drawn like the {num_images} {images}; it ends when the images or the model change"
     if control == "false-label-rate":
         if delta is not None:
             return (
@@ -54,6 +58,18 @@ def promise(
         f"for each class with a threshold of its own, on average over new images that show it at most {share} of its "
         f"pixels miss it, for {who}; no guarantee for other classes, nor for all pixels of an image together"
     )
+
+
+def scenes_note(counts: ScoreCounts) -> str | None:
+    """Describe in plain words how windows of files count; None if no image is a window."""
+    num_files = len(set(counts.scenes) - {""})
+    if not num_files:
+        return None
+    text = (
+        f"{sum(map(bool, counts.scenes))} windows of {num_files} file{'s' * (num_files > 1)}: each file counts as one "
+        "image, since its windows resemble each other"
+    )
+    return f"{text}; nothing is held out, since there is one file alone" if counts.num_draws == 1 else text
 
 
 def describe(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -91,6 +91,14 @@ def split_window(uri: str) -> tuple[str, Window] | None:
     if not mark or len(parts) != 4 or not all(part.isdecimal() and len(part) < 10 for part in parts):
         return None
     return path, Window(*map(int, parts))
+
+
+def files_of(uris: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index (n,) of the file of each uri; windows of one file share it, other images have their own."""
+    first: dict[str, int] = {}
+    parts = [split_window(uri) for uri in uris]
+    keys = [index if part is None else first.setdefault(part[0], index) for index, part in enumerate(parts)]
+    return np.unique(np.array(keys, np.int64), return_inverse=True)[1]
 
 
 def is_tiff(data: bytes) -> bool:

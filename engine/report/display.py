@@ -16,6 +16,7 @@ from rich.text import Text
 from ...checks import name_list
 from ..calibration.calibration import Calibration
 from ..calibration.candidates import Candidate, Choice
+from ..calibration.description import scenes_note
 from ..calibration.objects import ObjectThresholds
 from ..inputs.summary import SourceSummary
 from ..labeling.progress import Progress as RunProgress
@@ -213,6 +214,8 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
     say(f"promise: {report['promise']}")
     if "source" in report:
         say(SourceSummary.from_json(report["source"]).line())
+    if (note := scenes_note(calibration.counts)) is not None:
+        say(f"note: {note}")
     if calibration.group == "class" and any(
         row["threshold_from"] in ("foreground", "pooled") and row["pixels"] for row in report["classes"]
     ):

@@ -28,6 +28,7 @@ from ..labeling.selection import Selection, select
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor, ScoreMap
 from ..predictors.resampling import resample_nearest
+from ..reading.geotiff import files_of, split_window
 from ..store.label_store import LabelStore
 
 
@@ -48,7 +49,7 @@ class Quality:
     source: SourceSummary | None = None
     """Files that were used and passed over, if labels were read."""
     uris: tuple[str, ...] = ()
-    """(num_images,): inputs of the images of :attr:`tally`, in its order, for a store; empty otherwise."""
+    """(num_images,): inputs of the images of :attr:`tally`, in its order; empty if they are not known."""
     notes: tuple[str, ...] = ()
     """Limits of the figures in plain words."""
 
@@ -123,7 +124,7 @@ class Quality:
             "kept": _plain(self.kept),
             "miou_all": _plain(self.miou_all),
             "accuracy_all": _plain(self.accuracy_all),
-            **({} if self.tally is None else _intervals(self.tally)),
+            **({} if self.tally is None else _intervals(_by_file(self.tally, self.uris))),
             **({} if self.coverage is None else {"coverage": self.coverage}),
             "classes": [
                 {
@@ -166,6 +167,14 @@ def _tally(rows: Sequence[NDArray[np.float64]], taxonomy: Taxonomy) -> Tally:
     table = np.array(rows).reshape(len(rows), 4, taxonomy.num_targets).swapaxes(0, 1)
     zeros = np.zeros_like(table[0])
     return Tally(true=table[0], kept=table[1], hits=table[2], labeled=table[3], members=zeros, single=zeros)
+
+
+def _by_file(tally: Tally, uris: Sequence[str]) -> Tally:
+    """Add up the windows of each file: they resemble each other, so only files vary independently."""
+    if not uris:
+        return tally
+    file_of = files_of(uris)
+    return Tally.gather([(file_of, tally)], int(file_of.max()) + 1, tally.true.shape[1])
 
 
 def _intervals(tally: Tally) -> dict[str, Any]:
@@ -212,7 +221,7 @@ def evaluate_store(
         return label, truth
 
     measured = quality(ordered_map(load, labeled.uris, workers), taxonomy)
-    return replace(measured, source=labeled.summary, uris=tuple(labeled.uris))
+    return replace(measured, source=labeled.summary, uris=tuple(labeled.uris), notes=_notes(labeled.uris))
 
 
 def evaluate_predictor(
@@ -257,10 +266,24 @@ def evaluate_predictor(
             sets.append(covered)
             yield label, truth
 
-    result = replace(quality(pairs(), taxonomy), source=labeled.summary)
+    uris = tuple(item.uri for item in labeled.items)
+    result = replace(quality(pairs(), taxonomy), source=labeled.summary, uris=uris, notes=_notes(uris))
     if selection.calibration is None:
         return result
-    return replace(result, coverage=_coverage(np.array(sets), selection.calibration))
+    file_of = files_of(uris)
+    counts = np.zeros((int(file_of.max()) + 1, 2, taxonomy.num_targets), np.int64)
+    np.add.at(counts, file_of, np.array(sets))
+    return replace(result, coverage=_coverage(counts, selection.calibration))
+
+
+def _notes(uris: Sequence[str]) -> tuple[str, ...]:
+    """Describe in plain words how windows of files count in the intervals; empty without windows."""
+    files = [part[0] for uri in uris if (part := split_window(uri)) is not None]
+    if not files:
+        return ()
+    num_files = len(set(files))
+    amount = f"{len(files)} windows of {num_files} file{'s' * (num_files > 1)}"
+    return (f"{amount}: intervals are over files, since windows of one file resemble each other",)
 
 
 def _covered(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy, selection: Selection) -> NDArray[np.int64]:
@@ -277,7 +300,7 @@ def _covered(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy, selec
 
 
 def _coverage(sets: NDArray[np.int64], calibration: Calibration) -> dict[str, Any]:
-    """Report coverage from pixel counts (n, 2, K), overall and per class, beside the calibration's target."""
+    """Report coverage from pixel counts (n, 2, K) of images, or of all windows of a file, beside its target."""
     covered, total = (
         np.column_stack([table, table.sum(axis=1)]).astype(np.float64) for table in (sets[:, 0], sets[:, 1])
     )

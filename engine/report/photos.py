@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ...errors import ImageError, SourceError, StoreError
 from ..inputs.archives import split_member
-from ..inputs.images import MAX_PIXELS, decode_image
-from ..inputs.rasters.bands import decode_bands, display_of
+from ..inputs.images import decode_input
+from ..inputs.rasters.bands import display_of
 from ..inputs.sources import Item, Source, open_source, read_uri
 from ..model.input_spec import BandSpec
 from ..model.schema import read_value
@@ -41,16 +41,25 @@ class PhotoReader:
         Raises :class:`StoreError` if its size has changed since it was labeled, :class:`SourceError` or
         :class:`ImageError` if it cannot be read.
         """
-        image = self.picture(self._bytes(uri))
+        return self._checked(self.picture(self._bytes(uri)), uri, shape)
+
+    def model_image(self, uri: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
+        """Read what the model takes: a photo, or the bands (H, W, C) of a file; None as for :meth:`find`."""
+        try:
+            data = self._bytes(uri)
+            return self._checked(decode_input(data, self._bands, bit_depth=self._bit_depth), uri, shape)
+        except (ImageError, SourceError, StoreError):
+            return None
+
+    def _checked(self, image: NDArray[Any], uri: str, shape: tuple[int, ...]) -> NDArray[Any]:
         if image.shape[:2] != tuple(shape[:2]):
             raise StoreError(f"{uri} has changed since it was labeled; run `maskmill label` again")
         return image
 
     def picture(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a file to (H, W, 3) uint8 RGB; of a file with bands these are the bands that pictures show."""
-        if self._bands is not None:
-            return display_of(decode_bands(data, self._bands, max_pixels=MAX_PIXELS), self._bands)
-        return decode_image(data, bit_depth=self._bit_depth)
+        image = decode_input(data, self._bands, bit_depth=self._bit_depth)
+        return image if self._bands is None else display_of(image, self._bands)
 
     def find(self, uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """Read a photo as :meth:`read` does; None if it is gone, cannot be read, or has changed."""

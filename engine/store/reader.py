@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ...errors import StoreError, UsageError
 from ..inputs.archives import split_member
 from ..inputs.names import image_id
+from ..model.schema import read_value
 from ..model.storage import folder_bytes
-from ..reading.geotiff import split_window
+from ..reading.geotiff import Windows, split_window
 from .digests import DigestIndex, DigestSet, digest_table, digests_of
 from .moments import Moment, moment_of, open_moment
 from .reviews import current, reviewed_maps
@@ -83,6 +84,12 @@ class StoreReader:
                 "`maskmill label` or `label-prompted`; `maskmill show STORE IMAGE` draws the segments of an image"
             ).of_the_call()
         return self.run["classes"]
+
+    @property
+    def windows(self) -> Windows | None:
+        """Windows by which larger files were read, each an image of the store; None if files were read whole."""
+        windows = self.run.get("windows")
+        return None if windows is None else read_value(Windows, windows, "windows")
 
     @property
     def moment(self) -> Moment:

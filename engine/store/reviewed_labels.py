@@ -13,7 +13,6 @@ from ..formats.base import LabelReader
 from ..inputs.archives import archives_of
 from ..inputs.labels import LabelSet
 from ..inputs.sources import Item, Source, open_source
-from ..reading.geotiff import Windows
 from .label_store import LabelStore
 
 
@@ -52,8 +51,7 @@ class ReviewedImages(Source):
     """The images of a store that people reviewed, as a source."""
 
     def __init__(self, store: LabelStore) -> None:
-        windows = store.run.get("windows")
-        super().__init__(str(store.path), windows=None if windows is None else Windows(**windows))
+        super().__init__(str(store.path), windows=store.windows)
         self._uris = list(ReviewedLabels(store).names())
 
     def __iter__(self) -> Iterator[Item]:

@@ -21,6 +21,7 @@ from ...inputs.sources import Item, Source
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import Predictor, ScoreMap
 from ...predictors.resampling import resample_nearest
+from ...reading.geotiff import split_window
 from ..drift.statistics import describe_images, sample_picture
 from .pixel_samples import Draw, PixelSamples, class_values, draw_pixels
 from .score_counts import ScoreCounts, counts_of, queue_counts
@@ -115,8 +116,10 @@ class Observations:
     def add(self, observation: Observation) -> None:
         """Add the next image, in the order of the numbers; raises :class:`CalibrationError` if the folder is full."""
         with self._writing():
-            self.spill.append(observation.scores, observation.classes, observation.backend)
-            self.samples.append(observation.draw, observation.values, observation.activation)
+            scenes = observation.counts.scenes
+            joined = bool(scenes) and scenes == self._parts[-1].scenes
+            self.spill.append(observation.scores, observation.classes, observation.backend, joined=joined)
+            self.samples.append(observation.draw, observation.values, observation.activation, joined=joined)
         self._parts.append(observation.counts)
 
     def finish(self) -> None:
@@ -180,7 +183,8 @@ def _observe(
                 f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
             )
         truths.append(truth)
-        names.append(content_id(data))
+        part = split_window(item.uri)
+        names.append((content_id(data), "" if part is None else content_id(part[0].encode())))
     maps = predictor.run(prepared)
     backend, queued, results = predictor.backend, [], []
     with backend.queue():
@@ -198,9 +202,9 @@ def _observe(
         downloads = backend.download(*results)
     statistics = describe_images(maps, pictures, taxonomy)
     observations = []
-    for index, (name, (scores, classes, draw, activation)) in enumerate(zip(names, queued, strict=True)):
+    for index, ((name, scene), (scores, classes, draw, activation)) in enumerate(zip(names, queued, strict=True)):
         tables, values = downloads[2 * index : 2 * index + 2]
-        counts = counts_of(name, tables, statistics[index])
+        counts = counts_of(name, tables, statistics[index], scene=scene)
         observations.append(Observation(scores, classes, backend, counts, draw, values, activation))
     return observations
 

@@ -73,6 +73,7 @@ class PixelSamples:
         self._path = folder / "samples.f32"
         self._stream = self._path.open("wb")
         self._activation: Activation = "softmax"
+        self._parts: list[list[int]] = []  # draws of each image; of several windows if they are of one file
         self._cells: list[NDArray[np.int64]] = []
         self._classes: list[NDArray[np.int64]] = []
         self._weights: list[NDArray[np.float64]] = []
@@ -86,10 +87,16 @@ class PixelSamples:
         self._stream.close()
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self._parts)
 
-    def append(self, draw: Draw, values: NDArray[np.float32], activation: Activation) -> None:
-        """Add the pixels drawn from one image, with their values of :func:`class_values` on the host."""
+    def append(self, draw: Draw, values: NDArray[np.float32], activation: Activation, *, joined: bool = False) -> None:
+        """Add the pixels drawn from one image, with their values of :func:`class_values` on the host.
+
+        With ``joined`` they belong to the image before, as another window of its file.
+        """
+        if not joined:
+            self._parts.append([])
+        self._parts[-1].append(len(self._cells))
         self._activation = activation
         self._stream.write(np.ascontiguousarray(values, np.float32).tobytes())
         self._cells.append(draw.cells)
@@ -105,23 +112,26 @@ class PixelSamples:
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> PixelSamples:
         """Select images by index, in the order given; the view reads the same file."""
         view = copy(self)
-        for name in ("_cells", "_classes", "_weights", "_starts"):
-            values = getattr(self, name)
-            setattr(view, name, [values[index] for index in indices])
+        view._parts = [self._parts[index] for index in indices]
         return view
 
     def tally(self, indices: Sequence[int] | NDArray[np.int64], thresholds: Any, rule: Rule) -> Tally:
         """Label the samples of some images; parameters as in :meth:`SampledScores.tally`."""
-        starts = range(0, len(indices), _IMAGES_AT_ONCE)
-        parts = [
-            (np.arange(start, min(start + _IMAGES_AT_ONCE, len(indices))), indices[start : start + _IMAGES_AT_ONCE])
-            for start in starts
-        ]
-        tallies = [(places, self.read(images).tally(thresholds, rule)) for places, images in parts]
+        draws = [(place, part) for place, index in enumerate(indices) for part in self._parts[index]]
+        tallies = []
+        for start in range(0, len(draws), _IMAGES_AT_ONCE):
+            places, parts = zip(*draws[start : start + _IMAGES_AT_ONCE], strict=True)
+            tallies.append((np.array(places), self._read(parts, np.arange(len(parts))).tally(thresholds, rule)))
         return Tally.gather(tallies, len(indices), self.taxonomy.num_targets)
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> SampledScores:
         """Compute the class scores of the samples of some images."""
+        draws = [(place, part) for place, index in enumerate(indices) for part in self._parts[index]]
+        places = np.array([place for place, _ in draws], np.int64)
+        return self._read([part for _, part in draws], places, len(indices))
+
+    def _read(self, indices: Sequence[int], places: NDArray[np.int64], num_images: int | None = None) -> SampledScores:
+        """Compute the class scores of draws; ``places`` (n,) are the images that they belong to."""
         sizes = [len(self._cells[index]) for index in indices]
         values = np.empty((0, len(self.taxonomy.model)), np.float32)
         if sum(sizes):
@@ -132,8 +142,8 @@ class PixelSamples:
         nothing = [np.empty(0, np.int64)]
         return SampledScores(
             taxonomy=self.taxonomy,
-            num_images=len(indices),
-            image=np.repeat(np.arange(len(indices)), sizes),
+            num_images=len(indices) if num_images is None else num_images,
+            image=np.repeat(places, sizes),
             cells=np.concatenate(nothing + [self._cells[index] for index in indices]),
             classes=np.concatenate(nothing + [self._classes[index] for index in indices]),
             weights=np.concatenate([np.empty(0), *(self._weights[index] for index in indices)]),
@@ -255,11 +265,11 @@ class Tally:
 
     @classmethod
     def gather(cls, parts: Sequence[tuple[NDArray[np.int64], Tally]], num_images: int, num_targets: int) -> Tally:
-        """Put tallies of some images each in one, by the images' indices."""
+        """Put tallies of some images each in one, by the images' indices; windows of one image add up."""
         tables = {name: np.zeros((num_images, num_targets)) for name in cls.__dataclass_fields__}
         for indices, part in parts:
             for name, table in tables.items():
-                table[indices] = getattr(part, name)
+                np.add.at(table, indices, getattr(part, name))
         return cls(**tables)
 
     @property

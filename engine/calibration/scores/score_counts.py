@@ -6,6 +6,9 @@ model calls this class, by the score of the top class (``wrong``). From these fo
 alpha, and accuracy, IoU and kept share of the top class under any threshold per class, without the model. Counts of
 several image sets merge.
 
+Windows of one file resemble each other, so a file that was read by windows is one draw, however many windows it has:
+:meth:`ScoreCounts.by_scene` adds them up for everything that counts images.
+
 The bins are 1/16 wide in the logit of the score. A threshold read from them is an upper edge: at most 6 % of the odds
 above the exact one, never below.
 """
@@ -53,6 +56,7 @@ class PackedCounts:
     true: PackedTable
     hits: PackedTable
     wrong: PackedTable
+    scenes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +78,18 @@ class ScoreCounts:
     """(R, B): those of them whose top class is right."""
     wrong: NDArray[np.uint32]
     """(R, B): pixels of other classes whose top class is this one, by its score."""
+    scenes: tuple[str, ...] = ()
+    """(n,): hashed name of the file of which an image is a window, empty for a whole image; () without windows."""
 
     @property
     def num_images(self) -> int:
         """Number of images, n."""
         return len(self.ids)
+
+    @property
+    def num_draws(self) -> int:
+        """Number of images, windows of one file counted once."""
+        return int(self.scene_of().max(initial=-1)) + 1
 
     @classmethod
     def empty(cls) -> ScoreCounts:
@@ -96,6 +107,36 @@ class ScoreCounts:
         table[self.image, self.target] = values
         return table
 
+    def scene_of(self) -> NDArray[np.int64]:
+        """(n,): index of the scene of each image; windows of one file share a scene, other images have their own."""
+        names = self.scenes or ("",) * self.num_images
+        first: dict[str, int] = {}
+        keys = [first.setdefault(name, index) if name else index for index, name in enumerate(names)]
+        return np.unique(np.array(keys, np.int64), return_inverse=True)[1]
+
+    def scene_means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Average values (n,) or (n, J) over the windows of each file, in the order of :meth:`by_scene`."""
+        scene_of = self.scene_of()
+        sums = np.zeros((self.num_draws, *values.shape[1:]))
+        np.add.at(sums, scene_of, values)
+        counts = np.bincount(scene_of, minlength=self.num_draws)
+        return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+    def by_scene(self) -> ScoreCounts:
+        """Add up the windows of each file, so that every row of (n,) is a draw of its own; statistics are means."""
+        if not any(self.scenes):
+            return self
+        scene_of = self.scene_of()
+        rows, place = np.unique(np.column_stack([scene_of[self.image], self.target]), axis=0, return_inverse=True)
+        tables = []
+        for counts in (self.true, self.hits, self.wrong):
+            table = np.zeros((len(rows), NUM_BINS), np.int64)
+            np.add.at(table, place.ravel(), counts)
+            tables.append(table)
+        _, first = np.unique(scene_of, return_index=True)
+        ids = tuple(self.scenes[index] or self.ids[index] for index in first)
+        return ScoreCounts(ids, self.scene_means(self.statistics), rows[:, 0], rows[:, 1], *tables)
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> ScoreCounts:
         """Select images by index, in the order given; an index may occur only once."""
         indices = np.asarray(indices, np.int64)
@@ -111,6 +152,7 @@ class ScoreCounts:
             self.true[rows],
             self.hits[rows],
             self.wrong[rows],
+            tuple(self.scenes[index] for index in indices) if self.scenes else (),
         )
 
     @classmethod
@@ -118,11 +160,13 @@ class ScoreCounts:
         """Join the counts of several sets of images."""
         ids = tuple(name for part in parts for name in part.ids)
         starts = np.cumsum([0, *(part.num_images for part in parts)])
+        scenes = tuple(name for part in parts for name in part.scenes or ("",) * part.num_images)
         return cls(
             ids,
             np.concatenate([part.statistics for part in parts]),
             np.concatenate([part.image + start for part, start in zip(parts, starts[:-1], strict=True)]),
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "true", "hits", "wrong")),
+            scenes=scenes if any(scenes) else (),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +178,7 @@ class ScoreCounts:
             counts = getattr(self, name).ravel()
             cells = np.flatnonzero(counts)
             packed[name] = {"steps": _pack(np.diff(cells, prepend=0), "<u4"), "counts": _pack(counts[cells], "<u4")}
-        return packed
+        return {**packed, "scenes": list(self.scenes)} if any(self.scenes) else packed
 
     @classmethod
     def from_json(cls, packed: PackedCounts) -> ScoreCounts:
@@ -144,6 +188,8 @@ class ScoreCounts:
         statistics = np.array(packed.statistics, np.float64).reshape(-1, len(STATISTICS))
         if len(statistics) != len(packed.ids):
             raise ValueError(f"it has statistics of {len(statistics)} images, {len(packed.ids)} are expected")
+        if packed.scenes and len(packed.scenes) != len(packed.ids):
+            raise ValueError(f"it names the files of {len(packed.scenes)} windows, {len(packed.ids)} are expected")
         image, target = _unpack(packed.image, "<u4"), _unpack(packed.target, "<u2")
         if len(image) != len(target) or len(image) * NUM_BINS > MAX_CELLS or image.max(initial=-1) >= len(packed.ids):
             raise ValueError("its counts do not fit its images")
@@ -152,7 +198,7 @@ class ScoreCounts:
             counts = np.zeros(len(image) * NUM_BINS, np.uint32)
             counts[np.cumsum(_unpack(table.steps, "<u4"))] = _unpack(table.counts, "<u4")
             tables.append(counts.reshape(len(image), NUM_BINS))
-        return cls(packed.ids, statistics, image, target, *tables)
+        return cls(packed.ids, statistics, image, target, *tables, scenes=packed.scenes)
 
 
 def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> Any:
@@ -169,14 +215,17 @@ def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonom
     )
 
 
-def counts_of(name: str, tables: NDArray[np.uint32], statistics: NDArray[np.float64]) -> ScoreCounts:
+def counts_of(
+    name: str, tables: NDArray[np.uint32], statistics: NDArray[np.float64], *, scene: str = ""
+) -> ScoreCounts:
     """Return the counts of the image with the content hash ``name``, from the tables of :func:`queue_counts`.
 
-    ``statistics`` (J,) are those of the image that drift is watched in.
+    ``statistics`` (J,) are those of the image that drift is watched in; ``scene`` names the file of a window.
     """
     targets = np.flatnonzero(tables[0].any(axis=1) | tables[2].any(axis=1))
     true, hits, wrong = tables[:, targets]
-    return ScoreCounts((name,), statistics[None], np.zeros(len(targets), np.int64), targets, true, hits, wrong)
+    image, scenes = np.zeros(len(targets), np.int64), (scene,) if scene else ()
+    return ScoreCounts((name,), statistics[None], image, targets, true, hits, wrong, scenes=scenes)
 
 
 MAX_PACKED = 1 << 28

@@ -31,6 +31,7 @@ class ScoreSpill:
         self._paths = (folder / "scores.f32", folder / "classes.u16")
         self._streams = tuple(path.open("wb") for path in self._paths)
         self._ends = [0]
+        self._firsts: list[int] = []  # windows of one file are one image
         self._maps: tuple[NDArray[np.float32], NDArray[np.uint16]] | None = None
 
     def __enter__(self) -> Self:
@@ -40,13 +41,16 @@ class ScoreSpill:
         for stream in self._streams:
             stream.close()
 
-    def append(self, scores: Any, classes: Any, backend: Backend = HOST) -> None:
+    def append(self, scores: Any, classes: Any, backend: Backend = HOST, *, joined: bool = False) -> None:
         """Add one image: scores float32 and true classes uint16 of its pixels, of the same shape, on ``backend``.
 
+        With ``joined`` they belong to the image before, as another window of its file; not with a grid.
         Pixels of :data:`NO_CLASS` have the score NaN; files without a grid leave them out.
         """
         if len(self) == 0:
             self.backend = backend if backend.keep_limit else HOST
+        if not joined:
+            self._firsts.append(len(self._kept) or len(self._ends) - 1)
         if self.backend is HOST:
             self._write(*backend.download(scores, classes))
             return
@@ -80,14 +84,19 @@ class ScoreSpill:
             )
 
     def __len__(self) -> int:
-        return len(self._kept) or len(self._ends) - 1
+        return len(self._firsts)
 
     def image(self, index: int) -> tuple[Any, Any]:
         """Return scores and classes of one image, flat, on ``backend``."""
+        num_parts = len(self._kept) or len(self._ends) - 1
+        first, last = self._firsts[index], self._firsts[index + 1] if index + 1 < len(self) else num_parts
         if self._kept:
-            return self._kept[index]
+            if last == first + 1:
+                return self._kept[first]
+            scores, classes = zip(*self._kept[first:last], strict=True)
+            return self.backend.xp.concatenate(scores), self.backend.xp.concatenate(classes)
         assert self._maps is not None, "finish() comes before reading"
-        chosen = slice(self._ends[index], self._ends[index + 1])
+        chosen = slice(self._ends[first], self._ends[last])
         return self._maps[0][chosen], self._maps[1][chosen]
 
     def images(self, indices: Sequence[int]) -> Iterator[tuple[Any, Any]]:

@@ -91,7 +91,8 @@ def calibrate_thresholds(
     set; and, on images that were held out: cover, the share of pixels whose true class is in the set, with a 95 %
     interval for as many new images (! marks a class below its target by more than the interval); set, the mean number
     of classes in the set; kept, acc and IoU, kept share, accuracy and IoU of the labels that the rule makes; raw, the
-    IoU of the top class of every pixel. Accuracy and IoU are over the pixels with a label.
+    IoU of the top class of every pixel. Accuracy and IoU are over the pixels with a label. All but img, thresh and
+    cover are measured on up to 1,024 pixels of each image, drawn at random with equal shares of its classes.
 
     With --calibration or --like thresholds are read from binned scores, and the report gives sample sizes alone.
     """
@@ -131,6 +132,7 @@ def calibrate_thresholds(
     if sam is None and (prompting.image_labels or prompting.settings):
         raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
     thresholds.check()
+    prompting.check_windows(windows.cut)
     if bundle is None and (model.tile is not None or model.overlap):
         raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
     if like and place.runner != "local":

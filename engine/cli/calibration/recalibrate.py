@@ -49,7 +49,7 @@ def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    images = calibration.counts.num_images
+    images = calibration.counts.num_draws
     say(
         f"{output}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, rule "
         f"{calibration.rule}, from the scores of {images} images"
@@ -65,7 +65,8 @@ def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
             "and not if the images themselves changed, as by another camera or light"
         )
     level = parse_alpha(calibration.alpha)
-    text = promise(level, calibration.group, calibration.unit, images, calibration.control)
+    scenes = any(calibration.counts.scenes)
+    text = promise(level, calibration.group, calibration.unit, images, calibration.control, scenes=scenes)
     if "weighting" in report:
         text += "; the calibration images stand for that corpus as far as their weights are right"
     say(f"promise: {text}")

@@ -86,6 +86,7 @@ def label_prompted(
     prompting: PromptGroup,
     selecting: SelectionGroup,
     corpus: CorpusGroup,
+    windows: WindowGroup,
     runtime: PromptedModelGroup,
     place: LabelingRunnerGroup,
     output: OutputOption = None,
@@ -110,7 +111,9 @@ def label_prompted(
         provider=runtime.provider,
         as_json=as_json,
         dry_run=dry_run,
+        windows=windows.cut,
     )
+    prompting.check_windows(windows.cut)
     prompts = prompting.options(sam, place, embedding_cache=embedding_cache)
     if selecting.instances and prompting.cam is not None:
         raise UsageError("prompts from a classifier give classes, no single objects; leave --instances out")
@@ -132,6 +135,7 @@ def segment_corpus(
     sam: RequiredSam,
     output: RequiredOutput,
     corpus: CorpusGroup,
+    windows: WindowGroup,
     runtime: RuntimeGroup,
     place: LabelingRunnerGroup,
     settings: Annotated[
@@ -151,7 +155,13 @@ def segment_corpus(
     rejected by this run or an earlier one, 130 if interrupted.
     """
     run = LabelingRun(
-        source=source, output=output, corpus=corpus, place=place, provider=runtime.provider, as_json=as_json
+        source=source,
+        output=output,
+        corpus=corpus,
+        place=place,
+        provider=runtime.provider,
+        as_json=as_json,
+        windows=windows.cut,
     )
     prompts = PromptedOptions(sam=place.reached(sam), prompt=tuple(settings or ()))
     options = runtime.options(bit_depth=corpus.bit_depth)

@@ -38,7 +38,8 @@ WindowsOption = Annotated[
         "--windows",
         min=16,
         metavar="PIXELS",
-        help="Read GeoTIFF files that are larger by square windows of this side, each an image of its own.",
+        help="Read GeoTIFF files that are larger by square windows of this side. Statistics count all windows of a "
+        "file as one image.",
         show_default="off",
     ),
 ]

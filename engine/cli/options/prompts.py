@@ -8,8 +8,10 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from ....errors import UsageError
 from ...model.storage import location_of
 from ...predictors.open import PromptedOptions
+from ...reading.geotiff import Windows
 from .groups import OptionGroup
 from .runner import RunnerGroup
 
@@ -119,6 +121,14 @@ class PromptGroup(OptionGroup):
     def source(self) -> Path | None:
         """The source of prompts, or None."""
         return self.cam or self.detector or self.boxes or self.points or self.coarse_masks
+
+    def check_windows(self, windows: Windows | None) -> None:
+        """Raise :class:`UsageError` if the prompts say what a whole file shows, and files are read by windows."""
+        if windows is not None and self.image_labels is not None:
+            raise UsageError(
+                "--image-labels say what a whole file shows, not each of its windows; leave --image-labels or "
+                "--windows out"
+            )
 
     def options(self, sam: Path, place: RunnerGroup, *, embedding_cache: float | None = None) -> PromptedOptions:
         """Return the models and prompts, under names by which every worker reaches them."""

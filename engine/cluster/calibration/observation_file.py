@@ -34,7 +34,8 @@ _ARRAYS: dict[str, Any] = {
 def encode_observations(observations: Sequence[Observation], *, has_grid: bool, meta: Mapping[str, Any]) -> bytes:
     """Encode observations of images in order, and plain data about them; without a grid only pixels with a class."""
     rows = [_record(observation, has_grid) for observation in observations]
-    fields = [("id", pa.string()), ("activation", pa.string()), *((name, pa.large_binary()) for name in _ARRAYS)]
+    texts = ("id", "scene", "activation")
+    fields = [*((name, pa.string()) for name in texts), *((name, pa.large_binary()) for name in _ARRAYS)]
     return encode_tables([pa.Table.from_pylist(rows, schema=pa.schema(fields))], meta)
 
 
@@ -65,7 +66,7 @@ def _record(observation: Observation, has_grid: bool) -> dict[str, Any]:
         "values": observation.values,
     }
     packed = {name: np.ascontiguousarray(values, _ARRAYS[name]).tobytes() for name, values in arrays.items()}
-    return {"id": counts.ids[0], "activation": observation.activation, **packed}
+    return {"id": counts.ids[0], "scene": "".join(counts.scenes), "activation": observation.activation, **packed}
 
 
 def _observation(row: dict[str, Any]) -> Observation:
@@ -73,7 +74,8 @@ def _observation(row: dict[str, Any]) -> Observation:
     target = arrays["target"]
     tables = (arrays[name].reshape(-1, NUM_BINS) for name in ("true", "hits", "wrong"))
     statistics = arrays["statistics"][None]
-    counts = ScoreCounts((row["id"],), statistics, np.zeros(len(target), np.int64), target, *tables)
+    scenes = (row["scene"],) if row["scene"] else ()
+    counts = ScoreCounts((row["id"],), statistics, np.zeros(len(target), np.int64), target, *tables, scenes=scenes)
     draw = Draw(arrays["cells"], arrays["drawn"], arrays["weights"])
     values = arrays["values"].reshape(len(draw.cells), -1) if len(draw.cells) else np.empty((0, 0), np.float32)
     return Observation(arrays["scores"], arrays["classes"], HOST, counts, draw, values, row["activation"])

@@ -12,17 +12,18 @@ masks              a label store, or a file or folder of any label format that m
 Coordinates are pixels of the image; boxes are cut to it, and an image is rejected if a box or a point lies outside of
 it. A CSV file has the classes that occur in it. An image without a row has no prompts, and is background everywhere.
 ``iscrowd`` boxes are left out: they hold several objects, and a prompt is for one.
+
+Prompts of large files, read by windows, are cut to each window; their coordinates are pixels of the whole file.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import ImageError, UsageError
-from ...formats.base import BACKGROUND, IGNORE
-from ...inputs.names import NameIndex
-from ...model.files import MAX_TEXT, read_text
-from ...model.schema import read_json_object
+from ...formats.base import BACKGROUND
+from ...inputs.rasters.scene_labels import SceneLabels
 from ...model.storage import location_of
+from ...reading.geotiff import MARK, Window
+from .prompt_files import coco_boxes, csv_boxes, csv_rows, number_of
+from .prompt_names import PromptNames
 from .prompts import BOX_END, BOX_START, POSITIVE
 
 NEGATIVE = 0.0
@@ -45,7 +47,6 @@ MIN_PART = 0.001
 """Smallest share of the image that a part of a coarse mask covers to be refined."""
 INNER_POINTS = 3
 """Points inside a part of a coarse mask."""
-_FARTHEST = 1e6  # pixels; beyond it a number is no coordinate
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -83,7 +84,7 @@ class GivenPrompts:
         find: Callable[[str], Sequence[Target]],
         condition: Callable[[str], str],
         origin: str,
-        names: NameIndex[str],
+        names: PromptNames,
         kind: str,
         notes: Sequence[str] = (),
     ) -> None:
@@ -106,11 +107,11 @@ class GivenPrompts:
         Raises :class:`UsageError` if no image has a prompt: everything would be labeled background.
         """
         images, without = 0, 0
-        unused = dict.fromkeys(self._names.things)
+        unused = dict.fromkeys(self._names.names)
         examples: list[str] = []
         for uri in uris:
             images += 1
-            name = self._names.find(uri)
+            name, _ = self._names.find(uri)
             if name is None:
                 without += 1
                 examples = examples or [uri]
@@ -138,9 +139,9 @@ def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
     file = location_of(path)
     classes: Sequence[str] | None = None
     if file.suffix.lower() == ".json":
-        rows, num_crowds, classes = _coco_boxes(file)
+        rows, num_crowds, classes = coco_boxes(file)
     else:
-        rows, num_crowds = [*_csv_boxes(file)], 0
+        rows, num_crowds = [*csv_boxes(file)], 0
     many = num_crowds > 1
     notes = [f"{num_crowds} iscrowd box{'es' * many} of {file} {'are' if many else 'is'} left out"] * (num_crowds > 0)
     prompts = [(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows]
@@ -151,11 +152,15 @@ def points_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Read points; raises :class:`UsageError` naming the line that is not as expected."""
     file = location_of(path)
     groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
-    for number, row in _csv_rows(file, ("image", "label", "x", "y")):
-        positive = _number(row.get("positive") or "1", file, number)
+    for number, row in csv_rows(file, ("image", "label", "x", "y")):
+        positive = number_of(row.get("positive") or "1", file, number)
         if positive not in (0, 1):
             raise UsageError(f"{file}, line {number}: positive must be 1 on the object or 0 off it, got {positive:g}")
-        point = (_number(row["x"], file, number), _number(row["y"], file, number), POSITIVE if positive else NEGATIVE)
+        point = (
+            number_of(row["x"], file, number),
+            number_of(row["y"], file, number),
+            POSITIVE if positive else NEGATIVE,
+        )
         groups.setdefault((row["image"], row["label"], row.get("object") or ""), []).append(point)
     rows = []
     for (image, label, _), points in groups.items():
@@ -174,12 +179,20 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     classes = [name for index, name in enumerate(names) if index != background]
     numbers = {index: number for number, index in enumerate(i for i in range(len(names)) if i != background)}
 
+    scenes = SceneLabels(_MaskFiles(read), None)
+
+    def label_of(uri: str) -> NDArray[Any] | None:
+        name, window = index.find(uri)
+        if name is None or window is None:
+            return None if name is None else read(name)
+        return scenes.read(_MaskFile(name), uri.partition(MARK)[0], window)
+
     def find(uri: str) -> Sequence[Target]:
-        label = read(uri)
+        label = label_of(uri)
         return [] if label is None else list(_parts(label, numbers))
 
     def condition(uri: str) -> str:
-        label = read(uri)
+        label = label_of(uri)
         return "" if label is None else f"coarse masks: {_digest(label.tobytes())}"
 
     return GivenPrompts(classes, find, condition, str(path), index, "coarse mask")
@@ -203,11 +216,13 @@ def _of_rows(
     by_image: dict[str, list[Target]] = {}
     for image, label, score, prompt in rows:
         by_image.setdefault(image, []).append(Target(target=classes.index(label), score=score, prompts=(prompt,)))
-    index = NameIndex({name: name for name in by_image}, f"images in {file}")
+    index = PromptNames(by_image, f"images in {file}")
 
     def find(uri: str) -> Sequence[Target]:
-        name = index.find(uri)
-        return [] if name is None else by_image[name]
+        name, window = index.find(uri)
+        if name is None or window is None:
+            return [] if name is None else by_image[name]
+        return within_window(by_image[name], window)
 
     def condition(uri: str) -> str:
         parts = [
@@ -248,102 +263,68 @@ def _cut(prompt: Prompt, size: tuple[int, int]) -> Prompt:
     return prompt if (points == prompt.points).all() else replace(prompt, points=points)
 
 
-def _csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(read_text(file, "the prompts"), newline=""))
-    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-        raise UsageError(f"{file} needs a first line with {','.join(columns)}; it lacks {', '.join(missing)}")
-    for row in reader:
-        if None in row or any(not (row[name] or "").strip() for name in columns):
-            raise UsageError(f"{file}, line {reader.line_num}: expected a value for each of {','.join(columns)}")
-        yield reader.line_num, {name: value.strip() for name, value in row.items() if value is not None}
+def within_window(targets: Sequence[Target], window: Window) -> list[Target]:
+    """Return the part of a file's objects that a window shows, in pixels of the window.
 
-
-def _csv_boxes(file: Path) -> Iterator[tuple[str, str, float, tuple[float, float, float, float]]]:
-    for number, row in _csv_rows(file, ("image", "label", "x0", "y0", "x1", "y1")):
-        x0, y0, x1, y1 = (_number(row[name], file, number) for name in ("x0", "y0", "x1", "y1"))
-        score = _number(row.get("score") or "1", file, number)
-        _check(x0, y0, x1, y1, score, f"{file}, line {number}")
-        yield row["image"], row["label"], score, (x0, y0, x1, y1)
-
-
-def _coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, tuple[float, float, float, float]]], int, list[str]]:
-    """Return image, class, score and corners of the boxes of a COCO file, the crowds left out, and the classes.
-
-    Classes are the categories, whether they have a box or not, without the background and the pixels to ignore.
+    Boxes are cut to the window; points outside of it are left out, and so are objects of which nothing remains.
     """
-    from ...formats.coco import category_names, image_files, is_crowd, owner_of  # which needs Numba
-
-    boxes, num_crowds = [], 0
-    try:
-        raw = read_json_object(file, max_bytes=MAX_TEXT)
-        categories, images = category_names(raw["categories"], file), image_files(raw["images"], file)
-        for number, annotation in enumerate(raw["annotations"]):
-            where = f"{file}, annotation {number}"
-            image, label = owner_of(annotation, images, categories, where)
-            if is_crowd(annotation, where):
-                num_crowds += 1
-                continue
-            x0, y0, width, height = map(float, annotation["bbox"])
-            score = float(annotation.get("score", 1.0))
-            _check(x0, y0, x0 + width, y0 + height, score, where)
-            boxes.append((image, label, score, (x0, y0, x0 + width, y0 + height)))
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"cannot read the prompts {file}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise UsageError(f"{file} is not a COCO file of images, categories and boxes ({error!r:.200})") from error
-    return boxes, num_crowds, [name for name in categories.values() if name not in (BACKGROUND, IGNORE)]
+    size, start = (window.height, window.width), np.array([window.column, window.row], np.float32)
+    parts = []
+    for target in targets:
+        prompts = []
+        for prompt in target.prompts:
+            points, is_box = prompt.points - start, prompt.labels >= BOX_START
+            inside = is_box | ((points >= 0) & (points <= (window.width, window.height))).all(axis=1)
+            moved = replace(prompt, points=points[inside], labels=prompt.labels[inside])
+            with suppress(ImageError):  # a box beside the window
+                if is_box.any() or (moved.labels == POSITIVE).any():
+                    prompts.append(_cut(moved, size))
+        if prompts:
+            parts.append(replace(target, prompts=tuple(prompts)))
+    return parts
 
 
-def _check(x0: float, y0: float, x1: float, y1: float, score: float, where: str) -> None:
-    if not (-_FARTHEST <= x0 < x1 <= _FARTHEST and -_FARTHEST <= y0 < y1 <= _FARTHEST and 0 <= score <= 1):
-        raise UsageError(
-            f"{where}: expected a box x0 < x1, y0 < y1 in pixels and a score in [0, 1], got {x0:g}, {y0:g}, {x1:g}, "
-            f"{y1:g} and {score:g}; correct it or leave it out"
-        )
+@dataclass(frozen=True)
+class _MaskFile:
+    name: str
 
 
-def _number(text: str, file: Path, line: int) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= _FARTHEST:
-        raise UsageError(f"{file}, line {line}: expected a number of pixels or a score, got {text!r:.80}")
-    return value
+@dataclass
+class _MaskFiles:
+    """Coarse masks by name, as label maps of whole files."""
+
+    read_name: Callable[[str], NDArray[Any]]
+    format: str = ""
+
+    def read(self, entry: Any, colors: Any = None, *, size: Any = None) -> NDArray[Any]:
+        return self.read_name(entry.name)
 
 
 def _stored_masks(
     path: str | os.PathLike[str],
-) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None], NameIndex[str]]:
+) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any]], PromptNames]:
     from ...store.label_store import LabelStore
 
     store = LabelStore.open(path)
     ids: Mapping[str, str] = {row.uri: row.id for row in store.inputs() if row.id is not None}
-    index = NameIndex({uri: uri for uri in ids}, f"images in {path}")
+    index = PromptNames(ids, f"images in {path}")
 
-    def read(uri: str) -> NDArray[Any] | None:
-        name = index.find(uri)
-        return None if name is None else store.maps(store.take([ids[name]])[0])[0]
+    def read(name: str) -> NDArray[Any]:
+        return store.maps(store.take([ids[name]])[0])[0]
 
     return store.classes["targets"], store.classes["background"], read, index
 
 
 def _label_files(
     path: str | os.PathLike[str],
-) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any] | None], NameIndex[str]]:
+) -> tuple[Sequence[str], int | None, Callable[[str], NDArray[Any]], PromptNames]:
     from ...formats.open import open_reader
 
     reader = open_reader(str(path))
-    index = NameIndex({name: name for name in reader.names()}, f"images in {path}")
+    index = PromptNames(reader.names(), f"images in {path}")
     names = [reader.class_names.get(value, f"class {value}") for value in range(max(reader.class_names) + 1)]
 
-    def read(uri: str) -> NDArray[Any] | None:
-        name = index.find(uri)
-        return None if name is None else reader.read_labels(name)
-
-    return names, names.index(BACKGROUND) if BACKGROUND in names else None, read, index
+    return names, names.index(BACKGROUND) if BACKGROUND in names else None, reader.read_labels, index
 
 
 def _parts(label: NDArray[Any], numbers: Mapping[int, int]) -> Iterator[Target]:

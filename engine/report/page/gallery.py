@@ -99,6 +99,11 @@ class Reader:
         (row,) = self.store.take([id])
         return self._photos.find(self.uri(id), (row.height, row.width))
 
+    def model_image(self, id: str) -> NDArray[Any] | None:
+        """Return what the model takes: the photo, or the bands (H, W, C) of its file; None as for :meth:`photo`."""
+        (row,) = self.store.take([id])
+        return self._photos.model_image(self.uri(id), (row.height, row.width))
+
     def picture(self, data: bytes) -> NDArray[np.uint8]:
         """Decode another image file to (H, W, 3) uint8 RGB, as the store's photos are."""
         return self._photos.picture(data)

@@ -19,6 +19,7 @@ from ....errors import UsageError
 from ...calibration.calibration import Calibration
 from ...inputs.ordered_map import ordered_map
 from ...model.taxonomy import Taxonomy
+from ...predictors.base import ScoreMap
 from ...predictors.open import ModelOptions, open_predictor
 from ...predictors.resampling import resample_nearest
 from ...predictors.semantic import SemanticPredictor
@@ -103,17 +104,17 @@ def read_scores(
     grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
     outputs = ("top", "confidence") if thresholds is None else ("top", "set_size")
 
-    _check_photos(predictor)
-
     def observe(id: str) -> tuple[NDArray[np.float64], float]:
-        photo = reader.photo(id)
-        if photo is None:
+        image = reader.model_image(id)
+        if image is None:
             return np.zeros(taxonomy.num_targets), 0.0
-        (score_map,) = predictor.run([predictor.prepare(photo, reader.uri(id))])
+        (score_map,) = predictor.run([predictor.prepare(image, reader.uri(id))])
         backend = predictor.backend
         with backend.queue():
             stats = score_map.decode(taxonomy, size=grid, thresholds=thresholds, outputs=outputs)
             top, values = backend.download(stats.top, stats.confidence if thresholds is None else stats.set_size)
+        with_data = _with_data(score_map, top.shape)
+        top, values = top[with_data], values[with_data]
         shares = np.bincount(top.ravel(), minlength=taxonomy.num_targets)[: taxonomy.num_targets] / top.size
         if thresholds is None:
             return shares, 1 - float(values.mean(dtype=np.float64))
@@ -141,14 +142,12 @@ def view_model(
     grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
     outputs = ("top", "share", "dispersion", *(("set_size",) if thresholds is not None else ()))
 
-    _check_photos(predictor)
-
     def observe(id: str) -> tuple[Any, ...] | None:
-        photo = reader.photo(id)
-        if photo is None:
+        image = reader.model_image(id)
+        if image is None:
             return None
         backend = predictor.backend
-        (score_map,) = predictor.run([predictor.prepare(photo, reader.uri(id))])
+        (score_map,) = predictor.run([predictor.prepare(image, reader.uri(id))])
         with backend.queue():
             stats = score_map.decode(taxonomy, size=grid, thresholds=thresholds, outputs=outputs)
             pcos = kernels.pcos(stats.share, stats.dispersion, want_cluster=True)
@@ -156,13 +155,14 @@ def view_model(
             if thresholds is not None:
                 arrays.append(stats.set_size)
             top, share, dispersion, cluster, statistics, *sets = backend.download(*arrays)
-        raw = np.where(top < taxonomy.num_targets, top, taxonomy.ignore_index)
+        with_data = _with_data(score_map, top.shape)
+        raw = np.where((top < taxonomy.num_targets) & with_data, top, taxonomy.ignore_index)
         raw = raw.astype(np.uint8 if taxonomy.ignore_index < 256 else np.uint16)
         raw = raw if grid is None else np.asarray(resample_nearest(raw, score_map.size))
-        sizes = np.bincount(np.minimum(sets[0].ravel(), LARGEST_SET), minlength=LARGEST_SET + 1) if sets else None
+        share, dispersion, cluster, *sets = (values[with_data] for values in (share, dispersion, cluster, *sets))
+        sizes = np.bincount(np.minimum(sets[0], LARGEST_SET), minlength=LARGEST_SET + 1) if sets else None
         step = max(1, share.size // 20_000)  # a sample of pixels is enough for the plane
-        reliable = cluster.ravel()[::step] == int(statistics.ravel()[7])
-        return id, raw, sizes, share.ravel()[::step], dispersion.ravel()[::step], reliable
+        return id, raw, sizes, share[::step], dispersion[::step], cluster[::step] == int(statistics.ravel()[7])
 
     wanted, visible = set(sample), set(shown)
     maps: dict[str, NDArray[Any]] = {}
@@ -199,6 +199,8 @@ def view_model(
     )
 
 
-def _check_photos(predictor: SemanticPredictor) -> None:
-    if predictor.bundle.input.bands is not None:
-        raise UsageError("report and rank run models of photos only, and this one reads bands: leave out the model")
+def _with_data(score_map: ScoreMap, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(H, W): True for pixels with data in all bands of the model, resampled to the ``shape`` of its results."""
+    if score_map.with_data is None:
+        return np.ones(shape, np.bool_)
+    return np.asarray(resample_nearest(score_map.with_data, (shape[0], shape[1])))

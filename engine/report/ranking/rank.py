@@ -207,7 +207,7 @@ class _Need:
 def _need(calibration: Calibration | None, num_targets: int) -> _Need:
     if calibration is None:
         return _Need(np.zeros(num_targets, np.int64), ENOUGH, frozenset())
-    calibrated = (calibration.counts.pixels(num_targets) > 0).sum(axis=0)
+    calibrated = (calibration.counts.by_scene().pixels(num_targets) > 0).sum(axis=0)
     enough = max(ENOUGH, fewest_images(parse_alpha(calibration.alpha)))
     return _Need(calibrated, enough, frozenset(calibration.counts.ids))
 

@@ -16,6 +16,7 @@ from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import conditions
 from maskmill.engine.calibration.drift.statistics import STATISTICS
 from maskmill.engine.calibration.scores.observe import true_scores
+from maskmill.engine.calibration.scores.score_spill import ScoreSpill
 from maskmill.engine.inputs.images import decode_image, preprocess
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
@@ -185,6 +186,32 @@ def test_thresholds_counted_on_the_device_are_those_of_the_files(
     used = {"position_quantiles"} if options["group"] == "position" else {"score_counts<true>", "weighted_score_counts"}
     assert used & launched[0]
     assert not used & launched[1], "files are counted on the host"
+
+
+def test_scores_of_several_windows_are_one_image_wherever_they_are(
+    cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = on_device(built(tmp_path)).backend
+    chance, expected = np.random.default_rng(0), []
+    for limit in (1 << 30, 0, 300):  # 300 bytes: the files take over amid the second image
+        monkeypatch.setattr(CudaBackend, "keep_limit", limit)
+        (tmp_path / str(limit)).mkdir()
+        with ScoreSpill(tmp_path / str(limit)) as spill:
+            expected = []
+            for _ in range(3):
+                parts = [(chance.random(20, np.float32), chance.integers(0, 3, 20).astype(np.uint16)) for _ in "123"]
+                for number, (scores, classes) in enumerate(parts):
+                    with backend.queue():
+                        arrays = backend.xp.asarray(scores), backend.xp.asarray(classes)
+                        spill.append(*arrays, backend, joined=number > 0)
+                expected.append([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+            spill.finish()
+            assert len(spill) == 3
+            for index, (scores, classes) in enumerate(expected):
+                with spill.backend.queue():
+                    found = spill.backend.download(*spill.image(index))
+                assert np.array_equal(found[0], scores)
+                assert np.array_equal(found[1], classes)
 
 
 def test_calibrating_downloads_no_score_map(cupy: Any, tmp_path: Path) -> None:

@@ -57,6 +57,23 @@ def random_images(num: int, pixels: int, seed: int, classes: int = 3) -> list[tu
     ]
 
 
+@pytest.mark.parametrize("unit", ["pixel", "image"])
+def test_windows_of_one_file_are_one_image(tmp_path: Path, unit: str) -> None:
+    images = random_images(9, 60, seed=3)
+    (tmp_path / "whole").mkdir()
+    whole = spill_of(tmp_path / "whole", images)
+    windows = ScoreSpill(tmp_path)
+    for scores, classes in images:
+        for number, part in enumerate((slice(0, 10), slice(10, 15), slice(15, 60))):
+            windows.append(scores[part], classes[part], joined=number > 0)
+    windows.finish()
+    assert len(windows) == 9
+    assert [part.tolist() for part in windows.image(4)] == [part.tolist() for part in images[4]]
+    first, second = (fit(spill, alpha=Fraction(1, 5), unit=unit) for spill in (whole, windows))
+    assert np.array_equal(first.values, second.values)
+    assert np.array_equal(first.num_images, second.num_images)
+
+
 def order_statistic(scores: np.ndarray, alpha: Fraction) -> float:
     rank = -((-(len(scores) + 1) * (1 - alpha)) // 1)
     return float(np.sort(scores)[int(rank) - 1]) if rank <= len(scores) else np.inf

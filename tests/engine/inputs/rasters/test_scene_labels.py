@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.reading.geotiff import Windows, split_window
-from maskmill.errors import CalibrationMismatch, UsageError
+from maskmill.errors import CalibrationError, CalibrationMismatch, UsageError
 
 from ....models import band_bundle
 from .test_geotiff import write_tiff
@@ -57,19 +58,109 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_calibration_and_a_measurement_by_windows_are_those_of_chips(data: Path) -> None:
     options: dict[str, Any] = {"windows": 16, "window_overlap": 4}
-    model = data / "bundle"
-    by_windows = maskmill.calibrate(model, data / "scenes", data / "maps", alpha=0.1, **options)
-    by_chips = maskmill.calibrate(model, chips(data), data / "chip maps", alpha=0.1)
-    assert by_windows.report["num_images"] == by_chips.report["num_images"] == 3 * len(WINDOWS.cut(40, 34))
+    model, fit = data / "bundle", {"alpha": 0.1, "min_images": 1}
+    by_windows = maskmill.calibrate(model, data / "scenes", data / "maps", **fit, **options)
+    by_chips = maskmill.calibrate(model, chips(data), data / "chip maps", **fit)
+    assert by_windows.report["num_images"] == 3
+    assert by_windows.counts.num_images == by_chips.report["num_images"] == 3 * len(WINDOWS.cut(40, 34))
     assert np.array_equal(by_windows.thresholds, by_chips.thresholds)
-    assert {**by_windows.report, "source": None} == {**by_chips.report, "source": None}
+    assert by_windows.report["num_pixels"] == by_chips.report["num_pixels"]
+    assert by_windows.report["argmax"] == pytest.approx(by_chips.report["argmax"])
+    assert np.array_equal(by_windows.drift_reference, by_chips.drift_reference)
     first = maskmill.evaluate(model, data / "maps", images=data / "scenes", calibration=by_windows, **options)
     second = maskmill.evaluate(model, data / "chip maps", images=chips(data), calibration=by_chips)
     assert np.array_equal(first.confusion, second.confusion)
-    assert first.coverage == second.coverage
-    choice, _ = maskmill.choose(model, data / "scenes", data / "maps", **options)
-    other = maskmill.choose(model, chips(data), data / "chip maps")[0]
-    assert {**choice.to_json(), "source": None} == {**other.to_json(), "source": None}
+    assert first.coverage is not None
+    assert second.coverage is not None
+    assert [row["coverage"] for row in first.coverage["rows"]] == [row["coverage"] for row in second.coverage["rows"]]
+    assert {row["images"] for row in first.coverage["rows"]} == {3}
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes of four windows that are copies of each other, and one window of each."""
+    folder = tmp_path_factory.mktemp("copies")
+    for seed in range(12):
+        write_scene(folder, f"part {seed:02}", seed, height=16, width=16)
+        values, label = (
+            np.load(folder / "chips" / f"part {seed:02} 000.npy")[0],
+            folder / "maps" / f"part {seed:02}.png",
+        )
+        write_tiff(folder / "fourfold" / f"scene {seed:02}.tif", np.tile(values, (1, 2, 2)))
+        (folder / "fourfold maps").mkdir(exist_ok=True)
+        Image.fromarray(np.tile(np.asarray(Image.open(label)), (2, 2))).save(
+            folder / "fourfold maps" / f"scene {seed:02}.png"
+        )
+    band_bundle(folder, bands=BANDS, size=(16, 16))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 0.1, "unit": "image", "group": "class", "min_images": 1},
+        {"alpha": 0.2, "unit": "image"},
+        {"alpha": 0.1, "unit": "pixel", "rule": "single"},
+        {"alpha": 0.3, "control": "false-label-rate"},
+        {"alpha": 0.3, "control": "miss-rate"},
+    ],
+    ids=["class", "pooled", "pixel", "false-label-rate", "miss-rate"],
+)
+def test_a_scene_counts_as_one_image_however_many_windows_it_has(
+    copies: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    single = maskmill.calibrate(copies / "bundle", copies / "scenes", copies / "maps", **options)
+    fourfold = maskmill.calibrate(
+        copies / "bundle", copies / "fourfold", copies / "fourfold maps", windows=16, **options
+    )
+    assert fourfold.counts.num_images == 4 * single.counts.num_images
+    same = options.get("unit", "image") == "image"  # the rank of a pixel depends on the number of pixels
+    assert fourfold.thresholds == pytest.approx(single.thresholds, rel=1e-6 if same else 0.02)
+    expected = _figures(single.report)
+    assert _figures(fourfold.report) == (pytest.approx(expected) if same else pytest.approx(expected, abs=0.01))
+    assert fourfold.report["num_images"] == single.report["num_images"] == 12
+    if same:
+        assert "12 calibration images, all windows of a file being one image" in fourfold.report["promise"]
+        fourfold.save(tmp_path / "saved.json")
+        assert Calibration.load(tmp_path / "saved.json").counts.scenes == fourfold.counts.scenes
+    if "control" not in options:
+        assert fourfold.at(0.25).thresholds == pytest.approx(single.at(0.25).thresholds, rel=1e-6 if same else 0.1)
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """Coverage and labels overall, with intervals."""
+    overall, labels = report["overall"], report["labels"]
+    figures = {name: overall[name] for name in ("coverage", "mean_set_size", "singleton_share")}
+    figures |= {name: labels[name] for name in ("kept", "accuracy_kept", "miou_kept")}
+    low, high = overall["interval"]
+    return {**figures, "low": low, "high": high, "mean": report["image_mean_coverage"]}
+
+
+def test_choose_and_evaluate_count_scenes(copies: Path) -> None:
+    model = copies / "bundle"
+    first = maskmill.evaluate(model, copies / "maps", images=copies / "scenes").to_json()
+    second = maskmill.evaluate(model, copies / "fourfold maps", images=copies / "fourfold", windows=16).to_json()
+    for key in ("accuracy_all_interval", "miou_kept_interval"):
+        assert second[key] == pytest.approx(first[key])
+    assert (second["num_images"], first["notes"]) == (48, [])
+    assert second["notes"] == [
+        "48 windows of 12 files: intervals are over files, since windows of one file resemble each other"
+    ]
+    choice = maskmill.choose(model, copies / "fourfold", copies / "fourfold maps", windows=16)[0]
+    assert choice.raw.accuracy_interval == pytest.approx(first["accuracy_kept_interval"])
+    assert "48 windows of 12 files: each file counts as one image" in choice.notes[-1]
+
+
+def test_one_scene_holds_nothing_out_and_positions_are_refused(copies: Path) -> None:
+    scene = copies / "fourfold" / "scene 00.tif"
+    calibration = maskmill.calibrate(copies / "bundle", scene, copies / "fourfold maps", alpha=0.1, windows=16)
+    assert calibration.report["num_images"] == 1
+    assert calibration.report["overall"] is None
+    assert {row["threshold_from"] for row in calibration.report["classes"]} == {"foreground"}
+    with pytest.raises(CalibrationError, match=r"needs at least 9 images and there are 1 .*4 windows of 1 file: each"):
+        maskmill.calibrate(copies / "bundle", scene, copies / "fourfold maps", alpha=0.1, unit="image", windows=16)
+    with pytest.raises(UsageError, match="thresholds per position are for whole images"):
+        maskmill.calibrate(copies / "bundle", scene, copies / "fourfold maps", alpha=0.1, group="position", windows=16)
 
 
 def test_pixels_without_data_are_ignored_by_calibrate_choose_and_evaluate(tmp_path: Path) -> None:
