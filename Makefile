@@ -55,7 +55,7 @@ test-formats: $(VENV)/.formats-ready $(TOOLS)/.ready ## label files against the 
 test-old: $(OLD)/.ready ## images, labels and stores with older OpenCV, Pillow and PyArrow
 	$(OLD)/bin/python -m pytest $(addprefix tests/engine/,inputs formats model store labeling)
 
-test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of a local S3 server
+test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of local servers of S3 and, with npm, Azure
 	$(SCALE)/bin/python -m pytest -n auto --dist loadfile tests/engine/cluster
 
 check: $(VENV)/.dev-ready ## lint, format, types, layers
@@ -116,6 +116,7 @@ $(SCALE)/.ready: $(PACKAGED)
 	$(PYTHON) -m venv $(SCALE)
 	$(SCALE)/bin/python -m pip install --quiet -c constraints.txt --editable '.[cpu,ray,s3,serve]' 'moto[server,s3]' \
 	  aiohttp hypothesis psutil pytest pytest-timeout pytest-xdist
+	if command -v npm > /dev/null; then npm install --silent --no-audit --no-fund --prefix $(SCALE) azurite@3.37.0; fi
 	@touch $@
 
 clean: ## remove what the targets above made

@@ -142,6 +142,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._xml(404, "NoSuchKey")
 
+    def _listing(self, name: str) -> None:
+        """List one folder."""
+        if name:
+            self._xml(404, "NoSuchKey")
+        else:
+            self._start(200, Content_Length=str(len(self.server.files["listing"])))
+            self.wfile.write(self.server.files["listing"])
+
     def _outage(self, name: str) -> None:
         if "outage" in self.server.files:
             self._error(name)

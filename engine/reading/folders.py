@@ -97,6 +97,9 @@ def walk_remote(
                 raise
             yield folder, {}, f"the folder cannot be listed: {reason(error)}"
             continue
+        # of buckets alone
+        for name in getattr(filesystem, "refused_names", lambda folder: ())(folder):
+            yield name, {}, "its name has an empty part, '.', '..' or a control character, which is not read"
         folders = []
         for info in infos:
             name = info["name"]

@@ -52,6 +52,13 @@ class MissingBucketError(FileNotFoundError):
     """There is no such bucket."""
 
 
+class RefusedNameError(ValueError):
+    """The client refuses a name: a part of it is empty, ``.`` or ``..``, or has a control character."""
+
+
+REFUSED_NAME = "a name in the bucket has an empty part, '.', '..' or a control character, which is not read"
+
+
 _WHOLE_ANSWER = 20
 """Time limits that an answer has from its first byte to its last."""
 
@@ -147,7 +154,7 @@ def translated(error: Exception, url: str) -> Exception:
         return error
     text = str(error)
     status = _STATUS.search(text)
-    if "<Code>NoSuchBucket</Code>" in text:
+    if "<Code>NoSuchBucket</Code>" in text or "<Code>ContainerNotFound</Code>" in text:
         return MissingBucketError(f"the bucket {_bucket(url)} does not exist")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{url} does not exist")
@@ -172,7 +179,7 @@ def translated(error: Exception, url: str) -> Exception:
     if "InvalidPath" in kind or isinstance(error, ValueError):
         name = re.search(r'[Pp]ath "(.*?)"(?: contained|: |$)', text.partition("\n")[0])
         place = f"{url.partition('://')[0]}://{_bucket(url)}/{name[1]}" if name else url
-        return ValueError(f"a name in the bucket has an empty part, '.' or '..', which is not read ({place})")
+        return RefusedNameError(f"{REFUSED_NAME} ({place})")
     system = re.findall(r'message: "([^"]+)"', text)
     return ConnectionError(system[-1] if system else _first_line(error))
 

@@ -21,7 +21,8 @@ from ....errors import ImageError, UsageError
 from ..access import MIN_RATE, Access, Meter
 from ..outages import wait_out
 from ..retries import in_thread, is_interrupted, may_pass, pause_before, wait_for_interrupt
-from .client import MissingBucketError, open_client, translated
+from .client import REFUSED_NAME, MissingBucketError, RefusedNameError, open_client, translated
+from .s3_names import list_folder
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,7 @@ class BucketFileSystem(AbstractFileSystem):
         self.access = access
         self._options = dict(options)
         self._clients: dict[str, Any] = {}
+        self._refused: dict[str, list[str]] = {}  # of folders that were listed
 
     def __reduce__(self) -> Any:
         return _filesystem, (self.protocol, tuple(sorted(self._options.items())), self.access)
@@ -190,7 +192,11 @@ class BucketFileSystem(AbstractFileSystem):
             return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail)
         path = self._strip_protocol(path)
         client, key = self._located(path, anything=True)
-        chunks = self._requested(path, lambda: list(client.list(key or None, chunk_size=1000)))
+        try:
+            chunks = self._requested(path, lambda: list(client.list(key or None, chunk_size=1000)))
+        except RefusedNameError:
+            # folder by folder
+            return super().find(path, detail=detail)
         bucket = path.partition("/")[0]
         entries = {f"{bucket}/{meta['path']}": meta for chunk in chunks for meta in chunk}
         # consoles write empty objects for folders
@@ -199,6 +205,10 @@ class BucketFileSystem(AbstractFileSystem):
         if not files and self.isfile(path):
             files = {path: self.info(path)}
         return files if detail else list(files)
+
+    def refused_names(self, path: str) -> list[str]:
+        """Return what is directly in a folder that was listed, and cannot be read for its name: paths."""
+        return self._refused.get(self._strip_protocol(path), [])
 
     def rm_file(self, path: str) -> None:
         """Delete an object, if it exists."""
@@ -241,18 +251,27 @@ class BucketFileSystem(AbstractFileSystem):
     def _listed(self, path: str) -> list[dict[str, Any]] | None:
         """Return what is in a folder, nothing of one that has only the empty object that stands for it, or None."""
         client, key = self._located(path, anything=True)
+        bucket = path.partition("/")[0]
+        refused: list[str] = []
         try:
             answer = self._requested(path, lambda: client.list_with_delimiter(key or None))
+            objects, names = answer["objects"], answer["common_prefixes"]
+            if "" in names:  # at the top of a bucket the client makes this of /
+                raise RefusedNameError(f"{REFUSED_NAME} ({self.unstrip_protocol(bucket)}//)")
         except MissingBucketError:
             raise
         except FileNotFoundError:
             return None
-        if not answer["common_prefixes"] and not answer["objects"]:
+        except RefusedNameError:
+            if self.protocol not in ("s3", "s3a"):
+                raise
+            objects, names, refused = self._repeated(path, lambda: list_folder(bucket, key, self._options, self.access))
+        if not (objects or names or refused):
             return None
-        bucket = path.partition("/")[0]
-        folders = [{"name": f"{bucket}/{name}", "size": 0, "type": "directory"} for name in answer["common_prefixes"]]
+        self._refused[path] = [f"{bucket}/{name}" for name in refused]
+        folders = [{"name": f"{bucket}/{name}", "size": 0, "type": "directory"} for name in names]
         # consoles write an empty object for a folder
-        objects = [meta for meta in answer["objects"] if meta["path"] != key]
+        objects = [meta for meta in objects if meta["path"] != key]
         return [self._entry(f"{bucket}/{meta['path']}", meta) for meta in objects] + folders
 
     def _entry(self, name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,6 +280,8 @@ class BucketFileSystem(AbstractFileSystem):
 
     def _located(self, path: str, *, anything: bool = False) -> tuple[Any, str]:
         bucket, _, key = self._strip_protocol(path).partition("/")
+        if key.startswith("/"):  # the client would take the object without the slash
+            raise RefusedNameError(f"{REFUSED_NAME} ({self.unstrip_protocol(path)})")
         if not key and not anything:
             raise FileNotFoundError(f"{self.unstrip_protocol(path)} names no object")
         return self.client(bucket), key
