@@ -14,7 +14,7 @@ TOOLS  := $(VENV)-tools
 OLD    := $(VENV)-old
 SCALE  := $(VENV)-scale
 
-.PHONY: setup demo test test-long test-export family-references foundation test-gpu fuzz test-formats test-old test-scale check format site docs-commands bench msrc students prompted clean
+.PHONY: setup demo test test-long test-export family-references foundation test-gpu fuzz test-formats test-old test-scale test-azure check format site docs-commands bench msrc students prompted clean
 
 setup: $(DEMO) ## maskmill with everything the demo needs
 
@@ -55,8 +55,12 @@ test-formats: $(VENV)/.formats-ready $(TOOLS)/.ready ## label files against the 
 test-old: $(OLD)/.ready ## images, labels and stores with older OpenCV, Pillow and PyArrow
 	$(OLD)/bin/python -m pytest $(addprefix tests/engine/,inputs formats model store labeling)
 
-test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of local servers of S3 and, with npm, Azure
+test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of a local S3 server
 	$(SCALE)/bin/python -m pytest -n auto --dist loadfile tests/engine/cluster
+
+test-azure: $(SCALE)/.ready ## a run into Azure's storage, which Azurite serves locally; needs npm
+	npm install --silent --no-audit --no-fund --prefix $(SCALE) azurite@3.35.0
+	$(SCALE)/bin/python -m pytest tests/engine/cluster/test_azure.py
 
 check: $(VENV)/.dev-ready ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -116,7 +120,6 @@ $(SCALE)/.ready: $(PACKAGED)
 	$(PYTHON) -m venv $(SCALE)
 	$(SCALE)/bin/python -m pip install --quiet -c constraints.txt --editable '.[cpu,ray,s3,serve]' 'moto[server,s3]' \
 	  aiohttp hypothesis psutil pytest pytest-timeout pytest-xdist
-	if command -v npm > /dev/null; then npm install --silent --no-audit --no-fund --prefix $(SCALE) azurite@3.37.0; fi
 	@touch $@
 
 clean: ## remove what the targets above made

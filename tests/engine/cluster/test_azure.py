@@ -1,4 +1,4 @@
-"""A run from and into Azure's storage, as Azurite serves it on this machine; it needs the program ``azurite``."""
+"""A run from and into Azure's storage, as Azurite serves it on this machine: ``make test-azure``."""
 
 from __future__ import annotations
 
