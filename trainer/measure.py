@@ -68,6 +68,8 @@ def evaluate(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    image_ending: str | None = None,
+    bit_depth: int | None = None,
     text: Sequence[str] = (),
     provider: Provider = "cpu",
     precision: str | None = None,
@@ -98,6 +100,9 @@ def evaluate(
     windows, window_overlap
         Side and overlap in pixels of the windows by which a run or a bundle reads larger GeoTIFF files, each with its
         part of the file's label map; a store has those that it was labeled with.
+    image_ending, bit_depth
+        Ending of the files of ``images`` to use (every image ending if None); bits that images of more than 8 bits
+        fill, for a bundle (all bits of their type if None).
     text
         Class names, for a bundle that takes them when it labels, such as SAM 3.
     provider, precision, device
@@ -138,24 +143,36 @@ def evaluate(
             record = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
             selection, batch = Selection.conformal(record), int(record.made_with.get("batch", 1))
         options = ModelOptions(
-            provider=provider, precision=precision, tile=tile, overlap=overlap, batch=batch, text=tuple(text)
+            provider=provider,
+            precision=precision,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            bit_depth=bit_depth,
+            text=tuple(text),
         )
         file = None if taxonomy is None else location_of(taxonomy)
         predictor, classes = open_predictor(folder, file, options=options)
-        source = open_source(_needed(images, "a bundle"), windows=cut_of(windows, window_overlap))
+        source = open_source(
+            _needed(images, "a bundle"), image_ending=image_ending, windows=cut_of(windows, window_overlap)
+        )
         return evaluate_predictor(predictor, source, truth, classes, selection, ids=names, workers=num_workers)
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
     is_local = not isinstance(target, LabelStore) and not is_remote(folder)  # a run is never behind a URL
     if is_local and is_run(folder) and not (folder / "labels.lance").exists():
         provider_given = None if provider == "cpu" else provider
-        _refuse({"precision": precision, "provider": provider_given, "text": text or None}, "a training run")
-        source = open_source(_needed(images, "a run"), windows=cut_of(windows, window_overlap))
+        options_given = {"precision": precision, "provider": provider_given, "text": text or None}
+        _refuse({**options_given, "bit_depth": bit_depth}, "a training run")
+        source = open_source(
+            _needed(images, "a run"), image_ending=image_ending, windows=cut_of(windows, window_overlap)
+        )
         student = load_run(folder, allow_code=allow_code)
         return _evaluate_student(student, source, truth, names, taxonomy, tile, overlap, device, progress)
     if is_local and not folder.exists():
         raise UsageError(f"{folder} does not exist; give a label store, a training run or a model bundle")
     options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
     options_given |= {"windows": windows, "window_overlap": window_overlap or None, "text": text or None}
+    options_given |= {"image_ending": image_ending, "bit_depth": bit_depth}
     _refuse({**options_given, "device": device, "allow_code": allow_code or None}, "a label store")
     store = target if isinstance(target, LabelStore) else LabelStore.open(folder)
     classes = Taxonomy.from_json(store.classes)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...engine.cli.options.common import JsonOption, WorkersOption, print_json
-from ...engine.cli.options.inputs import WindowGroup
+from ...engine.cli.options.inputs import ImageGroup, WindowGroup
 from ...engine.cli.options.model import OverlapOption, PrecisionOption, ProviderOption, TextOption, TileOption
 from ...engine.cli.options.truth import LabelsOption, TruthGroup
 from ...engine.cli.options.urls import reads_urls
@@ -29,6 +29,7 @@ def evaluate_target(
         ),
     ],
     truth: TruthGroup,
+    files: ImageGroup,
     cut: WindowGroup,
     labels: LabelsOption = None,
     reviewed: Annotated[
@@ -100,6 +101,8 @@ def evaluate_target(
             overlap=overlap,
             windows=cut.windows,
             window_overlap=cut.window_overlap,
+            image_ending=files.image_ending,
+            bit_depth=files.bit_depth,
             text=() if text is None else parse_texts(text),
             provider=provider,
             precision=precision,
