@@ -86,6 +86,7 @@ def calibrate(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    bit_depth: int | None = None,
     text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
@@ -120,7 +121,9 @@ def calibrate(
         images in progress at the same time (one per core if None).
     windows, window_overlap
         Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each with its part of the
-        file's label map, and each an image of its own.
+        file's label map. Statistics count all windows of a file as one image.
+    bit_depth
+        Bits that images of more than 8 bits fill, such as 12; all bits of their type if None.
     text
         Class names, for a bundle that takes them when it labels, such as SAM 3.
     progress
@@ -134,7 +137,7 @@ def calibrate(
     from .labeling.drift import weigh_like
     from .reading.geotiff import cut_of
 
-    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, bit_depth=bit_depth, text=text)
     with counter_if("calibrating", progress) as observer:
         calibration = calibration_module.calibrate(
             predictor,
@@ -170,6 +173,7 @@ def choose(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    bit_depth: int | None = None,
     text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
@@ -178,7 +182,7 @@ def choose(
 
     Parameters
     ----------
-    model, images, labels, taxonomy, ids, windows, window_overlap
+    model, images, labels, taxonomy, ids, windows, window_overlap, bit_depth
         As for :func:`calibrate`.
     goal
         ``accuracy A`` keeps as much as possible at that accuracy, ``kept S`` is the best mIoU that keeps that share,
@@ -199,7 +203,7 @@ def choose(
     from .inputs.sources import open_source
     from .reading.geotiff import cut_of
 
-    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, bit_depth=bit_depth, text=text)
     with counter_if("measuring", progress) as observer:
         return choosing.choose(
             predictor,
@@ -234,6 +238,7 @@ def label(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    bit_depth: int | None = None,
     text: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = False,
@@ -261,6 +266,8 @@ def label(
         Stop after this many inputs; try inputs again that were rejected before.
     windows, window_overlap
         Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each an image of its own.
+    bit_depth
+        Bits that images of more than 8 bits fill, such as 12; all bits of their type if None.
     provider, tile, overlap, workers
         Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
         images in progress at the same time (one per core if None).
@@ -294,7 +301,7 @@ def label(
         selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels, instances=objects)
     else:
         selection = Selection.argmax(weight=weight, weight_levels=weight_levels, instances=objects)
-    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, text=text)
+    predictor, classes = predictor_of(model, taxonomy, provider, tile, overlap, bit_depth=bit_depth, text=text)
     with run_display_if(progress) as observer:
         return label_run.label(
             predictor,

@@ -57,6 +57,7 @@ def predictor_of(
     tile: int | None,
     overlap: int,
     precision: str | None = None,
+    bit_depth: int | None = None,
     text: Sequence[str] = (),
 ) -> tuple[Predictor, Taxonomy]:
     """Open a semantic bundle, or accept a predictor, with its class mapping."""
@@ -70,11 +71,15 @@ def predictor_of(
         folder = model.path if isinstance(model, Bundle) else location_of(model)
         if provider == "auto":
             provider, precision = resolve(bundle_of(model), provider, precision)
-        options = ModelOptions(provider=provider, precision=precision, tile=tile, overlap=overlap, text=tuple(text))
+        options = ModelOptions(
+            provider=provider, precision=precision, tile=tile, overlap=overlap, bit_depth=bit_depth, text=tuple(text)
+        )
         predictor, classes = open_predictor(
             folder, None if isinstance(taxonomy, Taxonomy | None) else location_of(taxonomy), options=options
         )
         return predictor, taxonomy if isinstance(taxonomy, Taxonomy) else classes
+    if bit_depth is not None:
+        raise UsageError("a predictor decodes images already as it does; leave bit_depth out, or give the bundle")
     if text:
         raise UsageError("a predictor knows its classes already; leave text out, or give the bundle")
     if isinstance(taxonomy, Taxonomy):
@@ -82,9 +87,12 @@ def predictor_of(
     return model, Taxonomy.of_model(model.bundle) if taxonomy is None else Taxonomy.load(taxonomy, model.bundle)
 
 
-def image_of(image: Location | NDArray[Any], bands: BandSpec | None = None) -> NDArray[Any]:
+def image_of(
+    image: Location | NDArray[Any], bands: BandSpec | None = None, bit_depth: int | None = None
+) -> NDArray[Any]:
     """Return the image, or decode it from its file: (H, W, 3) uint8 RGB, or ``bands`` (H, W, C) in their sample type.
 
+    ``bit_depth`` are the bits that photos of more than 8 bits fill; all bits of their type if None.
     Raises :class:`UsageError` for a file that cannot be opened, and :class:`ImageError`.
     """
     from .inputs.images import decode_input
@@ -92,7 +100,7 @@ def image_of(image: Location | NDArray[Any], bands: BandSpec | None = None) -> N
     if not isinstance(image, str | os.PathLike):
         return image
     try:
-        return decode_input(Path(image).read_bytes(), bands)
+        return decode_input(Path(image).read_bytes(), bands, bit_depth=bit_depth)
     except OSError as error:
         raise UsageError(f"cannot read {image}: {error}") from error
 

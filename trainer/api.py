@@ -234,7 +234,7 @@ def predict(
 
     student = load_run(run, allow_code=allow_code)
     torch_device = resolve_device(device)
-    pixels = image_of(image, student.input.bands)
+    pixels = image_of(image, student.input.bands, student.run.bit_depth)
     return label_image(
         student.module.to(torch_device), pixels, student.run, device=torch_device, tile=tile, overlap=overlap
     )

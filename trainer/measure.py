@@ -32,6 +32,7 @@ from ..engine.store.several.joined import open_stores
 from ..errors import UsageError
 from ..kernels.processors import count_workers
 from .bundle import is_run
+from .data.bands import Pixels
 from .data.parts import LabeledImages
 from .evaluate import Scores, score_images
 from .processes import resolve_device
@@ -102,7 +103,7 @@ def evaluate(
         part of the file's label map; a store has those that it was labeled with.
     image_ending, bit_depth
         Ending of the files of ``images`` to use (every image ending if None); bits that images of more than 8 bits
-        fill, for a bundle (all bits of their type if None).
+        fill, for a bundle (all bits of their type if None). A run reads images as those that it was trained on.
     text
         Class names, for a bundle that takes them when it labels, such as SAM 3.
     provider, precision, device
@@ -196,7 +197,8 @@ def _evaluate_student(
     classes = run_taxonomy(student.run)
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
-    labeled = LabeledImages.pair(images, labels, classes, ids=ids, bands=student.input.bands)
+    pixels = Pixels(bands=student.input.bands, bit_depth=student.run.bit_depth)
+    labeled = LabeledImages.pair(images, labels, classes, ids=ids, pixels=pixels)
     scores = score_images(
         student.module.to(torch_device),
         labeled,

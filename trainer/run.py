@@ -54,6 +54,11 @@ class Run:
     """Versions of maskmill and torch."""
 
     @property
+    def bit_depth(self) -> int | None:
+        """Return the bits that photos of more than 8 bits fill, as its label stores were made; None: all bits."""
+        return self.data.get("bit_depth")
+
+    @property
     def ignore(self) -> int:
         """Return the index of pixels without a label: 255, or 65535 for more than 255 classes."""
         return 255 if len(self.classes) <= 255 else 65535

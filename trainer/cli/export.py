@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -124,10 +125,13 @@ def export_model(
         raise UsageError(f"{precision} is proven on real images; give them with --gate-images")
     if template is not None and "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
-    bands = Run.load(model).input.bands if is_run(model) else None
+    run = Run.load(model) if is_run(model) else None
+    bands = None if run is None else run.input.bands
+    if run is not None and sample.bit_depth is None:
+        sample = replace(sample, bit_depth=run.bit_depth)
     photos = sample.open(gate_images, bands)
     wanted_size = parse_size(size) if size else None
-    if is_run(model):
+    if run is not None:
         _refuse_for_a_run(
             {
                 "--family": family,
@@ -174,6 +178,8 @@ def export_model(
         f"input {spec.height}x{spec.width}{multiples}, {spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
     say(describe(Verdict.from_dict(bundle.verdicts[0])))
+    if run is not None and run.bit_depth is not None:
+        say(f"its photos were read with --bit-depth {run.bit_depth}: label with it, too")
     if photos is not None and precision is not None:
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors

@@ -47,7 +47,7 @@ def predict_image(
     student = load_run(run, allow_code=allow_code)
     torch_device, bands = resolve_device(device), student.input.bands
     try:
-        photo = decode_input(image.read_bytes(), bands)
+        photo = decode_input(image.read_bytes(), bands, bit_depth=student.run.bit_depth)
     except OSError as error:
         raise UsageError(f"cannot read {image}: {error}") from error
     label = label_image(

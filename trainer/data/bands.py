@@ -2,8 +2,8 @@
 
 ::
 
-    spec, windows = bands_of(store.run)                 # None, None for photos
-    image, with_data = decode_filled(data, spec)        # (H, W, C) in the sample type, without missing samples
+    pixels = pixels_of(store.run)                       # photos, or their bands
+    image, with_data = decode_filled(data, pixels)      # (H, W, C) in the sample type, without missing samples
     normalization = measure_bands([images], spec)       # mean and standard deviation per band
 """
 
@@ -21,6 +21,7 @@ from ...engine.inputs.rasters.bands import pixels_with_data
 from ...engine.model.input_spec import BandSpec
 from ...engine.model.schema import read_value
 from ...engine.reading.geotiff import Windows
+from ...engine.store.label_store import LabelStore
 from ...errors import UsageError
 
 MEASURED_IMAGES = 64
@@ -50,30 +51,43 @@ class Readable(Protocol):
         ...
 
 
-def bands_of(run: Mapping[str, Any]) -> tuple[BandSpec | None, Windows | None]:
-    """Return the bands, and the windows, that a store's record names: None for photos, and for whole files."""
-    bands, windows = run.get("bands"), run.get("windows")
-    return (
-        None if bands is None else read_value(BandSpec, bands, "bands"),
-        None if windows is None else read_value(Windows, windows, "windows"),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How the files of a training run become images."""
+
+    bands: BandSpec | None = None
+    """Bands that are read in place of a photo; None for photos."""
+    bit_depth: int | None = None
+    """Bits that photos of more than 8 bits fill; None: all bits of their type."""
 
 
-def common_bands(runs: Sequence[Mapping[str, Any]]) -> tuple[BandSpec | None, Windows | None]:
-    """Return bands and windows of the stores of a run; raises :class:`UsageError` if they differ."""
-    found = [bands_of(run) for run in runs]
+PHOTOS = Pixels()
+"""Photos of 8 bits, or of all bits of their type."""
+
+
+def pixels_of(run: Mapping[str, Any]) -> Pixels:
+    """Return how the images of a store were read, from its record."""
+    bands = run.get("bands")
+    return Pixels(bands=None if bands is None else read_value(BandSpec, bands, "bands"), bit_depth=run.get("bit_depth"))
+
+
+def common_pixels(stores: Sequence[LabelStore]) -> tuple[Pixels, Windows | None]:
+    """Return how the images of stores were read, and by which windows; raises :class:`UsageError` if they differ."""
+    found = [(pixels_of(store.run), store.windows) for store in stores]
     if any(other != found[0] for other in found[1:]):
-        raise UsageError("the stores hold labels of other bands or windows; train on stores of one model's labels")
-    return found[0] if found else (None, None)
+        raise UsageError(
+            "the stores hold labels of other bands, windows or bit depths; train on stores of one model's labels"
+        )
+    return found[0] if found else (PHOTOS, None)
 
 
-def decode_filled(data: bytes, bands: BandSpec | None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def decode_filled(data: bytes, pixels: Pixels) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Decode a photo, or bands in which samples without data are the mean of the others in their band.
 
     Returns the image and (H, W), True for pixels that have data, or None if all have. Raises :class:`ImageError`.
     """
-    image = decode_input(data, bands)
-    if bands is None or (with_data := pixels_with_data(image)) is None:
+    image = decode_input(data, pixels.bands, bit_depth=pixels.bit_depth)
+    if pixels.bands is None or (with_data := pixels_with_data(image)) is None:
         return np.ma.getdata(image), None
     samples = np.ma.getdata(image).copy()
     faults = np.ma.getmaskarray(image) | ~np.isfinite(samples)

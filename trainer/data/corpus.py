@@ -28,7 +28,7 @@ from ...errors import UsageError
 from ..methods import Consistency, S2c
 from ..recipes import Recipe
 from ..run import RUN_FILE
-from .bands import Normalization, common_bands, measure_bands
+from .bands import Normalization, common_pixels, measure_bands
 from .datasets import TrainingImages
 from .parts import LabeledImages, Part, PlainImages, Reading, StoredImages
 from .splits import parse_share, seeded_split
@@ -177,13 +177,6 @@ def open_corpus(
     pinned = label_stores if segments is None or not is_store(segments) else [*label_stores, LabelStore.open(segments)]
     if run is not None and not (Path(run) / RUN_FILE).exists() and os.environ.get("RANK", "0") == "0":
         _unpin(pinned, pin)  # left by a run of the same name that was deleted
-    for store in label_stores:
-        if (bits := store.run.get("bit_depth")) is not None:
-            raise UsageError(
-                f"{store.path} was labeled with --bit-depth {bits}, and a student reads all bits of an image: it would "
-                "be trained on other pixels; store the photos with 8 bits, or with all bits of their type, and label "
-                "them again"
-            )
     taxonomies = [Taxonomy.from_json(store.classes) for store in label_stores] + (
         [] if taxonomy is None else [taxonomy]
     )
@@ -198,8 +191,8 @@ def open_corpus(
         classes = replace(classes, labels=taxonomy.labels)
     if labels_of is not None:
         classes = classes.with_labels_of(labels_of)
-    bands, windows = common_bands([store.run for store in label_stores])
-    raster: dict[str, Any] = {"bands": bands, "windows": windows}
+    pixels, windows = common_pixels(label_stores)
+    raster: dict[str, Any] = {"pixels": pixels, "windows": windows}
     held_out = None
     if validation is not None:
         held_out = LabeledImages.open(validation, classes, ids=validation_ids, reading=reading, **raster)
@@ -219,7 +212,7 @@ def open_corpus(
         stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
         weak = None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels, pin=pin)
         parts = (*stored, *(() if true is None else (true,)))
-        normalization = None if bands is None else measure_bands(parts, bands)
+        normalization = None if pixels.bands is None else measure_bands(parts, pixels.bands)
     except BaseException:
         _unpin(new_pins, pin)
         raise
@@ -232,6 +225,8 @@ def open_corpus(
         "image_labels": None if image_labels is None else str(image_labels),
         "images": {"stored": sum(len(part.uris) for part in stored)},
     }
+    if pixels.bit_depth is not None:
+        record["bit_depth"] = pixels.bit_depth
     if reading is not None and reading != Reading():
         record["reading"] = asdict(reading)
     return Corpus(

@@ -28,12 +28,11 @@ from ...engine.inputs.labeled_source import LabeledSource, pair_images
 from ...engine.inputs.labels import LabelSource, open_labels
 from ...engine.inputs.sources import Item, Source, open_source
 from ...engine.inputs.summary import SourceSummary
-from ...engine.model.input_spec import BandSpec
 from ...engine.model.taxonomy import Taxonomy
 from ...engine.reading.geotiff import Windows
 from ...engine.store.label_store import InputRow, LabelStore
 from ...errors import TrainingError, UsageError
-from .bands import bands_of, decode_filled
+from .bands import PHOTOS, Pixels, decode_filled, pixels_of
 
 
 class AnnotatedImage(NamedTuple):
@@ -92,10 +91,10 @@ class LabeledImages(_SequentialReads):
         taxonomy: Taxonomy,
         *,
         skip: Collection[str] = (),
-        bands: BandSpec | None = None,
+        pixels: Pixels = PHOTOS,
     ) -> None:
         self._source = source
-        self._bands = bands
+        self._pixels = pixels
         self._labeled = labeled
         self._taxonomy = taxonomy
         self._items = [item for item in labeled.items if item.uri not in skip]
@@ -113,14 +112,15 @@ class LabeledImages(_SequentialReads):
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
         reading: Reading | None = None,
-        bands: BandSpec | None = None,
+        pixels: Pixels = PHOTOS,
         windows: Windows | None = None,
     ) -> LabeledImages:
         """Pair the images of ``folder/images`` with their labels; images without labels are left out.
 
         Labels are label maps in ``folder/labels``, or another format's files in ``folder``, such as a COCO file.
         ``ids`` are the names of the images to use (all if None); ``skip`` are uris to leave out; ``reading`` says how
-        labels are read, if they are not recognized. ``bands`` are read in place of photos, ``windows`` of larger files.
+        labels are read, if they are not recognized. ``pixels`` says how files become images;
+        ``windows`` cuts large files.
 
         Raises :class:`UsageError` if a folder is missing, no image has a label map, or one of ``ids`` has no image.
         """
@@ -133,7 +133,7 @@ class LabeledImages(_SequentialReads):
         location = path if detected or has_file else path / "labels"
         labels = open_labels(location, pairing=reading.pairing, as_stored=reading.as_stored, format=reading.format)
         source = open_source(path / "images", windows=windows)
-        return cls.pair(source, labels, taxonomy, ids=ids, skip=skip, bands=bands)
+        return cls.pair(source, labels, taxonomy, ids=ids, skip=skip, pixels=pixels)
 
     @classmethod
     def pair(
@@ -144,12 +144,12 @@ class LabeledImages(_SequentialReads):
         *,
         ids: Iterable[str] | None = None,
         skip: Collection[str] = (),
-        bands: BandSpec | None = None,
+        pixels: Pixels = PHOTOS,
     ) -> LabeledImages:
         """Pair the images of a source with the label maps of a folder; see :meth:`open`."""
         source = images if isinstance(images, Source) else open_source(str(images))
         maps = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
-        labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip, bands=bands)
+        labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip, pixels=pixels)
         if not labeled.uris:
             raise UsageError(f"every image in {source.spec} is used for something else already, e.g. validation")
         return labeled
@@ -165,7 +165,7 @@ class LabeledImages(_SequentialReads):
         """Read one image with its true classes and full weights."""
         item = self._items[index]
         photo = self._source.read(item)
-        image, with_data = decode_filled(photo, self._bands)
+        image, with_data = decode_filled(photo, self._pixels)
         label = self._labeled.read(item.uri, photo)
         if label.shape != image.shape[:2]:
             raise TrainingError(
@@ -185,7 +185,7 @@ class StoredImages:
         self.store = store
         """The label store."""
         self._source = source
-        self._bands, _ = bands_of(store.run)
+        self._pixels = pixels_of(store.run)
         self._items = list(items)
         self._labels = [(row.id or "", row.condition) for row in rows]
         self.uris: list[str] = [item.uri for item in self._items]
@@ -232,7 +232,7 @@ class StoredImages:
             data = self._source.read(item)
             if not row.id == id == labels_id(data, condition):
                 raise TrainingError(f"{item.uri} has changed since it was labeled; run `maskmill label` again")
-            image, _ = decode_filled(data, self._bands)
+            image, _ = decode_filled(data, self._pixels)
             label, weight = self.store.maps(row)
             if label.shape != image.shape[:2]:
                 raise TrainingError(
@@ -245,11 +245,9 @@ class StoredImages:
 class PlainImages(_SequentialReads):
     """Images without labels."""
 
-    def __init__(
-        self, source: Source, items: Sequence[Item], taxonomy: Taxonomy, *, bands: BandSpec | None = None
-    ) -> None:
+    def __init__(self, source: Source, items: Sequence[Item], taxonomy: Taxonomy, *, pixels: Pixels = PHOTOS) -> None:
         self._source = source
-        self._bands = bands
+        self._pixels = pixels
         self._items = list(items)
         self._taxonomy = taxonomy
         self.uris: list[str] = [item.uri for item in self._items]
@@ -264,22 +262,22 @@ class PlainImages(_SequentialReads):
         taxonomy: Taxonomy,
         *,
         skip: Collection[str] = (),
-        bands: BandSpec | None = None,
+        pixels: Pixels = PHOTOS,
         windows: Windows | None = None,
     ) -> PlainImages:
         """Open the images of a source (:func:`maskmill.engine.inputs.sources.open_source`) that are not in ``skip``.
 
-        ``bands`` are read in place of photos, ``windows`` of files that are larger.
+        ``pixels`` says how files become images, ``windows`` cuts large ones.
         """
         source = open_source(spec, windows=windows)
         items = [item for item in source if item.uri not in skip]
         if not items:
             raise UsageError(f"{spec} holds no image besides the labeled ones")
-        return cls(source, items, taxonomy, bands=bands)
+        return cls(source, items, taxonomy, pixels=pixels)
 
     def read(self, index: int) -> AnnotatedImage:
         """Read one image; every pixel of its label map is the ignore index."""
-        image, _ = decode_filled(self._source.read(self._items[index]), self._bands)
+        image, _ = decode_filled(self._source.read(self._items[index]), self._pixels)
         label = np.full(image.shape[:2], self._taxonomy.ignore_index, self._taxonomy.dtype)
         return AnnotatedImage(image, label, np.zeros(image.shape[:2], np.uint8))
 

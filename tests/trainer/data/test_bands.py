@@ -14,7 +14,7 @@ from maskmill.engine.model.png import encode_png
 from maskmill.engine.reading.geotiff import Windows
 from maskmill.errors import UsageError
 from maskmill.trainer.data.augment import Move, move_image, recolor_bands
-from maskmill.trainer.data.bands import bands_of, decode_filled, measure_bands
+from maskmill.trainer.data.bands import decode_filled, measure_bands, pixels_of
 from maskmill.trainer.data.corpus import open_corpus, training_images
 from maskmill.trainer.data.datasets import Draw
 from maskmill.trainer.data.parts import StoredImages
@@ -129,12 +129,13 @@ def test_a_run_is_resumed_with_the_same_statistics(home: Path, run: Path) -> Non
 
 def test_missing_samples_are_their_bands_mean_and_are_not_trained_on(home: Path) -> None:
     store = StoredImages.open(home / "store")
-    bands, windows = bands_of(store.store.run)
+    pixels, windows = pixels_of(store.store.run), store.store.windows
+    bands = pixels.bands
     assert bands is not None
     assert windows == Windows(side=32)
     path = home / "scenes" / "images" / "scene 4.tif"
     masked = decode_bands(path.read_bytes(), bands, max_pixels=10_000)
-    image, with_data = decode_filled(path.read_bytes(), bands)
+    image, with_data = decode_filled(path.read_bytes(), pixels)
     assert with_data is not None
     assert not with_data[8:16, 8:16].any()
     assert np.allclose(image[10, 10], masked.mean(axis=(0, 1)), atol=1)

@@ -252,9 +252,3 @@ def test_labeled_images_may_have_a_coco_file_in_place_of_label_maps(tmp_path: Pa
     label = LabeledImages.open(tmp_path, taxonomy).read(0).label
     assert (label == 2).sum() == 16
     assert (label == 255).sum() == 48
-
-
-def test_a_store_of_other_pixels_than_a_student_reads_is_refused(tmp_path: Path, photos: Path) -> None:
-    store = make_store(tmp_path / "store", photos, range(2), run={"bit_depth": 12})
-    with pytest.raises(UsageError, match="labeled with --bit-depth 12, and a student reads all bits"):
-        open_corpus(stores=[store.path])
