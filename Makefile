@@ -60,7 +60,7 @@ test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of a local S3 
 
 test-azure: $(SCALE)/.ready ## a run into Azure's storage, which Azurite serves locally; needs npm
 	npm install --silent --no-audit --no-fund --prefix $(SCALE) azurite@3.35.0
-	$(SCALE)/bin/python -m pytest tests/engine/cluster/test_azure.py
+	$(SCALE)/bin/python -m pytest tests/engine/cluster/test_other_clouds.py
 
 check: $(VENV)/.dev-ready ## lint, format, types, layers
 	$(BIN)/ruff check .

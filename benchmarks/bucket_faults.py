@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bucket_proxy import Proxy
-
 from maskmill.engine.cluster.leases import Leases
+from tests.engine.cluster.bucket_proxy import Proxy
 
 Finish = Callable[[], None]
 FAULTS: dict[str, Callable[[Any, Finish], None]] = {}

@@ -26,7 +26,10 @@ _CLIENT_OPTIONS = frozenset(
         *("read_timeout", "root_certificate", "timeout", "user_agent"),
     )
 )
-_ENDPOINTS = ("aws_endpoint", "aws_endpoint_url", "endpoint", "endpoint_url", "aws_endpoint_url_s3", "azure_endpoint")
+_ENDPOINTS = (
+    *("aws_endpoint", "aws_endpoint_url", "endpoint", "endpoint_url", "aws_endpoint_url_s3", "azure_endpoint"),
+    *("google_base_url", "base_url"),
+)
 _KEYS = ("aws_access_key_id", "access_key_id", "aws_skip_signature", "skip_signature", "aws_role_arn", "role_arn")
 _NO_CREDENTIALS = re.compile(
     r"Generic \w+ error: (?:Missing"

@@ -1,10 +1,15 @@
-"""A run from and into Azure's storage, as Azurite serves it on this machine: ``make test-azure``."""
+"""Runs from and into the storage of Azure and Google.
+
+Azurite serves the one (``make test-azure``). For the other, a proxy before an S3 server speaks as much of Google's XML
+interface as the client uses; real emulators know its JSON interface only.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
+import json
 import os
 import shutil
 import socket
@@ -14,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -27,19 +33,20 @@ from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import StoreError
 
 from ..cli.test_reselect import label_home
-from .bucket_server import upload
+from .bucket_proxy import GoogleProxy
+from .bucket_server import serve_bucket, upload
 
 pytest.importorskip("obstore")
+pytest.importorskip("moto.server")
 AZURITE = shutil.which("azurite", path=os.pathsep.join([f"{sys.prefix}/node_modules/.bin", os.environ["PATH"]]))
-pytestmark = [
-    pytest.mark.skipif(AZURITE is None, reason="azurite is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Account and key that every Azurite has."""
-BUCKET = "az://bucket"
+GOOGLE = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+
+Cloud = tuple[str, dict[str, str]]
 
 
 def free_ports(count: int) -> list[int]:
@@ -62,9 +69,22 @@ def create_container(endpoint: str) -> None:
         pass
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("azurite")
+@pytest.fixture(scope="module", params=["az", "gs"])
+def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """URL of a bucket, and the storage options that reach it."""
+    if request.param == "gs":
+        with serve_bucket() as server:
+            key = {**GOOGLE, "gcs_base_url": GoogleProxy(server.port).url}
+            yield "gs://bucket", {"google_service_account_key": json.dumps(key), "allow_http": "true"}
+    elif AZURITE is None:
+        pytest.skip("azurite is not installed")
+    else:
+        with serve_azure(tmp_path_factory.mktemp("azurite")) as options:
+            yield "az://bucket", options
+
+
+@contextmanager
+def serve_azure(folder: Path) -> Iterator[dict[str, str]]:
     ports = dict(zip(("blob", "queue", "table"), free_ports(3), strict=True))
     command = [str(AZURITE), "--location", str(folder), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
     for name, port in ports.items():
@@ -96,35 +116,37 @@ def call(options: dict[str, str], *words: Any) -> str:
 
 
 def test_a_run_is_calibrated_labeled_continued_and_exported(
-    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bucket, options = cloud
     monkeypatch.chdir(tmp_path)
     label_home(tmp_path, {"local": ()})
     (tmp_path / "my photos").rename(tmp_path / "my ph%tos")
     for name in ("my ph%tos", "labels", "bundle"):
-        upload(tmp_path / name, f"{BUCKET}/in/{name}", options)
-    photos, model = f"{BUCKET}/in/my ph%tos", f"{BUCKET}/in/bundle"
-    call(options, "calibrate", model, "--images", photos, "--labels", f"{BUCKET}/in/labels", "--alpha", "0.1",
-         "-o", "az.json")  # fmt: skip
-    upload(tmp_path / "az.json", f"{BUCKET}/in/c.json", options)
-    label = ("label", model, photos, "-o", f"{BUCKET}/store", "--select", "conformal",
-             "--calibration", f"{BUCKET}/in/c.json", "--keep-scores", "0.1")  # fmt: skip
+        upload(tmp_path / name, f"{bucket}/in/{name}", options)
+    photos, model = f"{bucket}/in/my ph%tos", f"{bucket}/in/bundle"
+    call(options, "calibrate", model, "--images", photos, "--labels", f"{bucket}/in/labels", "--alpha", "0.1",
+         "-o", "cloud.json")  # fmt: skip
+    upload(tmp_path / "cloud.json", f"{bucket}/in/c.json", options)
+    label = ("label", model, photos, "-o", f"{bucket}/store", "--select", "conformal",
+             "--calibration", f"{bucket}/in/c.json", "--keep-scores", "0.1")  # fmt: skip
     call(options, *label, "--limit", "5")
-    assert len(LabelStore.open(f"{BUCKET}/store", storage_options=options)) == 5
+    assert len(LabelStore.open(f"{bucket}/store", storage_options=options)) == 5
     call(options, *label, "--runner", "array")
     assert "nothing to do" in call(options, *label)
-    store = LabelStore.open(f"{BUCKET}/store", storage_options=options)
+    store = LabelStore.open(f"{bucket}/store", storage_options=options)
     ids, uris = store.ids(), [row.uri for row in store.inputs()]
     assert len(ids) == len(set(ids)) == len(uris) == len(set(uris)) == 12
     labels = {row.id: (row.label, row.weight) for row in store.iter_rows()}
     assert labels == {row.id: (row.label, row.weight) for row in LabelStore.open(tmp_path / "local").iter_rows()}
-    call(options, "export-labels", f"{BUCKET}/store", "--format", "png", "-o", "files", "--images", "copy")
+    call(options, "export-labels", f"{bucket}/store", "--format", "png", "-o", "files", "--images", "copy")
     assert len(list((tmp_path / "files").rglob("*.png"))) >= 24
-    assert "nothing is damaged" in call(options, "verify", f"{BUCKET}/store")
+    assert "nothing is damaged" in call(options, "verify", f"{bucket}/store")
 
 
-def test_a_folder_is_like_one_on_a_disk(options: dict[str, str]) -> None:
-    folder = open_folder(f"{BUCKET}/folder", options)
+def test_a_folder_is_like_one_on_a_disk(cloud: Cloud) -> None:
+    bucket, options = cloud
+    folder = open_folder(f"{bucket}/folder", options)
     assert folder.names("a") == {}
     folder.write("a/b c", b"one")
     assert folder.write_once("a/%2F", b"two")
@@ -137,8 +159,10 @@ def test_a_folder_is_like_one_on_a_disk(options: dict[str, str]) -> None:
         folder.read("a/b c")
 
 
-def test_a_container_that_does_not_exist_is_named(options: dict[str, str]) -> None:
-    with pytest.raises(StoreError, match=r"^cannot read az://nobody/store/run.json: the bucket nobody does not exist$"):
-        LabelStore.open("az://nobody/store", storage_options=options)
+def test_a_bucket_that_does_not_exist_is_named(cloud: Cloud) -> None:
+    bucket, options = cloud
+    nobody = bucket.replace("bucket", "nobody")
+    with pytest.raises(StoreError, match=rf"^cannot read {nobody}/store/run.json: the bucket nobody does not exist$"):
+        LabelStore.open(f"{nobody}/store", storage_options=options)
     with pytest.raises(AssertionError, match="the bucket nobody does not exist"):
-        call(options, "show", "az://nobody/store")
+        call(options, "show", f"{nobody}/store")

@@ -52,14 +52,45 @@ class Proxy:
                     return
                 if kind == "slow":
                     time.sleep(self._random.uniform(0.5, 3.0))
-                server.sendall(request)
+                server.sendall(self.translated_request(request))
                 answer = message(outgoing, is_answer=True, is_head=request.startswith(b"HEAD"))
+                answer = self.translated_answer(answer)
                 if kind == "cut":
                     client.sendall(answer[: len(answer) // 2])
                     return
                 if kind == "lost":  # done, and the answer does not arrive
                     return
                 client.sendall(answer)
+
+    def translated_request(self, request: bytes) -> bytes:
+        """Return the request as the server gets it."""
+        return request
+
+    def translated_answer(self, answer: bytes) -> bytes:
+        """Return the answer as the client gets it."""
+        return answer
+
+
+class GoogleProxy(Proxy):
+    """Server before one of S3 that speaks the XML interface of Google's storage, as far as the client uses it."""
+
+    _SIGNED = (
+        b"Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, "
+        b"Signature=none"
+    )
+
+    def translated_request(self, request: bytes) -> bytes:
+        """Sign the request, and ask for a new object in the words of S3."""
+        head, body = request.split(b"\r\n\r\n", 1)
+        line, *fields = [field for field in head.split(b"\r\n") if not field.lower().startswith(b"authorization:")]
+        fields = [
+            b"If-None-Match: *" if field.lower() == b"x-goog-if-generation-match: 0" else field for field in fields
+        ]
+        return b"\r\n".join([line, self._SIGNED, *fields]) + b"\r\n\r\n" + body
+
+    def translated_answer(self, answer: bytes) -> bytes:
+        """Give the object a generation."""
+        return answer.replace(b"\r\n\r\n", b"\r\nx-goog-generation: 1\r\n\r\n", 1)
 
 
 def refusal(status: str) -> bytes:
