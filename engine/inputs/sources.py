@@ -353,7 +353,7 @@ def open_source(
         raise UsageError("a source is a folder, a list, a glob, a tar archive or a URL; got an empty name")
     spec = remote.without_file_scheme(spec)
     if "://" in spec:
-        remote.filesystem(spec, dict(storage_options or {}), access or current_access())
+        remote.check(spec, dict(storage_options or {}), access or current_access())
         return Source(spec, storage_options, image_ending=image_ending, access=access, windows=windows)
     path = os.path.abspath(os.path.expanduser(spec))
     if not os.path.lexists(path) and not glob.has_magic(path):

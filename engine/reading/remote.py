@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import tarfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -29,6 +32,7 @@ from .access import (
     schemes_of,
     slow,
 )
+from .bucket.client import MissingBucketError
 from .bucket.filesystem import bucket_filesystem, chained_through_bucket
 from .http import METER, limited_client
 from .outages import has_answered, wait_out
@@ -38,6 +42,8 @@ from .storage_options import options_in_force, options_of
 T = TypeVar("T")
 
 _NO_RANGES = "the server ignores byte ranges, so its archives must be downloaded first"
+_ARCHIVES = ("zip://", "tar://")  # chained to a URL or path
+_KEPT = threading.local()  # what a thread keeps open
 _POLL = 0.2
 """Seconds between two looks at whether the run was cancelled."""
 
@@ -136,6 +142,12 @@ def _read_opened(
     url: str, options: Mapping[str, Any], access: Access, part: Mapping[str, int], size: int | None, meter: Meter
 ) -> bytes:
     """Read a file, or a part of it, with the blocking calls of its filesystem."""
+    if url.startswith(_ARCHIVES):
+        with _opened_archive(url, options, access) as (system, path):
+            if part:
+                return meter.count(system.cat_file(path, **part))
+            with system.open(path, "rb") as file:
+                return read_counted(file.read, meter)
     system, path = filesystem(url, options, access)
     if part:
         return meter.count(system.cat_file(path, **part))
@@ -148,6 +160,18 @@ def _read_opened(
             return system.cat_file(path)
     with system.open(path, "rb") as file:
         return read_counted(file.read, meter)
+
+
+@contextmanager
+def _opened_archive(url: str, options: Mapping[str, Any], access: Access) -> Iterator[tuple[Any, str]]:
+    """Open the archive that a chained URL leads into; a thread keeps the last one, until something fails."""
+    first, _, rest = url.partition("::")
+    key = first.partition("://")[0], rest, dict(options), access
+    archive = getattr(_KEPT, "archive", None)
+    _KEPT.archive = None
+    system = archive[1] if archive is not None and archive[0] == key else filesystem(url, options, access)[0]
+    yield system, system._strip_protocol(first)
+    _KEPT.archive = key, system
 
 
 def _result(future: concurrent.futures.Future[T], meter: Meter) -> T:
@@ -199,9 +223,18 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
         if url.startswith("http"):
             raise MissingPackageError("aiohttp", "http", f"reading {url}") from error
         raise UsageError(f"reading {url} needs another package: {error}") from error
-    except ValueError as error:
-        fault = _NO_RANGES if "range requests" in str(error) else error
+    except (ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
+        fault = "the archive is damaged, or of another kind" if url.startswith(_ARCHIVES) else error
+        fault = _NO_RANGES if "range requests" in str(error) else fault
         raise UsageError(f"cannot open {url}: {fault}") from error
+
+
+def check(url: str, options: Mapping[str, Any], access: Access) -> None:
+    """Raise :class:`UsageError` if no installed filesystem serves a URL, or an option is unknown; opens no archive."""
+    while url.startswith(_ARCHIVES) and "::" in url:
+        url = url.partition("::")[2]
+    if "://" in url:
+        filesystem(url, options, access)
 
 
 def options_for(url: str, options: Mapping[str, Any], access: Access) -> dict[str, Any]:
@@ -286,7 +319,7 @@ def reason(error: BaseException) -> str:
         return "the server redirects without end"
     if isinstance(status, int) and status != 404:
         return f"the server answers {status} {getattr(cause, 'message', '')}".rstrip()
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not isinstance(error, MissingBucketError):
         return "it does not exist"
     if isinstance(error, TimeoutError) and not error.errno:
         return "no answer in time (--timeout)"

@@ -120,6 +120,47 @@ def test_lists_and_shards_in_an_archive(put: Any) -> None:
         source.read(up)
 
 
+def test_an_archive_is_opened_once(server: HostileServer) -> None:
+    names = [f"{number:02d}.jpg" for number in range(20)]
+    server.files["many.zip"] = packed("zip", {name: name.encode() for name in names})
+    source = open_source(f"zip://*.jpg::{server.url}/ok/many.zip")
+    items = list(source)
+    before = server.requests["ok"]
+    assert [source.read(item) for item in items] == [name.encode() for name in names]
+    assert server.requests["ok"] < before + 20
+    server.files["many.zip"] = b"no archive any more"
+    fresh = open_source(f"zip://*.jpg::{server.url}/ok/many.zip", access=Access(timeout=20.0))
+    with pytest.raises(ImageError, match="^cannot read zip://00.jpg::.*the archive is damaged, or of another kind"):
+        fresh.read(items[0])
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{folder}/none.a", "it does not exist|No such file"),
+        ("{folder}/odd.a", "the archive is damaged, or of another kind"),
+        ("{server}/ok/odd.a", "the archive is damaged, or of another kind"),
+        ("{server}/refuses/none.a", "the server answers 403"),
+        ("s3://ok/odd.a", "the archive is damaged, or of another kind"),
+        ("s3://unknown/none.a", "the bucket unknown does not exist"),
+        ("s3://refuses/none.a", "the server refuses access"),
+        ("memory://none.a", "it does not exist"),
+    ],
+)
+def test_an_archive_that_cannot_be_read_is_an_error(
+    server: HostileServer, tmp_path: Path, kind: str, place: str, message: str
+) -> None:
+    server.files["odd.a"] = b"no archive, " * 100
+    (tmp_path / "odd.a").write_bytes(server.files["odd.a"])
+    url = f"{kind}://*.jpg::{place.format(folder=tmp_path, server=server.url)}"
+    options = {**KEYS, "aws_endpoint": server.url} if "s3://" in url else {}
+    with pytest.raises(MaskmillError, match=message) as caught:
+        list(open_source(url, storage_options=options, access=Access(retries=0)))
+    assert "\n" not in str(caught.value)
+    assert url in str(caught.value)
+
+
 def test_a_name_with_two_colons_in_an_archive_is_one_reject(put: Any) -> None:
     place, options = put("colons.zip", packed("zip", {"a::b.jpg": b"x", "c.jpg": b"c"}))
     source = open_source(f"zip://*.jpg::{place}", storage_options=options)
