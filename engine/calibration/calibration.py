@@ -33,7 +33,6 @@ from ..model.taxonomy_difference import mapping_difference
 from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from ..reading.geotiff import Windows
-from ..reading.remote_path import StorageError
 from .binned import BinnedScores
 from .calibration_file import CalibrationFile, Control, Grid
 from .drift.statistics import pack_statistics, unpack_statistics
@@ -300,11 +299,9 @@ class Calibration:
             raw = read_json_object(location_of(path), max_bytes=MAX_BYTES)
         except FileNotFoundError as error:
             raise CalibrationError(f"the calibration {path} does not exist").of_the_call() from error
-        except StorageError:
-            raise
-        except (OSError, UsageError) as error:
+        except UsageError as error:
             raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
-        if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        if raw.get("format_version") != FORMAT_VERSION:
             raise CalibrationError(
                 f"{path} is not a calibration of format version {FORMAT_VERSION}; make one with `maskmill calibrate`"
             )
