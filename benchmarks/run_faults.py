@@ -50,7 +50,7 @@ from maskmill.engine.labeling.selection import Selection  # noqa: E402
 from maskmill.engine.store import label_store, table  # noqa: E402
 from maskmill.engine.store.label_store import LabelStore  # noqa: E402
 from maskmill.engine.store.waiting import presence  # noqa: E402
-from maskmill.errors import MaskmillError, UsageError  # noqa: E402
+from maskmill.errors import MaskmillError  # noqa: E402
 
 IMAGES = 240
 OPTIONS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
@@ -186,7 +186,7 @@ def task(options: argparse.Namespace) -> int:
             progress = label(predictor, run.source, options.store, taxonomy, run.selection, workers=1)
     except MaskmillError as error:
         print(f"error: {error}")
-        return 2 if isinstance(error, UsageError) or getattr(error, "is_of_the_call", False) else 1
+        return error.exit_code
     except Exception as error:
         traceback.print_exc()
         print(f"TRACEBACK {type(error).__name__}: {error}")

@@ -29,6 +29,7 @@ import pyarrow as pa
 from ...errors import StoreError
 from ..inputs.sources import Item
 from ..model.storage import open_folder
+from ..reading.bucket.client import MissingBucketError
 from ..store.label_store import LEASES
 from ..store.table import store_errors
 from ..store.waiting.row_files import DamagedFile, decode_rows, encode_rows
@@ -271,6 +272,7 @@ class _StoreFolder:
             with store_errors(f"cannot {action} the {self._name}"):
                 yield
         except StoreError as error:
-            if action == "read" and isinstance(error.__cause__, FileNotFoundError):
-                raise error.__cause__ from None
+            cause = error.__cause__
+            if action == "read" and isinstance(cause, FileNotFoundError) and not isinstance(cause, MissingBucketError):
+                raise cause from None
             raise

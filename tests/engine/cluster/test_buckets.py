@@ -200,6 +200,12 @@ class TestBucket:
             StoreError, match=r"^cannot write to the label store s3://nowhere/labels: the bucket nowhere does "
         ):
             run_array(job, threads=1)
+        # the first look of a driver on Ray
+        with pytest.raises(
+            StoreError, match="^cannot read the label store .*: the bucket nowhere does not exist$"
+        ) as caught:
+            Leases("s3://nowhere/labels", options).lead({"token": "a"})
+        assert caught.value.exit_code == 2
 
     def test_many_writers_commit_each_image_once(self, options: dict[str, str]) -> None:
         from ...builders import input_row, label_row
