@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import tarfile
 import threading
@@ -9,13 +10,17 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import Item, Source, open_source
+from maskmill.engine.model.storage import location_of
 from maskmill.engine.reading.access import Access, Cancelled, limit_reads, schemes_of
+from maskmill.engine.reading.remote_path import StorageError
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import ImageError, SourceError, UsageError
 from tests.hostile_server import HostileServer, hostile_server
@@ -225,3 +230,26 @@ def test_what_is_sound_in_damaged_remote_archives_is_labeled(server: HostileServ
 def test_limits_out_of_range_are_usage_errors(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="must be|--schemes"):
         Access(**values)  # pyright: ignore[reportArgumentType]
+
+
+class ReadOnly(MemoryFileSystem):
+    """A file system that nobody may change."""
+
+    protocol = "readonly"
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    pipe_file = rm_file = makedirs
+
+
+def test_changes_that_a_file_system_refuses_are_one_error() -> None:
+    fsspec.register_implementation("readonly", ReadOnly, clobber=True)
+    place: Any = location_of("readonly://a/b")
+    for action, change in (
+        ("create", place.mkdir),
+        ("write", lambda: place.write_bytes(b"x")),
+        ("delete", place.unlink),
+    ):
+        with pytest.raises(StorageError, match=f"^cannot {action} readonly://a/b: Permission denied$"):
+            change()
