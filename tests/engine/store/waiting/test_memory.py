@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from pathlib import Path
-
-import pytest
 
 from maskmill.engine.store.waiting.memory import WORTHWHILE_BYTES, release_memory
 
@@ -18,7 +15,6 @@ def resident_bytes() -> int:
     return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_freed_memory_of_a_thread_is_returned() -> None:
     kept: list[bytes] = []
 
