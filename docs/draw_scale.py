@@ -2,7 +2,7 @@ r"""Draw the pictures of scale.md from the results of ``benchmarks/million.py`` 
 
     cd benchmarks/results
     python ../../docs/draw_scale.py 2026-11-28-run-sizes.jsonl 2026-11-28-run-sizes-photos.jsonl \
-        2026-11-28-million-local.jsonl 2026-11-28-million.jsonl
+        2026-11-28-run-sizes-photos-30000.jsonl 2026-11-28-million-local.jsonl 2026-11-28-million-array.jsonl
 
 It prints the numbers that the page quotes.
 """
@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
-INK, COLORS = "#7a7a7a", ("#1b9e77", "#d95f02")
+INK, COLORS = "#7a7a7a", ("#1b9e77", "#d95f02", "#7570b3")
+FEWEST_ROWS = 2048
+"""Rows of the smallest commits that are drawn."""
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 240, 60, 44, 24
 
 Points = Sequence[tuple[float, float]]
@@ -26,8 +28,8 @@ Lines = list[dict[str, float]]
 
 def main() -> None:
     """Draw the pictures."""
-    sizes, photos, local, array = map(read_lines, sys.argv[1:5])
-    draw_sizes({"no time in the model": sizes, "deeplabv3-257": photos})
+    sizes, photos, later, local, array = map(read_lines, sys.argv[1:6])
+    draw_sizes({"no time in the model": sizes, "deeplabv3-257": photos, "deeplabv3-257, second session": later})
     draw_million({"local": local, "array": array})
 
 
@@ -57,10 +59,12 @@ def draw_million(runs: Mapping[str, Lines]) -> None:
     """Draw memory and microseconds of a commit per row over the images of a run."""
     memory = {name: [(line["images"], line["rss_mb"]) for line in lines if "rss_mb" in line]
               for name, lines in runs.items()}  # fmt: skip
-    commits = {name: [(line["stored"], 1e6 * line["seconds"] / line["commit"]) for line in lines if "commit" in line]
-               for name, lines in runs.items()}  # fmt: skip
+    # the first commits of a run are small, and would hide the others
+    commits = {name: [(line["stored"], 1e6 * line["seconds"] / line["commit"]) for line in lines
+                      if line.get("commit", 0) >= FEWEST_ROWS] for name, lines in runs.items()}  # fmt: skip
     for name, points in memory.items():
-        print(name, "memory:", [next(point for point in points if point[0] >= images) for images in (0, 1e5, 5e5, 9e5)])
+        print(name, "memory:", [next((point for point in points if point[0] >= images), None)
+                                for images in (0, 1e5, 5e5, 9e5)])  # fmt: skip
         print(name, "microseconds per row:", [(stored, round(cost, 1)) for stored, cost in commits[name]])
     ticks = [(value, f"{value:,.0f}") for value in axis_values(1_000_000)]
     draw("million-memory.svg", memory, "images labeled", "memory, MB", ticks, heights(memory))
