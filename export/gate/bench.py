@@ -102,12 +102,11 @@ def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
         return
     from ...engine.report.terminal import PlainConsole, figures_table
 
-    table = figures_table("provider", "precision", "images/s", "ratio", "mean IoU", "worst", "agreement", note="gate")
+    table = figures_table("runtime", "images/s", "ratio", "mean IoU", "worst", "agreement", note="gate")
     for row in rows:
         metrics = row.verdict.metrics if row.verdict else None
         table.add_row(
-            row.provider,
-            row.precision,
+            f"{row.provider} {row.precision}",
             f"{row.images_per_second:.1f}" if row.images_per_second else "-",
             f"{row.ratio:.2f}x" if row.ratio else "-",
             *(
