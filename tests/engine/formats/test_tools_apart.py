@@ -98,7 +98,7 @@ def test_we_read_what_datumaro_writes(theirs: str, format: str, tmp_path: Path) 
     items = []
     for index, label in enumerate(MAPS):
         masks = [
-            Mask(image=label == value, label=int(value), id=int(value) + 1, group=int(value) + 1)
+            Mask(image=label == value, label=int(value), id=100 * index + int(value) + 1, group=int(value) + 1)
             for value in np.unique(label)
             if value != 255
         ]

@@ -11,6 +11,7 @@ import pytest
 
 from maskmill.engine.calibration.candidates import Candidate, Choice, Measured
 from maskmill.engine.calibration.goal import Goal
+from maskmill.engine.calibration.scores.score_counts import ScoreCounts
 from maskmill.engine.report import display
 from maskmill.engine.report.terminal import PlainConsole, figures_table
 from maskmill.export.gate.bench import Row, print_rows
@@ -85,7 +86,14 @@ def test_classes_of_a_calibration_wrap_and_their_figures_stay_whole(capsys: pyte
         "warnings": [],
     }
     calibration = SimpleNamespace(
-        report=report, group="class", alpha="0.05", unit="pixel", rule="agree", pooled=0.123, fallback="pooled"
+        report=report,
+        group="class",
+        alpha="0.05",
+        unit="pixel",
+        rule="agree",
+        pooled=0.123,
+        fallback="pooled",
+        counts=ScoreCounts.empty(),
     )
     display.print_calibration(cast(Any, calibration), Path("c.json"))
     text = output_of(capsys)
