@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ...errors import UsageError
 from ..inputs.labeled_source import pair_images
 from ..inputs.labels import LabelSource
 from ..inputs.sources import Source
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import Predictor
+from ..reading.geotiff import files_of
 from .binned import BinnedScores
 from .calibrate import fit_calibration
 from .calibration import Calibration
@@ -47,6 +49,11 @@ def choose(
     """
     goal = goal if isinstance(goal, Goal) else Goal.parse(goal)
     labeled = pair_images(source, labels, taxonomy, ids=ids)
+    if int(files_of(labeled.uris).max()) == 0:
+        raise UsageError(
+            "selections are compared on images that are held out, and there is one image alone (all windows of a file "
+            "are one image): label more images, or use `maskmill calibrate`"
+        )
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-choose-") as folder,
         Observations(Path(folder), taxonomy) as observations,

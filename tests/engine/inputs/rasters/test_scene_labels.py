@@ -159,6 +159,8 @@ def test_one_scene_holds_nothing_out_and_positions_are_refused(copies: Path) -> 
     assert {row["threshold_from"] for row in calibration.report["classes"]} == {"foreground"}
     with pytest.raises(CalibrationError, match=r"needs at least 9 images and there are 1 .*4 windows of 1 file: each"):
         maskmill.calibrate(copies / "bundle", scene, copies / "fourfold maps", alpha=0.1, unit="image", windows=16)
+    with pytest.raises(UsageError, match="there is one image alone"):
+        maskmill.choose(copies / "bundle", scene, copies / "fourfold maps", windows=16)
     with pytest.raises(UsageError, match="thresholds per position are for whole images"):
         maskmill.calibrate(copies / "bundle", scene, copies / "fourfold maps", alpha=0.1, group="position", windows=16)
 
