@@ -41,7 +41,7 @@ from .scores.score_counts import UPPER, ScoreCounts
 from .sharing import Fallback, Group, Unseen, share_thresholds
 from .thresholds import SmallSample, Unit
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 RuleChoice = Literal[Rule, "auto"]
 """A rule, or the best of them on held-out images."""
