@@ -29,7 +29,7 @@ Lines = list[dict[str, float]]
 def main() -> None:
     """Draw the pictures."""
     sizes, photos, later, local, array = map(read_lines, sys.argv[1:6])
-    draw_sizes({"no time in the model": sizes, "deeplabv3-257": photos, "deeplabv3-257, second session": later})
+    draw_sizes({"no time in the model": sizes, "deeplabv3-257": photos, "deeplabv3-257, second series": later})
     draw_million({"local": local, "array": array})
 
 
