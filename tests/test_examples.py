@@ -451,6 +451,7 @@ LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
         "own": logits_of_one,
     },
     "trainer.students.classifier": {"images": torch_images},
+    "trainer.students.deeplab": {"images": torch_images},
     "trainer.students.models": {"images": torch_images},
     "trainer.students.networks": {"images": torch_images},
 }

@@ -2,9 +2,9 @@
 
 ::
 
-    pixels = pixels_of(store.run)                       # photos, or their bands
-    image, with_data = decode_filled(data, pixels)      # (H, W, C) in the sample type, without missing samples
-    normalization = measure_bands([images], spec)       # mean and standard deviation per band
+    pixels = pixels_of(store.run)                          # photos, or their bands
+    image, with_data = decode_filled(data, pixels)         # (H, W, C) in the sample type, without missing samples
+    normalization = measure_bands([images], pixels.bands)  # mean and standard deviation per band
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ::
 
-    network = deeplabv3plus(num_classes=21, weights="resnet101.pth")
+    network = deeplabv3plus(num_classes=21, pretrained=False, depth=50)  # or weights="resnet101.pth"
     low, high = network.encode(images)      # (N, 3, H, W) float32, normalized → maps at strides 4 and 16
     logits = network.decode([low, high])    # (N, 21, H / 4, W / 4)
 
