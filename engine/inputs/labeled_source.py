@@ -27,11 +27,11 @@ from ..model.color_tables import ColorTable
 from ..model.taxonomy import Taxonomy
 from ..model.taxonomy_draft import means_nothing, same_class
 from ..reading.access import current_access
-from ..reading.geotiff import MARK, split_window
+from ..reading.geotiff import split_window
 from .image_formats import orientation_of, turn_upright
 from .images import image_size
 from .labels import LOSSY, NAMES_FILE, LabelEntry, LabelSource
-from .names import select_ids
+from .names import match_ids, select_ids
 from .rasters.scene_labels import SceneLabels
 from .sources import Item, Source, read_uri
 from .summary import SourceSummary
@@ -216,19 +216,28 @@ def _by_file(uris: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _files_named(ids: frozenset[str], windows: dict[str, list[str]]) -> frozenset[str]:
-    """Return the names of files in ``ids``, and leave the windows that it names, of the files of which it names some.
+    """Return the files that ``ids`` name, and leave only the named windows of those that it does not name as a whole.
 
-    Raises :class:`UsageError` for the name of a window that is not there.
+    Raises :class:`UsageError` for a name that selects no file or several, or a window that is not there.
     """
-    chosen: dict[str, list[str]] = {}
-    for name in sorted(name for name in ids if MARK in name):
-        matches = [(file, uri) for file, parts in windows.items() for uri in parts if uri.endswith(name)]
-        if not matches:
+    parts = {name: split_window(name) for name in ids}
+    file_names = {name: name if part is None else part[0] for name, part in parts.items()}
+    selection = match_ids(windows, file_names.values())
+    whole = {selection[name] for name, part in parts.items() if part is None}
+    available = {uri for uris in windows.values() for uri in uris}
+    chosen: dict[str, set[str]] = {}
+    for name, part in parts.items():
+        if part is None:
+            continue
+        file = selection[file_names[name]]
+        uri = f"{file}{part[1].text()}"
+        if uri not in available:
             raise UsageError(f"the listed window {name} is not there; give the same --windows as for the list")
-        for file, uri in matches:
-            chosen.setdefault(file, []).append(uri)
-    windows.update(chosen)
-    return frozenset(name.partition(MARK)[0] for name in ids)
+        if file not in whole:
+            chosen.setdefault(file, set()).add(uri)
+    for file, uris in chosen.items():
+        windows[file] = [uri for uri in windows[file] if uri in uris]
+    return frozenset(selection.values())
 
 
 def _skipped_labels(labels: LabelSource, root: str) -> Counter[str]:

@@ -159,13 +159,20 @@ def select_ids(uris: Mapping[str, Any] | Iterable[str], ids: Iterable[str] | Non
     uris = list(uris)
     if ids is None:
         return uris
+    selection = set(match_ids(uris, ids).values())
+    return [uri for uri in uris if uri in selection]
+
+
+def match_ids(uris: Iterable[str], ids: Iterable[str]) -> dict[str, str]:
+    """Return the one uri that each name of ``ids`` selects; raises :class:`UsageError` as :func:`select_ids`."""
     by_file: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}
-    for uri in uris:
+    known = dict.fromkeys(uris)
+    for uri in known:
         key = file_key(uri)
         by_file.setdefault(key.rsplit("/", 1)[-1], []).append(uri)
         by_stem.setdefault(without_ending(key).rsplit("/", 1)[-1], []).append(uri)
-    known, selection, missing = set(uris), set(), []
+    selection, missing = {}, []
     names = sorted(set(ids))
     for name in names:
         matches = [name] if name in known else _matches(name, by_file, by_stem)
@@ -175,13 +182,13 @@ def select_ids(uris: Mapping[str, Any] | Iterable[str], ids: Iterable[str] | Non
                 "ending"
             )
         if matches:
-            selection.add(matches[0])
+            selection[name] = matches[0]
         else:
             missing.append(name)
     if missing:
         examples = ", ".join(f"{name}{_hint(name, by_stem)}" for name in missing[:5])
         raise UsageError(f"{len(missing)} of the {len(names)} listed images are not there: {examples}")
-    return [uri for uri in uris if uri in selection]
+    return selection
 
 
 def _matches(name: str, by_file: Mapping[str, Sequence[str]], by_stem: Mapping[str, Sequence[str]]) -> list[str]:

@@ -25,6 +25,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ....errors import ImageError, UsageError
 from ...formats.base import BACKGROUND
 from ...inputs.rasters.scene_labels import SceneLabels
 from ...model.storage import location_of
-from ...reading.geotiff import MARK, Window
+from ...reading.geotiff import MARK, Window, raster_shape
 from .prompt_files import coco_boxes, csv_boxes, csv_rows, number_of
 from .prompt_names import PromptNames
 from .prompts import BOX_END, BOX_START, POSITIVE
@@ -111,11 +112,11 @@ class GivenPrompts:
         examples: list[str] = []
         for uri in uris:
             images += 1
-            name, _ = self._names.find(uri)
-            if name is None:
+            names = self._names.find(uri)
+            if not names:
                 without += 1
                 examples = examples or [uri]
-            else:
+            for name, _ in names:
                 unused.pop(name, None)
         names = ", ".join(list(unused)[:3]) + (", …" if len(unused) > 3 else "")
         if images and without == images:
@@ -182,10 +183,10 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     scenes = SceneLabels(_MaskFiles(read), None)
 
     def label_of(uri: str) -> NDArray[Any] | None:
-        name, window = index.find(uri)
-        if name is None or window is None:
-            return None if name is None else read(name)
-        return scenes.read(_MaskFile(name), uri.partition(MARK)[0], window)
+        if not (names := index.find(uri)):
+            return None
+        name, window = names[0]  # a window's own mask rather than its file's
+        return read(name) if window is None else scenes.read(_MaskFile(name), uri.rpartition(MARK)[0], window)
 
     def find(uri: str) -> Sequence[Target]:
         label = label_of(uri)
@@ -219,10 +220,11 @@ def _of_rows(
     index = PromptNames(by_image, f"images in {file}")
 
     def find(uri: str) -> Sequence[Target]:
-        name, window = index.find(uri)
-        if name is None or window is None:
-            return [] if name is None else by_image[name]
-        return within_window(by_image[name], window)
+        targets: list[Target] = []
+        for name, window in index.find(uri):
+            rows = by_image[name]
+            targets += rows if window is None else within_window(rows, window, uri.rpartition(MARK)[0])
+        return targets
 
     def condition(uri: str) -> str:
         parts = [
@@ -263,10 +265,11 @@ def _cut(prompt: Prompt, size: tuple[int, int]) -> Prompt:
     return prompt if (points == prompt.points).all() else replace(prompt, points=points)
 
 
-def within_window(targets: Sequence[Target], window: Window) -> list[Target]:
-    """Return the part of a file's objects that a window shows, in pixels of the window.
+def within_window(targets: Sequence[Target], window: Window, path: str) -> list[Target]:
+    """Return the part of the objects of the file ``path`` that a window shows, in pixels of the window.
 
-    Boxes are cut to the window; points outside of it are left out, and so are objects of which nothing remains.
+    Boxes are cut to the window; points outside of it are left out, and so are objects of which nothing remains. A point
+    on the border of two windows is in the right or lower one; one on the file's own border is in the last window.
     """
     size, start = (window.height, window.width), np.array([window.column, window.row], np.float32)
     parts = []
@@ -274,7 +277,7 @@ def within_window(targets: Sequence[Target], window: Window) -> list[Target]:
         prompts = []
         for prompt in target.prompts:
             points, is_box = prompt.points - start, prompt.labels >= BOX_START
-            inside = is_box | ((points >= 0) & (points <= (window.width, window.height))).all(axis=1)
+            inside = is_box | _are_inside(points, window, path)
             moved = replace(prompt, points=points[inside], labels=prompt.labels[inside])
             with suppress(ImageError):  # a box beside the window
                 if is_box.any() or (moved.labels == POSITIVE).any():
@@ -282,6 +285,26 @@ def within_window(targets: Sequence[Target], window: Window) -> list[Target]:
         if prompts:
             parts.append(replace(target, prompts=tuple(prompts)))
     return parts
+
+
+def _are_inside(points: NDArray[np.float32], window: Window, path: str) -> NDArray[np.bool_]:
+    """Return True (n,) for the points (n, 2), in pixels of a window, that are inside it."""
+    limits = np.array([window.width, window.height])
+    on_end = points == limits
+    inside = (points >= 0) & (points < limits)
+    if on_end.any():
+        inside |= on_end & _ends_file(path, window)
+    return inside.all(axis=1)
+
+
+@lru_cache(maxsize=4096)
+def _ends_file(path: str, window: Window) -> tuple[bool, bool]:
+    """Return whether the right and the lower border of a window are those of its file; False if that is unreadable."""
+    try:
+        height, width = raster_shape(path)
+    except ImageError:  # the window is rejected when it is read
+        return False, False
+    return window.column + window.width == width, window.row + window.height == height
 
 
 @dataclass(frozen=True)

@@ -29,17 +29,18 @@ class PromptNames:
             self._windows.setdefault((part[1], without_ending(key)), name)
         self._files = NameIndex(files, origin)
 
-    def find(self, uri: str) -> tuple[str | None, Window | None]:
-        """Return the name of an image or None, and the window of it that ``uri`` shows if the name is a whole file's.
+    def find(self, uri: str) -> list[tuple[str, Window | None]]:
+        """Return the names of an image, and with each the window of it that ``uri`` shows if it is a whole file's.
 
-        Raises :class:`UsageError` naming the candidates if several names without the image's ending match it.
+        A window may have two: its own, which comes first, and its file's. Raises :class:`UsageError` naming the
+        candidates if several names without the image's ending match it.
         """
         part = split_window(uri)
-        if part is None:
-            return self._files.find(uri), None
-        file, window = part
-        key = file_key(file)
-        for tail in (*tails(key), *tails(without_ending(key))):
-            if (window, tail) in self._windows:
-                return self._windows[window, tail], None
-        return self._files.find(file), window
+        file, window = (uri, None) if part is None else part
+        names: list[tuple[str, Window | None]] = []
+        if window is not None:
+            key = file_key(file)
+            keys = ((window, tail) for tail in (*tails(key), *tails(without_ending(key))))
+            names += [(self._windows[key], None) for key in keys if key in self._windows][:1]
+        name = self._files.find(file)
+        return names if name is None else [*names, (name, window)]

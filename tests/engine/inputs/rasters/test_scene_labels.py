@@ -184,6 +184,45 @@ def test_pixels_without_data_are_ignored_by_calibrate_choose_and_evaluate(tmp_pa
     assert quality.source.ignored_share == calibration.report["source"]["ignored_share"] == 0.25
 
 
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("numbered")
+    (folder / "maps").mkdir()
+    for name in ("1", "2", "12", "21"):
+        write_tiff(folder / "scenes" / f"{name}.tif", np.zeros((3, 32, 32), np.uint8))
+        Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32) % 3).save(folder / "maps" / f"{name}.png")
+    return folder
+
+
+ALL_OF = {name: [f"{name}.tif {place}" for place in ("0,0", "0,16", "16,0", "16,16")] for name in ("1", "21")}
+
+
+@pytest.mark.parametrize(
+    ("names", "windows"),
+    [
+        (["2.tif::window=0,0,16,16", "12.tif::window=16,16,16,16"], ["12.tif 16,16", "2.tif 0,0"]),
+        (["1.tif::window=0,0,16,16", "21.tif"], ["1.tif 0,0", *ALL_OF["21"]]),
+        (["1.tif::window=0,16,16,16", "1.tif"], ALL_OF["1"]),
+        (["scenes/2::window=16,0,16,16"], ["2.tif 16,0"]),
+    ],
+)
+def test_a_list_selects_the_windows_and_files_that_it_names(
+    numbered: Path, names: list[str], windows: list[str]
+) -> None:
+    taxonomy = Taxonomy(targets=("a", "b", "c"), background=0, model=(0, 1, 2), labels={0: 0, 1: 1, 2: 2})
+    source = open_source(numbered / "scenes", windows=Windows(side=16))
+    labeled = pair_images(source, open_labels(numbered / "maps"), taxonomy, ids=names)
+    parts = [split_window(uri) for uri in labeled.uris]
+    assert sorted(f"{Path(part[0]).name} {part[1].row},{part[1].column}" for part in parts if part) == sorted(windows)
+
+
+def test_a_listed_window_that_is_not_there_is_refused(numbered: Path) -> None:
+    taxonomy = Taxonomy(targets=("a", "b", "c"), background=0, model=(0, 1, 2), labels={0: 0, 1: 1, 2: 2})
+    source = open_source(numbered / "scenes", windows=Windows(side=16))
+    with pytest.raises(UsageError, match=r"the listed window 2\.tif::window=0,0,32,32 is not there"):
+        pair_images(source, open_labels(numbered / "maps"), taxonomy, ids=["2.tif::window=0,0,32,32"])
+
+
 def test_windows_of_another_size_than_those_of_the_calibration_are_refused_or_named(data: Path, tmp_path: Path) -> None:
     model, scenes = data / "bundle", data / "scenes"
     calibration = maskmill.calibrate(model, scenes, data / "maps", alpha=0.1, windows=16, window_overlap=4)

@@ -50,6 +50,32 @@ def test_a_box_may_name_a_window_itself(tmp_path: Path) -> None:
     assert boxes_of(tmp_path / "boxes.csv").targets_of("/scenes/large.tif") == []
 
 
+def test_a_row_of_a_window_adds_to_the_rows_of_its_file(tmp_path: Path) -> None:
+    rows = 'large.tif,cow,2,3,4,5\n"large.tif::window=0,0,16,24",horse,6,7,8,9\n'
+    (tmp_path / "boxes.csv").write_text(f"image,label,x0,y0,x1,y1\n{rows}")
+    prompts = boxes_of(tmp_path / "boxes.csv")
+    corners = [target.prompts[0].points.tolist() for target in prompts.targets_of(uri(0, 0))]
+    assert sorted(corners) == [[[2, 3], [4, 5]], [[6, 7], [8, 9]]]
+    assert prompts.check([uri(0, 0)]) == []
+
+
+def test_a_point_on_a_border_is_in_one_window(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "large.tif", np.zeros((3, 32, 48), np.uint8))
+    (tmp_path / "points.csv").write_text(
+        "image,label,x,y,object\nlarge,cow,24,8,a\nlarge,cow,8,16,b\nlarge,cow,48,8,c\nlarge,cow,30,32,d\n"
+    )
+    prompts = points_of(tmp_path / "points.csv")
+
+    def points(row: int, column: int) -> list[list[float]]:
+        targets = prompts.targets_of(f"{tmp_path / 'large.tif'}::window={row},{column},16,24")
+        return [point for target in targets for point in target.prompts[0].points.tolist()]
+
+    assert points(0, 0) == []
+    assert points(0, 24) == [[0, 8], [24, 8]]
+    assert points(16, 0) == [[8, 0]]
+    assert points(16, 24) == [[6, 16]]
+
+
 def test_points_outside_of_a_window_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text(
         "image,label,x,y,positive,object\nlarge,cow,30,20,1,a\nlarge,cow,5,5,0,a\nlarge,cow,26,18,0,a\n"
