@@ -247,7 +247,7 @@ def evaluate_predictor(
 
     def load(item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         photo = source.read(item)
-        image = predictor.backend.decode(photo)
+        image = predictor.backend.decode(photo, warn=labeled.summary.warner(item.uri))
         (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
         label = select(score_map, taxonomy, selection).label
         truth = labeled.read(item.uri, photo)

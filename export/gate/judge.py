@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -52,6 +53,8 @@ class GateImages:
     """The chosen images."""
     rejected: dict[str, str] = field(default_factory=dict, compare=False)
     """Kind of error of each image that could not be decoded so far."""
+    low_range: dict[str, str] = field(default_factory=dict, compare=False)
+    """Warning of each image so far that uses less than 1/16 of its type's range."""
     bands: BandSpec | None = None
     """Bands of the files that the model takes; None: photos."""
     bit_depth: int | None = None
@@ -81,7 +84,15 @@ class GateImages:
     def __iter__(self) -> Iterator[GateImage]:
         for item in self.items:
             try:
-                yield item.uri, decode_input(self.source.read(item), self.bands, bit_depth=self.bit_depth)
+                yield (
+                    item.uri,
+                    decode_input(
+                        self.source.read(item),
+                        self.bands,
+                        bit_depth=self.bit_depth,
+                        warn=partial(self.low_range.__setitem__, item.uri),
+                    ),
+                )
             except ImageError as error:
                 self.rejected[item.uri] = error.kind
                 continue
@@ -93,6 +104,7 @@ class GateImages:
             images=len(self.items) - len(self.rejected),
             skipped=self.source.skipped,
             rejected=Counter(self.rejected.values()),
+            low_range=list(self.low_range),
         )
 
     def first(self, num: int) -> GateImages:
