@@ -93,7 +93,7 @@ def train(
     workers
         Loader processes per training process; 0 makes samples in the training process.
     observer
-        Called after each row of the log, in the first process.
+        Called after each row of the log, and at least every ten seconds while steps finish, in the first process.
 
     Raises :class:`UsageError` for a recipe that does not fit the images or the processes, and :class:`TrainingError`
     for an image that cannot be read or a loss that is not finite: it names the images of the step.
@@ -188,7 +188,7 @@ class _Loop:
         """Train on the batches of the remaining steps."""
         recipe, process = self.recipe, self.process
         started = since = time.perf_counter()
-        waited, logged = 0.0, self.step
+        waited, logged, reports = 0.0, self.step, 0
         progress = TrainingProgress(
             step=self.step, steps=self.steps, loss=None, images_per_second=0.0, miou=self.miou,
             best=self.best, seconds=0.0,
@@ -213,6 +213,11 @@ class _Loop:
                     raise
                 self.step += 1
                 last = self.step == self.steps
+                seconds = time.perf_counter() - since
+                if observer is not None and process.first and seconds > _SILENCE * (reports + 1):
+                    reports += 1
+                    speed = (self.step - logged) * recipe.batch / seconds
+                    observer(replace(progress, step=self.step, images_per_second=speed))
                 validates = self.corpus.validation is not None and (last or self.step % recipe.validate_every == 0)
                 if last or validates or self.step % recipe.log_every == 0:
                     self.watch.check()
@@ -229,7 +234,7 @@ class _Loop:
                         log.add(self.step, {"lr": rate, **row})
                         if observer is not None:
                             observer(progress)
-                    since, waited, logged = time.perf_counter(), 0.0, self.step
+                    since, waited, logged, reports = time.perf_counter(), 0.0, self.step, 0
                 if last or self.step % recipe.save_every == 0:
                     self._save(LAST)
             if progress.interrupted:
@@ -358,6 +363,8 @@ class _Loop:
 
 
 _ROLES = ("labeled", "unlabeled")
+_SILENCE = 10.0
+"""Seconds after which the observer hears of the steps since the last row of the log."""
 _CHECKED_IMAGES = 10
 """Labeled images, at most, on which a finished student must predict more than one class."""
 _CALIBRATION_IMAGES = 200

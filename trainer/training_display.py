@@ -15,7 +15,12 @@ from rich.progress import Progress as Bar
 from ..engine.report.terminal import PlainConsole, figures_table, say
 from .data.parts import LabeledImages, PlainImages
 from .evaluate import Scores
+from .processes import resolve_device
+from .recipes import Recipe
 from .train import TrainingProgress
+
+_LONG_ON_CPU = 10**10
+"""Pixels of all crops of a run from which a processor needs hours."""
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def observing(*, as_json: bool) -> Iterator[Callable[[TrainingProgress], None]]:
     if as_json:
         yield lambda run: print(json.dumps({"event": "progress", **dataclasses.asdict(run)}), flush=True)
     elif not console.is_terminal:
-        yield lambda run: say(f"step {run.step} of {run.steps}, {_note(run)}")
+        yield _Lines()
     else:
         columns = (
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
@@ -34,6 +39,32 @@ def observing(*, as_json: bool) -> Iterator[Callable[[TrainingProgress], None]]:
         with Bar(*columns, console=console, transient=True) as bar:
             task = bar.add_task("training", total=None, note="")
             yield lambda run: bar.update(task, completed=run.step, total=run.steps, note=_note(run))
+
+
+class _Lines:
+    """Lines of a log file: the mIoU is in those that follow a validation."""
+
+    def __init__(self) -> None:
+        self._miou: float | None = None
+
+    def __call__(self, run: TrainingProgress) -> None:
+        shown = run if run.miou != self._miou else dataclasses.replace(run, miou=None)
+        say(f"step {run.step} of {run.steps}, {_note(shown)}")
+        self._miou = run.miou
+
+
+def print_plan(recipe: Recipe, device: str | None, *, as_json: bool) -> None:
+    """Print what a run will do before it begins; only the first process prints."""
+    if as_json or os.environ.get("RANK", "0") != "0":
+        return
+    length = f"{recipe.steps:,} steps" if recipe.epochs is None else f"{recipe.epochs:,} epochs in steps"
+    place = resolve_device(device).type
+    say(
+        f"{recipe.name}: {length} of {recipe.batch} crops of {recipe.crop}x{recipe.crop} pixels, "
+        f"network {recipe.model}, on {place}"
+    )
+    if place == "cpu" and recipe.epochs is None and recipe.steps * recipe.batch * recipe.crop**2 > _LONG_ON_CPU:
+        say("on a CPU this takes hours or days; for a first student try --set steps=500 --set batch=8 --set crop=96")
 
 
 def print_sources(parts: Mapping[str, LabeledImages | PlainImages | None], *, as_json: bool) -> None:

@@ -117,7 +117,7 @@ def train_student(
     from ..data.parts import Reading
     from ..recipes import RECIPES, with_settings
     from ..train import train
-    from ..training_display import observing, print_sources, print_summary
+    from ..training_display import observing, print_plan, print_sources, print_summary
 
     if background is not None and classes is None:
         raise UsageError("--background NAME needs --classes FILE")
@@ -142,6 +142,7 @@ def train_student(
     print_sources(
         {"labeled": corpus.labeled, "validation": corpus.validation, "unlabeled": corpus.plain}, as_json=as_json
     )
+    print_plan(settled_recipe, device, as_json=as_json)
     with observing(as_json=as_json) as observer:
         progress = train(output, settled_recipe, corpus, init=init, device=device, workers=workers, observer=observer)
     print_summary(progress, output, as_json=as_json)
