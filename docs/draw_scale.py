@@ -2,7 +2,7 @@ r"""Draw the pictures of scale.md from the results of ``benchmarks/million.py`` 
 
     cd benchmarks/results
     python ../../docs/draw_scale.py 2026-11-28-run-sizes.jsonl 2026-11-28-run-sizes-photos.jsonl \
-        2026-11-28-run-sizes-photos-30000.jsonl 2026-11-28-million-local.jsonl 2026-11-28-million-array.jsonl
+        2026-11-28-run-sizes-photos-100000.jsonl 2026-11-28-million-local.jsonl 2026-11-28-million-array.jsonl
 
 It prints the numbers that the page quotes.
 """

@@ -154,7 +154,8 @@ class Taxonomy:
             raise TaxonomyError(f"{path}: {error}") from error
         if targets != self.targets:
             raise TaxonomyError(
-                f"{path} has the targets {name_list(targets)}; the labels were made with {name_list(self.targets)}"
+                f"{path} has the targets {name_list(targets)}; the labels were made with {name_list(self.targets)}: "
+                "give the class mapping that they, or the labels their student learned from, were made with"
             )
         return replace(
             self, labels=labels, named_labels=targets_by_name, label_names=label_names, colors=colors, assumed=False
