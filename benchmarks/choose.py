@@ -34,7 +34,6 @@ import numpy as np
 from msrc import adopt, find_data
 
 from maskmill.engine.calibration.binned import BinnedScores
-from maskmill.engine.calibration.calibration import fewest_images
 from maskmill.engine.calibration.candidates import (
     Candidate,
     Measured,
@@ -47,6 +46,7 @@ from maskmill.engine.calibration.scores.observe import Observations
 from maskmill.engine.calibration.scores.pixel_samples import PixelSamples
 from maskmill.engine.calibration.scores.score_counts import UPPER
 from maskmill.engine.calibration.sharing import share_thresholds
+from maskmill.engine.calibration.thresholds import fewest_images
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import open_labels
 from maskmill.engine.inputs.sources import open_source

@@ -39,10 +39,9 @@ from students_msrc import RESULTS, SHRINK, Photos
 from students_rescaled import rescaled_teacher
 from teachers import Teacher
 
-from maskmill.engine.calibration.calibration import fewest_images
 from maskmill.engine.calibration.scores.observe import Observations
 from maskmill.engine.calibration.sharing import Group, share_thresholds
-from maskmill.engine.calibration.thresholds import count_classes, fit_thresholds
+from maskmill.engine.calibration.thresholds import count_classes, fewest_images, fit_thresholds
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import LabelFolder

@@ -41,12 +41,12 @@ from msrc import find_data
 from numpy.typing import NDArray
 
 from maskmill.engine.calibration.binned import BinnedScores
-from maskmill.engine.calibration.calibration import fewest_images
 from maskmill.engine.calibration.drift.statistics import STATISTICS
 from maskmill.engine.calibration.scores.observe import Observations
 from maskmill.engine.calibration.scores.pixel_samples import Tally
 from maskmill.engine.calibration.scores.score_counts import UPPER
 from maskmill.engine.calibration.sharing import share_thresholds
+from maskmill.engine.calibration.thresholds import fewest_images
 from maskmill.engine.inputs.images import decode_image
 from maskmill.engine.inputs.labeled_source import pair_images
 from maskmill.engine.inputs.labels import open_labels

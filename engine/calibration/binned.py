@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from .drift.weights import effective_size
 from .scores.score_counts import NUM_BINS, UPPER, ScoreCounts
-from .sharing import CONFIDENT, NEVER, SHRINKAGE, Sharing
+from .sharing import CONFIDENT, NEVER, POOLED, SHRINKAGE, Sharing
 from .thresholds import Unit
 
 NEVER_BIN = -1
@@ -58,6 +59,19 @@ class BinnedScores:
             table[images] = np.add.reduceat(self.counts.true[rows], starts, axis=0, dtype=np.float64)
         return table
 
+    def too_small(
+        self, sharing: Sharing, weights: NDArray[np.float64], *, alpha: Fraction, unit: Unit
+    ) -> NDArray[np.bool_]:
+        """Return the classes (K,) whose scores are of too few images (or pixels) for ``alpha``, weighted by (n,)."""
+        result = np.zeros(self.num_targets, bool)
+        for source in np.unique(sharing.group_of):
+            if source == NEVER:
+                continue
+            pixels = self.pixels[:, sharing.members(POOLED if source == CONFIDENT else int(source))].sum(axis=1)
+            size = int(pixels.sum()) if unit == "pixel" else int(effective_size(weights[pixels > 0]) + _SLACK)
+            result |= (sharing.group_of == source) & (alpha * (size + 1) < 1)
+        return result
+
     def thresholds(
         self,
         sharing: Sharing,
@@ -69,8 +83,9 @@ class BinnedScores:
     ) -> NDArray[np.int64]:
         """Fit bins (m, K) for each of the weightings (m, n); ``NEVER_BIN`` for classes that are never emitted.
 
-        Too few images for ``alpha`` give the largest score. With ``match_level`` the image unit allows the same share
-        of misses as it does for all images together, so that folds measure the thresholds that all images give.
+        Too few images for ``alpha`` give the largest score (:meth:`too_small` tells where). With ``match_level`` the
+        image unit allows the same share of misses as it does for all images together, so that folds measure the
+        thresholds that all images give.
         """
         bins = np.full((len(weights), self.num_targets), NEVER_BIN, np.int64)
         for source in np.unique(sharing.group_of):

@@ -41,10 +41,7 @@ from .calibration import (
     Calibration,
     Control,
     RuleChoice,
-    alpha_text,
     calibration_conditions,
-    fewest_images,
-    parse_alpha,
 )
 from .coverage import HeldOut, argmax_rows, hold_out, hold_out_positions
 from .description import describe, promise, scenes_note
@@ -52,7 +49,7 @@ from .risk import LabelLosses, control_false_labels, control_misses, false_label
 from .scores.observe import Observations
 from .scores.score_counts import UPPER, ScoreCounts
 from .sharing import CONFIDENT, NEVER, Fallback, Group, Unseen, share_thresholds
-from .thresholds import SmallSample, Unit, count_classes, fit_thresholds
+from .thresholds import SmallSample, Unit, alpha_text, count_classes, fewest_images, fit_thresholds, parse_alpha
 
 DEFAULT_GRID = (512, 512)
 Collect = Callable[..., None]

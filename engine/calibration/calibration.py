@@ -34,12 +34,12 @@ from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from ..reading.geotiff import Windows
 from .binned import BinnedScores
-from .calibration_file import CalibrationFile, Control, Grid
+from .calibration_file import CalibrationFile, Control, Grid, json_number
 from .drift.statistics import pack_statistics, unpack_statistics
 from .drift.weights import effective_size, fit_weights
 from .scores.score_counts import UPPER, ScoreCounts
 from .sharing import Fallback, Group, Unseen, share_thresholds
-from .thresholds import SmallSample, Unit
+from .thresholds import SmallSample, Unit, alpha_text, fewest_images, parse_alpha, too_few
 
 FORMAT_VERSION = 5
 
@@ -130,6 +130,11 @@ class Calibration:
         )
 
     @property
+    def level(self) -> Fraction:
+        """Target error rate as a number."""
+        return parse_alpha(self.alpha)
+
+    @property
     def windows(self) -> int | None:
         """Side in pixels of the windows by which the calibration images were read; None: they were read whole."""
         return self.made_with.get("windows")
@@ -138,7 +143,8 @@ class Calibration:
         """Compute thresholds at another alpha from the score counts, without the model.
 
         They are upper edges of bins: never below the exact thresholds, at most 6 % of the odds above them. The report
-        keeps sample sizes alone. Raises :class:`UsageError` for thresholds per position, which need the images.
+        keeps sample sizes alone. Raises :class:`UsageError` for thresholds per position, which need the images, and
+        :class:`CalibrationError` if the images are too few for alpha.
         """
         level, group, unit = parse_alpha(alpha), group or self.group, unit or self.unit
         check_choice("group", group, Group)
@@ -148,7 +154,7 @@ class Calibration:
                 f"the calibration was made with --on-small-n {self.on_small_n}, which needs the images: run "
                 "`maskmill calibrate` with this alpha"
             )
-        is_default = self.min_images == fewest_images(parse_alpha(self.alpha))
+        is_default = self.min_images == fewest_images(self.level)
         min_images = fewest_images(level) if is_default else self.min_images
         if group == "position" or self.control != "miscoverage":
             raise UsageError("thresholds per position, or with --control, need the images: run `maskmill calibrate`")
@@ -166,6 +172,11 @@ class Calibration:
             fallback=self.fallback,
             unseen=self.unseen,
         )
+        too_small = scores.too_small(sharing, weights, alpha=level, unit=unit)
+        if too_small.any():
+            sizes, what = (num_images, "images") if unit == "image" else (scores.pixels.sum(axis=0), "pixels")
+            values = np.where(too_small, np.float32(np.inf), np.float32(0))
+            raise too_few(values, sizes, int(effective_size(weights)), level, what, self.targets)
         bins = scores.thresholds(sharing, weights[None], alpha=level, unit=unit)[0]
         pooled_sharing = share_thresholds(
             "pooled", num_images, min_images=1, background=self.background, unseen="pooled"
@@ -235,25 +246,44 @@ class Calibration:
         return weights
 
     @classmethod
-    def merge(cls, parts: Sequence[Calibration]) -> Calibration:
-        """Join calibrations of different images, made under the same conditions with the same options."""
+    def merge(cls, parts: Sequence[Calibration], *, names: Sequence[str] | None = None) -> Calibration:
+        """Join calibrations of different images, made under the same conditions with the same options.
+
+        ``names`` are those of the calibrations in messages. Raises :class:`CalibrationError` if they differ, or share
+        an image.
+        """
         if not parts:
             raise UsageError("there is no calibration to merge")
         first = parts[0]
-        for part in parts[1:]:
-            for name in ("made_with", "targets", "group", "unit", "rule", "control", "alpha"):
-                old, new = getattr(first, name), getattr(part, name)
-                if old != new:
-                    values = "" if isinstance(old, Mapping) else f" ({old} and {new})"
-                    raise CalibrationError(
-                        f"the calibrations differ in {name}{values}; make them with the same options, then merge them"
-                    )
+        names = names or [f"calibration {number}" for number in range(1, len(parts) + 1)]
+        options = ("targets", "background", "group", "unit", "rule", "control", "alpha", "min_images")
+        for part, file in zip(parts[1:], names[1:], strict=True):
+            old, new = (
+                {**each.made_with, **{name: getattr(each, name) for name in (*options, *_TREATMENTS)}}
+                for each in (first, part)
+            )
+            different = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+            if different:
+                details = "; ".join(
+                    f"{name}: {_short(old.get(name))} and {_short(new.get(name))}" for name in different
+                )
+                raise CalibrationError(
+                    f"{names[0]} and {file} differ ({details}); make them with the same options, then merge them"
+                )
         if any(part.weighting is not None for part in parts) and len(parts) > 1:
             raise CalibrationError("a weighted calibration cannot be merged; merge first, then weigh with --like STORE")
-        ids = [name for part in parts for name in set(part.counts.ids)]
-        if len(set(ids)) < len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise CalibrationError(f"image {twice} is in two of the calibrations; merge calibrations of other images")
+        owner: dict[tuple[str, str], int] = {}
+        for number, part in enumerate(parts):
+            scenes = part.counts.scenes or ("",) * part.counts.num_images
+            images = set(zip(scenes, part.counts.ids, strict=True))  # other scenes may have equal windows
+            shared = [image for image in images if image in owner]
+            if shared:
+                other = owner[shared[0]]
+                raise CalibrationError(
+                    f"{names[other]} and {names[number]} were made with the same images ({len(shared)} of "
+                    f"{part.counts.num_images}, by their content); merge calibrations of different images"
+                )
+            owner.update(dict.fromkeys(images, number))
         counts = ScoreCounts.merge([part.counts for part in parts])
         report = {"num_images": counts.num_draws, "num_pixels": sum(part.report["num_pixels"] for part in parts)}
         return replace(first, counts=counts, report=report).at(first.alpha)
@@ -337,11 +367,8 @@ MAX_BYTES = 1 << 28
 """Largest calibration file, in bytes."""
 MAX_THRESHOLD_BYTES = 1 << 26
 """Largest grid of thresholds, in bytes."""
-_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", "unseen", "fallback") + (
-    "on_small_n",
-    "background",
-    "weighting",
-)
+_TREATMENTS = ("unseen", "fallback", "on_small_n")
+_PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", *_TREATMENTS, "background", "weighting")
 
 
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
@@ -360,34 +387,6 @@ def calibration_conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str
     """Collect the conditions that thresholds hold under: those of labels, for prompts of the same kind in any file."""
     everything = {**conditions(predictor, taxonomy), "batch": predictor.batch}
     return {name: value for name, value in everything.items() if name != "prompts_from"}
-
-
-def parse_alpha(alpha: str | float) -> Fraction:
-    """Read an error rate as the decimal it prints as; raises :class:`UsageError` outside (0, 1)."""
-    try:
-        level = Fraction(str(alpha))
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"alpha must be a number above 0 and below 1, got {alpha!r}") from None
-    if not 0 < level < 1:
-        raise UsageError(f"alpha must be above 0 and below 1, got {alpha}")
-    return level
-
-
-def alpha_text(alpha: str | float) -> str:
-    """Return an error rate in the one form in which records hold it: 0.20 and 1/5 as 0.2, 1/3 as it is."""
-    level = parse_alpha(alpha)
-    text = repr(float(level))
-    return text if Fraction(text) == level else str(level)
-
-
-def fewest_images(alpha: Fraction) -> int:
-    """Return the fewest images that allow a finite threshold for ``alpha``: ceil(1 / alpha) - 1."""
-    return -(-alpha.denominator // alpha.numerator) - 1
-
-
-def json_number(value: float) -> float | str:
-    """Convert a number for JSON, which has no infinity."""
-    return float(value) if np.isfinite(value) else "inf" if value > 0 else "-inf"
 
 
 def _seal(raw: Mapping[str, Any]) -> str:

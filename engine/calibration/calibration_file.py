@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from ...errors import UsageError
@@ -210,3 +211,8 @@ class CalibrationFile:
     def __post_init__(self) -> None:
         if self.background is not None and not 0 <= self.background < len(self.targets):
             raise UsageError(f"background {self.background} is not one of the {len(self.targets)} targets")
+
+
+def json_number(value: float) -> float | str:
+    """Convert a number for JSON, which has no infinity."""
+    return float(value) if np.isfinite(value) else "inf" if value > 0 else "-inf"

@@ -18,13 +18,12 @@ import numpy as np
 from ...kernels.types import Rule
 from ..inputs.summary import SourceSummary
 from .binned import BinnedScores
-from .calibration import fewest_images
 from .goal import Goal, pick
 from .intervals import blocks, folds
 from .scores.pixel_samples import PixelSamples, Tally
 from .scores.score_counts import UPPER
 from .sharing import Fallback, Group, Unseen, share_thresholds
-from .thresholds import Unit
+from .thresholds import Unit, fewest_images
 
 ALPHAS = ("0.01", "0.02", "0.05", "0.1", "0.15", "0.2", "0.3", "0.4")
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)

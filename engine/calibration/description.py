@@ -10,7 +10,7 @@ import numpy as np
 from ...checks import name_list
 from ..model.taxonomy import Taxonomy
 from .binned import BinnedScores
-from .calibration import Control, json_number
+from .calibration_file import Control, json_number
 from .coverage import HeldOut, argmax_rows, coverage_rows
 from .scores.pixel_samples import Tally
 from .scores.score_counts import ScoreCounts

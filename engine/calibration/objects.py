@@ -34,7 +34,7 @@ from ..model.schema import read_json_object, read_value
 from ..model.storage import location_of
 from ..store.instances import decode_instances
 from ..store.label_store import LabelStore
-from .calibration import parse_alpha
+from .thresholds import parse_alpha
 
 Ranking = Literal["score", "quality", "both"]
 """Value of an object that is compared with a threshold: its score, the quality of its mask, or their product."""

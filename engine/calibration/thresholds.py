@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...errors import CalibrationError
+from ...errors import CalibrationError, UsageError
 from ..backends.base import Backend
 from .scores.score_spill import NO_CLASS, ScoreSpill
 from .sharing import FOREGROUND, NEVER, Sharing
@@ -26,9 +26,41 @@ from .sharing import FOREGROUND, NEVER, Sharing
 Unit = Literal["pixel", "image"]
 SmallSample = Literal["refuse", "max", "inf"]
 
+MAX_ALPHA_TEXT = 60
+"""Longest text of an error rate, in characters."""
+SMALLEST_ALPHA = Fraction(1, 10**9)
+"""Smallest error rate: no smaller one has ever enough images or pixels."""
+
 _GROUPS_AT_ONCE = 256  # 65,536 counts of 8 bytes each: 128 MiB
 _BAND_BYTES = 64 << 20  # bytes of a band of the position grid, over all images
 _CURVE = tuple(level / 10 for level in range(1, 10))  # quantiles of a position's scores by which k-means compares it
+
+
+def parse_alpha(alpha: str | float) -> Fraction:
+    """Read an error rate as the decimal or fraction it prints as; raises :class:`UsageError` outside [1e-9, 1)."""
+    text = str(alpha).strip()
+    shown = text if len(text) <= MAX_ALPHA_TEXT else f"{text[:MAX_ALPHA_TEXT]}…"
+    try:
+        # the exact form of 1e-999999999 has a billion digits
+        is_small = "/" in text or 1e-99 < float(text) <= 2
+        level = Fraction(text) if is_small and len(text) <= MAX_ALPHA_TEXT else None
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"alpha must be a number above 0 and below 1, got {shown!r}") from None
+    if level is None or not SMALLEST_ALPHA <= level < 1:
+        raise UsageError(f"alpha must be above 0 (at least 1e-9) and below 1, got {shown}")
+    return level
+
+
+def alpha_text(alpha: str | float) -> str:
+    """Return an error rate in the one form in which records hold it: 0.20 and 1/5 as 0.2, 1/3 as it is."""
+    level = parse_alpha(alpha)
+    text = repr(float(level))
+    return text if Fraction(text) == level else str(level)
+
+
+def fewest_images(alpha: Fraction) -> int:
+    """Return the fewest images that allow a finite threshold for ``alpha``: ceil(1 / alpha) - 1."""
+    return -(-alpha.denominator // alpha.numerator) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +132,7 @@ def fit_thresholds(
         values[:num_targets][sharing.group_of == NEVER] = -np.inf
     if on_small_n == "refuse" and np.isposinf(values).any():
         sample_sizes = num_images if unit == "image" or sharing.group == "position" else num_pixels
-        raise _too_few(
+        raise too_few(
             values, sample_sizes, len(indices), alpha, "pixels" if sample_sizes is num_pixels else "images", names
         )
     # a negative threshold is possible for scores that sum to more than 1; 0 is larger, so the coverage holds
@@ -108,7 +140,7 @@ def fit_thresholds(
     return Thresholds(values=values, pooled=max(pooled, 0.0), num_pixels=num_pixels, num_images=num_images)
 
 
-def _too_few(
+def too_few(
     values: NDArray[np.float32],
     sample_sizes: NDArray[np.int64],
     num_images: int,
@@ -116,18 +148,23 @@ def _too_few(
     what: str,
     names: Sequence[str] | None,
 ) -> CalibrationError:
-    """Describe the class with the fewest samples, and the smallest alpha that they allow."""
+    """Describe the class with the fewest samples, and the smallest alpha that they allow.
+
+    ``values`` holds the thresholds of the classes, infinite where the ``sample_sizes`` (K,) are too small; ``what`` is
+    "images" or "pixels", and ``num_images`` counts all images.
+    """
     num = num_images if what == "images" else int(sample_sizes.sum())
-    about = f"{num} {what}"
+    of_class = ""
     if values.ndim == 1 and not np.isposinf(values).all():
         infinite = np.flatnonzero(np.isposinf(values[: len(sample_sizes)])).tolist()
         target = min(infinite, key=lambda index: int(sample_sizes[index]))
         num = int(sample_sizes[target])
-        about = f"{num} {what} of {names[target] if names else f'class {target}'}"
+        of_class = f" of {names[target] if names else f'class {target}'}"
+    about = f"there is 1 {what[:-1]}{of_class}" if num == 1 else f"there are {num} {what}{of_class}"
     return CalibrationError(
-        f"alpha {float(alpha):g} needs at least {math.ceil(1 / alpha) - 1} {what} and there are {about}, so every "
+        f"alpha {float(alpha):g} needs at least {math.ceil(1 / alpha) - 1} {what} and {about}, so every "
         f"prediction set would hold every class; use --alpha {math.ceil(1e4 / (num + 1)) / 1e4:g} or more, label more "
-        "images, leave --min-images at its default, or choose --on-small-n max"
+        "images, leave --min-images at its default, or calibrate on the images with --on-small-n max"
     )
 
 

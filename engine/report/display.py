@@ -208,7 +208,7 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
         )
     if (misses := report.get("guaranteed_miss_rates")) is not None:
         rows = zip(report["classes"], misses, strict=True)
-        above = [f"{row['class']} {rate:.2f}" for row, rate in rows if rate and rate > float(calibration.alpha) + 1e-9]
+        above = [f"{row['class']} {rate:.2f}" for row, rate in rows if rate and rate > float(calibration.level) + 1e-9]
         if above:
             say(f"smallest miss rates that the images support, above alpha: {name_list(above)}")
     say(f"promise: {report['promise']}")

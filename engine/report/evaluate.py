@@ -314,7 +314,7 @@ def _coverage(sets: NDArray[np.int64], calibration: Calibration) -> dict[str, An
         rows.append({"class": name, "coverage": share, "interval": interval, "images": int(has_pixels[:, index].sum())})
     images = has_pixels[:, -1]
     return {
-        "target": 1 - float(calibration.alpha),
+        "target": 1 - float(calibration.level),
         "unit": calibration.unit,
         "image_mean": float((covered[images, -1] / total[images, -1]).mean()) if images.any() else None,
         "rows": rows,

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.calibration.calibration import fewest_images
 from ...engine.calibration.scores.observe import true_scores
 from ...engine.calibration.scores.score_spill import ScoreSpill
 from ...engine.calibration.sharing import share_thresholds
-from ...engine.calibration.thresholds import count_classes, fit_thresholds
+from ...engine.calibration.thresholds import count_classes, fewest_images, fit_thresholds
 from ..run import Run
 from .prediction import predict_scores, run_taxonomy
 

@@ -79,7 +79,7 @@ class ScoreCounts:
     wrong: NDArray[np.uint32]
     """(R, B): pixels of other classes whose top class is this one, by its score."""
     scenes: tuple[str, ...] = ()
-    """(n,): hashed name of the file of which an image is a window, empty for a whole image; () without windows."""
+    """(n,): name of the file of which an image is a window, by content, empty for a whole image; () without windows."""
 
     @property
     def num_images(self) -> int:

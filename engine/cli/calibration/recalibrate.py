@@ -24,7 +24,7 @@ def recalibrate(
     from ...labeling.drift import weigh_like
     from ...store.several.joined import open_stores
 
-    calibration = Calibration.merge([Calibration.load(file) for file in files])
+    calibration = Calibration.merge([Calibration.load(file) for file in files], names=[str(file) for file in files])
     if like:
         calibration = weigh_like(calibration, open_stores(like), alpha=alpha, group=group, unit=unit)
     else:
@@ -41,7 +41,6 @@ def weigh(calibration: Calibration, like: list[Path], output: Path, as_json: boo
 
 
 def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
-    from ...calibration.calibration import parse_alpha
     from ...calibration.description import promise
 
     calibration.save(output)
@@ -64,9 +63,8 @@ def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
             "weights restore what the calibration promises if the corpus differs in how often kinds of images occur, "
             "and not if the images themselves changed, as by another camera or light"
         )
-    level = parse_alpha(calibration.alpha)
     scenes = any(calibration.counts.scenes)
-    text = promise(level, calibration.group, calibration.unit, images, calibration.control, scenes=scenes)
+    text = promise(calibration.level, calibration.group, calibration.unit, images, calibration.control, scenes=scenes)
     if "weighting" in report:
         text += "; the calibration images stand for that corpus as far as their weights are right"
     say(f"promise: {text}")

@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import CalibrationError, UsageError
-from ...calibration.calibration import Calibration, alpha_text, fewest_images, json_number, parse_alpha
+from ...calibration.calibration import Calibration
+from ...calibration.calibration_file import json_number
+from ...calibration.thresholds import alpha_text, fewest_images, parse_alpha
 from ...model.storage import location_of
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap

@@ -30,7 +30,7 @@ def coverage_section(calibration: Calibration) -> dict[str, Any] | None:
     report = calibration.report
     if not report.get("overall") or not report.get("classes"):
         return None
-    target = 1 - float(calibration.alpha) if calibration.control == "miscoverage" else None
+    target = 1 - float(calibration.level) if calibration.control == "miscoverage" else None
     measured = [
         (index, row, row["held_out"], row["argmax"]) for index, row in enumerate(report["classes"]) if row["held_out"]
     ]

@@ -53,7 +53,7 @@ def headline(
 
 
 def _calibrated(calibration: Calibration, coverage: Mapping[str, Any], number: Markup, *, short: bool) -> Markup:
-    report, alpha = calibration.report, float(calibration.alpha)
+    report, alpha = calibration.report, float(calibration.level)
     if (rates := report.get("false_labels")) is not None:
         return Markup("On held-out images, {} of an image’s labels were wrong; the target is at most {}.").format(
             number.format(percent(rates["risk"])), percent(alpha, 0)

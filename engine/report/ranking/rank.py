@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ....checks import check_count
 from ....errors import UsageError
-from ...calibration.calibration import Calibration, fewest_images, parse_alpha
+from ...calibration.calibration import Calibration
+from ...calibration.thresholds import fewest_images, parse_alpha
 from ...inputs.ordered_map import ordered_map
 from ...inputs.sources import Item, Source
 from ...model.publishing import write_atomically

@@ -10,14 +10,16 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.calibration.calibrate import calibrate
-from maskmill.engine.calibration.calibration import Calibration, alpha_text
+from maskmill.engine.calibration.calibration import Calibration
 from maskmill.engine.calibration.choose import choose
+from maskmill.engine.calibration.thresholds import alpha_text
 from maskmill.engine.inputs.labels import LabelFolder
 from maskmill.engine.inputs.sources import open_source
 from maskmill.engine.labeling.selection import Selection
 from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
+from maskmill.engine.report.display import print_calibration
 from maskmill.engine.report.evaluate import evaluate_predictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.errors import CalibrationError, CalibrationMismatch, TaxonomyError, UsageError
@@ -251,10 +253,86 @@ def test_calibrations_of_different_images_merge(bundle: Bundle, photos: Path) ->
     merged, together = Calibration.merge(parts), run(bundle, photos).at("0.1")
     np.testing.assert_array_equal(merged.thresholds, together.thresholds)
     assert merged.report["num_images"] == 30
-    with pytest.raises(CalibrationError, match="is in two of the calibrations"):
-        Calibration.merge([parts[0], parts[0]])
-    with pytest.raises(CalibrationError, match="differ in rule"):
+    with pytest.raises(CalibrationError, match=r"b\.json and c\.json were made with the same images \(15 of 15"):
+        Calibration.merge([parts[1], parts[0], parts[0]], names=["a.json", "b.json", "c.json"])
+    with pytest.raises(CalibrationError, match=r"1 and calibration 2 differ \(rule: agree and single\)"):
         Calibration.merge([parts[0], run(bundle, photos, rule="single")])
+    other = dataclasses.replace(parts[1], made_with={**parts[1].made_with, "batch": 4})
+    with pytest.raises(CalibrationError, match=r"differ \(batch: 1 and 4\)"):
+        Calibration.merge([parts[0], other])
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "alpha", "message"),
+    [
+        ({"unit": "image"}, ["1"], "0.2", "alpha 0.2 needs at least 4 images and there is 1 image,"),
+        ({"unit": "image"}, ["0", "1", "2"], "0.1", "alpha 0.1 needs at least 9 images and there are 3,"),
+        (
+            {"unit": "image", "group": "class", "min_images": 1},
+            ["0", "1", "3", "6"],
+            "0.2",
+            "there is 1 image of blue",
+        ),
+        ({"unit": "pixel", "group": "pooled"}, ["1"], "0.001", "alpha 0.001 needs at least 999 pixels"),
+    ],
+)
+def test_another_alpha_is_refused_as_by_a_new_fit(
+    bundle: Bundle, photos: Path, settings: dict[str, Any], names: list[str], alpha: str, message: str
+) -> None:
+    images = {**settings, "ids": frozenset(names)}
+    with pytest.raises(CalibrationError, match=message):
+        run(bundle, photos, **images, alpha=alpha)
+    calibration = run(bundle, photos, **images, alpha="0.5")
+    with pytest.raises(CalibrationError, match=message):
+        calibration.at(alpha)
+    with pytest.raises(CalibrationError, match=message):
+        Calibration.merge([calibration]).at(alpha)
+
+
+def test_as_many_images_as_an_alpha_needs_are_enough(bundle: Bundle, photos: Path) -> None:
+    calibration = run(bundle, photos, unit="image", alpha="0.5", ids=frozenset("0124"))
+    direct = run(bundle, photos, unit="image", alpha="0.2", ids=frozenset("0124"))
+    assert direct.thresholds[0] <= calibration.at("0.2").thresholds[0] < 1
+    together = Calibration.merge(
+        [run(bundle, photos, unit="image", alpha="0.5", ids=frozenset(name)) for name in "0124"]
+    )
+    np.testing.assert_array_equal(together.at("0.2").thresholds, calibration.at("0.2").thresholds)
+
+
+def test_equal_windows_of_different_scenes_merge(bundle: Bundle, photos: Path) -> None:
+    parts = [run(bundle, photos, ids=frozenset("01"), alpha="0.5", min_images=1) for _ in range(2)]
+    first, second, again = (
+        dataclasses.replace(part, counts=dataclasses.replace(part.counts, scenes=(scene, scene)))
+        for part, scene in zip([*parts, parts[0]], ["scene a", "scene b", "scene a"], strict=True)
+    )
+    assert Calibration.merge([first, second]).counts.num_draws == 2
+    with pytest.raises(CalibrationError, match="the same images"):
+        Calibration.merge([first, again])
+
+
+@pytest.mark.parametrize(
+    "alpha", ["1e-400", "1e-999999999", "1e999999999", "0", "1", "nan", "x", "1/0", "0." + "9" * 99]
+)
+def test_an_alpha_outside_the_range_is_refused_in_a_line(alpha: str) -> None:
+    with pytest.raises(UsageError, match="alpha must be") as caught:
+        alpha_text(alpha)
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("settings", [{}, {"control": "miss-rate"}, {"control": "false-label-rate"}])
+def test_a_fraction_is_an_alpha_everywhere(
+    bundle: Bundle, photos: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    calibration = run(bundle, photos, alpha="1/3", **settings)
+    predictor, taxonomy = SemanticPredictor(bundle, OnnxSession(bundle)), Taxonomy.of_model(bundle)
+    measured = evaluate_predictor(
+        predictor, open_source(photos / "images"), LabelFolder(photos / "labels"), taxonomy,
+        Selection.conformal(calibration), ids=frozenset("012"),
+    )  # fmt: skip
+    assert measured.coverage is not None
+    assert measured.coverage["target"] == pytest.approx(2 / 3)
+    print_calibration(calibration, photos / "calibration.json")
+    assert "alpha 1/3" in capsys.readouterr().out
 
 
 def test_the_default_group_of_the_image_unit_holds_for_all_pixels(bundle: Bundle, photos: Path) -> None:
