@@ -266,12 +266,12 @@ def test_calibrations_of_different_images_merge(bundle: Bundle, photos: Path) ->
     ("settings", "names", "alpha", "message"),
     [
         ({"unit": "image"}, ["1"], "0.2", "alpha 0.2 needs at least 4 images and there is 1 image,"),
-        ({"unit": "image"}, ["0", "1", "2"], "0.1", "alpha 0.1 needs at least 9 images and there are 3,"),
+        ({"unit": "image"}, ["0", "1", "2"], "0.1", "alpha 0.1 needs at least 9 images and there are 3 images,"),
         (
-            {"unit": "image", "group": "class", "min_images": 1},
-            ["0", "1", "3", "6"],
+            {"unit": "image", "group": "class", "min_images": 2},
+            ["1", "2", "3", "6"],
             "0.2",
-            "there is 1 image of blue",
+            "there are 2 images of blue",
         ),
         ({"unit": "pixel", "group": "pooled"}, ["1"], "0.001", "alpha 0.001 needs at least 999 pixels"),
     ],

@@ -157,7 +157,7 @@ def test_one_scene_holds_nothing_out_and_positions_are_refused(copies: Path) -> 
     assert calibration.report["num_images"] == 1
     assert calibration.report["overall"] is None
     assert {row["threshold_from"] for row in calibration.report["classes"]} == {"foreground"}
-    with pytest.raises(CalibrationError, match=r"needs at least 9 images and there are 1 .*4 windows of 1 file: each"):
+    with pytest.raises(CalibrationError, match=r"needs at least 9 images and there is 1 .*4 windows of 1 file: each"):
         maskmill.calibrate(copies / "bundle", scene, copies / "fourfold maps", alpha=0.1, unit="image", windows=16)
     with pytest.raises(UsageError, match="there is one image alone"):
         maskmill.choose(copies / "bundle", scene, copies / "fourfold maps", windows=16)
