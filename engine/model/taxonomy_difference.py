@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...checks import name_list
@@ -19,9 +19,9 @@ def mapping_difference(
     targets, others = list(before.get("targets", [])), list(now.get("targets", []))
     parts = []
     if missing := [name for name in targets if name not in others]:
-        parts.append(f"the targets {name_list(missing)} are only {places[0]}")
+        parts.append(f"{_targets(missing)} only {places[0]}")
     if added := [name for name in others if name not in targets]:
-        parts.append(f"the targets {name_list(added)} are only {places[1]}")
+        parts.append(f"{_targets(added)} only {places[1]}")
     if targets != others and not parts:
         parts.append("the targets have another order")
     old_background, new_background = (_background(raw) for raw in (before, now))
@@ -49,3 +49,7 @@ def _sources(raw: Mapping[str, Any], key: str, name: str) -> set[Any]:
     target, entries = raw["targets"].index(name), raw[key]
     pairs = entries.items() if isinstance(entries, Mapping) else enumerate(entries)
     return {source for source, value in pairs if value == target}
+
+
+def _targets(names: Sequence[str]) -> str:
+    return f"the target {names[0]} is" if len(names) == 1 else f"the targets {name_list(names)} are"

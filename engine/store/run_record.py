@@ -42,7 +42,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         manifest = read_json_object(folder / RUN_FILE)
         version = manifest["format_version"]
     except FileNotFoundError as error:
-        missing = "it has no run.json" if folder.is_dir() else "it does not exist"
+        missing = (
+            "it has no run.json; give the folder that `label -o` wrote" if folder.is_dir() else "it does not exist"
+        )
         raise StoreError(f"{folder} is not a label store: {missing}").of_the_call() from error
     except StorageError:
         raise

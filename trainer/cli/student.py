@@ -43,7 +43,7 @@ def predict_image(
 
     as_tiff = has_tiff_ending(output.name)
     if as_tiff and not has_tiff_ending(image.name):
-        raise UsageError(f"{image} is no GeoTIFF file, so that its labels have no coordinates; write -o FILE.png")
+        raise UsageError(f"{image} is not a GeoTIFF file, so its labels have no coordinates; write -o FILE.png")
     student = load_run(run, allow_code=allow_code)
     torch_device, bands = resolve_device(device), student.input.bands
     try:

@@ -23,10 +23,11 @@ def rank(
     stores: StoresArgument,
     truth: TruthGroup,
     budget: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Images to choose for labeling; 0: only doubt the labels.")
+        int, typer.Option(min=0, metavar="N", help="Images to choose for labeling; 0 only looks for errors in labels.")
     ] = 100,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Queue (.json) to write; --ids of others reads it.")
+        Path,
+        typer.Option("-o", "--output", metavar="FILE", help="Queue (.json) to write; other commands read it as --ids."),
     ] = Path("queue.json"),
     calibration: Annotated[
         Path | None,
@@ -103,6 +104,8 @@ def rank(
             continue
         shows = f", shows {', '.join(image.classes)}" if image.classes else ""
         say(f"{number:>3} {image.uri} (labeled {image.kept:.0%}, doubt {image.doubt:.0%}{shows})")
+    if len(queue.images) > _SHOWN:
+        say(f"    … {len(queue.images) - _SHOWN} more in {output}")
     for doubt in queue.label_errors[:_SHOWN]:
         reason = f", {doubt.given} on pixels that look like {doubt.suggested or 'no class'}" if doubt.given else ""
         say(f"label {doubt.score:.3f} {doubt.uri} ({doubt.doubted:.1%} doubted{reason})")

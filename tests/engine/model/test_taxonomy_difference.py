@@ -18,7 +18,7 @@ BASE: dict[str, Any] = {
     ("change", "difference"),
     [
         ({}, ""),
-        ({"targets": ["sky", "pig"]}, "the targets cow are only there; the targets pig are only here"),
+        ({"targets": ["sky", "pig"]}, "the target cow is only there; the target pig is only here"),
         ({"targets": ["cow", "sky"], "background": 1}, "the targets have another order"),
         ({"background": None}, "the background is sky there and none here"),
         ({"model": [0, 1, 1]}, "other model classes are mapped to cow"),

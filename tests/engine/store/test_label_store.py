@@ -277,7 +277,7 @@ def test_another_class_mapping_is_refused_in_words(store: LabelStore) -> None:
     with pytest.raises(StoreMismatch, match="another class mapping") as caught:
         LabelStore.open_or_create(store.path, other)
     text = str(caught.value)
-    assert "the targets sky are only there; the targets sea are only here" in text
+    assert "the target sky is only there; the target sea is only here" in text
     assert "give the same --taxonomy FILE, or another folder" in text
     assert "fff" not in text
 

@@ -90,7 +90,7 @@ def test_stores_of_another_kind_or_class_mapping_are_named(tmp_path: Path) -> No
     make_store(tmp_path / "others", "c", run={"classes": {**classes, "targets": ["sky", "cow"]}})
     with pytest.raises(StoreMismatch, match=r"labels holds labels and .*segments holds segments without classes"):
         merge_stores([tmp_path / "labels", tmp_path / "segments"], tmp_path / "all")
-    with pytest.raises(StoreMismatch, match="the targets sea are only in labels; the targets cow are only in others"):
+    with pytest.raises(StoreMismatch, match="the target sea is only in labels; the target cow is only in others"):
         merge_stores([tmp_path / "labels", tmp_path / "others"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
