@@ -12,17 +12,14 @@ emitted. At alpha .01 a threshold per position would need 99 photos; it is then 
 figures suggest. ``kept`` is the share of pixels that get a label; mIoU and accuracy are over kept pixels, and
 ``miou_all`` counts pixels without a label as wrong.
 
-``rescaled`` rows first fit a scale and an offset per class of the teacher's logits to the 92 photos (``maskmill
-rescale``), which then calibrate as well. ``CamVid`` has no background, as the paper's table 9b: the teacher of
-``choose.py`` and the 368 photos at a third of the size that it was not fitted to, with the rule argmax in place of
-foreground.
+``CamVid`` has no background, as the paper's table 9b: the teacher of ``choose.py`` and the 368 photos at a third of the
+size that it was not fitted to, with the rule argmax in place of foreground.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +33,6 @@ from choose import NUM_CAMVID, camvid_teacher, link_camvid
 from msrc import find_data
 from students import Results, write_shrunk
 from students_msrc import RESULTS, SHRINK, Photos
-from students_rescaled import rescaled_teacher
 from teachers import Teacher
 
 from maskmill.engine.calibration.scores.observe import Observations
@@ -86,11 +82,6 @@ ROWS = (
 )
 
 
-RESCALED_ROWS = tuple(
-    dataclasses.replace(row, name=f"rescaled, {row.name}")
-    for row in ROWS
-    if row.group is None or (row.group == "class" and not row.own)
-)
 CAMVID = "CamVid"
 CAMVID_ROWS = tuple(
     dataclasses.replace(row, rule="argmax", name=row.name.replace("foreground", "argmax"))
@@ -168,20 +159,6 @@ def measure(teacher: Teacher, photos: Photos, folder: Path) -> Figures:
     return joined(samples.measure(ROWS, *split_of(len(samples.maps), seed)) for seed in range(NUM_SPLITS))
 
 
-def measure_rescaled(teacher: Teacher, photos: Photos, folder: Path) -> Figures:
-    """Measure the rows with a rescaled teacher on every split of MSRC."""
-    parts = []
-    for seed in range(NUM_SPLITS):
-        calibration, scored = split_of(len(photos.files), seed)
-        work = folder / str(seed)
-        work.mkdir()
-        predictor = rescaled_teacher(photos, teacher, [photos.files[index] for index in calibration], work / "scores")
-        samples = Samples.collect(predictor, photos.folder, photos.taxonomy, work, grid=None)
-        parts.append(samples.measure(RESCALED_ROWS, calibration, scored))
-        shutil.rmtree(work)
-    return joined(parts)
-
-
 def measure_camvid(folder: Path) -> Figures:
     """Measure every row on every split of CamVid, which has no background."""
     photos, truth = link_camvid(find_data() / "camvid", folder)
@@ -219,7 +196,6 @@ def main() -> int:
     jobs: list[tuple[str, str, Callable[[Path], Figures]]] = []
     for teacher in get_args(Teacher):
         jobs.append((teacher, ROWS[0].name, partial(measure, teacher, Photos.open(options.work))))
-        jobs.append((teacher, RESCALED_ROWS[0].name, partial(measure_rescaled, teacher, Photos.open(options.work))))
     jobs.append((CAMVID, CAMVID_ROWS[0].name, measure_camvid))
     for group, first, job in jobs:
         if not options.table and not results.find(group, first, 0):

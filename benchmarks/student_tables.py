@@ -297,7 +297,7 @@ def main() -> int:
         for name in ("students_msrc", "students_rescaled", "students_unlabeled", "s2c_rounds", "label_tables")
     )
     teachers = {"good": "good: mIoU, accuracy, kept", "blurred": "blurred", "eager": "eager"}
-    msrc_rows = [row.name for row in (*label_tables.ROWS, *label_tables.RESCALED_ROWS)]
+    msrc_rows = [row.name for row in label_tables.ROWS]
     camvid_rows = [row.name for row in label_tables.CAMVID_ROWS]
     camvid = {label_tables.CAMVID: "CamVid: mIoU, accuracy, kept"}
     makers: Mapping[str, Callable[[], str]] = {
