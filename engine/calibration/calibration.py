@@ -35,6 +35,7 @@ from ..predictors.base import Predictor
 from ..reading.geotiff import Windows
 from .binned import BinnedScores
 from .calibration_file import CalibrationFile, Control, Grid, json_number
+from .description import remedy_of
 from .drift.statistics import pack_statistics, unpack_statistics
 from .drift.weights import effective_size, fit_weights
 from .scores.score_counts import UPPER, ScoreCounts
@@ -110,7 +111,7 @@ class Calibration:
                 f"({details or 'other model classes are mapped to the same targets'}){rest and f'; {rest}'}; "
                 "give the same --taxonomy FILE as for the calibration, or calibrate again with this class mapping"
             )
-        remedy = "calibrate again under these conditions"
+        remedy = remedy_of(different)
         if set(different) <= {"artifact", "session"} and {"artifact", "session"} <= set(self.made_with):
             before, after = ((settings["artifact"], settings["session"]) for settings in (self.made_with, now))
             shift = shift_between(predictor.bundle, before, after)
@@ -151,8 +152,8 @@ class Calibration:
         check_choice("unit", unit, Unit)
         if self.on_small_n != "refuse" and self.control == "miscoverage":
             raise UsageError(
-                f"the calibration was made with --on-small-n {self.on_small_n}, which needs the images: run "
-                "`maskmill calibrate` with this alpha"
+                f"the calibration was made with --on-small-n {self.on_small_n}: another alpha, also for --keep-scores, "
+                "needs the images; run `maskmill calibrate` with that alpha"
             )
         is_default = self.min_images == fewest_images(self.level)
         min_images = fewest_images(level) if is_default else self.min_images
@@ -394,5 +395,5 @@ def _seal(raw: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "none" if value is None else str(value)
     return text[:12] + "…" if len(text) == 64 else text

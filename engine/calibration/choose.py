@@ -11,9 +11,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from ...errors import UsageError
+from ...errors import CalibrationError, UsageError
 from ..inputs.labeled_source import pair_images
 from ..inputs.labels import LabelSource
 from ..inputs.sources import Source
@@ -69,7 +70,8 @@ def choose(
         best = choice.recommended.candidate
         if best.method != "conformal" or best.alpha is None or best.group is None:
             return choice, None
-        calibration = fit_calibration(
+        fit = partial(
+            fit_calibration,
             observations,
             predictor,
             taxonomy,
@@ -79,7 +81,10 @@ def choose(
             rule=best.rule,
             fallback=best.fallback,
             unseen=best.unseen,
-            on_small_n="max",
             windows=source.windows,
         )
+        try:
+            calibration = fit(on_small_n="refuse")
+        except CalibrationError:  # the images are too few for this alpha; it was measured with the largest score
+            calibration = fit(on_small_n="max")
     return choice, calibration

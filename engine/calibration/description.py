@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +17,15 @@ from .scores.pixel_samples import Tally
 from .scores.score_counts import ScoreCounts
 from .sharing import NEVER, Group, Sharing
 from .thresholds import Thresholds, Unit
+
+_OPTIONS: Mapping[str, str] = {
+    "batch": "--batch",
+    "bit_depth": "--bit-depth",
+    "overlap": "--overlap",
+    "tile": "--tile",
+    "windows": "--windows",
+}
+"""Options that state a condition of a calibration."""
 
 
 def promise(
@@ -167,3 +177,11 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
                     f"{argmax[key]:.3f} of the top class of every pixel; try `maskmill choose`"
                 )
     return warnings
+
+
+def remedy_of(conditions: Sequence[str]) -> str:
+    """Say what to do if these conditions differ between calibration and labeling."""
+    again = "calibrate again under these conditions"
+    if not set(conditions) <= set(_OPTIONS):
+        return again
+    return f"give the same {' and '.join(_OPTIONS[name] for name in conditions)} as for the calibration, or {again}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from maskmill.engine.calibration.calibrate import calibrate
 from maskmill.engine.calibration.calibration import Calibration
+from maskmill.engine.calibration.candidates import recommend
 from maskmill.engine.calibration.choose import choose
 from maskmill.engine.calibration.thresholds import alpha_text
 from maskmill.engine.inputs.labels import LabelFolder
@@ -348,7 +350,7 @@ def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos:
     calibration = run(bundle, photos)
     taxonomy = Taxonomy.of_model(bundle)
     calibration.check(SemanticPredictor(bundle, OnnxSession(bundle)), taxonomy)
-    with pytest.raises(CalibrationMismatch, match="tile: calibrated with None, labeling with 64"):
+    with pytest.raises(CalibrationMismatch, match="calibrated with none, labeling with 64.; give the same --tile"):
         calibration.check(SemanticPredictor(bundle, OnnxSession(bundle), tile=64), taxonomy)
     with pytest.raises(CalibrationMismatch, match="another class mapping .*other model classes.*same --taxonomy FILE"):
         calibration.check(
@@ -536,3 +538,19 @@ def test_controls_that_promise_nothing_are_refused(
 )
 def test_an_alpha_has_one_form_in_records(alpha: str | float, text: str) -> None:
     assert alpha_text(alpha) == text
+
+
+def test_a_recommended_calibration_gives_thresholds_at_another_alpha(
+    bundle: Bundle, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_conformal(points: Sequence[Any], goal: Any) -> Any:
+        wanted = next(point for point in points if point.candidate.method == "conformal")
+        return dataclasses.replace(recommend(points, goal), recommended=wanted)
+
+    monkeypatch.setattr("maskmill.engine.calibration.choose.recommend", first_conformal)
+    source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
+    predictor = SemanticPredictor(bundle, OnnxSession(bundle))
+    _, calibration = choose(predictor, source, labels, Taxonomy.of_model(bundle))
+    assert calibration is not None
+    assert calibration.on_small_n == "refuse"
+    assert calibration.at("0.4").alpha == "0.4"
