@@ -6,6 +6,7 @@ Commands import what they need when they run, so that ``maskmill --help`` is qui
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -88,10 +89,16 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, *
 
 
 def _exit(code: Any) -> NoReturn:
-    """Exit; at once if threads hang in a model or wait for a server, which would crash or hold up the ordinary way."""
+    """Exit; at once if threads hang in a model or wait for a server, which would crash or hold up the ordinary way.
+
+    A signal during the exit does not change the exit status.
+    """
+    number = code if isinstance(code, int) else int(code is not None)
+    with suppress(ValueError):  # not on the main thread
+        signal.signal(signal.SIGINT, lambda *_: os._exit(number))
     if any(thread.name.startswith("maskmill") for thread in threading.enumerate()):
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else int(code is not None))
+        os._exit(number)
     sys.exit(code)

@@ -27,6 +27,7 @@ from ..engine.calibration.scores.pixel_samples import SampledScores
 from ..engine.inputs.labeled_source import pair_images
 from ..engine.inputs.labels import LabelSource
 from ..engine.inputs.sources import Source
+from ..engine.inputs.summary import SourceSummary
 from ..engine.model.bundle import OBJECT_KINDS, Bundle
 from ..engine.model.taxonomy import Taxonomy
 from ..engine.predictors.base import Predictor
@@ -56,6 +57,8 @@ class Rescaling:
     """mIoU of the best class of every pixel, from a sample of the pixels, before rescaling."""
     miou: float
     """The same after it: each fifth of the images is rescaled by a fit to the others."""
+    source: SourceSummary | None = None
+    """Files that were used and passed over."""
 
 
 def rescale_bundle(
@@ -90,6 +93,7 @@ def rescale_bundle(
     ):
         observations.collect(predictor, source, labeled, workers=workers, progress=progress)
         rescaling = _fit(observations.samples.read(range(len(observations.samples))), taxonomy, scores.activation)
+        rescaling = dataclasses.replace(rescaling, source=labeled.summary)
     if isinstance(predictor, ScoreFiles):
         return predictor.rescaled(folder, scale=rescaling.scale, offsets=rescaling.offsets), rescaling
     return _write(bundle, folder, rescaling), rescaling

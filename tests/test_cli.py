@@ -150,6 +150,14 @@ def test_json_lines_end_with_the_summary(home: Path, tmp_path: Path) -> None:
     assert all(json.loads(line)["event"] == "progress" for line in lines[:-1])
 
 
+def test_a_shard_without_inputs_says_so(home: Path, tmp_path: Path) -> None:
+    arguments = ("label", "bundle", "photos/0.png", "-o", tmp_path / "store", "--shard")
+    outputs = [ok(*arguments, f"{index}/2", cwd=home) for index in (0, 1)]
+    (empty,) = (index for index in (0, 1) if "nothing to do" in outputs[index])
+    assert f"nothing to do: no input of the source belongs to shard {empty}/2" in outputs[empty]
+    assert "nothing to do: the store holds every input already" in ok(*arguments, f"{1 - empty}/2", cwd=home)
+
+
 def test_a_dry_run_estimates_the_whole(home: Path) -> None:
     figures = json.loads(ok("label", "bundle", "photos", "--dry-run", "--json", cwd=home))
     assert figures["inputs"] == 24

@@ -74,6 +74,14 @@ class PlainCommand(TyperCommand):
             ctx.close()  # ends the storage options
             raise
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an interrupt is said in one line, where Typer ends without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("maskmill: interrupted", err=True)
+            raise typer.Exit(130) from None
+
 
 def name_of(parameter: Any) -> str:
     """Return the name of an option or argument for messages."""

@@ -43,7 +43,7 @@ class WorkerStatus:
     name: str
     """Host and process id."""
     state: str
-    """``starting``, ``labeling``, ``silent`` if its records are old, or ``dead``."""
+    """``starting``, ``labeling``, ``silent`` if its records are old, ``interrupted`` or ``dead``."""
     inputs: int
     """Number of inputs that it has processed."""
     images_per_second: float
@@ -155,7 +155,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     history = read_history(opened.path)
     ended = datetime.fromisoformat(history[-1]["time"]).timestamp() if history else 0.0
     # what a killed run left is of no interest after the end of a later one
-    records = [record for record in workers.values() if record["time"] > ended or not is_gone(record)]
+    records = [record for record in workers.values() if record["time"] > ended or not _has_ended(record)]
     if driver is not None and _is_latest(driver, ended, records):
         is_planned = driver["planned_all"]
         state, progress = driver["state"], Progress.from_record(driver["progress"])
@@ -173,9 +173,11 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         done = min(stored + waiting, progress.planned)
         if is_planned and 0 < progress.planned <= stored:  # another run has committed the rest, or only its end is lost
             state = "finished"
+        elif driver is None and all(record["state"] == "interrupted" for record in records):
+            state = "interrupted"
     return Status(
         store=str(store),
-        images=summary["images"],
+        images=min(summary["images"], summary["inputs"] - summary["rejects"]),  # labels are committed before inputs
         inputs=summary["inputs"],
         rejects=summary["rejects"],
         run=state,
@@ -207,7 +209,7 @@ def _latest_local_run(
 ) -> tuple[str, Progress, bool]:
     """Return state and counts of the latest run in one process, and whether its number of inputs is known."""
     for state, is_dead in (("labeling", False), ("dead", True)):
-        parts = [record for record in records if is_gone(record) == is_dead]
+        parts = [record for record in records if _has_ended(record) == is_dead]
         if parts:
             counts = [Progress.from_record(record["progress"]) for record in parts]
             total = Progress.total(counts)
@@ -228,6 +230,10 @@ def _latest_local_run(
     return state, progress, True
 
 
+def _has_ended(record: Mapping[str, Any]) -> bool:
+    return record["state"] == "interrupted" or is_gone(record)
+
+
 @contextmanager
 def published(store: str | os.PathLike[str]) -> Iterator[Any]:
     """Show a run in this process to :func:`read_status` on any machine; yields the observer of its counts."""
@@ -235,33 +241,45 @@ def published(store: str | os.PathLike[str]) -> Iterator[Any]:
     latest: list[Progress] = []  # empty until the run has opened its store
     ended = threading.Event()
 
+    def write(beat: int, state: str) -> None:
+        record = {**identity(), "name": "", "beat": beat, "state": state, "leases": {}, "time": time.time()}
+        record |= {"progress": {**latest[0].record(), "low_range": []}, "stalled": latest[0].stalled}
+        record["alone"] = True
+        with suppress(StoreError):  # a full disk: the run itself reports it
+            leases.beat(token, record)
+
     def publish() -> None:
         beat = 0
         while not ended.wait(BEAT_SECONDS):
-            if not latest:
-                continue
-            beat += 1
-            record = {**identity(), "name": "", "beat": beat, "state": "labeling", "leases": {}, "time": time.time()}
-            record |= {"progress": {**latest[0].record(), "low_range": []}, "stalled": latest[0].stalled}
-            record["alone"] = True
-            with suppress(StoreError):  # a full disk: the run itself reports it
-                leases.beat(token, record)
+            if latest:
+                beat += 1
+                write(beat, "labeling")
 
     thread = threading.Thread(target=publish, name="maskmill-status", daemon=True)
     thread.start()
+    was_interrupted = False
     try:
         yield lambda progress: latest.__setitem__(slice(None), [progress])
+    except KeyboardInterrupt:
+        was_interrupted = True
+        raise
     finally:
         ended.set()
         thread.join()
-        with suppress(StoreError):
-            leases.leave(token)
+        # the history holds runs that ended by themselves with an input at least
+        if latest and (was_interrupted or (latest[0].interrupted and not latest[0].inputs)):
+            write(0, "interrupted")
+        else:
+            with suppress(StoreError):
+                leases.leave(token)
 
 
 def _worker(record: Mapping[str, Any]) -> WorkerStatus:
     progress = Progress.from_record(record["progress"])
     age = max(0.0, time.time() - record["time"])
-    state = "dead" if is_gone(record) else "silent" if age > EXPIRY_SECONDS else record["state"]
+    state = record["state"]
+    if state != "interrupted":
+        state = "dead" if is_gone(record) else "silent" if age > EXPIRY_SECONDS else state
     return WorkerStatus(
         name=describe(record) + (f" ({record['name']})" if record.get("name") else ""),
         state=state,

@@ -97,6 +97,8 @@ class Source:
         self.skipped: Counter[str] = Counter()
         """Files passed over by the latest iteration, by kind: an ending such as ``.heic``, or :data:`FORKS`."""
         self._options = dict(storage_options or {})
+        if image_ending is not None and not image_ending.strip("."):
+            raise UsageError("the ending of images is empty; give one, as in --image-ending jpg, or leave it out")
         self._ending = None if image_ending is None else image_ending.lower().lstrip(".")
         self._endings = endings
         self._taken = endings or _EXTENSIONS

@@ -89,8 +89,8 @@ def _note(run: RunProgress) -> str:
     return f"{run.rate:.1f} images/s, kept {run.kept_share:.1%}, {rejects} rejected"
 
 
-def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
-    """Print the summary of a labeling run."""
+def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path, *, empty_shard: str | None = None) -> None:
+    """Print the summary of a labeling run; ``empty_shard`` is the shard that it labeled if that has no input."""
     console = PlainConsole()
     rejects = sum(run.rejects.values())
     say(
@@ -98,8 +98,11 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path) -> None:
         f"{run.duplicates} duplicates, {rejects} rejected"
     )
     if run.inputs == 0 and not run.drifted and not run.interrupted:
-        done = "holds or has rejected" if run.earlier_rejects else "holds"
-        say(f"nothing to do: the store {done} every input already")
+        if empty_shard is None:
+            done = "holds or has rejected" if run.earlier_rejects else "holds"
+            say(f"nothing to do: the store {done} every input already")
+        else:
+            say(f"nothing to do: no input of the source belongs to shard {empty_shard}")
         _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
         return
     if run.images:

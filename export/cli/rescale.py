@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -60,8 +59,10 @@ def rescale_scores(
             progress=progress,
         )
     if as_json:
-        print_json(dataclasses.asdict(rescaling))
+        print_json({**vars(rescaling), "source": rescaling.source and rescaling.source.to_json()})
         return
+    if rescaling.source is not None:
+        say(rescaling.source.line())
     names = sorted(zip(rescaled.classes, rescaling.offsets, strict=True), key=lambda pair: -abs(pair[1]))
     for name, offset in names[:5]:
         say(f"  {name}: {offset:+.2f}")

@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 
 import maskmill
+from maskmill.engine.model.bundle import Bundle
+from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.errors import UsageError
+from maskmill.trainer.data.parts import LabeledImages
 
 from ..models import color_bundle
+from ..test_cli import ok
 
 TRUTH = np.random.default_rng(0).integers(0, 3, (16, 24), np.uint8)
 
@@ -32,8 +36,24 @@ def home(tmp_path: Path) -> Path:
 
 def test_photos_are_read_with_the_bits_that_they_fill(home: Path) -> None:
     options = {"images": home / "images", "image_ending": "png"}
-    assert maskmill.evaluate(home / "bundle", home / "labels", bit_depth=12, **options).accuracy_kept == 1
-    assert maskmill.evaluate(home / "bundle", home / "labels", **options).accuracy_kept < 0.5
+    filled = maskmill.evaluate(home / "bundle", home / "labels", bit_depth=12, **options)
+    dark = maskmill.evaluate(home / "bundle", home / "labels", **options)
+    assert filled.accuracy_kept == 1
+    assert dark.accuracy_kept < 0.5
+    assert filled.source is not None
+    assert dark.source is not None
+    assert filled.source.low_range == []
+    assert [Path(uri).name for uri in dark.source.low_range] == ["a.png"]
+
+
+def test_a_run_and_a_new_scale_name_photos_of_fewer_bits_than_their_type(home: Path) -> None:
+    taxonomy = Taxonomy.of_model(Bundle.load(home / "bundle"))
+    labeled = LabeledImages.pair(home / "images" / "a.png", home / "labels", taxonomy)
+    for _ in range(2):  # as by two epochs
+        labeled.read(0)
+    assert [Path(uri).name for uri in labeled.summary.low_range] == ["a.png"]
+    arguments = ["rescale", "bundle", "--images", "images/a.png", "--labels", "labels", "-o", "new"]
+    assert "become nearly black: 1: " in ok(*arguments, cwd=home)
 
 
 def test_a_store_has_been_read_already(home: Path) -> None:

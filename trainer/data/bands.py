@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,12 +81,15 @@ def common_pixels(stores: Sequence[LabelStore]) -> tuple[Pixels, Windows | None]
     return found[0] if found else (PHOTOS, None)
 
 
-def decode_filled(data: bytes, pixels: Pixels) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def decode_filled(
+    data: bytes, pixels: Pixels, *, warn: Callable[[str], None] | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Decode a photo, or bands in which samples without data are the mean of the others in their band.
 
-    Returns the image and (H, W), True for pixels that have data, or None if all have. Raises :class:`ImageError`.
+    ``warn`` is that of :func:`maskmill.engine.inputs.images.decode_image`. Returns the image and (H, W), True for
+    pixels that have data, or None if all have. Raises :class:`ImageError`.
     """
-    image = decode_input(data, pixels.bands, bit_depth=pixels.bit_depth)
+    image = decode_input(data, pixels.bands, bit_depth=pixels.bit_depth, warn=warn)
     if pixels.bands is None or (with_data := pixels_with_data(image)) is None:
         return np.ma.getdata(image), None
     samples = np.ma.getdata(image).copy()

@@ -15,6 +15,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -102,6 +103,7 @@ class LabeledImages(_SequentialReads):
         """Names of the images, in order."""
         self.summary: SourceSummary = labeled.summary
         """Files that were used and passed over."""
+        self._low_range: set[str] = set()
 
     @classmethod
     def open(
@@ -165,7 +167,7 @@ class LabeledImages(_SequentialReads):
         """Read one image with its true classes and full weights."""
         item = self._items[index]
         photo = self._source.read(item)
-        image, with_data = decode_filled(photo, self._pixels)
+        image, with_data = decode_filled(photo, self._pixels, warn=partial(self._note_low_range, item.uri))
         label = self._labeled.read(item.uri, photo)
         if label.shape != image.shape[:2]:
             raise TrainingError(
@@ -176,6 +178,11 @@ class LabeledImages(_SequentialReads):
             label = np.where(with_data, label, label.dtype.type(self._taxonomy.ignore_index))
         weight = np.where(label == self._taxonomy.ignore_index, np.uint8(0), np.uint8(255))
         return AnnotatedImage(image, label, weight)
+
+    def _note_low_range(self, uri: str, _: str) -> None:
+        if uri not in self._low_range:  # images of training are read once per epoch
+            self._low_range.add(uri)
+            self.summary.low_range.append(uri)
 
 
 class StoredImages:

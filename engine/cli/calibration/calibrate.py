@@ -103,7 +103,8 @@ def calibrate_thresholds(
 
     new_file(output, ".json")
     if calibrations:
-        others = options_of_call(context) - {
+        names = options_of_call(context)
+        others = names.keys() - {
             "calibrations",
             "like",
             "output",
@@ -114,10 +115,9 @@ def calibrate_thresholds(
             "storage_option",
         }
         if others:
-            names = sorted("BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}" for name in others)
             raise UsageError(
                 "--calibration FILE takes the images, the model and all settings but --alpha, --group and --unit from "
-                f"that calibration; leave out {', '.join(names)}"
+                f"that calibration; leave out {', '.join(sorted(names[name] for name in others))}"
             )
         recalibrate(calibrations, like, output, alpha, thresholds.group, thresholds.unit, as_json)
         return
@@ -133,8 +133,8 @@ def calibrate_thresholds(
         raise UsageError("--image-labels and --set apply to --cam and --sam only; leave them out")
     thresholds.check()
     prompting.check_windows(windows.cut)
-    if bundle is None and (model.tile is not None or model.overlap):
-        raise UsageError("--tile and --overlap do not apply to --cam and --sam; leave them out")
+    if bundle is None and (model.tile is not None or model.overlap or model.text is not None):
+        raise UsageError("--text, --tile and --overlap apply to BUNDLE, not to --sam; leave them out")
     if like and place.runner != "local":
         raise UsageError(
             "--like weighs the images in one process: calibrate first, then weigh with --calibration FILE --like STORE"

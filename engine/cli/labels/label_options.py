@@ -133,6 +133,8 @@ class SelectionGroup(OptionGroup):
             raise UsageError(
                 "--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out"
             )
+        if self.min_score != InstanceSettings().min_score and not self.instances:
+            raise UsageError("--min-score SCORE is that of objects, and needs --instances; add it or leave it out")
         if self.on_drift == "stop" and shard is not None:
             raise UsageError(
                 "--on-drift stop watches a sample of the whole source, and a shard sees a part; use --runner array, "

@@ -15,6 +15,7 @@ import typer
 from ....errors import UsageError
 from ...cluster.job import Job, no_conditions
 from ...cluster.status import published
+from ...inputs.identity import shard
 from ...labeling.drift import OnDrift
 from ...labeling.run_log import RunLog
 from ...model.storage import is_url
@@ -28,6 +29,7 @@ from .label_options import CorpusGroup, LabelingRunnerGroup, SelectionGroup
 
 if TYPE_CHECKING:
     from ...inputs.sources import Source
+    from ...labeling.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,13 @@ class LabelingRun:
             self.source, image_ending=self.corpus.image_ending, access=current_access(), windows=self.windows
         )
 
+    def empty_shard(self, progress: Progress) -> str | None:
+        """Return the shard, if the run had nothing to do because no input of the source belongs to it."""
+        part = self.corpus.part
+        if part is None or progress.planned or next(shard(self.open_source(), *part), None) is not None:
+            return None
+        return self.corpus.shard
+
     @cached_property
     def run_log(self) -> RunLog:
         """Log of the run."""
@@ -98,6 +107,8 @@ def run_label(
     selecting.check(run.corpus.shard)
     if run.output is None and not run.dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
+    if run.dry_run and (run.corpus.retry_rejects or run.place.log is not None):
+        raise UsageError("--dry-run labels a sample without a store; leave --retry-rejects and --log out")
     common = run.common
     gpus = run.place.gpus(run.provider, dry_run=run.dry_run)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -127,7 +138,7 @@ def run_label(
                 progress = label_run.label(
                     predictor, images, run.store, classes, selection, observer=observing, **common
                 )
-    finish_run(progress, classes, run.store, run.as_json, on_drift)
+    finish_run(progress, classes, run.store, run.as_json, on_drift, empty_shard=run.empty_shard(progress))
 
 
 def run_segment(run: LabelingRun, opening: Callable[[], Any]) -> None:
@@ -148,7 +159,8 @@ def run_segment(run: LabelingRun, opening: Callable[[], Any]) -> None:
             with published(run.store) as publish:
                 observing = partial(_observe, observer, publish)
                 progress = segment(predictor, images, run.store, observer=observing, **common)
-    finish_run(progress, Taxonomy(targets=("segment",), background=None, model=(0,)), run.store, run.as_json)
+    classes = Taxonomy(targets=("segment",), background=None, model=(0,))
+    finish_run(progress, classes, run.store, run.as_json, empty_shard=run.empty_shard(progress))
 
 
 def _observe(display: Callable[[Any], None], publish: Callable[[Any], None], progress: Any) -> None:
@@ -198,7 +210,15 @@ def _run_leases(
     return run_on(pool, job, **options)
 
 
-def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, on_drift: OnDrift = "warn") -> None:
+def finish_run(
+    progress: Progress,
+    classes: Taxonomy,
+    store: Path,
+    as_json: bool,
+    on_drift: OnDrift = "warn",
+    *,
+    empty_shard: str | None = None,
+) -> None:
     """Print the summary of a run, with signs of drift from its calibration, and exit with its status."""
     from ...labeling.drift import watch_store
     from ...report import display
@@ -208,7 +228,7 @@ def finish_run(progress: Any, classes: Any, store: Path, as_json: bool, on_drift
         report = {} if drift is None else {"drift": drift.to_json()}
         print_json({"event": "summary", **progress.to_json(classes), **report}, indent=None)
     else:
-        display.print_summary(progress, classes, store)
+        display.print_summary(progress, classes, store, empty_shard=empty_shard)
         if drift is not None:
             display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
         if progress.drifted:

@@ -10,6 +10,7 @@ import typer
 
 from ....errors import UsageError
 from ...model.storage import location_of
+from ..command import name_of
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", parser=location_of, help="Folder or URL of the model bundle.")
@@ -42,11 +43,14 @@ WorkersOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def options_of_call(context: typer.Context) -> set[str]:
-    """Return the names of the parameters that the command line gives."""
-    names = (parameter.name or "" for parameter in context.command.params)
-    sources = ((name, context.get_parameter_source(name)) for name in names)
-    return {name for name, source in sources if source is not None and source.name == "COMMANDLINE"}
+def options_of_call(context: typer.Context) -> dict[str, str]:
+    """Return the names of the parameters that the command line gives: in Python, and as the user writes them."""
+    names: dict[str, str] = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            names[parameter.name or ""] = name_of(parameter).strip("[]")
+    return names
 
 
 def print_json(raw: object, indent: int | None = 2) -> None:

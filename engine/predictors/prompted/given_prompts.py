@@ -294,7 +294,7 @@ def _are_inside(points: NDArray[np.float32], window: Window, path: str) -> NDArr
     inside = (points >= 0) & (points < limits)
     if on_end.any():
         inside |= on_end & _ends_file(path, window)
-    return inside.all(axis=1)
+    return np.all(inside, axis=1)
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from maskmill.engine.cluster.leases import Leases
+from maskmill.engine.cluster.status import read_status
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.export.adopt.semantic import bundle_from_onnx
 from tests.hostile_server import hostile_server
@@ -92,6 +93,11 @@ def test_an_endless_model_ends_with_an_interrupt(tmp_path: Path, times: int) -> 
     if times == 1:
         assert "interrupted: finished images are stored" in output
         assert len(LabelStore.open(tmp_path / "store")) == 3
+    else:
+        assert "maskmill: interrupted" in output
+    status = read_status(tmp_path / "store")
+    assert (status.run, status.planned) == ("interrupted", 4)
+    assert any("left; run the same command again to continue" in line for line in status.describe())
 
 
 def test_an_endless_model_ends_with_an_interrupt_when_calibrating(tmp_path: Path) -> None:

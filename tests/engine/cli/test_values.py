@@ -17,6 +17,36 @@ from ...test_cli import maskmill
         (("export-labels", "s", "-o", "x", "--format", "gif"), "--format must be one of png, coco,"),
         (("export-labels", "s", "-o", "x", "--format", "png", "--min-kept", "2"), "--min-kept must be at most 1, got"),
         (("choose", "b", "--images", "p", "--labels", "l", "--goal", "accuracy 1.2"), "the accuracy of a goal must be"),
+        (
+            (
+                "calibrate",
+                "--sam",
+                "s",
+                "--boxes",
+                "b.csv",
+                "--text",
+                "cat",
+                "--images",
+                "p",
+                "--labels",
+                "l",
+                "--alpha",
+                "0.1",
+                "-o",
+                "c.json",
+            ),
+            "--text, --tile and --overlap apply to BUNDLE, not to --sam; leave them out",
+        ),
+        (
+            ("calibrate", "b", "--calibration", "c.json", "--alpha", "0.1", "--set", "a=b", "-o", "d.json"),
+            (
+                "--calibration FILE takes the images, the model and all settings but --alpha, --group and --unit from "
+                "that calibration; leave out --set, BUNDLE\n"
+            ),
+        ),
+        (("label-prompted", "p", "--sam", "s", "-o", "l", "--min-score", "0.9"), "--min-score SCORE is that of"),
+        (("label", "b", "p", "--dry-run", "--retry-rejects"), "--dry-run labels a sample without a store; leave"),
+        (("label", "b", "p", "--dry-run", "--log", "run.log"), "--dry-run labels a sample without a store; leave"),
     ],
 )
 def test_a_value_that_an_option_cannot_take_is_one_line(

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from maskmill.engine.cluster.leases import Leases
 from maskmill.engine.cluster.metrics import metrics_server, metrics_text
-from maskmill.engine.cluster.status import read_status
+from maskmill.engine.cluster.status import published, read_status
 from maskmill.engine.labeling.history import add_run
 from maskmill.engine.labeling.progress import Progress
 from maskmill.engine.store.label_store import LabelStore
@@ -45,6 +46,20 @@ def test_an_interrupted_run_of_one_process_says_how_many_inputs_are_left(tmp_pat
     status = read_status(store)
     assert (status.run, status.images, status.done) == ("finished", 8, 5)
     assert not any("left" in line for line in status.describe())
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_an_interrupted_run_is_known_if_it_has_no_history(tmp_path: Path, error: type[BaseException] | None) -> None:
+    write_photos(tmp_path / "photos", 3)
+    bundle, store = color_bundle(tmp_path), tmp_path / "store"
+    label_folder(bundle, tmp_path / "photos", store, limit=1)
+    with suppress(KeyboardInterrupt), published(store) as publish:
+        publish(Progress(planned=2, stored=1, interrupted=error is None))
+        if error is not None:
+            raise error
+    status = read_status(store)
+    assert (status.run, status.planned, status.done) == ("interrupted", 2, 0)
+    assert "2 planned inputs are left; run the same command again to continue" in status.describe()
 
 
 def test_a_run_is_followed_from_outside(tmp_path: Path) -> None:

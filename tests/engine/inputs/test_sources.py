@@ -66,6 +66,12 @@ def test_every_listed_extension_is_taken(tmp_path: Path) -> None:
     assert len(list(open_source(tmp_path))) == len(EXTENSIONS)
 
 
+def test_an_empty_ending_is_refused(tmp_path: Path) -> None:
+    for ending in ("", "."):
+        with pytest.raises(UsageError, match="the ending of images is empty; give one, as in --image-ending jpg"):
+            open_source(tmp_path, image_ending=ending)
+
+
 def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     write(tmp_path, "photos/a.jpg", "elsewhere/b.jpg")
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")

@@ -68,6 +68,17 @@ def side(bundle: Bundle, graph: onnx.ModelProto | None = None, folder: Path | No
     return Side(bundle=bundle, sessions={"model": OnnxSession(bundle)})
 
 
+def test_photos_of_fewer_bits_than_their_type_are_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "dim.png"), np.full(SIZE, 4095 // 2, np.uint16))
+    images = GateImages.open(str(tmp_path / "photos"))
+    assert len(list(images)) == len(list(images.first(1))) == 1
+    assert [Path(uri).name for uri in images.summary.low_range] == ["dim.png"]
+    filled = GateImages.open(str(tmp_path / "photos"), bit_depth=12)
+    assert len(list(filled)) == 1
+    assert filled.summary.low_range == []
+
+
 def verdict_on(bundle: Bundle, candidate: Side, photos: GateImages, **options: Any) -> Verdict:
     (verdict,) = judge(side(bundle), candidate, photos, **options)
     return verdict
