@@ -34,7 +34,7 @@ from ..model.verdicts import shift_between
 from ..predictors.base import Predictor
 from ..reading.geotiff import Windows
 from .binned import BinnedScores
-from .calibration_file import CalibrationFile, Control, Grid, json_number
+from .calibration_file import CalibrationFile, Control, Grid, check_thresholds, json_number
 from .description import remedy_of
 from .drift.statistics import pack_statistics, unpack_statistics
 from .drift.weights import effective_size, fit_weights
@@ -347,17 +347,18 @@ class Calibration:
                 data = inflate(base64.b64decode(file.thresholds.float32_zlib_base64), MAX_THRESHOLD_BYTES)
                 thresholds = np.frombuffer(data, "<f4").reshape(file.thresholds.grid)
             else:
-                with np.errstate(over="ignore"):
-                    thresholds = np.array([float(value) for value in file.thresholds], np.float32)
-            if np.isnan(thresholds).any():
-                raise ValueError("a threshold is not a number")
+                thresholds = np.array([float(value) for value in file.thresholds], np.float32)
+            check_thresholds(thresholds)
+            counts = ScoreCounts.from_json(file.counts)
+            if counts.target.max(initial=-1) >= len(file.targets) or (np.diff(counts.image) < 0).any():
+                raise ValueError(f"its scores are not those of {len(file.targets)} targets, image by image")
             return cls(
                 **{name: raw[name] for name in _PLAIN},
                 targets=file.targets,
                 thresholds=thresholds,
                 pooled=float(file.pooled),
                 made_with=raw["made_with"],
-                counts=ScoreCounts.from_json(file.counts),
+                counts=counts,
                 report=raw["report"],
             )
         except (ValueError, IndexError, MemoryError) as error:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from ...errors import UsageError
 from ...kernels.types import Rule
+from .drift.statistics import unpack_statistics
 from .scores.score_counts import PackedCounts
 from .sharing import Fallback, Group, Unseen
-from .thresholds import SmallSample, Unit
+from .thresholds import SmallSample, Unit, parse_alpha
 
 Control = Literal["miscoverage", "false-label-rate", "miss-rate"]
 Number = float | Literal["inf", "-inf"]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Side = Annotated[int, Field(ge=1, lt=1 << 31)]
 Interval = tuple[float, float] | None
 
 
@@ -129,6 +132,7 @@ class Source:
     images: Count
     skipped: Mapping[str, Count]
     rejected: Mapping[str, Count]
+    without_data: Count
     without_map: tuple[str, ...]
     without_image: tuple[str, ...]
     low_range: tuple[str, ...]
@@ -179,6 +183,8 @@ class MadeWith:
 
     artifact: str | None = None
     session: str | None = None
+    batch: Annotated[int, Field(ge=0, lt=1 << 20)] = 1
+    windows: Side | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +217,30 @@ class CalibrationFile:
     def __post_init__(self) -> None:
         if self.background is not None and not 0 <= self.background < len(self.targets):
             raise UsageError(f"background {self.background} is not one of the {len(self.targets)} targets")
+        parse_alpha(self.alpha)
+        if self.delta is not None:
+            parse_alpha(self.delta)
+        if (self.group == "position") != isinstance(self.thresholds, Grid):
+            raise UsageError(f"its thresholds are not those of the group {self.group}")
+        if not isinstance(self.thresholds, Grid):
+            num, targets = len(self.thresholds), len(self.targets)
+            if not targets <= num <= targets + 1:  # one more for "none of these"
+                raise UsageError(f"it has {num} thresholds, {targets} or {targets + 1} are expected")
+            check_thresholds(np.array([float(value) for value in self.thresholds]))
+        check_thresholds(np.array([float(self.pooled)]))
+        if self.weighting is not None:
+            values = self.weighting.values
+            if len(values) != len(self.counts.ids) or min(values, default=0) < 0 or not sum(values) > 0:
+                raise UsageError(f"its weights are not those of {len(self.counts.ids)} images")
+            if len(unpack_statistics(self.weighting.statistics)) != self.weighting.images:
+                raise UsageError(f"it has not the statistics of the {self.weighting.images} images that it resembles")
+
+
+def check_thresholds(values: NDArray[np.floating[Any]]) -> None:
+    """Raise :class:`UsageError` for thresholds that no scores give: those are from 0 to 1, or infinite."""
+    wrong = ~(np.isinf(values) | ((values >= 0) & (values <= 1)))
+    if wrong.any():
+        raise UsageError(f"a threshold is {values[wrong][0]:g}; expected 0 to 1, or an infinite one")
 
 
 def json_number(value: float) -> float | str:

@@ -47,7 +47,7 @@ def parse_alpha(alpha: str | float) -> Fraction:
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"alpha must be a number above 0 and below 1, got {shown!r}") from None
     if level is None or not SMALLEST_ALPHA <= level < 1:
-        raise UsageError(f"alpha must be above 0 (at least 1e-9) and below 1, got {shown}")
+        raise UsageError(f"alpha must be above 0 and below 1 (and at least 1e-9), got {shown}")
     return level
 
 

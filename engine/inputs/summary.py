@@ -30,6 +30,8 @@ class SourceSummary:
     """Files passed over, by kind: an ending such as ``.heic``, ``resource forks`` or ``label maps``."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Images that could not be read, by the kind of :class:`maskmill.errors.ImageError`."""
+    without_data: int = 0
+    """Images, among :attr:`images`, that were passed over because no pixel of them has data."""
     without_map: Sequence[str] = ()
     """Images without a label map."""
     without_image: Sequence[str] = ()
@@ -69,7 +71,9 @@ class SourceSummary:
 
     def line(self, noun: str = "images") -> str:
         """Return everything in one line of text; ``noun`` names what was used."""
-        parts = [f"{self.images:,} {noun} used"]
+        parts = [f"{self.images - self.without_data:,} {noun} used"]
+        if self.without_data:
+            parts.append(f"{self.without_data:,} without data")
         if self.labels_format:
             parts.append(f"labels read as {self.labels_format}")
         if self.assumed:
@@ -127,6 +131,7 @@ class SourceSummary:
             "images": self.images,
             "skipped": dict(self.skipped),
             "rejected": dict(self.rejected),
+            "without_data": self.without_data,
             "without_map": list(self.without_map),
             "without_image": list(self.without_image),
             "low_range": list(self.low_range),
@@ -148,6 +153,7 @@ class SourceSummary:
             images=raw["images"],
             skipped=Counter(raw["skipped"]),
             rejected=Counter(raw["rejected"]),
+            without_data=raw["without_data"],
             without_map=raw["without_map"],
             without_image=raw["without_image"],
             low_range=list(raw["low_range"]),

@@ -17,7 +17,7 @@ from ... import kernels
 from ...errors import UsageError
 from ..calibration.calibration import Calibration
 from ..calibration.intervals import FEWEST_IMAGES, image_weights, ratio_variance, share_interval
-from ..calibration.scores.observe import true_scores
+from ..calibration.scores.observe import decode_labeled, true_scores
 from ..calibration.scores.pixel_samples import Tally
 from ..inputs.labeled_source import pair_images, pair_uris
 from ..inputs.labels import LabelSource
@@ -237,17 +237,19 @@ def evaluate_predictor(
     """Label images with a predictor and compare the labels with a folder of label maps; nothing is stored.
 
     With a calibration in ``selection`` the coverage of its prediction sets is measured as well. Pixels without data are
-    ignored. Images are matched to
-    label maps by name; with ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing
-    matches or sizes differ, :class:`ImageError` if an image cannot be decoded, :class:`CalibrationMismatch` if the
+    ignored, and images without any are passed over and counted. Images are matched to label maps by name; with ``ids``
+    a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ,
+    :class:`ImageError` if an image cannot be decoded, :class:`CalibrationMismatch` if the
     calibration was made under other conditions.
     """
     selection.check(predictor, taxonomy, source.windows)
     labeled = pair_images(source, labels, taxonomy, ids=ids)
 
-    def load(item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    def load(item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]] | None:
         photo = source.read(item)
-        image = predictor.backend.decode(photo, warn=labeled.summary.warner(item.uri))
+        image = decode_labeled(predictor, labeled, item, photo)
+        if image is None:
+            return None
         (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
         label = select(score_map, taxonomy, selection).label
         truth = labeled.read(item.uri, photo)
@@ -260,14 +262,24 @@ def evaluate_predictor(
         return label, truth, _covered(score_map, truth, taxonomy, selection)
 
     sets: list[NDArray[np.int64]] = []
+    used: list[str] = []
 
     def pairs() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        for label, truth, covered in ordered_map(load, labeled.items, workers):
+        results = ordered_map(load, labeled.items, workers)
+        for item, result in zip(labeled.items, results, strict=True):
+            if result is None:
+                labeled.summary.without_data += 1
+                continue
+            label, truth, covered = result
+            used.append(item.uri)
             sets.append(covered)
             yield label, truth
 
-    uris = tuple(item.uri for item in labeled.items)
-    result = replace(quality(pairs(), taxonomy), source=labeled.summary, uris=uris, notes=_notes(uris))
+    measured = quality(pairs(), taxonomy)
+    if not used:
+        raise UsageError("no pixel of the labeled images has data; measure other images")
+    uris = tuple(used)
+    result = replace(measured, source=labeled.summary, uris=uris, notes=_notes(uris))
     if selection.calibration is None:
         return result
     file_of = files_of(uris)

@@ -115,7 +115,7 @@ class Observations:
         for number, observation in enumerate(results, start=1):
             self.add(observation)
             if progress is not None:
-                progress(number, len(items))
+                progress(number + labeled.summary.without_data, len(items))
         self.finish()
 
     def add(self, observation: Observation) -> None:
@@ -128,7 +128,9 @@ class Observations:
         self._parts.append(observation.counts)
 
     def finish(self) -> None:
-        """End adding; scores and samples may be read from now on."""
+        """End adding; scores and samples may be read from now on. Raises :class:`CalibrationError` without images."""
+        if len(self._parts) == 1:  # the empty one that sums start with
+            raise CalibrationError("no pixel of the labeled images has data; calibrate on other images")
         with self._writing():
             self.spill.finish()
             self.samples.finish()
@@ -148,6 +150,7 @@ def observe(
 ) -> Iterator[Observation]:
     """Run the model on labeled images, ``predictor.batch`` per call; yields what each of them adds, in order.
 
+    Images without data add nothing, and the summary of ``labeled`` counts them.
     ``first`` is the number of the first of ``items`` in the whole sample. Raises :class:`CalibrationError` for an image
     that cannot be decoded or whose label map has another size.
     """
@@ -158,7 +161,8 @@ def observe(
         range(len(chunks)),
         workers,
     )
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        labeled.summary.without_data += len(chunks[number]) - len(batch)
         yield from batch
 
 
@@ -171,15 +175,20 @@ def _observe(
     first: int,
     grid: tuple[int, int] | None,
 ) -> list[Observation]:
-    """Run the model on a batch, the first of whose images has the number ``first``, and download its results."""
-    prepared, pictures, truths, names = [], [], [], []
-    for item in chunk:
+    """Run the model on a batch, the first of whose images has the number ``first``, and download its results.
+
+    Images without data are left out.
+    """
+    prepared, pictures, truths, names, numbers = [], [], [], [], []
+    for number, item in enumerate(chunk, start=first):
         try:
             data = source.read(item)
             image = predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
-            pictures.append(sample_picture(image, predictor.backend))
+            picture = sample_picture(image, predictor.backend)
             prepared.append(predictor.prepare(image, item.uri))
         except ImageError as error:
+            if error.kind == "no-data":
+                continue
             raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; fix it or leave it out") from error
         truth = labeled.read(item.uri, data)
         if truth.shape != image.shape[:2]:
@@ -187,13 +196,17 @@ def _observe(
                 f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
                 f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
             )
+        pictures.append(picture)
         truths.append(truth)
+        numbers.append(number)
         part = split_window(item.uri)
         names.append((content_id(data), "" if part is None else _scene_id(item.path or part[0])))
+    if not prepared:
+        return []
     maps = predictor.run(prepared)
     backend, queued, results = predictor.backend, [], []
     with backend.queue():
-        for number, (score_map, given) in enumerate(zip(maps, truths, strict=True), start=first):
+        for number, score_map, given in zip(numbers, maps, truths, strict=True):
             truth = labeled.on_data(given, score_map.with_data)
             truth = truth if grid is None else resample_nearest(truth, grid)
             draw = draw_pixels(truth, taxonomy.ignore_index, number)
@@ -212,6 +225,16 @@ def _observe(
         counts = counts_of(name, tables, statistics[index], scene=scene)
         observations.append(Observation(scores, classes, backend, counts, draw, values, activation))
     return observations
+
+
+def decode_labeled(predictor: Predictor, labeled: LabeledSource, item: Item, data: bytes) -> Any:
+    """Decode a labeled image; None if no pixel of it has data. Raises :class:`ImageError` with the image's name."""
+    try:
+        return predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
+    except ImageError as error:
+        if error.kind == "no-data":
+            return None
+        raise ImageError(error.kind, f"cannot read {item.uri}: {error}") from error
 
 
 def _scene_id(path: str) -> str:

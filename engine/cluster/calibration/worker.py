@@ -137,7 +137,7 @@ def _different(folder: str, name: str, record: Mapping[str, Any]) -> list[str]:
     return [key for key, value in json.loads(data).items() if other.get(key) != value]
 
 
-_COUNTS = ("turned", "label_pixels", "ignored_pixels")
+_COUNTS = ("turned", "label_pixels", "ignored_pixels", "without_data")
 
 
 @dataclass(frozen=True, kw_only=True)

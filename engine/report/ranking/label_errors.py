@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import UsageError
+from ...calibration.scores.observe import decode_labeled
 from ...inputs.labeled_source import LabeledSource
 from ...inputs.ordered_map import ordered_map
 from ...inputs.sources import Source
@@ -55,15 +56,17 @@ def softmin(scores: NDArray[np.float32], temperature: float = TEMPERATURE) -> fl
 def doubt_labels(
     predictor: Predictor, source: Source, labeled: LabeledSource, taxonomy: Taxonomy, *, workers: int = 1
 ) -> list[LabelDoubt]:
-    """Score the given labels of every image, the most doubtful first.
+    """Score the given labels of every image, the most doubtful first; images without data have no labels to doubt.
 
     Raises :class:`UsageError` if a label map and its image differ in size, :class:`ImageError` if an image cannot be
     decoded.
     """
 
-    def observe(item: Any) -> LabelDoubt:
+    def observe(item: Any) -> LabelDoubt | None:
         data = source.read(item)
-        image = predictor.backend.decode(data)
+        image = decode_labeled(predictor, labeled, item, data)
+        if image is None:
+            return None
         truth = labeled.read(item.uri, data)
         if truth.shape != image.shape[:2]:
             raise UsageError(
@@ -79,7 +82,8 @@ def doubt_labels(
         valid = truth != taxonomy.ignore_index
         return doubt_image(item.uri, 1 - score[valid], truth[valid], top[valid], taxonomy.targets)
 
-    results = list(ordered_map(observe, labeled.items, workers))
+    results = [doubt for doubt in ordered_map(observe, labeled.items, workers) if doubt is not None]
+    labeled.summary.without_data += len(labeled.items) - len(results)
     return sorted(results, key=lambda doubt: doubt.score)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....checks import check_count
-from ....errors import UsageError
+from ....errors import ImageError, UsageError
 from ...calibration.calibration import Calibration
 from ...calibration.thresholds import fewest_images, parse_alpha
 from ...inputs.ordered_map import ordered_map
@@ -240,10 +240,18 @@ def _random(overview: Overview) -> NDArray[np.float64]:
 def _source_prints(
     source: Source, picture: Callable[[bytes], NDArray[np.uint8]], workers: int
 ) -> list[tuple[str, Print]]:
-    def look(item: Item) -> tuple[str, Print]:
-        return item.uri, photo_print(picture(source.read(item)))
+    """Return the prints of a source's images; images without data have none."""
 
-    return list(ordered_map(look, list(source), workers))
+    def look(item: Item) -> tuple[str, Print] | None:
+        data = source.read(item)
+        try:
+            return item.uri, photo_print(picture(data))
+        except ImageError as error:
+            if error.kind == "no-data":
+                return None
+            raise ImageError(error.kind, f"cannot read {item.uri}: {error}") from error
+
+    return [entry for entry in ordered_map(look, list(source), workers) if entry is not None]
 
 
 def _prints(

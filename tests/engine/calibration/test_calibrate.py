@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -441,6 +442,45 @@ def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message
     path.write_text(text)
     with pytest.raises(CalibrationError, match=message):
         Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("targets", ["red", "green"], "scores are not those of 2 targets"),
+        ("alpha", "", "alpha must be a number"),
+        ("alpha", "2", "alpha must be above 0"),
+        ("alpha", "inf", "alpha must be above 0"),
+        ("delta", "x", "alpha must be a number"),
+        ("thresholds", [0.5, 3.0, 0.5], "a threshold is 3; expected 0 to 1"),
+        ("thresholds", [0.5] * 6, "it has 6 thresholds, 3 or 4 are expected"),
+        ("pooled", -0.5, "a threshold is -0.5"),
+        ("group", "position", "not those of the group position"),
+        ("made_with", {"batch": "x"}, "made_with.batch must be a valid integer"),
+        ("made_with", {"windows": -3}, "made_with.windows must be greater"),
+        ("min_images", 10**30, "min_images must be"),
+        ("weighting", {"values": [1.0] * 29}, "its weights are not those of 30 images"),
+        ("weighting", {"values": [0.0] * 30}, "its weights are not those of 30 images"),
+        ("weighting", {"statistics": ""}, "damaged"),
+        ("weighting", {"images": 4}, "it has not the statistics of the 4 images"),
+    ],
+)
+def test_a_file_with_impossible_values_is_refused_where_it_is_read(
+    bundle: Bundle, photos: Path, tmp_path: Path, place: str, value: Any, message: str
+) -> None:
+    path, calibration = tmp_path / "calibration.json", run(bundle, photos, unit="image")
+    if place == "weighting":
+        calibration = calibration.resembling(calibration.counts.statistics, "photos", alpha="0.3")
+    calibration.save(path)
+    Calibration.load(path)
+    raw = json.loads(path.read_text())
+    raw[place] = {**raw[place], **value} if isinstance(value, dict) else value
+    del raw["seal"]
+    raw["seal"] = hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CalibrationError, match=message) as caught:
+        Calibration.load(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_file_is_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) -> None:

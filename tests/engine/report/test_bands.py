@@ -18,11 +18,12 @@ from maskmill.engine.report.page.gallery import Reader
 from maskmill.engine.report.page.model_view import open_model, read_scores, view_model
 from maskmill.engine.report.page.overview import read_overview
 from maskmill.engine.store.label_store import LabelStore
+from maskmill.errors import CalibrationError, UsageError
 
 from ...models import band_bundle
 from ..inputs.rasters.test_geotiff import write_tiff
 
-pytest.importorskip("rasterio")
+rasterio = pytest.importorskip("rasterio")
 
 BANDS = (3, 1, 2)
 NODATA = 65535
@@ -99,3 +100,30 @@ def test_a_wrong_label_of_a_scene_comes_first(home: Path, tmp_path: Path) -> Non
         Image.fromarray(label).save(tmp_path / "maps" / path.name)
     queue = maskmill.rank(home / "store", 0, images=home / "labeled", labels=tmp_path / "maps", model=home / "bundle")
     assert queue.label_errors[0].uri.endswith("07.tif::window=32,0,32,32")
+
+
+def test_windows_without_data_are_passed_over_and_counted(home: Path, tmp_path: Path) -> None:
+    values = np.empty(0)
+    for number in (4, 5, 6, 7):
+        with rasterio.open(home / "labeled" / f"{number:02}.tif") as file:
+            values = file.read()
+        values[:, :32, 32:] = NODATA
+        write_tiff(tmp_path / "scenes" / f"{number:02}.tif", values, nodata=NODATA)
+    nothing = np.full_like(values, NODATA)
+    images, model, maps = tmp_path / "scenes", home / "bundle", home / "maps"
+    calibration = maskmill.calibrate(model, images, maps, alpha=0.2, windows=32)
+    assert calibration.counts.num_images == 12
+    assert calibration.report["source"]["without_data"] == 4
+    calibration.save(tmp_path / "calibration.json")
+    quality = maskmill.evaluate(model, maps, images=images, windows=32, calibration=tmp_path / "calibration.json")
+    assert quality.num_images == 12
+    assert quality.source is not None
+    assert quality.source.line().startswith("12 images used; 4 without data")
+    queue = maskmill.rank(home / "store", 4, images=images, labels=maps, model=model)
+    assert len(queue.label_errors) == 12
+    for number in (4, 5, 6, 7):
+        write_tiff(images / f"{number:02}.tif", nothing, nodata=NODATA)
+    with pytest.raises(CalibrationError, match="no pixel of the labeled images has data"):
+        maskmill.calibrate(model, images, maps, alpha=0.2, windows=32)
+    with pytest.raises(UsageError, match="no pixel of the labeled images has data"):
+        maskmill.evaluate(model, maps, images=images, windows=32)
