@@ -77,7 +77,7 @@ class ObjectThresholds:
         """Say why no object of a class with measured objects is kept."""
         num_images = int(self.measured[name]["images"])
         least = 1 / (num_images + 1)
-        if float(self.alpha) < least - 1e-9:
+        if parse_alpha(self.alpha) < least - 1e-9:
             return f"as alpha must be at least {math.ceil(least * 1e4) / 1e4:g} with {num_images} images"
         value = "score x quality" if self.by == "both" else self.by
         return f"no {value} holds the share"

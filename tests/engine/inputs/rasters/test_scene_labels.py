@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -305,3 +306,21 @@ def test_windows_read_labels_of_other_formats(data: Path, tmp_path: Path) -> Non
         whole[row : row + height, column : column + width] = labeled.read(uri)
     assert set(np.unique(whole[9:35, 5:29]).tolist()) == {1}
     assert 1 not in whole[:7]
+
+
+def test_a_scene_is_known_by_its_content_under_any_path(data: Path, tmp_path: Path) -> None:
+    for folder, name in (("first", "scene 0"), ("copy", "other"), ("link", "linked"), ("second", "scene 1")):
+        (tmp_path / folder).mkdir()
+        source, place = data / "scenes" / f"{name if folder == 'second' else 'scene 0'}.tif", tmp_path / folder
+        target = place / f"{name}.tif"
+        target.symlink_to(source) if folder == "link" else shutil.copy(source, target)
+        shutil.copy(data / "maps" / f"{source.stem}.png", tmp_path / f"{name}.png")
+    fit: dict[str, Any] = {"alpha": 0.5, "min_images": 1, "windows": 16, "window_overlap": 4}
+    parts = {
+        folder: maskmill.calibrate(data / "bundle", tmp_path / folder, tmp_path, **fit)
+        for folder in ("first", "copy", "link", "second")
+    }
+    assert Calibration.merge([parts["first"], parts["second"]]).counts.num_draws == 2
+    for folder in ("copy", "link"):
+        with pytest.raises(CalibrationError, match="were made with the same images"):
+            Calibration.merge([parts["first"], parts[folder]])
