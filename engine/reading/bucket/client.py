@@ -184,7 +184,10 @@ def translated(error: Exception, url: str) -> Exception:
         place = f"{url.partition('://')[0]}://{_bucket(url)}/{name[1]}" if name else url
         return RefusedNameError(f"{REFUSED_NAME} ({place})")
     system = re.findall(r'message: "([^"]+)"', text)
-    return ConnectionError(system[-1] if system else _first_line(error))
+    if (request := re.search(r"Error performing \w+ (\w+://[^/\s]+)", text)) is None:
+        return ConnectionError(system[-1] if system else _first_line(error))
+    reason = system[-1] if system else "no connection"
+    return ConnectionError(f"{request[1]} does not answer ({reason})")
 
 
 def _bucket(url: str) -> str:

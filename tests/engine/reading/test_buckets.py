@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -143,6 +144,21 @@ def test_a_store_whose_server_refuses_or_fails_is_one_error(
                 opened(f"s3://{kind}/st")
             assert caught.value.exit_code == status
             assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for name, value in (("endpoint", endpoint), ("access_key_id", "a"), ("secret_access_key", "b")):
+            monkeypatch.setenv(f"AWS_{name.upper()}", value)
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        reason = rf"{endpoint} does not answer \(Connection refused\)$"
+        with pytest.raises(StorageError, match=rf"^cannot read s3://bucket/store/run\.json: {reason}"):
+            LabelStore.open(location_of("s3://bucket/store"))
+        with pytest.raises(SourceError, match=rf"^cannot list s3://bucket/photos: {reason}"):
+            list(open_source("s3://bucket/photos"))
 
 
 def test_a_store_without_credentials_is_an_error_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
