@@ -129,11 +129,11 @@ class Observations:
 
     def finish(self) -> None:
         """End adding; scores and samples may be read from now on. Raises :class:`CalibrationError` without images."""
-        if len(self._parts) == 1:  # the empty one that sums start with
-            raise CalibrationError("no pixel of the labeled images has data; calibrate on other images")
         with self._writing():
             self.spill.finish()
             self.samples.finish()
+        if len(self._parts) == 1:  # the empty one that sums start with
+            raise CalibrationError("no pixel of the labeled images has data; calibrate on other images")
         self.counts: ScoreCounts = ScoreCounts.merge(self._parts)
 
 
