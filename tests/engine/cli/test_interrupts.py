@@ -146,6 +146,18 @@ def test_an_interrupt_while_a_command_starts_prints_no_traceback(tmp_path: Path,
         assert not re.search("Traceback|KeyboardInterrupt", errors), (delay, errors)
 
 
+def test_an_interrupt_while_a_command_ends_leaves_its_exit_status(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, threading; from maskmill.cli import main; "
+        "threading.enumerate = lambda: os.kill(os.getpid(), signal.SIGINT) or []; "
+        "sys.argv = ['maskmill', 'show', 'missing']; main()"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+
+
 ENDLESS = """
 <ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 24] image) => (float[N, 3, 16, 24] scores) {
     trips = Constant <value = int64 {4611686018427387904}> ()
