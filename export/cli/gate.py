@@ -299,8 +299,10 @@ def compare_installed(
 
     model = Bundle.load(bundle)
     model.verify()
-    rows = measure(model, sample.open(images, model.input.bands), seconds=seconds)
-    print_rows(rows, as_json=as_json)
+    photos = sample.open(images, model.input.bands)
+    print_rows(measure(model, photos, seconds=seconds), as_json=as_json)
+    if photos is not None and not as_json:
+        say(photos.summary.line())
 
 
 @reads_urls
@@ -340,6 +342,7 @@ def tune_bundle(
     )
     print_rows(rows, as_json=as_json)
     if not as_json:
+        say(photos.summary.line())
         say(
             f"{bundle}: {choice.provider} in {choice.precision} on {choice.machine}, {choice.images_per_second:g} "
             f"images/s, {choice.ratio:.2f}x the original; `label --provider auto` uses it"

@@ -178,6 +178,8 @@ def export_model(
         f"input {spec.height}x{spec.width}{multiples}, {spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
     say(describe(Verdict.from_dict(bundle.verdicts[0])))
+    if photos is not None:
+        say(photos.summary.line())
     if run is not None and run.bit_depth is not None:
         say(f"its photos were read with --bit-depth {run.bit_depth}: label with it, too")
     if photos is not None and precision is not None:
