@@ -13,6 +13,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from ...errors import UsageError
 from ..model.files import refuse_overwriting
+from ..report.terminal import say
 
 OUTPUTS = ("output", "log")
 """Parameters that name what a command writes."""
@@ -79,7 +80,7 @@ class PlainCommand(TyperCommand):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("maskmill: interrupted", err=True)
+            say("maskmill: interrupted", stderr=True)
             raise typer.Exit(130) from None
 
 

@@ -165,7 +165,7 @@ def test_a_head_for_other_classes_is_fitted_and_used(home: Path) -> None:
         ("calibrate cam --cam cam --sam sam --images photos --labels labels --alpha .1 -o c.json", "expected a model"),
         (
             "calibrate --cam cam --sam sam --tile 32 --images photos --labels labels --alpha .1 -o c.json",
-            "--tile and --overlap do not apply",
+            "--text, --tile and --overlap apply to BUNDLE, not to --sam",
         ),
         (
             "label-prompted photos --cam cam --sam sam --set tau -o refused",

@@ -269,16 +269,11 @@ def start(code: str, server: HostileServer, url: str = "s3://silent/st") -> subp
 
 
 ENDLESS = """
-import time
-message = 'ready'
+import signal, time
+signal.signal(signal.SIGINT, lambda *_: print('again', flush=True))
+print('ready', flush=True)
 while True:
-    try:
-        if message:
-            print(message, flush=True)
-        message = ''
-        time.sleep(60)
-    except KeyboardInterrupt:
-        print('again', flush=True)
+    time.sleep(60)
 """
 
 
