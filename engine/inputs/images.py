@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,6 +23,8 @@ from ...errors import ImageError, UsageError
 from ..model.input_spec import BandSpec, InputSpec
 from .image_formats import damage, open_image, orientation, pixels_of, quiet_pillow
 from .rasters.bands import NPY, decode_bands, photo_of_npy, raster_size
+
+Decoded = TypeVar("Decoded")
 
 MAX_PIXELS = 178_956_970
 """Default limit on an image's pixels: half a gigabyte as RGB."""
@@ -231,3 +233,13 @@ def _lookup(spec: InputSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     levels = np.concatenate([np.broadcast_to(np.arange(256, dtype=np.float64), (3, 256)), padding], axis=1)
     values = ((levels * spec.scale - mean) / std).astype(np.float32)
     return np.ascontiguousarray(values[:, :256]), values[:, 256]
+
+
+def unless_without_data(decode: Callable[[], Decoded], name: str) -> Decoded | None:
+    """Decode an image; None if no pixel of it has data. Raises :class:`ImageError` that names the image."""
+    try:
+        return decode()
+    except ImageError as error:
+        if error.kind == "no-data":
+            return None
+        raise ImageError(error.kind, f"cannot read {name}: {error}") from error

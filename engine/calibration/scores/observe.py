@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ....errors import CalibrationError, ImageError
 from ....kernels.types import Activation
 from ...backends.base import Backend
 from ...inputs.identity import content_id
+from ...inputs.images import unless_without_data
 from ...inputs.labeled_source import LabeledSource
 from ...inputs.ordered_map import ordered_map
 from ...inputs.sources import Item, Source
@@ -229,12 +230,8 @@ def _observe(
 
 def decode_labeled(predictor: Predictor, labeled: LabeledSource, item: Item, data: bytes) -> Any:
     """Decode a labeled image; None if no pixel of it has data. Raises :class:`ImageError` with the image's name."""
-    try:
-        return predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
-    except ImageError as error:
-        if error.kind == "no-data":
-            return None
-        raise ImageError(error.kind, f"cannot read {item.uri}: {error}") from error
+    decode = partial(predictor.backend.decode, data, warn=labeled.summary.warner(item.uri))
+    return unless_without_data(decode, item.uri)
 
 
 def _scene_id(path: str) -> str:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....checks import check_count
-from ....errors import ImageError, UsageError
+from ....errors import UsageError
 from ...calibration.calibration import Calibration
 from ...calibration.thresholds import fewest_images, parse_alpha
+from ...inputs.images import unless_without_data
 from ...inputs.ordered_map import ordered_map
 from ...inputs.sources import Item, Source
 from ...model.publishing import write_atomically
@@ -243,13 +245,8 @@ def _source_prints(
     """Return the prints of a source's images; images without data have none."""
 
     def look(item: Item) -> tuple[str, Print] | None:
-        data = source.read(item)
-        try:
-            return item.uri, photo_print(picture(data))
-        except ImageError as error:
-            if error.kind == "no-data":
-                return None
-            raise ImageError(error.kind, f"cannot read {item.uri}: {error}") from error
+        photo = unless_without_data(partial(picture, source.read(item)), item.uri)
+        return None if photo is None else (item.uri, photo_print(photo))
 
     return [entry for entry in ordered_map(look, list(source), workers) if entry is not None]
 
