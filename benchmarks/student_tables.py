@@ -75,7 +75,7 @@ def _share(value: float) -> str:
 
 
 def _short(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.{digits}f}"
+    return f"{value:.{digits}f}"
 
 
 def table(head: str, rows: Iterable[Sequence[str]]) -> str:
@@ -103,7 +103,7 @@ def labels(results: Results, groups: Mapping[str, str], names: Sequence[str]) ->
                 [run["labels"][key] for run in records[name]] for key in ("miou_kept", "accuracy_kept", "kept")
             )
             cells.append(f"{mean(miou)}, {_short(np.mean(accuracy))}, {_share(np.mean(kept))}")
-        rows.append([name.replace("0.", "."), *cells])
+        rows.append([name, *cells])
     return table(" | ".join(["labels", *groups.values()]), rows) if rows else ""
 
 
