@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 PACKAGED := pyproject.toml constraints.txt
 # STUDENT=no: the demo ends with the labels, and nothing of PyTorch is installed
 STUDENT ?= yes
@@ -56,7 +56,7 @@ test-old: $(OLD)/.ready ## images, labels and stores with older OpenCV, Pillow a
 	$(OLD)/bin/python -m pytest $(addprefix tests/engine/,inputs formats model store labeling)
 
 test-scale: $(SCALE)/.ready ## runs on Ray, and stores in buckets of a local S3 server
-	$(SCALE)/bin/python -m pytest -n auto --dist loadfile tests/engine/cluster
+	$(SCALE)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/engine/cluster
 
 test-azure: $(SCALE)/.ready ## a run into Azure's storage, which Azurite serves locally; needs npm
 	npm install --silent --no-audit --no-fund --prefix $(SCALE) azurite@3.35.0

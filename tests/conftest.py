@@ -53,7 +53,24 @@ def _device_count() -> int:
         return 0
 
 
+LONG_FILES = (
+    "tests/test_examples.py",
+    "tests/engine/cli/test_interrupts.py",
+    "tests/engine/cluster/test_takeover.py",
+    "tests/export/pretrained/test_families.py",
+    "tests/engine/store/test_exactly_once.py",
+    "tests/trainer/test_train.py",
+    "tests/engine/cluster/test_array.py",
+    "tests/test_cli.py",
+    "tests/test_documents.py",
+    "tests/trainer/data/test_moving_rows.py",
+)
+"""Files that take more than 15 s: they run first, so that no process is left with one of them at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {file: position for position, file in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and os.environ.get("MASKMILL_REQUIRE_GPU") != "1" and _device_count() == 0:
         for item in marked:

@@ -66,6 +66,12 @@ def leave_waiting(store: LabelStore, *parts: str) -> None:
         rows.commit([label_row(name) for name in part if name.islower()], [input_row(n.lower(), uri=n) for n in part])
 
 
+def reopened(store: LabelStore) -> LabelStore:
+    """Open a store in which rows wait, as the next run does."""
+    with pytest.warns(WaitingRowsWarning):
+        return LabelStore.open(store.path)
+
+
 def test_commits_take_one_percent_of_the_time(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_SECONDS", 0.019)
     sizes = commit_sizes(store, monkeypatch, commit_seconds=0.099, rows_per_second=1, num=30)
@@ -106,7 +112,7 @@ def test_the_last_rows_are_committed_with_those_that_wait(store: LabelStore) -> 
 def test_the_next_run_commits_what_a_killed_one_left(store: LabelStore) -> None:
     leave_waiting(store, "abc", "dA")
     assert [len(store), read_status(store.path).waiting, len(waiting_files(store))] == [0, 5, 2]
-    commit_waiting(LabelStore.open(store.path))
+    commit_waiting(reopened(store))
     assert not waiting_files(store)
     opened = LabelStore.open(store.path)
     assert (len(opened), sorted(row.uri for row in opened.inputs())) == (4, ["A", "a", "b", "c", "d"])
@@ -116,7 +122,7 @@ def test_the_next_run_commits_what_a_killed_one_left(store: LabelStore) -> None:
 def test_files_that_two_processes_commit_are_stored_once(store: LabelStore, tmp_path: Path) -> None:
     leave_waiting(store, "abc", "dA")
     copies = {file: file.read_bytes() for file in waiting_files(store)}
-    commit_waiting(LabelStore.open(store.path))
+    commit_waiting(reopened(store))
     for file, data in copies.items():
         file.write_bytes(data)
     commit_waiting(LabelStore.open(store.path))
@@ -131,7 +137,7 @@ def test_a_damaged_file_is_dropped_with_the_inputs_that_need_it(store: LabelStor
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data[:-9] if damage == "cut short" else data)
-    commit_waiting(LabelStore.open(store.path))
+    commit_waiting(reopened(store))
     opened = LabelStore.open(store.path)
     assert sorted(row.uri for row in opened.inputs()) == ["d", "e"]
     assert verify(store.path).sound
