@@ -316,7 +316,7 @@ def main() -> int:
     pattern = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
     def fill(match: re.Match[str]) -> str:
-        content = makers[match[2]]()
+        content = re.sub(r"(?<![\w.])\.(?=\d)", "0.", makers[match[2]]())  # rows of the records are named ".95"
         return f"{match[1]}\n{content}\n\n{match[3]}" if content else f"{match[1]}{match[3]}"
 
     text = pattern.sub(fill, text)
