@@ -1,4 +1,4 @@
-"""Public functions of the engine that use a model or its scores: class mapping, calibration, labeling.
+"""Public functions that run a model or use its scores: class mapping, calibration, labeling.
 
 Paths may be strings or :class:`os.PathLike`; image sources may be folders, lists, globs, WebDataset tars or URLs. The
 functions are thin layers over the modules of this package; `maskmill` exports them.
@@ -45,11 +45,21 @@ def draft_taxonomy(
     *,
     unmatched: Unmatched = "ignore",
 ) -> str:
-    """Draft a class mapping (TOML) from matching names; review every line, then save it.
+    """Draft a class mapping from matching names; review every line of the result, then save it as a file.
 
-    ``labels`` are true labels of a data set in any format, ``label_names`` the names of its label values (a mapping, a
-    class list, or a data set's name such as ``voc``); without both, the model's own classes are mapped. Names without a
-    match become ``unmatched``. Raises :class:`UsageError`, :class:`TaxonomyError`.
+    Parameters
+    ----------
+    model
+        A bundle or its folder.
+    labels
+        True labels of a data set, in any format; if None, only ``label_names`` are matched.
+    label_names
+        Names of the label values: a mapping, a class list, or the name of a data set such as ``voc``. If both this and
+        ``labels`` are None, the model's own classes are mapped.
+    unmatched
+        Target of names that no model class has: ``ignore`` or ``background``.
+
+    Returns the mapping as TOML text. Raises :class:`UsageError`, :class:`TaxonomyError`.
     """
     from .inputs.labeled_source import value_names
     from .inputs.labels import open_labels
@@ -102,30 +112,40 @@ def calibrate(
     alpha
         Error rate to aim for, above 0 and below 1: with 0.05, the true class is ruled out on up to 5 % of the pixels.
     taxonomy
-        Class mapping or its file; the model's own classes if None.
-    group, unit, rule
-        Classes that share a threshold (``class`` if None, or ``pooled`` for the unit ``image``); the exchangeable
-        unit; how the prediction set decides the label (``agree`` if None).
+        Class mapping or its file; if None, the model's own classes.
+    group
+        Classes that share a threshold; if None, ``class``, or ``pooled`` for the unit ``image``.
+    unit
+        Unit that the guarantee is about: ``pixel`` (a heuristic) or ``image`` (holds on average over new images).
+    rule
+        Rule by which the prediction set decides the label; if None, ``agree``.
     control, delta
-        The error whose rate ``alpha`` bounds; with ``delta`` the false-label rate holds except with that probability.
+        The error whose rate ``alpha`` bounds. With ``delta``, the false-label rate is bounded with probability 1 -
+        delta.
     ids
         Names of the images to use; all if None.
-    min_images, unseen, on_small_n
-        Fewest images for a threshold of a class's own (ceil(1 / alpha) - 1 if None); whether classes that calibration
-        never saw are emitted; treatment of an alpha that the number of images does not allow.
+    min_images
+        Fewest images for a class to get its own threshold; if None, ceil(1 / alpha) - 1.
+    unseen
+        Threshold of classes that no calibration image shows: ``never`` emits no such label.
+    on_small_n
+        Behavior if there are too few images for ``alpha``: ``refuse`` raises an error.
     like
-        Label store of the corpus, labeled with a calibration of the same model: weigh the calibration images so that
+        Label store of the corpus, labeled with a calibration of the same model: weight the calibration images so that
         they resemble its images.
-    provider, tile, overlap, workers
-        Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
-        images in progress at the same time (one per core if None).
+    provider
+        Runtime, or ``auto`` for the one that ``maskmill tune`` chose for this machine.
+    tile, overlap
+        Side and overlap of tiles, in pixels.
     windows, window_overlap
-        Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each with its part of the
+        Side and overlap, in pixels, of the windows by which larger GeoTIFF files are read, each with its part of the
         file's label map. Statistics count all windows of a file as one image.
     bit_depth
-        Bits that images of more than 8 bits fill, such as 12; all bits of their type if None.
+        Number of bits in use in images of more than 8 bits, such as 12; if None, all bits of their type.
     text
-        Class names, for a bundle that takes them when it labels, such as SAM 3.
+        Class names, for a bundle such as SAM 3 that takes them at labeling time.
+    workers
+        Number of images processed in parallel; if None, one per core.
     progress
         Show a progress bar.
 
@@ -182,21 +202,16 @@ def choose(
 
     Parameters
     ----------
-    model, images, labels, taxonomy, ids, windows, window_overlap, bit_depth
+    model, images, labels, taxonomy, ids, provider, tile, overlap, windows, window_overlap, bit_depth, text, workers
         As for :func:`calibrate`.
     goal
-        ``accuracy A`` keeps as much as possible at that accuracy, ``kept S`` is the best mIoU that keeps that share,
-        ``miou`` the best mIoU.
-    provider, tile, overlap, workers
-        Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
-        images in progress at the same time (one per core if None).
-    text
-        Class names, for a bundle that takes them when it labels, such as SAM 3.
+        ``accuracy A`` keeps as many pixels as possible at that accuracy, ``kept S`` finds the best mIoU that keeps that
+        share of the pixels, ``miou`` finds the best mIoU.
     progress
         Show a progress bar.
 
-    Returns the measured candidates with the recommendation, and its calibration if it needs one. Raises
-    :class:`CalibrationError`, :class:`UsageError`, :class:`TaxonomyError`.
+    Returns the measured candidates with the recommendation, and the calibration that the recommendation needs, or None
+    if it needs none. Raises :class:`CalibrationError`, :class:`UsageError`, :class:`TaxonomyError`.
     """
     from .calibration import choose as choosing
     from .inputs.labels import open_labels
@@ -248,36 +263,43 @@ def label(
     Parameters
     ----------
     model, images, store
-        A bundle, its folder or a predictor; the source; the folder of the label store.
+        A bundle, its folder or a predictor; the source of the images; the folder of the label store.
     calibration, threshold
-        Keep the pixels that a calibration supports, or those with at least this confidence; every pixel if both are
-        None.
+        Keep the pixels that a calibration supports, or those with at least this confidence in (0, 1]. If both are None,
+        keep every pixel.
     taxonomy
-        Class mapping or its file; the model's own classes if None.
+        Class mapping or its file; if None, the model's own classes.
     weight, weight_levels
-        Weight of each kept pixel, and the number of distinct weights.
+        How each kept pixel is weighted, and the number of distinct weights.
     keep_scores
-        Keep the scores that :func:`reselect` needs for this alpha and above.
+        Store the scores that :func:`reselect` needs for this alpha and above.
     on_drift
-        ``stop`` ends the run, with ``drifted`` set, as soon as the images do not look like those of the calibration.
+        ``stop`` ends the run, with ``drifted`` set, as soon as the images stop resembling those of the calibration;
+        ``warn`` reports it at the end.
     instances, min_score
-        Store single objects as well, from a model that gives them; the lowest score of an object.
-    limit, retry_rejects
-        Stop after this many inputs; try inputs again that were rejected before.
+        Also store single objects, from a model that finds them, and the lowest score of an object in [0, 1].
+    limit
+        Stop after this many inputs.
+    retry_rejects
+        Try again the inputs that an earlier run rejected.
+    provider
+        Runtime, or ``auto`` for the one that ``maskmill tune`` chose for this machine.
+    tile, overlap
+        Side and overlap of tiles, in pixels.
     windows, window_overlap
-        Side and overlap in pixels of the windows by which larger GeoTIFF files are read, each an image of its own.
+        Side and overlap, in pixels, of the windows by which larger GeoTIFF files are read, each an image of its own.
     bit_depth
-        Bits that images of more than 8 bits fill, such as 12; all bits of their type if None.
-    provider, tile, overlap, workers
-        Runtime, or ``auto`` for what ``maskmill tune`` chose for this machine; side and overlap of tiles in pixels;
-        images in progress at the same time (one per core if None).
+        Number of bits in use in images of more than 8 bits, such as 12; if None, all bits of their type.
     text
-        Class names, for a bundle that takes them when it labels, such as SAM 3.
+        Class names, for a bundle such as SAM 3 that takes them at labeling time.
+    workers
+        Number of images processed in parallel; if None, one per core.
     progress
         Show a progress bar.
 
-    Returns the counts of this run. Raises :class:`StoreMismatch` if the store holds labels made with other options,
-    :class:`StoreError`, :class:`CalibrationMismatch`, :class:`SessionError`, :class:`SourceError`.
+    Returns the counts of this run. Raises :class:`UsageError` for options that exclude each other,
+    :class:`StoreMismatch` if the store holds labels made with other options, :class:`StoreError`,
+    :class:`CalibrationMismatch`, :class:`SessionError`, :class:`SourceError`.
     """
     from .inputs.sources import open_source
     from .labeling import label_run
@@ -331,25 +353,27 @@ def reselect(
     workers: int | None = None,
     progress: bool = False,
 ) -> Progress:
-    """Make the labels of another selection, without the model, from a store labeled with ``keep_scores``.
+    """Select labels again from the scores of a store labeled with ``keep_scores``, without running the model.
+
+    An option that is None keeps its value in ``store``.
 
     Parameters
     ----------
     store, output
         The store with kept scores, and the folder of the new label store; calling it again continues the run.
     calibration, alpha, rule
-        Other thresholds, another alpha of the calibration, another rule.
+        Another calibration, another alpha of the same one, another rule.
     select, threshold
-        Another selection method, and the lowest confidence to keep (``threshold``).
+        Another selection method, and the lowest confidence to keep, for the method ``threshold``.
     weight, weight_levels
-        Another weight of each kept pixel, and another number of distinct weights.
+        Another way to weight kept pixels, and another number of distinct weights.
     workers
-        Number of threads (one per core if None).
+        Number of threads; if None, one per core.
     progress
         Show a progress bar.
 
-    What is None stays as in ``store``. Returns the counts of this run. Raises :class:`UsageError` for a selection that
-    needs scores that were not kept, :class:`CalibrationMismatch`, :class:`StoreMismatch`, :class:`StoreError`.
+    Returns the counts of this run. Raises :class:`UsageError` for a selection that needs scores that were not kept,
+    :class:`CalibrationMismatch`, :class:`StoreMismatch`, :class:`StoreError`.
     """
     from .labeling.reselection import reselect as reselecting
 

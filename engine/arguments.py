@@ -92,7 +92,7 @@ def image_of(
 ) -> NDArray[Any]:
     """Return the image, or decode it from its file: (H, W, 3) uint8 RGB, or ``bands`` (H, W, C) in their sample type.
 
-    ``bit_depth`` are the bits that photos of more than 8 bits fill; all bits of their type if None.
+    ``bit_depth`` is the number of bits in use in photos of more than 8 bits; if None, all bits of their type.
     Raises :class:`UsageError` for a file that cannot be opened, and :class:`ImageError`.
     """
     from .inputs.images import decode_input
@@ -106,7 +106,7 @@ def image_of(
 
 
 def class_names_of(classes: Location | Sequence[str]) -> list[str]:
-    """Class names in order, from a sequence or a file."""
+    """Return class names in order, from a sequence or a file."""
     from .model.files import read_ordered_class_names
 
     return read_ordered_class_names(classes) if isinstance(classes, str | os.PathLike) else list(classes)
@@ -114,7 +114,7 @@ def class_names_of(classes: Location | Sequence[str]) -> list[str]:
 
 @contextmanager
 def counter_if(name: str, progress: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar of (done, total) if ``progress``; yields its observer, or None."""
+    """Show a progress bar if ``progress``; yields the function that updates it with (done, total), or None."""
     if not progress:
         yield None
         return
@@ -126,7 +126,7 @@ def counter_if(name: str, progress: bool) -> Iterator[Callable[[int, int], None]
 
 @contextmanager
 def run_display_if(progress: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Show the progress of a labeling run if ``progress``; yields its observer, or None."""
+    """Show the progress of a labeling run if ``progress``; yields the function that updates it, or None."""
     if not progress:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Public functions for labels that exist: exchange with other programs, pictures, reports.
+"""Public functions for labels that already exist: exchange with other programs, pictures, reports.
 
 They are thin layers over the modules of this package, like those of :mod:`maskmill.engine.api`.
 """
@@ -50,12 +50,37 @@ def export_labels(
     calibration: Location | Calibration | None = None,
     progress: bool = False,
 ) -> ExportSummary:
-    """Write the labels of a store as files that other tools read; ``progress`` shows a progress bar.
+    """Write the labels of a store, reviewed pixels included, as files that other tools read.
 
-    Several stores made with the same options are read as one.
+    Parameters
+    ----------
+    store
+        The label store, or several made with the same options, which are read as one.
+    output
+        A new or empty folder, or that of an interrupted export with the same options, which is continued.
+    format
+        Format of the files, such as ``png``, ``coco`` or ``yolo-seg``.
+    images
+        How photos are added to the labels: copies, links or none; if None, the format decides.
+    min_kept
+        Smallest share of labeled pixels, in [0, 1]; images below it are left out, unless a person reviewed them.
+    weights
+        Also write the weight maps, if the format has a place for them.
+    ignored
+        How ignored pixels are written in formats that cannot mark them.
+    ids
+        Names of the images to write, or a file of names, such as a queue of :func:`rank`; all if None.
+    instances, object_thresholds
+        Write single objects instead of class masks, and the result of :func:`calibrate_objects`, or its file, that
+        selects them; if None, all objects.
+    calibration
+        The calibration of the labels, or its file, whose coverage report is added to the certificate.
+    progress
+        Show a progress bar.
 
-    ``ids`` are names of the images to write, or a file of them, such as a queue of :func:`rank`; all if None. The
-    other parameters and the errors are those of :func:`maskmill.engine.labeling.export_labels.export_labels`.
+    Returns the counts of the export. Raises :class:`UsageError` for options that the format does not support or a
+    folder that holds something else, and :class:`StoreError` if the store cannot be read or the folder cannot be
+    written.
     """
     from .calibration import objects
     from .inputs.names import read_ids
@@ -89,10 +114,24 @@ def calibrate_objects(
     by: Ranking = "both",
     splits: int = 20,
 ) -> ObjectThresholds:
-    """Choose the lowest score and mask quality of an object by class, so that few that are kept are wrong.
+    """Choose, for each class, the lowest score or mask quality of an object, so that few of the kept objects are wrong.
 
-    ``labels`` is a COCO file with the true objects of some of the store's images. The other parameters and the errors
-    are those of :func:`maskmill.engine.calibration.objects.calibrate_objects`.
+    Parameters
+    ----------
+    store
+        A store with objects, or several made with the same options; label with a low ``min_score``.
+    labels
+        COCO file with the true objects of some of the store's images.
+    alpha
+        Largest mean share of wrong objects per image, in (0, 1).
+    iou
+        Smallest IoU with a true object of the same class for an object to count as right, in (0, 1].
+    by
+        Value that is compared with the threshold: ``score``, mask ``quality``, or ``both`` (their product).
+    splits
+        Number of random halves of the images on which thresholds from the other half are measured.
+
+    Raises :class:`UsageError` for a store without objects, a file of another format, or images that cannot be paired.
     """
     from .calibration import objects
 
@@ -108,11 +147,25 @@ def import_labels(
     note: str | None = None,
     progress: bool = False,
 ) -> ImportSummary:
-    """Read corrected labels of any input format into the reviews of a store; ``progress`` shows a progress bar.
+    """Read corrected labels of any input format into the reviews of a store.
 
-    Of several stores made with the same options, each receives the reviews of the images that it holds.
+    Parameters
+    ----------
+    store
+        The label store; of several made with the same options, each receives the reviews of the images that it holds.
+    reviewed
+        File, folder or URL with the corrected labels.
+    reviewer
+        Name of the person who corrected them, kept with every review.
+    format
+        Format of ``reviewed``; detected if None.
+    note
+        Remark to keep with every review.
+    progress
+        Show a progress bar.
 
-    The other parameters and the errors are those of :func:`maskmill.engine.labeling.import_labels.import_labels`.
+    Returns the counts of the import. Raises :class:`UsageError` if no image matches, a size differs, or a class is not
+    one of the store's; reviews committed before the error stay, and the same call may be repeated.
     """
     from .labeling import import_labels as importing
 
@@ -138,8 +191,20 @@ def overlay(
 ) -> Overlay:
     """Draw labels over a photo, with a legend of the classes present; a notebook shows the result.
 
-    ``image`` is a path or an array (H, W, 3) uint8 RGB, ``label`` (H, W) class indices; ignored pixels are hatched in
-    white, the background class shows the photo. ``opacity`` is in [0, 1].
+    Parameters
+    ----------
+    image
+        A path, or an array (H, W, 3) uint8 RGB.
+    label
+        (H, W) class indices, uint8 or uint16; pixels of the ignore index (255 or 65535) are hatched in white.
+    classes
+        Class names in the order of their indices.
+    background
+        Index of the background class, whose pixels show the photo; None: every class is drawn.
+    opacity
+        Opacity of the class colors, in [0, 1].
+
+    Raises :class:`UsageError` if the file cannot be read, :class:`ImageError` if it cannot be decoded.
     """
     from .report.overlay import Overlay
     from .report.overlay import overlay as draw
@@ -160,26 +225,29 @@ def report(
     workers: int | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write one HTML page that shows if the labels of a store are good enough, and which are not.
+    """Write one HTML page that shows whether the labels of a store are good enough, and which are not.
 
     Parameters
     ----------
     store, output
         The label store, or several made with the same options; the page to write, which loads nothing from the network.
     labels, taxonomy
-        True labels of some of its images, and the class mapping that reads them (the store's own if None).
+        True labels of some of its images, and the class mapping that reads them; if None, the store's own.
     calibration
-        The calibration that the labels were made with: shows coverage per class, risk and drift.
+        The calibration that the labels were made with; adds coverage per class, risk and drift.
     model, provider
-        Bundle of the model that made the labels, run again on a sample: shows the labels before selection, set sizes
-        and PCOS' plane; and its runtime.
-    pictures, workers
-        Images of each kind in the gallery; images in progress at the same time (one per core if None).
+        Bundle of the model that made the labels, and its runtime. The model runs again on a sample; this adds the
+        labels before selection, prediction set sizes, and the plane of confidence and dispersion that PCOS weights are
+        based on.
+    pictures
+        Number of images of each kind in the gallery.
+    workers
+        Number of images processed in parallel; if None, one per core.
     progress
         Show a progress bar.
 
-    Returns ``output``. Raises :class:`UsageError` if the store holds no labels or segments without classes, or the
-    labels were made with another model or calibration; :class:`StoreError`.
+    Returns ``output``. Raises :class:`UsageError` if the store holds no labels, or segments without classes, or if the
+    labels were made with another model or calibration; :class:`StoreError` if the store cannot be read.
     """
     from .inputs.labels import open_labels
     from .model.storage import location_of
@@ -221,25 +289,30 @@ def rank(
 
     Parameters
     ----------
-    store, budget
-        The label store, or several made with the same options; number of images to choose, 0 for none.
+    store
+        The label store, or several made with the same options.
+    budget
+        Number of images to choose; 0 for none.
     output
-        File (.json) to write the queue to, which ``export_labels`` reads as ``ids``; None: no file.
+        File (.json) to write the queue to, which :func:`export_labels` reads as ``ids``; if None, no file is written.
     calibration
-        The calibration that the labels were made with: classes that few of its images show come first.
+        The calibration that the labels were made with; classes that few of its images show are preferred.
     images
-        Labeled images, such as those of the calibration: near-duplicates of them are named, and left out of the queue.
+        Images that are already labeled, such as those of the calibration; near-duplicates of them are reported and left
+        out of the queue.
     model, provider
-        Bundle of the model that made the labels, run again on the candidates: classes before selection and sizes of
-        prediction sets decide then; and its runtime. Without it the scores that the store keeps decide; without both,
-        the images are random.
+        Bundle of the model that made the labels, and its runtime. The model runs again on the candidates; the order
+        then depends on the classes before selection and on prediction set sizes. Without it the order depends on the
+        scores that the store keeps, and without those it is random.
     labels, ids
-        True labels of ``images`` to look for errors in, which needs ``model``; names of the images to look at.
-    workers, progress
-        Images in progress at the same time (one per core if None); show a progress bar.
+        True labels of ``images`` to search for errors, which needs ``model``, and the names of the images to search.
+    workers
+        Number of images processed in parallel; if None, one per core.
+    progress
+        Show a progress bar.
 
-    Returns the queue. Raises :class:`UsageError` if no image is left to choose from, or the labels were made with
-    another model or calibration; :class:`StoreError`.
+    Returns the queue. Raises :class:`UsageError` if no image is left to choose from, or if the labels were made with
+    another model or calibration; :class:`StoreError` if the store cannot be read.
     """
     from .inputs.labeled_source import pair_images
     from .inputs.labels import open_labels
@@ -283,9 +356,17 @@ def rank(
 
 
 def merge_stores(stores: Sequence[Location], output: Location, *, progress: bool = False) -> MergeCounts:
-    """Merge stores made with the same options into ``output``; ``progress`` shows a progress bar.
+    """Merge stores made with the same options into ``output``; calling it again continues the merge.
 
-    The errors are those of :func:`maskmill.engine.store.several.merge.merge_stores`.
+    Parameters
+    ----------
+    stores, output
+        Folders or URLs of the stores; a new folder, or a store made with the same options.
+    progress
+        Show a progress bar.
+
+    Returns the row counts of the merged store. Raises :class:`StoreMismatch` if the stores were made with different
+    options, :class:`StoreError`, and :class:`UsageError` if there is nothing to merge.
     """
     from .store.several import merge
 
@@ -294,16 +375,17 @@ def merge_stores(stores: Sequence[Location], output: Location, *, progress: bool
 
 
 def status(store: Location) -> Status:
-    """Read how far the runs into a store are, from any machine; raises :class:`StoreError`."""
+    """Read the progress of the runs that write into ``store``, from any machine; raises :class:`StoreError`."""
     from .cluster.status import read_status
 
     return read_status(store)
 
 
 def write_manifest(images: Location, output: Location, *, progress: bool = False) -> int:
-    """List a source into a Parquet file, which is itself a source that lists nothing; returns the number of images.
+    """List the source ``images`` into the Parquet file ``output``, which later calls read instead of listing again.
 
-    Raises :class:`SourceError`.
+    ``progress`` shows a progress bar. Returns the number of images. Raises :class:`SourceError` if the source cannot be
+    listed or holds no image, or if the file cannot be written.
     """
     from .inputs.sources import open_source
     from .model.publishing import published_file

@@ -40,7 +40,7 @@ def adopt(
     pad_value: float | Sequence[float] = 0.0,
     license: str = "",
 ) -> Bundle:
-    """Make a model bundle from an ONNX file: check the graph, run it, record hashes, classes and preprocessing.
+    """Make a model bundle from an ONNX file: check and run the graph, record hashes, classes and preprocessing.
 
     Parameters
     ----------
@@ -50,17 +50,23 @@ def adopt(
         Class names in the order of the class axis, or a file with one name per line; the name of the background class.
     task
         ``semantic`` for class scores per pixel, ``cam`` for a classifier with class activation maps.
-    layout, size, activation, output_name
-        Order of the input's axes; (height, width) in pixels if the graph leaves them open; the function that turns
-        the output into scores; the score output's name if there are several.
+    layout
+        Order of the input's axes, ``NCHW`` or ``NHWC``.
+    size
+        (height, width) of the input in pixels, if the graph leaves them open.
+    activation
+        Function that turns the output into scores.
+    output_name
+        Name of the score output, if the graph has several outputs.
     resize, resize_filter, antialias, channels, scale, mean, std, pad_value
         How an image (HWC uint8 RGB, [0, 255]) becomes the input: x = (pixel * scale - mean) / std; the scale is 1/255
         if None.
     bands, sample_type, display_bands
-        Bands of a file that feed a semantic model in place of red, green and blue, counted from 1, in the order of its
-        channels; their number type, of which all but uint8 need a scale; the three bands that pictures show.
+        For a semantic model of multi-band images: the bands to read, counted from 1, in the order of the model's
+        channels; the number type of their samples, of which all except uint8 need a ``scale``; the three bands that
+        pictures show.
     license
-        License of the weights, for the record.
+        License of the weights, kept in the bundle.
 
     Raises :class:`BundleError` for a graph that cannot be used, :class:`UsageError` for options that contradict it.
     """
@@ -106,9 +112,9 @@ def rescale(
     workers: int | None = None,
     progress: bool = False,
 ) -> tuple[Bundle, Rescaling]:
-    """Fit a scale of a model's logits and an offset per class to labeled images, and write a bundle with them.
+    """Fit a scale and per-class offsets of a model's logits to labeled images, and write a bundle that applies them.
 
-    For a teacher that sees objects everywhere, or misses them. Calibrate the new bundle, not the old one.
+    Use it for a teacher that predicts some classes too often or too rarely. Calibrate the new bundle, not the old one.
 
     Parameters
     ----------
@@ -117,12 +123,12 @@ def rescale(
     images, labels, taxonomy, ids
         As for :func:`maskmill.calibrate`.
     workers
-        Images in progress at the same time (one per core if None).
+        Number of images processed in parallel; if None, one per core.
     progress
         Show a progress bar.
 
-    Returns the new bundle and what was fitted, with the mIoU before and after it on images left out of the fit. Raises
-    :class:`UsageError` for a model without class scores of a softmax, :class:`CalibrationError`,
+    Returns the new bundle and the fitted values, with the mIoU before and after the fit on images left out of it.
+    Raises :class:`UsageError` for a model whose scores are not a softmax over classes, :class:`CalibrationError`,
     :class:`TaxonomyError`.
     """
     from ..engine.inputs.labels import open_labels

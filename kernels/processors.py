@@ -39,15 +39,15 @@ def count_workers(workers: int | None) -> int:
 def let_idle_threads_sleep() -> None:
     """Let OpenMP threads sleep instead of spinning while they wait, unless ``OMP_WAIT_POLICY`` says otherwise.
 
-    Call it before a library with OpenMP is loaded: the variable is read only then. On a busy machine spinning threads
-    take the processor from the thread that they wait for (30 small training steps of PyTorch with two threads on two
-    processors shared with about 20 other processes: 131 and 154 s, with sleeping threads 2.4 and 9.1 s).
+    Call it before a library with OpenMP is loaded: the variable is read only then. On a busy machine, spinning threads
+    occupy the processor that the thread they wait for needs. Measured for 30 small training steps of PyTorch, with two
+    threads on two processors shared with about 20 other processes: 131 and 154 s spinning, 2.4 and 9.1 s sleeping.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """CPU quota and period, in microseconds, of every control group that this process belongs to."""
+    """Yield the CPU quota and period, in microseconds, of every control group that this process belongs to."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":  # version 2
@@ -63,7 +63,7 @@ def _quotas(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _with_parents(group: str, *mounts: Path) -> Iterator[Path]:
-    """Folders of a control group and of all groups around it: each of their quotas applies.
+    """Return the folders of a control group and of its parents: the quota of each applies.
 
     The mount's own folder is included, since a container without a namespace of its own sees its group there.
     """
@@ -74,7 +74,7 @@ def _with_parents(group: str, *mounts: Path) -> Iterator[Path]:
 
 
 def _text(path: Path) -> str:
-    """Contents of a file, empty if it cannot be read."""
+    """Return the contents of a file, or an empty string if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

@@ -39,7 +39,7 @@ _NOT_REQUESTED: Any = None
 
 
 class _Arrays:
-    """Shows shapes and dtypes instead of values."""
+    """Base of the containers, whose ``repr`` shows shapes and dtypes instead of values."""
 
     def __repr__(self) -> str:
         parts = []

@@ -1,4 +1,4 @@
-"""Public functions about students, and those that need every package; `maskmill` exports them."""
+"""Public functions that train, run, export and evaluate students; `maskmill` exports them."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ def export_model(
     allow_code: bool = False,
     license: str = "",
 ) -> Bundle:
-    """Export a model of the Hugging Face hub, a local checkpoint or a training run, and prove the export right.
+    """Export a model of the Hugging Face hub, a local checkpoint or a training run, and compare it with its original.
 
     Parameters
     ----------
     model, output
         Hub id, folder of a checkpoint, or folder of a training run; the folder of the bundle, which must not exist.
     family, revision
-        Family of models if ``config.json`` does not tell; branch, tag or commit at the hub.
+        Family of the model, if ``config.json`` does not name it; branch, tag or commit on the hub.
     classes, background
-        New class names, or the prompts of a model that takes text; the background class. Not for a run.
+        New class names, or the prompts of a model that takes text; the background class. Not for a training run.
     size
-        (height, width) of the input in pixels; the model's own if None.
+        (height, width) of the input in pixels; if None, the model's own.
     gate_images, num_images
-        Source of real images to compare on, and how many; generated images if None.
+        Source of real images to compare on, and how many of them to use; if None, generated images are used.
     allow_code
-        Import and call a function that a run names as its model, which can run any code.
+        Import and call a function that a run names as its model, which can execute any code.
     license
-        License of the weights, if the model card does not say it.
+        License of the weights, if the model card does not state it.
 
-    Raises :class:`ExportError`, :class:`GateError` if the graph does not give the model's masks, :class:`UsageError`.
+    Raises :class:`ExportError`, :class:`GateError` if the exported graph does not reproduce the model's masks,
+    :class:`UsageError`.
     """
     from ..export.gate.judge import GateImages
     from ..export.pretrained.families import Choices, bundle_from_pretrained
@@ -101,9 +102,46 @@ def evaluate(
     workers: int | None = None,
     progress: bool = False,
 ) -> Quality:
-    """Measure a label store, a training run or a model against true labels; ``progress`` shows a progress bar.
+    """Measure a label store, a training run or a model against true labels.
 
-    The other parameters and the errors are those of :func:`maskmill.trainer.measure.evaluate`.
+    Parameters
+    ----------
+    target
+        A label store, or several that are read as one, the folder of a training run, or a bundle. A run labels
+        ``images`` with its student, a bundle with its model; every pixel is kept, unless ``calibration`` selects.
+    labels
+        True labels: a folder of label maps, or a file or folder of another format.
+    images
+        Source of the images, needed for a run or a bundle.
+    ids
+        Names of the images to use; all if None.
+    taxonomy
+        Class mapping, whose ``[labels]`` table reads ``labels``.
+    calibration
+        For a bundle: the calibration whose prediction sets and labels are measured.
+    tile, overlap
+        Side and overlap of tiles in pixels, for a run or a bundle.
+    windows, window_overlap
+        Side and overlap, in pixels, of the windows by which larger GeoTIFF files are read, for a run or a bundle. A
+        store has the windows that it was labeled with.
+    image_ending
+        Ending of the files of ``images`` to use; if None, every image ending.
+    bit_depth
+        For a bundle: number of bits in use in images of more than 8 bits, such as 12; if None, all bits of their type.
+    text
+        Class names, for a bundle such as SAM 3 that takes them at labeling time.
+    provider, precision
+        Runtime and precision of a bundle.
+    device
+        Device of a run: ``cpu``, ``cuda`` or ``cuda:N``.
+    allow_code
+        Import and call a function that a run names as its model, which can execute any code.
+    workers
+        Number of images processed in parallel; if None, one per core.
+    progress
+        Show a progress bar.
+
+    Raises :class:`UsageError` if nothing matches, sizes differ, or an option does not apply to the target.
     """
     from ..trainer import measure
 
@@ -160,28 +198,31 @@ def train(
     stores, output, recipe
         Label store or stores; the run's folder; the training recipe.
     labeled, unlabeled, validation
-        Folders with ``images/`` and ``labels/`` of true labels; a source of images without labels; a folder to
-        measure on, whose best student is kept.
+        Folders with ``images/`` and ``labels/`` of true labels; a source of images without labels; a labeled folder for
+        validation, on which the best student is chosen.
     ids, validation_ids
         Names of the images to use from ``labeled`` and ``validation``; all if None.
     labeled_share, split_seed
-        Use a share of the labeled images, such as ``1/16``, drawn with this seed; all if None.
+        Use a random share of the labeled images, such as ``1/16``, drawn with this seed; all if None.
     classes, background
-        Class names and the background class, needed without a store.
+        Class names and the background class, needed if there is no store.
     taxonomy
         Class mapping whose ``[labels]`` table reads the labels of ``labeled`` and ``validation``.
     init
-        Run with the same network and classes whose student is the start (warm start).
+        Run with the same network and classes whose student is the starting point (warm start).
     settings
         Recipe settings by name, such as ``{"crop": 256, "model": "tiny", "method.cover": 0.5}``.
     allow_code
-        Import and call the function that ``settings`` name as the model.
-    device, workers
-        ``cpu``, ``cuda`` or ``cuda:N`` (a GPU if there is one, if None); processes that load images.
+        Import and call the function that ``settings`` name as the model, which can execute any code.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``; if None, a GPU if there is one.
+    workers
+        Number of processes that load images.
     progress
         Show a progress bar.
 
-    Raises :class:`UsageError` for settings that do not fit, :class:`TrainingError`.
+    Returns the progress of the run at its end. Raises :class:`UsageError` for settings that do not fit,
+    :class:`TrainingError`.
     """
     from .data.corpus import classes_taxonomy, open_corpus
     from .recipes import RECIPES, with_settings
@@ -221,12 +262,23 @@ def predict(
     device: str | None = None,
     allow_code: bool = False,
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Label one image with the student of a run.
+    """Label one image with the student of a training run.
 
-    ``image`` is a path or an array, (H, W, 3) uint8 RGB or, for a student of bands, (H, W, C) in their sample type;
-    ``tile`` and ``overlap`` are in pixels. ``allow_code`` imports and calls a function that the run names as its model,
-    which can run any code. Returns the class of each pixel, (H, W) uint8 up to 255 classes, else uint16; pixels without
-    data in one of the bands have the ignore index.
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    image
+        A path, or an array: (H, W, 3) uint8 RGB or, for a student of multi-band images, (H, W, C) in their sample type.
+    tile, overlap
+        Side and overlap of tiles, in pixels; if ``tile`` is None, the image is not cut.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``; if None, a GPU if there is one.
+    allow_code
+        Import and call a function that the run names as its model, which can execute any code.
+
+    Returns the class index of each pixel, (H, W): uint8 for up to 255 classes, else uint16. Pixels without data in one
+    of the bands have the ignore index. Raises :class:`UsageError`, :class:`ImageError`, :class:`TrainingError`.
     """
     from .processes import resolve_device
     from .students.models import load_run

@@ -1,1 +1,1 @@
-"""Backends: where images and scores reside and what works on them there, on the host or on an NVIDIA GPU."""
+"""Backends: memory for images and scores, and the functions that process them there, on the host or an NVIDIA GPU."""

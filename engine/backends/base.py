@@ -1,7 +1,7 @@
 """The backend protocol: images and scores of a predictor reside on a backend, the host or an NVIDIA GPU.
 
-Predictors and label runs get from their backend everything that differs between the two: decoding, preprocessing, an
-array library, and the copy to the host::
+Decoding, preprocessing, the array library and the copy to the host differ between the two, so predictors and label runs
+call them through their backend::
 
     image = backend.decode(data)
     tensor, covers = backend.preprocess(image, bundle.input)
@@ -24,7 +24,7 @@ from ..model.input_spec import BandSpec, InputSpec
 
 
 class Backend(Protocol):
-    """Memory that holds images and scores, and the functions that work on them there. Several threads may use it."""
+    """Memory for images and scores, and the functions that process them there. It is thread-safe."""
 
     @property
     def form(self) -> str:
@@ -46,7 +46,7 @@ class Backend(Protocol):
 
     @property
     def bit_depth(self) -> int | None:
-        """Bits that images of more than 8 bits fill, see :func:`maskmill.engine.inputs.images.decode_image`.
+        """Number of bits in use in images of more than 8 bits; see :func:`maskmill.engine.inputs.images.decode_image`.
 
         None: all bits of their type. It is recorded with labels and calibrations.
         """
@@ -59,7 +59,7 @@ class Backend(Protocol):
 
     @property
     def decode_size(self) -> int:
-        """Number of files that :meth:`decode_batch` should get at once."""
+        """Number of files per call of :meth:`decode_batch`."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class Backend(Protocol):
         max_pixels: int = MAX_PIXELS,
         warn: Callable[[int, str], None] | None = None,
     ) -> list[Any | ImageError]:
-        """Decode several files at once; the error of a file that cannot be decoded takes the place of its image.
+        """Decode several files at once; if a file cannot be decoded, its error is returned in place of its image.
 
         ``warn`` is called with the index of a file and a text.
         """
@@ -108,5 +108,5 @@ class Backend(Protocol):
         ...
 
     def __repr__(self) -> str:
-        """Describe what runs where, for the first line of a log."""
+        """Describe the code that runs and its device, for the first line of a log."""
         ...

@@ -13,7 +13,7 @@ compute    models and kernels, in the order in which threads queue them
 download   label and weight maps are copied to pinned memory
 =========  ===========================================================================================
 
-An event orders a stream after another one wherever data crosses. Memory that crosses streams is recycled, see
+Events order the streams whenever data passes from one to another. Memory shared by streams is recycled; see
 :mod:`maskmill.engine.backends.recycler`. Threads wait for the device only when they need a result, or when all upload
 buffers are in use.
 """
@@ -46,27 +46,27 @@ if TYPE_CHECKING:
     import cupy
 
 DECODE_SIZE = 8
-"""Files that a decoding thread gives to nvImageCodec at once."""
+"""Number of files per call of nvImageCodec."""
 KEEP_SHARE = 4
-"""One in this many bytes of the device's memory may hold results until the end of a run."""
+"""Divisor: 1/KEEP_SHARE of the device's memory may hold results until the end of a run."""
 MAX_STAGING = 16
-"""Upload buffers in use before a thread waits for the oldest."""
+"""Number of upload buffers in use at which a thread waits for the oldest."""
 MAX_TENSORS = 64
-"""Model inputs that were dropped while queued work reads them, before the ingest stream waits for the oldest."""
+"""Number of dropped model inputs that queued work still reads at which the ingest stream waits for the oldest."""
 MAX_IMAGES = 64
-"""Images that were dropped while queued work reads them, before a thread waits for the oldest."""
+"""Number of dropped images that queued work still reads at which a thread waits for the oldest."""
 
 
 @dataclass(frozen=True)
 class _Staging:
-    """A pair of buffers that an image passes on its way to the device."""
+    """A pair of buffers through which an image is uploaded."""
 
     pinned: NDArray[np.uint8]
-    """(bytes,) on the host; the device copies from it while the host works on."""
+    """(bytes,) on the host; the device copies from it while the host continues."""
     device: cupy.ndarray
     """(bytes,) uint8 on the device, written and read on the ingest stream only."""
     copied: cupy.cuda.Event
-    """Done when the device has read ``pinned``."""
+    """Event that completes when the device has read ``pinned``."""
 
 
 class _Lease:
@@ -131,7 +131,7 @@ class CudaBackend:
 
     @property
     def decode_size(self) -> int:
-        """Number of files that :meth:`decode_batch` should get at once."""
+        """Number of files per call of :meth:`decode_batch`."""
         return 1 if self._codec is None else DECODE_SIZE
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
@@ -152,13 +152,13 @@ class CudaBackend:
     ) -> list[Any | ImageError]:
         """Decode files as :func:`maskmill.engine.inputs.images.decode_image`; JPEG files in one call of nvImageCodec.
 
-        The error of a file that cannot be decoded takes the place of its image. ``warn`` is called with the index of a
+        If a file cannot be decoded, its error is returned in place of its image. ``warn`` is called with the index of a
         file and a text.
         """
         images: list[Any] = [None] * len(files)
         jpegs = []
         for index, data in enumerate(files):
-            # a truncated file goes to the host's decoder, which refuses it instead of filling it up
+            # the host's decoder raises an error for a truncated file; nvImageCodec would fill in the missing pixels
             if (
                 self._codec is None
                 or self.bands is not None
@@ -280,7 +280,7 @@ class CudaBackend:
         return self._cupy.cuda.Event(block=True, disable_timing=True)
 
     def _decoded_on_device(self, files: Sequence[bytes]) -> list[Any]:
-        """Decode JPEG files to (H, W, 3) uint8 RGB, upright, on the decode stream; None for one it does not support."""
+        """Decode JPEG files to (H, W, 3) uint8 RGB, upright, on the decode stream; None for unsupported ones."""
         codec = self._codec
         if not hasattr(self._local, "decoder"):
             self._local.decoder = codec.Decoder(max_num_cpu_threads=1)
@@ -295,7 +295,7 @@ class CudaBackend:
         return [None if image is None else self._array_of(image) for image in images]
 
     def _array_of(self, image: Any) -> Any:
-        """Wrap an image of nvImageCodec, whose own conversion to CuPy would wait; None if its layout is another one."""
+        """Wrap an image of nvImageCodec, whose conversion to CuPy would block; None if its layout is not supported."""
         memory = image.__cuda_array_interface__
         shape = tuple(memory["shape"])
         if len(shape) != 3 or shape[2] != 3 or memory["typestr"] != "|u1" or memory.get("strides") is not None:
@@ -303,7 +303,7 @@ class CudaBackend:
         return self._shared(memory["data"][0], shape, image)
 
     def _shared(self, pointer: int, shape: tuple[int, ...], owner: object) -> Any:
-        """Wrap a uint8 image; its memory is kept until all work that was queued before it is dropped is done."""
+        """Wrap a uint8 image; its memory is released once all work queued before it was dropped has finished."""
         lease = _Lease()
         self._owned.add(pointer)
         streams = (self._ingest, self._compute)
@@ -311,12 +311,12 @@ class CudaBackend:
         return array_over(pointer, shape, np.uint8, lease)
 
     def _sweep(self) -> None:
-        """Release dropped images whose readers are done."""
+        """Release dropped images that no queued work reads any more."""
         while self._images.take(lambda event: event.synchronize()) is not None:
             pass
 
     def _staged(self, image: NDArray[np.uint8]) -> tuple[Any, _Staging]:
-        """Upload an image on the ingest stream; returns it and the buffers that it passes."""
+        """Upload an image on the ingest stream; returns it and the buffers in use."""
         staging = self._staging.take(lambda event: event.synchronize())
         if staging is None or staging.pinned.size < image.size:
             import cupyx

@@ -24,7 +24,7 @@ def decoded_or_error(data: bytes, bands: BandSpec | None, **options: Any) -> NDA
 
 
 class HostBackend:
-    """Decoding by Pillow, resizing by OpenCV and Pillow, NumPy arrays, Numba kernels."""
+    """The CPU backend: Pillow decodes, OpenCV and Pillow resize, arrays are NumPy's, kernels are compiled by Numba."""
 
     form = "cpu"
     xp = np

@@ -9,9 +9,9 @@ from .host import HOST, HostBackend
 
 
 def open_backend(provider: Provider, *, bit_depth: int | None = None, bands: BandSpec | None = None) -> Backend:
-    """Return the backend beside ``provider``'s session; raises :class:`MissingPackageError` for a GPU without CuPy.
+    """Return the backend for sessions of ``provider``; raises :class:`MissingPackageError` for a GPU without CuPy.
 
-    ``bit_depth`` is the number of bits that images of more than 8 bits fill; None: all bits of their type.
+    ``bit_depth`` is the number of bits in use in images of more than 8 bits; None: all bits of their type.
     ``bands`` are the bands that a model takes in place of red, green and blue.
     """
     if provider not in ON_GPU:

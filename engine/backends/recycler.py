@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Recycler(Generic[T]):
-    """Dropped buffers, each with the events of its last uses. Several threads may use it.
+    """Dropped buffers, each with the events of its last uses. It is thread-safe.
 
-    ``limit`` is the number of dropped buffers from which on :meth:`take` waits for the oldest, so that a producer that
-    is faster than the device does not fill its memory.
+    With ``limit`` or more dropped buffers, :meth:`take` waits for the oldest, so that a producer that is faster than
+    the device does not fill its memory.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,7 +34,7 @@ class Recycler(Generic[T]):
         self._dropped.append((buffer, events))
 
     def take(self, wait: Callable[[cupy.cuda.Event], None]) -> T | None:
-        """Return the oldest buffer if it is free, else None; ``wait`` orders the caller after each of its events."""
+        """Return the oldest buffer if it is free, else None; ``wait`` is called with each of its events."""
         with self._lock:
             if not self._dropped:
                 return None

@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Calibration: thresholds from labeled images, evidence of how they hold, and detection of drift."""

@@ -27,7 +27,7 @@ _SLACK = 1e-9  # sums of 1/n differ from whole numbers by rounding; far below on
 class BinnedScores:
     """Cumulative counts of calibration images, ready for thresholds and coverage.
 
-    Windows of one file are one image here: its windows resemble each other, so they are no draws of their own.
+    Windows of one file count as one image: they resemble each other, so they are not independent draws.
     """
 
     def __init__(self, counts: ScoreCounts, num_targets: int) -> None:
@@ -62,7 +62,7 @@ class BinnedScores:
     def too_small(
         self, sharing: Sharing, weights: NDArray[np.float64], *, alpha: Fraction, unit: Unit
     ) -> NDArray[np.bool_]:
-        """Return the classes (K,) whose scores are of too few images (or pixels) for ``alpha``, weighted by (n,)."""
+        """Return the classes (K,) with scores from too few images (or pixels) for ``alpha``, weighted by (n,)."""
         result = np.zeros(self.num_targets, bool)
         for source in np.unique(sharing.group_of):
             if source == NEVER:
@@ -83,9 +83,9 @@ class BinnedScores:
     ) -> NDArray[np.int64]:
         """Fit bins (m, K) for each of the weightings (m, n); ``NEVER_BIN`` for classes that are never emitted.
 
-        Too few images for ``alpha`` give the largest score (:meth:`too_small` tells where). With ``match_level`` the
-        image unit allows the same share of misses as it does for all images together, so that folds measure the
-        thresholds that all images give.
+        With too few images for ``alpha`` the bin is that of the largest score (:meth:`too_small` returns these
+        classes). With ``match_level`` the image unit allows the same share of misses as it does for all images
+        together, so that folds measure the thresholds that all images give.
         """
         bins = np.full((len(weights), self.num_targets), NEVER_BIN, np.int64)
         for source in np.unique(sharing.group_of):

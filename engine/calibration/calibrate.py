@@ -1,4 +1,4 @@
-"""Compute thresholds from labeled images: conformal calibration, with a report of what they do out of sample.
+"""Compute thresholds from labeled images: conformal calibration, with a report measured on held-out images.
 
 The model runs once per image. Nonconformity scores of the true class are spilled to a temporary file; thresholds are
 exact order statistics of them, so memory does not depend on the number of pixels::
@@ -192,7 +192,7 @@ def calibrate(
 
 
 def _control_options(control: Control, group: Group | None, rule: RuleChoice | None) -> tuple[Group, Unit, RuleChoice]:
-    """Return group, unit and rule of a control per image; raises :class:`UsageError` for others."""
+    """Return the group, unit and rule that a control per image requires; raises :class:`UsageError` for other ones."""
     only: Group = "pooled" if control == "false-label-rate" else "class"
     if rule not in (None, "argmax"):
         raise UsageError(
@@ -329,7 +329,7 @@ def fit_calibration(
 
 @contextmanager
 def _with_scenes(counts: ScoreCounts) -> Iterator[None]:
-    """Add to an error about too few images how windows count, if some images are windows."""
+    """Extend an error about too few images by how windows count, if some images are windows."""
     try:
         yield
     except CalibrationError as error:

@@ -2,7 +2,7 @@
 
 A calibration file is JSON with a seal, a hash over all other fields: a file edited by hand is refused. The score counts
 answer later questions without the model: thresholds at another alpha (:meth:`Calibration.at`), and calibrations of
-several image sets merged into one (:meth:`Calibration.merge`) or weighted to resemble another corpus
+several image sets merged into one (:meth:`Calibration.merge`) or weighted so that they resemble another corpus
 (:meth:`Calibration.resembling`).
 """
 
@@ -143,9 +143,9 @@ class Calibration:
     def at(self, alpha: str | float, *, group: Group | None = None, unit: Unit | None = None) -> Calibration:
         """Compute thresholds at another alpha from the score counts, without the model.
 
-        They are upper edges of bins: never below the exact thresholds, at most 6 % of the odds above them. The report
-        keeps sample sizes alone. Raises :class:`UsageError` for thresholds per position, which need the images, and
-        :class:`CalibrationError` if the images are too few for alpha.
+        They are upper edges of bins: never below the exact thresholds, and above them by at most 6 % in odds. The
+        report keeps only the sample sizes. Raises :class:`UsageError` for thresholds per position, which need the
+        images, and :class:`CalibrationError` if the images are too few for alpha.
         """
         level, group, unit = parse_alpha(alpha), group or self.group, unit or self.unit
         check_choice("group", group, Group)
@@ -212,8 +212,8 @@ class Calibration:
     ) -> Calibration:
         """Weigh the images so that they resemble a corpus, given the statistics (m, J) of its images, and refit.
 
-        Thresholds are those of :meth:`at`. ``name`` is recorded. Raises :class:`CalibrationError` if the weighted
-        images count as fewer than 1 / alpha: then they say too little about the corpus.
+        Thresholds are those of :meth:`at`. ``name`` is recorded. Raises :class:`CalibrationError` if the effective
+        number of weighted images is below 1 / alpha, too few for this corpus.
         """
         weights = fit_weights(self.counts.statistics, corpus)
         weighting = {
@@ -228,7 +228,7 @@ class Calibration:
 
     @property
     def drift_reference(self) -> NDArray[np.float64]:
-        """Statistics (n, J) that new images should look like: of the calibration images, or of the corpus instead."""
+        """Statistics (n, J) that new images are compared with: of the calibration images, or of a corpus."""
         return self.counts.statistics if self.weighting is None else unpack_statistics(self.weighting["statistics"])
 
     def _image_weights(self, alpha: Fraction) -> NDArray[np.float64]:
@@ -276,7 +276,7 @@ class Calibration:
         owner: dict[tuple[str, str], int] = {}
         for number, part in enumerate(parts):
             scenes = part.counts.scenes or ("",) * part.counts.num_images
-            images = set(zip(scenes, part.counts.ids, strict=True))  # other scenes may have equal windows
+            images = set(zip(scenes, part.counts.ids, strict=True))  # windows of different scenes may be equal
             shared = [image for image in images if image in owner]
             if shared:
                 other = owner[shared[0]]
@@ -325,7 +325,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read a calibration; raises :class:`CalibrationError` if it is none, damaged, or edited."""
+        """Read a calibration; raises :class:`CalibrationError` if the file is no calibration, damaged, or edited."""
         try:
             raw = read_json_object(location_of(path), max_bytes=MAX_BYTES)
         except FileNotFoundError as error:
@@ -374,7 +374,7 @@ _PLAIN = ("alpha", "group", "unit", "rule", "control", "delta", "min_images", *_
 
 
 def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
-    """Collect the conditions that labels hold under: the predictor's settings, the taxonomy, kernel form, bit depth."""
+    """Collect the conditions that decide labels: the predictor's settings, the taxonomy, kernel form, bit depth."""
     backend = predictor.backend
     return {
         **predictor.settings,
@@ -386,7 +386,7 @@ def conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def calibration_conditions(predictor: Predictor, taxonomy: Taxonomy) -> dict[str, Any]:
-    """Collect the conditions that thresholds hold under: those of labels, for prompts of the same kind in any file."""
+    """Collect the conditions that thresholds depend on: those of labels, except for the file of the prompts."""
     everything = {**conditions(predictor, taxonomy), "batch": predictor.batch}
     return {name: value for name, value in everything.items() if name != "prompts_from"}
 

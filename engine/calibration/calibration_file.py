@@ -177,7 +177,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class MadeWith:
-    """Conditions of a calibration that code reads; all of them are compared."""
+    """Conditions of a calibration that the code reads; others are only compared."""
 
     __pydantic_config__ = {"extra": "ignore"}
 
@@ -191,7 +191,7 @@ class MadeWith:
 class CalibrationFile:
     """A calibration file without its seal."""
 
-    # JSON knows no other numbers
+    # JSON has no other numbers
     __pydantic_config__ = {"allow_inf_nan": False}
 
     format_version: int

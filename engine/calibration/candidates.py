@@ -1,4 +1,4 @@
-"""Measure ways to select pixels against each other by cross-validation, and recommend one for a goal.
+"""Compare ways to select pixels by cross-validation, and recommend one for a goal.
 
 The candidates are every rule, grouping, unit and alpha, constant confidences, and the top class of every pixel. Each is
 measured on images that its thresholds were not computed from: clusters, fallbacks and thresholds are computed anew
@@ -31,7 +31,7 @@ GROUPS: tuple[Group, ...] = ("pooled", "class", "cluster", "shrunk")
 UNSEEN: tuple[Unseen, ...] = ("never", "confident")
 FOLDS = 5
 ROUNDING = 0.005
-"""Difference of two figures that is not worth a row of its own."""
+"""Largest difference of two figures that count as equal in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ class Choice:
     notes: tuple[str, ...]
     """Limits of the recommendation in plain words."""
     warnings: tuple[str, ...] = ()
-    """Signs that the measurements mean nothing."""
+    """Signs that the measurements are meaningless, such as labels that do not match the images."""
     source: SourceSummary | None = None
-    """Files that were used and passed over."""
+    """Files that were used, and files that were skipped."""
 
     @property
     def raw(self) -> Measured:
@@ -117,8 +117,8 @@ class Choice:
     def leading(self) -> list[Measured]:
         """Selections that no other one beats in kept share and in the goal's figure, from most to least kept.
 
-        The labels without selection and the recommendation are always among them. Of selections whose figures differ
-        by less than :data:`ROUNDING`, which mostly keep the same pixels, only one is listed.
+        It always includes the labels without selection and the recommendation. Of selections whose figures differ by
+        less than :data:`ROUNDING`, which mostly keep the same pixels, only one is listed.
         """
         figure = "accuracy" if self.goal.aim == "accuracy" else "miou"
         leading, highest = [self.raw], -1.0

@@ -85,6 +85,6 @@ def choose(
         )
         try:
             calibration = fit(on_small_n="refuse")
-        except CalibrationError:  # the images are too few for this alpha; it was measured with the largest score
+        except CalibrationError:  # too few images for this alpha: it was measured with the largest score as threshold
             calibration = fit(on_small_n="max")
     return choice, calibration

@@ -1,9 +1,9 @@
-"""Measure shipped thresholds out of sample: coverage, and the labels that the rule makes with them.
+"""Measure the final thresholds out of sample: coverage, and the quality of the labels that the rule selects.
 
 Every image is held out once. Its thresholds come from the other images, in the way the shipped ones came from all of
 them: the same classes share a threshold or fall back to another, and the same share of misses is allowed. The coverage
 of a class is the share of its pixels whose prediction set holds it. Intervals are for as many new images as were
-calibrated on; they contain the variation of the thresholds and of the new images.
+calibrated on; they include the variation of the thresholds and of the new images.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def hold_out_positions(
     fold_of, parts = blocks(ids, POSITION_FOLDS), []
     for fold, images in folds(fold_of):
         rest: Sequence[int] = np.flatnonzero(fold_of != fold).tolist()
-        # a fold has fewer images than the shipped thresholds: take the largest score before an infinite threshold
+        # a fold has fewer images than the final calibration: use the largest score rather than an infinite threshold
         small: SmallSample = "inf" if on_small_n == "inf" else "max"
         fitted = fit_thresholds(
             spill,
@@ -128,7 +128,7 @@ def hold_out_positions(
             covered[index] = np.bincount(classes[valid & (scores <= limits)], minlength=num)
         parts.append((images, samples.tally(images, fitted.values, rule)))
     columns = (np.column_stack([table, table.sum(axis=1)]) for table in (covered, total))
-    variance = 2 * ratio_variance(*columns)  # of the images that decide the thresholds, and of new ones
+    variance = 2 * ratio_variance(*columns)  # variation of the images that decide the thresholds, and of new images
     return HeldOut(covered=covered, total=total, variance=variance, tally=Tally.gather(parts, len(ids), num))
 
 

@@ -38,7 +38,7 @@ def promise(
     *,
     scenes: bool = False,
 ) -> str:
-    """Describe in plain words what the thresholds guarantee, and for which images; windows of ``scenes`` count once."""
+    """Describe the guarantee of the thresholds, and for which images; all windows of a scene count as one."""
     share = f"{float(alpha):.3g}"
     images = "calibration images, all windows of a file being one image" if scenes else "calibration images"
     who = f"a new image drawn like the {num_images} {images}; it ends when the images or the model change"
@@ -133,7 +133,7 @@ def describe(
 
 
 def _precision(held_out: dict[str, Any]) -> float | None:
-    """Return the share of the pixels with a class's label that are of the class, from its IoU and accuracy."""
+    """Return the share of the pixels labeled as a class that truly belong to it, from its IoU and accuracy."""
     iou, recall = held_out["iou_kept"], held_out["accuracy_kept"]
     return 1 / (1 + 1 / iou - 1 / recall) if iou and recall else None
 
@@ -180,7 +180,7 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
 
 
 def remedy_of(conditions: Sequence[str]) -> str:
-    """Say what to do if these conditions differ between calibration and labeling."""
+    """Return advice for a user whose calibration and labeling differ in these conditions."""
     again = "calibrate again under these conditions"
     if not set(conditions) <= set(_OPTIONS):
         return again

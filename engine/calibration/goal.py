@@ -1,4 +1,4 @@
-"""Goals of a selection, and the candidate that serves one best."""
+"""Goals of a selection, and the choice of the candidate that meets a goal best."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Goal:
     """Aim of a selection: as much kept as possible at an accuracy, the best mIoU at a kept share, or the best mIoU."""
 
     aim: Aim
-    """Figure that the goal is about."""
+    """Figure to optimize, or to hold at its lowest acceptable value."""
     least: float = 0.0
     """Lowest acceptable value of ``accuracy`` or ``kept``."""
 

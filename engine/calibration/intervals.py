@@ -2,8 +2,8 @@
 
 Pixels of one image depend on each other, so the variance comes from a bootstrap over images. A share near 0 or 1, or a
 class seen in few images, makes that variance too small: it is mixed with that of independent draws, one per image. The
-interval is Wilson's, with the number of draws that the variance stands for and Student's quantile. Fewer than
-:data:`FEWEST_IMAGES` images say too little about how images differ: there is no interval then.
+interval is Wilson's, with the number of draws that the variance stands for and Student's quantile. With fewer than
+:data:`FEWEST_IMAGES` images the variation between images is unknown, and there is no interval.
 """
 
 from __future__ import annotations

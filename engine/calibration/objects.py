@@ -1,8 +1,8 @@
 """Choose the lowest score and mask quality of an object by class, so that few of the objects that are kept are wrong.
 
-An object is right if it overlaps an object of its class in the truth, not matched by a better one, with an IoU of at
-least one half, or another share. Objects are ranked by their score, by the quality of their mask (the IoU that the
-model predicts for it, or its stability), or by the product of both.
+An object is right if its IoU with a true object of its class is at least 0.5, or another limit, and no better object
+matches that true object. Objects are ranked by their score, by the quality of their mask (the IoU that the model
+predicts for it, or its stability), or by the product of both.
 
 The loss of an image for a class is the share of its kept objects of that class that are wrong, 0 if none is kept. It
 does not fall monotonically with the threshold, so each image's loss is replaced by its running maximum from strict to
@@ -46,9 +46,9 @@ class ObjectThresholds:
     """Lowest score of an object, by class."""
 
     alpha: str
-    """Largest mean share of wrong objects, as given."""
+    """Largest mean share of wrong objects per image, as the caller wrote it."""
     iou: float
-    """IoU with a true object of its class from which an object is right."""
+    """Smallest IoU with a true object of its class for an object to be right."""
     by: Ranking
     """Value that is compared with the thresholds."""
     classes: tuple[str, ...]
@@ -74,7 +74,7 @@ class ObjectThresholds:
         return any(limit is not None for limit in self.thresholds.values())
 
     def reason(self, name: str) -> str:
-        """Say why no object of a class with measured objects is kept."""
+        """Explain why no object of a class with measured objects is kept."""
         num_images = int(self.measured[name]["images"])
         least = 1 / (num_images + 1)
         if parse_alpha(self.alpha) < least - 1e-9:
@@ -92,7 +92,7 @@ class ObjectThresholds:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ObjectThresholds:
-        """Read a record; raises :class:`CalibrationError` if it is none."""
+        """Read a record; raises :class:`CalibrationError` if the file holds no thresholds of objects."""
         try:
             raw = read_json_object(location_of(path))
             if raw.get("format") != _FORMAT:
@@ -118,18 +118,18 @@ def calibrate_objects(
     Parameters
     ----------
     store
-        Label the images with a low ``--min-score``: what the store does not hold cannot be kept.
+        A store with objects. Label with a low ``--min-score``, since objects that it does not hold cannot be kept.
     labels
         The COCO file; images are paired by name.
     alpha
         Largest mean share of wrong objects, in (0, 1).
     iou
-        IoU with a true object of its class from which an object is right, in (0, 1].
+        Smallest IoU with a true object of its class for an object to be right, in (0, 1].
     by
         Value of an object that is compared with the threshold: ``score``, ``quality`` of the mask, or ``both``, their
         product.
     splits
-        Number of random halves of the images on which thresholds of the other halves are measured.
+        Number of random halves of the images on which thresholds from the other half are measured.
 
     Raises :class:`UsageError` for a store without objects, a file of another format, or images that do not pair.
     """
@@ -186,7 +186,7 @@ def value_of(instance: Instance, by: Ranking) -> float:
 
 
 def lowest_value(images: Sequence[Sequence[tuple[float, bool]]], alpha: float) -> float | None:
-    """Choose the lowest value that holds the mean share of wrong objects at ``alpha``; None if none does.
+    """Choose the lowest value that keeps the mean share of wrong objects at ``alpha`` or less; None if none does.
 
     ``images`` are the (value, right) of each image's objects of one class.
     """
@@ -224,7 +224,7 @@ def held_out(images: Sequence[Sequence[tuple[float, bool]]], alpha: float, split
 
 
 def _pairs(store: LabelStore, reader: CocoReader) -> list[tuple[str, str]]:
-    """Pair the file's images with labels of the store: by the whole name, else by its last part."""
+    """Pair the file's images with labels of the store: by the whole name, otherwise by its last part."""
     by_name: dict[str, set[str]] = {}
     for row in store.inputs():
         if row.id is not None:
@@ -258,9 +258,9 @@ class Match:
 def match(objects: Sequence[Instance], truth: Sequence[TrueObject], size: int, iou: float) -> list[Match]:
     """Match the objects of an image, in the order of their scores, with the true ones.
 
-    An object takes the free true object of its class that it overlaps most, if the IoU is at least ``iou``. One that
-    takes none, and has at least half of its pixels in an ``iscrowd`` region of its class, is neither right nor wrong
-    and left out, as in COCO's evaluation. ``size`` is the number of pixels of the image.
+    An object is matched with the unmatched true object of its class that it overlaps most, if the IoU is at least
+    ``iou``. An unmatched object with at least half of its pixels in an ``iscrowd`` region of its class is neither right
+    nor wrong and is left out, as in COCO's evaluation. ``size`` is the number of pixels of the image.
     """
     masks = [_mask(entry.runs, size) for entry in truth]
     areas = [int(mask.sum()) for mask in masks]

@@ -9,9 +9,9 @@
     betting bound of Waudby-Smith and Ramdas (2023).
 ``miss-rate``
     The share of a class's true pixels that are not labeled as the class, on average over new images that show it. It
-    falls as the class's threshold grows if the label is the top class (rule ``argmax``), and for no other rule.
+    decreases as the class's threshold grows only if the label is the top class (rule ``argmax``).
 
-Both work on binned scores, so the guarantees hold for the thresholds that are shipped.
+Both work on binned scores, so the guarantees hold for the final thresholds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .intervals import blocks, held_out_weights, image_weights, share_interval
 from .scores.score_counts import NUM_BINS, ScoreCounts
 
 KEPT_ENOUGH = 0.01
-"""Smallest kept share of an image that counts as labeled in the report."""
+"""Smallest kept share at which an image counts as labeled in the report."""
 
 _SLACK = 1e-9
 
@@ -82,10 +82,10 @@ def accept_false_labels(losses: LabelLosses, alpha: float, delta: float) -> int:
 
 
 def betting_p_values(losses: NDArray[np.float64], alpha: float, delta: float) -> NDArray[np.float64]:
-    """Test for each column of losses (n, B) in [0, 1] that its mean exceeds ``alpha``; small values speak against it.
+    """Test for each column of losses (n, B) in [0, 1] the hypothesis that its mean exceeds ``alpha``; returns p-values.
 
     The capital of a bettor on small losses, whose stakes depend on earlier images alone, exceeds 1 / p with probability
-    at most p if the mean is above alpha (Ville's inequality). The images are taken in a fixed random order.
+    at most p if the mean is above alpha (Ville's inequality). The images are processed in a fixed random order.
     """
     num = len(losses)
     sequence = losses[np.random.default_rng(0).permutation(num)]
@@ -103,7 +103,7 @@ def control_misses(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the strictest bins (m,) that control a class's miss rate, and the rates (m,) that they guarantee.
 
-    ``weights`` (m, n) say how often each image counts. If no threshold reaches ``alpha``, because the class's images
+    ``weights`` (m, n) are how often each image counts. If no threshold reaches ``alpha``, because the class's images
     are few or the top class is often wrong, the rate is the smallest that they support, and the bin the strictest that
     reaches it.
     """
@@ -119,7 +119,7 @@ def control_misses(
 def false_label_report(
     counts: ScoreCounts, losses: LabelLosses, alpha: float, last_bin: int, *, delta: float | None = None
 ) -> dict[str, Any]:
-    """Measure the controlled threshold out of sample: risk, kept share and empty images, so that keeping nothing shows.
+    """Measure the controlled threshold out of sample: risk, kept share, and images without any label.
 
     Each image is measured at the threshold of the others; with ``delta`` at the chosen bin.
     """
@@ -143,7 +143,7 @@ def false_label_report(
 
 
 def false_label_threshold(losses: LabelLosses, alpha: Fraction, delta: float | None) -> int:
-    """Choose the bin for ``alpha``; raises :class:`CalibrationError` if no threshold keeps the promise."""
+    """Choose the bin for ``alpha``; raises :class:`CalibrationError` if no threshold controls the risk."""
     num, level = len(losses.risk), float(alpha)
     if delta is None:
         last_bin = int(control_false_labels(losses, np.ones((1, num)), level)[0])

@@ -1,14 +1,14 @@
-"""Decide which classes share a threshold, and where a class with too few images gets its own from.
+"""Decide which classes share a threshold, and which threshold a class with too few images uses.
 
 ``pooled`` has one threshold for all classes, ``class`` one per class (Mondrian), ``cluster`` one per group of classes
 with similar scores (clustered conformal prediction, Ding et al. 2023), ``shrunk`` one per class, moved a quarter of the
 way (in the logit) to the constant threshold that keeps as many pixels, and ``position`` one per cell of a fixed grid
 (ConformalSAM).
 
-A class seen in fewer than ``min_images`` images takes the threshold of the pooled foreground classes; the background
-never joins them, since its scores are far lower and its threshold would let in every label. A class that calibration
-has never seen is not emitted, or, with ``unseen`` "confident", at the constant threshold that keeps as many pixels as
-the thresholds of the other classes do.
+A class seen in fewer than ``min_images`` images uses the threshold of the pooled foreground classes. The background is
+never pooled with them: its scores are far lower, and would distort their threshold. A class that calibration has never
+seen is not emitted, or, with ``unseen`` "confident", at the constant threshold that keeps as many pixels as the
+thresholds of the other classes do.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ Fallback = Literal["foreground", "pooled"]
 Unseen = Literal["never", "confident", "pooled"]
 
 FOREGROUND, POOLED, NEVER, CONFIDENT = -1, -2, -3, -4
-"""Values of :attr:`Sharing.group_of` for the pool of the foreground classes, of all classes, for no threshold, and for
-the constant threshold that keeps as many pixels."""
+"""Values of :attr:`Sharing.group_of`: pooled foreground classes, all classes, no threshold, constant threshold."""
 
 SHRINKAGE = 0.25
 """Weight of the constant threshold in a ``shrunk`` one."""
@@ -44,7 +43,7 @@ class Sharing:
     group_of: NDArray[np.int64]
     """(K,): index of the class's group from 0, or FOREGROUND, POOLED, NEVER or CONFIDENT."""
     background: int | None
-    """Background class, which is no member of the foreground pool."""
+    """Background class, which is not a member of the foreground pool."""
 
     @property
     def num_groups(self) -> int:
@@ -60,9 +59,7 @@ class Sharing:
         return self.group_of == source
 
     def source_name(self, target: int, names: tuple[str, ...]) -> str:
-        """Describe where the threshold of a class comes from: own, pooled, foreground, confident, cluster members, or
-        never.
-        """
+        """Describe the source of a class's threshold: own, pooled, foreground, confident, cluster members, or never."""
         source = int(self.group_of[target])
         if source < 0:
             return {FOREGROUND: "foreground", POOLED: "pooled", NEVER: "never", CONFIDENT: "confident"}[source]

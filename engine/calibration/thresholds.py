@@ -29,15 +29,15 @@ SmallSample = Literal["refuse", "max", "inf"]
 MAX_ALPHA_TEXT = 60
 """Longest text of an error rate, in characters."""
 SMALLEST_ALPHA = Fraction(1, 10**9)
-"""Smallest error rate: no smaller one has ever enough images or pixels."""
+"""Smallest error rate; no realistic sample has enough images or pixels for a smaller one."""
 
 _GROUPS_AT_ONCE = 256  # 65,536 counts of 8 bytes each: 128 MiB
-_BAND_BYTES = 64 << 20  # bytes of a band of the position grid, over all images
-_CURVE = tuple(level / 10 for level in range(1, 10))  # quantiles of a position's scores by which k-means compares it
+_BAND_BYTES = 64 << 20  # bytes per band of the position grid, over all images
+_CURVE = tuple(level / 10 for level in range(1, 10))  # quantiles of a position's scores, as features for k-means
 
 
 def parse_alpha(alpha: str | float) -> Fraction:
-    """Read an error rate as the decimal or fraction it prints as; raises :class:`UsageError` outside [1e-9, 1)."""
+    """Read an error rate as an exact decimal or fraction; raises :class:`UsageError` outside [1e-9, 1)."""
     text = str(alpha).strip()
     shown = text if len(text) <= MAX_ALPHA_TEXT else f"{text[:MAX_ALPHA_TEXT]}…"
     try:
@@ -52,7 +52,7 @@ def parse_alpha(alpha: str | float) -> Fraction:
 
 
 def alpha_text(alpha: str | float) -> str:
-    """Return an error rate in the one form in which records hold it: 0.20 and 1/5 as 0.2, 1/3 as it is."""
+    """Return the canonical text of an error rate for records: 0.2 for 0.20 and 1/5, and 1/3 unchanged."""
     level = parse_alpha(alpha)
     text = repr(float(level))
     return text if Fraction(text) == level else str(level)
@@ -105,10 +105,10 @@ def fit_thresholds(
 ) -> Thresholds:
     """Fit thresholds to the images ``indices`` of a spill.
 
-    ``sharing`` says which classes share a threshold; "none of these" takes the pooled one. With too few images for
+    ``sharing`` assigns classes to thresholds; "none of these" uses the pooled one. With too few images for
     ``alpha`` the threshold would be infinite, so that every set holds every class: ``refuse`` raises
-    :class:`CalibrationError` with the smallest alpha that the images allow, ``max`` takes the largest score (without
-    the guarantee of ``alpha``), ``inf`` keeps the infinite threshold. ``names`` are those of the K classes. With
+    :class:`CalibrationError` with the smallest alpha that the images allow, ``max`` uses the largest score (without the
+    guarantee of ``alpha``), ``inf`` keeps the infinite threshold. ``names`` are the names of the K classes. With
     ``clusters`` positions with similar scores share a threshold, see :func:`_clustered_thresholds`.
     """
     num_targets = len(sharing.group_of)
@@ -150,8 +150,8 @@ def too_few(
 ) -> CalibrationError:
     """Describe the class with the fewest samples, and the smallest alpha that they allow.
 
-    ``values`` holds the thresholds of the classes, infinite where the ``sample_sizes`` (K,) are too small; ``what`` is
-    "images" or "pixels", and ``num_images`` counts all images.
+    ``values`` holds the thresholds of the classes, which are infinite if the ``sample_sizes`` (K,) are too small;
+    ``what`` is "images" or "pixels", and ``num_images`` counts all images.
     """
     num = num_images if what == "images" else int(sample_sizes.sum())
     of_class = ""
@@ -169,7 +169,7 @@ def too_few(
 
 
 class _Fitter:
-    """Exact thresholds for groups of classes, one level and unit."""
+    """Fits exact thresholds of groups of classes, for one error rate and unit."""
 
     def __init__(
         self, spill: ScoreSpill, indices: Sequence[int], alpha: Fraction, unit: Unit, on_small_n: SmallSample
@@ -197,7 +197,7 @@ class _Fitter:
             yield scores, group_of[classes], classes != NO_CLASS
 
     def _pixels(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
-        """The ceil((n + 1)(1 - alpha))-th smallest score of each group and of all pixels; +inf if there is none."""
+        """Return the ceil((n + 1)(1 - alpha))-th smallest score of each group and of all pixels, or +inf."""
 
         def images() -> Iterator[tuple[Any, Any]]:
             return ((scores, groups) for scores, groups, _ in self._images_of(lookup))
@@ -205,7 +205,7 @@ class _Fitter:
         return _order_statistics(images, size, self._alpha, finite=self._finite, backend=self._backend)
 
     def _images(self, lookup: NDArray[np.uint16], size: int) -> NDArray[np.float32]:
-        """Conformal risk control: the smallest score q with (sum of the images' misses at q + 1) / (n + 1) <= alpha.
+        """Control the risk: return the smallest score q with (sum of the images' misses at q + 1) / (n + 1) <= alpha.
 
         An image's miss is the share of its pixels (of the group) whose score exceeds q; n counts images (with pixels
         of the group).
@@ -279,7 +279,7 @@ def _order_statistics(
 
 
 def _tail_bucket(counts: NDArray[np.float64], budgets: NDArray[np.float64]) -> tuple[Any, Any]:
-    """Find per row the highest bucket whose mass and everything above it exceeds the budget, and the mass above it.
+    """Find per row the highest bucket at which the mass from there upward exceeds the budget, and the mass above it.
 
     -1 for a negative budget (no finite threshold). A row whose whole mass fits the budget gives its lowest bucket with
     mass: the smallest score already satisfies it.
@@ -301,7 +301,7 @@ def _tail_bucket(counts: NDArray[np.float64], budgets: NDArray[np.float64]) -> t
 def _position_thresholds(
     spill: ScoreSpill, indices: Sequence[int], alpha: Fraction, fallback: float, on_small_n: SmallSample
 ) -> NDArray[np.float32]:
-    """Fit one threshold per cell; a cell with too few images takes the pooled one, unless all cells have too few."""
+    """Fit one threshold per cell; a cell with too few images uses the pooled one, unless all cells have too few."""
     assert spill.grid is not None, "position thresholds need a grid"
     backend, (height, width) = spill.backend, spill.grid
     values = np.full((height, width), fallback, np.float32)
@@ -329,7 +329,7 @@ def _clustered_thresholds(
     on_small_n: SmallSample,
     clusters: int,
 ) -> NDArray[np.float32]:
-    """Fit one threshold per cluster of cells with similar scores; cells that no image shows take the pooled one.
+    """Fit one threshold per cluster of cells with similar scores; cells that no image covers use the pooled one.
 
     k-means over nine quantiles of the scores of a cell; the scores of all cells of a cluster are pooled. Source:
     Kandinsky Conformal Prediction (Brunekreef et al. 2024).

@@ -38,4 +38,4 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Looking": {"show": show, "report": report, "serve": serve, "rank": rank},
     "Exchange": {"export-labels": export_labels, "import-labels": import_labels, "manifest": manifest},
 }
-"""Commands by the panel of the root help that lists them: panel → name → function."""
+"""Commands by panel of the root help: panel → name → function."""

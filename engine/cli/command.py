@@ -16,7 +16,7 @@ from ..model.files import refuse_overwriting
 from ..report.terminal import say
 
 OUTPUTS = ("output", "log")
-"""Parameters that name what a command writes."""
+"""Parameters that name a command's output files and folders."""
 LOCATIONS = "SOURCE|LABELS|IMAGE|STORE|FILE|DIR"
 """Placeholders of texts that are files or folders."""
 NUMBERS = {"int": "a whole number", "float": "a number"}
@@ -68,7 +68,7 @@ class PlainCommand(TyperCommand):
             return rest
         except typer.BadParameter as error:
             ctx.close()
-            if error.param is None or not error.message:  # a missing one
+            if error.param is None or not error.message:  # a missing argument
                 raise
             refuse_value(error)
         except BaseException:
@@ -76,7 +76,7 @@ class PlainCommand(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an interrupt is said in one line, where Typer ends without a word."""
+        """Run the command; an interrupt prints one line, unlike Typer, which exits silently."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def name_of(parameter: Any) -> str:
 
 
 def refuse_url(parameter: Any, value: Any) -> None:
-    """Raise :class:`UsageError` for a URL in the place of a local path, which Python would take for a folder."""
+    """Raise :class:`UsageError` for a URL in place of a local path; Python would treat it as a folder."""
     for path in value if isinstance(value, list | tuple) else [value]:
         if isinstance(path, Path) and (match := re.match("([a-z][a-z0-9+.-]+):/(?=.)", str(path))):
             url = f"{match[1]}://{str(path)[match.end() :]}"
@@ -98,7 +98,7 @@ def refuse_url(parameter: Any, value: Any) -> None:
 
 
 def refuse_repeated(parameters: Sequence[Any]) -> None:
-    """Raise :class:`UsageError` for an option of one value that a command line, in its order, gives twice."""
+    """Raise :class:`UsageError` for a single-value option that occurs twice on the command line."""
     for parameter, count in Counter(parameters).items():
         if count > 1 and not (parameter.multiple or parameter.is_eager or getattr(parameter, "is_flag", True)):
             raise UsageError(f"{name_of(parameter)} is given {count} times, and takes one value; give it once")
@@ -119,7 +119,7 @@ def refuse_inputs_as_outputs(parameters: Sequence[Any], values: Mapping[str, Any
 
 
 def refuse_value(error: Any) -> NoReturn:
-    """Raise the :class:`UsageError` for a value that Typer refuses."""
+    """Raise :class:`UsageError` for a value that Typer rejects."""
     parameter = error.param
     name = name_of(parameter)
     cause = error.__cause__

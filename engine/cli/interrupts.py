@@ -1,4 +1,4 @@
-"""Ends of the process by Ctrl-C, whatever its main thread does: it may be in native code, or wait for a server."""
+"""Handling of Ctrl-C even if the main thread is in native code or waits for a server."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from contextlib import suppress
 from ..reading.retries import note_interrupt
 
 _GRACE_SECONDS = 0.5
-"""Time after which a process ends that was interrupted twice and has not ended by itself."""
+"""Seconds after a second interrupt at which a process that has not exited is ended."""
 _FIRST_LOOK_SECONDS = 0.7
 _ANSWER_SECONDS = 1.0
 
 
 def watch_interrupts() -> None:
-    """Watch SIGINT and SIGTERM from a thread, as far as Python handles them; call it on the main thread.
+    """Watch SIGINT and SIGTERM from a thread, if Python handles them; call it on the main thread.
 
-    The first signal ends the repetitions of requests, and the process after about two seconds if a bucket that it
-    writes to does not answer: nothing could be written any more. The second one ends the process.
+    The first signal ends retries of requests. If a bucket that the process writes to does not answer, so that nothing
+    could be saved, it also ends the process after about two seconds. The second signal ends the process.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -33,7 +33,7 @@ def watch_interrupts() -> None:
 
 def _forget() -> None:
     with suppress(ValueError):
-        signal.set_wakeup_fd(-1)  # a child's signals are its own
+        signal.set_wakeup_fd(-1)  # a child process handles its own signals
 
 
 def _watch(reader: socket.socket, _writer: socket.socket) -> None:

@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Predictors: models, text models and score files that turn an image into class scores."""

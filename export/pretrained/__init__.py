@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Export of pretrained checkpoints to bundles, one module per family of models."""

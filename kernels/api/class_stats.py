@@ -33,7 +33,7 @@ def class_stats(
         scores: (C, h, w) or (h, w, C), optionally with a leading batch axis N; float16, bfloat16 or float32, any
             strides. Logits for softmax and sigmoid, non-negative scores for none. At most 1024 classes.
         size: (H, W) of the outputs, in pixels.
-        layout: position of the class axis.
+        layout: position of the class axis, ``CHW`` or ``HWC``.
         activation: ``softmax`` and ``none`` (scores are used unchanged) sum the classes of a group, ``sigmoid`` takes
             the highest.
         groups: (C,) integers on the host: the target class 0..K-1 of each model class, -1 for a dropped one. Dropped

@@ -18,7 +18,7 @@ from .decode.simd import LANES
 from .threads import in_numba_threads, num_threads, numba_threads_are_safe, share
 
 _WORTH_THREADS = 1 << 20
-"""Class-pixels below which sharing them costs more than it saves (about half a millisecond of one core)."""
+"""Number of class-pixels below which threads cost more than they save (about half a millisecond of one core)."""
 
 _FLOATS = ("confidence", "share", "dispersion", "second_confidence", "true_score")
 _INDICES = ("top", "second", "set_size", "label")
@@ -92,9 +92,9 @@ def _weights(taps: Taps) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _windows(taps: Taps, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Return the start of the taps of each sixteen columns, the taps relative to it, and their weights.
+    """Return the start of the taps per block of sixteen columns, the taps relative to it, and their weights.
 
-    The last column is repeated to fill sixteen. The last item tells if the sixteen pixels from each start are on the
+    The last column is repeated to fill sixteen. The last item is True if the sixteen pixels from each start are on the
     axis and contain the taps.
     """
     missing = (0, -taps.lower.size % LANES)

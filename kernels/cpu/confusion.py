@@ -10,7 +10,7 @@ from .compiled import compiled
 from .threads import num_threads, share
 
 _WORTH_THREADS = 1 << 20
-"""Pixels below which sharing them costs more than it saves."""
+"""Number of pixels below which starting threads costs more than it saves."""
 
 
 @compiled()

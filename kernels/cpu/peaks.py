@@ -21,10 +21,10 @@ _INF = 0x7F800000
 
 @compiled()
 def _range(bits):
-    """Return the smallest and the largest value of float32 bits viewed as int32, and if any is NaN.
+    """Return the smallest and the largest value of float32 bits viewed as int32, and whether any is NaN.
 
-    The loop compares integer keys in the order of the values (in negative numbers all bits but the sign are inverted):
-    it runs in vectors, and NaN sorts beyond the infinities.
+    The loop compares integer keys in the order of the values (in negative numbers all bits except the sign are
+    inverted): it runs in vectors, and NaN sorts beyond the infinities.
     """
     lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for i in range(bits.size):
@@ -76,7 +76,7 @@ def _flag(values, maxima, threshold, flags):
 
 @compiled()
 def _leads_other_rows(values, y, x, radius, start, stop):
-    """Tell if no pixel within ``radius`` (Chebyshev), in rows before start or from stop on, exceeds a pixel."""
+    """Return True if no pixel within ``radius`` (Chebyshev), in rows < start or >= stop, exceeds this pixel."""
     value = values[y, x]
     left, right = max(x - radius, 0), min(x + radius + 1, values.shape[1])
     for distance in range(1, radius + 1):
@@ -171,7 +171,7 @@ class _Finder:
         self.indices, self.accepted = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
 
     def peaks(self, values: np.ndarray, threshold_abs: float | None, threshold_rel: float | None) -> np.ndarray:
-        """Return the raster indices of the first peaks of a map, int64 (count,), strongest first: a buffer's view."""
+        """Return the raster indices of a map's first peaks, strongest first: int64 (count,), a view of a buffer."""
         lowest, highest, has_nan = _range(values.reshape(-1).view(np.int32))
         if has_nan:
             raise UsageError("a map holds NaN; peaks are defined on numbers and infinities only")

@@ -1,9 +1,9 @@
 """Threads of a kernel called directly; pipelines and data workers already have a thread per image.
 
 There are two kinds. Numba's threads (OpenMP or TBB) start within microseconds, since they poll for work before they
-sleep; they serve maps that take less than a millisecond. Python's threads serve larger pieces, and all work if Numba
-has neither library; waking one takes a tenth of a millisecond. Numba's third layer, ``workqueue``, is not used: it
-aborts the process if two Python threads enter a parallel function.
+sleep; they are used for maps that take less than a millisecond. Python's threads, which take a tenth of a millisecond
+to wake, are used for larger pieces, and for everything if Numba has neither library. Numba's third layer,
+``workqueue``, is not used: it aborts the process if two Python threads enter a parallel function.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _most_threads() -> int:
 
 
 def numba_threads_are_safe() -> bool:
-    """Tell if :func:`in_numba_threads` may be used: OpenMP accepts several calling threads, but kills forks."""
+    """Return True if :func:`in_numba_threads` may be used: OpenMP accepts several calling threads, but kills forks."""
     known = config.THREADING_LAYER in ("default", "threadsafe", "omp")
     return known and os.getpid() == _PROCESS and bool(_openmp())
 

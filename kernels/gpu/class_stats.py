@@ -35,7 +35,7 @@ PACK = 4
 """Classes in one load, as class_walk.cuh's PACK."""
 
 _PER_CELL, _PER_PIXEL = 37, 7
-"""About the instructions per class of a thread, and of each of its pixels: they decide the shape of a thread."""
+"""Approximate instructions per class: of a thread, and of each of its pixels. They decide the shape of a thread."""
 
 
 def class_stats(
@@ -127,7 +127,7 @@ def _classes(scores: DeviceArray, plan: DecodePlan, strides: list[int]) -> tuple
 
 
 def _mode(plan: DecodePlan, counts_members: bool, has_thresholds: bool) -> str:
-    """Return the least that the pass over the classes must find, as class_tally.cuh's Mode."""
+    """Return the cheapest Mode of class_tally.cuh whose pass over the classes computes the requested outputs."""
     outputs = set(plan.outputs)
     if counts_members or outputs & {"second", "second_confidence"}:
         return "SECONDS"

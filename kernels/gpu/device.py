@@ -38,14 +38,14 @@ SHAPES = ((1, 1), (4, 2))
 
 
 MODES = ("TOP", "SUMS", "SECONDS")
-"""Results of the pass over the classes, as class_tally.cuh's Mode, each with those before it."""
+"""Results of the pass over the classes, as class_tally.cuh's Mode; each mode also computes those before it."""
 
 
 def _class_stats() -> Iterator[str]:
     for element, activation, walk, mode, (rows, columns) in itertools.product(
         ELEMENTS.values(), ACTIVATIONS.values(), WALKS, MODES, SHAPES
     ):
-        # Groups of softmax are ranked by their masses, which takes the sums.
+        # Groups of softmax are ranked by their masses, so the sums are needed.
         if (activation, walk, mode) != ("SOFTMAX", "GROUPED", "TOP"):
             yield f"class_stats<{element}, {activation}, {walk}, {mode}, {rows}, {columns}>"
 
@@ -173,7 +173,7 @@ def ceil_div(count: int, size: int) -> int:
 
 
 def aligned(pack: int, *operands: Pointer) -> bool:
-    """Tell if ``pack`` elements of each array can be read in one load from its first element on."""
+    """Return True if each array can be read in loads of ``pack`` elements, starting at its first element."""
     return all(
         address(array) % (pack * array.dtype.itemsize) == 0 for array in operands if not isinstance(array, np.generic)
     )

@@ -1,4 +1,4 @@
-"""Local maxima on a device: ``cuda/peaks.cu``. A map with NaN has no peaks: an error would wait for the device."""
+"""Local maxima on a device: ``cuda/peaks.cu``. A map with NaN has no peaks, since an error would need a sync."""
 
 from __future__ import annotations
 

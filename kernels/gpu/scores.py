@@ -143,7 +143,7 @@ def select_prefix(counts: DeviceArray, ranks: DeviceArray | Sequence[int] | int)
 def kth_score(counts_low: DeviceArray, prefix: DeviceArray, ranks_within: DeviceArray) -> DeviceArray:
     """Run :func:`maskmill.kernels.kth_score` on CuPy arrays.
 
-    The result is NaN if the two passes counted different scores; an error would wait for the device.
+    The result is NaN if the two passes counted different scores, since raising an error would need a sync.
     """
     counts = contiguous(counts_low)
     kind, public, internal = _kinds(counts)

@@ -23,7 +23,7 @@ def axis_weights(source: int, target: int, filter: Filter, antialias: bool) -> t
     scale = source / target
     center = (np.arange(target) + 0.5) * scale
     if filter == "nearest":
-        # added up as Pillow does, whose rounding decides positions that lie between two pixels
+        # summed in Pillow's order: its rounding decides positions halfway between two pixels
         center = np.cumsum(np.r_[scale * 0.5, np.full(target - 1, scale)])
         taps = np.minimum(np.floor(center).astype(np.int64), source - 1)[:, None]
         weights = np.ones((target, 1))

@@ -1,1 +1,1 @@
-"""Drift: numbers that describe an image, a watch that bets against exchangeability, weights for another corpus."""
+"""Drift: statistics of an image, a sequential test of exchangeability, and weights for another corpus."""

@@ -1,4 +1,4 @@
-"""Report a drift watch in words and numbers."""
+"""Report the result of a drift watch in words and numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .statistics import STATISTICS
 from .watch import LEVEL, DriftWatch
 
 STRETCH = 200
-"""Images of a stretch, in the order of their names."""
+"""Number of images in a stretch: consecutive images in the order of their names."""
 
-_REMARKABLE = 0.25  # share of far images in a stretch that the sentence mentions
+_REMARKABLE = 0.25  # smallest share of far images for the sentence to mention a stretch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Change:
     statistic: str
     """Its name, one of :data:`~maskmill.engine.calibration.drift.statistics.STATISTICS`."""
     alarm: int
-    """Images until its alarm."""
+    """Number of images before its alarm."""
     calibration: float
     """Its mean over the calibration images."""
     corpus: float
@@ -34,7 +34,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Distances of all images from the calibration images, which carry no level."""
+    """Distances of all images from the calibration images; descriptive only, without an error level."""
 
     images: int
     """Number of images."""
@@ -53,11 +53,11 @@ class DriftReport:
     """Result of the watch over a set of images."""
 
     images: int
-    """Images in the sample that carries the level."""
+    """Number of images in the sample that is tested at :attr:`level`."""
     level: float
     """Probability of an alarm without drift."""
     alarm: int | None
-    """Images until the alarm; None without one."""
+    """Number of images before the alarm; None without one."""
     changes: tuple[Change, ...] = ()
     """Statistics that raised an alarm, the first one first."""
     surroundings: Surroundings | None = None
@@ -93,7 +93,7 @@ class DriftReport:
 def watch_images(
     calibration: NDArray[Any], images: Iterable[tuple[str, Sequence[float] | NDArray[Any]]], *, level: float = LEVEL
 ) -> DriftReport | None:
-    """Watch images, (name, statistics), in the order given; None without images or calibration statistics."""
+    """Run the watch over images, (name, statistics), in order; None without images or calibration statistics."""
     watch, rows = DriftWatch(calibration, level=level), []
     for name, statistics in images:
         watch.update(statistics, name)

@@ -1,4 +1,4 @@
-"""Describe an image by nine numbers: what the photo looks like, and what the model says about it.
+"""Describe an image by nine numbers: seven of the photo's appearance, and two of the model's scores.
 
 They are read from a sample of 64 x 64 points, so that their cost does not depend on the size of the image::
 

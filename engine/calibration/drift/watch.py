@@ -5,8 +5,8 @@ calibration images and of the images before it. If all of them are exchangeable,
 and uniform, and no bettor's capital of 1 reaches J / level with a probability above level / J (Ville's inequality);
 with J bettors the probability that any of them does is at most ``level``.
 
-Comparing with the fixed calibration images alone would not do: a long stream would show whatever they differ by from
-new images by chance.
+Comparing with the fixed calibration images alone is not valid: a long stream would reveal their chance difference from
+the distribution of new images.
 
 The bets are seven densities on [0, 1], among which the capital is mixed anew at every image (Vovk et al. 2021, who
 call the linear ones the simple jumper); the powers p ** -1/2 and p ** -3/4 win fast on images outside the calibration's
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 LEVEL = 0.05
 """Probability of an alarm without drift."""
 SAMPLE = 2000
-"""Inputs, in the order of :func:`order_key`, that carry the level."""
+"""Number of inputs, in the order of :func:`order_key`, for which the level holds."""
 
 _JUMP = 0.001
 _SMALLEST = 1e-12  # p-values are kept away from 0 and 1, where the powers are infinite
@@ -52,7 +52,7 @@ class DriftWatch:
         self.log_capital = np.zeros(len(self._values))
         """(J,): logarithm of each bettor's capital."""
         self.seen = 0
-        """Images so far."""
+        """Number of images so far."""
         self.alarms: list[int | None] = [None] * len(self._values)
         """Number of images at which each statistic's capital first reached J / level; None if it has not."""
 

@@ -1,9 +1,10 @@
 """Weigh calibration images so that they resemble another corpus, without labels of it (weighted conformal prediction).
 
-A classifier learns to tell the calibration images from the corpus by their statistics; the odds that it gives an image
-of being from the corpus are the image's weight (Tibshirani et al. 2019). Thresholds from weighted images hold for the
-corpus if it differs in how often kinds of images occur, and the weights are right. They do not hold if the images
-themselves changed: a model errs on dark photos in ways that no bright photo shows, however much it weighs.
+A classifier learns to tell the calibration images from the corpus by their statistics; an image's weight is the odds,
+according to the classifier, that it is from the corpus (Tibshirani et al. 2019). Thresholds from weighted images are
+valid for the corpus if the two differ only in how often kinds of images occur, and the weights are right. They are not
+valid if the images themselves changed: errors on dark photos cannot be learned from bright photos, whatever their
+weights.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ _FOLDS = 5
 _RIDGE = 10.0
 _STEPS = 25
 _LARGEST_LOGIT = 10.0
-_QUANTILE = 0.95  # of the corpus's weights: none is counted as larger
+_QUANTILE = 0.95  # of the corpus weights; larger weights are cut off there
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """Weights of n calibration images, in units of the weight that a new image counts with."""
+    """Weights of n calibration images, in units of the weight of a new image."""
 
     values: NDArray[np.float64]
     """(n,): weights; at most 1."""
     separation: float
-    """Share of the pairs of a calibration image and a corpus image that the classifier tells apart; .5 is chance."""
+    """Share of (calibration image, corpus image) pairs that the classifier ranks correctly; 0.5 is chance."""
 
     @property
     def effective(self) -> float:
-        """Effective sample size: number of images of equal weight that say as much about the corpus."""
+        """Effective sample size: number of equally weighted images with the same information about the corpus."""
         return effective_size(self.values)
 
 
@@ -47,8 +48,8 @@ def effective_size(weights: NDArray[np.float64]) -> float:
 def fit_weights(calibration: NDArray[np.float64], corpus: NDArray[np.float64]) -> Weights:
     """Fit the weights of calibration images (n, J) to a corpus (m, J), given the statistics of both.
 
-    Each image is weighed by a classifier that was fitted without it, since one that knows an image underrates how much
-    it looks like the other set. No weight counts for more than 95 % of the corpus's weights.
+    Each image is weighted by a classifier that was fitted without it, since a classifier fitted with it underestimates
+    how much it resembles the other set. Weights are cut off at the 95 % quantile of the corpus images' weights.
     """
     num, both = len(calibration), np.concatenate([calibration, corpus])
     center, scale = both.mean(axis=0), np.maximum(both.std(axis=0), 1e-9)

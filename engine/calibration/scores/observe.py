@@ -33,7 +33,7 @@ from .score_spill import NO_CLASS, ScoreSpill
 
 Progress = Callable[[int, int], None]
 
-_BLOCKS, _BLOCK_BYTES = 16, 1 << 16  # read of a file of windows to name it; the first block holds the header
+_BLOCKS, _BLOCK_BYTES = 16, 1 << 16  # hashed to identify a file of windows; the first block holds the header
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Observations:
 
     def __exit__(self, *_: object) -> None:
         for part in (self.spill, self.samples):
-            with suppress(OSError):  # what a full disk left in a buffer is not needed any more
+            with suppress(OSError):  # buffers that a full disk did not accept are not needed any more
                 part.__exit__()
 
     @contextmanager
@@ -133,7 +133,7 @@ class Observations:
         with self._writing():
             self.spill.finish()
             self.samples.finish()
-        if len(self._parts) == 1:  # the empty one that sums start with
+        if len(self._parts) == 1:  # the empty counts that the sum starts with
             raise CalibrationError("no pixel of the labeled images has data; calibrate on other images")
         self.counts: ScoreCounts = ScoreCounts.merge(self._parts)
 
@@ -149,7 +149,7 @@ def observe(
     grid: tuple[int, int] | None,
     workers: int,
 ) -> Iterator[Observation]:
-    """Run the model on labeled images, ``predictor.batch`` per call; yields what each of them adds, in order.
+    """Run the model on labeled images, ``predictor.batch`` per call; yields the observation of each image, in order.
 
     Images without data add nothing, and the summary of ``labeled`` counts them.
     ``first`` is the number of the first of ``items`` in the whole sample. Raises :class:`CalibrationError` for an image
@@ -235,7 +235,7 @@ def decode_labeled(predictor: Predictor, labeled: LabeledSource, item: Item, dat
 
 
 def _scene_id(path: str) -> str:
-    """Return the name of a file of any size, for its size and 16 blocks of it: copies of a scene have one name."""
+    """Return a hash of a file's size and of 16 of its blocks, so that copies of a scene have the same name."""
     status = os.stat(path)
     return _sampled_id(path, status.st_size, status.st_mtime_ns)
 

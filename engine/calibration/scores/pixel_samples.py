@@ -1,7 +1,7 @@
 """Sampled pixels of labeled images with all their class scores, to try rules and thresholds without the model.
 
-Up to ``PIXELS`` pixels per image are drawn, about equally many of each class, and weighted back to the number of pixels
-that they stand for. From them come set sizes, and kept share, accuracy and IoU of the labels that a rule makes.
+Up to ``PIXELS`` pixels per image are drawn, about equally many of each class, and weighted by the number of pixels that
+each represents. Set sizes, and the kept share, accuracy and IoU of a rule's labels, are computed from them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..intervals import ratio_variance, share_interval
 PIXELS = 1024
 """Pixels per image."""
 
-_IMAGES_AT_ONCE = 64  # their samples and all class scores are in memory together
+_IMAGES_AT_ONCE = 64  # images whose samples and class scores are in memory together
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Draw:
     classes: NDArray[np.int64]
     """Their true classes."""
     weights: NDArray[np.float64]
-    """Number of pixels that each stands for."""
+    """Number of pixels that each represents."""
 
 
 def draw_pixels(truth: NDArray[Any], ignore: int, number: int) -> Draw:
@@ -73,7 +73,7 @@ class PixelSamples:
         self._path = folder / "samples.f32"
         self._stream = self._path.open("wb")
         self._activation: Activation = "softmax"
-        self._parts: list[list[int]] = []  # draws of each image; of several windows if they are of one file
+        self._parts: list[list[int]] = []  # draws of each image, or of all windows of one file
         self._cells: list[NDArray[np.int64]] = []
         self._classes: list[NDArray[np.int64]] = []
         self._weights: list[NDArray[np.float64]] = []
@@ -92,7 +92,7 @@ class PixelSamples:
     def append(self, draw: Draw, values: NDArray[np.float32], activation: Activation, *, joined: bool = False) -> None:
         """Add the pixels drawn from one image, with their values of :func:`class_values` on the host.
 
-        With ``joined`` they belong to the image before, as another window of its file.
+        With ``joined`` they belong to the previous image, as another window of its file.
         """
         if not joined:
             self._parts.append([])
@@ -167,7 +167,7 @@ class SampledScores:
     classes: NDArray[np.int64]
     """(S,): true target class."""
     weights: NDArray[np.float64]
-    """(S,): number of pixels that the sample stands for."""
+    """(S,): number of pixels that the sample represents."""
     rank: NDArray[np.float64]
     """(Ke, S): values that order the classes as their scores do."""
     scores: NDArray[np.float32]
@@ -265,7 +265,7 @@ class Tally:
 
     @classmethod
     def gather(cls, parts: Sequence[tuple[NDArray[np.int64], Tally]], num_images: int, num_targets: int) -> Tally:
-        """Put tallies of some images each in one, by the images' indices; windows of one image add up."""
+        """Combine tallies of several groups of images by image index; the windows of one image are added up."""
         tables = {name: np.zeros((num_images, num_targets)) for name in cls.__dataclass_fields__}
         for indices, part in parts:
             for name, table in tables.items():
@@ -284,7 +284,7 @@ class Tally:
 
         An interval is also None over too few images; see :func:`maskmill.engine.calibration.intervals.share_interval`.
 
-        ``sets`` is 2 if another set of as many images decided the thresholds, which adds its variation.
+        ``sets`` is 2 if the thresholds come from another set of as many images, whose variation is added.
         """
         sums = {name: getattr(self, name).sum(axis=1) for name in ("true", "kept", "hits")}
         has_pixels = sums["true"] > 0

@@ -1,4 +1,4 @@
-"""Count the scores of calibration images in bins, per image and class: all that later questions need of them.
+"""Count the scores of calibration images in bins, per image and class, so that thresholds can be recomputed later.
 
 A row counts one class of one image in :data:`UPPER`'s bins, three times: the pixels of the class by the nonconformity
 score of the class (``true``), those of them whose top class is right (``hits``), and pixels of other classes that the
@@ -7,7 +7,7 @@ alpha, and accuracy, IoU and kept share of the top class under any threshold per
 several image sets merge.
 
 Windows of one file resemble each other, so a file that was read by windows is one draw, however many windows it has:
-:meth:`ScoreCounts.by_scene` adds them up for everything that counts images.
+:meth:`ScoreCounts.by_scene` adds them up for all computations that count images.
 
 The bins are 1/16 wide in the logit of the score. A threshold read from them is an upper edge: at most 6 % of the odds
 above the exact one, never below.

@@ -17,7 +17,7 @@ NO_CLASS = 65535
 
 
 class ScoreSpill:
-    """True-class scores of many images, on a device as long as it has room for them, else in two files of a folder.
+    """True-class scores of many images, on a device while it has memory for them, otherwise in two files of a folder.
 
     With a ``grid`` (height, width) every image holds one score per cell, NaN if the cell has no true class.
     """
@@ -44,7 +44,7 @@ class ScoreSpill:
     def append(self, scores: Any, classes: Any, backend: Backend = HOST, *, joined: bool = False) -> None:
         """Add one image: scores float32 and true classes uint16 of its pixels, of the same shape, on ``backend``.
 
-        With ``joined`` they belong to the image before, as another window of its file; not with a grid.
+        With ``joined`` they belong to the previous image, as another window of its file; not with a grid.
         Pixels of :data:`NO_CLASS` have the score NaN; files without a grid leave them out.
         """
         if len(self) == 0:

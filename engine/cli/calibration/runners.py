@@ -1,4 +1,4 @@
-"""Place of a calibration: this process, one of several processes, or a Ray cluster."""
+"""Runners of a calibration: this process, one of several processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def calibrate_with(
     provider: Provider,
     log: RunLog,
 ) -> Calibration:
-    """Fit a calibration where ``place`` says, and write it, except for ``local``.
+    """Fit a calibration with the runner that ``place`` names, and write it, except for ``local``.
 
     ``opening`` opens the model in a worker.
     """
@@ -75,7 +75,7 @@ def calibrate_with(
     from ...cluster.calibration.collect import calibrate_array, calibrate_on_ray, work_folder
     from ...cluster.calibration.worker import ObservationJob
 
-    # as an interrupt: the others are told, and take over the lease in progress
+    # handled as an interrupt: the other processes are notified and claim the lease in progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if place.runner == "array":
         return calibrate_array(fit, output, threads=place.threads, log=log)

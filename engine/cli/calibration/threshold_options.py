@@ -1,4 +1,4 @@
-"""Options of thresholds: which pixels share one, what is promised, and how the prediction set decides the label."""
+"""Options of thresholds: pixels that share one, the guarantee, and how the prediction set decides the label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..options.groups import OptionGroup
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdGroup(OptionGroup):
-    """Thresholds to compute, and what they promise."""
+    """Thresholds to compute, and their guarantee."""
 
     panel: ClassVar = "Thresholds"
     group: Annotated[
@@ -105,7 +105,7 @@ class ThresholdGroup(OptionGroup):
     ] = None
 
     def check(self) -> None:
-        """Raise :class:`UsageError` for options that do not go together."""
+        """Raise :class:`UsageError` for options that exclude each other."""
         if self.group != "position" and (self.grid is not None or self.clusters is not None):
             raise UsageError("--grid and --clusters apply to --group position only; leave them out")
 

@@ -1,4 +1,4 @@
-"""The command that takes corrected labels back."""
+"""The command that imports corrected labels."""
 
 from __future__ import annotations
 

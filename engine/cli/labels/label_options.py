@@ -124,7 +124,7 @@ class SelectionGroup(OptionGroup):
     min_score: MinScoreOption = 0.5
 
     def check(self, shard: str | None) -> None:
-        """Raise :class:`UsageError` for options that do not go together."""
+        """Raise :class:`UsageError` for options that exclude each other."""
         if (self.calibration is not None) != (self.select == "conformal"):
             raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
         if (self.threshold is not None) != (self.select == "threshold"):

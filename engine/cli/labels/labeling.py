@@ -71,7 +71,7 @@ class LabelingRun:
         )
 
     def empty_shard(self, progress: Progress) -> str | None:
-        """Return the shard, if the run had nothing to do because no input of the source belongs to it."""
+        """Return the shard if no input of the source belongs to it, so that the run had nothing to do."""
         part = self.corpus.part
         if part is None or progress.planned or next(shard(self.open_source(), *part), None) is not None:
             return None
@@ -206,7 +206,7 @@ def _run_leases(
     if run.place.runner == "local":
         return run_on(DevicePool(job, gpus, threads=run.place.threads), job, **options)
     pool = RayPool(job, run.place.ray_settings(run.provider))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has installed its own handlers
     return run_on(pool, job, **options)
 
 

@@ -1,4 +1,4 @@
-"""Arguments and options of many commands, and what commands do with their output."""
+"""Arguments and options of many commands, and checks of output files."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def with_options(
 
 
 def _make(group: type[OptionGroup], values: dict[str, Any]) -> Any:
-    """Take the values of a group's options out of those of a command line."""
+    """Make a group from its options among the values of a command line, and remove them there."""
     return group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Options that say which images a command reads, and how."""
+"""Options that select the images that a command reads, and how they are read."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class PromptGroup(OptionGroup):
         return self.cam or self.detector or self.boxes or self.points or self.coarse_masks
 
     def check_windows(self, windows: Windows | None) -> None:
-        """Raise :class:`UsageError` if the prompts say what a whole file shows, and files are read by windows."""
+        """Raise :class:`UsageError` if the prompts describe whole files, and files are read by windows."""
         if windows is not None and self.image_labels is not None:
             raise UsageError(
                 "--image-labels say what a whole file shows, not each of its windows; leave --image-labels or "
@@ -131,7 +131,7 @@ class PromptGroup(OptionGroup):
             )
 
     def options(self, sam: Path, place: RunnerGroup, *, embedding_cache: float | None = None) -> PromptedOptions:
-        """Return the models and prompts, under names by which every worker reaches them."""
+        """Return the models and prompts, with paths that every worker can open."""
         return PromptedOptions(
             sam=place.reached(sam),
             cam=place.reached(self.cam),

@@ -1,4 +1,4 @@
-"""Options of the place where a command runs: this process, one of several processes, or a Ray cluster."""
+"""Options that choose where a command runs: in this process, as one of several processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class RunnerGroup(OptionGroup):
         )
 
     def reached(self, path: AnyPath) -> AnyPath:
-        """Return a path that workers on Ray, which run in other folders, reach as well; URLs as they are."""
+        """Return an absolute path, since workers on Ray run in other folders; URLs are unchanged."""
         if self.runner != "ray" or path is None or is_remote(path) or "://" in str(path):
             return path
         return type(path)(os.path.abspath(path))

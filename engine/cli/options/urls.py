@@ -1,4 +1,4 @@
-"""Options for what a command reads from URLs."""
+"""Options for reading from URLs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class UrlGroup(StorageGroup):
     schemes: SchemesOption = None
 
     def limit(self) -> AbstractContextManager[Any]:
-        """Return a context in which everything that is read keeps within the limits."""
+        """Return a context in which all reads respect the limits."""
         schemes = self.schemes
         names = None if schemes is None else [scheme.strip().lower() for scheme in schemes.split(",")]
         return limit_reads(timeout=self.timeout, retries=self.retries, schemes=names)

@@ -71,8 +71,8 @@ def decode_rows(
         source: the map as 1-D memory, a flag that its 16 bits are bfloat16, and its row, column and class strides;
             the column's or the class's stride is 1.
         row_taps: lower and upper source row and the weight of the upper one, for each row.
-        column_taps: taps as in :func:`sample_row`, padded to a multiple of 16; a flag that the taps of each sixteen
-            columns are within sixteen pixels of the source; the number of columns.
+        column_taps: taps as in :func:`sample_row`, padded to a multiple of 16; a flag that the taps of each block of
+        sixteen columns are within sixteen pixels of the source; the number of columns.
         classes: number of model classes; activation; scored class of each model class, empty for one to one; flags of
             the scored classes that are reached; number of targets.
         selection: thresholds of the scored classes, empty if there are none; position map that replaces them, or a map

@@ -93,8 +93,8 @@ def sample_row(source, start, in_place, taps, channels, block, span, row, check)
 
     ``taps`` are starts, lower, upper and weight: column i blends pixels starts[i // 16] + lower[i] and
     starts[i // 16] + upper[i], the upper one with the weight. With ``in_place`` the row's pixels are adjacent in memory
-    and the taps of each sixteen columns are within sixteen pixels; otherwise the part of the row that the tile needs is
-    copied to ``span`` first.
+    and the taps of each block of sixteen columns are within sixteen pixels; otherwise the part of the row that the tile
+    needs is copied to ``span`` first.
 
     Class c of column i is written to ``row`` at (i // 16 * channels + c) * 16 + i % 16; ``check`` is NaN for a column
     with a class that is not finite, and 0 for the others.

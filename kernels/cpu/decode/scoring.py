@@ -1,6 +1,6 @@
 """Compiled loops of ``class_stats`` from sixteen pixels' upsampled values to scores, top classes and prediction sets.
 
-Arrays hold the values and scores of class k from k * 16 on; vectors hold one value per pixel.
+In the arrays, the sixteen values of class k start at index k * 16; vectors hold one value per pixel.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def nonconformity(activation, value, is_top, best, rest, inverse):
 
 @_compiled
 def softmax(values, channels, best, top):
-    """Compute exp(value - best) in place; return the mass and the squared mass of all classes but the top."""
+    """Compute exp(value - best) in place; return the mass and the squared mass of all classes except the top."""
     rest, squares = splat(_ZERO), splat(_ZERO)
     for c in range(channels):
         mass = exp_negative(load(values, c * LANES) - best)
@@ -116,7 +116,7 @@ def group_scores(values, groups, num_scored, activation, best, grouped):
 
 @_compiled
 def highest(values, reached, excluded):
-    """Return the highest value of all classes but ``excluded``, and its class; -inf and -1 if there is none."""
+    """Return the highest value of all classes except ``excluded``, and its class; -inf and -1 if there is none."""
     best, top = splat(-_INF), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
@@ -136,7 +136,7 @@ def score_of(activation, value):
 
 @_compiled
 def sum_others(values, reached, activation, top):
-    """Return the sum of the scores, and of their squares, of all classes but the top."""
+    """Return the sum of the scores, and of their squares, of all classes except the top."""
     rest, squares = splat(_ZERO), splat(_ZERO)
     for k in range(reached.size):
         if reached[k]:
@@ -163,7 +163,7 @@ def count_members(values, reached, activation, limits, has_map, map_limit, top, 
 
 @_compiled
 def best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, rest, inverse):
-    """Return the best member of the prediction set but the background; the background if alone, -1 for none."""
+    """Return the set's best member other than the background; the background if it is the only one, -1 for none."""
     rank, winner, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:

@@ -91,7 +91,7 @@ def _inside(builder, count):
 
 
 def _read(context, builder, array_type, array, offset, count=None):
-    """Read sixteen elements of the array's type; from ``count`` on zeros, without touching their memory."""
+    """Read the first ``count`` of sixteen elements of the array's type; the others are zeros, without a read."""
     lanes, align = _lanes_of(array_type), array_type.dtype.bitwidth // 8
     pointer = _pointer(context, builder, array_type, array, offset, lanes)
     if count is None:
@@ -139,7 +139,7 @@ def load_scores(typingctx, array, offset, is_bfloat16):
 
 @_intrinsic
 def load_first_scores(typingctx, array, offset, count, is_bfloat16):
-    """Load as :func:`load_scores`, with zeros from the ``count``-th on, whose memory is not touched."""
+    """Load the first ``count`` elements as :func:`load_scores`; the other lanes are zeros, without a read."""
 
     def emit(context, builder, signature, arguments):
         value = _read(context, builder, signature.args[0], *arguments[:3])
@@ -166,7 +166,7 @@ def as_ints(typingctx, value):
 
 @_intrinsic
 def in_every_lane(typingctx, condition):
-    """Tell if the condition holds in all sixteen lanes."""
+    """Return True if the condition holds in all sixteen lanes."""
 
     def emit(context, builder, signature, arguments):
         bits = builder.bitcast(arguments[0], ir.IntType(LANES))
