@@ -46,12 +46,12 @@ class Committer:
     ) -> None:
         """Create a committer; ``complete`` is called with a lease and its committed inputs before its file is deleted.
 
-        It returns False if the lease was committed before, so that its counts are left out.
+        It returns False if the lease was committed earlier; its counts are then left out.
         """
         self.progress = Progress()
         """Counts of everything that was committed; an image that two leases hold counts as a duplicate."""
         self.stages: dict[str, list[StageTime]] = {}
-        """Items and times of the stages of each worker, as of its last lease that was committed."""
+        """Items and times of the stages of each worker, as of its last committed lease."""
         self.seconds = 0.0
         """Time in commits."""
         self.num_commits = 0
@@ -64,7 +64,7 @@ class Committer:
         self._complete = complete
         self._log = log or RunLog()
         self._since: float | None = None
-        self._attempted: set[str] = set()  # images of failed commits, which may have stored them
+        self._attempted: set[str] = set()  # images of failed commits, which may be stored nevertheless
 
     def step(self, finished: Sequence[Finished], *, flush: bool = False) -> bool:
         """Commit if enough leases wait or the first has waited long enough; with ``flush`` in any case.
@@ -87,7 +87,7 @@ class Committer:
         return True
 
     def reject(self, row: InputRow) -> None:
-        """Commit a reject that no worker can record, since it ends their processes."""
+        """Commit a reject for an input that crashes every worker, so that no worker can record it."""
         self.store.commit([], [row])
         self.progress.rejects[row.error or ""] += 1
 

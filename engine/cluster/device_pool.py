@@ -20,10 +20,10 @@ from .runner import is_over
 from .worker import Worker
 
 MAX_RESTARTS = 20
-"""Number of deaths of workers after which no further one is started."""
+"""Number of worker deaths after which no worker is restarted."""
 
 MAX_FAILED_STARTS = 3
-"""Number of workers that die before they have opened their model after which no further one is started."""
+"""Number of workers that die before opening their model after which no worker is restarted."""
 
 
 class DevicePool:
@@ -100,7 +100,7 @@ class DevicePool:
 def _work(device_name: str, device: int, token: str, driver: str, job: Job, threads: int | None) -> None:
     """Run a worker in a child process; modules that touch a device are imported after the device is chosen."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device_name
-    # in a process group of its own, Ctrl-C in a terminal reaches only the parent, which passes it on
+    # own process group: Ctrl-C in a terminal then reaches only the parent, which forwards it
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     leases = Leases(job.store, job.storage_options)
@@ -109,7 +109,7 @@ def _work(device_name: str, device: int, token: str, driver: str, job: Job, thre
     try:
         worker.run(is_over=lambda: os.getppid() != parent or is_over(leases, driver))
     except MaskmillError:
-        return  # in the worker's record
+        return  # the error is in the worker's record
     except KeyboardInterrupt:
         return
     except Exception:

@@ -1,7 +1,8 @@
 """Driver of a run: plans leases as they are needed, watches the workers, and commits what they finish.
 
-A run has one driver, which any process of it may become when the last one has died. It keeps nothing that is not in the
-store's folder: a new driver commits what is finished, takes back leases that nobody labels, and plans what is left.
+A run has one driver; when it dies, any other process of the run may become the driver. All its state is in the store's
+folder: a new driver commits finished leases, withdraws leases that no worker is labeling, and plans the remaining
+inputs.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ from .leases import ALONE, ClaimWatcher, Finished, Leases
 from .planner import LARGEST_LEASE, SMALLEST_LEASE, Planner
 
 LEASE_SECONDS = 30.0
-"""Time that a worker should need for a lease."""
+"""Seconds of work that a lease should contain."""
 MAX_DEATHS = 3
-"""Number of workers that one input may end before it is rejected."""
+"""Number of workers that an input may crash before it is rejected."""
 FIRST_LEASE = 64
 """Number of inputs of a lease before the speed of the workers is known."""
-_PIECES = 8  # a lease whose workers die is cut into pieces, to find the input that ends them
+_PIECES = 8  # a lease whose workers die is split, to find the input that crashes them
 
 
 class Driver:
-    """Plans, watches and commits, in :meth:`step`, after :meth:`lead` and until :meth:`close`."""
+    """Driver of one run: call :meth:`lead` first, then :meth:`step` repeatedly, and :meth:`close` at the end."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Driver:
         self.warnings: list[str] = []
         """Faults that did not end the run, such as the death of a worker."""
         self.lost: set[str] = set()
-        """Tokens of workers that whoever started them knows to be dead."""
+        """Tokens of workers that are known to be dead by the pool that started them."""
         self.num_failures = 0
         """Number of workers that died or reported an error."""
         self._proven: set[str] = set()
@@ -102,7 +103,7 @@ class Driver:
         self._beating: threading.Thread | None = None
 
     def lead(self) -> bool:
-        """Become the driver of the run; returns False while another process is."""
+        """Become the driver of the run; returns False while another process is the driver."""
         record = self._leases.driver()
         dead = None
         if record is not None:
@@ -158,7 +159,7 @@ class Driver:
         return total
 
     def has_started(self, token: str) -> bool:
-        """Return True if a worker has opened its model: it has said so, or has claimed a lease."""
+        """Return True if a worker has opened its model: its record says so, or it has claimed a lease."""
         return token in self._proven or token in self._leases.claims().values()
 
     @property
@@ -168,9 +169,9 @@ class Driver:
             return dict(self._workers)
 
     def step(self, *, flush: bool = False) -> bool:
-        """Do what there is to do, without waiting; returns True when every input of the plan is committed.
+        """Perform all pending work without waiting; returns True when every input of the plan is committed.
 
-        ``flush`` commits whatever is finished. Raises the errors of planning.
+        ``flush`` commits all finished leases. Raises the errors of planning.
         """
         if self.is_deposed:
             raise StoreError(f"another process drives the run into {self.store}: this one was silent for a minute")
@@ -211,13 +212,13 @@ class Driver:
         return is_over and (self._stop.is_set() or not planner.plan_lost())
 
     def stop(self) -> None:
-        """Plan no further leases, and take back those that nobody has claimed."""
+        """Plan no further leases, and withdraw those that no worker has claimed."""
         self._end_planning()
         if not self.is_deposed:
             self._take_back(keep=set(self._leases.claims(self._claims)))
 
     def close(self, state: str) -> None:
-        """End the run: ``finished``, ``interrupted`` or ``failed``; leases that are not finished are taken back."""
+        """End the run: ``finished``, ``interrupted`` or ``failed``; unfinished leases are withdrawn."""
         self._end_planning()
         self._ended.set()
         if self._beating is not None:
@@ -247,13 +248,13 @@ class Driver:
             self._planner.end()
 
     def _begin(self) -> None:
-        """Commit what an earlier run finished, and plan, unless there is no store yet; may be repeated if it fails."""
+        """Commit an earlier run's finished leases, and plan, unless there is no store yet; may be repeated on failure."""
         self._watch_workers()
         try:
             store = LabelStore.open(self._job.store, storage_options=self._job.storage_options, warn=False)
         except StoreError:
             return  # the first worker that has opened its model creates it
-        commit_waiting(store)  # of a run in one process that was killed
+        commit_waiting(store)  # rows of a killed run in one process
         self._committer = Committer(store, self._leases, self._complete, self._log.run)
         claims = self._leases.claims()
         self._watch_workers()
@@ -322,7 +323,7 @@ class Driver:
             self._workers = workers
 
     def _lost_lease(self, lease: str, worker: str) -> None:
-        """Offer the lease of a worker that is gone again; an input that ends every worker becomes a reject."""
+        """Offer the lease of a dead worker again; an input that crashes every worker becomes a reject."""
         del self._claims[lease]
         if self._planner is None or self._committer is None or self._stop.is_set():
             self._leases.withdraw(lease)
@@ -335,7 +336,7 @@ class Driver:
             size = -(-len(items) // _PIECES) if num_deaths > 1 else len(items)
             for number, start in enumerate(range(0, len(items), size)):
                 piece = f"{lease.removesuffix(ALONE)}.{number}{ALONE}"
-                # a piece of a lease is under suspicion as the lease was; one input is blamed for its own deaths
+                # pieces inherit the deaths of their lease; a lease of a single input counts its own deaths
                 self._deaths[piece] = num_deaths if size == len(items) else 1
                 self._planner.publish(piece, items[start : start + size])
         if items:
@@ -348,7 +349,7 @@ class Driver:
         committer.reject(InputRow(**place, id=None, error="crash", message=message))
 
     def _complete(self, done: Finished, inputs: pa.Table) -> bool:
-        """Take a committed lease back; inputs that its worker did not finish are offered again."""
+        """Withdraw a committed lease; inputs that its worker did not finish are offered again."""
         if done.lease in self._committed:
             return False
         size = len(self._leases.items(done.lease) or ()) if self._planner is None else self._planner.size_of(done.lease)
@@ -377,7 +378,7 @@ class Driver:
                 self._leases.report(self._record())
 
     def _look_for_another(self) -> None:
-        """Set :attr:`is_deposed` if another process took this one for dead and drives the run."""
+        """Set :attr:`is_deposed` if another process considered this one dead and now drives the run."""
         record = self._leases.driver()
         self.is_deposed = record is not None and record.get("token") != self.token
 

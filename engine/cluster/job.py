@@ -1,4 +1,4 @@
-"""A labeling run as other processes need it: plain data, and functions that they can import by name."""
+"""Description of a labeling run for other processes: plain data, and functions that they import by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def installed_version() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Work of every process of a run."""
+    """Work that every process of a run shares."""
 
     opening: Callable[[], Any]
     """Opens the model in a worker: returns predictor and taxonomy; with ``selection`` None, a predictor of segments."""
@@ -43,11 +43,11 @@ class Job:
     source: Source
     """Images; workers read them, and the driver lists them."""
     store: str
-    """Folder or URL of the label store, which all processes reach under this name."""
+    """Folder or URL of the label store, the same for all processes."""
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the store's filesystem."""
     conditions: Callable[[], Callable[[str], str]] = no_conditions
-    """Returns the function from a uri to its condition, see :meth:`Predictor.condition`, without opening a model."""
+    """Returns, without opening a model, the function from a uri to its condition (:meth:`Predictor.condition`)."""
     max_pixels: int | None = None
     """Largest image to accept, in pixels."""
     version: str = field(default_factory=installed_version)

@@ -1,4 +1,4 @@
-"""Events of leases in the log of a run, each once."""
+"""Lease events for the log of a run, each reported once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .leases import Finished
 
 
 class LeaseLog:
-    """Writes what is new since the last look."""
+    """Logs the lease events since the previous call."""
 
     def __init__(self, run: RunLog) -> None:
         self.run = run
@@ -19,7 +19,7 @@ class LeaseLog:
         self._num_warnings = 0
 
     def note(self, claims: Mapping[str, str], finished: Sequence[Finished], warnings: Sequence[str]) -> None:
-        """Compare the claims (lease to worker), finished leases and warnings with those of the last look."""
+        """Compare the claims (lease to worker), finished leases and warnings with those of the previous call."""
         for lease in claims.keys() - self._claimed:
             self.run.write("lease claimed", lease=lease, worker=claims[lease])
         for done in finished:

@@ -1,4 +1,4 @@
-"""Leases: pieces of a run's plan, which processes claim, label and hand back as files in the store's folder.
+"""Leases: parts of a run's plan, which processes claim, label and return as files in the store's folder.
 
 ::
 
@@ -9,8 +9,8 @@
                  done/LEASE~WORKER~ROWS what it made of them
 
 A claim is a file that one of several writers can create, in a folder as in a bucket. Files of finished leases stay
-until their rows are committed, so whoever dies, finished work is kept; leases of dead workers are labeled again. The
-commit merges rows on their keys: a lease that is labeled or committed twice costs time and changes nothing.
+until their rows are committed, so finished work survives the death of any process; leases of dead workers are labeled
+again. The commit merges rows on their keys: a lease that is labeled or committed twice costs time and changes nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from .lease_file import decode_items, encode_items
 from .records import driver_record, worker_record
 
 ALONE = "-alone"
-"""End of the name of a lease whose worker died: the next one labels nothing beside it, to tell what is to blame."""
+"""Suffix of the name of a lease whose worker died: the next worker labels nothing else meanwhile, to find the cause."""
 
 _FINISHED = re.compile(r"(.+)~([^~]+)~([0-9]+)")
-_LOST_BEATS = 3  # number of records of its worker without a lease after which its rows are taken for lost
+_LOST_BEATS = 3  # number of its worker's records without a lease after which its rows count as lost
 _CHOICES = 8  # a claim is tried on one of the first few leases, so that many workers do not all try the same
 
 
@@ -65,7 +65,7 @@ class Finished:
 
 
 class Leases:
-    """Leases of the run into one store; every method may be called from any process and thread.
+    """Leases of the run that writes into one store; every method may be called from any process and thread.
 
     A full disk or another error of the storage is raised as :class:`StoreError`.
     """
@@ -77,7 +77,7 @@ class Leases:
         *,
         title: str = "label store",
     ) -> None:
-        """Open the leases in a folder; ``title`` says in messages what the folder is."""
+        """Open the leases in a folder; ``title`` names the folder in messages."""
         self._folder = _StoreFolder(store, options, title)
 
     def publish(self, lease: str, items: Sequence[Item]) -> None:
@@ -85,7 +85,7 @@ class Leases:
         self._folder.write(f"{LEASES}/open/{lease}", encode_items(items))
 
     def open_names(self) -> list[str]:
-        """Return the names of leases that are not committed, in order."""
+        """Return the names of the leases that are not committed, in order."""
         return list(self._folder.names(f"{LEASES}/open"))
 
     def items(self, lease: str) -> list[Item] | None:
@@ -96,7 +96,7 @@ class Leases:
             return None
 
     def claim(self, worker: str) -> tuple[str, list[Item]] | None:
-        """Claim the first lease that nobody has claimed; returns its name and inputs, None if there is none."""
+        """Claim the first unclaimed lease; returns its name and inputs, None if there is none."""
         claimed = self._folder.names(f"{LEASES}/claims")
         free = [name for name in self.open_names() if name not in claimed][:_CHOICES]
         random.shuffle(free)
@@ -109,7 +109,7 @@ class Leases:
         return None
 
     def take(self, lease: str, worker: str) -> bool:
-        """Claim a lease by its name; returns False if another worker has."""
+        """Claim a lease by its name; returns False if another worker has claimed it."""
         return self._folder.write_once(f"{LEASES}/claims/{lease}", worker.encode())
 
     def claims(self, known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -126,25 +126,25 @@ class Leases:
         return workers
 
     def release(self, lease: str) -> None:
-        """Let others claim a lease."""
+        """Release a claim, so that another worker can claim the lease."""
         self._folder.remove(f"{LEASES}/claims/{lease}")
 
     def withdraw(self, lease: str) -> None:
-        """Take a lease back; whoever labels it may finish, and its rows are committed."""
+        """Withdraw a lease; a worker that is labeling it may finish, and its rows are committed."""
         self._folder.remove(f"{LEASES}/open/{lease}")
         self._folder.remove(f"{LEASES}/claims/{lease}")
 
     def finish(self, lease: str, worker: str, labels: pa.Table, inputs: pa.Table, meta: Mapping[str, Any]) -> None:
-        """Hand back the rows of a lease, and plain data about them."""
+        """Return the rows of a finished lease, and plain data about them, as a file."""
         self.hand_back(lease, worker, len(inputs), encode_rows(labels, inputs, meta))
 
     def hand_back(self, lease: str, worker: str, num_rows: int, data: bytes) -> None:
-        """Hand back the file of a lease with results of ``num_rows`` inputs."""
+        """Write the file of a finished lease with results of ``num_rows`` inputs."""
         done = Finished(lease=lease, worker=worker, num_rows=num_rows, num_bytes=len(data))
         self._folder.write(f"{LEASES}/done/{done.name}", data, sync=True)
 
     def finished(self) -> list[Finished]:
-        """Return the finished leases that are not committed, in order; files with other names are ignored."""
+        """Return the finished, uncommitted leases in order; files with other names are ignored."""
         names = [(_FINISHED.fullmatch(name), size) for name, size in self._folder.names(f"{LEASES}/done").items()]
         return [
             Finished(lease=match[1], worker=match[2], num_rows=int(match[3]), num_bytes=size)
@@ -153,7 +153,7 @@ class Leases:
         ]
 
     def rows(self, done: Finished) -> tuple[pa.Table, pa.Table, dict[str, Any]] | None:
-        """Read (labels, inputs, plain data) of a finished lease; None if it is gone.
+        """Read (labels, inputs, plain data) of a finished lease; None if the file no longer exists.
 
         A damaged file raises :class:`DamagedFile`.
         """
@@ -171,7 +171,7 @@ class Leases:
         self._folder.remove(f"{LEASES}/done/{done.name}")
 
     def beat(self, worker: str, record: Mapping[str, Any]) -> None:
-        """Write the sign of life of a worker."""
+        """Write the heartbeat of a worker."""
         self._folder.write(f"{LEASES}/workers/{worker}.json", json.dumps(record).encode())
 
     def workers(self) -> dict[str, dict[str, Any]]:
@@ -196,9 +196,9 @@ class Leases:
             return None
 
     def lead(self, record: Mapping[str, Any], *, instead_of: str | None = None) -> bool:
-        """Become the driver; returns False if another process is. ``instead_of`` is the token of a dead driver.
+        """Become the driver; returns False if there is another one. ``instead_of`` is the token of a dead driver.
 
-        A record that a power loss cut short is of nobody.
+        A record that a power loss cut short does not count.
         """
         data = json.dumps(record).encode()
         is_there, current = "driver.json" in self._folder.names(LEASES), self.driver()
@@ -209,7 +209,7 @@ class Leases:
         return self._folder.write_once(DRIVER, data)
 
     def report(self, record: Mapping[str, Any]) -> None:
-        """Write the driver's sign of life."""
+        """Write the driver's heartbeat."""
         self._folder.write(DRIVER, json.dumps(record).encode())
 
     def resign(self) -> None:
@@ -218,9 +218,9 @@ class Leases:
 
 
 class ClaimWatcher:
-    """Tells which leases are claimed by a worker that is alive and has nothing to do with them any more.
+    """Finds leases whose claim is held by a live worker that no longer works on them.
 
-    Their rows were handed back and are gone: another process has committed them, or the file was deleted.
+    Their rows were returned, and the file no longer exists: another process has committed it, or it was deleted.
     """
 
     def __init__(self) -> None:

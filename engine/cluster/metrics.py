@@ -20,7 +20,7 @@ from .status import Status, read_status
 
 HOST = "127.0.0.1"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Type of Prometheus' text format."""
+"""Content type of Prometheus' text format."""
 
 
 def metrics_text(status: Status) -> str:

@@ -1,4 +1,4 @@
-"""Plan of a run: lists the source in a thread and publishes leases of what the store lacks, as workers need them."""
+"""Plan of a run: a thread lists the source and publishes leases of the inputs that the store lacks, on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_PASSES = 10
 
 
 class Planner:
-    """Publishes leases in a thread, never many more than there are workers."""
+    """Publishes leases in a thread, only a few more than there are workers."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Planner:
         self.limited = False
         """True if the limit left inputs out."""
         self.error: BaseException | None = None
-        """Error that ended the planning."""
+        """Error that stopped the planning."""
         self._job, self._leases, self._store = job, leases, store
         self._name, self._size, self._watch = name, size, watch
         self._shard_of, self._limit, self._retry_rejects = shard_of, limit, retry_rejects
@@ -56,7 +56,7 @@ class Planner:
         self._stop = threading.Event()
         self._room = threading.Condition()
         self._num_allowed = 0
-        self._ahead: list[Item] = []  # planned, and of the next lease
+        self._ahead: list[Item] = []  # numbers of planned inputs, and of the next lease
         self._thread = threading.Thread(target=self._run, name="maskmill-plan", daemon=True)
 
     def start(self) -> None:

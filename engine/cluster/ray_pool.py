@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster: one actor per worker, as many as there is work for.
+"""Workers on a Ray cluster: one actor per worker, as many as there are leases for.
 
-Ray places the actors, starts machines for them if it can, and tells which ones died. Inputs and labels do not pass
-through Ray: workers read the source and hand leases back in the store's folder, as those of every other runner do.
+Ray places the actors, starts machines for them if it can, and reports which ones died. Inputs and labels do not pass
+through Ray: as in every other runner, workers read the source and write finished leases to the store's folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .runner import is_over
 from .worker import Worker
 
 MAX_RESTARTS = 100
-"""Number of deaths of workers after which no further one is started."""
+"""Number of worker deaths after which no worker is restarted."""
 MAX_FAILED_STARTS = 10
-"""Number of workers that die before they have opened their model after which no further one is started."""
+"""Number of workers that die before opening their model after which no worker is restarted."""
 IDLE_SECONDS = 60.0
 """Time after which workers without a lease end, down to the smallest number."""
 NICENESS = "0"
 """Niceness of workers relative to Ray's own processes; Ray's default of 15 starves labeling beside any other work."""
-_STALL_SECONDS = 30.0  # time after which workers that Ray has no room for are reported
+_STALL_SECONDS = 30.0  # seconds after which workers that Ray has no resources for are reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class RaySettings:
     min_workers: int = 1
     """Smallest number of workers."""
     max_workers: int | None = None
-    """Largest number of workers; None: as many as the cluster has processors or GPUs for."""
+    """Largest number of workers; None: as many as the processors or GPUs of the cluster allow."""
     cpus_per_worker: int | None = None
     """Processors of each worker; None: those of the smallest machine of the cluster, at most 8."""
     gpus_per_worker: float = 0.0
@@ -90,7 +90,7 @@ class RayPool:
         if self._own:
             try:
                 with warnings.catch_warnings():
-                    # Ray forks to start programs, which use nothing of Lance
+                    # Ray forks to start programs that do not use Lance
                     warnings.filterwarnings("ignore", "lance is not fork-safe")
                     ray.init(address=settings.address, log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, ValueError) as error:
@@ -163,7 +163,7 @@ class RayPool:
             driver.lost.add(token)
             self._num_deaths += 1
             self._failed_starts += not driver.has_started(token)
-            if not isinstance(problem, self._ray.exceptions.RayTaskError):  # an exception is in the worker's record
+            if not isinstance(problem, self._ray.exceptions.RayTaskError):  # the exception is in the worker's record
                 driver.num_failures += 1
                 driver.warnings.append(f"a worker died: {str(problem).splitlines()[0]}")
             return

@@ -1,4 +1,4 @@
-"""Records of drivers and workers in the folder of a store, checked when they are read: a disk may damage them."""
+"""Records of drivers and workers in the folder of a store, validated when they are read, since disks can damage files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Driver(_Process):
 def worker_record(data: bytes) -> dict[str, Any] | None:
     """Return the record of a worker in a file; None if the file holds anything else.
 
-    A worker that counts nothing, as those of a calibration do, gets counts of 0.
+    A worker without counts, such as that of a calibration, gets counts of 0.
     """
     record = _read(_Worker, data)
     return None if record is None else {**record, "progress": record.get("progress") or Progress().record()}

@@ -30,15 +30,15 @@ Runner = Literal["local", "array", "ray"]
 """Place of a run: in this process, as one of many processes with one store, or on a Ray cluster."""
 
 TURN_SECONDS = 0.5
-"""Seconds between two turns of a driver."""
+"""Seconds between two steps of a driver."""
 Observer = Callable[[Progress], None]
 
 
 class Pool(Protocol):
-    """Workers of a run, wherever they are."""
+    """Workers of a run: processes on this machine, or actors on a cluster."""
 
     def tend(self, driver: Driver) -> int:
-        """Start workers as the driver needs them, and tell it which ones died; returns the number of workers."""
+        """Start workers as the driver needs them, and report dead ones to it; returns the number of workers."""
         ...
 
     def stop(self) -> None:
@@ -46,7 +46,7 @@ class Pool(Protocol):
         ...
 
     def close(self) -> None:
-        """End the workers that are left."""
+        """End the remaining workers."""
         ...
 
 
@@ -160,7 +160,7 @@ def is_over(leases: Leases, driver: str) -> bool:
 
 
 class _Duty:
-    """Drives a run in a thread, or follows the process that does."""
+    """Drives a run in a thread, or waits for the process that drives it."""
 
     def __init__(self, job: Job, leases: Leases, options: dict[str, Any]) -> None:
         self.progress = Progress()
@@ -243,7 +243,7 @@ class _Duty:
 
 
 class _Turn:
-    """Turns of a driver; in a bucket, a failed commit is repeated for some minutes: its leases are safe meanwhile."""
+    """Steps of a driver; in a bucket, a failed commit is repeated for some minutes, as its leases are safe."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver

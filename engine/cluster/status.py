@@ -1,4 +1,4 @@
-"""Progress of a run, as its store shows it to any process on any machine.
+"""Progress of a run, read from its store by any process on any machine.
 
 ::
 
@@ -49,7 +49,7 @@ class WorkerStatus:
     images_per_second: float
     """Images labeled per second."""
     seconds_since: float
-    """Age of its latest record, by the clocks of the machines."""
+    """Age of its latest record in seconds, according to the machines' clocks."""
     stalled: str = ""
     """Step that has worked on one image, or batch, for half a minute; empty if there is none."""
 
@@ -149,12 +149,12 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     finished = leases.finished()
     workers = leases.workers()
     waiting = num_waiting_rows(store, options) + sum(done.num_rows for done in finished)
-    # last: rows that are committed meanwhile are counted twice rather than never
+    # read last: rows committed meanwhile are then counted twice rather than not at all
     opened = LabelStore.open(store, storage_options=options, warn=False)
     summary = opened.counts()
     history = read_history(opened.path)
     ended = datetime.fromisoformat(history[-1]["time"]).timestamp() if history else 0.0
-    # what a killed run left is of no interest after the end of a later one
+    # the state of a killed run is outdated once a later run has ended
     records = [record for record in workers.values() if record["time"] > ended or not _has_ended(record)]
     if driver is not None and _is_latest(driver, ended, records):
         is_planned = driver["planned_all"]
@@ -166,12 +166,12 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         state, progress, is_planned = _latest_local_run(history, records)
     reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
     done = progress.inputs
-    if state == "labeling":  # what is stored and waits is newer than the last record of the run
+    if state == "labeling":  # stored and waiting rows are newer than the run's last record
         done = max(done, min(summary["inputs"] - progress.stored + waiting, progress.planned))
     if state == "dead":  # its last record may be older than its last rows, and counts inputs that were lost with it
         stored = max(summary["inputs"] - progress.stored, 0)
         done = min(stored + waiting, progress.planned)
-        if is_planned and 0 < progress.planned <= stored:  # another run has committed the rest, or only its end is lost
+        if is_planned and 0 < progress.planned <= stored:  # another run committed the rest, or only the end is lost
             state = "finished"
         elif driver is None and all(record["state"] == "interrupted" for record in records):
             state = "interrupted"

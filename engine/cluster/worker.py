@@ -1,7 +1,7 @@
-"""Worker of a run: claims leases, labels them in one uninterrupted pipeline, and hands back their rows.
+"""Worker of a run: claims leases, labels them in one continuous pipeline, and returns their rows.
 
-A lease is labeled by itself: an image that occurs in two leases is labeled twice and stored once, so the rows of a
-lease need no other lease. In a store of at most :data:`KNOWN_ROWS` images, workers skip those that it holds.
+Leases are independent: an image that occurs in two leases is labeled twice and stored once. In a store of at most
+:data:`KNOWN_ROWS` images, workers skip those that it holds.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .leases import ALONE, Leases
 KNOWN_ROWS = 20_000_000
 """Size of a store up to which workers remember its images, 24 bytes each."""
 POLL_SECONDS = 0.5
-"""Seconds between two looks for a lease while there is none."""
-_HAND_BACKS = 2  # finished leases that may wait for the storage before labeling waits, too
+"""Seconds between two searches for a lease while there is none."""
+_HAND_BACKS = 2  # number of finished leases waiting for the storage at which labeling waits as well
 
 
 class LeaseWriter(Writer):
-    """Collects the results of one lease and hands them back when it is complete."""
+    """Collects the results of one lease and returns them when it is complete."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class LeaseWriter(Writer):
         self._hand_back(labels, inputs, self.progress)
 
     def idle(self) -> None:
-        """Hand back the rows when every input has a result."""
+        """Return the rows when every input has a result."""
         if self.progress.inputs >= self.progress.planned:
             self.flush()
 
@@ -79,7 +79,7 @@ class Worker:
         self._leases = leases
         self._threads = threads
         self._writers: dict[str, LeaseWriter] = {}
-        self._claim: str | None = None  # latest lease, which may wait for the others
+        self._claim: str | None = None  # latest lease, which may wait for earlier ones
         self._waiting: list[Future[None]] = []
         self._finished: list[Progress] = []
         self._run = Progress()
@@ -96,7 +96,7 @@ class Worker:
         """
         ended = threading.Event()
         beating = threading.Thread(target=self._beat_until, args=(ended,), name="maskmill-beat", daemon=True)
-        self.beat()  # before the first claim: a claim without a record is of a worker that has left
+        self.beat()  # before the first claim: a claim without a record belongs to a worker that has left
         beating.start()
         try:
             self._label(is_over, observer)
@@ -180,12 +180,12 @@ class Worker:
                 self.stop.wait(POLL_SECONDS)
 
     def _wait_for_writers(self) -> None:
-        """Wait until every lease in progress is handed back."""
+        """Wait until every lease in progress is returned."""
         while self._writers and not self.stop.wait(POLL_SECONDS / 10):
             self._check_storage()
 
     def _check_storage(self) -> None:
-        """Raise the error of a lease that could not be handed back."""
+        """Raise the error of a lease that could not be returned."""
         for handed in tuple(self._waiting):
             if handed.done():
                 handed.result()
@@ -211,7 +211,7 @@ class Worker:
 
     def _beat_until(self, ended: threading.Event) -> None:
         while not ended.wait(BEAT_SECONDS):
-            with suppress(StoreError):  # the next beat comes soon, and the observers are patient
+            with suppress(StoreError):  # the next beat follows soon, and observers tolerate a missing one
                 self.beat()
 
     def beat(self) -> None:
@@ -221,7 +221,7 @@ class Worker:
             leases = {lease: writer.progress.inputs for lease, writer in self._writers.items()}
         if self._claim is not None:
             leases.setdefault(self._claim, 0)
-        counts = {**self.progress.record(), "low_range": []}  # names go into the files of the leases
+        counts = {**self.progress.record(), "low_range": []}  # the files of the leases contain the names
         record: dict[str, Any] = {
             **identity(),
             "name": self._name,

@@ -1,1 +1,1 @@
-"""Label file formats: reads and writes label maps; knows neither store nor pipeline."""
+"""Label file formats: readers and writers of label maps, independent of store and pipeline."""

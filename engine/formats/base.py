@@ -1,6 +1,6 @@
-"""The common ground of all label formats: classes, labeled images, readers, writers, and painting shapes into a map.
+"""Base of all label formats: classes, labeled images, readers, writers, and painting shapes into a map.
 
-A reader opens a label file or folder, lists its images and rasterizes the map of one image when it is asked for::
+A reader opens a label file or folder, lists its images and rasterizes the map of one image per call::
 
     reader = open_reader("instances.json")          # any format, see maskmill.engine.formats.open
     reader.class_names                              # {0: "background", 1: "cow", …}: values of the maps
@@ -32,11 +32,12 @@ BACKGROUND = "background"
 IGNORE = "ignore"
 
 Ignored = Literal["drop", "background", "class"]
-"""Fate of ignored pixels in a format that cannot mark them: no shape, background, or a class named ``ignore``."""
+"""How ignored pixels are written in a format that cannot mark them: no shape, background, or a class named ``ignore``.
+"""
 ImageMode = Literal["copy", "link", "none"]
 """Photos beside the labels: copies, symbolic links, or none."""
 Overlaps = Literal["smaller", "later"]
-"""Shape on top of another: the one with fewer pixels, or the one that comes later in the file."""
+"""Which of two overlapping shapes is on top: the one with fewer pixels, or the later one in the file."""
 Uncovered = Literal["auto", "background", "ignore"]
 """Label of pixels without a shape."""
 
@@ -86,7 +87,7 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledImage:
-    """One image's labels on their way into a file."""
+    """One image's labels, as a writer receives them."""
 
     name: str
     """Relative name of the photo with ``/`` and extension, unique in the export, as in ``street/0001.jpg``."""
@@ -105,11 +106,11 @@ class LabeledImage:
     instances: tuple[Instance, ...] | None = None
     """Objects of the image, best first, no two of which share a pixel; None if classes are exported, not objects."""
     doubtful: tuple[Instance, ...] = ()
-    """Objects that the thresholds leave out: they may be right, so that their pixels are no background."""
+    """Objects below the thresholds: they may be right, so their pixels are not written as background."""
 
 
 class FileSink:
-    """Files written into a folder, each whole once it has its name, with their sha256 in :attr:`files`."""
+    """Files written into a folder, each complete as soon as its name exists, with their sha256 in :attr:`files`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -123,7 +124,7 @@ class FileSink:
         self.files[relative] = hashlib.sha256(data).hexdigest()
 
     def adopt(self, relative: str, temporary: Path) -> None:
-        """Give a file that was written beside its place its name."""
+        """Move a file that was written under a temporary name to its final name."""
         with temporary.open("rb") as stream:
             self.files[relative] = hashlib.file_digest(stream, "sha256").hexdigest()
         os.replace(temporary, self._place(relative))
@@ -154,7 +155,7 @@ class WriterOptions:
     instances: bool = False
     """True if single objects are written in place of one mask per class."""
     ignored: Ignored | None = None
-    """Fate of ignored pixels; needed by formats that cannot mark them."""
+    """How ignored pixels are written; needed by formats that cannot mark them."""
     certificate: str = "{}"
     """The certificate's text, for formats that carry metadata of their own."""
 
@@ -164,11 +165,11 @@ class Writer(ABC):
 
     format: ClassVar[str]
     marks_ignored: ClassVar[bool] = False
-    """True if the format can say that a pixel has no label."""
+    """True if the format can mark a pixel as unlabeled."""
     holds_instances: ClassVar[bool] = False
     """True if the format tells objects of one class apart."""
     holds_weights: ClassVar[bool] = False
-    """True if the format has a place for weights."""
+    """True if the format can hold weights."""
     merges_windows: ClassVar[bool] = False
     """True if windows of one file become one file again."""
     image_modes: ClassVar[tuple[ImageMode, ...]] = ("none", "copy", "link")
@@ -245,7 +246,7 @@ class LabelReader(ABC):
     image_names: Sequence[str]
     """Images with labels, by their names in the file or folder."""
     stored_values: bool = False
-    """True if the values are those of the files; otherwise they are numbers of this reader, and only names count."""
+    """True if values are read as stored; otherwise this reader numbers the classes, and only names matter."""
     notes: tuple[str, ...] = ()
     """Decisions that a reader should tell its user, as in "pixels without a shape are background"."""
 
@@ -267,7 +268,7 @@ class LabelReader(ABC):
 
     @abstractmethod
     def decode_labels(self, name: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Do the work of :meth:`read_labels`; may raise any exception for values of the wrong type."""
+        """Rasterize a map for :meth:`read_labels`; may raise any exception for values of the wrong type."""
 
 
 @contextmanager
@@ -284,7 +285,7 @@ def damage_named(path: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
-    """Reading of files that hold shapes."""
+    """Options of reading files that hold shapes."""
 
     overlaps: Overlaps | None = None
     """Shape on top where two overlap; the format's own rule if None."""
@@ -344,7 +345,7 @@ def paint_shapes(
 
     Ignored shapes are painted first, so that labeled shapes inside them keep their labels.
     """
-    from .rle import paint_runs  # compiled by Numba, which predictors do without
+    from .rle import paint_runs  # imported here, since it needs Numba and predictors do not
 
     columns = np.full(height * width, classes.uncovered, dtype=classes.table.dtype)
     sequence = list(shapes)
@@ -368,7 +369,7 @@ def check_size(height: Any, width: Any, where: str) -> tuple[int, int]:
 
 
 def voc_palette(number: int) -> NDArray[np.uint8]:
-    """PASCAL VOC's colors, (number, 3) uint8 RGB."""
+    """Return PASCAL VOC's colors, (number, 3) uint8 RGB."""
     index = np.arange(number)
     colors = np.zeros((number, 3), dtype=np.uint8)
     for bit in range(8):

@@ -78,7 +78,7 @@ class CityscapesReader(LabelReader):
         columns = np.zeros(height * width, dtype=np.uint8)
         for entry in raw["objects"]:
             name = entry["label"]
-            # groups that cannot be told apart carry the name of their members
+            # a group of objects is named like its members, with the suffix "group"
             value = self._values.get(name, self._values.get(name.removesuffix("group"), -1))
             if value < 0 and name != "license plate":
                 raise UsageError(f"{where}: the label {name!r} is not one of Cityscapes'")
@@ -88,7 +88,7 @@ class CityscapesReader(LabelReader):
 
 
 def _image_name(file: str, suffix: str) -> str:
-    """CITY/NAME of a label file, below the folder of its split."""
+    """Return CITY/NAME of a label file, below the folder of its split."""
     parts = file[: -len(suffix)].split("/")
     return "/".join(parts[parts.index("gtFine") + 2 :] if "gtFine" in parts[:-2] else parts)
 
@@ -124,7 +124,7 @@ class CityscapesWriter(Writer):
 
 
 def class_ids(classes: LabelClasses) -> list[int]:
-    """Cityscapes' id of each class, ids from 34 for classes that it does not have; at most 222 of those."""
+    """Return Cityscapes' id of each class, and ids from 34 for at most 222 classes that it does not have."""
     known = {name: value for value, name in enumerate(NAMES) if value not in _IGNORED}
     ids, following = [], len(NAMES)
     for name in classes.names:

@@ -49,13 +49,13 @@ class TrueObject:
     target: int
     """Index of its class."""
     runs: NDArray[np.int64]
-    """(R, 2) runs of its pixels down the columns: first, one past the last."""
+    """(R, 2) runs of its pixels down the columns: first position, and one past the last."""
     crowd: bool = False
     """True for an ``iscrowd`` region, in which objects are not told apart."""
 
 
 class CocoReader(LabelReader):
-    """Reads a COCO instances file; it stays a mapped file, and only an image's own annotations are decoded."""
+    """Reads a COCO instances file: the file is memory-mapped, and only an image's own annotations are decoded."""
 
     format = "coco"
 
@@ -112,7 +112,7 @@ class CocoReader(LabelReader):
                         f"{self.path}, annotation {index}: it needs an image_id and a category_id"
                     ) from error
                 members += [_key(int(is_crowd(annotation, f"{self.path}, annotation {index}"))), self._id_of(index)]
-            elif members[3] is None and b'"id"' in text:  # within another object as well
+            elif members[3] is None and b'"id"' in text:  # the key may occur within another object as well
                 members[3] = self._id_of(index)
             image, category, crowd, id = members
             if image not in numbers or category not in self._categories:

@@ -1,8 +1,8 @@
 """COCO panoptic: a JSON file and one PNG per image whose colors are segment ids (red + 256 green + 65536 blue).
 
-Pixels of id 0 have no label, and neither have ``iscrowd`` segments. Of a label map alone, each class is one segment:
-it does not tell objects apart. With objects, each of them is a segment, on top of the classes; what is left of a class
-that has objects in the image is an ``iscrowd`` segment.
+Pixels of id 0 have no label, nor do ``iscrowd`` segments. A label map alone is written as one segment per class, since
+it does not distinguish objects. With objects, each object is a segment, on top of the classes; the remaining pixels of
+a class that has objects in the image are an ``iscrowd`` segment.
 """
 
 from __future__ import annotations

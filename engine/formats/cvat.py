@@ -1,7 +1,8 @@
 """CVAT for images 1.1: ``annotations.xml``, alone, in a folder or in a task's zip file.
 
 A mask's run lengths go along the rows of its box and begin with unset pixels; shapes of a higher ``z_order`` are on
-top. Rectangles, skeletons and lines are refused: they are no label map. Written masks are one per class and image.
+top. Rectangles, skeletons and lines are refused, since they do not define pixels. Written masks are one per class and
+image.
 """
 
 from __future__ import annotations

@@ -48,11 +48,11 @@ class FileTree:
         return sorted(name for name in relative if not any(part.startswith(".") for part in name.split("/")))
 
     def with_suffix(self, *suffixes: str) -> list[str]:
-        """Names that end in one of ``suffixes``, in any case."""
+        """Return the names that end in one of ``suffixes``, in any case."""
         return [name for name in self.names if name.lower().endswith(suffixes)]
 
     def read(self, name: str) -> bytes:
-        """Bytes of a file; raises :class:`UsageError`."""
+        """Return the bytes of a file; raises :class:`UsageError`."""
         try:
             if "://" in self.location:
                 return remote.read(self.path(name), self._access, {})
@@ -66,7 +66,7 @@ class FileTree:
         return self._filesystem.open(f"{self._root}/{name}", "rb")
 
     def path(self, name: str) -> str:
-        """Full name of a file, for messages."""
+        """Return the full name of a file, for messages."""
         return f"{self.location.rstrip('/')}/{name}"
 
     def __contains__(self, name: str) -> bool:
@@ -98,7 +98,7 @@ def is_folder(location: str) -> bool:
 
 
 def read_bytes(location: str) -> bytes | mmap.mmap:
-    """Bytes of a file: mapped if it is local, else downloaded; raises :class:`UsageError`."""
+    """Return the bytes of a file: mapped if it is local, else downloaded; raises :class:`UsageError`."""
     filesystem, path = filesystem_of(location)
     try:
         if "://" not in location and os.path.getsize(path):
@@ -110,7 +110,7 @@ def read_bytes(location: str) -> bytes | mmap.mmap:
 
 
 def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, int]]:
-    """Spans of the values of a JSON object's members; raises :class:`UsageError` if it is not an object."""
+    """Return the spans of the values of a JSON object's members; raises :class:`UsageError` for anything else."""
     start = _first(raw)
     if start is None or raw[start : start + 1] != b"{":
         raise UsageError(f"{location} is not a JSON object")
@@ -127,7 +127,7 @@ def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, 
 
 
 def json_elements(raw: bytes | mmap.mmap, span: tuple[int, int], what: str, limit: int = _ALL) -> NDArray[np.int64]:
-    """Spans (n, 2) of the first ``limit`` elements of the JSON array in ``span``; :class:`UsageError` if it is none."""
+    """Return the spans (n, 2) of the first ``limit`` elements of a JSON array; raises :class:`UsageError`."""
     start, stop = span
     while start < stop and raw[start : start + 1].isspace():
         start += 1
@@ -145,7 +145,7 @@ def load_json(raw: bytes | mmap.mmap, span: tuple[int, int], what: str) -> Any:
 
 
 def json_start(raw: bytes | mmap.mmap) -> str:
-    """First character of a JSON document that is not white space; empty for an empty file."""
+    """Return the first character of a JSON document that is not white space; empty for an empty file."""
     start = _first(raw)
     return "" if start is None else raw[start : start + 1].decode("latin-1")
 
@@ -175,11 +175,11 @@ _SPECIAL[ord(",")] = 4
 
 @compiled()
 def _elements(raw, start, limit, special):
-    """Spans of the elements of an array or object whose opening bracket is before ``start``, at most ``limit``."""
+    """Return the spans of at most ``limit`` elements of an array or object whose opening bracket is before ``start``."""
     spans = np.empty((16, 2), np.int64)
     count, depth, begin, position = 0, 0, start, start
     while position <= raw.size:
-        # a missing closing bracket ends the last element: whoever decodes it reports that
+        # a missing closing bracket ends the last element; decoding it reports the fault
         kind = special[raw[position]] if position < raw.size else np.uint8(3)
         if kind == 0:
             position += 1

@@ -1,8 +1,8 @@
 """Label Studio: a JSON list of tasks with brush strokes and polygons, and the labeling configuration that shows them.
 
 Written tasks carry the labels as predictions with a score. Their ``to_name`` and ``from_name`` are those of
-``label_config.xml``, which the project must use: with other names Label Studio accepts predictions and shows nothing.
-Of several annotations of a task the one updated last counts; cancelled ones do not.
+``label_config.xml``, which the project must use: with other names Label Studio accepts the predictions but does not
+show them. Of several annotations of a task the last updated one is used; cancelled ones are ignored.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _annotation(task: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _labels(region: dict[str, Any]) -> list[str] | None:
-    """Labels of a region that has pixels; None for choices, texts and relations."""
+    """Return the labels of a region that has pixels; None for choices, texts and relations."""
     kind = str(region.get("type", "")).lower()
     value = region.get("value") or {}
     if kind in _KINDS:
@@ -137,7 +137,7 @@ def _runs(region: dict[str, Any], size: tuple[int, int], where: str) -> NDArray[
 
 
 def image_name(task: dict[str, Any], location: str) -> str:
-    """Name of a task's image: ``data.name`` if there is one, else the image's path without Label Studio's prefixes."""
+    """Return a task's image: ``data.name`` if there is one, else its path without Label Studio's prefixes."""
     data = task.get("data")
     if not isinstance(data, dict):
         raise UsageError(

@@ -36,7 +36,7 @@ from .rle import runs_of_mask
 from .yolo_seg import undrawn
 
 VERSION = "5.5.0"
-"""Version of labelme whose file form is written."""
+"""Version of labelme whose format is written."""
 
 
 class LabelmeReader(LabelReader):

@@ -123,7 +123,7 @@ def read_class_list(location: str) -> dict[int, str] | None:
         tree = FileTree(folder)
         try:
             data = tree.read("classes.txt")
-        except UsageError:  # every filesystem says in its own way that there is no such file
+        except UsageError:  # every filesystem reports a missing file in its own way
             continue
         try:
             return parse_class_names(data.decode("utf-8-sig"), tree.path("classes.txt"))
@@ -170,7 +170,7 @@ class PngWriter(Writer):
     holds_weights = True
 
     def write(self, index: int, images: Sequence[LabeledImage], sink: FileSink) -> str:
-        """Write the label map and, if asked for, the weight map."""
+        """Write the label map and, if requested, the weight map."""
         (image,) = images
         self.place_image(sink, image, f"images/{image.name}")
         sink.save(f"labels/{image.stem}.png", encode_png(image.label, index_palette(len(self.names))))
@@ -228,7 +228,7 @@ class FiftyoneWriter(Writer):
 
 
 def index_palette(num_classes: int) -> NDArray[np.uint8]:
-    """VOC's palette (256, 3) uint8 RGB, with VOC's border color for 255 unless that is a class."""
+    """Return VOC's palette (256, 3) uint8 RGB, with VOC's border color for 255 unless that is a class."""
     palette = voc_palette(256)
     if num_classes <= 255:
         palette[255] = _BORDER
@@ -245,13 +245,13 @@ def _open(tree: FileTree, file: str) -> Image.Image:
 
 
 def _below(name: str, folder: str) -> str:
-    """Path below a folder, without extension."""
+    """Return the path below a folder, without extension."""
     parts = name.rsplit(".", 1)[0].split("/")
     return "/".join(parts[parts.index(folder) + 1 :])
 
 
 def _labelmap(text: str, where: str) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names and colors of a labelmap.txt in the order of their values: background first, "ignore" last.
+    """Return names and colors of a labelmap.txt in the order of their values: background first, "ignore" last.
 
     A class without a color has that of VOC's palette.
     """

@@ -6,8 +6,7 @@
     reader = open_reader("labels", format="yolo-seg")       # or named
     writer = WRITERS["coco"](WriterOptions(classes=classes))
 
-A folder of index maps without further structure is no format of its own: :mod:`maskmill.engine.inputs` pairs its files
-with images.
+A plain folder of index maps is not handled here: :mod:`maskmill.engine.inputs` pairs its files with images.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ OutputFormat = Literal[
 """Formats that can be written."""
 
 CERTIFICATE = "labels.cert.json"
-"""File that says how the labels in a folder were made."""
+"""File that records how the labels in a folder were made."""
 
 WRITERS: dict[OutputFormat, type[Writer]] = {
     "png": PngWriter,
@@ -208,7 +207,7 @@ def _of_file(location: str, in_folder: int = 0) -> InputFormat | None:
 
 
 def _main_file(location: str, format: InputFormat) -> str:
-    """Path of the JSON file of a format that has one, if its folder was given."""
+    """Return the path of the JSON file of a format that has one, if its folder was given."""
     standard = {
         "coco": "annotations/instances.json",
         "coco-datumaro": "annotations/instances.json",
@@ -227,7 +226,7 @@ def _main_file(location: str, format: InputFormat) -> str:
 
 
 def _own_options(location: str, options: ShapeOptions) -> ShapeOptions:
-    """Complete ``auto`` for labels that maskmill exported: their certificate says what pixels without a shape are."""
+    """Resolve ``auto`` for labels that maskmill exported: their certificate records the label of unshaped pixels."""
     if options.uncovered != "auto":
         return options
     folder = location.rstrip("/")

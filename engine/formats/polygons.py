@@ -1,8 +1,9 @@
 """Polygons: filling them as pycocotools does, and tracing the outlines of a label map's regions.
 
-A polygon is (n, 2) float64 (x, y) in pixels, (0, 0) the upper left corner of the first pixel. An outline runs along the
-edges between pixels, and a hole is joined to it by a bridge that is walked in both directions. Such an outline filled
-as pycocotools fills it gives exactly the region's pixels, so label maps survive polygon formats without loss::
+A polygon is (n, 2) float64 (x, y) in pixels, (0, 0) the upper left corner of the first pixel. An outline follows the
+edges between pixels, and a hole is joined to it by a bridge, a line that is traversed in both directions. Such an
+outline filled as pycocotools fills it gives exactly the region's pixels, so label maps survive polygon formats without
+loss::
 
     for outline in outlines(label):
         outline.value, outline.points
@@ -73,7 +74,7 @@ def outlines(label: NDArray[Any]) -> list[Outline]:
 
 @compiled()
 def _crossings(corners, height, width):
-    """Positions where a polygon's boundary crosses the middle of a column, down the columns."""
+    """Return the positions at which a polygon's boundary crosses the middle of a column, down the columns."""
     number = corners.shape[0]
     grid = np.empty((number + 1, 2), np.int64)
     for j in range(number):
@@ -164,7 +165,7 @@ def _regions(label):
 
 @compiled()
 def _trace(label):
-    """Corners of all outlines one after the other, their ends, and the value and area of each region."""
+    """Return the corners of all outlines one after the other, their ends, and the value and area of each region."""
     height, width = label.shape
     region, num_regions = _regions(label)
     areas = np.zeros(num_regions, np.int64)
@@ -186,7 +187,7 @@ def _trace(label):
     following = np.empty(room, np.int64)
     count = np.int64(0)
     first_node = np.full(num_regions, -1, np.int64)
-    # the node at the upper end of each pixel's left edge, the edge's ring, and whether the upper edge was walked
+    # the node at the upper end of each pixel's left edge, the edge's ring, and whether the upper edge was traversed
     upper_left = np.full((height, width), -1, np.int64)
     walked = np.zeros((height, width), np.bool_)
     # the hole's node at the upper end of its first vertical edge, and that edge's pixel

@@ -102,7 +102,7 @@ def runs_of_counts(counts: Sequence[int] | NDArray[np.integer[Any]], size: int) 
 
 
 def runs_of_mask(mask: NDArray[Any]) -> NDArray[np.int64]:
-    """Runs of the nonzero pixels of a mask (H, W)."""
+    """Return the runs of the nonzero pixels of a mask (H, W)."""
     columns = np.zeros(mask.size + 2, dtype=np.int8)
     columns[1:-1] = (mask != 0).ravel(order="F")
     return np.flatnonzero(np.diff(columns)).astype(np.int64).reshape(-1, 2)
@@ -114,7 +114,7 @@ def paint_runs(columns: NDArray[Any], runs: NDArray[np.int64], value: int) -> No
 
 
 def row_counts(mask: NDArray[Any]) -> list[int]:
-    """Run lengths of a mask (H, W) along its rows, the first of them unset pixels, as CVAT writes them."""
+    """Return the run lengths of a mask (H, W) along its rows, starting with unset pixels, as CVAT writes them."""
     rows = np.zeros(mask.size + 2, dtype=np.int8)
     rows[1:-1] = (mask != 0).ravel()
     edges = np.flatnonzero(np.diff(rows))
@@ -212,7 +212,7 @@ def _from_string(raw):
 
 @compiled()
 def _run_starts(columns, words, per_word):
-    """Start of every run of equal values and, after the last, the size; ``words`` are the values, 64 bits at a time."""
+    """Return the start of every run of equal values, then the size; ``words`` are the values, 64 bits at a time."""
     total = columns.size
     starts = np.empty(total + 1, np.int32)
     starts[0], count = 0, 1
@@ -240,7 +240,7 @@ def _run_starts(columns, words, per_word):
 
 @compiled()
 def _encode(columns, words, per_word, height):
-    """Strings, their ends, areas and boxes of every value in a map stored down the columns."""
+    """Return the strings, their ends, areas and boxes of every value in a map stored down the columns."""
     total = columns.size
     starts, num_runs = _run_starts(columns, words, per_word)
     largest = np.int64(0)
@@ -309,7 +309,7 @@ def _put_bits(data, position, value, bits):
 
 @compiled()
 def _to_brush(rows, data):
-    """Write the bit stream; returns its bytes. Series only: a run of RGBA values has at least four."""
+    """Write the bit stream and return its bytes; it consists of series only, as every run has four RGBA values or more."""
     position = _put_bits(data, 0, 4 * rows.size, 32)
     position = _put_bits(data, position, 7, 5)
     for bits in _BRUSH_SIZES:

@@ -2,7 +2,7 @@
 
 WebDataset: ``KEY.jpg``, ``KEY.label.png``, ``KEY.weight.png`` and ``KEY.json``; dots of a name become underscores in
 its key, since WebDataset ends a key at the first dot. Hugging Face: the columns ``image`` and ``label`` (Image
-features), ``weight``, ``name`` and ``score``; class names stand in the file's metadata and in ``README.md``.
+features), ``weight``, ``name`` and ``score``; class names are in the file's metadata and in ``README.md``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ANNOTATION_COLUMNS = (
     "semantic_segmentation",
     "label_map",
 )
-"""Names of columns that hold label maps, in the order in which they are looked for."""
+"""Names of columns that hold label maps, in search order."""
 _NAME_COLUMNS = ("name", "file_name", "filename", "image_id", "id")
 _CLASSES = b"maskmill.classes"
 

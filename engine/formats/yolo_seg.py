@@ -1,7 +1,7 @@
 """YOLO segmentation: a text file per image, one polygon per line in shares of width and height, names in data.yaml.
 
-Regions with holes are written as one polygon that walks to the hole and back. Of overlapping polygons the smaller is on
-top, as in Ultralytics' training. Files that hold boxes instead of polygons are refused.
+A region with holes is written as one polygon that follows a bridge to the hole and back. Of overlapping polygons the
+smaller is on top, as in Ultralytics' training. Files that hold boxes instead of polygons are refused.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class YoloReader(LabelReader):
 
 
 def _image_stem(file: str) -> str:
-    """Path of an image below images/ without its extension."""
+    """Return the path of an image below images/ without its extension."""
     parts = file.rsplit(".", 1)[0].split("/")
     return "/".join(parts[len(parts) - parts[::-1].index("labels") :])
 
@@ -132,7 +132,7 @@ def _unquoted(value: str) -> str:
 
 
 class YoloWriter(Writer):
-    """Writes data.yaml, ``labels/*.txt`` and photos under ``images/``; regions too small for Ultralytics stay in."""
+    """Writes data.yaml, ``labels/*.txt`` and photos under ``images/``, including regions too small for Ultralytics."""
 
     format = "yolo-seg"
 
@@ -158,7 +158,7 @@ class YoloWriter(Writer):
 
 
 def undrawn(writer: Writer) -> set[int]:
-    """Values that get no shape: ignored pixels, and background unless pixels without a shape are the ignored ones."""
+    """Return the values without a shape: ignored pixels, and background unless unshaped pixels mean ignored."""
     classes = writer.options.classes
     values = set() if writer.options.ignored == "class" else {classes.ignore}
     if writer.options.ignored != "drop" and classes.background is not None:

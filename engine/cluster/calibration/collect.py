@@ -1,4 +1,4 @@
-"""Calibrate with several processes: each lease of labeled images is observed by one of them, one fits the thresholds.
+"""Calibrate with several processes: each runs the model on leases of labeled images, one fits the thresholds.
 
 ::
 
@@ -6,9 +6,9 @@
     calibration = calibrate_array(fit, Path("calibration.json"))          # this process is one of several
     calibration = calibrate_on_ray(fit, Path("calibration.json"), job, RaySettings(max_workers=8))
 
-What the workers observe is added in the order of the images, so thresholds, counts and report are those of one process,
-bit for bit. The leases are in the folder ``calibration.json.work`` until the calibration is written; after an interrupt
-or a crash the same command continues with what is finished.
+The workers' observations are added in the order of the images, so thresholds, counts and report are bit-identical to
+those of one process. The leases are in the folder ``calibration.json.work`` until the calibration is written; after an
+interrupt or a crash the same command continues from the finished leases.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def work_folder(output: Path) -> str:
 def calibrate_array(fit: Fit, output: Path, *, threads: int | None = None, log: RunLog | None = None) -> Calibration:
     """Calibrate as one of several processes with the same options, and write the calibration.
 
-    One of the processes fits the thresholds and writes ``output``; the others return what it wrote. ``threads`` is the
-    number of images in progress in this process, ``log`` gets the leases that it works on. Raises the errors of
+    One of the processes fits the thresholds and writes ``output``; the others read and return that file. ``threads`` is
+    the number of images in progress in this process, ``log`` gets the leases that it works on. Raises the errors of
     ``fit``, and :class:`UsageError` if the processes have different options.
     """
     task = _Task(work_folder(output), threads, log or RunLog())
@@ -68,7 +68,7 @@ def calibrate_array(fit: Fit, output: Path, *, threads: int | None = None, log: 
             calibration = Calibration.load(output)
         else:
             calibration.save(output)
-            (Path(task.folder) / RECORD).unlink()  # tells the others
+            (Path(task.folder) / RECORD).unlink()  # notifies the other processes
             shutil.rmtree(task.folder, ignore_errors=True)
     _remove_empty(task.folder)
     return calibration
@@ -119,7 +119,7 @@ class _Leases:
         return finished
 
     def merge(self, observations: Observations, sample: Sample, names: list[str]) -> bool:
-        """Add what the workers observed, in order.
+        """Add the workers' observations, in order.
 
         Returns False if a file is damaged or missing: its lease is offered again, and a later call continues there.
         """
@@ -189,7 +189,7 @@ class _Task:
 
 
 class _Driver:
-    """Watches the workers of a pool, and offers leases of those that die again."""
+    """Watches the workers of a pool, and offers the leases of dead workers again."""
 
     def __init__(self, job: ObservationJob, log: RunLog) -> None:
         self.token = new_token()
@@ -268,7 +268,7 @@ class _Driver:
 
 
 def _remove_empty(folder: str) -> None:
-    """Delete the folders that signs of life of the last seconds left."""
+    """Delete the folders if they are empty; late heartbeats may have created them again."""
     for path, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):
             os.rmdir(path)

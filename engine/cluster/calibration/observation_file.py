@@ -1,4 +1,4 @@
-"""Files of what a worker observed on the images of a lease."""
+"""Files with a worker's observations of the images of a lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker of a calibration: claims leases of labeled images, runs the model on them and hands back what it observed."""
+"""Worker of a calibration: claims leases of labeled images, runs the model on them and returns its observations."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .observation_file import encode_observations
 LEASE_IMAGES = 32
 """Number of images of a lease, rounded up to whole batches of the model."""
 POLL_SECONDS = 0.5
-"""Seconds between two looks for a lease while there is none."""
+"""Seconds between two searches for a lease while there is none."""
 RECORD = "calibration.json"
-"""File that says what the leases of a folder belong to."""
+"""File that identifies the calibration that the leases of a folder belong to."""
 FIT_RECORD = "fit.json"
 """File with the options that thresholds are fitted with."""
 
@@ -62,7 +62,7 @@ class Sample:
         return -(-LEASE_IMAGES // batch) * batch
 
     def record(self) -> dict[str, Any]:
-        """Return what two processes must agree on to share the work."""
+        """Return the options that two processes must agree on to share the work."""
         items = json.dumps([item[:3] for item in self.labeled.items])
         return {
             "version": installed_version(),
@@ -77,7 +77,8 @@ class Sample:
     def join(self, folder: str, options: Mapping[str, Any] | None = None) -> None:
         """Agree with the other processes of a folder, and with those that fit thresholds on the ``options`` of the fit.
 
-        Raises :class:`UsageError` if they calibrate something else, and :class:`StoreError` for a damaged record.
+        Raises :class:`UsageError` if their calibration is a different one, and :class:`StoreError` for a damaged
+        record.
         """
         with store_errors(f"cannot write to {folder}"):
             if different := _different(folder, RECORD, self.record()):
@@ -128,7 +129,7 @@ def _different(folder: str, name: str, record: Mapping[str, Any]) -> list[str]:
         return []
     try:
         other = json.loads(files.read(name))
-    except FileNotFoundError:  # the others have just finished
+    except FileNotFoundError:  # the other processes have just finished
         return []
     except ValueError:
         other = None
@@ -205,7 +206,7 @@ class ObservationWorker:
 
 
 class Signs:
-    """Signs of life of a process, written in a thread."""
+    """Heartbeats of a process, written by a thread."""
 
     def __init__(self, leases: Leases, token: str, name: str = "") -> None:
         self._leases, self._token, self._name = leases, token, name
@@ -225,12 +226,12 @@ class Signs:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show that the process is alive; an error stays in its record, otherwise the record is deleted."""
+        """Write heartbeats within the context; at the end the record is deleted, unless it holds an error."""
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(BEAT_SECONDS):
-                with suppress(StoreError):  # the next beat comes soon, and the observers are patient
+                with suppress(StoreError):  # the next beat follows soon, and observers tolerate a missing one
                     self._write()
 
         self._write()

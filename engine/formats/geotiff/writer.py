@@ -2,8 +2,8 @@
 
 ``NAME.tif`` has the size, coordinate reference system and transform of its source, one band of class indices in VOC's
 colors, and the ignore value as its nodata value; band tags ``class_0``, ``class_1``, … hold the names of the classes.
-Pixels without data in the source have no label. Windows of one source become one file; where windows overlap, a pixel
-comes from the one that it is deeper inside.
+Pixels without data in the source have no label. Windows of one source become one file; if windows overlap, a pixel is
+taken from the window whose border is farther away.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _cut(label: NDArray[Any], row: int, height: int, column: int, width: int) ->
 
 
 def _cores(sides: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """Return the part [first, last) of each start along one axis that its windows give to the merged map.
+    """Return, for each start along one axis, the part [first, last) that its windows contribute to the merged map.
 
     ``sides`` are (start, length); an overlap is split in the middle.
     """
@@ -156,7 +156,7 @@ def _cores(sides: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
 
 
 def _source(path: str) -> Any:
-    """Open the file that was labeled; raises :class:`UsageError` if it has no coordinates or is gone."""
+    """Open the file that was labeled; raises :class:`UsageError` if it has no coordinates or no longer exists."""
     rasterio = rasterio_for("writing GeoTIFF files")
     try:
         with rasterio.Env(**SETTINGS):
