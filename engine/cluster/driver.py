@@ -248,7 +248,7 @@ class Driver:
             self._planner.end()
 
     def _begin(self) -> None:
-        """Commit an earlier run's finished leases, and plan, unless there is no store yet; may be repeated on failure."""
+        """Commit an earlier run's finished leases, and plan, unless there is no store yet; may be repeated."""
         self._watch_workers()
         try:
             store = LabelStore.open(self._job.store, storage_options=self._job.storage_options, warn=False)

@@ -1,4 +1,4 @@
-"""Records of drivers and workers in the folder of a store, validated when they are read, since disks can damage files."""
+"""Records of drivers and workers in the folder of a store, validated when they are read."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ Ignored = Literal["drop", "background", "class"]
 ImageMode = Literal["copy", "link", "none"]
 """Photos beside the labels: copies, symbolic links, or none."""
 Overlaps = Literal["smaller", "later"]
-"""Which of two overlapping shapes is on top: the one with fewer pixels, or the later one in the file."""
+"""The upper one of two overlapping shapes: the one with fewer pixels, or the later one in the file."""
 Uncovered = Literal["auto", "background", "ignore"]
 """Label of pixels without a shape."""
 

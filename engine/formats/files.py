@@ -175,7 +175,7 @@ _SPECIAL[ord(",")] = 4
 
 @compiled()
 def _elements(raw, start, limit, special):
-    """Return the spans of at most ``limit`` elements of an array or object whose opening bracket is before ``start``."""
+    """Return the spans of at most ``limit`` elements of the array or object that opens just before ``start``."""
     spans = np.empty((16, 2), np.int64)
     count, depth, begin, position = 0, 0, start, start
     while position <= raw.size:

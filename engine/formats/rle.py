@@ -309,7 +309,7 @@ def _put_bits(data, position, value, bits):
 
 @compiled()
 def _to_brush(rows, data):
-    """Write the bit stream and return its bytes; it consists of series only, as every run has four RGBA values or more."""
+    """Write the bit stream, which consists of series only (a run has at least four values); return its bytes."""
     position = _put_bits(data, 0, 4 * rows.size, 32)
     position = _put_bits(data, position, 7, 5)
     for bits in _BRUSH_SIZES:
