@@ -96,11 +96,13 @@ def image_of(
     Raises :class:`UsageError` for a file that cannot be opened, and :class:`ImageError`.
     """
     from .inputs.images import decode_input
+    from .reading.access import current_access
+    from .reading.local import read_local
 
     if not isinstance(image, str | os.PathLike):
         return image
     try:
-        return decode_input(Path(image).read_bytes(), bands, bit_depth=bit_depth)
+        return decode_input(read_local(os.fspath(image), current_access().max_bytes), bands, bit_depth=bit_depth)
     except OSError as error:
         raise UsageError(f"cannot read {image}: {error}") from error
 

@@ -7,7 +7,6 @@ Indices are read as they are stored: palette images give their indices, gray ima
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 
 from ...errors import ImageError, UsageError
 from ..model.color_tables import TABLE_NAMES, ColorTable
+from ..reading.access import current_access
+from ..reading.local import read_local
 from .image_formats import damage, open_image, quiet_pillow
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -32,9 +33,11 @@ _PHOTOMETRIC, _BITS = 262, 258
 def read_label_map(path: str | os.PathLike[str], colors: ColorTable | None = None) -> NDArray[Any]:
     """Read a label map file as label indices (H, W), uint8 or uint16; see :func:`decode_label_map`."""
     try:
-        data = Path(path).read_bytes()
+        data = read_local(os.fspath(path), current_access().max_bytes)
     except OSError as error:
         raise UsageError(f"cannot read the label map {path}: {error.strerror or error}") from error
+    except ImageError as error:
+        raise UsageError(f"cannot read the label map {path}: {error}") from error
     return decode_label_map(data, str(path), colors)
 
 
@@ -46,20 +49,30 @@ def decode_label_map(data: bytes, name: str, colors: ColorTable | None = None) -
     Raises :class:`UsageError` for a file that cannot be read, holds colors without a table or values that are no
     indices, and :class:`TaxonomyError` for a color that the table does not list.
     """
+    try:
+        image = decode_map(data)
+    except ImageError as error:
+        raise UsageError(f"cannot read the label map {name}: {error}") from error
     with quiet_pillow():
-        try:
-            image = open_image(data, MAX_LABELS)
-            if image.format == "PNG" and _png_bytes(image, data) > _MOST_INFLATED * len(data):
-                size = f"{image.width}x{image.height}"
-                raise ImageError("truncated", f"damaged PNG file: {len(data):,} bytes cannot hold {size} pixels")
-            try:
-                image.load()
-            except Exception as error:
-                # damaged files raise nearly every exception from inside Pillow's decoders
-                raise damage(image.format, error) from error
-        except ImageError as error:
-            raise UsageError(f"cannot read the label map {name}: {error}") from error
         return _indices(image, name, data) if colors is None else _from_colors(image, name, colors)
+
+
+def decode_map(data: bytes) -> Any:
+    """Return the Pillow image of a map's bytes, decoded and not turned by EXIF.
+
+    Raises :class:`ImageError`, also for a header that promises more than the file can hold.
+    """
+    with quiet_pillow():
+        image = open_image(data, MAX_LABELS)
+        if image.format == "PNG" and _png_bytes(image, data) > _MOST_INFLATED * len(data):
+            size = f"{image.width}x{image.height}"
+            raise ImageError("truncated", f"damaged PNG file: {len(data):,} bytes cannot hold {size} pixels")
+        try:
+            image.load()
+        except Exception as error:
+            # damaged files raise nearly every exception from inside Pillow's decoders
+            raise damage(image.format, error) from error
+        return image
 
 
 def _png_bytes(image: Any, data: bytes) -> int:

@@ -17,12 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...errors import StoreError, UsageError
+from ...errors import ImageError, StoreError, UsageError
 from ..calibration.calibration import Calibration
 from ..formats.open import CERTIFICATE
 from ..inputs.identity import content_id
-from ..model.files import sha256
+from ..model.files import MAX_TEXT, sha256
 from ..model.publishing import write_atomically
+from ..model.schema import read_json_object, read_value
+from ..model.storage import stays_below
+from ..reading.local import read_local
 from ..store.label_store import LabelStore
 from .drift import watch_store
 
@@ -127,6 +130,15 @@ def write_certificate(folder: Path, certificate: Mapping[str, Any], hashes: Iter
 
 
 @dataclass(frozen=True)
+class _Files:
+    """Form of the certificate's entry about files."""
+
+    list: str
+    number: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ExportCheck:
     """Result of :func:`verify_export`."""
 
@@ -141,31 +153,39 @@ class ExportCheck:
 def verify_export(folder: Path) -> ExportCheck:
     """Compare every file of an export with the hashes it was written with; raises :class:`StoreError` without them."""
     try:
-        raw = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
-        seal = raw.pop("seal")
-        lines = (folder / HASHES).read_bytes()
-        files = raw["files"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raw = read_json_object(folder / CERTIFICATE)
+        seal, files = raw.pop("seal", None), read_value(_Files, raw.get("files"), "files")
+        lines = read_local(str(folder / HASHES), MAX_TEXT)
+    except (OSError, ImageError, UsageError) as error:
         raise StoreError(f"{folder} has no certificate that can be read: {error}; ask for the export again") from error
     faults = []
     if seal != _seal(raw):
         faults.append(f"{CERTIFICATE} was changed after it was written")
-    if hashlib.sha256(lines).hexdigest() != files["sha256"]:
+    if hashlib.sha256(lines).hexdigest() != files.sha256:
         faults.append(f"{HASHES} was changed after it was written")
     number = 0
     for line in lines.decode("utf-8", "replace").splitlines():
         value, _, name = line.partition("  ")
         number += 1
-        path = folder / name
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif sha256(path) != value:
-            faults.append(f"{name} was changed after it was written")
+        if fault := _fault(folder, name, value):
+            faults.append(f"{name} {fault}")
     return ExportCheck(raw, number, tuple(faults))
 
 
+def _fault(folder: Path, name: str, value: str) -> str:
+    """Return what is wrong with a file of an export; empty if its hash is ``value``."""
+    if not stays_below(name):
+        return "is not in the export: the list of hashes was made to read other files"
+    try:
+        if not (folder / name).is_file():
+            return "is missing"
+        return "" if sha256(folder / name) == value else "was changed after it was written"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+
+
 def _seal(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_same(run: Mapping[str, Any], calibration: Calibration) -> None:

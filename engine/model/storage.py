@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -25,9 +26,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
-from ...errors import MaskmillError, UsageError
+from ...errors import ImageError, MaskmillError, UsageError
 from ..reading import remote
-from ..reading.access import current_access, is_bucket
+from ..reading.access import HTTP, current_access, is_bucket
 from ..reading.bucket.client import BucketAnswerError, MissingBucketError, allows_http, check_keys, require_client
 from ..reading.local import read_local
 from ..reading.outages import wait_out
@@ -41,6 +42,14 @@ _FINAL = (
     *(NotADirectoryError, IsADirectoryError),
 )
 
+MAX_COPIED = 1 << 36
+"""Most bytes that :func:`fetched` copies."""
+MAX_COPIED_FILES = 10_000
+"""Most files that :func:`fetched` copies."""
+MAX_FILE = 1 << 30
+"""Largest file that a :class:`Folder` reads, in bytes."""
+_TOO_MUCH = f"more than {MAX_COPIED_FILES:,} files or {MAX_COPIED >> 30} GiB"
+
 _FETCHED: dict[str, Path] = {}  # copies of this process, by URL
 
 _IN_USE: dict[str, tuple[Any, str]] = {}  # filesystem and folder of each bucket that this process writes to
@@ -52,7 +61,7 @@ class Folder(Protocol):
     """Files below one folder, named by relative paths with ``/``; every method may be called from any thread."""
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file; raises :class:`FileNotFoundError`."""
+        """Return the bytes of a file; raises :class:`FileNotFoundError`, and another ``OSError`` for a huge one."""
         ...
 
     def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
@@ -111,7 +120,8 @@ def is_remote(path: Any) -> bool:
 def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
     """Return a local path of a file or folder; behind a URL, of a copy that is deleted when the process ends.
 
-    Raises :class:`UsageError` if there is nothing at the URL.
+    Raises :class:`UsageError` if there is nothing at the URL, a file's name leads out of the folder, or there are more
+    than :data:`MAX_COPIED_FILES` files or :data:`MAX_COPIED` bytes.
     """
     path: Any = location_of(location, options)
     if not is_remote(path):
@@ -123,13 +133,21 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
     target = folder / path.name
     system, root = path.fs, path.path.rstrip("/")
     try:
-        files = system.find(root)
+        files = system.find(root, detail=True)
         if not files:
             raise UsageError(f"there is nothing at {path}")
+        if len(files) > MAX_COPIED_FILES or sum(info.get("size") or 0 for info in files.values()) > MAX_COPIED:
+            raise UsageError(f"{path} holds {_TOO_MUCH}; give the folder of one model")
+        left = MAX_COPIED
         for name in files:
-            copy = target / name.removeprefix(root).lstrip("/") if name != root else target
+            inner = name.removeprefix(root).lstrip("/")
+            if name != root and (not name.startswith(f"{root}/") or not stays_below(inner)):
+                raise UsageError(f"{path} holds a file whose name leads out of the folder: {name}; do not use it")
+            copy = target / inner if name != root else target
             copy.parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(name, str(copy))
+            left -= _copy(system, name, copy, left)
+            if left < 0:
+                raise UsageError(f"{path} holds {_TOO_MUCH}; give the folder of one model")
     except UsageError:
         raise
     except Exception as error:
@@ -137,6 +155,21 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
         raise UsageError(f"cannot read {path}: {error}") from error
     _FETCHED[str(path)] = target
     return target
+
+
+def stays_below(name: str) -> bool:
+    """Return True for a relative path of plain names, on any system."""
+    return not (re.match("[a-zA-Z]:", name) or set(re.split(r"[/\\]", name)) & {"", ".", ".."})
+
+
+def _copy(system: Any, name: str, target: Path, limit: int) -> int:
+    """Copy a file, and stop soon after ``limit`` bytes; returns the number of bytes."""
+    num_bytes = 0
+    whole = {"block_size": 0} if name.startswith(HTTP) else {}  # servers may ignore byte ranges
+    with system.open(name, "rb", **whole) as source, target.open("wb") as copy:
+        while num_bytes <= limit and (part := source.read(1 << 22)):
+            num_bytes += copy.write(part)
+    return num_bytes
 
 
 def shown(text: object) -> str:
@@ -196,7 +229,10 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """See :meth:`Folder.read`."""
-        return (self.path / name).read_bytes()
+        try:
+            return read_local(os.fspath(self.path / name), MAX_FILE)
+        except ImageError as error:
+            raise OSError(f"cannot read {self.path / name}: {error}") from error
 
     def write(self, name: str, data: bytes, *, sync: bool = False) -> None:
         """See :meth:`Folder.write`."""

@@ -26,24 +26,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ...checks import name_list
-from ...errors import ImageError, MissingPackageError, UsageError
+from ...errors import BundleError, ImageError, UsageError
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..inputs.names import NameIndex
 from ..model.bundle import Activation, Bundle, OutputSpec, Provenance
 from ..model.input_spec import InputSpec
 from ..model.publishing import write_atomically
+from ..model.schema import read_json_object, read_value
 from .base import ScoreMap
+from .score_arrays import read_array, read_maps, read_zarr
 
 RECORD = "scores.json"
 """File of a bundle that names the folder with its scores, and of an image with confidences of its masks."""
@@ -101,13 +102,33 @@ class PreparedScores:
     """(height, width) in pixels."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rescaling:
+    """Softmax of ``scale`` z + ``offsets``, z the logits of the files."""
+
+    activation: Activation
+    """Activation of the files' own scores."""
+    scale: float
+    offsets: tuple[float, ...]
+    """One per class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """Form of ``scores.json`` of a bundle."""
+
+    scores: str
+    digest: str
+    rescaling: Rescaling | None = None
+
+
 class ScoreFiles:
     """Predictor that reads the scores of each image from files; see the module docstring."""
 
     batch = 1
     threads = 1
 
-    def __init__(self, bundle: Bundle, root: Path, digest: str, rescaling: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, bundle: Bundle, root: Path, digest: str, rescaling: Rescaling | None = None) -> None:
         self.bundle = bundle
         self._digest = digest
         self._rescaling = rescaling
@@ -116,9 +137,21 @@ class ScoreFiles:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> ScoreFiles:
-        """Open a bundle that :func:`write_score_bundle` made."""
-        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-        return cls(Bundle.load(folder), Path(record["scores"]), record["digest"], record.get("rescaling"))
+        """Open a bundle that :func:`write_score_bundle` made; raises :class:`BundleError` if its record is damaged."""
+        bundle, path = Bundle.load(folder), Path(folder) / RECORD
+        try:
+            raw = read_json_object(path)
+        except (FileNotFoundError, UsageError) as error:
+            raise BundleError(f"{error}; import the scores again") from error
+        try:
+            record = read_value(_Record, raw)
+        except UsageError as error:
+            raise BundleError(f"{path}: {error}; import the scores again") from error
+        rescaling = record.rescaling
+        if rescaling is not None and len(rescaling.offsets) != len(bundle.classes):
+            number = len(bundle.classes)
+            raise BundleError(f"{path}: {len(rescaling.offsets)} offsets for {number} classes; rescale the scores again")
+        return cls(bundle, Path(record.scores), record.digest, rescaling)
 
     def rescaled(self, folder: str | os.PathLike[str], *, scale: float, offsets: Sequence[float]) -> Bundle:
         """Write a bundle whose scores are a softmax of ``scale`` z + ``offsets``, z the logits of this one's files.
@@ -174,10 +207,12 @@ class ScoreFiles:
         if entry is None:
             raise ImageError("no-scores", f"{self._root} holds no scores of it; their names must match")
         activation = self.bundle.outputs[0].activation
-        stored = activation if self._rescaling is None else self._rescaling["activation"]
+        stored = activation if self._rescaling is None else self._rescaling.activation
         try:
             scores = _load(entry, self.bundle, image.size)
-        except (OSError, ValueError, KeyError, UnidentifiedImageError) as error:
+        except ImageError as error:
+            raise ImageError(error.kind, f"cannot read {entry}: {error}") from error
+        except (OSError, ValueError, UsageError) as error:
             raise ImageError("no-scores", f"cannot read {entry}: {error}") from error
         if scores.ndim != 3:
             raise ImageError("no-scores", f"{entry} has the shape {scores.shape}; expected (classes, height, width)")
@@ -189,8 +224,8 @@ class ScoreFiles:
             raise ImageError("no-scores", f"{entry} has {len(scores)} score maps for {num_classes} classes")
         if self._rescaling is not None:
             logits = np.log(np.maximum(scores, SMALLEST)) if stored == "none" else scores
-            offsets = np.asarray(self._rescaling["offsets"], np.float32)[:, None, None]
-            scores = np.float32(self._rescaling["scale"]) * logits + offsets
+            offsets = np.asarray(self._rescaling.offsets, np.float32)[:, None, None]
+            scores = np.float32(self._rescaling.scale) * logits + offsets
         height, width = scores.shape[1:]
         return ScoreMap(
             scores=scores, layout="CHW", activation=activation, size=image.size,
@@ -226,26 +261,11 @@ def _size(entry: Path) -> int:
 def _load(entry: Path, bundle: Bundle, size: tuple[int, int]) -> NDArray[np.float32]:
     """Read the scores (C, h, w) of an entry, without the background if its files lack it."""
     if entry.suffix == ".npy":
-        return np.ascontiguousarray(np.load(entry, allow_pickle=False), np.float32)
+        return read_array(entry)
     if entry.suffix == ".zarr":
-        try:
-            import zarr
-        except ImportError as error:
-            raise MissingPackageError("zarr", "zarr", "scores from zarr arrays") from error
-        return np.ascontiguousarray(zarr.open_array(entry, mode="r")[:], np.float32)
-    confidences = None
-    if (entry / RECORD).is_file():
-        confidences = json.loads((entry / RECORD).read_text(encoding="utf-8"))
-    maps: dict[str, NDArray[np.float32]] = {}
-    for name in bundle.classes:
-        if (file := entry / f"{name}.png").is_file():
-            with Image.open(file) as picture:
-                values = np.asarray(picture)
-            if confidences is None:
-                largest = 255 if values.dtype == np.uint8 else 65535
-                maps[name] = values.astype(np.float32) / np.float32(largest)
-            else:
-                maps[name] = (values != 0).astype(np.float32) * np.float32(confidences[name])
+        return read_zarr(entry)
+    confidences = entry / RECORD
+    maps = read_maps(entry, bundle.classes, confidences if confidences.is_file() else None)
     shape = next(iter(maps.values())).shape if maps else size
     background = None if bundle.background is None else bundle.classes[bundle.background]
     names = [name for name in bundle.classes if name != background or name in maps]

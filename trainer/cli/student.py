@@ -34,7 +34,9 @@ def predict_image(
     from ...engine.formats.geotiff.writer import write_label_map
     from ...engine.inputs.images import decode_input
     from ...engine.inputs.rasters.bands import display_of
+    from ...engine.reading.access import current_access
     from ...engine.reading.geotiff import has_tiff_ending
+    from ...engine.reading.local import read_local
     from ...engine.report.overlay import overlay as draw_overlay
     from ...engine.report.overlay import save_picture
     from ..processes import resolve_device
@@ -47,7 +49,7 @@ def predict_image(
     student = load_run(run, allow_code=allow_code)
     torch_device, bands = resolve_device(device), student.input.bands
     try:
-        photo = decode_input(image.read_bytes(), bands, bit_depth=student.run.bit_depth)
+        photo = decode_input(read_local(str(image), current_access().max_bytes), bands, bit_depth=student.run.bit_depth)
     except OSError as error:
         raise UsageError(f"cannot read {image}: {error}") from error
     label = label_image(

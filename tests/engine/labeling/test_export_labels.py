@@ -214,6 +214,32 @@ def test_the_certificate_is_checked_at_the_receiver(tmp_path: Path) -> None:
         verify_export(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../photos/0.png", "/etc/passwd", "a/../../store/run.json"])
+def test_a_list_of_hashes_reads_no_file_outside_the_export(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_labels(make_store(tmp_path, 3), out, "voc", images="none")
+    with (out / "labels.sha256").open("a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    assert any(fault.startswith(f"{name} is not in the export") for fault in verify_export(out).faults)
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"files": []}', '{"files": {"sha256": 1}}', "{}", "\ud800"])
+def test_a_damaged_certificate_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_labels(make_store(tmp_path, 2), out, "voc", images="none")
+    (out / "labels.cert.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(StoreError, match="no certificate that can be read"):
+        verify_export(out)
+
+
+def test_a_text_that_is_not_unicode_in_a_certificate_is_a_change(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_labels(make_store(tmp_path, 2), out, "voc", images="none")
+    certificate = json.loads((out / "labels.cert.json").read_text())
+    (out / "labels.cert.json").write_text(json.dumps({**certificate, "promise": "\ud800"}))
+    assert verify_export(out).faults == ("labels.cert.json was changed after it was written",)
+
+
 @pytest.mark.parametrize(
     ("run", "words"),
     [

@@ -15,7 +15,7 @@ from maskmill.engine.model.bundle import Bundle
 from maskmill.engine.predictors.open import ModelOptions, open_predictor
 from maskmill.engine.predictors.score_files import ScoreFiles, write_score_bundle
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.errors import ImageError, UsageError
+from maskmill.errors import BundleError, ImageError, UsageError
 
 CLASSES = ["background", "cat", "dog"]
 SCORES = np.random.default_rng(0).random((3, 5, 7)).astype(np.float32)
@@ -146,3 +146,89 @@ def test_a_folder_of_scores_is_imported_calibrated_and_labeled(tmp_path: Path) -
     run("label", "@bundle", "@photos", "-o", "@store", "--select", "conformal", "--calibration", "@calibration.json")
     store = LabelStore.open(tmp_path / "store")
     assert len(store.ids()) == 25
+
+
+RECORDS = [
+    ("[]", "JSON object"),
+    ("{", "cannot read"),
+    ("[" * 100_000, "recursion"),
+    ('{"scores": 3, "digest": ""}', "scores must be a valid string"),
+    ('{"scores": "x"}', "digest is missing"),
+    ('{"scores": "SCORES", "digest": "", "rescaling": {"scale": 1}}', "rescaling.activation is missing"),
+    ('{"scores": "SCORES", "digest": "", "rescaling": {"activation": "none", "scale": 1, "offsets": [1]}}', "offsets"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), RECORDS, ids=range(len(RECORDS)))
+def test_a_damaged_record_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    write_npy(tmp_path, "1", SCORES)
+    predictor(tmp_path)
+    (tmp_path / "bundle" / "scores.json").write_text(text.replace("SCORES", str(tmp_path / "scores")))
+    with pytest.raises(BundleError, match=message):
+        ScoreFiles.open(tmp_path / "bundle")
+
+
+def npy(shape: str, kind: str = "<f4", content: bytes = b"x" * 100) -> bytes:
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (npy("(3, 1000000, 1000000)"), "too-large"),
+        (npy("(3, 1000, 1000)"), "no-scores"),
+        (npy("(3, 2, 2)", "|O", b"cos\nsystem\n"), "no-scores"),
+        (npy("(3, 2, 2)", "<U9"), "no-scores"),
+        (npy("(3," * 3000), "no-scores"),
+        (b"PK\x03\x04", "no-scores"),
+    ],
+    ids=["huge", "cut", "objects", "text", "brackets", "npz"],
+)
+def test_a_hostile_array_is_one_reject(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "1.npy").write_bytes(data)
+    with pytest.raises(ImageError) as caught:
+        predictor(tmp_path).predict(PHOTO, "1.jpg")
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, '{"cat": "high"}', '{"dog": 1}'])
+def test_hostile_confidences_are_one_reject(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "scores" / "1"
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(text)
+    Image.fromarray(np.ones((2, 2), np.uint8)).save(folder / "cat.png")
+    with pytest.raises(ImageError) as caught:
+        predictor(tmp_path, background="background").predict(PHOTO, "1.jpg")
+    assert caught.value.kind == "no-scores"
+
+
+def test_maps_of_different_sizes_are_one_reject(tmp_path: Path) -> None:
+    folder = tmp_path / "scores" / "1"
+    folder.mkdir(parents=True)
+    for name, side in (("cat", 2), ("dog", 3)):
+        Image.fromarray(np.ones((side, side), np.uint8)).save(folder / f"{name}.png")
+    with pytest.raises(ImageError, match="shape"):
+        predictor(tmp_path).predict(PHOTO, "1.jpg")
+
+
+@pytest.mark.parametrize("name", ["pickle", "vlen-utf8", "unknown"])
+def test_a_zarr_array_with_a_codec_that_may_run_code_is_refused(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("zarr")
+    folder = tmp_path / "scores" / "1.zarr"
+    folder.mkdir(parents=True)
+    array = {"zarr_format": 2, "shape": [3, 5, 7], "chunks": [3, 5, 7], "dtype": "<f4", "fill_value": 0, "order": "C"}
+    (folder / ".zarray").write_text(json.dumps({**array, "compressor": None, "filters": [{"id": name}]}))
+    (folder / "0.0.0").write_bytes(SCORES.tobytes())
+    with pytest.raises(ImageError, match="codec"):
+        predictor(tmp_path).predict(PHOTO, "1.jpg")
+
+
+def test_an_endless_zarr_array_without_chunks_is_refused(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "scores" / "1.zarr", shape=(3, 10**6, 10**6), chunks=(1, 64, 64), dtype="float32")
+    with pytest.raises(ImageError) as caught:
+        predictor(tmp_path).predict(PHOTO, "1.jpg")
+    assert caught.value.kind == "too-large"
