@@ -119,7 +119,7 @@ def segmented(limit: int) -> dict[str, Any]:
         photos = []
         for name in names:
             (row,) = store.take([ids[name]], extras=True)
-            objects = [] if row.instances is None else decode_instances(row.instances)
+            objects = decode_instances(row, taxonomy.num_targets)
             renamed = []
             for instance in objects:
                 target = SAME.index(taxonomy.targets[instance.target])

@@ -175,7 +175,7 @@ def matched_objects(
     images = []
     for name, id in _pairs(store, reader):
         (row,) = store.take([id], extras=True)
-        objects = () if row.instances is None else decode_instances(row.instances)
+        objects = decode_instances(row, len(names))
         images.append(match(objects, reader.read_objects(name, names), row.height * row.width, iou))
     return images
 

@@ -185,7 +185,8 @@ def _fault(folder: Path, name: str, value: str) -> str:
 
 
 def _seal(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_same(run: Mapping[str, Any], calibration: Calibration) -> None:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...checks import check_choice
-from ...errors import CalibrationMismatch, UsageError
+from ...errors import CalibrationMismatch, StoreError, UsageError
 from ..calibration.calibration import Calibration
 from ..calibration.drift.report import Distance, DriftReport, survey, watch_images
 from ..calibration.drift.statistics import STATISTICS, describe_images, pack_statistics, unpack_statistics
@@ -33,6 +33,7 @@ from ..inputs.sources import Item
 from ..model.taxonomy import Taxonomy
 from ..predictors.base import ScoreMap
 from ..store.label_store import LabelStore
+from ..store.rows import read_statistics
 from .selection import Selection
 from .writer import Done
 
@@ -76,8 +77,10 @@ class StoredWatch:
         return None if text is None else self.distance.of(self.read(text))
 
     def read(self, text: str) -> list[float]:
-        """Read the statistics (J,) of a label row."""
-        values = json.loads(text)
+        """Read the statistics (J,) of a label row; raises :class:`StoreError` if they are damaged."""
+        values = read_statistics(text)
+        if missing := [name for name in self.names if name not in values]:
+            raise StoreError(f"the statistics of an image lack {missing[0]!r}; run `maskmill verify STORE --repair`")
         return [values[name] for name in self.names]
 
 

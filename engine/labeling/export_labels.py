@@ -343,7 +343,7 @@ class _Job:
 
     def _instances(self, row: Any) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
         """Return the objects of an image, and those that the thresholds leave out."""
-        objects = () if row.instances is None else decode_instances(row.instances)
+        objects = decode_instances(row, len(self._writer.options.classes.names))
         if self._thresholds is None:
             return objects, ()
         chosen = self._thresholds.keep(objects)

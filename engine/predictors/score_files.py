@@ -149,8 +149,8 @@ class ScoreFiles:
             raise BundleError(f"{path}: {error}; import the scores again") from error
         rescaling = record.rescaling
         if rescaling is not None and len(rescaling.offsets) != len(bundle.classes):
-            number = len(bundle.classes)
-            raise BundleError(f"{path}: {len(rescaling.offsets)} offsets for {number} classes; rescale the scores again")
+            numbers = f"{len(rescaling.offsets)} offsets for {len(bundle.classes)} classes"
+            raise BundleError(f"{path}: {numbers}; rescale the scores again")
         return cls(bundle, Path(record.scores), record.digest, rescaling)
 
     def rescaled(self, folder: str | os.PathLike[str], *, scale: float, offsets: Sequence[float]) -> Bundle:

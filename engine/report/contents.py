@@ -17,6 +17,7 @@ from ...checks import name_list
 from ..labeling.certificate import promise
 from ..labeling.drift import watch_store
 from ..store.label_store import SEGMENTS, LabelStore
+from ..store.rows import count_matrix
 
 _GROUPS = {
     "pooled": "one threshold for all classes",
@@ -108,7 +109,7 @@ def _coverage(store: LabelStore) -> list[str]:
     if not len(table):
         return []
     sizes = [table[name].to_numpy().astype(np.int64) for name in ("width", "height")]
-    counts = np.array(table["counts"].to_pylist(), dtype=np.int64).sum(axis=0)
+    counts = count_matrix(table["counts"]).sum(axis=0)
     num_kept = int(counts.sum())
     lines = [f"kept: {num_kept / max(int((sizes[0] * sizes[1]).sum()), 1):.1%} of the pixels have a label"]
     names = store.run.get("classes", {}).get("targets", ())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
 import struct
 import time
@@ -12,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ...errors import StoreError
 from .schema import HASH_BYTES, SCHEMAS, Verdict, covered_columns
+
+MAX_PIXELS = 1 << 34
+"""Most pixels of an image in a store."""
 
 _ID = re.compile("[0-9a-f]{32}")
 _COVERED = {name: covered_columns(schema) for name, schema in SCHEMAS.items()}
@@ -174,14 +181,61 @@ def row_fault(name: str, columns: Sequence[str], row: dict[str, Any]) -> str | N
         return "its content does not match its hash"
     if row.get("id") is not None and not _ID.fullmatch(row["id"]):
         return "its id is not a hash of 32 hexadecimal digits"
+    if name == "labels" and (fault := _value_fault(row)):
+        return fault
     if name == "labels" and "extra_hash" in row:
         features = row["features"]
         values = row if features is None else {**row, "features": np.asarray(features, np.float32)}
         if extra_hash(values) != row["extra_hash"]:
             return "its scores, instances, features or statistics do not match their hash"
+        if row["statistics"] is not None:
+            try:
+                read_statistics(row["statistics"])
+            except StoreError:
+                return "its statistics are no JSON object of finite numbers"
     if name == "inputs" and row["fingerprint"] != fingerprint(row["uri"], row["size"], row["stamp"], row["condition"]):
         return "its fingerprint does not match its columns"
     return None
+
+
+def _value_fault(row: Mapping[str, Any]) -> str | None:
+    """Return which value of a label row cannot be: a hash shows damage, and not who wrote the row."""
+    pixels = row["width"] * row["height"]
+    if row["width"] < 1 or row["height"] < 1 or pixels > MAX_PIXELS:
+        return f"an image of {row['width']}x{row['height']} pixels cannot be"
+    for column in ("kept", "confidence"):
+        if not 0 <= row[column] <= 1:
+            return f"its {column} is {row[column]}, expected 0 to 1"
+    if min(row["counts"], default=0) < 0 or sum(row["counts"]) > pixels:
+        return f"its counts are not those of {pixels:,} pixels"
+    return None
+
+
+def count_matrix(counts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the column ``counts`` of n rows as (n, K); raises :class:`StoreError` if the rows differ in length."""
+    lengths = pc.unique(pc.list_value_length(counts)).to_pylist()
+    if len(lengths) > 1:
+        raise StoreError("rows of the store count different numbers of classes; run `maskmill verify STORE --repair`")
+    flat = counts.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    return flat.reshape(len(counts), lengths[0] if lengths else 0)
+
+
+def read_statistics(text: str) -> dict[str, float]:
+    """Return the numbers of the column ``statistics`` by name; raises :class:`StoreError` if they are damaged."""
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("no JSON object")
+        return {name: _finite(value) for name, value in values.items()}
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        fault = f"the statistics of an image are damaged ({error})"
+        raise StoreError(f"{fault}; run `maskmill verify STORE --repair`") from error
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, str) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return float(value)
 
 
 def _names(kind: type) -> frozenset[str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...model.taxonomy import Taxonomy
 from ...store.label_store import LabelStore
+from ...store.rows import count_matrix, read_statistics
 
 REJECT_EXAMPLES = 5
 """Inputs that are named per kind of reject."""
@@ -79,9 +78,9 @@ def read_overview(store: LabelStore) -> Overview:
     ).combine_chunks()
     ids = table["id"].to_pylist()
     num_targets = Taxonomy.from_json(store.classes).num_targets
-    flat = pa.chunked_array(table["counts"]).combine_chunks().flatten().to_numpy(zero_copy_only=False)
     width, height, kept, confidence = (table[name].to_numpy() for name in ("width", "height", "kept", "confidence"))
-    statistics = [None if text is None else json.loads(text)["top score"] for text in table["statistics"].to_pylist()]
+    texts = table["statistics"].to_pylist()
+    statistics = [None if text is None else read_statistics(text).get("top score") for text in texts]
     top_score = np.array(statistics, np.float64)
     inputs = store.table(["uri", "id", "error", "message"], "inputs")
     uri_of: dict[str, str] = {}
@@ -98,7 +97,7 @@ def read_overview(store: LabelStore) -> Overview:
         ids=ids,
         uris=[uri_of.get(id, "") for id in ids],
         pixels=width.astype(np.int64) * height,
-        counts=flat.reshape(len(ids), -1)[:, :num_targets] if ids else np.zeros((0, num_targets), np.int64),
+        counts=count_matrix(table["counts"])[:, :num_targets] if ids else np.zeros((0, num_targets), np.int64),
         kept=kept,
         top_score=np.where(np.isnan(top_score), confidence, top_score),
         distance=table["drift"].to_numpy().astype(np.float64),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from maskmill.cli import app
 from maskmill.engine.formats.base import FileSink
 from maskmill.engine.labeling.export_labels import export_labels
 from maskmill.engine.model.png import encode_png
 from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.store.label_store import InputRow, LabelRow, LabelStore, content_id
-from maskmill.errors import StoreError, UsageError
+from maskmill.errors import MaskmillError, StoreError, UsageError
 
 TAXONOMY = Taxonomy(targets=("background", "cow"), background=0, model=(0, 1))
 URIS = (
@@ -70,3 +73,31 @@ def test_a_name_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="its own folder only"):
         FileSink(tmp_path).save(name, b"")
     assert not list(tmp_path.iterdir())
+
+
+VALUES: list[tuple[str, Any]] = [
+    ("statistics", "[]"),
+    ("statistics", "{"),
+    ("statistics", "[" * 100_000),
+    ("statistics", '{"top score": "x"}'),
+    ("statistics", '{"top score": NaN}'),
+    ("counts", [1]),
+    ("counts", [-5, 2**62]),
+    ("kept", float("nan")),
+    ("confidence", 1e300),
+    ("width", 0),
+    ("height", 2**31 - 1),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), VALUES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(VALUES)])
+def test_values_that_cannot_be_are_read_or_refused_in_one_line(column: str, value: Any, tmp_path: Path) -> None:
+    store = hostile_store(tmp_path, [content_id(uri.encode()) for uri in URIS])
+    row = next(store.iter_rows())
+    other = LabelStore.create(tmp_path / "other", store.run)
+    rows = [replace(row, id=content_id(b"new"), **{column: value}), row]
+    inputs = [replace(next(store.inputs()), uri=f"{index}.png", id=row.id) for index, row in enumerate(rows)]
+    other.commit(rows, inputs)
+    for command in (["show"], ["report", "-o", str(tmp_path / "page.html")], ["verify"]):
+        result = CliRunner().invoke(app, [command[0], str(tmp_path / "other"), *command[1:]])
+        assert result.exception is None or isinstance(result.exception, SystemExit | MaskmillError), command

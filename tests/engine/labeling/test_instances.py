@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from maskmill.engine.report.display import print_object_thresholds
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 from maskmill.engine.store.instances import decode_instances, encode_instances
 from maskmill.engine.store.label_store import LabelStore
-from maskmill.errors import CalibrationError, UsageError
+from maskmill.errors import CalibrationError, StoreError, UsageError
 
+from ...builders import label_row
 from ...models import color_bundle, color_image, object_bundle
 
 TAXONOMY = Taxonomy(targets=("ground", "cow", "horse"), background=0, model=(0, 1, 2))
@@ -117,7 +119,7 @@ def test_objects_are_stored_beside_the_maps_and_exported(tmp_path: Path, photos:
     assert store.run["instances"]["min_score"] == 0.5
     for row in store.iter_rows(extras=True):
         assert row.instances is not None
-        assert [instance.target for instance in decode_instances(row.instances)] == [1, 2, 1]
+        assert [instance.target for instance in decode_instances(row, 3)] == [1, 2, 1]
 
     export_labels(store, tmp_path / "coco", "coco", instances=True)
     coco = COCO(str(tmp_path / "coco/annotations/instances.json"))
@@ -251,7 +253,39 @@ def test_the_quality_of_a_mask_is_its_stability_or_what_the_model_predicts() -> 
     predicted = replace(objects, qualities=np.float32([0.25]))
     (found,) = find_instances(score_map(boxes(), [], [], objects=predicted), TAXONOMY, InstanceSettings())
     assert found.quality == 0.25
-    assert decode_instances(encode_instances([found])) == (found,)
+    row = replace(label_row("a", labels=np.zeros(SIZE, np.uint8)), instances=encode_instances([found]))
+    assert decode_instances(row, 3) == (found,)
+
+
+DAMAGED = [
+    b"",
+    b"\x01",
+    b"\x02not zlib",
+    *(
+        b"\x02" + zlib.compress(text)
+        for text in (
+            b"{",
+            b"{}x",
+            b"[" * 100_000,
+            b"[[1, 2]]",
+            b'[["a", 0.5, 0.5, 0, 0, 4, 4, 16, "04"]]',
+            b'[[0, NaN, 0.5, 0, 0, 4, 4, 16, "04"]]',
+            b'[[9, 0.5, 0.5, 0, 0, 4, 4, 16, "04"]]',
+            b'[[-1, 0.5, 0.5, 0, 0, 4, 4, 16, "04"]]',
+            b'[[0, 0.5, 0.5, -5, 0, 4, 4, 16, "04"]]',
+            b'[[0, 0.5, 0.5, 0, 0, 1000000000, 4, 16, "04"]]',
+            b'[[0, 0.5, 0.5, 0, 0, 4, 4, 16, "04"]]',
+            b'[[0, 0.5, 0.5, 0, 0, 4, 4, 16, "zz"]]',
+            b" " * (1 << 29),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=range(len(DAMAGED)))
+def test_damaged_objects_are_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(StoreError, match="the objects of "):
+        decode_instances(replace(label_row("a", labels=np.zeros(SIZE, np.uint8)), instances=data), 3)
 
 
 def test_thresholds_apply_to_score_times_quality() -> None:

@@ -25,7 +25,7 @@ def test_a_folder_is_copied_with_its_subfolders(tmp_path: Path) -> None:
     assert sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*.*")) == ["bundle.json", "engines/a.plan"]
 
 
-@pytest.mark.parametrize("name", ["model/../../out.txt", "model/a/../../../out.txt", "model/..\\out.txt", "model/C:out"])
+@pytest.mark.parametrize("name", ["model/../../out", "model/a/../../../out", "model/..\\out", "model/C:out"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="leads out of the folder"):
         fetched(archive(tmp_path / "a.zip", ["model/bundle.json", name]))
