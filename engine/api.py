@@ -310,7 +310,9 @@ def label(
     if calibration is not None and threshold is not None:
         raise UsageError("give calibration or threshold, not both")
     if instances and tile is not None:
-        raise UsageError("instances do not go with tiles: an object that several tiles show would be several")
+        raise UsageError(
+            "instances and tiles cannot be combined: an object in several tiles would be stored several times"
+        )
     thresholds = calibration_of(calibration)
     objects = InstanceSettings(min_score=min_score) if instances else None
     if thresholds is not None:
@@ -318,7 +320,7 @@ def label(
             thresholds, weight=weight, weight_levels=weight_levels, keep_scores=keep_scores, instances=objects
         )
     elif keep_scores is not None:
-        raise UsageError("keep_scores needs a calibration, whose thresholds say which scores to keep")
+        raise UsageError("keep_scores needs a calibration, whose thresholds determine which scores to keep")
     elif threshold is not None:
         selection = Selection.threshold(threshold, weight=weight, weight_levels=weight_levels, instances=objects)
     else:

@@ -78,9 +78,11 @@ def predictor_of(
         )
         return predictor, taxonomy if isinstance(taxonomy, Taxonomy) else classes
     if bit_depth is not None:
-        raise UsageError("a predictor decodes images already as it does; leave bit_depth out, or give the bundle")
+        raise UsageError(
+            "a predictor already determines how images are decoded; leave bit_depth out, or give the bundle"
+        )
     if text:
-        raise UsageError("a predictor knows its classes already; leave text out, or give the bundle")
+        raise UsageError("a predictor already has its classes; leave text out, or give the bundle")
     if isinstance(taxonomy, Taxonomy):
         return model, taxonomy
     return model, Taxonomy.of_model(model.bundle) if taxonomy is None else Taxonomy.load(taxonomy, model.bundle)

@@ -92,7 +92,7 @@ def _gpu() -> Finding:
         result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
         if result.returncode == 0 and result.stdout.strip():
             return Finding("NVIDIA GPU", "; ".join(result.stdout.strip().splitlines()))
-    return Finding("NVIDIA GPU", "", "none seen by nvidia-smi; models run on the processor")
+    return Finding("NVIDIA GPU", "", "none found by nvidia-smi; models run on the CPU")
 
 
 def _installed(module: str) -> bool:

@@ -156,14 +156,16 @@ def calibrate(
         check_count("grid", side, least=1)
     position = group == "position"
     if position and unit == "image":
-        raise UsageError("thresholds per position are for the pixel unit; choose --unit pixel, or another --group")
+        raise UsageError("thresholds per position work with --unit pixel only; choose it, or another --group")
     if position and source.windows is not None:
         raise UsageError(
-            "thresholds per position are for whole images, since windows of a file are cut at any place; leave the "
-            "windows out, or choose another group"
+            "thresholds per position need whole images, not windows of a file; leave the windows out, or choose "
+            "another group"
         )
     if clusters is not None and not (position and clusters >= 1):
-        raise UsageError(f"clusters are of positions, at least 1; got {clusters} with the group {group}")
+        raise UsageError(
+            f"clusters must be at least 1 and need the group position; got {clusters} with the group {group}"
+        )
     options: dict[str, Any] = {
         "alpha": alpha_text(alpha),
         "group": group,
@@ -196,11 +198,11 @@ def _control_options(control: Control, group: Group | None, rule: RuleChoice | N
     only: Group = "pooled" if control == "false-label-rate" else "class"
     if rule not in (None, "argmax"):
         raise UsageError(
-            f"--control {control} holds for the labels of the rule argmax only: with {rule} a looser threshold can "
-            "lose labels, so the rate is not monotone; leave --rule out"
+            f"--control {control} works with the rule argmax only (with {rule} a looser threshold can remove labels); "
+            "leave --rule out"
         )
     if group not in (None, only):
-        raise UsageError(f"--control {control} has thresholds of the group {only}; leave --group out")
+        raise UsageError(f"--control {control} works with the group {only} only; leave --group out")
     return only, "image", "argmax"
 
 

@@ -158,7 +158,10 @@ class Calibration:
         is_default = self.min_images == fewest_images(self.level)
         min_images = fewest_images(level) if is_default else self.min_images
         if group == "position" or self.control != "miscoverage":
-            raise UsageError("thresholds per position, or with --control, need the images: run `maskmill calibrate`")
+            raise UsageError(
+                "thresholds per position, or with --control, cannot be computed without the images: run `maskmill "
+                "calibrate`"
+            )
         scores = BinnedScores(self.counts, len(self.targets))
         weights, seen = self._image_weights(level), scores.pixels > 0
         num_images = seen.sum(axis=0)
@@ -240,7 +243,8 @@ class Calibration:
         if effective * alpha < 1:
             remedy = f", or use --alpha {math.ceil(1e3 / effective) / 1e3:g} or more" if effective > 2 else ""
             raise CalibrationError(
-                f"weighted to resemble {self.weighting['like']}, the {len(weights)} calibration images count as "
+                f"weighted to resemble {self.weighting['like']}, the {len(weights)} calibration images have an "
+                "effective sample size of "
                 f"{effective:.1f}, and alpha {float(alpha):g} needs {math.ceil(1 / alpha)}: they say too little about "
                 f"that corpus; label some of its images and calibrate on them{remedy}"
             )
@@ -272,7 +276,9 @@ class Calibration:
                     f"{names[0]} and {file} differ ({details}); make them with the same options, then merge them"
                 )
         if any(part.weighting is not None for part in parts) and len(parts) > 1:
-            raise CalibrationError("a weighted calibration cannot be merged; merge first, then weigh with --like STORE")
+            raise CalibrationError(
+                "a weighted calibration cannot be merged; merge first, then weight it with --like STORE"
+            )
         owner: dict[tuple[str, str], int] = {}
         for number, part in enumerate(parts):
             scenes = part.counts.scenes or ("",) * part.counts.num_images
@@ -281,8 +287,8 @@ class Calibration:
             if shared:
                 other = owner[shared[0]]
                 raise CalibrationError(
-                    f"{names[other]} and {names[number]} were made with the same images ({len(shared)} of "
-                    f"{part.counts.num_images}, by their content); merge calibrations of different images"
+                    f"{names[other]} and {names[number]} share images ({len(shared)} of "
+                    f"{part.counts.num_images}, by content); merge calibrations of different images"
                 )
             owner.update(dict.fromkeys(images, number))
         counts = ScoreCounts.merge([part.counts for part in parts])
@@ -351,7 +357,7 @@ class Calibration:
             check_thresholds(thresholds)
             counts = ScoreCounts.from_json(file.counts)
             if counts.target.max(initial=-1) >= len(file.targets) or (np.diff(counts.image) < 0).any():
-                raise ValueError(f"its scores are not those of {len(file.targets)} targets, image by image")
+                raise ValueError(f"its scores do not fit {len(file.targets)} targets")
             return cls(
                 **{name: raw[name] for name in _PLAIN},
                 targets=file.targets,

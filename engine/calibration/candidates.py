@@ -268,10 +268,10 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
     if goal.aim == "accuracy" and not fits:
         notes.append(f"no candidate reaches accuracy {goal.least:g}; this one comes closest")
     elif goal.aim == "accuracy" and recommended.accuracy_interval is None:
-        notes.append("there are too few images for an interval of its accuracy: new images may fall below")
+        notes.append("there are too few images for an interval of its accuracy: on new images it may be below the goal")
     elif goal.aim == "accuracy" and recommended.accuracy_interval and recommended.accuracy_interval[0] < goal.least:
         low, high = recommended.accuracy_interval
-        notes.append(f"the interval of its accuracy is {low:.3f} to {high:.3f}: new images may fall below")
+        notes.append(f"the interval of its accuracy is {low:.3f} to {high:.3f}: on new images it may be below the goal")
     if recommended.miou < raw.miou or recommended.accuracy < raw.accuracy:
         notes.append(
             f"its labels are worse than the top class of every pixel: accuracy {recommended.accuracy:.3f} against "
@@ -281,11 +281,9 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
         notes.append("no selection is better than the top class of every pixel on these images")
     if raw.kept < 1:
         notes.append(
-            f"{1 - raw.kept:.1%} of the pixels have a dropped model class as their top class; without a label, they do "
-            "not count in the accuracy and mIoU of the top class of every pixel"
+            f"{1 - raw.kept:.1%} of the pixels have a dropped model class as their top class; they have no label and "
+            "are left out of the accuracy and mIoU of the top class of every pixel"
         )
     if recommended.candidate.unseen == "confident":
-        notes.append(
-            "it emits classes without a calibration pixel if the model is as confident as for constant confidence"
-        )
+        notes.append("it also uses classes without a calibration pixel as labels, above the constant confidence")
     return Choice(goal=goal, points=tuple(points), recommended=recommended, notes=tuple(notes))

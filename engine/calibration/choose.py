@@ -52,8 +52,8 @@ def choose(
     labeled = pair_images(source, labels, taxonomy, ids=ids)
     if int(files_of(labeled.uris).max()) == 0:
         raise UsageError(
-            "selections are compared on images that are held out, and there is one image alone (all windows of a file "
-            "are one image): label more images, or use `maskmill calibrate`"
+            "selections are compared on held-out images, and there is only one image (all windows of a file count as "
+            "one): label more images, or use `maskmill calibrate`"
         )
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-choose-") as folder,

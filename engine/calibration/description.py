@@ -40,8 +40,8 @@ def promise(
 ) -> str:
     """Describe the guarantee of the thresholds, and for which images; all windows of a scene count as one."""
     share = f"{float(alpha):.3g}"
-    images = "calibration images, all windows of a file being one image" if scenes else "calibration images"
-    who = f"a new image drawn like the {num_images} {images}; it ends when the images or the model change"
+    images = "calibration images (all windows of a file count as one)" if scenes else "calibration images"
+    who = f"a new image drawn like the {num_images} {images}; it no longer holds if the images or the model change"
     if control == "false-label-rate":
         if delta is not None:
             return (
@@ -63,10 +63,14 @@ def promise(
             "choose --unit image for a guarantee"
         )
     if group == "pooled":
-        return f"on average over new images at most {share} of an image's pixels miss their class, for {who}"
+        return (
+            f"on average over new images at most {share} of an image's pixels have a prediction set without their "
+            f"class, for {who}"
+        )
     return (
-        f"for each class with a threshold of its own, on average over new images that show it at most {share} of its "
-        f"pixels miss it, for {who}; no guarantee for other classes, nor for all pixels of an image together"
+        f"for each class with a threshold of its own, on average over new images that show it at most {share} "
+        f"of its pixels have a prediction set without it, for {who}; no guarantee for other classes, nor for "
+        "all pixels of an image together"
     )
 
 
@@ -79,7 +83,7 @@ def scenes_note(counts: ScoreCounts) -> str | None:
         f"{sum(map(bool, counts.scenes))} windows of {num_files} file{'s' * (num_files > 1)}: each file counts as one "
         "image, since its windows resemble each other"
     )
-    return f"{text}; nothing is held out, since there is one file alone" if counts.num_draws == 1 else text
+    return f"{text}; nothing is held out, because there is only one file" if counts.num_draws == 1 else text
 
 
 def describe(
@@ -147,8 +151,11 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
         if names:
             warnings.append(f"{name_list(names)}: {text}")
 
-    add([row["class"] for row in rows if row["held_out"]["missed"]], f"coverage is below {target:g}, interval included")
-    add([row["class"] for row in rows if row["held_out"]["kept"] == 0], "no pixel of it keeps a label")
+    add(
+        [row["class"] for row in rows if row["held_out"]["missed"]],
+        f"coverage is below {target:g} by more than its interval",
+    )
+    add([row["class"] for row in rows if row["held_out"]["kept"] == 0], "none of its pixels keeps a label")
     add(
         [row["class"] for row in rows if row.get("threshold") not in (None, "inf", "-inf") and row["threshold"] >= 1],
         "the threshold is 1 or more, so every prediction set holds it",
@@ -165,8 +172,8 @@ def _warnings(report: dict[str, Any], sharing: Sharing, target: float) -> list[s
     low = [(row["class"], share) for row in rows if (share := _precision(row["held_out"])) is not None and share < 0.5]
     add(
         [f"{name} ({share:.2f})" for name, share in low],
-        "fewer than half of the pixels with this label are of the class (their share in brackets): the model is "
-        "confident in it on other things, which no threshold on its scores removes",
+        "fewer than half of the pixels with this label are of this class (share in parentheses): the model "
+        "confidently takes other things for it, which no threshold on its scores can detect",
     )
     labels, argmax = report["labels"], report["argmax"]
     if labels and labels["accuracy_kept"] is not None:

@@ -235,7 +235,7 @@ def _pairs(store: LabelStore, reader: CocoReader) -> list[tuple[str, str]]:
         ids = by_name.get(name) or by_name.get(PurePosixPath(name).name, set())
         if len(ids) > 1:
             raise UsageError(
-                f"{name} of {reader.path} may be any of {len(ids)} images of {store.path}; name them apart"
+                f"{name} of {reader.path} matches {len(ids)} images of {store.path}; give it a longer path"
             )
         pairs += [(name, id) for id in ids]
     if not pairs:

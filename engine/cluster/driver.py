@@ -126,8 +126,8 @@ class Driver:
             record = self._leases.driver() or {}
             if (beat is not None and record.get("beat") != beat) or is_here(record):
                 raise StoreError(
-                    f"another run already labels into {self._job.store} ({describe(record)}); wait for its end, or "
-                    "start further workers beside it with --runner array"
+                    f"another run already labels into {self._job.store} ({describe(record)}); wait until it ends, or "
+                    "add workers with --runner array"
                 )
             beat = record.get("beat")
             if time.monotonic() - started > 2 * EXPIRY_SECONDS:
@@ -174,7 +174,9 @@ class Driver:
         ``flush`` commits all finished leases. Raises the errors of planning.
         """
         if self.is_deposed:
-            raise StoreError(f"another process drives the run into {self.store}: this one was silent for a minute")
+            raise StoreError(
+                f"another process now drives the run into {self.store}, because this one was silent for a minute"
+            )
         if self._planner is None:
             self._begin()
         committer, planner = self._committer, self._planner
@@ -344,7 +346,7 @@ class Driver:
         self._leases.withdraw(lease)
 
     def _reject(self, committer: Committer, item: Item) -> None:
-        message = f"{MAX_DEATHS} workers died while they labeled {item.uri}; look for their last words in the log"
+        message = f"{MAX_DEATHS} workers died while they labeled {item.uri}; look for their last messages in the log"
         place = {"uri": item.uri, "size": item.size, "stamp": item.stamp, "condition": self._job.conditions()(item.uri)}
         committer.reject(InputRow(**place, id=None, error="crash", message=message))
 
@@ -367,7 +369,9 @@ class Driver:
     def _lost_inputs(self, num_inputs: int) -> None:
         if self._planner is not None and not self._stop.is_set():
             self._planner.lose(num_inputs)
-            self.warnings.append("the file of a lease was damaged or deleted; what the store lacks is planned again")
+            self.warnings.append(
+                "the file of a lease was damaged or deleted; inputs missing from the store are planned again"
+            )
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

@@ -70,7 +70,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, str, _Samples]]:
     yield "images", "gauge", "Labeled images in the store.", {(): status.images}
     yield "inputs", "gauge", "Inputs in the store, labeled or rejected.", {(): status.inputs}
     yield "rejects", "gauge", "Rejected inputs in the store.", {(): status.rejects}
-    yield "run_active", "gauge", "1 while a driver is at work.", {(): float(status.run in ("starting", "labeling"))}
+    yield "run_active", "gauge", "1 while a driver is running.", {(): float(status.run in ("starting", "labeling"))}
     yield "run_planned", "gauge", "Inputs that the run has planned so far.", {(): status.planned}
     yield "run_done", "gauge", "Inputs that the run has labeled or rejected.", {(): status.done}
     yield "run_waiting", "gauge", "Finished inputs that are not committed.", {(): status.waiting}

@@ -224,8 +224,8 @@ class RayWorker:
             import socket
 
             return (
-                f"the worker on {socket.gethostname()} does not see the run in the store's folder; put the store on "
-                "storage that every machine reaches under the same name, or in a bucket"
+                f"the worker on {socket.gethostname()} cannot see the run in the store's folder; put the store on "
+                "storage that every machine can reach under the same name, or in a bucket"
             )
         try:
             self._worker.run(is_over=lambda: is_over(self._leases, self._driver))

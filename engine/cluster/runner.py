@@ -260,7 +260,7 @@ class _Turn:
             self._failed_since = self._failed_since or now
             if flush or not is_url(self._driver.store) or now - self._failed_since > outages.OUTAGE_SECONDS:
                 raise
-            self._driver.warnings.append(f"a commit failed and is tried again: {error}")
+            self._driver.warnings.append(f"a commit failed and is retried: {error}")
             self._pause_until = now + 10.0
             return False
         self._failed_since = None

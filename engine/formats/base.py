@@ -189,7 +189,8 @@ class Writer(ABC):
             raise UsageError(f"{self.format} has no place for weights; leave out --weights, or export png as well")
         if options.instances and not self.holds_instances:
             raise UsageError(
-                f"{self.format} does not tell objects of one class apart; use coco or coco-panoptic with --instances"
+                f"{self.format} cannot distinguish objects of the same class; use coco or coco-panoptic with "
+                "--instances"
             )
         if self.marks_ignored and options.ignored is not None:
             raise UsageError(f"{self.format} marks ignored pixels itself; leave out --ignored")

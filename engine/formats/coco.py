@@ -191,7 +191,7 @@ def _runs(segmentation: Any, height: int, width: int, where: str) -> NDArray[np.
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     raise UsageError(
-        f"{where}: expected polygons or a run-length encoded mask in `segmentation`; boxes alone are no label map"
+        f"{where}: expected polygons or a run-length encoded mask in `segmentation`; boxes alone are not a label map"
     )
 
 

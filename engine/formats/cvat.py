@@ -110,8 +110,8 @@ class CvatReader(LabelReader):
         for element in image:
             if element.tag in _REFUSED:
                 raise UsageError(
-                    f"{where} holds a {element.tag} of {element.get('label')}, which is no label map; "
-                    "expected masks and polygons"
+                    f"{where} holds a {element.tag} of {element.get('label')}, which is not a label map; expected "
+                    "masks and polygons"
                 )
             if element.tag in ("mask", "polygon"):
                 runs = _runs(element, height, width, where)

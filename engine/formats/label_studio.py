@@ -121,7 +121,7 @@ def _labels(region: dict[str, Any]) -> list[str] | None:
     if kind in _KINDS:
         return [str(label) for label in value.get(kind) or ()]
     if kind in ("rectanglelabels", "ellipselabels", "keypointlabels"):
-        raise UsageError(f"Label Studio's {kind} are no label map; expected brushlabels and polygonlabels")
+        raise UsageError(f"Label Studio's {kind} are not label maps; expected brushlabels and polygonlabels")
     return None
 
 

@@ -133,7 +133,7 @@ class HuggingFaceWriter(Writer):
             (
                 "---\ntask_categories: [image-segmentation]\nconfigs:\n- config_name: default\n  data_files:\n"
                 "  - split: train\n    path: data/train-*.parquet\n---\nLabels made with maskmill; "
-                f"{self.options.classes.ignore} is ignored. What they promise stands in `labels.cert.json`.\n\n"
+                f"{self.options.classes.ignore} is ignored. `labels.cert.json` states what is promised about them.\n\n"
                 f"| value | class |\n|---|---|\n{names}"
             ).encode(),
         )
@@ -210,7 +210,7 @@ class HuggingFaceReader(LabelReader):
                     raise UsageError(f"{file}: the label map of {name} is a {image.mode} image, expected class indices")
                 label = np.asarray(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "its bytes are no image" if isinstance(error, UnidentifiedImageError) else str(error)
+            reason = "its bytes are not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise UsageError(
                 f"{file}, row {self._start(file, group) + number}: the label map of {name} in column {self._column} "
                 f"cannot be decoded: {reason}; choose other images with --ids, or repair the file"

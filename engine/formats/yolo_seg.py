@@ -63,7 +63,7 @@ class YoloReader(LabelReader):
             except ValueError as error:
                 raise UsageError(f"{where}: expected a class number and coordinates, got {line[:40]!r}") from error
             if len(coordinates) == 4:
-                raise UsageError(f"{where} holds a box; boxes are no label map, expected polygons (YOLO-seg)")
+                raise UsageError(f"{where} holds a box; boxes are not label maps, expected polygons (YOLO-seg)")
             if len(coordinates) < 6 or len(coordinates) % 2:
                 raise UsageError(f"{where}: expected x and y of at least three corners, got {len(coordinates)} numbers")
             if int(index) not in self._names:

@@ -87,7 +87,7 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member]:
                 tar.members = []  # type: ignore[attr-defined]
                 end = info.offset_data + info.size
                 if info.size < 0 or end > size or info.offset_data <= info.offset or len(tar.pax_headers) > _MAX_GLOBAL:
-                    raise tarfile.ReadError(f"{info.name[:200]} needs {info.size:,} bytes, more than there are")
+                    raise tarfile.ReadError(f"{info.name[:200]} needs {info.size:,} bytes, more than the archive has")
                 if info.islnk() or info.issym():
                     repeated = info.name in files or info.name in links
                     if repeated:

@@ -187,7 +187,7 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
         if bit_depth is not None:
             raise ImageError(
                 "unsupported",
-                f"of this kind of {image.format} file only the highest 8 bits of a sample can be read; leave out "
+                f"in this kind of {image.format} file only the highest 8 bits of a sample can be read; leave out "
                 "--bit-depth, or store it uncompressed",
             )
         pixels = _from_bytes(image)
@@ -215,7 +215,9 @@ def _from_bytes(image: Any) -> NDArray[np.uint8]:
         try:
             out[rows] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
         except ValueError as error:
-            raise ImageError("unsupported", f"{image.format} pixels of the kind {image.mode!r} are not read") from error
+            raise ImageError(
+                "unsupported", f"{image.format} images with pixels of type {image.mode!r} are not read"
+            ) from error
     return out
 
 
@@ -301,7 +303,7 @@ def _same_high_bytes(samples: NDArray[np.uint16], high: NDArray[np.uint8]) -> bo
 
 def _planes(layout: _TiffLayout, data: bytes) -> NDArray[np.uint16]:
     if not layout.strips:
-        raise ImageError("unsupported", "a TIFF of 16 bits with tiles and separate planes is not read")
+        raise ImageError("unsupported", "a 16-bit TIFF with tiles and separate planes is not supported")
     height, width = layout.stored_size
     strips = [data[start : start + size] for start, size in layout.strips]
     if layout.deflated:
@@ -338,7 +340,7 @@ def damage(name: str | None, error: Exception) -> ImageError:
         return ImageError("too-large", f"the {name} image is too large: {error}")
     text = str(error) or type(error).__name__
     if "not identified by this driver" in text:
-        text = "its header makes no sense"
+        text = "its header is invalid"
     cause = error if isinstance(error, KeyError) else error.__cause__
     # Pillow looks a compression up in a table; a missing tag is damage
     unknown = name == "TIFF" and isinstance(cause, KeyError) and cause.args[0] not in _TIFF_TAGS

@@ -126,7 +126,7 @@ class LabelFolder(LabelSource):
         if "://" not in location:
             _refuse_other_things(Path(location))
             if Path(location).is_file() and not location.lower().endswith(".tar"):
-                raise UsageError(f"{location} is a file in no format that is known; {_READ}")
+                raise UsageError(f"{location} is a file in an unknown format; {_READ}")
         self.path = location
         self.as_stored = as_stored
         self._source = Source(location, endings=frozenset(LABEL_EXTENSIONS))

@@ -238,7 +238,7 @@ class PairingIndex(Generic[T]):
         stem = without_ending(file_key(uri)).rsplit("/", 1)[-1]
         others = [name for name in self._by_last.get(stem, ()) if self._pattern is None]
         if others:
-            return f"{others[0]} has the name of {_short(uri)} but lies in another folder"
+            return f"{others[0]} has the name of {_short(uri)} but is in another folder"
         for last, names in self._by_last.items():
             if last != stem and last.startswith(stem) and not last[len(stem)].isalnum():
                 return (

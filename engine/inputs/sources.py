@@ -375,7 +375,7 @@ def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None, *, acce
     for item in source:
         if item.uri == uri:
             return source.read(item)
-    raise SourceError(f"{uri} is not there any more")
+    raise SourceError(f"{uri} no longer exists")
 
 
 def _printable(name: str) -> str:

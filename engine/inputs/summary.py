@@ -77,7 +77,7 @@ class SourceSummary:
         if self.labels_format:
             parts.append(f"labels read as {self.labels_format}")
         if self.assumed:
-            parts.append("label i taken for class i of the model, since there is no --taxonomy and no class list")
+            parts.append("label i assumed to be class i of the model, because there is no --taxonomy and no class list")
         unusual = {rule: number for rule, number in self.rules.items() if rule not in ("same name", "other ending")}
         if unusual:
             parts.append("paired by " + ", ".join(f"{rule} ({number:,})" for rule, number in unusual.items()))
@@ -121,7 +121,8 @@ class SourceSummary:
             return ""
         evidence = "the model labels none of the pixels" if accuracy is None else f"the accuracy is only {accuracy:.3f}"
         return (
-            f"label i was taken for class i of the model, and {evidence}: the labels probably have other classes; give "
+            f"label i was assumed to be class i of the model, and {evidence}: the labels probably have other classes; "
+            "give "
             "--taxonomy FILE (`maskmill taxonomy` drafts one), or a class list beside the labels"
         )
 

@@ -50,8 +50,9 @@ _IMAGE_BY_CLASS = (
     "images share a threshold, without a guarantee. It does not bound the error of the labels."
 )
 _WEIGHTED = (
-    " The calibration images were weighted to resemble the images of {like}: read it as about images like those, as "
-    "far as they differ from the calibration images in how often kinds of images occur, and the weights are right."
+    " The calibration images were weighted to resemble the images of {like}. The guarantee holds for images "
+    "like those if they differ from the calibration images only in how often kinds of images occur, and if the "
+    "weights are right."
 )
 _FALSE_LABELS = (
     "Guarantee: averaged over images exchangeable with those of the calibration, at most {alpha} of an image's labeled "

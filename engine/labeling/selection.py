@@ -151,7 +151,7 @@ class Selection:
             return []
         if (side := self.calibration.windows) is not None:
             text = f"the calibration was made by windows of {side} px, and images are labeled whole; give --windows"
-            return [] if windows is not None else [f"{text} {side}, unless they are of that size"]
+            return [] if windows is not None else [f"{text} {side}, unless they have that size"]
         if windows is None:
             return []
         pixels = self.calibration.counts.pixels(len(self.calibration.targets)).sum(axis=1).max()

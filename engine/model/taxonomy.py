@@ -122,7 +122,7 @@ class Taxonomy:
             mapped = {*labels.values(), *targets_by_name.values()}
             if background is not None and mapped and mapped <= {background, -1}:
                 raise TaxonomyError(
-                    f"[labels] maps no label to another target than the background {targets[background]!r}, so that "
+                    f"[labels] maps no label to another target than the background {targets[background]!r}, so "
                     "nothing could be measured; map the labels of the other targets"
                 )
             model = parse_model(file, bundle.classes, targets)

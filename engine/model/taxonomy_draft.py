@@ -80,7 +80,9 @@ def draft(
     check_choice("unmatched", unmatched, Unmatched)
     if not bundle.classes:
         source = _CLASSES_FROM.get(bundle.task, "the predictor that gives it classes")
-        raise UsageError(f"a model of the task {bundle.task} has no classes of its own; give what names them: {source}")
+        raise UsageError(
+            f"a model of the task {bundle.task} has no classes of its own; give the option that names them: {source}"
+        )
     classes, notes = bundle.classes, []
     class_of = {_normalized(name): name for name in classes}
     background = None if bundle.background is None else classes[bundle.background]
@@ -106,7 +108,7 @@ def draft(
     if len(targets) < 2 or (label_names and not matches - {background}):
         names = name_list(name for name, _ in labels.values()) or "none"
         raise TaxonomyError(
-            f"no name of the labels is a class of the model, so that nothing could be labeled: the labels are "
+            f"no name of the labels is a class of the model, so nothing could be labeled: the labels are "
             f"{names}; the model has {name_list(classes)}; write the mapping by hand, or give other names with "
             "--label-names"
         )

@@ -46,8 +46,7 @@ def check_several(targets: Sequence[str]) -> None:
     """Raise :class:`TaxonomyError` if there is only one target."""
     if len(targets) == 1:
         raise TaxonomyError(
-            f"{targets[0]} is the only class, so that every pixel would get it; give at least two targets, e.g. a "
-            "background"
+            f"{targets[0]} is the only class, so every pixel would get it; give at least two targets, e.g. a background"
         )
 
 

@@ -205,7 +205,7 @@ class ScoreFiles:
     def _read(self, image: PreparedScores) -> ScoreMap:
         entry = self._index.find(image.uri)
         if entry is None:
-            raise ImageError("no-scores", f"{self._root} holds no scores of it; their names must match")
+            raise ImageError("no-scores", f"{self._root} holds no scores for it; the names must match")
         activation = self.bundle.outputs[0].activation
         stored = activation if self._rescaling is None else self._rescaling.activation
         try:

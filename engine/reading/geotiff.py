@@ -130,7 +130,7 @@ def raster_shape(path: str) -> tuple[int, int]:
             return file.height, file.width
     except Exception as error:
         # damaged files raise nearly every exception of GDAL's
-        raise ImageError("unreadable", f"it is no TIFF file that can be read: {error}") from error
+        raise ImageError("unreadable", f"it is not a readable TIFF file: {error}") from error
 
 
 def windows_of(path: str, windows: Windows) -> Iterator[Window]:

@@ -49,7 +49,7 @@ def wait_out(
             if name not in _AWAY:  # of many threads, one warns
                 _AWAY.add(name)
                 warnings.warn(
-                    f"{name} does not answer since {time.strftime('%H:%M:%S')} ({error}); "
+                    f"{name} has not answered since {time.strftime('%H:%M:%S')} ({error}); "
                     f"waiting for up to {OUTAGE_SECONDS / 60:.0f} minutes",
                     StorageOutageWarning,
                     stacklevel=3,

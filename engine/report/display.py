@@ -176,7 +176,7 @@ def print_estimate(run: RunProgress, total: int, *, as_json: bool) -> None:
         return
     say(
         f"{total:,} inputs; from {run.inputs} of them: {run.rate:.1f} images/s, {hours:.2f} hours and "
-        f"{gigabytes:.2f} GB for the whole; kept {run.kept_share:.1%}, {sum(run.rejects.values())} rejected"
+        f"{gigabytes:.2f} GB for the whole source; kept {run.kept_share:.1%}, {sum(run.rejects.values())} rejected"
     )
 
 
@@ -200,12 +200,12 @@ def print_calibration(calibration: Calibration, path: Path) -> None:
     exception = f", without the {1 - argmax['kept']:.1%} whose top class is dropped" if argmax["kept"] < 1 else ""
     say(
         f"{path}: alpha {calibration.alpha}, group {calibration.group}, unit {calibration.unit}, rule "
-        f"{calibration.rule}; mean coverage of an image {_share(report['image_mean_coverage'])}, accuracy of the top "
+        f"{calibration.rule}; mean coverage per image {_share(report['image_mean_coverage'])}, accuracy of the top "
         f"class of every pixel {_share(argmax['accuracy'])}{exception}"
     )
     if (rates := report.get("false_labels")) is not None:
         say(
-            f"wrong share of an image's labels on held-out images: mean {_with_interval(rates, 'risk')}, "
+            f"share of wrong labels per held-out image: mean {_with_interval(rates, 'risk')}, "
             f"{_share(rates['risk_of_labeled_images'])} over images with at least 1 % labeled; "
             f"{rates['empty_images']:.1%} of the images have less; kept {rates['kept']:.1%} of an image on average"
         )
@@ -238,7 +238,7 @@ def print_object_thresholds(thresholds: ObjectThresholds, path: Path) -> None:
         text = f"none kept, {thresholds.reason(name)}" if limit is None else f"{value} {limit:.3f} and more"
         unseen = ""
         if limit is not None and counts.get("held_out_kept") == 0:
-            unseen = "; thresholds of half of the images keep no right object"
+            unseen = "; with thresholds from half of the images, no right object is kept"
         elif limit is not None and "held_out_wrong" in counts:
             unseen = (
                 f"; on the other half of the images {counts['held_out_wrong']:.3f} ± {counts['held_out_spread']:.3f}"

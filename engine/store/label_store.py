@@ -141,7 +141,7 @@ class LabelStore(StoreReader):
             table.create(folder, name)
             if table.open().count_rows() and not (folder / RUN_FILE).exists():
                 raise StoreError(
-                    f"{folder} holds {name} but no {RUN_FILE}, which says how they were made; choose another folder"
+                    f"{folder} holds {name} but no {RUN_FILE}, which records how they were made; choose another folder"
                 )
         store.run = publish_run(folder, run)
         return store

@@ -173,7 +173,7 @@ class StoreReader:
         rows = list(self._checked(LabelRow, "labels", dataset, records))
         for id, row in zip(ids, rows, strict=True):
             if row.id != id:
-                raise StoreError(f"{self.path} holds {row.id} at the place of {id}; {REPAIR}")
+                raise StoreError(f"{self.path} holds {row.id} in place of {id}; {REPAIR}")
         return rows
 
     def iter_rows(self, *, extras: bool = False, batch_size: int = 256) -> Iterator[LabelRow]:

@@ -89,8 +89,8 @@ class Table:
             raise StoreError("a label store does not survive fork: start workers with spawn or forkserver")
         if version is not None and not self.manifest(version).exists():
             raise StoreError(
-                f"version {version} of {self.path} was dropped, as versions that are not pinned are after an hour; "
-                "open the store again"
+                f"version {version} of {self.path} no longer exists, because versions that are not pinned are dropped "
+                "after an hour; open the store again"
             )
         dataset = lance.dataset(
             lance_url(self.path), version=version, session=self._session, storage_options=self.storage_options

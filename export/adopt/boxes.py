@@ -100,7 +100,7 @@ def detector_from_onnx(
     )
     adoption.model = at_least_opset(adoption.model, _OPSET, "axes as inputs")
     _rewrite(adoption.model, known, names, len(classes), image_size, activation)
-    adoption.note(f"outputs of the layout {known} became boxes as fractions of the input, and class scores")
+    adoption.note(f"outputs of the layout {known} were converted to boxes as fractions of the input, and class scores")
     with staged(folder) as staging:
         tensors = trial_tensors(spec)
         outputs = [output.name for output in OUTPUTS]
@@ -152,7 +152,8 @@ def _outputs(model: onnx.ModelProto, num_classes: int, boxes: BoxLayout | None) 
             return "yolo", matches
     described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise UsageError(
-        f"the graph gives {described}, which is no {boxes or 'known'} layout of boxes for {num_classes} classes; state "
+        f"the graph gives {described}, which is not a {boxes or 'known'} layout of boxes for {num_classes} classes; "
+        "state "
         "it with --box-layout, and name all classes of the model, unused ones included"
     )
 

@@ -51,7 +51,7 @@ def classifier_head(model: onnx.ModelProto) -> Head:
     def refuse(node: onnx.NodeProto | None) -> BundleError:
         name = "the input" if node is None else f"{node.op_type} {node.name!r}".strip()
         return BundleError(
-            f"the classifier's head is not a mean over all positions with a linear layer behind it (it has {name}); "
+            f"the classifier's head is not a mean over all positions followed by a linear layer (it has {name}); "
             "export the model so that it gives its class activation maps, too"
         )
 

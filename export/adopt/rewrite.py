@@ -120,7 +120,7 @@ def cut_argmax(model: onnx.ModelProto, output: str) -> tuple[str, str]:
     shape = _inferred_shape(model, scores)
     model.graph.output.insert(position, helper.make_tensor_value_info(scores, types.get(scores, FLOAT), shape))
     _remove_unused(model, [*chain, node])
-    return scores, f"the final ArgMax {node_name(node)} was cut off, so that the output is {scores}"
+    return scores, f"the final ArgMax {node_name(node)} was removed, so the output is {scores}"
 
 
 def add_complement(

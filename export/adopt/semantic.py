@@ -264,6 +264,6 @@ def _check_values(maps: Sequence[NDArray[Any]], output: OutputSpec, channels: in
     if output.activation == "none" and low < -_ROUNDING:
         better = "sigmoid" if channels == 1 else "softmax, or sigmoid if classes overlap"
         raise UsageError(
-            f"the values of {output.name!r} reach from {low:.3g} to {high:.3g}, so they are logits and no scores; use "
+            f"the values of {output.name!r} reach from {low:.3g} to {high:.3g}, so they are logits, not scores; use "
             f"--activation {better}"
         )

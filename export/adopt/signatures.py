@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SAM_DECODER = {"point_coords", "point_labels", "mask_input", "has_mask_input"}
 _SAM3_REMEDY = "export its checkpoint: maskmill export facebook/sam3, and name classes with label --text"
 _SAM3_EXPORTER = (
-    "of SAM 3 as samexporter and X-AnyLabeling publish it: the decoder gives only objects above a score of .5, as "
+    "of SAM 3 as samexporter and X-AnyLabeling publish it: the decoder gives only objects above a score of 0.5, as "
     f"masks without probabilities, which no calibration can use; {_SAM3_REMEDY}"
 )
 """Of samexporter's ``export_sam3.py``."""
@@ -30,7 +30,9 @@ def refuse_other_models(model: onnx.ModelProto) -> None:
     kind = signature_of(model)
     if kind:
         outputs = ", ".join(f"{value.name} {shape_of(value)}" for value in model.graph.output)
-        raise BundleError(f"the graph is {kind}; it is no semantic segmentation with class scores (it gives {outputs})")
+        raise BundleError(
+            f"the graph is {kind}; it is not a semantic segmentation model with class scores (it gives {outputs})"
+        )
 
 
 def refuse_sam3(model: onnx.ModelProto) -> None:

@@ -46,28 +46,29 @@ def build(
         typer.Option(metavar="BYTES", help="Largest scratch memory, such as 4G or 512M.", show_default="the device's"),
     ] = None,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Run on every GPU from Ampere on, more slowly.")
+        bool, typer.Option("--hardware-compatible", help="Make one engine for every GPU from Ampere on; slower.")
     ] = False,
     version_compatible: Annotated[
         bool,
         typer.Option(
             "--version-compatible",
-            help="Run with later versions of the same major TensorRT, and with the lean runtime; slower.",
+            help="Make an engine that also runs with later versions of the same major TensorRT, and with the lean "
+            "runtime; slower.",
         ),
     ] = False,
     gate_images: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Real images to prove the engine on; it does not label without a passing verdict.",
-            show_default="not proved",
+            help="Real images to run the gate on; an engine can label only with a passing verdict.",
+            show_default="not checked",
         ),
     ] = None,
 ) -> None:
-    """Build TensorRT engines for this machine's GPU, and prove them against the original on real images.
+    """Build TensorRT engines for this machine's GPU, and compare them with the original on real images.
 
-    An engine is built once per file, GPU, TensorRT version and options. Exit status: 0 if it is built and, if images
-    were given, proved; 1 otherwise.
+    An engine is built once per file, GPU, TensorRT version and options. Exit status: 0 if it was built and, with
+    --gate-images, passed the gate; 1 otherwise.
     """
     from ...engine.model.bundle import Bundle
     from ..build.engine_builder import BuildOptions, build_engine
@@ -92,7 +93,7 @@ def build(
         say(f"{done}: {model.path / engine.path} ({engine.bytes:,} bytes, {engine.gpu}, {engine.tensorrt})")
     if gate_images is None:
         say(
-            "the engine is not proved, and `maskmill label` refuses it: run "
+            "the engine has not passed the gate yet, and `maskmill label` refuses it: run "
             f"`maskmill gate {model.location} --provider engine --images SOURCE`"
         )
         return

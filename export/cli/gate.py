@@ -29,15 +29,16 @@ GateImagesOption = Annotated[
     str, typer.Option("--images", metavar="SOURCE", help=f"Real images to compare on: {SOURCE_HELP}.")
 ]
 NumImagesOption = Annotated[
-    int, typer.Option("--num-images", metavar="N", min=1, help="Images taken from the source, evenly spaced.")
+    int,
+    typer.Option("--num-images", metavar="N", min=1, help="Number of images to use, evenly spaced over the source."),
 ]
 CalibrationImagesOption = Annotated[
     str | None,
     typer.Option(
         "--calibration-images",
         metavar="SOURCE",
-        help="Images that 8-bit ranges are computed from.",
-        show_default="the images compared on",
+        help="Images to compute 8-bit ranges from.",
+        show_default="the images of the comparison",
     ),
 ]
 OnFailOption = Annotated[
@@ -78,7 +79,7 @@ MinShareOption = Annotated[
         metavar="SHARE",
         min=0,
         max=1,
-        help="Smallest share of an image for a class to count in it.",
+        help="Smallest share of an image that a class must cover to count in its IoU.",
         show_default="0",
     ),
 ]
@@ -181,7 +182,8 @@ def convert_bundle(
     precision: Annotated[Literal["fp16", "bf16", "int8", "fp8"], typer.Option(help="Precision to convert to.")],
     calibration_images: CalibrationImagesOption = None,
     method: Annotated[
-        Method, typer.Option(help="int8 ranges: every value seen, or all but the last 0.01 %.")
+        Method,
+        typer.Option(help="int8 ranges: of all values (minmax), or without the most extreme 0.01 % (percentile)."),
     ] = "minmax",
     symmetric: Annotated[bool, typer.Option("--symmetric", help="int8 ranges around 0, which TensorRT needs.")] = False,
     keep_fp32: Annotated[
@@ -227,7 +229,7 @@ def prove(
     limits: ToleranceGroup,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Artifact to prove.", show_default="every conversion"),
+        typer.Option(metavar="NAME", help="Precision to check.", show_default="every conversion"),
     ] = None,
     provider: ProviderOption = "cpu",
     batch: BatchOption = None,
@@ -236,13 +238,13 @@ def prove(
         typer.Option(
             metavar="BUNDLE",
             parser=location_of,
-            help="Compare with the originals of this bundle instead, and record no verdict.",
+            help="Compare with the original of this bundle instead; no verdict is recorded.",
         ),
     ] = None,
 ) -> None:
     """Compare an artifact with the bundle's original on real images, and record the verdict.
 
-    Conversions and engines label only after a verdict that passed.
+    A conversion or an engine can label only with a passing verdict.
     """
     from ...engine.model.bundle import Bundle
     from ...kernels.processors import usable_processors
@@ -264,7 +266,7 @@ def prove(
     known = sorted({file.precision for file in model.files if file.derived_from and file.role != "external-data"})
     precisions: list[str | None] = [precision] if precision or provider != "cpu" else [*known]
     if not precisions:
-        raise UsageError(f"{bundle} has no conversion to prove; make one with `maskmill convert`")
+        raise UsageError(f"{bundle} has no conversion to check; make one with `maskmill convert`")
     failures = []
     for each in precisions:
         verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)

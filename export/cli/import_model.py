@@ -28,7 +28,7 @@ def import_model(
         Path,
         typer.Argument(
             metavar="MODEL.onnx|SCORES",
-            help="The ONNX file, for a promptable model its encoder; or a folder of scores per image.",
+            help="ONNX file (for a promptable model: its encoder), or a folder of scores per image.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
@@ -87,14 +87,14 @@ def import_model(
     ] = None,
     antialias: Annotated[
         bool | None,
-        typer.Option("--antialias/--no-antialias", help="Widen the filter when shrinking.", show_default="antialias"),
+        typer.Option("--antialias/--no-antialias", help="Use antialiasing when shrinking.", show_default="antialias"),
     ] = None,
     channels: Annotated[Channels | None, typer.Option(help="Order of the color channels.", show_default="RGB")] = None,
     bands: Annotated[
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Bands of a file that feed the model, in the order of its channels, such as 4,3,2.",
+            help="Bands of a file that the model takes, in the order of its channels, such as 4,3,2.",
             show_default="red, green and blue",
         ),
     ] = None,
@@ -153,7 +153,7 @@ def import_model(
     preprocessor: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Hugging Face preprocessor file (JSON); options given beside it take precedence."
+            metavar="FILE", help="Hugging Face preprocessor file (JSON); other options take precedence over it."
         ),
     ] = None,
     license: Annotated[str, typer.Option(metavar="TEXT", help="License of the weights, for the record.")] = "",
@@ -161,12 +161,11 @@ def import_model(
         Path | None, typer.Option(metavar="IMAGE", help="Label this image and write preview.png into the bundle.")
     ] = None,
 ) -> None:
-    """Adopt an ONNX model: check the graph, try it on pictures, record its hashes.
+    """Make a bundle from an ONNX model: check the graph, run it on pictures, record its hashes.
 
-    A folder of scores, made by any program, becomes a bundle as well (options --classes, --background and
-    --activation).
-    It holds, per image NAME: NAME.npy or NAME.zarr (classes, height, width); or a folder NAME with a gray CLASS.png per
-    class, which with a NAME/scores.json of confidences are binary masks.
+    A folder of scores from any other program also becomes a bundle, with --classes, --background and --activation. For
+    each image NAME it holds NAME.npy or NAME.zarr with the axes (classes, height, width), or a folder NAME with a gray
+    CLASS.png per class; if NAME/scores.json gives confidences, these are binary masks.
     """
     from ...engine.report.preview import read_photo, write_preview
     from ..adopt.preprocessing import Preprocessing, read_preprocessor, with_bands
@@ -264,7 +263,7 @@ def import_model(
         say("note: label maps of its dataset hold 0 for unlabeled pixels and k + 1 for class k")
     if photo is not None:
         picture = write_preview(bundle, photo, bundle.path / "preview.png")
-        say(f"look at {picture}: labels must follow the objects in the photo")
+        say(f"check {picture}: the labels must follow the objects in the photo")
 
 
 @reads_urls
@@ -307,7 +306,7 @@ def cam_head(
 
 
 def doctor() -> None:
-    """Print the packages and devices found here, and the command that installs each missing one."""
+    """Print the installed packages and the devices, and the command that installs each missing package."""
     from ..doctor import print_report
 
     print_report()

@@ -31,11 +31,11 @@ def rescale_scores(
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a scale of the logits and an offset per class to labeled images.
+    """Fit a scale of the logits and an offset per class to labeled images, and write the rescaled model as a bundle.
 
-    For a model that sees some classes everywhere, or misses them: the new bundle's scores are a softmax of the rescaled
-    logits. The mIoU is that of the best class of every pixel, before and after, on images that each fit left out. Gate
-    and calibrate the new bundle, not the old one.
+    For a model that predicts some classes too often or too rarely. The scores of the new bundle are a softmax of the
+    rescaled logits. The mIoU printed is that of every pixel's top class before and after, on images left out of the
+    fit. Gate and calibrate the new bundle, not the old one.
     """
     from ...engine.inputs.sources import open_source
     from ...engine.predictors.open import ModelOptions, open_predictor

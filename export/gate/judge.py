@@ -236,14 +236,14 @@ def describe(verdict: Verdict) -> str:
     )
     if metrics.class_iou:
         name, iou = min(metrics.class_iou.items(), key=lambda pair: pair[1])
-        line += f", lowest pooled class IoU {iou:.4f} ({name})"
+        line += f", lowest IoU of a class over all images {iou:.4f} ({name})"
     if overrides:
         limits = ", ".join(f"{name} {describe_limit(limit)}" for name, limit in overrides.items())
         line += f"; tolerances changed: {limits}"
     if metrics.class_images:
         num_seen = len(metrics.class_images) - len(metrics.unseen_classes)
-        line += f"; {num_seen} of {len(metrics.class_images)} classes were seen"
-        line += f", never {name_list(metrics.unseen_classes)}" if metrics.unseen_classes else ""
+        line += f"; {num_seen} of {len(metrics.class_images)} classes are in the images"
+        line += f", not {name_list(metrics.unseen_classes)}" if metrics.unseen_classes else ""
     return "; warning: ".join((line, *verdict.warnings))
 
 

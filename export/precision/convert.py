@@ -276,7 +276,8 @@ class _Converter:
             beyond = magnitudes_beyond(self._originals[role], self._reference[role].magnitudes, LARGEST[precision])
             for name, largest in list(beyond.items())[:5]:
                 lines.append(
-                    f"the node {name} makes values up to {largest:.3g}, beyond {LARGEST[precision]:.5g} of {precision}"
+                    f"the node {name} produces values up to {largest:.3g}, beyond {LARGEST[precision]:.5g} of "
+                    f"{precision}"
                 )
             if len(beyond) > 5:
                 lines.append(f"and {len(beyond) - 5} more nodes do")
@@ -295,7 +296,8 @@ class _Converter:
                 name, largest = max(within.items(), key=lambda pair: pair[1])
                 suffix = f" (and {len(within) - 1} more nodes)" if len(within) > 1 else ""
                 lines.append(
-                    f"the node {name} makes values up to {largest:.3g}{suffix}, within a factor of {CLOSE:g} of fp16's "
+                    f"the node {name} produces values up to {largest:.3g}{suffix}, within a factor of {CLOSE:g} of "
+                    "fp16's "
                     f"limit of {limit:.5g}: another image may overflow"
                 )
         return tuple(lines)

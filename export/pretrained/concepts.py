@@ -81,7 +81,7 @@ def _in_parts(checkpoint: Checkpoint, model: Any, choices: Choices, background: 
     import torch
 
     if choices.background_score == "void":
-        raise UsageError("SAM 3 has no class for nothing at all; the background's score can only be 'rest'")
+        raise UsageError("SAM 3 has no void class, so the background's score can only be 'rest'")
     side = model.config.image_size
     tokenizer = checkpoint.tokenizer()
     with torch.no_grad():

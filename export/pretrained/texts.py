@@ -55,7 +55,7 @@ def named_classes(choices: Choices, model: str) -> tuple[str, ...]:
         raise UsageError(f"{model} segments the classes that you name: give the class names with --classes FILE")
     check_class_names(choices.classes)
     if choices.background_score == "void":
-        raise UsageError(f"{model} has no class for nothing at all; the background's score can only be 'rest'")
+        raise UsageError(f"{model} has no void class, so the background's score can only be 'rest'")
     return choices.classes
 
 

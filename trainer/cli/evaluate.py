@@ -25,7 +25,7 @@ def evaluate_target(
         typer.Argument(
             metavar="STORE...|RUN|BUNDLE",
             parser=location_of,
-            help="Label store, or several that are read as one; training run or model bundle to measure.",
+            help="Label stores (read as one), a training run or a model bundle to measure.",
         ),
     ],
     truth: TruthGroup,
@@ -36,8 +36,7 @@ def evaluate_target(
         bool,
         typer.Option(
             "--reviewed",
-            help="Measure what a store's model made against the labels that people corrected in it (serve --review, "
-            "import-labels).",
+            help="Measure a store's labels against those that people corrected in it (serve --review, import-labels).",
         ),
     ] = False,
     images: Annotated[
@@ -49,7 +48,7 @@ def evaluate_target(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Class mapping; for a store or a run, its \\[labels] table reads --labels.",
+            help="Class mapping; for a store or a run, only its \\[labels] table is used, to read --labels.",
             show_default="the target's own",
         ),
     ] = None,
@@ -58,7 +57,7 @@ def evaluate_target(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Calibration whose coverage and labels are measured, with a bundle.",
+            help="With a bundle: calibration whose coverage and labels are measured.",
         ),
     ] = None,
     tile: TileOption = None,
@@ -73,13 +72,16 @@ def evaluate_target(
 ) -> None:
     """Measure labels against true labels: IoU per class, mIoU and accuracy, with 95 % intervals over images.
 
-    A store is measured by the labels it holds; a run labels --images with its student, a bundle with its model (argmax,
-    every pixel kept). With --calibration a bundle's labels are those that its rule selects, and the share of pixels
-    whose prediction set holds the true class is measured.
+    For a store, its labels are measured. For a run or a bundle, the student or the model first labels --images; every
+    pixel gets its top class. With --calibration, the labels of a bundle are those that the calibration selects, and
+    their coverage is measured, too.
 
-    For a run there follow the mean confidence, the expected calibration error and, for recipes that select
-    pseudo-labels, per predicted class: sampling (share of predictions that are selected), accuracy (share of the
-    selected ones that are right) and recall (share of the right ones that are selected).
+    Columns: pixels, the true pixels of the class; kept, the share of them with a label; IoU of kept, over pixels with a
+    label; IoU of all, over all pixels.
+
+    For a run, the mean confidence and the expected calibration error follow. For recipes that select pseudo-labels
+    there are three more figures per predicted class: sampling (share of the predictions that are selected), accuracy
+    (share of the selected ones that are right) and recall (share of the right ones that are selected).
     """
     from ...engine.report.display import counter, print_quality
     from ..measure import StudentQuality, evaluate

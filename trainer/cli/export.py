@@ -27,7 +27,7 @@ def export_model(
     sample: SampleGroup,
     family: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Family of models.", show_default="read from config.json"),
+        typer.Option(metavar="NAME", help="Model family.", show_default="read from config.json"),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit at the hub.", show_default="main")
@@ -45,7 +45,7 @@ def export_model(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The background class; added in front if the model has none.",
+            help="Background class; added as the first class if the model has none.",
             show_default="none added",
         ),
     ] = None,
@@ -71,7 +71,7 @@ def export_model(
             min=0,
             max=1000,
             metavar="N",
-            help="Also give the N best objects of an image, for label --instances; models with mask queries.",
+            help="Also give the N best objects of an image, for label --instances (models with mask queries).",
         ),
     ] = 0,
     size: Annotated[
@@ -94,7 +94,7 @@ def export_model(
     ] = None,
     precision: Annotated[
         Literal["fp16", "bf16", "int8", "fp8"] | None,
-        typer.Option(help="Precision to convert to as well; fp32 is always written.", show_default="fp32 only"),
+        typer.Option(help="Lower precision to write in addition to fp32.", show_default="fp32 only"),
     ] = None,
     gate_images: Annotated[
         str | None,
@@ -122,7 +122,7 @@ def export_model(
     from ..run import Run
 
     if precision is not None and gate_images is None:
-        raise UsageError(f"{precision} is proven on real images; give them with --gate-images")
+        raise UsageError(f"--precision {precision} is checked on real images; give them with --gate-images")
     if template is not None and "{}" not in template:
         raise UsageError(f"--template must hold {{}} where the class name goes, got {template!r}")
     run = Run.load(model) if is_run(model) else None
@@ -177,11 +177,14 @@ def export_model(
         f"{bundle.location}: {bundle.task}, {len(bundle.classes)} classes, "
         f"input {spec.height}x{spec.width}{multiples}, {spec.resize} {spec.resize_filter}; {bundle.source.exporter}"
     )
-    say(describe(Verdict.from_dict(bundle.verdicts[0])))
-    if photos is not None:
+    verdict = Verdict.from_dict(bundle.verdicts[0])
+    say(describe(verdict))
+    if photos is None:
+        say(f"compared on {verdict.metrics.images} generated images; use --gate-images for real ones")
+    else:
         say(photos.summary.line())
     if run is not None and run.bit_depth is not None:
-        say(f"its photos were read with --bit-depth {run.bit_depth}: label with it, too")
+        say(f"the student was trained with --bit-depth {run.bit_depth}: give it to `maskmill label`, too")
     if photos is not None and precision is not None:
         from ...export.precision.convert import Conversion, convert
         from ...kernels.processors import usable_processors

@@ -29,7 +29,7 @@ def predict_image(
     device: DeviceOption = None,
     allow_code: AllowCodeOption = False,
 ) -> None:
-    """Label one image with a student, and draw the labels over it, or write them with the coordinates of a GeoTIFF."""
+    """Label one image with a student, and write an overlay, or a label map with the coordinates of a GeoTIFF."""
     from ...engine.formats.base import LabelClasses
     from ...engine.formats.geotiff.writer import write_label_map
     from ...engine.inputs.images import decode_input

@@ -31,7 +31,10 @@ def train_student(
     ] = "weighted",
     labeled: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Photos with true labels: images/, and labels/ or another format's files."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder with photos in images/, and true labels in labels/ or in files of another format.",
+        ),
     ] = None,
     labeled_share: Annotated[
         str | None, typer.Option(metavar="1/N", help="Use a share of the labeled images.", show_default="all")
@@ -88,7 +91,9 @@ def train_student(
     init: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Run with the same network and classes whose student is the start.", show_default="none"
+            metavar="RUN",
+            help="Run whose student is the start; it must have the same network and classes.",
+            show_default="none",
         ),
     ] = None,
     settings: Annotated[
@@ -103,11 +108,11 @@ def train_student(
     allow_code: AllowCodeOption = False,
     device: DeviceOption = None,
     workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Processes that load images, per training process.")
+        int, typer.Option(metavar="N", min=0, help="Processes that load images for each training process.")
     ] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a student. The same command again continues where the run stopped, under torchrun as well.
+    """Train a student. Run the same command again to continue an interrupted run; torchrun is supported.
 
     Exit status: 0 if trained, 130 if interrupted (the run is saved).
     """

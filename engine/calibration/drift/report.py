@@ -74,7 +74,7 @@ class DriftReport:
             )
             text = (
                 f"these images do not look like the calibration images: alarm after {self.alarm} of {self.images} "
-                f"images at level {self.level:g} ({means}); what the calibration promises does not hold here: label "
+                f"images at level {self.level:g} ({means}); the calibration's promise does not hold for them: label "
                 "some of them and calibrate again"
             )
         near = self.surroundings

@@ -62,7 +62,8 @@ def calibrate_thresholds(
             "--calibration",
             metavar="FILE",
             parser=location_of,
-            help="Take the images of this calibration, without the model, instead of --images; repeat to merge them.",
+            help="Use the scores stored in this calibration instead of --images and the model; repeat to merge "
+            "several.",
             show_default=False,
         ),
     ] = None,
@@ -72,8 +73,7 @@ def calibrate_thresholds(
             "--like",
             metavar="STORE",
             parser=location_of,
-            help="Weigh the calibration images so that they resemble the images of this label store; repeat for "
-            "several.",
+            help="Weight the calibration images to resemble the images of this label store; repeat for several.",
             show_default=False,
         ),
     ] = None,
@@ -87,14 +87,14 @@ def calibrate_thresholds(
 ) -> None:
     """Compute conformal thresholds from labeled images, and report how well they hold.
 
-    Columns of the report: img, images that show the class; thresh, the largest nonconformity score in the prediction
-    set; and, on images that were held out: cover, the share of pixels whose true class is in the set, with a 95 %
-    interval for as many new images (! marks a class below its target by more than the interval); set, the mean number
-    of classes in the set; kept, acc and IoU, kept share, accuracy and IoU of the labels that the rule makes; raw, the
-    IoU of the top class of every pixel. Accuracy and IoU are over the pixels with a label. All but img, thresh and
-    cover are measured on up to 1,024 pixels of each image, drawn at random with equal shares of its classes.
+    Columns of the report: img, the images that show the class; thresh, its threshold: the largest nonconformity score
+    in a prediction set. The other columns are measured on held-out images: cover, the coverage (share of pixels whose
+    prediction set contains the true class) with a 95 % interval for as many new images (! marks a class whose whole
+    interval is below the target); set, the mean number of classes in a set; kept, acc and IoU, the kept share of the
+    pixels, and accuracy and IoU of their labels; raw, the IoU if every pixel gets its top class. All columns except
+    img, thresh and cover use up to 1,024 pixels per image, drawn at random with equal shares of its classes.
 
-    With --calibration or --like thresholds are read from binned scores, and the report gives sample sizes alone.
+    With --calibration or --like, thresholds are computed from binned scores, and the report gives only sample sizes.
     """
     from ....kernels.processors import count_workers
     from ...calibration.calibrate import calibrate
@@ -137,7 +137,7 @@ def calibrate_thresholds(
         raise UsageError("--text, --tile and --overlap apply to BUNDLE, not to --sam; leave them out")
     if like and place.runner != "local":
         raise UsageError(
-            "--like weighs the images in one process: calibrate first, then weigh with --calibration FILE --like STORE"
+            "--like runs in one process only: calibrate first, then add weights with --calibration FILE --like STORE"
         )
     place.check()
     settings = thresholds.settings

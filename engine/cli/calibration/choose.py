@@ -30,13 +30,13 @@ def choose_selection(
         str,
         typer.Option(
             metavar="GOAL",
-            help='What matters: "accuracy 0.97" keeps as much as possible at that accuracy, "kept 0.9" is the best '
-            'mIoU that keeps that share, "miou" the best mIoU.',
+            help='"accuracy 0.97" keeps as many pixels as possible at that accuracy, "kept 0.9" gives the best mIoU '
+            'that keeps that share of the pixels, "miou" the best mIoU.',
         ),
     ] = "kept 0.8",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) of the recommendation to write."),
+        typer.Option("-o", "--output", metavar="FILE", help="File (.json) to write the recommended calibration to."),
     ] = None,
     taxonomy: TaxonomyOption = None,
     workers: WorkersOption = None,
@@ -44,11 +44,11 @@ def choose_selection(
 ) -> None:
     """Measure every way to select pixels on labeled images, and recommend one for a goal.
 
-    Every rule, grouping, unit and alpha, and constant confidences, are cross-validated. The table lists the selections
-    that no other one beats in kept share and in the goal's figure, all measured on held-out images: kept, the share of
-    pixels with a label; accuracy of these labels, with a 95 % interval; and their mIoU. An arrow marks the
-    recommendation; of selections with the same figures only one is listed. All figures are measured on up to 1,024
-    pixels of each image, drawn at random with equal shares of its classes.
+    Every combination of rule, grouping, unit and alpha, and constant confidence thresholds, are cross-validated. The
+    table lists the selections that are not beaten in both kept share and the goal's figure: kept, the share of pixels
+    with a label; accuracy of these labels, with a 95 % interval; and their mIoU. An arrow marks the recommendation.
+    Selections with the same figures are listed once. All figures are measured on held-out images, on up to 1,024 pixels
+    per image, drawn at random with equal shares of its classes.
     """
     from ....kernels.processors import count_workers
     from ...calibration.choose import choose

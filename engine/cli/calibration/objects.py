@@ -19,22 +19,29 @@ def calibrate_object_scores(
     alpha: Annotated[str, typer.Option(metavar="RATE", help="Largest mean share of wrong objects.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")],
     iou: Annotated[
-        float, typer.Option("--iou", min=0.01, max=1, metavar="SHARE", help="IoU from which an object is right.")
+        float,
+        typer.Option(
+            "--iou", min=0.01, max=1, metavar="SHARE", help="Smallest IoU with a true object for an object to be right."
+        ),
     ] = 0.5,
     by: Annotated[
         Ranking,
         typer.Option(
-            metavar="NAME", help="Value that has a threshold: score, quality of the mask, or both, their product."
+            metavar="NAME",
+            help="Value that the threshold applies to: score, quality (of the mask), or both (their product).",
         ),
     ] = "both",
     splits: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Random halves on which thresholds of the others are measured.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Random splits into halves; thresholds of one half are measured on the other."
+        ),
     ] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the lowest score and mask quality of objects by class, so that few that are kept are wrong.
+    """Choose the score and mask quality that an object of each class needs, so that few kept objects are wrong.
 
-    The store is made with label --instances and a low --min-score; export-labels --object-thresholds reads the file.
+    Label the store with --instances and a low --min-score; export-labels --object-thresholds reads the written file.
     """
     from ...calibration.objects import calibrate_objects
     from ...report import display

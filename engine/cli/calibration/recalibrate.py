@@ -55,16 +55,16 @@ def _finish(calibration: Calibration, output: Path, as_json: bool) -> None:
     )
     if (weighting := report.get("weighting")) is not None:
         say(
-            f"weighted to resemble {weighting['images']} images of {weighting['like']}: the calibration images count "
-            f"as {weighting['effective_images']:.1f}; a classifier tells them from the corpus in "
+            f"weighted to resemble {weighting['images']} images of {weighting['like']}: effective sample size "
+            f"{weighting['effective_images']:.1f}; a classifier tells calibration images from the corpus in "
             f"{weighting['separation']:.0%} of the pairs (50 % is chance)"
         )
         say(
-            "weights restore what the calibration promises if the corpus differs in how often kinds of images occur, "
-            "and not if the images themselves changed, as by another camera or light"
+            "weights restore the promise if the corpus differs in how often kinds of images occur, but not if the "
+            "images themselves have changed, for example by another camera or other light"
         )
     scenes = any(calibration.counts.scenes)
     text = promise(calibration.level, calibration.group, calibration.unit, images, calibration.control, scenes=scenes)
     if "weighting" in report:
-        text += "; the calibration images stand for that corpus as far as their weights are right"
+        text += "; this holds for the corpus as far as the weights are right"
     say(f"promise: {text}")

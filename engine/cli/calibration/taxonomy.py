@@ -24,7 +24,7 @@ def draft_taxonomy(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="TOML file to write.")],
     prompting: PromptFileGroup,
     labels: Annotated[
-        str | None, typer.Option(metavar="LABELS", help="Labels of the dataset, to map their values as well.")
+        str | None, typer.Option(metavar="LABELS", help="Labels whose values are mapped as well.")
     ] = None,
     labels_format: FormatOption = None,
     label_names: Annotated[

@@ -23,8 +23,8 @@ class ThresholdGroup(OptionGroup):
         Group | None,
         typer.Option(
             metavar="NAME",
-            help="Pixels that share a threshold: all (pooled), a class, a cluster of similar classes, a class, moved "
-            "toward a constant threshold (shrunk), or a position.",
+            help="Pixels that share a threshold: all (pooled), those of a class (class, or shrunk: moved toward a "
+            "constant threshold), of similar classes (cluster), or at a position.",
             show_default="class; pooled for --unit image",
         ),
     ] = None
@@ -33,8 +33,9 @@ class ThresholdGroup(OptionGroup):
         typer.Option(
             metavar="NAME",
             show_default="pixel, or that of --calibration",
-            help="What is promised: with pixel nothing, coverage is measured; with image, on average over new images "
-            "like these, at most RATE of an image's pixels (pooled) or of a class's pixels (class) miss their class.",
+            help="pixel promises nothing; coverage is measured. image promises, on average over new images like "
+            "these, that the prediction set misses the true class on at most RATE of an image's pixels (pooled) "
+            "or of a class's pixels (class).",
         ),
     ] = None
     rule: Annotated[
@@ -59,7 +60,7 @@ class ThresholdGroup(OptionGroup):
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="With --control false-label-rate: the rate holds except with this probability.",
+            help="With --control false-label-rate: probability that the rate does not hold.",
             show_default="it holds on average",
         ),
     ] = None
@@ -68,7 +69,7 @@ class ThresholdGroup(OptionGroup):
         typer.Option(
             min=1,
             metavar="N",
-            help="Fewest images for a threshold of a class's own.",
+            help="Images that a class needs for a threshold of its own.",
             show_default="ceil(1/alpha) - 1",
         ),
     ] = None
@@ -76,28 +77,31 @@ class ThresholdGroup(OptionGroup):
         Fallback,
         typer.Option(
             metavar="NAME",
-            help="Threshold of a class with fewer images: of all foreground classes together, or of all (pooled).",
+            help="Threshold of classes with fewer images: that of all foreground classes together (foreground) or of "
+            "all classes (pooled).",
         ),
     ] = "foreground"
     unseen: Annotated[
         Unseen,
         typer.Option(
             metavar="NAME",
-            help="Classes without a calibration pixel: never emitted, emitted if as confident as a constant threshold "
-            "would demand to keep as many pixels (confident), or at the pooled threshold.",
+            help="Classes without a calibration pixel: never used as a label (never), used above the constant "
+            "confidence that keeps as many pixels (confident), or at the pooled threshold (pooled).",
         ),
     ] = "never"
     on_small_n: Annotated[
         SmallSample,
         typer.Option(
             metavar="NAME",
-            help="If there are too few images for RATE: refuse, take the largest score (max), or let every set hold "
-            "every class (inf).",
+            help="If there are too few images for RATE: refuse, use the largest score as the threshold (max), or put "
+            "every class into every set (inf).",
         ),
     ] = "refuse"
     grid: Annotated[
         int | None,
-        typer.Option(min=1, metavar="CELLS", help="Side of the grid of --group position.", show_default="512"),
+        typer.Option(
+            min=1, metavar="CELLS", help="Cells per side of the grid of --group position.", show_default="512"
+        ),
     ] = None
     clusters: Annotated[
         int | None,

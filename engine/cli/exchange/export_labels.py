@@ -37,14 +37,14 @@ def export_labels(
         Ignored | None,
         typer.Option(
             metavar="FATE",
-            help="Pixels without a label, in formats that cannot mark them: drop (no shape), background, or class "
-            "(a class named ignore).",
+            help="What becomes of pixels without a label in formats that cannot mark them: drop (no shape), "
+            "background, or class (a class named ignore).",
             show_default=False,
         ),
     ] = None,
     ids: IdsOption = None,
     instances: Annotated[
-        bool, typer.Option("--instances", help="Write single objects in place of one mask per class (coco formats).")
+        bool, typer.Option("--instances", help="Write single objects instead of one mask per class (coco formats).")
     ] = False,
     object_thresholds: Annotated[
         Path | None,
@@ -60,7 +60,7 @@ def export_labels(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Calibration of the labels; its report goes into the certificate.",
+            help="Calibration of the labels; its report is added to the certificate.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,8 @@ def export_labels(
 ) -> None:
     """Write labels as COCO, VOC, YOLO, CVAT, Label Studio or other files, with a certificate.
 
-    The same command again continues where it stopped. `maskmill verify DIR` compares the files with the certificate.
+    Run the same command again to continue an interrupted export. `maskmill verify DIR` checks the files against the
+    certificate.
     """
     from ...calibration.calibration import Calibration
     from ...calibration.objects import ObjectThresholds

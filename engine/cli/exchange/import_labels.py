@@ -22,8 +22,8 @@ def import_labels(
         list[str],
         typer.Argument(
             metavar="STORE... [REVIEWED]",
-            help="Label stores; and, unless with --withdraw, corrected labels: a file, folder or URL of any input "
-            "format.",
+            help="One or more label stores, then the corrected labels: a file, folder or URL in any input format "
+            "(none with --withdraw).",
         ),
     ],
     format: Annotated[
@@ -31,13 +31,14 @@ def import_labels(
         typer.Option("--format", metavar="FORMAT", help="Format of the labels.", show_default="detected"),
     ] = None,
     reviewer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Person who corrected.", show_default="the user's name")
+        str | None,
+        typer.Option(metavar="NAME", help="Person who corrected the labels.", show_default="the user's name"),
     ] = None,
     unchanged: Annotated[
         Unchanged,
         typer.Option(
             metavar="FATE",
-            help="Images that came back as they were: skip, or accept if a person looked at every one.",
+            help="Images that came back unchanged: skip, or accept if a person looked at every one.",
         ),
     ] = "skip",
     note: Annotated[
@@ -53,10 +54,10 @@ def import_labels(
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take corrected labels back, from CVAT, Label Studio, COCO and other files, as reviews.
+    """Import corrected labels from CVAT, Label Studio, COCO and other files, as reviews.
 
-    Reviewed pixels win wherever labels are read, exported or trained on. The labels themselves are never edited. Of
-    several stores, each receives the reviews of the images that it holds.
+    Reviewed pixels take precedence wherever labels are read, exported or trained on; the model's labels are never
+    edited. With several stores, each receives the reviews of the images that it holds.
     """
     from ....kernels.processors import count_workers
     from ...inputs.names import read_ids
@@ -99,7 +100,7 @@ def import_labels(
         return
     say(
         f"{names}: {summary.corrected} images corrected ({summary.pixels:,} pixels), "
-        f"{summary.accepted} accepted, {summary.unchanged} came back as they were"
+        f"{summary.accepted} accepted, {summary.unchanged} unchanged"
     )
     if len(stores) > 1:
         for path, number in summary.stores.items():

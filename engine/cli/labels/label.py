@@ -51,9 +51,9 @@ def label_corpus(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Label a corpus with a model. The same command again continues where the run stopped.
+    """Label a corpus with a model. Run the same command again to continue an interrupted run.
 
-    Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 3 at a drift
+    Exit status: 0 if every input is labeled, 1 if some were rejected by this run or an earlier one, 3 after a drift
     alarm with --on-drift stop, 130 if interrupted.
     """
     options = model.options(bundle, bit_depth=corpus.bit_depth, quiet=as_json)
@@ -68,7 +68,9 @@ def label_corpus(
         windows=windows.cut,
     )
     if selecting.instances and model.tile is not None:
-        raise UsageError("--instances does not go with --tile: an object that several tiles show would be several")
+        raise UsageError(
+            "--instances and --tile cannot be combined: an object in several tiles would be stored several times"
+        )
     bundle, taxonomy = place.reached(bundle), place.reached(taxonomy)
     run_label(
         run,
@@ -100,8 +102,8 @@ def label_prompted(
     Sources: a classifier, whose activation maps give points; a detector; files of boxes or points; coarse masks to
     refine.
 
-    The same command again continues where the run stopped. Exit status: 0 if every input is labeled, 1 if some were
-    rejected by this run or an earlier one, 3 at a drift alarm with --on-drift stop, 130 if interrupted.
+    Run the same command again to continue an interrupted run. Exit status: 0 if every input is labeled, 1 if some were
+    rejected by this run or an earlier one, 3 after a drift alarm with --on-drift stop, 130 if interrupted.
     """
     run = LabelingRun(
         source=source,
@@ -151,8 +153,8 @@ def segment_corpus(
 ) -> None:
     """Cut every image into segments without classes, with a promptable model and a grid of points.
 
-    The same command again continues where the run stopped. Exit status: 0 if every input is segmented, 1 if some were
-    rejected by this run or an earlier one, 130 if interrupted.
+    Run the same command again to continue an interrupted run. Exit status: 0 if every input is segmented, 1 if some
+    were rejected by this run or an earlier one, 130 if interrupted.
     """
     run = LabelingRun(
         source=source,

@@ -20,11 +20,11 @@ from ..options.runner import RunnerGroup
 
 OutputOption = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to make or to continue."),
+    typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to create or continue."),
 ]
 RequiredOutput = Annotated[
     Path,
-    typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to make or to continue."),
+    typer.Option("-o", "--output", metavar="STORE", parser=location_of, help="Label store to create or continue."),
 ]
 SelectOption = Annotated[
     Method,
@@ -36,7 +36,7 @@ SelectOption = Annotated[
 ]
 CalibrationOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", parser=location_of, help="Calibration to select with (--select conformal)."),
+    typer.Option(metavar="FILE", parser=location_of, help="Calibration file for --select conformal."),
 ]
 ThresholdOption = Annotated[
     float | None, typer.Option(metavar="SCORE", help="Lowest confidence to keep (--select threshold).")
@@ -44,7 +44,8 @@ ThresholdOption = Annotated[
 WeightOption = Annotated[
     Weight,
     typer.Option(
-        metavar="NAME", help="Weight of each kept pixel: none (1), confidence, pcos (as CSL's code) or pcos-supplement."
+        metavar="NAME",
+        help="Weight of each kept pixel: none (always 1), confidence, pcos (as in CSL's code) or pcos-supplement.",
     ),
 ]
 OnDriftOption = Annotated[
@@ -52,7 +53,7 @@ OnDriftOption = Annotated[
     typer.Option(
         "--on-drift",
         metavar="NAME",
-        help="If the images do not look like the calibration images: say so at the end (warn), or stop the run (stop).",
+        help="If the images do not look like the calibration images: warn at the end (warn), or stop the run (stop).",
     ),
 ]
 DevicesOption = Annotated[
@@ -65,25 +66,26 @@ DevicesOption = Annotated[
     ),
 ]
 LevelsOption = Annotated[
-    int, typer.Option(min=3, max=256, metavar="N", help="Distinct weights; fewer levels make smaller files.")
+    int, typer.Option(min=3, max=256, metavar="N", help="Number of distinct weights; fewer make smaller files.")
 ]
 KeepScoresOption = Annotated[
     str | None,
     typer.Option(
         "--keep-scores",
         metavar="ALPHA",
-        help="Keep the scores that reselect needs for this alpha and above (--select conformal).",
+        help="Also store the scores that reselect needs for this alpha and larger ones (--select conformal).",
         show_default="not kept",
     ),
 ]
 InstancesOption = Annotated[
-    bool, typer.Option("--instances", help="Store single objects as well, from a model that gives them.")
+    bool, typer.Option("--instances", help="Also store single objects, if the model gives them.")
 ]
 MinScoreOption = Annotated[
     float, typer.Option(min=0, max=1, metavar="SCORE", help="Lowest score of an object (--instances).")
 ]
 ShardOption = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Label part I of N only (0 to N-1), split by a hash of the uri.")
+    str | None,
+    typer.Option(metavar="I/N", help="Label only part I of N (0 to N-1); images are split by a hash of the uri."),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after this many inputs.")]
 RetryOption = Annotated[bool, typer.Option("--retry-rejects", help="Try rejected inputs again.")]
@@ -91,14 +93,14 @@ MaxPixelsOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Reject larger images.", show_default="178,956,970")
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Label a sample; print hours and gigabytes for the whole source.")
+    bool, typer.Option("--dry-run", help="Label a sample, and estimate hours and gigabytes for the whole source.")
 ]
 EmbeddingCacheOption = Annotated[
     float | None,
     typer.Option(
         min=0.001,
         metavar="GIGABYTES",
-        help="Keep the encoder's results in the store, up to this size.",
+        help="Keep the encoder's embeddings in the store, up to this size.",
         show_default="not kept",
     ),
 ]
@@ -134,15 +136,15 @@ class SelectionGroup(OptionGroup):
                 "--keep-scores ALPHA needs --select conformal with --calibration FILE; add them or leave it out"
             )
         if self.min_score != InstanceSettings().min_score and not self.instances:
-            raise UsageError("--min-score SCORE is that of objects, and needs --instances; add it or leave it out")
+            raise UsageError("--min-score applies to objects only; add --instances, or leave it out")
         if self.on_drift == "stop" and shard is not None:
             raise UsageError(
-                "--on-drift stop watches a sample of the whole source, and a shard sees a part; use --runner array, "
-                "or warn"
+                "--on-drift stop needs a sample of the whole source, and --shard labels only a part; use --runner "
+                "array, or --on-drift warn"
             )
         if self.on_drift == "stop" and self.calibration is None:
             raise UsageError(
-                "--on-drift stop compares with calibration images: give --calibration FILE, or leave it out"
+                "--on-drift stop needs calibration images to compare with: give --calibration FILE, or leave it out"
             )
 
     def load(self) -> Selection:

@@ -233,8 +233,8 @@ def finish_run(
             display.say(f"{'warning: ' if drift.alarm else ''}{drift.sentence()}")
         if progress.drifted:
             display.say(
-                "stopped by --on-drift stop: finished images are stored; the same command with --on-drift warn labels "
-                "what is left"
+                "stopped by --on-drift stop: finished images are stored; run the same command with --on-drift warn to "
+                "label the rest"
             )
     if progress.drifted or (on_drift == "stop" and drift is not None and drift.alarm):
         raise typer.Exit(3)

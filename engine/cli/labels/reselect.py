@@ -61,15 +61,18 @@ def reselect_labels(
     ] = None,
     weight_levels: Annotated[
         int | None,
-        typer.Option(min=3, max=256, metavar="N", help="Distinct weights.", show_default="those of the store"),
+        typer.Option(
+            min=3, max=256, metavar="N", help="Number of distinct weights.", show_default="those of the store"
+        ),
     ] = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the labels of another selection, without the model, from a store labeled with --keep-scores.
+    """Select the pixels again with other settings, without the model, from a store labeled with --keep-scores.
 
-    Several stores made with the same options give one new store. The same command again continues where it stopped. A
-    selection that needs scores which were not kept is refused.
+    Several stores made with the same options give one new store. Run the same command again to continue an interrupted
+    run. A selection that needs scores that were not kept is refused.
+
     Exit status: 0 if every input is labeled, 1 if some were rejected, 130 if interrupted.
     """
     from ...calibration.calibration import Calibration

@@ -28,8 +28,8 @@ def merge(
 ) -> None:
     """Merge label stores into one, such as those of machines without common storage.
 
-    An image that several stores hold is stored once; of several results of one input the latest wins. Stores made with
-    different options are refused. The same command again continues where it stopped.
+    An image that is in several stores is stored once; if an input has several results, the latest is used. Stores made
+    with different options are refused. Run the same command again to continue an interrupted merge.
     """
     from ...report import display
     from ...store.several.merge import merge_stores
@@ -41,10 +41,10 @@ def merge(
     else:
         display.say(
             f"{output}: {counts.images:,} images of {counts.inputs:,} inputs, {counts.reviews:,} reviews; "
-            f"{counts.duplicates:,} images were there already, from another store or an earlier merge"
+            f"{counts.duplicates:,} images were already there, from another store or an earlier merge"
         )
         if not counts.added:
-            display.say("nothing was added: the store held every row of the merged ones already")
+            display.say("nothing was added: the store already had every row of the merged stores")
 
 
 @reads_stores
@@ -58,7 +58,7 @@ def status(
             "--every",
             min=1.0,
             metavar="SECONDS",
-            help="Show it again and again until the run has ended; a line of JSON each time with --json.",
+            help="Repeat until the run has ended; with --json, one line of JSON each time.",
             show_default="once",
         ),
     ] = None,
@@ -69,23 +69,22 @@ def status(
             min=0,
             max=65_535,
             metavar="PORT",
-            help="Serve the figures for Prometheus on this port of this machine, until an interrupt.",
+            help="Serve metrics for Prometheus on this port of this machine, until interrupted.",
             show_default="off",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far the runs into a store are: inputs, speed and state of every process that labels.
+    """Show the progress of the runs that write to a store: inputs, speed, and the state of every process.
 
-    Works on any machine that reads the store, while runs are at work and afterwards. With --json, several stores give a
-    list.
+    Works on any machine that can read the store, during and after a run. With --json, several stores give a list.
     """
     from ...cluster.metrics import metrics_server
     from ...cluster.status import read_status
     from ...report import display
 
     if every is not None and metrics is not None:
-        raise UsageError("--every prints and --metrics serves; give one of them")
+        raise UsageError("--every and --metrics cannot be combined; give one of them")
     if metrics is not None and len(stores) > 1:
         raise UsageError("--metrics serves the figures of one store; start one command per store, each with its port")
     current, fault = [], None
@@ -141,7 +140,7 @@ def manifest(
 ) -> None:
     """List a source once into a Parquet file, which every later command reads instead of listing again.
 
-    The file holds name, size and time of each image. It does not notice files that change later: write it again then.
+    The file holds the name, size and time of each image. Write it again if the files change.
     """
     from ...inputs.sources import open_source
     from ...model.publishing import published_file
@@ -156,4 +155,4 @@ def manifest(
     if as_json:
         print_json({"items": num_items, "skipped": dict(images.skipped)})
     else:
-        display.say(f"{output}: {num_items:,} images; {sum(images.skipped.values()):,} other files passed over")
+        display.say(f"{output}: {num_items:,} images; {sum(images.skipped.values()):,} other files skipped")

@@ -21,7 +21,7 @@ def verify_store(
     stores: Annotated[
         list[Path],
         typer.Argument(
-            metavar="STORE", parser=location_of, help="Label stores, by folder or URL, or exports of labels."
+            metavar="STORE", parser=location_of, help="Label stores or exports of labels, by folder or URL."
         ),
     ],
     repair: Annotated[
@@ -29,13 +29,13 @@ def verify_store(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row of a store against its hash, decode its maps, and name what is damaged.
+    """Check every row of a store against its hash, decode its maps, and list what is damaged.
 
-    Of an export, every file is compared with the hash in its certificate, and the promise is printed. With --json,
+    In an export, every file is compared with its hash, and the promise in the certificate is printed. With --json,
     several stores give a list.
 
-    Exit status: 0 if nothing is damaged or everything damaged was removed, 1 otherwise. Let no other command use the
-    store during a repair.
+    Exit status: 0 if nothing is damaged or everything damaged was removed, 1 otherwise. Do not use the store with other
+    commands during a repair.
     """
     results = [_verify(store, repair, as_json) for store in stores]
     if as_json:

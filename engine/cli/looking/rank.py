@@ -34,7 +34,7 @@ def rank(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Calibration of the labels: its rare classes come first.",
+            help="Calibration of the labels; classes that it has too few images of come first.",
             show_default=False,
         ),
     ] = None,
@@ -42,7 +42,8 @@ def rank(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Images of the calibration, whose near-duplicates are named; with --labels, their images.",
+            help="Calibration images, to report their near-duplicates in the store; with --labels, the images of "
+            "these labels.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +52,7 @@ def rank(
         typer.Option(
             metavar="BUNDLE",
             parser=location_of,
-            help="Model of the labels, run again on the candidates; --labels needs it.",
+            help="Model that made the labels, to run again on the candidates; required by --labels.",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +60,7 @@ def rank(
         str | None,
         typer.Option(
             metavar="LABELS",
-            help="True labels of --images to look for errors in: a folder of label maps, or of another format.",
+            help="True labels of --images, to look for errors in: a folder of label maps, or another format.",
             show_default=False,
         ),
     ] = None,
@@ -70,14 +71,16 @@ def rank(
     """Choose the images that people should label next, and find likely errors in labels that they made.
 
     With --model, or in a store that keeps scores, the queue prefers images whose labels are doubtful, that show classes
-    which the calibration lacks, and that differ from each other; otherwise it is random. Near-duplicates are left out.
-    `maskmill export-labels --ids queue.json` hands it to CVAT or Label Studio with the labels so far.
+    with too few calibration images, and that differ from each other; otherwise it is random. Near-duplicates are left
+    out. `maskmill export-labels --ids queue.json` exports these images with their labels for CVAT or Label Studio.
     """
     from ...labels_api import rank as run
 
     writable_file(output, ".json")
     if labels is not None and (images is None or model is None):
-        raise UsageError("--labels needs --images SOURCE, which they belong to, and --model BUNDLE, which judges them")
+        raise UsageError(
+            "--labels needs --images SOURCE, the images of these labels, and --model BUNDLE, to judge them"
+        )
     if labels is None and truth != TruthGroup():
         raise UsageError("--ids, --pairing, --labels-as-stored and --labels-format apply to --labels; add it")
     names = truth.names
@@ -110,7 +113,7 @@ def rank(
         reason = f", {doubt.given} on pixels that look like {doubt.suggested or 'no class'}" if doubt.given else ""
         say(f"label {doubt.score:.3f} {doubt.uri} ({doubt.doubted:.1%} doubted{reason})")
     if queue.calibration_twins:
-        say(f"warning: {len(queue.calibration_twins)} images are nearly those of the calibration:")
+        say(f"warning: {len(queue.calibration_twins)} images are near-duplicates of calibration images:")
         for first, second in queue.calibration_twins[:_SHOWN]:
             say(f"  {second} is like {first}")
     if queue.images and queue.basis == "random":

@@ -28,7 +28,7 @@ def report(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Calibration of the labels: shows coverage per class, risk and drift.",
+            help="Calibration of the labels; adds coverage per class, risk and drift.",
             show_default=False,
         ),
     ] = None,
@@ -37,7 +37,8 @@ def report(
         typer.Option(
             metavar="BUNDLE",
             parser=location_of,
-            help="Model of the labels, run again on a sample: shows labels before selection, set sizes, PCOS' plane.",
+            help="Model that made the labels, to run again on a sample; adds labels before selection, set sizes and "
+            "the PCOS plane.",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +48,7 @@ def report(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Class mapping whose \\[labels] table reads --labels.",
+            help="Class mapping with the \\[labels] table for --labels.",
             show_default="the store's own",
         ),
     ] = None,
@@ -57,8 +58,8 @@ def report(
 ) -> None:
     """Write one HTML page that shows if the labels of a store are good enough, and which are not.
 
-    The page holds the run in words, figures, charts and a gallery of photos with their labels on a slider. It loads
-    nothing from the network, so it can be sent to others; it contains the photos that it shows.
+    The page summarizes the run in words, figures and charts, and has a gallery of photos with their labels. It loads
+    nothing from the network, so you can send it to others; it contains the photos that it shows.
     """
     from ...labels_api import report as write
 

@@ -22,16 +22,18 @@ def serve(
         typer.Option(
             metavar="FILE",
             parser=location_of,
-            help="Calibration of the labels: shows coverage per class, risk and drift.",
+            help="Calibration of the labels; adds coverage per class, risk and drift.",
             show_default=False,
         ),
     ] = None,
     review: Annotated[
-        bool, typer.Option("--review", help="Let the page correct labels; corrections become reviews of the store.")
+        bool, typer.Option("--review", help="Allow corrections in the page; they are saved as reviews in the store.")
     ] = False,
     reviewer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the person, for --review.", show_default="the user's name"),
+        typer.Option(
+            metavar="NAME", help="Name of the person who corrects (--review).", show_default="the user's name"
+        ),
     ] = None,
     host: Annotated[
         str,
@@ -43,10 +45,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
 ) -> None:
-    """Show a whole store in the browser, also while it is being labeled, and correct labels by hand.
+    """Show a whole store in the browser, even while it is being labeled, and correct labels by hand.
 
-    The page pages through every image, filtered by class, share of labeled pixels, and doubt, and follows a run that
-    continues. It is read-only unless --review is given. Of several stores, a correction goes to those that hold the
+    The page lists every image, filtered by class, share of labeled pixels and doubt, and follows a run in progress. It
+    is read-only unless --review is given. With several stores, a correction is saved in each store that holds the
     image.
     """
     import getpass

@@ -21,8 +21,8 @@ def show(
         list[str],
         typer.Argument(
             metavar="STORE...|BUNDLE [IMAGE]",
-            help="Label stores, which are read as one, or a model, by folder or URL; and an image of the store: its "
-            "uri, path or file name. For a model, any photo.",
+            help="Label stores (read as one) or a model bundle, by folder or URL; then, optionally, an image of the "
+            "stores by uri, path or file name. For a bundle, any photo.",
         ),
     ],
     output: Annotated[
@@ -31,7 +31,9 @@ def show(
     ] = None,
     steps: Annotated[
         bool,
-        typer.Option("--steps", help="Draw how the image got its labels: maps, prompts, masks; needs --cam and --sam."),
+        typer.Option(
+            "--steps", help="Draw the steps from activation maps and prompts to masks; needs --cam and --sam."
+        ),
     ] = False,
     cam: CamOption = None,
     sam: SamOption = None,
@@ -39,7 +41,7 @@ def show(
 ) -> None:
     """Print the contents of a store, or draw the labels of one image over its photo.
 
-    Of a model, draw the labels that it gives one photo.
+    For a model bundle, draw the labels that the model gives a photo.
     """
     from ...model.bundle import MANIFEST
     from ...report import display

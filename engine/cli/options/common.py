@@ -37,7 +37,7 @@ TaxonomyOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, metavar="N", help="Images in progress at the same time.", show_default="one per core"
+        "--workers", min=1, metavar="N", help="Images processed at the same time.", show_default="one per core"
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

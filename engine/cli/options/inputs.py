@@ -17,7 +17,7 @@ EndingOption = Annotated[
     typer.Option(
         "--image-ending",
         metavar="ENDING",
-        help="Take only the files of folders and archives that end like this, such as jpg.",
+        help="Use only files with this ending in folders and archives, such as jpg.",
         show_default="every image ending",
     ),
 ]
@@ -28,7 +28,7 @@ BitDepthOption = Annotated[
         min=9,
         max=32,
         metavar="BITS",
-        help="Bits that images of more than 8 bits fill, such as 12.",
+        help="Bits per sample that images with more than 8 bits really use, such as 12.",
         show_default="all bits of their type",
     ),
 ]
@@ -38,8 +38,8 @@ WindowsOption = Annotated[
         "--windows",
         min=16,
         metavar="PIXELS",
-        help="Read GeoTIFF files that are larger by square windows of this side. Statistics count all windows of a "
-        "file as one image.",
+        help="Read larger GeoTIFF files in square windows with this side. Statistics count all windows of a file as "
+        "one image.",
         show_default="off",
     ),
 ]

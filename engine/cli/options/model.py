@@ -22,7 +22,7 @@ ProviderOption = Annotated[
     typer.Option(
         "--provider",
         metavar="RUNTIME",
-        help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino. It is never replaced by another.",
+        help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino. There is no silent fallback.",
     ),
 ]
 ProviderOrAutoOption = Annotated[
@@ -30,8 +30,8 @@ ProviderOrAutoOption = Annotated[
     typer.Option(
         "--provider",
         metavar="RUNTIME",
-        help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino, never replaced by another; or auto, what "
-        "maskmill tune chose for this machine.",
+        help="Runtime of the model: cpu, cuda, tensorrt, engine or openvino, without silent fallback; or auto, the "
+        "choice of maskmill tune for this machine.",
     ),
 ]
 PrecisionOption = Annotated[

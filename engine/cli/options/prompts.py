@@ -125,10 +125,7 @@ class PromptGroup(OptionGroup):
     def check_windows(self, windows: Windows | None) -> None:
         """Raise :class:`UsageError` if the prompts describe whole files, and files are read by windows."""
         if windows is not None and self.image_labels is not None:
-            raise UsageError(
-                "--image-labels say what a whole file shows, not each of its windows; leave --image-labels or "
-                "--windows out"
-            )
+            raise UsageError("--image-labels describe whole files, not windows; leave out --image-labels or --windows")
 
     def options(self, sam: Path, place: RunnerGroup, *, embedding_cache: float | None = None) -> PromptedOptions:
         """Return the models and prompts, with paths that every worker can open."""

@@ -25,8 +25,8 @@ RunnerOption = Annotated[
     typer.Option(
         "--runner",
         metavar="NAME",
-        help="Where to run: this process (local), one of many that share the store, as in a Slurm array (array), or "
-        "a Ray cluster (ray).",
+        help="Where to run: in this process (local), as one of many processes that share the work, as in a Slurm "
+        "array (array), or on a Ray cluster (ray).",
     ),
 ]
 RunWorkersOption = Annotated[
@@ -34,7 +34,7 @@ RunWorkersOption = Annotated[
     typer.Option(
         "--workers",
         metavar="N",
-        help="Images in progress at the same time; with --runner ray worker processes, N or MIN:MAX.",
+        help="Images processed at the same time; with --runner ray, number of worker processes, N or MIN:MAX.",
         show_default="one per core",
     ),
 ]
@@ -71,7 +71,10 @@ GpusOption = Annotated[
 LogOption = Annotated[
     Path | None,
     typer.Option(
-        "--log", metavar="FILE", help="Append what happens to this file, a JSON object per line.", show_default="off"
+        "--log",
+        metavar="FILE",
+        help="Append the events of the run to this file, one JSON object per line.",
+        show_default="off",
     ),
 ]
 

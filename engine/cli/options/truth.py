@@ -25,7 +25,7 @@ LabelsOption = Annotated[
     typer.Option(
         "--labels",
         metavar="LABELS",
-        help="Their true labels: a folder of label maps, or a file or folder of another format.",
+        help="True labels of the images: a folder of label maps, or a file or folder in another format.",
         show_default=False,
     ),
 ]
@@ -50,13 +50,13 @@ PairingOption = Annotated[
     typer.Option(
         "--pairing",
         metavar="IMAGE=LABEL",
-        help="Names of label maps with \\* for the equal part, as in '\\*=\\*_gt'.",
+        help="Naming rule of the label maps, with \\* for the equal part, as in '\\*=\\*_gt'.",
         show_default="known names are recognized",
     ),
 ]
 AsStoredOption = Annotated[
     bool,
-    typer.Option("--labels-as-stored", help="Label maps show photos as stored, before their EXIF orientation is used."),
+    typer.Option("--labels-as-stored", help="Label maps match the photos as stored, before EXIF rotation."),
 ]
 
 

@@ -28,19 +28,19 @@ StorageOption = Annotated[
         metavar="KEY=VALUE",
         is_eager=True,  # the URLs of other options are opened with it
         callback=_use_storage,
-        help="Option of the storage of URLs, such as aws_region=NAME; repeat for several.",
+        help="Storage option for URLs, such as aws_region=NAME; repeat for several.",
         show_default="environment",
     ),
 ]
 TimeoutOption = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for the server of a URL.")
+    float, typer.Option("--timeout", metavar="SECONDS", help="Longest time to wait for a server.")
 ]
 RetriesOption = Annotated[
     int,
     typer.Option(
         "--retries",
         metavar="N",
-        help="Further attempts to read a URL after a failure that may pass, such as no answer within --timeout.",
+        help="Further attempts to read a URL after a temporary failure, such as no answer within --timeout.",
     ),
 ]
 SchemesOption = Annotated[
@@ -48,7 +48,7 @@ SchemesOption = Annotated[
     typer.Option(
         "--schemes",
         metavar="NAMES",
-        help="Schemes of the URLs that a list may name, such as https,s3, besides the list's own scheme.",
+        help="URL schemes that a list may contain, such as https,s3, besides that of the list itself.",
         show_default="http, https and object stores",
     ),
 ]

@@ -241,7 +241,7 @@ class _Driver:
     def _lead(self) -> None:
         other = self._leases.driver()
         if other is not None and is_here(other):
-            raise StoreError(f"{describe(other)} already calibrates with {self._job.store}; wait for its end")
+            raise StoreError(f"{describe(other)} already calibrates with {self._job.store}; wait until it ends")
         record = {**identity(), "token": self.token, "state": "labeling"}
         self._leases.lead(record, instead_of=None if other is None else other["token"])
 

@@ -53,7 +53,7 @@ class GeotiffWriter(Writer):
         (image,) = images
         if image.path is None or not has_tiff_ending((split_window(image.path) or (image.path,))[0]):
             raise UsageError(
-                f"{image.name} is not a local GeoTIFF file, so that its labels have no coordinates; use --format png"
+                f"{image.name} is not a local GeoTIFF file, so its labels have no coordinates; use --format png"
             )
         height, width = image.label.shape
         path, window = split_window(image.path) or (image.path, Window(0, 0, height, width))

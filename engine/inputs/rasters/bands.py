@@ -106,7 +106,7 @@ def photo_of_npy(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if samples.dtype != np.uint8:
         raise ImageError(
             "unsupported",
-            f"its samples are {samples.dtype}, and a photo has 8 bits; import the model with --bands and --sample-type",
+            f"its samples are {samples.dtype}, and photos have 8 bits; import the model with --bands and --sample-type",
         )
     colors = samples[..., :3] if samples.shape[2] >= 3 else samples[..., :1].repeat(3, axis=2)
     return np.ascontiguousarray(colors)

@@ -53,7 +53,7 @@ def _open_lance(url: str, options: Mapping[str, Any], access: Access) -> Any:
     import lance
 
     if not is_bucket(url):
-        raise SourceError(f"{url} is neither on a disk nor in a bucket, from where Lance datasets are read; copy it")
+        raise SourceError(f"{url} is neither on a disk nor in a bucket; copy the Lance dataset to one of them")
     return lance.dataset(lance_url(url), storage_options=lance_options(remote.options_for(url, options, access)))
 
 

@@ -77,11 +77,12 @@ class KeptSelection:
             name = names[worst] if worst < len(names) else "none of these"
             if limits[worst] < 0:
                 raise UsageError(
-                    f"no scores of {name} were kept beside the top class, because the calibration of the store never "
-                    "emits it, and this one does; label again with this calibration"
+                    f"no scores of {name} were kept beside the top class, because the store's calibration never uses "
+                    "it as a label, and this one does; label again with this calibration"
                 )
             raise UsageError(
-                f"the kept scores end before this selection: the threshold of {name} is {thresholds[worst]:.4g}, and "
+                f"the kept scores are not enough for this selection: the threshold of {name} is "
+                f"{thresholds[worst]:.4g}, and "
                 f"scores up to {max(limits[worst], 0):.4g} were kept; choose a larger alpha or --rule argmax, or label "
                 "again with a smaller --keep-scores"
             )

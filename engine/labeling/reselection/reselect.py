@@ -142,7 +142,7 @@ def reselect(
     source = store if isinstance(store, LabelStore) else LabelStore.open(store)
     threads = count_workers(workers)
     if str(location_of(output).absolute()) in {str(folder.absolute()) for folder in source.folders}:
-        raise UsageError(f"{output} is a store to read; choose another folder for the new labels")
+        raise UsageError(f"{output} is one of the stores to read; choose another folder for the new labels")
     selection = change.apply(source)
     decide = _decide(source, selection)
     target = LabelStore.open_or_create(output, run_record(source, selection))

@@ -213,7 +213,9 @@ def _of_rows(
     # a calibration is for the classes of a file, in whatever order it lists them
     classes = sorted(occurring.union(class_names or ()))
     if BACKGROUND in classes:
-        raise UsageError(f"{file} prompts for {BACKGROUND}, which is what no prompt covers; leave these rows out")
+        raise UsageError(
+            f"{file} prompts for {BACKGROUND}, but the background is what no prompt covers; leave these rows out"
+        )
     by_image: dict[str, list[Target]] = {}
     for image, label, score, prompt in rows:
         by_image.setdefault(image, []).append(Target(target=classes.index(label), score=score, prompts=(prompt,)))

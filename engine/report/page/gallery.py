@@ -127,7 +127,7 @@ def choose_groups(
         Group(
             key="random",
             title="At random",
-            note="A random sample: what the store looks like on the whole.",
+            note="A random sample of the whole store.",
             images=tuple(sorted(everything.tolist(), key=keys.__getitem__)[:size]),
         ),
         _ranked("doubtful", "Most doubtful", "The lowest mean score of the top class.", overview.top_score, size),
@@ -137,7 +137,7 @@ def choose_groups(
         note = "The largest share of wrong labels, compared with the truth."
         groups.append(_ranked("worst", "Worst", note, values, size))
     else:
-        note = "The smallest share of pixels with a label; the truth would show the wrong ones (--labels)."
+        note = "The smallest share of pixels with a label; with --labels, the largest share of wrong labels is shown."
         groups.append(_ranked("worst", "Worst", note, overview.kept, size))
     best = -overview.kept - 1e-3 * overview.top_score
     groups.append(_ranked("best", "Best", "The largest share of pixels with a label.", best, size))

@@ -29,10 +29,10 @@ def headline(
         sentences = [Markup("Every pixel of {} has a label.").format(number.format(images))]
     else:
         share = percent(overview.kept_share, 0 if 0.1 < overview.kept_share < 0.995 else 1)
-        sentences = [Markup("Of {}, labels are kept on {} of the pixels.").format(images, number.format(share))]
+        sentences = [Markup("In {}, {} of the pixels have a label.").format(images, number.format(share))]
     if truth is not None and truth["accuracy"] is not None:
         sentences.append(
-            Markup("Compared with the truth of {}, {} of these labels are right.").format(
+            Markup("Compared with the true labels of {}, {} of these labels are right.").format(
                 f"{truth['num_images']:,} images", number.format(percent(truth["accuracy"]))
             )
         )
@@ -48,7 +48,9 @@ def headline(
             ).format(level)
         )
     elif truth is None:
-        sentences.append(Markup("Nothing here says how many of them are right: no calibration and no truth was given."))
+        sentences.append(
+            Markup("It is unknown how many of them are right: neither a calibration nor true labels were given.")
+        )
     return sentences
 
 
@@ -85,7 +87,7 @@ def notices(
                 unjudged, len(coverage["rows"])
             )
         if missed:
-            text = Markup("Coverage is below its target, interval included, for {}.").format(names(missed))
+            text = Markup("Coverage is below its target by more than its interval for {}.").format(names(missed))
         lines.append({"good": not missed, "text": text, "link": "coverage"})
     if coverage is not None and coverage["unseen"]:
         text = Markup("No calibration image shows {}.").format(names(coverage["unseen"]))

@@ -60,7 +60,7 @@ def _refusal(request: Any, token: str | None) -> Any:
         with suppress(ValueError):
             if is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
                 return None
-        return PlainTextResponse("this page is for this machine: open it at 127.0.0.1", status_code=403)
+        return PlainTextResponse("this page can be opened on this machine only, at 127.0.0.1", status_code=403)
     offered = request.query_params.get("token", "")
     if offered and secrets.compare_digest(offered.encode(), token.encode()):
         answer = RedirectResponse("/" + request.url.path.lstrip("/"), status_code=303)

@@ -137,16 +137,16 @@ def check_alike(store: LabelStore, other: LabelStore, *, for_reading: bool = Fal
     kept = [KEPT_SCORES in each.run for each in (store, other)]
     if not for_reading and mapping is None and not options and kept[0] != kept[1]:
         raise StoreMismatch(
-            f"{names[kept.index(True)]} keeps scores, {names[kept.index(False)]} does not, so they do not go into one "
-            "store; report and export them together instead, or label one again"
+            f"{names[kept.index(True)]} keeps scores, {names[kept.index(False)]} does not, so they cannot be merged; "
+            "report and export them together instead, or label one again"
         )
     if not for_reading:
         mapping, options = run_differences(store.run, other.run, names)
     if mapping is not None or options:
         difference = "; ".join(text for text in (mapping, options) if text)
         raise StoreMismatch(
-            f"{store.path} and {other.path} were made with different options, so their labels do not go together "
-            f"({difference}); label one of them again with the options of the other, or keep them apart"
+            f"{store.path} and {other.path} were made with different options, so their labels cannot be combined "
+            f"({difference}); label one of them again with the options of the other, or use them separately"
         )
 
 

@@ -69,7 +69,7 @@ def test_another_alpha_gives_another_store(home: Path) -> None:
 
 
 def test_faults_are_one_line_that_says_what_to_do(home: Path) -> None:
-    assert "the kept scores end before this selection" in fault(
+    assert "the kept scores are not enough for this selection" in fault(
         "reselect", home / "labels.store", "-o", home / "x", "--alpha", "0.05"
     )
     assert "nowhere" in fault("reselect", home / "nowhere", "-o", home / "x")

@@ -44,7 +44,7 @@ from ...test_cli import maskmill
                 "that calibration; leave out --set, BUNDLE\n"
             ),
         ),
-        (("label-prompted", "p", "--sam", "s", "-o", "l", "--min-score", "0.9"), "--min-score SCORE is that of"),
+        (("label-prompted", "p", "--sam", "s", "-o", "l", "--min-score", "0.9"), "--min-score applies to objects"),
         (("label", "b", "p", "--dry-run", "--retry-rejects"), "--dry-run labels a sample without a store; leave"),
         (("label", "b", "p", "--dry-run", "--log", "run.log"), "--dry-run labels a sample without a store; leave"),
     ],

@@ -114,8 +114,8 @@ def test_coco_a_background_that_is_drawn_leaves_the_rest_ignored(tmp_path: Path)
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"category_id": 3, "segmentation": [], "bbox": [1, 1, 3, 3]}, "boxes alone are no label map"),
-        ({"category_id": 3, "bbox": [1, 1, 3, 3]}, "boxes alone are no label map"),
+        ({"category_id": 3, "segmentation": [], "bbox": [1, 1, 3, 3]}, "boxes alone are not a label map"),
+        ({"category_id": 3, "bbox": [1, 1, 3, 3]}, "boxes alone are not a label map"),
         ({"category_id": 3, "segmentation": {"size": [12, 10], "counts": [120]}}, "the mask is \\[12, 10\\]"),
         ({"category_id": 3, "segmentation": {"size": [10, 12], "counts": [100]}}, "expected 120"),
     ],

@@ -287,7 +287,7 @@ def test_without_a_taxonomy_known_names_must_be_the_models(tmp_path: Path) -> No
     data_set(tmp_path)
     labeled = pair(tmp_path, taxonomy=ASSUMED)
     assert seeds(labeled) == RIGHT
-    assert "label i taken for class i of the model" in labeled.summary.line()
+    assert "label i assumed to be class i of the model" in labeled.summary.line()
     (tmp_path / "classes.txt").write_text("\ufeffdark\nred\ngreen\nblue\n")
     assert seeds(pair(tmp_path, taxonomy=ASSUMED)) == RIGHT
     (tmp_path / "classes.txt").write_text("dark\ngreen\nred\nblue\n")

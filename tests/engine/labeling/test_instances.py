@@ -141,7 +141,7 @@ def test_objects_are_stored_beside_the_maps_and_exported(tmp_path: Path, photos:
     }
     # the photo is a cow everywhere: what no object covers is a crowd
     assert [(s["category_id"], s["iscrowd"]) for s in segments.values()] == [(2, 1), (2, 0), (3, 0), (2, 0)]
-    with pytest.raises(UsageError, match="does not tell objects of one class apart"):
+    with pytest.raises(UsageError, match="cannot distinguish objects of the same class"):
         export_labels(store, tmp_path / "png", "png", instances=True)
 
 

@@ -202,7 +202,7 @@ class _WithoutScores(SemanticPredictor):
 
     def run(self, prepared: Any) -> list[Any]:
         if any(image.tensors[0].max() == 0 for image in prepared):
-            raise ImageError("no-scores", "no scores of it")
+            raise ImageError("no-scores", "no scores for it")
         return super().run(prepared)
 
 

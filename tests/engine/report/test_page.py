@@ -103,7 +103,7 @@ def test_pictures_carry_labels_weights_and_raw_labels(labeled: dict[str, Path], 
 def test_without_truth_calibration_and_model_the_page_says_what_is_missing(tmp_path: Path) -> None:
     store = make_store(tmp_path, 4)
     text = maskmill.report(store, tmp_path / "page.html").read_text()
-    assert "no calibration and no truth was given" in text
+    assert "neither a calibration nor true labels were given" in text
     assert '<section id="coverage">' not in text
     assert "--calibration FILE" in text
 

@@ -370,7 +370,7 @@ def test_a_pinned_moment_outlives_every_cleanup(store: LabelStore, monkeypatch: 
         assert reader.ids() == [content_id(b"a")]
         assert [row.uri for row in reader.inputs()] == ["a"]
         assert reader.moment == pinned.moment
-    with pytest.raises(StoreError, match=r"version \d+ of .* was dropped, .* open the store again"):
+    with pytest.raises(StoreError, match=r"version \d+ of .* no longer exists, .* open the store again"):
         len(pickle.loads(pickle.dumps(fixed)))  # not pinned
     store.unpin("train-1")
     store.unpin("train-1")

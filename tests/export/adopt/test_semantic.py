@@ -111,7 +111,7 @@ def exploding() -> onnx.ModelProto:
             color_graph(through=[("Sub", 5.0)]),
             {"activation": "none"},
             UsageError,
-            "logits and no scores; use .*softmax",
+            "logits, not scores; use .*softmax",
         ),
     ],
 )

@@ -42,7 +42,7 @@ def test_an_engine_that_was_not_proved_is_refused(cupy: Any, tmp_path: Path) -> 
     bundle = color_bundle(tmp_path).path
     photos = write_photos(tmp_path / "photos", 2)[0].parent
     result = run("build", bundle)
-    assert "is not proved, and `maskmill label` refuses it" in result.output
+    assert "has not passed the gate yet, and `maskmill label` refuses it" in result.output
     refused = run("label", bundle, photos, "-o", tmp_path / "store", "--provider", "engine")
     assert isinstance(refused.exception, GateError)
     allowed = run("label", bundle, photos, "-o", tmp_path / "store", "--provider", "engine", "--allow-unverified")

@@ -95,7 +95,7 @@ def test_a_precision_that_does_not_pass_leaves_the_fp32_bundle(tmp_path: Path, r
 
 
 def test_a_lower_precision_needs_real_images(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(UsageError, match="proven on real images; give them with --gate-images"):
+    with pytest.raises(UsageError, match="checked on real images; give them with --gate-images"):
         call(run, "-o", tmp_path / "bundle", "--precision", "fp16")
     assert not (tmp_path / "bundle").exists()
 

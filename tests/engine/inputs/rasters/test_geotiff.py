@@ -100,7 +100,7 @@ def test_a_window_is_an_image_of_its_own_and_the_file_is_not_decoded(tmp_path: P
 def test_a_damaged_file_is_one_input_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "scene.tif").write_bytes(b"II*\0" + bytes(40))
     (item,) = open_source(tmp_path, windows=Windows(side=32))
-    with pytest.raises(ImageError, match="no TIFF file"):
+    with pytest.raises(ImageError, match="not a readable TIFF file"):
         open_source(tmp_path).read(item)
 
 

@@ -193,12 +193,12 @@ def test_a_class_that_the_calibration_of_the_store_never_emits_needs_the_model_a
     selection = Reselection().apply(kept)
     names = tuple(kept.classes["targets"])
     nothing = np.full(len(names), -np.inf, np.float32)
-    with pytest.raises(UsageError, match=r"never emits it, and this one does; label again with this calibration"):
+    with pytest.raises(UsageError, match="never uses it as a label, and this one does; label again"):
         KeptSelection(selection, ScoreLevels(nothing), nothing, background=None, ignore=255, names=names)
 
 
 def test_a_smaller_alpha_than_was_kept_is_refused(kept: LabelStore, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"the kept scores end before this selection: .* --keep-scores"):
+    with pytest.raises(UsageError, match=r"the kept scores are not enough for this selection: .* --keep-scores"):
         reselect(kept, tmp_path / "new", Reselection(alpha="0.06"))
     assert not (tmp_path / "new").exists()
 
@@ -236,7 +236,7 @@ def test_options_that_exclude_each_other_are_refused(
 
 
 def test_stores_are_not_mixed_up(kept: LabelStore, bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a store to read; choose another folder"):
+    with pytest.raises(UsageError, match="is one of the stores to read; choose another folder"):
         reselect(kept, kept.path, Reselection())
     reselect(kept, tmp_path / "new", Reselection(alpha="0.2"))
     assert reselect(kept, tmp_path / "new", Reselection(alpha="0.20")).images == 0  # the same alpha: no label is left
