@@ -2,7 +2,7 @@
 
 Run it after a command changed: ``make docs-commands``. The examples run one after another in a new folder with the
 images, labels and teacher of ``maskmill demo``; a test compares the help on the pages with the commands. With the
-argument ``help`` only the help on the pages is written anew, which takes seconds.
+argument ``help``, only the help on the pages is renewed, which takes seconds.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PANELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Models": ("A bundle is a folder with a model's ONNX file and everything needed to run it.", (
         "import", "export", "cam-head", "rescale", "convert", "gate", "build", "bench", "tune",
     )),
-    "Calibration": ("Map classes, compute thresholds from labeled images, choose how to select.", (
+    "Calibration": ("Map classes, compute thresholds from labeled images, choose how to select pixels.", (
         "taxonomy", "choose", "calibrate", "calibrate-objects",
     )),
-    "Labels": ("Label a corpus, and keep its labels in order.", (
+    "Labels": ("Label a corpus, and manage label stores.", (
         "label", "label-prompted", "segment", "reselect", "merge", "verify", "status",
     )),
-    "Looking": ("See and measure labels.", ("show", "report", "serve", "rank", "evaluate")),
-    "Exchange": ("Hand labels to other tools, take corrections back.", ("export-labels", "import-labels", "manifest")),
+    "Looking": ("Inspect and measure labels.", ("show", "report", "serve", "rank", "evaluate")),
+    "Exchange": ("Export labels to other tools, import corrections.", ("export-labels", "import-labels", "manifest")),
     "Students": ("Train a small network on the labels.", ("train", "predict")),
     "Setup": ("What is installed, and a first run.", ("doctor", "demo")),
 }

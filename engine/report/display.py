@@ -310,7 +310,7 @@ def _print_coverage(coverage: dict[str, Any]) -> None:
     PlainConsole().print(table)
     say(
         f"coverage of the calibration's prediction sets: {coverage['target']:g} is the target, ! marks a class below "
-        f"it by more than the interval; mean coverage of an image {_share(coverage['image_mean'])}"
+        f"it by more than the interval; mean coverage per image {_share(coverage['image_mean'])}"
     )
 
 

@@ -44,7 +44,7 @@ def choose_selection(
 ) -> None:
     """Measure every way to select pixels on labeled images, and recommend one for a goal.
 
-    Every combination of rule, grouping, unit and alpha, and constant confidence thresholds, are cross-validated. The
+    All combinations of rule, grouping, unit and alpha, and constant confidence thresholds, are cross-validated. The
     table lists the selections that are not beaten in both kept share and the goal's figure: kept, the share of pixels
     with a label; accuracy of these labels, with a 95 % interval; and their mIoU. An arrow marks the recommendation.
     Selections with the same figures are listed once. All figures are measured on held-out images, on up to 1,024 pixels

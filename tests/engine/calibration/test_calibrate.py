@@ -247,7 +247,7 @@ def test_thresholds_at_another_alpha_follow_from_the_file_alone(
     odds, exact_odds = (values / (1 - values) for values in (at.thresholds, exact.thresholds))
     assert (odds >= exact_odds * (1 - 1e-5)).all()
     assert (odds <= exact_odds * 1.07).all()
-    with pytest.raises(UsageError, match="need the images"):
+    with pytest.raises(UsageError, match="without the images"):
         run(bundle, photos, group="position", grid=(4, 4)).at("0.2")
 
 
@@ -256,7 +256,7 @@ def test_calibrations_of_different_images_merge(bundle: Bundle, photos: Path) ->
     merged, together = Calibration.merge(parts), run(bundle, photos).at("0.1")
     np.testing.assert_array_equal(merged.thresholds, together.thresholds)
     assert merged.report["num_images"] == 30
-    with pytest.raises(CalibrationError, match=r"b\.json and c\.json were made with the same images \(15 of 15"):
+    with pytest.raises(CalibrationError, match=r"b\.json and c\.json share images \(15 of 15"):
         Calibration.merge([parts[1], parts[0], parts[0]], names=["a.json", "b.json", "c.json"])
     with pytest.raises(CalibrationError, match=r"1 and calibration 2 differ \(rule: agree and single\)"):
         Calibration.merge([parts[0], run(bundle, photos, rule="single")])
@@ -342,7 +342,8 @@ def test_the_default_group_of_the_image_unit_holds_for_all_pixels(bundle: Bundle
     calibration = run(bundle, photos, unit="image")
     assert calibration.group == "pooled"
     assert (
-        "on average over new images at most 0.1 of an image's pixels miss their class" in calibration.report["promise"]
+        "on average over new images at most 0.1 of an image's pixels have a prediction set without their class"
+        in calibration.report["promise"]
     )
     assert "no guarantee" in run(bundle, photos).report["promise"]
 
@@ -370,8 +371,8 @@ def test_a_calibration_is_refused_under_other_conditions(bundle: Bundle, photos:
         ({"rule": "best"}, "rule must be one of"),
         ({"on_small_n": "perhaps"}, "on_small_n must be one of"),
         ({"group": "position", "unit": "image"}, "work with --unit pixel only"),
-        ({"clusters": 4}, "clusters are of positions, at least 1; got 4 with the group class"),
-        ({"group": "position", "clusters": 0}, "clusters are of positions, at least 1; got 0"),
+        ({"clusters": 4}, "clusters must be at least 1 and need the group position; got 4 with the group class"),
+        ({"group": "position", "clusters": 0}, "clusters must be at least 1 and need the group position; got 0"),
         ({"ids": frozenset({"0", "900"})}, "1 of the 2 listed images are not there: 900"),
     ],
 )

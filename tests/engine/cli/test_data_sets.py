@@ -50,7 +50,7 @@ def test_a_draft_needs_names_for_the_label_values(home: Path) -> None:
 def test_thresholds_come_with_a_line_about_what_was_read(home: Path) -> None:
     arguments = ("calibrate", "bundle", "--images", "photos", "--labels", "labels", "--alpha", "0.1", "-o")
     output = ok(*arguments, "c.json", cwd=home)
-    assert "12 images used; label i taken for class i of the model" in output
+    assert "12 images used; label i assumed to be class i of the model" in output
     assert "paired by suffix _mask (12)" in output
     assert "12 photos turned by their EXIF orientation and their maps not" in output
     source = json.loads(ok(*arguments, "stored.json", "--labels-as-stored", "--json", cwd=home))["source"]

@@ -38,6 +38,6 @@ def test_an_alarm_stops_the_run_and_labeled_images_of_the_new_kind_help(tmp_path
     assert "label some of its images and calibrate on them" in refused.stderr
     merged = ok("calibrate", "--calibration", "old.json", "--calibration", "dark labeled.json", *like, cwd=tmp_path)
     assert "new.json: alpha 0.1, group pooled, unit image, rule agree, from the scores of 80 images" in merged
-    assert "weighted to resemble 120 images of store: the calibration images count as" in merged
+    assert "weighted to resemble 120 images of store: effective sample size" in merged
     misused = maskmill("calibrate", bundle, "--calibration", "old.json", *like[:-1], "other.json", cwd=tmp_path)
     assert (misused.returncode, "leave out BUNDLE" in misused.stderr) == (2, True)

@@ -195,7 +195,7 @@ def test_a_class_mapping_is_drafted_from_the_classes_of_boxes_and_fits_a_calibra
     mapping = ("--labels", "labels", "--label-names", "names.txt", "-o", "boxes.toml")
     refused = maskmill("taxonomy", "sam", *mapping, cwd=home)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "has no classes of its own; give what names them: --boxes, --points" in refused.stderr
+    assert "has no classes of its own; give the option that names them: --boxes, --points" in refused.stderr
     output = ok("taxonomy", "sam", "--boxes", "boxes.json", *mapping, cwd=home)
     assert "model class plane → dropped" in output
     ok("calibrate", "--sam", "sam", "--boxes", "boxes.json", "--images", "photos", "--labels", "labels",

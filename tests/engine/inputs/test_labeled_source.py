@@ -87,7 +87,7 @@ def test_equal_stems_in_two_folders_share_no_map(tmp_path: Path) -> None:
     assert seeds(labeled) == RIGHT
     assert len(labeled.summary.without_map) == 3
     assert (
-        "photos without a map: 3: b/p0.jpg, b/p1.jpg, b/p2.jpg (a/p0.png has the name of b/p0.jpg but lies in another "
+        "photos without a map: 3: b/p0.jpg, b/p1.jpg, b/p2.jpg (a/p0.png has the name of b/p0.jpg but is in another "
         in (labeled.summary.line())
     )
     with pytest.raises(UsageError, match=r"no image has a label map .*a/p0\.png has the name of b/p0\.jpg"):
@@ -265,7 +265,7 @@ def test_a_folder_that_maskmill_wrote_is_refused_by_name(tmp_path: Path) -> None
     ("name", "content", "message"),
     [
         ("instances.json", json.dumps({"images": [], "annotations": [], "categories": []}), "holds no labeled image"),
-        ("other.json", "{}", r"is a file in no format that is known; labels are .* coco"),
+        ("other.json", "{}", r"is a file in an unknown format; labels are .* coco"),
         ("labels.txt", "1.png", r"is a file; labels are a folder, tar archive or URL of \.png"),
     ],
 )

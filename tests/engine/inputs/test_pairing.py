@@ -29,7 +29,7 @@ def test_a_map_of_another_folder_serves_no_image() -> None:
     pairs = index.pair(["/p/b/1.jpg", "/p/1.jpg"], "/p")
     assert (pairs.labels, pairs.without_label, pairs.unused) == ({}, ["/p/b/1.jpg", "/p/1.jpg"], ["a/1.png"])
     assert index.find("/p/b/1.jpg") is None
-    assert index.similar("/p/b/1.jpg") == "a/1.png has the name of b/1.jpg but lies in another folder"
+    assert index.similar("/p/b/1.jpg") == "a/1.png has the name of b/1.jpg but is in another folder"
 
 
 @pytest.mark.parametrize(

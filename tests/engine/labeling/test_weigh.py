@@ -121,7 +121,7 @@ def test_labeled_images_of_the_new_kind_are_merged_and_then_weighted(
     assert weighted.weighting is not None
     values = np.array(weighted.weighting["values"])
     assert values[:120].sum() < 0.1 * values[120:].sum()
-    with pytest.raises(CalibrationError, match="merge first, then weigh"):
+    with pytest.raises(CalibrationError, match="merge first, then weight"):
         Calibration.merge([weighted, dark])
 
 

@@ -187,7 +187,7 @@ def test_only_a_bucket_that_has_answered_is_waited_for(server: HostileServer, mo
         assert folder.read("a") == b"a photo"
         server.files["outage"] = b""
         with (
-            pytest.warns(StorageOutageWarning, match="s3://outage does not answer since .*; waiting"),
+            pytest.warns(StorageOutageWarning, match="s3://outage has not answered since .*; waiting"),
             pytest.raises(OSError, match="the storage does not answer: the server answers 500"),
         ):
             folder.read("a")
@@ -213,7 +213,7 @@ def test_an_outage_delays_the_images_of_a_bucket(server: HostileServer) -> None:
     assert photos == [b"a photo"] * 4
     (warning,) = caught
     assert warning.category is StorageOutageWarning
-    assert re.match("s3://outage-of-images does not answer since .*; waiting", str(warning.message))
+    assert re.match("s3://outage-of-images has not answered since .*; waiting", str(warning.message))
 
 
 def test_an_object_that_fails_in_a_bucket_that_works_is_one_reject(server: HostileServer) -> None:
@@ -245,7 +245,7 @@ def test_a_store_is_opened_when_its_bucket_answers_again(
         assert open_folder("s3://outage/st", options_for(server)).read("a") == b"a photo"
         server.files["outage"] = b""
         with (
-            pytest.warns(StorageOutageWarning, match="s3://outage does not answer since .*; waiting"),
+            pytest.warns(StorageOutageWarning, match="s3://outage has not answered since .*; waiting"),
             pytest.raises(
                 StorageError, match="^cannot read s3://outage/st/run.json: the storage does not answer: .*answers 500"
             ),

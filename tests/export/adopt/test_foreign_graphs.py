@@ -113,7 +113,7 @@ def test_the_two_channels_are_p_and_one_minus_p(tmp_path: Path, label: np.ndarra
         (red_logit(), "softmax", "one channel, and a softmax .* use --activation sigmoid"),
         (red_probability(), "softmax", "use --activation none"),
         (red_probability(), "sigmoid", "use --activation none, not sigmoid"),
-        (red_logit(), "none", "logits and no scores; use --activation sigmoid"),
+        (red_logit(), "none", "logits, not scores; use --activation sigmoid"),
     ],
 )
 def test_one_channel_needs_the_right_activation(tmp_path: Path, model: Any, activation: Any, message: str) -> None:
@@ -157,7 +157,7 @@ def test_a_final_argmax_is_cut_off_and_noted(tmp_path: Path, label: np.ndarray, 
         name = f"{name}.{operator}"
     code = TensorProto.INT32 if "Cast" in tail else TensorProto.INT64
     bundle = adopt(tmp_path, behind(nodes, name, code, axis=np.int64([1])))
-    assert bundle.source.changes == ("the final ArgMax /head/ArgMax was cut off, so that the output is inner",)
+    assert bundle.source.changes == ("the final ArgMax /head/ArgMax was removed, so the output is inner",)
     assert "ArgMax" not in {node.op_type for node in onnx.load(bundle.model_path()).graph.node}
     assert (labels_of(bundle, color_image(label)) == label).all()
 

@@ -47,7 +47,7 @@ def test_convert_walks_on_and_prints_and_stores_what_was_overridden(tmp_path: Pa
         "--num-images", "10",
     ).output  # fmt: skip
     assert output.startswith("tolerances changed: min_images 10\nfp16 is refused: ")
-    assert "the node Mul0 makes values up to" in output
+    assert "the node Mul0 produces values up to" in output
     (verdict,) = Bundle.load(bundle.path).verdicts
     assert (verdict["precision"], verdict["images"], verdict["tolerances"]["min_images"]) == ("bf16", 10, 10)
 

@@ -96,7 +96,7 @@ def test_encoder_and_decoder_are_converted_together_and_judged_end_to_end(tmp_pa
     bundle = convert(
         sam_bundle(tmp_path), "fp16", photos, how=Conversion(tolerances=FEW), on_fail="next", say=lines.append
     )
-    assert "the node xs makes values up to 1e+06, beyond 65504 of fp16" in lines[0]
+    assert "the node xs produces values up to 1e+06, beyond 65504 of fp16" in lines[0]
     artifacts = {bundle.file(role, "mixed").sha256 for role in ("encoder", "decoder")}
     assert {verdict["artifact"] for verdict in bundle.verdicts} == artifacts
     assert {"xs", "ys", "xe", "ye"} <= set(bundle.verdicts[0]["kept_fp32"])

@@ -204,7 +204,7 @@ def test_one_image_with_nan_is_caught_even_where_the_means_allow_it(tmp_path: Pa
     photos = write_colors(tmp_path / "photos", [240] * 49 + [255])
     bundle = color_bundle(tmp_path, through=[("Mul", 6600.0), ("Mul", 1 / 6600)])  # 255 gives 66,000
     tolerances = Tolerances(mean_iou=0.9, worst_iou=0, agreement=0.9)
-    with pytest.raises(GateError, match="NaN or infinity on 1 of 50 images.*the node Mul0 makes values up to 6.6e"):
+    with pytest.raises(GateError, match="NaN or infinity on 1 of 50 images.*the node Mul0 produces values up to 6.6e"):
         convert(bundle, "fp16", photos, how=Conversion(tolerances=tolerances))
 
 
@@ -258,7 +258,7 @@ def test_a_range_beyond_fp16_names_the_node_and_walks_to_bf16(tmp_path: Path, ph
     lines: list[str] = []
     converted = convert(bundle, "fp16", photos, on_fail="next", say=lines.append)
     assert converted.file(precision="bf16").derived_from
-    assert "the node Mul0 makes values up to 9.69e+05, beyond 65504 of fp16" in lines[0]
+    assert "the node Mul0 produces values up to 9.69e+05, beyond 65504 of fp16" in lines[0]
     assert lines[1].startswith("bf16 (onnxruntime on cpu, emulated) passes on 50 images")
 
 
@@ -502,7 +502,7 @@ def test_a_verdict_states_which_classes_it_has_seen(tmp_path: Path) -> None:
     verdict = verdict_on(bundle, side(bundle, without_blue(), tmp_path / "other"), images)
     assert verdict.passed
     assert verdict.metrics.class_images == {"red": 50, "green": 50, "blue": 0}
-    assert describe(verdict).endswith("; 2 of 3 classes were seen, never blue")
+    assert describe(verdict).endswith("; 2 of 3 classes are in the images, not blue")
     required = Tolerances(required_classes=("red", "blue"))
     verdict = verdict_on(bundle, side(bundle, without_blue(), tmp_path / "again"), images, tolerances=required)
     assert verdict.failures == ("no image shows the required class blue; add images that do",)
@@ -529,7 +529,7 @@ def test_a_tensor_close_to_the_limit_of_fp16_is_a_warning(tmp_path: Path) -> Non
     assert verdict.passed
     (warning,) = verdict.warnings
     assert warning.startswith(
-        "the node Mul0 makes values up to 4.67e+04, within a factor of 2 of fp16's limit of 65504"
+        "the node Mul0 produces values up to 4.67e+04, within a factor of 2 of fp16's limit of 65504"
     )
     assert warning in lines[0]
     far = convert(color_bundle(tmp_path, name="far"), "fp16", images)

@@ -121,7 +121,7 @@ def test_a_scene_counts_as_one_image_however_many_windows_it_has(
     assert _figures(fourfold.report) == (pytest.approx(expected) if same else pytest.approx(expected, abs=0.01))
     assert fourfold.report["num_images"] == single.report["num_images"] == 12
     if same:
-        assert "12 calibration images, all windows of a file being one image" in fourfold.report["promise"]
+        assert "12 calibration images (all windows of a file count as one)" in fourfold.report["promise"]
         fourfold.save(tmp_path / "saved.json")
         assert Calibration.load(tmp_path / "saved.json").counts.scenes == fourfold.counts.scenes
     if "control" not in options:
