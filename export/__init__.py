@@ -1,4 +1,4 @@
-"""From a model to a bundle: adopt or export it, prove it right, build engines for it.
+"""From a model to a bundle: adopt or export it, compare it with the original, build engines for it.
 
 ``bundle`` says what a model is (standard library only, imported by everybody); the other modules make bundles.
 """

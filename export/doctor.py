@@ -1,4 +1,4 @@
-"""Report what this machine can run, what is missing, and the command that installs it."""
+"""Report the runtimes and devices of this machine, and the command that installs each missing package."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def findings() -> list[Finding]:
 
 
 def print_report() -> None:
-    """Print a line for each finding, never cut: a command on it can be copied."""
+    """Print one line per finding, never truncated, so that its command can be copied."""
     from ..engine.report.terminal import say
 
     lines = findings()

@@ -1,6 +1,6 @@
 """ONNX graphs: load and check a file, find its image input, and infer the types of its tensors.
 
-Every fault is one clear error, before anything is run or written.
+Every fault raises an error before anything is run or written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FLOAT = 1  # TensorProto.DataType.FLOAT
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
-_SMALL_WEIGHT = 1024  # elements: type inference reads shapes and axes
+_SMALL_WEIGHT = 1024  # in elements: type inference reads the values of small tensors, such as shapes and axes
 
 LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
 """Largest finite value of each 16-bit precision."""
@@ -151,7 +151,7 @@ def image_input(
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return the inputs that a caller must feed: old exporters list stored weights among the inputs, too."""
+    """Return the inputs that a caller must feed; old exporters also list stored weights as inputs."""
     stored = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in stored]
 
@@ -203,7 +203,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy the graph with its large weights as inputs: protobuf cannot pass on more than 2 GB."""
+    """Copy the graph with its large weights as inputs, since a protobuf message is limited to 2 GB."""
     import onnx
     from onnx import helper
 

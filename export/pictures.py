@@ -1,4 +1,4 @@
-"""Images that a model is tried and compared on: photos with names, or generated pictures if there is no photo."""
+"""Images for tests and comparisons of a model: photos with names, or generated pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def generated_images(spec: InputSpec, num: int = 2) -> list[GateImage]:
 
 
 def _generated_picture(spec: InputSpec, seed: int) -> NDArray[Any]:
-    """Return one picture that uses the whole range of values: of bytes, or the display range of bands."""
+    """Return one picture that uses the full range of bytes, or the display range of bands."""
     import cv2
 
     rng = np.random.default_rng(seed)

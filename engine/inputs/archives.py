@@ -17,11 +17,11 @@ from ...errors import UsageError
 from ..reading.remote import extension
 
 MAX_HEADER = 1 << 20
-"""Bytes of headers that one member may have: long names, extended headers and tables of sparse files."""
+"""Most bytes of headers per member: long names, extended headers and tables of sparse files."""
 MAX_LINKS = 40
-"""Links from link to link that are followed, as many as Linux follows."""
+"""Longest chain of links that is followed, as in Linux."""
 _MAX_GLOBAL = 1000
-"""Entries of the headers that apply to all members."""
+"""Most entries of the headers that apply to all members."""
 
 
 _TABLES = (".parquet", ".lance", ".arrow")
@@ -31,7 +31,7 @@ _ROW = re.compile(r"(?P<row>\d+)(?:/(?P<name>.*))?", re.DOTALL)
 def split_member(uri: str) -> tuple[str, str] | None:
     """Return (archive, member), or (table, name or number of the row); None for any other file's name.
 
-    ``::`` in other names means nothing: a local file may be called ``a::b.jpg``.
+    ``::`` in other names has no meaning: a local file may be called ``a::b.jpg``.
     """
     start = uri.find("::")
     while start >= 0:
@@ -53,16 +53,16 @@ def archives_of(uris: Iterable[str]) -> list[str]:
 
 
 class Member(NamedTuple):
-    """One member of a tar archive, or the reason why there is none."""
+    """One member of a tar archive, or a fault in its place."""
 
     name: str
-    """Path inside the archive; for damage the empty string."""
+    """Path inside the archive; empty for damage."""
     size: int = 0
     """Bytes."""
     offset: int = 0
     """First byte in the archive."""
     problem: str = ""
-    """Fault of the member, or of the archive from here on; empty if it can be read."""
+    """Fault of the member, or of the rest of the archive; empty if it can be read."""
     repeated: bool = False
     """True if an earlier member has the same name."""
 
@@ -70,9 +70,9 @@ class Member(NamedTuple):
 def tar_members(file: IO[bytes], name: str) -> Iterator[Member]:
     """Yield the members of a tar archive that can be read at random: regular files and links to them.
 
-    Links inside the archive are followed; a link that leads nowhere, a sparse file and damage become members with a
-    ``problem``. After damage nothing more can be read: a header that makes no sense, a member that is larger than the
-    archive or has a negative size, or headers of one member beyond :data:`MAX_HEADER`.
+    Links inside the archive are followed; broken links, sparse files and damage become members with a ``problem``.
+    Nothing after damage is read. Damage is an invalid header, a member that is larger than the archive or has a
+    negative size, or headers of one member beyond :data:`MAX_HEADER`.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -83,7 +83,7 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member]:
         with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 window.left = MAX_HEADER
-                # tarfile would keep every member it has met
+                # tarfile would keep every member in memory
                 tar.members = []  # type: ignore[attr-defined]
                 end = info.offset_data + info.size
                 if info.size < 0 or end > size or info.offset_data <= info.offset or len(tar.pax_headers) > _MAX_GLOBAL:
@@ -103,7 +103,7 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member]:
             end = tar.offset
         file.seek(end)
         if file.read(512).strip(b"\0"):
-            # tarfile takes a damaged header for the end of the archive
+            # tarfile treats a damaged header as the end of the archive
             raise tarfile.ReadError(f"no header at byte {end:,}")
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         fault = "a member has too many headers" if isinstance(error, RecursionError) else error
@@ -137,7 +137,7 @@ class _HeaderWindow:
 
 
 def _target(info: tarfile.TarInfo) -> str:
-    """Path inside the archive that a link names: symbolic links start at their own folder, hard links at the root."""
+    """Return the path that a link names: symbolic links start at their own folder, hard links at the root."""
     if info.islnk():
         return info.linkname
     return os.path.normpath(os.path.join(os.path.dirname(info.name), info.linkname)).replace("\\", "/")
@@ -149,7 +149,7 @@ def choose_pictures(
     """Yield the pictures among members, for an archive of WebDataset samples one per sample.
 
     A sample is a run of members with the same name up to the first dot. ``ending`` is the rest of the name of the
-    pictures to take, as in ``jpg`` or ``seg.png``; members that cannot be read are passed through.
+    pictures to use, as in ``jpg`` or ``seg.png``; members that cannot be read are passed through.
 
     Raises :class:`UsageError` if a sample has several pictures and no ending was chosen.
     """
@@ -179,7 +179,7 @@ def _pictures_of(sample: list[Member], archive: str, ending: str | None) -> list
     if ending is not None:
         exact = [member for member, text in zip(sample, endings, strict=True) if text == ending]
         return exact or [member for member in sample if member.name.lower().endswith(f".{ending}")]
-    # names with dots of their own, as in 1.rf.ab.jpg and 1.rf.cd.jpg, are no samples: no ending is a plain one
+    # names that contain dots, as in 1.rf.ab.jpg and 1.rf.cd.jpg, are not samples: none of their endings is a plain one
     if len(set(endings)) > 1 and any("." not in text for text in endings):
         raise UsageError(
             f"{archive} holds several pictures per sample ({', '.join(member.name for member in sample[:3])}); choose "

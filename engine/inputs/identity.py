@@ -36,7 +36,7 @@ def labels_id(data: bytes, condition: str = "") -> str:
 
 
 def shard(items: Iterable[T], index: int, count: int) -> Iterator[T]:
-    """Yield the items of shard ``index`` of ``count``, from 0; by a hash of the uri, so that every run agrees."""
+    """Yield the items of shard ``index`` of ``count``, from 0; a hash of the uri decides, so that all runs agree."""
     if count < 1 or not 0 <= index < count:
         raise UsageError(
             f"shards are counted from 0: expected 0 <= I < N, as in 0/{max(count, 1)}; got {index}/{count}"

@@ -1,8 +1,8 @@
 """Image formats: opening a file's bytes with Pillow, and converting any pixel type to 8-bit RGB.
 
 Samples of more than 8 bits keep the highest 8 bits of their type, or of a bit depth that is stated, as in 12 for a
-camera that fills 12 of 16 bits. What Pillow reads wrongly is read otherwise: 16-bit colors by OpenCV, since Pillow
-keeps their high bytes only, and uncompressed and deflated TIFF with separate planes here.
+camera that fills 12 of 16 bits. Formats that Pillow misreads are read differently: 16-bit colors by OpenCV, since
+Pillow keeps only their high bytes, and uncompressed or deflated TIFF with separate planes by this module.
 
 HEIC and JPEG XL are read if pillow-heif and pillow-jxl-plugin are installed (``pip install 'maskmill[heif]'``).
 """
@@ -31,7 +31,7 @@ from ...errors import ImageError
 from ..model.files import inflate
 from ..reading.tiff_bands import other_bands
 
-# formats of photos only: Pillow also opens formats that run other programs (EPS) or hold no photos
+# photo formats only: Pillow also opens formats that run other programs (EPS) or hold no photos
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 OPTIONAL_ENDINGS = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".jxl": "JPEG XL"}
@@ -41,7 +41,7 @@ _PLUGINS = {"HEIC": ("pillow_heif", "HEIF"), "JPEG XL": ("pillow_jxl", "JXL")}
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 MOST_SCANS = 30
-"""Scans of a progressive JPEG that are always read; encoders write about ten …"""
+"""Number of scans of a progressive JPEG that are always read; encoders write about ten …"""
 MOST_SCANNED_PIXELS = 4_000_000_000
 """… and more if pixels times scans are no more than this: an empty scan takes 0.4 ns per pixel."""
 
@@ -80,7 +80,7 @@ def open_image(data: bytes, max_pixels: int) -> Any:
     Image.init()
     names = (*FORMATS, *optional_formats().values())
     _silence_libraries()
-    # not Image.open(): it warns, or refuses, by a limit that is global to the process
+    # not Image.open(): it warns or raises according to a limit that is global to the process
     for name in filter(Image.OPEN.__contains__, names):
         factory, accept = Image.OPEN[name]
         accepted = accept(data[:16]) if accept else True
@@ -122,15 +122,15 @@ def _no_format(data: bytes) -> ImageError:
 
 
 def orientation(image: Any) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it has none that makes sense or counts."""
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 if it has none, or an invalid or inapplicable one."""
     if image.format == "JXL":
-        # its decoder turns the pixels, and EXIF does not count
+        # its decoder applies the orientation already
         return 1
     try:
-        # not image.getexif(): PNG would decode the pixels to look behind them
+        # not image.getexif(): for PNG it decodes the pixels, to find metadata after them
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # a damaged EXIF block does not make the pixels worse: they are used as stored
+        # with a damaged EXIF block the pixels are used as stored
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -152,12 +152,12 @@ def orientation_of(data: bytes) -> int:
 
 
 def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn pixels (H, W, …) as stored upright, by their image's EXIF orientation."""
+    """Rotate or flip stored pixels (H, W, …) according to their image's EXIF orientation."""
     return np.ascontiguousarray(_turned(pixels, orientation))
 
 
 def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """View of pixels (H, W, …), turned."""
+    """Return a rotated or flipped view of pixels (H, W, …)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -168,7 +168,7 @@ def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[np.uint8], float]:
-    """Decode an opened image to upright (H, W, 3) uint8 RGB; returns it with the share of its type's range it uses.
+    """Decode an opened image to upright (H, W, 3) uint8 RGB; returns it and the used share of its type's range.
 
     The share is 1.0 for 8-bit and float images. Raises :class:`ImageError`, and anything that Pillow raises for damage.
     """
@@ -178,7 +178,7 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
     image.load()
     if image.mode == "F":
         return _from_float(image, turn)
-    # Pillow turns TIFF itself
+    # Pillow applies the orientation of TIFF itself
     rest = 1 if layout else turn
     if not _is_deep(image, data, layout):
         return turn_upright(_from_bytes(image), rest), 1.0
@@ -198,7 +198,7 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
 
 
 def _check_scans(image: Any, data: bytes) -> None:
-    """Refuse a progressive JPEG whose scans, of a few bytes each, would take seconds to decode."""
+    """Refuse a progressive JPEG with so many tiny scans that decoding would take seconds."""
     if image.format != "JPEG" or not image.info.get("progressive"):
         return
     scans = data.count(b"\xff\xda")
@@ -245,7 +245,7 @@ _DEFLATE = (8, 32946)
 
 
 class _TiffLayout:
-    """Tags of an opened TIFF that Pillow does not heed."""
+    """Tags of an opened TIFF that Pillow ignores."""
 
     def __init__(self, image: Any) -> None:
         tags = image.tag_v2
@@ -267,7 +267,7 @@ class _TiffLayout:
 
 
 def _is_deep(image: Any, data: bytes, layout: _TiffLayout | None) -> bool:
-    """Tell whether a decoded image has samples of more than 8 bits."""
+    """Return True if a decoded image has samples of more than 8 bits."""
     if image.mode.startswith("I"):
         return True
     color = image.mode in ("RGB", "RGBA", "RGBX")
@@ -275,7 +275,7 @@ def _is_deep(image: Any, data: bytes, layout: _TiffLayout | None) -> bool:
 
 
 def _deep_samples(image: Any, data: bytes, layout: _TiffLayout | None, turn: int) -> NDArray[Any] | None:
-    """Samples of more than 8 bits: (H, W) as Pillow has them, or (H, W, 3) upright; None if they cannot be had."""
+    """Return samples of more than 8 bits: (H, W) as in Pillow, or (H, W, 3) upright; None if they are not available."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if layout is not None and layout.bits == 32 and not layout.signed:
@@ -286,7 +286,7 @@ def _deep_samples(image: Any, data: bytes, layout: _TiffLayout | None, turn: int
     samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
         return None
-    # OpenCV turns some formats, and confuses some layouts: what Pillow has decoded are the high bytes
+    # OpenCV rotates some formats and confuses some layouts; Pillow's pixels, which are the high bytes, tell which
     high = np.asarray(image)[..., :3]
     upright = high if layout is not None else _turned(high, turn)
     for candidate in (samples[:, :, 2::-1], _turned(samples[:, :, 2::-1], turn)):
@@ -319,7 +319,7 @@ def _planes(layout: _TiffLayout, data: bytes) -> NDArray[np.uint16]:
 
 
 def _from_deep(samples: NDArray[Any], bits: int, *, inverted: bool) -> tuple[NDArray[np.uint8], float]:
-    """(H, W) or (H, W, 3) samples of ``bits`` bits → (H, W, 3) uint8 RGB and the largest sample."""
+    """Convert (H, W) or (H, W, 3) samples of ``bits`` bits to (H, W, 3) uint8 RGB; also returns the largest sample."""
     height, width = samples.shape[:2]
     out = np.empty((height, width, 3), np.uint8)
     step = max(1, BAND_PIXELS // width)
@@ -335,7 +335,7 @@ def _from_deep(samples: NDArray[Any], bits: int, *, inverted: bool) -> tuple[NDA
 
 
 def damage(name: str | None, error: Exception) -> ImageError:
-    """Return the :class:`ImageError` for an exception of Pillow's: unsupported, too large, or cut short or damaged."""
+    """Return the :class:`ImageError` for an exception of Pillow's: unsupported, too large, or truncated or damaged."""
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return ImageError("too-large", f"the {name} image is too large: {error}")
     text = str(error) or type(error).__name__
@@ -359,12 +359,11 @@ _UNSUPPORTED = re.compile(
 
 @cache
 def _silence_libraries() -> None:
-    """Stop OpenCV and Pillow's own copy of libtiff from writing to stderr, naming no file; errors are raised anyway."""
+    """Stop OpenCV and Pillow's copy of libtiff from writing to stderr without a file name; errors are raised anyway."""
     if hasattr(cv2.utils, "logging"):
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     else:
-        cv2.setLogLevel(0)  # OpenCV 4
-    # without any handler, logging prints errors itself
+        cv2.setLogLevel(0)  # OpenCV 4; without any handler, logging prints errors itself
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     for library in (Path(Image.__file__).parents[1] / "pillow.libs").glob("libtiff*"):
         libtiff = ctypes.CDLL(str(library))
@@ -383,8 +382,8 @@ _quiet_depth = 0
 def quiet_pillow() -> Iterator[None]:
     """Ignore Pillow's warnings (damaged EXIF, odd palettes) while any thread decodes.
 
-    ``warnings.catch_warnings`` is not for threads: leaving it in another order than entering loses the filters.
-    Here one entry is added by the first thread and removed by the last.
+    ``warnings.catch_warnings`` is not thread-safe: if threads exit it in another order than they entered it, filters
+    are lost. Here the first thread adds one entry and the last one removes it.
     """
     global _quiet_depth
     with _quiet_lock:

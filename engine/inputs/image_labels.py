@@ -1,4 +1,4 @@
-"""Image-level labels: the classes that each image shows, as a person wrote them down.
+"""Image-level labels: the classes that each image shows, from a file that a person wrote.
 
 ::
 
@@ -123,7 +123,7 @@ def _read_lines(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
 
 
 def _read_coco(path: Any, stream: Any) -> Iterator[tuple[str, Iterable[str]]]:
-    from ..formats.coco import category_names, image_files, owner_of  # which needs Numba
+    from ..formats.coco import category_names, image_files, owner_of  # imported here, since it needs Numba
 
     try:
         raw = decode_json(stream.read())

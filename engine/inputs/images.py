@@ -30,7 +30,7 @@ MAX_PIXELS = 178_956_970
 """Default limit on an image's pixels: half a gigabyte as RGB."""
 
 LOW_RANGE_SHARE = 1 / 16
-"""Share of a sample type's range below which an image is suspected to fill fewer bits than its type has."""
+"""Share of a sample type's range below which an image probably uses fewer bits than its type has."""
 
 _PIL_FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -206,7 +206,7 @@ def _preprocess_bands(
             infinite = ~np.isfinite(samples)
             faults = infinite if faults is None else faults | infinite
         if faults is not None and faults.any():
-            # the mean keeps what is missing out of its neighbors
+            # the mean keeps missing samples from distorting their neighbors
             samples[faults] = padding[channel] if faults.all() else samples[~faults].mean(dtype=np.float64)
         resized = _resize_plane(samples, height, width, spec)
         plane[height:] = plane[:height, width:] = padding[channel] * factor + offset

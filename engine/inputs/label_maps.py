@@ -19,7 +19,7 @@ from ..reading.local import read_local
 from .image_formats import damage, open_image, quiet_pillow
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
-"""Endings of label maps; lossy formats change indices and colors."""
+"""Endings of label maps: lossless formats only, since lossy ones change indices and colors."""
 
 MAX_LABELS = 1 << 30
 """Pixels of the largest label map that is read."""
@@ -110,7 +110,7 @@ def _indices(image: Any, name: str, data: bytes) -> NDArray[Any]:
 
 
 def _one_channel(pixels: NDArray[np.uint8], name: str, *, alpha: bool) -> NDArray[np.uint8]:
-    """Return the channel of gray that is stored as RGB."""
+    """Return the single channel of gray that is stored as RGB."""
     if alpha and (pixels[..., -1] != 255).any():
         raise UsageError(
             f"{name} has transparent pixels; a label map holds one label index per pixel: save it without alpha"

@@ -1,4 +1,4 @@
-"""Labeled images: pairing images with their labels, reading true classes, and counting what was used.
+"""Labeled images: pairing images with their labels, reading true classes, and counting used and skipped files.
 
 ::
 
@@ -41,7 +41,7 @@ _count_lock = threading.Lock()
 
 
 class LabeledSource:
-    """Images with their labels, one to one, and what was read and passed over; see :func:`pair_images`."""
+    """Images paired one to one with their labels, and counts of used and skipped files; see :func:`pair_images`."""
 
     def __init__(
         self,
@@ -118,12 +118,12 @@ class LabeledSource:
         return np.where(faults, targets.dtype.type(ignore), targets)
 
     def _stored_size(self, photo: bytes) -> tuple[int, int]:
-        """(height, width) that a photo's labels are drawn in."""
+        """Return the (height, width) of a photo's labels."""
         height, width = image_size(photo, max_pixels=1 << 40)
         return (width, height) if self.labels.as_stored and orientation_of(photo) >= 5 else (height, width)
 
     def size_hint(self, uri: str, photo: bytes | None = None) -> str:
-        """Return what to do if a map's size is not its image's."""
+        """Return advice for a map whose size differs from its image's."""
         if self.labels.as_stored or photo is None or orientation_of(photo) == 1:
             return "they must be the same size"
         return "the photo is turned by its EXIF orientation; if the map shows it as stored, give --labels-as-stored"
@@ -132,10 +132,10 @@ class LabeledSource:
 def pair_images(
     source: Source, labels: LabelSource, taxonomy: Taxonomy, *, ids: Iterable[str] | None = None
 ) -> LabeledSource:
-    """Pair the images of a source with their labels; files that serve as label maps are no images.
+    """Pair the images of a source with their labels; files that are used as label maps are not images.
 
     Images without labels are left out and counted, unless ``ids`` names them. Raises :class:`UsageError` if nothing
-    matches, a match is ambiguous, or the labels' values cannot be what they seem (see :func:`check_labels`).
+    matches, a match is ambiguous, or the meaning of the labels' values is doubtful (see :func:`check_labels`).
     """
     items = {item.uri: item for item in source}
     root = source.spec if "://" in source.spec or os.path.isdir(source.spec) else ""
@@ -150,7 +150,7 @@ def pair_uris(
 
 
 def _common_folder(uris: Sequence[str]) -> str:
-    """Folder that holds all images; empty if they are not local files of one folder."""
+    """Return the folder that holds all images; empty if they are not local files of one folder."""
     if not uris or not all(os.path.isabs(uri) for uri in uris):
         return ""
     return os.path.commonpath([os.path.dirname(uri) for uri in uris])
@@ -173,7 +173,7 @@ def _pair(
     maps = {entry.name for entry in pairs.labels.values()}
     unused_maps = {entry.name for entry in labels.entries()} - maps
     inside = bool(root) and labels.path != root and labels.path.startswith(f"{root.rstrip('/')}/")
-    # one file is a label map or an image of a run, never both
+    # a file of a run is a label map or an image, never both
     map_files = {uri for uri in pairs.without_label if uri in maps or (inside and uri in unused_maps)}
     unlabeled = [uri for uri in pairs.without_label if uri not in map_files]
     matches = {uri: entry for uri, entry in pairs.labels.items() if uri not in maps}
@@ -207,7 +207,7 @@ def _pair(
 
 
 def _by_file(uris: Iterable[str]) -> dict[str, list[str]]:
-    """Return the windows of each file that is read by windows, and every other image by itself."""
+    """Return the windows of each file that is read by windows, and every other image as a list of one."""
     files: dict[str, list[str]] = {}
     for uri in uris:
         part = split_window(uri)
@@ -216,7 +216,7 @@ def _by_file(uris: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _files_named(ids: frozenset[str], windows: dict[str, list[str]]) -> frozenset[str]:
-    """Return the files that ``ids`` name, and leave only the named windows of those that it does not name as a whole.
+    """Return the files that ``ids`` name, and of files with single windows among ``ids`` keep only these windows.
 
     Raises :class:`UsageError` for a name that selects no file or several, or a window that is not there.
     """
@@ -241,7 +241,7 @@ def _files_named(ids: frozenset[str], windows: dict[str, list[str]]) -> frozense
 
 
 def _skipped_labels(labels: LabelSource, root: str) -> Counter[str]:
-    """Files that the labels passed over, without those of a folder that holds the photos as well."""
+    """Return the counts of files that the labels skipped, unless their folder also holds the photos."""
     together = root == labels.path or root.startswith(f"{labels.path}/")
     return Counter({kind: number for kind, number in labels.skipped.items() if not (together and LOSSY in kind)})
 
@@ -251,11 +251,11 @@ def _is_photo(name: str, labels: LabelSource, images: set[str]) -> bool:
 
 
 def check_labels(labels: LabelSource, entries: Sequence[LabelEntry], taxonomy: Taxonomy) -> None:
-    """Check what label values seem to mean before anything is computed with them.
+    """Check that the meaning of label values is clear, before anything is computed with them.
 
-    A set whose only values are 0 and 255 is refused unless the taxonomy says what 255 is: it may be the object or the
-    pixels to ignore. Without a taxonomy file label i is taken as the model's class i; if the labels' class names are
-    known they must be the model's. Raises :class:`UsageError`.
+    A set whose only values are 0 and 255 is refused unless the taxonomy defines 255: it may mean the object or the
+    pixels to ignore. Without a taxonomy file, label i is assumed to be the model's class i; if the labels' class names
+    are known they must be the model's. Raises :class:`UsageError`.
     """
     if labels.by_name:
         return

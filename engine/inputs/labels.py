@@ -1,4 +1,4 @@
-"""Labels of a data set: a folder of label maps, or another format's file, found by image.
+"""Labels of a data set, found by image: a folder of label maps, or a file of another format.
 
 ::
 
@@ -6,7 +6,7 @@
     entry = labels.find("photos/0001.jpg")
     labels.read(entry)                                        # (H, W) label indices
 
-Everything that needs labels takes a :class:`LabelSource`. Files of label maps are paired with images by the rules of
+All functions that need labels take a :class:`LabelSource`. Files of label maps are paired with images by the rules of
 :mod:`.pairing`. Other formats are read by :mod:`maskmill.engine.formats`; they name their images themselves, and names
 are compared as names in lists are (:mod:`.names`).
 """
@@ -35,7 +35,7 @@ from .pairing import PairingIndex, Pairs
 from .sources import FORKS, Item, Source
 
 NAMES_FILE = "classes.txt"
-"""Class list that is looked for in a label folder and the two folders above it."""
+"""Name of the class list, which is searched in a label folder and the two folders above it."""
 
 _READ = (
     f"labels are a folder, tar archive or URL of {', '.join(LABEL_EXTENSIONS)} files, or one of the formats "
@@ -44,7 +44,7 @@ _READ = (
 _FORMAT_FILES = (".xml", ".zip", ".parquet", ".yaml", ".yml")
 _OTHER_MAPS = re.compile(r"_gt(?:Fine|Coarse)_(?:color|instanceIds|instanceTrainIds)\.\w+$")
 LOSSY = "label maps (lossy)"
-"""Kind of the files with a lossy ending in a label folder; they are not read."""
+"""Kind of skipped file with a lossy ending in a label folder."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class LabelSource(ABC):
     as_stored: bool
     """True if label maps show photos as stored, before their EXIF orientation turns them."""
     skipped: Counter[str]
-    """Files passed over, by kind."""
+    """Skipped files by kind."""
     format: str = ""
-    """Format and what its reader decided; empty for label maps."""
+    """Format and the decisions of its reader; empty for label maps."""
     by_name: bool = False
-    """True if label values are numbers of the reader, as for a COCO file, so that only class names count."""
+    """True if the reader numbers the label values, as for a COCO file, so that only class names have a meaning."""
 
     def __init__(self, path: str, entries: Mapping[str, LabelEntry], index: PairingIndex[LabelEntry]) -> None:
         self.path = path
@@ -108,10 +108,10 @@ class LabelSource(ABC):
 
     @abstractmethod
     def stamps(self, entries: Iterable[LabelEntry]) -> list[Any]:
-        """Return plain data that changes when the labels of some entries do: sizes and times of files."""
+        """Return plain data that changes with the labels of some entries: sizes and times of files."""
 
     def similar(self, uri: str) -> str:
-        """Explain why an image has no labels although a name is similar; empty if there is no such name."""
+        """Explain why an image has no labels despite a similar name; empty if there is no such name."""
         return self._index.similar(uri)
 
 
@@ -153,7 +153,7 @@ class LabelFolder(LabelSource):
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Names of ``classes.txt`` in the folder or one of the two above it; empty if there is none."""
+        """Class names of ``classes.txt`` in the folder or one of the two above it; empty if there is no such file."""
         if "://" in self.path:
             return {}
         folder = Path(self.path)
@@ -178,7 +178,7 @@ class LabelFolder(LabelSource):
 
 
 class LabelSet(LabelSource):
-    """Labels of another format than label maps; label values stand for the classes that it names."""
+    """Labels in a format other than label maps; label values represent the classes that the format names."""
 
     def __init__(self, reader: LabelReader, *, as_stored: bool = False) -> None:
         self.as_stored = as_stored
@@ -216,10 +216,10 @@ def open_labels(
 ) -> LabelSource:
     """Open the labels of a data set: a folder, archive or URL of label maps, or another format's file or folder.
 
-    ``pairing`` is a pattern of :mod:`.pairing`; ``as_stored`` says that label maps show photos before their EXIF
-    orientation turns them; ``format`` names a format that is not recognized, or not meant.
+    ``pairing`` is a pattern of :mod:`.pairing`; with ``as_stored``, label maps show photos before their EXIF
+    orientation is applied; ``format`` names the format, if it is not or wrongly recognized.
 
-    Raises :class:`UsageError` if there are no labels, or in a format that is not read.
+    Raises :class:`UsageError` if there are no labels, or if their format cannot be read.
     """
     location = _absolute(path)
     if "://" not in location:
@@ -242,7 +242,7 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def _detected(location: str) -> InputFormat | None:
-    """Format of labels other than label maps; None for label maps.
+    """Return the format of labels other than label maps; None for label maps.
 
     Cityscapes' maps are label maps like others unless ``--labels-format cityscapes`` is given, and folders of maps with
     a class list are read as exports only if maskmill wrote them.
@@ -250,7 +250,7 @@ def _detected(location: str) -> InputFormat | None:
     try:
         format = None if location.lower().endswith(".tar") else detect(location)
     except UsageError:
-        # a folder with a file of no format, or of several
+        # the folder holds a file of no format, or of several
         if os.path.isdir(location) and not any(name.endswith(_FORMAT_FILES) for name in os.listdir(location)):
             return None
         raise
@@ -289,7 +289,7 @@ def _refuse_other_things(path: Path) -> None:
 
 
 def _file_stamps(path: str) -> list[tuple[str, int, int]]:
-    """Return (path, size, time in ns) of a file, or of the files below a folder but those of the runs of a store."""
+    """Return (path, size, time in ns) of a file, or of the files below a folder, except those of a store's runs."""
     paths = [path] if os.path.isfile(path) else []
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if name not in ("leases", "history")]

@@ -15,13 +15,13 @@ from .tables.columns import IMAGE_NAMES, is_bytes
 LISTS = (".txt", ".csv", ".parquet")
 """Endings of list files."""
 COLUMNS = ("image", "uri", "path", "url")
-"""Columns of a CSV or Parquet list that hold the images, the first that is there."""
+"""Columns of a CSV or Parquet list that may hold the images, in search order."""
 MAX_LINE = 1 << 16
 """Longest line of a list, in bytes."""
 MAX_LIST_BYTES = 1 << 30
 """Largest text or CSV list, in bytes."""
 
-_MOST_DAMAGED_ROWS = 1 << 20  # of one row group, as many as are taken at a damaged file's word
+_MOST_DAMAGED_ROWS = 1 << 20  # most rows of a row group: a damaged file may claim any number
 _TEXT = "a list holds one path or URL per line in UTF-8"
 
 
@@ -38,8 +38,8 @@ def list_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
     """Yield the entries of the text, CSV or Parquet list ``name``, in order.
 
     Text has one entry per line, see :func:`maskmill.engine.model.files.list_lines`. A CSV file has a header with one of
-    :data:`COLUMNS`. Raises :class:`SourceError` for anything else: a file whose first line is no text, or that has none
-    of these columns. Later entries that cannot be used have a ``problem``.
+    :data:`COLUMNS`. Raises :class:`SourceError` for anything else: a file whose first line is not text, or that has
+    none of these columns. Later entries that cannot be used have a ``problem``.
     """
     ending = extension(name)
     if ending == ".parquet":
@@ -89,7 +89,7 @@ def _csv_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
         for line in _text_lines(file, name):
             if line.problem:
                 problems.append(line)
-                # the reader counts lines
+                # the CSV reader counts lines
                 yield ""
             else:
                 yield line.name

@@ -1,8 +1,8 @@
-"""Names of images: comparing them, finding things by them, and selecting images by a list of names.
+"""Names of images: comparison, look-up by name, and selection of images by a list of names.
 
-Names are compared by their tails: ``a/1.jpg`` names the image ``/photos/a/1.jpg``, and neither ``/photos/b/1.jpg`` nor
-``/photos/a/1.png``. An entry without an ending names the image with any ending. Unicode forms that look equal are equal
-(NFC).
+Names are compared from the end of the path: ``a/1.jpg`` names the image ``/photos/a/1.jpg``, but neither
+``/photos/b/1.jpg`` nor ``/photos/a/1.png``. An entry without an ending names the image with any ending. Unicode forms
+that look equal are equal (NFC).
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def tails(key: str) -> Iterator[str]:
 
 
 class NameIndex(Generic[T]):
-    """Things that belong to images, found by an image's uri.
+    """Values that belong to images, found by an image's uri.
 
-    The keys of ``things`` are names as somebody wrote them, with or without folders and endings. ``origin`` names them
-    in messages, as in "images in labels.csv".
+    The keys of ``things`` are names from a file, with or without folders and endings. ``origin`` describes them in
+    messages, as in "images in labels.csv".
     """
 
     def __init__(self, things: Mapping[str, T], origin: str) -> None:
@@ -82,13 +82,13 @@ class NameIndex(Generic[T]):
                 self._by_stem.setdefault(stem, []).append((name, thing))
             self._by_last.setdefault(image_id(name), []).append(name)
         self.things: Mapping[str, T] = things
-        """Things by the names as they were written."""
+        """The values by their names as written."""
 
     def __len__(self) -> int:
         return len(self.things)
 
     def find(self, uri: str) -> T | None:
-        """Return what belongs to an image, or None.
+        """Return the value of an image, or None.
 
         Raises :class:`UsageError` naming the candidates if several names without the image's ending match it.
         """
@@ -108,14 +108,14 @@ class NameIndex(Generic[T]):
         return None
 
     def similar(self, uri: str) -> list[str]:
-        """Return the names with the image's file name that lie in other folders or have another ending."""
+        """Return the names with the image's file name that are in other folders or have another ending."""
         return self._by_last.get(image_id(uri), [])
 
 
 def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     """Read a list of image names: one per line, or a CSV or Parquet file with a column ``image``.
 
-    Lines of an image and its label map, separated by a space, are those of published splits; the image counts. A
+    In published splits, a line is an image and its label map, separated by a space; only the image is used. A
     ``.json`` file is a queue of ``maskmill rank``, and names its images.
 
     Raises :class:`UsageError` if the list cannot be read or is empty.
@@ -199,7 +199,7 @@ def _matches(name: str, by_file: Mapping[str, Sequence[str]], by_stem: Mapping[s
 
 
 def _hint(name: str, by_stem: Mapping[str, Sequence[str]]) -> str:
-    """Suggest the image that an entry without a match may mean."""
+    """Suggest the image that may be meant by an entry without a match."""
     candidates = by_stem.get(image_id(name)) or by_stem.get(file_key(name).rsplit("/", 1)[-1])
     return f" ({file_key(candidates[0]).rsplit('/', 1)[-1]} is there)" if candidates else ""
 

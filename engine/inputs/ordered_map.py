@@ -14,8 +14,8 @@ R = TypeVar("R")
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Yield results in the order of ``items``, computed by ``workers`` threads, at most ``2 * workers`` ahead.
 
-    An error is raised at its item's place; items that were not started by then are dropped. An interrupt waits for no
-    item in progress.
+    An error is raised in place of its item's result; items that were not started by then are dropped. After an
+    interrupt, items in progress are not waited for.
     """
     pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="maskmill")
@@ -28,7 +28,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
         while pending:
             yield pending.popleft().result()
     except KeyboardInterrupt:
-        # a model call or a server may take for ever
+        # a model call or a server may never return
         wait = False
         raise
     finally:

@@ -1,8 +1,7 @@
-"""Pairing label files with images by their names: one file serves one image, and one image has one file.
+"""Pairing label files with images by their names: each file belongs to one image, and each image has one file.
 
-A label file serves the image with the same name up to the ending, at the same place below the two folders or below the
-end of the image's path: ``labels/a/1.png`` serves ``/photos/a/1.jpg``, not ``/photos/b/1.jpg``. Known naming rules are
-recognized per image:
+A label file belongs to the image with the same name up to the ending and the same subfolders: ``labels/a/1.png``
+belongs to ``/photos/a/1.jpg``, not to ``/photos/b/1.jpg``. These naming rules are recognized per image:
 
 ======================  ==============================================================================================
 same name               ``1.jpg``, ``1.png``
@@ -58,7 +57,7 @@ SUFFIXES = (
         "_trainId",
     ),
 )
-"""Ends of label files' names that their images lack."""
+"""Suffixes that label files have and their images lack."""
 _CITYSCAPES = ("_gtFine_labelIds", "_gtFine_labelTrainIds", "_gtCoarse_labelIds", "_gtCoarse_labelTrainIds")
 
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "photos", "jpegimages", "leftimg8bit", "rgb"})
@@ -71,13 +70,13 @@ LABEL_FOLDERS = frozenset(
 
 
 class Candidate(NamedTuple, Generic[T]):
-    """A label file that may serve an image."""
+    """A label file that may belong to an image."""
 
     label: T
     name: str
     """Name of the file, relative to the label folder."""
     rule: str
-    """Naming rule by which it serves the image."""
+    """Naming rule by which it belongs to the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +86,15 @@ class Pairs(Generic[T]):
     labels: Mapping[str, T]
     """Label of each image that has one, by uri, in the order of the images."""
     without_label: Sequence[str]
-    """Uris of the images that have none."""
+    """Uris of the images without a label."""
     unused: Sequence[str]
-    """Names of the label files that serve no image."""
+    """Names of the label files that belong to no image."""
     rules: Counter[str]
-    """Images paired by each rule."""
+    """Number of images paired by each rule."""
 
 
 class PairingIndex(Generic[T]):
-    """Label files, found by the images they serve.
+    """Label files, found by their images.
 
     Parameters
     ----------
@@ -157,7 +156,7 @@ class PairingIndex(Generic[T]):
         return len(self._labels)
 
     def candidates(self, uri: str) -> list[Candidate[T]]:
-        """Return the label files that may serve an image, those at the longest common end of the paths."""
+        """Return the label files that may belong to an image: those that share the longest end of its path."""
         key = file_key(uri)
         if self._pattern is not None:
             translated, table = self._pattern.translate(key)
@@ -188,14 +187,14 @@ class PairingIndex(Generic[T]):
         return []
 
     def find(self, uri: str) -> T | None:
-        """Return the label of one image, or None; raises :class:`UsageError` if two files may serve it."""
+        """Return the label of one image, or None; raises :class:`UsageError` if two files may belong to it."""
         candidates = self.candidates(uri)
         return _only(uri, candidates).label if candidates else None
 
     def pair(self, uris: Iterable[str], root: str = "") -> Pairs[T]:
         """Pair images with their label files; ``root`` is the images' folder, if they have one.
 
-        Raises :class:`UsageError`, naming both files, if two files may serve an image or one file two images.
+        Raises :class:`UsageError`, naming both files, if two files may belong to one image or one file to two.
         """
         options = {uri: self.candidates(uri) for uri in uris}
         exact = {
@@ -207,7 +206,7 @@ class PairingIndex(Generic[T]):
         choices: dict[str, Candidate[T]] = {}
         served: dict[str, list[str]] = {}
         for uri, candidates in options.items():
-            # a file with the very name of another image does not serve this one by its suffix
+            # a file with exactly the name of another image does not belong to this one by its suffix
             own = [
                 candidate
                 for candidate in candidates
@@ -234,7 +233,7 @@ class PairingIndex(Generic[T]):
         )
 
     def similar(self, uri: str) -> str:
-        """Explain why an image has no label although a file has a similar name; empty if there is no such file."""
+        """Explain why an image has no label despite a file with a similar name; empty if there is no such file."""
         stem = without_ending(file_key(uri)).rsplit("/", 1)[-1]
         others = [name for name in self._by_last.get(stem, ()) if self._pattern is None]
         if others:

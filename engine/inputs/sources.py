@@ -12,10 +12,10 @@
 ``s3://bucket/photos``        any of these behind any fsspec URL: ``http(s)://``, ``s3://``, ``memory://``, ...
 ============================  ======================================================================================
 
-Lists and globs are taken as they are: entries may have any ending, and may be folders and shards themselves. Within
-a folder, files come first, then subfolders, both sorted by name; symbolic links are followed. Files that are passed
-over are counted in :attr:`Source.skipped`. A name that cannot be read becomes an item all the same: reading it raises
-:class:`ImageError`, and the run records it.
+Lists and globs are not filtered: entries may have any ending, and may themselves be folders or shards. Within
+a folder, files come first, then subfolders, both sorted by name; symbolic links are followed. Skipped files are counted
+in :attr:`Source.skipped`. A file that cannot be read still becomes an item: reading it raises :class:`ImageError`, and
+the run records it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
-"""Endings (in any case) of the files that are taken from folders and archives, without those of optional packages."""
+"""Endings (in any case) of images in folders and archives, without those of optional packages."""
 
 _EXTENSIONS = frozenset(EXTENSIONS)
 FORKS = "resource forks"
-"""Kind of the files that macOS writes beside others (``._photo.jpg``, ``__MACOSX``); they are no images."""
+"""Kind of skipped file that macOS writes beside others (``._photo.jpg``, ``__MACOSX``)."""
 REPEATED = "repeated names in archives"
-"""Kind of the members whose name an earlier member of the archive has; the first one is used."""
+"""Kind of skipped archive member with the name of an earlier member; the first one is used."""
 
 
 class Item(NamedTuple):
@@ -66,7 +66,7 @@ class Item(NamedTuple):
     size: int | None = None
     """Bytes, if known without reading."""
     stamp: str = ""
-    """Changes with the content: modification time in ns, ETag or time of last change; empty if unknown."""
+    """Value that changes with the content: modification time in ns, ETag or time of last change; empty if unknown."""
     path: str | None = None
     """File to open if it is not the uri: the archive, or a file whose name is not valid UTF-8."""
     offset: int | None = None
@@ -76,7 +76,7 @@ class Item(NamedTuple):
 
 
 class Source:
-    """The images that a spec stands for; iterate for :class:`Item`, then :meth:`read` (from any thread)."""
+    """The images that a spec describes: iterate to get each :class:`Item`, then :meth:`read` it (from any thread)."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Source:
         self._cancelled = threading.Event()
         self._ahead = ReadAhead()
         self.skipped: Counter[str] = Counter()
-        """Files passed over by the latest iteration, by kind: an ending such as ``.heic``, or :data:`FORKS`."""
+        """Files skipped by the latest iteration, by kind: an ending such as ``.heic``, or :data:`FORKS`."""
         self._options = dict(storage_options or {})
         if image_ending is not None and not image_ending.strip("."):
             raise UsageError("the ending of images is empty; give one, as in --image-ending jpg, or leave it out")
@@ -114,7 +114,7 @@ class Source:
         vars(self).update(state, _cancelled=threading.Event(), _ahead=ReadAhead())
 
     def __iter__(self) -> Iterator[Item]:
-        """Items in a fixed order, listed while iterating; raises :class:`SourceError` if there are none."""
+        """Yield items in a fixed order, listed while iterating; raises :class:`SourceError` if there are none."""
         self.skipped = Counter()
         self._taken = self._endings or _EXTENSIONS | readable_endings()
         empty = True
@@ -175,7 +175,7 @@ class Source:
         self._cancelled.set()
 
     def _takes(self, name: str) -> bool:
-        """Tell whether a file of a folder or archive is an image; count it if it is not."""
+        """Return True if a file of a folder or archive is an image; otherwise count it as skipped."""
         base = name.rpartition("/")[2]
         if base.startswith("._") or "__MACOSX/" in name:
             self.skipped[FORKS] += 1
@@ -187,10 +187,10 @@ class Source:
         return False
 
     def _items(self, spec: str, *, top: bool = False) -> Iterator[Item]:
-        """Items of one path or URL; ``top`` for the source itself, which may be a list or a glob, too.
+        """Yield the items of one path or URL; with ``top`` it is the source itself, which may be a list or a glob.
 
-        What cannot be listed is one item with a ``problem``, and raises :class:`SourceError` only if it is all there
-        is.
+        A path that cannot be listed is one item with a ``problem``; :class:`SourceError` is raised only for the source
+        itself.
         """
         spec = remote.without_file_scheme(spec)
         empty = True
@@ -295,7 +295,7 @@ class Source:
     def _remote_items(self, url: str, top: bool) -> Iterator[Item]:
         extension = remote.extension(url)
         if not top and extension not in (".tar", ".parquet", ".lance"):
-            # asking for the size of every entry of a list would cost a request each
+            # getting the size of every entry of a list would need one request each
             uri = _printable(url)
             yield Item(uri, path=None if uri == url else url)
             return
@@ -341,9 +341,9 @@ def open_source(
 ) -> Source:
     """Open a folder, list, glob, archive, image or fsspec URL; see the module's table.
 
-    ``storage_options`` go to the fsspec filesystem of remote sources. ``image_ending`` takes only the files with this
-    ending from folders and archives; in WebDataset shards it is the part of the name after the sample's key, as in
-    ``jpg``. ``access`` limits what is read from URLs; None takes the limits of
+    ``storage_options`` go to the fsspec filesystem of remote sources. ``image_ending`` selects the files with this
+    ending in folders and archives; in WebDataset shards it is the part of the name after the sample's key, as in
+    ``jpg``. ``access`` limits reads from URLs; if None, the limits are those of
     :func:`maskmill.engine.reading.access.limit_reads`. ``windows`` cuts local GeoTIFF files that are larger than a
     window; each window is an image of its own.
 
@@ -379,7 +379,7 @@ def read_uri(uri: str, storage_options: Mapping[str, Any] | None = None, *, acce
 
 
 def _printable(name: str) -> str:
-    """Return a name that can be written as UTF-8, with escapes for bytes that are none."""
+    """Return a name that can be written as UTF-8, with escapes for invalid bytes."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -389,6 +389,6 @@ def _local_item(path: str, status: os.stat_result | None = None) -> Item:
     try:
         status = status or os.stat(path)
     except (OSError, ValueError):
-        # a broken link or a missing entry of a list: reading says what is wrong
+        # a broken link or a missing entry of a list: reading it reports the fault
         return Item(uri, None, "", location)
     return Item(uri, status.st_size, str(status.st_mtime_ns), location)

@@ -1,4 +1,4 @@
-"""Summary of a read data set: images used, files skipped, photos without a map, maps without a photo."""
+"""Summary of a data set that was read: images used, files skipped, photos without a map, maps without a photo."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from .image_formats import OPTIONAL_ENDINGS
 
 NUM_EXAMPLES = 3
-"""Names that a summary gives per kind."""
+"""Number of example names per kind in a summary."""
 LOW_ACCURACY = 0.5
-"""Accuracy of the model below which label values that are only assumed are doubted."""
+"""Accuracy of the model below which a summary warns that the assumed label values may be wrong."""
 LARGE_IGNORED_SHARE = 0.25
-"""Share of ignored label pixels from which the summary says so."""
+"""Share of ignored label pixels at which the summary mentions them."""
 
 
 @dataclass(kw_only=True)
 class SourceSummary:
-    """Counts of the files that a command used and passed over."""
+    """Counts of the files that a command used and skipped."""
 
     images: int = 0
     """Images used."""
@@ -31,7 +31,7 @@ class SourceSummary:
     rejected: Counter[str] = field(default_factory=Counter)
     """Images that could not be read, by the kind of :class:`maskmill.errors.ImageError`."""
     without_data: int = 0
-    """Images, among :attr:`images`, that were passed over because no pixel of them has data."""
+    """Images, among :attr:`images`, that were skipped because none of their pixels has data."""
     without_map: Sequence[str] = ()
     """Images without a label map."""
     without_image: Sequence[str] = ()
@@ -43,13 +43,13 @@ class SourceSummary:
     rules: Mapping[str, int] = field(default_factory=dict)
     """Images paired by each naming rule; empty if there are no label maps."""
     labels_format: str = ""
-    """Format of the labels and what its reader decided; empty for label maps."""
+    """Format of the labels and the decisions of its reader; empty for label maps."""
     assumed: bool = False
-    """True if labels are taken for the model's classes in order, with nothing that says so."""
+    """True if labels are only assumed to be the model's classes in order."""
     turned: int = 0
-    """Images that their EXIF orientation turned, while their maps have none."""
+    """Images that were rotated by their EXIF orientation, although their maps have none."""
     as_stored: bool = False
-    """True if the maps were turned like their images."""
+    """True if the maps were rotated like their images."""
     label_pixels: int = 0
     """Pixels of the label maps read so far."""
     ignored_pixels: int = 0
@@ -70,7 +70,7 @@ class SourceSummary:
         return lambda _: self.low_range.append(uri)
 
     def line(self, noun: str = "images") -> str:
-        """Return everything in one line of text; ``noun`` names what was used."""
+        """Return everything in one line of text; ``noun`` is the name for the counted images."""
         parts = [f"{self.images - self.without_data:,} {noun} used"]
         if self.without_data:
             parts.append(f"{self.without_data:,} without data")

@@ -1,6 +1,6 @@
 """The certificate of an export: promises, calibration, origin and hashes, checked where the labels arrive.
 
-``labels.cert.json`` lies beside the labels. ``labels.sha256`` lists the hash of every other file in the form of
+``labels.cert.json`` is beside the labels. ``labels.sha256`` lists the hash of every other file in the form of
 ``sha256sum``, and the certificate holds the hash of that list and a seal over its own text. A seal shows that a file
 changed; it does not prove who wrote it.
 """
@@ -43,7 +43,7 @@ _IMAGE = (
     "labels."
 )
 NOT_IN_ORIGIN = ("calibration", "thresholds", "drift")
-"""Parts of a run record that a certificate holds elsewhere."""
+"""Entries of a run record that a certificate stores under other keys."""
 _IMAGE_BY_CLASS = (
     "Guarantee per class with a threshold of its own: averaged over images exchangeable with those of the calibration, "
     "at most {alpha} of the class's pixels in an image have a prediction set that misses it. Classes seen in too few "
@@ -97,7 +97,7 @@ def make_certificate(
 
 
 def promise(run: Mapping[str, Any]) -> str:
-    """Return what a store's labels promise, in words."""
+    """Describe the guarantee of a store's labels in words."""
     if run.get("select") != "conformal":
         kind = "above a confidence that was chosen by hand" if run.get("select") == "threshold" else "of every pixel"
         return f"None; the labels are the model's best class {kind}, and nothing was calibrated."
@@ -146,13 +146,13 @@ class ExportCheck:
     certificate: Mapping[str, Any]
     """The certificate."""
     num_files: int
-    """Files that were compared with their hashes."""
+    """Number of files that were compared with their hashes."""
     faults: tuple[str, ...]
-    """One line per damaged or missing file; empty if everything is as it was written."""
+    """One line per damaged or missing file; empty if no file changed."""
 
 
 def verify_export(folder: Path) -> ExportCheck:
-    """Compare every file of an export with the hashes it was written with; raises :class:`StoreError` without them."""
+    """Compare every file of an export with its recorded hash; raises :class:`StoreError` without records."""
     try:
         raw = read_json_object(folder / CERTIFICATE)
         seal, files = raw.pop("seal", None), read_value(_Files, raw.get("files"), "files")

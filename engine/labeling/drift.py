@@ -1,8 +1,9 @@
-"""Watch a labeling run for images unlike those of its calibration.
+"""Watch a labeling run for images that differ from those of its calibration.
 
 A sample of the plan, the inputs with the smallest hashes of their uris, is labeled first and watched in that order, so
-that neither the order of a folder nor the number of workers decides the answer. The run record holds the statistics of
-the calibration images and a label row those of its image: the state of the watch follows from the store alone.
+that the result depends neither on the order of a folder nor on the number of workers. The run record holds the
+statistics of the calibration images, and each label row those of its image, so the state of the watch can be computed
+from the store alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from .selection import Selection
 from .writer import Done
 
 OnDrift = Literal["warn", "stop"]
-"""Behavior of a run at an alarm: say so at its end, or stop and keep what it has labeled."""
+"""Behavior of a run at an alarm: report it at the end, or stop and keep the labels so far."""
 
 POLL_SECONDS = 10.0
 """Shortest time between two readings of the store for results of other processes."""
@@ -107,9 +108,9 @@ def weigh_like(
 
     ``alpha``, ``group`` and ``unit`` are the calibration's if None.
 
-    The corpus is known by the images of a label store that was labeled with a calibration of the same model. Raises
-    :class:`UsageError` for another store, :class:`CalibrationMismatch` for another model, and
-    :class:`CalibrationError` if the weighted images say too little about the corpus.
+    The corpus is represented by a label store that was labeled with a calibration of the same model. Raises
+    :class:`UsageError` for another store, :class:`CalibrationMismatch` for another model, and :class:`CalibrationError`
+    if too few images remain after weighting.
     """
     store = store if isinstance(store, LabelStore) else LabelStore.open(store)
     settings = StoredWatch.of(store.run)
@@ -223,7 +224,7 @@ class RunWatch:
         return None if settings is None else cls(store, settings, on_drift)
 
     def observe(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass on the inputs of the whole source, and note which of them belong to the sample."""
+        """Yield the inputs of the whole source, and note which of them belong to the sample."""
         for item in items:
             self._sample.add(item.uri)
             yield item
@@ -254,12 +255,12 @@ class RunWatch:
             if done.label is not None and done.label.statistics is not None:
                 self._statistics[done.label.id] = self._settings.read(done.label.statistics)
             if done.input.error is not None and done.id is not None:
-                self._seen.add(done.id)  # other inputs with the same content are no images either
+                self._seen.add(done.id)  # other inputs with the same content are rejected as well
             self._ids[done.input.uri] = None if done.input.error is not None else done.id
             self._advance()
 
     def poll(self) -> None:
-        """Look for results of other processes, if the watch waits for one."""
+        """Read results of other processes, if the watch waits for one."""
         with self._lock:
             if not self._waiting or time.monotonic() - self._polled < POLL_SECONDS:
                 return
@@ -269,7 +270,7 @@ class RunWatch:
             self._refresh()
 
     def _refresh(self) -> None:
-        """Read what the store holds of inputs that this run does not label, and of images labeled as another input."""
+        """Read the stored results of inputs that this run does not label, and of images labeled as another input."""
         with self._lock:
             missing = [uri for uri in self._waiting if uri not in self._own and uri not in self._ids]
             if missing:
@@ -285,7 +286,7 @@ class RunWatch:
             id = self._ids[uri]
             if id is not None and id not in self._seen:
                 if id not in self._statistics:
-                    break  # a duplicate overtook its original
+                    break  # a duplicate finished before its original
                 self._watch.update(self._statistics[id], uri)
                 self._seen.add(id)
             self._waiting.pop()

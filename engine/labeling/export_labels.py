@@ -6,8 +6,9 @@
     summary.num_images, summary.skipped
 
 The images go through a writer of :mod:`maskmill.engine.formats` in batches, on several threads and in a fixed order.
-What a batch adds to files of the whole export (a COCO file's annotations) goes to ``OUT/.export/parts.jsonl`` until the
-end, so that memory does not grow and the same call continues after an interruption. The certificate is written last.
+The entries of a batch for files of the whole export (such as a COCO file's annotations) are kept in
+``OUT/.export/parts.jsonl`` until the end, so that memory does not grow and the same call continues after an
+interruption. The certificate is written last.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from .export_names import export_names
 
 _STATE = ".export"
 _CHUNK = 64
-"""Images that one task of a thread reads from the store with one query."""
+"""Number of images per query of the store."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class ExportSummary:
     """Result of an export."""
 
     num_images: int
-    """Images in the export."""
+    """Number of images in the export."""
     num_before: int
-    """Those of them that an earlier, interrupted call had written."""
+    """Number of them that an earlier, interrupted call had written."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Images left out, by reason."""
+    """Number of images left out, by reason."""
     num_objects: int | None = None
-    """Objects that reach the thresholds, of the images that this call wrote; None without thresholds or new images."""
+    """Number of objects above the thresholds in the images of this call; None without thresholds or new images."""
     num_files: int | None = None
-    """Files that windows became again; None if each image has labels of its own."""
+    """Number of files that were merged from windows; None if there are no windows to merge."""
 
 
 class _Entry(NamedTuple):
@@ -112,7 +113,7 @@ def export_labels(
     weights
         Write the weight maps as well, if the format has a place for them.
     ignored
-        Fate of pixels without a label in formats that cannot mark them.
+        How pixels without a label are written in formats that cannot mark them.
     ids
         Names of the images to export; all if None.
     instances
@@ -123,11 +124,11 @@ def export_labels(
     calibration
         The calibration of the labels, whose coverage report goes into the certificate.
     workers
-        Images in progress at once; None: the number of usable processors.
+        Number of images processed in parallel; None: the number of usable processors.
     progress
         Called with (images done, images in all).
 
-    Raises :class:`UsageError` for options that the format cannot follow or a folder that holds something else, and
+    Raises :class:`UsageError` for options that the format does not support or a folder that holds something else, and
     :class:`StoreError` if the store cannot be read or the folder cannot be written.
     """
     check_choice("format", format, OutputFormat)
@@ -194,7 +195,7 @@ class _Job:
         thresholds: ObjectThresholds | None,
     ) -> None:
         self._thresholds = thresholds
-        self.num_chosen: list[int] = []  # objects of each image; appended by several threads
+        self.num_chosen: list[int] = []  # number of objects of each image; several threads append to it
         self._store, self._folder, self._writer = store, folder, writer
         self._state = folder / _STATE
         self._journal = self._state / "parts.jsonl"
@@ -216,7 +217,7 @@ class _Job:
         self.num_before = min(self._num_done * writer.batch, len(self.entries))
 
     def _check_folder(self, record: dict[str, Any]) -> None:
-        """Make the folder, or check that it holds the same export, interrupted."""
+        """Make the folder, or check that it holds an interrupted export with the same options."""
         folders = ", ".join(str(folder.absolute()) for folder in self._store.folders)
         made_with = {"export": record, "run": self._store.run, "store": folders}
         text = json.dumps(made_with, sort_keys=True)
@@ -235,7 +236,7 @@ class _Job:
         write_atomically(options, text.encode())
 
     def _occupied(self) -> str:
-        """Say what the folder holds and what to do."""
+        """Return a message about the folder's contents, with advice."""
         if not (self._folder / CERTIFICATE).is_file():
             return f"{self._folder} is not empty; choose a new folder"
         try:
@@ -359,7 +360,7 @@ class _Job:
 
     @cached_property
     def _members(self) -> dict[str, Item]:
-        """Photos in archives, whose offsets a store does not keep."""
+        """Return the places of photos in archives, which a store does not keep."""
         archives = archives_of(entry.uri for entry in self.entries)
         return {item.uri: item for archive in archives for item in open_source(archive)}
 

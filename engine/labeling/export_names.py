@@ -23,7 +23,7 @@ class ExportName(NamedTuple):
 
 
 def export_names(uris: Sequence[str]) -> list[ExportName]:
-    """Name every uri: its path below the folder that all share; archives become folders.
+    """Name every uri by its path below the common folder; archives become folders.
 
     Stems that differ only in case, in Unicode form or in the extension of their photos keep the extension, and names
     that would still be equal are numbered, so that no file of an export overwrites another.
@@ -44,7 +44,7 @@ def export_names(uris: Sequence[str]) -> list[ExportName]:
 def _parts(uri: str) -> list[str]:
     path = uri
     if "://" in uri:
-        # the host stays: two buckets may hold the same path
+        # the host is kept: two buckets may hold the same path
         url = urlsplit(uri)
         path = f"{url.netloc}/{unquote(url.path)}" + (f"_{url.query}" if url.query else "")
     parts = path.replace("::", "/").replace("\\", "/").split("/")
@@ -54,7 +54,7 @@ def _parts(uri: str) -> list[str]:
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """Number the names that are the same on some file system, from the second on."""
+    """Add numbers to names that some file system considers equal, starting with the second."""
     taken: set[str] = set()
     result = []
     for name in names:

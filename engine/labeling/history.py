@@ -1,4 +1,4 @@
-"""History of a store's labeling runs: a file per run in the folder ``history``, for the report's figures of speed.
+"""History of a store's labeling runs: one file per run in the folder ``history``, for the speeds in the report.
 
 The labels do not depend on it; a store without the folder, or with a damaged file in it, is complete.
 """
@@ -32,7 +32,7 @@ _STAGE = {field.name for field in fields(StageTime)}
 
 
 def add_run(folder: Path, progress: Progress) -> None:
-    """Add the counts and stage times of a run to the history of a store, unless it processed nothing."""
+    """Add the counts and stage times of a run to the history of a store, unless it processed no input."""
     if not progress.inputs:
         return
     now = datetime.now(UTC)
@@ -50,7 +50,7 @@ def add_run(folder: Path, progress: Progress) -> None:
         "stages": [vars(stage) for stage in progress.stages],
     }
     name = f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.json"
-    with suppress(OSError):  # a full disk: the labels are committed, and figures of speed are worth no error
+    with suppress(OSError):  # a full disk: the labels are committed, so missing speed figures are not an error
         open_folder(folder).write(f"{HISTORY}/{name}", f"{json.dumps(record)}\n".encode())
 
 
@@ -71,7 +71,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_run(run: Any) -> bool:
-    """Return True if a value is a record of :func:`add_run`; raises :class:`ValueError` for a time that is none."""
+    """Return True if a value is a record of :func:`add_run`; raises :class:`ValueError` for an invalid time."""
     if not isinstance(run, dict) or not all(isinstance(run.get(name), kind) for name, kind in _FIELDS.items()):
         return False
     datetime.fromisoformat(run["time"])

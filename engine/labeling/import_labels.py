@@ -1,4 +1,4 @@
-"""Take corrected labels of other tools back into a store, as reviews.
+"""Import labels that were corrected in other tools into a store, as reviews.
 
 ::
 
@@ -33,7 +33,7 @@ from ..store.label_store import LabelStore, ReviewRow
 from .export_names import export_names
 
 Unchanged = Literal["skip", "accept"]
-"""Images whose labels came back as they were: no review, or an acceptance, if a person looked at every image."""
+"""Images whose labels were not changed: no review, or an acceptance, if a person looked at every image."""
 
 _COMMIT_ROWS = 256
 
@@ -43,13 +43,13 @@ class ImportSummary:
     """Result of :func:`import_labels`."""
 
     corrected: int
-    """Images whose labels were changed."""
+    """Number of images whose labels were changed."""
     accepted: int
-    """Images that a person looked at and left as they were."""
+    """Number of images that a person accepted without a change."""
     unchanged: int
-    """Images that came back as they were and got no review."""
+    """Number of images without a change and without a review."""
     pixels: int
-    """Pixels whose label was changed, added or removed."""
+    """Number of pixels whose label was changed, added or removed."""
     unknown: tuple[str, ...]
     """Images of the file that the store does not hold."""
     stores: Mapping[str, int]
@@ -81,17 +81,17 @@ def import_labels(
     reviewer
         Name of the person, kept with every review.
     unchanged
-        Fate of images that came back as they were. Label Studio's annotations are always accepted: a person submitted
+        Treatment of images without a change. Label Studio's annotations are always accepted, since a person submitted
         them.
     note
         Remark to keep with every review.
     workers
-        Images in progress at once.
+        Number of images processed in parallel.
     progress
         Called with (images done, images in all).
 
-    Raises :class:`UsageError` if nothing matches, a size differs, or a class is not one of the store's; then nothing
-    later than the commits so far is stored, and the same call may be repeated.
+    Raises :class:`UsageError` if nothing matches, a size differs, or a class is not one of the store's; commits before
+    the error stay, and the same call may be repeated.
     """
     classes = Taxonomy.from_json(store.classes)
     background = None if classes.background is None else classes.targets[classes.background]
@@ -143,7 +143,7 @@ def import_labels(
         for row, num_changed in chunk:
             counts["unchanged" if row is None else row.verdict] += 1
             pixels += num_changed
-        # every map of the chunk was compared before the commit, which changes what is current
+        # all maps of the chunk are compared before the commit, which changes the current reviews
         store.commit_reviews(rows)
         stores.update(str(holder.path) for row in rows for holder in store.stores_with(row.id))
         done += len(chunk)
@@ -172,7 +172,7 @@ def withdraw_reviews(
 
 
 def _matches(store: LabelStore, reader: LabelReader) -> tuple[dict[str, str], list[str]]:
-    """Id of the labels of each image of the file, and the images that the store does not hold."""
+    """Return the id of the labels of each image in the file, and the images that the store does not hold."""
     inputs = sorted((row.uri, row.id) for row in store.inputs() if row.id is not None)
     exported: dict[str, str] = {}
     for (_, id), (name, stem) in zip(inputs, export_names([uri for uri, _ in inputs]), strict=True):
@@ -189,7 +189,7 @@ def _matches(store: LabelStore, reader: LabelReader) -> tuple[dict[str, str], li
 
 
 def _target_table(reader: LabelReader, classes: Taxonomy) -> NDArray[np.int64]:
-    """Target index of every label value; -1 for values whose name is no target, -2 for ignored ones."""
+    """Return the target index of every label value: -1 for names that are not targets, -2 for ignored values."""
     table = np.full(65536, -2, dtype=np.int64)
     for value, name in reader.class_names.items():
         if name in classes.targets:

@@ -1,8 +1,8 @@
 """Find the objects of an image: filter by score, upsample masks, and give every pixel to one object.
 
-Objects take their pixels in the order of their scores. One that is left with less than half of its own mask is another
-view of an object before it, and is dropped; models that give an object several times, such as YOLO without its
-suppression, need no further step. Source: Panoptic Segmentation (arXiv 1801.00868), appendix.
+Pixels are assigned to objects in the order of their scores. An object that keeps less than half of its own mask is
+considered a duplicate of a better one, and is dropped; models that predict an object several times, such as YOLO
+without suppression, need no further step. Source: Panoptic Segmentation (arXiv 1801.00868), appendix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OFFSET = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceSettings:
-    """Objects that are kept."""
+    """Limits for the objects that are kept."""
 
     min_score: float = 0.5
     """Lowest score of an object."""
@@ -102,7 +102,7 @@ def _upsampled(logits: NDArray[np.float32], score_map: ScoreMap) -> tuple[tuple[
         if not len(cells):
             return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), np.bool_)
         step = (stop - start) / size
-        # one cell further on each side, since interpolation sets pixels up to there
+        # one more cell on each side, since interpolation can set pixels there
         first = max(0, int(np.floor((cells[0] - 0.5 - start) / step)))
         last = min(size, int(np.ceil((cells[-1] + 1.5 - start) / step)))
         span = slice(first, max(first, last))

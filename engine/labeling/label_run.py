@@ -4,9 +4,9 @@
 
     summary = label(predictor, open_source("photos"), "labels", taxonomy, Selection.argmax(), observer=print)
 
-Finished work is never lost: every few seconds the writer hands over what is finished, to a commit or to a file that
-waits for one; an interrupt commits it, and an error is raised only after the images finished before it are committed.
-The same command resumes an incomplete run.
+Finished work is never lost: every few seconds finished images are committed, or written to a file that waits for a
+commit. An interrupt commits them, and an error is raised only after the images finished before it are committed. The
+same command resumes an incomplete run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def label(
     observer
         Called about twice per second and at the end with the counts so far.
     log
-        Log of what happens; None writes none.
+        Log of the run's events; None: no log.
 
     An interrupt (``KeyboardInterrupt`` in the calling thread) commits the images that finish within two seconds and
     returns with ``interrupted`` set. Raises :class:`StoreMismatch`, :class:`StoreError`, :class:`CalibrationMismatch`,
@@ -178,7 +178,7 @@ def run_record(predictor: Predictor, taxonomy: Taxonomy, selection: Selection, s
 
 
 def _windows_record(source: Source) -> dict[str, Any]:
-    """Return the windows of large files, if they are cut: labels of other windows would be labels of other images."""
+    """Return the windows of large files, if they are cut into windows, since each window is an image of its own."""
     return {} if source.windows is None else {"windows": asdict(source.windows)}
 
 
@@ -206,7 +206,7 @@ def _execute(
 ) -> Progress:
     """Process items into a store, or only count them without one; ``watch`` may stop the run.
 
-    ``items`` is emptied on the way, so that the plan of a long run does not stay in memory.
+    ``items`` is emptied while it is processed, so that the plan of a long run does not stay in memory.
     """
     log = log or RunLog()
     progress = Progress(planned=len(items), kept=np.zeros(num_targets, np.int64), earlier_rejects=earlier_rejects)
@@ -269,10 +269,10 @@ def _plan(
     limit: int | None,
     watch: RunWatch | None = None,
 ) -> tuple[deque[Item], Counter[str], bool]:
-    """Commit what a killed run finished, and list the inputs to process; a watch for drift has its sample first.
+    """Commit the finished rows of a killed run, and list the inputs to process, the sample of a drift watch first.
 
-    Returns also the number of rejects of earlier runs that are passed over, by kind of error, and whether the limit
-    leaves inputs out.
+    Also returns the number of skipped rejects of earlier runs by kind of error, and whether the limit leaves inputs
+    out.
     """
     commit_waiting(store)
     rejects = {} if retry_rejects else {row.uri: row.error or "" for row in store.rejects()}

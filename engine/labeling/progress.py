@@ -33,7 +33,7 @@ class Progress:
     rejects: Counter[str] = field(default_factory=Counter)
     """Number of rejected inputs per kind of error."""
     earlier_rejects: Counter[str] = field(default_factory=Counter)
-    """Number of inputs per kind of error that an earlier run rejected and this one passes over."""
+    """Number of inputs per kind of error that an earlier run rejected and this one skips."""
     pixels: int = 0
     """Number of pixels in the labeled images."""
     kept: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -49,7 +49,7 @@ class Progress:
     stages: list[StageTime] = field(default_factory=list)
     """Counts and times of each stage."""
     source: SourceSummary = field(default_factory=SourceSummary)
-    """Files that were used and passed over."""
+    """Files that were used and skipped."""
     limited: bool = False
     """True if a limit on the number of inputs left some out."""
     interrupted: bool = False
@@ -82,7 +82,7 @@ class Progress:
         return max(self.stages, key=lambda stage: stage.busy / stage.threads).name if self.stages else ""
 
     def summary(self) -> SourceSummary:
-        """Return the files that were used and passed over so far."""
+        """Return the files that were used and skipped so far."""
         return replace(self.source, images=self.images + self.duplicates, rejected=self.rejects)
 
     def record(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Progress:
 
     @classmethod
     def total(cls, parts: Sequence[Progress]) -> Progress:
-        """Sum the counts of parts of one run that worked at the same time; ``planned`` and times of stages as well."""
+        """Sum the counts, stage times included, of parts of one run that ran at the same time."""
         kept = np.zeros(max((len(part.kept) for part in parts), default=0), np.int64)
         stages: dict[str, StageTime] = {}
         for part in parts:

@@ -1,4 +1,4 @@
-"""Log of a run: one JSON object per line, appended to a file as things happen.
+"""Log of a run: one JSON object per event and line, appended to a file.
 
 ======================  ==============================================================================================
 ``start``               ``store``, ``runner``, ``process``, ``host``; of a calibration, ``store`` is its file
@@ -46,7 +46,7 @@ class RunLog:
                 raise UsageError(f"cannot write the log {path}: {error.strerror}; give --log another file") from error
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append an event; a full disk costs the line and not the run."""
+        """Append an event; on a full disk the line is lost, but the run continues."""
         if self._path is None:
             return
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -54,7 +54,7 @@ class RunLog:
         with suppress(OSError):
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(file, data)  # one call: lines of several processes never mix
+                os.write(file, data)  # a single call, so that lines of several processes never mix
             finally:
                 os.close(file)
 
@@ -63,14 +63,14 @@ class RunLog:
         self.write("start", store=str(store), runner=runner, process=os.getpid(), host=socket.gethostname())
 
     def stall(self, stage: str, **fields: Any) -> None:
-        """Note that a stage has worked on one image for too long, once until it moves on; empty if none has."""
+        """Note once that a stage has worked on one image for too long; an empty name means that none has."""
         if stage and stage not in self._stalled:
             self.write("stall", stage=stage, **fields)
         self._stalled = {stage} if stage else set()
 
     @contextmanager
     def noted(self, output: Any, runner: str) -> Iterator[Progress]:
-        """Note the start and the end of work that is no labeling run; it fills in the images of the yielded counts."""
+        """Note the start and the end of other work than labeling; it fills in the images of the yielded counts."""
         self.start(output, runner)
         progress, started, state = Progress(), time.monotonic(), "failed"
         try:

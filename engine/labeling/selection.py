@@ -167,7 +167,7 @@ class Selection:
         return self.calibration.drift_reference
 
     def record(self) -> dict[str, Any]:
-        """Return all that decides labels and weights, as plain data for the run record."""
+        """Return everything that decides labels and weights, as plain data for the run record."""
         record: dict[str, Any] = {
             "select": self.method,
             "rule": self.rule,
@@ -236,7 +236,7 @@ def select(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Sel
 def select_batch(
     score_maps: Sequence[ScoreMap], taxonomy: Taxonomy, selection: Selection
 ) -> list[Selected | ImageError]:
-    """Run :func:`select` on images of one backend with one download; an error takes the place of its image."""
+    """Run :func:`select` on images of one backend with one download; an image's error is returned in its place."""
     backend, arrays = score_maps[0].backend, []
     with backend.queue():
         for score_map in score_maps:
@@ -262,7 +262,7 @@ def select_batch(
 
 
 def _with_extras(labels: Selected, score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> Selected:
-    """Add what the selection stores beside the maps."""
+    """Add the data that the selection stores beside the maps."""
     keeper, settings = selection.keeper, selection.instances
     return replace(
         labels,
@@ -278,7 +278,7 @@ def _selected(
     numbers: NDArray[np.float64],
     taxonomy: Taxonomy,
 ) -> Selected | ImageError:
-    """Count the pixels of maps on the host; ``numbers``: sum of kept, and lowest top score."""
+    """Count the pixels of maps on the host; ``numbers``: sum of the kept top scores, and lowest top score."""
     (total, lowest), backend, ignore = numbers, score_map.backend, taxonomy.ignore_index
     if lowest == 0 and not bool(backend.download(backend.xp.isfinite(score_map.scores).all())[0]):
         return ImageError("not-finite", _NOT_FINITE)  # the kernel writes confidence 0 at such pixels
@@ -330,7 +330,7 @@ def _maps(score_map: ScoreMap, taxonomy: Taxonomy, selection: Selection) -> tupl
 def select_segments(maps: Sequence[SegmentMap]) -> list[Selected | ImageError]:
     """Convert maps of segments to stored form: weight 255 inside a segment, 0 elsewhere.
 
-    An :class:`ImageError` of the kind ``not-finite`` takes the place of a map whose scores were not finite.
+    A map whose scores were not finite is replaced by an :class:`ImageError` of the kind ``not-finite``.
     """
     return [_segments(map) if map.finite else ImageError("not-finite", _NOT_FINITE) for map in maps]
 

@@ -55,7 +55,7 @@ class _Job:
 
 
 class Stages:
-    """Functions of the stages and what they share; one object processes inputs for any number of writers."""
+    """Functions of the stages and their shared state; one object processes inputs for any number of writers."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Stages:
 
         ``progress`` receives the times of the stages. ``idle`` runs while the last stage waits, ``finish`` after the
         last input. ``stop`` or an interrupt sets ``progress.interrupted`` and ends the run after the images in progress
-        or :data:`GRACE_SECONDS`; images that are not finished by then are given up. ``stop`` is also set when a stage
+        or :data:`GRACE_SECONDS`; images that are not finished by then are dropped. ``stop`` is also set when a stage
         fails, so that ``inputs`` may wait for it.
         """
         pipeline = Pipeline(inputs, ahead=2 * self._predictor.backend.decode_size)
@@ -176,7 +176,7 @@ class Stages:
         try:
             maps = iter(self._predictor.run([job.prepared for job in ready]) if ready else ())
         except ImageError as error:
-            if len(jobs) > 1:  # one image of a batch has no scores: find out which
+            if len(jobs) > 1:  # one image of the batch has no finite scores: find it
                 return [result for job in jobs for result in self._predict([job])]
             return [replace(job, prepared=None, error=error) for job in jobs]
         except SessionError as error:
@@ -209,7 +209,7 @@ def run_pipeline(
 ) -> None:
     """Run a pipeline to its end, as :meth:`Stages.execute` describes; after an error ``finish`` runs once more.
 
-    ``cancel`` runs if items in progress are given up.
+    ``cancel`` runs if items in progress are dropped.
     """
     stop = stop or threading.Event()
     progress.stages = pipeline.times
@@ -230,7 +230,7 @@ def run_pipeline(
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             if progress.interrupted:
-                raise  # a second interrupt gives up the images in progress
+                raise  # a second interrupt drops the images in progress
             progress.interrupted = True
             pipeline.stop()
             deadline = time.perf_counter() + GRACE_SECONDS

@@ -34,7 +34,7 @@ class StageTime:
 
 
 class Pipeline:
-    """Chain of stages, fed from an iterable::
+    """Chain of stages that process the items of an iterable::
 
     pipeline = Pipeline(items)
     pipeline.add_stage(("decode", decode), ("predict", predict), threads=2)
@@ -84,7 +84,7 @@ class Pipeline:
             thread.start()
 
     def stop(self) -> None:
-        """Take no further items; items in progress are finished."""
+        """Stop taking items; items in progress are finished."""
         self._stopping.set()
 
     @property
@@ -99,9 +99,9 @@ class Pipeline:
         return min(late)[1] if late else ""
 
     def abandon(self, last: str) -> None:
-        """Give up the items in progress: wait for the threads of the stage that begins with the step ``last`` alone.
+        """Drop the items in progress: wait only for the threads of the stage that begins with the step ``last``.
 
-        The other threads end at their next item, and those that hang are left behind. Raises the first error.
+        The other threads end at their next item; threads that hang are abandoned. Raises the first error.
         """
         self._failed.set()
         for thread in self._threads:
@@ -205,7 +205,7 @@ class Pipeline:
             remaining[0] -= 1
             last = remaining[0] == 0
         if not last:
-            self._put(source, _END)  # for the other threads of this stage
+            self._put(source, _END)  # put it back for the other threads of this stage
         elif not self._failed.is_set():
             if finish is not None:
                 finish()

@@ -1,4 +1,4 @@
-"""Count finished images and hand them over in batches: the last stage of a labeling run."""
+"""Count finished images and pass them to the sink in batches: the last stage of a labeling run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..store.label_store import InputRow, LabelRow
 from .progress import Progress
 
 COMMIT_ROWS = 512
-"""Hand rows over when this many are waiting …"""
+"""Pass rows on when this many are waiting …"""
 COMMIT_SECONDS = 10.0
 """… or when one has waited this long, in seconds …"""
 LARGEST_BYTES = 256 << 20
@@ -23,7 +23,7 @@ class Sink(Protocol):
     """Receiver of finished rows, such as :class:`~maskmill.engine.store.waiting.waiting_rows.WaitingRows`."""
 
     def has_id(self, id: str) -> bool:
-        """Return True if the labels of an image are there already, those of :meth:`commit` included."""
+        """Return True if the labels of an image exist already, those passed to :meth:`commit` included."""
         ...
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
@@ -42,7 +42,7 @@ class Done:
 
 
 class Writer:
-    """Counts finished inputs and hands them over in batches.
+    """Counts finished inputs and passes them to the sink in batches.
 
     Without a sink it only counts. ``observer`` is called with every input. Ids of images are remembered until the sink
     has them, those of rejected ones to the end.
@@ -64,14 +64,14 @@ class Writer:
         self._num_bytes = 0
 
     def claim(self, id: str) -> bool:
-        """Return True for the first caller of an image whose labels the sink does not hold: it labels the image."""
+        """Return True if the labels of an image do not exist and no other caller has claimed it."""
         with self._claim_lock:
             known = id in self._claimed or self._knows(id)
             self._claimed.add(id)
         return not known
 
     def write(self, done: Done) -> None:
-        """Accept a finished input; hands rows over when a batch is full or old enough."""
+        """Accept a finished input; passes rows on when a batch is full or old enough."""
         if self._observer is not None:
             self._observer(done)
         self.progress.input_bytes += done.num_bytes
@@ -84,12 +84,12 @@ class Writer:
         elif done.id in self._labeled or self._knows(done.id or ""):
             self._add_duplicate(done.input)
         else:
-            # this duplicate overtook its original: its row must not point to labels that are not there yet
+            # this duplicate finished before its original: its row must not refer to labels that do not exist yet
             self._waiting.setdefault(done.id or "", []).append(done.input)
         self.idle()
 
     def idle(self) -> None:
-        """Hand rows over if enough wait, or the oldest of them has waited long enough."""
+        """Pass rows on if enough are waiting, or the oldest has waited long enough."""
         if self._since is None:
             return
         is_late = time.monotonic() - self._since >= COMMIT_SECONDS
@@ -97,7 +97,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Hand over every row that is waiting."""
+        """Pass on every waiting row."""
         if self._sink is not None and self._inputs:
             self._sink.commit(self._labels, self._inputs)
             with self._claim_lock:

@@ -1,4 +1,4 @@
-"""Describe a model: a folder with ``bundle.json`` beside its ONNX files and engines.
+"""Bundles: folders that describe a model, with ``bundle.json`` beside its ONNX files and engines.
 
 The manifest holds everything that labeling needs to know: how an image becomes the input, what each output means, the
 classes, the model's origin, and which artifacts passed the gate on which runtime and device::
@@ -97,7 +97,7 @@ class ModelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSpec:
-    """Describe the decoder of a promptable bundle; a prompt is a set of points on one image, and yields masks.
+    """The decoder of a promptable bundle: it turns a prompt, which is a set of points on one image, into masks.
 
     Points are (x, y) in pixels of the encoder's input; label 1 is on the object, 0 off it, 2 and 3 are the corners of a
     box, -1 is padding. ``batched`` takes N prompts in one call: the encoder's outputs by name, each (N, …), one row per
@@ -114,7 +114,7 @@ class PromptSpec:
     mask_width: int
     """Columns of a mask."""
     pad_boxes: bool = False
-    """True if the model expects a padding point behind a box as well, as SAM 2 does; SAM has one without a box only."""
+    """True if the model also expects a padding point after a box, as SAM 2 does; SAM expects one only without a box."""
     masks: bool = False
     """True if the decoder also takes a mask per prompt: ``mask_input`` (N, 1, mask_height, mask_width), logits, and
     ``has_mask_input`` (N,), 1 or 0, both float32.
@@ -128,7 +128,7 @@ class PromptSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """Describe how a ``text`` bundle takes class names.
+    """How a ``text`` bundle takes class names.
 
     Its ``text`` graph takes ``input_ids`` and ``attention_mask`` (C, max_tokens), int64, and gives the text features.
     Its ``decoder`` takes the encoder's outputs (N, …), ``texts`` (C, T, D), the features up to the longest text, and
@@ -142,7 +142,7 @@ class TextSpec:
     padding: int = 0
     """Number of the padding token."""
     background: str = "background"
-    """Name of the class that is added in front, 1 minus the best class, unless it is among the class names."""
+    """Name of a background class that is added in front, with the score 1 minus the best class, unless it is named."""
 
     def __post_init__(self) -> None:
         if "{}" not in self.template or self.max_tokens < 2:
@@ -266,7 +266,7 @@ class Bundle:
 
     @property
     def location(self) -> str:
-        """Path of the folder; of a bundle behind a URL, that URL."""
+        """Path of the folder, or the URL of a bundle behind a URL."""
         return shown(self.path)
 
     def save(self) -> None:
@@ -276,7 +276,7 @@ class Bundle:
         write_atomically(self.path / MANIFEST, (json.dumps(raw, indent=2) + "\n").encode(), sync=True)
 
     def verify(self) -> None:
-        """Compare every file with its recorded hash; raise :class:`BundleError` naming the first that differs."""
+        """Compare every file with its recorded hash; raises :class:`BundleError` naming the first that differs."""
         for entry in self.files:
             file = self.path / entry.path
             if not file.is_file():
@@ -337,7 +337,7 @@ class Bundle:
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Raise :class:`UsageError` unless every class name is a printable text, and each stands once."""
+    """Raise :class:`UsageError` unless every class name is printable and unique."""
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise UsageError(f"class {index} has the name {name!r:.80}; a class name is a text of one line, not empty")

@@ -142,7 +142,7 @@ def named_table(name: str) -> ColorTable:
 
 
 def _voc_color(index: int) -> Color:
-    """Color of a VOC label: bits 0, 1 and 2 of the index go to red, green and blue, highest bit first, and so on."""
+    """Return the color of a VOC label: every three bits of the index set a bit of red, green and blue."""
     channels = [0, 0, 0]
     for shift in range(8):
         for channel in range(3):

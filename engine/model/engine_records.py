@@ -54,7 +54,7 @@ class Engine:
     """True if later versions of the same major TensorRT version run it."""
 
     def obstacle(self, gpu: Gpu, tensorrt: str, lean: bool = False) -> str:
-        """Return why it does not run on ``gpu`` with this TensorRT version; empty if it does."""
+        """Return the reason why it cannot run on ``gpu`` with this TensorRT version; empty if it can."""
         if self.hardware_compatible and min(gpu.capability, self.capability) < AMPERE:
             return f"it needs sm_{AMPERE} or newer, this is {gpu}"
         if not self.hardware_compatible and gpu.capability != self.capability:
@@ -88,7 +88,7 @@ def choose_engine(
 ) -> Engine:
     """Return the latest engine for ``role`` that runs here, in ``precision`` if it is given.
 
-    Raises :class:`SessionError` that says why none of them does.
+    Raises :class:`SessionError`, with the reason, if none of them does.
     """
     entry = bundle.file(role, precision)
     name = f"{role} in {precision}" if precision else role

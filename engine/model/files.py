@@ -55,7 +55,7 @@ def list_lines(lines: Iterable[str]) -> Iterator[str]:
     """Yield the entries of a list with one entry per line.
 
     Blanks around an entry and quotes that enclose it are removed; empty lines and lines that start with ``#`` are
-    passed over. A name that starts with ``#`` or ends in a blank is written in quotes.
+    skipped. A name that starts with ``#`` or ends in a blank is written in quotes.
     """
     for line in lines:
         entry = line.lstrip("\ufeff").strip()
@@ -82,7 +82,7 @@ def _is_same(path: str, other: str) -> bool:
         return path == other
     try:
         return os.path.samefile(path, other)
-    except (OSError, ValueError):  # one of them does not exist, or is no path at all
+    except (OSError, ValueError):  # one of them does not exist, or is not a path
         return os.path.abspath(path) == os.path.abspath(other)
 
 

@@ -36,7 +36,7 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = False) -> None:
 
 
 def write_once(path: Path, data: bytes) -> bool:
-    """Write a file to the disk unless it exists; returns False if another process was faster. Raises OSError."""
+    """Write a file and sync it unless it exists; returns False if another process was faster. Raises OSError."""
     temporary = _temporary(path)
     try:
         _write(temporary, data, sync=True)
@@ -55,7 +55,7 @@ def write_once(path: Path, data: bytes) -> bool:
 
 
 def sync_files(files: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Wait until files are on the disk, then until folders name them; files that are gone are passed over."""
+    """Sync files to the disk, then the folders that contain them; missing files are skipped."""
     for path in (*files, *folders):
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -64,7 +64,7 @@ def sync_files(files: Iterable[Path], folders: Iterable[Path]) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that cannot
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that cannot sync folders
                 raise
         finally:
             os.close(descriptor)
@@ -72,7 +72,7 @@ def sync_files(files: Iterable[Path], folders: Iterable[Path]) -> None:
 
 @contextmanager
 def published_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a new file that replaces ``path`` at the end; after an error nothing is left."""
+    """Yield the path of a new file that replaces ``path`` at the end; after an error it is deleted."""
     temporary = _temporary(path)
     try:
         yield temporary
@@ -83,7 +83,7 @@ def published_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def published_folder(folder: Path) -> Iterator[Path]:
-    """Yield the path of a new empty folder that is renamed to ``folder`` at the end; after an error nothing is left.
+    """Yield the path of a new empty folder that is renamed to ``folder`` at the end; after an error it is deleted.
 
     Folders of the same parent that killed processes left behind are deleted. Raises :class:`OSError` if ``folder``
     exists at the end and is not empty.

@@ -4,8 +4,8 @@ pydantic validates, and is imported when a file is read: a machine that only run
 
     spec = read_value(InputSpec, raw["input"], "input")   # UsageError: "input.height must be a valid integer, got '16'"
 
-Dataclasses are the schemas: a field without a default must be there, no other field may be, and no value is converted,
-except that a JSON array becomes a tuple and an integer a float.
+Dataclasses are the schemas: fields without a default are required, unknown fields are refused, and no value is
+converted, except a JSON array to a tuple and an integer to a float.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_value(kind: Any, raw: object, where: str = "") -> Any:
     """Return a JSON or TOML value as the type ``kind``, a dataclass or another annotation.
 
     ``where`` is the value's name in messages; empty for a whole file. Raises :class:`UsageError` with the first fault,
-    or whatever else the ``__post_init__`` of a dataclass raises.
+    and any other error that the ``__post_init__`` of a dataclass raises.
     """
     from pydantic import ValidationError
 
@@ -85,7 +85,7 @@ def _validator(kind: Any) -> Any:
 
 
 def _line(faults: Sequence[Mapping[str, Any]], where: str, raw: object) -> str:
-    """Return the fault with the most exact place as a sentence; the types of a union give several."""
+    """Describe the fault with the longest path in one sentence; each type of a union reports one."""
     places = [_place(where, raw, fault) for fault in faults]
     fault, place = max(zip(faults, places, strict=True), key=lambda pair: len(pair[1]))
     match fault["type"]:

@@ -7,8 +7,8 @@
     if folder.write_once("leases/claims/1", name):  # one of several writers succeeds
         ...
 
-Access to a bucket that has answered before is repeated with growing pauses for as long as
-:data:`.outages.OUTAGE_SECONDS`, so that an outage delays a run and does not end it.
+Access to a bucket that has answered before is retried with growing pauses for up to :data:`.outages.OUTAGE_SECONDS`, so
+that an outage delays a run but does not end it.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def is_url(location: Any) -> bool:
 
 
 def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
-    """Return a path, also for a ``file://`` URL; for another URL an object that is used like a path.
+    """Return a path for a path or ``file://`` URL; for other URLs, return an object that is used like a path.
 
     ``options`` are those of the storage, of buckets the options of the crate object_store, such as ``aws_endpoint``;
     None: those of :func:`maskmill.engine.reading.storage_options.use_storage`. Raises :class:`MissingPackageError` and
     :class:`UsageError` for a URL that no installed filesystem serves and for an unknown option.
     """
     if not isinstance(location, str | os.PathLike):
-        return location  # such an object already
+        return location  # it is such an object already
     text = os.fspath(location)
     if not is_url(text):
         for scheme in ("file://", "local://"):
@@ -107,7 +107,7 @@ def location_of(location: str | os.PathLike[str], options: Mapping[str, Any] | N
     if own or not is_bucket(text):
         remote.filesystem(text, own, current_access())
     else:
-        require_client(text)  # options may come later
+        require_client(text)  # options may be set later
     place: Any = RemotePath(text, own)
     return place
 
@@ -118,7 +118,7 @@ def is_remote(path: Any) -> bool:
 
 
 def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path:
-    """Return a local path of a file or folder; behind a URL, of a copy that is deleted when the process ends.
+    """Return a local path of a file or folder; a URL is copied to a path that is deleted when the process ends.
 
     Raises :class:`UsageError` if there is nothing at the URL, a file's name leads out of the folder, or there are more
     than :data:`MAX_COPIED_FILES` files or :data:`MAX_COPIED` bytes.
@@ -181,7 +181,7 @@ def shown(text: object) -> str:
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Return the bytes of a file, here or behind a URL.
+    """Return the bytes of a local file or of a file behind a URL.
 
     Raises :class:`FileNotFoundError`, :class:`OSError`, of which :class:`StorageError` is one, and :class:`ImageError`
     for a larger local file.
@@ -196,7 +196,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def folder_bytes(path: Path) -> int:
-    """Return the size of all files below a folder, here or behind a URL."""
+    """Return the size of all files below a local folder or a folder behind a URL."""
     if is_remote(path):
         place: Any = path
         return sum(info["size"] or 0 for info in place.fs.find(place.path, detail=True).values())
@@ -204,7 +204,7 @@ def folder_bytes(path: Path) -> int:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, here or behind a URL, and replace an older one in one step; raises :class:`OSError`."""
+    """Write a local file or one behind a URL, replacing an older one in one step; raises :class:`OSError`."""
     if is_remote(path):
         place: Any = path
         place.fs.pipe_file(place.path, data)
@@ -294,7 +294,7 @@ class RemoteFolder:
         try:
             self._repeated(lambda: self._system.pipe_file(self._path(name), data, mode="create"))
         except FileExistsError:
-            return self.read(name) == data  # after a repeated request, the file that exists may be our own
+            return self.read(name) == data  # after a retried request, the existing file may be our own
         return True
 
     def names(self, folder: str) -> dict[str, int]:
@@ -331,7 +331,7 @@ class RemoteFolder:
 
 
 def storage_is_silent(seconds: float) -> bool:
-    """Return True if a bucket that this process writes to gives no answer within ``seconds``."""
+    """Return True if a bucket that this process writes to does not answer within ``seconds``."""
     places = [(system, root) for system, root in _IN_USE.values() if hasattr(system, "answers")]
     probes = [in_thread(partial(system.answers, root)) for system, root in places]
     deadline = time.monotonic() + seconds
@@ -350,7 +350,7 @@ def lance_url(path: Any) -> str:
 
 
 def lance_options(options: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Return storage options in the words of Lance; None if there are none."""
+    """Return storage options under the names that Lance uses; None if there are none."""
     result = {key: str(value) for key, value in (options or {}).items()}
     if allows_http(result):
         result.setdefault("allow_http", "true")
@@ -372,11 +372,11 @@ def parse_storage_options(texts: list[str] | None) -> dict[str, str]:
 
 
 def repeated(access: Callable[[], Result], place: str | None = None) -> Result:
-    """Call ``access`` until it succeeds or fails for a reason that a repetition does not change.
+    """Call ``access`` until it succeeds or fails for a permanent reason.
 
-    ``place`` is the URL of a bucket that may be out of reach: the first access to it is not repeated, since its address
-    may be wrong; nor is any access after an interrupt.
-    Raises that reason, and :class:`OSError` after :data:`.outages.OUTAGE_SECONDS`.
+    ``place`` is the URL of a bucket that may be out of reach: the first access to it is not retried, since its address
+    may be wrong; nor is any access after an interrupt. Raises the permanent error, and :class:`OSError` after
+    :data:`.outages.OUTAGE_SECONDS`.
     """
     return wait_out(access, _may_pass, place)
 

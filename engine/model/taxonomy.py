@@ -18,9 +18,9 @@ A taxonomy file is TOML::
 
 Scores of model classes that share a target are summed (softmax) or maxed (sigmoid). Dropped classes form one
 pseudo-class "none of these" with index K after the K targets: it can win a pixel, and that pixel stays unlabeled.
-Keys of ``[labels]`` may be names if the labels have names: those of a ``label_names`` list (in index order) in this
-file, of a class list beside the label maps, or of a format such as COCO. Label 255 (65535 in 16-bit maps) is ignored
-unless ``[labels]`` says otherwise.
+Keys of ``[labels]`` may be names if the labels have names: from a ``label_names`` list (in index order) in this file,
+from a class list beside the label maps, or from a format such as COCO. Label 255 (65535 in 16-bit maps) is ignored
+unless ``[labels]`` maps it.
 
 Label maps that store colors need a color table: ``colors = "voc"`` (or ``cityscapes``, ``ade20k``, ``camvid``; the keys
 of ``[labels]`` are then indices or names of that data set), or a table of their own in place of ``[labels]``::
@@ -81,9 +81,9 @@ class Taxonomy:
     named_labels: Mapping[str, int] = field(default_factory=dict)
     """Target index of dataset labels that are given by name, -1 for labels to ignore; see :meth:`for_labels`."""
     label_names: Mapping[int, str] = field(default_factory=dict)
-    """Name of each index of ``labels``, as far as the taxonomy file gives it."""
+    """Name of each index of ``labels`` that the taxonomy file names."""
     assumed: bool = False
-    """True if ``labels`` is only assumed to be the model's order, for want of a taxonomy file."""
+    """True if ``labels`` is only assumed to be in the model's order, since there is no taxonomy file."""
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -168,11 +168,11 @@ class Taxonomy:
     def for_labels(self, names: Mapping[int, str], origin: str, *, by_name: bool) -> Taxonomy:
         """Return the taxonomy for labels whose values have names, as those of ``origin`` do.
 
-        Names under ``[labels]`` are looked up among ``names``. With ``by_name`` the values themselves mean nothing, as
-        in a COCO file, and a name that is not listed stands for the target of the same name.
+        Names under ``[labels]`` are looked up among ``names``. With ``by_name`` the values themselves have no meaning,
+        as in a COCO file, and a name that is not listed is mapped to the target of the same name.
 
-        Raises :class:`TaxonomyError` for a name that ``origin`` does not have, or that stands for no target, and for
-        indices if only names mean something.
+        Raises :class:`TaxonomyError` for a name that ``origin`` does not have or that is not mapped to a target, and
+        for indices if only names have a meaning.
         """
         values = {name: index for index, name in names.items()}
         labels = {} if by_name else dict(self.labels)
@@ -184,7 +184,7 @@ class Taxonomy:
                     f'write names instead, as in "{next(iter(values), "cow")}" = "TARGET"'
                 )
             targets_by_name |= {self.label_names[index]: target for index, target in self.labels.items()}
-            # a file may list only the classes that occur; a name near one that is not mapped is a mistake
+            # a file may list only some classes; but a name similar to an unmapped one is a misspelling
             others = set(values) - set(targets_by_name)
             targets_by_name = {
                 name: target
@@ -219,7 +219,7 @@ class Taxonomy:
 
     @property
     def num_scored(self) -> int:
-        """Classes that compete for a pixel: K, and one more if model classes are dropped."""
+        """Number of classes that compete for a pixel: K, and one more if model classes are dropped."""
         return self.num_targets + any(target < 0 for target in self.model)
 
     @property

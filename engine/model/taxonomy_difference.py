@@ -1,4 +1,4 @@
-"""Differences between two class mappings in words, for messages."""
+"""Descriptions of the differences between two class mappings, for messages."""
 
 from __future__ import annotations
 

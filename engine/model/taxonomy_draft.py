@@ -31,23 +31,23 @@ _ALIASES = {
     "people": "person",
     "pedestrian": "person",
 }
-"""Names of one thing in VOC, COCO and CamVid."""
+"""Different names of the same class in VOC, COCO and CamVid."""
 _CLASSES_FROM = {
     "promptable": "--boxes, --points, --coarse-masks or --detector, as for labeling; with --cam, draft for that bundle",
     "text": "--text, as for labeling",
 }
 """Source of the class names of models without their own, by task."""
 _VOID = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored", "unlabelled(ignore)", "other"})
-"""Names of labels that stand for no class."""
+"""Names of labels that are not classes."""
 
 
 def same_class(first: str, second: str) -> bool:
-    """Tell whether two names stand for one class: equal up to case, blanks, ``_``, ``-`` and known aliases."""
+    """Return True if two names mean the same class: equal up to case, blanks, ``_``, ``-`` and known aliases."""
     return _normalized(first) == _normalized(second)
 
 
 def means_nothing(name: str) -> bool:
-    """Tell whether a label's name says that it stands for no class, as ``void`` does."""
+    """Return True if a label's name, such as ``void``, does not denote a class."""
     return _normalized(name) in _VOID
 
 
@@ -72,7 +72,7 @@ def draft(
     classes. Data set classes without a match become ``unmatched`` and are listed; so are model classes that were
     dropped.
 
-    With ``by_name`` the labels are written by name, for formats whose values mean nothing; ``colors`` is the
+    With ``by_name`` the labels are written by name, for formats whose values have no meaning; ``colors`` is the
     name of the color table of label maps that store colors.
 
     Raises :class:`TaxonomyError` if fewer than two targets remain, :class:`UsageError` for a bundle without classes.

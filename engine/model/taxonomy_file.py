@@ -24,7 +24,7 @@ NEAR = 0.82
 
 
 def nearest_name(name: str, choices: Iterable[str], similarity: float = NEAR) -> str | None:
-    """Return the choice that a name is probably a misspelling of, upper and lower case being equal; None if none is."""
+    """Return the choice of which a name is probably a misspelling, ignoring case; None if there is none."""
     plain, by_plain = name.casefold(), {choice.casefold(): choice for choice in choices}
     swapped = [choice for choice in by_plain if sorted(choice) == sorted(plain)]
     matches = difflib.get_close_matches(plain, by_plain, n=1, cutoff=similarity) or swapped
@@ -32,7 +32,7 @@ def nearest_name(name: str, choices: Iterable[str], similarity: float = NEAR) ->
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the choice that is nearest to a name; empty if none is near."""
+    """Return "; did you mean NAME?" for the choice most similar to a name; empty if none is similar."""
     choice = nearest_name(name, choices)
     return "" if choice is None else f"; did you mean {choice}?"
 

@@ -1,4 +1,4 @@
-"""Gate verdicts: the record, its place in the bundle's manifest, and the check before labeling.
+"""Gate verdicts: their record in the bundle's manifest, and the check before labeling.
 
 A verdict belongs to an artifact (by its hash), a runtime and a device, which are the first two parts of a session's
 ``kind``::
@@ -19,10 +19,10 @@ from .bundle import Bundle
 from .schema import read_value
 
 REFERENCE = ("onnxruntime", "cpu")
-"""Runtime and device on which originals run when an artifact is compared with them."""
+"""Runtime and device on which the originals run in comparisons."""
 
 MIN_CLASS_PIXELS = 100
-"""Pixels over all images, in either map, from which a class's pooled IoU counts: below, a single tie decides it."""
+"""Fewest pixels of a class, over all images and in either map, for its pooled IoU to count; with fewer, ties decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class Tolerances:
     agreement: float = 0.995
     """Lowest share of decisions (a pixel's top class, a mask's pixel, an image's class) that are the same."""
     min_images: int = 50
-    """Fewest different images that a verdict may rest on."""
+    """Fewest different images that a verdict needs."""
     min_share: float = 0.0
     """Share of an image that a class must cover in either map to have an IoU of its own there; 0 counts every pixel."""
     required_classes: tuple[str, ...] = ()
     """Classes that the original must show on at least one of the images."""
     score_quantile_shift: float = 0.01
-    """Largest move of a score quantile with which calibrations remain valid; does not decide whether it passes."""
+    """Largest shift of a score quantile at which calibrations remain valid; it does not affect the verdict."""
 
     def __post_init__(self) -> None:
         for name in ("mean_iou", "worst_iou", "class_iou", "agreement", "min_share", "score_quantile_shift"):
@@ -78,7 +78,7 @@ class Metrics:
     nonfinite: int
     """Images on which the artifact gave NaN or infinity."""
     score_quantile_shift: float
-    """Largest move of a quantile of the nonconformity scores, pooled or of a class seen often enough."""
+    """Largest shift of a quantile of the nonconformity scores, pooled or of a class in enough images."""
     class_images: Mapping[str, int] = field(default_factory=dict)
     """Images on which the original shows each class, 0 included; empty for promptable models."""
     class_iou: Mapping[str, float] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Metrics:
 
     @property
     def unseen_classes(self) -> tuple[str, ...]:
-        """Classes that the original shows on no image, so that nothing is known of them."""
+        """Classes that the original predicts on no image, and that are therefore not tested."""
         return tuple(name for name, images in self.class_images.items() if not images)
 
 
@@ -111,13 +111,13 @@ class Verdict:
     metrics: Metrics
     """Measured differences."""
     tolerances: Tolerances = field(default_factory=Tolerances)
-    """Limits that the metrics were held against."""
+    """Limits that the metrics were compared with."""
     failures: tuple[str, ...] = ()
     """Reasons why it does not pass, one sentence each; empty if it passes."""
     warnings: tuple[str, ...] = ()
     """Risks that do not fail the gate, one sentence each."""
     faults: tuple[str, ...] = ()
-    """Nodes at fault, and their values."""
+    """Nodes that cause the failure, and their values."""
     kept_fp32: tuple[str, ...] = ()
     """Nodes that the artifact keeps in fp32."""
 
@@ -154,7 +154,7 @@ class Verdict:
 
 
 def failures_of(metrics: Metrics, tolerances: Tolerances) -> tuple[str, ...]:
-    """Return every way in which ``metrics`` fall short of ``tolerances``, one sentence each with both numbers."""
+    """Return one sentence, with both numbers, for each tolerance that ``metrics`` violate."""
     failures = []
     if metrics.images < tolerances.min_images:
         failures.append(f"{metrics.images} different images were compared, at least {tolerances.min_images} are needed")
@@ -189,9 +189,9 @@ def recorded_verdicts(bundle: Bundle) -> list[Verdict]:
 
 
 def find_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> Verdict | None:
-    """Return the verdict on ``artifact`` there against an original that the bundle still has, or None.
+    """Return the verdict on ``artifact`` for this runtime and device, against a current original; None without one.
 
-    A verdict against a file that the bundle no longer has is stale and is passed over.
+    A verdict against a file that the bundle no longer has is stale and is ignored.
     """
     originals = _originals(bundle)
     for verdict in recorded_verdicts(bundle):
@@ -212,9 +212,9 @@ def add_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
 
 
 def require_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) -> None:
-    """Raise :class:`GateError` unless ``artifact`` may label there.
+    """Raise :class:`GateError` unless ``artifact`` may label with this runtime and device.
 
-    An original needs no verdict on the runtime and device of :data:`REFERENCE`, which others are compared with. Every
+    An original needs no verdict on the runtime and device of :data:`REFERENCE`, with which others are compared. Every
     other artifact needs a verdict that passed, for this runtime and device, against an original that the bundle has.
     """
     if artifact in _originals(bundle) and (runtime, device) == REFERENCE:
@@ -234,10 +234,10 @@ def require_verdict(bundle: Bundle, artifact: str, runtime: str, device: str) ->
 
 
 class Shift(NamedTuple):
-    """Largest move of a score quantile between two artifacts."""
+    """Shift of the score quantiles between two artifacts."""
 
     moved: float
-    """Largest move of a quantile."""
+    """Largest shift of a quantile."""
     allowed: float
     """Tolerance that the gate applied, the smaller one if there are two."""
 
@@ -245,7 +245,7 @@ class Shift(NamedTuple):
 def shift_between(bundle: Bundle, first: tuple[str, str], second: tuple[str, str]) -> Shift | None:
     """Return the shift from one (artifact, session kind) to another, or None if no verdict that passed measured it.
 
-    Both are compared through the original that their verdicts share, so their two moves add up.
+    Both are compared through the original that their verdicts share, so their two shifts are added.
     """
     shifts = [_shifts(bundle, artifact, kind) for artifact, kind in (first, second)]
     sums = [

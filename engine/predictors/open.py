@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .texts import TextPredictor
 
 Say = Callable[[str], None]
-"""Receives one line per model: which file runs, and on which device."""
+"""Receives one line per model, with the file and device that it runs on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class ModelOptions:
     overlap: int = 0
     """Overlap of neighboring tiles, in image pixels."""
     bit_depth: int | None = None
-    """Bits that images of more than 8 bits fill, e.g. 12 of 16; None: all bits of their type."""
+    """Number of bits in use in images of more than 8 bits, e.g. 12 of 16; None: all bits of their type."""
     allow_unverified: bool = False
     """Run conversions and engines without a passed gate verdict."""
     text: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedOptions:
-    """The models and settings of labeling from image-level classes, or of segmenting everything."""
+    """Models and settings of labeling with prompts, or of segmenting everything."""
 
     sam: Path
     """Bundle of the promptable model."""
@@ -96,7 +96,7 @@ class PromptedOptions:
 
     @property
     def sources(self) -> dict[str, Path]:
-        """Sources of prompts that are given, by their option."""
+        """The given sources of prompts, by the name of their option."""
         sources = {
             "--cam": self.cam,
             "--detector": self.detector,

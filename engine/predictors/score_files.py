@@ -1,4 +1,4 @@
-"""Scores from files: per-class score maps, or masks with a confidence per class, that any program has written.
+"""Scores from files, written by any program: per-class score maps, or masks with a confidence per class.
 
 ::
 
@@ -50,7 +50,7 @@ RECORD = "scores.json"
 """File of a bundle that names the folder with its scores, and of an image with confidences of its masks."""
 
 SMALLEST = np.float32(1e-6)
-"""Probabilities below it count as this, before their logarithm is taken."""
+"""Lower limit of probabilities before their logarithm is computed."""
 
 
 def write_score_bundle(
@@ -73,7 +73,7 @@ def write_score_bundle(
     entries = _entries(root)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    # the digest names the files, so that labels of other scores are never continued in the same store
+    # the digest identifies the files, so that a store never mixes labels from different scores
     listing = "\n".join(f"{name} {_size(entry)}" for name, entry in sorted(entries.items()))
     digest = hashlib.sha256(listing.encode()).hexdigest()
     record = {"scores": str(root), "digest": digest}
@@ -94,7 +94,7 @@ def write_score_bundle(
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedScores:
-    """Name and size of an image whose scores are to be read."""
+    """Name and size of an image whose scores will be read."""
 
     uri: str
     """Name of the image."""

@@ -1,4 +1,4 @@
-"""Segment everything: masks of a grid of points, filtered and without duplicates, as one map of segments.
+"""Segment everything: masks from a grid of points, filtered and without duplicates, as one map of segments.
 
 ::
 
@@ -33,7 +33,7 @@ from .prompted.prompts import grid_prompts
 from .resampling import bilinear_weights
 
 MAX_SEGMENTS = 65534
-"""Segments that a map of 16 bits can hold beside 0 and the ignore index."""
+"""Most segments of a 16-bit map, which also holds 0 and the ignore index."""
 
 
 Filters = Literal["masks", "boxes"]
@@ -47,14 +47,14 @@ class EverythingSettings:
     """Grid points per side; 32 in Segment Anything."""
     filters: Filters = "masks"
     """``masks``: drop masks by the IoU of masks, paint the smaller segment on top; ``boxes``: as Segment Anything's own
-    generator, which S2C's authors use, by the IoU of bounding boxes, without a least area, with the better score on
+    generator, which S2C's authors use, by the IoU of bounding boxes, without a smallest area, with the better score on
     top."""
     min_score: float = 0.88
-    """Masks that the model scores lower are dropped."""
+    """Smallest score of a mask that is kept."""
     min_stability: float = 0.95
-    """Masks whose IoU at logits above 1 and above -1 is lower are dropped."""
+    """Smallest stability of a mask that is kept: the IoU of its areas at logits above 1 and above -1."""
     max_overlap: float = 0.7
-    """A mask whose IoU with a better one is higher is dropped."""
+    """Largest IoU of a mask with a better one."""
     min_area: float = 0.0005
     """Smallest share of the image that a mask covers (``masks`` only)."""
 
@@ -80,7 +80,7 @@ class SegmentMap:
     backend: Backend = HOST
     """Device that holds the logits."""
     finite: bool = True
-    """False if the model gave scores that are not finite, of which no segment is made."""
+    """False if the model's scores are not finite, so that there are no segments."""
 
 
 class SegmentEverything:

@@ -1,4 +1,4 @@
-"""Predict class scores from class names: texts are encoded once per run, images once for all classes.
+"""Predict class scores for class names: texts are encoded once per run, and each image once for all classes.
 
 ::
 
@@ -132,7 +132,7 @@ def encode_texts(bundle: Bundle, session: Session, names: Sequence[str]) -> Text
         )
         for start in range(0, len(ids), TEXTS)
     ]
-    # behind the longest text there is only padding, which the decoder ignores
+    # tokens after the longest text are only padding, which the decoder ignores
     longest = int(present.sum(axis=1).max())
     return Texts(
         names=tuple(names),
@@ -184,9 +184,9 @@ class TextPredictor(SessionPredictor):
         self._objects_at = [kinds.index(kind) for kind in OBJECT_KINDS] if source.has_objects else []
         self._lock = threading.Lock()
         self.encoder_calls = 0
-        """Calls of the image encoder so far."""
+        """Number of calls of the image encoder so far."""
         self.decoder_calls = 0
-        """Calls of the decoder so far."""
+        """Number of calls of the decoder so far."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class TextPredictor(SessionPredictor):
         )
 
     def _objects(self, parts: Sequence[list[Any]]) -> list[Objects]:
-        """Choose the best objects of all classes, as many per image as the decoder gives for a chunk of them."""
+        """Choose the best objects of all classes, as many per image as the decoder returns per chunk of classes."""
         xp, limit = self.backend.xp, parts[0][self._objects_at[0]].shape[1]
         firsts = np.arange(0, len(self.texts.names), CHUNK, dtype=np.float32) + self._add_background
         values, classes, masks = (xp.concatenate([part[index] for part in parts], axis=1) for index in self._objects_at)

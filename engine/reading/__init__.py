@@ -1,1 +1,1 @@
-"""Bounded reads of files: here, and behind URLs with time limits and retries."""
+"""Bounded reads of local files, and of files behind URLs with time limits and retries."""

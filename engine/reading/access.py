@@ -1,4 +1,4 @@
-"""How files of other places are read: limits of time and size, retries, schemes of a list's URLs, storage options."""
+"""How remote files are read: limits of time and size, retries, URL schemes allowed in lists, storage options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 from ...errors import ImageError, UsageError
 
 MIN_RATE = 16 << 10
-"""Bytes per second that must arrive on average, beyond the time limit of a connection."""
+"""Smallest average rate in bytes per second, after the time limit of a connection."""
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 """URL schemes that a list may name by default, besides its own."""
 
@@ -33,24 +33,24 @@ HTTP = ("http://", "https://")
 
 
 class Cancelled(Exception):
-    """The run gave up an image in progress, because it was interrupted; nothing is known about the image."""
+    """An interrupted run stopped reading this image; the image itself may be fine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Limits of reading files, above all behind URLs.
+    """Limits of reading files, mainly behind URLs.
 
     Raises :class:`UsageError` for values out of range.
     """
 
     timeout: float = 30.0
-    """Seconds until a connection must stand, and between two parts of an answer; (0, 3600]."""
+    """Longest time in seconds to connect, and between two parts of an answer; in (0, 3600]."""
     retries: int = 2
-    """Further attempts after a failure that may pass: no answer, a broken connection, or a server error."""
+    """Number of further attempts after a temporary failure: no answer, a broken connection, or a server error."""
     schemes: tuple[str, ...] = SCHEMES
     """URL schemes that the entries of a list may have, besides the list's own."""
     max_bytes: int = 1 << 30
-    """Larger files are refused, before they are read if their size is known."""
+    """Largest file in bytes; larger ones are refused before they are read, if their size is known."""
     max_unknown_bytes: int = 1 << 28
     """Limit for files whose size is not known before they are read, in bytes; compressed data count decompressed."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
@@ -70,9 +70,9 @@ class Access:
         return self.timeout + num_bytes / MIN_RATE
 
     def refusal(self, entry: str, list_name: str) -> str:
-        """Return why the list ``list_name`` may not name ``entry``; empty if it may.
+        """Return the reason why the list ``list_name`` may not contain ``entry``; empty if it may.
 
-        Every part of a chained URL counts, as in ``zip://a.jpg::https://host/photos.zip``.
+        All parts of a chained URL are checked, as in ``zip://a.jpg::https://host/photos.zip``.
         """
         # a list on this machine may name files on it
         allowed = {*self.schemes, *(schemes_of(list_name) or ("file", "local"))}
@@ -95,12 +95,12 @@ def current_access() -> Access:
 
 @contextmanager
 def limit_reads(*, timeout: float = 30.0, retries: int = 2, schemes: Sequence[str] | None = None) -> Iterator[None]:
-    """Limit reads from URLs: of sources of images and labels that are opened in the ``with`` block, also later on.
+    """Limit reads from URLs by sources of images and labels opened in the ``with`` block, after the block as well.
 
-    ``timeout`` is the longest wait for a server in seconds, ``retries`` the number of further attempts after a failure
-    that may pass, ``schemes`` are the URL schemes that lists may name besides their own (None: http, https and object
-    stores). The limits hold for the thread that sets them, and for what it starts. Raises :class:`UsageError` for
-    values out of range. ::
+    ``timeout`` is the longest wait for a server in seconds, ``retries`` the number of further attempts after a
+    temporary failure, ``schemes`` are the URL schemes that lists may name besides their own (None: http, https and
+    object stores). The limits apply to the thread that sets them, and to threads and processes that it starts. Raises
+    :class:`UsageError` for values out of range. ::
 
         with limit_reads(timeout=5, retries=0, schemes=["https"]):
             source = open_source("photos")
@@ -130,7 +130,7 @@ def with_access(access: Access, function: Callable[..., Result], *arguments: Any
 
 def is_bucket(url: str) -> bool:
     """Return True for the URL of a bucket or of an object in one, unless it is chained to another URL."""
-    # `::` may be a part of a key
+    # `::` may be part of a key
     return url.partition("://")[0] in EXTRAS and "://" in url and not re.search("::[a-z][a-z0-9+.-]*://", url)
 
 
@@ -142,18 +142,18 @@ def chain_of(url: str) -> list[str]:
 
 
 def place_in_chain(parts: Sequence[str]) -> int:
-    """Return which part of a chained URL names a file: not one without ``://``, as in ``simplecache::s3://b/a.jpg``."""
+    """Return the index of the part that names a file in a chained URL: 1 in ``simplecache::s3://b/a.jpg``."""
     return next((place for place, part in enumerate(parts) if "://" in part), 0)
 
 
 def schemes_of(url: str) -> list[str]:
-    """Return the schemes of a URL and of what it is chained to; a path in a chain counts as ``file``."""
+    """Return the schemes of a URL and of the URLs it is chained to; a path in a chain counts as ``file``."""
     return [_scheme(part) for part in chain_of(url)] if "://" in url else []
 
 
 def _scheme(part: str) -> str:
     scheme, separator, _ = part.partition("://")
-    # a single word is a scheme, too, as in zip://a.jpg::simplecache::https://host/b.zip
+    # a single word is also a scheme, as in zip://a.jpg::simplecache::https://host/b.zip
     return scheme.lower() if separator or re.fullmatch("[a-z0-9]+", part) else "file"
 
 
@@ -165,7 +165,7 @@ class Meter:
     limit: int
     """Largest number of bytes."""
     cancelled: threading.Event | None = None
-    """Set when the run gives up images in progress; raises :class:`Cancelled`."""
+    """Set when the run drops images in progress; then :class:`Cancelled` is raised."""
     num_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -178,7 +178,7 @@ class Meter:
         return chunk
 
     def check(self) -> None:
-        """Raise if the run was cancelled or too little has arrived in the time so far."""
+        """Raise an error if the run was cancelled, or if too few bytes have arrived so far."""
         if self.cancelled is not None and self.cancelled.is_set():
             raise Cancelled
         if time.monotonic() - self.started > self.access.seconds_for(self.num_bytes):
@@ -186,14 +186,14 @@ class Meter:
 
 
 def slow(access: Access, num_bytes: int = 0) -> str:
-    """Return the message about an answer that takes too long."""
+    """Return the message for an answer that takes too long."""
     if num_bytes:
         return f"it is too slow: {num_bytes:,} bytes arrived within {access.seconds_for(num_bytes):.0f} s (--timeout)"
     return f"no answer within {access.timeout:g} s (--timeout)"
 
 
 def read_counted(read: Callable[[int], bytes], meter: Meter, part: int = 1 << 18) -> bytes:
-    """Read until the end in parts, counted by ``meter``; ``read`` takes a number of bytes."""
+    """Read to the end in parts that ``meter`` counts; ``read`` takes a number of bytes."""
     parts = []
     while chunk := read(part):
         parts.append(meter.count(chunk))

@@ -1,4 +1,4 @@
-"""Folders within folders, here and behind URLs: files first, then subfolders, both sorted by name."""
+"""Recursive listing of folders, local and behind URLs: files first, then subfolders, both sorted by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .access import chain_of
 from .remote import location, reason, stamp
 
 MAX_DEPTH = 100
-"""Folders within folders that are searched behind a URL; an index page may link to itself."""
+"""Most levels of folders that are searched behind a URL, since an index page may link to itself."""
 
 
 def walk_folder(top: str, takes: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
@@ -59,7 +59,7 @@ def walk_folder(top: str, takes: Callable[[str], bool]) -> Iterator[tuple[str, s
 def match_remote(
     filesystem: Any, pattern: str, takes: Callable[[str], bool]
 ) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """Yield (name, info, problem) of what matches a pattern, like :func:`walk_remote`, and of the files in folders."""
+    """Yield (name, info, problem), as :func:`walk_remote`, of matching files and of files in matching folders."""
     matches = filesystem.glob(pattern, detail=True)
     for name, info in sorted(matches.items()):
         if info.get("type") != "directory":
@@ -97,7 +97,7 @@ def walk_remote(
                 raise
             yield folder, {}, f"the folder cannot be listed: {reason(error)}"
             continue
-        # of buckets alone
+        # only buckets have this method
         for name in getattr(filesystem, "refused_names", lambda folder: ())(folder):
             yield name, {}, "its name has an empty part, '.', '..' or a control character, which is not read"
         folders = []

@@ -53,7 +53,7 @@ class Windows:
     side: int
     """Height and width of a window, in pixels."""
     overlap: int = 0
-    """Overlap of neighboring windows; a merged label map takes each pixel from the window that it is deeper inside."""
+    """Overlap of neighboring windows; a merged label map takes each pixel from the window whose border is farther."""
 
     def __post_init__(self) -> None:
         if self.side < 16 or not 0 <= self.overlap <= self.side // 2:
@@ -117,7 +117,7 @@ def rasterio_for(purpose: str) -> Any:
         import rasterio
     except ImportError as error:
         raise MissingPackageError("rasterio", "geo", purpose) from error
-    # a file without coordinates is as good as another here; what needs coordinates asks for them
+    # a file without coordinates is valid here; functions that need coordinates check for them
     warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
     return rasterio
 
@@ -134,7 +134,7 @@ def raster_shape(path: str) -> tuple[int, int]:
 
 
 def windows_of(path: str, windows: Windows) -> Iterator[Window]:
-    """Yield the windows of a TIFF file; none if one window holds the whole file. Raises :class:`ImageError`."""
+    """Yield the windows of a TIFF file; none if a single window would hold the file. Raises :class:`ImageError`."""
     height, width = raster_shape(path)
     step = windows.side - windows.overlap
     if (height // step + 1) * (width // step + 1) > _MAX_WINDOWS:

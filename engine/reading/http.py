@@ -11,7 +11,7 @@ from .access import Access, Meter
 METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 """Meter of the read that a request belongs to; requests without one are limited on their own."""
 _ERROR_BYTES = 1 << 16
-"""Bytes of an error's page that are read; it is not shown."""
+"""Most bytes of an error page that are read; the page is not shown."""
 
 
 async def limited_client(*, access: Access, **arguments: Any) -> Any:

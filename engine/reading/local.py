@@ -28,7 +28,7 @@ def read_local(path: str, max_bytes: int, offset: int | None = None, size: int |
         data = file.read(size + 1)
         if len(data) == size:
             return data
-        # a file that grows, or whose size the system does not tell
+        # a growing file, or one of unknown size
         parts = [data]
         while part := file.read(1 << 20):
             parts.append(part)

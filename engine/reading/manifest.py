@@ -1,4 +1,4 @@
-"""Manifests: the items of a source in a Parquet file, so that later runs list nothing and ask for no file's size.
+"""Manifests: the items of a source in a Parquet file, so that later runs need no listing and no file sizes.
 
 ::
 
@@ -67,7 +67,7 @@ def manifest_items(file: Any, name: str) -> Iterator[tuple[Any, ...]] | None:
     try:
         table = pq.ParquetFile(file)
     except pa.ArrowException:
-        return None  # the reader of lists says what is wrong
+        return None  # the reader of lists reports the fault
     if (table.schema_arrow.metadata or {}).get(_MARK) != _VERSION:
         return None
     missing = [column for column in COLUMNS if column not in table.schema_arrow.names]

@@ -1,4 +1,4 @@
-"""Outages of storage: accesses that are repeated for minutes, since the storage has answered before."""
+"""Outages of storage: access is retried for minutes if the storage has answered before."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .retries import is_interrupted, wait_for_interrupt
 Result = TypeVar("Result")
 
 OUTAGE_SECONDS = 600.0
-"""Longest time for which a failed access is repeated."""
+"""Longest time in seconds for which a failed access is retried."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
 _ANSWERED: set[str] = set()  # places that this process has reached
-_AWAY: set[str] = set()  # places that it waits for
+_AWAY: set[str] = set()  # places that it is waiting for
 
 
 def wait_out(
@@ -27,12 +27,11 @@ def wait_out(
     place: str | None = None,
     cancelled: threading.Event | None = None,
 ) -> Result:
-    """Call ``access`` until it succeeds, or fails for a reason that a repetition does not change.
+    """Call ``access`` until it succeeds or fails for a permanent reason.
 
-    ``may_pass`` tells whether a failure may be gone later. ``place`` is the URL of a bucket that may be out of reach:
-    the first access to it is not repeated, since its address may be wrong; nor is any access after an interrupt.
-    Raises the last failure, :class:`Cancelled` once ``cancelled`` is set, and :class:`OSError` after
-    :data:`OUTAGE_SECONDS`.
+    ``may_pass`` returns True for a temporary failure. ``place`` is the URL of a bucket that may be unreachable: the
+    first access to it is not retried, since its address may be wrong; nor is any access after an interrupt. Raises the
+    last failure, :class:`Cancelled` once ``cancelled`` is set, and :class:`OSError` after :data:`OUTAGE_SECONDS`.
     """
     started, pause = time.monotonic(), _FIRST_PAUSE
     name = place or "the storage"
@@ -46,7 +45,7 @@ def wait_out(
             if time.monotonic() - started + pause > OUTAGE_SECONDS:
                 _AWAY.discard(name)
                 raise OSError(f"the storage does not answer: {error}") from error
-            if name not in _AWAY:  # of many threads, one warns
+            if name not in _AWAY:  # only one of many threads warns
                 _AWAY.add(name)
                 warnings.warn(
                     f"{name} has not answered since {time.strftime('%H:%M:%S')} ({error}); "

@@ -1,4 +1,4 @@
-"""Files behind fsspec URLs: opening filesystems, reading within limits, and naming what they list."""
+"""Files behind fsspec URLs: opening filesystems, reading within limits, and URLs of listed files."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ T = TypeVar("T")
 
 _NO_RANGES = "the server ignores byte ranges, so its archives must be downloaded first"
 _ARCHIVES = ("zip://", "tar://")  # chained to a URL or path
-_KEPT = threading.local()  # what a thread keeps open
+_KEPT = threading.local()  # archives that each thread keeps open
 _POLL = 0.2
-"""Seconds between two looks at whether the run was cancelled."""
+"""Seconds between two checks for cancellation."""
 
 
 def read(
@@ -59,7 +59,7 @@ def read(
 ) -> bytes:
     """Return a file's bytes, or ``size`` of them from ``offset`` on, within the limits of ``access``.
 
-    A bucket that has answered before is waited for if it does not answer any more; see :mod:`.outages`. Raises
+    If a bucket that has answered before stops answering, the call waits for it; see :mod:`.outages`. Raises
     :class:`ImageError` (``too-large`` or ``timeout``), :class:`Cancelled`, or the filesystem's own exceptions.
     """
     if not is_bucket(url):
@@ -80,7 +80,7 @@ def read(
             is_away = not (serves() if cancelled is None else cancellable(serves, cancelled))
             if is_away:
                 raise
-        return attempts()  # an outage may just have ended, else it is this object alone
+        return attempts()  # the outage may just have ended; otherwise only this object fails
 
     return wait_out(reading, lambda error: is_away and may_pass(error), place, cancelled)
 
@@ -164,7 +164,7 @@ def _read_opened(
 
 @contextmanager
 def _opened_archive(url: str, options: Mapping[str, Any], access: Access) -> Iterator[tuple[Any, str]]:
-    """Open the archive that a chained URL leads into; a thread keeps the last one, until something fails."""
+    """Open the archive of a chained URL; each thread keeps the last one open until an access fails."""
     first, _, rest = url.partition("::")
     key = first.partition("://")[0], rest, dict(options), access
     archive = getattr(_KEPT, "archive", None)
@@ -214,7 +214,7 @@ def filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[An
             return (bucket_filesystem if is_bucket(url) else chained_through_bucket)(url, own, access)
         limited = _limited(url, options, access)
         if url.startswith(HTTP):
-            # `::` in a path would be taken for a chain
+            # `::` in a path would be parsed as a chain
             return fsspec.filesystem(url.partition(":")[0], **limited), url
         return fsspec.core.url_to_fs(url, **limited)
     except UsageError:
@@ -268,7 +268,7 @@ def without_file_scheme(spec: str) -> str:
 
 
 def location(system: Any, name: str, url: str) -> str:
-    """Return the URL of a file that the filesystem of ``url`` lists; it is chained to what ``url`` is chained to."""
+    """Return the URL of a file that the filesystem of ``url`` lists, with the same chain as ``url``."""
     parts = chain_of(url)
     if len(parts) == 1:
         return name if "://" in name else system.unstrip_protocol(name)
@@ -294,7 +294,7 @@ def join(url: str, entry: str) -> str:
 
 
 def stamp(info: Mapping[str, Any]) -> str:
-    """Return what changes with a file's content: ETag or time of last change; empty if unknown."""
+    """Return a value that changes with a file's content: ETag or time of last change; empty if unknown."""
     for key in (
         "ETag",
         "etag",

@@ -44,7 +44,7 @@ def storage_errors(url: str, action: str = "read") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder behind a URL. No ``os.PathLike``: the functions of ``os`` and ``open`` would take it for local.
+    """A file or folder behind a URL; not an ``os.PathLike``, since ``open`` would treat it as a local path.
 
     Its methods raise :class:`StorageError` if the storage refuses or fails, and ``FileNotFoundError``.
     """
@@ -112,29 +112,29 @@ class RemotePath:
         return self
 
     def exists(self) -> bool:
-        """Tell whether there is a file or folder."""
+        """Return True if there is a file or folder."""
         with storage_errors(self.url):
             return self.fs.exists(self.path)
 
     def is_file(self) -> bool:
-        """Tell whether there is a file."""
+        """Return True if there is a file."""
         with storage_errors(self.url):
             return self.fs.isfile(self.path)
 
     def is_dir(self) -> bool:
-        """Tell whether there is a folder."""
+        """Return True if there is a folder."""
         with storage_errors(self.url):
             return self.fs.isdir(self.path)
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """Yield what is in the folder."""
+        """Yield the contents of the folder."""
         with storage_errors(self.url):
             names = self.fs.ls(self.path, detail=False)
         for name in names:
             yield self / name.rstrip("/").rpartition("/")[2]
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """Yield what is in the folder and has a name like ``pattern``; nothing if there is no folder."""
+        """Yield the contents of the folder whose names match ``pattern``; nothing if there is no folder."""
         try:
             yield from (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
         except FileNotFoundError:
@@ -179,7 +179,7 @@ class RemotePath:
                 self.fs.rm_file(self.path)
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing in a bucket, which has no folders of its own; make one elsewhere."""
+        """Make a folder; does nothing in a bucket, which has no folders."""
         with storage_errors(self.url, "create"):
             self.fs.makedirs(self.path, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""Attempts at reading that are repeated, and calls that may never return."""
+"""Retries of reads, and calls that may never return."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _INTERRUPTED = threading.Event()
 
 
 def note_interrupt() -> None:
-    """End the repetitions of this process: it was interrupted, and only finishes."""
+    """End all retries of this process, which was interrupted and only finishes its work in progress."""
     _INTERRUPTED.set()
 
 
 def is_interrupted() -> bool:
-    """Tell whether :func:`note_interrupt` was called."""
+    """Return True if :func:`note_interrupt` was called."""
     return _INTERRUPTED.is_set()
 
 
@@ -37,12 +37,12 @@ def wait_for_interrupt(seconds: float) -> bool:
 
 
 def pause_before(attempt: int) -> float:
-    """Return the seconds to wait before an attempt, 1 for the first repetition."""
+    """Return the seconds to wait before an attempt; attempt 1 is the first retry."""
     return _BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
 
 
 def may_pass(error: Exception) -> bool:
-    """Tell whether a failure may be gone at another attempt."""
+    """Return True if a failure is temporary, so that another attempt may succeed."""
     if isinstance(error, ImageError):
         return error.kind == "timeout"
     status = getattr(error, "status", None)
@@ -56,12 +56,12 @@ def may_pass(error: Exception) -> bool:
 
 
 def in_thread(function: Callable[[], Result]) -> concurrent.futures.Future[Result]:
-    """Run a function that may never return on another thread, which does not keep Python from ending.
+    """Run a function that may never return on another thread, which does not prevent Python from exiting.
 
-    Threads are used again, because starting one takes as long as half a request.
+    Threads are reused, since starting one takes as long as half a request.
     """
     future: concurrent.futures.Future[Result] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()  # nobody can take it back
+    future.set_running_or_notify_cancel()  # the call cannot be cancelled any more
 
     def work() -> None:
         try:
@@ -87,6 +87,6 @@ def _serve(tasks: queue.SimpleQueue[Callable[[], None]]) -> None:
 
 
 _IDLE: list[queue.SimpleQueue[Callable[[], None]]] = []
-"""Tasks of the threads that wait for one; appending and popping are atomic."""
+"""Task queues of idle threads; appending and popping are atomic."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_IDLE.clear)

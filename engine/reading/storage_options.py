@@ -9,13 +9,13 @@ from typing import Any
 from .access import Access, current_access, replace_access
 
 _OWN = {"aws_": ("s3", "s3a"), "google_": ("gs", "gcs"), "azure_": ("az", "abfs", "abfss", "adl")}
-"""Prefixes of keys that only the storage of some schemes understands."""
+"""Prefixes of keys that apply only to some schemes."""
 _WITHOUT = ("http", "https", "file", "local", "memory")
 """Schemes whose storage has no options."""
 
 
 def options_in_force(scheme: str, access: Access | None = None) -> dict[str, Any]:
-    """Return the options of :func:`use_storage` for a URL scheme; None: those of now."""
+    """Return the options of :func:`use_storage` for a URL scheme, at this moment if ``access`` is None."""
     return {} if scheme in _WITHOUT else options_of(scheme, (access or current_access()).storage_options)
 
 
@@ -23,9 +23,9 @@ def options_in_force(scheme: str, access: Access | None = None) -> dict[str, Any
 def use_storage(options: Mapping[str, Any]) -> Iterator[None]:
     """Use storage options for URLs that are opened in the ``with`` block: stores, bundles, sources and files.
 
-    ``options`` are those of the crate object_store, such as ``aws_region`` or ``aws_endpoint``. A key of another kind
-    of bucket than a URL's is left out for that URL. The options hold for the thread that sets them, and for what it
-    opens. ::
+    ``options`` are those of the crate object_store, such as ``aws_region`` or ``aws_endpoint``. Keys for other kinds of
+    buckets than a URL's are left out for that URL. The options apply to the thread that sets them, and to everything
+    that it opens. ::
 
         with use_storage({"aws_region": "eu-west-1"}):
             source = open_source("photos")
@@ -35,6 +35,6 @@ def use_storage(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def options_of(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the storage options that concern a URL scheme: all but those of other kinds of buckets."""
+    """Return the storage options for a URL scheme: all except those of other kinds of buckets."""
     others = tuple(prefix for prefix, schemes in _OWN.items() if scheme not in schemes)
     return {key: value for key, value in options.items() if not key.lower().startswith(others)}

@@ -1,4 +1,4 @@
-"""Say what a TIFF file holds that is no photo."""
+"""Describe the bands of a TIFF file that is not a photo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...errors import ImageError
 
 
 def other_bands(name: str, data: bytes, error: Exception) -> ImageError | None:
-    """Return the error of a TIFF file whose bands are no photo's; None if ``error`` says something else."""
+    """Return the error for a TIFF file whose bands are not a photo's; None if ``error`` has another cause."""
     if name != "TIFF" or "unknown pixel mode" not in str(error):
         return None
     size = 16 if data[2:3] == b"\x2b" or data[3:4] == b"\x2b" else 8

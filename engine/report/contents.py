@@ -30,7 +30,7 @@ _ID_DIGITS = 12
 
 
 def describe_store(store: LabelStore) -> list[str]:
-    """Describe how the labels of a store were made, what they cover, and the reviews in force, one line each."""
+    """Describe how the labels of a store were made, their coverage, and the current reviews, one line each."""
     run = store.run
     lines = [f"model: {_model(run)}", *(f"{name}: {text}" for name, text in _settings(run))]
     if run.get("maps") == SEGMENTS:
@@ -104,7 +104,7 @@ def _weight(run: Mapping[str, Any]) -> str:
 
 
 def _coverage(store: LabelStore) -> list[str]:
-    """Share of labeled pixels and the classes' shares of them, as the model made the labels."""
+    """Return the share of labeled pixels and each class's share of them, before reviews."""
     table = store.table(["width", "height", "counts"])
     if not len(table):
         return []

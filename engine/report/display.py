@@ -33,7 +33,7 @@ LOG_SECONDS = 10.0
 
 @contextmanager
 def counter(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar of (done, total) on a terminal, nothing elsewhere."""
+    """Show a progress bar on a terminal, nothing elsewhere; yields the function that updates it with (done, total)."""
     console = PlainConsole(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda done, total: None
@@ -90,7 +90,7 @@ def _note(run: RunProgress) -> str:
 
 
 def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path, *, empty_shard: str | None = None) -> None:
-    """Print the summary of a labeling run; ``empty_shard`` is the shard that it labeled if that has no input."""
+    """Print the summary of a labeling run; ``empty_shard`` is its shard if that contains no input."""
     console = PlainConsole()
     rejects = sum(run.rejects.values())
     say(

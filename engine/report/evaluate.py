@@ -1,4 +1,4 @@
-"""Measure labels against the truth: IoU, accuracy, and how much was kept.
+"""Measure labels against the truth: IoU, accuracy, and kept share.
 
 ``miou_kept`` is over kept pixels: the mean over the classes present in the truth of intersection over union, a class
 with no kept pixel counting 0. ``miou_all`` counts ignored pixels as wrong: they enlarge the union of their true class.
@@ -47,7 +47,7 @@ class Quality:
     coverage: dict[str, Any] | None = None
     """Coverage of a calibration's prediction sets: overall and per class, with intervals; None without one."""
     source: SourceSummary | None = None
-    """Files that were used and passed over, if labels were read."""
+    """Files that were used and skipped, if labels were read."""
     uris: tuple[str, ...] = ()
     """(num_images,): inputs of the images of :attr:`tally`, in its order; empty if they are not known."""
     notes: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ def _tally(rows: Sequence[NDArray[np.float64]], taxonomy: Taxonomy) -> Tally:
 
 
 def _by_file(tally: Tally, uris: Sequence[str]) -> Tally:
-    """Add up the windows of each file: they resemble each other, so only files vary independently."""
+    """Add up the windows of each file, since only files are independent of each other."""
     if not uris:
         return tally
     file_of = files_of(uris)
@@ -199,7 +199,7 @@ def evaluate_store(
     reviewed: bool = True,
     workers: int = 1,
 ) -> Quality:
-    """Compare a store's labels with true labels; ``reviewed=False`` compares what the model made, without reviews.
+    """Compare a store's labels with true labels; ``reviewed=False`` compares the model's labels, without reviews.
 
     Images are matched to label maps by name. Without ``ids`` every labeled image that has a label map counts; with
     ``ids`` a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ.
@@ -299,7 +299,7 @@ def _notes(uris: Sequence[str]) -> tuple[str, ...]:
 
 
 def _covered(score_map: ScoreMap, truth: NDArray[Any], taxonomy: Taxonomy, selection: Selection) -> NDArray[np.int64]:
-    """Count the pixels (2, K) of each class in one image whose prediction set holds it, and all of them."""
+    """Count the pixels (2, K) of each class in one image: those whose prediction set holds the class, and all."""
     thresholds, num = selection.thresholds, taxonomy.num_targets
     if selection.calibration is None or thresholds is None:
         return np.zeros((2, num), np.int64)

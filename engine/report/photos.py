@@ -31,7 +31,7 @@ class PhotoReader:
         self._bit_depth = run.get("bit_depth")
         raw = run.get("bands")
         self._bands = None if raw is None else read_value(BandSpec, raw, "bands")
-        self._access = current_access()  # of the thread that opens it, whichever thread reads
+        self._access = current_access()  # the options of the opening thread, whichever thread reads
         self._archives: dict[str, tuple[Source, dict[str, Item]]] = {}
         self._lock = threading.Lock()
 
@@ -44,7 +44,7 @@ class PhotoReader:
         return self._checked(self.picture(self._bytes(uri)), uri, shape)
 
     def model_image(self, uri: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
-        """Read what the model takes: a photo, or the bands (H, W, C) of a file; None as for :meth:`find`."""
+        """Read the model's input image: a photo, or the bands (H, W, C) of a file; None as for :meth:`find`."""
         try:
             data = self._bytes(uri)
             return self._checked(decode_input(data, self._bands, bit_depth=self._bit_depth), uri, shape)
@@ -62,7 +62,7 @@ class PhotoReader:
         return image if self._bands is None else display_of(image, self._bands)
 
     def find(self, uri: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-        """Read a photo as :meth:`read` does; None if it is gone, cannot be read, or has changed."""
+        """Read a photo as :meth:`read` does; None if it is missing, cannot be read, or has changed."""
         try:
             return self.read(uri, shape)
         except (ImageError, SourceError, StoreError):

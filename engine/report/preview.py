@@ -1,4 +1,4 @@
-"""Draw a model's labels over one photo, so that a wrong mean, layout or channel order shows at once."""
+"""Draw a model's labels over one photo, so that a wrong mean, layout or channel order is visible at once."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .prompted_picture import prompted_picture
 def write_overlay(store: LabelStore, name: str, output: Path | None) -> Path:
     """Draw the labels of one image over its photo; the default file is ``NAME-labels.png`` in the current folder.
 
-    A photo that no longer exists is replaced by gray.
+    A gray image replaces a photo that no longer exists.
     """
     uri = store.find(name).uri
     path = _picture_path(output, uri, "labels")

@@ -1,4 +1,4 @@
-"""Text on terminals and in logs: names come from files, so that their control characters and markup mean nothing."""
+"""Text on terminals and in logs: control characters and markup in names from files have no effect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Characters that move the cursor, change colors or the direction of writing, or show nothing at all."""
+"""Characters that move the cursor, change colors or the direction of writing, or are invisible."""
 
 
 def printable(text: str) -> str:

@@ -34,7 +34,7 @@ class Session(Protocol):
     def max_batch(self) -> int | None:
         """Batch size that calls should have, or None if it does not matter.
 
-        It is the only one that the graph accepts, or the one that the engine was made fast for.
+        It is the only one that the graph accepts, or the one that the engine was optimized for.
         """
         ...
 
@@ -53,9 +53,9 @@ class Session(Protocol):
 
 
 def interruptible(call: Callable[[], T], cancel: Callable[[], object]) -> T:
-    """Return the result of ``call``, which an interrupt ends, although Python handles interrupts between calls only.
+    """Return the result of ``call``; an interrupt ends it, although Python handles interrupts only between calls.
 
-    On the main thread the call runs on another one; at an interrupt ``cancel`` tells it to end, and it has
+    If called on the main thread, ``call`` runs on another one; at an interrupt ``cancel`` asks it to end, and it has
     :data:`GRACE_SECONDS` to do so.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -68,7 +68,7 @@ def interruptible(call: Callable[[], T], cancel: Callable[[], object]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    # a process whose threads of this name are still alive at its end is ended at once
+    # a process that exits while threads of this name are alive is ended at once
     thread = threading.Thread(target=work, name="maskmill-model", daemon=True)
     thread.start()
     try:

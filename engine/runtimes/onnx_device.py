@@ -1,6 +1,6 @@
-"""Run ONNX Runtime on CuPy arrays, on a stream of ours and without waiting for the device.
+"""Run ONNX Runtime on CuPy arrays, on our own stream and without waiting for the device.
 
-ONNX Runtime's own stream would have to be waited for before and after every call. With ``user_compute_stream`` its CUDA
+With its own stream, ONNX Runtime would need a sync before and after every call. With ``user_compute_stream`` its CUDA
 and TensorRT providers queue their work on a given stream, which events order with the caller's.
 """
 
@@ -32,7 +32,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 def new_stream() -> cupy.cuda.Stream | None:
-    """Return a stream for a session, or None without CuPy, when a session gets NumPy arrays only."""
+    """Return a stream for a session; None without CuPy, since the session then gets only NumPy arrays."""
     try:
         import cupy
     except ImportError:
@@ -41,7 +41,7 @@ def new_stream() -> cupy.cuda.Stream | None:
 
 
 class DeviceRunner:
-    """Calls an ``onnxruntime.InferenceSession``, made with ``user_compute_stream``, with CuPy arrays."""
+    """Runs an ``onnxruntime.InferenceSession``, made with ``user_compute_stream``, on CuPy arrays."""
 
     def __init__(self, session: Any, outputs: Sequence[str], stream: cupy.cuda.Stream) -> None:
         import onnxruntime
@@ -55,7 +55,7 @@ class DeviceRunner:
     def run(self, feeds: Mapping[str, Any]) -> list[cupy.ndarray]:
         """Queue a call on named inputs in the order of CuPy's current stream; nothing is copied.
 
-        The first call with some input shapes finds the shapes of the outputs, and waits.
+        The first call with new input shapes determines the output shapes, and waits for the device.
         """
         import cupy
 

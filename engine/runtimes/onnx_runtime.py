@@ -5,7 +5,7 @@
     session = OnnxSession(Bundle.load("deeplab"), provider="cpu")
     (scores,) = session.run(batch)
 
-A provider that this installation lacks is an error, never replaced by another.
+If this installation lacks a provider, that is an error; no other provider replaces it.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from .base import interruptible, shapes_of
 class OpenVINOSession:
     """OpenVINO on the CPU.
 
-    Calls from several threads run in parallel, each on ``threads`` threads of OpenVINO's pool. At most as many calls
-    run at once as there are processors for; further calls wait.
+    Calls from several threads run in parallel, each on ``threads`` threads of OpenVINO's pool. The number of calls that
+    run at once is limited by the number of processors; further calls wait.
     """
 
     def __init__(self, bundle: Bundle, *, role: str = "model", threads: int = 1, precision: str | None = None) -> None:
@@ -105,6 +105,6 @@ class OpenVINOSession:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of OpenVINO's message; the lines before it name places in its sources."""
+    """Return the last line of OpenVINO's message; the lines before it are source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -6,7 +6,7 @@
     (scores,) = session.run(batch)                  # NumPy in, NumPy out
     (scores,) = session.run(cupy.asarray(batch))    # CuPy in, CuPy out: queued on the current stream, nothing waits
 
-Every call has the batch size that the engine was made fast for: larger batches are cut, smaller ones filled up, so that
+Every call has the batch size that the engine was optimized for: larger batches are split, smaller ones padded, so that
 input shapes repeat. From the second call with the same shapes on, the engine's launches are replayed as one CUDA graph,
 which has buffers of its own: inputs and outputs are then copied on the device. All shapes share one scratch buffer.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import cupy
 
 MAX_GRAPHS = 4
-"""Input shapes that are replayed as CUDA graphs; each graph has input and output buffers."""
+"""Most input shapes that are replayed as CUDA graphs; each graph has its own input and output buffers."""
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 """TensorRT's element types → NumPy's."""
@@ -72,7 +72,7 @@ class TensorRTSession:
         self._trt, self._messages = trt, message_log(trt)
         try:
             self._runtime = trt.Runtime(self._messages)
-        except TypeError as error:  # raised by the bindings if the library returns no runtime
+        except TypeError as error:  # the bindings raise it if the library returns no runtime
             raise SessionError(f"TensorRT cannot start: {self._messages.last() or error}") from error
         if entry.version_compatible:
             # such engines contain the code that runs them; their hash was checked above
@@ -129,7 +129,7 @@ class TensorRTSession:
 
     @property
     def max_batch(self) -> int | None:
-        """The batch size that the engine was made fast for; other batches are cut or filled up to it."""
+        """The batch size that the engine was optimized for; other batches are split or padded to it."""
         return self._batch
 
     @property
@@ -180,7 +180,7 @@ class TensorRTSession:
         return parts[0] if len(parts) == 1 else [self._cupy.concatenate(same) for same in zip(*parts, strict=True)]
 
     def _call(self, arrays: Mapping[str, Any], num: int, batch: int) -> list[Any]:
-        """Queue one call with ``num`` rows, filled up to ``batch``, on the current stream."""
+        """Queue one call with ``num`` rows, padded to ``batch``, on the current stream."""
         stream = self._cupy.cuda.get_current_stream()
         shapes = tuple(
             (batch, *array.shape[1:]) if name in self._batched else array.shape for name, array in arrays.items()
@@ -198,7 +198,7 @@ class TensorRTSession:
                 self._enqueue(self._context, stream)
             else:
                 for name, array in arrays.items():
-                    # further rows hold those of an earlier call
+                    # further rows still hold data of an earlier call
                     replay.inputs[name][: num if name in self._batched else None] = array
                 replay.graph.launch(stream)
                 outputs = [array[:num].copy() for array in replay.outputs]
@@ -206,14 +206,14 @@ class TensorRTSession:
         return [outputs[self._outputs.index(name)][:num] for name in self._requested]
 
     def _filled(self, array: Any, batch: int) -> Any:
-        """Fill an array up to ``batch`` rows with zeros."""
+        """Pad an array to ``batch`` rows with zeros."""
         if len(array) == batch:
             return array
         zeros = self._cupy.zeros((batch - len(array), *array.shape[1:]), array.dtype)
         return self._cupy.concatenate([array, zeros])
 
     def _replay(self, shapes: Shapes) -> _Replay | None:
-        """Capture a graph for shapes that came before, unless there are enough or capturing failed before."""
+        """Capture a graph for shapes that occurred before, unless there are too many or capturing has failed."""
         again = shapes in self._seen
         self._seen.add(shapes)
         if not (self._graphs and again and len(self._replays) < MAX_GRAPHS):
@@ -280,7 +280,7 @@ class TensorRTSession:
     def _reserve(self, num_bytes: int) -> None:
         """Make the scratch memory, which calls use one after the other, at least ``num_bytes`` large."""
         if num_bytes > self._scratch.nbytes:
-            # what is dropped here may be used by the last call, and goes back to the pool of this stream
+            # the last call may still use the dropped memory, which returns to the pool of this stream
             self._stream.wait_event(self._done)
             self._scratch = self._empty_scratch(num_bytes)
         # new memory may have work queued on the stream of its pool

@@ -1,7 +1,7 @@
 """The runtime and precision that ``maskmill tune`` chose for a bundle on a machine; ``--provider auto`` reads it.
 
-The choices stand in ``tuned.json`` beside the manifest, one per machine: they hold for its processor and its number of
-usable processors, and for the file that was measured.
+The choices are stored in ``tuned.json`` beside the manifest, one per machine. A choice is valid for the machine's
+processor, its number of usable processors, and the file that was measured.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _read(path: Path) -> list[TunedChoice]:
 
 
 def _processor() -> str:
-    """Return the processor's name as Linux states it, elsewhere what Python knows."""
+    """Return the processor's name from Linux, or on other systems from Python."""
     try:
         lines: Any = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

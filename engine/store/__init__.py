@@ -1,1 +1,1 @@
-"""Label store: labels, inputs and reviews in a folder of Lance datasets, their verification and their export."""
+"""Label store: labels, inputs and reviews in a folder of Lance datasets, and their verification."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 DIGEST_BYTES = 16
 
 _FRESH_LIMIT = 1 << 16
-_HALVES = struct.Struct("=QQ")  # of a digest, as the tables hold them
+_HALVES = struct.Struct("=QQ")  # format of a digest in the tables
 
 
 def digest_table(digests: bytes) -> NDArray[np.uint64]:
@@ -36,11 +36,12 @@ class DigestIndex:
     def find(self, table: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the row of each of (m, 2) uint64 digests, (m,) int64; -1 if absent.
 
-        Of digests that share their first half (one pair in 2^64), one may be reported absent; none is confused.
+        Of two digests that share their first half (probability 2^-64), one may be reported absent; they are never
+        confused.
         """
         if not len(self._first):
             return np.full(len(table), -1, dtype=np.int64)
-        order = np.argsort(table[:, 0])  # neighbors are searched in the same part of the index, which is cached then
+        order = np.argsort(table[:, 0])  # sorted, so that neighbors search the same, cached part of the index
         position = np.minimum(np.searchsorted(self._first, table[order, 0]), len(self._first) - 1)
         matches = (self._first[position] == table[order, 0]) & (self._second[position] == table[order, 1])
         rows = np.full(len(table), -1, dtype=np.int64)
@@ -67,7 +68,7 @@ class DigestSet:
     def __init__(self, table: NDArray[np.uint64]) -> None:
         self._lock = threading.Lock()
         self._fresh: set[bytes] = set()
-        # each at least twice as large as the next one, so that a digest is sorted again only a few times
+        # each is at least twice as large as the next one, so a digest is re-sorted only a few times
         self._indexes: tuple[DigestIndex, ...] = (DigestIndex(table),)
 
     def __contains__(self, digest: bytes) -> bool:
@@ -97,6 +98,6 @@ class DigestSet:
             indexes = list(self._indexes)
             while indexes and len(indexes[-1]) < 2 * len(newest):
                 newest = np.concatenate([indexes.pop().table(), newest])
-            # the indexes first: a look-up without the lock then finds every digest in one of the two
+            # update the indexes first, so that a look-up without the lock finds every digest
             self._indexes = (*indexes, DigestIndex(newest))
             self._fresh = set()

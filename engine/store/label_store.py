@@ -13,11 +13,12 @@
         print(row.uri, row.error, row.message)
 
 Every row exists exactly once, however runs end and however many processes write: every commit is a merge on the key.
-Labels are committed before the inputs that point to them: a crash between the two costs one more reading of the files.
+Labels are committed before the inputs that point to them: after a crash between the two, the files are read once more.
 
-A store object opens lazily, may be pickled to other processes and used by any thread. It reads all datasets at one
-:class:`Moment`: that of its first use, or of its own last commit. Versions older than an hour are dropped when others
-write; to read one moment for longer, :meth:`LabelStore.pin` it. Lance does not survive ``fork``: spawn workers.
+A store object opens lazily, can be pickled to other processes, and is thread-safe. It reads all datasets at one
+:class:`Moment`: that of its first use, or of its own last commit. Versions older than an hour are dropped when other
+processes write; to read one moment for longer, :meth:`LabelStore.pin` it. Lance does not survive ``fork``: spawn
+workers.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ __all__ = ["COMPACT_EVERY", "SEGMENTS", "InputRow", "LabelRow", "LabelStore", "M
 COMPACT_EVERY = 64
 """Number of commits between two compactions."""
 
-# items whose digests are searched at once: few at first, so that a slow listing yields some soon
+# items whose digests are searched together: few at first, so that a slow listing yields items soon
 _FIRST_CHUNK, _LARGEST_CHUNK = 1024, 4096
 # input rows that a commit replaces: the file changed, or it was rejected before and is tried again
 _OUTDATED = "source.fingerprint <> target.fingerprint OR target.error IS NOT NULL"
@@ -135,7 +136,7 @@ class LabelStore(StoreReader):
 
     @classmethod
     def _create_in(cls, folder: Path, run: Mapping[str, Any]) -> LabelStore:
-        """Create the datasets that there are not yet, then the record of the run."""
+        """Create missing datasets, then the record of the run."""
         store = cls(folder, run)
         for name, table in store._tables.items():
             table.create(folder, name)
@@ -147,7 +148,7 @@ class LabelStore(StoreReader):
         return store
 
     def pin(self, tag: str) -> LabelStore:
-        """Return a read-only store at a tagged moment, which no cleanup drops: now, or that of an earlier pin ``tag``.
+        """Return a read-only store at a pinned moment, which no cleanup drops: now, or that of an existing pin.
 
         :meth:`unpin` releases it. Raises :class:`StoreError`.
         """
@@ -160,7 +161,7 @@ class LabelStore(StoreReader):
             return any(tag in table.open().tags.list() for table in self._tables.values())
 
     def unpin(self, tag: str) -> None:
-        """Release a pinned moment; nothing happens if there is none of this name. Raises :class:`StoreError`."""
+        """Release a pinned moment; does nothing if there is none with this name. Raises :class:`StoreError`."""
         with store_errors(f"cannot release a version of the label store {self.path}"):
             unpin_moment(self._tables, tag)
 
@@ -221,7 +222,7 @@ class LabelStore(StoreReader):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Commit one after the other, let readers see the result, and compact from time to time."""
+        """Serialize commits, update the moment that is read, and compact from time to time."""
         if self._fixed is not None:
             raise StoreError(f"this object reads {self.path} at one moment; open the store again to write")
         with self._write_lock, store_errors(f"cannot write to the label store {self.path}"):
@@ -236,7 +237,7 @@ class LabelStore(StoreReader):
             if self._commits >= COMPACT_EVERY:
                 self._commits = 0
                 for table in self._tables.values():
-                    with suppress(OSError):  # another writer compacts, or the disk is full: the next turn does it
+                    with suppress(OSError):  # another writer compacts, or the disk is full: a later commit will compact
                         table.compact()
 
 

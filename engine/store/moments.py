@@ -36,7 +36,7 @@ def moment_of(datasets: Mapping[str, Any]) -> Moment:
 
 
 def pin_moment(tables: Mapping[str, Table], tag: str) -> Moment:
-    """Tag the newest moment, so that no cleanup drops it; an earlier pin of this name keeps its moment.
+    """Tag the newest moment, so that no cleanup drops it; an existing pin with this name is kept.
 
     Processes that pin the same name at once agree on one moment.
     """
@@ -48,14 +48,14 @@ def pin_moment(tables: Mapping[str, Table], tag: str) -> Moment:
             try:
                 dataset.tags.create(tag, dataset.version)
             except (OSError, ValueError):
-                if tag not in dataset.tags.list():  # else another process was faster
+                if tag not in dataset.tags.list():  # otherwise another process was faster
                     raise
         versions[name] = int(dataset.tags.list()[tag]["version"])
     return Moment(**versions)
 
 
 def unpin_moment(tables: Mapping[str, Table], tag: str) -> None:
-    """Delete the tags of a pin; nothing happens if there is none of this name."""
+    """Delete the tags of a pin; does nothing if there is none with this name."""
     for name in ("labels", "inputs", "reviews"):
         tags = tables[name].open().tags
         if tag in tags.list():

@@ -33,12 +33,12 @@ SEGMENTS = "segments"
 # rows of tables, and members of archives
 _LABELED_MEMBERS = "id IS NOT NULL AND uri LIKE '%::%'"
 
-# Lance keeps metadata of versions that are gone; its own limits let a long run grow by hundreds of megabytes
+# Lance caches metadata of dropped versions; with its default limits a long run grows by hundreds of megabytes
 _CACHE_BYTES = 16 << 20
 
 
 class StoreReader:
-    """Reading half of :class:`maskmill.engine.store.label_store.LabelStore`."""
+    """The read methods of :class:`maskmill.engine.store.label_store.LabelStore`."""
 
     def __init__(self, path: Path, run: Mapping[str, Any], moment: Moment | None = None) -> None:
         self.path = path
@@ -69,7 +69,7 @@ class StoreReader:
 
     @property
     def folders(self) -> list[Path]:
-        """Folders that are read: one, or those of several stores that are read as one."""
+        """Folders that are read: one, or several if several stores are read as one."""
         return [self.path]
 
     @property
@@ -87,7 +87,7 @@ class StoreReader:
 
     @property
     def windows(self) -> Windows | None:
-        """Windows by which larger files were read, each an image of the store; None if files were read whole."""
+        """Windows by which larger files were read, each an image in the store; None if files were read whole."""
         windows = self.run.get("windows")
         return None if windows is None else read_value(Windows, windows, "windows")
 
@@ -97,7 +97,7 @@ class StoreReader:
         return moment_of(self._open_all())
 
     def has_id(self, id: str) -> bool:
-        """Return True if the store holds these labels, as far as this object has seen."""
+        """Return True if the store holds these labels, at the moment that this object reads."""
         return bytes.fromhex(id) in self._known_ids()
 
     def are_known(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -134,7 +134,7 @@ class StoreReader:
     def maps(self, row: LabelRow, *, reviewed: bool = True) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Decode label and weight map, (H, W) each, of a row of :meth:`take`.
 
-        Pixels that a person corrected win, with full weight; ``reviewed=False`` returns what the model made. Raises
+        Pixels that a person corrected win, with full weight; ``reviewed=False`` returns the model's labels. Raises
         :class:`StoreError` if the row is damaged.
         """
         reviews = self._reviews
@@ -202,8 +202,8 @@ class StoreReader:
     def current_inputs(self) -> Iterator[InputRow]:
         """Yield every input, without labeled rows of a table that have moved to another place in a later version of it.
 
-        Rows of a table are known by their place and name; a name that an earlier version of the table had at another
-        place is outdated. Images without a name cannot be followed.
+        Rows of a table are identified by place and name; if a later version of the table has a name at another place,
+        the earlier row is outdated. Images without a name cannot be tracked.
         """
         outdated = self._moved_rows()
         return (row for row in self.inputs() if row.uri not in outdated)
@@ -234,7 +234,7 @@ class StoreReader:
                 yield from self._checked(ReviewRow, "reviews", dataset, batch.to_pylist())
 
     def current_reviews(self) -> dict[str, ReviewRow]:
-        """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
+        """Return the current review of each reviewed id: the latest, unless it withdraws the earlier ones."""
         return current(self.reviews())
 
     @property

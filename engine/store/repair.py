@@ -1,4 +1,4 @@
-"""Read what can be read of damaged datasets, and write them again without the rest."""
+"""Read the intact rows of damaged datasets, and write the datasets again without the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .table import Table, store_errors
 _READ_ROWS = 256  # rows per read; a read that fails is divided
 _MERGE_ROWS = 1024
 UNREADABLE = -1
-"""Row number that stands for a whole fragment."""
+"""Row number that represents a whole fragment."""
 
 
 def fragment_records(fragment: Any) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
@@ -53,8 +53,8 @@ def replace_fragment(table: Table, dataset: Any, fragment_id: int, damaged: Coll
 def rebuild(table: Table) -> None:
     """Make a dataset anew from its data files, for one whose manifest or deletion file is damaged.
 
-    Of several rows with one key, the latest is kept. The damaged dataset is deleted, except for reviews, which nobody
-    can make again: it stays beside the new one as ``reviews.lance.damaged``.
+    Of several rows with one key, the latest is kept. The damaged dataset is deleted, except for reviews, which cannot
+    be recreated: it stays beside the new one as ``reviews.lance.damaged``.
     """
     name, schema = table.name, SCHEMAS[table.name]
     columns = covered_columns(schema)

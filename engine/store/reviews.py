@@ -1,4 +1,4 @@
-"""Reviews of labels: which one holds, and the maps that result."""
+"""Reviews of labels: the current one of each image, and the resulting maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def latest_reviews(reviews: Iterable[ReviewRow]) -> dict[str, ReviewRow]:
 
 
 def current(reviews: Iterable[ReviewRow]) -> dict[str, ReviewRow]:
-    """Return the review that holds for each reviewed id: the latest, unless it withdraws the earlier ones."""
+    """Return the current review of each reviewed id: the latest, unless it withdraws the earlier ones."""
     return {id: row for id, row in latest_reviews(reviews).items() if row.verdict != "withdrawn"}
 
 

@@ -69,7 +69,7 @@ class InputRow:
     size: int | None
     """Size in bytes, if the source knew it without reading."""
     stamp: str
-    """The source's mark of the content's age."""
+    """The source's stamp of the content, such as its modification time."""
     condition: str = ""
     """Text that decides the labels besides the pixels, for instance image-level labels."""
     id: str | None
@@ -173,7 +173,7 @@ def review_table(rows: Sequence[ReviewRow]) -> pa.Table:
 
 
 def row_fault(name: str, columns: Sequence[str], row: dict[str, Any]) -> str | None:
-    """Return what is wrong with a row as read from the dataset ``name``; None if its hash matches.
+    """Return the fault of a row as read from the dataset ``name``; None if its hash matches.
 
     ``columns`` are those that its hash covers; the extra columns of a label row are checked if they were read.
     """

@@ -76,7 +76,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             )
         read_value(RunRecord, run, "run")
     except (UsageError, ValueError, RecursionError) as error:
-        # JSON knows no NaN, Python's reader does
+        # JSON has no NaN, but Python's reader accepts it
         raise StoreError(f"{folder / RUN_FILE} is damaged: {error}; restore it, or label again") from error
     return run
 
@@ -130,9 +130,9 @@ class SelectionOrigin:
 
 
 _DERIVED = ("reselected_from", "kept_scores", "thresholds", "artifact")
-"""Entries of a run record that follow from other settings, or that no option sets."""
+"""Entries of a run record that depend on other settings, or that no option sets."""
 _ABSENT: Any = None
-"""Default of entries that may be left out, and not be null."""
+"""Default of entries that may be missing but not null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ def check_run(folder: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -
 def run_differences(
     stored: Mapping[str, Any], run: Mapping[str, Any], stores: tuple[str, str] | None = None
 ) -> tuple[str | None, str]:
-    """Say how two records differ: in the class mapping (None if not), and in other options (empty if not).
+    """Describe how two records differ: in the class mapping (None if equal), and in other options (empty if equal).
 
     ``stores`` are the names of the stores that they belong to; None for a store and a run into it.
     """

@@ -1,6 +1,6 @@
 """Schema of a label store, format 2: three Lance datasets and ``run.json``.
 
-Later features fill columns that are empty today; they add none.
+Some columns are reserved for later features and empty today, so that no columns need to be added.
 
 ``labels.lance``, key ``id``: one row per distinct image, never edited.
 
@@ -58,7 +58,7 @@ Later features fill columns that are empty today; they add none.
 ===============  ====================================================================================================
 
 Several writers may commit at once: every commit is a merge on the key, nothing is appended. Row numbers change when
-fragments are compacted; rows are named by their keys alone.
+fragments are compacted; only keys identify rows.
 """
 
 from __future__ import annotations

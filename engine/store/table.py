@@ -28,14 +28,14 @@ from ..model.storage import is_remote, lance_options, lance_url, open_folder
 from ..reading.bucket.client import MissingBucketError, RefusedError, translated
 from .schema import KEYS, SCHEMAS
 
-# fragments of this size are left alone, so that a row is rewritten about once however large the store grows
+# fragments of this size are not compacted again, so a row is rewritten about once, however large the store grows
 FRAGMENT_ROWS = 16_384
 KEEP_VERSIONS = timedelta(hours=1)
 """Age at which untagged versions are dropped."""
 CLOCK_SECONDS = 300.0
-"""Largest difference of clocks, in seconds, with which old versions and files are told by their age."""
+"""Largest difference of clocks, in seconds, at which the age of versions and files is trusted."""
 _CHECKS = "_checks"
-_OF_A_BUCKET = "Error performing"  # in errors of requests that Lance makes
+_OF_A_BUCKET = "Error performing"  # matches errors of requests that Lance makes
 _LAST_VERSION = (1 << 64) - 1
 
 
@@ -68,7 +68,7 @@ class Table:
         try:
             with published_folder(path) as aside:
                 lance.write_dataset(SCHEMAS[name].empty_table(), aside, mode="create", enable_stable_row_ids=True)
-                # of the other files, Lance needs none
+                # Lance needs none of the other files
                 sync_files((aside / "_versions").glob("*.manifest"), [aside / "_versions", aside])
         except OSError:
             if not path.exists():
@@ -124,11 +124,11 @@ class Table:
     def compact(self) -> None:
         """Merge small fragments and drop untagged versions older than ``KEEP_VERSIONS``.
 
-        Nothing happens while another process of this machine does it: Lance would refuse the second result, and leave
-        its files for days.
+        Does nothing while another process of this machine compacts: Lance would refuse the second result, and leave its
+        files for days.
         """
         if is_remote(self.path):
-            self._compact()  # of two processes that compact at once, one loses its work
+            self._compact()  # if two processes compact at once, one loses its work
             return
         with _locked(self.path / _CHECKS / "compacting") as is_first:
             if is_first:
@@ -139,14 +139,14 @@ class Table:
         dataset.optimize.compact_files(
             target_rows_per_fragment=FRAGMENT_ROWS,
             num_threads=1,
-            # pages are copied as they are: no time and memory for decoding them
+            # pages are copied without decoding, which saves time and memory
             compaction_mode="try_binary_copy",
             binary_copy_read_batch_bytes=4 << 20,
             batch_size=256,
         )
         self.record(dataset)
         if not self._is_clock_right(dataset.version):
-            return  # files that another writer is about to commit would look a week old, and be deleted
+            return  # otherwise files that another writer is about to commit would look a week old, and be deleted
         dataset.cleanup_old_versions(KEEP_VERSIONS, error_if_tagged_old_versions=False)
         for check in (self.path / _CHECKS).iterdir():
             if check.name.isdecimal() and not self.manifest(int(check.name)).exists():
@@ -162,12 +162,12 @@ class Table:
         return self.path / "_versions" / f"{_LAST_VERSION - version:020d}.manifest"
 
     def record(self, dataset: Any) -> None:
-        """Bring a version to the disk, as Lance does not, and write the hashes of its structural files."""
+        """Sync a version to the disk, which Lance does not, and write the hashes of its structural files."""
         if not is_remote(self.path):
             names = {*self._structure(dataset), *(name for name, _ in self._data_files(dataset))}
             files = [self.path / name for name in names - self._synced]
             folders = {file.parent for file in files}
-            # a folder that was on the disk once stays
+            # a folder that was synced once stays
             sync_files(files, folders if folders <= self._folders else {self.path, *folders})
             self._synced = names
             self._folders |= folders
@@ -195,7 +195,7 @@ class Table:
             newest.unlink(missing_ok=True)
 
     def _is_whole(self, version: int) -> bool:
-        """Tell whether the files of a version have their sizes."""
+        """Return True if the files of a version have their recorded sizes."""
         try:
             dataset = lance.dataset(str(self.path), version=version)
             sizes = [(self.path / name).stat().st_size == size for name, size in self._data_files(dataset)]
@@ -205,7 +205,7 @@ class Table:
 
     @staticmethod
     def _data_files(dataset: Any) -> Iterator[tuple[str, int]]:
-        """Paths below the dataset, and sizes in bytes, of the files with a version's rows."""
+        """Return paths below the dataset, and sizes in bytes, of the files with a version's rows."""
         for fragment in dataset.get_fragments():
             for file in fragment.metadata.files:
                 yield f"data/{file.path}", file.file_size_bytes
@@ -216,14 +216,14 @@ class Table:
         except (FileNotFoundError, UnicodeDecodeError):
             return None
         if head != _digest(lines.encode()):
-            return None  # the record itself is damaged, and proves nothing
+            return None  # the record itself is damaged
         return {name: digest for digest, _, name in (line.partition(" ") for line in lines.splitlines())}
 
     def _check(self, version: int) -> Path:
         return self.path / _CHECKS / str(version)
 
     def _structure(self, dataset: Any) -> Iterator[str]:
-        """Paths below the dataset of the files that decide which rows a version has."""
+        """Return the paths, below the dataset, of the files that decide which rows a version has."""
         yield self.manifest(dataset.version).relative_to(self.path).as_posix()
         for fragment in dataset.get_fragments():
             if deletions := fragment.deletion_file():
@@ -239,10 +239,10 @@ class Table:
 
 
 def _create_remote(path: Any, name: str) -> None:
-    """Create an empty dataset in a bucket unless it has a version; may be repeated after a failure.
+    """Create an empty dataset in a bucket unless it has a version; may be retried after a failure.
 
-    A version is written on condition that there is none, so that a repetition never replaces one. An attempt that
-    failed may have left other files, which no version names.
+    A version is written only if there is none, so a retry never replaces one. A failed attempt may leave other files,
+    which no version refers to.
     """
     if _has_version(path):
         return
@@ -260,11 +260,11 @@ def _has_version(path: Path) -> bool:
 
 
 REPAIR = "run `maskmill verify STORE --repair`, and label again what it removes"
-"""Advice of messages about damage."""
+"""Advice in messages about damage."""
 
 
 def _clock_offset() -> float:
-    """Return the clock less the time since the machine was started, sleep included, in seconds."""
+    """Return the clock minus the time since the machine was started, sleep included, in seconds."""
     return time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -8,8 +8,8 @@
 
 Lance keeps no checksums, so a damaged disk can change rows without an error. Every row is compared with its hash, maps
 are decoded, the files that say which rows there are with their recorded hashes, and inputs with the labels that they
-point to. A repair removes damaged rows, and inputs without labels, so that the next run labels those images again;
-nothing else may use the store meanwhile. Damaged reviews cannot be made again: they are named.
+point to. A repair removes damaged rows, and inputs without labels, so that the next run labels those images again; no
+other process may use the store meanwhile. Damaged reviews cannot be recreated, so they are listed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Verification:
     repaired: bool
     """True if the damage was removed."""
     rows: dict[str, int] = field(default_factory=dict)
-    """Number of sound rows of each dataset."""
+    """Number of intact rows of each dataset."""
     num_reviews_in_force: int = 0
     """Number of reviewed images whose latest review is not a withdrawal."""
     damages: list[Damage] = field(default_factory=list)
@@ -125,7 +125,7 @@ class _Verifier:
         return self._result
 
     def _open(self, table: Table) -> Any:
-        """Open the newest version; one that cannot be opened is damage, and made anew by a repair."""
+        """Open the newest version; one that cannot be opened counts as damage, and a repair rebuilds it."""
         missing = not table.path.is_dir()
         try:
             with store_errors("its files cannot be read"):
@@ -144,7 +144,7 @@ class _Verifier:
             table.create(table.path.parent, table.name)
         else:
             rebuild(table)
-        # a new session: version numbers start again, and the old one remembers manifests by number
+        # a new session: version numbers restart, and the old session caches manifests by number
         self._tables[table.name] = Table(table.path.parent, table.name, lance.Session())
         return self._tables[table.name].open()
 
@@ -162,7 +162,7 @@ class _Verifier:
                     num_sound += 1
                     keys.add(key)
                     if row is not None and name == "reviews":
-                        # the maps are checked, and not needed to tell which review holds
+                        # the maps are not needed after their check
                         reviews.append(to_row(ReviewRow, row | {"label": None, "region": None}))
                     continue
                 damaged.setdefault(fragment.fragment_id, set()).add(number)

@@ -19,7 +19,7 @@ DONE = f"{LEASES}/done"
 OPEN = f"{LEASES}/open"
 """Folder of the inputs that runs of several processes have planned."""
 CLAIMS = f"{LEASES}/claims"
-"""Folder that says which worker labels which of them."""
+"""Folder of the claims: which worker labels which lease."""
 DRIVER = f"{LEASES}/driver.json"
 """Record of the process that commits them."""
 
@@ -32,7 +32,7 @@ def num_waiting_rows(store: str | os.PathLike[str], options: Mapping[str, Any] |
 
 
 def waiting_text(store: str | os.PathLike[str]) -> str:
-    """Say how many finished inputs of a store wait for a commit, and what to do; empty if none do."""
+    """Return a message about the finished inputs that wait for a commit, with advice; empty if there are none."""
     folder = open_folder(store)
     number = sum(map(_num_rows, [*folder.names(WAITING), *folder.names(DONE)]))
     if not number:

@@ -1,4 +1,4 @@
-"""Take a graph from a file into a bundle: load it, edit it where needed, and write it with its external data."""
+"""Move a graph from a file into a bundle: load it, edit it if necessary, and write it with its external data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Adoption:
-    """A graph on its way into a bundle, and the edits made to it."""
+    """A graph that is being adopted, and the edits made to it."""
 
     source: Path
     """The file that it was read from."""
@@ -46,13 +46,13 @@ class Adoption:
         return cls(source=source, model=model, changes=changes)
 
     def note(self, sentence: str) -> None:
-        """Record an edit; an empty sentence is none."""
+        """Record an edit; an empty sentence is ignored."""
         self.changes += [sentence] if sentence else []
 
     def image_input(
         self, layout: Layout, size: tuple[int, int] | None, preprocessing: dict[str, Any]
     ) -> tuple[str, tuple[int, int]]:
-        """Return the input's name and its (height, width), after other number types were cast to.
+        """Cast an input of another number type to float32; return the input's name and its (height, width).
 
         An input of integers takes raw pixels, so that ``preprocessing`` gets a scale of 1 unless it has one; other
         values than whole numbers raise :class:`UsageError`.
@@ -92,7 +92,7 @@ class Adoption:
     ) -> list[Path]:
         """Write the graph and its external data into the bundle's folder, and return their paths.
 
-        A batch that the graph freezes inside is declared in its signature.
+        If nodes inside the graph fix the batch size, its signature declares it.
         """
         files = self.place(staging, role)
         batch = Trial(files[0], spec.name, outputs).fixed_batch(tensors)

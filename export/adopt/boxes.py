@@ -1,4 +1,4 @@
-"""Make a detector bundle from an ONNX file that gives boxes, to put in front of a promptable model.
+"""Make a detector bundle, which prompts a promptable model, from an ONNX file that returns boxes.
 
 ::
 
@@ -46,9 +46,9 @@ OUTPUTS = (
     OutputSpec(name="maskmill_boxes", kind="boxes", activation="none"),
     OutputSpec(name="maskmill_box_scores", kind="box_scores", activation="none"),
 )
-"""Outputs of a detector's graph, whose own tensors may be called boxes."""
+"""Outputs of a detector's graph; their names differ from those of its own tensors."""
 
-_OPSET = 13  # the first whose Squeeze, Unsqueeze and Split take axes as inputs
+_OPSET = 13  # the first opset whose Squeeze, Unsqueeze and Split take axes as inputs
 
 
 def detector_from_onnx(
@@ -133,7 +133,7 @@ def _outputs(model: onnx.ModelProto, num_classes: int, boxes: BoxLayout | None) 
     lists = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     fours = [name for name, shape in lists.items() if shape[2] == 4]
     logits = [name for name, shape in lists.items() if shape[2] in (num_classes, num_classes + 1)]
-    if num_classes in (3, 4) and len(fours) > 1:  # the names tell boxes from logits
+    if num_classes in (3, 4) and len(fours) > 1:  # the names distinguish boxes from logits
         fours = [name for name in fours if "box" in name or name == "dets"]
     logits = [name for name in logits if name not in fours]
     if boxes in (None, "detr") and len(fours) == 1 and len(logits) == 1:
@@ -144,7 +144,7 @@ def _outputs(model: onnx.ModelProto, num_classes: int, boxes: BoxLayout | None) 
     if boxes == "yolo-nms" and len(lists) == 1:
         return "yolo-nms", list(lists)
     if boxes in (None, "yolo"):
-        # YOLO-seg has mask coefficients behind the classes
+        # YOLO-seg has mask coefficients after the classes
         coefficients = [shape[1] or 0 for shape in shapes.values() if len(shape) == 4]
         widths += tuple(width + more for width in widths for more in coefficients)
         matches = [name for name, shape in lists.items() if set(shape[1:]) & set(widths)]
@@ -204,7 +204,7 @@ def _rewrite(
 
 
 def _corners(graph: Nodes, places: str) -> None:
-    """Name the corners of boxes, given by center and size, ``boxes``."""
+    """Append nodes that compute the corners of boxes from center and size, under the name ``boxes``."""
     centers, sides = graph.columns(places, 0, 2), graph.columns(places, 2, 4)
     halves = graph("Mul", sides, np.array([0.5], np.float32))
     graph("Concat", graph("Sub", centers, halves), graph("Add", centers, halves), axis=2, name=OUTPUTS[0].name)

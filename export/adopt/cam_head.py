@@ -4,8 +4,8 @@
 
     bundle, report = fit_cam_head(bundle, open_source("photos"), ImageLabels.load("labels.csv"), "my-classes")
 
-The bundle's graph gives the map of features that its own head reads. A logistic regression on their mean, with one
-output per class and any number of classes per image, becomes the new head; the graph up to the features stays as it is.
+The bundle's graph returns the feature map that its own head reads. A logistic regression on their mean, with one
+output per class and any number of classes per image, becomes the new head; the graph up to the features is not changed.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from ..staging import model_file, staged
 from .head import Head, with_head
 
 FOLDS = 5
-"""Parts of the images for the held-out precision."""
+"""Number of folds for the held-out precision."""
 REGULARIZATION = 1e-2
-"""Weight of half the squared norm of the head, whose features have a standard deviation of 1 in the mean."""
+"""Weight of half the squared norm of the head; its features are scaled to a mean standard deviation of 1."""
 
 WORTH_THREADS = 1 << 28
-"""Multiplications per evaluation of the loss, from which on the fit uses all processors.
+"""Multiplications per evaluation of the loss above which the fit uses all processors.
 
-Smaller evaluations take less time than waking threads on busy processors: their pool would spin instead of compute.
+A smaller evaluation is faster than waking threads on busy processors, whose pool would spin instead of compute.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadReport:
-    """Data that a head was fitted on, and its ranking of held-out images."""
+    """Data that a head was fitted to, and its precision on held-out images."""
 
     num_images: int
     """Number of images that the head was fitted on."""
@@ -56,7 +56,7 @@ class HeadReport:
     counts: dict[str, int]
     """Number of images that show each class."""
     precision: dict[str, float | None]
-    """Average precision of each class on held-out images; None if a fold cannot be ranked."""
+    """Average precision of each class on held-out images; None if a fold lacks images with or without the class."""
 
     @property
     def mean_precision(self) -> float:
@@ -82,7 +82,7 @@ def fit_cam_head(
     bundle
         A cam bundle whose graph gives ``features``.
     source, labels
-        Images and the classes that they show. Images that are not listed are left out.
+        Images and the classes that they show. Images that ``labels`` does not list are left out.
     output
         Folder of the new bundle, which must not exist yet.
     regularization

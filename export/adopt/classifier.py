@@ -1,12 +1,12 @@
-"""Make a cam bundle from an ONNX image classifier that somebody else exported.
+"""Make a cam bundle from an existing ONNX image classifier.
 
 ::
 
     cam_from_onnx("resnet50.onnx", "resnet50-cam", classes=names, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-A graph that gives class activation maps beside its logits is adopted as it is. If a graph gives logits only, the maps
-follow from a head that is a mean over all positions and a linear layer: the maps are the linear layer at every position
-(arXiv 1512.04150), and their mean plus the bias equals the logits.
+A graph that returns class activation maps beside its logits is adopted unchanged. If a graph returns only logits, the
+maps are derived from its head, which must be a mean over all positions and a linear layer: the maps are the linear
+layer at every position (arXiv 1512.04150), and their mean plus the bias equals the logits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find the linear layer behind the mean over positions in a classifier's graph, and put another in its place."""
+"""Find the linear layer after the mean over positions in a classifier's graph, and replace it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _means_positions(node: onnx.NodeProto, constant: Callable[[str], NDArray[Any
 
 
 def with_head(model: onnx.ModelProto, image: str, head: Head) -> onnx.ModelProto:
-    """Cut a model behind the head's features and append this head, at each position and on their mean.
+    """Cut a model after the head's features and append this head, applied at each position and to their mean.
 
     The new model takes ``image`` and gives ``cam`` (N, C, h, w), ``logits`` (N, C) and ``features``. Raises
     :class:`BundleError` if the features do not depend on the image alone.

@@ -1,4 +1,4 @@
-"""Rewrite detectors with masks, YOLO-seg and RF-DETR-Seg, so that they give class scores and their best objects.
+"""Rewrite detectors with masks, YOLO-seg and RF-DETR-Seg, so that they return class scores and their best objects.
 
 ==============  ====================================================================================================
 YOLO-seg        ``output0`` (N, 4 + C + M, anchors): box (center x, center y, width, height) in pixels of the input,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_OBJECTS = 100
-"""Objects per image."""
+"""Most objects per image."""
 YOLO_PREPROCESSING: dict[str, Any] = {"resize": "longest-side", "pad_value": 114.0}
 """Ultralytics' letterbox, with all of its padding at the right and at the bottom."""
 DETR_PREPROCESSING: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -47,7 +47,7 @@ class Detector:
     """Outputs of a detector with masks."""
 
     kind: str
-    """Name of the kind, for people."""
+    """Name of the kind, for messages."""
     rows: str
     """Output with one row per box or query."""
     masks: str
@@ -57,16 +57,16 @@ class Detector:
     transposed: bool = False
     """True if the rows are on the last axis."""
     objectness: bool = False
-    """True if a probability that there is any object stands before the classes."""
+    """True if a probability of any object precedes the classes."""
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How its authors prepare an image, as far as it differs from the defaults."""
+        """Preprocessing of the model's authors, if it differs from the defaults."""
         return DETR_PREPROCESSING if self.kind == "RF-DETR-Seg" else YOLO_PREPROCESSING
 
 
 def detector_of(model: onnx.ModelProto, num_classes: int) -> Detector | None:
-    """Recognize a detector with masks for ``num_classes`` classes, None if the graph is none.
+    """Recognize a detector with masks for ``num_classes`` classes; None if the graph is not one.
 
     Raises :class:`UsageError` if the number of classes contradicts the graph.
     """
@@ -193,7 +193,7 @@ def _of_boxes(
         ]
         sides.append(graph("And", graph("GreaterOrEqual", cell, bounds[0]), graph("Less", cell, bounds[1])))
     inside = graph("And", *sides)
-    # as large as the logit itself, so that upsampling puts the edge midway between two cells
+    # minus the logit itself, so that upsampling puts the edge midway between two cells
     outside = graph("Neg", graph("Max", graph("Abs", logits), np.float32(_OUTSIDE).reshape(1)))
     return scores, classes, graph("Where", inside, logits, outside)
 
@@ -205,7 +205,7 @@ def _best(graph: Nodes, values: str, limit: int) -> list[str]:
 
 
 def _rows(graph: Nodes, values: str, places: str) -> str:
-    """Take rows (N, K) of (N, A, …)."""
+    """Gather rows (N, K) of (N, A, …)."""
     return graph("GatherND", values, graph("Unsqueeze", places, np.array([2])), batch_dims=1)
 
 

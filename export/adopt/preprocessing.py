@@ -1,12 +1,12 @@
-"""Read an image processor's configuration, as Hugging Face models carry it, into the fields of a bundle's input.
+"""Read an image processor's configuration, a file of Hugging Face models, into the fields of a bundle's input.
 
 ::
 
     steps = read_preprocessor("preprocessor_config.json")
     InputSpec(name="image", height=512, width=512, **steps.fields)
 
-Every key of the configuration is accounted for: one that could change pixels in a way that a bundle cannot express, or
-that is not known here, is an error.
+Every key of the configuration is checked: an unknown key, and one that changes pixels in a way that a bundle cannot
+express, are errors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READ = frozenset(
     + ("do_flip_channel_order", "do_center_crop", "pad_size", "include_top", "rescale_offset", "do_reduce_labels")
     + ("reduce_labels", "image_processor_type", "feature_extractor_type")
 )
-# of the preparation of labels and prompts, of file formats, or of crops and shapes that a stretch replaces
+# keys about labels, prompts and file formats, or about crops and shapes that a stretch replaces
 _HARMLESS = frozenset(
     ("processor_class", "auto_map", "_processor_class", "do_convert_rgb", "data_format", "input_data_format")
     + ("return_tensors", "device", "disable_grouping", "image_seq_length", "default_to_square", "crop_size", "crop_pct")
@@ -41,12 +41,12 @@ _HARMLESS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Steps of an image processor, as far as they decide pixels and labels."""
+    """Steps of an image processor that decide pixels and labels."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`maskmill.engine.model.bundle.InputSpec`."""
     size: tuple[int, int] | None = None
-    """(height, width) that images are brought to, in pixels; None if the configuration leaves it open."""
+    """(height, width) that images are resized to, in pixels; None if the configuration leaves it open."""
     reduced_labels: bool = False
     """True if label maps of the model's dataset hold 0 for unlabeled pixels and k + 1 for class k."""
 
@@ -119,7 +119,7 @@ def with_bands(
 
 
 def _resize(config: Mapping[str, Any], path: str | os.PathLike[str], fields: dict[str, Any]) -> tuple[int, int]:
-    """Set how images are resized, and return the (height, width) they are brought to."""
+    """Set how images are resized, and return the (height, width) that they are resized to."""
     raw = config.get("size")
     sides = {"height": raw, "width": raw} if isinstance(raw, int) else raw
     if isinstance(sides, Mapping):

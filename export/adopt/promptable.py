@@ -4,7 +4,7 @@
 
     promptable_from_onnx("encoder.onnx", "decoder.onnx", "sam")
 
-The encoder takes an image and gives one or more embeddings. Decoders are told apart by their inputs: SAM's own ONNX
+The encoder takes an image and gives one or more embeddings. Decoders are recognized by their inputs: SAM's own ONNX
 signature, one prompt per call, and the batched one of :class:`maskmill.engine.model.bundle.PromptSpec`. A decoder of
 SAM 2 as samexporter and X-AnyLabeling publish it (``high_res_feats_0``, ``point_coords``, …) becomes the batched kind,
 one prompt per call; an encoder that takes an image (H, W, 3) becomes one that takes a batch of one. The default
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import onnx
 
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of RGB pixels in [0, 255]."""
+"""Mean and standard deviation of RGB pixels in [0, 255]."""
 SAM_PREPROCESSING: dict[str, Any] = {
     "resize": "longest-side",
     "scale": 1.0,
@@ -139,7 +139,7 @@ def promptable_from_onnx(
 
 
 def _unify_decoder(decoder: Adoption, embeddings: Sequence[str], spec: InputSpec) -> None:
-    """Bring a decoder with other number types, or with SAM 2's published inputs, to a known signature."""
+    """Convert a decoder with other number types, or with SAM 2's published inputs, to a known signature."""
     for value in inputs_of(decoder.model):
         decoder.note(cast_to_input(decoder.model, value)[1])
     inputs = {value.name for value in inputs_of(decoder.model)}

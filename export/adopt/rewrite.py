@@ -1,6 +1,6 @@
-"""Edit a graph on import, so that every runtime receives what a bundle promises: float32 images in, class scores out.
+"""Edit a graph on import, so that it matches a bundle's definition: float32 images in, class scores out.
 
-Each function returns a sentence for the manifest, or nothing if the graph needed no edit.
+Each function returns a sentence for the manifest, empty if the graph needed no edit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BEHIND_ARGMAX = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Resize
 
 
 def cast_input(model: onnx.ModelProto) -> tuple[str, str]:
-    """Give a graph whose one input has another number type a float32 input with a Cast behind it.
+    """Give a graph whose only input has another number type a float32 input, followed by a Cast.
 
     Returns the type that the graph had (empty for float32) and the sentence for the manifest.
     """
@@ -52,7 +52,7 @@ def cast_to_input(model: onnx.ModelProto, value: onnx.ValueInfoProto) -> tuple[s
 
 
 def batch_image(model: onnx.ModelProto, height: int, width: int) -> str:
-    """Give a graph whose one input is an image (H, W, 3) a batch of one image of this size in its place.
+    """Replace an image (H, W, 3), the only input of a graph, by a batch of one image of this size.
 
     Returns the sentence for the manifest, empty if the input has another shape.
     """
@@ -99,7 +99,7 @@ def rename_input(model: onnx.ModelProto, name: str, new_name: str) -> None:
 
 
 def cut_argmax(model: onnx.ModelProto, output: str) -> tuple[str, str]:
-    """Cut a final ArgMax off, with the casts and resizes of labels behind it, so that ``output`` becomes its scores.
+    """Remove a final ArgMax, with the casts and resizes of labels after it, so that ``output`` becomes its scores.
 
     Returns the name of the score tensor (``output`` if the graph does not end in an ArgMax) and the sentence for the
     manifest.
@@ -240,7 +240,7 @@ def expose_features(model: onnx.ModelProto, tensor: str) -> tuple[str, str]:
 def refuse_training_nodes(model: onnx.ModelProto) -> None:
     """Raise :class:`BundleError`, naming the node, for a batch normalization or a dropout in training mode.
 
-    Such a node makes an image's labels depend on the other images of its batch, or on chance.
+    Such a node makes an image's labels random, or dependent on the other images of its batch.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -293,7 +293,7 @@ def _unused_name(model: onnx.ModelProto, name: str) -> str:
 
 
 def _inferred_shape(model: onnx.ModelProto, tensor: str) -> list[Any] | None:
-    """Return the shape of a tensor as far as the graph states it or inference finds it; None if it is unknown."""
+    """Return the shape of a tensor, from the graph or from inference; None if it is unknown."""
     import onnx.shape_inference
 
     values = [value for value in model.graph.value_info if value.name == tensor]
@@ -301,7 +301,7 @@ def _inferred_shape(model: onnx.ModelProto, tensor: str) -> list[Any] | None:
         try:
             inferred = onnx.shape_inference.infer_shapes(model)
         except Exception:
-            return None  # shapes are a convenience; the trial run checks the real ones
+            return None  # shapes are optional here; the trial run checks the real ones
         values = [value for value in inferred.graph.value_info if value.name == tensor]
     if not values or not values[0].type.tensor_type.HasField("shape"):
         return None

@@ -1,9 +1,9 @@
-"""Make a bundle from an ONNX file that somebody else exported.
+"""Make a bundle from an existing ONNX file.
 
-The graph is checked, edited if it must be, and run on generated pictures before anything is written: one clear error
-per fault. The caller, or a Hugging Face ``preprocessor_config.json``, states what the graph cannot say: how an image
-becomes its input, what its scores mean, and the class names. Detectors with masks, YOLO-seg and RF-DETR-Seg, become
-semantic models with objects (:mod:`.objects`)::
+The graph is checked, edited if necessary, and run on generated pictures before anything is written. The caller, or a
+Hugging Face ``preprocessor_config.json``, states the facts that the graph does not contain: how an image becomes its
+input, the meaning of its scores, and the class names. Detectors with masks, YOLO-seg and RF-DETR-Seg, become semantic
+models with objects (:mod:`.objects`)::
 
     bundle_from_onnx("model.onnx", "bundle", classes=names, background="background", layout="NCHW", scale=1 / 255)
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import onnx
 
 BACKGROUND = "background"
-"""Name of the background class of a one-channel model, unless the caller gives another."""
+"""Name of the background class of a one-channel model, unless the caller gives another one."""
 _ROUNDING = 2e-3  # 16-bit probabilities do not sum to 1 exactly
 
 
@@ -73,18 +73,18 @@ def bundle_from_onnx(
     output_name
         Name of the score output, if the graph has several.
     features_name
-        Name of a tensor of the graph, (N, D, h, w) or (N, D), that the bundle gives as ``features``.
+        Name of a tensor of the graph, (N, D, h, w) or (N, D), that becomes the output ``features``.
     reduced_labels
         See :class:`Bundle`.
     license
         License of the weights, for the record.
     images
-        Photos, with names, that the model is tried on beside generated pictures.
+        Photos, with names, that the model is tested on in addition to generated pictures.
     preprocessing
         Further fields of :class:`InputSpec`: resize, resize_filter, antialias, channels, bands, scale, mean, std,
         pad_value.
 
-    The edits that were made to the graph stand in the bundle's ``source.changes``. Raises :class:`BundleError` for a
+    The edits to the graph are recorded in the bundle's ``source.changes``. Raises :class:`BundleError` for a
     graph that cannot be used, :class:`UsageError` for options that contradict it.
     """
     source, folder = Path(model), Path(output)
@@ -203,7 +203,7 @@ def _score_output(model: onnx.ModelProto, output_name: str | None) -> str:
 def _class_names(
     value: onnx.ValueInfoProto, classes: Sequence[str], background: str | None, layout: Layout
 ) -> tuple[tuple[str, ...], int | None]:
-    """Return the bundle's class names, and the index of the class whose one channel the graph has, if it has one."""
+    """Return the bundle's class names, and the index of the only class that a one-channel graph scores, else None."""
     shape = shape_of(value)
     channels = {shape[axis] for axis in (1, 3)} if len(shape) == 4 else set()
     preferred = shape[1 if layout == "NCHW" else 3] if len(shape) == 4 else None
@@ -238,7 +238,7 @@ def _class_axis(value: onnx.ValueInfoProto, num_channels: int, layout: Layout) -
 
 
 def _check_values(maps: Sequence[NDArray[Any]], output: OutputSpec, channels: int) -> None:
-    """Compare the values of the graph's own output, maps of single images, with what the manifest says of them."""
+    """Check the values of the graph's own output, maps of single images, against the manifest."""
     axis = output.class_axis - 1
     if any(scores.ndim != 3 or scores.shape[axis] != channels for scores in maps):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Recognize graphs that are no semantic segmentation, by their inputs and outputs, and name them in the refusal."""
+"""Recognize graphs that are not semantic segmentation by their inputs and outputs, and name them in the error."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SAM3_EXPORTER = (
     "of SAM 3 as samexporter and X-AnyLabeling publish it: the decoder gives only objects above a score of 0.5, as "
     f"masks without probabilities, which no calibration can use; {_SAM3_REMEDY}"
 )
-"""Of samexporter's ``export_sam3.py``."""
+"""Signatures of samexporter's ``export_sam3.py``."""
 _SAM3_USLS = (
     "of SAM 3 as usls publishes it, which takes the features of an image once per class; here all classes share them: "
     f"{_SAM3_REMEDY}"
 )
-"""Of usls' specification of its three and four files."""
+"""Signatures of the three or four files that usls specifies."""
 _DETR_BOXES = {"pred_boxes", "dets", "boxes"}
 
 
 def refuse_other_models(model: onnx.ModelProto) -> None:
-    """Raise :class:`BundleError` that names the kind of model, if the graph is known not to give class scores."""
+    """Raise :class:`BundleError` that names the kind of model, if the graph is known not to return class scores."""
     kind = signature_of(model)
     if kind:
         outputs = ", ".join(f"{value.name} {shape_of(value)}" for value in model.graph.output)
@@ -43,7 +43,7 @@ def refuse_sam3(model: onnx.ModelProto) -> None:
 
 
 def signature_of(model: onnx.ModelProto) -> str:
-    """Name the kind of model that the graph's inputs and outputs show; empty if they show nothing."""
+    """Return the kind of model that the graph's inputs and outputs indicate; empty if it is unknown."""
     inputs = {value.name: shape_of(value) for value in inputs_of(model)}
     outputs = {value.name: shape_of(value) for value in model.graph.output}
     lists = [shape for shape in outputs.values() if len(shape) == 3]
@@ -68,7 +68,7 @@ def signature_of(model: onnx.ModelProto) -> str:
 
 
 def _part_of_sam3(inputs: set[str], outputs: set[str]) -> str:
-    """Name the part of SAM 3 that has these inputs and outputs; empty if it is none."""
+    """Return the part of SAM 3 that has these inputs and outputs; empty if there is none."""
     if {"language_features", "language_mask"} & inputs:
         return f"the decoder {_SAM3_EXPORTER}"
     if "text_memory" in outputs or inputs == {"tokens"}:
@@ -89,12 +89,12 @@ def _part_of_sam3(inputs: set[str], outputs: set[str]) -> str:
 
 
 def _is_queries(classes: list[int | None], masks: list[int | None]) -> bool:
-    """Tell classes (N, queries, classes) and masks (N, queries, h, w) from detections and prototypes."""
+    """Return True for classes (N, queries, classes) and masks (N, queries, h, w), not detections and prototypes."""
     return classes[1] is not None and classes[1] == masks[1] and (classes[2] or 0) < 1000
 
 
 def _is_yolo(detections: list[int | None], prototypes: int | None) -> bool:
-    """Tell detections (N, 4 + classes + coefficients, anchors) or their transpose from other lists."""
+    """Return True for detections (N, 4 + classes + coefficients, anchors) or their transpose."""
     _, rows, columns = detections
     if prototypes is None or rows is None and columns is None:
         return False

@@ -1,10 +1,10 @@
-"""Run a graph on import: its outputs must be finite, repeat themselves, and not depend on the rest of the batch.
+"""Run a graph on import: its outputs must be finite, reproducible, and independent of the rest of the batch.
 
 ::
 
     trial = Trial(path, "image", ["scores"])
     batch = trial.fixed_batch(tensors)           # None if any batch is fine
-    outputs = trial.steady_outputs(tensors)      # BundleError names what is wrong
+    outputs = trial.steady_outputs(tensors)      # BundleError names the fault
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPEAT_ERROR = 1e-5
 """Largest difference between two runs on the same input, as a share of the output's largest magnitude."""
 BATCH_ERROR = 1e-3
 """Largest difference between an image's output alone and in a batch, as a share of the output's largest magnitude:
-kernels for other batches sum in another order, and quantized graphs round a step further.
+kernels for other batch sizes sum in another order, and quantized graphs may round to the next step.
 """
 BATCH_SHARE = 1e-3
 """Share of an output's values that may differ by more than :data:`BATCH_ERROR`."""
@@ -36,7 +36,7 @@ _BATCHES = (2, 4, 8, 16, 32, 64)
 
 
 class Trial:
-    """A graph in ONNX Runtime on the processor, without a bundle around it."""
+    """A graph in ONNX Runtime on the CPU, without a bundle."""
 
     def __init__(self, path: Path, image: str, outputs: Sequence[str]) -> None:
         try:
@@ -61,7 +61,7 @@ class Trial:
             raise SessionError(f"the model failed on an input of shape {batch.shape}: {first_line(error)}") from error
 
     def fixed_batch(self, tensors: Sequence[NDArray[np.float32]]) -> int | None:
-        """Return the only batch size that a graph takes although its signature leaves it free, else None.
+        """Return the only batch size that a graph accepts despite a free batch axis in its signature; else None.
 
         Raises :class:`SessionError` if no batch runs.
         """
@@ -128,7 +128,7 @@ class Trial:
 
 
 def trial_tensors(spec: InputSpec, images: Sequence[GateImage] = (), *, at_least: int = 3) -> list[NDArray[np.float32]]:
-    """Prepare the photos at hand and generated pictures, ``at_least`` in all, as a model's input."""
+    """Prepare the given photos, and generated pictures up to a total of ``at_least``, as a model's input."""
     pictures = [*images, *generated_images(spec, max(0, at_least - len(images)))]
     return [preprocess(picture, spec)[0] for _, picture in pictures]
 

@@ -6,7 +6,7 @@
     built.bundle, built.engine, built.reused
 
 Networks are strongly typed: the graph decides the precision, so an fp16 engine is built from an fp16 file of the
-bundle, and float32 is not rounded to TF32. The key of an engine is a hash of everything that decides it (ONNX bytes,
+bundle, and float32 is not rounded to TF32. The key of an engine is a hash of everything that determines it (ONNX bytes,
 GPU, TensorRT version, options); an engine is built only if the bundle has none with its key.
 """
 
@@ -33,12 +33,12 @@ FOLDER = "engines"
 """Folder of engines and timing caches, inside the bundle."""
 
 Range = tuple[int, int, int]
-"""Smallest, best (which TensorRT makes fast) and largest."""
+"""Smallest, best (the one TensorRT optimizes for) and largest size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Sizes and limits that an engine is built for. Ranges are (smallest, best, largest); TensorRT makes best fast."""
+    """Sizes and limits of an engine. Ranges are (smallest, best, largest); TensorRT optimizes for the best size."""
 
     batch: Range = (1, 8, 32)
     """Images per call, or prompts per call of a decoder. Sessions run batches of the best size."""
@@ -77,7 +77,7 @@ class Built:
 
 
 class BuildObserver(Protocol):
-    """Receiver of TensorRT's progress: nested phases, reported from its own threads."""
+    """Observer of TensorRT's progress: nested phases, reported from TensorRT's threads."""
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         """Start a phase of ``steps`` steps, inside ``parent`` if that is not None."""
@@ -132,14 +132,14 @@ def build_engine(
         hardware_compatible=options.hardware_compatible,
         version_compatible=options.version_compatible,
     )
-    # a build takes minutes: additions of other commands to the manifest must stay
+    # a build takes minutes, in which other commands may have changed the manifest
     bundle_on_disk = with_engine(Bundle.load(bundle.path), engine)
     bundle_on_disk.save()
     return Built(bundle=bundle_on_disk, engine=engine, reused=False)
 
 
 def _key(bundle: Bundle, file: ModelFile, gpu: Gpu, version: str, options: BuildOptions) -> str:
-    """Hash everything that decides an engine."""
+    """Hash everything that determines an engine."""
     decisive = {
         "onnx": [file.sha256, *sorted(entry.sha256 for entry in bundle.files if entry.role == "external-data")],
         "input": [bundle.input.height, bundle.input.width],
@@ -209,7 +209,7 @@ class _Build:
         self._messages = message_log(trt)
         try:
             self._builder = trt.Builder(self._messages)
-        except TypeError as error:  # raised by the bindings if the library returns no builder
+        except TypeError as error:  # the bindings raise it if the library returns no builder
             raise ExportError(f"TensorRT cannot start: {self._messages.last() or error}") from error
         self._network = self._parsed()
         self._inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
@@ -240,7 +240,7 @@ class _Build:
         if not config.set_timing_cache(timings, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
         if self._observer is not None:
-            # a local variable keeps it alive until the build is done
+            # this local variable keeps it alive until the build is done
             monitor = _progress_monitor(trt, self._observer, self._canceled)
             config.progress_monitor = monitor
         self._messages.clear()

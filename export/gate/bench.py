@@ -5,8 +5,8 @@
     rows = measure(bundle, GateImages.open("photos/"))
     print_rows(rows)
 
-Speed is measured as labeling runs: on a processor one image per call and one calling thread per core, elsewhere one
-caller.
+Speed is measured in the way that labeling calls a model: on a CPU with one image per call and one calling thread per
+core, on other devices with one calling thread.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(
     """Return a row for each installed provider and each precision of the bundle; nothing is recorded.
 
     Speed and differences are measured on ``images``; without them, speed on generated pictures and no differences. A
-    provider that is not installed has no row, a file that a provider cannot run has one that says why.
+    provider that is not installed has no row; a file that a provider cannot run has a row with the reason.
     """
     check_number("seconds", seconds, above=0)
     role = roles_of(bundle)[0]
@@ -78,7 +78,7 @@ def measure(
                 break
             except (SessionError, BundleError) as error:
                 if provider not in _HOST:
-                    break  # no such device or no engine here
+                    break  # this machine has no such device, or no engine
                 rows.append(Row(provider=provider, precision=precision, gate=str(error)))
                 continue
             if (provider, precision) == ("cpu", original.precision):

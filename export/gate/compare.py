@@ -38,7 +38,7 @@ def compare(
     """Run both artifacts on ``images`` and measure the differences.
 
     The reference runs one image per call, the candidate ``batch`` images, by default two if the reference's batch axis
-    is free, so that an axis that was frozen or mixed shows. A class of a ``semantic`` model that covers less than
+    is free, so that a frozen or mixed axis is detected. A class of a ``semantic`` model that covers less than
     ``min_share`` of an image in both maps has no IoU of its own there; its pooled IoU counts every pixel.
 
     Raises :class:`GateError` if the candidate does not run or gives maps of another shape, :class:`SessionError` if the
@@ -111,7 +111,7 @@ def summarize(compared: Sequence[tuple[str, Difference]], classes: Sequence[str]
 
 
 def _distinct(images: Iterable[GateImage]) -> Iterator[GateImage]:
-    """Leave out images whose pixels were met before: copies and links prove nothing new."""
+    """Leave out images whose pixels occurred before, since copies and links add no evidence."""
     digests: set[bytes] = set()
     for name, pixels in images:
         digest = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()

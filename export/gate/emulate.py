@@ -1,8 +1,8 @@
 """Emulate a 16-bit graph on a processor, and measure the largest magnitude of every tensor.
 
-ONNX Runtime's CPU provider computes fp16 graphs in fp32 and has no bf16 convolution, so running an artifact there shows
-nothing about its range. Its emulation does: the same graph in fp32, in which every 16-bit tensor of the artifact is
-cast to 16 bits and back after the node that makes it, so that values that overflow become infinite::
+ONNX Runtime's CPU provider computes fp16 graphs in fp32 and has no bf16 convolution, so running an artifact there does
+not test its range. An emulation does: the same graph in fp32, in which every 16-bit tensor of the artifact is cast to
+16 bits and back after the node that makes it, so that values that overflow become infinite::
 
     session = GraphSession(emulation(converted), bundle, role="model", kind="onnxruntime/cpu/fp16", artifact=digest)
 
@@ -34,7 +34,7 @@ _LOWEST = 3.4028234663852886e38  # magnitude of the lowest float32 number
 _LARGEST_MESSAGE = 2**31 - 1
 _PROBE = "largest magnitude of "
 
-# these pass on values that were rounded before
+# these operators pass on values that were already rounded
 _MOVES = frozenset(
     ("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Relu", "Reshape", "Slice")
     + ("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where")
@@ -104,9 +104,9 @@ def with_probes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class GraphSession:
-    """Run a graph that is no file of a bundle on ONNX Runtime's CPU provider: an emulation, or an original with probes.
+    """Run a graph that is not a bundle's file on ONNX Runtime's CPU provider: an emulation, or an original with probes.
 
-    ``kind`` and ``artifact`` are those of the artifact that it stands for. ``magnitudes`` holds the largest magnitude
+    ``kind`` and ``artifact`` are those of the artifact that it represents. ``magnitudes`` holds the largest magnitude
     of each probed tensor so far.
     """
 
@@ -172,7 +172,7 @@ class Memory:
 def magnitudes_beyond(model: onnx.ModelProto, magnitudes: Mapping[str, float], limit: float) -> dict[str, float]:
     """Map nodes of an original that make a tensor beyond ``limit``, in the graph's order, to its magnitude.
 
-    Attention masks that hold the lowest float32 number do not count: a conversion brings them into range.
+    Attention masks that hold the lowest float32 number do not count, since a conversion maps them into range.
     """
     nodes: dict[str, float] = {}
     for node in model.graph.node:
@@ -183,7 +183,7 @@ def magnitudes_beyond(model: onnx.ModelProto, magnitudes: Mapping[str, float], l
 
 
 def nodes_touching(model: onnx.ModelProto, magnitudes: Mapping[str, float], precision: str) -> frozenset[str]:
-    """Return the nodes that make or read a tensor too large for ``precision``: none of them can run in it."""
+    """Return the nodes that make or read a tensor too large for ``precision``: none of them can run in that precision."""
     beyond = {name for name, largest in magnitudes.items() if largest > LARGEST[precision] and not _is_mask(largest)}
     return frozenset(node_name(node) for node in model.graph.node if not beyond.isdisjoint((*node.input, *node.output)))
 

@@ -1,6 +1,6 @@
 """The gate: an artifact passes if it is the same as its original on real images, within stated tolerances.
 
-Every conversion goes through it, to another format, precision or runtime::
+Every conversion to another format, precision or runtime must pass it::
 
     images = GateImages.open("photos/")
     (verdict,) = judge(
@@ -8,7 +8,7 @@ Every conversion goes through it, to another format, precision or runtime::
         Side(bundle=bundle, sessions={"model": engine_session}),
         images,
     )
-    require_pass(verdict)                     # GateError: what falls short, with the numbers
+    require_pass(verdict)                     # GateError: names each violated tolerance with its numbers
     add_verdict(bundle, verdict).save()
 
 Artifact, runtime, device and precision of a verdict are those of the candidate's session. An artifact that cannot run
@@ -99,7 +99,7 @@ class GateImages:
 
     @property
     def summary(self) -> SourceSummary:
-        """Images used so far, and files passed over."""
+        """Images used so far, and skipped files."""
         return SourceSummary(
             images=len(self.items) - len(self.rejected),
             skipped=self.source.skipped,
@@ -122,7 +122,7 @@ class Findings:
     """Facts about an artifact's nodes that go into its verdict."""
 
     faults: tuple[str, ...] = ()
-    """Nodes at fault, and their values."""
+    """Nodes that cause a failure, and their values."""
     warnings: tuple[str, ...] = ()
     """Risks that do not fail the gate."""
     kept_fp32: tuple[str, ...] = ()
@@ -215,7 +215,7 @@ def check_required_classes(reference: Side, tolerances: Tolerances) -> None:
 
 
 def require_pass(*verdicts: Verdict) -> None:
-    """Raise :class:`GateError`, naming everything that falls short and the nodes at fault, unless all passed."""
+    """Raise :class:`GateError`, naming each violated tolerance and the nodes that cause it, unless all passed."""
     for verdict in verdicts:
         if not verdict.passed:
             raise GateError(

@@ -1,8 +1,8 @@
 """Check an exported graph: the fp32 file in ONNX Runtime must equal the torch module.
 
 Every output is compared at batch 1, at a batch other than the traced one, and at a second size if the size is free, so
-that an axis that the exporter froze shows here and not on a user's photos. Then the gate's own comparison runs, and its
-result is the bundle's first verdict.
+that an axis that the exporter froze is found here rather than on a user's photos. Then the gate's comparison runs, and
+its result is the bundle's first verdict.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def output_errors(
 def _paired(
     outputs: Sequence[OutputSpec], expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]
 ) -> Iterator[tuple[OutputSpec, NDArray[Any], NDArray[Any]]]:
-    """Yield outputs with what both sides gave.
+    """Yield outputs with the values of both sides.
 
-    Objects with nearly equal scores may trade places, so that their masks and classes are compared as a sum over the
+    Objects with nearly equal scores may swap places, so their masks and classes are compared as a sum over the
     objects of score times probability, and of score times class.
     """
     at = {output.kind: index for index, output in enumerate(outputs)}

@@ -1,4 +1,4 @@
-"""Judge artifacts that a bundle has already: a conversion, an engine, an original in another runtime, another bundle.
+"""Judge existing artifacts: a conversion, an engine, an original in another runtime, or another bundle.
 
 ::
 
@@ -18,7 +18,7 @@ from .judge import Findings, GateImages, judge
 from .tasks import Side
 
 EMULATED = ("fp16", "bf16", "mixed")
-"""Precisions that a processor does not execute: it runs an emulation of the file instead."""
+"""Precisions that a CPU does not execute; an emulation of the file runs instead."""
 
 
 def prove_artifact(
@@ -117,7 +117,7 @@ def prove_same(
 
 
 def emulated_session(bundle: Bundle, role: str, precision: str, threads: int) -> GraphSession:
-    """Open the emulation of the bundle's 16-bit file, which stands in for it on a processor."""
+    """Open the emulation of the bundle's 16-bit file, which replaces it on a CPU."""
     import onnx
 
     entry = bundle.file(role, precision)

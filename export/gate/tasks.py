@@ -45,7 +45,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between the two on one image."""
+    """Difference between the two artifacts on one image."""
 
     agreement: float
     """Share of decisions that are the same."""
@@ -200,7 +200,7 @@ def _run_detector(side: Side, photos: Sequence[NDArray[np.uint8]]) -> Iterator[t
     for values, covers in _called(side, "model", photos):
         boxes, scores = values[kinds.index("boxes")], values[kinds.index("box_scores")]
         finite = bool(np.isfinite(boxes).all() and np.isfinite(scores).all())
-        # a photo on which nothing reaches the threshold of labeling is compared on its best box
+        # if no box reaches the threshold of labeling, the photo is compared on its best box
         settings = BoxSettings(box_score=min(BoxSettings.box_score, float(np.nan_to_num(scores).max(initial=0.0))))
         yield choose_boxes(boxes, scores, covers, settings), finite
 

@@ -1,4 +1,4 @@
-"""Put converted graphs into a bundle: write them aside, move them in, and list them last.
+"""Put converted graphs into a bundle: write them to a temporary folder, move them in, then list them.
 
 ::
 
@@ -20,7 +20,7 @@ from ...engine.model.files import sha256
 if TYPE_CHECKING:
     import onnx
 
-_LARGEST_FILE = 2**31 - 1  # of a protobuf message
+_LARGEST_FILE = 2**31 - 1  # size limit of a protobuf message, in bytes
 
 
 def save_graph(

@@ -1,4 +1,4 @@
-"""Find a small subset that is enough, by testing subsets.
+"""Find a small sufficient subset, by testing subsets.
 
 ::
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def smallest_subset(items: Sequence[T], enough: Callable[[frozenset[T]], bool], *, budget: int) -> frozenset[T]:
-    """Return a subset of ``items`` that is enough and has no item to spare; later items are preferred.
+    """Return a sufficient subset of ``items`` from which no item can be removed; later items are preferred.
 
-    All items together must be enough, and a larger set never less so than a smaller one. After ``budget`` tests the
-    result is still enough, but an item may be to spare.
+    All items together must be sufficient, and every superset of a sufficient set must be. After ``budget`` tests the
+    result is still sufficient, but may contain items that could be removed.
     """
     num_tests = 0
 

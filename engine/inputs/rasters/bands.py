@@ -1,4 +1,4 @@
-"""Files of many bands: bytes → HWC samples, and what pictures show of them.
+"""Files of many bands: decode bytes to HWC samples, and convert samples to RGB for pictures.
 
 ::
 
@@ -89,7 +89,7 @@ def _check_bands(count: int, dtype: Any, numbers: tuple[int, ...], sample_type: 
 
 
 def display_of(image: NDArray[Any], bands: BandSpec) -> NDArray[np.uint8]:
-    """Return (H, W, 3) uint8 RGB of (H, W, C) samples: the display bands, in the display range of every image."""
+    """Convert (H, W, C) samples to (H, W, 3) uint8 RGB: the display bands, scaled by the display range."""
     colors = np.ma.getdata(image)[..., list(bands.display_channels)]
     low, high = bands.display_range
     if bands.sample_type == "uint8" and (low, high) == (0.0, 255.0):
@@ -139,8 +139,8 @@ def band_axis(shape: tuple[int, ...], expected: Sequence[int]) -> int:
     """Return the axis of the bands of an array with three axes: 0 of (bands, H, W), or 2 of (H, W, bands).
 
     ``expected`` are the likely numbers of bands: the highest that a model takes, or those of photos. The axis is the
-    one with such a number, else the shorter one of an image of at least 16 x 16 pixels whose sides are at least twice
-    as long. Raises :class:`ImageError` for all other arrays, which may be read in either way.
+    one with such a number; otherwise the short one of an array whose other axes are at least 16 and at least twice as
+    long. Raises :class:`ImageError` for all other arrays, which are ambiguous.
     """
     exact = [axis for axis in (0, 2) if shape[axis] in expected]
     if len(exact) == 1:
@@ -168,7 +168,7 @@ def _npy_samples(
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, in_fortran_order, dtype = read(stream)
     except Exception as error:
-        # NumPy parses the header as Python, whose tokenizer raises errors of its own
+        # NumPy parses the header as Python code, whose tokenizer has its own exceptions
         raise ImageError("truncated", f"the .npy file is cut short or damaged: {error}") from error
     named = len(shape) == 4 and shape[0] == 1
     if dtype.hasobject or not (named or len(shape) in (2, 3)) or min(shape) < 1:

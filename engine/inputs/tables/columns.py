@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from ....errors import SourceError
 
 IMAGE_NAMES = ("image", "images", "img", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
-"""Names of a column of bytes that is taken for images, the first that is there."""
+"""Names of a column of bytes that may hold images, in search order."""
 KEY_NAMES = ("__key__", "file_name", "filename", "image_id", "key", "id")
-"""Names of a column of strings that name the images, the first that is there."""
+"""Names of a column of strings that may name the images, in search order."""
 
 
 class Columns(NamedTuple):
@@ -25,7 +25,7 @@ def image_columns(schema: Any, table: str) -> Columns | None:
     """Find the columns of images and names in an Arrow schema; None if it holds no images.
 
     Images are a struct with a field ``bytes``, as ``datasets`` writes them, or a column of bytes of a usual name.
-    Raises :class:`SourceError` if several structs may be meant and none is called ``image``.
+    Raises :class:`SourceError` if there are several such structs and none is called ``image``.
     """
     import pyarrow as pa
 

@@ -20,7 +20,7 @@ _SAVED, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 
 
 def tables_at(path: str) -> list[str] | None:
-    """Return the tables of images that a path stands for: itself, or those of a saved data set; None if it is none.
+    """Return the tables of images at a path: the path itself, or those of a saved data set; None if there are none.
 
     Raises :class:`SourceError` for a saved data set that is damaged.
     """
@@ -44,11 +44,11 @@ def holds_images(file: Any, name: str) -> bool:
     try:
         return image_columns(pq.read_schema(file), name) is not None
     except pa.ArrowException:
-        return False  # the reader of lists says what is wrong
+        return False  # the reader of lists reports the fault
 
 
 def is_table(url: str, filesystem: Any, path: str) -> bool:
-    """Return True for the URL of a table of images; ``path`` is that in the filesystem."""
+    """Return True for the URL of a table of images; ``path`` is its path in the filesystem."""
     if extension(url) == ".parquet":
         with filesystem.open(path, "rb") as file:
             return holds_images(file, url)
@@ -72,7 +72,7 @@ def table_items(path: str, printable: str, stamp: str, opener: Opener | None = N
 
 
 def row_of(uri: str, path: str | None = None) -> tuple[str, int] | None:
-    """Return (table, row) of the name of an image in a table, at ``path`` if it has another; None for other names."""
+    """Return (table, row) of an image's name, None for other names; ``path`` is the table's file if it differs."""
     if "::" not in uri:
         return None
     match = _ROW.fullmatch(uri)
@@ -80,7 +80,7 @@ def row_of(uri: str, path: str | None = None) -> tuple[str, int] | None:
 
 
 def piece_of(uri: str) -> tuple[str, int] | None:
-    """Return the piece of a local table that an image is read with; None for all other images."""
+    """Return the piece of a local table that holds an image; None for all other images."""
     place = row_of(uri)
     if place is None or "://" in place[0] or not os.path.exists(place[0]):
         return None

@@ -1,6 +1,6 @@
-"""Reading images out of tables: whole pieces at a time, of which the last few stay in memory.
+"""Reading images from tables, one piece at a time; the last few pieces stay in memory.
 
-A piece is what the format reads at once: a row group of a Parquet file, a record batch of an Arrow file, 64 rows of a
+A piece is the unit that the format reads: a row group of a Parquet file, a record batch of an Arrow file, 64 rows of a
 Lance dataset. Workers read the images of a lease in order, so each piece is read about once.
 """
 
@@ -29,7 +29,7 @@ LANCE_ROWS = 64
 ENDINGS = (".parquet", ".lance", ".arrow")
 """Endings of tables."""
 _TABLES = 64  # open tables
-_MOST_DAMAGED_ROWS = 1 << 20  # of one piece, as many as are taken at a damaged file's word
+_MOST_DAMAGED_ROWS = 1 << 20  # most rows of a piece: a damaged file may claim any number
 
 Opener = Callable[[], Any]
 """Opens a table behind a URL: a file, or a Lance dataset."""
@@ -62,7 +62,7 @@ class Table(Protocol):
 
     columns: Columns
     starts: list[int]
-    """Number of the first row of each piece, and behind the last one the number of all rows."""
+    """Number of the first row of each piece, followed by the number of all rows."""
 
     def read(self, piece: int, column: str) -> Any:
         """Read a column of a piece, an Arrow array."""
@@ -123,7 +123,7 @@ class _Lance:
 
 
 class _Cache:
-    """Open tables and the pieces that were read last; for any thread."""
+    """Open tables and the pieces that were read last; it is thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -153,7 +153,7 @@ class _Cache:
             raise IndexError(row)
         number = bisect_right(table.starts, row) - 1
         key = path, mark, number
-        with lock:  # of several threads that need a piece, one reads it
+        with lock:  # if several threads need a piece, one reads it
             with self._lock:
                 values = self._pieces.get(key)
                 if values is not None:
@@ -182,7 +182,7 @@ def open_table(path: str, opener: Opener | None = None) -> Table:
 def row_names(table: Table) -> Iterator[tuple[str | None, str]]:
     """Yield the name of each row, None if it has none, and the reason why it cannot be read, empty if it can.
 
-    The rows of a damaged piece have a reason. Raises the errors of a server that may answer at another time.
+    The rows of a damaged piece have a reason. Raises the errors of a server that may be temporary.
     """
     name = table.columns.name
     for piece in range(len(table.starts) - 1):

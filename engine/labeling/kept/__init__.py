@@ -1,1 +1,1 @@
-"""Kept scores: what a label run stores of the class scores of an image, for later selections."""
+"""Kept scores: the part of an image's class scores that a label run stores for later selections."""

@@ -71,7 +71,7 @@ def encode_scores(kept: KeptScores) -> bytes:
 def decode_scores(data: bytes, size: tuple[int, int], num_classes: int) -> KeptScores:
     """Decode the kept scores of an image of ``size`` (H, W) with a number of scored classes.
 
-    Raises ValueError if they are damaged: no class or code is out of its range.
+    Raises ValueError if they are damaged; all returned classes and codes are in range.
     """
     if len(data) < _HEADER.size or data[0] != VERSION:
         raise ValueError(f"kept scores of version {data[0] if data else 'none'}, expected version {VERSION}")

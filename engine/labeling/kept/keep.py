@@ -1,12 +1,12 @@
-"""Keep the scores of an image that a later selection may need: every class that a prediction set can hold, and more.
+"""Keep the scores of an image that a later selection may need: those of all classes that a prediction set can hold.
 
 Usage::
 
     keeper = ScoreKeeper.of(Calibration.load("calibration.json"), "0.05")
     scores = keeper.keep(predictor.predict(image), taxonomy)         # bytes, for a row of the store
 
-Kept are, per pixel, the top class with its nonconformity score, the dispersion of the other classes, and every other
-class whose score is at most its largest threshold at the alpha of the keeper or above.
+For each pixel these are the top class with its nonconformity score, the dispersion of the other classes, and every
+other class whose score is at most its largest threshold at the alpha of the keeper or above.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ScoreKeeper:
 
     @classmethod
     def of(cls, calibration: Calibration, alpha: str | float) -> ScoreKeeper:
-        """Keep what the calibration's thresholds need at ``alpha`` and above.
+        """Return the keeper for all thresholds of the calibration at ``alpha`` and above.
 
         A class's threshold may be larger at a larger alpha, which needs fewer images for a threshold of its own, so the
         limit is the largest of them. Raises :class:`UsageError` for a calibration with thresholds per position or
@@ -73,7 +73,7 @@ class ScoreKeeper:
         return cls(alpha=alpha_text(alpha), limits=np.max(candidates, axis=0), calibration=calibration)
 
     def record(self) -> dict[str, Any]:
-        """Return what is common to all rows, for the run record."""
+        """Return the settings common to all rows, for the run record."""
         return {
             "version": VERSION,
             "alpha": self.alpha,
@@ -140,8 +140,9 @@ class ScoreKeeper:
         )
 
     def _more(self, score_map: ScoreMap, taxonomy: Taxonomy, cells: Any, top: Any) -> tuple[Any, Any, Any]:
-        """Return the number of classes but the top within their limits, per cell; and class and score of each of them,
-        cell by cell, best first.
+        """Return the number of classes except the top one within their limits, per cell, and those classes' scores.
+
+        Classes and scores are listed cell by cell, best first.
         """
         xp = score_map.backend.xp
         values = score_map.scores if score_map.layout == "HWC" else xp.moveaxis(score_map.scores, 0, -1)
@@ -164,7 +165,7 @@ def _images_per_class(calibration: Calibration) -> list[int]:
 def load_kept_calibration(folder: str | os.PathLike[str], seal: str) -> Calibration | None:
     """Load the calibration that a store with kept scores was made with; None if the file is not there.
 
-    Raises :class:`CalibrationError` if it is another one.
+    Raises :class:`CalibrationError` if its seal is a different one.
     """
     path = location_of(folder) / CALIBRATION_FILE
     if not path.exists():

@@ -1,9 +1,9 @@
-"""Quantize nonconformity scores finely near thresholds, so that later thresholds decide as on exact scores.
+"""Quantize nonconformity scores such that later thresholds decide almost as on exact scores.
 
 The cells are 1/64 wide in the logit of the score from -9 on, and 1/16 below, where only confidences of 0.9999 differ.
 Each class has one more boundary at the threshold that the labels were made with. The upper edges of calibration's score
 bins are boundaries as well, so a threshold of :meth:`~maskmill.engine.calibration.calibration.Calibration.at` decides
-every pixel as on exact scores; any other threshold decides up to half a cell off, 1/128 in the logit.
+every pixel as on exact scores; any other threshold is off by at most half a cell, 1/128 in the logit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CELLS_PER_BIN = 4
 
 
 def _boundaries() -> NDArray[np.float32]:
-    """(E,) float32, ascending: largest score in each cell; the last cells end at 1 and at infinity."""
+    """Return the largest score in each cell, (E,) float32, ascending; the last cells end at 1 and at infinity."""
     bins = UPPER[:-2]
     logits = np.linspace(-20, 14, len(bins))
     first = int(np.searchsorted(logits, _FINEST))
@@ -32,7 +32,7 @@ def _boundaries() -> NDArray[np.float32]:
 
 
 EDGES: NDArray[np.float32] = _boundaries()
-"""(E,) float32: largest score in each cell, without the boundary of a class's own."""
+"""(E,) float32: largest score in each cell, without the boundaries of single classes."""
 
 
 def _middle(low: Any, high: Any) -> Any:

@@ -15,12 +15,12 @@ from ..kept.levels import EDGES, VALUES, ScoreLevels
 from ..selection import Selected, Selection
 from . import loops
 
-_VALUES = np.append(VALUES, VALUES[-1])  # pixels without data have a code of their own
+_VALUES = np.append(VALUES, VALUES[-1])  # pixels without data have their own code
 _RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 class KeptSelection:
-    """A selection in terms of kept codes, prepared once for all images.
+    """A selection expressed in kept codes, prepared once for all images.
 
     Parameters
     ----------

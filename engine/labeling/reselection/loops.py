@@ -67,7 +67,7 @@ def decide(top, code, more, levels, selection, targets, label, confidence, count
 
 @compiled()
 def weigh_inputs(confidence, shares, has_shares, values, ratio, scale, offset, share, dispersion):
-    """Fill share and dispersion (N,) of every pixel; ``ratio * scale - offset`` is the dispersion of a whole rest."""
+    """Fill share and dispersion (N,) of every pixel; ``ratio * scale - offset`` is the dispersion at a share of 0."""
     for i in range(ratio.size):
         part = np.float32(1) - values[shares[i]] if has_shares else confidence[i]
         rest = np.float32(1) - part

@@ -5,9 +5,9 @@ Usage::
     label(predictor, source, "labels", taxonomy, Selection.conformal(calibration, keep_scores="0.05"))
     reselect("labels", "labels-10", Reselection(alpha="0.10", weight="pcos"))
 
-Labels are those of a new run with the same selection, except if a score is within its quantization of a threshold;
-:mod:`maskmill.engine.labeling.kept.levels` says how far that is. The new store has the inputs and rejects of the old
-one, its corrections by people, and in its run record the store it came from.
+Labels equal those of a new run with the same selection, except for scores so close to a threshold that their
+quantization matters (see :mod:`maskmill.engine.labeling.kept.levels`). The new store has the inputs, rejects and human
+corrections of the old one, and names it in its run record.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ..writer import Done, Writer
 from .decide import KeptSelection
 
 READ_ROWS = 32
-"""Rows that a worker reads together."""
+"""Number of rows per read of a worker."""
 
 _SELECTION_KEYS = (
     "select",
@@ -61,7 +61,7 @@ _SELECTION_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Reselection:
-    """Changes to the selection of a store; None stands for the option that the store was made with."""
+    """Changes to the selection of a store; None keeps the option that the store was made with."""
 
     calibration: Calibration | None = None
     """Other thresholds."""
@@ -129,7 +129,7 @@ def reselect(
     output
         Folder of the new label store. A store made with other options is refused.
     change
-        What is different from the selection of ``store``.
+        The differences from the selection of ``store``.
     workers
         Number of threads; None: the number of usable processors.
     observer
@@ -168,7 +168,7 @@ def reselect(
 
 
 def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
-    """Return the run record of the new store: that of ``source`` with another selection, and where it came from."""
+    """Return the run record of the new store: that of ``source`` with another selection, and naming ``source``."""
     made_with = {name: value for name, value in source.run.items() if name not in _SELECTION_KEYS}
     before = {
         name: source.run[name]
@@ -232,12 +232,12 @@ def _unfinished(source: LabelStore, target: LabelStore) -> Iterator[InputRow]:
             conditions[row.uri] = row.condition
             yield row
 
-    # an input row names, dates and sizes an input as an item of a source does
+    # an input row has the uri, stamp and size of a source's item
     return target.plan(rows(), retry_rejects=True, condition=conditions.pop)  # type: ignore[return-value]
 
 
 def _corrections(source: LabelStore, target: LabelStore) -> list[ReviewRow]:
-    """Return the reviews that hold for any labels: corrected maps, images that are not to be used, and their ends.
+    """Return the reviews that do not depend on the labels: corrected maps, rejected images, and withdrawals of both.
 
     A review that an earlier call copied ends in ``target`` if a later one of ``source`` withdraws or replaces it.
     """
@@ -252,7 +252,7 @@ def _corrections(source: LabelStore, target: LabelStore) -> list[ReviewRow]:
 
 
 class _Worker:
-    """Functions of the stages."""
+    """Holds the functions of the stages."""
 
     def __init__(self, source: LabelStore, decide: KeptSelection, writer: Writer, watch: StoredWatch | None) -> None:
         self._source = source
@@ -267,7 +267,7 @@ class _Worker:
         return [(replace(row, time=0), labels.pop(row.id or "", None)) for row in inputs]
 
     def write(self, results: list[Done]) -> list[Any]:
-        """Give finished inputs to the writer."""
+        """Pass finished inputs to the writer."""
         for done in results:
             self._writer.write(done)
         return []

@@ -1,4 +1,4 @@
-"""Compute class activation maps: several scales, mirrored as well, on one grid, each class scaled to its maximum.
+"""Compute class activation maps: summed over scales and mirror images on one grid, each scaled by its maximum.
 
 ::
 

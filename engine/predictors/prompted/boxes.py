@@ -7,7 +7,7 @@
     found.boxes, found.classes, found.scores
 
 A row of the detector's output is one box with a score per class; its class is the best one. Boxes below a score are
-left out, and of boxes of one class that overlap, all but the best.
+left out, and so are all but the best of overlapping boxes of one class.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class BoxDetector:
         self.bundle = bundle
         self.session = session
         self.classes: tuple[str, ...] = bundle.classes
-        """Names of the classes, the background not among them."""
+        """Names of the classes, without the background."""
         self.chosen: BoxSettings = settings or BoxSettings()
         """Boxes that are used."""
         self._batch = batch

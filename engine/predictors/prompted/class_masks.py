@@ -1,14 +1,13 @@
 """Convert a promptable model's masks to class scores: choose, merge, and score the background.
 
 Everything stays on the decoder's own grid of logits; a pixel's score is a probability times a confidence, so that no
-sentinel is ever interpolated:
+special value is ever interpolated:
 
 * a mask's **confidence** is the mean of its class's activation map inside it, in [0, 1];
 * its **score** in a pixel is sigmoid(logit) times confidence; a class has the highest of its masks' scores, and 0
-  if no prompt asks for it;
-* the **claim** on a pixel is the highest sigmoid(logit) of all masks, and the **background** scores
-  1 - 2 claim + (highest score of a class), at least 0: it is 1 far from every mask, and wins exactly if no mask covers
-  the pixel.
+without a prompt; * the **claim** on a pixel is the highest sigmoid(logit) of all masks, and the **background** scores 1
+- 2 claim + (highest score of a class), at least 0: it is 1 far from every mask, and wins exactly if no mask covers the
+pixel.
 
 The last two give S2C's rule (the background is what lies outside every mask, overlaps go to the higher score), with
 scores that are continuous across a mask's edge.

@@ -1,4 +1,4 @@
-"""A bounded folder of image embeddings, so that prompting again costs no encoder.
+"""A folder of image embeddings with a size limit, so that new prompts do not need the encoder again.
 
 ::
 
@@ -30,7 +30,7 @@ from ....errors import UsageError
 from ...inputs.identity import content_id
 from ...model.publishing import write_atomically
 
-_SPARE = 0.1  # share of the limit that a clean-up frees, so that it is rare
+_SPARE = 0.1  # share of the limit that a clean-up frees, so that clean-ups are rare
 
 
 def rounded(embeddings: Sequence[Any], xp: Any = np) -> list[Any]:
@@ -67,9 +67,9 @@ class EmbeddingCache:
         self._lock = threading.Lock()
         self._bytes: int | None = None
         self.hits = 0
-        """Embeddings found so far."""
+        """Number of embeddings found so far."""
         self.misses = 0
-        """Requests without a stored embedding so far."""
+        """Number of requests without a stored embedding so far."""
 
     @staticmethod
     def key(image: NDArray[np.uint8]) -> str:
@@ -116,7 +116,7 @@ class EmbeddingCache:
         """List (time of last use, bytes, path) of all files, least recently used first."""
         files = []
         for path in self._root.glob("*/*.npz"):
-            with suppress(OSError):  # another process may have dropped it
+            with suppress(OSError):  # another process may have deleted it
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))
         return sorted(files)

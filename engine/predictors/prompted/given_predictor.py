@@ -1,10 +1,10 @@
-"""Predict class scores and objects from prompts that come from elsewhere: files (:mod:`.given_prompts`) or a detector.
+"""Predict class scores and objects from external prompts: from files (:mod:`.given_prompts`) or a detector.
 
 Every prompt's object has a mask and a confidence; the score of a class in a pixel, and the background's, follow from
 them as in :mod:`.class_masks`. Of the masks that the model gives for a prompt the one with the best predicted IoU is
 used, and its confidence is the prompt's score times that IoU. A part of a coarse mask is prompted in several ways, with
 the part itself as a mask if the decoder takes one; the mask that agrees best with the part, by IoU, is used, with the
-agreement as its confidence. If none reaches :data:`MIN_AGREEMENT`, the part stays as it was, with that confidence.
+agreement as its confidence. If none reaches :data:`MIN_AGREEMENT`, the part is kept unchanged, with that confidence.
 
 The encoder runs once per image, and not at all if there is no prompt; the prompts of all images of a batch go to the
 decoder together, and a detector sees all images of a batch in one call. Boxes and masks are chosen on the host.
@@ -38,7 +38,7 @@ from .prompts import PADDING, Prompts, mask_logits
 BACKGROUND = "background"
 MIN_AGREEMENT = 0.5
 """IoU with the part of the coarse mask below which a refined mask is not used."""
-_CERTAIN = 6.0  # magnitude of the logits of a coarse mask that stays
+_CERTAIN = 6.0  # magnitude of the logits of a coarse mask that is kept unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class GivenPredictor(SessionPredictor):
         self._decoder_kind, self._decoder_artifact = decoder.kind, decoder.artifact
         self._lock = threading.Lock()
         self.encoded = 0
-        """Images that the encoder saw so far."""
+        """Number of images that the encoder processed so far."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def _on_grid(part: NDArray[np.bool_], size: tuple[int, ...], extent: tuple[float
     columns = np.minimum(((np.arange(size[1]) + 0.5) / extent[1] * part.shape[1]).astype(int), part.shape[1] - 1)
     cells = max(extent[0] / part.shape[0], extent[1] / part.shape[1])
     if cells < 0.5:
-        # average first, since a cell covers several pixels
+        # average first if a cell covers several pixels
         smooth = cv2.resize(part.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
         if (round(extent[0]), round(extent[1])) == (size[0], size[1]):
             return smooth >= 0.5

@@ -1,4 +1,4 @@
-"""Prompts that come from elsewhere: boxes or points from a file, coarse masks from a label store or label files.
+"""External prompts: boxes or points from a file, coarse masks from a label store or label files.
 
 =================  ===================================================================================================
 boxes, ``.csv``    ``image,label,x0,y0,x1,y1`` and optionally ``score``, a row per box
@@ -11,7 +11,7 @@ masks              a label store, or a file or folder of any label format that m
 
 Coordinates are pixels of the image; boxes are cut to it, and an image is rejected if a box or a point lies outside of
 it. A CSV file has the classes that occur in it. An image without a row has no prompts, and is background everywhere.
-``iscrowd`` boxes are left out: they hold several objects, and a prompt is for one.
+``iscrowd`` boxes are left out: they contain several objects, and a prompt describes one.
 
 Prompts of large files, read by windows, are cut to each window; their coordinates are pixels of the whole file.
 """
@@ -45,14 +45,14 @@ from .prompts import BOX_END, BOX_START, POSITIVE
 NEGATIVE = 0.0
 """Label of a point off the object."""
 MIN_PART = 0.001
-"""Smallest share of the image that a part of a coarse mask covers to be refined."""
+"""Smallest share of the image for a part of a coarse mask to be refined."""
 INNER_POINTS = 3
-"""Points inside a part of a coarse mask."""
+"""Number of points inside a part of a coarse mask."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Prompt:
-    """One way to ask for an object."""
+    """One prompt for an object."""
 
     points: NDArray[np.float32]
     """(P, 2): (x, y) in pixels of the image; P may be 0 with a mask."""
@@ -67,11 +67,11 @@ class Target:
     """One object to segment."""
 
     target: int
-    """Index of its class, the background not counted."""
+    """Index of its class, not counting the background."""
     score: float = 1.0
     """Score of the prompt, in [0, 1]."""
     prompts: tuple[Prompt, ...]
-    """Ways to ask for it; one answer is used."""
+    """Alternative prompts for it; the best answer is used."""
     coarse: NDArray[np.bool_] | None = field(default=None, compare=False)
     """(H, W): the part of the coarse mask that is to be refined; None for prompts without one."""
 
@@ -90,13 +90,13 @@ class GivenPrompts:
         notes: Sequence[str] = (),
     ) -> None:
         self.classes: tuple[str, ...] = tuple(classes)
-        """Names of the classes, the background not among them."""
+        """Names of the classes, without the background."""
         self.origin = origin
         """File or store that the prompts come from."""
         self.targets_of = find
         """Function from an image's uri to the objects to segment."""
         self.condition = condition
-        """Function from an image's uri to the text that decides its labels besides the pixels."""
+        """Function from an image's uri to the text that, besides the pixels, decides its labels."""
         self._names = names
         self.kind: str = kind
         """Kind of the prompts: box, point or coarse mask."""
@@ -185,7 +185,7 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     def label_of(uri: str) -> NDArray[Any] | None:
         if not (names := index.find(uri)):
             return None
-        name, window = names[0]  # a window's own mask rather than its file's
+        name, window = names[0]  # prefer a window's own mask to its file's
         return read(name) if window is None else scenes.read(_MaskFile(name), uri.rpartition(MARK)[0], window)
 
     def find(uri: str) -> Sequence[Target]:
@@ -210,7 +210,7 @@ def _of_rows(
     if not rows:
         raise UsageError(f"{file} holds no prompts{''.join(f'; {note}' for note in notes)}")
     occurring = {label for _, label, _, _ in rows}
-    # a calibration is for the classes of a file, in whatever order it lists them
+    # sorted, so that a calibration does not depend on the order in which a file lists the classes
     classes = sorted(occurring.union(class_names or ()))
     if BACKGROUND in classes:
         raise UsageError(
@@ -270,7 +270,7 @@ def _cut(prompt: Prompt, size: tuple[int, int]) -> Prompt:
 def within_window(targets: Sequence[Target], window: Window, path: str) -> list[Target]:
     """Return the part of the objects of the file ``path`` that a window shows, in pixels of the window.
 
-    Boxes are cut to the window; points outside of it are left out, and so are objects of which nothing remains. A point
+    Boxes are cut to the window; points outside of it and objects without a remaining prompt are left out. A point
     on the border of two windows is in the right or lower one; one on the file's own border is in the last window.
     """
     size, start = (window.height, window.width), np.array([window.column, window.row], np.float32)
@@ -301,7 +301,7 @@ def _are_inside(points: NDArray[np.float32], window: Window, path: str) -> NDArr
 
 @lru_cache(maxsize=4096)
 def _ends_file(path: str, window: Window) -> tuple[bool, bool]:
-    """Return whether the right and the lower border of a window are those of its file; False if that is unreadable."""
+    """Return (right, lower): True if that border of a window is its file's border; False if the file is unreadable."""
     try:
         height, width = raster_shape(path)
     except ImageError:  # the window is rejected when it is read
@@ -355,8 +355,8 @@ def _label_files(
 def _parts(label: NDArray[Any], numbers: Mapping[int, int]) -> Iterator[Target]:
     """Make prompts for the connected parts of each class.
 
-    They are the box, the box with inner points, the points alone; and, with the part itself as a mask, the box and the
-    mask alone.
+    The prompts are the box, the box with inner points, and the points alone; and, with the part itself as a mask, the
+    box with the mask and the mask alone.
     """
     for value in np.unique(label).tolist():
         if value not in numbers:
@@ -388,7 +388,7 @@ def inner_points(part: NDArray[np.bool_], limit: int) -> NDArray[np.float64]:
         if points and depth[row, column] < deepest / 2:
             break
         points.append((column + 0.5, row + 0.5))
-        # the next point is not within the circle that fits around this one
+        # exclude a circle around this point, twice as large as the one that fits inside the part
         cv2.circle(depth, (int(column), int(row)), max(1, math.ceil(2 * float(depth[row, column]))), 0.0, -1)
     return np.array(points)
 

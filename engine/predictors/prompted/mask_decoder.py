@@ -1,4 +1,4 @@
-"""Run a promptable model's decoder: prompts of any images and classes in, low-resolution mask logits out.
+"""Run a promptable model's decoder on prompts of any images and classes; it returns low-resolution mask logits.
 
 ::
 
@@ -55,7 +55,7 @@ class PromptDecoder:
         self._backend = backend
         self._lock = threading.Lock()
         self.calls = 0
-        """Calls of the session so far."""
+        """Number of calls of the session so far."""
 
     @property
     def takes_masks(self) -> bool:
@@ -86,7 +86,7 @@ class PromptDecoder:
             )
         masks = xp.empty((len(prompts), spec.num_masks, spec.mask_height, spec.mask_width), np.float32)
         scores = xp.empty((len(prompts), spec.num_masks), np.float32)
-        # without a box SAM expects one padding point, and no more; SAM 2 expects it behind a box, too
+        # without a box SAM expects exactly one padding point; SAM 2 also expects it after a box
         num_valid = prompts.num_points + (spec.pad_boxes | ~(prompts.labels == BOX_END).any(axis=1))
         ask = self._official if spec.signature == "official" else self._batched
         for number in np.unique(num_valid):

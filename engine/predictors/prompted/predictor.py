@@ -100,10 +100,10 @@ class PromptedPredictor(SessionPredictor):
     scales, flip
         Input sizes of the classifier as multiples of its own; also use the mirrored image.
     labels
-        Classes of each image. Without them an image shows the classes whose probability is above
+        Classes of each image. If None, an image is prompted for the classes with a probability above
         ``class_threshold``.
     class_threshold
-        See above; not used with ``labels``.
+        Smallest probability of a class to be prompted for; not used with ``labels``.
     cache
         Cache of the encoder's embeddings, or None.
     batch
@@ -154,7 +154,7 @@ class PromptedPredictor(SessionPredictor):
         """Wall time in seconds inside each step of ``run`` so far, summed over threads; on a device the time to queue
         work and to wait for downloads."""
         self.encoded = 0
-        """Images that the encoder saw so far."""
+        """Number of images that the encoder processed so far."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class PromptedPredictor(SessionPredictor):
                     )
                 ]
                 for image_steps, activations in zip(steps, cams, strict=True):
-                    # a classifier that fails on an image must not look like one that sees only background
+                    # a failure of the classifier must not look like an image of background only
                     image_steps.score_map.scores[:] += activations.zero_or_nan()
                 return steps
 

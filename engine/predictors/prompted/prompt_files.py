@@ -15,7 +15,7 @@ from ...model.schema import read_json_object
 
 Corners = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels of the image."""
-_FARTHEST = 1e6  # pixels; beyond it a number is no coordinate
+_FARTHEST = 1e6  # pixels; larger numbers are not coordinates
 
 
 def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -43,7 +43,7 @@ def coco_boxes(file: Path) -> tuple[list[tuple[str, str, float, Corners]], int, 
 
     Classes are the categories, whether they have a box or not, without the background and the pixels to ignore.
     """
-    from ...formats.coco import category_names, image_files, is_crowd, owner_of  # which needs Numba
+    from ...formats.coco import category_names, image_files, is_crowd, owner_of  # imported here, since it needs Numba
 
     boxes, num_crowds = [], 0
     try:

@@ -9,14 +9,14 @@ from ...reading.geotiff import Window, split_window
 
 
 class PromptNames:
-    """Names of images that somebody wrote, with or without folders and endings, and of windows of larger files.
+    """Names of images from a file, with or without folders and endings, and of windows of larger files.
 
     ``origin`` names them in messages, as in "images in boxes.csv".
     """
 
     def __init__(self, names: Iterable[str], origin: str) -> None:
         self.names: tuple[str, ...] = tuple(names)
-        """All names, as they were written."""
+        """All names, as written."""
         files: dict[str, str] = {}
         self._windows: dict[tuple[Window, str], str] = {}
         for name in self.names:
@@ -30,7 +30,7 @@ class PromptNames:
         self._files = NameIndex(files, origin)
 
     def find(self, uri: str) -> list[tuple[str, Window | None]]:
-        """Return the names of an image, and with each the window of it that ``uri`` shows if it is a whole file's.
+        """Return the names of an image; with the name of a whole file comes the window of it that ``uri`` shows.
 
         A window may have two: its own, which comes first, and its file's. Raises :class:`UsageError` naming the
         candidates if several names without the image's ending match it.

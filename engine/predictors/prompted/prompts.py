@@ -7,7 +7,7 @@ decoder can process them together::
     masks, scores = decoder.run(embeddings, join_prompts(prompts))
 
 Maps, peaks and points are on one device (:mod:`maskmill.engine.backends.base`). The number of prompts and points is
-needed on the host: the counts of peaks are downloaded from a device, the peaks themselves are not.
+needed on the host, so the counts of peaks are downloaded from a device, but not the peaks.
 
 Modes: ``points`` is one prompt per class, with all its peaks; ``peaks`` one per peak; ``box`` one for each part of the
 map above a threshold, with the box around it; ``box+points`` the same with the peaks inside; ``best`` all of these;
@@ -33,7 +33,7 @@ from ...backends.base import Backend
 from ...backends.host import HOST
 
 POSITIVE, BOX_START, BOX_END, PADDING = 1.0, 2.0, 3.0, -1.0
-"""Labels of points: on the object, a box's top left and bottom right corner, and no point at all."""
+"""Labels of points: on the object, a box's top left and bottom right corner, and padding."""
 
 Mode = Literal["points", "peaks", "box", "box+points", "best", "single-box", "mask"]
 PeakMode = Literal["paper", "official"]
@@ -52,11 +52,9 @@ class PromptSettings:
     mode: Mode = "points"
     """Prompts that the decoder receives; see the module's text."""
     peaks: PeakMode = "paper"
-    """``paper``: peaks above ``tau``, none in a border of ``min_distance``; ``official``: as the authors of S2C coded
-    it."""
+    """``paper``: peaks above ``tau``, none in a border of ``min_distance``; ``official``: as in S2C's code."""
     maximum: bool = False
-    """Add the maximum of a map that is not among its peaks, as one in the border: a class then never lacks a prompt.
-    False is as in the paper."""
+    """Add a map's maximum if it is not among its peaks, so that every class has a prompt; the paper does not."""
     tau: float = 0.5
     """A peak exceeds this value of its map, whose maximum is 1."""
     min_distance: int | None = None
@@ -211,7 +209,7 @@ def _image_prompts(
     scale: tuple[float, float],
     xp: Any,
 ) -> Prompts:
-    """Make prompts for one image from the peaks of its maps; boxes need ``cams`` and ``known_peaks`` on the host."""
+    """Make prompts for one image from its maps' peaks; for boxes, ``cams`` and ``known_peaks`` are on the host."""
     present = np.flatnonzero(counts)
     if len(present) == 0:
         return NO_PROMPTS
@@ -336,6 +334,6 @@ def _concatenated(parts: Sequence[list[Any]], xp: Any) -> Prompts:
         group=group,
         points=xp.concatenate(points),
         labels=np.concatenate(labels).astype(np.float32),
-        # one setting makes them all, so that all parts have masks or none
+        # all parts come from the same settings, so either all have masks or none
         masks=None if parts[0][5] is None else xp.concatenate([part[5] for part in parts]),
     )

@@ -19,7 +19,7 @@ _READABLE = {
 def parse_settings(
     texts: Sequence[str], settings: Sequence[type], views: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Parse ``NAME=VALUE`` texts into values by the settings class that has the field; ``views`` holds other names.
+    """Parse ``NAME=VALUE`` texts into values per settings class; ``views`` holds names that no class has.
 
     Raises :class:`UsageError` that lists the known names, or the type that was expected.
     """

@@ -12,13 +12,13 @@ from typing import Any
 from ....errors import MaskmillError, MissingPackageError, UsageError
 from ..access import EXTRAS, Access
 
-_SCHEMES = {"gcs": "gs"}  # schemes that the client calls otherwise
+_SCHEMES = {"gcs": "gs"}  # schemes with another name in the client
 _EXAMPLES = {
     "s3": "aws_region, aws_endpoint and aws_access_key_id",
     "gcs": "google_service_account and google_skip_signature",
     "azure": "azure_storage_account_name and azure_storage_account_key",
 }
-# options of the HTTP client; all others are those of the object store
+# options of the HTTP client; all others belong to the object store
 _CLIENT_OPTIONS = frozenset(
     (
         *("allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only", "http2_only"),
@@ -35,7 +35,7 @@ _NO_CREDENTIALS = re.compile(
     r"Generic \w+ error: (?:Missing"
     r"|(?:Error performing token request: )?Error performing \w+ http://(?:169\.254\.169\.254|metadata)\b)"
 )
-# the client asks a server of the cloud for credentials where the environment has none
+# without credentials in the environment, the client requests them from a server of the cloud
 _STATUS = re.compile(r"status code: (\d{3}) ([^:\n]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
 
 
@@ -52,7 +52,7 @@ class RefusedError(PermissionError):
 
 
 class MissingBucketError(FileNotFoundError):
-    """There is no such bucket."""
+    """The bucket does not exist."""
 
 
 class RefusedNameError(ValueError):
@@ -63,7 +63,7 @@ REFUSED_NAME = "a name in the bucket has an empty part, '.', '..' or a control c
 
 
 _WHOLE_ANSWER = 20
-"""Time limits that an answer has from its first byte to its last."""
+"""Number of time limits that an answer may last from its first byte to its last."""
 
 
 def require_client(url: str) -> None:
@@ -88,8 +88,8 @@ def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Ac
     from obstore import exceptions
     from obstore.store import from_url
 
-    # each part of an answer must arrive in time; the whole answer, whose text the client keeps if it is an error, in
-    # a multiple of that
+    # the time limit applies to each part of an answer, and a multiple of it to the whole answer, since the client keeps
+    # the text of an error in memory
     waiting = timedelta(seconds=access.timeout)
     client: dict[str, Any] = {"connect_timeout": waiting, "read_timeout": waiting, "timeout": _WHOLE_ANSWER * waiting}
     if allows_http(options):
@@ -115,7 +115,7 @@ def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Ac
             f"{_EXAMPLES[extra]}"
         ) from error
     except Exception as error:
-        # the client's exceptions have no common base beside Exception
+        # the client's exceptions have no common base other than Exception
         text = _first_line(error)
         if "Account must be specified" in text:
             text = "it needs the account, as in --storage-option azure_storage_account_name=NAME"
@@ -152,7 +152,7 @@ def _profile(config: Mapping[str, str]) -> Any:
 
 
 def translated(error: Exception, url: str) -> Exception:
-    """Return Python's exception for one of the client, with a message of one line."""
+    """Translate an exception of the client to one of Python, with a one-line message."""
     if isinstance(error, MaskmillError | BucketAnswerError):
         return error
     text = str(error)

@@ -1,8 +1,8 @@
 """Buckets of object stores: ``s3://``, ``gs://`` and ``az://`` as an fsspec filesystem.
 
-Only the project uses this filesystem; what other libraries open through fsspec in the same process stays as it is.
-Requests are made outside Python's lock. Every one is bounded in size and time, repeated after a failure that may pass,
-and may be interrupted on the main thread.
+Only this project uses the filesystem; URLs that other libraries open through fsspec in the same process are not
+affected. Requests are made outside Python's lock. Each is bounded in size and time, retried after a temporary failure,
+and interruptible on the main thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .s3_names import list_folder
 
 Result = TypeVar("Result")
 
-_PROCESS: list[int] = []  # the process that uses the client, whose threads no fork has
+_PROCESS: list[int] = []  # the process that uses the client; its threads do not survive a fork
 
 
 def bucket_filesystem(url: str, options: Mapping[str, Any], access: Access) -> tuple[BucketFileSystem, str]:
@@ -44,7 +44,7 @@ def chained_through_bucket(url: str, options: Mapping[str, Any], access: Access)
     """Return the filesystem of a chained URL that ends in a bucket, as in ``zip://a.jpg::s3://bucket/a.zip``."""
     first, _, last = url.rpartition("::")
     scheme = last.partition("://")[0]
-    name = f"maskmill-{scheme}"  # no other library means this one
+    name = f"maskmill-{scheme}"  # registered under a name that no other library uses
     fsspec.register_implementation(name, _ChainedBucket, clobber=True)
     arguments = {"scheme": scheme, "options": tuple(sorted((key, str(value)) for key, value in options.items()))}
     return fsspec.core.url_to_fs(f"{first}::maskmill-{last}", **{name: {**arguments, "access": access}})
@@ -66,7 +66,7 @@ class BucketFileSystem(AbstractFileSystem):
         self.access = access
         self._options = dict(options)
         self._clients: dict[str, Any] = {}
-        self._refused: dict[str, list[str]] = {}  # of folders that were listed
+        self._refused: dict[str, list[str]] = {}  # refused names of the folders that were listed
 
     def __reduce__(self) -> Any:
         return _filesystem, (self.protocol, tuple(sorted(self._options.items())), self.access)
@@ -102,7 +102,7 @@ class BucketFileSystem(AbstractFileSystem):
             first, last = answer.range
             if last - first > meter.limit:
                 raise ImageError("too-large", f"it has {last - first:,} bytes; at most {meter.limit:,} are read")
-            # parts so small that the slowest answer that is allowed gives one in half the time limit
+            # small parts: at the slowest allowed rate, one arrives within half the time limit
             smallest = max(1, min(1 << 20, int(MIN_RATE * meter.access.timeout / 2)))
             parts = [meter.count(chunk) for chunk in answer.stream(min_chunk_size=smallest)]
         except ImageError:
@@ -115,16 +115,16 @@ class BucketFileSystem(AbstractFileSystem):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def answers(self, path: str) -> bool:
-        """Tell whether a server answers at all, in one attempt; what it answers does not count."""
+        """Return True if a server answers at all, in one attempt; the content of the answer does not matter."""
         return not isinstance(self._probe(path), TimeoutError | ConnectionError)
 
     def serves(self, path: str) -> bool:
-        """Tell whether a server does its work, in one attempt: it answers, and not that it is out of order."""
+        """Return True if a server works, in one attempt: it answers, and not with a server error."""
         failure = self._probe(path)
         return failure is None or not may_pass(failure)
 
     def _probe(self, path: str) -> Exception | None:
-        """Return the failure of one cheap request."""
+        """Return the failure of one cheap request, None if it succeeds."""
         try:
             self.client(path.partition("/")[0]).head("_")
         except Exception as error:
@@ -165,15 +165,15 @@ class BucketFileSystem(AbstractFileSystem):
         raise FileNotFoundError(f"{self.unstrip_protocol(path)} does not exist")
 
     def exists(self, path: str, **_: Any) -> bool:
-        """Tell whether there is an object or folder; a failed request raises, unlike in other filesystems."""
+        """Return True if there is an object or folder; unlike other filesystems, it raises if the request fails."""
         return self._type(path) != ""
 
     def isdir(self, path: str) -> bool:
-        """Tell whether there is a folder."""
+        """Return True if there is a folder."""
         return self._type(path) == "directory"
 
     def isfile(self, path: str) -> bool:
-        """Tell whether there is an object."""
+        """Return True if there is an object."""
         return self._type(path) == "file"
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
@@ -207,7 +207,7 @@ class BucketFileSystem(AbstractFileSystem):
         return files if detail else list(files)
 
     def refused_names(self, path: str) -> list[str]:
-        """Return what is directly in a folder that was listed, and cannot be read for its name: paths."""
+        """Return the paths directly in a listed folder that cannot be read because of their names."""
         return self._refused.get(self._strip_protocol(path), [])
 
     def rm_file(self, path: str) -> None:
@@ -249,7 +249,7 @@ class BucketFileSystem(AbstractFileSystem):
             return ""
 
     def _listed(self, path: str) -> list[dict[str, Any]] | None:
-        """Return what is in a folder, nothing of one that has only the empty object that stands for it, or None."""
+        """Return the contents of a folder, empty if only its marker object exists; None if there is no folder."""
         client, key = self._located(path, anything=True)
         bucket = path.partition("/")[0]
         refused: list[str] = []
@@ -302,7 +302,7 @@ class BucketFileSystem(AbstractFileSystem):
         return f"{self.protocol}://{path.partition('/')[0]}"
 
     def _repeated(self, path: str, attempt: Callable[[], Result]) -> Result:
-        """Call ``attempt`` until it succeeds: as often as ``--retries`` allows, and for minutes in an outage."""
+        """Call ``attempt`` until it succeeds: within the number of retries, and for minutes during an outage."""
         return wait_out(lambda: self._attempts(attempt), may_pass, self.place(self._strip_protocol(path)))
 
     def _attempts(self, attempt: Callable[[], Result]) -> Result:
@@ -329,7 +329,7 @@ class _ChainedBucket(BucketFileSystem):
 
 
 class _File(AbstractBufferedFile):
-    """An object that is read at any place."""
+    """An object with random access."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self.fs.cat_file(self.path, start, end)

@@ -1,6 +1,6 @@
 """Folders of S3 buckets with names that object_store refuses: an empty part, ``.`` or ``..``, control characters.
 
-object_store cannot list such a folder at all. It is listed with boto3 then, so that its other objects are found.
+object_store cannot list such a folder at all, so it is listed with boto3 to find its other objects.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def list_folder(
         for entry in page.get("Contents", []):
             name = entry["Key"].removeprefix(prefix)
             if not name:
-                continue  # the object that stands for the folder itself
+                continue  # the marker object of the folder itself
             if _REFUSED.fullmatch(name):
                 refused.append(entry["Key"])
             else:

@@ -89,7 +89,7 @@ def mirrored(
     x_title: str,
     title: str,
 ) -> Markup:
-    """Draw two distributions over the same bins, one upward and one downward, each as shares of its own total."""
+    """Draw two distributions over the same bins, one upward and one downward, each normalized by its total."""
     middle, width = (_BASE + _TOP) / 2, (_WIDTH - _LEFT - _RIGHT) / len(above)
     shares = [values / max(float(values.sum()), 1e-9) for values in (above, below)]
     unit = ((_BASE - _TOP) / 2 - 2) / max(float(np.max(shares)), 1e-9)

@@ -1,7 +1,7 @@
 """Choose the images that the report shows, and encode them for the page.
 
-A label map travels as a gray PNG of positions in the image's own list of classes (255: no label), so that a page
-recolors it whatever the number of classes.
+A label map is sent as a gray PNG of positions in the image's own list of classes (255: no label), so that the page can
+recolor it for any number of classes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Reader:
         return self._overview.counts[self._number[id]]
 
     def maps(self, id: str, *, reviewed: bool = True) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Return the label and weight map (H, W). Raises :class:`StoreError`."""
+        """Return the label and weight map, (H, W) each. Raises :class:`StoreError`."""
         (row,) = self.store.take([id])
         return self.store.maps(row, reviewed=reviewed)
 
@@ -95,12 +95,12 @@ class Reader:
         return np.where(top < taxonomy.num_targets, top, taxonomy.ignore_index).astype(taxonomy.dtype)
 
     def photo(self, id: str) -> NDArray[np.uint8] | None:
-        """Return the photo (H, W, 3); None if it is gone, cannot be read, or has changed."""
+        """Return the photo (H, W, 3); None if it is missing, cannot be read, or has changed."""
         (row,) = self.store.take([id])
         return self._photos.find(self.uri(id), (row.height, row.width))
 
     def model_image(self, id: str) -> NDArray[Any] | None:
-        """Return what the model takes: the photo, or the bands (H, W, C) of its file; None as for :meth:`photo`."""
+        """Return the model's input image: the photo, or the bands (H, W, C) of its file; None as for :meth:`photo`."""
         (row,) = self.store.take([id])
         return self._photos.model_image(self.uri(id), (row.height, row.width))
 
@@ -157,7 +157,7 @@ def _ranked(key: str, title: str, note: str, values: NDArray[np.float64], size: 
 
 
 def _by_class(overview: Overview, taxonomy: Taxonomy, per_class: int = 2, most_classes: int = 24) -> Group:
-    """Take the images with the most pixels of each class, the background aside."""
+    """Choose the images with the most pixels of each class except the background."""
     shares = overview.counts / np.maximum(overview.pixels, 1)[:, None]
     common = [int(target) for target in np.argsort(-overview.counts.sum(axis=0)) if target != taxonomy.background]
     images: list[int] = []

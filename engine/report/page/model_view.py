@@ -1,7 +1,7 @@
 """The store's model, run again on a sample of its images: raw labels, prediction sets, and PCOS' plane.
 
-A store holds the labels that were kept, not what was left out. With the model at hand the report shows the labels
-before selection, and counts set sizes and confidences over a sample.
+A store holds the kept labels only. With the model, the report also shows the labels before selection, and counts set
+sizes and confidences over a sample.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .gallery import Reader
 COLUMNS, ROWS = 40, 24
 """Bins of PCOS' plane."""
 LARGEST_SET = 6
-"""Set sizes from this one on are counted together."""
+"""Sets of this size or larger are counted together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelView:
-    """Answers of the model on m images, beside their labels."""
+    """Results of the model on m images, and counts of their labels."""
 
     num_images: int
     """Number of images, m."""
@@ -97,8 +97,8 @@ def read_scores(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the share of each class before selection, (n, K), and a doubt (n,) of the images ``ids``.
 
-    The doubt is the share of pixels whose prediction set does not hold one class alone; without a calibration, 1 minus
-    the mean top score. Images whose photos cannot be read have no class and no doubt.
+    The doubt is the share of pixels whose prediction set does not hold exactly one class; without a calibration, it is
+    1 minus the mean top score. Images whose photos cannot be read have shares and doubt 0.
     """
     thresholds = None if calibration is None else calibration.thresholds
     grid = None if thresholds is None or thresholds.ndim != 2 else (thresholds.shape[0], thresholds.shape[1])
@@ -161,7 +161,7 @@ def view_model(
         raw = raw if grid is None else np.asarray(resample_nearest(raw, score_map.size))
         share, dispersion, cluster, *sets = (values[with_data] for values in (share, dispersion, cluster, *sets))
         sizes = np.bincount(np.minimum(sets[0], LARGEST_SET), minlength=LARGEST_SET + 1) if sets else None
-        step = max(1, share.size // 20_000)  # a sample of pixels is enough for the plane
+        step = max(1, share.size // 20_000)  # a sample of pixels suffices for the plane
         return id, raw, sizes, share[::step], dispersion[::step], cluster[::step] == int(statistics.ravel()[7])
 
     wanted, visible = set(sample), set(shown)
@@ -200,7 +200,7 @@ def view_model(
 
 
 def _with_data(score_map: ScoreMap, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(H, W): True for pixels with data in all bands of the model, resampled to the ``shape`` of its results."""
+    """Return (H, W), True for pixels with data in all bands of the model, resampled to ``shape``."""
     if score_map.with_data is None:
         return np.ones(shape, np.bool_)
     return np.asarray(resample_nearest(score_map.with_data, (shape[0], shape[1])))

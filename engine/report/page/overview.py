@@ -1,4 +1,4 @@
-"""Figures of every image of a store, as arrays: what the report aggregates and chooses its pictures by."""
+"""Figures of every image of a store as arrays, from which the report computes totals and chooses pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...store.label_store import LabelStore
 from ...store.rows import count_matrix, read_statistics
 
 REJECT_EXAMPLES = 5
-"""Inputs that are named per kind of reject."""
+"""Number of inputs that are named per kind of reject."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

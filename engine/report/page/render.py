@@ -43,7 +43,7 @@ from .palette import class_palette
 from .wording import headline, notices
 
 MODEL_IMAGES = 64
-"""Images of the random sample that the model sees again."""
+"""Number of images in the random sample on which the model runs again."""
 
 
 def write_report(
@@ -247,7 +247,7 @@ def _facts(
     truth: Mapping[str, Any] | None,
     speed: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """List figures that the headline does not give."""
+    """List the figures that are not in the headline."""
     others = overview.num_duplicates
     duplicates = f"{others:,} duplicate{'' if others == 1 else 's'}" if others else "no duplicates"
     inputs = f"{overview.num_inputs:,} inputs, {duplicates}"

@@ -21,7 +21,7 @@ from .model_view import LARGEST_SET, ModelView
 from .overview import Overview
 
 MATRIX_CLASSES = 24
-"""Classes of the confusion matrix at most, those with the most pixels first."""
+"""Most classes in the confusion matrix; those with the most pixels come first."""
 _BINS = 20
 
 
@@ -137,7 +137,7 @@ def balance_section(
     classes = None if calibration is None else calibration.report.get("classes")
     true = None if classes is None else shares([row["pixels"] for row in classes])
     largest = np.sort(np.max([table for table in (kept, before, sample, true) if table is not None], axis=0))[::-1]
-    # one class, mostly the background, may dwarf the others: its bars are cut off then
+    # one class, usually the background, may dwarf the others; its bars are then cut off
     is_cut = len(largest) > 1 and largest[0] > 3 * largest[1] > 0
     unit = float(largest[int(is_cut)]) or 1.0
     rows = []
@@ -296,5 +296,5 @@ def percent(share: float | None, digits: int = 1) -> Markup:
         return Markup("–")
     text = f"{100 * share:.{digits}f}"
     if digits and share < 1 and float(text) == 100:
-        text = f"{100 - 10**-digits:.{digits}f}"  # almost all is not all
+        text = f"{100 - 10**-digits:.{digits}f}"  # 99.97 % must not be shown as 100 %
     return Markup("{}&#8239;%").format(text)

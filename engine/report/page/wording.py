@@ -1,4 +1,4 @@
-"""The headline of the page: the run in a few sentences, and what to look at before the labels are used."""
+"""The headline of the page: a few sentences about the run, and notices to read before the labels are used."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def notices(
     truth: Mapping[str, Any] | None,
     drift: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """List what a reader should know first: misses, drift, rejects; ``good`` marks good news."""
+    """List the most important notices: missed coverage, drift, rejects; ``good`` marks good news."""
     lines: list[dict[str, Any]] = []
     if coverage is not None and coverage["target"] is not None:
         missed = coverage["missed"]

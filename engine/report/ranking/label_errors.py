@@ -2,7 +2,7 @@
 
 A pixel's score is the probability of its given class. An image's score is the soft minimum of its pixels' scores:
 their mean with weights that are exponential in 1 - score, over a temperature. A low score is a likely error. The model
-must not have been trained on these labels, or it repeats their errors.
+must not have been trained on these labels, since it would repeat their errors.
 """
 
 from __future__ import annotations

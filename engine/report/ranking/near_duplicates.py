@@ -1,8 +1,8 @@
-"""Find photos that show nearly the same: resized, recompressed, slightly cropped or brightened copies of each other.
+"""Find near-duplicate photos: resized, recompressed, slightly cropped or brightened copies of each other.
 
 A photo's print is 512 bits, the signs of brightness differences between neighboring cells of a 17 x 17 thumbnail to the
 right and downward (difference hashes), and a small thumbnail in color. Two photos are near-duplicates if at most
-``MOST_BITS`` bits differ and their thumbnails are alike.
+``MOST_BITS`` bits differ and their thumbnails are similar.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BITS = 80
-"""Bits that may differ, of 512."""
+"""Largest number of differing bits, of 512."""
 MOST_COLOR = 14.0
-"""Mean difference of the thumbnails' values, [0, 255], after removing the difference of their means."""
+"""Largest mean difference of the thumbnails' values, [0, 255], after removing the difference of their means."""
 Print = tuple[NDArray[np.uint64], NDArray[np.float32]]
 """Bits (8,) and colors (D,) of one photo."""
 

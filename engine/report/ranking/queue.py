@@ -1,11 +1,11 @@
-"""Order images by what a label of them would teach: doubt, classes that calibration lacks, and novelty.
+"""Order images by the value of labeling them: doubt, classes that calibration lacks, and novelty.
 
-Images are taken one after the other. Each time the one with the largest sum is taken: the rank of its doubt, plus the
-need for the classes that it seems to show, plus its distance from the images taken before. A class needs fewer images
-with each image taken that shows it.
+Images are chosen one after the other. Each step chooses the image with the largest sum of three terms: the rank of its
+doubt, the need for the classes that it seems to show, and its distance from the images chosen before. The need for a
+class decreases with each chosen image that shows it.
 
-A queue is no random sample: its images are harder than the rest, so thresholds from them alone are wider than they need
-be, and no promise about other images follows from them. Draw a part of the images to label at random.
+A queue is not a random sample: its images are harder than the rest, so thresholds from them alone are wider than
+necessary, and give no guarantee for other images. Draw a part of the images to label at random.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Weights:
     need: float = 1.0
     """Weight of the need for its classes."""
     novelty: float = 0.5
-    """Weight of the distance from the images taken before."""
+    """Weight of the distance from the images chosen before."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidates:
-    """Figures of n images, of which a queue is made."""
+    """Figures of the n images that a queue is chosen from."""
 
     doubt: NDArray[np.float64]
-    """(n,): doubt about the labels, larger is more; only the order counts."""
+    """(n,): doubt about the labels, larger is more; only the order matters."""
     shares: NDArray[np.float64]
     """(n, K): share of the pixels that seem to show each class."""
     descriptors: NDArray[np.float32]
-    """(n, D): vectors whose distances say how different images are."""
+    """(n, D): vectors whose distances measure how different images are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class Pick:
     doubt_rank: float
     """Share of the candidates with less doubt, in [0, 1]."""
     need: float
-    """Need for its classes when it was taken, in [0, 1]."""
+    """Need for its classes when it was chosen, in [0, 1]."""
     novelty: float
-    """Distance from the images taken before, in [0, 1]."""
+    """Distance from the images chosen before, in [0, 1]."""
     classes: tuple[int, ...]
     """Classes that it seems to show and calibration lacks, the most needed first."""
 
@@ -69,10 +69,10 @@ def plan_queue(
     weights: Weights | None = None,
     twins: Collection[tuple[int, int]] = (),
 ) -> list[Pick]:
-    """Take up to ``budget`` images in the order of their value.
+    """Choose up to ``budget`` images in the order of their value.
 
-    ``calibrated`` (K,) is the number of calibration images that show each class, ``enough`` the number from which a
-    class needs no more. Of ``twins``, pairs of near-duplicates, one image is taken at most.
+    ``calibrated`` (K,) is the number of calibration images that show each class, ``enough`` the number that is
+    sufficient per class. Of each pair of near-duplicates in ``twins`` at most one image is chosen.
     """
     weights = weights or Weights()
     num = len(candidates.doubt)
@@ -110,7 +110,7 @@ def plan_queue(
 
 
 def _spread(descriptors: NDArray[np.float32]) -> float:
-    """Return twice the mean distance from the center, a distance that counts as entirely different."""
+    """Return twice the mean distance from the center, the distance at which images count as entirely different."""
     if not descriptors.size:
         return 1.0
     return max(2 * float(np.linalg.norm(descriptors - descriptors.mean(axis=0), axis=1).mean()), 1e-9)

@@ -38,15 +38,15 @@ from .near_duplicates import Print, Prints, pairs_between, pairs_within, photo_p
 from .queue import SHOWS, Candidates, Pick, Weights, plan_queue
 
 Basis = Literal["model", "scores", "random"]
-"""Origin of the classes and the doubt that a queue is made from."""
+"""Source of the classes and the doubt that determine a queue."""
 
 FORMAT_VERSION = 1
 POOL = 20
-"""Candidates per image of the budget: photos of the others are not read."""
+"""Number of candidates per image of the budget; photos of other images are not read."""
 SMALLEST_POOL = 400
-"""Candidates at least."""
+"""Fewest candidates."""
 ENOUGH = 10
-"""Calibration images per class that are enough if no calibration says how many it needs."""
+"""Sufficient number of calibration images per class, if no calibration defines it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +74,18 @@ class QueuedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Images to label, in order, and what was noticed on the way."""
+    """Images to label, in order, with near-duplicates and likely label errors."""
 
     images: tuple[QueuedImage, ...]
     """The images to label."""
     num_candidates: int
-    """Images whose photos were compared."""
+    """Number of images whose photos were compared."""
     basis: Basis = "random"
     """Origin of classes and doubt: the ``model``, run again; kept ``scores``; or none, and the images are random."""
     twins: tuple[tuple[str, str], ...] = ()
     """Near-duplicates among the candidates."""
     calibration_twins: tuple[tuple[str, str], ...] = ()
-    """(calibration image, image of the store) that are the same or nearly so: they break exchangeability."""
+    """(calibration image, image of the store) pairs of near-duplicates, which violate exchangeability."""
     label_errors: tuple[LabelDoubt, ...] = ()
     """Doubt about given labels, the most doubtful first."""
 
@@ -122,9 +122,9 @@ def rank_store(
     budget
         Number of images to choose.
     calibration
-        The calibration of the labels: classes that few of its images show are needed more.
+        The calibration of the labels: classes that few of its images show are preferred.
     calibration_images
-        Its photos: near-duplicates of them are left out of the queue, and named for the whole store.
+        Its photos: near-duplicates of them are left out of the queue, and reported for the whole store.
     predictor
         The model of the labels, run again on the candidates: classes are counted before selection, and doubt is the
         share of pixels whose prediction set does not hold one class alone. Without it, a store that keeps scores
@@ -193,12 +193,12 @@ def save_queue(queue: Queue, path: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Need:
-    """Images that a calibration has, and needs, of each class."""
+    """Number of images per class that a calibration has, and that it needs."""
 
     calibrated: NDArray[np.int64]
-    """(K,): calibration images that show each class."""
+    """(K,): number of calibration images that show each class."""
     enough: int
-    """Calibration images from which a class needs no more."""
+    """Sufficient number of calibration images per class."""
     ids: frozenset[str]
     """Content hashes of the calibration images."""
 
@@ -235,7 +235,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _random(overview: Overview) -> NDArray[np.float64]:
-    """Return a number in [0, 1) per image that depends on its content alone."""
+    """Return a pseudo-random number in [0, 1) per image that depends only on its content."""
     return np.array([int(id[:12], 16) / 16**12 for id in overview.ids])
 
 

@@ -1,9 +1,9 @@
-"""Access to the live page: who may ask, and from which page.
+"""Access control of the live page, by client and by the origin of a request.
 
-On the loopback address everybody on this machine may read. A page of another site must not: the Host header has to
-name this server, so a name that an attacker points at 127.0.0.1 is refused. On any other address each request needs the
-token of the start message, as ``?token=`` once and as a cookie from then on. A correction needs a key that only the
-page itself holds, in a header that other sites cannot send.
+On the loopback address every user of this machine may read the page, but pages of other sites may not: the Host header
+must name this server, so a domain that an attacker resolves to 127.0.0.1 is refused. On any other address each request
+needs the token of the start message, first as ``?token=`` and later as a cookie. A correction needs a key that only the
+page itself knows, in a header that other sites cannot send.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def guard(app: Any, *, token: str | None) -> Any:
 
 
 def _refusal(request: Any, token: str | None) -> Any:
-    """Return the answer to a request that is not passed on; None for others."""
+    """Return the answer to a request that is refused; None for accepted requests."""
     from starlette.responses import PlainTextResponse, RedirectResponse
 
     if token is None:

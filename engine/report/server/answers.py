@@ -21,9 +21,9 @@ from .reviewing import MOST_CLASSES, save_review
 PAGE = 60
 """Images per page."""
 LARGEST_PICTURE = 1600
-"""Longest side of a picture that is only looked at, in pixels; corrected ones are shown in full."""
+"""Longest side of a picture for viewing, in pixels; pictures to correct have full size."""
 SECONDS = 5
-"""Seconds between two questions of the page if the store was written to."""
+"""Seconds between two polls of the page while the store is being written to."""
 
 _ORDERS = (("doubt", "most doubtful"), ("least", "least labeled"), ("most", "most labeled"), ("stored", "as stored"))
 
@@ -42,7 +42,7 @@ class Answers:
                 f"{live.classes.num_targets}; use `maskmill export-labels` and `import-labels` instead"
             )
         self.key = secrets.token_urlsafe(16)
-        """Text that a correction has to bring; only the page holds it."""
+        """Secret that each correction must contain; only the page knows it."""
         self._live = live
         self._reviewer = reviewer
         self._context_of: tuple[str, dict[str, Any]] | None = None

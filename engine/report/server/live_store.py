@@ -1,4 +1,4 @@
-"""A label store that others may write to while it is shown: figures of one moment, renewed when the store moves on."""
+"""A label store that others may write to while it is shown: snapshots, renewed when the store changes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..page.gallery import Reader
 from ..page.overview import Overview, read_overview
 
 PAUSE = 2.0
-"""Shortest time between two looks at the store, in seconds …"""
+"""Shortest time between two checks of the store, in seconds …"""
 SHARE = 0.2
-"""… but looks at a large store that is written to take no more than this share of the time."""
+"""… but checks of a large store that is being written to use at most this share of the time."""
 
 Order = Literal["doubt", "least", "most", "unlike", "stored"]
 """Order of images: most doubtful, least labeled, most labeled, least like the calibration images, as stored."""
@@ -46,12 +46,12 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Images that a page asks for."""
+    """Selection and order of images that a page requests."""
 
     order: Order = "doubt"
     """Order of the images."""
     target: int | None = None
-    """Class that they show; None: any."""
+    """Class that the images show; None: any."""
     low: float = 0.0
     """Smallest share of labeled pixels."""
     high: float = 1.0
@@ -61,11 +61,11 @@ class Query:
     review: str = ""
     """``any``: reviewed ones, ``none``: others, "": both."""
     name: str = ""
-    """Part of their uri."""
+    """Text that their uri contains."""
 
 
 class LiveStore:
-    """Gives the newest snapshot of a store; any thread may call it."""
+    """Provides the newest snapshot of a store; it is thread-safe."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class LiveStore:
         return open_stores(self._stores)
 
     def snapshot(self, *, fresh: bool = False) -> Snapshot:
-        """Return a snapshot of the last seconds; ``fresh``: look at once."""
+        """Return a snapshot that is at most seconds old; with ``fresh``, the current one."""
         with self._lock:
             now = self._clock()
             if self._snapshot is not None and not fresh and now < self._next_look:

@@ -1,4 +1,4 @@
-"""Corrections from the page: a map with the pixels that a person decided becomes a review of the store."""
+"""Corrections from the page: a map of the pixels that a person corrected becomes a review in the store."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def open_stores(
 
 
 class JoinedStores(LabelStore):
-    """Label stores that are read as one; nothing can be written to them but reviews."""
+    """Label stores that are read as one; only reviews can be written to them."""
 
     def __init__(self, stores: Sequence[LabelStore]) -> None:
         """Join stores; raises :class:`StoreMismatch` if they were made with different options."""
@@ -63,7 +63,7 @@ class JoinedStores(LabelStore):
         # a Path would drop a slash of s3://
         path: Any = RemotePath(names) if "://" in names else Path(names)
         super().__init__(path, run)
-        self._fixed = Moment(labels=0, inputs=0, reviews=0)  # it cannot be written to
+        self._fixed = Moment(labels=0, inputs=0, reviews=0)  # it is read-only
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stores": self._stores}
@@ -75,7 +75,7 @@ class JoinedStores(LabelStore):
 
     @property
     def moment(self) -> Moment:
-        """Sums of the versions that are read; another one if any of the stores was written to."""
+        """Sums of the versions that are read; they change when any of the stores is written to."""
         moments = [store.moment for store in self._stores]
         return Moment(**{name: sum(getattr(moment, name) for moment in moments) for name in SCHEMAS})
 
@@ -92,7 +92,7 @@ class JoinedStores(LabelStore):
             self._datasets = self._reviews = None
 
     def pin(self, tag: str) -> LabelStore:
-        """Several stores have no common moment: raises :class:`StoreError`."""
+        """Raise :class:`StoreError`: several stores have no common moment."""
         raise StoreError(f"{self.path} are several stores; pin each of them")
 
     def _open_all(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class JoinedStores(LabelStore):
 
 
 class _Joined:
-    """Datasets of one name, as one dataset without the rows that another one replaces."""
+    """Datasets of one name, read as one dataset without the rows that another of them replaces."""
 
     def __init__(self, name: str, parts: Sequence[Any]) -> None:
         self._name, self._parts = name, parts
@@ -169,7 +169,7 @@ class _Joined:
                 keys = _keys(self._name, part.to_table(columns=KEYS[self._name]))
                 is_replaced = pc.is_in(keys, value_set=replaced)
                 rows.append(np.flatnonzero(~np.asarray(is_replaced)))
-            self._rows = rows  # at once: several threads read
+            self._rows = rows  # assigned in one step, since several threads read it
         return self._rows
 
 

@@ -103,15 +103,15 @@ def merge_stores(
 
 
 def _place(path: str | os.PathLike[str]) -> str:
-    """Return the one name of a folder or URL."""
+    """Return the canonical name of a folder or URL."""
     location = location_of(path)
     return str(location if is_remote(location) else location.resolve())
 
 
 def _commit_waiting(store: LabelStore) -> None:
-    """Commit what killed runs left; warn of finished work of a run of several processes that commits it itself.
+    """Commit the rows that killed runs left; warn if a running multi-process run will commit its own.
 
-    Raises :class:`StoreError` if the rows cannot be committed: they would be missing in the result without a word.
+    Raises :class:`StoreError` if the rows cannot be committed, since the result would silently lack them.
     """
     if waiting_text(store.path):
         try:
@@ -124,7 +124,7 @@ def _commit_waiting(store: LabelStore) -> None:
 def check_alike(store: LabelStore, other: LabelStore, *, for_reading: bool = False) -> None:
     """Raise :class:`StoreMismatch` unless the labels of two stores were made with the same options.
 
-    Kept scores are no labels: stores with other ones, or without any, are alike ``for_reading``.
+    With ``for_reading``, kept scores may differ or be missing, since they are not labels.
     """
     kinds = ["segments without classes" if each.run.get("maps") == SEGMENTS else "labels" for each in (store, other)]
     if kinds[0] != kinds[1]:
@@ -151,7 +151,7 @@ def check_alike(store: LabelStore, other: LabelStore, *, for_reading: bool = Fal
 
 
 def _short_names(first: Path, second: Path) -> tuple[str, str]:
-    """Return the names of two folders, or their paths if the names are alike."""
+    """Return the names of two folders, or their paths if the names are equal."""
     return (first.name, second.name) if first.name != second.name else (str(first), str(second))
 
 

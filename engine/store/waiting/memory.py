@@ -7,14 +7,14 @@ from functools import cache
 from typing import Any
 
 WORTHWHILE_BYTES = 8 << 20
-"""Size of freed rows from which returning their memory pays: it takes up to some milliseconds."""
+"""Size of freed rows from which returning their memory is worthwhile: it takes up to some milliseconds."""
 
 
 def release_memory(num_bytes: int) -> None:
-    """Give free memory back after rows of ``num_bytes`` bytes were freed.
+    """Return free memory to the system after rows of ``num_bytes`` bytes were freed.
 
     The C library keeps freed memory in an area per thread, and each of Lance's threads has one: without this they hold
-    a whole commit each after a while. Nothing happens with other C libraries than glibc.
+    a whole commit each after a while. Does nothing with C libraries other than glibc.
     """
     trim = _trim()
     if trim is not None and num_bytes >= WORTHWHILE_BYTES:
@@ -25,5 +25,5 @@ def release_memory(num_bytes: int) -> None:
 def _trim() -> Any:
     try:
         return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # a platform without a C library to look into
+    except (OSError, TypeError):  # a platform without such a C library
         return None

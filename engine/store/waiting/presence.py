@@ -1,8 +1,9 @@
-"""Signs of life of processes: who they are, and whether they are still there.
+"""Heartbeats of processes: their identity, and whether they are alive.
 
-Every process of a run writes a small record every few seconds, with a number that grows. A process is taken for dead if
+Every process of a run writes a small record every few seconds, with a number that grows. A process counts as dead if
 its record does not change for :data:`EXPIRY_SECONDS` by the clock of the observer, so clocks need not agree; on the
-observer's own machine also as soon as its process id is gone. To take a live process for dead costs time, never a row.
+observer's own machine also as soon as its process id no longer exists. If a live process is wrongly considered dead,
+time is lost, but never a row.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..waiting_count import DRIVER
 BEAT_SECONDS = 5.0
 """Seconds between two records of a process."""
 EXPIRY_SECONDS = 60.0
-"""Seconds without a new record after which a process is taken for dead."""
+"""Seconds without a new record after which a process counts as dead."""
 ENDED = ("finished", "interrupted", "failed")
 """States of a driver whose run has ended."""
 
@@ -34,28 +35,28 @@ def new_token() -> str:
 
 
 def identity() -> dict[str, Any]:
-    """Return what other processes need to find this one: host, process id, start and a name of the machine."""
+    """Return the identity of this process: host, process id, start time and a name of the machine."""
     return {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid()), **_machine()}
 
 
 def is_gone(record: Mapping[str, Any]) -> bool:
-    """Return True if a record is of a process of this machine that does not run any more."""
+    """Return True if a record belongs to a process of this machine that no longer runs."""
     return _is_local(record) and _started(record.get("process")) != record.get("started")
 
 
 def is_here(record: Mapping[str, Any]) -> bool:
-    """Return True if a record is of a process that runs on this machine."""
+    """Return True if a record belongs to a process that runs on this machine."""
     return _is_local(record) and _started(record.get("process")) == record.get("started")
 
 
 def is_silent(record: Mapping[str, Any]) -> bool:
-    """Return True if a record is of a process that is gone, or is old by the clocks of the two machines."""
+    """Return True if the process of a record no longer runs, or the record is old by the clocks of the two machines."""
     moment = record.get("time")
     return is_gone(record) or not isinstance(moment, int | float) or time.time() - moment > 2 * EXPIRY_SECONDS
 
 
 def is_driven(folder: Folder) -> bool:
-    """Return True if a process is at work that commits the finished leases of a store."""
+    """Return True if a running process commits the finished leases of a store."""
     try:
         record = json.loads(folder.read(DRIVER))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -69,7 +70,7 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 class Watcher:
-    """Tells which of the processes that write records are dead."""
+    """Finds the dead ones among the processes that write records."""
 
     def __init__(self, expiry: float = EXPIRY_SECONDS) -> None:
         self._expiry = expiry
@@ -92,7 +93,7 @@ def _is_local(record: Mapping[str, Any]) -> bool:
 
 @cache
 def _machine() -> dict[str, str]:
-    """Return names of this boot of the machine and of its process ids; containers have process ids of their own."""
+    """Return ids of the current boot and of the process namespace; containers have their own process ids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return {"boot": boot, "pids": os.readlink("/proc/self/ns/pid")}
@@ -101,7 +102,7 @@ def _machine() -> dict[str, str]:
 
 
 def _started(process: object) -> str:
-    """Return the start time of a process, empty if it does not run: numbers of processes are used again."""
+    """Return the start time of a process, empty if it does not run; process ids alone are reused."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

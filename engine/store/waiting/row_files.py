@@ -15,7 +15,7 @@ from ....errors import StoreError
 from ..digests import digest_table, digests_of
 
 _DIGEST_LENGTH = 32
-_HEADER_LENGTH = 64  # Lance reads the tables without a copy, and needs their numbers at multiples of 8 bytes
+_HEADER_LENGTH = 64  # Lance reads the tables without a copy, and needs 8-byte alignment
 _META = b"maskmill:lease"
 
 

@@ -1,13 +1,13 @@
-"""Commits of one process: small ones into a small store, rare and large ones into a large store.
+"""Commits of one process: small ones to a small store, infrequent and large ones to a large store.
 
 A commit searches the keys of the whole store, so it costs about the same for 512 rows as for 65,536. Rows that are not
 worth a commit yet wait in files of the store's folder::
 
     STORE/leases/waiting/PROCESS-NUMBER~ROWS
 
-A killed process leaves them there, and the next run commits them first: nothing is labeled again. So it does with
-finished leases of several processes, in ``STORE/leases/done``, unless one of these is at work and commits them. Files
-of a process that still runs may be committed by another one as well, since every commit is a merge on the keys.
+After a process is killed, the next run commits these files first, so nothing is labeled again. It also commits the
+finished leases of multi-process runs, in ``STORE/leases/done``, unless such a run is active and commits them itself.
+Another process may also commit the files of a running process, since every commit is a merge on the keys.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .presence import is_driven
 from .row_files import DamagedFile, are_first, decode_rows, encode_rows, last_of_each_uri
 
 COMMIT_SHARE = 0.01
-"""Commits may take this share of the time …"""
+"""Commits may use this share of the time …"""
 FIRST_SECONDS = 0.05
-"""(of a run's first commit it is assumed that it takes this long, in seconds)"""
+"""(a run's first commit is assumed to take this long, in seconds)"""
 CHEAP_SECONDS = 0.1
 """… and one that takes longer than this, in seconds, …"""
 ROW_SECONDS = 40e-6
@@ -47,11 +47,11 @@ LONGEST_SECONDS = 600.0
 LARGEST_BYTES = 128 << 20
 """… and the rows of a commit are no larger than this."""
 
-_LEASE = re.compile(r".+~[^~]+~[0-9]+")  # other files are of other programs
+_LEASE = re.compile(r".+~[^~]+~[0-9]+")  # other files belong to other programs
 
 
 class WaitingRows:
-    """Receives the rows of a run in one process and commits them when that is cheap; :meth:`flush` ends the run."""
+    """Receives the rows of a run in one process and commits them when that is cheap; call :meth:`flush` at the end."""
 
     def __init__(self, store: LabelStore, observer: Callable[[int, float], None] | None = None) -> None:
         """Create a receiver; ``observer`` is called after each commit with its number of inputs and its seconds."""
@@ -60,19 +60,19 @@ class WaitingRows:
         self._folder = open_folder(store.path)
         self._process = secrets.token_hex(6)
         self._files: list[str] = []
-        self._ids = DigestSet(digest_table(b""))  # of the images in them
+        self._ids = DigestSet(digest_table(b""))  # ids of the images in them
         self._num_files = self._num_rows = self._num_bytes = 0
-        self._seconds = FIRST_SECONDS  # of the last commit
+        self._seconds = FIRST_SECONDS  # duration of the last commit
         self._last = time.monotonic()
         self.is_ending = False
-        """Set before the last rows are handed over: they are committed with those that wait, and need no file."""
+        """Set before the last rows are passed: they are committed together with the waiting ones, and need no file."""
 
     def has_id(self, id: str) -> bool:
         """Return True if the store holds the labels of an image, or they wait for a commit."""
         return bytes.fromhex(id) in self._ids or self._store.has_id(id)
 
     def commit(self, labels: Sequence[LabelRow], inputs: Sequence[InputRow]) -> None:
-        """Accept rows: they are committed, or safe in a file, when this returns. Raises :class:`StoreError`."""
+        """Accept rows; when this returns, they are committed or safe in a file. Raises :class:`StoreError`."""
         label_rows, input_rows = label_table(labels), input_table(inputs)
         self._num_rows += len(inputs)
         self._num_bytes += label_rows.nbytes + input_rows.nbytes
@@ -115,8 +115,8 @@ class WaitingRows:
 def commit_waiting(store: LabelStore) -> None:
     """Commit the rows that killed processes left in files; raises :class:`StoreError`.
 
-    A damaged file is dropped, so that its inputs are labeled again. Finished leases of a run of several processes are
-    left to it while it is at work.
+    A damaged file is dropped, so that its inputs are labeled again. Finished leases of a multi-process run are left to
+    that run while it is active.
     """
     folder = open_folder(store.path)
     with store_errors(f"cannot read the label store {store.path}"):
@@ -138,7 +138,7 @@ def commit_waiting(store: LabelStore) -> None:
 
 
 def drop_plan(store: LabelStore) -> None:
-    """Delete what a run of several processes had planned and did not finish, unless one of these is at work.
+    """Delete the unfinished leases of an ended multi-process run; does nothing while such a run is active.
 
     Call it when every input is labeled. Raises :class:`StoreError`.
     """
@@ -153,7 +153,7 @@ def drop_plan(store: LabelStore) -> None:
 def _commit_files(
     store: LabelStore, folder: Folder, names: Sequence[str], fresh: Sequence[tuple[pa.Table, pa.Table]] = ()
 ) -> bool:
-    """Commit the rows of files, then ``fresh`` ones, all at once, and delete the files; returns if one was damaged."""
+    """Commit the rows of files and ``fresh`` ones together, and delete the files; returns True if one was damaged."""
     parts: list[tuple[pa.Table, pa.Table]] = []
     is_damaged = False
     for name in names:
@@ -168,7 +168,7 @@ def _commit_files(
         first = are_first(labels)
         labels = labels if first.all() else labels.filter(pa.array(first))  # which copies them
         inputs = last_of_each_uri(inputs)
-        if is_damaged:  # rows of the damaged file may be what other inputs point to
+        if is_damaged:  # other inputs may point to rows of the damaged file
             inputs = _with_labels(store, labels, inputs)
         store.commit_tables(labels, inputs)
     for name in names:
