@@ -183,7 +183,7 @@ def magnitudes_beyond(model: onnx.ModelProto, magnitudes: Mapping[str, float], l
 
 
 def nodes_touching(model: onnx.ModelProto, magnitudes: Mapping[str, float], precision: str) -> frozenset[str]:
-    """Return the nodes that make or read a tensor too large for ``precision``: none of them can run in that precision."""
+    """Return the nodes that make or read a tensor too large for ``precision``; none of them can run in it."""
     beyond = {name for name, largest in magnitudes.items() if largest > LARGEST[precision] and not _is_mask(largest)}
     return frozenset(node_name(node) for node in model.graph.node if not beyond.isdisjoint((*node.input, *node.output)))
 
