@@ -9,6 +9,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +34,12 @@ from maskmill.engine.predictors.prompted.activation_maps import CamModel
 from maskmill.engine.predictors.prompted.mask_decoder import PromptDecoder
 from maskmill.engine.predictors.prompted.prompts import PromptSettings, join_prompts, prompts_of
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
+from maskmill.export.gate.bench import measure
 from maskmill.export.gate.judge import GateImages
 from maskmill.export.gate.tasks import Side
 from maskmill.export.precision.convert import convert
 from maskmill.export.precision.sixteen_bit import in_16_bit
+from maskmill.export.precision.tune import tune
 from maskmill.trainer.data.parts import LabeledImages
 
 from .conftest import ROOT
@@ -418,6 +421,9 @@ LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
         "bundle": lambda home: detector_bundle(home, [(4, 4, 20, 20)] * 9, size=(32, 48)),
     },
     "engine.labeling.reselection.reselect": {"label": lambda home: label_run.label},
+    # as little time for each figure as there can be
+    "export.gate.bench": {"measure": lambda home: partial(measure, seconds=0.05)},
+    "export.precision.tune": {"tune": lambda home: partial(tune, seconds=0.05)},
     "engine.formats.open": {"classes": lambda home: LabelClasses(names=CLASSES)},
     "engine.calibration.drift.watch": {"images": lambda home: [("a.jpg", np.full(9, 0.9)), ("b.jpg", np.full(9, 0.8))]},
     "engine.inputs.labeled_source": {"source": lambda home: open_source(str(home / "photos"))},

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "opening"))
 
 from lease_jobs import color_job  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from maskmill.engine.cluster import committer, driver, worker  # noqa: E402
+from maskmill.engine.cluster import committer, driver, runner, worker  # noqa: E402
 from maskmill.engine.cluster.runner import run_array  # noqa: E402
 from maskmill.engine.labeling.run_log import RunLog  # noqa: E402
 from maskmill.engine.model.bundle import Bundle  # noqa: E402
@@ -37,6 +37,7 @@ if __name__ == "__main__":
     committer.COMMIT_ROWS = int(rows)
     driver.FIRST_LEASE = driver.SMALLEST_LEASE = driver.LARGEST_LEASE = 16
     presence.BEAT_SECONDS = driver.BEAT_SECONDS = worker.BEAT_SECONDS = 0.5
+    worker.POLL_SECONDS = runner.TURN_SECONDS = 0.05
     if os.environ.get("HOLD_COMMITS"):
         hold_commits(float(os.environ["HOLD_COMMITS"]))
     job = color_job(Bundle.load(bundle), Path(photos), Path(store), pause=float(pause))

@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
+from maskmill.engine.cluster import runner, worker
+from maskmill.engine.cluster.calibration import collect
+from maskmill.engine.cluster.calibration import worker as calibration_worker
+
 OPENING = Path(__file__).parent / "opening"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for work, and at the state of the run, more often than runs of hours need."""
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(runner, "TURN_SECONDS", 0.02)
+    for module in (calibration_worker, collect):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def start(bundle: Bundle, photos: Path, store: Path, rows: int = 20) -> subproce
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
 
 
@@ -57,17 +57,18 @@ def commits(store: Path) -> int:
     return sum(len(list((store / name / "_versions").glob("*"))) for name in ("labels.lance", "inputs.lance"))
 
 
-def test_a_run_killed_at_twelve_random_moments_labels_every_image_once(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_labels_every_image_once(tmp_path: Path, folder: Path, kills: int) -> None:
     bundle = color_bundle(tmp_path)
-    paths = write_photos(tmp_path / "photos", 1000)
+    paths = write_photos(tmp_path / "photos", 400 if kills == 4 else 1000)
     store = folder / "store"
     moments = random.Random(0)
     progress = []
-    for _ in range(12):
+    for _ in range(kills):
         process = start(bundle, tmp_path / "photos", store)
         # from before the store is opened, over between a commit of labels and one of inputs, to well into the run
         further = commits(store) + moments.randrange(6)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while commits(store) < further and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(moments.random() * 0.05)
@@ -76,7 +77,7 @@ def test_a_run_killed_at_twelve_random_moments_labels_every_image_once(tmp_path:
         if (store / "run.json").exists():
             progress.append(len(LabelStore.open(store)))
     assert progress == sorted(progress)  # nothing that was committed is lost
-    assert len(set(progress)) > 3  # the kills fell into the labeling
+    assert len(set(progress)) > kills // 4  # the kills fell into the labeling
     finish(start(bundle, tmp_path / "photos", store))
     assert_exactly_once(LabelStore.open(store), paths)
     assert verify(store).damages == []

@@ -25,7 +25,9 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "tests.trainer.data.label_writer", *map(str, arguments)]
 
 
-@pytest.mark.parametrize("num_writers", [2, 3, 4])
+@pytest.mark.parametrize(
+    "num_writers", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_every_image_reads_its_own_label_while_others_write(
     tmp_path: Path, num_writers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
