@@ -24,8 +24,8 @@ demo: $(DEMO) ## label the Earth: teacher, calibration, labels, student, picture
 test: $(VENV)/.dev-ready ## the whole default suite
 	$(PYTEST)
 
-test-long: $(VENV)/.dev-ready ## the longer checks as well
-	$(PYTEST) -m "slow or not slow"
+test-long: $(VENV)/.dev-ready ## the longer checks as well, and new inputs for the random ones
+	$(PYTEST) -m "slow or not slow" --hypothesis-profile search
 
 test-export: $(VENV)/.dev-ready ## every model family: exported, compared with PyTorch
 	$(PYTEST) -m "slow or not slow" tests/export

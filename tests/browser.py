@@ -60,14 +60,12 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
 
-    def open(self, url: str) -> float:
-        """Open a page and wait until it is loaded; returns the seconds that took."""
+    def open(self, url: str) -> None:
+        """Open a page and wait until it is loaded."""
         self.errors.clear()
         self.requests.clear()
-        started = time.monotonic()
         self._call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
-        return time.monotonic() - started
 
     def run(self, script: str) -> Any:
         """Evaluate an expression, or the promise that it gives, and return its value."""
@@ -76,7 +74,7 @@ class Browser:
             raise AssertionError(answer["exceptionDetails"].get("exception", {}).get("description", script))
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 60) -> None:
+    def wait(self, condition: str, seconds: float = 600) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(condition):

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # spinning OpenMP threads would make tests minutes longer on a busy machine; read when PyTorch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# the same inputs in every run, however slow it is and whatever an earlier one left; `make test-long` draws new ones
+settings.register_profile(
+    "search", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("suite", settings.get_profile("search"), derandomize=True)
+settings.load_profile("suite")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts background jobs with interrupts ignored, and the tests of interrupts would wait for ever

@@ -405,6 +405,15 @@ def logits_of_one(home: Path) -> Any:
     return torch_images(home)[:1, :1].expand(1, 21, 256, 256)
 
 
+def folded(model: str, folder: str, choices: Any = None) -> Any:
+    """Load and fold a model as its export begins."""
+    from maskmill.export.pretrained.checkpoint import fetch
+    from maskmill.export.pretrained.families import Choices, fold
+
+    assert not Path(folder).exists()
+    return fold(fetch(model), choices or Choices())
+
+
 def classifier_network(home: Path) -> Any:
     torch = pytest.importorskip("torch")
     return torch.nn.Conv2d(3, 2, 32, 32)
@@ -424,6 +433,8 @@ LOCAL: dict[str, dict[str, Callable[[Path], Any]]] = {
     # as little time for each figure as there can be
     "export.gate.bench": {"measure": lambda home: partial(measure, seconds=0.05)},
     "export.precision.tune": {"tune": lambda home: partial(tune, seconds=0.05)},
+    # tests/export/pretrained/test_families.py exports each family and compares it with the model
+    "export.pretrained.families": {"bundle_from_pretrained": lambda home: folded},
     "engine.formats.open": {"classes": lambda home: LabelClasses(names=CLASSES)},
     "engine.calibration.drift.watch": {"images": lambda home: [("a.jpg", np.full(9, 0.9)), ("b.jpg", np.full(9, 0.8))]},
     "engine.inputs.labeled_source": {"source": lambda home: open_source(str(home / "photos"))},

@@ -62,6 +62,6 @@ def test_lanes_move_as_they_should(processor, tmp_path):
         env=os.environ | PROCESSORS[processor] | {"NUMBA_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "as they should", "")

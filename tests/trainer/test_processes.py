@@ -33,7 +33,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
 
 
 def finish(processes: list[subprocess.Popen[bytes]]) -> None:
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=600) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors.decode()
 

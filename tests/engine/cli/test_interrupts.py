@@ -142,11 +142,14 @@ def test_a_server_that_does_not_answer_ends_with_an_interrupt(tmp_path: Path) ->
     assert len(LabelStore.open(tmp_path / "store")) == 1
 
 
+@pytest.mark.parametrize("moments", [3, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "command", [("label", "bundle", "photos", "-o", "store"), ("--help",), ("doctor",)], ids=" ".join
 )
-def test_an_interrupt_while_a_command_starts_prints_no_traceback(tmp_path: Path, command: tuple[str, ...]) -> None:
-    for delay in np.linspace(0.03, 0.9, 8):
+def test_an_interrupt_while_a_command_starts_prints_no_traceback(
+    tmp_path: Path, command: tuple[str, ...], moments: int
+) -> None:
+    for delay in np.linspace(0.03, 0.9, moments):
         process = start(*command, folder=tmp_path)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)

@@ -40,5 +40,7 @@ if __name__ == "__main__":
     worker.POLL_SECONDS = runner.TURN_SECONDS = 0.05
     if os.environ.get("HOLD_COMMITS"):
         hold_commits(float(os.environ["HOLD_COMMITS"]))
-    job = color_job(Bundle.load(bundle), Path(photos), Path(store), pause=float(pause))
+    seen = Path(store).parent / "seen"
+    options = {"seen": seen} if seen.exists() else {}
+    job = color_job(Bundle.load(bundle), Path(photos), Path(store), pause=float(pause), **options)
     print(run_array(job, threads=1, log=RunLog(f"{store}-{os.getpid()}.log")).images)

@@ -62,16 +62,20 @@ def assert_exactly_once(folder: Path, bundle: Bundle, paths: list[Path]) -> None
 
 
 def test_tasks_share_the_work(bundle: Bundle, tmp_path: Path, processes: list[subprocess.Popen[bytes]]) -> None:
-    paths = write_photos(tmp_path / "photos", 300)
+    paths = write_photos(tmp_path / "photos", 150)
     (tmp_path / "photos" / "copy.png").write_bytes(paths[0].read_bytes())
-    processes += [start(tmp_path, bundle, pause=0.005) for _ in range(3)]
+    names = ("0", "1", "2")
+    (tmp_path / "seen" / "expected").mkdir(parents=True)
+    for name in names:  # none of them labels before all have opened the model
+        (tmp_path / "seen" / "expected" / name).touch()
+    processes += [start(tmp_path, bundle, pause=0.01, CUDA_VISIBLE_DEVICES=name) for name in names]
     assert [process.wait(300) for process in processes] == [0, 0, 0]
     assert_exactly_once(tmp_path, bundle, [*paths, tmp_path / "photos" / "copy.png"])
     left = [path.name for path in (tmp_path / "store" / "leases").rglob("*") if path.is_file()]
     assert left == ["driver.json"]
     logs = [path.read_text().splitlines() for path in tmp_path.glob("store-*.log")]
     ends = [json.loads(line) for lines in logs for line in lines if json.loads(line)["event"] == "end"]
-    assert [(end["state"], end["images"]) for end in ends] == [("finished", 300)] * 3
+    assert [(end["state"], end["images"]) for end in ends] == [("finished", 150)] * 3
 
 
 @pytest.mark.parametrize("hold", [pytest.param("", marks=pytest.mark.slow), "0.3"])

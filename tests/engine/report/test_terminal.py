@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from PIL import Image
 
 from maskmill.engine.report.terminal import PlainConsole, printable, say
 from tests.models import color_bundle
+from tests.test_cli import maskmill
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07[red]:smile:[/red]\r\x9b31m\u202egpj.\u2066\n\udce4"
 HARMLESS = r"\x1b[2J\x1b]0;title\x07[red]:smile:[/red]\x0d\x9b31m\u202egpj.\u2066\n\udce4"
@@ -35,7 +33,10 @@ def test_sentences_and_cells_are_printed_as_they_are(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.split() == ["[bold]class", r"\x1b[31m:cat:[/]"]
 
 
-def test_hostile_names_of_classes_and_files_are_printed_as_text(tmp_path: Path) -> None:
+def test_hostile_names_of_classes_and_files_are_printed_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     name = "[red]:cat:"
     color_bundle(tmp_path, classes=(name, "green", "blue"))
     (tmp_path / "photos").mkdir()
@@ -43,9 +44,7 @@ def test_hostile_names_of_classes_and_files_are_printed_as_text(tmp_path: Path) 
     (tmp_path / "photos" / "\x1b]0;owned\x07.png").write_bytes(b"no picture")
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "maskmill", *arguments]
-        environment = {**os.environ, "COLUMNS": "200"}
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        result = maskmill(*arguments, cwd=tmp_path)
         assert "Traceback" not in result.stderr
         return result.stdout + result.stderr
 

@@ -39,7 +39,7 @@ def start(bundle: Bundle, photos: Path, store: Path, rows: int = 20) -> subproce
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
 
 

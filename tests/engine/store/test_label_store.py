@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskmill.engine.inputs.sources import Item
@@ -470,7 +470,7 @@ def test_short_runs_are_compacted_too(store: LabelStore, monkeypatch: pytest.Mon
 rows = st.tuples(st.integers(0, 4), st.integers(0, 2), st.sampled_from(["labeled", "empty", "truncated"]))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(commits=st.lists(st.lists(rows, max_size=6), max_size=5))
 def test_any_series_of_commits_leaves_the_last_word(tmp_path_factory: pytest.TempPathFactory, commits: Any) -> None:
     path = tmp_path_factory.mktemp("any") / "store"

@@ -455,14 +455,15 @@ def test_a_model_with_one_class_gets_a_background_at_one_minus_its_probability(t
     )  # fmt: skip
     (tmp_path / "one").mkdir()
     save(transformers.SegformerForSemanticSegmentation(config), tmp_path / "one", size=square(64))
-    bundle = bundle_from_pretrained(str(tmp_path / "one"), tmp_path / "bundle")
-    assert (bundle.classes, bundle.background) == (("background", "cat"), 0)
-    model = fetch(str(tmp_path / "one")).load(FAMILIES["segformer"][1])
-    batch = images(bundle, 2)
+    checkpoint = fetch(str(tmp_path / "one"))
+    folded = fold(checkpoint, Choices())
+    assert (folded.classes, folded.background) == (("background", "cat"), "background")
+    model = checkpoint.load(FAMILIES["segformer"][1])
+    batch = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        p = model(pixel_values=torch.from_numpy(batch)).logits.sigmoid().numpy()
-    scores = torch.from_numpy(OnnxSession(bundle).run(batch)[0]).softmax(1).numpy()
-    np.testing.assert_allclose(scores, np.concatenate([1 - p, p], axis=1), atol=1e-5)
+        p = model(pixel_values=batch).logits.sigmoid()
+        scores = folded.module(batch).softmax(1)
+    torch.testing.assert_close(scores, torch.cat([1 - p, p], dim=1), atol=1e-5, rtol=0)
 
 
 def test_preprocessing_can_be_given_and_labels_are_known_to_be_reduced(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def start_worker(bundle: Bundle, photos: Path, output: Path, **options: Any) -> 
     is_over = lambda: not (Path(folder) / RECORD).exists()  # noqa: E731
     thread = threading.Thread(target=worker.run, kwargs={"is_over": is_over})
     thread.start()
-    assert worker.joined.wait(60)
+    assert worker.joined.wait(600)
     return thread
 
 
@@ -110,7 +110,7 @@ def test_any_number_of_workers_gives_the_calibration_of_one_process(
     threads = [start_worker(bundle, photos, output, grid=grid) for _ in range(num_workers - 1)]
     calibrate_array(fit, output, threads=1)
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert output.read_bytes() == (tmp_path / "local.json").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["local.json", "shared.json"]
 
@@ -262,7 +262,7 @@ def test_tasks_that_fit_nothing_return_what_was_written(bundle: Bundle, photos: 
         assert task.is_alive()
     expected.save(output)
     (Path(work_folder(output)) / RECORD).unlink()
-    task.join(60)
+    task.join(600)
     assert results[0].thresholds.tolist() == expected.thresholds.tolist()
 
 
