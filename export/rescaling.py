@@ -1,6 +1,6 @@
 """Rescale a model's scores on labeled images: one scale for all logits, and an offset per class.
 
-A teacher that sees objects everywhere, or misses them, is wrong in a way that a few labeled images show. The logits z
+If a teacher predicts some classes too often or too rarely, a few labeled images suffice to correct it. The logits z
 of its classes become s z + b, with s and b that minimize the cross-entropy of the true classes (vector scaling with one
 scale, Guo et al. 2017), before thresholds are computed::
 
@@ -45,7 +45,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rescaling:
-    """Scale and offsets of a model's logits, and what they change on images that they were not fitted to."""
+    """Scale and offsets of a model's logits, and their effect on held-out images."""
 
     scale: float
     """s of s z + b; 1 if several classes of the model are one target class."""
@@ -56,9 +56,9 @@ class Rescaling:
     miou_before: float
     """mIoU of the best class of every pixel, from a sample of the pixels, before rescaling."""
     miou: float
-    """The same after it: each fifth of the images is rescaled by a fit to the others."""
+    """The same after rescaling: each fifth of the images is rescaled by a fit to the others."""
     source: SourceSummary | None = None
-    """Files that were used and passed over."""
+    """Files that were used and skipped."""
 
 
 def rescale_bundle(

@@ -1,4 +1,4 @@
-"""Make a bundle's folder completely or not at all."""
+"""Create a bundle's folder atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Make a new folder beside ``folder`` and rename it to ``folder`` at the end; an error leaves nothing behind.
+    """Make a temporary folder and rename it to ``folder`` at the end; after an error it is deleted.
 
     Raises :class:`UsageError` if ``folder`` exists already.
     """

@@ -22,8 +22,8 @@ A run is a folder:
 A checkpoint is a dictionary of tensors and plain data that ``torch.load(..., weights_only=True)`` reads: ``step``
 (finished steps), ``model`` and ``ema`` (state dictionaries of the student; ``ema`` is None if the recipe keeps no
 moving average, otherwise it is the student to use), ``optimizer``, ``scaler`` (None without fp16), ``best`` (best mIoU
-so far, or None), ``miou`` (mIoU at this step, or None). The file ends in a line with the hash of what precedes it; a
-file with another hash, or none, is refused.
+so far, or None), ``miou`` (mIoU at this step, or None). The file ends in a line with the hash of the preceding bytes; a
+file with a wrong or missing hash is refused.
 
 A student is a ``torch.nn.Module``: ``student(images)`` maps (N, 3, H, W) float32, normalized, to logits (N, C, h, w) at
 any resolution. It is ``student.decode(student.encode(images))`` with a list of feature maps between the two, so that a

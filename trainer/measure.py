@@ -1,4 +1,4 @@
-"""Measure labels against true labels: those of a label store, of a training run's student, or of a model.
+"""Measure the labels of a label store, of a training run's student, or of a model against true labels.
 
 ::
 
@@ -45,7 +45,7 @@ class StudentQuality(Quality):
     """Quality of the labels of a student, with the reliability of its confidence and of its pseudo-labels."""
 
     scores: Scores
-    """Figures of the student besides those of its labels."""
+    """Further figures of the student."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, those of :class:`Quality` and ``confidence``, ``ece``, ``temperature``,
@@ -159,7 +159,7 @@ def evaluate(
         )
         return evaluate_predictor(predictor, source, truth, classes, selection, ids=names, workers=num_workers)
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
-    is_local = not isinstance(target, LabelStore) and not is_remote(folder)  # a run is never behind a URL
+    is_local = not isinstance(target, LabelStore) and not is_remote(folder)  # runs are always local
     if is_local and is_run(folder) and not (folder / "labels.lance").exists():
         provider_given = None if provider == "cpu" else provider
         options_given = {"precision": precision, "provider": provider_given, "text": text or None}
@@ -209,14 +209,14 @@ def _evaluate_student(
         thresholds=student.thresholds,
         progress=progress,
     )
-    confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student ignores no pixel
+    confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student labels every pixel
     return StudentQuality(
         confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=labeled.summary, scores=scores
     )
 
 
 def _notes_on_reviews(store: LabelStore, uris: Sequence[str]) -> tuple[str, ...]:
-    """Say what the reviews of some inputs leave unmeasured."""
+    """Describe the pixels that the reviews of some inputs leave unmeasured."""
     reviews, measured = store.current_reviews(), set(uris)
     verdicts = [reviews[row.id].verdict for row in store.inputs() if row.uri in measured and row.id in reviews]
     if not (accepted := verdicts.count("accepted")):

@@ -1,7 +1,7 @@
 """Training methods: frozen dataclasses with the settings of the losses, one class per family of methods.
 
-A recipe (:mod:`maskmill.trainer.recipes`) holds one of them; :mod:`maskmill.trainer.provenance` says which values are a
-paper's, which are the authors' code's, and which are ours.
+A recipe (:mod:`maskmill.trainer.recipes`) holds one of them; :mod:`maskmill.trainer.provenance` records which values
+come from a paper, from the authors' code, or from us.
 """
 
 from __future__ import annotations
@@ -93,14 +93,15 @@ class Consistency:
     """Steps between two calibrations of the student (``conformal`` only)."""
     calibration_share: float = 0.0
     """Share of the labeled images that calibrate the student and are not trained on (``conformal`` only). With 0 all
-    labeled images do both; scores of images that the student has learned are too low, and so are the thresholds."""
+    labeled images are used for both; but scores of images that the student has learned are too low, and so are the
+    thresholds."""
     pcos: PcosForm = "code"
     """``code``: exponent z²/8, the authors' dispersion, epsilon 1e-8; ``supplement``: z²/64, exact dispersion, no
     epsilon."""
     metrics: PcosMetrics = "dispersion"
     """Features of a pixel besides its confidence; ``all``: dispersion, entropy, residual entropy and margin."""
     groups: PcosGroups = "image"
-    """Pixels that PCOS compares: all of an image, or those of one predicted class of an image."""
+    """Group of pixels that PCOS compares: all of an image, or those of one predicted class of an image."""
     teacher: Teacher = "student"
     """Network that labels the weak view: the student, or the moving average of its weights (needs ``ema``)."""
     labeled: float = 0.5

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process among those that train together."""
+    """One of the processes of a distributed training run."""
 
     rank: int
     """Number of the process, from 0; process 0 writes the folder of the run."""
@@ -95,7 +95,7 @@ def joined(device: str | None) -> Iterator[Process]:
 
 
 def limit_threads() -> None:
-    """Use no more threads than the process may keep busy: idle OpenMP threads spin and slow all others down."""
+    """Limit threads to the usable processors, since idle OpenMP threads spin and slow down all others."""
     torch, limit = import_torch(), usable_processors()
     if torch.get_num_threads() > limit:
         torch.set_num_threads(limit)
@@ -103,7 +103,7 @@ def limit_threads() -> None:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells if SIGINT or SIGTERM has arrived; a second signal stops the process at once."""
+    """Yield a function that returns True after SIGINT or SIGTERM; a second signal ends the process at once."""
     arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield arrived.is_set

@@ -1,5 +1,4 @@
-"""Provenance of the values in recipes: from a paper, from the code of its authors, a guess for a missing value, or
-ours.
+"""Provenance of the values in recipes: a paper, the code of its authors, a guess for a missing value, or ours.
 
 ::
 
@@ -15,8 +14,9 @@ from typing import Literal
 from .recipes import RECIPES, Recipe, RecipeName
 
 Source = Literal["paper", "code", "guess", "ours"]
-"""``paper``: text or supplement; ``code``: public code of the authors or, for what CSL's text leaves open, of UniMatch,
-which CSL builds on, and of AllSpark for ConformalSAM; ``guess``: neither says it; ``ours``: a choice of maskmill."""
+"""``paper``: text or supplement; ``code``: public code of the authors or, for values that CSL's text leaves open, of
+UniMatch, which CSL builds on, and of AllSpark for ConformalSAM; ``guess``: stated in neither; ``ours``: a choice of
+maskmill."""
 
 
 def provenance(recipe: Recipe) -> dict[str, Source]:

@@ -6,7 +6,7 @@
     recipe = with_settings(csl(), ["epochs=80", "method.cover=0.5", "model=segformer", "model.depth=2"])
 
 A recipe holds everything that determines the student besides the data: two runs with the same recipe, data and number
-of processes give the same losses. Options that only decide where and how fast a run executes (device, loader processes)
+of processes give the same losses. Options that only affect where and how fast a run executes (device, loader processes)
 are arguments of :func:`maskmill.trainer.train.train`.
 """
 
@@ -105,7 +105,7 @@ class Recipe:
     ema: float = 0.0
     """Decay of the moving average of the weights, which then is the student; 0: no average."""
     ema_warmup: bool = False
-    """Limit the decay to 1 - 1/(t + 1) at step t, so that the first steps do not weigh on the average."""
+    """Limit the decay to 1 - 1/(t + 1) at step t, so that the initial weights do not dominate the average."""
 
     precision: Precision = "fp32"
     """Autocast of the forward pass; losses are computed in fp32."""
@@ -116,7 +116,7 @@ class Recipe:
     tf32: bool = True
     """Round the factors of fp32 products and convolutions to 10 bits of mantissa on CUDA devices that have TF32."""
     cudnn_benchmark: bool = False
-    """Let cuDNN time its algorithms for each new shape: faster, but two runs may choose different ones."""
+    """Let cuDNN benchmark its algorithms for each new shape: faster, but two runs may choose different ones."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes (on CUDA devices)."""
     seed: int = 0
@@ -158,12 +158,12 @@ class Recipe:
 
 
 def supervised(**settings: Any) -> Recipe:
-    """Given labels without weights: of the labeled images alone, or of label stores as well."""
+    """Train on given labels without weights: of the labeled images only, or of label stores as well."""
     return Recipe(name="supervised", method=Supervised(), **settings)
 
 
 def weighted(**settings: Any) -> Recipe:
-    """Stored labels with their stored weights, together with the labeled images: the recipe for production."""
+    """Train on stored labels with their weights, and on labeled images: the recipe for production."""
     return Recipe(name="weighted", method=Supervised(weighted=True), **settings)
 
 

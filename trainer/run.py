@@ -34,7 +34,7 @@ RUN_FILE, LAST, BEST = "run.json", "last.pt", "best.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Record of a training run: everything that determines the student, and what its users need."""
+    """Record of a training run: everything that determines the student, and that is needed to use it."""
 
     recipe: Recipe
     """The whole recipe."""
@@ -175,7 +175,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     torch.save(dict(state), buffer)
     buffer.write(_trailer(buffer.getbuffer()))
     try:
-        remove_leftovers(path.parent)  # checkpoints that a killed process had not finished
+        remove_leftovers(path.parent)  # unfinished checkpoints of a killed process
         write_atomically(path, buffer.getvalue(), sync=True)
     except OSError as error:
         raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
@@ -188,7 +188,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     """
     torch = import_torch()
     try:
-        # PyTorch reads files with flipped bits
+        # PyTorch does not detect flipped bits
         data = read_local(os.fspath(path), MAX_CHECKPOINT)
         content = memoryview(data)[:-_TRAILER_BYTES]
         if data[-_TRAILER_BYTES:] != _trailer(content):
@@ -201,7 +201,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     except TrainingError:
         raise
     except Exception as error:
-        # PyTorch's reader raises nearly every exception for damage
+        # PyTorch's reader raises nearly every kind of exception for damage
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise TrainingError(
             f"cannot read the checkpoint {path}, which is damaged or not a checkpoint: {reason}"

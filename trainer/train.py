@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 4 -m maskmill train labels/ --labeled photos/ --recipe csl -o run/
 
 The same command resumes a run that was stopped, with the losses of an uninterrupted run: samples, random numbers and
-learning rate are functions of the step, so that a checkpoint holds weights, optimizer and step, and nothing else. An
-interrupt finishes the step and saves.
+learning rate are functions of the step, so a checkpoint only needs weights, optimizer and step. After an interrupt, the
+run finishes its step and saves.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class TrainingProgress:
     steps: int
     """Total number of steps."""
     loss: float | None
-    """Loss of the last logged step; None if the run was finished before."""
+    """Loss of the last logged step; None if the run was already finished."""
     images_per_second: float
-    """Since the previous row of the log."""
+    """Images per second since the previous row of the log."""
     miou: float | None
     """Last mIoU on the validation images; None without them."""
     best: float | None
     """Best mIoU so far."""
     seconds: float
-    """Since the process began to train."""
+    """Seconds since the process began to train."""
     interrupted: bool = False
     """True if an interrupt stopped the run before the last step."""
     only_class: str | None = None
-    """Class that the finished student predicts everywhere on images that show others; None if it predicts several."""
+    """Only class that the finished student predicts, on images with several classes; None if it predicts several."""
 
 
 def train(
@@ -117,18 +117,18 @@ def train(
             rank=process.rank,
             world=process.world,
         )
-        # all checks are done: create the folder only for a run that can start
+        # after all checks: the folder is created only for a run that can start
         if process.first:
             open_run(Path(folder), run)
         process.wait()
-        failing.pop_all()  # the run exists: the stores keep its moment until it is complete
+        failing.pop_all()  # the run exists: the pins of the stores stay until it is complete
         loop = _Loop(Path(folder), run, corpus, student, process)
         loader = open_loader(
             data, replace(plan, start=loop.step), workers=workers, pin_memory=process.device.type == "cuda"
         )
         progress = loop.execute(loader, observer)
         if process.first and not progress.interrupted:
-            corpus.release()  # an interrupted run keeps the moment of the stores until it is resumed
+            corpus.release()  # an interrupted run keeps the pins of the stores until it is resumed
         return progress
 
 
@@ -149,7 +149,7 @@ def _record(recipe: Recipe, corpus: Corpus, student: Any, init: str | os.PathLik
 
 
 def _input_of(student: Any, recipe: Recipe, corpus: Corpus) -> InputSpec:
-    """Return the preprocessing of an image: that of the network, with the statistics of bands in place of colors'."""
+    """Return the network's preprocessing of an image; for bands, with their statistics instead of those of colors."""
     spec, bands = student.input_spec(recipe.crop, recipe.crop), corpus.normalization
     if bands is None:
         return spec
@@ -157,7 +157,7 @@ def _input_of(student: Any, recipe: Recipe, corpus: Corpus) -> InputSpec:
 
 
 class _Loop:
-    """The part of a run in one process."""
+    """Training loop of one process."""
 
     def __init__(self, folder: Path, run: Run, corpus: Corpus, student: Any, process: Process) -> None:
         torch, recipe = import_torch(), run.recipe
@@ -209,7 +209,7 @@ class _Loop:
                 try:
                     losses = self._update(batches, dict(zip(_ROLES, counts, strict=True)), rate)
                 except RuntimeError:
-                    self.watch.check()  # NaN also makes linear algebra fail: name the loss that had it first
+                    self.watch.check()  # NaN also makes linear algebra fail: report the loss in which it occurred first
                     raise
                 self.step += 1
                 last = self.step == self.steps
@@ -243,7 +243,7 @@ class _Loop:
         return replace(progress, step=self.step, seconds=time.perf_counter() - started, only_class=only_class)
 
     def _only_class(self) -> str | None:
-        """Return the class that the student predicts everywhere on some labeled images; None if there are several."""
+        """Return the only class that the student predicts on some labeled images; None if it predicts several."""
         parts = (self.corpus.validation, self.corpus.labeled, *self.corpus.stored)
         part = next(part for part in parts if part is not None)
         module = self.student if self.average is None else self.average.module
@@ -259,7 +259,7 @@ class _Loop:
         return self.run.classes[min(predicted)] if predicted and shown - predicted else None
 
     def _update(self, batches: Sequence[Any], counts: Mapping[str, float], rate: float) -> dict[str, Any]:
-        """One optimizer step on all parts of a batch; returns the step's loss, terms and figures in this process."""
+        """Run one optimizer step on all parts of a batch; returns its loss, terms and figures in this process."""
         torch, process = import_torch(), self.process
         # seeded at each step, so that a resumed run draws the same numbers
         torch.manual_seed(_seed(self.recipe.seed, self.step, process.rank))
@@ -364,7 +364,7 @@ class _Loop:
 
 _ROLES = ("labeled", "unlabeled")
 _SILENCE = 10.0
-"""Seconds after which the observer hears of the steps since the last row of the log."""
+"""Seconds after which the observer is called with the steps since the last row of the log."""
 _CHECKED_IMAGES = 10
 """Labeled images, at most, on which a finished student must predict more than one class."""
 _CALIBRATION_IMAGES = 200

@@ -20,7 +20,7 @@ from .recipes import Recipe
 from .train import TrainingProgress
 
 _LONG_ON_CPU = 10**10
-"""Pixels of all crops of a run from which a processor needs hours."""
+"""Total pixels of a run's crops above which a CPU needs hours."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def observing(*, as_json: bool) -> Iterator[Callable[[TrainingProgress], None]]:
 
 
 class _Lines:
-    """Lines of a log file: the mIoU is in those that follow a validation."""
+    """Lines of a log file; those after a validation contain the mIoU."""
 
     def __init__(self) -> None:
         self._miou: float | None = None
@@ -68,7 +68,7 @@ def print_plan(recipe: Recipe, device: str | None, *, as_json: bool) -> None:
 
 
 def print_sources(parts: Mapping[str, LabeledImages | PlainImages | None], *, as_json: bool) -> None:
-    """Print the files that each part of a corpus uses and passes over; only the first process prints."""
+    """Print the files that each part of a corpus uses and skips; only the first process prints."""
     if os.environ.get("RANK", "0") != "0":
         return
     for name, part in parts.items():
@@ -97,7 +97,7 @@ def print_summary(run: TrainingProgress, folder: Path, *, as_json: bool) -> None
 
 
 def print_reliability(scores: Scores) -> None:
-    """Print how far a student's confidence can be trusted, and the quality of the pseudo-labels that it selects."""
+    """Print the calibration of a student's confidence, and the quality of the pseudo-labels that it selects."""
     reliability = scores.reliability
     say(
         f"confidence {reliability.confidence:.3f} at accuracy {scores.accuracy:.3f}, calibration error "

@@ -50,7 +50,7 @@ MAX_FILE = 1 << 30
 """Largest file that a :class:`Folder` reads, in bytes."""
 _TOO_MUCH = f"more than {MAX_COPIED_FILES:,} files or {MAX_COPIED >> 30} GiB"
 
-_FETCHED: dict[str, Path] = {}  # copies of this process, by URL
+_FETCHED: dict[str, Path] = {}  # local copies that this process made, by URL
 
 _IN_USE: dict[str, tuple[Any, str]] = {}  # filesystem and folder of each bucket that this process writes to
 

@@ -1,11 +1,11 @@
-"""Convert a bundle to a lower precision, through the gate: an artifact that does not pass is not written.
+"""Convert a bundle to a lower precision; an artifact that does not pass the gate is not written.
 
 ::
 
     bundle = convert(bundle, "fp16", GateImages.open("photos/"), on_fail="next", say=print)
 
 ``on_fail="next"`` tries the next precision: fp8 or int8, fp16, bf16, then ``mixed``, which is fp16 with as few nodes in
-fp32 as it takes to pass: nodes that make or read values beyond fp16's range, and those that bisection finds.
+fp32 as needed to pass: nodes that make or read values beyond fp16's range, and nodes that bisection finds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Differences = list[tuple[str, Difference]]
 WALK = ("fp8", "int8", "fp16", "bf16", "mixed")
 """Precisions in the order in which they are tried."""
 BISECT_IMAGES = 8
-"""Number of images, the worst ones, on which nodes at fault are searched."""
+"""Number of worst images on which the search for failing nodes runs."""
 BISECT_BUDGET = 60
 """Largest number of sets of nodes that one search tries."""
 ROUNDS = 4
@@ -83,15 +83,15 @@ def convert(
 ) -> Bundle:
     """Add a file per role in another precision, which passed the gate on ``images``, and save the bundle.
 
-    An earlier file of the same role and precision is replaced. ``say`` gets a line on the artifact that passes, and on
-    every precision that is refused before it. Raises :class:`GateError` if nothing passes, with the failures and the
-    nodes at fault; the bundle then stays as it was.
+    An earlier file of the same role and precision is replaced. ``say`` gets one line for the artifact that passes, and
+    for every precision refused before it. Raises :class:`GateError` if nothing passes, with the failures and the nodes
+    that cause them; the bundle is then unchanged.
     """
     if precision not in WALK[:-1]:
         raise UsageError(f"the precision to convert to is one of {', '.join(WALK[:-1])}, got {precision!r}")
     steps = [precision]
     if on_fail == "next":
-        # int8 is no way out for what fp8 breaks
+        # int8 is not tried for graphs that fail in fp8
         steps += [step for step in WALK[WALK.index(precision) + 1 :] if step != "int8"]
     converter = _Converter(bundle, images, how or Conversion())
     refusals = []
@@ -109,7 +109,7 @@ def convert(
 
 
 class _Converter:
-    """Hold one bundle, its originals with probes as the reference, and the images."""
+    """Converts one bundle: holds its originals with probes as the reference, and the images."""
 
     def __init__(self, bundle: Bundle, images: GateImages, how: Conversion) -> None:
         import onnx
@@ -142,7 +142,7 @@ class _Converter:
         return self._pass_or_raise(precision, graphs, fp32_nodes)
 
     def mixed(self) -> tuple[Bundle, tuple[Verdict, ...]]:
-        """Convert to fp16 with as few nodes in fp32 as it takes."""
+        """Convert to fp16 with as few nodes in fp32 as needed to pass."""
         keep = set(self._how.keep_fp32)
         for _ in range(ROUNDS):
             graphs, fp32_nodes = self._graphs("fp16", keep)
@@ -162,7 +162,7 @@ class _Converter:
         worst = sorted(compared, key=lambda pair: (pair[1].finite, pair[1].iou))[:BISECT_IMAGES]
         names = {name for name, _ in worst}
         tolerances = self._how.tolerances
-        # images that fail and are not tried are left to the next round
+        # failing images that are not used here are left to the next round
         rest = [pair for pair in compared if pair[0] not in names and pair[1].iou >= tolerances.worst_iou]
         photos = list(self._images.only(names))
         reference = {role: Memory(session) for role, session in self._reference.items()}

@@ -5,7 +5,7 @@
     converted = in_8_bit(bundle, "model", "int8", photos, keep_fp32={"logits"})
 
 int8 is ONNX Runtime's static quantizer: weights by channel, activations with a scale each. fp8 (E4M3) is NVIDIA
-ModelOpt's, where that is installed. Shapes and names of inputs and outputs stay, float32.
+ModelOpt's, where that is installed. Inputs and outputs keep their shapes, names and type float32.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def in_8_bit(
         except (ImportError, UsageError):
             raise
         except Exception as error:
-            # quantizers raise nearly every exception from inside
+            # quantizers raise nearly every kind of exception
             raise ExportError(f"{path} cannot be quantized to {precision}: {first_line(error)}") from error
         model = onnx.load_model(target)
     quantized = _quantized_nodes(model)
@@ -144,12 +144,12 @@ def _quantize_int8(
             return next(feeds, None)
 
     prepared = target.with_name("prepared.onnx")
-    # node names must stay, so the graph is not optimized first
+    # the graph is not optimized first, since that would change node names
     with_shapes = partial(quant_pre_process, str(source), str(prepared), skip_optimization=True)
     try:
         with_shapes(auto_merge=True)
     except Exception:
-        # symbolic shapes know fewer operators than ONNX's own inference
+        # symbolic shape inference supports fewer operators than ONNX's own
         with_shapes(skip_symbolic_shape=True)
     calibrate = quantization.CalibrationMethod
     with _quiet():
@@ -174,7 +174,7 @@ def _quantize_int8(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the advice that the quantizer logs on the root logger, and the progress that it prints."""
+    """Silence the messages that the quantizer logs on the root logger, and the progress that it prints."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,12 +1,12 @@
 """Put a 16-bit precision into a graph: most nodes in fp16 or bf16, some kept in fp32, inputs and outputs in fp32.
 
-TensorRT 11 builds what the graph says, so precision is written into it with Cast nodes::
+TensorRT 11 takes precisions from the graph, so they are written into it as Cast nodes::
 
     converted = in_16_bit(model, "fp16", keep_fp32={"/head/Exp"})
     converted.fp32_nodes                       # node → why it stays in fp32
 
-A tensor's name always stands for its float32 form; its 16-bit form has the precision appended. Node names stay, so that
-a node at fault can be named in the original.
+A tensor's name always refers to its float32 form; its 16-bit form has the precision appended. Node names are kept, so
+that a failing node can be named in the original.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Converted:
     converted: tuple[str, ...]
     """Names of the nodes that run in 16 bits, in the graph's order."""
     fp32_nodes: Mapping[str, str]
-    """Nodes with float32 outputs that stay in fp32, and the reason of each."""
+    """Nodes with float32 outputs that stay in fp32, each with its reason."""
 
 
 def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Collection[str] = ()) -> Converted:
     """Convert an fp32 graph to 16 bits; the original is not changed.
 
     ``keep_fp32`` are names of nodes, as :func:`node_name` returns them. A node also stays in fp32 if its operator does
-    not support the type, if it holds a subgraph, and if one of its weights is beyond the precision's range. Attention
-    masks that hold the lowest float32 number get an eighth of the precision's range instead, which is as good. For bf16
-    the graph is converted to opset 22, the first whose convolutions support it. Raises :class:`UsageError` for a name
-    that no node has, :class:`ExportError` if the graph's types cannot be inferred.
+    not support the type, if it holds a subgraph, and if one of its weights is beyond the precision's range. In
+    attention masks, the lowest float32 number is replaced by minus an eighth of the precision's range, which has the
+    same effect. For bf16 the graph is converted to opset 22, the first whose convolutions support it. Raises
+    :class:`UsageError` for a name that no node has, :class:`ExportError` if the graph's types cannot be inferred.
     """
     import onnx
 
@@ -88,7 +88,7 @@ def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Coll
 
 
 class _Conversion:
-    """One graph on its way to 16 bits."""
+    """Conversion of one graph to 16 bits."""
 
     def __init__(self, model: onnx.ModelProto, precision: Precision16, floats: frozenset[str]) -> None:
         self._graph, self._precision, self._floats = model.graph, precision, floats
@@ -98,7 +98,7 @@ class _Conversion:
         self._beyond: dict[str, bool] = {}
 
     def obstacle(self, node: onnx.NodeProto) -> str:
-        """Return why a node must stay in fp32; empty if it need not."""
+        """Return the reason why a node must stay in fp32; empty if there is none."""
         if node.op_type in _TYPED:
             return "its type is given by an attribute"
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):

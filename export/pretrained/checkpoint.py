@@ -5,8 +5,8 @@
     checkpoint = fetch("nvidia/segformer-b0-finetuned-ade-512-512")
     model = checkpoint.load("SegformerForSemanticSegmentation")
 
-Weights are read from safetensors. A pickle can run any code while it is read, and is refused unless the caller allows
-it. Code that comes with a checkpoint is never run. ``HF_ENDPOINT`` names another hub.
+Weights are read from safetensors. Reading a pickle can execute any code, so it is refused unless the caller allows it.
+Code in a checkpoint is never executed. ``HF_ENDPOINT`` names another hub.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DESCRIPTIONS = (
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("tokenizer.model",))
-"""Sets of files, any of which makes a tokenizer."""
+"""Sets of files, any of which defines a tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """Load the tokenizer in the folder; raises :class:`ExportError` if there is none.
 
-        Without its files transformers makes a tokenizer with an empty vocabulary, to which all texts are equal.
+        Without its files, transformers makes a tokenizer with an empty vocabulary, for which all texts are equal.
         """
         from transformers import AutoTokenizer
 
@@ -174,7 +174,7 @@ def _download(model: str, revision: str | None, pickles: tuple[str, ...]) -> Pat
     except errors.HFValidationError as error:
         raise UsageError(f"{model} is neither a folder with a model nor a hub id: {first_line(error)}") from None
     except Exception as error:
-        # the client's errors for a missing network are of its HTTP library, and change with it
+        # without a network, the client raises errors of its HTTP library, which differ between versions
         raise ExportError(
             f"{model} is not in the hub's cache here and cannot be fetched from {endpoint} "
             f"({type(error).__name__}); connect, set HF_ENDPOINT, or give a local folder"

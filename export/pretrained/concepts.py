@@ -1,4 +1,4 @@
-"""Export SAM 3, which segments what short texts name: given class names are encoded at export and become constants.
+"""Export SAM 3, which segments objects named by short texts; given class names are encoded as constants at export.
 
 Without class names there are three graphs: image encoder, text encoder and detector, and classes are named when the
 bundle labels (:mod:`maskmill.engine.predictors.texts`).
@@ -9,8 +9,8 @@ a pixel is
 
     presence x maximum over queries of (score of the query x mask of the query),
 
-all of them sigmoids, so that it lies in [0, 1]. Mask2Former and SEEM sum over queries; here an object has one query,
-and a sum over 200 queries with a score of .01 each would make a class certain that is nowhere.
+all of them sigmoids, so that it is in [0, 1]. Mask2Former and SEEM sum over queries; here an object has one query, and
+a sum over 200 queries with a score of 0.01 each would make an absent class certain.
 """
 
 from __future__ import annotations

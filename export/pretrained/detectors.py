@@ -154,7 +154,7 @@ def corners_of(boxes: Tensor) -> Tensor:
 
 
 class _Constant:
-    """Text encoder whose answer was computed before."""
+    """Text encoder that returns a precomputed result."""
 
     def __init__(self, features: Tensor) -> None:
         from torch import nn
@@ -173,7 +173,7 @@ class _Constant:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module of transformers another function while its model is called: the exporter cannot trace the own."""
+    """Replace a function of a transformers module while its model is called, since the exporter cannot trace it."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:

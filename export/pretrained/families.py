@@ -55,7 +55,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "efficientnet": ("classifier", "EfficientNetForImageClassification"),
     "vit": ("classifier", "ViTForImageClassification"),
 }
-"""Family → the module here with its function, and the class of transformers that loads it."""
+"""Family → module with its function, and class of transformers that loads it."""
 
 _OF_VIDEO = {"Sam2VideoModel": "sam2", "EdgeTamVideoModel": "edgetam", "Sam3VideoModel": "sam3"}
 """Architecture of a published video checkpoint → the family that loads its part for single images."""

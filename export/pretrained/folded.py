@@ -1,4 +1,4 @@
-"""Pass a family's model to the exporter, and read the description that comes with a checkpoint."""
+"""Description of a family's model for the exporter, and readers of a checkpoint's preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Masks = Literal["all", "best"]
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Options of an export; with None the checkpoint decides."""
+    """Options of an export; None uses the value of the checkpoint."""
 
     classes: tuple[str, ...] | None = None
     """Class names: the prompts of a model that takes text, or new names for the classes of another model. SAM 3 without
@@ -131,8 +131,8 @@ def image_input(
 def class_names(checkpoint: Checkpoint, choices: Choices) -> tuple[str, ...]:
     """Return the names of the classes that the model was trained on, or the caller's in their place.
 
-    Raises :class:`UsageError` if the checkpoint names no classes, if its names make no list, or if the caller gives
-    another number of them.
+    Raises :class:`UsageError` if the checkpoint names no classes, if its names are not a complete list, or if the
+    caller gives another number of names.
     """
     config = checkpoint.config
     labels = config.get("id2label")
@@ -149,7 +149,7 @@ def class_names(checkpoint: Checkpoint, choices: Choices) -> tuple[str, ...]:
             raise UsageError(f"the model has {len(own)} classes, {len(choices.classes)} names are given")
         check_class_names(choices.classes)
         return choices.classes
-    # ImageNet's list has two cranes
+    # ImageNet's list contains "crane" twice
     names = tuple(f"{name} ({index})" if own.count(name) > 1 else name for index, name in enumerate(own))
     check_class_names(names)
     return names

@@ -1,4 +1,4 @@
-"""Make a bundle from a ``torch.nn.Module``: exported, checked, and compared with the module before it has a name.
+"""Make a bundle from a ``torch.nn.Module``: export it, check it, and compare it with the module before publishing it.
 
 ::
 
@@ -49,9 +49,9 @@ OPSET = 20
 """ONNX operator set of every exported graph."""
 
 MAX_FILE_BYTES = 2**31 - 2**24
-"""Size of the weights above which they get a file of their own: a protobuf message ends at 2 GiB."""
+"""Size of the weights above which they get their own file, since a protobuf message is limited to 2 GiB."""
 
-# sizes of the traced example; the comparison runs others, so that an axis that the exporter froze shows
+# sizes of the traced example; the comparison uses others, to find axes that the exporter froze
 _TRACED_BATCH, _TRACED_POINTS, _TRACED_TEXTS, _TRACED_TOKENS = 2, 4, 3, 5
 
 
@@ -266,7 +266,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role
     _check_outputs(program.model.graph.outputs, bundle, role)
     graph = program.model.graph
     for part in (*graph.inputs, *graph.initializers.values(), *graph.all_nodes()):
-        # names of modules and source paths of this machine: most of a small file, and private
+        # module names and local source paths, which are private and make up most of a small file
         part.metadata_props.clear()
     for node in graph.all_nodes():
         for value in node.outputs:
@@ -281,7 +281,7 @@ def _export(module: nn.Module, inputs: Sequence[Any], bundle: Bundle, role: Role
 
 
 def _translations() -> dict[Any, Any]:
-    """Translate operators that torch leaves in a graph: the condition of a check, which nothing uses."""
+    """Translate operators that torch leaves in a graph, such as the unused condition of a check."""
     import torch
     from onnxscript import INT32
     from onnxscript.onnx_opset import opset20 as op
@@ -317,7 +317,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks: deprecations inside torch, packages that it misses."""
+    """Silence the exporter's messages about deprecations inside torch and missing packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

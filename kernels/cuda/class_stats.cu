@@ -6,9 +6,9 @@
 //   W     STRIDED  classes in order, any strides
 //         VECTOR   classes in order, contiguous: four of them in one load
 //         GROUPED  classes sorted by target, any strides
-//   M     TOP      the top class alone: no class is exponentiated, and those whose four corners are too low are skipped
-//         SUMS     and the masses of the others: for scores of softmax, share and dispersion
-//         SECONDS  and the second class: for its outputs and for prediction sets
+//   M     TOP      only the top class: no class is exponentiated; classes whose four corners are too low are skipped
+//         SUMS     also the masses of the others: for scores of softmax, share and dispersion
+//         SECONDS  also the second class: for its outputs and for prediction sets
 //   P, Q  rows and columns of output pixels per thread, all between the same four pixels of the scores: (4, 2) for
 //         maps that are enlarged, else (1, 1)
 //
@@ -274,8 +274,8 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
             continue;
         }
 
-        // The top class's membership, and whether others may be members: none has a lower score than the second one,
-        // which most pixels are sure enough is beyond every threshold.
+        // The top class's membership, and whether others may be members: no other class has a lower score than the
+        // second one, which for most pixels is beyond every threshold.
         const float* limits = thresholds + row * per_row + column * per_column;
         const float limit = per_class != 0 ? highest_limit : *limits;
         float lowest = infinity();
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(THREADS, P == 1 ? 6 : 4)
     }
     if (thresholds == nullptr) return;
 
-    // The pixels with an open set visit the other classes again, but for those that are too low everywhere in the cell.
+    // Pixels whose set may have further members visit the other classes again, except those too low in the whole cell.
     if (M == SECONDS && lowest_of_cell < infinity()) {
         float group[N] = {};
         walk<W, N>(cell, classes, [&](const Corners& corners, int target, bool begins, bool ends) {

@@ -51,7 +51,7 @@ struct Tally {
     float group[N];             // GROUPS: rank of the class being visited
     float top[N], second[N];    // ranks of the top and the second class
     float mass[N];              // of the top class, unless its rank is its mass
-    float rest[N], squares[N];  // sum and sum of squares of the masses of all but the top class
+    float rest[N], squares[N];  // sum and sum of squares of the masses of all classes except the top one
     int top_class[N], second_class[N];
     float defects = 0;          // NaN if a corner of a class is not finite
 
@@ -140,7 +140,7 @@ struct Tally {
         static_assert(P * Q == N, "");
         VISIT(CLASS, scored);
         const Rows<Q> rows(corners, weights_x);
-        // With a corner that is not finite, no difference of the rows is.
+        // If a corner is not finite, no difference of the rows is finite.
         defects = fmaf(rows.step[0], 0.0f, defects);
         if constexpr (!HAS_SUMS && !GROUPS) {
             float lowest = top[0];

@@ -71,7 +71,7 @@ struct Rows {
         return fmaf(weight * LOG2E, step[q], fmaf(upper[q], LOG2E, shift));
     }
 
-    // No value in the cell exceeds it: the larger row, and the rounding of the interpolation.
+    // Upper bound of the values in the cell: that of the larger row, plus the rounding of the interpolation.
     __device__ __forceinline__ float bound() const {
         float highest = fmaxf(upper[0], lower[0]), size = fabsf(upper[0]) + fabsf(lower[0]);
         for (int q = 1; q < Q; ++q) {
@@ -134,7 +134,7 @@ __device__ __forceinline__ void walk(const Cell<T>& cell, const Classes& classes
         Corners corners(next, 0);
 #pragma unroll 1
         for (int c = 0; c < classes.channels; ++c) {
-            // The last class is read twice where that takes fewer instructions than a condition.
+            // The last class is read twice if that takes fewer instructions than a condition.
             if constexpr (N > 1)
                 cell.template load<1>(min(c + 1, classes.channels - 1), next);
             else if (c + 1 < classes.channels)

@@ -72,8 +72,8 @@ __device__ __forceinline__ void store_pack(T* address, const Pack<T, V>& pack) {
         *reinterpret_cast<Pack<T, V>*>(address) = pack;
 }
 
-// Tells if any of N values is greater than its limit, one instruction per value: left to itself the compiler keeps the
-// outcome of each comparison.
+// Returns true if any of N values is greater than its limit, with one instruction per value; the compiler would
+// otherwise store the result of each comparison.
 template <int N>
 __device__ __forceinline__ bool any_greater(const float (&values)[N], const float (&limits)[N]) {
 #ifdef __CUDACC__

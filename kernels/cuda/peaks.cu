@@ -79,7 +79,7 @@ __device__ __forceinline__ uint32 threshold_key(const Extremes& extremes, bool h
                                                 bool has_relative, float relative) {
     const uint32 key = has_absolute ? order_key(absolute) : extremes.minimum();
     if (!has_relative) return key;
-    // 0 times an infinite maximum is NaN, and takes no part.
+    // 0 times an infinite maximum is NaN, and is ignored.
     const float product = relative * value_of_key(extremes.maximum());
     return is_nan(product) ? key : max(key, order_key(product));
 }
@@ -90,10 +90,10 @@ __device__ __forceinline__ uint32 threshold_key(const Extremes& extremes, bool h
 //   extremes    (N, 2) of map_extremes
 //   distance    radius of the window, clipped to the map; at least 1
 //   border_*    rows and columns at each side without a candidate
-//   candidates  (N, height, words) uint32, a bit a pixel, words = ceil(width / 32)
+//   candidates  (N, height, words) uint32, one bit per pixel, words = ceil(width / 32)
 //
-// A warp takes 32 pixels of a row. A pixel that passes the threshold and is not below its eight neighbors is rare; the
-// warp then looks at its window together. Blocks of 32 x 8 pixels; grid (words, rows of blocks, N).
+// A warp processes 32 pixels of a row. Few pixels pass the threshold and are not below their eight neighbors; the whole
+// warp then searches the window of such a pixel. Blocks of 32 x 8 pixels; grid (words, rows of blocks, N).
 __global__ void __launch_bounds__(256)
     peak_candidates(const float* maps, const uint64* extremes, int height, int width, int distance,
                     bool has_absolute, float absolute, bool has_relative, float relative, int border_rows,
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(256)
     if (lane == 0) candidates[(static_cast<int64>(blockIdx.z) * height + row) * gridDim.x + blockIdx.x] = bits;
 }
 
-// Tells if any of the bits first..last of a row is set.
+// Returns true if any of the bits first..last of a row is set.
 __device__ __forceinline__ bool any_bit(const uint32* row, int first, int last) {
     for (int word = first / 32; word <= last / 32; ++word) {
         uint32 bits = row[word];
@@ -151,7 +151,7 @@ __device__ __forceinline__ bool any_bit(const uint32* row, int first, int last) 
     return false;
 }
 
-// Tells if a bit is set among the pixels before (row, column) in raster order and closer than distance.
+// Returns true if a bit is set among the pixels before (row, column) in raster order and closer than distance.
 __device__ __forceinline__ bool any_before(const uint32* bits, int words, int row, int column, int width,
                                            int distance) {
     const int first = max(column - distance + 1, 0), last = min(column + distance - 1, width - 1);
@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(512)
     if (threadIdx.x == 0) num_keys = open ? 0 : counts[blockIdx.x];
     __syncthreads();
 
-    // Threads append in any order; the sort makes it one.
+    // Threads append in any order; sorting makes the order unique.
     keys += blockIdx.x * key_capacity;
     if (open) {
         uint32* work[4];

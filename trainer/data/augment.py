@@ -7,7 +7,7 @@
     label = move_map(label, moved, fill=ignore)           # (256, 256), nearest neighbor
     strong = recolor(view, rng)
 
-All randomness comes from the generator that is passed in, so that a sample depends on its seed alone.
+All randomness comes from the given generator, so that a sample depends only on its seed.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def recolor_bands(image: NDArray[np.float32], rng: Generator, settings: ColorSet
     """Jitter brightness and contrast and blur the bands (H, W, C) of an image, each with its probability.
 
     Brightness moves all bands by a share of their standard deviation in the image, contrast scales the distance from
-    their mean. Hue, saturation and gray mean nothing without colors.
+    their mean. Hue, saturation and gray do not apply to bands.
     """
     if rng.random() < settings.jitter:
         mean, deviation = image.mean(axis=(0, 1)), image.std(axis=(0, 1))

@@ -1,4 +1,4 @@
-"""Images of several bands for training: what a store was labeled on, decoded samples, and their normalization.
+"""Images of several bands for training: the bands of a store, decoded samples, and their normalization.
 
 ::
 

@@ -5,8 +5,8 @@
     corpus = open_corpus(stores=["labels"], labeled="labeled", validation="held-out")
     corpus.streams()["union"]           # the labeled and the stored images
 
-All parts have the same classes. An image of the labeled or of the validation images is never also taken from a store or
-from the unlabeled images: images are compared by name (uri).
+All parts have the same classes. Labeled and validation images are left out of the stores and of the unlabeled images;
+images are compared by name (uri).
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Corpus:
     """Sources and numbers of images, as plain data for ``run.json``."""
 
     pin: str | None = None
-    """Name under which the stores keep the moment that is read; None if they keep none."""
+    """Name of the pin that keeps the moment of the stores that is read; None without a pin."""
     new_pins: tuple[LabelStore, ...] = ()
-    """Stores that kept no moment under this name before this corpus was opened."""
+    """Stores in which this corpus created the pin."""
 
     @property
     def num_channels(self) -> int:
@@ -69,16 +69,16 @@ class Corpus:
         return 3 if self.normalization is None else len(self.normalization.mean)
 
     def release(self) -> None:
-        """Let the stores drop the moment that this corpus reads; call it when the training run is complete."""
+        """Release the pins of the stores that this corpus reads; call it when the training run is complete."""
         stores = [part.store for part in self.stored]
         if self.weak is not None and isinstance(self.weak.maps, LabelStore):
             stores.append(self.weak.maps)
         _unpin(stores, self.pin)
 
     def abandon(self) -> None:
-        """Undo what opening this corpus pinned; call it when the training run cannot start.
+        """Release the pins that opening this corpus created; call it when the training run cannot start.
 
-        A moment that an earlier, interrupted run of the same folder keeps stays.
+        A pin of an earlier, interrupted run in the same folder is kept.
         """
         _unpin(self.new_pins, self.pin)
 
@@ -170,13 +170,13 @@ def open_corpus(
         Folder of the training run: the stores are read at one moment, kept until :meth:`Corpus.release`, and a run
         that is resumed reads the same moment.
 
-    Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty; the stores then keep nothing.
+    Raises :class:`UsageError` if the classes are unknown or differ, or a part is empty; no pin is left then.
     """
     pin = None if run is None else f"train-{content_id(os.path.abspath(run).encode())[:16]}"
     label_stores = [LabelStore.open(store) for store in stores]
     pinned = label_stores if segments is None or not is_store(segments) else [*label_stores, LabelStore.open(segments)]
     if run is not None and not (Path(run) / RUN_FILE).exists() and os.environ.get("RANK", "0") == "0":
-        _unpin(pinned, pin)  # left by a run of the same name that was deleted
+        _unpin(pinned, pin)  # pinned by a deleted run of the same name
     taxonomies = [Taxonomy.from_json(store.classes) for store in label_stores] + (
         [] if taxonomy is None else [taxonomy]
     )

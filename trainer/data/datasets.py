@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STREAMS = ("union", "labeled", "stored", "unlabeled", "partners")
-"""Lists of images that a step draws from. The position of a stream in this tuple is part of the seed of its draws."""
+"""Names of the lists of images that a step draws from. A stream's position in this tuple is part of its draws' seed."""
 
 
 class Draw(NamedTuple):
@@ -104,7 +104,7 @@ class TrainingImages:
         return {name: ends[-1] if ends else 0 for name, ends in self._ends.items()}
 
     def __getitem__(self, draw: Draw) -> dict[str, Any] | TrainingError:
-        """Return the sample of a draw, or the error: an exception of a worker process would lose its message."""
+        """Return the sample of a draw, or its error, since an exception of a worker process would lose its message."""
         return self.__getitems__([draw])[-1]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any] | TrainingError]:
@@ -133,7 +133,7 @@ class TrainingImages:
         move = augment.draw_move(
             rng, photo.image.shape[:2], crop=self._crop, scale=self._scale, flip=self._flip, scaling=self._scaling
         )
-        # bands are resized without rounding, as at prediction
+        # bands are resized without rounding, as in prediction
         pixels = photo.image.astype(np.float32) if self._bands else photo.image
         image = augment.move_image(pixels, move, self._fill)
         sample: dict[str, Any] = {"stream": draw.stream, "uri": uri}
@@ -178,11 +178,11 @@ class TrainingImages:
     def _recolor(
         self, image: NDArray[Any], inside: NDArray[np.bool_], rng: np.random.Generator, colors: ColorSettings
     ) -> NDArray[Any]:
-        """Change the colors of the image and leave its padding as it is."""
+        """Change the colors of the image but not of its padding."""
         recolored = augment.recolor_bands(image, rng, colors) if self._bands else augment.recolor(image, rng, colors)
         return np.where(inside[..., None], recolored, np.array(self._fill, image.dtype))
 
 
 def _planes(image: NDArray[Any]) -> Tensor:
-    """(H, W, C) → (C, H, W) tensor of the same type."""
+    """Convert (H, W, C) to a (C, H, W) tensor of the same type."""
     return import_torch().tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,8 +1,8 @@
-"""From a plan of draws to batches: which images each step takes, and the worker processes that make them.
+"""Batches from a plan of draws: the images of each step, and the worker processes that load them.
 
 The plan is a pure function of the step, so that resuming a run needs no saved state. The draws of a step depend on the
-seed and the global batch only; processes and accumulated parts divide them, so that a global batch holds the same
-samples for any number of processes.
+seed and the global batch only; processes and accumulated parts divide them, so a global batch contains the same samples
+for any number of processes.
 """
 
 from __future__ import annotations
@@ -169,14 +169,14 @@ def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec, *, channel
 
     moved = {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
     for role, samples in batch.items():
-        if "segments" in samples:  # sizes of later arrays, which are known without waiting only here
+        if "segments" in samples:  # sizes of later arrays; elsewhere they would need a sync
             moved[role]["num_segments"] = int(samples["segments"].max())
     return moved
 
 
 @lru_cache(maxsize=8)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: Any) -> tuple[Any, Any]:
-    """Return mean and standard deviation (3, 1, 1) on a device; copied once, since a copy waits for the device."""
+    """Return mean and standard deviation (3, 1, 1) on a device; cached, since a copy waits for the device."""
     torch = import_torch()
     return tuple(torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 

@@ -54,11 +54,11 @@ class Part(Protocol):
     """Names of the images, in order."""
 
     def read(self, index: int) -> AnnotatedImage:
-        """One image with its maps; raises :class:`MaskmillError`."""
+        """Read one image with its maps; raises :class:`MaskmillError`."""
         ...
 
     def read_all(self, indices: Sequence[int]) -> Iterator[AnnotatedImage]:
-        """Read several images in order; an error is raised when the iterator reaches the image that causes it."""
+        """Yield several images in order; an error is raised when the iterator reaches its image."""
         ...
 
 

@@ -46,8 +46,9 @@ class WeakLabels:
         image_labels: str | os.PathLike[str] | None = None,
         pin: str | None = None,
     ) -> WeakLabels:
-        """Open the segment maps of a store that ``maskmill label --sam`` made, or of a folder of PNG files; 0 is no
-        segment. ``pin`` keeps the moment of the store that is read; see :meth:`StoredImages.open`.
+        """Open the segment maps of a store that ``maskmill segment`` made, or of a folder of PNG files.
+
+        In the maps, 0 is no segment. ``pin`` keeps the moment of the store that is read; see :meth:`StoredImages.open`.
 
         Raises :class:`UsageError` if there is neither, or if the image-level labels name unknown classes.
         """

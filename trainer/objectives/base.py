@@ -1,4 +1,4 @@
-"""Arguments and results of a training objective: the moment of a run, and the losses of a batch."""
+"""Arguments and results of a training objective: the state of the run, and the losses of a batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Position of a batch in a run."""
+    """Position of a batch in a run, and the state that objectives need."""
 
     recipe: Recipe
     """The recipe."""
@@ -55,7 +55,7 @@ def upsample(logits: Tensor, like: Tensor) -> Tensor:
 
 
 def predict(module: nn.Module, images: Tensor) -> Tensor:
-    """Compute logits in eval mode without a gradient; the module returns to its mode."""
+    """Compute logits in eval mode without a gradient; afterwards the module is in its previous mode."""
     training = module.training
     module.eval()
     try:

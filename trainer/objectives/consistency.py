@@ -30,7 +30,7 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
     """Compute the losses of labeled and unlabeled images; see the module docstring.
 
     The weak views of labeled and unlabeled images are a single forward pass, and so are the strong views. If a moving
-    average labels the weak views, the student does not see them.
+    average labels the weak views, the student does not process them.
     """
     torch, method = import_torch(), moment.recipe.method
     assert isinstance(method, Consistency), "the phase belongs to this method"
@@ -140,7 +140,7 @@ def complementary_dropout(features: Sequence[Tensor], probability: float) -> lis
 
 
 def mix(values: Tensor, boxes: Tensor, partners: Tensor | None = None) -> Tensor:
-    """CutMix: (N, ..., H, W) with each image's box (N, 4) of (top, left, bottom, right) taken from its partner.
+    """Apply CutMix: replace each image's box, (N, 4) of (top, left, bottom, right), in (N, ..., H, W) by its partner's.
 
     ``partners`` have the shape of ``values``; without them the partner is the next image.
     """
@@ -196,7 +196,7 @@ def _strong_logits(student: Any, views: Sequence[Tensor], method: Consistency) -
 
 
 def _screen(own: PseudoLabels, logits: Tensor, real: Tensor, threshold: float) -> PseudoLabels:
-    """Replace unreliable labels by confident predictions for the masked view (an outlook of CSL, section F)."""
+    """Replace unreliable labels by confident predictions for the masked view (CSL, outlook in section F)."""
     torch = import_torch()
     confidence, label = confidence_and_label(logits, real)
     better = real & ~own.reliable & (confidence >= threshold)

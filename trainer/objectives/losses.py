@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def cross_entropy(
     logits: Tensor, label: Tensor, weight: Tensor | None = None, *, ignore: int, count: float | None = None
 ) -> Tensor:
-    """Weighted cross-entropy: L = 1/N sum_n w_n (-log softmax(z_n)[y_n]) over the pixels with a label.
+    """Compute weighted cross-entropy: L = 1/N sum_n w_n (-log softmax(z_n)[y_n]) over the pixels with a label.
 
     N counts the pixels with a label, not their weights, as in CSL's code. Without such a pixel the loss is 0.
     """
@@ -33,7 +33,7 @@ def cross_entropy(
 
 
 def hard_cross_entropy(logits: Tensor, label: Tensor, *, ignore: int, threshold: float, pixels: int) -> Tensor:
-    """Online hard example mining: the mean of -log p_n over the hard pixels, p_n = softmax(z_n)[y_n].
+    """Compute online hard example mining: the mean of -log p_n over the hard pixels, p_n = softmax(z_n)[y_n].
 
     Hard are pixels with p_n <= max(``threshold``, the ``pixels``-th smallest p of the batch); all pixels with a label
     if there are fewer than ``pixels`` of them. Source: UniMatch's code for Cityscapes (.7 and 200,000).
@@ -42,7 +42,7 @@ def hard_cross_entropy(logits: Tensor, label: Tensor, *, ignore: int, threshold:
     label = label.long()
     valid = label != ignore
     losses = torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=ignore, reduction="none")
-    if 0 < pixels <= label.numel():  # with fewer labels the limit is that of a pixel without: 1
+    if 0 < pixels <= label.numel():  # with fewer labeled pixels the limit is the value of an unlabeled pixel: 1
         probability = torch.exp(-losses.detach()).masked_fill(~valid, 1.0)
         limit = probability.flatten().kthvalue(pixels).values.clamp(min=threshold)
         valid = valid & (probability <= limit)
@@ -50,10 +50,10 @@ def hard_cross_entropy(logits: Tensor, label: Tensor, *, ignore: int, threshold:
 
 
 def self_reliance_weight(step: int, steps: int, *, initial: float, decay: float) -> float:
-    """ConformalSAM, phase II: lambda(t) = lambda_0 exp(-decay t / T), with t from 0 to T - 1."""
+    """Compute lambda(t) = lambda_0 exp(-decay t / T), with t from 0 to T - 1 (ConformalSAM, phase II)."""
     return initial * math.exp(-decay * step / steps)
 
 
 def self_reliance(labeled: Tensor, unlabeled: Tensor, weight: float) -> Tensor:
-    """ConformalSAM, phase II: L = (1 - lambda) L_s + lambda L_u."""
+    """Compute L = (1 - lambda) L_s + lambda L_u (ConformalSAM, phase II)."""
     return (1 - weight) * labeled + weight * unlabeled

@@ -1,4 +1,4 @@
-"""The objectives of a run as one module: what a step calls, alone or in parallel with other processes."""
+"""The objectives of a run as one module, which each step calls, in one process or several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parallel_objectives(student: nn.Module, process: Process) -> nn.Module:
-    """Wrap the objectives as a module, so that DistributedDataParallel sees all passes of a step as one."""
+    """Wrap the objectives as a module, so that DistributedDataParallel treats all passes of a step as one."""
     torch = import_torch()
 
     class Objectives(torch.nn.Module):

@@ -27,8 +27,8 @@ _FEATURES: dict[PcosMetrics, tuple[str, ...]] = {
     "all": ("dispersion", "entropy", "residual-entropy", "margin"),
 }
 _HIGHER_IS_BETTER = {"dispersion": False, "entropy": False, "residual-entropy": True, "margin": True}
-"""The supplement gives no sign for its table 13; these follow its text (section E.1). The kernels return the residual
-variance, which is minus the dispersion of the text."""
+"""True if higher values are better. The supplement states no signs for its table 13; these follow its text (section
+E.1). The kernels return the residual variance, which is minus the dispersion of the text."""
 
 
 class PseudoLabels(NamedTuple):

@@ -37,7 +37,7 @@ def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses
         features, samples["segments"], samples["num_segments"], temperature=method.temperature, compat=method.compat
     )
     terms = {
-        # means over images, of which each part of a step has as many
+        # means over images; every part of a step has the same number of images
         "classes": classification(maps.mean(dim=(2, 3)), present) / moment.recipe.accumulate,
         "segments": contrast / moment.recipe.accumulate,
     }
@@ -53,7 +53,7 @@ def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses
 
 
 def classification(logits: Tensor, present: Tensor) -> Tensor:
-    """L_cls = -1/(N K) sum_ik [t_ik log s(y_ik) + (1 - t_ik) log(1 - s(y_ik))], s the logistic function.
+    """Compute L_cls = -1/(N K) sum_ik [t_ik log s(y_ik) + (1 - t_ik) log(1 - s(y_ik))], s the logistic function.
 
     ``logits`` y and ``present`` t are (N, K), t 1 where image i shows class k.
     """
@@ -64,7 +64,7 @@ def classification(logits: Tensor, present: Tensor) -> Tensor:
 def segment_contrast(
     features: Tensor, segments: Tensor, num_segments: int, *, temperature: float = 1.0, compat: bool = False
 ) -> Tensor:
-    """L_SSC: a pixel's features should be most similar to the mean features of its own segment.
+    """Compute L_SSC: a pixel's features should be most similar to the mean features of its own segment.
 
     L = -1/N sum_i 1/P_i sum_n log softmax_j(f_n . p_j / T)[segment of n], over the P_i pixels of image i that are in a
     segment. f_n is the feature (N, D, h, w), upsampled bilinearly to the maps and normalized to length 1; p_j is the

@@ -34,7 +34,7 @@ def labels(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
 
 
 def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
-    """ConformalSAM, phase II: true labels, and the labels that the student gives to the same view in eval mode."""
+    """Compute ConformalSAM's losses, phase II: true labels, and the student's eval-mode labels of the same view."""
     method = moment.recipe.method
     assert isinstance(method, ConformalSam), "the phase belongs to this method"
     supervised, consistent = _labeled_and_own(student, batch, moment, memory=True)
@@ -50,7 +50,7 @@ def self_reliance(student: Any, batch: Mapping[str, Any], moment: Moment) -> Los
 
 
 def allspark(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
-    """AllSpark: true labels on features rebuilt from unlabeled channels, and the student's own labels."""
+    """Compute AllSpark's losses: true labels on features rebuilt from unlabeled channels, and the student's labels."""
     method = moment.recipe.method
     assert isinstance(method, AllSpark), "the phase belongs to this method"
     memory = moment.step >= method.memory_start * moment.recipe.steps

@@ -1,4 +1,4 @@
-"""AllSpark: labeled features rebuilt from unlabeled channels by channel-wise cross-attention, with a semantic memory.
+"""AllSpark: labeled features, rebuilt from unlabeled channels by channel-wise cross-attention with a semantic memory.
 
 ::
 

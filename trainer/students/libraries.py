@@ -65,7 +65,7 @@ def segformer(
     weights: str | None = None,
     config: Config | None = None,
 ) -> nn.Module:
-    """SegFormer: the mix transformer of ``size`` b0 to b5 with the all-MLP head; logits at stride 4.
+    """Build SegFormer: the mix transformer of ``size`` b0 to b5 with the all-MLP head; logits at stride 4.
 
     The default weights are the authors' ImageNet encoder, ``nvidia/mit-SIZE``. Features are the four maps at strides 4
     to 32; the transformer is the backbone.
@@ -90,7 +90,7 @@ def deeplabv3plus_mobilenetv2(
     weights: str | None = None,
     config: Config | None = None,
 ) -> nn.Module:
-    """MobileNetV2 with the DeepLab head of transformers; logits at the backbone's stride, 8 by default.
+    """Build MobileNetV2 with the DeepLab head of transformers; logits at the backbone's stride, 8 by default.
 
     The default weights are ``google/deeplabv3_mobilenet_v2_1.0_513``, with the head if its number of classes is the
     same. The only feature map is the last one of the backbone. Pixels are scaled to [-1, 1], as these weights expect.
@@ -121,7 +121,7 @@ def dpt_dinov2(
     weights: str | None = None,
     config: Config | None = None,
 ) -> nn.Module:
-    """DINOv2 of ``size`` small to giant with the dense prediction head (DPT), as UniMatch V2 trains it.
+    """Build DINOv2 of ``size`` small to giant with the dense prediction head (DPT), as UniMatch V2 trains it.
 
     The default weights are the authors', ``facebook/dinov2-SIZE``; a ``config``, a DPT configuration with its
     ``backbone_config``, starts at random weights. Features are the patch tokens after four layers, as
@@ -143,7 +143,7 @@ def dpt_dinov3(
     weights: str | None = None,
     config: Config | None = None,
 ) -> nn.Module:
-    """DINOv3 of ``size`` small to large with the dense prediction head (DPT), as :func:`dpt_dinov2`.
+    """Build DINOv3 of ``size`` small to large with the dense prediction head (DPT), as :func:`dpt_dinov2`.
 
     The default weights are the authors', ``facebook/dinov3-vitS16-pretrain-lvd1689m``, which need their permission.
     Features have stride 16, logits stride 2.
@@ -169,7 +169,7 @@ def linear_dinov3(
     frozen: bool = False,
     config: Config | None = None,
 ) -> nn.Module:
-    """DINOv3 with a linear head, as its authors probe it: batch normalization and one linear layer per patch.
+    """Build DINOv3 with a linear head, as its authors probe it: batch normalization and one linear layer per patch.
 
     Weights are those of :func:`dpt_dinov3`; a ``config`` is a DINOv3 configuration. ``frozen`` trains the head alone.
     The only feature map is the last one, at stride 16, as are the logits.
@@ -189,7 +189,7 @@ def linear_dinov3(
         _calling(lambda body, images: body(images).feature_maps, backbone),
         _calling(lambda layers, features: layers(features[0]), head),
         multiple=backbone.config.patch_size,
-        # the codes of positions are computed from the size
+        # position embeddings are computed from the size
         dynamic=False,
         options={"config": _plain(backbone.config), "frozen": frozen},
     )
@@ -254,7 +254,7 @@ def _dense(
 
 
 def smp(architecture: str, num_classes: int, *, pretrained: bool = True, **options: Any) -> nn.Module:
-    """A network of segmentation-models-pytorch; ``options`` are those of its ``create_model``.
+    """Build a network of segmentation-models-pytorch; ``options`` are those of its ``create_model``.
 
     Features are the maps of the encoder; the image itself, which the library lists first, is left out.
     """
@@ -384,9 +384,7 @@ def _dense_head(config: Any) -> nn.Module:
 
 
 def _nothing() -> nn.Module:
-    """Replace layers that a forward pass does not use: distributed training waits for the gradient of every
-    parameter.
-    """
+    """Replace unused layers, since distributed training waits for the gradient of every parameter."""
     from torch import nn
 
     return nn.Identity()

@@ -100,7 +100,7 @@ def batchnorm_layers(module: nn.Module) -> list[Any]:
 def freeze_batchnorm(network: nn.Module) -> None:
     """Freeze the batch normalization of the backbone: stored statistics, and no training of scale and shift.
 
-    For batches of a few images, whose statistics are unreliable.
+    Use it for batches of a few images, whose statistics are unreliable.
     """
     if not hasattr(network, "batchnorm_frozen"):
         raise UsageError(
@@ -220,7 +220,7 @@ def _pyramid(channels: Sequence[int], width: int, num_classes: int) -> nn.Module
 
         def forward(self, features: list[Tensor]) -> Tensor:
             coarse = features[-1]
-            # no batch normalization here: it fails for a single value per channel
+            # no batch normalization here, since it fails for a single value per channel
             scene = self.scene(coarse.mean(dim=(2, 3), keepdim=True))
             merged = self.mix[-1](self.project[-1](coarse) + scene)
             for level in reversed(range(len(features) - 1)):

@@ -1,4 +1,4 @@
-"""Scores and labels of a student for an image, as its exported bundle gives them.
+"""Scores and labels of a student for an image, identical to those of its exported bundle.
 
 A student labels through :class:`maskmill.engine.predictors.semantic.SemanticPredictor`: the whole image at its own
 resolution (the nearest size that the network accepts), or overlapping tiles::
@@ -78,7 +78,7 @@ class StudentSession:
         return import_torch().get_num_threads()
 
     def run(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Images (N, 3, H, W) float32, normalized → logits (N, K, h, w)."""
+        """Compute logits (N, K, h, w) of images (N, 3, H, W) float32, normalized."""
         torch = import_torch()
         with torch.no_grad():
             return [self._module(torch.from_numpy(inputs).to(self._device)).float().cpu().numpy()]

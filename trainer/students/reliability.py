@@ -49,8 +49,8 @@ class Reliability:
 class SelectedLabels:
     """Quality of selected pseudo-labels, by predicted class; arrays are (K,) numbers of pixels.
 
-    Source: CSL, table 9 of the supplement. Its figures satisfy accuracy x sampling / recall = accuracy of all
-    predictions, equal for both methods, which fixes these definitions.
+    Source: CSL, table 9 of the supplement. These definitions are derived from its figures, which satisfy accuracy x
+    sampling / recall = accuracy of all predictions, equal for both methods.
     """
 
     predicted: NDArray[np.int64]
