@@ -38,6 +38,14 @@ def test_nothing_that_runs_code_from_a_file_is_called(path: Path) -> None:
                 assert keywords.get(keyword) == str(value), f"line {call.lineno}: {name} needs {keyword}={value}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pillow_reads_named_formats_only(path: Path) -> None:
+    # among the others is one that runs Ghostscript
+    for call in calls(path):
+        if ast.unparse(call.func) == "Image.open" and "demo" not in path.parts:
+            assert "formats" in {keyword.arg for keyword in call.keywords}, f"line {call.lineno}"
+
+
 PRINTERS = {"typer.echo", "click.echo", "print", "Console", "rich.print"}
 
 

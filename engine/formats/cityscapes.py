@@ -6,18 +6,17 @@ pixels. Classes that Cityscapes does not have are written with ids from 34 and l
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...errors import UsageError
 from ..model.png import encode_png
 from ..model.schema import decode_json
+from ..reading.pictures import open_picture
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Shape, Writer, check_size
 from .files import FileTree
 from .polygons import outlines, runs_of_polygon
@@ -62,10 +61,10 @@ class CityscapesReader(LabelReader):
         file = self._files[name]
         where = self._tree.path(file)
         if file.endswith(".png"):
-            with Image.open(io.BytesIO(self._tree.read(file))) as image:
-                if image.mode != "L":
-                    raise UsageError(f"{where} is a {image.mode} image; label ids are 8-bit gray")
-                label = np.array(image)
+            image = open_picture(self._tree.read(file), where)
+            if image.mode != "L":
+                raise UsageError(f"{where} is a {image.mode} image; label ids are 8-bit gray")
+            label = np.array(image)
         else:
             label = self._filled(decode_json(self._tree.read(file)), where)
         label[label < len(_IGNORED)] = 255

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import UsageError
+from ..reading.pictures import open_picture
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Writer
 from .coco import _annotation_entries, _image_entries, category_names, image_files, is_crowd
 from .files import FileTree, json_document, json_elements, json_members, load_json, read_bytes
@@ -61,8 +62,8 @@ class CocoPanopticReader(LabelReader):
         """Translate the segment ids of an image to classes."""
         annotation = load_json(self._raw, self._spans[name], f"the annotation of {name}")
         file = annotation["file_name"]
-        with Image.open(io.BytesIO(self._maps.read(file))) as image:
-            colors = np.asarray(image.convert("RGB"), dtype=np.uint32)
+        image = open_picture(self._maps.read(file), self._maps.path(file))
+        colors = np.asarray(image.convert("RGB"), dtype=np.uint32)
         segments = colors[..., 0] | colors[..., 1] << 8 | colors[..., 2] << 16
         ids, index = np.unique(segments, return_inverse=True)
         values = {0: self._table.ignore}

@@ -7,17 +7,16 @@ refused. Groups join parts of one object and do not change a label map.
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...errors import UsageError
 from ..model.schema import decode_json
+from ..reading.pictures import open_picture
 from .base import (
     FileSink,
     LabeledImage,
@@ -94,8 +93,8 @@ class LabelmeReader(LabelReader):
             data = self._tree.read(name)
         else:
             raise UsageError(f"{where} does not state the image's size, and {name} is not beside it")
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+        image = open_picture(data, f"of {where}", header_only=True)
+        return image.height, image.width
 
 
 def _runs(shape: dict[str, Any], height: int, width: int, where: str) -> NDArray[np.int64]:
@@ -109,13 +108,13 @@ def _runs(shape: dict[str, Any], height: int, width: int, where: str) -> NDArray
             return runs_of_polygon(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), height, width)
         if kind == "mask":
             left, top = np.rint(points[0]).astype(int).tolist()
-            with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
-                part = np.asarray(image)
+            part = np.asarray(open_picture(base64.b64decode(shape["mask"]), f"of a shape in {where}"))
             mask = np.zeros((height, width), dtype=np.bool_)
             mask[top : top + part.shape[0], left : left + part.shape[1]] = part != 0
             return runs_of_mask(mask)
     except (KeyError, ValueError, TypeError, OSError) as error:
-        raise UsageError(f"{where}: a shape of {shape.get('label')} is damaged ({error!r})") from error
+        reason = error if isinstance(error, UsageError) else repr(error)
+        raise UsageError(f"{where}: a shape of {shape.get('label')} is damaged ({reason})") from error
     raise UsageError(f"{where} holds a {kind} of {shape.get('label')}; expected polygons, rectangles or masks")
 
 

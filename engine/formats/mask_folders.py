@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from PIL import Image
 from ...errors import UsageError
 from ..model.files import parse_class_names
 from ..model.png import encode_png
+from ..reading.pictures import open_picture
 from .base import BACKGROUND, IGNORE, FileSink, LabeledImage, LabelReader, Writer, voc_palette
 from .files import FileTree
 
@@ -236,12 +236,7 @@ def index_palette(num_classes: int) -> NDArray[np.uint8]:
 
 
 def _open(tree: FileTree, file: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(tree.read(file)))
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"cannot read the label map {tree.path(file)}: {error}") from error
-    return image
+    return open_picture(tree.read(file), tree.path(file))
 
 
 def _below(name: str, folder: str) -> str:

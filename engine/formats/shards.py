@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ...checks import name_list
 from ...errors import UsageError
 from ..model.png import encode_png
+from ..reading.pictures import open_picture
 from .base import FileSink, LabeledImage, LabelReader, Writer
 from .files import FileTree, filesystem_of, is_folder
 
@@ -204,17 +204,15 @@ class HuggingFaceReader(LabelReader):
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
             raise UsageError(f"{file}: the label map of {name} is not embedded; save the dataset with its images")
+        where = f"{file}, row {self._start(file, group) + number}: the label map of {name} in column {self._column}"
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.mode not in ("L", "P", "I;16", "I"):
-                    raise UsageError(f"{file}: the label map of {name} is a {image.mode} image, expected class indices")
-                label = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "its bytes are not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise UsageError(
-                f"{file}, row {self._start(file, group) + number}: the label map of {name} in column {self._column} "
-                f"cannot be decoded: {reason}; choose other images with --ids, or repair the file"
-            ) from error
+            image = open_picture(data, name)
+        except UsageError as error:
+            fate = "choose other images with --ids, or repair the file"
+            raise UsageError(f"{where} cannot be decoded: {error}; {fate}") from error
+        if image.mode not in ("L", "P", "I;16", "I"):
+            raise UsageError(f"{where} is a {image.mode} image, expected class indices")
+        label = np.asarray(image)
         return label if label.dtype == np.uint8 else label.astype(np.uint16)
 
 

@@ -6,7 +6,6 @@ smaller is on top, as in Ultralytics' training. Files that hold boxes instead of
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...errors import UsageError
+from ..reading.pictures import open_picture
 from .base import FileSink, LabeledImage, LabelReader, Overlaps, Shape, ShapeClasses, ShapeOptions, Writer, paint_shapes
 from .files import FileTree
 from .polygons import outlines, runs_of_polygon
@@ -81,8 +80,8 @@ class YoloReader(LabelReader):
         image = self._images.get("/".join([*parts[:position], "images", *parts[position + 1 :]]))
         if image is None:
             raise UsageError(f"the size of {file} is unknown: put its image under images/, beside labels/")
-        with Image.open(io.BytesIO(self._tree.read(image))) as header:
-            return header.height, header.width
+        header = open_picture(self._tree.read(image), self._tree.path(image), header_only=True)
+        return header.height, header.width
 
 
 def _image_stem(file: str) -> str:
