@@ -1,4 +1,4 @@
-"""Promises of a calibration against what new photos show, on MSRC: intervals of coverage, and rates per image.
+"""Guarantees of a calibration compared with new photos of MSRC: intervals of coverage, and rates per image.
 
     python benchmarks/calibration.py --teacher deeplabv3-257 --json
 

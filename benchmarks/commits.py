@@ -1,4 +1,4 @@
-"""Measure what a commit costs per image, in stores of different sizes and for commits of different sizes.
+"""Measure the time of a commit per image, in stores of different sizes and for commits of different sizes.
 
     python benchmarks/commits.py [--stored 10000,100000] [--rounds 5]
 

@@ -1,4 +1,4 @@
-"""Drift: false alarms of the watch, images until it notices a change, and what weights restore.
+"""Drift: false alarms of the watch, images before it detects a change, and the effect of weights.
 
     python benchmarks/drift.py --json > drift.json
     python benchmarks/drift.py streams photos weights cost      # the parts, in this order
@@ -88,7 +88,7 @@ def first_alarm(calibration: np.ndarray, stream: np.ndarray, seed: int) -> int |
 
 
 def fixed_alarm(calibration: np.ndarray, stream: np.ndarray, seed: int) -> int | None:
-    """Watch that forgets every image."""
+    """Return the alarm of a watch that ranks against the calibration images only."""
     watch = DriftWatch(calibration)
     values = [list(column) for column in watch._values]
     for index, row in enumerate(stream):
@@ -145,7 +145,7 @@ def until_alarm(statistics: dict[str, np.ndarray], camvid: dict[str, np.ndarray]
 
 
 def miscoverage(calibration: Calibration, counts: ScoreCounts) -> float:
-    """Mean share of an image's pixels whose score exceeds the pooled threshold."""
+    """Compute the mean share of an image's pixels whose score exceeds the pooled threshold."""
     above = calibration.pooled < UPPER
     missed, total = (
         np.bincount(counts.image, values, counts.num_images)
@@ -290,7 +290,7 @@ def main() -> int:
 
 
 def camvid_statistics(predictor: SemanticPredictor, taxonomy: Any, data: Path) -> dict[str, np.ndarray]:
-    """Statistics of the photos of val and train, in the folder's order."""
+    """Compute the statistics of the photos of val and train, in the folder's order."""
     rows = {}
     for part in ("val", "train"):
         images = [decode_image(path.read_bytes()) for path in sorted((data / "camvid" / part / "images").glob("*.jpg"))]

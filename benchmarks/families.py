@@ -48,7 +48,7 @@ METRICS = ("agreement", "mean_iou", "worst_iou", "mean_error", "max_error")
 
 
 def measure(family: str, photos: GateImages, precisions: list[str], folder: Path) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     (folder / "checkpoint").mkdir()
     checkpoint = fetch(str(CHECKPOINTS[family](folder / "checkpoint")))
     folded = fold(checkpoint, CHOICES.get(family, Choices()))
@@ -82,7 +82,7 @@ def measure(family: str, photos: GateImages, precisions: list[str], folder: Path
 
 
 def magnitudes(bundle: Bundle, originals: dict[str, TorchSession]) -> dict[str, float]:
-    """Largest magnitude of each output of the image's graph, on noise."""
+    """Return the largest magnitude of each output of the image's graph, on noise."""
     spec = bundle.input
     noise = np.random.default_rng(0).normal(size=(1, 3, spec.height, spec.width)).astype(np.float32)
     role = next(iter(originals))
@@ -91,7 +91,7 @@ def magnitudes(bundle: Bundle, originals: dict[str, TorchSession]) -> dict[str, 
 
 
 def outcome(bundle: Bundle, precision: str, photos: GateImages) -> str:
-    """``passes`` with its mean IoU, or why the precision is refused."""
+    """Return ``passes`` with its mean IoU, or the reason why the precision is refused."""
     try:
         converted = convert(bundle, precision, photos)
     except (ExportError, GateError) as error:

@@ -70,7 +70,7 @@ def their_png(maps: Maps) -> list[bytes]:
 
 
 def compare(ours: Callable[[Maps], Any], theirs: Callable[[Maps], Any], maps: Maps, images: int, rounds: int) -> dict:
-    """Time both in turns; ``images`` is how many maps are encoded in all, over the rounds."""
+    """Time both in turns; ``images`` is the number of maps encoded over all rounds."""
     repeats = max(1, round(images / rounds / len(maps)))
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for index in range(rounds):
@@ -91,7 +91,7 @@ def compare(ours: Callable[[Maps], Any], theirs: Callable[[Maps], Any], maps: Ma
 
 
 def make_store(maps: Maps, folder: Path, images: int) -> LabelStore:
-    """A store with ``images`` rows, the maps repeated under distinct ids."""
+    """Make a store with ``images`` rows, the maps repeated under distinct ids."""
     names = [f"class {index}" for index in range(NUM_CLASSES)]
     classes = {"targets": names, "background": 0, "model": list(range(NUM_CLASSES)), "labels": {}}
     store = LabelStore.create(folder, {"classes": classes, "select": "argmax"})

@@ -6,8 +6,9 @@
 It needs a network, or the hub's cache, and for the large models a GPU and patience. Per model: size and license,
 seconds of the export, the gate's figures on the photos, images per second of a label run (for promptable models, of
 segmenting everything; for detectors, with the masks of ``sam``, which must be among the models before), and with
-``--labels``, for models whose classes are those of the labels, the mIoU. What cannot be downloaded or exported gets a
-row that says why, and the others go on. ``--folder`` keeps the bundles, and an existing one is not exported again.
+``--labels``, for models whose classes are those of the labels, the mIoU. A model that cannot be downloaded or exported
+gets a row with the reason, and the others are still measured. ``--folder`` keeps the bundles, and an existing one is
+not exported again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from maskmill.export.gate.judge import GateImages
 from maskmill.export.pretrained.families import Choices, bundle_from_pretrained
 
 NAMES = ("person", "car", "dog", "cat", "tree", "building", "sky", "grass", "road", "water")
-"""Classes that models of text are asked for."""
+"""Class names for models that take text."""
 MODELS: Mapping[str, tuple[str, Choices]] = {
     "segformer": ("nvidia/segformer-b0-finetuned-ade-512-512", Choices()),
     "upernet": ("openmmlab/upernet-convnext-tiny", Choices()),
@@ -60,7 +61,7 @@ MODELS: Mapping[str, tuple[str, Choices]] = {
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     model, choices = MODELS[name]
     photos = GateImages.open(options.photos, limit=options.limit)
     started = time.perf_counter()

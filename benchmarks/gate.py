@@ -74,7 +74,7 @@ def calibration_photos(num: int, besides: GateImages) -> GateImages:
 
 
 def settings_8_bit(bundle: Bundle) -> Iterator[tuple[Precision8, str, dict[str, Any]]]:
-    """Precisions, names and settings of the quantizers, all by channel; fp8 where ModelOpt is installed."""
+    """Yield precisions, names and settings of the quantizers, all per channel; fp8 if ModelOpt is installed."""
     yield "int8", "minmax", {}
     if importlib.util.find_spec("modelopt"):
         yield "fp8", "ModelOpt", {}
@@ -97,7 +97,7 @@ def settings_8_bit(bundle: Bundle) -> Iterator[tuple[Precision8, str, dict[str, 
 
 
 def candidates(bundle: Bundle, calibration: GateImages, only: str) -> Iterator[tuple[str, Side, bool, int, int]]:
-    """Name, what runs it, whether emulated, nodes converted and nodes in all."""
+    """Yield the candidates: name, sessions, True if emulated, number of converted nodes and of all nodes."""
     roles = roles_of(bundle)
     graphs = {role: onnx.load(bundle.model_path(role)) for role in roles}
     total = sum(len(graph.graph.node) for graph in graphs.values())
@@ -163,7 +163,7 @@ def verdicts(bundle: Bundle, num: int, min_share: float, only: str, work: Path |
 def differences_of(
     reference: Side, candidate: Side, images: GateImages, min_share: float, kept: Path | None
 ) -> list[tuple[str, Difference]]:
-    """The gate's comparison, two images at a time; what ``kept`` holds of an earlier run is not compared again."""
+    """Run the gate's comparison, two images at a time; images in ``kept``, from an earlier run, are skipped."""
     found = pickle.loads(kept.read_bytes()) if kept and kept.exists() else []
     left = images.only({item.uri for item in images.items} - {name for name, _ in found})
     for start in range(0, len(left), 2):

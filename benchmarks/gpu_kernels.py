@@ -88,7 +88,7 @@ def _between(rng: Random, low: int, high: int) -> int:
 
 
 def class_stats(rng: Random, large: bool) -> Case:
-    """Softmax, sigmoid or plain scores in both layouts, grouped or not; large: 150 classes from 128² to 512²."""
+    """Make softmax, sigmoid or plain scores in both layouts, grouped or not; large: 150 classes, 128² to 512²."""
     classes, height, width = (150, 128, 128) if large else (_between(rng, 2, 40), *map(int, rng.integers(3, 40, 2)))
     size = (512, 512) if large else tuple(map(int, rng.integers(4, 120, 2)))
     layout = "CHW" if large else str(rng.choice(["CHW", "HWC"]))
@@ -111,7 +111,7 @@ def class_stats(rng: Random, large: bool) -> Case:
 
 
 def pcos(rng: Random, large: bool) -> Case:
-    """Shares and dispersions of pixels; large: 512²."""
+    """Make shares and dispersions of pixels; large: 512²."""
     shape = (512, 512) if large else (_between(rng, 1, 3), *map(int, rng.integers(4, 150, 2)))
     share = (rng.random(shape) ** 0.4).astype(np.float32)
     dispersion = (rng.random(shape) * (1 - share)).astype(np.float32)
@@ -124,18 +124,18 @@ def _maps(rng: Random, large: bool) -> np.ndarray:
 
 
 def cam_peaks(rng: Random, large: bool) -> Case:
-    """Activation maps of noise; large: 20 maps of 512²."""
+    """Make activation maps of noise; large: 20 maps of 512²."""
     return Case(kernel="cam_peaks", arguments=(_maps(rng, large),), options={"mode": "official"})
 
 
 def peak_local_max(rng: Random, large: bool) -> Case:
-    """Maps of noise; large: 20 maps of 512²."""
+    """Make maps of noise; large: 20 maps of 512²."""
     distance = 10 if large else _between(rng, 1, 8)
     return Case(kernel="peak_local_max", arguments=(_maps(rng, large),), options={"min_distance": distance})
 
 
 def quantize_weights(rng: Random, large: bool) -> Case:
-    """Weights, some of them 1, with ignored pixels; large: 512²."""
+    """Make weights, some of them 1, with ignored pixels; large: 512²."""
     shape = (512, 512) if large else tuple(map(int, rng.integers(1, 200, 2)))
     weight = np.where(rng.random(shape) < 0.3, 1, rng.random(shape)).astype(np.float32)
     label = rng.choice(np.array([0, 1, 255], np.uint8), shape)
@@ -144,7 +144,7 @@ def quantize_weights(rng: Random, large: bool) -> Case:
 
 
 def resize_normalize(rng: Random, large: bool) -> Case:
-    """Images larger and smaller than the input; large: 768 x 1024 to 384 x 512."""
+    """Make images larger and smaller than the input; large: 768 x 1024 to 384 x 512."""
     source = (768, 1024) if large else tuple(map(int, rng.integers(4, 200, 2)))
     size = (384, 512) if large else tuple(map(int, rng.integers(4, 120, 2)))
     image = rng.integers(0, 256, (*source, 3), dtype=np.uint8)
@@ -153,7 +153,7 @@ def resize_normalize(rng: Random, large: bool) -> Case:
 
 
 def confusion_counts(rng: Random, large: bool) -> Case:
-    """Label maps with runs of equal pixels; large: 16 maps of 512²."""
+    """Make label maps with runs of equal pixels; large: 16 maps of 512²."""
     classes = 21 if large else _between(rng, 2, 160)
     shape = (16, 512, 512) if large else tuple(map(int, rng.integers(1, 200, 2)))
     truth = rng.choice(np.array([*range(classes), 255], np.uint8), shape)
@@ -162,7 +162,7 @@ def confusion_counts(rng: Random, large: bool) -> Case:
 
 
 def binned_counts(rng: Random, large: bool) -> Case:
-    """Scores of labeled pixels in 546 bins; large: 16 maps of 512²."""
+    """Make scores of labeled pixels in 546 bins; large: 16 maps of 512²."""
     classes, shape = 21, (16, 512, 512) if large else tuple(map(int, rng.integers(1, 200, 2)))
     truth = rng.choice(np.array([*range(classes), 255], np.uint8), shape)
     top = np.where(rng.random(shape) < 0.2, rng.integers(0, classes + 1, shape), truth).astype(np.uint16)
@@ -172,7 +172,7 @@ def binned_counts(rng: Random, large: bool) -> Case:
 
 
 def perturbation_cover(rng: Random, large: bool) -> Case:
-    """Grids of cells; large: 16 covers of 512²."""
+    """Make grids of cells; large: 16 covers of 512²."""
     size = (512, 512) if large else tuple(map(int, rng.integers(8, 150, 2)))
     cells = rng.random((16 if large else _between(rng, 1, 4), 16, 16)) < 0.5
     return Case(kernel="perturbation_cover", arguments=(cells, size))
@@ -183,34 +183,34 @@ def _scores(rng: Random, large: bool) -> np.ndarray:
 
 
 def score_counts(rng: Random, large: bool) -> Case:
-    """Scores with classes; large: 10⁷ scores of 21 classes."""
+    """Make scores with classes; large: 10⁷ scores of 21 classes."""
     scores, classes = _scores(rng, large), 21
     options = {"classes": rng.integers(0, classes + 1, scores.size, dtype=np.uint8), "num_classes": classes}
     return Case(kernel="score_counts", arguments=(scores,), options=options)
 
 
 def weighted_score_counts(rng: Random, large: bool) -> Case:
-    """Scores with weights; large: 10⁷."""
+    """Make scores with weights; large: 10⁷."""
     scores = _scores(rng, large)
     return Case(kernel="weighted_score_counts", arguments=(scores, rng.random(scores.size)), tolerance=1e-9)
 
 
 def select_prefix(rng: Random, large: bool) -> Case:
-    """The bin of a rank, in the counts of random scores."""
+    """Make counts of random scores, and ranks to find."""
     scores = _scores(rng, False)
     counts = reference.score_counts(scores)
     return Case(kernel="select_prefix", arguments=(counts, _between(rng, 1, scores.size)))
 
 
 def kth_score(rng: Random, large: bool) -> Case:
-    """The score of a rank, from both passes over random scores."""
+    """Make the counts of both passes over random scores, and ranks."""
     scores = _scores(rng, False)
     prefix, within = reference.select_prefix(reference.score_counts(scores), _between(rng, 1, scores.size))
     return Case(kernel="kth_score", arguments=(reference.score_counts(scores, prefix=prefix), prefix, within))
 
 
 def position_quantiles(rng: Random, large: bool) -> Case:
-    """Maps of scores; large: 100 maps of 128²."""
+    """Make maps of scores; large: 100 maps of 128²."""
     shape = (100, 128, 128) if large else (_between(rng, 2, 40), *map(int, rng.integers(1, 40, 2)))
     return Case(kernel="position_quantiles", arguments=(rng.random(shape, dtype=np.float32), 0.1))
 

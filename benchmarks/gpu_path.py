@@ -1,4 +1,4 @@
-"""The device path of a GPU session: runtimes, JPEG files to label maps, a label run, and what keeps the device busy."""
+"""The device path of a GPU session: runtimes, JPEG files to label maps, a label run, and the device's busy time."""
 
 from __future__ import annotations
 

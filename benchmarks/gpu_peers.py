@@ -10,7 +10,7 @@ from gpu_kernels import Case
 
 
 def pcos(xp: Any, share: Any, dispersion: Any) -> Any:
-    """PCOS in array operations, for torch or CuPy: weights of one map with positive shares."""
+    """Compute PCOS weights of one map with positive shares in array operations, for torch or CuPy."""
     a, b, c = (share * share).sum(), (share * dispersion).sum(), (dispersion * dispersion).sum()
     half, determinant = (a - c) / 2, a * c - b * b
     root = xp.sqrt(half * half + b * b)

@@ -1,10 +1,10 @@
-"""Prove and measure everything that needs a GPU, in a fixed time on a bare machine.
+"""Test and measure everything that needs a GPU, in a fixed time on a bare machine.
 
     python benchmarks/gpu_session.py --minutes 10 --out DIR
 
 Needs CUDA, CuPy, PyTorch, NumPy, ONNX and pytest, no network and no installation of maskmill. Uses Pillow, OpenCV,
 Lance, TensorRT, ONNX Runtime, nvImageCodec, ncu and compute-sanitizer if they are present, and prints the steps that it
-skips. Every step writes its result to DIR at once, so a session that is cut off still proves something;
+skips. Every step writes its result to DIR at once, so an aborted session still yields results;
 ``DIR/summary.md`` and ``summary.json`` hold all results so far. The exit status is 1 if a step failed.
 
 ``gpu_report.py DIR/summary.json`` writes the figures into docs/kernels-gpu.md.

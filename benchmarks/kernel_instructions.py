@@ -94,7 +94,7 @@ def machine_code(name: str, architecture: int) -> tuple[list[str], dict[str, int
 
 
 def reads_classes(code: list[str]) -> bool:
-    """Tell if a loop loads the four corners of a class and interpolates them."""
+    """Return True if a loop loads the four corners of a class and interpolates them."""
     return sum("LDG" in line for line in code) >= 4 and sum("FFMA" in line for line in code) >= 4
 
 

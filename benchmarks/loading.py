@@ -51,7 +51,7 @@ RECIPE = weighted(steps=100_000, batch=8, crop=160, scale=(0.5, 2.0))
 
 
 def make_store(data: Path, folder: Path) -> LabelStore:
-    """A store of every photo with its true labels, and weights of 200."""
+    """Make a store of every photo with its true labels, and weights of 200."""
     store = LabelStore.create(
         folder, {"classes": classes_taxonomy([f"class {k}" for k in range(NUM_CLASSES)]).to_json()}
     )
@@ -83,7 +83,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.student, RECIPE)
 
     def step(self, batch: dict[str, Any]) -> None:
-        """One step on a batch as the loader gives it."""
+        """Run one step on a batch from the loader."""
         counts = {"labeled": float(count_pixels([batch], 255)[0])}
         moment = Moment(recipe=RECIPE, phase=phases(RECIPE)[0], step=0, ignore=255, counts=counts)
         OBJECTIVES["labels"](self.student, to_device(batch, "cpu", self.spec), moment).total.backward()
@@ -149,7 +149,7 @@ def main() -> int:
             trainer.step(next(loader))
         fixed = next(loader)
         for _ in range(options.rounds):
-            # what the worker made while it had nothing else to do is used up first
+            # first consume the batches that the worker made while idle
             for _ in range(8):
                 next(loader)
             found["store"].append(time_steps(lambda: next(loader), trainer, options.steps))

@@ -1,4 +1,4 @@
-"""Measure resident memory after 1,000 and after 20,000 labeled images: does it stay flat?
+"""Measure the growth of resident memory from 1,000 to 20,000 labeled images.
 
     python benchmarks/memory.py [--json] [--images 20000]
 

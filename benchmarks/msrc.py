@@ -107,7 +107,7 @@ def table() -> list[Row]:
 
 
 def fewest_images(alpha: str) -> int:
-    """The product's default: ceil(1 / alpha) - 1."""
+    """Return the product's default: ceil(1 / alpha) - 1."""
     level = Fraction(alpha)
     return -(-level.denominator // level.numerator) - 1
 
@@ -123,7 +123,7 @@ def find_data() -> Path:
 
 
 def adopt(data: Path, folder: Path, antialias: bool):
-    """The bundle, and the taxonomy from MSRC's labels to the model's classes."""
+    """Return the bundle, and the taxonomy from MSRC's labels to the model's classes."""
     model = data / "models" / "deeplabv3-257"
     spelling = {"biyclce": "bicycle"}  # in the class list of the public model
     classes = [spelling.get(name, name) for name in read_class_names(model / "labels.txt").values()]
@@ -184,7 +184,7 @@ class HalfPhoto:
 
     @classmethod
     def of_logits(cls, logits: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> HalfPhoto:
-        """From the model's (h, w, K) output and the (H, W) truth at the photo's size."""
+        """Make a photo from the model's (h, w, K) output and the (H, W) truth at the photo's size."""
         height, width = truth.shape[0] // 2, truth.shape[1] // 2
         values = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
         truth = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -220,7 +220,7 @@ class HalfPhoto:
 
 
 def predict_all(predictor, taxonomy: Taxonomy, photos: list[Path], labels: LabelFolder, resolution: str, folder: Path):
-    """Every photo, ready for selection; full-size logits are kept in a file."""
+    """Return every photo, ready for selection; full-size logits are kept in a file."""
     cache = None
 
     def predict(photo: Path):
@@ -244,7 +244,7 @@ def predict_all(predictor, taxonomy: Taxonomy, photos: list[Path], labels: Label
 
 
 def thresholds_of(samples, taxonomy: Taxonomy, rows: list[Row], splits, folder: Path):
-    """Thresholds of every conformal (group, alpha, min_images) and split, and held-out coverage of each class."""
+    """Compute thresholds of every conformal (group, alpha, min_images) and split, and held-out class coverage."""
     spill = ScoreSpill(folder)
     for sample in samples:
         spill.append(*sample.true_scores(taxonomy))
@@ -284,7 +284,7 @@ def thresholds_of(samples, taxonomy: Taxonomy, rows: list[Row], splits, folder: 
 
 
 def score_rows(samples, taxonomy: Taxonomy, rows: list[Row], thresholds, splits) -> np.ndarray:
-    """Confusion counts (rows, splits, K, K + 1) of the scored photos."""
+    """Compute confusion counts (rows, splits, K, K + 1) of the scored photos."""
     scored_in = [
         [split for split, (_, scored) in enumerate(splits) if index in scored] for index in range(len(samples))
     ]
@@ -308,7 +308,7 @@ def score_rows(samples, taxonomy: Taxonomy, rows: list[Row], thresholds, splits)
 
 
 def repeat_split(predictor, taxonomy: Taxonomy, data: Path, photos: list[Path], split, folder: Path) -> Quality:
-    """One split through ``calibrate``, a label store and ``evaluate``: per class, ``agree``, alpha 0.05."""
+    """Repeat one split through ``calibrate``, a label store and ``evaluate``: per class, ``agree``, alpha 0.05."""
     names = [photo.stem for photo in photos]
     calibration, scored = (frozenset(names[index] for index in part) for part in split)
     source, labels = open_source(data / "msrc" / "images"), LabelFolder(data / "msrc" / "labels")
@@ -351,7 +351,7 @@ def print_table(results: list[dict]) -> None:
 
 
 def worst(results: list[dict]) -> float:
-    """Largest distance of a figure from the published one."""
+    """Return the largest distance of a figure from the published one."""
     keys = ("miou_kept", "accuracy_kept", "kept")
     return max((abs(result[key].get("difference", 0.0)) for result in results for key in keys), default=0.0)
 

@@ -1,4 +1,4 @@
-"""Does the share of wrong objects hold on photos never seen, and which ranking of objects keeps most of the right ones?
+"""The share of wrong objects on unseen photos, and the share of right objects that each ranking keeps.
 
     python benchmarks/objects.py [--limit 296] [--splits 100] [--matches FILE] [-o FILE]
 
@@ -86,7 +86,7 @@ def write_boxes(work: Path, names: Sequence[str], path: Path) -> int:
 
 
 def true_objects(name: str, classes: Sequence[str]) -> list[TrueObject]:
-    """Instances of a photo in the shared classes; a class is that of most of an instance's pixels."""
+    """Return the instances of a photo in the shared classes; an instance has the class of most of its pixels."""
     labels, instances = read(DATA / f"msrc/labels/{name}.png"), read(DATA / f"msrc/instances/{name}.png")
     objects = []
     for number in np.unique(instances[instances > 0]).tolist():
@@ -124,7 +124,7 @@ def segmented(limit: int) -> dict[str, Any]:
             for instance in objects:
                 target = SAME.index(taxonomy.targets[instance.target])
                 renamed.append(type(instance)(**{**vars(instance), "target": target}))
-            # an IoU of 0.5 decides which true object is taken
+            # a true object is matched at an IoU of 0.5
             matches = match(renamed, true_objects(name, classes), row.height * row.width, 0.5)
             photos.append([[m.instance.target, m.instance.score, m.instance.quality, round(m.iou, 4)] for m in matches])
     return {"photos": photos}

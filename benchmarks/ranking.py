@@ -61,7 +61,7 @@ TRIED = ((1, 1, 0.5), (1, 0, 0), (0, 1, 0), (0, 1, 0.5), (0.5, 1, 0.5), (0, 0, 1
 
 
 class Experiment:
-    """Scores of all photos, and what calibrations of some of them give on others."""
+    """Scores of all photos, and measurements of calibrations from some of them on others."""
 
     def __init__(self, observations: Observations, colors: NDArray[np.float32]) -> None:
         self.samples, self.counts = observations.samples, observations.counts
@@ -71,7 +71,7 @@ class Experiment:
         self.raw_shares = raw.labeled / np.maximum(raw.true.sum(axis=1, keepdims=True), 1)
 
     def thresholds(self, images: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Thresholds per class from some photos."""
+        """Compute thresholds per class from some photos."""
         scores = BinnedScores(self.counts.subset(images), self.num)
         sharing = share_thresholds(
             "class", (scores.pixels > 0).sum(axis=0), min_images=fewest_images(ALPHA),
@@ -81,7 +81,7 @@ class Experiment:
         return np.where(bins >= 0, UPPER[bins], -np.inf).astype(np.float32)
 
     def measure(self, images: NDArray[np.int64], others: NDArray[np.int64]) -> dict[str, float]:
-        """Figures of the calibration of some photos on others."""
+        """Measure the calibration from some photos on others."""
         limits = self.thresholds(images)
         summary = self.samples.tally(others, limits, "agree").summary()
         scores = BinnedScores(self.counts.subset(others), self.num)
@@ -100,7 +100,7 @@ class Experiment:
         }
 
     def queue(self, start: NDArray[np.int64], pool: NDArray[np.int64], weights: Weights, how: str) -> list[int]:
-        """Photos of the pool in the order of the queue."""
+        """Return the photos of the pool in the order of the queue."""
         tally: Tally = self.samples.tally(pool, self.thresholds(start), "agree")
         pixels = tally.true.sum(axis=1)
         if how == "model":
@@ -127,7 +127,7 @@ def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def split(experiment: Experiment, seed: int, arms: dict[str, tuple[str, Weights]]) -> dict[str, list[dict[str, float]]]:
-    """Figures of one split: arm → one row per number of added photos."""
+    """Measure one split: arm → one row per number of added photos."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(experiment.samples))
     start, pool, others = order[:START], order[START : START + POOL], order[START + POOL :]
@@ -143,7 +143,7 @@ def split(experiment: Experiment, seed: int, arms: dict[str, tuple[str, Weights]
 
 
 def compare(data: Path, teacher: str, seeds: range, try_weights: bool) -> dict[str, Any]:
-    """Curves of queue and random, and the paired differences after 20 photos with their standard errors."""
+    """Measure the curves of queue and random, and their paired differences after 20 photos with standard errors."""
     with tempfile.TemporaryDirectory(prefix="maskmill-ranking-") as folder:
         observations = observe(data, teacher, Path(folder))
         photos = sorted((data / "msrc" / "images").glob("*.jpg"))
@@ -200,14 +200,14 @@ print(json.dumps({"seconds": seconds, "megabytes": peak}))
 
 
 def run_ranker(python: str, script: str, archive: Path, output: Path) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """Scores of one ranking, with seconds and peak memory of its process."""
+    """Run one ranking; returns its scores, and seconds and peak memory of its process."""
     command = [python, "-c", script, str(archive), str(output)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     return np.load(output), json.loads(ran.stdout.strip().splitlines()[-1])
 
 
 def damaged(label: NDArray[Any], rng: np.random.Generator, num: int, kind: int) -> NDArray[Any]:
-    """A label map with one error of a kind."""
+    """Return a label map with one error of a kind."""
     label = label.copy()
     if kind == 0:
         present = [value for value in np.unique(label) if value != 0] or [0]
@@ -222,14 +222,14 @@ def damaged(label: NDArray[Any], rng: np.random.Generator, num: int, kind: int) 
 
 
 def scores_of(score_map: Any, taxonomy: Any, target: int, side: int) -> NDArray[np.float32]:
-    """Nonconformity scores (side, side) of one class."""
+    """Compute nonconformity scores (side, side) of one class."""
     truth = np.full((side, side), target, np.uint8)
     stats = score_map.decode(taxonomy, size=(side, side), truth=truth, outputs=("true_score",))
     return np.asarray(stats.true_score)
 
 
 def find_errors(data: Path, teacher: str, python: str, seeds: range) -> dict[str, Any]:
-    """Average precision of finding damaged labels, ours and cleanlab's."""
+    """Measure the average precision of finding damaged labels, ours and cleanlab's."""
     rows: list[dict[str, Any]] = []
     side = 64
     with tempfile.TemporaryDirectory(prefix="maskmill-errors-") as name:
@@ -274,7 +274,7 @@ def find_errors(data: Path, teacher: str, python: str, seeds: range) -> dict[str
 
 
 def compare_costs(python: str, num_images: int, side: int = 64, num_classes: int = 8) -> dict[str, Any]:
-    """Time and peak memory of both rankings on random maps that each process reads from one file."""
+    """Measure time and peak memory of both rankings on random maps that each process reads from one file."""
     with tempfile.TemporaryDirectory(prefix="maskmill-costs-") as name:
         folder, rng = Path(name), np.random.default_rng(0)
         values = rng.random((num_images, num_classes, side, side), dtype=np.float32)
@@ -294,12 +294,12 @@ def compare_costs(python: str, num_images: int, side: int = 64, num_classes: int
 
 
 def jpeg(photo: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """A photo after lossy compression."""
+    """Return a photo after lossy compression."""
     return np.asarray(cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1))
 
 
 def cropped(photo: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-    """A photo without a share of its size at each edge."""
+    """Crop a share of its size from each edge of a photo."""
     top, left = (int(share * length) for length in photo.shape[:2])
     return photo[top : photo.shape[0] - top, left : photo.shape[1] - left]
 
@@ -317,7 +317,7 @@ CHANGES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 
 
 def find_copies(data: Path) -> dict[str, Any]:
-    """Share of changed copies that are found, and pairs among the photos as they are."""
+    """Measure the share of changed copies that are found, and count pairs among the unchanged photos."""
     paths = sorted((data / "msrc" / "images").glob("*.jpg"))
     photos = [decode_image(path.read_bytes()) for path in paths]
     originals = Prints.gather([photo_print(photo) for photo in photos])

@@ -1,4 +1,4 @@
-"""Measure how long a run takes to find that nothing is left to do.
+"""Measure the time in which a finished run finds that no input is left.
 
     python benchmarks/resume.py [--json] [--inputs 1000000] [--rounds 3]
 

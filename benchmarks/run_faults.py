@@ -65,7 +65,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "inputs": (table.Table, "merge"),
     "compact": (table.Table, "compact"),
 }
-"""Steps of a run at which the disk gets full: the functions that take them."""
+"""Steps of a run at which the disk becomes full, and the functions that perform them."""
 
 
 # in the processes of a run
@@ -101,7 +101,7 @@ def apply(fault: str, folder: Path) -> None:
 
 
 def fill(ballast: Path) -> None:
-    """Fill the disk, the first time that a process of the run comes here."""
+    """Fill the disk, at the first call of any process of the run."""
     try:
         file = ballast.open("xb", buffering=0)
     except OSError:
@@ -130,7 +130,7 @@ def opening(bundle: Path, pause: float, fault: str, folder: Path) -> Any:
 
 
 def is_first(path: Path) -> bool:
-    """Return True in the first process that comes here."""
+    """Return True in the first process that calls it."""
     try:
         path.open("x").close()
     except FileExistsError:
@@ -160,7 +160,7 @@ def photos_of(folder: Path, photos: str, storage_options: dict[str, str] | None)
 
 
 def task(options: argparse.Namespace) -> int:
-    """Be one process of a run; prints the counts or the one line of an error."""
+    """Run one process of a run; prints the counts or the line of an error."""
     folder = Path(options.task)
     committer.COMMIT_ROWS, committer.COMMIT_SECONDS, label_store.COMPACT_EVERY = 32, 3.0, 2
     driver.FIRST_LEASE = driver.SMALLEST_LEASE = driver.LARGEST_LEASE = 8
@@ -231,7 +231,7 @@ class Run:
             self.start(**options)
 
     def wait(self, part: str, seconds: float = 240.0) -> None:
-        """Wait for the end of all processes and keep what they said."""
+        """Wait for the end of all processes and keep their output."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             try:
@@ -249,7 +249,7 @@ class Run:
         self.processes = []
 
     def until(self, condition: Callable[[], Any], seconds: float = 90.0) -> None:
-        """Wait for a moment of the run."""
+        """Wait until a condition of the run holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline or all(process.poll() is not None for process in self.processes):
@@ -512,7 +512,7 @@ def a_driver_and_local_runs(run: Run, finish: Finish) -> None:
 
 @fault
 def frozen_driver(run: Run, finish: Finish) -> None:
-    """The driver stops longer than it takes to be taken for dead, and comes back beside its successor."""
+    """The driver freezes until it counts as dead, and resumes beside its successor."""
     run.begin(fault="hold:0.3", expiry=3.0)
     run.until(lambda: (run.folder / "committing").exists())
     record = Leases(run.store).driver() or {}
@@ -527,7 +527,7 @@ def frozen_driver(run: Run, finish: Finish) -> None:
 
 @fault
 def frozen_worker(run: Run, finish: Finish) -> None:
-    """A worker stops longer than it takes to be taken for dead, and hands its lease back late."""
+    """A worker freezes until it counts as dead, and returns its lease late."""
     run.begin(expiry=2.0)
     run.until(lambda: run.rows() >= 16)
     leader = (Leases(run.store).driver() or {}).get("process")
@@ -543,7 +543,7 @@ def frozen_worker(run: Run, finish: Finish) -> None:
 
 @fault
 def worker_frozen_for_a_minute(run: Run, finish: Finish) -> None:
-    """A worker stops for 80 s with the limits of a real run; the others wait for its lease for a minute."""
+    """A worker freezes for 80 s with the limits of a real run; the others wait a minute for its lease."""
     run.begin(expiry=60.0)
     run.until(lambda: run.rows() >= 16)
     leader = (Leases(run.store).driver() or {}).get("process")
@@ -560,7 +560,7 @@ def worker_frozen_for_a_minute(run: Run, finish: Finish) -> None:
 
 @fault
 def driver_frozen_for_a_minute(run: Run, finish: Finish) -> None:
-    """The driver stops for 80 s between the labels and the inputs of a commit, while another one tries to start."""
+    """The driver freezes for 80 s between the labels and the inputs of a commit, while another one tries to start."""
     run.begin(fault="hold:0.3", expiry=60.0)
     run.until(lambda: (run.folder / "committing").exists())
     process = (Leases(run.store).driver() or {})["process"]

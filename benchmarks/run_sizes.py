@@ -1,4 +1,4 @@
-"""Measure what a whole run costs per image, for runs of several sizes, with a real model; and the time of its syncs.
+"""Measure the time of a whole run per image, for runs of several sizes with a real model, and of its syncs.
 
     python benchmarks/run_sizes.py [--sizes 1000,3000,1000,10000,1000] [--rounds 3] [--output FILE]
 

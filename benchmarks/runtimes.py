@@ -32,7 +32,7 @@ RUNTIMES = ("cpu", "openvino")
 
 
 def compare(bundle: Bundle, callers: int, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Images a second of both, and their ratio."""
+    """Measure images per second of both runtimes, and their ratio."""
     spec = bundle.input
     images = np.random.default_rng(0).uniform(-1, 1, (8, 1, spec.height, spec.width, 3)).astype(np.float32)
     sessions = {name: open_session(bundle, provider=name, threads=threads) for name in RUNTIMES}

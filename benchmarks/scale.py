@@ -1,4 +1,4 @@
-"""Measure what a commit of leases costs per image in a store that grows to millions of rows.
+"""Measure the time of a commit of leases per image in a store that grows to millions of rows.
 
     python benchmarks/scale.py [--rows 5000000] [--folder DIR] [--output FILE]
 

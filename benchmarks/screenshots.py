@@ -31,7 +31,7 @@ PAUSE = "new Promise((done) => setTimeout(done, 900))"
 
 @contextmanager
 def live_page(store: Path, calibration: Path) -> Iterator[str]:
-    """The address of a live page with corrections."""
+    """Yield the address of a live page with corrections."""
     import uvicorn
 
     app = make_app(LiveStore(store, Calibration.load(calibration)), reviewer="ana")

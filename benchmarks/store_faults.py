@@ -1,4 +1,4 @@
-"""Flip single bits of a label store's files, and count what Lance, readers, verify and the next run make of it.
+"""Flip single bits of a label store's files, and count the reactions of Lance, readers, verify and the next run.
 
     python benchmarks/store_faults.py [--flips 200] [--structure] [--json]
 
@@ -39,7 +39,7 @@ IMAGES, REJECTS, REVIEWS, COMMITS = 1500, 40, 60, 24
 
 
 def label_row(number: int) -> LabelRow:
-    """Labels as a model makes them: a few regions with ragged borders."""
+    """Make labels similar to a model's: a few regions with ragged borders."""
     draw = np.random.default_rng(number)
     label = np.kron(draw.integers(0, 8, (6, 8)), np.ones((12, 12))).astype(np.uint8)
     label[draw.random(label.shape) < 0.02] = 255
@@ -53,7 +53,7 @@ def label_row(number: int) -> LabelRow:
 
 
 def input_row(number: int, error: str | None = None) -> InputRow:
-    """An input with labels, or a reject."""
+    """Make an input with labels, or a reject."""
     id = None if error else content_id(b"%d" % number)
     return InputRow(uri=f"/photos/{number:06d}.jpg", size=number, stamp="1", id=id, error=error, message=error)
 
@@ -86,7 +86,7 @@ def make(path: Path) -> None:
 
 
 def raw(path: Path) -> dict[str, Any]:
-    """Everything that Lance gives, without any check of ours."""
+    """Read everything through Lance, without our checks."""
     tables = {}
     for name, keys in KEYS.items():
         rows = lance.dataset(path / f"{name}.lance", session=lance.Session()).to_table().to_pylist()
@@ -95,14 +95,14 @@ def raw(path: Path) -> dict[str, Any]:
 
 
 def checked(path: Path) -> tuple[Any, ...]:
-    """Labels, inputs and reviews as maskmill's readers give them."""
+    """Read labels, inputs and reviews through maskmill's readers."""
     store = LabelStore.open(path)
     labels = {row.id: str(vars(row)) for row in store.iter_rows(extras=True)}
     return labels, {row.uri: row for row in store.inputs()}, {row.id: row for row in store.reviews()}
 
 
 def files_of(path: Path, structure: bool) -> list[Path]:
-    """The files whose bits are drawn."""
+    """List the files whose bits are drawn."""
     if not structure:
         kinds = ("data", "_versions", "_deletions", "_indices")
         return sorted(file for kind in kinds for file in path.glob(f"*.lance/{kind}/*") if file.is_file())

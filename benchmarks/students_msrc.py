@@ -5,12 +5,12 @@
 
 Photos are shrunk to a third, about 107x71 pixels, so that a CPU can train on them. For each of three seeds 30 are
 labeled, 138 unlabeled, 48 validate choices and 80 are scored. Teachers are files of scores (``teachers.py``): ``good``,
-``blurred`` and ``eager``, which sees objects everywhere; they saw the photos at full size. The 30 labeled photos
-calibrate them by class at alpha .10, with the defaults of ``calibrate``: a class in fewer than nine of the photos takes
-the threshold of the pooled foreground, a class in none is not emitted. ``own thresholds`` gives every class in the
-photos its own. Every student is the built-in ``lite0`` network and takes the same number of steps of the same size with
-the same optimizer: rows differ in the labels of the 138 photos alone, and in the second phase of ConformalSAM, which is
-added. Scores are those of the student after the last step.
+``blurred`` and ``eager``, which predicts objects everywhere; they processed the photos at full size. The 30 labeled
+photos calibrate them by class at alpha .10, with the defaults of ``calibrate``: a class in fewer than nine of the
+photos takes the threshold of the pooled foreground, a class in none is not emitted. ``own thresholds`` gives every
+class in the photos its own. Every student is the built-in ``lite0`` network and takes the same number of steps of the
+same size with the same optimizer: rows differ in the labels of the 138 photos alone, and in the second phase of
+ConformalSAM, which is added. Scores are those of the student after the last step.
 
 Every finished run is a line of the results file at once; finished runs are not repeated, and interrupted ones resume.
 ``--steps N`` takes N steps per run, to try the script. The data folder is ``$MASKMILL_DATA``, or ``../shared/data``

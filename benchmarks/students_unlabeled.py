@@ -146,12 +146,12 @@ class DataSet:
 
     @classmethod
     def camvid_flat(cls, work: Path) -> DataSet:
-        """CamVid with rows that start from a flat validation curve."""
+        """Return CamVid with rows that start from a flat validation curve."""
         return dataclasses.replace(cls.camvid(work), flat=True)
 
     @classmethod
     def camvid(cls, work: Path) -> DataSet:
-        """CamVid with its 11 classes."""
+        """Return CamVid with its 11 classes."""
         data = find_data() / "camvid"
         train, held_out = (
             write_shrunk(data / part / "images", data / part / "labels", work / "camvid" / part, SHRINK)
@@ -164,7 +164,7 @@ class DataSet:
 
     @classmethod
     def msrc(cls, work: Path) -> DataSet:
-        """MSRC with its own classes; void is ignored."""
+        """Return MSRC with its own classes; void is ignored."""
         data = find_data() / "msrc"
         folder = write_shrunk(data / "images", data / "labels", work / "msrc", SHRINK)
         names = read_class_names(data / "classes.txt")

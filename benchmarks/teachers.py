@@ -1,9 +1,9 @@
 """Teachers of MSRC as files of scores: a good one, and two bad ones made from good models.
 
 ``good`` is DeepLabv3 (MobileNetV2, 257 px). ``blurred`` is the same model on photos that were shrunk and enlarged
-again. ``eager`` is the stronger ``coral-deeplabv3-pascal`` with its background logit lowered, which sees objects
-everywhere, as a model that is queried for every class does. The bad ones are weakened until the mIoU of their raw
-labels over all photos is at most :data:`TARGET`, near that of SEEM in ConformalSAM (.30)::
+again. ``eager`` is the stronger ``coral-deeplabv3-pascal`` with its background logit lowered, which predicts objects
+everywhere, like a model that is queried for every class. The bad ones are weakened until the mIoU of their raw labels
+over all photos is at most :data:`TARGET`, near that of SEEM in ConformalSAM (.30)::
 
     bundle, strength = write_teacher("eager", data, photos, truth_of, folder)
 """

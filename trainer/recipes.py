@@ -168,7 +168,7 @@ def weighted(**settings: Any) -> Recipe:
 
 
 def conformalsam(**settings: Any) -> Recipe:
-    """ConformalSAM with two phases; the store should hold conformal labels.
+    """Make the recipe of ConformalSAM with two phases; the store should hold conformal labels.
 
     Batch and learning rate are the paper's (4 and 0.003); optimizer, schedule and augmentation are those of AllSpark,
     which the paper builds on.
@@ -178,26 +178,26 @@ def conformalsam(**settings: Any) -> Recipe:
 
 
 def allspark(**settings: Any) -> Recipe:
-    """AllSpark on labeled and unlabeled images, as its authors train on VOC (4 GPUs with 2 + 2 images each)."""
+    """Make the recipe of AllSpark, as its authors train on VOC (4 GPUs with 2 labeled and 2 unlabeled images each)."""
     model = {"model": "allspark:segformer", "model_options": {"size": "b5"}, "crop": 512}
     defaults = {"method": AllSpark(), "batch": 16, "labeled": 8, "colors": "strong", "padding": "black", **model}
     return Recipe(**{"name": "allspark", **defaults, **settings})
 
 
 def fixmatch(**settings: Any) -> Recipe:
-    """FixMatch as in UniMatch's code: a strong view with CutMix, pixels with a confidence of at least .95."""
+    """Make the recipe of FixMatch, as in UniMatch's code: a strong view with CutMix, confidence of at least 0.95."""
     method = Consistency(selection="threshold", strong=0.5, second=0.0, features=0.0, strong_statistics=True)
     return Recipe(**{"name": "fixmatch", "method": method, **_UNIMATCH, **settings})
 
 
 def unimatch(**settings: Any) -> Recipe:
-    """UniMatch: two strong views with CutMix and a view with dropped features, confidence of at least .95."""
+    """Make the recipe of UniMatch: two strong CutMix views, one view with dropped features, confidence >= 0.95."""
     method = Consistency(selection="threshold", second_view="cutmix", strong_statistics=True)
     return Recipe(**{"name": "unimatch", "method": method, **_UNIMATCH, **settings})
 
 
 def unimatch_v2(**settings: Any) -> Recipe:
-    """UniMatch V2: the moving average labels, two strong CutMix views drop complementary features; DINOv2-S.
+    """Make the recipe of UniMatch V2: a moving average as teacher, complementary dropout in two strong views, DINOv2-S.
 
     As the authors train on VOC (4 GPUs with 4 + 4 images each, crop 518).
     """
@@ -209,12 +209,12 @@ def unimatch_v2(**settings: Any) -> Recipe:
 
 
 def csl(**settings: Any) -> Recipe:
-    """CSL on labeled and unlabeled images, as the authors train on VOC (8 and 8 per step, lr 0.001, heads 10x)."""
+    """Make the recipe of CSL, as the authors train on VOC (8 labeled and 8 unlabeled per step, lr 0.001, heads 10x)."""
     return Recipe(**{"name": "csl", "method": Consistency(), **_UNIMATCH, **settings})
 
 
 def csl_dinov2(**settings: Any) -> Recipe:
-    """CSL with DINOv2-S and the hyperparameters of UniMatch V2 (CSL's table 12)."""
+    """Make the recipe of CSL with DINOv2-S and the hyperparameters of UniMatch V2 (CSL's table 12)."""
     method = Consistency(
         teacher="average", feature_dropout="complementary", strong=0.25, second=0.25, features=0.0,
         strong_statistics=True,
@@ -223,13 +223,13 @@ def csl_dinov2(**settings: Any) -> Recipe:
 
 
 def csl_segformer(**settings: Any) -> Recipe:
-    """CSL with SegFormer-B5 at crop 512 and otherwise CSL's own hyperparameters (CSL's table 12)."""
+    """Make the recipe of CSL with SegFormer-B5 at crop 512, otherwise CSL's own hyperparameters (CSL's table 12)."""
     model = {"model": "segformer", "model_options": {"size": "b5"}, "crop": 512}
     return Recipe(**{"name": "csl-segformer", "method": Consistency(), **_UNIMATCH, **model, **settings})
 
 
 def calibrated(**settings: Any) -> Recipe:
-    """CSL's views with labels of the student that conformal thresholds select, recalibrated while it trains: ours.
+    """Make our recipe: CSL's views, and student labels selected by conformal thresholds recalibrated in training.
 
     Thresholds are per class, from the labeled images; batch, rate and views are those of ``csl`` without its masks.
     """
@@ -238,7 +238,7 @@ def calibrated(**settings: Any) -> Recipe:
 
 
 def s2c(**settings: Any) -> Recipe:
-    """S2C's classifier; the store should hold the labels of the prompted predictor.
+    """Make the recipe of S2C's classifier; the store should hold the labels of the prompted predictor.
 
     Batch, crop, sizes, colors, decay and frozen batch normalization are the authors' on VOC. Their rate of 0.02 goes
     with a momentum of nearly 0, and equals 0.002 with the momentum of 0.9 used here.

@@ -50,7 +50,7 @@ class BinnedScores:
         return np.cumsum(self.counts.hits.astype(np.int64) + self.counts.wrong, axis=1)
 
     def image_counts(self, members: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(n, B): pixels of the ``members`` (K,) in each image, per bin."""
+        """Return the pixels (n, B) of the ``members`` (K,) in each image, per bin."""
         rows = np.flatnonzero(members[self.counts.target])
         table = np.zeros((self.counts.num_images, NUM_BINS))
         if len(rows):

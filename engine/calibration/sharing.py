@@ -51,7 +51,7 @@ class Sharing:
         return int(self.group_of.max(initial=-1)) + 1
 
     def members(self, source: int) -> NDArray[np.bool_]:
-        """(K,): classes whose scores decide the threshold of ``source``, a value of :attr:`group_of`."""
+        """Return (K,), True for classes whose scores decide the threshold of ``source``, as in :attr:`group_of`."""
         if source == POOLED:
             return np.ones(len(self.group_of), bool)
         if source == FOREGROUND:

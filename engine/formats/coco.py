@@ -259,7 +259,7 @@ def _key(value: Any) -> str:
 
 
 def _member(text: bytes, key: bytes) -> str | None:
-    """Value of a key that occurs once in an object's text; None if it does not, or if it occurs within another object.
+    """Return the value of a key that occurs once in an object's text, and not within another object; else None.
 
     Searching is much faster than decoding, since most of the text is coordinates.
     """

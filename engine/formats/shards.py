@@ -217,7 +217,7 @@ class HuggingFaceReader(LabelReader):
 
 
 def _columns(schema: pa.Schema, file: str) -> tuple[str, str]:
-    """Columns of label maps and of names (a struct of an image is named by its path)."""
+    """Return the columns of label maps and of names (a struct of an image is named by its path)."""
     label = next((name for name in ANNOTATION_COLUMNS if name in schema.names), None)
     if label is None or not (
         pa.types.is_struct(schema.field(label).type) or pa.types.is_binary(schema.field(label).type)

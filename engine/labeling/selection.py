@@ -81,7 +81,11 @@ class Selection:
     def argmax(
         cls, *, weight: Weight = "none", weight_levels: int = 256, instances: InstanceSettings | None = None
     ) -> Selection:
-        """Keep the top class of every pixel."""
+        """Keep the top class of every pixel.
+
+        ``weight`` and ``weight_levels`` are how kept pixels are weighted and the number of distinct weights;
+        ``instances`` are the limits for objects to store, None for none.
+        """
         return cls(weight=weight, weight_levels=weight_levels, instances=instances)
 
     @classmethod
@@ -93,7 +97,11 @@ class Selection:
         weight_levels: int = 256,
         instances: InstanceSettings | None = None,
     ) -> Selection:
-        """Keep the top class if its nonconformity score is at most ``1 - confidence``, with a confidence in (0, 1]."""
+        """Keep the top class if its nonconformity score is at most 1 - ``confidence``, a number in (0, 1].
+
+        ``weight``, ``weight_levels`` and ``instances`` are as for :meth:`argmax`. Raises :class:`UsageError` for
+        another confidence.
+        """
         check_number("threshold", confidence, most=1, above=0)
         return cls(
             method="threshold",
@@ -114,10 +122,11 @@ class Selection:
         keep_scores: str | float | None = None,
         instances: InstanceSettings | None = None,
     ) -> Selection:
-        """Keep the pixels that the calibration's prediction sets support; ``rule`` is the calibration's if None.
+        """Keep the pixels that the prediction sets of ``calibration`` support; if ``rule`` is None, by its own rule.
 
         With ``keep_scores``, an alpha, a label run stores the scores that another selection needs at that alpha and
-        above; see :mod:`maskmill.engine.labeling.reselection.reselect`.
+        above; see :mod:`maskmill.engine.labeling.reselection.reselect`. ``weight``, ``weight_levels`` and ``instances``
+        are as for :meth:`argmax`.
         """
         keeper = None
         if keep_scores is not None:

@@ -30,11 +30,20 @@ def open_session(
     precision: str | None = None,
     allow_unverified: bool = False,
 ) -> Session:
-    """Open the session that runs a bundle's graph for ``role`` with ``provider``, which is never replaced silently.
+    """Open the session that runs the graph of ``bundle`` for ``role``; another provider is never used silently.
 
-    ``precision`` chooses among the bundle's files or engines; the first listed if None. Engines, and files that were
-    converted from the bundle's originals, are refused unless they passed the gate in this runtime on this device, or
-    with ``allow_unverified``.
+    Parameters
+    ----------
+    bundle, role
+        The bundle, and the role of the graph to run.
+    provider
+        Runtime, and device that it runs on.
+    threads
+        Threads per model call.
+    precision
+        Precision of the bundle's file or engine to run; if None, the first one listed.
+    allow_unverified
+        Also run engines and converted files that have not passed the gate in this runtime on this device.
 
     Raises :class:`SessionError`, :class:`GateError`, :class:`MissingPackageError`; :class:`UsageError` for other names.
     """

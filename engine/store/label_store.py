@@ -148,20 +148,21 @@ class LabelStore(StoreReader):
         return store
 
     def pin(self, tag: str) -> LabelStore:
-        """Return a read-only store at a pinned moment, which no cleanup drops: now, or that of an existing pin.
+        """Return a read-only store at a pinned moment, which no cleanup drops.
 
-        :meth:`unpin` releases it. Raises :class:`StoreError`.
+        That is the moment of an existing pin named ``tag``, or else the current moment, which is pinned under this
+        name. :meth:`unpin` releases it. Raises :class:`StoreError`.
         """
         with store_errors(f"cannot pin a version of the label store {self.path}"):
             return LabelStore(self.path, self.run, pin_moment(self._tables, tag))
 
     def has_pin(self, tag: str) -> bool:
-        """Return True if a moment is pinned under this name. Raises :class:`StoreError`."""
+        """Return True if a moment is pinned under the name ``tag``. Raises :class:`StoreError`."""
         with store_errors(f"cannot read the pins of the label store {self.path}"):
             return any(tag in table.open().tags.list() for table in self._tables.values())
 
     def unpin(self, tag: str) -> None:
-        """Release a pinned moment; does nothing if there is none with this name. Raises :class:`StoreError`."""
+        """Release the moment that is pinned as ``tag``; does nothing if there is none. Raises :class:`StoreError`."""
         with store_errors(f"cannot release a version of the label store {self.path}"):
             unpin_moment(self._tables, tag)
 

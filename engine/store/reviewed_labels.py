@@ -55,7 +55,7 @@ class ReviewedImages(Source):
         self._uris = list(ReviewedLabels(store).names())
 
     def __iter__(self) -> Iterator[Item]:
-        """Items in the store's order; members of archives with their places."""
+        """Yield items in the store's order; members of archives have their offsets."""
         self.skipped = Counter()
         archives = archives_of(self._uris)
         members = {item.uri: item for archive in archives for item in open_source(archive)}

@@ -98,7 +98,7 @@ class ScoreCounts:
         return cls((), np.empty((0, len(STATISTICS))), rows, rows, bins, bins, bins)
 
     def pixels(self, num_targets: int) -> NDArray[np.int64]:
-        """(n, K): number of pixels of each class in each image."""
+        """Return the number of pixels (n, K) of each class in each image."""
         return self.table(self.true.sum(axis=1, dtype=np.int64), num_targets)
 
     def table(self, values: NDArray[Any], num_targets: int) -> NDArray[Any]:

@@ -37,7 +37,8 @@ def open_stores(
 ) -> LabelStore:
     """Open one store, or several that are read as one.
 
-    Raises :class:`StoreMismatch` if they were made with different options, :class:`StoreError`, and :class:`UsageError`
+    ``stores`` are folders or URLs, ``storage_options`` the options of the URLs' filesystem. Raises
+    :class:`StoreMismatch` if the stores were made with different options, :class:`StoreError`, and :class:`UsageError`
     if a store is named twice.
     """
     opened = [LabelStore.open(store, storage_options=storage_options) for store in stores]
