@@ -97,6 +97,23 @@ def test_every_public_function_is_typed_by_public_names() -> None:
         assert signature.return_annotation not in (inspect.Signature.empty, "Any"), name
 
 
+def test_public_functions_describe_every_parameter() -> None:
+    undescribed = []
+    for name in maskmill.__all__:
+        function = getattr(maskmill, name)
+        if not inspect.isfunction(function):
+            continue
+        doc = inspect.getdoc(function) or ""
+        headings = {
+            word for line in doc.splitlines() if re.fullmatch(r"\w+(, \w+)*", line) for word in line.split(", ")
+        }
+        described = headings | set(re.findall(r"``(\w+)``", doc))
+        undescribed += [
+            f"{name}({parameter})" for parameter in inspect.signature(function).parameters if parameter not in described
+        ]
+    assert undescribed == []
+
+
 @pytest.mark.parametrize("how", ["-c", "script"])
 def test_it_works_from_a_python_started_in_the_checkout(how: str, tmp_path: Path) -> None:
     code = "import maskmill; maskmill.LabelStore; from transformers import SegformerConfig; print(SegformerConfig)"

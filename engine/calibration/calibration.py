@@ -158,10 +158,7 @@ class Calibration:
         is_default = self.min_images == fewest_images(self.level)
         min_images = fewest_images(level) if is_default else self.min_images
         if group == "position" or self.control != "miscoverage":
-            raise UsageError(
-                "thresholds per position, or with --control, cannot be computed without the images: run `maskmill "
-                "calibrate`"
-            )
+            raise UsageError("thresholds per position, or with --control, need the images; run `maskmill calibrate`")
         scores = BinnedScores(self.counts, len(self.targets))
         weights, seen = self._image_weights(level), scores.pixels > 0
         num_images = seen.sum(axis=0)
@@ -244,9 +241,8 @@ class Calibration:
             remedy = f", or use --alpha {math.ceil(1e3 / effective) / 1e3:g} or more" if effective > 2 else ""
             raise CalibrationError(
                 f"weighted to resemble {self.weighting['like']}, the {len(weights)} calibration images have an "
-                "effective sample size of "
-                f"{effective:.1f}, and alpha {float(alpha):g} needs {math.ceil(1 / alpha)}: they say too little about "
-                f"that corpus; label some of its images and calibrate on them{remedy}"
+                f"effective size of {effective:.1f}, and alpha {float(alpha):g} needs {math.ceil(1 / alpha)}: they "
+                f"say too little about that corpus; label some of its images and calibrate on them{remedy}"
             )
         return weights
 
@@ -276,9 +272,7 @@ class Calibration:
                     f"{names[0]} and {file} differ ({details}); make them with the same options, then merge them"
                 )
         if any(part.weighting is not None for part in parts) and len(parts) > 1:
-            raise CalibrationError(
-                "a weighted calibration cannot be merged; merge first, then weight it with --like STORE"
-            )
+            raise CalibrationError("weighted calibrations cannot be merged; merge first, then weight with --like STORE")
         owner: dict[tuple[str, str], int] = {}
         for number, part in enumerate(parts):
             scenes = part.counts.scenes or ("",) * part.counts.num_images

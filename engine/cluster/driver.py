@@ -1,8 +1,7 @@
 """Driver of a run: plans leases as they are needed, watches the workers, and commits what they finish.
 
 A run has one driver; when it dies, any other process of the run may become the driver. All its state is in the store's
-folder: a new driver commits finished leases, withdraws leases that no worker is labeling, and plans the remaining
-inputs.
+folder: a new driver commits finished leases, withdraws unlabeled ones, and plans the remaining inputs.
 """
 
 from __future__ import annotations
@@ -174,9 +173,7 @@ class Driver:
         ``flush`` commits all finished leases. Raises the errors of planning.
         """
         if self.is_deposed:
-            raise StoreError(
-                f"another process now drives the run into {self.store}, because this one was silent for a minute"
-            )
+            raise StoreError(f"another process now drives the run into {self.store}; this one was silent for a minute")
         if self._planner is None:
             self._begin()
         committer, planner = self._committer, self._planner
@@ -369,9 +366,7 @@ class Driver:
     def _lost_inputs(self, num_inputs: int) -> None:
         if self._planner is not None and not self._stop.is_set():
             self._planner.lose(num_inputs)
-            self.warnings.append(
-                "the file of a lease was damaged or deleted; inputs missing from the store are planned again"
-            )
+            self.warnings.append("the file of a lease was damaged or deleted; missing inputs are planned again")
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
