@@ -18,7 +18,7 @@ from maskmill.engine.cluster.calibration import worker as calibration_worker
 OPENING = Path(__file__).parent / "opening"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for work, and at the state of the run, more often than runs of hours need."""
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)

@@ -17,6 +17,8 @@ from maskmill.errors import SessionError, UsageError
 from ...models import color_bundle
 from ..corpus import write_photos
 
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:

@@ -22,6 +22,8 @@ from maskmill.errors import SessionError, StoreError
 from ...models import color_bundle
 from ..corpus import write_photos
 
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:

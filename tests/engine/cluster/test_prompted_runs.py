@@ -10,6 +10,8 @@ from maskmill.engine.cluster.runner import run_array
 
 from .prompted_jobs import KINDS, assert_as_local, prompted_job, write_scenes
 
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_array_labels_as_one_process(tmp_path: Path, kind: str) -> None:

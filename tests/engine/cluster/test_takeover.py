@@ -33,6 +33,8 @@ from ...models import color_bundle
 from ..corpus import label_folder, write_photos
 from .test_array import assert_exactly_once
 
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 DEAD = 2**22 - 1
 """Number of a process that does not run."""
 

@@ -7,7 +7,6 @@ import io
 import json
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.engine.model.png import decode_png
+from maskmill.engine.report.server import live_store
 from maskmill.engine.report.server.access import is_loopback
 from maskmill.engine.report.server.answers import Answers
 from maskmill.engine.report.server.app import make_app
@@ -300,7 +300,11 @@ def test_a_person_corrects_an_image_in_the_browser(browser: Browser, tmp_path: P
     assert (weight[:, 40:] == 255).all()
 
 
-def test_the_browser_pages_and_filters_the_whole_store(browser: Browser, tmp_path: Path) -> None:
+def test_the_browser_pages_and_filters_the_whole_store(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_store, "PAUSE", 0.0)  # the server looks at the store for every answer
+    monkeypatch.setattr(live_store, "SHARE", float("inf"))
     store = picture_store(tmp_path, 70)
     with serving(store) as url:
         browser.open(url)
@@ -315,7 +319,6 @@ def test_the_browser_pages_and_filters_the_whole_store(browser: Browser, tmp_pat
         browser.wait("maskmill.find('range').textContent === '1 to 35 of 35'")
         assert browser.run("maskmill.find('review')") is None
         store.commit_reviews([ReviewRow(id=store.ids()[0], reviewer="ana", time=1, verdict="accepted")])
-        time.sleep(2.1)
         browser.run("live.follow()")
         assert "Reviewed by people" in browser.run("maskmill.find('summary').textContent")
         assert not browser.errors

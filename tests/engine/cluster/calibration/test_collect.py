@@ -34,6 +34,8 @@ from maskmill.errors import CalibrationError, StoreError, UsageError
 from ....models import color_bundle
 from .photos import write_labeled_photos
 
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 NUM_PHOTOS = 13
 
 
