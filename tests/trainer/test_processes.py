@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from maskmill.trainer.log import read_log  # noqa: E402
 from maskmill.trainer.processes import joined, limit_threads  # noqa: E402
 from maskmill.trainer.run import read_checkpoint  # noqa: E402
 
+from ..ports import free_ports  # noqa: E402
 from .builders import make_store, write_labeled  # noqa: E402
 from .plain_network import plain  # noqa: E402
 
@@ -58,9 +58,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
         str(photos), "--validation-ids", str(tmp_path / "held-out.txt"), "--recipe", "weighted", "--device", "cpu",
         "--workers", "0", *(f"--set={setting}" for setting in settings),
     ]  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    (port,) = map(str, free_ports(1))
     shutil.copy(Path(__file__).with_name("plain_network.py"), tmp_path)
     launched = {"PYTHONPATH": str(tmp_path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     pair = [

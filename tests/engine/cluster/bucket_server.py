@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmill.engine.model.storage import location_of
+from tests.ports import free_ports
 
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
 """Storage options of the server without its address."""
@@ -22,13 +23,11 @@ class Server:
     """moto's server in a process of its own; its state is lost when it stops, so an outage pauses it."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.options = {**KEYS, "aws_endpoint": f"http://127.0.0.1:{self.port}"}
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:

@@ -12,7 +12,6 @@ import hmac
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from maskmill.engine.model.storage import open_folder
 from maskmill.engine.store.label_store import LabelStore
 from maskmill.errors import StoreError
 
+from ...ports import free_ports
 from ..cli.test_reselect import label_home
 from .bucket_proxy import GoogleProxy
 from .bucket_server import serve_bucket, upload
@@ -47,14 +47,6 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 GOOGLE = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
 
 Cloud = tuple[str, dict[str, str]]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 def create_container(endpoint: str) -> None:
