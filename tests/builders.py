@@ -1,4 +1,4 @@
-"""Small photos, hostile files and store rows, made on the spot."""
+"""Builders of small photos, hostile files and store rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def photo(height: int = 12, width: int = 20, seed: int = 0) -> NDArray[np.uint8]
 
 
 def encoded(pixels: NDArray[Any] | Image.Image, format: str, **options: Any) -> bytes:
-    """An image file's bytes."""
+    """Encode an image file."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
@@ -73,7 +73,7 @@ def reject_row(uri: str, *, error: str = "truncated", size: int | None = 3, stam
 
 
 def hostile_files() -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of files that a decoder should fear: each decodes, or is refused with a reason."""
+    """Yield (name, bytes) of hostile files: each is decoded, or refused with a reason."""
     sound = dict(_sound_files())
     rng = random.Random(0)
     for name, data in sound.items():
@@ -145,7 +145,7 @@ def hostile_files() -> Iterator[tuple[str, bytes]]:
 
 
 def hostile_paths(folder: Path) -> list[Path]:
-    """Names in ``folder`` that cannot be read as a file, or hardly."""
+    """Return names in ``folder`` that cannot be read as files, or only with difficulty."""
     paths = [
         folder / name for name in ("folder.jpg", "dangling.jpg", "loop.jpg", "pipe.jpg", "huge.jpg", "it's \n 1.jpg")
     ]

@@ -1,4 +1,4 @@
-"""What every test can use: the real data's folder, and the rule for tests that need a device."""
+"""Fixtures for every test: the folder of real data, and stand-ins for a device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Folder of the real photos and models; the test is skipped, saying so, where it is absent."""
+    """Return the folder of the real photos and models; the test is skipped with a reason if it is absent."""
     folder = Path(os.environ.get("MASKMILL_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "msrc").is_dir():
         pytest.skip(f"no photos at {folder}; set MASKMILL_DATA")
@@ -73,7 +73,7 @@ LONG_FILES = (
     "tests/test_documents.py",
     "tests/trainer/data/test_moving_rows.py",
 )
-"""Files that take more than 15 s: they run first, so that no process is left with one of them at the end."""
+"""Files that take more than 15 s; they run first, so that no process runs one of them alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

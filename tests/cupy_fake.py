@@ -32,9 +32,9 @@ from .kernels.forms import gpu
 from .simt.harness import DeviceArray, simt_device
 
 used: set[tuple[str, int, tuple[str, ...]]] = set()
-"""(dotted name, positional arguments or -1 for a method, keywords) of everything of CuPy that was asked for."""
+"""(dotted name, positional arguments or -1 for a method, keywords) of every part of CuPy that was used."""
 events: list[tuple[Any, ...]] = []
-"""What was asked of streams, in order: (stream, what, …)."""
+"""Operations on streams, in order: (stream, operation, …)."""
 MACHINE = {"name": "NVIDIA H100 80GB HBM3", "capability": "90", "devices": 1, "memory_for": 1 << 60, "delay": 1}
 machine = SimpleNamespace(**MACHINE)
 """The device; ``memory_for`` is the size of the largest array that it has room for, in bytes, ``delay`` the number of
@@ -462,7 +462,7 @@ def _logged(name: str, function: Any) -> Any:
 
 
 def assert_in_cupy(asked: set[tuple[str, int, tuple[str, ...]]]) -> None:
-    """Hold entries of :data:`used` against the true CuPy, in a process of its own: each exists and takes this."""
+    """Compare entries of :data:`used` with the real CuPy, in a separate process: each exists and takes them."""
     script = (
         "import cupy, cupyx, inspect, json, operator, sys\n"
         "for name, args, options in json.load(sys.stdin):\n"

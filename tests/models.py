@@ -1,4 +1,4 @@
-"""Small ONNX models whose answer is in view: class = the strongest color channel."""
+"""Small ONNX models with an obvious answer: the class is the strongest color channel."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def _parsed(text: str) -> onnx.ModelProto:
 
 
 MOODS = ("endless", "shape", "batch", "empty", "nan", "memory", "fails")
-"""Ways in which :func:`moody_graph` misbehaves on a white image."""
+"""Faults of :func:`moody_graph` on a white image."""
 
 
 def moody_graph(mood: str) -> onnx.ModelProto:

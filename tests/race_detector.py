@@ -3,9 +3,9 @@
 Streams of the stand-in do their work at once, so a missing wait changes no value. Here every operation has a vector
 clock: what it is ordered after by its stream, by events that the stream waited for, and by what the queueing thread
 had waited for. Memory keeps its last write and the reads since; an access that is not ordered after a conflicting one
-is a race, on a device a matter of luck. Memory is handed out as CuPy's pools do: a freed chunk returns at once to the
-arena of the stream that allocated it, and the next allocation there gets it, so it may have queued work. Pinned memory
-has one arena, whose next owner is a host thread.
+is a race, whose result on a device is random. Memory is handed out as CuPy's pools do: a freed chunk returns at once to
+the arena of the stream that allocated it, and the next allocation there gets it, so it may have queued work. Pinned
+memory has one arena, whose next owner is a host thread.
 
 A race raises :class:`Race` at the access and is also kept in :data:`races`: finalizers and worker threads lose errors.
 """

@@ -16,7 +16,7 @@ UNITS = (
 )
 COUNTED = (
     "bytes?|images?|one|two|process(?:es)?|threads?|pixels?|calls?|rows?|times|seconds|numbers?|maps?|masks?|points?|"
-    "cop(?:y|ies)|peaks?|scores?|values?|weights?|index|name|id|file|box(?:es)?|class(?:es)?|labels?|score"
+    "copies|one copy|peaks?|scores?|values?|weights?|index|name|id|file|box(?:es)?|class(?:es)?|labels?|score"
 )
 PATTERNS = {
     'write "per", not "a"': re.compile(rf"\b(?:{COUNTED}) an? (?:{UNITS})\b(?! of)", re.IGNORECASE),
@@ -29,6 +29,10 @@ PATTERNS = {
         r"\b(?:vouch(?:es|ed)? for|vouched|made-up|by a hair|with open eyes|goes on (?:from|where|as)|comes? down"
         r"|is told|says aloud|mends?\b|mended)",
         re.IGNORECASE,
+    ),
+    "say what it does": re.compile(
+        r"\b[Tt]ells? (?:if|whether)\b|\b(?:files?|images?|rejects?|names?) (?:that are )?passed over\b"
+        r"|\btaken for dead\b|\bNothing happens (?:if|while|with)\b|\bmade fast for\b|\bon its way (?:in)?to\b"
     ),
     "spell it the American way": re.compile(
         r"\b\w*(?:labell(?:ed|ing|er)|artefact|licence|neighbour|behaviour|colour|centre[ds]?\b|normalis|optimis|initialis"

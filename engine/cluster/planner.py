@@ -43,7 +43,7 @@ class Planner:
         self.planned = 0
         """Number of inputs in leases so far, those of an earlier driver included."""
         self.earlier_rejects: Counter[str] = Counter()
-        """Inputs per kind of error that an earlier run rejected and this one passes over, counted at the end."""
+        """Inputs per kind of error that an earlier run rejected and this one skips, counted at the end."""
         self.limited = False
         """True if the limit left inputs out."""
         self.error: BaseException | None = None

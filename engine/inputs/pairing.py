@@ -105,7 +105,7 @@ class PairingIndex(Generic[T]):
     image_names
         The names are those of the images themselves, with their endings, as in a COCO file.
     is_image
-        Tells whether a label is the file at an image's uri; a file never labels itself.
+        True if a label is the file at an image's uri; a file never labels itself.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class SourceSummary:
     images: int = 0
     """Images used."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Files passed over, by kind: an ending such as ``.heic``, ``resource forks`` or ``label maps``."""
+    """Files skipped, by kind: an ending such as ``.heic``, ``resource forks`` or ``label maps``."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Images that could not be read, by the kind of :class:`maskmill.errors.ImageError`."""
     without_data: int = 0

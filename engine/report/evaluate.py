@@ -237,7 +237,7 @@ def evaluate_predictor(
     """Label images with a predictor and compare the labels with a folder of label maps; nothing is stored.
 
     With a calibration in ``selection`` the coverage of its prediction sets is measured as well. Pixels without data are
-    ignored, and images without any are passed over and counted. Images are matched to label maps by name; with ``ids``
+    ignored, and images without any are skipped and counted. Images are matched to label maps by name; with ``ids``
     a listed image without one is an error. Raises :class:`UsageError` if nothing matches or sizes differ,
     :class:`ImageError` if an image cannot be decoded, :class:`CalibrationMismatch` if the
     calibration was made under other conditions.

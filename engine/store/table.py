@@ -49,7 +49,7 @@ class Table:
         """Folder of the dataset."""
         self._session = session
         self.storage_options: dict[str, str] | None = lance_options(getattr(folder, "storage_options", None))
-        """Options of the storage in the words of Lance; None on a disk."""
+        """Storage options under the names that Lance uses; None on a disk."""
         self._process = os.getpid()
         self._hashes: dict[str, str] = {}
         self._synced: set[str] = set()

@@ -1,8 +1,8 @@
 """A recording stand-in for TensorRT: builds "engines" that hold the ONNX file and runs them with ONNX Runtime.
 
-What our code asks of it is logged, with the number of arguments and the type of each answer; test_tensorrt.py holds
-that log against the true bindings, so that neither our code nor this stand-in can drift from them. Tensor addresses
-are addresses of main memory, see :mod:`tests.cupy_fake`.
+Calls of our code are logged, with the number of arguments and the type of each result; test_tensorrt.py compares that
+log with the real bindings, so that neither our code nor this stand-in can deviate from them. Tensor addresses are
+addresses of main memory, see :mod:`tests.cupy_fake`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .. import race_detector
 from ..cupy_fake import stream_at
 
 log: list[dict[str, Any]] = []
-"""Every class, member and call that was asked for."""
+"""Every class, member and call that was used."""
 
 VERSION = "11.4.0"
 
 
 class World:
-    """What a test wants to go wrong."""
+    """Faults that a test requests."""
 
     version = VERSION
     memory_for = 1 << 30
@@ -44,7 +44,7 @@ class World:
 
 
 def reset() -> None:
-    """Forget what went before."""
+    """Reset the log and the faults."""
     log.clear()
     for name, value in vars(World).items():
         if not name.startswith("_"):

@@ -38,9 +38,9 @@ def signatures(owner, member):
 
 
 def gives(declared, kind):
-    """Whether a stand-in's answer of type ``kind`` is what the true method declares."""
+    """Return True if a stand-in's result of type ``kind`` is what the real method declares."""
     if kind is None:
-        return True  # "nothing" is how failure is said, whatever is declared
+        return True  # methods return None for a failure, whatever they declare
     short = declared.rpartition(".")[2].rpartition("::")[2]
     return declared.startswith(kind) or short in (kind, f"I{kind}")
 

@@ -102,7 +102,7 @@ class LabeledImages(_SequentialReads):
         self.uris: list[str] = [item.uri for item in self._items]
         """Names of the images, in order."""
         self.summary: SourceSummary = labeled.summary
-        """Files that were used and passed over."""
+        """Files that were used and skipped."""
         self._low_range: set[str] = set()
 
     @classmethod
@@ -260,7 +260,7 @@ class PlainImages(_SequentialReads):
         self.uris: list[str] = [item.uri for item in self._items]
         """Names of the images, in order."""
         self.summary: SourceSummary = SourceSummary(images=len(self.uris), skipped=source.skipped)
-        """Files that were used and passed over."""
+        """Files that were used and skipped."""
 
     @classmethod
     def open(

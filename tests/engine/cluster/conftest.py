@@ -20,7 +20,7 @@ OPENING = Path(__file__).parent / "opening"
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for work, and at the state of the run, more often than runs of hours need."""
+    """Poll for work and for the state of the run more often than long runs do."""
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(runner, "TURN_SECONDS", 0.02)
     for module in (calibration_worker, collect):
@@ -48,7 +48,7 @@ def cluster() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(
-            address="local",  # a cluster that already runs here is another one
+            address="local",  # do not connect to a cluster that already runs on this machine
             num_cpus=3,
             include_dashboard=False,
             log_to_driver=False,

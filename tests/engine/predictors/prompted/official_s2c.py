@@ -18,7 +18,7 @@ SENTINEL = -1e5
 def official_scores(
     logits: NDArray[np.float32], cams: NDArray[np.float32], size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Scores (C, H, W) of low-resolution logits (C, h, w) of one mask a class and maps (C, H, W), one a class.
+    """Scores (C, H, W) of low-resolution logits (C, h, w) of one mask per class and maps (C, H, W), one per class.
 
     The logits must cover the image alone. Inside a mask, where the resized logit is positive, the score is the resized
     logit times the mean of the map inside the mask; an empty mask has no score.
