@@ -28,6 +28,8 @@ def tables_at(path: str) -> list[str] | None:
         if path.rstrip("/").endswith(".lance"):
             return [path.rstrip("/")]
         return _saved_tables(path)
+    if not os.path.isfile(path):
+        return None  # a named pipe, say, which would never answer
     if path.endswith(".arrow"):
         return [path]
     if path.endswith(".parquet"):
