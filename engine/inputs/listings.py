@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 from ...checks import name_list
 from ...errors import SourceError
 from ..model.files import list_lines
+from ..reading.parquet import open_parquet, texts_of
 from ..reading.remote import extension
 from .tables.columns import IMAGE_NAMES, is_bytes
 
@@ -16,6 +17,8 @@ LISTS = (".txt", ".csv", ".parquet")
 """Endings of list files."""
 COLUMNS = ("image", "uri", "path", "url")
 """Columns of a CSV or Parquet list that may hold the images, in search order."""
+_ROWS = 8192
+"""Rows of a Parquet list that are read at once."""
 MAX_LINE = 1 << 16
 """Longest line of a list, in bytes."""
 MAX_LIST_BYTES = 1 << 30
@@ -137,11 +140,12 @@ def _parquet_entries(file: IO[bytes], name: str) -> Iterator[Entry]:
                 f"only column of strings), or images in a column of bytes named {', '.join(IMAGE_NAMES[:-1])} or "
                 f"{IMAGE_NAMES[-1]}; it has {name_list(schema.names)}{hint}"
             )
-        start = 0
+        start, column = 0, (columns or strings)[0]
+        table = open_parquet(file, [column])
         for group in range(table.num_row_groups):
-            yield from _group_entries(table, group, (columns or strings)[0], start, name)
+            yield from _group_entries(table, group, column, start, name)
             start += table.metadata.row_group(group).num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"{name} is not a Parquet file that can be read: {error}") from error
 
 
@@ -151,11 +155,11 @@ def _group_entries(table: Any, group: int, column: str, start: int, name: str) -
 
     row, end = start, start + table.metadata.row_group(group).num_rows
     try:
-        for batch in table.iter_batches(row_groups=[group], columns=[column]):
-            for entry in batch.column(0).to_pylist():
+        for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[column]):
+            for entry in texts_of(batch.column(0)):
                 row += 1
                 yield Entry(entry) if entry else Entry(f"{name}, row {row}", "the path is missing")
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if "://" in name or end - row > _MOST_DAMAGED_ROWS:
             raise
         for number in range(row + 1, end + 1):

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from ...errors import SourceError
+from .parquet import open_parquet, texts_of
 
 _MARK = b"maskmill:manifest"
 _VERSION = b"1"
@@ -73,7 +74,8 @@ def manifest_items(file: Any, name: str) -> Iterator[tuple[Any, ...]] | None:
     missing = [column for column in COLUMNS if column not in table.schema_arrow.names]
     if missing:
         raise SourceError(f"the manifest {name} has no column {missing[0]}; write it again with `maskmill manifest`")
-    return _rows(table, name)
+    texts = [field.name for field in table.schema_arrow if pa.types.is_string(field.type)]
+    return _rows(open_parquet(file, [column for column in COLUMNS if column in texts]), name)
 
 
 def _rows(table: Any, name: str) -> Iterator[tuple[Any, ...]]:
@@ -81,6 +83,13 @@ def _rows(table: Any, name: str) -> Iterator[tuple[Any, ...]]:
 
     try:
         for batch in table.iter_batches(batch_size=8192, columns=list(COLUMNS)):
-            yield from zip(*(batch.column(column).to_pylist() for column in COLUMNS), strict=True)
-    except (pa.ArrowException, OSError) as error:
+            yield from zip(*(_values(batch.column(column)) for column in COLUMNS), strict=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"the manifest {name} is damaged: {error}; write it again") from error
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    is_text = pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)
+    return texts_of(column) if is_text else column.to_pylist()

@@ -19,6 +19,7 @@ from ....errors import ImageError, SourceError
 from ...model.storage import lance_options, lance_url
 from ...reading import remote
 from ...reading.access import Access, is_bucket
+from ...reading.parquet import open_parquet, texts_of
 from ...reading.retries import may_pass
 from .columns import Columns, flat_column, image_columns
 
@@ -71,13 +72,11 @@ class Table(Protocol):
 
 class _Parquet:
     def __init__(self, file: Any, name: str) -> None:
-        import pyarrow.parquet as pq
-
-        self._file = pq.ParquetFile(file)
-        columns = image_columns(self._file.schema_arrow, name)
+        columns = image_columns(open_parquet(file).schema_arrow, name)
         if columns is None:
             raise SourceError(f"{name} has no column of images")
         self.columns: Columns = columns
+        self._file = open_parquet(file, filter(None, columns))
         groups = self._file.metadata
         sizes = (groups.row_group(index).num_rows for index in range(groups.num_row_groups))
         self.starts: list[int] = [0, *accumulate(sizes)]
@@ -191,7 +190,7 @@ def row_names(table: Table) -> Iterator[tuple[str | None, str]]:
             yield from repeat((None, ""), size)
             continue
         try:
-            names = table.read(piece, name).to_pylist()
+            names = texts_of(table.read(piece, name))
         except Exception as error:
             # Arrow and Lance raise exceptions of their own
             if may_pass(error) or size > _MOST_DAMAGED_ROWS:
@@ -204,12 +203,16 @@ def row_names(table: Table) -> Iterator[tuple[str | None, str]]:
 
 def read_row(path: str, row: int, largest: int, opener: Opener | None = None) -> bytes:
     """Read the image in a row of a table; raises :class:`ImageError`, and the errors of Arrow and Lance."""
+    import pyarrow as pa
+
     try:
         values, place = _CACHE.piece(path, opener, row)
     except IndexError:
         raise ImageError("unreadable", f"{path} has no row {row}") from None
     value = values[place]
-    if not value.is_valid:
+    if isinstance(value, pa.DictionaryScalar):  # several rows share it
+        value = value.value
+    if value is None or not value.is_valid:
         raise ImageError("unreadable", f"row {row} of {path} holds no image")
     size = value.as_buffer().size
     if size > largest:
