@@ -186,7 +186,7 @@ def test_a_class_that_is_seen_where_it_is_not_is_warned_of(bundle: Bundle, tmp_p
         Image.fromarray(truth).save(tmp_path / "labels" / f"{index}.png")
     report = run(bundle, tmp_path, alpha="0.3").report
     (warning,) = [text for text in report["warnings"] if "confident" in text]
-    assert warning.startswith("blue (0.20): fewer than half of the pixels with this label are of the class")
+    assert warning.startswith("blue (0.20): fewer than half of the pixels with this label are of this class")
 
 
 def test_positions_have_thresholds_of_their_own(bundle: Bundle, photos: Path) -> None:
