@@ -32,31 +32,32 @@ Runs = Sequence[Mapping[str, Any]]
 UNLABELED = """\
 ### Students without a teacher: {title}
 
-`benchmarks/students_unlabeled.py`: {images} Every row below it starts with that student and takes 120 more steps of 4
-labeled and 4 unlabeled images at a third of the rate; labeled images alone take 480 steps of 4, which need about as
-much processor time. `selected` are the labels that the rule selects on the scored images (for PCOS those that it calls
-reliable; the others have a lower weight), `confidence` is the mean confidence of the student there. Mean ± standard
-deviation over three seeds.
+`benchmarks/students_unlabeled.py`: {images} Every row below it starts with that student and is trained for 120
+more steps of 4 labeled and 4 unlabeled images at a third of the learning rate; labeled images alone are trained for 480
+steps of 4, which need about as much processor time. `selected` is the share of the labels that the rule selects on the
+scored images, and their accuracy (for PCOS, the labels that it calls reliable; the others have a lower weight).
+`confidence` is the mean confidence of the student there. Mean ± standard deviation over three seeds.
 """
 TITLES = {"CamVid, flat": "CamVid, from a flat start"}
 IMAGES = {
     "CamVid, flat": "images as below. `flat start` is the student of the labeled images alone after 1,200 steps and "
-    "8,800 more at the full rate, which falls to zero; the best of its 22 validations is kept.",
-    "CamVid": "37 of the 367 training images are labeled, the others are not; 40 validation images validate, 61 are "
-    "scored, at a third of the size. `warm start` is the student of the labeled images alone after 1,200 steps.",
-    "MSRC": "MSRC with its own 21 classes; 30 photos are labeled, 138 unlabeled, 48 validate and 80 are scored, at a "
-    "third of the size. Long training on so few photos makes an overconfident student. `warm start` is the student of "
-    "the labeled images alone after 1,200 steps.",
+    "8,800 more at the full learning rate, which falls to zero; the best of its 22 validations is kept.",
+    "CamVid": "37 of the 367 training images are labeled, the others are not; 40 validation images are used for "
+    "validation and 61 are scored, at a third of the size. `warm start` is the student of the labeled images alone "
+    "after 1,200 steps.",
+    "MSRC": "MSRC with its own 21 classes; 30 photos are labeled, 138 unlabeled, 48 used for validation and 80 scored, "
+    "at a third of the size. Long training on so few photos makes an overconfident student. `warm start` is the "
+    "student of the labeled images alone after 1,200 steps.",
 }
 ROUNDS = """\
 ### Activation maps before and after S2C's losses: MSRC
 
 `benchmarks/s2c_rounds.py`: for each of three seeds, 24 other photos that show cows, sheep, aeroplanes, cars or
-bicycles, with their image-level labels alone. `classes alone` is the classifier before, trained with L_cls for 120
-steps; each round is 50 more steps. Before every round, miniSAM turns the peaks of the last maps into the labels of
-L_CPM; the maximum of a map is always among the prompts, as in the authors' code. `maps`: mIoU of
-the activation maps of the training photos, as in the paper, above the best background threshold;
-`labels`: mIoU of the labels that miniSAM makes of them. Mean ± standard deviation over three seeds.
+bicycles, with their image-level labels alone. `classes alone` is the classifier before the rounds, trained with L_cls
+for 120 steps; each round is 50 more steps. Before every round, miniSAM turns the peaks of the last maps into the
+labels of L_CPM; the maximum of a map is always among the prompts, as in the authors' code. `maps`: mIoU of the
+activation maps of the training photos, as in the paper, above the best background threshold; `labels`: mIoU of the
+labels that miniSAM makes of them. Mean ± standard deviation over three seeds.
 """
 
 

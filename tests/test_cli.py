@@ -98,7 +98,7 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
         "calibrate", "bundle", "--images", "photos", "--labels", "labels", "--taxonomy", taxonomy, "--alpha", "0.1",
         "-o", calibration, cwd=home,
     )  # fmt: skip
-    assert "mean coverage per image" in out
+    assert "mean coverage per image" in " ".join(out.split())
     arguments = (
         "label", "bundle", "photos", "-o", store, "--select", "conformal", "--calibration", calibration,
         "--taxonomy", taxonomy, "--weight", "pcos",
