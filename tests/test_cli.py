@@ -138,7 +138,7 @@ def test_from_a_model_to_measured_labels(home: Path, tmp_path: Path) -> None:
     assert "damaged: labels/3.png was changed" in damaged.stdout
     imported = ok("import-labels", store, files, "--reviewer", "ana", cwd=home)
     assert "1 images corrected" in imported
-    assert "23 came back as they were" in imported
+    assert "23 unchanged" in imported
     assert "1 reviews withdrawn" in ok("import-labels", store, "--withdraw", cwd=home)
 
 

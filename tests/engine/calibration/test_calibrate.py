@@ -561,7 +561,7 @@ def test_the_miss_rate_is_controlled_per_class(bundle: Bundle, photos: Path) -> 
     ("options", "message"),
     [
         ({"control": "miss-rate", "rule": "single"}, "can remove labels"),
-        ({"control": "false-label-rate", "group": "class"}, "thresholds of the group pooled"),
+        ({"control": "false-label-rate", "group": "class"}, "works with the group pooled"),
         ({"control": "miss-rate", "delta": "0.1"}, "delta applies to the false-label rate only"),
         ({"control": "speed"}, "control must be one of"),
     ],

@@ -92,7 +92,7 @@ def test_a_driver_that_was_taken_for_dead_leaves_the_run_to_its_successor(
     while not driver.is_deposed and time.monotonic() < deadline:
         leases.report({"token": "successor", "state": "labeling"})
         time.sleep(0.05)
-    with pytest.raises(StoreError, match="another process drives the run"):
+    with pytest.raises(StoreError, match="another process now drives the run"):
         driver.step()
     driver.close("failed")
     assert (leases.driver() or {})["token"] == "successor"

@@ -280,7 +280,7 @@ def test_label_studio_polygons_are_shares_of_a_hundred(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({"type": "rectanglelabels", "value": {"rectanglelabels": ["cow"]}}, "rectanglelabels are no label map"),
+        ({"type": "rectanglelabels", "value": {"rectanglelabels": ["cow"]}}, "rectanglelabels are not label maps"),
         (region(np.ones((4, 6)), "cow", original_width=7), "original_width"),
         (region(np.ones((4, 6)), "cow", image_rotation=90), "rotated"),
         (region(np.ones((4, 6)), "cow", original_height=None), "height and width"),

@@ -206,7 +206,7 @@ def test_a_cut_shard_loses_no_image_silently(tmp_path: Path) -> None:
     whole = path.read_bytes()
     damaged = whole[:1024] + b"damage" * 100 + whole[1624:]
     for broken, message in (
-        (whole[: 512 * 3 + 2], r"b\.jpg needs 5 bytes, more than there are"),
+        (whole[: 512 * 3 + 2], r"b\.jpg needs 5 bytes, more than the archive has"),
         (damaged, "no header at byte 1,024"),
     ):
         path.write_bytes(broken)
@@ -289,7 +289,7 @@ def test_a_member_with_an_impossible_size_is_a_reject_and_the_rest_goes_on(tmp_p
     source = open_source(tmp_path / "list.txt")
     bad, none, good = source
     assert source.read(good) == b"ok.jpg"
-    for item, message in ((bad, "more than there are"), (none, "cut short, damaged, or compressed")):
+    for item, message in ((bad, "more than the archive has"), (none, "cut short, damaged, or compressed")):
         with pytest.raises(ImageError, match=message) as caught:
             source.read(item)
         assert caught.value.kind == "unreadable"

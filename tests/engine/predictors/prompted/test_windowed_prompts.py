@@ -153,4 +153,4 @@ def test_segments_are_made_by_windows_and_image_level_labels_are_not(scene: Path
     command += ["--image-labels", str(scene / "labels.csv"), "--windows", "48", "-o", str(scene / "refused")]
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, UsageError)
-    assert "say what a whole file shows" in str(result.exception)
+    assert "describe whole files" in str(result.exception)
