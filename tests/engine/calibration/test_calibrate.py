@@ -309,7 +309,7 @@ def test_equal_windows_of_different_scenes_merge(bundle: Bundle, photos: Path) -
         for part, scene in zip([*parts, parts[0]], ["scene a", "scene b", "scene a"], strict=True)
     )
     assert Calibration.merge([first, second]).counts.num_draws == 2
-    with pytest.raises(CalibrationError, match="the same images"):
+    with pytest.raises(CalibrationError, match="share images"):
         Calibration.merge([first, again])
 
 
@@ -448,7 +448,7 @@ def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("targets", ["red", "green"], "scores are not those of 2 targets"),
+        ("targets", ["red", "green"], "scores do not fit 2 targets"),
         ("alpha", "", "alpha must be a number"),
         ("alpha", "2", "alpha must be above 0"),
         ("alpha", "inf", "alpha must be above 0"),
