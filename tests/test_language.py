@@ -40,6 +40,19 @@ PATTERNS = {
         re.IGNORECASE,
     ),
 }
+DOCUMENT_PATTERNS = {
+    "write a zero before the decimal point": re.compile(r"(?<![\w./\\\])])\.(?=\d)"),
+    "write the words that engineers use": re.compile(
+        r"\b(?:by|of) the clock\b|\bsigns? of life\b|\btaken for dead\b|\bst(?:oo|an)ds? still\b"
+        r"|\bbeside (?:a load|other work)\b|\botherwise than\b|\bpassed over\b|\bper cent\b|\bfor ever\b|\bthe own\b"
+        r"|\bbehind a hash\b|\bwithout a word\b|\b(?:has|have) not (?:the|an?)\b|\bnever emitted\b",
+        re.IGNORECASE,
+    ),
+    'write "is not a", not "is no"': re.compile(
+        r"\b(?:is|are) no (?:label maps?|images?(?!-)|TIFF|random sample|tensor)\b"
+    ),
+}
+"""Patterns of documents alone, such as words that have another meaning in code."""
 START = re.compile(r"\s*(?:What|Where|Whether|How many|How much|Which)\b")
 DOCUMENTS = [
     path
@@ -83,12 +96,13 @@ def texts_of(path: Path) -> list[tuple[int, str, bool]]:
 @pytest.mark.parametrize("path", DOCUMENTS + MODULES + SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_texts_are_plain_english(path: Path) -> None:
     faults = []
+    patterns = PATTERNS | DOCUMENT_PATTERNS if path.suffix == ".md" else PATTERNS
     for line, text, docstring in texts_of(path):
         if docstring and START.match(text):
             faults.append(f"{path.name}:{line}: start with a verb or a noun: {text[:80]}")
         faults += [
             f"{path.name}:{line}: {advice}: …{text[max(0, match.start() - 30) : match.end() + 30]}…"
-            for advice, pattern in PATTERNS.items()
+            for advice, pattern in patterns.items()
             for match in [pattern.search(text)]
             if match
         ]

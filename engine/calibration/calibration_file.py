@@ -233,7 +233,7 @@ class CalibrationFile:
             if len(values) != len(self.counts.ids) or min(values, default=0) < 0 or not sum(values) > 0:
                 raise UsageError(f"its weights are not those of {len(self.counts.ids)} images")
             if len(unpack_statistics(self.weighting.statistics)) != self.weighting.images:
-                raise UsageError(f"it has not the statistics of the {self.weighting.images} images that it resembles")
+                raise UsageError(f"it lacks the statistics of the {self.weighting.images} images that it resembles")
 
 
 def check_thresholds(values: NDArray[np.floating[Any]]) -> None:

@@ -463,7 +463,7 @@ def test_what_is_not_a_calibration_is_refused(tmp_path: Path, text: str, message
         ("weighting", {"values": [1.0] * 29}, "its weights are not those of 30 images"),
         ("weighting", {"values": [0.0] * 30}, "its weights are not those of 30 images"),
         ("weighting", {"statistics": ""}, "damaged"),
-        ("weighting", {"images": 4}, "it has not the statistics of the 4 images"),
+        ("weighting", {"images": 4}, "it lacks the statistics of the 4 images"),
     ],
 )
 def test_a_file_with_impossible_values_is_refused_where_it_is_read(
