@@ -96,6 +96,7 @@ def calibrate(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    image_ending: str | None = None,
     bit_depth: int | None = None,
     text: Sequence[str] = (),
     workers: int | None = None,
@@ -140,8 +141,9 @@ def calibrate(
     windows, window_overlap
         Side and overlap, in pixels, of the windows by which larger GeoTIFF files are read, each with its part of the
         file's label map. Statistics count all windows of a file as one image.
-    bit_depth
-        Number of bits in use in images of more than 8 bits, such as 12; if None, all bits of their type.
+    image_ending, bit_depth
+        Ending of the files of folders and archives to use, such as ``jpg``; if None, every image ending. Number of bits
+        in use in images of more than 8 bits, such as 12; if None, all bits of their type.
     text
         Class names, for a bundle such as SAM 3 that takes them at labeling time.
     workers
@@ -161,7 +163,7 @@ def calibrate(
     with counter_if("calibrating", progress) as observer:
         calibration = calibration_module.calibrate(
             predictor,
-            open_source(images, windows=cut_of(windows, window_overlap)),
+            open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
             open_labels(labels),
             classes,
             alpha=alpha,
@@ -193,6 +195,7 @@ def choose(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    image_ending: str | None = None,
     bit_depth: int | None = None,
     text: Sequence[str] = (),
     workers: int | None = None,
@@ -202,7 +205,8 @@ def choose(
 
     Parameters
     ----------
-    model, images, labels, taxonomy, ids, provider, tile, overlap, windows, window_overlap, bit_depth, text, workers
+    model, images, labels, taxonomy, ids, provider, tile, overlap, windows, window_overlap, image_ending, bit_depth,
+    text, workers
         As for :func:`calibrate`.
     goal
         ``accuracy A`` keeps as many pixels as possible at that accuracy, ``kept S`` finds the best mIoU that keeps that
@@ -222,7 +226,7 @@ def choose(
     with counter_if("measuring", progress) as observer:
         return choosing.choose(
             predictor,
-            open_source(images, windows=cut_of(windows, window_overlap)),
+            open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
             open_labels(labels),
             classes,
             goal=goal,
@@ -253,6 +257,7 @@ def label(
     overlap: int = 0,
     windows: int | None = None,
     window_overlap: int = 0,
+    image_ending: str | None = None,
     bit_depth: int | None = None,
     text: Sequence[str] = (),
     workers: int | None = None,
@@ -288,8 +293,9 @@ def label(
         Side and overlap of tiles, in pixels.
     windows, window_overlap
         Side and overlap, in pixels, of the windows by which larger GeoTIFF files are read, each an image of its own.
-    bit_depth
-        Number of bits in use in images of more than 8 bits, such as 12; if None, all bits of their type.
+    image_ending, bit_depth
+        Ending of the files of folders and archives to use, such as ``jpg``; if None, every image ending. Number of bits
+        in use in images of more than 8 bits, such as 12; if None, all bits of their type.
     text
         Class names, for a bundle such as SAM 3 that takes them at labeling time.
     workers
@@ -313,6 +319,10 @@ def label(
         raise UsageError(
             "instances and tiles cannot be combined: an object in several tiles would be stored several times"
         )
+    if min_score != InstanceSettings().min_score and not instances:
+        raise UsageError("min_score applies to objects only; add instances=True, or leave it out")
+    if on_drift == "stop" and calibration is None:
+        raise UsageError('on_drift="stop" compares with the calibration images; add calibration, or leave it out')
     thresholds = calibration_of(calibration)
     objects = InstanceSettings(min_score=min_score) if instances else None
     if thresholds is not None:
@@ -329,7 +339,7 @@ def label(
     with run_display_if(progress) as observer:
         return label_run.label(
             predictor,
-            open_source(images, windows=cut_of(windows, window_overlap)),
+            open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
             store,
             classes,
             selection,

@@ -381,9 +381,12 @@ def status(store: Location) -> Status:
     return read_status(store)
 
 
-def write_manifest(images: Location, output: Location, *, progress: bool = False) -> int:
+def write_manifest(
+    images: Location, output: Location, *, image_ending: str | None = None, progress: bool = False
+) -> int:
     """List the source ``images`` into the Parquet file ``output``, which later calls read instead of listing again.
 
+    ``image_ending`` is the ending of the files of folders and archives to list; if None, every image ending.
     ``progress`` shows a progress bar. Returns the number of images. Raises :class:`SourceError` if the source cannot be
     listed or holds no image, or if the file cannot be written.
     """
@@ -392,4 +395,4 @@ def write_manifest(images: Location, output: Location, *, progress: bool = False
     from .reading import manifest
 
     with counter_if("listing", progress) as observer, published_file(Path(output)) as path:
-        return manifest.write_manifest(open_source(images), path, progress=observer)
+        return manifest.write_manifest(open_source(images, image_ending=image_ending), path, progress=observer)

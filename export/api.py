@@ -109,6 +109,8 @@ def rescale(
     *,
     taxonomy: Location | Taxonomy | None = None,
     ids: Sequence[str] | None = None,
+    image_ending: str | None = None,
+    bit_depth: int | None = None,
     workers: int | None = None,
     progress: bool = False,
 ) -> tuple[Bundle, Rescaling]:
@@ -120,7 +122,7 @@ def rescale(
     ----------
     model, output
         A semantic bundle or its folder, and the folder of the new one, which must not exist yet.
-    images, labels, taxonomy, ids
+    images, labels, taxonomy, ids, image_ending, bit_depth
         As for :func:`maskmill.calibrate`.
     workers
         Number of images processed in parallel; if None, one per core.
@@ -135,11 +137,11 @@ def rescale(
     from ..engine.inputs.sources import open_source
     from .rescaling import rescale_bundle
 
-    predictor, classes = predictor_of(model, taxonomy, "cpu", None, 0)
+    predictor, classes = predictor_of(model, taxonomy, "cpu", None, 0, bit_depth=bit_depth)
     with counter_if("rescaling", progress) as observer:
         return rescale_bundle(
             predictor,
-            open_source(images),
+            open_source(images, image_ending=image_ending),
             open_labels(labels),
             classes,
             output,

@@ -46,6 +46,18 @@ def let_idle_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def limit_torch_threads() -> None:
+    """Let PyTorch use no more threads than this process may keep busy.
+
+    Its default follows the affinity mask alone, and the threads that a quota stops spin and slow all others down.
+    """
+    import torch
+
+    limit = usable_processors()
+    if torch.get_num_threads() > limit:
+        torch.set_num_threads(limit)
+
+
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
     """Yield the CPU quota and period, in microseconds, of every control group that this process belongs to."""
     for line in _text(root / "proc/self/cgroup").splitlines():

@@ -34,6 +34,8 @@ def export_model(
     size: tuple[int, int] | None = None,
     gate_images: Location | None = None,
     num_images: int = 100,
+    image_ending: str | None = None,
+    bit_depth: int | None = None,
     allow_code: bool = False,
     license: str = "",
 ) -> Bundle:
@@ -51,6 +53,9 @@ def export_model(
         (height, width) of the input in pixels; if None, the model's own.
     gate_images, num_images
         Source of real images to compare on, and how many of them to use; if None, generated images are used.
+    image_ending, bit_depth
+        Ending of the files of ``gate_images`` to use; if None, every image ending. Number of bits in use in images of
+        more than 8 bits; if None, those of the training run, or all bits of their type.
     allow_code
         Import and call a function that a run names as its model, which can execute any code.
     license
@@ -64,11 +69,19 @@ def export_model(
     from .bundle import bundle_from_run, is_run
     from .run import Run
 
+    run = Run.load(model) if is_run(model) else None
     images = None
     if gate_images is not None:
-        bands = Run.load(model).input.bands if is_run(model) else None
-        images = GateImages.open(os.fspath(gate_images), limit=num_images, bands=bands)
-    if is_run(model):
+        images = GateImages.open(
+            os.fspath(gate_images),
+            limit=num_images,
+            bands=None if run is None else run.input.bands,
+            bit_depth=run.bit_depth if bit_depth is None and run is not None else bit_depth,
+            image_ending=image_ending,
+        )
+    elif image_ending is not None or bit_depth is not None:
+        raise UsageError("image_ending and bit_depth are those of gate_images; give them, or leave both out")
+    if run is not None:
         if family is not None or revision is not None or classes is not None or background is not None:
             raise UsageError("family, revision, classes and background do not apply to a training run; leave them out")
         return bundle_from_run(model, output, size=size, license=license, allow_code=allow_code, images=images)

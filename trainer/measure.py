@@ -120,8 +120,22 @@ def evaluate(
     names = None if ids is None else frozenset(ids)
     if isinstance(target, Sequence) and not isinstance(target, str):
         target = open_stores(target)
+    for_models = {
+        "images": images,
+        "tile": tile,
+        "overlap": overlap or None,
+        "windows": windows,
+        "window_overlap": window_overlap or None,
+        "image_ending": image_ending,
+        "bit_depth": bit_depth,
+        "text": text or None,
+        "provider": None if provider == "cpu" else provider,
+        "precision": precision,
+        "device": device,
+        "allow_code": allow_code or None,
+    }
     if reviewed:
-        _refuse({"labels": labels, "images": images, "taxonomy": taxonomy}, "reviewed labels")
+        _refuse({"labels": labels, "taxonomy": taxonomy, "calibration": calibration, **for_models}, "reviewed labels")
         store = (
             target
             if isinstance(target, LabelStore)
@@ -161,9 +175,8 @@ def evaluate(
     _refuse({"calibration": calibration}, "a label store or a run; measure the bundle with it")
     is_local = not isinstance(target, LabelStore) and not is_remote(folder)  # runs are always local
     if is_local and is_run(folder) and not (folder / "labels.lance").exists():
-        provider_given = None if provider == "cpu" else provider
-        options_given = {"precision": precision, "provider": provider_given, "text": text or None}
-        _refuse({**options_given, "bit_depth": bit_depth}, "a training run")
+        of_bundles = ("precision", "provider", "text", "bit_depth")
+        _refuse({name: for_models[name] for name in of_bundles}, "a training run")
         source = open_source(
             _needed(images, "a run"), image_ending=image_ending, windows=cut_of(windows, window_overlap)
         )
@@ -171,10 +184,7 @@ def evaluate(
         return _evaluate_student(student, source, truth, names, taxonomy, tile, overlap, device, progress)
     if is_local and not folder.exists():
         raise UsageError(f"{folder} does not exist; give a label store, a training run or a model bundle")
-    options_given = {"images": images, "tile": tile, "overlap": overlap or None, "precision": precision}
-    options_given |= {"windows": windows, "window_overlap": window_overlap or None, "text": text or None}
-    options_given |= {"image_ending": image_ending, "bit_depth": bit_depth}
-    _refuse({**options_given, "device": device, "allow_code": allow_code or None}, "a label store")
+    _refuse(for_models, "a label store")
     store = target if isinstance(target, LabelStore) else LabelStore.open(folder)
     classes = Taxonomy.from_json(store.classes)
     if taxonomy is not None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..kernels.processors import usable_processors
 from .run import import_torch
 
 if TYPE_CHECKING:
@@ -92,13 +91,6 @@ def joined(device: str | None) -> Iterator[Process]:
         yield Process(rank=rank, world=world, device=torch_device, on_host=on_host)
     finally:
         torch.distributed.destroy_process_group()
-
-
-def limit_threads() -> None:
-    """Limit threads to the usable processors, since idle OpenMP threads spin and slow down all others."""
-    torch, limit = import_torch(), usable_processors()
-    if torch.get_num_threads() > limit:
-        torch.set_num_threads(limit)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..engine.model.input_spec import InputSpec
 from ..errors import TrainingError
+from ..kernels.processors import limit_torch_threads
 from .data.corpus import Corpus, training_images
 from .data.loading import Plan, count_pixels, open_loader, phase_at, to_device
 from .evaluate import score_images, search_background
@@ -36,7 +37,7 @@ from .methods import Consistency, S2c
 from .objectives.base import Losses, Moment
 from .objectives.parallel import parallel_objectives
 from .phases import num_steps, phases, with_epochs
-from .processes import Process, interrupts, joined, limit_threads
+from .processes import Process, interrupts, joined
 from .recipes import Recipe
 from .run import BEST, LAST, Run, import_torch, open_run, read_checkpoint, write_checkpoint
 from .students.conformal import fit_student_thresholds
@@ -102,7 +103,7 @@ def train(
     failing.callback(corpus.abandon)
     with failing, joined(device) as process, device_settings(process.device, recipe):
         torch = import_torch()
-        limit_threads()
+        limit_torch_threads()
         # the weights of a new student are the same in every process
         torch.manual_seed(recipe.seed)
         student = build_student(recipe, corpus.taxonomy, corpus.num_channels)

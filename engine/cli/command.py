@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,22 @@ NUMBERS = {"int": "a whole number", "float": "a number"}
 """Kinds of numbers by the first word of pydantic's error types."""
 LIMITS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
 """Limits by pydantic's error types: the key of the number, and the words before it."""
+
+
+def needs(**options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declare options of a command that apply only beside others, so that they are refused alone, never dropped.
+
+    Each name is a parameter of the command, and its value the parameters of which one must be given, separated by
+    spaces::
+
+        @needs(overlap="tile", labels_format="labeled validation")
+    """
+
+    def mark(command: Callable[..., None]) -> Callable[..., None]:
+        command.needs = options  # type: ignore[attr-defined]
+        return command
+
+    return mark
 
 
 def without_types(parameters: Any) -> Any:
@@ -65,6 +81,7 @@ class PlainCommand(TyperCommand):
                 refuse_url(parameter, ctx.params.get(parameter.name or ""))
             refuse_repeated(self.make_parser(ctx).parse_args(args=given)[2])
             refuse_inputs_as_outputs(self.params, ctx.params)
+            self._refuse_without_need(ctx)
             return rest
         except typer.BadParameter as error:
             ctx.close()
@@ -74,6 +91,15 @@ class PlainCommand(TyperCommand):
         except BaseException:
             ctx.close()  # ends the storage options
             raise
+
+    def _refuse_without_need(self, ctx: Any) -> None:
+        """Raise :class:`UsageError` for an option that :func:`needs` another one."""
+        names = {parameter.name: name_of(parameter) for parameter in self.params if is_given(ctx, parameter)}
+        options: Mapping[str, str] = getattr(self.callback, "needs", {})
+        for option, required in options.items():
+            if option in names and names.keys().isdisjoint(required.split()):
+                others = " or ".join(name_of(entry) for entry in self.params if entry.name in required.split())
+                raise UsageError(f"{names[option]} applies to {others} only; add it, or leave {names[option]} out")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an interrupt prints one line, unlike Typer, which exits silently."""
@@ -87,6 +113,12 @@ class PlainCommand(TyperCommand):
 def name_of(parameter: Any) -> str:
     """Return the name of an option or argument for messages."""
     return next((text for text in parameter.opts if text.startswith("--")), parameter.metavar or parameter.name)
+
+
+def is_given(ctx: Any, parameter: Any) -> bool:
+    """Tell if the command line gives an option or argument, rather than a default."""
+    source = ctx.get_parameter_source(parameter.name or "")
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def refuse_url(parameter: Any, value: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from .image_formats import OPTIONAL_ENDINGS
 
 NUM_EXAMPLES = 3
 """Number of example names per kind in a summary."""
+MAX_NAMES = 10_000
+"""Most names of dark images that a summary keeps, so that a run over millions of them stays small."""
 LOW_ACCURACY = 0.5
 """Accuracy of the model below which a summary warns that the assumed label values may be wrong."""
 LARGE_IGNORED_SHARE = 0.25
@@ -37,7 +40,7 @@ class SourceSummary:
     without_image: Sequence[str] = ()
     """Label maps without an image."""
     low_range: list[str] = field(default_factory=list)
-    """Images that use less than 1/16 of their type's range."""
+    """Images that use less than 1/16 of their type's range, the first :data:`MAX_NAMES` of them."""
     hint: str = ""
     """Reason why an image has no map, with both names, if a map is similar."""
     rules: Mapping[str, int] = field(default_factory=dict)
@@ -67,7 +70,11 @@ class SourceSummary:
 
     def warner(self, uri: str) -> Callable[[str], None]:
         """Return the ``warn`` argument of :func:`maskmill.engine.inputs.images.decode_image` for an image."""
-        return lambda _: self.low_range.append(uri)
+        return lambda _: self.note_low_range([uri])
+
+    def note_low_range(self, uris: Iterable[str]) -> None:
+        """Add images that use less than 1/16 of their type's range, up to :data:`MAX_NAMES` in all."""
+        self.low_range += islice(uris, max(0, MAX_NAMES - len(self.low_range)))
 
     def line(self, noun: str = "images") -> str:
         """Return everything in one line of text; ``noun`` is the name for the counted images."""
@@ -87,9 +94,10 @@ class SourceSummary:
         if self.rejected:
             parts.append("not readable: " + ", ".join(f"{number:,} {kind}" for kind, number in self.rejected.items()))
         if self.low_range:
+            bound = "at least " if len(self.low_range) >= MAX_NAMES else ""
             parts.append(
                 "photos that use less than 1/16 of their type's range and become nearly black: "
-                f"{_some(self.low_range)}; state the bits that are used, as in --bit-depth 12"
+                f"{bound}{_some(self.low_range)}; state the bits that are used, as in --bit-depth 12"
             )
         if self.without_map:
             parts.append(f"photos without a map: {_some(self.without_map)}{self.hint and f' ({self.hint})'}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..inputs.summary import SourceSummary
+from ..inputs.summary import MAX_NAMES, SourceSummary
 from ..model.taxonomy import Taxonomy
 from .thread_stages import StageTime
 
@@ -142,7 +142,7 @@ class Progress:
             stages=list(stages.values()),
             source=SourceSummary(
                 skipped=sum((part.source.skipped for part in parts), Counter()),
-                low_range=[uri for part in parts for uri in part.source.low_range],
+                low_range=[uri for part in parts for uri in part.source.low_range][:MAX_NAMES],
             ),
             limited=any(part.limited for part in parts),
             interrupted=any(part.interrupted for part in parts),

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Method = Literal["argmax", "threshold", "conformal"]
 Weight = Literal["none", "confidence", "pcos", "pcos-supplement"]
+ALL_LEVELS = 256
+"""Distinct weights of an 8-bit map."""
 
 _NOT_FINITE = "the model gave scores that are NaN or infinite for this image; check the model, or its precision"
 
@@ -60,7 +62,7 @@ class Selection:
     weight: Weight = "none"
     """``none``: 1 for every kept pixel; ``confidence``: the top score; ``pcos``: CSL's weight as in its code (exponent
     z²/8); ``pcos-supplement``: as in its supplement (z²/64, exact dispersion, no epsilon)."""
-    weight_levels: int = 256
+    weight_levels: int = ALL_LEVELS
     """Number of distinct values in the weight map; fewer make smaller files."""
     keeper: ScoreKeeper | None = None
     """Keeper of the scores that later selections need; None keeps none."""
@@ -76,10 +78,15 @@ class Selection:
             object.__setattr__(self, "thresholds", np.asarray(self.thresholds, np.float32))
             check_thresholds(self.thresholds)
         check_levels(self.weight_levels)
+        if self.weight == "none" and self.weight_levels != ALL_LEVELS:
+            raise UsageError(
+                "--weight-levels applies to --weight confidence, pcos or pcos-supplement only; add it, or leave "
+                "--weight-levels out"
+            )
 
     @classmethod
     def argmax(
-        cls, *, weight: Weight = "none", weight_levels: int = 256, instances: InstanceSettings | None = None
+        cls, *, weight: Weight = "none", weight_levels: int = ALL_LEVELS, instances: InstanceSettings | None = None
     ) -> Selection:
         """Keep the top class of every pixel.
 
@@ -94,7 +101,7 @@ class Selection:
         confidence: float,
         *,
         weight: Weight = "none",
-        weight_levels: int = 256,
+        weight_levels: int = ALL_LEVELS,
         instances: InstanceSettings | None = None,
     ) -> Selection:
         """Keep the top class if its nonconformity score is at most 1 - ``confidence``, a number in (0, 1].
@@ -118,7 +125,7 @@ class Selection:
         *,
         rule: Rule | None = None,
         weight: Weight = "none",
-        weight_levels: int = 256,
+        weight_levels: int = ALL_LEVELS,
         keep_scores: str | float | None = None,
         instances: InstanceSettings | None = None,
     ) -> Selection:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...engine.cli.command import needs
 from ...engine.cli.options.common import ChangedBundleArgument
 from ...engine.cli.options.model import PrecisionOption
 from ...engine.cli.options.urls import reads_urls
@@ -23,6 +24,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @reads_urls
+@needs(num_images="gate_images", image_ending="gate_images", bit_depth="gate_images")
 def build(
     bundle: ChangedBundleArgument,
     sample: SampleGroup,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_args, overload
 
 import typer
 
+from ...engine.cli.command import needs
 from ...engine.cli.options.common import BundleArgument, ChangedBundleArgument, JsonOption
 from ...engine.cli.options.groups import OptionGroup
 from ...engine.cli.options.inputs import SOURCE_HELP, ImageGroup
@@ -16,8 +17,8 @@ from ...engine.cli.options.urls import reads_urls
 from ...engine.model.storage import location_of
 from ...engine.report.terminal import say
 from ...errors import UsageError
-from ..precision.convert import OnFail
-from ..precision.eight_bit import Method
+from ..precision.convert import LowPrecision, OnFail
+from ..precision.eight_bit import Method, Precision8
 
 if TYPE_CHECKING:
     from ...engine.model.bundle import Bundle
@@ -179,7 +180,7 @@ def convert_bundle(
     images: GateImagesOption,
     sample: SampleGroup,
     limits: ToleranceGroup,
-    precision: Annotated[Literal["fp16", "bf16", "int8", "fp8"], typer.Option(help="Precision to convert to.")],
+    precision: Annotated[LowPrecision, typer.Option(help="Precision to convert to.")],
     calibration_images: CalibrationImagesOption = None,
     method: Annotated[
         Method,
@@ -201,6 +202,10 @@ def convert_bundle(
     from ...kernels.processors import usable_processors
     from ..precision.convert import Conversion, convert
 
+    if precision != "int8" and (method != "minmax" or symmetric):
+        raise UsageError(f"--method and --symmetric apply to --precision int8, not to {precision}; leave them out")
+    if precision not in get_args(Precision8) and calibration_images is not None:
+        raise UsageError(f"--calibration-images apply to --precision int8 and fp8, not to {precision}; leave them out")
     model = Bundle.load(bundle)
     model.verify()
     tolerances = limits.tolerances(model)
@@ -251,6 +256,10 @@ def prove(
     from ..gate.judge import describe, require_pass
     from ..gate.proof import prove_artifact, prove_same
 
+    if reference is not None and (precision is not None or provider != "cpu"):
+        raise UsageError(
+            "--reference compares the originals of two bundles on the CPU; leave --precision and --provider out"
+        )
     model = Bundle.load(bundle)
     model.verify()
     tolerances = limits.tolerances(model)
@@ -278,6 +287,7 @@ def prove(
 
 
 @reads_urls
+@needs(num_images="images", image_ending="images", bit_depth="images")
 def compare_installed(
     bundle: BundleArgument,
     sample: SampleGroup,

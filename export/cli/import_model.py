@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from ...engine.cli.options.common import BundleArgument
+from ...engine.cli.options.common import BundleArgument, options_of_call
 from ...engine.cli.options.inputs import SOURCE_HELP
-from ...engine.cli.options.urls import reads_urls
+from ...engine.cli.options.urls import UrlGroup, reads_urls
 from ...engine.model.bundle import Activation, Bundle
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import Channels, InputSpec, Layout, Resize, ResizeFilter, SampleType
@@ -24,6 +25,7 @@ ImportTask = Literal["semantic", "cam", "promptable", "detector"]
 
 @reads_urls
 def import_model(
+    context: typer.Context,
     model: Annotated[
         Path,
         typer.Argument(
@@ -172,6 +174,7 @@ def import_model(
     from ..adopt.semantic import bundle_from_onnx
 
     if model.is_dir():
+        _refuse_for_scores(context)
         from ...engine.predictors.score_files import write_score_bundle
 
         if classes is None:
@@ -190,8 +193,8 @@ def import_model(
     numbers = None if bands is None else parse_bands(bands, "--bands")
     num_channels = 3 if numbers is None else len(numbers)
     steps = read_preprocessor(preprocessor) if preprocessor else Preprocessing()
-    fields = dict(steps.fields)
-    fields_given = {
+    settings = dict(steps.fields)
+    stated = {
         "resize": resize,
         "resize_filter": resize_filter,
         "antialias": antialias,
@@ -201,15 +204,15 @@ def import_model(
         "std": None if std is None else channel_numbers(std, "--std", num_channels),
         "pad_value": None if pad_value is None else _pad_value(pad_value, num_channels),
     }
-    fields.update({name: value for name, value in fields_given.items() if value is not None})
+    settings.update({name: value for name, value in stated.items() if value is not None})
     if numbers is not None:
         shown = None if display_bands is None else parse_bands(display_bands, "--display-bands")
         if shown is not None and len(shown) != 3:
             raise UsageError(f"--display-bands must be three band numbers, got {display_bands!r}")
-        fields = with_bands(fields, numbers, sample_type, shown)
+        settings = with_bands(settings, numbers, sample_type, shown)
     elif sample_type != "uint8" or display_bands is not None:
         raise UsageError("--sample-type and --display-bands apply to --bands; give it as well")
-    photo = None if preview is None else read_photo(preview, fields.get("bands"))
+    photo = None if preview is None else read_photo(preview, settings.get("bands"))
     common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else steps.size}
     common["license"] = license
     if box_layout is not None and task != "detector":
@@ -219,7 +222,8 @@ def import_model(
     if decoder is not None:
         from ..adopt.promptable import promptable_from_onnx
 
-        bundle = promptable_from_onnx(model, decoder, output, **common, **fields)
+        _refuse_unless_semantic({"--classes": classes, "--background": background, "--activation": activation}, task)
+        bundle = promptable_from_onnx(model, decoder, output, **common, **settings)
     else:
         if classes is None:
             raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
@@ -234,11 +238,11 @@ def import_model(
             _refuse_unless_semantic({"--background": background}, task)
             common |= {"boxes": box_layout, "activation": activation}
             del common["background"]
-            bundle = detector_from_onnx(model, output, **common, **fields)
+            bundle = detector_from_onnx(model, output, **common, **settings)
         elif task == "cam":
             from ..adopt.classifier import cam_from_onnx
 
-            bundle = cam_from_onnx(model, output, **common, **fields)
+            bundle = cam_from_onnx(model, output, **common, **settings)
         else:
             bundle = bundle_from_onnx(
                 model,
@@ -248,7 +252,7 @@ def import_model(
                 reduced_labels=steps.reduced_labels,
                 images=() if photo is None else [(str(preview), photo)],
                 **common,
-                **fields,
+                **settings,
             )
     spec = bundle.input
     say(
@@ -317,6 +321,17 @@ def _refuse_unless_semantic(options: dict[str, Any], task: ImportTask) -> None:
     for name, value in options.items():
         if value is not None:
             raise UsageError(f"{name} does not apply to --task {task}; leave it out")
+
+
+def _refuse_for_scores(context: typer.Context) -> None:
+    """Raise :class:`UsageError` for an option that does not describe a folder of scores."""
+    names = options_of_call(context)
+    described = {"model", "output", "classes", "background", "activation", "license"}
+    if others := names.keys() - described - {field.name for field in fields(UrlGroup)}:
+        raise UsageError(
+            f"{', '.join(sorted(names[name] for name in others))} describes a graph, and a folder of scores has none; "
+            "leave it out"
+        )
 
 
 def _number(text: str, option: str) -> float:

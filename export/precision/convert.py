@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ...checks import name_list
 from ...engine.model.bundle import Bundle
@@ -31,13 +31,15 @@ from ..gate.tasks import Difference, Side
 from ..graph import LARGEST, node_name
 from .artifacts import remove_unlisted, save_graph, with_files
 from .bisect import smallest_subset
-from .eight_bit import Method, in_8_bit
-from .sixteen_bit import in_16_bit
+from .eight_bit import Method, Precision8, in_8_bit
+from .sixteen_bit import Precision16, in_16_bit
 
 if TYPE_CHECKING:
     import onnx
 
 OnFail = Literal["stop", "next"]
+LowPrecision = Literal[Precision16, Precision8]
+"""Precisions that a model can be converted to."""
 Differences = list[tuple[str, Difference]]
 
 WALK = ("fp8", "int8", "fp16", "bf16", "mixed")
@@ -186,7 +188,7 @@ class _Converter:
         graphs, fp32_nodes = {}, []
         for role in self._roles:
             names = [name for name in self._names[role] if name in keep]
-            if precision in ("fp16", "bf16"):
+            if precision in get_args(Precision16):
                 converted = in_16_bit(self._originals[role], precision, keep_fp32=names)  # type: ignore[arg-type]
             else:
                 how = self._how
@@ -214,7 +216,7 @@ class _Converter:
         sessions = dict(self._reference)
         for role, graph in graphs.items():
             sessions[role] = GraphSession(
-                graph if precision in ("int8", "fp8") else emulation(graph),
+                graph if precision in get_args(Precision8) else emulation(graph),
                 self._bundle,
                 role=role,
                 kind=f"onnxruntime/cpu/{precision}",
@@ -251,7 +253,7 @@ class _Converter:
                 self._how.tolerances,
                 batch=batch_size(reference, list(islice(self._images, 2))),
                 findings=Findings(
-                    emulated=precision not in ("int8", "fp8"),
+                    emulated=precision not in get_args(Precision8),
                     faults=self._faults(precision),
                     warnings=self._warnings(precision),
                     kept_fp32=fp32_nodes,

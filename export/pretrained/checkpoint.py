@@ -26,6 +26,7 @@ from ...engine.model.files import sha256
 from ...engine.model.schema import read_json_object
 from ...engine.runtimes.base import first_line
 from ...errors import ExportError, MissingPackageError, UsageError
+from ...kernels.processors import limit_torch_threads
 
 _SAFE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
@@ -58,6 +59,7 @@ class Checkpoint:
         """
         import transformers
 
+        limit_torch_threads()
         kind = getattr(transformers, architecture, None)
         if kind is None:
             raise ExportError(f"transformers {transformers.__version__} has no {architecture}; install another version")

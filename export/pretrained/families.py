@@ -14,49 +14,52 @@ in :data:`FAMILIES`.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ...checks import check_choice
 from ...engine.model.bundle import Bundle, Provenance
 from ...errors import UsageError
 from ..pictures import GateImage
+from . import classifier, concepts, detectors, queries, sam, semantic, texts
 from .checkpoint import Checkpoint, fetch
 from .folded import Choices, Folded, class_names, preprocessing
 from .torch_module import bundle_from_module
 
 __all__ = ["FAMILIES", "Choices", "Folded", "bundle_from_folded", "bundle_from_pretrained", "family_of", "fold"]
 
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "segformer": ("semantic", "SegformerForSemanticSegmentation"),
-    "upernet": ("semantic", "UperNetForSemanticSegmentation"),
-    "dpt": ("semantic", "DPTForSemanticSegmentation"),
-    "mask2former": ("queries", "Mask2FormerForUniversalSegmentation"),
-    "oneformer": ("queries", "OneFormerForUniversalSegmentation"),
-    "eomt": ("queries", "EomtForUniversalSegmentation"),
-    "eomt_dinov3": ("queries", "EomtDinov3ForUniversalSegmentation"),
-    "clipseg": ("texts", "CLIPSegForImageSegmentation"),
-    "sam3": ("concepts", "Sam3Model"),
-    "sam3_lite_text": ("concepts", "Sam3LiteTextModel"),
-    "sam": ("sam", "SamModel"),
-    "sam_hq": ("sam", "SamHQModel"),
-    "sam2": ("sam", "Sam2Model"),
-    "edgetam": ("sam", "EdgeTamModel"),
-    "sam3_tracker": ("sam", "Sam3TrackerModel"),
-    "grounding_dino": ("detectors", "GroundingDinoForObjectDetection"),
-    "mm_grounding_dino": ("detectors", "MMGroundingDinoForObjectDetection"),
-    "owlvit": ("detectors", "OwlViTForObjectDetection"),
-    "owlv2": ("detectors", "Owlv2ForObjectDetection"),
-    "resnet": ("classifier", "ResNetForImageClassification"),
-    "convnext": ("classifier", "ConvNextForImageClassification"),
-    "efficientnet": ("classifier", "EfficientNetForImageClassification"),
-    "vit": ("classifier", "ViTForImageClassification"),
+FAMILIES: Mapping[str, tuple[ModuleType, str]] = {
+    "segformer": (semantic, "SegformerForSemanticSegmentation"),
+    "upernet": (semantic, "UperNetForSemanticSegmentation"),
+    "dpt": (semantic, "DPTForSemanticSegmentation"),
+    "mask2former": (queries, "Mask2FormerForUniversalSegmentation"),
+    "oneformer": (queries, "OneFormerForUniversalSegmentation"),
+    "eomt": (queries, "EomtForUniversalSegmentation"),
+    "eomt_dinov3": (queries, "EomtDinov3ForUniversalSegmentation"),
+    "clipseg": (texts, "CLIPSegForImageSegmentation"),
+    "sam3": (concepts, "Sam3Model"),
+    "sam3_lite_text": (concepts, "Sam3LiteTextModel"),
+    "sam": (sam, "SamModel"),
+    "sam_hq": (sam, "SamHQModel"),
+    "sam2": (sam, "Sam2Model"),
+    "edgetam": (sam, "EdgeTamModel"),
+    "sam3_tracker": (sam, "Sam3TrackerModel"),
+    "grounding_dino": (detectors, "GroundingDinoForObjectDetection"),
+    "mm_grounding_dino": (detectors, "MMGroundingDinoForObjectDetection"),
+    "owlvit": (detectors, "OwlViTForObjectDetection"),
+    "owlv2": (detectors, "Owlv2ForObjectDetection"),
+    "resnet": (classifier, "ResNetForImageClassification"),
+    "convnext": (classifier, "ConvNextForImageClassification"),
+    "efficientnet": (classifier, "EfficientNetForImageClassification"),
+    "vit": (classifier, "ViTForImageClassification"),
 }
 """Family → module with its function, and class of transformers that loads it."""
 
+_WITH_OBJECTS = (queries, concepts)
+_WITH_TEXTS = (texts, concepts, detectors)
 _OF_VIDEO = {"Sam2VideoModel": "sam2", "EdgeTamVideoModel": "edgetam", "Sam3VideoModel": "sam3"}
 """Architecture of a published video checkpoint → the family that loads its part for single images."""
 
@@ -95,15 +98,21 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
     family = family or family_of(checkpoint)
     check_choice("family", family, FAMILIES)
     module, architecture = FAMILIES[family]
-    if choices.instances and module not in ("queries", "concepts"):
-        with_objects = [name for name, (where, _) in FAMILIES.items() if where in ("queries", "concepts")]
+    if choices.instances and module not in (queries, "concepts"):
+        with_objects = [name for name, (where, _) in FAMILIES.items() if where in (queries, "concepts")]
         raise UsageError(
             f"{family} gives no single objects; leave --instances out, or export one of {', '.join(with_objects)}"
         )
+    if choices.template is not None and module not in _WITH_TEXTS:
+        raise UsageError(f"{family} takes no text, so it has no --template; leave it out")
+    if module is not sam and choices.masks != "all":
+        raise UsageError(f"{family} takes no prompts, so it has no --masks; leave it out")
+    if module is sam and (choices.classes or choices.background):
+        raise UsageError(f"{family} gives masks without classes; leave --classes and --background out")
     steps = preprocessing(checkpoint, choices)
-    if module not in ("texts", "concepts", "detectors", "sam"):
+    if module not in (*_WITH_TEXTS, sam):
         class_names(checkpoint, choices)
-    function = getattr(importlib.import_module(f".{module}", __package__), family)
+    function = getattr(module, family)
     folded = function(checkpoint, checkpoint.load(architecture), choices)
     return dataclasses.replace(folded, reduced_labels=steps.reduced_labels)
 

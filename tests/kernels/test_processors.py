@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from maskmill.kernels import processors
-from maskmill.kernels.processors import let_idle_threads_sleep, usable_processors
+from maskmill.kernels.processors import let_idle_threads_sleep, limit_torch_threads, usable_processors
 
 
 @pytest.fixture
@@ -88,3 +88,20 @@ def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.M
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     let_idle_threads_sleep()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_networks_of_torch_use_no_more_threads_than_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from maskmill.trainer.students.models import build_model
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(processors, "usable_processors", lambda: 1)
+    try:
+        torch.set_num_threads(2)
+        build_model("tiny", 2)
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(processors, "usable_processors", lambda: 8)
+        limit_torch_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from maskmill.cli import app  # noqa: E402
 from maskmill.errors import UsageError  # noqa: E402
 from maskmill.trainer.log import read_log  # noqa: E402
-from maskmill.trainer.processes import joined, limit_threads  # noqa: E402
+from maskmill.trainer.processes import joined  # noqa: E402
 from maskmill.trainer.run import read_checkpoint  # noqa: E402
 
 from ..ports import free_ports  # noqa: E402
@@ -94,17 +94,3 @@ def test_one_process_needs_no_launcher() -> None:
     with joined("cpu") as process:
         assert (process.rank, process.world, process.first) == (0, 1, True)
         assert process.mean([1, torch.tensor(2.5)]) == [1, 2.5]
-
-
-def test_training_uses_no_more_threads_than_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    monkeypatch.setattr("maskmill.trainer.processes.usable_processors", lambda: 1)
-    try:
-        torch.set_num_threads(2)
-        limit_threads()
-        assert torch.get_num_threads() == 1
-        monkeypatch.setattr("maskmill.trainer.processes.usable_processors", lambda: 8)
-        limit_threads()
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ...engine.cli.command import needs
 from ...engine.cli.options.common import JsonOption, WorkersOption, print_json
 from ...engine.cli.options.inputs import ImageGroup, WindowGroup
 from ...engine.cli.options.model import OverlapOption, PrecisionOption, ProviderOption, TextOption, TileOption
@@ -19,6 +20,7 @@ from .options import AllowCodeOption, DeviceOption
 
 
 @reads_urls
+@needs(labels_format="labels", pairing="labels", labels_as_stored="labels")
 def evaluate_target(
     targets: Annotated[
         list[Path],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
+from ...engine.cli.command import needs
 from ...engine.cli.options.urls import reads_urls
 from ...engine.model.files import read_ordered_class_names
 from ...engine.model.input_spec import ResizeFilter
@@ -16,11 +17,20 @@ from ...engine.report.terminal import say
 from ...errors import UsageError
 from ...export.cli.gate import CalibrationImagesOption, OnFailOption, SampleGroup
 from ...export.cli.import_model import channel_numbers, parse_size
+from ...export.precision.convert import LowPrecision
+from ...export.precision.eight_bit import Precision8
 from ...export.pretrained.folded import BackgroundScore, Masks
 from .options import AllowCodeOption
 
 
 @reads_urls
+@needs(
+    num_images="gate_images",
+    image_ending="gate_images",
+    bit_depth="gate_images",
+    calibration_images="precision",
+    on_fail="precision",
+)
 def export_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder with a checkpoint, or training run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder of the bundle to make.")],
@@ -93,7 +103,7 @@ def export_model(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp16", "bf16", "int8", "fp8"] | None,
+        LowPrecision | None,
         typer.Option(help="Lower precision to write in addition to fp32.", show_default="fp32 only"),
     ] = None,
     gate_images: Annotated[
@@ -121,6 +131,8 @@ def export_model(
     from ..bundle import bundle_from_run, is_run
     from ..run import Run
 
+    if calibration_images is not None and precision not in get_args(Precision8):
+        raise UsageError(f"--calibration-images apply to --precision int8 and fp8, not to {precision}; leave them out")
     if precision is not None and gate_images is None:
         raise UsageError(f"--precision {precision} is checked on real images; give them with --gate-images")
     if template is not None and "{}" not in template:
@@ -143,6 +155,9 @@ def export_model(
                 "--resize-filter": resize_filter,
                 "--allow-pickle": allow_pickle or None,
                 "--instances": instances or None,
+                "--background-score": None if background_score == "rest" else background_score,
+                "--template": template,
+                "--masks": None if masks == "all" else masks,
             }
         )
         bundle = bundle_from_run(model, output, size=wanted_size, license=license, allow_code=allow_code, images=photos)

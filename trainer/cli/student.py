@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ...engine.cli.options.common import replacement
 from ...engine.cli.options.model import OverlapOption, TileOption
 from ...engine.cli.options.urls import reads_urls
 from ...engine.report.terminal import say
@@ -43,6 +44,7 @@ def predict_image(
     from ..students.models import load_run
     from ..students.prediction import label_image
 
+    replaced = replacement(output)
     as_tiff = has_tiff_ending(output.name)
     if as_tiff and not has_tiff_ending(image.name):
         raise UsageError(f"{image} is not a GeoTIFF file, so its labels have no coordinates; write -o FILE.png")
@@ -61,4 +63,4 @@ def predict_image(
     else:
         picture = photo if bands is None else display_of(photo, bands)
         save_picture(draw_overlay(picture, label, student.classes, background=student.background), output)
-    say(f"wrote {output}")
+    say(f"wrote {output}{replaced}")

@@ -7,16 +7,27 @@ from typing import Annotated, get_args
 
 import typer
 
+from ...engine.cli.command import needs
 from ...engine.cli.options.common import JsonOption
 from ...engine.cli.options.truth import TruthGroup
 from ...engine.cli.options.urls import reads_urls
 from ...engine.model.storage import location_of
-from ...errors import UsageError
 from ..recipes import RecipeName
 from .options import AllowCodeOption, DeviceOption
 
 
 @reads_urls
+@needs(
+    labeled_share="labeled",
+    split_seed="labeled_share",
+    ids="labeled",
+    validation_ids="validation",
+    labels_format="labeled validation",
+    pairing="labeled validation",
+    labels_as_stored="labeled validation",
+    taxonomy="labeled validation",
+    background="classes",
+)
 def train_student(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run to make or continue.")
@@ -124,8 +135,6 @@ def train_student(
     from ..train import train
     from ..training_display import observing, print_plan, print_sources, print_summary
 
-    if background is not None and classes is None:
-        raise UsageError("--background NAME needs --classes FILE")
     settled_recipe = with_settings(RECIPES[recipe](), settings or (), allow_code=allow_code)
     names = None if classes is None else read_ordered_class_names(classes)
     corpus = open_corpus(

@@ -182,7 +182,7 @@ class LabeledImages(_SequentialReads):
     def _note_low_range(self, uri: str, _: str) -> None:
         if uri not in self._low_range:  # images of training are read once per epoch
             self._low_range.add(uri)
-            self.summary.low_range.append(uri)
+            self.summary.note_low_range([uri])
 
 
 class StoredImages:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from ...engine.model.input_spec import InputSpec
 from ...errors import TrainingError, UsageError
+from ...kernels.processors import limit_torch_threads
 from ..recipes import names_code
 from ..run import Run, best_checkpoint, import_torch, read_checkpoint, student_state
 from . import networks
@@ -76,6 +77,7 @@ def build_model(
     Raises :class:`UsageError` for an unknown name or option, and :class:`MissingPackageError`.
     """
     import_torch()
+    limit_torch_threads()
     if num_classes < 2:
         raise UsageError(f"a student needs at least 2 classes, got {num_classes}")
     factory = _factory(name, background)

@@ -14,6 +14,7 @@ from ...labeling.run_log import RunLog
 from ...model.storage import location_of
 from ...predictors.open import open_predictor, open_prompted
 from ...report.terminal import say
+from ..command import needs
 from ..options.common import JsonOption, TaxonomyOption, new_file, options_of_call, print_json
 from ..options.inputs import ImageGroup, WindowGroup
 from ..options.model import ModelGroup
@@ -27,6 +28,13 @@ from .threshold_options import ThresholdGroup
 
 
 @reads_urls
+@needs(
+    labels_format="labels calibrations",
+    pairing="labels calibrations",
+    labels_as_stored="labels calibrations",
+    image_ending="images calibrations",
+    windows="images calibrations",
+)
 def calibrate_thresholds(
     context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Calibration (.json) to write.")],
@@ -148,7 +156,7 @@ def calibrate_thresholds(
         opening = partial(open_predictor, place.reached(bundle), place.reached(taxonomy), options=options)
     else:
         assert sam is not None, "checked above"
-        prompted = prompting.options(sam, place)
+        prompted = prompting.reached(sam, place)
         opening = partial(open_prompted, prompted, place.reached(taxonomy), options=options)
     predictor, model_classes = opening(say=None if as_json else say)
     labeled = CalibrationImages(

@@ -11,6 +11,7 @@ from ....errors import UsageError
 from ...model.color_tables import TableName
 from ...model.taxonomy_draft import Unmatched
 from ...report.terminal import say
+from ..command import needs
 from ..options.common import BundleArgument
 from ..options.model import TextOption
 from ..options.prompts import PromptFileGroup
@@ -19,6 +20,7 @@ from ..options.urls import reads_urls
 
 
 @reads_urls
+@needs(labels_format="labels")
 def draft_taxonomy(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="TOML file to write.")],

@@ -11,13 +11,16 @@ from ....errors import UsageError
 from ...formats.open import InputFormat
 from ...labeling.import_labels import Unchanged
 from ...report.terminal import say
-from ..options.common import JsonOption, WorkersOption, print_json
+from ..command import needs
+from ..options.common import JsonOption, WorkersOption, options_of_call, print_json
 from ..options.truth import IdsOption
 from ..options.urls import reads_urls
 
 
 @reads_urls
+@needs(ids="withdraw")
 def import_labels(
+    context: typer.Context,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -71,10 +74,15 @@ def import_labels(
             f"expected STORE and REVIEWED, a file or folder of corrected labels, got {paths[0]} alone; or add "
             "--withdraw, to withdraw the reviews of a store"
         )
-    if ids is not None and not withdraw:
-        raise UsageError("--ids applies to --withdraw only; leave it out")
+    if withdraw:
+        names = options_of_call(context)
+        if others := names.keys() & {"format", "unchanged", "note", "workers"}:
+            raise UsageError(
+                f"{', '.join(sorted(names[name] for name in others))} applies to corrected labels, not to --withdraw; "
+                "leave it out"
+            )
     label_store = open_stores(stores)
-    names = ", ".join(map(str, label_store.folders))
+    folders = ", ".join(map(str, label_store.folders))
     if reviewed is None:
         number = reviews.withdraw_reviews(
             label_store, reviewer=reviewer or getpass.getuser(), of=reviewer, names=read_ids(ids) if ids else None
@@ -82,7 +90,7 @@ def import_labels(
         if as_json:
             print_json({"withdrawn": number})
         else:
-            say(f"{names}: {number} reviews withdrawn; these images have the model's labels again")
+            say(f"{folders}: {number} reviews withdrawn; these images have the model's labels again")
         return
     with display.counter("importing", quiet=as_json) as progress:
         summary = reviews.import_labels(
@@ -99,7 +107,7 @@ def import_labels(
         print_json(vars(summary) | {"unknown": list(summary.unknown)})
         return
     say(
-        f"{names}: {summary.corrected} images corrected ({summary.pixels:,} pixels), "
+        f"{folders}: {summary.corrected} images corrected ({summary.pixels:,} pixels), "
         f"{summary.accepted} accepted, {summary.unchanged} unchanged"
     )
     if len(stores) > 1:

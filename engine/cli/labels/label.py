@@ -19,6 +19,7 @@ from ...predictors.open import (
     prompted_conditions,
     prompted_taxonomy,
 )
+from ..command import needs
 from ..options.common import BundleArgument, JsonOption, TaxonomyOption
 from ..options.inputs import SourceArgument, WindowGroup
 from ..options.model import ModelGroup, PromptedModelGroup, RuntimeGroup
@@ -38,6 +39,7 @@ from .labeling import LabelingRun, run_label, run_segment
 
 
 @reads_urls
+@needs(weight_levels="weight")
 def label_corpus(
     bundle: BundleArgument,
     source: SourceArgument,
@@ -82,6 +84,7 @@ def label_corpus(
 
 
 @reads_urls
+@needs(weight_levels="weight")
 def label_prompted(
     source: SourceArgument,
     sam: RequiredSam,
@@ -116,7 +119,7 @@ def label_prompted(
         windows=windows.cut,
     )
     prompting.check_windows(windows.cut)
-    prompts = prompting.options(sam, place, embedding_cache=embedding_cache)
+    prompts = prompting.reached(sam, place, embedding_cache=embedding_cache)
     if selecting.instances and prompting.cam is not None:
         raise UsageError("prompts from a classifier give classes, no single objects; leave --instances out")
     options = runtime.options(bit_depth=corpus.bit_depth)

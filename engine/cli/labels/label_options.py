@@ -11,7 +11,7 @@ import typer
 from ....errors import UsageError
 from ...labeling.drift import OnDrift
 from ...labeling.instances import InstanceSettings
-from ...labeling.selection import Method, Selection, Weight
+from ...labeling.selection import ALL_LEVELS, Method, Selection, Weight
 from ...model.storage import location_of
 from ...runtimes.open import ON_GPU, Provider
 from ..options.groups import OptionGroup
@@ -66,7 +66,8 @@ DevicesOption = Annotated[
     ),
 ]
 LevelsOption = Annotated[
-    int, typer.Option(min=3, max=256, metavar="N", help="Number of distinct weights; fewer make smaller files.")
+    int,
+    typer.Option(min=3, max=256, metavar="N", help="Number of distinct weights (--weight); fewer make smaller files."),
 ]
 KeepScoresOption = Annotated[
     str | None,
@@ -119,13 +120,13 @@ class SelectionGroup(OptionGroup):
     calibration: CalibrationOption = None
     threshold: ThresholdOption = None
     weight: WeightOption = "none"
-    weight_levels: LevelsOption = 256
+    weight_levels: LevelsOption = ALL_LEVELS
     keep_scores: KeepScoresOption = None
     on_drift: OnDriftOption = "warn"
     instances: InstancesOption = False
     min_score: MinScoreOption = 0.5
 
-    def check(self, shard: str | None) -> None:
+    def check(self, shard: str | None, *, dry_run: bool = False) -> None:
         """Raise :class:`UsageError` for options that exclude each other."""
         if (self.calibration is not None) != (self.select == "conformal"):
             raise UsageError("--calibration FILE and --select conformal go together; give both or neither")
@@ -137,6 +138,8 @@ class SelectionGroup(OptionGroup):
             )
         if self.min_score != InstanceSettings().min_score and not self.instances:
             raise UsageError("--min-score applies to objects only; add --instances, or leave it out")
+        if self.on_drift == "stop" and dry_run:
+            raise UsageError("--on-drift stop ends a run, and --dry-run only labels a sample; leave --on-drift out")
         if self.on_drift == "stop" and shard is not None:
             raise UsageError(
                 "--on-drift stop needs a sample of the whole source, and --shard labels only a part; use --runner "

@@ -104,7 +104,7 @@ def run_label(
     from ...labeling import label_run
     from ...report import display
 
-    selecting.check(run.corpus.shard)
+    selecting.check(run.corpus.shard, dry_run=run.dry_run)
     if run.output is None and not run.dry_run:
         raise UsageError("labels need a store: give -o STORE (or --dry-run)")
     if run.dry_run and (run.corpus.retry_rejects or run.place.log is not None):

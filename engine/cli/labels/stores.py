@@ -11,7 +11,7 @@ import typer
 from ....errors import StoreError, UsageError
 from ...cluster.status import Status
 from ...model.storage import location_of
-from ..options.common import JsonOption, print_json
+from ..options.common import JsonOption, print_json, replacement
 from ..options.inputs import EndingOption
 from ..options.urls import reads_stores, reads_urls
 from .label_options import RequiredOutput
@@ -85,6 +85,8 @@ def status(
 
     if every is not None and metrics is not None:
         raise UsageError("--every and --metrics cannot be combined; give one of them")
+    if metrics is not None and as_json:
+        raise UsageError("--json and --metrics cannot be combined: --metrics serves the figures for Prometheus")
     if metrics is not None and len(stores) > 1:
         raise UsageError("--metrics serves the figures of one store; start one command per store, each with its port")
     current, fault = [], None
@@ -149,10 +151,12 @@ def manifest(
 
     if output.suffix != ".parquet":
         raise UsageError(f"a manifest is a Parquet file: expected -o FILE.parquet, got {output}")
+    replaced = replacement(output)
     images = open_source(source, image_ending=image_ending)
     with display.counter("listing", quiet=as_json) as progress, published_file(output) as path:
         num_items = write_manifest(images, path, progress=progress)
     if as_json:
         print_json({"items": num_items, "skipped": dict(images.skipped)})
     else:
-        display.say(f"{output}: {num_items:,} images; {sum(images.skipped.values()):,} other files skipped")
+        others = sum(images.skipped.values())
+        display.say(f"{output}: {num_items:,} images; {others:,} other files skipped{replaced}")

@@ -10,7 +10,8 @@ import typer
 from ....errors import UsageError
 from ...model.storage import location_of
 from ...report.terminal import say
-from ..options.common import JsonOption, StoresArgument, WorkersOption, print_json, writable_file
+from ..command import needs
+from ..options.common import JsonOption, StoresArgument, WorkersOption, print_json, replacement, writable_file
 from ..options.model import ProviderOption
 from ..options.truth import TruthGroup
 from ..options.urls import reads_urls
@@ -19,6 +20,7 @@ _SHOWN = 10
 
 
 @reads_urls
+@needs(provider="model", ids="labels", labels_format="labels", pairing="labels", labels_as_stored="labels")
 def rank(
     stores: StoresArgument,
     truth: TruthGroup,
@@ -77,12 +79,11 @@ def rank(
     from ...labels_api import rank as run
 
     writable_file(output, ".json")
+    replaced = replacement(output)
     if labels is not None and (images is None or model is None):
         raise UsageError(
             "--labels needs --images SOURCE, the images of these labels, and --model BUNDLE, to judge them"
         )
-    if labels is None and truth != TruthGroup():
-        raise UsageError("--ids, --pairing, --labels-as-stored and --labels-format apply to --labels; add it")
     names = truth.names
     label_source = None if labels is None else truth.open(labels)
     queue = run(
@@ -121,4 +122,4 @@ def rank(
     parts = [f"{len(queue.images)} of {queue.num_candidates} candidates", f"{len(queue.twins)} near-duplicate pairs"]
     if labels is not None:
         parts.append(f"{len(queue.label_errors)} labels judged")
-    say(f"{output}: {', '.join(parts)}")
+    say(f"{output}: {', '.join(parts)}{replaced}")

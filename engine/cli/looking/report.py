@@ -10,13 +10,15 @@ import typer
 from ...model.storage import location_of
 from ...report.page.gallery import PICTURES
 from ...report.terminal import say
-from ..options.common import StoresArgument, WorkersOption, writable_file
+from ..command import needs
+from ..options.common import StoresArgument, WorkersOption, replacement, writable_file
 from ..options.model import ProviderOption
 from ..options.truth import LabelGroup, LabelsOption
 from ..options.urls import reads_urls
 
 
 @reads_urls
+@needs(provider="model", labels_format="labels", pairing="labels", labels_as_stored="labels", taxonomy="labels")
 def report(
     stores: StoresArgument,
     truth: LabelGroup,
@@ -64,6 +66,7 @@ def report(
     from ...labels_api import report as write
 
     writable_file(output, ".html")
+    replaced = replacement(output)
     label_source = None if labels is None else truth.open(labels)
     path = write(
         stores,
@@ -77,4 +80,4 @@ def report(
         workers=workers,
         progress=True,
     )
-    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB){replaced}")

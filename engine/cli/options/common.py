@@ -10,7 +10,7 @@ import typer
 
 from ....errors import UsageError
 from ...model.storage import location_of
-from ..command import name_of
+from ..command import is_given, name_of
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", parser=location_of, help="Folder or URL of the model bundle.")
@@ -45,12 +45,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def options_of_call(context: typer.Context) -> dict[str, str]:
     """Return the names of the parameters that the command line gives: in Python, and as the user writes them."""
-    names: dict[str, str] = {}
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            names[parameter.name or ""] = name_of(parameter).strip("[]")
-    return names
+    parameters = [parameter for parameter in context.command.params if is_given(context, parameter)]
+    return {parameter.name or "": name_of(parameter).strip("[]") for parameter in parameters}
 
 
 def print_json(raw: object, indent: int | None = 2) -> None:
@@ -68,6 +64,14 @@ def new_file(path: Path, suffix: str) -> None:
     writable_file(path, suffix)
     if path.exists():
         raise UsageError(f"{path} exists already, and other files may refer to it; choose another name, or remove it")
+
+
+def replacement(path: Path) -> str:
+    """Return the end of a line that says that a file was written: empty, or that it takes an earlier one's place.
+
+    Call it before the file is written.
+    """
+    return ", in place of an earlier file" if path.exists() else ""
 
 
 def writable_file(path: Path, suffix: str) -> None:

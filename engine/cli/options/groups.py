@@ -45,7 +45,7 @@ def with_options(
     hints = get_type_hints(command, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, OptionGroup)}
 
-    @wraps(command)
+    @wraps(command)  # with its attributes, such as the needs of its options
     def extended(**values: Any) -> None:
         with entering(_make(group, values)):
             command(**{name: _make(kind, values) for name, kind in groups.items()}, **values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -105,15 +105,10 @@ class PromptFileGroup(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptGroup(OptionGroup):
+class PromptGroup(PromptFileGroup):
     """Sources of prompts, and their settings."""
 
-    panel: ClassVar = "Prompts"
     cam: CamOption = None
-    detector: DetectorOption = None
-    boxes: BoxesOption = None
-    points: PointsOption = None
-    coarse_masks: MasksOption = None
     image_labels: ImageLabelsOption = None
     settings: PromptSettings = None
 
@@ -127,15 +122,17 @@ class PromptGroup(OptionGroup):
         if windows is not None and self.image_labels is not None:
             raise UsageError("--image-labels describe whole files, not windows; leave out --image-labels or --windows")
 
-    def options(self, sam: Path, place: RunnerGroup, *, embedding_cache: float | None = None) -> PromptedOptions:
+    def reached(self, sam: Path, place: RunnerGroup, *, embedding_cache: float | None = None) -> PromptedOptions:
         """Return the models and prompts, with paths that every worker can open."""
-        return PromptedOptions(
-            sam=place.reached(sam),
+        options = self.options(sam)
+        return replace(
+            options,
+            sam=place.reached(options.sam),
             cam=place.reached(self.cam),
-            detector=place.reached(self.detector),
-            boxes=place.reached(self.boxes),
-            points=place.reached(self.points),
-            masks=place.reached(self.coarse_masks),
+            detector=place.reached(options.detector),
+            boxes=place.reached(options.boxes),
+            points=place.reached(options.points),
+            masks=place.reached(options.masks),
             image_labels=place.reached(self.image_labels),
             prompt=tuple(self.settings or ()),
             embedding_cache=embedding_cache,

@@ -119,7 +119,8 @@ class Sample:
         summary = self.labeled.summary
         for name in _COUNTS:
             setattr(summary, name, sum(part["counts"][name] for part in parts))
-        summary.low_range[:] = [uri for part in parts for uri in part["low_range"]]
+        summary.low_range.clear()
+        summary.note_low_range(uri for part in parts for uri in part["low_range"])
 
 
 def _different(folder: str, name: str, record: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ from ..kept.encoding import decode_scores
 from ..kept.keep import load_kept_calibration
 from ..kept.levels import ScoreLevels
 from ..progress import Progress
-from ..selection import Method, Selection, Weight
+from ..selection import ALL_LEVELS, Method, Selection, Weight
 from ..stages import run_pipeline
 from ..thread_stages import Pipeline
 from ..writer import Done, Writer
@@ -84,9 +84,11 @@ class Reselection:
         if self.select is not None:
             check_choice("select", self.select, Method)
         select = self.select or ("threshold" if self.threshold is not None else "conformal")
+        weight = self.weight or run["weight"]
+        levels = ALL_LEVELS if weight == "none" else run["weight_levels"]
         options: dict[str, Any] = {
-            "weight": self.weight or run["weight"],
-            "weight_levels": run["weight_levels"] if self.weight_levels is None else self.weight_levels,
+            "weight": weight,
+            "weight_levels": levels if self.weight_levels is None else self.weight_levels,
         }
         if (self.threshold is not None) != (select == "threshold"):
             raise UsageError("--threshold SCORE and --select threshold go together; give both or neither")

@@ -4,8 +4,19 @@ import json
 from collections import Counter
 
 import numpy as np
+import pytest
 
+from maskmill.engine.inputs import summary as summary_module
 from maskmill.engine.inputs.summary import SourceSummary
+
+
+def test_a_run_over_millions_of_dark_photos_keeps_few_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary_module, "MAX_NAMES", 4)
+    summary = SourceSummary(images=9)
+    for index in range(9):
+        summary.warner(f"{index}.png")("dark")
+    assert summary.low_range == ["0.png", "1.png", "2.png", "3.png"]
+    assert "at least 4, e.g. 0.png" in summary.line()
 
 
 def test_everything_stands_in_one_line() -> None:

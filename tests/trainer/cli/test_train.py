@@ -136,7 +136,7 @@ def test_a_label_store_and_a_training_run_are_told_apart(tmp_path: Path, photos:
     ("options", "message"),
     [
         (["--labeled", "photos"], "classes are not known"),
-        (["--labeled", "photos", "--background", "green"], "--background NAME needs --classes"),
+        (["--labeled", "photos", "--background", "green"], "--background applies to --classes only"),
         (["--classes", "classes.txt"], "needs labeled images or a label store"),
         (["--classes", "gap.txt"], "with none left out"),
         (["--set", "corp=3"], "no setting corp"),
