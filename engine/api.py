@@ -205,8 +205,9 @@ def choose(
 
     Parameters
     ----------
-    model, images, labels, taxonomy, ids, provider, tile, overlap, windows, window_overlap, image_ending, bit_depth,
-    text, workers
+    model, images, labels, taxonomy, ids, provider, tile, overlap, text, workers
+        As for :func:`calibrate`.
+    windows, window_overlap, image_ending, bit_depth
         As for :func:`calibrate`.
     goal
         ``accuracy A`` keeps as many pixels as possible at that accuracy, ``kept S`` finds the best mIoU that keeps that
