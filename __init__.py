@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine.calibration.candidates import Choice
     from .engine.calibration.objects import ObjectThresholds
     from .engine.cluster.status import Status, WorkerStatus
+    from .engine.inputs.labels import LabelSource, open_labels
     from .engine.inputs.sources import Item, Source
     from .engine.labeling.export_labels import ExportSummary
     from .engine.labeling.import_labels import ImportSummary
@@ -71,6 +72,7 @@ _MODULES = {
     "engine.calibration.candidates": ("Choice",),
     "engine.calibration.objects": ("ObjectThresholds",),
     "engine.cluster.status": ("Status", "WorkerStatus"),
+    "engine.inputs.labels": ("LabelSource", "open_labels"),
     "engine.inputs.sources": ("Item", "Source"),
     "engine.labeling.export_labels": ("ExportSummary",),
     "engine.labeling.import_labels": ("ImportSummary",),
@@ -113,12 +115,12 @@ _EXPORTS = {name: module for module, names in _MODULES.items() for name in names
 
 __all__ = [
     "BandSpec", "Bundle", "Calibration", "Choice", "ExportSummary", "ImportSummary", "InputRow", "InputSpec",
-    "Item", "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds", "OutputSpec", "Overlay",
-    "Predictor", "Progress", "PromptSpec", "Provenance", "Quality", "Queue", "Rescaling", "ScoreMap", "Selection",
-    "SemanticPredictor", "Session", "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus",
+    "Item", "LabelSource", "LabelStore", "MaskmillError", "MergeCounts", "ModelFile", "ObjectThresholds",
+    "OutputSpec", "Overlay", "Predictor", "Progress", "PromptSpec", "Provenance", "Quality", "Queue",
+    "Rescaling", "ScoreMap", "Selection", "SemanticPredictor", "Session", "Source", "Status", "Taxonomy", "TextSpec", "TrainingProgress", "WorkerStatus",
     "__version__", "adopt", "calibrate", "calibrate_objects", "choose", "draft_taxonomy", "evaluate",
-    "export_labels", "export_model", "import_labels", "label", "limit_reads", "merge_stores", "open_session",
-    "open_stores", "overlay", "predict", "rank", "report", "rescale", "reselect", "status", "train",
+    "export_labels", "export_model", "import_labels", "label", "limit_reads", "merge_stores", "open_labels",
+    "open_session", "open_stores", "overlay", "predict", "rank", "report", "rescale", "reselect", "status", "train",
     "use_storage", "write_manifest",
 ]  # fmt: skip
 

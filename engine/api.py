@@ -16,6 +16,7 @@ from .arguments import (
     bundle_of,
     calibration_of,
     counter_if,
+    labels_of,
     predictor_of,
     run_display_if,
     store_of,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .calibration.candidates import Choice
     from .calibration.sharing import Group, Unseen
     from .calibration.thresholds import SmallSample, Unit
+    from .inputs.labels import LabelSource
     from .labeling.drift import OnDrift
     from .labeling.progress import Progress
     from .labeling.selection import Method, Weight
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 def draft_taxonomy(
     model: Location | Bundle,
-    labels: Location | None = None,
+    labels: Location | LabelSource | None = None,
     label_names: Location | Mapping[int, str] | None = None,
     *,
     unmatched: Unmatched = "ignore",
@@ -62,12 +64,11 @@ def draft_taxonomy(
     Returns the mapping as TOML text. Raises :class:`UsageError`, :class:`TaxonomyError`.
     """
     from .inputs.labeled_source import value_names
-    from .inputs.labels import open_labels
     from .model.taxonomy_draft import draft, read_label_names
     from .predictors.prompted.activation_maps import scored_bundle
 
     names = label_names if label_names is None or isinstance(label_names, Mapping) else read_label_names(label_names)
-    source = None if labels is None else open_labels(labels)
+    source = None if labels is None else labels_of(labels)
     if source is not None:
         names = value_names(source, names)
     by_name = source is not None and bool(source.format)
@@ -77,7 +78,7 @@ def draft_taxonomy(
 def calibrate(
     model: Location | Bundle | Predictor,
     images: Location,
-    labels: Location,
+    labels: Location | LabelSource,
     *,
     alpha: str | float,
     taxonomy: Location | Taxonomy | None = None,
@@ -154,7 +155,6 @@ def calibrate(
     Raises :class:`CalibrationError`, :class:`UsageError`, :class:`TaxonomyError`.
     """
     from .calibration import calibrate as calibration_module
-    from .inputs.labels import open_labels
     from .inputs.sources import open_source
     from .labeling.drift import weigh_like
     from .reading.geotiff import cut_of
@@ -164,7 +164,7 @@ def calibrate(
         calibration = calibration_module.calibrate(
             predictor,
             open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
-            open_labels(labels),
+            labels_of(labels),
             classes,
             alpha=alpha,
             group=group,
@@ -185,7 +185,7 @@ def calibrate(
 def choose(
     model: Location | Bundle | Predictor,
     images: Location,
-    labels: Location,
+    labels: Location | LabelSource,
     *,
     goal: str = "kept 0.8",
     taxonomy: Location | Taxonomy | None = None,
@@ -219,7 +219,6 @@ def choose(
     if it needs none. Raises :class:`CalibrationError`, :class:`UsageError`, :class:`TaxonomyError`.
     """
     from .calibration import choose as choosing
-    from .inputs.labels import open_labels
     from .inputs.sources import open_source
     from .reading.geotiff import cut_of
 
@@ -228,7 +227,7 @@ def choose(
         return choosing.choose(
             predictor,
             open_source(images, image_ending=image_ending, windows=cut_of(windows, window_overlap)),
-            open_labels(labels),
+            labels_of(labels),
             classes,
             goal=goal,
             ids=None if ids is None else frozenset(ids),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .calibration.calibration import Calibration
+    from .inputs.labels import LabelSource
     from .labeling.progress import Progress
     from .model.bundle import Bundle
     from .model.input_spec import BandSpec
@@ -47,6 +48,13 @@ def store_of(store: Location | LabelStore | Sequence[Location]) -> LabelStore:
     if isinstance(store, LabelStore):
         return store
     return open_stores(store if isinstance(store, list | tuple) else [store])  # type: ignore[list-item]
+
+
+def labels_of(labels: Location | LabelSource) -> LabelSource:
+    """Return the labels, or open their folder or file."""
+    from .inputs.labels import open_labels
+
+    return open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
 
 
 def predictor_of(

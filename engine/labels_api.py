@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..checks import check_count
 from ..errors import UsageError
 from ..kernels.processors import count_workers, usable_processors
-from .arguments import Location, calibration_of, counter_if, image_of, store_of
+from .arguments import Location, calibration_of, counter_if, image_of, labels_of, store_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,7 +249,6 @@ def report(
     Returns ``output``. Raises :class:`UsageError` if the store holds no labels, or segments without classes, or if the
     labels were made with another model or calibration; :class:`StoreError` if the store cannot be read.
     """
-    from .inputs.labels import open_labels
     from .model.storage import location_of
     from .model.taxonomy import Taxonomy
     from .report.page.model_view import open_model
@@ -261,7 +260,7 @@ def report(
         return write_report(
             opened,
             Path(output),
-            labels=open_labels(labels) if isinstance(labels, str | os.PathLike) else labels,
+            labels=None if labels is None else labels_of(labels),
             taxonomy=classes,
             calibration=calibration_of(calibration),
             predictor=None if model is None else open_model(opened, location_of(model), provider),
@@ -315,7 +314,6 @@ def rank(
     another model or calibration; :class:`StoreError` if the store cannot be read.
     """
     from .inputs.labeled_source import pair_images
-    from .inputs.labels import open_labels
     from .inputs.sources import open_source
     from .labeling.certificate import check_same
     from .model.storage import location_of
@@ -346,7 +344,7 @@ def rank(
             )
     if labels is not None and predictor is not None and images is not None:
         classes, source = Taxonomy.from_json(opened.classes), open_source(images, windows=opened.windows)
-        truth = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
+        truth = labels_of(labels)
         labeled = pair_images(source, truth, classes, ids=ids)
         doubts = doubt_labels(predictor, source, labeled, classes, workers=threads)
         queue = replace(queue, label_errors=tuple(doubts))

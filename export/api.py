@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..engine.arguments import Location, class_names_of, counter_if, predictor_of
+from ..engine.arguments import Location, class_names_of, counter_if, labels_of, predictor_of
 from ..errors import UsageError
 from ..kernels.processors import count_workers
 
 if TYPE_CHECKING:
+    from ..engine.inputs.labels import LabelSource
     from ..engine.model.bundle import Activation, Bundle
     from ..engine.model.input_spec import Channels, Layout, Resize, ResizeFilter, SampleType
     from ..engine.model.taxonomy import Taxonomy
@@ -104,7 +105,7 @@ def adopt(
 def rescale(
     model: Location | Bundle,
     images: Location,
-    labels: Location,
+    labels: Location | LabelSource,
     output: Location,
     *,
     taxonomy: Location | Taxonomy | None = None,
@@ -133,7 +134,6 @@ def rescale(
     Raises :class:`UsageError` for a model whose scores are not a softmax over classes, :class:`CalibrationError`,
     :class:`TaxonomyError`.
     """
-    from ..engine.inputs.labels import open_labels
     from ..engine.inputs.sources import open_source
     from .rescaling import rescale_bundle
 
@@ -142,7 +142,7 @@ def rescale(
         return rescale_bundle(
             predictor,
             open_source(images, image_ending=image_ending),
-            open_labels(labels),
+            labels_of(labels),
             classes,
             output,
             ids=None if ids is None else frozenset(ids),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import os
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -112,6 +115,29 @@ def test_public_functions_describe_every_parameter() -> None:
             f"{name}({parameter})" for parameter in inspect.signature(function).parameters if parameter not in described
         ]
     assert undescribed == []
+
+
+def test_every_class_that_an_argument_takes_is_public() -> None:
+    public = {name: getattr(maskmill, name) for name in maskmill.__all__}
+    for name, function in public.items():
+        if not inspect.isfunction(function):
+            continue
+        imported = imports_of(sys.modules[function.__module__])
+        for parameter in inspect.signature(function).parameters.values():
+            for word in re.findall(r"(?<![\w.\"'])[A-Z]\w+", str(parameter.annotation)):
+                value = getattr(imported[word], word) if word in imported else None
+                if inspect.isclass(value):
+                    assert value is public.get(word), f"{name}({parameter.name}) takes {word}, which is not public"
+
+
+def imports_of(module: ModuleType) -> dict[str, ModuleType]:
+    """Modules of this package by the names that a module imports from them, also for type checkers only."""
+    nodes = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.ImportFrom)]
+    sources = {alias.name: node for node in nodes if node.level for alias in node.names}
+    return {
+        name: importlib.import_module("." * node.level + (node.module or ""), module.__package__)
+        for name, node in sources.items()
+    }
 
 
 @pytest.mark.parametrize("how", ["-c", "script"])

@@ -82,6 +82,13 @@ def test_the_engine_never_imports_torch(path: Path) -> None:
     assert not {name for name in imports(path, module_level=False) if name.split(".")[0] == "torch"}
 
 
+@pytest.mark.parametrize("path", [path for path in modules() if path.name != "__init__.py"], ids=dotted)
+def test_no_module_of_this_package_is_imported_by_a_computed_name(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    texts = [ast.unparse(call) for call in calls if "import_module" in ast.unparse(call.func)]
+    assert not [text for text in texts if "__package__" in text or "__name__" in text or "maskmill" in text]
+
+
 def test_errors_and_the_model_description_need_the_standard_library_only() -> None:
     for path in (ROOT / "errors.py", ROOT / "engine/model/bundle.py", ROOT / "engine/model/verdicts.py"):
         outside = {name.split(".")[0] for name in imports(path, module_level=False)} - {"maskmill"}

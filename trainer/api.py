@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..engine.calibration.calibration import Calibration
+    from ..engine.inputs.labels import LabelSource
     from ..engine.model.bundle import Bundle
     from ..engine.report.evaluate import Quality
     from ..engine.runtimes.open import Provider
@@ -95,7 +96,7 @@ def export_model(
 
 def evaluate(
     target: Location | LabelStore | Bundle | Sequence[Location],
-    labels: Location,
+    labels: Location | LabelSource,
     *,
     images: Location | None = None,
     ids: Sequence[str] | None = None,
