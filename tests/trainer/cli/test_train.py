@@ -68,7 +68,10 @@ def test_without_a_store_the_classes_come_from_a_list(tmp_path: Path, photos: Pa
         tmp_path / "run", "--device", "cpu", "--workers", 0, "--json", *TINY,
     ).splitlines()  # fmt: skip
     events = [json.loads(line) for line in lines]
-    assert [event["event"] for event in events] == ["source", "source", "progress", "progress", "summary"]
+    kinds = [event["event"] for event in events]
+    assert kinds[:2] == ["source", "source"]
+    assert kinds[-1] == "summary"
+    assert set(kinds[2:-1]) == {"progress"}  # more of them if training is slow
     assert events[-1]["step"] == 4
     assert json.loads((tmp_path / "run" / "run.json").read_text())["background"] == 1
 
