@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from ...errors import UsageError
 from ..model.png import encode_png
 from ..model.schema import decode_json
-from ..reading.pictures import open_picture
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Shape, Writer, check_size
-from .files import FileTree
+from .files import FileTree, open_picture
 from .polygons import outlines, runs_of_polygon
 from .rle import paint_runs
 

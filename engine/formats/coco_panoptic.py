@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import UsageError
-from ..reading.pictures import open_picture
 from .base import FileSink, LabelClasses, LabeledImage, LabelReader, Writer
 from .coco import _annotation_entries, _image_entries, category_names, image_files, is_crowd
-from .files import FileTree, json_document, json_elements, json_members, load_json, read_bytes
+from .files import FileTree, json_document, json_elements, json_members, load_json, open_picture, read_bytes
 from .rle import encode_classes, paint_runs, runs_of_counts, string_to_counts
 
 FILE = "annotations/panoptic.json"

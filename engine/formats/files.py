@@ -1,7 +1,8 @@
-"""Files behind any fsspec URL, and indices into large JSON files that are never decoded as a whole."""
+"""Files behind any fsspec URL, pictures, and indices into large JSON files that are never decoded as a whole."""
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ...errors import UsageError
 from ...kernels.cpu.compiled import compiled
@@ -25,6 +27,13 @@ from ..reading.local import read_local
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
 _ALL = 1 << 62
+
+PICTURE_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG", "WEBP", "AVIF", "PPM", "JPEG2000")
+"""Formats that are read. Pillow knows others that run programs: Ghostscript for EPS."""
+MAX_PICTURE = 1 << 30
+"""Pixels of the largest picture that is read."""
+_MOST_INFLATED = 1100
+"""Bytes that one compressed byte of a PNG file can stand for, with a margin: deflate reaches 1,032."""
 
 
 class FileTree:
@@ -107,6 +116,37 @@ def read_bytes(location: str) -> bytes | mmap.mmap:
         return remote.read(location, current_access(), {}) if "://" in location else b""
     except Exception as error:
         raise UsageError(f"cannot read {location}: {remote.reason(error)}") from error
+
+
+def open_picture(data: bytes, where: str, *, header_only: bool = False) -> Any:
+    """Return the Pillow image of a file's bytes, decoded unless only its header is needed.
+
+    ``where`` names it in messages. Raises :class:`UsageError` for other formats, damage, more than :data:`MAX_PICTURE`,
+    or a header that promises more than the file can hold.
+    """
+    Image.init()
+    fault = f"cannot read the picture {where}:"
+    # not Image.open(): it warns, or refuses, by a limit that is global to the process
+    for name in filter(Image.OPEN.__contains__, PICTURE_FORMATS):
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(data[:16]) is True:
+            break
+    else:
+        raise UsageError(f"{fault} it is none of {', '.join(PICTURE_FORMATS)}; it starts with {data[:8]!r}")
+    try:
+        image = factory(io.BytesIO(data), "")
+        if image.width * image.height > MAX_PICTURE:
+            raise UsageError(f"{fault} it has {image.width}x{image.height} pixels, more than {MAX_PICTURE:,}")
+        if not header_only:
+            if name == "PNG" and image.width * image.height * (data[24] / 8) > _MOST_INFLATED * len(data):
+                raise UsageError(f"{fault} {len(data):,} bytes cannot hold {image.width}x{image.height} pixels")
+            image.load()
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:
+        # damaged files raise nearly every exception from inside Pillow's decoders
+        raise UsageError(f"{fault} it is cut short or damaged ({error})") from error
+    return image
 
 
 def json_members(raw: bytes | mmap.mmap, location: str) -> dict[str, tuple[int, int]]:

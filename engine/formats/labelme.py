@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..model.schema import decode_json
-from ..reading.pictures import open_picture
 from .base import (
     FileSink,
     LabeledImage,
@@ -29,7 +28,7 @@ from .base import (
     check_size,
     paint_shapes,
 )
-from .files import FileTree
+from .files import FileTree, open_picture
 from .polygons import outlines, runs_of_polygon
 from .rle import runs_of_mask
 from .yolo_seg import undrawn

@@ -23,9 +23,8 @@ from PIL import Image
 from ...errors import UsageError
 from ..model.files import parse_class_names
 from ..model.png import encode_png
-from ..reading.pictures import open_picture
 from .base import BACKGROUND, IGNORE, FileSink, LabeledImage, LabelReader, Writer, voc_palette
-from .files import FileTree
+from .files import FileTree, open_picture
 
 VOC_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

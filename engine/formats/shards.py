@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from ...checks import name_list
 from ...errors import UsageError
 from ..model.png import encode_png
-from ..reading.pictures import open_picture
 from .base import FileSink, LabeledImage, LabelReader, Writer
-from .files import FileTree, filesystem_of, is_folder
+from .files import FileTree, filesystem_of, is_folder, open_picture
 
 ANNOTATION_COLUMNS = (
     "label",

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
-from ..reading.pictures import open_picture
 from .base import FileSink, LabeledImage, LabelReader, Overlaps, Shape, ShapeClasses, ShapeOptions, Writer, paint_shapes
-from .files import FileTree
+from .files import FileTree, open_picture
 from .polygons import outlines, runs_of_polygon
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -18,8 +18,10 @@ def open_parquet(file: Any, columns: Iterable[str] = ()) -> Any:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(file)
-    names = [name for name in columns if not _is_large(table.metadata, name)]
-    return pq.ParquetFile(file, metadata=table.metadata, read_dictionary=names) if names else table
+    names = list(columns)
+    if not names or _is_large(table.metadata):
+        return table
+    return pq.ParquetFile(file, metadata=table.metadata, read_dictionary=names)
 
 
 def texts_of(values: Any) -> list[str | None]:
@@ -34,10 +36,7 @@ def texts_of(values: Any) -> list[str | None]:
     return values.to_pylist()
 
 
-def _is_large(metadata: Any, column: str) -> bool:
-    """Return True if a piece of a column is too large for a table of its values."""
-    return any(
-        chunk.path_in_schema == column and chunk.total_uncompressed_size >= _MOST_BYTES
-        for group in map(metadata.row_group, range(metadata.num_row_groups))
-        for chunk in map(group.column, range(group.num_columns))
-    )
+def _is_large(metadata: Any) -> bool:
+    """Return True if a row group is too large for a table of its values."""
+    # not the sizes of its columns: Arrow ends the process where their statistics are damaged
+    return any(metadata.row_group(group).total_byte_size >= _MOST_BYTES for group in range(metadata.num_row_groups))
