@@ -4,7 +4,7 @@ Samples of more than 8 bits keep the highest 8 bits of their type, or of a bit d
 camera that fills 12 of 16 bits. Formats that Pillow misreads are read differently: 16-bit colors by OpenCV, since
 Pillow keeps only their high bytes, and uncompressed or deflated TIFF with separate planes by this module.
 
-HEIC and JPEG XL are read if pillow-heif and pillow-jxl-plugin are installed (``pip install 'maskmill[heif]'``).
+HEIC and JPEG XL are read if pillow-heif and pillow-jxl-plugin are installed (extra ``heif``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from ...errors import ImageError
+from ...errors import ImageError, install_command
 from ..model.files import inflate
 from ..reading.tiff_bands import other_bands
 
@@ -117,7 +117,7 @@ def _no_format(data: bytes) -> ImageError:
             "not-an-image", f"no image format that is read ({', '.join(FORMATS)}) starts with {data[:8]!r}"
         )
     return ImageError(
-        "unsupported", f"{format} files need another package; install it with: pip install 'maskmill[heif]'"
+        "unsupported", f"{format} files need another package; install it with: {install_command('heif')}"
     )
 
 

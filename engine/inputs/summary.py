@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import install_command
 from .image_formats import OPTIONAL_ENDINGS
 
 NUM_EXAMPLES = 3
@@ -179,7 +180,7 @@ class SourceSummary:
 
 def _kind(kind: str) -> str:
     if kind in OPTIONAL_ENDINGS:
-        return f"{kind} ({OPTIONAL_ENDINGS[kind]}: pip install 'maskmill[heif]')"
+        return f"{kind} ({OPTIONAL_ENDINGS[kind]}: {install_command('heif')})"
     return kind
 
 

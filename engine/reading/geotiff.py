@@ -6,7 +6,7 @@ height and width in pixels. Only its part of the file is read::
     for window in windows_of("scene.tif", Windows(side=2048, overlap=256)):
         data = read_window("scene.tif", window, max_bytes=2**30)    # the window as the bytes of a .npy file
 
-Reading a file imports rasterio: ``pip install 'maskmill[geo]'``.
+Reading a file imports rasterio, which the extra ``geo`` installs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     image = decode_bands(Path("chip.npy").read_bytes(), bands, max_pixels=10**8)    # (H, W, 4) uint16
     picture = display_of(image, bands)                                              # (H, W, 3) uint8 RGB
 
-TIFF is read by rasterio (``pip install 'maskmill[geo]'``), NumPy's ``.npy`` and 8- and 16-bit photos without it.
+TIFF is read by rasterio (extra ``geo``), NumPy's ``.npy`` and 8- and 16-bit photos without it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import pytest
 
 from maskmill.engine.inputs import summary as summary_module
 from maskmill.engine.inputs.summary import SourceSummary
+from maskmill.errors import install_command
 
 
 def test_a_run_over_millions_of_dark_photos_keeps_few_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,7 @@ def test_everything_stands_in_one_line() -> None:
     summary.warner("/p/dim.tif")("too dark")
     assert summary.line() == (
         "1,200 images used; paired by suffix _mask (1,200); files skipped: 12 resource forks, "
-        "3 .heic (HEIC: pip install 'maskmill[heif]'); not readable: 2 truncated; "
+        f"3 .heic (HEIC: {install_command('heif')}); not readable: 2 truncated; "
         "photos that use less than 1/16 of their type's range and become nearly black: 1: p/dim.tif; "
         "state the bits that are used, as in --bit-depth 12; photos without a map: 4, e.g. a/1.jpg, a/2.jpg, a/3.jpg; "
         "maps without a photo: 1: 9.png; "

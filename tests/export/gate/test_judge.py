@@ -287,7 +287,7 @@ def test_nodes_that_lose_digits_are_found_by_bisection(tmp_path: Path) -> None:
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, photos: GateImages) -> None:
     bundle = color_bundle(tmp_path, through=[("Mul", 1e5), ("Mul", 1e-5)])
     before = {path: path.read_bytes() for path in bundle.path.iterdir()}
-    with pytest.raises(GateError, match="stays in fp32; fp16 is refused: .* the node Mul0 makes values"):
+    with pytest.raises(GateError, match="stays in fp32; fp16 is refused: .* the node Mul0 produces values"):
         convert(bundle, "fp16", photos)
     assert {path: path.read_bytes() for path in bundle.path.iterdir()} == before
 
