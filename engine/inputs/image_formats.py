@@ -116,9 +116,7 @@ def _no_format(data: bytes) -> ImageError:
         return ImageError(
             "not-an-image", f"no image format that is read ({', '.join(FORMATS)}) starts with {data[:8]!r}"
         )
-    return ImageError(
-        "unsupported", f"{format} files need another package; install it with: {install_command('heif')}"
-    )
+    return ImageError("unsupported", f"{format} files need another package; install it with: {install_command('heif')}")
 
 
 def orientation(image: Any) -> int:

@@ -339,7 +339,9 @@ def test_without_their_packages_they_are_counted_and_refused_by_name(
     for function in (optional_formats, readable_endings):
         function.cache_clear()
     try:
-        with pytest.raises(ImageError, match=rf"{name} files need another package; install it with: .*\[heif\]") as caught:
+        with pytest.raises(
+            ImageError, match=rf"{name} files need another package; install it with: .*\[heif\]"
+        ) as caught:
             decode_image(data)
         source = open_source(tmp_path)
         assert len(list(source)) == 1

@@ -42,7 +42,9 @@ def test_a_softmax_over_one_class_more_drops_the_last(tmp_path: Path) -> None:
 
 def test_an_unknown_layout_is_named_with_what_to_do(tmp_path: Path) -> None:
     onnx.save(detector_graph(BOXES, outputs="yolo"), tmp_path / "yolo.onnx")
-    with pytest.raises(UsageError, match=r"output0 \[None, 6, 43\], which is not a known layout of boxes for 7 classes"):
+    with pytest.raises(
+        UsageError, match=r"output0 \[None, 6, 43\], which is not a known layout of boxes for 7 classes"
+    ):
         detector_from_onnx(tmp_path / "yolo.onnx", tmp_path / "out", classes=list("abcdefg"))
     onnx.save(detector_graph(BOXES), tmp_path / "detr.onnx")
     with pytest.raises(BundleError, match=r"must lie in \[0, 1\]; state the layout"):
