@@ -1,7 +1,6 @@
 """Public functions that run a model or use its scores: class mapping, calibration, labeling.
 
-Paths may be strings or :class:`os.PathLike`; image sources may be folders, lists, globs, WebDataset tars or URLs. The
-functions are thin layers over the modules of this package; `maskmill` exports them.
+Paths may be strings or :class:`os.PathLike`; image sources may be folders, lists, globs, WebDataset tars or URLs.
 """
 
 from __future__ import annotations
@@ -122,8 +121,7 @@ def calibrate(
     rule
         Rule by which the prediction set decides the label; if None, ``agree``.
     control, delta
-        The error whose rate ``alpha`` bounds. With ``delta``, the false-label rate is bounded with probability 1 -
-        delta.
+        The error whose rate ``alpha`` bounds; with ``delta``, the false-label rate, with probability 1 - delta.
     ids
         Names of the images to use; all if None.
     min_images

@@ -29,9 +29,7 @@ def needs(**options: str) -> Callable[[Callable[..., None]], Callable[..., None]
     """Declare options of a command that apply only beside others, so that they are refused alone, never dropped.
 
     Each name is a parameter of the command, and its value the parameters of which one must be given, separated by
-    spaces::
-
-        @needs(overlap="tile", labels_format="labeled validation")
+    spaces: ``@needs(overlap="tile", labels_format="labeled validation")``.
     """
 
     def mark(command: Callable[..., None]) -> Callable[..., None]:
@@ -116,7 +114,7 @@ def name_of(parameter: Any) -> str:
 
 
 def is_given(ctx: Any, parameter: Any) -> bool:
-    """Tell if the command line gives an option or argument, rather than a default."""
+    """Return True if an option or argument is on the command line, False for a default."""
     source = ctx.get_parameter_source(parameter.name or "")
     return source is not None and source.name == "COMMANDLINE"
 

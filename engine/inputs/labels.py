@@ -216,7 +216,7 @@ def open_labels(
 ) -> LabelSource:
     """Open the labels of a data set: a folder, archive or URL of label maps, or another format's file or folder.
 
-    ``path`` is where they are; ``pairing`` is a pattern of :mod:`.pairing`; with ``as_stored``, label maps show photos
+    ``path`` is their location; ``pairing`` is a pattern of :mod:`.pairing`; with ``as_stored``, label maps show photos
     before their EXIF orientation is applied; ``format`` names the format, if it is not recognized or wrongly so.
 
     Raises :class:`UsageError` if there are no labels, or if their format cannot be read.

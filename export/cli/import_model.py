@@ -256,8 +256,7 @@ def import_model(
             )
     spec = bundle.input
     say(
-        f"{bundle.location}: {_meaning(bundle)}, "
-        f"input {spec.height}x{spec.width} {spec.layout} {_channels(spec)}, "
+        f"{bundle.location}: {_meaning(bundle)}, input {spec.height}x{spec.width} {spec.layout} {_channels(spec)}, "
         f"{spec.resize} {spec.resize_filter}{' antialiased' if spec.antialias else ''}, "
         f"x = ({'sample' if spec.bands else 'pixel'} * {spec.scale:g} - {_tuple(spec.mean)}) / {_tuple(spec.std)}"
     )

@@ -98,8 +98,8 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
     family = family or family_of(checkpoint)
     check_choice("family", family, FAMILIES)
     module, architecture = FAMILIES[family]
-    if choices.instances and module not in (queries, "concepts"):
-        with_objects = [name for name, (where, _) in FAMILIES.items() if where in (queries, "concepts")]
+    if choices.instances and module not in _WITH_OBJECTS:
+        with_objects = [name for name, (where, _) in FAMILIES.items() if where in _WITH_OBJECTS]
         raise UsageError(
             f"{family} gives no single objects; leave --instances out, or export one of {', '.join(with_objects)}"
         )

@@ -44,7 +44,7 @@ def test_every_step_runs_and_is_written_at_once(script: Any, tmp_path: Path, cap
     assert steps["label"]["images"] == 6
     text = (tmp_path / "out" / "summary.md").read_text()
     assert "its times mean nothing" in text
-    assert "| `class_stats` | 150 classes from 128² to 512² |" in text
+    assert "| `class_stats` | 150 classes, 128² to 512² |" in text
     assert "sanitize: skipped: compute-sanitizer" in capsys.readouterr().out
 
 

@@ -59,9 +59,10 @@ def run(bundle: Bundle, photos: Path, **options: Any) -> Calibration:
     predictor = SemanticPredictor(bundle, OnnxSession(bundle))
     taxonomy = options.pop("taxonomy", Taxonomy.of_model(bundle))
     source = open_source(options.pop("images", photos / "images"))
-    return calibrate(
-        predictor, source, LabelFolder(photos / "labels"), taxonomy, **{"alpha": "0.1", "min_images": 5, **options}
-    )
+    group = options.get("group", "class" if options.get("unit", "pixel") == "pixel" else "pooled")
+    of_classes = group not in ("pooled", "position") and options.get("control", "miscoverage") == "miscoverage"
+    defaults = {"alpha": "0.1", "min_images": 5 if of_classes else None}
+    return calibrate(predictor, source, LabelFolder(photos / "labels"), taxonomy, **{**defaults, **options})
 
 
 def softmax_scores(photos: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +248,7 @@ def test_thresholds_at_another_alpha_follow_from_the_file_alone(
     odds, exact_odds = (values / (1 - values) for values in (at.thresholds, exact.thresholds))
     assert (odds >= exact_odds * (1 - 1e-5)).all()
     assert (odds <= exact_odds * 1.07).all()
-    with pytest.raises(UsageError, match="without the images"):
+    with pytest.raises(UsageError, match="need the images"):
         run(bundle, photos, group="position", grid=(4, 4)).at("0.2")
 
 

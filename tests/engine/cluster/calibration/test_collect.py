@@ -62,7 +62,7 @@ def open_model(bundle: Bundle, batch: int = 1) -> tuple[Any, Taxonomy]:
 def fit_of(bundle: Bundle, photos: Path, *, batch: int = 1, **options: Any) -> Any:
     predictor, classes = open_model(bundle, batch)
     source, labels = open_source(photos / "images"), LabelFolder(photos / "labels")
-    return partial(calibrate, predictor, source, labels, classes, **{"alpha": "0.2", "min_images": 4, **options})
+    return partial(calibrate, predictor, source, labels, classes, **{"alpha": "0.2", **options})
 
 
 def pair(photos: Path, classes: Taxonomy) -> Any:
