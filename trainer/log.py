@@ -11,12 +11,17 @@ dropped.
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingPackageError
+from ..engine.model.files import read_text
+from ..errors import MissingPackageError, TrainingError
 
+_NAME = re.compile(r"[a-zA-Z][\w ./:()-]*")
+"""Column; a spreadsheet would run one that begins with another sign, such as =."""
 LOG_FILE, EVENTS = "log.csv", "tensorboard"
 
 
@@ -66,9 +71,24 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of the log of a run, as text; an empty list if it has no log yet."""
+    """Read the rows of the log of a run, as text; an empty list if it has no log yet.
+
+    Raises :class:`TrainingError` for a file that :class:`RunLog` does not write, with other names than words or cells
+    that are no numbers.
+    """
     path = folder / LOG_FILE
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    text = read_text(path, "the log", error=TrainingError)
+    text = text[: text.rfind("\n") + 1]  # a run that was killed may have left a part of a row
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        for row in rows:
+            if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in row):
+                raise ValueError("a column has no name, or another than a word")
+            int(row["step"])
+            for cell in filter(None, row.values()):
+                float(cell)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise TrainingError(f"{path} is damaged ({error}); delete it, and run the same command again") from error
+    return rows

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...checks import name_list
 from ...errors import UsageError
 from ..model.png import encode_png
+from ..reading.parquet import open_parquet, texts_of
 from .base import FileSink, LabeledImage, LabelReader, Writer
 from .files import FileTree, filesystem_of, is_folder, open_picture
 
@@ -152,21 +154,23 @@ class HuggingFaceReader(LabelReader):
         if not files:
             raise UsageError(f"{location} holds no Parquet file; save a Hugging Face dataset with to_parquet")
         self._rows: dict[str, tuple[str, int, int]] = {}
-        self._held: tuple[tuple[str, int], list[Any]] | None = None
+        self._held: tuple[tuple[str, int], Any] | None = None
         classes: list[str] | None = None
         for file in files:
             with self._open(file) as parquet:
                 self._column, names = _columns(parquet.schema_arrow, file)
+                is_image = pa.types.is_struct(parquet.schema_arrow.field(self._column).type)
+                self._label_column = f"{self._column}.bytes" if is_image else self._column
                 metadata = parquet.schema_arrow.metadata or {}
                 if _CLASSES in metadata:
                     classes = json.loads(metadata[_CLASSES])
                 # of a column of images only the paths are read
                 column = f"{names}.path" if pa.types.is_struct(parquet.schema_arrow.field(names).type) else names
                 for group in range(parquet.num_row_groups):
-                    rows = parquet.read_row_group(group, columns=[column])
-                    # a column of a struct keeps its field
-                    for number, value in enumerate(rows.column(0).to_pylist()):
-                        name = value["path"] if isinstance(value, dict) else str(value)
+                    values = self._read(file, group, column)
+                    is_text = pa.types.is_string(values.type) or pa.types.is_dictionary(values.type)
+                    for number, value in enumerate(texts_of(values) if is_text else values.to_pylist()):
+                        name = value if value is None else str(value)
                         if not name or name in self._rows:
                             raise UsageError(
                                 f"{file}, row {self._start(file, group) + number}: the image's name {name!r} is "
@@ -177,14 +181,23 @@ class HuggingFaceReader(LabelReader):
         self.class_names: Mapping[int, str] = dict(enumerate(classes or ()))
         self.notes: tuple[str, ...] = (f"label maps come from the column {self._column}",)
 
-    def _open(self, file: str) -> pq.ParquetFile:
+    def _open(self, file: str, columns: Sequence[str] = ()) -> pq.ParquetFile:
         try:
             if self._tree is None:
                 filesystem, path = filesystem_of(file)
-                return pq.ParquetFile(filesystem.open(path, "rb"))
-            return pq.ParquetFile(self._tree.open(file))
+                return open_parquet(filesystem.open(path, "rb"), columns)
+            return open_parquet(self._tree.open(file), columns)
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"cannot read {file}: {error}") from error
+
+    def _read(self, file: str, group: int, column: str) -> Any:
+        """Read a column of a row group, an Arrow array; ``column`` may be a path into a struct."""
+        with self._open(file, [column]) as parquet:
+            try:
+                values = parquet.read_row_group(group, columns=[column]).column(0).combine_chunks()
+            except (pa.ArrowException, OSError) as error:
+                raise UsageError(f"{file}: the row group {group} is damaged: {error}; write the file again") from error
+        return pc.struct_field(values, column.rpartition(".")[2]) if pa.types.is_struct(values.type) else values
 
     def _start(self, file: str, group: int) -> int:
         """Return the number of the first row of a row group."""
@@ -196,11 +209,8 @@ class HuggingFaceReader(LabelReader):
         file, group, number = self._rows[name]
         with self._lock:
             if self._held is None or self._held[0] != (file, group):
-                with self._open(file) as parquet:
-                    rows = parquet.read_row_group(group, columns=[self._column]).column(0).to_pylist()
-                self._held = (file, group), rows
-            value = self._held[1][number]
-        data = value["bytes"] if isinstance(value, dict) else value
+                self._held = (file, group), self._read(file, group, self._label_column)
+            data = self._held[1][number].as_py()
         if data is None:
             raise UsageError(f"{file}: the label map of {name} is not embedded; save the dataset with its images")
         where = f"{file}, row {self._start(file, group) + number}: the label map of {name} in column {self._column}"

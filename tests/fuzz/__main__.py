@@ -9,8 +9,8 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.fuzz.more_targets import ALL as TARGETS
 from tests.fuzz.runner import Report, only_files_of, run_input
-from tests.fuzz.targets import TARGETS
 
 
 def main() -> int:

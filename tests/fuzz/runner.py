@@ -46,6 +46,8 @@ class Report:
     refused: Counter[str] = field(default_factory=Counter)
     changed: Counter[Any] = field(default_factory=Counter)
     slowest: float = 0.0
+    longest: float = 0.0
+    """Longest time on the wall, of which other work on the machine is a part."""
     largest: int = 0
     """Most bytes of memory that one input took."""
 
@@ -56,24 +58,41 @@ class Report:
         return (
             f"{name}: {self.inputs} inputs, {self.accepted / self.inputs:.1%} read, refused as {kinds}; "
             f"{len(self.changed)} fields changed, {'.'.join(map(str, field))} least often ({fewest} times); "
-            f"slowest {self.slowest:.2f} s, most memory {self.largest >> 20} MB"
+            f"slowest {self.slowest:.2f} s ({self.longest:.2f} s on the wall), most memory {self.largest >> 20} MB"
         )
 
 
+_PEAK = "/proc/self/clear_refs"
+"""File that starts a new peak of memory."""
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _allowed: list[str] = []
 _touched: list[str] = []
 
 
+_OUTSIDE = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+"""Events that no input may cause: connections and other programs."""
+_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+"""Events with paths that an input may change in its own folder only."""
+
+
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _allowed and isinstance(arguments[0], str):
-        path = os.path.abspath(arguments[0])
-        writes = isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
-        if (
-            not path.startswith(_allowed[0])
-            and (writes or not path.startswith(_SYSTEM))
-            and not path.endswith((".py", ".pyc"))
-        ):
+    if not _allowed:
+        return
+    if event in _OUTSIDE:
+        _touched.append(f"{event} {arguments!r:.200}")
+    elif event == "open" and isinstance(arguments[0], str | bytes):
+        mode, flags = arguments[1:3]
+        writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool(flags & _WRITING)
+        path = os.path.abspath(os.fsdecode(arguments[0]))
+        if not _is_inside(path) and (writes or not path.startswith(_SYSTEM)) and not path.endswith((".py", ".pyc")):
             _touched.append(path)
+    elif event in _CHANGES:
+        paths = [os.path.abspath(os.fsdecode(value)) for value in arguments if isinstance(value, str | bytes)]
+        _touched.extend(f"{event} {path}" for path in paths if not _is_inside(path))
+
+
+def _is_inside(path: str) -> bool:
+    return path in (_allowed[0], _PEAK) or path.startswith(f"{_allowed[0]}/")
 
 
 sys.addaudithook(_watch)
@@ -81,7 +100,10 @@ sys.addaudithook(_watch)
 
 @contextmanager
 def only_files_of(folder: Path) -> Iterator[None]:
-    """Raise AssertionError if a file outside ``folder`` is opened, other than those of Python and the system."""
+    """Raise AssertionError for what leaves ``folder``: files but those of Python and the system, connections, programs.
+
+    What Python's own functions do is seen, and not what C libraries do.
+    """
     _touched.clear()
     _allowed.append(str(folder.resolve()))
     try:
@@ -103,7 +125,7 @@ def run_input(target: Target, seed: int, report: Report) -> None:
     report.inputs += 1
     report.changed[place] += 1
     # processor time, so that other work on the machine does not count
-    started, before = time.process_time(), _start_of_peak()
+    started, entered, before = time.process_time(), time.monotonic(), _start_of_peak()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -115,6 +137,7 @@ def run_input(target: Target, seed: int, report: Report) -> None:
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}") from error
     seconds = time.process_time() - started
     report.slowest = max(report.slowest, seconds)
+    report.longest = max(report.longest, time.monotonic() - entered)
     assert seconds < MAX_SECONDS, f"seed {seed} took {seconds:.1f} s"
     taken = _peak() - before
     report.largest = max(report.largest, taken)
@@ -124,7 +147,7 @@ def run_input(target: Target, seed: int, report: Report) -> None:
 def _start_of_peak() -> int:
     """Return the bytes that the process has now, and start a new peak if Linux allows it."""
     with suppress(OSError):
-        file = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        file = os.open(_PEAK, os.O_WRONLY)
         try:
             os.write(file, b"5")
         finally:

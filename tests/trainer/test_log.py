@@ -8,6 +8,7 @@ pytest.importorskip("tensorboard")
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
+from maskmill.errors import TrainingError  # noqa: E402
 from maskmill.trainer.log import EVENTS, RunLog, read_log  # noqa: E402
 
 
@@ -42,3 +43,26 @@ def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_log_has_no_rows(tmp_path: Path) -> None:
     assert read_log(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step,lr\nx,1\n",
+        "lr\n1\n",
+        "step,=1+1\n1,2\n",
+        "step,lr\n1,=1+1\n",
+        "step,lr\n1,2,3\n",
+        "step\n1\0\n",
+        "step,\n1,2\n",
+    ],
+)
+def test_a_damaged_log_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(TrainingError, match="damaged"):
+        read_log(tmp_path)
+
+
+def test_a_part_of_a_row_that_a_killed_run_left_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,lr\n1,0.5\n2,0.2")
+    assert [row["step"] for row in read_log(tmp_path)] == ["1"]
