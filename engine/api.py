@@ -281,10 +281,8 @@ def label(
         ``warn`` reports it at the end.
     instances, min_score
         Also store single objects, from a model that finds them, and the lowest score of an object in [0, 1].
-    limit
-        Stop after this many inputs.
-    retry_rejects
-        Try again the inputs that an earlier run rejected.
+    limit, retry_rejects
+        Stop after this many inputs; try again the inputs that an earlier run rejected.
     provider
         Runtime, or ``auto`` for the one that ``maskmill tune`` chose for this machine.
     tile, overlap

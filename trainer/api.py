@@ -238,7 +238,7 @@ def train(
     Returns the progress of the run at its end. Raises :class:`UsageError` for settings that do not fit,
     :class:`TrainingError`.
     """
-    from .data.corpus import classes_taxonomy, open_corpus
+    from .data.corpus import classes_taxonomy, open_corpus, refuse_unused
     from .recipes import RECIPES, with_settings
     from .train import train as train_run
     from .training_display import observing
@@ -248,6 +248,7 @@ def train(
         raise UsageError("background needs classes: a file, or their names")
     texts = [f"{name}={value}" for name, value in (settings or {}).items()]
     settled_recipe = with_settings(RECIPES[recipe](), texts, allow_code=allow_code)
+    refuse_unused(settled_recipe, unlabeled=unlabeled)
     corpus = open_corpus(
         stores=[stores] if isinstance(stores, str | os.PathLike) else stores,
         labeled=labeled,

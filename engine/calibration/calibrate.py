@@ -152,14 +152,6 @@ def calibrate(
         check_choice(name, value, kind)
     if min_images is not None:
         check_count("min_images", min_images, least=1)
-    if control != "miscoverage" and on_small_n != "refuse":
-        raise UsageError(f"--on-small-n applies to --control miscoverage, not to {control}; leave it out")
-    shares_by_class = control == "miscoverage" and group not in ("pooled", "position")
-    if not shares_by_class and (min_images is not None or fallback != "foreground"):
-        raise UsageError(
-            "--min-images and --fallback apply to thresholds of classes: leave them out, or choose --group class, "
-            "cluster or shrunk with --control miscoverage"
-        )
     for side in grid:
         check_count("grid", side, least=1)
     position = group == "position"

@@ -177,10 +177,8 @@ def import_model(
         _refuse_for_scores(context)
         from ...engine.predictors.score_files import write_score_bundle
 
-        if classes is None:
-            raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
         bundle = write_score_bundle(
-            output, scores=model, classes=read_ordered_class_names(classes), background=background,
+            output, scores=model, classes=_class_names(classes), background=background,
             activation=activation or "none", license=license,
         )  # fmt: skip
         say(f"{bundle.location}: scores of {len(bundle.classes)} classes from the files in {model}")
@@ -213,8 +211,7 @@ def import_model(
     elif sample_type != "uint8" or display_bands is not None:
         raise UsageError("--sample-type and --display-bands apply to --bands; give it as well")
     photo = None if preview is None else read_photo(preview, settings.get("bands"))
-    common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else steps.size}
-    common["license"] = license
+    common: dict[str, Any] = {"layout": layout, "size": parse_size(size) if size else steps.size, "license": license}
     if box_layout is not None and task != "detector":
         raise UsageError("--box-layout applies to --task detector; leave it out, or add --task detector")
     if (task == "promptable") != (decoder is not None):
@@ -225,10 +222,8 @@ def import_model(
         _refuse_unless_semantic({"--classes": classes, "--background": background, "--activation": activation}, task)
         bundle = promptable_from_onnx(model, decoder, output, **common, **settings)
     else:
-        if classes is None:
-            raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
         common |= {
-            "classes": read_ordered_class_names(classes),
+            "classes": _class_names(classes),
             "background": background,
             "activation": activation or "softmax",
         }
@@ -322,15 +317,19 @@ def _refuse_unless_semantic(options: dict[str, Any], task: ImportTask) -> None:
             raise UsageError(f"{name} does not apply to --task {task}; leave it out")
 
 
+def _class_names(file: Path | None) -> list[str]:
+    if file is None:
+        raise UsageError("class names are needed: --classes FILE, one per line in the order of the class axis")
+    return read_ordered_class_names(file)
+
+
 def _refuse_for_scores(context: typer.Context) -> None:
     """Raise :class:`UsageError` for an option that does not describe a folder of scores."""
     names = options_of_call(context)
-    described = {"model", "output", "classes", "background", "activation", "license"}
-    if others := names.keys() - described - {field.name for field in fields(UrlGroup)}:
-        raise UsageError(
-            f"{', '.join(sorted(names[name] for name in others))} describes a graph, and a folder of scores has none; "
-            "leave it out"
-        )
+    of_scores = {"model", "output", "classes", "background", "activation", "license"}
+    others = sorted(names[name] for name in names.keys() - of_scores - {field.name for field in fields(UrlGroup)})
+    if others:
+        raise UsageError(f"{', '.join(others)} describes a graph, and a folder of scores has none; leave it out")
 
 
 def _number(text: str, option: str) -> float:

@@ -27,6 +27,7 @@ from .options import AllowCodeOption, DeviceOption
     labels_as_stored="labeled validation",
     taxonomy="labeled validation",
     background="classes",
+    image_labels="segments",
 )
 def train_student(
     output: Annotated[
@@ -129,13 +130,14 @@ def train_student(
     """
     from ...engine.inputs.names import read_ids
     from ...engine.model.files import read_ordered_class_names
-    from ..data.corpus import classes_taxonomy, open_corpus
+    from ..data.corpus import classes_taxonomy, open_corpus, refuse_unused
     from ..data.parts import Reading
     from ..recipes import RECIPES, with_settings
     from ..train import train
     from ..training_display import observing, print_plan, print_sources, print_summary
 
     settled_recipe = with_settings(RECIPES[recipe](), settings or (), allow_code=allow_code)
+    refuse_unused(settled_recipe, unlabeled=unlabeled, segments=segments)
     names = None if classes is None else read_ordered_class_names(classes)
     corpus = open_corpus(
         stores=stores or (),

@@ -201,8 +201,6 @@ def open_corpus(
     true = None
     if labeled is not None:
         true = LabeledImages.open(labeled, classes, ids=ids, skip=skip, reading=reading, **raster)
-    if image_labels is not None and segments is None:
-        raise UsageError("--image-labels are those of --segments, for --recipe s2c; add it, or leave them out")
     if labeled_share is not None:
         if labeled is None or true is None:
             raise UsageError("--labeled-share needs --labeled DIR")
@@ -246,17 +244,20 @@ def open_corpus(
     )
 
 
-def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
-    """Return the augmented samples of a recipe from the images of a corpus.
-
-    Raises :class:`UsageError` if the recipe has no use for some of them.
-    """
+def refuse_unused(recipe: Recipe, *, unlabeled: Location | None = None, segments: Location | None = None) -> None:
+    """Raise :class:`UsageError` for images or segments that a recipe would not train on."""
     streams = {stream for phase in phases(recipe) for stream in phase.draws}
-    if corpus.plain is not None and streams.isdisjoint({"unlabeled", "partners"}):
+    if unlabeled is not None and streams.isdisjoint({"unlabeled", "partners"}):
         raise UsageError(
-            "this recipe trains on labels only: leave --unlabeled out, or choose a semi-supervised --recipe, such as "
-            "csl, or label the images first"
+            "this recipe trains on labels only: leave --unlabeled out, choose a semi-supervised --recipe, such as csl, "
+            "or label the images first"
         )
+    if segments is not None and not isinstance(recipe.method, S2c):
+        raise UsageError("--segments applies to --recipe s2c only; leave it out, or choose that recipe")
+
+
+def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
+    """Return the augmented samples of a recipe from the images of a corpus."""
     return TrainingImages(
         corpus.streams(recipe),
         crop=recipe.crop,
@@ -275,8 +276,6 @@ def training_images(recipe: Recipe, corpus: Corpus) -> TrainingImages:
 
 def _weak_labels(corpus: Corpus, recipe: Recipe) -> WeakLabels | None:
     if not isinstance(recipe.method, S2c):
-        if corpus.weak is not None:
-            raise UsageError("--segments applies to --recipe s2c only; leave it out, or choose that recipe")
         return None
     if corpus.weak is None:
         raise UsageError("this recipe needs segment maps; add --segments STORE or --segments DIR")

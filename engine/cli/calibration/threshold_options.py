@@ -112,6 +112,14 @@ class ThresholdGroup(OptionGroup):
         """Raise :class:`UsageError` for options that exclude each other."""
         if self.group != "position" and (self.grid is not None or self.clusters is not None):
             raise UsageError("--grid and --clusters apply to --group position only; leave them out")
+        if self.control != "miscoverage" and self.on_small_n != "refuse":
+            raise UsageError(f"--on-small-n applies to --control miscoverage, not to {self.control}; leave it out")
+        pools = self.group in ("pooled", "position") or (self.group is None and self.unit == "image")
+        if (pools or self.control != "miscoverage") and (self.min_images is not None or self.fallback != "foreground"):
+            raise UsageError(
+                "--min-images and --fallback apply to thresholds of classes: leave them out, or choose --group class, "
+                "cluster or shrunk with --control miscoverage"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from maskmill.errors import UsageError
 from .test_storage_options import fault
 
 REVIEWED = ("calibrate", "bundle", "--alpha", "0.1", "--reviewed", "store", "-o", "new.json")
+FIT = ("calibrate", "bundle", "--alpha", "0.1", "--images", "photos", "--labels", "labels", "-o", "new.json")
 EXPORT = ("export", "model", "-o", "new")
 CONVERT = ("convert", "bundle", "--images", "photos")
 
@@ -32,6 +33,9 @@ CONVERT = ("convert", "bundle", "--images", "photos")
         ((*REVIEWED, "--pairing", "*=*_gt"), "--pairing"),
         ((*REVIEWED, "--image-ending", "jpg"), "--image-ending"),
         ((*REVIEWED, "--windows", "512"), "--windows"),
+        ((*FIT, "--group", "pooled", "--min-images", "3"), "--min-images"),
+        ((*FIT, "--unit", "image", "--fallback", "pooled"), "--fallback"),
+        ((*FIT, "--control", "miss-rate", "--on-small-n", "max"), "--on-small-n"),
         (("import-labels", "store", "reviewed", "--ids", "names.txt"), "--ids"),
         (("import-labels", "store", "--withdraw", "--note", "wrong"), "--note"),
         (("import-labels", "store", "--withdraw", "--format", "coco"), "--format"),
@@ -42,6 +46,9 @@ CONVERT = ("convert", "bundle", "--images", "photos")
         (("train", "store", "-o", "new", "--labels-format", "coco"), "--labels-format"),
         (("train", "store", "-o", "new", "--taxonomy", "map.toml"), "--taxonomy"),
         (("train", "store", "-o", "new", "--background", "sky"), "--background"),
+        (("train", "store", "-o", "new", "--unlabeled", "photos"), "--unlabeled"),
+        (("train", "store", "-o", "new", "--segments", "segments"), "--segments"),
+        (("train", "store", "-o", "new", "--image-labels", "classes.csv"), "--image-labels"),
         (("bench", "bundle", "--num-images", "3"), "--num-images"),
         (("build", "bundle", "--bit-depth", "12"), "--bit-depth"),
         ((*EXPORT, "--image-ending", "jpg"), "--image-ending"),

@@ -95,14 +95,14 @@ def pins(store: Path) -> dict[str, int]:
 
 def test_a_run_that_cannot_start_leaves_no_pin_in_the_store(tmp_path: Path, photos: Path) -> None:
     store = make_store(tmp_path / "store", photos, range(6)).path
-    train = ("train", store, "--recipe", "weighted", "--device", "cpu", "--workers", 0, "-o", tmp_path / "run", *TINY)
+    train = ("train", store, "--device", "cpu", "--workers", 0, "-o", tmp_path / "run", *TINY)
     for wrong, message in (
-        ("--set=model=big", "big"),
-        (f"--unlabeled={tmp_path / 'nowhere'}", "nowhere"),
-        (f"--segments={tmp_path / 'nowhere'}", "nowhere"),
+        (["--set=model=big"], "big"),
+        (["--recipe=csl", "--set=labeled=2", f"--unlabeled={tmp_path / 'nowhere'}"], "nowhere"),
+        (["--recipe=s2c", f"--segments={tmp_path / 'nowhere'}"], "nowhere"),
     ):
         with pytest.raises(MaskmillError, match=message):
-            call(*train, wrong)
+            call(*train, *wrong)
         assert pins(store) == {}
     call(*train)
     with pytest.raises(UsageError, match="holds another run"):
