@@ -15,9 +15,14 @@ optional package::
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# both send usage data unless told otherwise, ONNX Runtime (1.31) as soon as it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 if TYPE_CHECKING:
     from .engine.api import calibrate, choose, draft_taxonomy, label, reselect

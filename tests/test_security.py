@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,14 @@ def test_text_reaches_the_terminal_by_the_printer_that_escapes_names(path: Path)
         name = ast.unparse(call.func)
         is_json = bool(call.args) and ast.unparse(call.args[0]).startswith("json.dumps(")
         assert name not in PRINTERS - allowed or is_json, f"line {call.lineno}: print with engine.report.terminal.say"
+
+
+@pytest.mark.parametrize(("name", "value"), [("ORT_DISABLE_TELEMETRY", "1"), ("RAY_USAGE_STATS_ENABLED", "0")])
+def test_packages_that_send_usage_data_are_told_not_to(name: str, value: str) -> None:
+    code = f"import maskmill, os; print(os.environ[{name!r}])"
+    for before, after in ((None, value), ("chosen", "chosen")):
+        environment = {key: text for key, text in os.environ.items() if key != name} | (
+            {name: before} if before else {}
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert result.stdout.strip() == after
