@@ -54,7 +54,7 @@ __all__ = [
 class MaskmillError(Exception):
     """Base of every error that maskmill raises for a reason a user can act on."""
 
-    exit_code = 1
+    exit_code: int = 1
 
     def of_the_call(self) -> Self:
         """Mark the error as one of the call, as for a file that does not exist: the command line exits with 2."""

@@ -31,7 +31,7 @@ class BinnedScores:
     """
 
     def __init__(self, counts: ScoreCounts, num_targets: int) -> None:
-        self.counts = counts.by_scene()
+        self.counts: ScoreCounts = counts.by_scene()
         self.num_targets = num_targets
 
     @cached_property

@@ -54,7 +54,7 @@ class LabeledSource:
         self.labels = labels
         self.summary = summary
         """Counts; those of pixels grow as maps are read."""
-        self.items = [items[uri] for uri in entries if uri in items]
+        self.items: list[Item] = [items[uri] for uri in entries if uri in items]
         """The images, in their source's order; empty if only uris were paired."""
         self.uris: list[str] = list(entries)
         """Names of the images, in order."""

@@ -90,7 +90,7 @@ class Source:
     ) -> None:
         self.spec = spec
         self.windows: Windows | None = windows
-        self.access = access or current_access()
+        self.access: Access = access or current_access()
         """Limits of reading from URLs."""
         self._cancelled = threading.Event()
         self._ahead = ReadAhead()

@@ -68,7 +68,7 @@ class ScoreMap:
         truth: Any = None,
         outputs: Sequence[str] = ("label", "confidence"),
         dispersion: Dispersion = "official",
-    ) -> ClassStats:
+    ) -> ClassStats[Any]:
         """Decode the scores to pixels of target classes in one pass; the arrays stay on ``backend``.
 
         Call it inside ``backend.queue()``; :func:`maskmill.kernels.class_stats` describes the outputs.

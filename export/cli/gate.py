@@ -148,7 +148,7 @@ class SampleGroup(ImageGroup):
 class ToleranceGroup(OptionGroup):
     """How far masks may differ from the original's; None: the default of :class:`Tolerances`."""
 
-    panel: ClassVar = "Tolerances"
+    panel: ClassVar[str] = "Tolerances"
     mean_iou: MeanIouOption = None
     worst_iou: WorstIouOption = None
     agreement: AgreementOption = None

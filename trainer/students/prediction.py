@@ -109,7 +109,7 @@ def predict_scores(
     return SemanticPredictor(_bundle(run, height, width), session, tile=tile, overlap=overlap).predict(image)
 
 
-def decode_scores(scores: ScoreMap, outputs: tuple[str, ...]) -> ClassStats:
+def decode_scores(scores: ScoreMap, outputs: tuple[str, ...]) -> ClassStats[Any]:
     """Compute statistics of the scores of a student for each pixel of the image."""
     return kernels.class_stats(
         scores.scores, scores.size, layout=scores.layout, activation=scores.activation, region=scores.region,

@@ -18,7 +18,7 @@ from ..options.groups import OptionGroup
 class ThresholdGroup(OptionGroup):
     """Thresholds to compute, and their guarantee."""
 
-    panel: ClassVar = "Thresholds"
+    panel: ClassVar[str] = "Thresholds"
     group: Annotated[
         Group | None,
         typer.Option(

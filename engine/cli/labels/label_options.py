@@ -115,7 +115,7 @@ RequiredSam = Annotated[
 class SelectionGroup(OptionGroup):
     """Selection of the pixels that get a label, and their weights."""
 
-    panel: ClassVar = "Selection"
+    panel: ClassVar[str] = "Selection"
     select: SelectOption = "argmax"
     calibration: CalibrationOption = None
     threshold: ThresholdOption = None

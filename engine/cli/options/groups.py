@@ -4,7 +4,7 @@ Usage::
 
     @dataclass(frozen=True, kw_only=True)
     class WindowGroup(OptionGroup):
-        panel: ClassVar = "Images"
+        panel: ClassVar[str] = "Images"
         windows: WindowsOption = None
         window_overlap: WindowOverlapOption = 0
 

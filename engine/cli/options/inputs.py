@@ -53,7 +53,7 @@ WindowOverlapOption = Annotated[
 class ImageGroup(OptionGroup):
     """Files of a source that are images, and their decoding."""
 
-    panel: ClassVar = "Images"
+    panel: ClassVar[str] = "Images"
     image_ending: EndingOption = None
     bit_depth: BitDepthOption = None
 
@@ -62,7 +62,7 @@ class ImageGroup(OptionGroup):
 class WindowGroup(OptionGroup):
     """Windows of large rasters."""
 
-    panel: ClassVar = "Images"
+    panel: ClassVar[str] = "Images"
     windows: WindowsOption = None
     window_overlap: WindowOverlapOption = 0
 

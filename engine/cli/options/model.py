@@ -83,7 +83,7 @@ TextOption = Annotated[
 class RuntimeGroup(OptionGroup):
     """Runtime and precision of models."""
 
-    panel: ClassVar = "Model"
+    panel: ClassVar[str] = "Model"
     provider: ProviderOption = "cpu"
     precision: PrecisionOption = None
     allow_unverified: UnverifiedOption = False
@@ -115,7 +115,7 @@ class PromptedModelGroup(RuntimeGroup):
 class ModelGroup(OptionGroup):
     """Runtime and precision of a model of class scores, and how images reach it."""
 
-    panel: ClassVar = "Model"
+    panel: ClassVar[str] = "Model"
     text: TextOption = None
     provider: ProviderOrAutoOption = "cpu"
     precision: PrecisionOption = None

@@ -91,7 +91,7 @@ PromptSettings = Annotated[
 class PromptFileGroup(OptionGroup):
     """Sources of prompts that name their classes."""
 
-    panel: ClassVar = "Prompts"
+    panel: ClassVar[str] = "Prompts"
     detector: DetectorOption = None
     boxes: BoxesOption = None
     points: PointsOption = None

@@ -83,7 +83,7 @@ LogOption = Annotated[
 class RunnerGroup(OptionGroup):
     """Processes and machines that a command runs on."""
 
-    panel: ClassVar = "Where to run"
+    panel: ClassVar[str] = "Where to run"
     runner: RunnerOption = "local"
     workers: RunWorkersOption = None
     address: AddressOption = None

@@ -64,7 +64,7 @@ AsStoredOption = Annotated[
 class LabelGroup(OptionGroup):
     """How true labels are read and paired with their images."""
 
-    panel: ClassVar = "True labels"
+    panel: ClassVar[str] = "True labels"
     labels_format: FormatOption = None
     pairing: PairingOption = None
     labels_as_stored: AsStoredOption = False

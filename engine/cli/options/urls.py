@@ -58,7 +58,7 @@ SchemesOption = Annotated[
 class StorageGroup(OptionGroup):
     """Storage of URLs."""
 
-    panel: ClassVar = "URLs"
+    panel: ClassVar[str] = "URLs"
     storage_option: StorageOption = None
 
 
