@@ -96,7 +96,11 @@ def _exit(code: Any) -> NoReturn:
     number = code if isinstance(code, int) else int(code is not None)
     with suppress(ValueError):  # not on the main thread
         signal.signal(signal.SIGINT, lambda *_: os._exit(number))
-    if any(thread.name.startswith("maskmill") for thread in threading.enumerate()):
+    # fsspec closes its connections on exit, each within seconds if the server does not answer
+    waiting = ("maskmill", "fsspecIO") if number == 130 else ("maskmill",)
+    if any(thread.name.startswith(waiting) for thread in threading.enumerate()):
+        if (storage := sys.modules.get("maskmill.engine.model.storage")) is not None:
+            storage.remove_copies()
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

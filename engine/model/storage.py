@@ -50,6 +50,7 @@ MAX_FILE = 1 << 30
 """Largest file that a :class:`Folder` reads, in bytes."""
 _TOO_MUCH = f"more than {MAX_COPIED_FILES:,} files or {MAX_COPIED >> 30} GiB"
 
+_COPIES: list[Path] = []  # their folders
 _FETCHED: dict[str, Path] = {}  # local copies that this process made, by URL
 
 _IN_USE: dict[str, tuple[Any, str]] = {}  # filesystem and folder of each bucket that this process writes to
@@ -129,7 +130,9 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
     if str(path) in _FETCHED:
         return _FETCHED[str(path)]
     folder = Path(tempfile.mkdtemp(prefix="maskmill-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if not _COPIES:
+        atexit.register(remove_copies)
+    _COPIES.append(folder)
     target = folder / path.name
     system, root = path.fs, path.path.rstrip("/")
     try:
@@ -155,6 +158,12 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
         raise UsageError(f"cannot read {path}: {error}") from error
     _FETCHED[str(path)] = target
     return target
+
+
+def remove_copies() -> None:
+    """Delete all copies of :func:`fetched`, at the end of the process."""
+    while _COPIES:
+        shutil.rmtree(_COPIES.pop(), ignore_errors=True)
 
 
 def stays_below(name: str) -> bool:

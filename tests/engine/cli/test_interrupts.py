@@ -142,6 +142,16 @@ def test_a_server_that_does_not_answer_ends_with_an_interrupt(tmp_path: Path) ->
     assert len(LabelStore.open(tmp_path / "store")) == 1
 
 
+def test_an_interrupt_ends_the_listing_of_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    with hostile_server() as server:
+        url = f"{server.url}/silent/a.tar"
+        process = start("manifest", url, "-o", "m.parquet", "--timeout", 3600, folder=tmp_path)
+        wait_until(process, lambda: server.requests)
+        output = interrupt(process)
+    assert output.endswith("maskmill: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("moments", [3, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "command", [("label", "bundle", "photos", "-o", "store"), ("--help",), ("doctor",)], ids=" ".join
